@@ -1,0 +1,8 @@
+"""The one exception that means: what the user asked for cannot be had."""
+
+
+class InputError(ValueError):
+    """What was asked for cannot be done; the message is one line naming the value and the nearest that works.
+
+    The command line prints the message and exits with code 2.
+    """

@@ -1,0 +1,169 @@
+"""The small world that the bundled model knows: what there is, how it is said, and how it is drawn.
+
+Torch-free. Training draws its data here, the evaluator takes its palette from here, and the command
+line asks here which words the model knows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+FPS = 16
+"""Frames per second at which the motions are defined."""
+MAX_FRAMES = 49
+"""Longest clip (frames) on which the model is trained; every motion fits the picture for that long."""
+
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (225, 45, 45),
+    "green": (50, 200, 70),
+    "blue": (50, 90, 235),
+    "yellow": (240, 220, 50),
+    "cyan": (50, 215, 225),
+    "purple": (165, 60, 215),
+    "orange": (245, 140, 35),
+    "white": (240, 240, 240),
+}
+SHAPES = ("circle", "square", "triangle", "ring")
+MOTIONS = (
+    "moving left",
+    "moving right",
+    "moving up",
+    "moving down",
+    "bouncing",
+    "circling",
+    "growing",
+    "shrinking",
+    "standing still",
+)
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "dark": (20, 20, 26),
+    "gray": (105, 105, 110),
+    "blue": (28, 42, 92),
+    "green": (26, 70, 40),
+    "brown": (84, 56, 36),
+}
+
+WORDS = tuple(
+    dict.fromkeys([*COLORS, *SHAPES, *" ".join(MOTIONS).split(), *BACKGROUNDS, "background"])
+)
+"""Every word that carries meaning, once each. All others are ignored."""
+
+HELD_OUT_SHARE = 8
+"""One combination in this many is kept out of training, for the evaluation."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one video shows; `prompt` says it in the grammar's plain form."""
+
+    color: str
+    shape: str
+    motion: str
+    background: str
+
+    @property
+    def prompt(self) -> str:
+        article = "an" if self.color[0] in "aeiou" else "a"
+        return f"{article} {self.color} {self.shape} {self.motion} on a {self.background} background"
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this combination is kept out of training (fixed by a checksum of the prompt)."""
+        return zlib.crc32(self.prompt.encode()) % HELD_OUT_SHARE == 0
+
+
+def all_scenes() -> list[Scene]:
+    return [Scene(*parts) for parts in itertools.product(COLORS, SHAPES, MOTIONS, BACKGROUNDS)]
+
+
+def known_words(prompt: str) -> list[str]:
+    """The words of `prompt` that the model knows, in order, lower-cased."""
+    return [word for word in re.findall(r"[a-z]+", prompt.lower()) if word in WORDS]
+
+
+def draw(
+    scene: Scene,
+    num_frames: int,
+    rng: np.random.Generator,
+    size: int = 96,
+    first_frame: int = 0,
+) -> np.ndarray:
+    """Draw one video: uint8 `[num_frames, size, size, 3]`.
+
+    Position, size, speed, phase and texture are drawn from `rng`. `first_frame` starts the clip later
+    in the motion; `first_frame + num_frames` may be at most `MAX_FRAMES`.
+    """
+    if not 0 < first_frame + num_frames <= MAX_FRAMES:
+        raise ValueError(f"a clip ends at frame {first_frame + num_frames}, the motions last {MAX_FRAMES}")
+    seconds = (first_frame + np.arange(num_frames, dtype=np.float32)) / FPS
+    x, y, radius = _trajectory(scene.motion, seconds, rng)
+    background = _texture(BACKGROUNDS[scene.background], size, rng)  # [size, size, 3]
+    grid = (np.arange(size, dtype=np.float32) + 0.5) / size
+    dx = grid[None, None, :] - x[:, None, None]  # [F, 1, size]
+    dy = grid[None, :, None] - y[:, None, None]  # [F, size, 1]
+    distance = _signed_distance(scene.shape, dx, dy, radius[:, None, None])  # [F, size, size]
+    coverage = np.clip(0.5 - distance * size, 0.0, 1.0)[..., None]  # one pixel of anti-aliasing
+    color = np.asarray(COLORS[scene.color], dtype=np.float32)
+    video = background * (1.0 - coverage) + color * coverage
+    return np.clip(video + 0.5, 0, 255).astype(np.uint8)
+
+
+def _trajectory(
+    motion: str, t: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centre x, centre y and radius at each time of `t` (seconds), in parts of the picture's side."""
+    size = rng.uniform(0.13, 0.18)
+    margin = size * 1.2 + 0.01
+    speed = rng.uniform(0.14, 0.18)
+    at, start = rng.uniform(margin, 1 - margin), rng.uniform(0, 1)
+    still = np.full_like(t, at), np.full_like(t, margin + start * (1 - 2 * margin)), np.full_like(t, size)
+    if motion == "standing still":
+        return still
+    if motion.startswith("moving"):
+        # The whole run of MAX_FRAMES stays inside the picture.
+        room = 1 - 2 * margin - speed * (MAX_FRAMES - 1) / FPS
+        along = margin + start * max(room, 0.0) + speed * t
+        if motion in ("moving left", "moving up"):
+            along = 1 - along
+        return (along, still[0], still[2]) if motion in ("moving left", "moving right") else (
+            still[0], along, still[2])  # fmt: skip
+    if motion == "bouncing":
+        period, height = rng.uniform(0.9, 1.2), rng.uniform(0.36, 0.46)
+        phase = (t / period + start) % 1.0
+        return still[0], 0.96 - margin - height * 4 * phase * (1 - phase), still[2]
+    if motion == "circling":
+        period, orbit = rng.uniform(1.5, 2.1), rng.uniform(0.2, 0.26)
+        angle = 2 * np.pi * (rng.choice([-1.0, 1.0]) * t / period + start)
+        cx, cy = rng.uniform(0.46, 0.54, 2)
+        return cx + orbit * np.cos(angle), cy + orbit * np.sin(angle), still[2] * 0.9
+    cx, cy = rng.uniform(0.42, 0.58, 2)
+    rate = rng.uniform(0.055, 0.065)
+    radius = rng.uniform(0.08, 0.1) + rate * t if motion == "growing" else rng.uniform(0.27, 0.3) - rate * t
+    return np.full_like(t, cx), np.full_like(t, cy), radius.astype(np.float32)
+
+
+def _signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """Distance to the outline, negative inside; the shapes have about the same area."""
+    if shape == "square":
+        return np.maximum(np.abs(dx), np.abs(dy)) - 0.9 * radius
+    if shape == "triangle":  # equilateral, point up, centred on its centroid
+        return np.maximum(0.8660254 * np.abs(dx) - 0.5 * dy, dy) - 0.65 * radius
+    to_centre = np.sqrt(dx * dx + dy * dy)
+    if shape == "ring":
+        return np.abs(to_centre - 0.82 * radius) - 0.26 * radius
+    return to_centre - radius
+
+
+def _texture(color: tuple[int, int, int], size: int, rng: np.random.Generator) -> np.ndarray:
+    """A faint, smooth, still texture over one colour: float32 `[size, size, 3]`."""
+    grid = np.arange(size, dtype=np.float32) / size
+    shade = np.zeros((size, size), dtype=np.float32)
+    for _ in range(3):
+        waves, phase = rng.uniform(-2.5, 2.5, 2), rng.uniform(0, 2 * np.pi)
+        shade += np.sin(2 * np.pi * (waves[0] * grid[:, None] + waves[1] * grid[None, :]) + phase)
+    return np.asarray(color, dtype=np.float32) * (1 + 0.05 * shade[..., None])
