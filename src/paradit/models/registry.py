@@ -1,0 +1,62 @@
+"""Which pipeline classes we can run, and where their code is; importing this imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from paradit.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from paradit.models.protocol import VideoModel
+    from paradit.models.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A model family, as "module:function" names that are imported when they are called for."""
+
+    read_spec: str
+    """(folder: Path) -> ModelSpec, without torch."""
+    load: str
+    """(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> VideoModel."""
+
+
+_FAMILIES = {
+    "WanPipeline": Family(
+        read_spec="paradit.models.wan.spec:read_spec",
+        load="paradit.models.wan.adapter:load",
+    ),
+}
+
+SUPPORTED_PIPELINES: tuple[str, ...] = tuple(_FAMILIES)
+"""The `_class_name`s of model_index.json that we can run."""
+
+
+def family(pipeline_class: str) -> Family:
+    """The family of a diffusers pipeline class; InputError names the supported ones otherwise."""
+    if pipeline_class not in _FAMILIES:
+        supported = ", ".join(SUPPORTED_PIPELINES)
+        raise InputError(f"pipeline class {pipeline_class!r} is not supported; supported: {supported}")
+    return _FAMILIES[pipeline_class]
+
+
+def spec_reader(pipeline_class: str) -> Callable[[Path], ModelSpec]:
+    """The torch-free reader of a family's model folders."""
+    reader: Callable[[Path], ModelSpec] = _imported(family(pipeline_class).read_spec)
+    return reader
+
+
+def loader(pipeline_class: str) -> Callable[..., VideoModel]:
+    """The function that loads a family's models; calling this imports torch and diffusers."""
+    load: Callable[..., VideoModel] = _imported(family(pipeline_class).load)
+    return load
+
+
+def _imported(name: str) -> Any:
+    module, function = name.split(":")
+    return getattr(import_module(module), function)
