@@ -1,0 +1,44 @@
+"""Reading a diffusers folder's JSON and the headers of its safetensors files."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from paradit.errors import InputError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; InputError where the file is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold a JSON object")
+    return value
+
+
+def stored_weights(component: Path) -> tuple[int, int]:
+    """(parameters, bytes on disk) of a component's safetensors files; zeros where it has none."""
+    files = _weight_files(component)
+    return sum(_parameters(file) for file in files), sum(file.stat().st_size for file in files)
+
+
+def _weight_files(component: Path) -> list[Path]:
+    # A sharded component's index names its files; others in the folder may be variants of the same weights.
+    for index in sorted(component.glob("*.safetensors.index.json")):
+        return [component / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    return sorted(component.glob("*.safetensors"))[:1]
+
+
+def _parameters(file: Path) -> int:
+    # A safetensors file begins with the length of its JSON header, 8 bytes little-endian.
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > file.stat().st_size:
+            raise InputError(f"{file} is not a safetensors file")
+        header = json.loads(stream.read(length))
+    return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
