@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import lcm, prod
+from math import prod
 from pathlib import Path
 
 from paradit.models.folder_json import read_json
@@ -51,7 +51,7 @@ class TransformerSpec:
         return self.num_layers * (self_attention + cross_attention + feed_forward) + ends + time
 
     def context_flops(self, text_tokens: int) -> int:
-        """Operations on one prompt's embeddings, once per request: the embedder, each layer's keys and values."""
+        """Operations on one prompt's embeddings, once per request: embedder, keys and values."""
         embedder = 2 * text_tokens * (self.text_dim * self.width + self.width**2)
         return embedder + self.num_layers * 4 * text_tokens * self.width**2
 
@@ -132,10 +132,11 @@ class ModelSpec:
     """Text tokens that a prompt is padded or cut to."""
 
     @property
-    def size_multiple(self) -> int:
-        """Widths and heights, in pixels, must be multiples of this: spatial compression x patch."""
+    def size_multiple(self) -> tuple[int, int]:
+        """(width, height) in pixels must be multiples of these: spatial compression x patch."""
         _, patch_height, patch_width = self.transformers[0].patch_size
-        return self.vae.spatial_compression * lcm(patch_height, patch_width)
+        compression = self.vae.spatial_compression
+        return compression * patch_width, compression * patch_height
 
     def tokens(self, num_frames: int, height: int, width: int) -> int:
         """Tokens of a video in the transformer."""
@@ -154,8 +155,8 @@ class ModelSpec:
         weights = sum(
             w.parameters * (FP32_BYTES if w.component == "vae" else dtype_bytes) for w in self.weights
         )
-        # Both guidance branches' keys and values, for every layer of every expert.
-        cached = sum(2 * 2 * t.num_layers * self.text_length * t.width for t in self.transformers)
+        # Both guidance branches' keys and values, for every layer of the expert at work.
+        cached = max(2 * 2 * t.num_layers * self.text_length * t.width for t in self.transformers)
         latents = prod(self.vae.latent_shape(num_frames, height, width)) * FP32_BYTES
         parts = {
             "weights": weights,

@@ -33,16 +33,19 @@ def read_spec(folder: Path) -> ModelSpec:
     index = read_json(folder / "model_index.json")
     own = _own_settings(folder)
     experts = [name for name in ("transformer", "transformer_2") if _is_given(index, name)]
+    transformers = {name: transformer_spec(read_json(folder / name / "config.json")) for name in experts}
     weights = []
     for name in _COMPONENTS:
         if _is_given(index, name):
             parameters, file_bytes = stored_weights(folder / name)
+            if not parameters and name in transformers:  # not downloaded yet
+                parameters = transformers[name].num_parameters
             weights.append(Weights(component=name, parameters=parameters, file_bytes=file_bytes))
     return ModelSpec(
         name=own.pop("name", folder.resolve().name),
         folder=folder,
         pipeline_class=index["_class_name"],
-        transformers=tuple(transformer_spec(read_json(folder / name / "config.json")) for name in experts),
+        transformers=tuple(transformers.values()),
         boundary_ratio=index.get("boundary_ratio"),
         expand_timesteps=index.get("expand_timesteps", False),
         vae=vae_spec(read_json(folder / "vae" / "config.json")),

@@ -1,0 +1,99 @@
+"""What a model family's adapter offers; sampling and the engine know models by this only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from paradit.attention.rope import Rope
+    from paradit.models.spec import ModelSpec
+
+
+class Layout(Protocol):
+    """Where a video's tokens are."""
+
+    @property
+    def rope(self) -> Rope: ...
+
+
+class Tokens(Protocol):
+    """A family's tokens, with all that its blocks need to know of them; a frozen dataclass."""
+
+    @property
+    def hidden_states(self) -> Tensor: ...
+
+    @property
+    def layout(self) -> Layout: ...
+
+
+class Block(Protocol):
+    """A transformer block, cut at its self-attention."""
+
+    def project(self, tokens: Any) -> Iterator[Tensor]:
+        """v, then k, then q: [B, S, H, D], before RoPE."""
+
+    def finish(self, tokens: Any, attended: Tensor) -> Any:
+        """The tokens after the block, given their attended values [B, S, H, D]."""
+
+
+class Transformer(Protocol):
+    """A diffusion transformer in pieces."""
+
+    @property
+    def blocks(self) -> Sequence[Block]: ...
+
+    def layout(self, latent_shape: tuple[int, int, int]) -> Any:
+        """Where the tokens of latents of (F, H, W) are; once per request."""
+
+    def context(self, prompt_embeds: Tensor) -> Any:
+        """What the blocks read of a prompt; once per request."""
+
+    def embed(self, latents: Tensor, timestep: Tensor, context: Any, layout: Any) -> Any:
+        """The Tokens of latents [B, C, F, H, W]."""
+
+    def unembed(self, tokens: Any) -> Tensor:
+        """The prediction [B, C, F, H, W]."""
+
+
+class Scheduler(Protocol):
+    """A diffusers scheduler, set to a number of steps."""
+
+    timesteps: Tensor
+
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool
+    ) -> tuple[Tensor]:
+        """(the sample one step less noisy,)."""
+
+
+class VideoModel(Protocol):
+    """A text-to-video model, loaded."""
+
+    spec: ModelSpec
+    device: torch.device
+    dtype: torch.dtype
+    """Of the transformers and the text encoder."""
+    experts: Sequence[Transformer]
+
+    def encode_prompt(self, prompt: str) -> Tensor:
+        """Prompt embeddings [1, T, text_dim], in `dtype`."""
+
+    def prepare_latents(self, num_frames: int, height: int, width: int, seed: int) -> Tensor:
+        """Noise [1, C, F, h, w] in fp32, the same on every device."""
+
+    def scheduler(self, num_inference_steps: int) -> Scheduler:
+        """A fresh scheduler, with no memory of other requests."""
+
+    def expert_at(self, timestep: Tensor) -> int:
+        """Which of the experts serves a timestep of the scheduler."""
+
+    def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
+        """The timestep as the transformer takes it: [B], or [B, S]."""
+
+    def decode(self, latents: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+        """Frames [f, H, W, 3], for one latent frame after the other."""

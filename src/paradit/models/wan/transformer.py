@@ -1,0 +1,230 @@
+"""WanTransformer3DModel cut at its self-attention; each piece calls the module's own submodules.
+
+Equal to the module's `forward` bit for bit: the same operations, in the same order, on the same values.
+What does not change over the steps of a request (RoPE tables, the text's keys and values) is computed once,
+by `layout` and `context`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paradit.attention.local import sdpa
+from paradit.attention.rope import Rope, RopeTables, grid_positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where a video's tokens are."""
+
+    grid: tuple[int, int, int]
+    """Tokens by (frames, height, width)."""
+    rope: Rope
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What cross-attention reads, for each layer: keys and values [B, T, H, D]."""
+
+    text: tuple[tuple[Tensor, Tensor], ...]
+    image: tuple[tuple[Tensor, Tensor], ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Tokens on their way through the blocks, with all that a block needs to know of them."""
+
+    hidden_states: Tensor
+    """[B, S, width]."""
+    modulation: Tensor
+    """[B, 6, width], or [B, S, 6, width] where each token has its own timestep; fp32."""
+    temb: Tensor
+    """[B, width] or [B, S, width]: the time embedding, for the head."""
+    context: Context
+    layout: Layout
+
+    def shard(self, start: int, stop: int) -> Tokens:
+        """Tokens start to stop only, for a rank that holds just these; the grid stays the whole video's."""
+        per_token = self.temb.ndim == 3
+        return replace(
+            self,
+            hidden_states=self.hidden_states[:, start:stop],
+            modulation=self.modulation[:, start:stop] if per_token else self.modulation,
+            temb=self.temb[:, start:stop] if per_token else self.temb,
+            layout=replace(self.layout, rope=self.layout.rope.shard(start, stop)),
+        )
+
+
+class WanBlock:
+    """One WanTransformerBlock, before and after its self-attention."""
+
+    def __init__(self, block: Any, layer: int) -> None:
+        self._block = block
+        self._layer = layer
+
+    def project(self, tokens: Tokens) -> Iterator[Tensor]:
+        """v, then k, then q: [B, S, H, D], normed, before RoPE."""
+        block, attn = self._block, self._block.attn1
+        shift, scale = _modulation(block.scale_shift_table, tokens.modulation, 0, 2)
+        x = tokens.hidden_states
+        x = (block.norm1(x.float()) * (1 + scale) + shift).type_as(x)
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(x).chunk(3, dim=-1)
+            yield _heads(value, attn)
+            yield _heads(attn.norm_k(key), attn)
+            yield _heads(attn.norm_q(query), attn)
+        else:
+            yield _heads(attn.to_v(x), attn)
+            yield _heads(attn.norm_k(attn.to_k(x)), attn)
+            yield _heads(attn.norm_q(attn.to_q(x)), attn)
+
+    def finish(self, tokens: Tokens, attended: Tensor) -> Tokens:
+        """The tokens after the block, given their attended values [B, S, H, D]."""
+        block = self._block
+        gate, shift, scale, ffn_gate = _modulation(block.scale_shift_table, tokens.modulation, 2, 6)
+        x = tokens.hidden_states
+        x = (x.float() + _out(attended, block.attn1) * gate).type_as(x)
+
+        normed = block.norm2(x.float()).type_as(x)
+        x = x + self._cross_attention(normed, tokens.context)
+
+        normed = (block.norm3(x.float()) * (1 + scale) + shift).type_as(x)
+        x = (x.float() + block.ffn(normed).float() * ffn_gate).type_as(x)
+        return replace(tokens, hidden_states=x)
+
+    def text_keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-attention's keys and values [B, T, H, D] of embedded text [B, T, width]."""
+        attn = self._block.attn2
+        if attn.fused_projections:
+            key, value = attn.to_kv(text).chunk(2, dim=-1)
+        else:
+            key, value = attn.to_k(text), attn.to_v(text)
+        return _heads(attn.norm_k(key), attn), _heads(value, attn)
+
+    def image_keys_values(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of an embedded image [B, T, width], for image-to-video models."""
+        attn = self._block.attn2
+        if attn.fused_projections:
+            key, value = attn.to_added_kv(image).chunk(2, dim=-1)
+        else:
+            key, value = attn.add_k_proj(image), attn.add_v_proj(image)
+        return _heads(attn.norm_added_k(key), attn), _heads(value, attn)
+
+    def _cross_attention(self, x: Tensor, context: Context) -> Tensor:
+        attn = self._block.attn2
+        query = _heads(attn.norm_q(attn.to_q(x)), attn)
+        out = sdpa(query, *context.text[self._layer])
+        if context.image is not None:
+            out = out + sdpa(query, *context.image[self._layer])
+        return _out(out, attn)
+
+
+class WanTransformer:
+    """A WanTransformer3DModel in pieces: embed, then each block's project and finish, then unembed."""
+
+    def __init__(self, module: Any) -> None:
+        # A WanTransformer3DModel; diffusers' configs and submodules are untyped.
+        self.module = module
+        self.blocks = [WanBlock(block, layer) for layer, block in enumerate(module.blocks)]
+
+    def layout(self, latent_shape: tuple[int, int, int]) -> Layout:
+        """Where the tokens of latents of (F, H, W) are; once per request."""
+        frames, height, width = (
+            size // patch for size, patch in zip(latent_shape, self.module.config.patch_size, strict=True)
+        )
+        tables = self.rope_tables()
+        positions = grid_positions((frames, height, width), device=tables.cos[0].device)
+        return Layout(grid=(frames, height, width), rope=tables.at(positions))
+
+    def rope_tables(self) -> RopeTables:
+        """The module's rotary tables; it stores each angle twice, for both channels of a pair."""
+        rope = self.module.rope
+        channels = [rope.t_dim, rope.h_dim, rope.w_dim]
+        return RopeTables(
+            cos=tuple(table[:, 0::2] for table in rope.freqs_cos.split(channels, dim=1)),
+            sin=tuple(table[:, 1::2] for table in rope.freqs_sin.split(channels, dim=1)),
+        )
+
+    def context(self, prompt_embeds: Tensor, image_embeds: Tensor | None = None) -> Context:
+        """What cross-attention reads of prompt_embeds [B, T, text_dim]; once per prompt.
+
+        Raises ValueError where a model that attends to an image gets none.
+        """
+        embedder = self.module.condition_embedder
+        if embedder.image_embedder is not None and image_embeds is None:
+            raise ValueError("this transformer attends to an image: image_embeds is needed")
+        text, image = embedder.text_embedder(prompt_embeds), None
+        if image_embeds is not None:
+            image = embedder.image_embedder(image_embeds)
+            # As parts of one tensor, like the module has them: how a linear rounds depends on the strides.
+            both = torch.cat([image, text], dim=1)
+            image, text = both[:, : image.shape[1]], both[:, image.shape[1] :]
+        return Context(
+            text=tuple(block.text_keys_values(text) for block in self.blocks),
+            image=None if image is None else tuple(block.image_keys_values(image) for block in self.blocks),
+        )
+
+    def embed(self, latents: Tensor, timestep: Tensor, context: Context, layout: Layout) -> Tokens:
+        """The tokens of latents [B, C, F, H, W], which have the dtype that prompt_embeds had.
+
+        timestep is [B], or [B, S] where each token has its own. To embed once for several prompts,
+        `replace` the context of the tokens.
+        """
+        hidden_states = self.module.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
+        temb, modulation = self._time(timestep, latents.dtype)
+        return Tokens(
+            hidden_states=hidden_states, modulation=modulation, temb=temb, context=context, layout=layout
+        )
+
+    def _time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        embedder = self.module.condition_embedder
+        frequencies = embedder.timesteps_proj(timestep.flatten()).unflatten(0, timestep.shape)
+        weight = next(embedder.time_embedder.parameters())
+        temb = embedder.time_embedder(frequencies.to(weight.dtype)).to(dtype)
+        projected = embedder.time_proj(embedder.act_fn(temb))
+        return temb, projected.unflatten(-1, (6, -1)).float()
+
+    def unembed(self, tokens: Tokens) -> Tensor:
+        """The prediction [B, C, F, H, W] of a whole video's tokens."""
+        return self.unpatchify(self.head(tokens), tokens.layout.grid)
+
+    def head(self, tokens: Tokens) -> Tensor:
+        """Each token's part of the prediction, [B, S, patch values]; a rank may do it for its own tokens."""
+        module, x = self.module, tokens.hidden_states
+        shift, scale = _rows(module.scale_shift_table + tokens.temb.unsqueeze(-2))
+        x = (module.norm_out(x.float()) * (1 + scale) + shift).type_as(x)
+        values: Tensor = module.proj_out(x)
+        return values
+
+    def unpatchify(self, values: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """[B, F*H*W, patch values] of all tokens of a grid -> [B, C, frames, height, width]."""
+        x = values.reshape(len(values), *grid, *self.module.config.patch_size, -1)
+        x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)  # [B, C, F, pf, H, ph, W, pw]
+        return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def _modulation(table: Tensor, modulation: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
+    """Rows start to stop of a block's shifts, scales and gates, each to be broadcast over [B, S, width]."""
+    return _rows(table[:, start:stop] + modulation[..., start:stop, :])
+
+
+def _rows(table: Tensor) -> tuple[Tensor, ...]:
+    # [B, n, width] is the same for all tokens and keeps a token axis of 1; [B, S, n, width] has one row each.
+    return table.unbind(2) if table.ndim == 4 else table.chunk(table.shape[1], dim=1)
+
+
+def _heads(x: Tensor, attn: Any) -> Tensor:
+    # -1 for the head dim would be ambiguous for a rank that holds no tokens.
+    return x.view(*x.shape[:2], attn.heads, x.shape[2] // attn.heads)
+
+
+def _out(attended: Tensor, attn: Any) -> Tensor:
+    # to_out is the projection and its dropout.
+    projection, dropout = attn.to_out
+    out: Tensor = dropout(projection(attended.flatten(2, 3)))
+    return out

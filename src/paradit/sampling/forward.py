@@ -1,0 +1,31 @@
+"""One forward through a transformer's blocks, with whatever attention is given."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TypeVar
+
+from torch import Tensor
+
+from paradit.attention.protocol import Attend, Wait
+from paradit.models.protocol import Tokens, Transformer
+
+T = TypeVar("T")
+
+
+def forward(transformer: Transformer, tokens: Tokens, attend: Attend) -> Generator[Wait, None, Tensor]:
+    """The prediction [B, C, F, H, W] for embedded tokens; yields where `attend` would wait."""
+    for layer, block in enumerate(transformer.blocks):
+        attended = yield from attend(layer, block.project(tokens), tokens.layout.rope)
+        tokens = block.finish(tokens, attended)
+    return transformer.unembed(tokens)
+
+
+def run(work: Generator[Wait, None, T]) -> T:
+    """Drive a generator to its end, alone: wait wherever it would wait."""
+    try:
+        while True:
+            next(work).wait()
+    except StopIteration as end:
+        result: T = end.value
+        return result

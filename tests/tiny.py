@@ -1,0 +1,118 @@
+"""Tiny random Wan models of every kind, made with the real classes; small enough for a test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+VARIANTS = ("wan21", "wan22_a14b", "wan22_ti2v")
+
+TEXT_DIM = 32
+
+
+def transformer(variant: str = "wan21", seed: int = 0) -> WanTransformer3DModel:
+    """A transformer of a variant, or "i2v", with every parameter random, norms and tables too."""
+    extra = {
+        "wan22_ti2v": {"in_channels": 48, "out_channels": 48},
+        "i2v": {"in_channels": 36, "image_dim": 24, "added_kv_proj_dim": 64, "pos_embed_seq_len": None},
+    }.get(variant, {})
+    config = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 32,
+        "in_channels": 16,
+        "out_channels": 16,
+        "text_dim": TEXT_DIM,
+        "freq_dim": 32,
+        "ffn_dim": 96,
+        "num_layers": 2,
+        "rope_max_seq_len": 64,
+    }
+    torch.manual_seed(seed)
+    model = WanTransformer3DModel(**(config | extra)).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        # Norm weights of one and zero biases would hide mistakes.
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def in_bf16(model: WanTransformer3DModel, folder: Path) -> WanTransformer3DModel:
+    """The model as `from_pretrained` gives it in bf16, where some modules stay in fp32."""
+    model.save_pretrained(folder)
+    return WanTransformer3DModel.from_pretrained(folder, dtype=torch.bfloat16).eval().requires_grad_(False)
+
+
+def vae(variant: str) -> AutoencoderKLWan:
+    config = {"base_dim": 4, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
+    if variant == "wan22_ti2v":
+        config |= {
+            "z_dim": 48,
+            "is_residual": True,
+            "patch_size": 2,
+            "in_channels": 12,
+            "out_channels": 12,
+            "scale_factor_spatial": 16,
+            "latents_mean": [0.01 * i for i in range(48)],
+            "latents_std": [1 + 0.01 * i for i in range(48)],
+        }
+    torch.manual_seed(7)
+    return AutoencoderKLWan(**config).eval().requires_grad_(False)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, from no file."""
+    specials = ["<pad>", "</s>", "<unk>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
+    model = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    model.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=512,
+    )
+
+
+def text_encoder() -> UMT5EncoderModel:
+    config = UMT5Config(
+        vocab_size=259,
+        d_model=TEXT_DIM,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+    )
+    torch.manual_seed(3)
+    return UMT5EncoderModel(config).eval().requires_grad_(False)
+
+
+def save_folder(variant: str, folder: Path, **settings: object) -> Path:
+    """A whole model folder of a variant in diffusers' format; `settings` go into its paradit.json."""
+    experts = {"transformer": transformer(variant)}
+    if variant == "wan22_a14b":
+        experts["transformer_2"] = transformer(variant, seed=1)
+    WanPipeline(
+        tokenizer=tokenizer(),
+        text_encoder=text_encoder(),
+        vae=vae(variant),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        boundary_ratio=0.875 if variant == "wan22_a14b" else None,
+        expand_timesteps=variant == "wan22_ti2v",
+        **experts,
+    ).save_pretrained(folder)
+    if settings:
+        (folder / "paradit.json").write_text(json.dumps(settings))
+    return folder
