@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -41,13 +40,18 @@ class Run:
     def finished(self) -> bool:
         return self.seconds >= self.budget
 
+    @property
+    def done(self) -> float:
+        """How much of the training lies behind, 0 to 1."""
+        return min(self.seconds / self.budget, 1.0)
+
     def averaged(self) -> torch.nn.Module:
         return self.average
 
     def update(self, loss: torch.Tensor, note: str) -> None:
         """One optimiser step on `loss`; every 15 seconds a line of progress."""
-        done = min(self.seconds / self.budget, 1.0)
-        rate = self.lr * min(1.0, done / 0.02 + 0.01) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+        rate = self.lr * min(1.0, self.done / 0.02 + 0.01)
+        rate *= 0.02 + 0.98 * (1 + math.cos(math.pi * self.done)) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss.backward()
@@ -76,8 +80,8 @@ class Run:
         return True
 
 
-def save_training_state(folder: Path, run: Run) -> None:
-    """Write `state.pt`, complete or not at all."""
+def save_training_state(folder: Path, run: Run, **counts: int) -> None:
+    """Write `state.pt`, complete or not at all; `counts` come back from `load_training_state`."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         "module": run.module.state_dict(),
@@ -85,18 +89,21 @@ def save_training_state(folder: Path, run: Run) -> None:
         "optimizer": run.optimizer.state_dict(),
         "step": run.step,
         "seconds": run.seconds,
+        "counts": counts,
     }
     torch.save(state, folder / "state.pt.part")
-    os.replace(folder / "state.pt.part", folder / "state.pt")
+    (folder / "state.pt.part").replace(folder / "state.pt")
 
 
-def load_training_state(folder: Path, run: Run) -> None:
-    """Go on from `state.pt`, if it is there."""
+def load_training_state(folder: Path, run: Run) -> dict[str, int]:
+    """Go on from `state.pt`, if it is there; gives the counts saved with it."""
     if not (folder / "state.pt").exists():
-        return
+        return {}
     state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     run.module.load_state_dict(state["module"])
     run.average.load_state_dict(state["average"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.step, run.seconds = state["step"], state["seconds"]
     print(f"going on from step {run.step}, {run.seconds / 60:.1f} min")
+    counts: dict[str, int] = state.get("counts", {})
+    return counts

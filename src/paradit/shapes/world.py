@@ -48,10 +48,28 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "brown": (84, 56, 36),
 }
 
-WORDS = tuple(
-    dict.fromkeys([*COLORS, *SHAPES, *" ".join(MOTIONS).split(), *BACKGROUNDS, "background"])
-)
+WORDS = tuple(dict.fromkeys([*COLORS, *SHAPES, *" ".join(MOTIONS).split(), *BACKGROUNDS, "background"]))
 """Every word that carries meaning, once each. All others are ignored."""
+
+OTHER_FORMS = {
+    "grey": "gray",
+    "move": "moving",
+    "moves": "moving",
+    "bounce": "bouncing",
+    "bounces": "bouncing",
+    "circles": "circling",
+    "grow": "growing",
+    "grows": "growing",
+    "shrink": "shrinking",
+    "shrinks": "shrinking",
+    "stand": "standing",
+    "stands": "standing",
+    "upwards": "up",
+    "downwards": "down",
+    "leftwards": "left",
+    "rightwards": "right",
+}
+"""Other forms of the words, read as the word itself (the tokenizer replaces them)."""
 
 HELD_OUT_SHARE = 8
 """One combination in this many is kept out of training, for the evaluation."""
@@ -83,7 +101,8 @@ def all_scenes() -> list[Scene]:
 
 def known_words(prompt: str) -> list[str]:
     """The words of `prompt` that the model knows, in order, lower-cased."""
-    return [word for word in re.findall(r"[a-z]+", prompt.lower()) if word in WORDS]
+    words = (OTHER_FORMS.get(word, word) for word in re.findall(r"[a-z]+", prompt.lower()))
+    return [word for word in words if word in WORDS]
 
 
 def draw(
@@ -149,14 +168,17 @@ def _trajectory(
 
 def _signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray) -> np.ndarray:
     """Distance to the outline, negative inside; the shapes have about the same area."""
-    if shape == "square":
-        return np.maximum(np.abs(dx), np.abs(dy)) - 0.9 * radius
-    if shape == "triangle":  # equilateral, point up, centred on its centroid
-        return np.maximum(0.8660254 * np.abs(dx) - 0.5 * dy, dy) - 0.65 * radius
     to_centre = np.sqrt(dx * dx + dy * dy)
-    if shape == "ring":
-        return np.abs(to_centre - 0.82 * radius) - 0.26 * radius
-    return to_centre - radius
+    distance: np.ndarray
+    if shape == "square":
+        distance = np.maximum(np.abs(dx), np.abs(dy)) - 0.9 * radius
+    elif shape == "triangle":  # equilateral, point up, centred on its centroid
+        distance = np.maximum(0.8660254 * np.abs(dx) - 0.5 * dy, dy) - 0.65 * radius
+    elif shape == "ring":
+        distance = np.abs(to_centre - 0.82 * radius) - 0.26 * radius
+    else:
+        distance = to_centre - radius
+    return distance
 
 
 def _texture(color: tuple[int, int, int], size: int, rng: np.random.Generator) -> np.ndarray:

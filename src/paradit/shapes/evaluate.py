@@ -1,0 +1,179 @@
+"""Judge a video of the shapes world: which colour, which shape, which motion.
+
+No learned judge: the object is what differs from the picture's border; its colour is compared with the
+palette, its outline with the four shapes, and the paths of its centroid and area tell the motion. Made
+for clips of `MIN_FRAMES` and more; over shorter ones motions cannot be told apart. Torch-free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from paradit.shapes.world import COLORS, SHAPES, Scene
+
+MIN_FRAMES = 25
+"""Fewest frames over which bouncing and circling show themselves at 16 frames a second."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the evaluator saw. `None` where it saw nothing of the kind."""
+
+    color: str | None
+    shape: str | None
+    motion: str | None
+    stray: float
+    """Largest part, over the frames, of the object's pixels that lie away from the object: ghosts, debris."""
+    flicker: float
+    """Mean change of the background from frame to frame, in levels of 255."""
+
+    def right(self, scene: Scene) -> dict[str, bool]:
+        return {
+            "color": self.color == scene.color,
+            "shape": self.shape == scene.shape,
+            "motion": self.motion == scene.motion,
+        }
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """The object in one frame, in pixels."""
+
+    x: float
+    y: float
+    area: float
+    width: float
+    height: float
+    shape: str
+    stray: float
+
+
+def evaluate(video: np.ndarray) -> Verdict:
+    """Judge `video`, uint8 `[F, H, W, 3]`.
+
+    Raises `ValueError` for fewer than `MIN_FRAMES` frames.
+    """
+    if len(video) < MIN_FRAMES:
+        raise ValueError(
+            f"{len(video)} frames are too few to tell the motions apart, {MIN_FRAMES} are needed"
+        )
+    frames = video.astype(np.float32)
+    difference = _difference_from_background(frames)  # [F, H, W]
+    # The threshold is half of the object's own contrast, so that edges are cut at half coverage.
+    contrast = float(np.median(np.quantile(difference, 0.99, axis=(1, 2))))
+    masks = difference > contrast / 2
+    if contrast < 30 or masks.mean() > 0.5:  # nothing there, or no background that it stands on
+        return Verdict(None, None, None, 0.0, _flicker(frames, difference > 15))
+    outlines = [_outline(mask) for mask in masks]
+    seen = [outline for outline in outlines if outline is not None]
+    if len(seen) < 0.9 * len(frames):
+        return Verdict(_color(frames, difference, contrast), None, None, 1.0, _flicker(frames, masks))
+    shapes = [outline.shape for outline in seen]
+    return Verdict(
+        color=_color(frames, difference, contrast),
+        shape=max(SHAPES, key=shapes.count),
+        motion=_motion(seen, side=float(frames.shape[1])),
+        stray=max(outline.stray for outline in seen),
+        flicker=_flicker(frames, masks),
+    )
+
+
+def _difference_from_background(frames: np.ndarray) -> np.ndarray:
+    """Largest difference by channel from the frame's border colour: `[F, H, W]`."""
+    border = np.concatenate(
+        [frames[:, :3].reshape(len(frames), -1, 3), frames[:, -3:].reshape(len(frames), -1, 3),
+         frames[:, :, :3].reshape(len(frames), -1, 3), frames[:, :, -3:].reshape(len(frames), -1, 3)],
+        axis=1,
+    )  # fmt: skip
+    background = np.median(border, axis=1)[:, None, None, :]
+    difference: np.ndarray = np.abs(frames - background).max(axis=3)
+    return difference
+
+
+def _color(frames: np.ndarray, difference: np.ndarray, contrast: float) -> str:
+    """The palette colour nearest to the median of the object's inner pixels."""
+    inner = frames[difference > 0.8 * contrast]
+    median = np.median(inner, axis=0)
+    return min(COLORS, key=lambda name: float(np.abs(median - np.asarray(COLORS[name])).sum()))
+
+
+def _outline(mask: np.ndarray) -> _Outline | None:
+    """Measure one frame's object: the pixels near the median position; the rest is stray."""
+    ys, xs = np.nonzero(mask)
+    if len(xs) < 20:
+        return None
+    cx, cy = np.median(xs), np.median(ys)
+    # Any of the shapes reaches at most 2.2 times as far as the square root of its area.
+    near = np.maximum(np.abs(xs - cx), np.abs(ys - cy)) <= 1.1 * np.sqrt(len(xs)) + 2
+    stray = 1 - near.mean()
+    xs, ys = xs[near], ys[near]
+    left, right, top, bottom = xs.min(), xs.max() + 1, ys.min(), ys.max() + 1
+    box = mask[top:bottom, left:right]
+    return _Outline(
+        x=float(xs.mean()),
+        y=float(ys.mean()),
+        area=float(len(xs)),
+        width=float(right - left),
+        height=float(bottom - top),
+        shape=_shape(box),
+        stray=float(stray),
+    )
+
+
+def _shape(box: np.ndarray) -> str:
+    """Tell the shape from its mask, cut to its bounding box."""
+    height, width = box.shape
+    core = box[int(height * 0.4) : int(np.ceil(height * 0.6)), int(width * 0.4) : int(np.ceil(width * 0.6))]
+    if core.mean() < 0.5:
+        return "ring"
+    # How much of each corner fifth is filled: all four in a square, the lower two in a triangle.
+    h, w = max(1, height // 5), max(1, width // 5)
+    upper = (box[:h, :w].mean() + box[:h, -w:].mean()) / 2
+    lower = (box[-h:, :w].mean() + box[-h:, -w:].mean()) / 2
+    fill = box.mean()
+    distances = {
+        "square": abs(upper - 1) + abs(lower - 1) + 2 * abs(fill - 1),
+        "triangle": abs(upper) + abs(lower - 0.65) + 2 * abs(fill - 0.52),
+        "circle": abs(upper - 0.15) + abs(lower - 0.15) + 2 * abs(fill - 0.785),
+    }
+    return min(distances, key=distances.__getitem__)
+
+
+def _motion(outlines: list[_Outline], side: float) -> str:
+    """Tell the motion from the centroid's path (in parts of the picture's side) and the area's course."""
+    x = np.asarray([outline.x for outline in outlines]) / side
+    y = np.asarray([outline.y for outline in outlines]) / side
+    area = np.asarray([outline.area for outline in outlines])
+    ends = max(2, len(area) // 8)
+    growth = area[-ends:].mean() / area[:ends].mean()
+    reach_x, reach_y = np.ptp(x), np.ptp(y)
+    net_x, net_y = x[-1] - x[0], y[-1] - y[0]
+    travelled = np.abs(np.diff(y)).sum()
+    if max(reach_x, reach_y) < 0.12 and not 1 / 1.5 < growth < 1.5:
+        return "growing" if growth > 1 else "shrinking"
+    if max(reach_x, reach_y) < 0.06:
+        return "standing still"
+    if _turning(x, y) > np.pi and min(reach_x, reach_y) > 0.15:
+        return "circling"
+    if reach_y > 0.15 and reach_x < 0.5 * reach_y and travelled > 1.4 * abs(net_y):
+        return "bouncing"
+    if abs(net_x) > abs(net_y):
+        return "moving right" if net_x > 0 else "moving left"
+    return "moving down" if net_y > 0 else "moving up"
+
+
+def _turning(x: np.ndarray, y: np.ndarray) -> float:
+    """Angle (radians) through which the path turns about the middle of its bounding box."""
+    centre_x, centre_y = (x.max() + x.min()) / 2, (y.max() + y.min()) / 2
+    angle = np.unwrap(np.arctan2(y - centre_y, x - centre_x))
+    return float(abs(angle[-1] - angle[0]))
+
+
+def _flicker(frames: np.ndarray, masks: np.ndarray) -> float:
+    """Mean change from frame to frame where neither frame nor any other has the object."""
+    still = ~masks.any(axis=0)
+    if still.mean() < 0.05:
+        return 0.0
+    return float(np.abs(np.diff(frames[:, still], axis=0)).mean())

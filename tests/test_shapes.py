@@ -1,0 +1,89 @@
+"""The shapes world: every combination is drawn as it is said, and the evaluator sees it."""
+
+import numpy as np
+import pytest
+
+from paradit.shapes.evaluate import MIN_FRAMES, evaluate
+from paradit.shapes.world import (
+    BACKGROUNDS,
+    COLORS,
+    MAX_FRAMES,
+    MOTIONS,
+    SHAPES,
+    Scene,
+    all_scenes,
+    draw,
+    known_words,
+)
+
+
+@pytest.mark.parametrize("num_frames", [MIN_FRAMES, 33, MAX_FRAMES])
+def test_evaluator_is_right_on_real_videos(num_frames: int) -> None:
+    scenes = all_scenes()[num_frames % 23 :: 23]
+    verdicts = [evaluate(draw(s, num_frames, np.random.default_rng(i))) for i, s in enumerate(scenes)]
+    for trait in ("color", "shape", "motion"):
+        right = np.mean([v.right(s)[trait] for s, v in zip(scenes, verdicts, strict=True)])
+        assert right >= 0.99, trait
+    assert max(v.stray for v in verdicts) == 0
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_evaluator_does_not_depend_on_the_size(size: int) -> None:
+    for i, scene in enumerate(all_scenes()[::97]):
+        assert all(evaluate(draw(scene, 33, np.random.default_rng(i), size)).right(scene).values()), scene
+
+
+def test_evaluator_sees_what_is_wrong() -> None:
+    video = draw(Scene("red", "circle", "moving right", "dark"), 33, np.random.default_rng(0))
+    assert evaluate(video[::-1]).motion == "moving left"
+    assert evaluate(video[..., ::-1]).color == "blue"
+    assert evaluate(video.transpose(0, 2, 1, 3)).motion == "moving down"
+    empty = evaluate(np.full_like(video, 20))
+    assert (empty.color, empty.shape, empty.motion) == (None, None, None)
+    noise = np.random.default_rng(0).integers(0, 256, video.shape, dtype=np.uint8)
+    assert evaluate(noise).shape is None
+    other = draw(Scene("red", "circle", "standing still", "dark"), 33, np.random.default_rng(3))
+    assert evaluate(np.maximum(video, other)).stray > 0.1
+
+
+def test_evaluator_refuses_short_clips() -> None:
+    with pytest.raises(ValueError, match=f"24 frames are too few .* {MIN_FRAMES}"):
+        evaluate(np.zeros((24, 96, 96, 3), dtype=np.uint8))
+
+
+def test_flicker_is_the_change_of_the_background() -> None:
+    video = draw(Scene("red", "circle", "standing still", "gray"), 33, np.random.default_rng(0))
+    assert evaluate(video).flicker == 0
+    video[::2] += 3
+    assert evaluate(video).flicker == pytest.approx(3, abs=0.2)
+
+
+def test_drawing_is_fixed_by_its_seed() -> None:
+    scene = Scene("cyan", "ring", "circling", "brown")
+    first, again = (draw(scene, 17, np.random.default_rng(5)) for _ in range(2))
+    assert np.array_equal(first, again)
+    # A longer video begins as the shorter one.
+    assert np.array_equal(draw(scene, 33, np.random.default_rng(5))[:17], first)
+    assert np.array_equal(draw(scene, 17, np.random.default_rng(5), first_frame=8)[:9], first[8:])
+
+
+def test_every_value_is_trained_on_and_held_out() -> None:
+    for held_out in (True, False):
+        scenes = [scene for scene in all_scenes() if scene.held_out == held_out]
+        assert {s.color for s in scenes} == set(COLORS)
+        assert {s.shape for s in scenes} == set(SHAPES)
+        assert {s.motion for s in scenes} == set(MOTIONS)
+        assert {s.background for s in scenes} == set(BACKGROUNDS)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("A Red circle, which moves RIGHT!", ["red", "circle", "moving", "right"]),
+        ("something grey", ["gray"]),
+        ("a cat in the rain", []),
+        ("reddish circleways", []),
+    ],
+)
+def test_known_words(prompt: str, words: list[str]) -> None:
+    assert known_words(prompt) == words

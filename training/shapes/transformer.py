@@ -1,0 +1,242 @@
+"""Train the bundled model's text encoder and transformer together, on the frozen VAE's latents:
+`python training/shapes/transformer.py --minutes 90`.
+
+Flow matching as Wan does it. A pool of encoded videos grows by a video or so every step. The learning
+rate falls over `--minutes` of training time; stop at any moment and run the command again to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import Run, autocast, device_and_dtype, load_training_state, save_training_state
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttention
+from text import TEXT_DIM, build_text_encoder, build_tokenizer, caption, pad_bias
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from paradit.shapes.world import MAX_FRAMES, Scene, all_scenes, draw
+
+CONFIG = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 6,
+    "attention_head_dim": 36,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": TEXT_DIM,
+    "freq_dim": 128,
+    "ffn_dim": 864,
+    "num_layers": 6,
+    "rope_max_seq_len": 256,
+}
+LATENT_FRAMES = (MAX_FRAMES - 1) // 4 + 1
+DEFAULT_LATENT_FRAMES = 9  # 33 frames
+
+
+class Pool:
+    """Encoded training videos in a file, so that a restart finds them again.
+
+    Video i is fixed by its number; it lies in slot i modulo the capacity. The VAE is causal in time, so
+    the first latent frames of a long video are those of the short one: one encoding serves every length.
+    """
+
+    def __init__(self, folder: Path, capacity: int, vae: AutoencoderKLWan, size: int) -> None:
+        self.vae, self.size, self.capacity = vae, size, capacity
+        self.device = next(vae.parameters()).device
+        self.scenes = [scene for scene in all_scenes() if not scene.held_out]
+        self.mean, self.std = (
+            torch.tensor(values, device=self.device).view(1, -1, 1, 1, 1)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        side = size // vae.config.scale_factor_spatial
+        shape = (capacity, vae.config.z_dim, LATENT_FRAMES, side, side)
+        path = folder / "pool.npy"
+        folder.mkdir(parents=True, exist_ok=True)
+        mode = "r+" if path.exists() else "w+"
+        self.latents = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=shape)
+        self.count = 0
+
+    def scene(self, number: int) -> Scene:
+        # Steps through all scenes in a fixed shuffled order, round after round.
+        order = np.random.default_rng(number // len(self.scenes)).permutation(len(self.scenes))
+        return self.scenes[order[number % len(self.scenes)]]
+
+    @torch.no_grad()
+    def add(self, num_videos: int) -> None:
+        numbers = range(self.count, self.count + num_videos)
+        videos = [draw(self.scene(i), MAX_FRAMES, np.random.default_rng((4, i)), self.size) for i in numbers]
+        pixels = torch.from_numpy(np.stack(videos)).to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        latents = self.vae.encode(pixels).latent_dist.mode().float()
+        normalized = ((latents - self.mean) / self.std).cpu().numpy().astype(np.float16)
+        for number, latent in zip(numbers, normalized, strict=True):
+            self.latents[number % self.capacity] = latent
+        self.count += num_videos
+
+    def batch(self, size: int, latent_frames: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
+        """Latents `[B, C, F, h, w]` and a caption each."""
+        first = max(0, self.count - self.capacity)
+        numbers = rng.integers(first, self.count, size)
+        latents = np.stack([self.latents[i % self.capacity, :, :latent_frames] for i in numbers])
+        captions = [caption(self.scene(int(i)), rng) for i in numbers]
+        return torch.from_numpy(latents).to(self.device).float(), captions
+
+
+class TrainingAttention:
+    """Attention processor for training: Wan's arithmetic, made quick for a few hundred tokens on a CPU.
+
+    Written out, since the fused kernel's backward pass takes a quarter of a step here. Cross-attention
+    sees the words and one key that stands for all the padding (`pad_bias`).
+    """
+
+    def __init__(self) -> None:
+        self.bias: Tensor | None = None
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,  # noqa: ARG002
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(attn.to_k(source)).unflatten(2, (attn.heads, -1))
+        value = attn.to_v(source).unflatten(2, (attn.heads, -1))
+        if rotary_emb is not None:
+            query, key = rotate(query, *rotary_emb), rotate(key, *rotary_emb)
+        # Matrix products are taken in the autocast type, the softmax in fp32.
+        scores = (query * query.shape[-1] ** -0.5).transpose(1, 2) @ key.permute(0, 2, 3, 1)
+        if encoder_hidden_states is not None:
+            assert self.bias is not None
+            scores = scores + self.bias.to(scores.dtype)
+        attended = scores.softmax(dim=-1) @ value.transpose(1, 2)
+        return attn.to_out[0](attended.transpose(1, 2).flatten(2))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE over neighbouring pairs of `x` `[B, S, H, D]`."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[..., 0::2], sin[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(3)
+
+
+def patch_as_linear(patch_embedding: nn.Conv3d, latents: Tensor) -> Tensor:
+    """A 1x2x2 convolution of stride 1x2x2 as a matrix product, whose backward pass is much quicker."""
+    _frames, height, width = latents.shape[2], latents.shape[3] // 2, latents.shape[4] // 2
+    patches = latents.unflatten(4, (width, 2)).unflatten(3, (height, 2)).permute(0, 2, 3, 5, 1, 4, 6)
+    tokens = F.linear(patches.flatten(4), patch_embedding.weight.flatten(1), patch_embedding.bias)
+    return tokens.permute(0, 4, 1, 2, 3)
+
+
+class TextToLatents(nn.Module):
+    """The two modules that learn, and the flow-matching loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = build_tokenizer()
+        self.text_encoder = build_text_encoder(len(self.tokenizer))
+        self.transformer = WanTransformer3DModel(**CONFIG)
+        self.attention = TrainingAttention()
+        patch_embedding = self.transformer.patch_embedding
+        patch_embedding.forward = functools.partial(patch_as_linear, patch_embedding)
+        text_embedder = self.transformer.condition_embedder.text_embedder
+        nn.init.zeros_(text_embedder.linear_1.bias)
+        nn.init.zeros_(text_embedder.linear_2.bias)
+        nn.init.zeros_(self.transformer.proj_out.weight)
+        nn.init.zeros_(self.transformer.proj_out.bias)
+        for block in self.transformer.blocks:
+            block.attn1.set_processor(self.attention)
+            block.attn2.set_processor(self.attention)
+            # The padding's 500 keys would drown the words: their common key, which is the bias, starts
+            # out pointing away from every query.
+            nn.init.constant_(block.attn2.to_q.bias, 0.4)
+            nn.init.constant_(block.attn2.to_k.bias, -0.03)
+            nn.init.constant_(block.attn2.norm_q.weight, 1.5)
+            nn.init.constant_(block.attn2.norm_k.weight, 1.5)
+
+    def forward(self, noisy: Tensor, timestep: Tensor, captions: list[str]) -> Tensor:
+        tokens = self.tokenizer(captions, padding=True, return_tensors="pt").to(noisy.device)
+        text = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        lengths = tokens.attention_mask.sum(dim=1)
+        self.attention.bias = pad_bias(lengths, text.shape[1])
+        text = F.pad(text * tokens.attention_mask[..., None], (0, 0, 0, 1))
+        return self.transformer(noisy, timestep, text, return_dict=False)[0]
+
+    def loss(self, latents: Tensor, captions: list[str]) -> Tensor:
+        """Mean squared error of the velocity, heavier where the object is."""
+        uniform = torch.sigmoid(torch.randn(len(latents), device=latents.device))
+        sigma = 2.5 * uniform / (1 + 1.5 * uniform)
+        sigma_ = sigma.view(-1, 1, 1, 1, 1)
+        noise = torch.randn_like(latents)
+        velocity = self((1 - sigma_) * latents + sigma_ * noise, 1000 * sigma, captions)
+        error = (velocity.float() - (noise - latents)).square().mean(dim=1)
+        return (object_weight(latents) * error).mean()
+
+
+def object_weight(latents: Tensor) -> Tensor:
+    """3 where the latents differ from the frame's usual ones (the object), 1 elsewhere: `[B, F, h, w]`."""
+    usual = latents.flatten(3).median(dim=3).values[..., None, None]
+    return 1 + 2 * ((latents - usual).abs().mean(dim=1) > 0.5).float()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=90, help="training time in all, over every start")
+    parser.add_argument("--vae", type=Path, default=Path("runs/vae/vae"), help="the trained VAE's folder")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/transformer"), help="checkpoints and result"
+    )
+    parser.add_argument("--size", type=int, default=96, help="pixels a side")
+    parser.add_argument("--batch", type=int, default=16, help="33-frame videos in a batch")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--pool", type=int, default=8000, help="encoded videos kept")
+    parser.add_argument("--first", type=int, default=1000, help="videos encoded before the first step")
+    args = parser.parse_args()
+
+    device, dtype = device_and_dtype()
+    torch.manual_seed(0)
+    model = TextToLatents().to(device)
+    vae = AutoencoderKLWan.from_pretrained(args.vae).to(device)
+    run = Run(args.minutes, args.lr, model, decay=0.999)
+    pool = Pool(args.folder, args.pool, vae, args.size)
+    pool.count = load_training_state(args.folder, run).get("videos", 0)
+    with autocast(device, dtype):
+        while pool.count < args.first:
+            pool.add(10)
+            print(f"encoding the first videos: {pool.count} of {args.first}", end="\r", flush=True)
+        while not run.finished:
+            rng = np.random.default_rng((5, run.step))
+            torch.manual_seed(run.step)
+            pool.add(1)
+            frames = DEFAULT_LATENT_FRAMES if run.step % 2 else int(rng.integers(2, LATENT_FRAMES + 1))
+            size = max(1, round(args.batch * DEFAULT_LATENT_FRAMES / frames))
+            loss = model.loss(*pool.batch(size, frames, rng))
+            run.update(loss, f"{pool.count} videos")
+            if run.checkpoint_due(seconds=240):
+                save_training_state(args.folder, run, videos=pool.count)
+                save_pipeline(run.average, vae, args.folder / "pipeline")
+    save_training_state(args.folder, run, videos=pool.count)
+    save_pipeline(run.average, vae, args.folder / "pipeline")
+
+
+def save_pipeline(model: TextToLatents, vae: AutoencoderKLWan, folder: Path) -> None:
+    """Write the diffusers folder that `WanPipeline.from_pretrained` loads."""
+    WanPipeline(
+        tokenizer=model.tokenizer,
+        text_encoder=model.text_encoder,
+        vae=vae,
+        transformer=model.transformer,
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    ).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()
