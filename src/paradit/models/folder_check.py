@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from paradit.errors import InputError
+from paradit.models.folder_json import read_json
 from paradit.models.registry import SUPPORTED_PIPELINES
 
+REQUIRED = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -26,6 +28,9 @@ def check_folder(name: str, folder: Path, files: set[str], local: bool = False) 
             f"model {name!r} is a {pipeline_class}, which is not supported: "
             f"supported are {', '.join(sorted(SUPPORTED_PIPELINES))}"
         )
+    for component in REQUIRED:
+        if not isinstance(index.get(component), list) or index[component][:1] == [None]:
+            raise InputError(f"model {name!r} is incomplete: model_index.json names no {component}")
     for component, value in index.items():
         # Options stand beside the components; a component that the model goes without is [null, null].
         if isinstance(value, list) and len(value) == 2 and value[0] is not None:
@@ -98,11 +103,4 @@ def _check_safetensors(name: str, folder: Path, file: str) -> None:
 def _read_json(name: str, folder: Path, file: str, files: set[str]) -> dict[str, Any]:
     if file not in files:
         raise InputError(f"model {name!r} is incomplete: {file} is missing")
-    try:
-        content = json.loads((folder / file).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"model {name!r}: {file} cannot be read as JSON ({reason})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"model {name!r}: {file} is not a JSON object")
-    return content
+    return read_json(folder / file)

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: first their small files, which are checked, then the weights. Torch-free."""
+"""Models on the Hugging Face hub: first the small files, to be checked, then the weights. Torch-free."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def download_configs(repo: str) -> tuple[Path, set[str]]:
     Without a connection, what an earlier download left is taken. Raises `InputError` if there is nothing.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
         info = HfApi().model_info(repo, timeout=TIMEOUT)
@@ -32,15 +32,13 @@ def download_configs(repo: str) -> tuple[Path, set[str]]:
         raise InputError(
             f"model {repo!r} is neither a folder here nor on the hub (if it is private: 'hf auth login')"
         ) from None
-    except HfHubHTTPError as error:
-        return _earlier_download(repo, error)
     except Exception as error:  # connection errors: their classes differ between the hub's HTTP libraries
         return _earlier_download(repo, error)
     return folder, files
 
 
 def download_weights(repo: str, folder: Path, components: list[str]) -> None:
-    """Download the safetensors of the `components` of `repo` to `folder`, a snapshot by `download_configs`."""
+    """Download the safetensors of `components` of `repo` to `folder`, a snapshot by `download_configs`."""
     from huggingface_hub import snapshot_download
 
     patterns = [f"{component}/*.safetensors" for component in components]
@@ -56,6 +54,7 @@ def _earlier_download(repo: str, error: Exception) -> tuple[Path, set[str]]:
     except Exception:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"model {repo!r} is not a folder here, was not downloaded earlier, and the hub does not answer ({reason})"
+            f"model {repo!r} is not a folder here, was not downloaded earlier, "
+            f"and the hub does not answer ({reason})"
         ) from None
     return folder, {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}

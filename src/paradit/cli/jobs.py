@@ -1,0 +1,154 @@
+"""From the options of `paradit generate` to checked jobs. Loads nothing, makes no file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paradit.errors import InputError
+from paradit.requests import Request, parse_size, resolve
+from paradit.video.writer import check_file, check_folder_writable, check_target, video_format
+
+if TYPE_CHECKING:
+    from paradit.models.spec import ModelSpec
+
+SLUG_LENGTH = 48
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `paradit generate`, under their own names."""
+
+    prompt: str | None
+    prompts_file: Path | None
+    model: str
+    size: str | None
+    num_frames: int | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    negative_prompt: str | None
+    seed: int
+    fps: float | None
+    dtype: str | None
+    latents: Path | None
+    output: str | None
+    overwrite: bool
+    json: bool
+    dry_run: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One video to make, and where to put it."""
+
+    request: Request
+    output: str
+    latents: Path | None
+
+
+def make_jobs(options: Options, prompts: list[str], spec: ModelSpec) -> list[Job]:
+    """A checked job for each prompt. Raises `InputError` for the first thing that cannot be."""
+    requests = [resolve(_request(options, prompt), spec) for prompt in prompts]
+    numbered = options.prompts_file is not None
+    digits = max(2, len(str(len(prompts) - 1)))
+    jobs = []
+    for index, request in enumerate(requests):
+        number = f"{index:0{digits}d}" if numbered else ""
+        output = _output(options.output, request.prompt, number)
+        jobs.append(Job(request=request, output=output, latents=_latents(options.latents, number)))
+    for job in jobs:
+        _check_files(job, options, numbered)
+    return jobs
+
+
+def read_prompts(options: Options) -> list[str]:
+    """The prompts asked for, one or more. Raises `InputError`."""
+    if options.prompts_file is None:
+        if options.prompt is None:
+            raise InputError("no prompt is given: name one, or a --prompts-file")
+        return [options.prompt]
+    if options.prompt is not None:
+        raise InputError(f"give a prompt ({options.prompt!r}) or a --prompts-file, not both")
+    path = options.prompts_file
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"prompts file {str(path)!r} cannot be read: {reason}") from None
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise InputError(f"prompts file {str(path)!r} holds no prompt: it has one on each line")
+    return prompts
+
+
+def output_folder(options: Options) -> Path | None:
+    """The folder that numbered videos go to, where `--output` names a folder and not a pattern."""
+    if options.prompts_file is None or options.output is None or video_format(options.output):
+        return None
+    return Path(options.output)
+
+
+def slug(prompt: str) -> str:
+    """A file name from a prompt: `A red circle, moving!` gives `a-red-circle-moving`."""
+    words = re.findall(r"\w+", prompt.lower())
+    name = ""
+    for word in words:
+        if len(name) + 1 + len(word) > SLUG_LENGTH:
+            break
+        name = f"{name}-{word}" if name else word
+    return name or (words[0][:SLUG_LENGTH] if words else "video")
+
+
+def _request(options: Options, prompt: str) -> Request:
+    width, height = parse_size(options.size) if options.size is not None else (None, None)
+    return Request(
+        prompt=prompt,
+        negative_prompt=options.negative_prompt,
+        width=width,
+        height=height,
+        num_frames=options.num_frames,
+        num_inference_steps=options.num_inference_steps,
+        guidance_scale=options.guidance_scale,
+        seed=options.seed,
+        fps=options.fps,
+        dtype=options.dtype,
+    )
+
+
+def _output(output: str | None, prompt: str, number: str) -> str:
+    if output == "":
+        raise InputError("output '' is empty: name a file, or leave the option out")
+    if not number:
+        return output if output is not None else f"{slug(prompt)}.mp4"
+    name = f"{number}-{slug(prompt)}.mp4"
+    if output is None:
+        return name
+    if not video_format(output):
+        return str(Path(output) / name)
+    return _with_number(Path(output), number)
+
+
+def _latents(path: Path | None, number: str) -> Path | None:
+    if path is None:
+        return None
+    if path.suffix != ".safetensors":
+        raise InputError(
+            f"latents {str(path)!r} must end in .safetensors: use {str(path) + '.safetensors'!r}"
+        )
+    return Path(_with_number(path, number)) if number else path
+
+
+def _with_number(path: Path, number: str) -> str:
+    return str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
+
+
+def _check_files(job: Job, options: Options, numbered: bool) -> None:
+    folder = output_folder(options) if numbered else None
+    if folder is not None and not folder.exists():
+        check_folder_writable("output", folder.absolute().parent)  # it will be made there
+    else:
+        check_target(job.output, fps=job.request.fps, overwrite=options.overwrite)
+    if job.latents is not None:
+        check_file("latents", job.latents, overwrite=options.overwrite)

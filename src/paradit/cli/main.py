@@ -1,0 +1,160 @@
+"""The command `paradit`: its options, and how it ends. Imports no torch until a video is made.
+
+Exit codes: 0, 1 unexpected error (with its traceback), 2 what was asked for cannot be had (one line),
+130 Ctrl-C, 143 termination.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paradit import __version__
+from paradit.cli.signals import Stopped, stopping_cleanly
+from paradit.errors import InputError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+EXAMPLE = 'Example: paradit generate "a red circle moving right" -o circle.mp4'
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    code = 0
+    try:
+        with stopping_cleanly():
+            code = _run()
+    except Stopped as stopped:  # during the imports, or just before the end
+        code = _end(stopped.message, stopped.exit_code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        return int(app(prog_name="paradit", standalone_mode=False) or 0)
+    except InputError as error:
+        return _end(f"error: {error}", 2)
+    except typer.TyperException as error:
+        return _end(f"error: {error.format_message()}", 2)
+    except Stopped as stopped:
+        return _end(stopped.message, stopped.exit_code)
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain about it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _end(message: str, code: int) -> int:
+    """Say the last word, on one line, and give the exit code."""
+    print("paradit:", " ".join(message.split()), file=sys.stderr, flush=True)
+    return code
+
+
+@app.callback(invoke_without_command=True, epilog=EXAMPLE)
+def paradit(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Generate video with diffusion transformers, on one or many GPUs."""
+    if version:
+        print(__version__)
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command(epilog=EXAMPLE)
+def generate(  # noqa: PLR0917 (typer calls it by name)
+    prompt: Annotated[
+        str | None, typer.Argument(help="What the video shows.", metavar="PROMPT", show_default=False)
+    ] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="One prompt a line instead; blank lines and lines with # are skipped.", metavar="FILE"
+        ),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(help="The bundled model, a diffusers folder, or a hub id.", metavar="ID_OR_FOLDER"),
+    ] = "shapes",
+    size: Annotated[
+        str | None,
+        typer.Option(help="Pixels, multiples of 16. [default: the model's]", metavar="WxH"),
+    ] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(help="Frames, 4n+1. [default: the model's]", metavar="N")
+    ] = None,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(help="Denoising steps. [default: the model's]", metavar="N")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            help="How closely to follow the prompt; 1: no guidance. [default: the model's]", metavar="G"
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What the video does not show. [default: the model's]", metavar="TEXT")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same video.", metavar="S")] = 0,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames per second of the file. [default: the model's]", metavar="F")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="bf16 or fp32. [default: bf16 on a GPU, fp32 on a CPU]", metavar="TYPE"),
+    ] = None,
+    latents: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also save the final latents, to compare runs exactly.", metavar="FILE.safetensors"
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="OUT.mp4, .webm, .gif, or a folder for PNG. With --prompts-file: a folder for the "
+            "videos, or a name that gets numbers. [default: named after the prompt, .mp4]",
+            metavar="OUT",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, its tokens and memory; load no weights.")
+    ] = False,
+) -> None:
+    """Make a video from a prompt.
+
+    Progress goes to stderr, the result to stdout.
+    """
+    from paradit.cli.generate import generate as run
+    from paradit.cli.jobs import Options
+    from paradit.cli.progress import make_reporter
+
+    options = Options(
+        prompt=prompt,
+        prompts_file=prompts_file,
+        model=model,
+        size=size,
+        num_frames=num_frames,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
+        seed=seed,
+        fps=fps,
+        dtype=dtype,
+        latents=latents,
+        output=output,
+        overwrite=overwrite,
+        json=json,
+        dry_run=dry_run,
+    )
+    with make_reporter(json) as report:
+        run(options, report)

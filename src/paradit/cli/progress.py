@@ -1,0 +1,168 @@
+"""What the command line shows of a run: a terminal's bars, plain lines, or JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+from paradit.cli.text import duration, plan_text, result_text
+from paradit.progress import Progress
+
+PLAIN_SECONDS = 5.0
+"""Where there is no terminal, a stage says at most this often how far it is."""
+
+
+class Reporter(Progress):
+    """Plain lines: progress and warnings on stderr, results on stdout. Use it as a context manager."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._total = 1
+        self._began = self._said = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def warn(self, message: str) -> None:
+        self._say(f"paradit: warning: {message}")
+
+    def request(self, index: int, count: int, prompt: str) -> None:
+        """Request `index` (from 0) of `count` begins."""
+        if count > 1:
+            self._say(f"[{index + 1}/{count}] {prompt}")
+
+    def plan(self, plan: dict[str, Any]) -> None:
+        """What a dry run found."""
+        print(plan_text(plan), flush=True)
+
+    def result(self, result: dict[str, Any]) -> None:
+        """A video is there."""
+        print(result_text(result), flush=True)
+
+    def started(self, name: str, total: int) -> None:
+        self._total = total
+        self._began = self._said = time.monotonic()
+        self._say(f"{name}: {total} steps" if total > 1 else name)
+
+    def stepped(self, name: str, done: int) -> None:
+        now = time.monotonic()
+        if now - self._said >= PLAIN_SECONDS and done:
+            self._said = now
+            rate = done / (now - self._began)
+            left = duration((self._total - done) / rate)
+            self._say(f"{name}: {done}/{self._total}, {rate:.2f} steps/s, {left} left")
+
+    def finished(self, name: str, seconds: float) -> None:
+        self._say(f"{name}: done in {duration(seconds)}")
+
+    def _say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+
+class JsonReporter(Reporter):
+    """One JSON object a line on stdout, each with its `event`."""
+
+    def warn(self, message: str) -> None:
+        self._event("warning", message=message)
+
+    def request(self, index: int, count: int, prompt: str) -> None:
+        self._event("request", index=index, count=count, prompt=prompt)
+
+    def plan(self, plan: dict[str, Any]) -> None:
+        self._event("plan", **plan)
+
+    def result(self, result: dict[str, Any]) -> None:
+        self._event("result", **result)
+
+    def started(self, name: str, total: int) -> None:
+        self._total = total
+        self._event("stage_start", stage=name, total=total)
+
+    def stepped(self, name: str, done: int) -> None:
+        self._event("step", stage=name, done=done, total=self._total)
+
+    def finished(self, name: str, seconds: float) -> None:
+        self._event("stage_end", stage=name, seconds=round(seconds, 4))
+
+    def _event(self, event: str, **fields: Any) -> None:
+        print(json.dumps({"event": event, **fields}, ensure_ascii=False), flush=True)
+
+
+class TerminalReporter(Reporter):
+    """A line a stage with a bar, steps, rate and time left, on a terminal's stderr."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Console(stderr=True)
+        self._bars: Bars | None = None
+        self._tasks: dict[str, Any] = {}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def result(self, result: dict[str, Any]) -> None:
+        self._stop()  # stdout may be the same terminal
+        super().result(result)
+
+    def started(self, name: str, total: int) -> None:
+        self._total = total
+        if self._bars is None:
+            self._bars = Bars(
+                TextColumn("{task.description:<8}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                _RateColumn(),
+                console=self._console,
+                redirect_stdout=False,  # results are for stdout, wherever it goes
+            )
+            self._bars.start()
+        self._tasks[name] = self._bars.add_task(name, total=total)
+
+    def stepped(self, name: str, done: int) -> None:
+        if self._bars is not None:
+            self._bars.update(self._tasks[name], completed=done)
+
+    def finished(self, name: str, seconds: float) -> None:  # noqa: ARG002 (the bar shows them)
+        if self._bars is not None:
+            self._bars.update(self._tasks[name], completed=self._total)
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _stop(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        elapsed = task.finished_time if task.finished else task.elapsed
+        parts = [duration(elapsed or 0.0)]
+        if task.total and task.total > 1 and elapsed and task.completed:
+            rate = task.completed / elapsed
+            parts.append(f"{rate:.2f} steps/s")
+            if not task.finished:
+                parts.append(f"{duration((task.total - task.completed) / rate)} left")
+        return Text(", ".join(parts))
+
+
+def make_reporter(as_json: bool) -> Reporter:
+    """The reporter that suits the option `--json` and where stderr goes."""
+    if as_json:
+        return JsonReporter()
+    return TerminalReporter() if sys.stderr.isatty() else Reporter()

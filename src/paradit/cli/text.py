@@ -1,0 +1,64 @@
+"""Results and plans as a person reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def duration(seconds: float) -> str:
+    """`0.42 s`, `12.3 s`, `4 min 05 s`, `2 h 03 min`."""
+    if seconds < 1:
+        return f"{seconds:.2f} s"
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def amount(value: float, unit: str) -> str:
+    """`24.1 MB`, `1.32 TFLOP`: three digits and a decimal prefix."""
+    prefixes = ["", "k", "M", "G", "T", "P", "E"]
+    while value >= 999.5 and len(prefixes) > 1:
+        value /= 1000
+        prefixes.pop(0)
+    return f"{value:.3g} {prefixes[0]}{unit}"
+
+
+def result_text(result: dict[str, Any]) -> str:
+    stages = ", ".join(f"{name} {duration(seconds)}" for name, seconds in result["seconds"].items())
+    memory = f"peak memory {amount(result['peak_memory_bytes'], 'B')}"
+    if "peak_gpu_memory_bytes" in result:
+        memory += f", on the GPU {amount(result['peak_gpu_memory_bytes'], 'B')}"
+    lines = [
+        result["path"],
+        f"  {_video(result)}, seed {result['seed']}, model {result['model']}",
+        f"  {stages}",
+        f"  {memory}",
+    ]
+    if result.get("latents_path"):
+        lines.insert(1, f"  latents in {result['latents_path']}")
+    return "\n".join(lines)
+
+
+def plan_text(plan: dict[str, Any]) -> str:
+    memory = ", ".join(f"{part} {amount(size, 'B')}" for part, size in plan["memory_bytes"].items())
+    latents = " x ".join(str(size) for size in plan["latent_shape"])
+    guidance = plan["guidance_scale"]
+    rows = {
+        "prompt": plan["prompt"],
+        "model": f"{plan['model']} ({plan['pipeline_class']}, {plan['model_folder']})",
+        "video": _video(plan),
+        "latents": f"{latents} (channels, frames, height, width), {plan['tokens']} tokens",
+        "denoise": f"{plan['num_inference_steps']} steps, guidance {guidance:g}, seed {plan['seed']}",
+        "compute": f"{amount(plan['step_flops'], 'FLOP')} a step, {amount(plan['flops'], 'FLOP')} in all",
+        "memory": f"about, in {plan['dtype']}: {memory}",
+        "output": plan["path"],
+    }
+    return "\n".join(f"{name + ':':<9}{value}" for name, value in rows.items())
+
+
+def _video(fields: dict[str, Any]) -> str:
+    size, length = f"{fields['width']}x{fields['height']}", duration(fields["num_frames"] / fields["fps"])
+    return f"{fields['num_frames']} frames, {size}, {fields['fps']:g} fps ({length})"

@@ -1,0 +1,196 @@
+"""What a user may ask for, and every check of it. Torch-free, so that a mistake is answered at once."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from paradit.errors import InputError
+from paradit.models.folder import bundled_folder
+from paradit.shapes import world
+
+if TYPE_CHECKING:
+    from paradit.models.spec import ModelSpec
+
+DTYPES = ("bf16", "fp32")
+MAX_SEED = 2**63 - 1
+MAX_STEPS = 1000
+"""Diffusion schedules are trained on 1000 timesteps; more steps than that repeat some."""
+MIN_FPS, MAX_FPS = 0.1, 1000
+PIPELINE_MULTIPLE = 16
+"""diffusers' pipelines take multiples of 16 pixels only, whatever the model's own patches divide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One video that is wanted. `None` means the model's default; `resolve` fills it in."""
+
+    prompt: str
+    negative_prompt: str | None = None
+    width: int | None = None
+    """Pixels."""
+    height: int | None = None
+    """Pixels."""
+    num_frames: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    """Classifier-free guidance; 1 turns it off."""
+    seed: int = 0
+    fps: float | None = None
+    """Frames per second of the file; it does not change the frames."""
+    dtype: str | None = None
+    """`bf16` or `fp32`; `None`: what suits the device."""
+
+
+def resolve(request: Request, spec: ModelSpec) -> Request:
+    """Fill what is `None` from the model's defaults and check everything.
+
+    Raises `InputError`, one line naming the field, its value and the nearest that works.
+    """
+    defaults = spec.defaults
+    filled = replace(
+        request,
+        negative_prompt=_default(request.negative_prompt, defaults.negative_prompt),
+        width=_whole("width", _default(request.width, defaults.width)),
+        height=_whole("height", _default(request.height, defaults.height)),
+        num_frames=_whole("num_frames", _default(request.num_frames, defaults.num_frames)),
+        num_inference_steps=_whole(
+            "num_inference_steps", _default(request.num_inference_steps, defaults.num_inference_steps)
+        ),
+        guidance_scale=_positive(
+            "guidance_scale",
+            _default(request.guidance_scale, defaults.guidance_scale),
+            "1 turns guidance off",
+        ),
+        seed=_check_seed(request.seed),
+        fps=_check_fps(_default(request.fps, defaults.fps)),
+    )
+    _check_text("prompt", filled.prompt)
+    if not filled.prompt.strip():
+        raise InputError(f"prompt is empty ({filled.prompt!r}): say what the video should show")
+    if filled.negative_prompt is not None:
+        _check_text("negative_prompt", filled.negative_prompt)
+    assert filled.width and filled.height and filled.num_frames and filled.num_inference_steps
+    _check_size(filled.width, filled.height, spec)
+    _check_frames(filled.num_frames, spec)
+    if filled.num_inference_steps > MAX_STEPS:
+        raise InputError(f"num_inference_steps is at most {MAX_STEPS}, got {filled.num_inference_steps}")
+    if filled.dtype not in (None, *DTYPES):
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {filled.dtype!r}")
+    return filled
+
+
+def warnings_for(request: Request, spec: ModelSpec) -> list[str]:
+    """What will run but hardly give what was meant, one line each. `request` is a resolved one."""
+    found = []
+    defaults = spec.defaults
+    bundled = spec.folder == bundled_folder()
+    if bundled and not world.known_words(request.prompt):
+        found.append(
+            f"no word of the prompt is known to the model '{spec.name}', which knows the colours "
+            f"{_join(world.COLORS)}; the shapes {_join(world.SHAPES)}; the motions {_join(world.MOTIONS)}; "
+            f"the backgrounds {_join(world.BACKGROUNDS)}"
+        )
+    if bundled and (request.width, request.height) != (defaults.width, defaults.height):
+        found.append(
+            f"size {request.width}x{request.height} is not the {defaults.width}x{defaults.height} that the "
+            f"model '{spec.name}' was trained on: the picture may break"
+        )
+    num_frames, trained = request.num_frames, defaults.train_frames
+    if trained and num_frames and not trained[0] <= num_frames <= trained[1]:
+        found.append(
+            f"num_frames {num_frames} is outside the {trained[0]} to {trained[1]} that the model "
+            f"'{spec.name}' was trained on: the motion may break"
+        )
+    return found
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height of a size written `832x480`. Raises `InputError`."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.strip().lstrip("-").isdecimal() for part in parts):
+        raise InputError(f"size must be written WIDTHxHEIGHT, such as 832x480, got {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def _default(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _join(words: Iterable[str]) -> str:
+    return ", ".join(words)
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{name} is not valid text (UTF-8): {text!r}") from None
+
+
+def _number(name: str, value: Any, convert: Callable[[Any], Any], kind: str) -> Any:
+    try:
+        return convert(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{name} must be a {kind}, got {value!r}") from None
+
+
+def _whole(name: str, value: Any) -> int:
+    number: int = _number(name, value, operator.index, "whole number")
+    if number < 1:
+        raise InputError(f"{name} must be at least 1, got {number}")
+    return number
+
+
+def _positive(name: str, value: Any, hint: str) -> float:
+    number: float = _number(name, value, float, "number")
+    if not math.isfinite(number) or number <= 0:
+        raise InputError(f"{name} must be a finite number above 0, got {number:g} ({hint})")
+    return number
+
+
+def _check_seed(value: Any) -> int:
+    number: int = _number("seed", value, operator.index, "whole number")
+    if not 0 <= number <= MAX_SEED:
+        nearest = 0 if number < 0 else MAX_SEED
+        raise InputError(f"seed must be from 0 to 2**63 - 1, got {number}: the nearest is {nearest}")
+    return number
+
+
+def _check_fps(value: Any) -> float:
+    number = _positive("fps", value, "frames per second, such as 16")
+    if not MIN_FPS <= number <= MAX_FPS:
+        nearest = MIN_FPS if number < MIN_FPS else MAX_FPS
+        raise InputError(f"fps must be from {MIN_FPS} to {MAX_FPS}, got {number:g}: the nearest is {nearest}")
+    return number
+
+
+def _check_size(width: int, height: int, spec: ModelSpec) -> None:
+    multiple = math.lcm(spec.size_multiple, PIPELINE_MULTIPLE)
+    most = spec.transformers[0].max_positions * spec.size_multiple // multiple * multiple
+    # Half-way rounds up, and nothing rounds to zero.
+    nearest = [min(max(1, (side + multiple // 2) // multiple) * multiple, most) for side in (width, height)]
+    if [width, height] == nearest:
+        return
+    if max(width, height) > most:
+        why = f"at most {most} pixels a side (the model's positions)"
+    else:
+        why = f"multiples of {multiple} pixels (the model's patches)"
+    raise InputError(f"size must be {why}, got {width}x{height}: the nearest is {nearest[0]}x{nearest[1]}")
+
+
+def _check_frames(num_frames: int, spec: ModelSpec) -> None:
+    compression = spec.vae.temporal_compression
+    below = (num_frames - 1) // compression * compression + 1
+    if num_frames != below:
+        raise InputError(
+            f"num_frames must be {compression}n+1 (the first frame, then {compression} to a latent frame), "
+            f"got {num_frames}: use {below} or {below + compression}"
+        )
+    transformer = spec.transformers[0]
+    most = (transformer.max_positions * transformer.patch_size[0] - 1) * compression + 1
+    if num_frames > most:
+        raise InputError(f"num_frames is at most {most} (the model's positions), got {num_frames}")

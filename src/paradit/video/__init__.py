@@ -1,0 +1,1 @@
+"""Writing and reading video: MP4, WebM, GIF, PNG folders, contact sheets. Torch-free."""

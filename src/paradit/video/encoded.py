@@ -1,0 +1,64 @@
+"""MP4 (H.264) and WebM (VP9) that players and browsers open, by PyAV."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+from av.video.stream import VideoStream
+
+from paradit.video.writer import Frame
+
+CODECS = {
+    # suffix: container, codec, its options (about the same quality: no loss that one sees)
+    ".mp4": ("mp4", "libx264", {"crf": "18", "preset": "medium"}),
+    ".webm": ("webm", "libvpx-vp9", {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "2"}),
+}
+FASTSTART = {".mp4": {"movflags": "+faststart"}}
+"""The index goes to the front, so that a browser plays before it has the whole file."""
+
+PRECISE = (
+    Interpolation.BICUBIC
+    | Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INP
+    | Interpolation.FULL_CHR_H_INT
+)
+"""Without the last three, each conversion between RGB and YUV darkens everything by a step."""
+
+
+class EncodedWriter:
+    """Encodes each frame as it comes; only the encoder's look-ahead is held in memory."""
+
+    def __init__(self, path: Path, kind: str, width: int, height: int, fps: float) -> None:
+        container, codec, options = CODECS[kind]
+        self._file = av.open(str(path), "w", format=container, options=FASTSTART.get(kind, {}))
+        # 1001 is the largest denominator in use: 23.976 is 24000/1001.
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = self._file.add_stream(codec, rate=rate, options=dict(options))
+        assert isinstance(stream, VideoStream)
+        self._stream = stream
+        self._stream.width, self._stream.height = width, height
+        self._stream.pix_fmt = "yuv420p"
+        # Untagged video is guessed at by size, and differently by each player.
+        context = self._stream.codec_context
+        context.colorspace = Colorspace.ITU709
+        context.color_range = ColorRange.MPEG
+        context.color_primaries = ColorPrimaries.BT709
+        context.color_trc = ColorTrc.BT709
+
+    def write(self, frame: Frame) -> None:
+        picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            interpolation=PRECISE,
+        )
+        self._file.mux(self._stream.encode(picture))
+
+    def finish(self) -> None:
+        self._file.mux(self._stream.encode(None))
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,60 @@
+"""GIF that loops, by pillow."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from paradit.video.writer import Frame
+
+PALETTE_FRAMES = 16
+"""So many frames, evenly spaced, choose the palette that all share: one palette does not flicker."""
+
+
+class GifWriter:
+    """Holds all frames until the end, 3 bytes a pixel, since the palette is chosen from them.
+
+    Frames that are equal are stored once, with the time of all.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self._path, self._fps = path, fps
+        self._frames: list[Frame] = []
+
+    def write(self, frame: Frame) -> None:
+        self._frames.append(frame.copy())
+
+    def finish(self) -> None:
+        palette = _palette(self._frames)
+        pictures = [
+            # Dithering would shimmer on what stands still, and triple the size.
+            Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+            for frame in self._frames
+        ]
+        pictures[0].save(
+            self._path,
+            format="GIF",
+            save_all=True,
+            append_images=pictures[1:],
+            duration=_durations(len(pictures), self._fps),
+            loop=0,
+            optimize=False,
+        )
+
+    def close(self) -> None:
+        self._frames.clear()
+
+
+def _palette(frames: list[Frame]) -> Image.Image:
+    indices = np.linspace(0, len(frames) - 1, min(PALETTE_FRAMES, len(frames))).round().astype(int)
+    montage = Image.fromarray(np.concatenate([frames[index] for index in indices]))
+    return montage.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
+
+
+def _durations(num_frames: int, fps: float) -> list[int]:
+    """Milliseconds of each frame. GIF counts in 1/100 s: uneven frames keep the mean rate right."""
+    ends = [round(100 * index / fps) for index in range(num_frames + 1)]
+    return [10 * (end - start) for start, end in pairwise(ends)]

@@ -1,0 +1,31 @@
+"""Read a video back, for tests and tools. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+
+from paradit.errors import InputError
+from paradit.video.encoded import PRECISE
+from paradit.video.writer import Frame
+
+
+def read_video(path: str | Path) -> tuple[Frame, float]:
+    """All frames of a video file, uint8 `[F, H, W, 3]`, and its mean frames per second.
+
+    Raises `InputError` for a file that is no video.
+    """
+    try:
+        with av.open(str(path)) as file:
+            stream = file.streams.video[0]
+            frames = [
+                frame.to_ndarray(format="rgb24", interpolation=PRECISE) for frame in file.decode(stream)
+            ]
+            rate = stream.average_rate
+    except (av.FFmpegError, IndexError, OSError) as error:
+        raise InputError(f"{str(path)!r} cannot be read as a video ({error})") from None
+    if not frames:
+        raise InputError(f"{str(path)!r} holds no frame")
+    return np.stack(frames), float(rate or 0)

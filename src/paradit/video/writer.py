@@ -1,0 +1,190 @@
+"""Write a video frame by frame, under a temporary name until it is whole. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from paradit.errors import InputError
+
+FORMATS = (".mp4", ".webm", ".gif")
+"""The suffixes that can be written; no suffix, or a final `/`, means a folder of PNG."""
+GIF_MAX_FPS = 50
+"""Players slow a GIF down whose frames are shorter than 2/100 s."""
+
+Frame = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+"""One picture, uint8 `[H, W, 3]`, RGB."""
+
+
+class Writer(Protocol):
+    """What a format does: take frames, then finish the file. `close` also ends a broken-off file."""
+
+    def write(self, frame: Frame) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Video:
+    """The video that is being written; `open_video` gives it."""
+
+    def __init__(self, writer: Writer, width: int, height: int) -> None:
+        self._writer = writer
+        self._shape = (height, width, 3)
+        self.num_frames = 0
+        """Frames written so far."""
+
+    def write(self, frame: Frame) -> None:
+        """Append uint8 `[H, W, 3]`. Raises `ValueError` for another shape or type."""
+        if frame.shape != self._shape or frame.dtype != np.uint8:
+            raise ValueError(f"a frame is uint8 {self._shape}, got {frame.dtype} {frame.shape}")
+        self._writer.write(frame)
+        self.num_frames += 1
+
+
+@contextmanager
+def open_video(
+    path: str | Path, width: int, height: int, fps: float, *, overwrite: bool = False
+) -> Iterator[Video]:
+    """Write a video to `path`; the body calls `write` for each frame.
+
+    The suffix says the format (`FORMATS`). The file has its name only once it is whole: whatever the
+    body raises, nothing is left behind. Raises `InputError` for what `check_target` refuses.
+    """
+    check_target(path, fps=fps, overwrite=overwrite)
+    if width % 2 or height % 2:
+        raise InputError(f"a video has an even width and height, got {width}x{height}")
+    target = Path(path)
+    part = temporary_name(target)
+    try:
+        writer = _open(video_format(path), part, width, height, fps)
+        try:
+            video = Video(writer, width, height)
+            yield video
+            if not video.num_frames:
+                raise ValueError(f"no frame was written to {target}")
+            writer.finish()
+        finally:
+            writer.close()
+        _put(part, target)
+    finally:
+        _remove(part)
+
+
+def check_target(path: str | Path, *, fps: float | None = None, overwrite: bool = False) -> None:
+    """Refuse a video path that cannot be written, before any work is done for it. Makes no file.
+
+    Raises `InputError`: unknown suffix, an `fps` that the format has not, or what `check_file` refuses.
+    """
+    kind = video_format(path)
+    target = Path(path)
+    if kind and kind not in FORMATS:
+        raise InputError(
+            f"output {str(path)!r}: unknown suffix {kind!r}, known are {', '.join(FORMATS)} "
+            "(no suffix: a folder of PNG)"
+        )
+    if kind == ".gif" and fps is not None and fps > GIF_MAX_FPS:
+        raise InputError(f"fps is at most {GIF_MAX_FPS} in a GIF, got {fps:g}: use {GIF_MAX_FPS}, or .mp4")
+    if not kind and target.is_file():
+        raise InputError(f"output {str(path)!r} is a file, and without a suffix it would be a folder of PNG")
+    if kind or not target.is_dir():
+        check_file("output", target, overwrite=overwrite)
+        return
+    content = [entry.name for entry in target.iterdir()]
+    if any(not re.fullmatch(r"\d{5,}\.png", name) for name in content):
+        raise InputError(f"output folder {str(path)!r} holds other files than frames: name a new folder")
+    if content and not overwrite:
+        raise InputError(f"output folder {str(path)!r} exists: name another one, or use --overwrite")
+    check_folder_writable("output", target.absolute().parent)
+
+
+def check_file(option: str, path: Path, *, overwrite: bool = False) -> None:
+    """Refuse a file that is there already, or whose folder is missing or cannot be written.
+
+    `option` is how the message calls it. Raises `InputError`; makes no file.
+    """
+    try:
+        exists, is_folder = os.path.lexists(path), path.is_dir()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{option} {str(path)!r} is no usable name: {error}") from None
+    if is_folder:
+        raise InputError(f"{option} {str(path)!r} is a folder: name a file")
+    if exists and not overwrite:
+        raise InputError(f"{option} {str(path)!r} exists: name another file, or use --overwrite")
+    if len(os.fsencode(path.name)) > 255:
+        raise InputError(f"{option} {path.name[:20] + '...'!r} is too long a name: use at most 255 bytes")
+    check_folder_writable(option, path.parent)
+
+
+def check_folder_writable(option: str, folder: Path) -> None:
+    """Refuse a folder that is missing or in which no file can be made. Raises `InputError`."""
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise InputError(f"{option}: the folder {str(folder)!r} {what}")
+    try:  # trying is the only sure way: permissions, read-only and virtual file systems, root
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{option}: the folder {str(folder)!r} cannot be written ({error.strerror})"
+        ) from None
+
+
+def video_format(path: str | Path) -> str:
+    """The suffix, lower-cased, that says the format; empty for a folder of PNG."""
+    if str(path).endswith(("/", os.sep)) or Path(path).is_dir():
+        return ""
+    return Path(path).suffix.lower()
+
+
+def temporary_name(target: Path) -> Path:
+    """A name beside `target`, on the same file system, that nobody else has."""
+    return target.absolute().parent / f".paradit-{os.getpid()}-{secrets.token_hex(4)}.part"
+
+
+def _open(kind: str, part: Path, width: int, height: int, fps: float) -> Writer:
+    # Formats are imported when they are asked for: PyAV and pillow take a while.
+    if kind == ".gif":
+        from paradit.video.gif import GifWriter
+
+        return GifWriter(part, fps)
+    if kind == "":
+        from paradit.video.png_folder import PngFolderWriter
+
+        return PngFolderWriter(part)
+    from paradit.video.encoded import EncodedWriter
+
+    return EncodedWriter(part, kind, width, height, fps)
+
+
+def _put(part: Path, target: Path) -> None:
+    """Give the whole video its name, in the place of an older one."""
+    if part.is_dir() and target.is_dir():
+        # A folder cannot replace one that is not empty: move that aside first.
+        old = temporary_name(target)
+        target.rename(old)
+        try:
+            part.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+        shutil.rmtree(old)
+    else:
+        part.replace(target)
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        part.unlink(missing_ok=True)
