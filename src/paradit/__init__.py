@@ -1,3 +1,21 @@
 """ParaDiT: video generation with diffusion transformers, on one or many GPUs."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paradit.text_to_video import generate
+
 __version__ = "0.1.0"
+
+__all__ = ["__version__", "generate"]
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import: it is loaded with what needs it, so `paradit --help` answers at once.
+    if name == "generate":
+        from paradit.text_to_video import generate
+
+        return generate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

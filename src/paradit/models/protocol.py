@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from paradit.attention.rope import Rope
     from paradit.models.spec import ModelSpec
+
+
+Frames: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
 
 
 class Layout(Protocol):
@@ -95,5 +98,5 @@ class VideoModel(Protocol):
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
         """The timestep as the transformer takes it: [B], or [B, S]."""
 
-    def decode(self, latents: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+    def decode(self, latents: Tensor) -> Iterator[Frames]:
         """Frames [f, H, W, 3], for one latent frame after the other."""

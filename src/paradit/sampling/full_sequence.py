@@ -1,0 +1,56 @@
+"""Denoising a whole video at once, as diffusers' pipelines do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paradit.attention import local
+from paradit.attention.protocol import Attend
+from paradit.models.protocol import VideoModel
+from paradit.progress import Progress
+from paradit.sampling.forward import forward, run
+from paradit.sampling.guidance import guide
+
+
+@torch.no_grad()
+def denoise(
+    model: VideoModel,
+    latents: Tensor,
+    prompts: tuple[Tensor, ...],
+    *,
+    num_inference_steps: int,
+    guidance_scales: tuple[float, ...],
+    progress: Progress,
+    attend: Attend = local.attend,
+) -> Tensor:
+    """The clean latents [B, C, F, h, w], fp32, from noise of that shape.
+
+    prompts: embeddings [B, T, text_dim] of the prompt and, for guidance, of the negative prompt.
+    guidance_scales: one for each of the model's experts. Steps are told as stage "denoise".
+    """
+    _, _, frames, height, width = latents.shape
+    layout = model.experts[0].layout((frames, height, width))
+    scheduler = model.scheduler(num_inference_steps)
+    serving: int | None = None
+    contexts: tuple[Any, ...] = ()
+    for step, timestep in enumerate(scheduler.timesteps):
+        expert = model.expert_at(timestep)
+        transformer = model.experts[expert]
+        if expert != serving:
+            # Timesteps only fall, so an expert that was left does not come back.
+            serving, contexts = expert, tuple(transformer.context(embeds) for embeds in prompts)
+        # Both branches see the same tokens until they meet the text.
+        tokens = transformer.embed(
+            latents.to(model.dtype), model.model_timestep(timestep, latents), contexts[0], layout
+        )
+        predictions = [
+            run(forward(transformer, replace(tokens, context=context), attend)) for context in contexts
+        ]
+        prediction = guide(predictions, guidance_scales[expert])
+        (latents,) = scheduler.step(prediction, timestep, latents, return_dict=False)
+        progress.step("denoise", step + 1)
+    return latents

@@ -1,0 +1,32 @@
+"""Classifier-free guidance (arXiv 2207.12598)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from paradit.models.spec import ModelSpec
+
+
+def is_guided(guidance_scale: float) -> bool:
+    """Whether the second branch is computed at all; at 1 it would cancel out."""
+    return guidance_scale > 1
+
+
+def guide(predictions: Sequence[Tensor], scale: float) -> Tensor:
+    """From the unconditional prediction towards, and past, the conditional one, which comes first."""
+    conditional, *others = predictions
+    if not others:
+        return conditional
+    (unconditional,) = others
+    return unconditional + scale * (conditional - unconditional)
+
+
+def scales(spec: ModelSpec, guidance_scale: float) -> tuple[float, ...]:
+    """Each expert's scale. Asked for another than the default, all experts use it, as in diffusers."""
+    defaults = spec.defaults
+    second = defaults.guidance_scale_2
+    if second is None or guidance_scale != defaults.guidance_scale:
+        second = guidance_scale
+    return (guidance_scale, second)[: len(spec.transformers)]

@@ -1,0 +1,143 @@
+"""THE STORY: load a model, encode the prompt, denoise, decode. Read this first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paradit.memory import peak_memory_bytes
+from paradit.models.folder import BUNDLED, download_weights, find_model
+from paradit.models.protocol import Frames, VideoModel
+from paradit.models.registry import loader
+from paradit.models.spec import ModelSpec, read_spec
+from paradit.progress import Progress
+from paradit.requests import Request, resolve
+from paradit.sampling import guidance
+from paradit.sampling.full_sequence import denoise
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """A generated video: its latents are there, its frames are decoded as they are asked for."""
+
+    latents: Tensor
+    """[1, C, F, h, w], fp32."""
+    request: Request
+    model: VideoModel
+    progress: Progress
+
+    def frames(self) -> Iterator[Frames]:
+        """Each frame [H, W, 3], decoded when its turn comes; told as stage "decode"."""
+        with self.progress.stage("decode", total=self.latents.shape[2]):
+            for latent_frame, frames in enumerate(self.model.decode(self.latents)):
+                self.progress.step("decode", latent_frame + 1)
+                yield from frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """What `generate` made, and what it took."""
+
+    frames: Frames
+    """[F, H, W, 3]."""
+    latents: Tensor
+    """[1, C, F, h, w], fp32."""
+    fps: float
+    request: Request
+    """As it was run, with the model's defaults filled in."""
+    seconds: dict[str, float]
+    """By stage."""
+    peak_memory_bytes: int
+
+
+def load(spec: ModelSpec, dtype: str | None = None, progress: Progress | None = None) -> VideoModel:
+    """Load a model to the GPU, in bf16, where there is one; else to the CPU, in fp32, unless `dtype` says."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or ("bf16" if device.type == "cuda" else "fp32")
+    with (progress or Progress()).stage("load"):
+        return loader(spec.pipeline_class)(spec, _DTYPES[dtype], device)
+
+
+def text_to_video(model: VideoModel, request: Request, progress: Progress) -> Video:
+    """Generate the video of a resolved request. Its frames are decoded later, by `Video.frames`."""
+    width, height, num_frames, steps = _sizes(request)
+    guidance_scale = request.guidance_scale or 1.0
+    prompts = [request.prompt]
+    if guidance.is_guided(guidance_scale):
+        prompts.append(request.negative_prompt or "")
+
+    with progress.stage("encode", total=len(prompts)):
+        embeds = tuple(model.encode_prompt(prompt) for prompt in prompts)
+
+    with progress.stage("denoise", total=steps):
+        latents = denoise(
+            model,
+            model.prepare_latents(num_frames, height, width, request.seed),
+            embeds,
+            num_inference_steps=steps,
+            guidance_scales=guidance.scales(model.spec, guidance_scale),
+            progress=progress,
+        )
+    return Video(latents=latents, request=request, model=model, progress=progress)
+
+
+def _sizes(request: Request) -> tuple[int, int, int, int]:
+    sizes = request.width, request.height, request.num_frames, request.num_inference_steps
+    assert None not in sizes, f"not a resolved request: {request}"
+    return sizes  # type: ignore[return-value]
+
+
+def generate(
+    prompt: str,
+    *,
+    model: str = BUNDLED,
+    width: int | None = None,
+    height: int | None = None,
+    num_frames: int | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
+    seed: int = 0,
+    fps: float | None = None,
+    dtype: str | None = None,
+    progress: Progress | None = None,
+) -> Generated:
+    """Generate a video from a text, in this process. What is None takes the model's default.
+
+    model: "shapes" (bundled), a folder in diffusers' format, or a hub id. dtype: "fp32" or "bf16".
+    Raises InputError, before anything is loaded, where something asked for cannot be had.
+    """
+    progress = progress or Progress()
+    folder = find_model(model)
+    spec = read_spec(folder)
+    request = resolve(
+        Request(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            width=width,
+            height=height,
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            fps=fps,
+            dtype=dtype,
+        ),
+        spec,
+    )
+    download_weights(model, folder)
+    video = text_to_video(load(spec, request.dtype, progress), request, progress)
+    return Generated(
+        frames=np.stack(list(video.frames())),
+        latents=video.latents.cpu(),
+        fps=request.fps or spec.defaults.fps,
+        request=request,
+        seconds=progress.seconds,
+        peak_memory_bytes=peak_memory_bytes(video.latents.device),
+    )

@@ -1,0 +1,132 @@
+"""Specs: exact counts, geometry, defaults; and no torch."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from paradit.errors import InputError
+from paradit.models.registry import SUPPORTED_PIPELINES, family
+from paradit.models.spec import read_spec
+from paradit.models.wan.spec import transformer_spec
+from tiny import save_folder, transformer
+
+# The transformer configs of the published checkpoints, huggingface.co/Wan-AI/*-Diffusers, where they differ
+# from the class's defaults.
+PUBLISHED = {
+    "Wan2.1-T2V-1.3B": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+    "Wan2.1-T2V-14B, Wan2.2-T2V-A14B": {},
+    "Wan2.2-TI2V-5B": {
+        "num_attention_heads": 24,
+        "ffn_dim": 14336,
+        "num_layers": 30,
+        "in_channels": 48,
+        "out_channels": 48,
+    },
+    "Wan2.1-I2V-14B": {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120},
+    "Wan2.1-FLF2V-14B": {
+        "in_channels": 36,
+        "image_dim": 1280,
+        "added_kv_proj_dim": 5120,
+        "pos_embed_seq_len": 514,
+    },
+    "other": {"num_layers": 1, "num_attention_heads": 2, "cross_attn_norm": False, "patch_size": (2, 2, 4)},
+}
+
+
+@pytest.mark.parametrize("config", PUBLISHED.values(), ids=PUBLISHED.keys())
+def test_parameter_count_is_the_class_s(config):
+    with torch.device("meta"):
+        model = WanTransformer3DModel(**config)
+    assert transformer_spec(config).num_parameters == sum(p.numel() for p in model.parameters())
+
+
+@torch.no_grad()
+def test_flops_are_those_counted():
+    model = transformer()
+    spec = transformer_spec(model.config)
+    latents, text = torch.randn(1, 16, 3, 8, 8), torch.randn(1, 20, 32)
+    # The counter does not know the fused CPU kernel; the math one is made of products.
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+    ):
+        model(latents, torch.tensor([3]), text)
+    assert spec.flops(3 * 4 * 4, 20) + spec.context_flops(20) == counter.get_total_flops()
+
+
+def test_reads_a_folder(tmp_path):
+    spec = read_spec(save_folder("wan22_a14b", tmp_path, name="tiny", width=64, train_frames=[5, 9]))
+    assert spec.name == "tiny"
+    assert spec.pipeline_class == "WanPipeline"
+    assert len(spec.transformers) == 2
+    assert spec.boundary_ratio == 0.875
+    assert not spec.expand_timesteps
+    assert spec.text_encoder_dim == spec.transformers[0].text_dim == 32
+    assert (spec.defaults.width, spec.defaults.height, spec.defaults.num_frames) == (64, 480, 81)
+    assert (spec.defaults.num_inference_steps, spec.defaults.train_frames) == (40, (5, 9))
+    assert (spec.defaults.guidance_scale, spec.defaults.guidance_scale_2) == (4.0, 3.0)
+    by_component = {weights.component: weights for weights in spec.weights}
+    assert by_component["transformer_2"].parameters == spec.transformers[1].num_parameters
+    stored = (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").stat().st_size
+    assert by_component["vae"].file_bytes == stored
+
+
+def test_geometry(tmp_path):
+    spec = read_spec(save_folder("wan22_ti2v", tmp_path))
+    assert spec.expand_timesteps
+    assert spec.vae.latent_shape(121, 704, 1280) == (48, 31, 44, 80)
+    assert spec.tokens(121, 704, 1280) == 31 * 22 * 40
+    assert spec.size_multiple == (32, 32)
+    assert (spec.defaults.width, spec.defaults.height, spec.defaults.fps) == (1280, 704, 24)
+
+
+def test_memory_grows_with_what_is_asked(tmp_path):
+    spec = read_spec(save_folder("wan21", tmp_path))
+    small, long = (spec.memory_bytes(frames, 480, 832, 2) for frames in (17, 81))
+    assert small["weights"] == long["weights"] > 0
+    assert small["decode"] == long["decode"]  # frames leave as they are decoded
+    assert small["activations"] < long["activations"]
+    assert long["peak"] <= sum(value for part, value in long.items() if part != "peak")
+
+
+def test_refuses_what_it_cannot_read(tmp_path):
+    folder = save_folder("wan21", tmp_path, num_frame=5)
+    with pytest.raises(InputError, match=r"num_frame\b.*num_frames"):
+        read_spec(folder)
+    (folder / "paradit.json").write_text("[")
+    with pytest.raises(InputError, match="JSON"):
+        read_spec(folder)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(InputError, match=r"FluxPipeline.*WanPipeline"):
+        read_spec(folder)
+
+
+def test_a_sharded_component_is_counted_once(tmp_path):
+    folder = save_folder("wan21", tmp_path)
+    plain = read_spec(folder).weights
+    transformer().save_pretrained(folder / "transformer", max_shard_size="100KB")
+    assert len(list((folder / "transformer").glob("*-of-*.safetensors"))) > 1
+    assert [w.parameters for w in read_spec(folder).weights] == [w.parameters for w in plain]
+
+
+def test_specs_import_no_torch(tmp_path):
+    folder = save_folder("wan21", tmp_path)
+    code = (
+        "import sys, pathlib, paradit; from paradit.models.spec import read_spec;"
+        "read_spec(pathlib.Path(sys.argv[1]));"
+        "print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == "[]"
+
+
+def test_supported_classes():
+    assert SUPPORTED_PIPELINES == ("WanPipeline",)
+    assert family("WanPipeline").load.endswith(":load")

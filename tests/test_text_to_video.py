@@ -1,0 +1,122 @@
+"""A generation through the seam equals WanPipeline's, and the streamed decode the VAE's."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import WanPipeline
+
+import paradit
+from paradit.models.spec import read_spec
+from paradit.progress import Progress
+from paradit.requests import Request, resolve
+from paradit.sampling import guidance
+from paradit.text_to_video import load, text_to_video
+from tiny import VARIANTS, save_folder
+
+SIZE = {"width": 64, "height": 32, "num_frames": 9, "num_inference_steps": 4}
+# 32 pixels are one token of the TI2V model: compression 16, patch 2.
+PROMPT, NEGATIVE, SEED = "a red circle", "blurry", 11
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def folder(request, tmp_path_factory):
+    return save_folder(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def expected(folder, dtype=torch.float32, output_type="latent", **settings):
+    pipeline = WanPipeline.from_pretrained(folder, dtype={"vae": torch.float32, "default": dtype})
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(SEED)
+    return pipeline(
+        PROMPT, negative_prompt=NEGATIVE, generator=generator, output_type=output_type, **SIZE, **settings
+    ).frames
+
+
+def ours(folder, dtype="fp32", **settings):
+    request = Request(prompt=PROMPT, negative_prompt=NEGATIVE, seed=SEED, **SIZE, **settings)
+    spec = read_spec(folder)
+    return text_to_video(load(spec, dtype), resolve(request, spec), Progress())
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 6.0])
+def test_equals_the_pipeline(folder, guidance_scale, dtype):
+    video = ours(folder, dtype, guidance_scale=guidance_scale)
+    torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    assert video.latents.dtype == torch.float32
+    assert torch.equal(video.latents, expected(folder, torch_dtype, guidance_scale=guidance_scale))
+
+
+def test_frames_equal_the_pipeline(folder):
+    frames = np.stack(list(ours(folder).frames()))
+    defaults = read_spec(folder).defaults
+    scales = {"guidance_scale": defaults.guidance_scale}
+    if defaults.guidance_scale_2:
+        scales["guidance_scale_2"] = defaults.guidance_scale_2
+    video = expected(folder, output_type="np", **scales)[0]
+    assert frames.shape == (9, 32, 64, 3)
+    assert np.array_equal(frames, (video * 255).round().astype("uint8"))
+
+
+def test_both_experts_serve(tmp_path):
+    spec = read_spec(save_folder("wan22_a14b", tmp_path))
+    model = load(spec, "fp32")
+    served = [model.expert_at(timestep) for timestep in model.scheduler(8).timesteps]
+    assert served == sorted(served)
+    assert set(served) == {0, 1}
+    assert guidance.scales(spec, 4.0) == (4.0, 3.0)
+    assert guidance.scales(spec, 7.0) == (7.0, 7.0)
+
+
+@torch.no_grad()
+def test_decode_streams_and_equals_the_vae(folder):
+    model = load(read_spec(folder), "fp32")
+    vae = model._pipeline.vae
+    latents = torch.randn(1, vae.config.z_dim, 3, 4, 6)
+    parts = model.decode(latents)
+    assert [len(part) for part in parts] == [1, 4, 4]
+
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    whole = vae.decode(latents / (1.0 / std) + mean).sample
+    whole = model._pipeline.video_processor.postprocess_video(whole, output_type="np")[0]
+    assert np.array_equal(np.concatenate(list(model.decode(latents))), (whole * 255).round().astype("uint8"))
+
+
+@torch.no_grad()
+def test_two_decodes_at_a_time_do_not_disturb_each_other(tmp_path):
+    model = load(read_spec(save_folder("wan21", tmp_path)), "fp32")
+    latents = torch.randn(2, 1, 16, 2, 2, 2)
+    alone = [np.concatenate(list(model.decode(each))) for each in latents]
+    first, second = zip(*zip(*(model.decode(each) for each in latents), strict=True), strict=True)
+    assert np.array_equal(np.concatenate(first), alone[0])
+    assert np.array_equal(np.concatenate(second), alone[1])
+
+
+def test_generate(tmp_path):
+    folder = save_folder("wan21", tmp_path, fps=12, num_inference_steps=2)
+    made = paradit.generate(PROMPT, model=str(folder), width=32, height=48, num_frames=5, guidance_scale=2)
+    assert made.frames.shape == (5, 48, 32, 3)
+    assert made.frames.dtype == np.uint8
+    assert made.latents.shape == (1, 16, 2, 6, 4)
+    assert made.fps == 12
+    assert made.request.num_inference_steps == 2
+    assert list(made.seconds) == ["load", "encode", "denoise", "decode"]
+    assert made.peak_memory_bytes > 0
+
+
+def test_progress_is_told(tmp_path):
+    class Told(Progress):
+        def __init__(self):
+            super().__init__()
+            self.steps = []
+
+        def stepped(self, name, done):
+            self.steps.append((name, done))
+
+    progress = Told()
+    folder = save_folder("wan21", tmp_path)
+    paradit.generate(PROMPT, model=str(folder), **SIZE, progress=progress)
+    assert progress.steps == [("denoise", i) for i in (1, 2, 3, 4)] + [("decode", i) for i in (1, 2, 3)]
