@@ -95,9 +95,9 @@ def check_target(path: str | Path, *, fps: float | None = None, overwrite: bool 
         )
     if kind == ".gif" and fps is not None and fps > GIF_MAX_FPS:
         raise InputError(f"fps is at most {GIF_MAX_FPS} in a GIF, got {fps:g}: use {GIF_MAX_FPS}, or .mp4")
-    if not kind and target.is_file():
+    if not kind and os.path.isfile(target):  # noqa: PTH113 (never raises)
         raise InputError(f"output {str(path)!r} is a file, and without a suffix it would be a folder of PNG")
-    if kind or not target.is_dir():
+    if kind or not os.path.isdir(target):  # noqa: PTH112
         check_file("output", target, overwrite=overwrite)
         return
     content = [entry.name for entry in target.iterdir()]
@@ -142,9 +142,9 @@ def check_folder_writable(option: str, folder: Path) -> None:
 
 def video_format(path: str | Path) -> str:
     """The suffix, lower-cased, that says the format; empty for a folder of PNG."""
-    if str(path).endswith(("/", os.sep)) or Path(path).is_dir():
-        return ""
-    return Path(path).suffix.lower()
+    suffix = Path(path).suffix.lower()
+    is_folder = str(path).endswith("/") or os.path.isdir(path)  # noqa: PTH112 (never raises)
+    return "" if is_folder and suffix not in FORMATS else suffix
 
 
 def temporary_name(target: Path) -> Path:
