@@ -169,7 +169,6 @@ def _check_fps(value: Any) -> float:
 
 
 def _check_size(width: int, height: int, spec: ModelSpec) -> None:
-    # spec.size_multiple is one int (pixels), as the brief has it: settled, please keep it so.
     multiple = math.lcm(spec.size_multiple, PIPELINE_MULTIPLE)
     most = spec.transformers[0].max_positions * spec.size_multiple // multiple * multiple
     # Half-way rounds up, and nothing rounds to zero.
