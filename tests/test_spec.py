@@ -81,7 +81,7 @@ def test_geometry(tmp_path):
     assert spec.expand_timesteps
     assert spec.vae.latent_shape(121, 704, 1280) == (48, 31, 44, 80)
     assert spec.tokens(121, 704, 1280) == 31 * 22 * 40
-    assert spec.size_multiple == (32, 32)
+    assert spec.size_multiple == 32
     assert (spec.defaults.width, spec.defaults.height, spec.defaults.fps) == (1280, 704, 24)
 
 

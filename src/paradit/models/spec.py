@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import lcm, prod
 from pathlib import Path
 
 from paradit.models.folder_json import read_json
@@ -132,11 +132,10 @@ class ModelSpec:
     """Text tokens that a prompt is padded or cut to."""
 
     @property
-    def size_multiple(self) -> tuple[int, int]:
-        """(width, height) in pixels must be multiples of these: spatial compression x patch."""
+    def size_multiple(self) -> int:
+        """Widths and heights, in pixels, must be multiples of this: spatial compression x patch."""
         _, patch_height, patch_width = self.transformers[0].patch_size
-        compression = self.vae.spatial_compression
-        return compression * patch_width, compression * patch_height
+        return self.vae.spatial_compression * lcm(patch_height, patch_width)
 
     def tokens(self, num_frames: int, height: int, width: int) -> int:
         """Tokens of a video in the transformer."""
