@@ -1,14 +1,21 @@
-"""What both trainings share: a resumable run with time-based learning rate, averaging and progress."""
+"""What both trainings share: a resumable run with time-based learning rate, averaging and progress.
+
+Data parallel under `torchrun`: every rank draws its own batch, gradients are averaged. On a CPU one
+process a core with one thread each is up to twice as fast as one process with all threads, since the
+operations are small.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
+import os
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 
 def device_and_dtype() -> tuple[torch.device, torch.dtype]:
@@ -20,6 +27,14 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype)
 
 
+def join_world() -> tuple[int, int]:
+    """This process's rank and the number of ranks: (0, 1) unless started by `torchrun`."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    dist.init_process_group("gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
 class Run:
     """Optimiser, averaged weights and the clock of one training.
 
@@ -28,6 +43,7 @@ class Run:
     """
 
     def __init__(self, minutes: float, lr: float, module: torch.nn.Module, decay: float) -> None:
+        self.rank, self.world_size = join_world()
         self.budget, self.lr, self.module, self.decay = minutes * 60, lr, module, decay
         self.optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
         self.average = copy.deepcopy(module).eval().requires_grad_(False)
@@ -45,8 +61,10 @@ class Run:
         """How much of the training lies behind, 0 to 1."""
         return min(self.seconds / self.budget, 1.0)
 
-    def averaged(self) -> torch.nn.Module:
-        return self.average
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
 
     def update(self, loss: torch.Tensor, note: str) -> None:
         """One optimiser step on `loss`; every 15 seconds a line of progress."""
@@ -55,6 +73,8 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss.backward()
+        now = time.monotonic()
+        value, seconds = self._average_gradients(loss.item(), now - self._tick)
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -63,18 +83,33 @@ class Run:
         with torch.no_grad():
             for mine, theirs in zip(self.average.parameters(), self.module.parameters(), strict=True):
                 mine.lerp_(theirs, 1 - decay)
-        now = time.monotonic()
-        self.seconds += now - self._tick
+        self.seconds += seconds
         self._tick = now
-        value = loss.item()
         self._loss = value if self._loss is None else 0.98 * self._loss + 0.02 * value
-        if self.seconds - self._printed >= 15 or self.finished:
+        if self.rank == 0 and (self.seconds - self._printed >= 15 or self.finished):
             self._printed = self.seconds
-            print(f"{self.seconds / 60:6.1f}/{self.budget / 60:.0f} min  step {self.step}  "
-                  f"loss {self._loss:.4f}  lr {rate:.1e}  {note}", flush=True)  # fmt: skip
+            print(
+                f"{self.seconds / 60:6.1f}/{self.budget / 60:.0f} min  step {self.step}  "
+                f"loss {self._loss:.4f}  lr {rate:.1e}  {note}",
+                flush=True,
+            )
+
+    def _average_gradients(self, loss: float, seconds: float) -> tuple[float, float]:
+        """Average gradients, loss and seconds over the ranks, so that all ranks go the same way."""
+        if self.world_size == 1:
+            return loss, seconds
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        flat = torch.cat([*(g.flatten() for g in gradients), torch.tensor([loss, seconds])])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        for gradient, part in zip(
+            gradients, flat.split([g.numel() for g in gradients] + [2])[:-1], strict=True
+        ):
+            gradient.copy_(part.view_as(gradient))
+        return flat[-2].item(), flat[-1].item()
 
     def checkpoint_due(self, seconds: float) -> bool:
-        if self.seconds - self._saved < seconds:
+        if self.rank != 0 or self.seconds - self._saved < seconds:
             return False
         self._saved = self.seconds
         return True

@@ -59,7 +59,7 @@ def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
 
 
 def caption(scene: Scene, rng: np.random.Generator, drop: float = 0.1) -> str:
-    """One wording of the scene: clauses in any order, some left out, and with chance `drop` nothing at all."""
+    """One wording of the scene: clauses in any order, some left out; with chance `drop` nothing at all."""
     if rng.random() < drop:
         return ""
     thing = f"{scene.color if rng.random() > 0.03 else ''} {scene.shape if rng.random() > 0.03 else ''}"

@@ -1,5 +1,6 @@
 """Train the bundled model's text encoder and transformer together, on the frozen VAE's latents:
-`python training/shapes/transformer.py --minutes 90`.
+`python training/shapes/transformer.py --minutes 90`
+(on a CPU: `torchrun --nproc-per-node CORES training/shapes/transformer.py --batch 8 ...`).
 
 Flow matching as Wan does it. A pool of encoded videos grows by a video or so every step. The learning
 rate falls over `--minutes` of training time; stop at any moment and run the command again to go on.
@@ -45,8 +46,8 @@ class Pool:
     the first latent frames of a long video are those of the short one: one encoding serves every length.
     """
 
-    def __init__(self, folder: Path, capacity: int, vae: AutoencoderKLWan, size: int) -> None:
-        self.vae, self.size, self.capacity = vae, size, capacity
+    def __init__(self, folder: Path, capacity: int, vae: AutoencoderKLWan, size: int, run: Run) -> None:
+        self.vae, self.size, self.capacity, self.run = vae, size, capacity, run
         self.device = next(vae.parameters()).device
         self.scenes = [scene for scene in all_scenes() if not scene.held_out]
         self.mean, self.std = (
@@ -57,8 +58,10 @@ class Pool:
         shape = (capacity, vae.config.z_dim, LATENT_FRAMES, side, side)
         path = folder / "pool.npy"
         folder.mkdir(parents=True, exist_ok=True)
-        mode = "r+" if path.exists() else "w+"
-        self.latents = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=shape)
+        if run.rank == 0 and not path.exists():
+            np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
+        run.barrier()
+        self.latents = np.lib.format.open_memmap(path, mode="r+")
         self.count = 0
 
     def scene(self, number: int) -> Scene:
@@ -68,14 +71,16 @@ class Pool:
 
     @torch.no_grad()
     def add(self, num_videos: int) -> None:
-        numbers = range(self.count, self.count + num_videos)
+        """Encode `num_videos` more on every rank."""
+        first = self.count + self.run.rank * num_videos
+        numbers = range(first, first + num_videos)
         videos = [draw(self.scene(i), MAX_FRAMES, np.random.default_rng((4, i)), self.size) for i in numbers]
         pixels = torch.from_numpy(np.stack(videos)).to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         latents = self.vae.encode(pixels).latent_dist.mode().float()
         normalized = ((latents - self.mean) / self.std).cpu().numpy().astype(np.float16)
         for number, latent in zip(numbers, normalized, strict=True):
             self.latents[number % self.capacity] = latent
-        self.count += num_videos
+        self.count += num_videos * self.run.world_size
 
     def batch(self, size: int, latent_frames: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
         """Latents `[B, C, F, h, w]` and a caption each."""
@@ -193,7 +198,7 @@ def main() -> None:
         "--folder", type=Path, default=Path("runs/transformer"), help="checkpoints and result"
     )
     parser.add_argument("--size", type=int, default=96, help="pixels a side")
-    parser.add_argument("--batch", type=int, default=16, help="33-frame videos in a batch")
+    parser.add_argument("--batch", type=int, default=16, help="33-frame videos in a rank's batch")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--pool", type=int, default=8000, help="encoded videos kept")
     parser.add_argument("--first", type=int, default=1000, help="videos encoded before the first step")
@@ -204,25 +209,33 @@ def main() -> None:
     model = TextToLatents().to(device)
     vae = AutoencoderKLWan.from_pretrained(args.vae).to(device)
     run = Run(args.minutes, args.lr, model, decay=0.999)
-    pool = Pool(args.folder, args.pool, vae, args.size)
+    pool = Pool(args.folder, args.pool, vae, args.size, run)
     pool.count = load_training_state(args.folder, run).get("videos", 0)
     with autocast(device, dtype):
         while pool.count < args.first:
             pool.add(10)
-            print(f"encoding the first videos: {pool.count} of {args.first}", end="\r", flush=True)
+            print(f"encoded {pool.count} of the first {args.first} videos", end="\r", flush=True)
+        run.barrier()
         while not run.finished:
-            rng = np.random.default_rng((5, run.step))
-            torch.manual_seed(run.step)
-            pool.add(1)
-            frames = DEFAULT_LATENT_FRAMES if run.step % 2 else int(rng.integers(2, LATENT_FRAMES + 1))
+            rng = np.random.default_rng((5, run.step, run.rank))
+            torch.manual_seed(run.step * run.world_size + run.rank)
+            frames = DEFAULT_LATENT_FRAMES
+            if run.step % 2:  # the same length on every rank, so that none waits for another
+                frames = int(np.random.default_rng(run.step).integers(2, LATENT_FRAMES + 1))
             size = max(1, round(args.batch * DEFAULT_LATENT_FRAMES / frames))
             loss = model.loss(*pool.batch(size, frames, rng))
             run.update(loss, f"{pool.count} videos")
+            pool.add(1)
             if run.checkpoint_due(seconds=240):
-                save_training_state(args.folder, run, videos=pool.count)
-                save_pipeline(run.average, vae, args.folder / "pipeline")
-    save_training_state(args.folder, run, videos=pool.count)
-    save_pipeline(run.average, vae, args.folder / "pipeline")
+                save(run, pool, args.folder)
+    if run.rank == 0:
+        save(run, pool, args.folder)
+
+
+def save(run: Run, pool: Pool, folder: Path) -> None:
+    """Write the state to go on from, and the averaged model as a pipeline folder."""
+    save_training_state(folder, run, videos=pool.count)
+    save_pipeline(run.average, pool.vae, folder / "pipeline")
 
 
 def save_pipeline(model: TextToLatents, vae: AutoencoderKLWan, folder: Path) -> None:

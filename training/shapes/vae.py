@@ -1,4 +1,5 @@
-"""Train the bundled model's VAE from nothing: `python training/shapes/vae.py --minutes 30`.
+"""Train the bundled model's VAE from nothing: `python training/shapes/vae.py --minutes 30`
+(on a CPU: `torchrun --nproc-per-node CORES training/shapes/vae.py ...`).
 
 An `AutoencoderKLWan` of Wan 2.2's form (residual, 2x2 patches) with 8x8x4 compression. The learning
 rate falls over `--minutes` of training time; stop at any moment and run the command again to go on.
@@ -92,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30, help="training time in all, over every start")
     parser.add_argument("--folder", type=Path, default=Path("runs/vae"), help="checkpoints and result")
-    parser.add_argument("--clips", type=int, default=8, help="9-frame clips in a batch")
+    parser.add_argument("--clips", type=int, default=8, help="9-frame clips in a rank's batch")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--kl", type=float, default=3e-4)
     args = parser.parse_args()
@@ -105,9 +106,10 @@ def main() -> None:
             module.weight.data = module.weight.data.to(memory_format=torch.channels_last_3d)
     run = Run(args.minutes, args.lr, vae, decay=0.998)
     load_training_state(args.folder, run)
+    torch.manual_seed(1 + run.rank)
     while not run.finished:
         num_frames = LENGTHS[run.step % len(LENGTHS)]
-        rng = np.random.default_rng((1, run.step))
+        rng = np.random.default_rng((1, run.step, run.rank))
         crop = CROP if run.done < WHOLE_FRAMES_FROM else None
         num_clips = args.clips * (2 if crop else 1) * 9 / num_frames
         video = clips(rng, max(1, round(num_clips)), num_frames, crop).to(device)
@@ -116,8 +118,9 @@ def main() -> None:
         run.update(loss, f"psnr {psnr:.1f} dB on {tuple(video.shape)}")
         if run.checkpoint_due(seconds=180):
             save_training_state(args.folder, run)
-    save_training_state(args.folder, run)
-    finish(run.averaged(), args.folder, device)
+    if run.rank == 0:
+        save_training_state(args.folder, run)
+        finish(run.average, args.folder, device)
 
 
 @torch.no_grad()

@@ -1,0 +1,104 @@
+"""Imports run downwards only, and what must answer at once imports no torch (design, section 5)."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import paradit
+
+PACKAGE = Path(paradit.__file__).parent
+
+# Lowest first; a module may import from its own line and the lines above it. The longest prefix counts.
+LAYERS = [
+    ["errors", "progress", "memory"],
+    ["shapes"],
+    ["models.spec", "models.registry", "models.folder", "models.folder_check", "models.folder_json", "models.hub",
+     "models.wan.spec"],
+    ["requests"],
+    ["distributed"],
+    ["attention"],
+    ["models"],
+    ["sampling"],
+    ["video"],
+    ["stages"],
+    ["text_to_video"],
+    ["engine"],
+    ["cli", "server"],
+]  # fmt: skip
+TORCH_FREE = ["errors", "progress", "shapes", "requests", "scheduling", "planner", "placement", "trace", "video", *LAYERS[2]]
+ONLY_IN = {"diffusers": ["models"], "fastapi": ["server"], "pydantic": ["server"], "typer": ["cli"], "av": ["video"]}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name below `paradit` -> file."""
+    names = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+def covers(prefix: str, name: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def layer(name: str) -> int:
+    matches = [(len(p), level) for level, line in enumerate(LAYERS) for p in line if covers(p, name)]
+    assert matches, f"paradit.{name} has no layer: say in LAYERS where it stands"
+    return max(matches)[1]
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    """Dotted names that a file imports (those for type checking alone do not count)."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if top_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path} imports relatively"
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(set(modules()) - {""}))
+def test_imports_run_downwards(name: str) -> None:
+    known = modules()
+    for imported in imports(known[name]):
+        target = imported.removeprefix("paradit.")
+        if imported.startswith("paradit.") and target in known and target != "":
+            assert layer(target) <= layer(name), f"paradit.{name} imports paradit.{target}, which stands above it"
+        for library, places in ONLY_IN.items():
+            if covers(library, imported):
+                assert any(covers(place, name) for place in places), f"paradit.{name} imports {library}"
+
+
+@pytest.mark.parametrize("name", sorted(n for n in modules() if any(covers(t, n) for t in TORCH_FREE)))
+def test_torch_free_modules_import_no_torch(name: str) -> None:
+    for imported in imports(modules()[name]):
+        assert not any(covers(library, imported) for library in ("torch", "diffusers", "transformers")), imported
+
+
+def test_collectives_stand_in_one_place() -> None:
+    for name, path in modules().items():
+        if not covers("distributed", name):
+            assert not any(covers("torch.distributed", i) for i in imports(path)), name
+
+
+@pytest.mark.parametrize("statement", ["import paradit", "import paradit.cli.main", "import paradit.requests"])
+def test_start_is_quick(statement: str) -> None:
+    script = f"import sys; {statement}; print(*sorted({{'torch', 'diffusers', 'transformers'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == ""
