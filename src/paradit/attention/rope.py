@@ -15,16 +15,17 @@ class Rope:
     positions: Tensor
     """[S, axes], where each token is in the video."""
     cos: Tensor
-    """[1, S, 1, D/2], as is `sin`."""
+    """[1, S, 1, D], the same for both channels of a pair."""
     sin: Tensor
+    """[1, S, 1, D], negative for the first channel of a pair."""
 
     def apply(self, x: Tensor) -> Tensor:
         """x [B, S, H, D], rotated; in the dtype of x, computed in that of the tables."""
-        even, odd = x[..., 0::2], x[..., 1::2]
-        out = torch.empty_like(x)
-        out[..., 0::2] = even * self.cos - odd * self.sin
-        out[..., 1::2] = even * self.sin + odd * self.cos
-        return out
+        # With the pairs swapped first, arithmetic is on contiguous values: half the time of strided halves.
+        swapped = torch.empty_like(x, dtype=self.sin.dtype)
+        swapped[..., 0::2] = x[..., 1::2]
+        swapped[..., 1::2] = x[..., 0::2]
+        return (x * self.cos).add_(swapped.mul_(self.sin)).to(x.dtype)
 
     def shard(self, start: int, stop: int) -> Rope:
         """The rotations of tokens start to stop."""
@@ -38,7 +39,7 @@ class RopeTables:
     """The rotations of every position, by axis: each axis of the video has its own channels of a head."""
 
     cos: tuple[Tensor, ...]
-    """One [positions, channel pairs of the axis] for each axis, as is `sin`."""
+    """One [positions, channels of the axis] for each axis, as is `sin`; both as in `Rope`."""
     sin: tuple[Tensor, ...]
 
     def at(self, positions: Tensor) -> Rope:

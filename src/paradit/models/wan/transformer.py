@@ -142,13 +142,12 @@ class WanTransformer:
         return Layout(grid=(frames, height, width), rope=tables.at(positions))
 
     def rope_tables(self) -> RopeTables:
-        """The module's rotary tables; it stores each angle twice, for both channels of a pair."""
+        """The module's rotary tables, which too hold each angle twice."""
         rope = self.module.rope
         channels = [rope.t_dim, rope.h_dim, rope.w_dim]
-        return RopeTables(
-            cos=tuple(table[:, 0::2] for table in rope.freqs_cos.split(channels, dim=1)),
-            sin=tuple(table[:, 1::2] for table in rope.freqs_sin.split(channels, dim=1)),
-        )
+        sin = rope.freqs_sin.clone()
+        sin[:, 0::2].neg_()
+        return RopeTables(cos=rope.freqs_cos.split(channels, dim=1), sin=sin.split(channels, dim=1))
 
     def context(self, prompt_embeds: Tensor, image_embeds: Tensor | None = None) -> Context:
         """What cross-attention reads of prompt_embeds [B, T, text_dim]; once per prompt.
