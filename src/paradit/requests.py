@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -110,10 +111,10 @@ def warnings_for(request: Request, spec: ModelSpec) -> list[str]:
 
 def parse_size(text: str) -> tuple[int, int]:
     """Width and height of a size written `832x480`. Raises `InputError`."""
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.strip().lstrip("-").isdecimal() for part in parts):
+    match = re.fullmatch(r"(-?[0-9]{1,9})x(-?[0-9]{1,9})", text.strip().lower())
+    if match is None:
         raise InputError(f"size must be written WIDTHxHEIGHT, such as 832x480, got {text!r}")
-    return int(parts[0]), int(parts[1])
+    return int(match[1]), int(match[2])
 
 
 def _default(value: Any, default: Any) -> Any:

@@ -98,13 +98,14 @@ def _write(job: Job, video: Any, overwrite: bool) -> None:
 
 def _save_latents(job: Job, spec: ModelSpec, latents: torch.Tensor) -> None:
     """Save `[1, C, F, h, w]` under the key `latents`, whole or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     assert job.latents is not None
     part = temporary_name(job.latents)
     metadata = {key: str(value) for key, value in _about(job, spec).items() if value is not None}
     try:
-        save_file({"latents": latents.contiguous().cpu()}, part, metadata=metadata)
+        # safetensors' own save_file makes files that only their owner may read.
+        part.write_bytes(save({"latents": latents.contiguous().cpu()}, metadata=metadata))
         part.replace(job.latents)
     finally:
         part.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 from rich.text import Text
 
 from paradit.cli.text import duration, plan_text, result_text
@@ -62,7 +63,7 @@ class Reporter(Progress):
             self._said = now
             rate = done / (now - self._began)
             left = duration((self._total - done) / rate)
-            self._say(f"{name}: {done}/{self._total}, {rate:.2f} steps/s, {left} left")
+            self._say(f"{name}: {done}/{self._total}, {rate:.3g} steps/s, {left} left")
 
     def finished(self, name: str, seconds: float) -> None:
         self._say(f"{name}: done in {duration(seconds)}")
@@ -123,7 +124,7 @@ class TerminalReporter(Reporter):
         if self._bars is None:
             self._bars = Bars(
                 TextColumn("{task.description:<8}"),
-                BarColumn(bar_width=30),
+                BarColumn(bar_width=20),
                 MofNCompleteColumn(),
                 _RateColumn(),
                 console=self._console,
@@ -150,12 +151,17 @@ class TerminalReporter(Reporter):
 
 
 class _RateColumn(ProgressColumn):
+    """`12.3 s, 2.41 steps/s, 8.1 s left`; a stage of one step has only its seconds."""
+
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
     def render(self, task: Task) -> Text:
         elapsed = task.finished_time if task.finished else task.elapsed
         parts = [duration(elapsed or 0.0)]
         if task.total and task.total > 1 and elapsed and task.completed:
             rate = task.completed / elapsed
-            parts.append(f"{rate:.2f} steps/s")
+            parts.append(f"{rate:.3g} steps/s")
             if not task.finished:
                 parts.append(f"{duration((task.total - task.completed) / rate)} left")
         return Text(", ".join(parts))

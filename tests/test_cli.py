@@ -1,0 +1,315 @@
+"""The real command, as a subprocess: what it says, what it leaves behind, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import tiny
+from paradit import __version__
+from paradit.cli.jobs import slug
+from paradit.cli.text import amount, duration
+from paradit.video.reader import read_video
+
+COMMAND = [sys.executable, "-c", "from paradit.cli.main import main; main()"]
+# A run that ends before torch is imported, and says if it was not.
+NO_TORCH = [
+    sys.executable,
+    "-c",
+    "import atexit, sys\n"
+    "atexit.register(lambda: 'torch' in sys.modules and print('TORCH', file=sys.stderr))\n"
+    "from paradit.cli.main import main; main()",
+]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_folder(
+        "wan21",
+        tmp_path_factory.mktemp("models") / "tiny-wan",
+        width=64,
+        height=32,
+        num_frames=5,
+        fps=8,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        train_frames=[5, 9],
+    )
+
+
+def run(
+    arguments: Sequence[str | Path], folder: Path, command: list[str] = COMMAND
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=folder,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+OPTIONS = [
+    "--prompts-file",
+    "--model",
+    "--size",
+    "--num-frames",
+    "--num-inference-steps",
+    "--guidance-scale",
+    "--negative-prompt",
+    "--seed",
+    "--fps",
+    "--dtype",
+    "--latents",
+    "--output",
+    "--overwrite",
+    "--json",
+    "--dry-run",
+    "--help",
+]
+
+
+def test_help_and_version_need_no_torch(tmp_path: Path) -> None:
+    shown = run(["--help"], tmp_path, NO_TORCH)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "generate" in shown.stdout
+    assert run([], tmp_path).stdout == shown.stdout
+    assert run(["--version"], tmp_path, NO_TORCH).stdout == f"{__version__}\n"
+
+
+def test_the_options_are_these(tmp_path: Path) -> None:
+    shown = run(["generate", "--help"], tmp_path, NO_TORCH)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert re.findall(r"^  (?:-o, )?(--[a-z-]+)", shown.stdout, re.MULTILINE) == OPTIONS
+    assert "Example: paradit generate" in shown.stdout
+    assert "[default: the model's]" in shown.stdout
+
+
+BAD = {
+    # name: (arguments, what the line must say); MODEL is a whole model, the others are made below
+    "no prompt": ([], "no prompt"),
+    "empty prompt": (["  "], "prompt is empty"),
+    "two prompts": (["a", "b"], "unexpected extra argument"),
+    "prompt and file": (["a", "--prompts-file", "prompts.txt"], "not both"),
+    "no prompts file": (["--prompts-file", "none.txt"], "'none.txt' cannot be read"),
+    "prompts file without prompts": (["--prompts-file", "comments.txt"], "no prompt"),
+    "prompts file that is no text": (["--prompts-file", "binary.txt"], "not UTF-8"),
+    "frames": (["a", "--num-frames", "18"], "num_frames must be 4n.1 .* got 18: use 17 or 21"),
+    "no frames": (["a", "--num-frames", "0"], "num_frames must be at least 1, got 0"),
+    "size": (["a", "--size", "100x60"], "got 100x60: the nearest is 96x64"),
+    "negative size": (["a", "--size=-16x16"], "width must be at least 1, got -16"),
+    "size format": (["a", "--size", "big"], "WIDTHxHEIGHT.*'big'"),
+    "steps": (["a", "--num-inference-steps", "-1"], "num_inference_steps must be at least 1, got -1"),
+    "not a number": (["a", "--num-inference-steps", "x"], "--num-inference-steps"),
+    "guidance": (["a", "--guidance-scale", "nan"], "guidance_scale must be a finite .* got nan"),
+    "zero guidance": (["a", "--guidance-scale", "0"], "guidance_scale .* got 0"),
+    "fps": (["a", "--fps", "inf"], "fps must be a finite .* got inf"),
+    "seed": (["a", "--seed", "-1"], "seed .* got -1: the nearest is 0"),
+    "dtype": (["a", "--dtype", "fp16"], "bf16, fp32, got 'fp16'"),
+    "option": (["a", "--nonsense"], "No such option: --nonsense"),
+    "missing model": (["a", "--model", "/none/tiny"], "'/none/tiny' is not there"),
+    "misspelt model": (["a", "--model", "broken/pikcled"], "did you mean 'broken/pickled'"),
+    "incomplete model": (["a", "--model", "broken/incomplete"], "vae/config.json is missing"),
+    "unsupported class": (["a", "--model", "broken/flux"], "FluxPipeline.*supported are .*WanPipeline"),
+    "pickled weights": (["a", "--model", "broken/pickled"], "pickled weights .*save_pretrained"),
+    "hub id without a connection": (["a", "--model", "org/name"], "not downloaded earlier"),
+    "missing output folder": (["a", "-o", "none/a.mp4"], "folder 'none' does not exist"),
+    "output in a file": (["a", "-o", "prompts.txt/a.mp4"], "is not a folder"),
+    "output that cannot be written": (["a", "-o", "/proc/a.mp4"], "'/proc' cannot be written"),
+    "output suffix": (["a", "-o", "a.avi"], "'.avi', known are .mp4, .webm, .gif"),
+    "output exists": (["a", "-o", "there.mp4"], "'there.mp4' exists.*--overwrite"),
+    "output is a folder with other files": (["a", "-o", "broken"], "other files"),
+    "fast gif": (["a", "-o", "a.gif", "--fps", "60"], "at most 50 in a GIF, got 60"),
+    "latents exist": (["a", "--latents", "there.safetensors"], "'there.safetensors' exists.*--overwrite"),
+    "latents suffix": (["a", "--latents", "a.pt"], "must end in .safetensors"),
+    "one of many": (["--prompts-file", "prompts.txt", "-o", "there"], "'there/01-two.mp4' exists"),
+    "command": (None, "No such command"),
+}
+
+
+@pytest.fixture(scope="module")
+def place(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the bad commands meet."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "prompts.txt").write_text("# two of them\none\n\ntwo\n")
+    (folder / "comments.txt").write_text("# one\n\n")
+    (folder / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    for name in ("there.mp4", "there.safetensors"):
+        (folder / name).touch()
+    (folder / "there").mkdir()
+    (folder / "there" / "01-two.mp4").touch()
+    for name in ("incomplete", "flux", "pickled"):
+        shutil.copytree(model, folder / "broken" / name)
+    (folder / "broken" / "incomplete" / "vae" / "config.json").unlink()
+    (folder / "broken" / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    weights = folder / "broken" / "pickled" / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    return folder
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_line(model: Path, place: Path, case: str) -> None:
+    before = names(place)
+    arguments, says = BAD[case]
+    command = ["gneerate"] if arguments is None else ["generate", "--model", str(model), *arguments]
+    ended = run(command, place, NO_TORCH)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stdout == ""
+    assert re.fullmatch(r"paradit: error: [^\n]+\n", ended.stderr), ended.stderr  # and torch not imported
+    assert re.search(says, ended.stderr)
+    assert names(place) == before
+
+
+def test_dry_run(model: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "A red circle!", "--model", model, "--num-frames", "13", "--dry-run"]
+    shown = run(arguments, tmp_path, NO_TORCH)
+    assert shown.returncode == 0
+    assert shown.stderr.splitlines() == [
+        "paradit: warning: num_frames 13 is outside the 5 to 9 that the model 'tiny-wan' was trained on: "
+        "the motion may break"
+    ]
+    for words in ("13 frames, 64x32, 8 fps", "16 x 4 x 4 x 8", "32 tokens", "a-red-circle.mp4", "weights"):
+        assert words in shown.stdout
+    shown = run([*arguments, "--json"], tmp_path, NO_TORCH)
+    warning, plan = map(json.loads, shown.stdout.splitlines())
+    assert (warning["event"], plan["event"], shown.stderr) == ("warning", "plan", "")
+    assert (plan["tokens"], plan["latent_shape"]) == (32, [16, 4, 4, 8])
+    assert plan["flops"] > plan["step_flops"] > 0
+    assert plan["memory_bytes"]["weights"] > 0
+    assert not names(tmp_path)
+
+
+def test_a_video_and_its_latents(model: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    ended = run(
+        ["generate", "A red circle!", "--model", model, "--latents", "l.safetensors", "--seed", "7"], tmp_path
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert names(tmp_path) == ["a-red-circle.mp4", "l.safetensors"]
+    frames, fps = read_video(tmp_path / "a-red-circle.mp4")
+    assert (frames.shape, fps) == ((5, 32, 64, 3), 8)
+    with safe_open(tmp_path / "l.safetensors", "pt") as file:
+        assert file.get_slice("latents").get_shape() == [1, 16, 2, 4, 8]
+        assert file.metadata()["prompt"] == "A red circle!"
+        assert file.metadata()["seed"] == "7"
+    lines = ended.stdout.splitlines()
+    assert lines[0] == "a-red-circle.mp4"
+    assert "5 frames, 64x32, 8 fps" in ended.stdout
+    assert "denoise: 2 steps" in ended.stderr
+    for stage in ("load", "encode", "denoise", "decode"):
+        assert re.search(rf"\b{stage} [\d.]+ s", lines[3])
+    assert "peak memory" in lines[4]
+
+
+def test_many_prompts_as_json(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("# two\nred thing\n\nblue thing\n")
+    ended = run(
+        ["generate", "--prompts-file", "prompts.txt", "--model", model, "--json", "-o", "videos",
+         "--latents", "l.safetensors"],
+        tmp_path,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    events = [json.loads(line) for line in ended.stdout.splitlines()]
+    results = [event for event in events if event["event"] == "result"]
+    assert [result["path"] for result in results] == ["videos/00-red-thing.mp4", "videos/01-blue-thing.mp4"]
+    assert [result["latents_path"] for result in results] == ["l-00.safetensors", "l-01.safetensors"]
+    assert [event["stage"] for event in events if event["event"] == "stage_start"].count("load") == 1
+    assert {"stage": "denoise", "done": 2, "total": 2} in [
+        {key: event[key] for key in ("stage", "done", "total")}
+        for event in events
+        if event["event"] == "step"
+    ]
+    assert all(result["peak_memory_bytes"] > 0 for result in results)
+    assert len(names(tmp_path / "videos")) == 2
+
+
+def start(arguments: Sequence[str | Path], folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, "generate", "a", "--json", *map(str, arguments)],
+        cwd=folder,
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(process: subprocess.Popen[str], stage: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["event"] == "step" and event["stage"] == stage:
+            return
+    raise AssertionError(process.communicate()[1])
+
+
+def test_ctrl_c_while_denoising(model: Path, tmp_path: Path) -> None:
+    arguments = ["--num-inference-steps", "1000", "--size", "128x128", "--latents", "l.safetensors"]
+    process = start(["--model", model, *arguments], tmp_path)
+    wait_for_step(process, "denoise")
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)  # an impatient user's second one
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "paradit: interrupted\n")
+    assert not names(tmp_path)
+
+
+def test_termination_while_writing(model: Path, tmp_path: Path) -> None:
+    arguments = ["--num-frames", "201", "--num-inference-steps", "1", "-o", "frames"]
+    process = start(["--model", model, *arguments], tmp_path)
+    wait_for_step(process, "decode")
+    deadline = time.monotonic() + 10
+    while not (partial := names(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert partial, "the video was being written"
+    assert "frames" not in partial
+    assert (process.returncode, errors) == (143, "paradit: terminated\n")
+    assert not names(tmp_path)
+
+
+def test_a_reader_that_goes_away(model: Path, tmp_path: Path) -> None:
+    process = start(["--model", model], tmp_path)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(30) == 1
+    assert not names(tmp_path)
+
+
+def test_names_and_figures() -> None:
+    assert slug("A red circle, moving right!") == "a-red-circle-moving-right"
+    assert slug("...") == "video"
+    assert slug("x" * 99) == "x" * 48
+    assert slug("ein Würfel 日本") == "ein-würfel-日本"
+    assert len(slug("word " * 30)) <= 48
+    assert [duration(s) for s in (0.123, 9.87, 99.96, 3599, 7260)] == [
+        "0.12 s", "9.9 s", "1 min 40 s", "59 min 59 s", "2 h 01 min",
+    ]  # fmt: skip
+    assert [amount(v, "B") for v in (0, 999, 1234, 5.6e9, 2e21)] == [
+        "0 B",
+        "999 B",
+        "1.23 kB",
+        "5.6 GB",
+        "2e+03 EB",
+    ]

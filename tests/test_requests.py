@@ -1,0 +1,158 @@
+"""Every check of a request; the model is only read, never loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import tiny
+from paradit.errors import InputError
+from paradit.models.folder import bundled_folder
+from paradit.models.spec import ModelSpec, read_spec
+from paradit.requests import Request, parse_size, resolve, warnings_for
+
+DEFAULTS = {
+    "width": 96,
+    "height": 96,
+    "num_frames": 33,
+    "fps": 16,
+    "num_inference_steps": 20,
+    "guidance_scale": 4.0,
+    "negative_prompt": "blurred",
+    "train_frames": [5, 49],
+}
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    return read_spec(tiny.save_folder("wan21", tmp_path_factory.mktemp("models") / "tiny", **DEFAULTS))
+
+
+@pytest.fixture(scope="module")
+def refusal(spec: ModelSpec) -> Callable[..., str]:
+    """The one line that a request with these fields gets."""
+
+    def ask(**fields: Any) -> str:
+        with pytest.raises(InputError) as caught:
+            resolve(Request(**({"prompt": "a red circle"} | fields)), spec)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return ask
+
+
+def test_defaults_are_the_models(spec: ModelSpec) -> None:
+    request = resolve(Request(prompt="a red circle"), spec)
+    assert (request.width, request.height, request.num_frames) == (96, 96, 33)
+    assert (request.num_inference_steps, request.guidance_scale, request.fps) == (20, 4.0, 16)
+    assert (request.negative_prompt, request.seed, request.dtype) == ("blurred", 0, None)
+
+
+def test_what_is_given_stays(spec: ModelSpec) -> None:
+    given = Request(
+        prompt="x",
+        negative_prompt="",
+        width=32,
+        height=64,
+        num_frames=1,
+        num_inference_steps=1,
+        guidance_scale=1.0,
+        seed=2**63 - 1,
+        fps=23.976,
+        dtype="bf16",
+    )
+    assert resolve(given, spec) == given
+    assert resolve(given, spec) == resolve(resolve(given, spec), spec)
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n\t"])
+def test_empty_prompt(refusal: Callable[..., str], prompt: str) -> None:
+    assert "prompt is empty" in refusal(prompt=prompt)
+
+
+def test_text_that_is_none(refusal: Callable[..., str]) -> None:
+    assert "UTF-8" in refusal(prompt="a \udcff")
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "advice"),
+    [(2, "use 1 or 5"), (18, "use 17 or 21"), (32, "use 29 or 33"), (0, "at least 1"), (-3, "at least 1")],
+)
+def test_num_frames(refusal: Callable[..., str], num_frames: int, advice: str) -> None:
+    message = refusal(num_frames=num_frames)
+    assert f"got {num_frames}" in message
+    assert advice in message
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "advice"),
+    [
+        (100, 96, "multiples of 16 pixels (the model's patches), got 100x96: the nearest is 96x96"),
+        (104, 90, "the nearest is 112x96"),
+        (1, 7, "the nearest is 16x16"),
+        (96, 10**9, "at most 1024 pixels a side (the model's positions)"),
+    ],
+)
+def test_size(refusal: Callable[..., str], width: int, height: int, advice: str) -> None:
+    assert advice in refusal(width=width, height=height)
+
+
+def test_positions_end(refusal: Callable[..., str]) -> None:
+    assert "num_frames is at most 253" in refusal(num_frames=257)
+
+
+@pytest.mark.parametrize("field", ["width", "height", "num_frames", "num_inference_steps"])
+@pytest.mark.parametrize("value", [0, -16, 1.5, "x", math.nan])
+def test_whole_numbers(refusal: Callable[..., str], field: str, value: object) -> None:
+    message = refusal(**{field: value})
+    assert message.startswith(field)
+    assert str(value) in message
+
+
+@pytest.mark.parametrize("field", ["guidance_scale", "fps"])
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, -math.inf, "x", 10**400])
+def test_numbers(refusal: Callable[..., str], field: str, value: object) -> None:
+    assert refusal(**{field: value}).startswith(f"{field} must be a")
+
+
+@pytest.mark.parametrize(("fps", "nearest"), [(1e-9, "0.1"), (1e9, "1000")])
+def test_fps_range(refusal: Callable[..., str], fps: float, nearest: str) -> None:
+    assert f"the nearest is {nearest}" in refusal(fps=fps)
+
+
+@pytest.mark.parametrize(("seed", "nearest"), [(-1, "0"), (2**63, str(2**63 - 1))])
+def test_seed(refusal: Callable[..., str], seed: int, nearest: str) -> None:
+    assert f"got {seed}: the nearest is {nearest}" in refusal(seed=seed)
+
+
+def test_steps_and_dtype(refusal: Callable[..., str]) -> None:
+    assert "at most 1000, got 1001" in refusal(num_inference_steps=1001)
+    assert "bf16, fp32, got 'fp16'" in refusal(dtype="fp16")
+
+
+def test_parse_size() -> None:
+    assert parse_size("832x480") == (832, 480)
+    assert parse_size("96X64") == (96, 64)
+    for text in ("", "96", "96x", "96x96x3", "axb", "9.5x3", "--1x2", "²x3"):
+        with pytest.raises(InputError, match="WIDTHxHEIGHT"):
+            parse_size(text)
+
+
+def test_warnings(spec: ModelSpec) -> None:
+    def warnings(spec: ModelSpec, **fields: Any) -> list[str]:
+        request = Request(**({"prompt": "a cat on a mat"} | fields))
+        return warnings_for(resolve(request, spec), spec)
+
+    bundled = replace(spec, folder=bundled_folder(), name="shapes")
+    assert not warnings(spec)
+    assert not warnings(bundled, prompt="some RED thing")
+    [words] = warnings(bundled)
+    assert all(word in words for word in ("purple", "triangle", "moving left", "brown"))
+    [frames] = warnings(spec, num_frames=65)
+    assert "65 is outside the 5 to 49" in frames
+    [size] = warnings(bundled, prompt="red", width=64)
+    assert "64x96 is not the 96x96" in size
