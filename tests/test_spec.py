@@ -45,18 +45,19 @@ def test_parameter_count_is_the_class_s(config):
     assert transformer_spec(config).num_parameters == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("timesteps", [1, 48])
 @torch.no_grad()
-def test_flops_are_those_counted():
+def test_flops_are_those_counted(timesteps):
     model = transformer()
     spec = transformer_spec(model.config)
     latents, text = torch.randn(1, 16, 3, 8, 8), torch.randn(1, 20, 32)
+    timestep = torch.tensor([3]) if timesteps == 1 else torch.full((1, timesteps), 3)
     # The counter does not know the fused CPU kernel; the math one is made of products.
-    with (
-        FlopCounterMode(display=False) as counter,
-        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
-    ):
-        model(latents, torch.tensor([3]), text)
-    assert spec.flops(3 * 4 * 4, 20) + spec.context_flops(20) == counter.get_total_flops()
+    math_kernel = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    with FlopCounterMode(display=False) as counter, math_kernel:
+        model(latents, timestep, text)
+    expected = spec.flops(48, text_tokens=20, timesteps=timesteps) + spec.context_flops(20)
+    assert counter.get_total_flops() == expected
 
 
 def test_reads_a_folder(tmp_path):

@@ -35,11 +35,11 @@ class TransformerSpec:
         """Channels of a token: heads x head dim."""
         return self.num_attention_heads * self.attention_head_dim
 
-    def flops(self, tokens: int, text_tokens: int) -> int:
+    def flops(self, tokens: int, text_tokens: int, timesteps: int = 1) -> int:
         """Floating-point operations of one forward of one video's tokens (a multiply-add is two).
 
-        Matrix products only. The text's keys and values are computed once per request and are not
-        part of it: see `context_flops`.
+        timesteps: time embeddings, one, or one for each token with `ModelSpec.expand_timesteps`. Matrix
+        products only. The text's keys and values are computed once per request: see `context_flops`.
         """
         width = self.width
         self_attention = 8 * tokens * width**2 + 4 * tokens**2 * width
@@ -47,7 +47,7 @@ class TransformerSpec:
         feed_forward = 4 * tokens * width * self.ffn_dim
         patch = prod(self.patch_size)
         ends = 2 * tokens * width * patch * (self.in_channels + self.out_channels)
-        time = 2 * (self.freq_dim * width + width**2 + 6 * width**2)
+        time = 2 * timesteps * (self.freq_dim * width + width**2 + 6 * width**2)
         return self.num_layers * (self_attention + cross_attention + feed_forward) + ends + time
 
     def context_flops(self, text_tokens: int) -> int:

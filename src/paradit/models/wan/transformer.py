@@ -61,7 +61,10 @@ class Tokens:
 
 
 class WanBlock:
-    """One WanTransformerBlock, before and after its self-attention."""
+    """One WanTransformerBlock, before and after its self-attention.
+
+    For inference: what a submodule has just made is changed in place, for time and memory.
+    """
 
     def __init__(self, block: Any, layer: int) -> None:
         self._block = block
@@ -72,7 +75,7 @@ class WanBlock:
         block, attn = self._block, self._block.attn1
         shift, scale = _modulation(block.scale_shift_table, tokens.modulation, 0, 2)
         x = tokens.hidden_states
-        x = (block.norm1(x.float()) * (1 + scale) + shift).type_as(x)
+        x = block.norm1(x.float()).mul_(1 + scale).add_(shift).type_as(x)
         if attn.fused_projections:
             query, key, value = attn.to_qkv(x).chunk(3, dim=-1)
             yield _heads(value, attn)
@@ -88,13 +91,13 @@ class WanBlock:
         block = self._block
         gate, shift, scale, ffn_gate = _modulation(block.scale_shift_table, tokens.modulation, 2, 6)
         x = tokens.hidden_states
-        x = (x.float() + _out(attended, block.attn1) * gate).type_as(x)
+        x = _out(attended, block.attn1).float().mul_(gate).add_(x).type_as(x)
 
         normed = block.norm2(x.float()).type_as(x)
-        x = x + self._cross_attention(normed, tokens.context)
+        x = self._cross_attention(normed, tokens.context).add_(x)
 
-        normed = (block.norm3(x.float()) * (1 + scale) + shift).type_as(x)
-        x = (x.float() + block.ffn(normed).float() * ffn_gate).type_as(x)
+        normed = block.norm3(x.float()).mul_(1 + scale).add_(shift).type_as(x)
+        x = block.ffn(normed).float().mul_(ffn_gate).add_(x).type_as(x)
         return replace(tokens, hidden_states=x)
 
     def text_keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,7 +199,7 @@ class WanTransformer:
         """Each token's part of the prediction, [B, S, patch values]; a rank may do it for its own tokens."""
         module, x = self.module, tokens.hidden_states
         shift, scale = _rows(module.scale_shift_table + tokens.temb.unsqueeze(-2))
-        x = (module.norm_out(x.float()) * (1 + scale) + shift).type_as(x)
+        x = module.norm_out(x.float()).mul_(1 + scale).add_(shift).type_as(x)
         values: Tensor = module.proj_out(x)
         return values
 
