@@ -196,6 +196,19 @@ def test_dry_run(model: Path, tmp_path: Path) -> None:
     assert not names(tmp_path)
 
 
+def test_a_hub_model_that_was_downloaded_earlier(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "hub" / "models--org--name"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(model, cache / "snapshots" / ("0" * 40))
+    monkeypatch.setitem(ENV, "HF_HOME", str(tmp_path))
+    shown = run(["generate", "a", "--model", "org/name", "--dry-run"], tmp_path, NO_TORCH)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "tokens" in shown.stdout
+
+
 def test_a_video_and_its_latents(model: Path, tmp_path: Path) -> None:
     from safetensors import safe_open
 

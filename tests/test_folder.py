@@ -43,6 +43,12 @@ def test_a_whole_folder_is_found(whole: Path) -> None:
     download_weights(str(whole), whole)  # nothing to do
 
 
+def test_components_may_be_links(model: Path) -> None:
+    (model / "vae").rename(model.with_name("shared-vae"))
+    (model / "vae").symlink_to(model.with_name("shared-vae"))
+    find_model(str(model))
+
+
 def test_absent_components_are_fine(model: Path) -> None:
     edit_index(model, transformer_2=[None, None], boundary_ratio=None, expand_timesteps=False)
     find_model(str(model))

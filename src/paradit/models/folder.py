@@ -41,8 +41,10 @@ def find_model(name: str) -> Path:
             return folder
     if not folder.is_dir():
         raise InputError(f"model {name!r} is not a folder: --model takes a folder in diffusers' format")
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    check_folder(name, folder, files, local=True)
+    try:
+        check_folder(name, folder, hub.list_files(folder), local=True)
+    except OSError as error:
+        raise InputError(f"model {name!r} cannot be read: {error}") from None
     return folder
 
 

@@ -23,7 +23,8 @@ def download_configs(repo: str) -> tuple[Path, set[str]]:
     try:
         info = HfApi().model_info(repo, timeout=TIMEOUT)
         files = {file.rfilename for file in info.siblings or []}
-        folder = Path(snapshot_download(repo, revision=info.sha, allow_patterns=SMALL_FILES))
+        # By no revision: only so does the cache note which one is the newest, for use without a connection.
+        folder = Path(snapshot_download(repo, allow_patterns=SMALL_FILES))
     except GatedRepoError:
         raise InputError(
             f"model {repo!r} is gated: ask for access on its page, then 'hf auth login'"
@@ -57,4 +58,10 @@ def _earlier_download(repo: str, error: Exception) -> tuple[Path, set[str]]:
             f"model {repo!r} is not a folder here, was not downloaded earlier, "
             f"and the hub does not answer ({reason})"
         ) from None
-    return folder, {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return folder, list_files(folder)
+
+
+def list_files(folder: Path) -> set[str]:
+    """The files in `folder` and its subfolders, which may be links; diffusers' format goes no deeper."""
+    near = [path for entry in folder.iterdir() for path in (entry.iterdir() if entry.is_dir() else [entry])]
+    return {path.relative_to(folder).as_posix() for path in near if path.is_file()}
