@@ -28,8 +28,25 @@ LAYERS = [
     ["engine"],
     ["cli", "server"],
 ]  # fmt: skip
-TORCH_FREE = ["errors", "progress", "shapes", "requests", "scheduling", "planner", "placement", "trace", "video", *LAYERS[2]]
-ONLY_IN = {"diffusers": ["models"], "fastapi": ["server"], "pydantic": ["server"], "typer": ["cli"], "av": ["video"]}
+TORCH_FREE = [
+    "errors",
+    "progress",
+    "shapes",
+    "requests",
+    "scheduling",
+    "planner",
+    "placement",
+    "trace",
+    "video",
+    *LAYERS[2],
+]
+ONLY_IN = {
+    "diffusers": ["models"],
+    "fastapi": ["server"],
+    "pydantic": ["server"],
+    "typer": ["cli"],
+    "av": ["video"],
+}
 
 
 def modules() -> dict[str, Path]:
@@ -51,21 +68,21 @@ def layer(name: str) -> int:
     return max(matches)[1]
 
 
-def imports(path: Path, top_level_only: bool = False) -> set[str]:
-    """Dotted names that a file imports (those for type checking alone do not count)."""
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports, also inside functions; those for type checking alone do not count."""
     found: set[str] = set()
+    known = modules()
 
     def visit(node: ast.AST) -> None:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            return
-        if top_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             return
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path} imports relatively"
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                found.add(submodule if submodule.removeprefix("paradit.") in known else node.module)
         for child in ast.iter_child_nodes(node):
             visit(child)
 
@@ -79,7 +96,9 @@ def test_imports_run_downwards(name: str) -> None:
     for imported in imports(known[name]):
         target = imported.removeprefix("paradit.")
         if imported.startswith("paradit.") and target in known and target != "":
-            assert layer(target) <= layer(name), f"paradit.{name} imports paradit.{target}, which stands above it"
+            assert layer(target) <= layer(name), (
+                f"paradit.{name} imports paradit.{target}, which stands above it"
+            )
         for library, places in ONLY_IN.items():
             if covers(library, imported):
                 assert any(covers(place, name) for place in places), f"paradit.{name} imports {library}"
@@ -88,7 +107,9 @@ def test_imports_run_downwards(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(n for n in modules() if any(covers(t, n) for t in TORCH_FREE)))
 def test_torch_free_modules_import_no_torch(name: str) -> None:
     for imported in imports(modules()[name]):
-        assert not any(covers(library, imported) for library in ("torch", "diffusers", "transformers")), imported
+        assert not any(covers(library, imported) for library in ("torch", "diffusers", "transformers")), (
+            imported
+        )
 
 
 def test_collectives_stand_in_one_place() -> None:
@@ -97,8 +118,12 @@ def test_collectives_stand_in_one_place() -> None:
             assert not any(covers("torch.distributed", i) for i in imports(path)), name
 
 
-@pytest.mark.parametrize("statement", ["import paradit", "import paradit.cli.main", "import paradit.requests"])
+@pytest.mark.parametrize(
+    "statement", ["import paradit", "import paradit.cli.main", "import paradit.requests"]
+)
 def test_start_is_quick(statement: str) -> None:
     script = f"import sys; {statement}; print(*sorted({{'torch', 'diffusers', 'transformers'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.strip() == ""

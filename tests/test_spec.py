@@ -8,11 +8,12 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import UMT5Config, UMT5EncoderModel
 
 from paradit.errors import InputError
 from paradit.models.registry import SUPPORTED_PIPELINES, family
 from paradit.models.spec import read_spec
-from paradit.models.wan.spec import transformer_spec
+from paradit.models.wan.spec import text_encoder_parameters, transformer_spec
 from tiny import save_folder, transformer
 
 # The transformer configs of the published checkpoints, huggingface.co/Wan-AI/*-Diffusers, where they differ
@@ -126,6 +127,32 @@ def test_specs_import_no_torch(tmp_path):
         [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
     )
     assert ran.stdout.strip() == "[]"
+
+
+# google/umt5-xxl, which every published Wan brings, and small ones.
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64},
+        {"vocab_size": 30, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4,
+         "relative_attention_num_buckets": 16},
+    ],
+)  # fmt: skip
+def test_text_encoder_count_is_the_class_s(config):
+    with torch.device("meta"):
+        model = UMT5EncoderModel(UMT5Config(feed_forward_proj="gated-gelu", **config))
+    assert text_encoder_parameters(config) == sum(p.numel() for p in model.parameters())
+
+
+def test_a_model_whose_weights_are_not_downloaded_yet(tmp_path):
+    whole = save_folder("wan21", tmp_path / "whole")
+    there = {w.component: w.parameters for w in read_spec(whole).weights}
+    for file in whole.glob("*/*.safetensors"):
+        file.unlink()
+    index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (whole / "text_encoder" / "model.safetensors.index.json").write_text(json.dumps(index))
+    expected = {w.component: w.parameters for w in read_spec(whole).weights}
+    assert expected == there | {"vae": 0}
 
 
 def test_supported_classes():

@@ -30,7 +30,9 @@ def stored_weights(component: Path) -> tuple[int, int]:
 def _weight_files(component: Path) -> list[Path]:
     # A sharded component's index names its files; others in the folder may be variants of the same weights.
     for index in sorted(component.glob("*.safetensors.index.json")):
-        return [component / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        shards = [component / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        # Of a hub model whose weights are not downloaded yet, the index is there and the shards are not.
+        return shards if all(shard.exists() for shard in shards) else []
     return sorted(component.glob("*.safetensors"))[:1]
 
 

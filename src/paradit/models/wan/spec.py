@@ -38,8 +38,8 @@ def read_spec(folder: Path) -> ModelSpec:
     for name in _COMPONENTS:
         if _is_given(index, name):
             parameters, file_bytes = stored_weights(folder / name)
-            if not parameters and name in transformers:  # not downloaded yet
-                parameters = transformers[name].num_parameters
+            if not parameters:  # not downloaded yet; the VAE's, which are few, stay unknown
+                parameters = _expected_parameters(folder, name, transformers)
             weights.append(Weights(component=name, parameters=parameters, file_bytes=file_bytes))
     return ModelSpec(
         name=own.pop("name", folder.resolve().name),
@@ -121,6 +121,22 @@ def _count_parameters(spec: TransformerSpec, config: Mapping[str, Any]) -> int:
 
 def _linear(inputs: int, outputs: int) -> int:
     return inputs * outputs + outputs
+
+
+def _expected_parameters(folder: Path, component: str, transformers: Mapping[str, TransformerSpec]) -> int:
+    if component in transformers:
+        return transformers[component].num_parameters
+    if component == "text_encoder":
+        return text_encoder_parameters(read_json(folder / component / "config.json"))
+    return 0
+
+
+def text_encoder_parameters(config: Mapping[str, Any]) -> int:
+    """Exact count of a UMT5EncoderModel with this config, whose feed-forward is gated."""
+    width, inner = config["d_model"], config["num_heads"] * config["d_kv"]
+    position_bias = config.get("relative_attention_num_buckets", 32) * config["num_heads"]
+    layer = 4 * width * inner + 3 * width * config["d_ff"] + 2 * width + position_bias
+    return int(config["vocab_size"] * width + config["num_layers"] * layer + width)
 
 
 def vae_spec(config: Mapping[str, Any]) -> VaeSpec:
