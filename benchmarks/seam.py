@@ -10,18 +10,14 @@ must give the same values.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 
 import torch
 from diffusers import WanTransformer3DModel
+from machine import write_results
 from torch import Tensor
 
 from paradit.attention import local
@@ -30,7 +26,6 @@ from paradit.models.spec import read_spec
 from paradit.models.wan.transformer import WanTransformer
 from paradit.sampling.forward import forward, run
 
-RESULTS = Path(__file__).parent / "results"
 TEXT_TOKENS = 512
 
 
@@ -108,13 +103,6 @@ def take_turns(repeats: int, *works: Callable[[], object]) -> Iterator[list[floa
         yield seconds
 
 
-def cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def table(rows: list[dict[str, object]]) -> Iterator[str]:
     yield f"{'case':24} {'tokens':>6} {'seam s':>9} {'diffusers s':>12} {'ratio':>6} {'fastest':>8}  equal"
     for row in rows:
@@ -131,22 +119,13 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=RESULTS / "seam.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
     cases = [] if arguments.model == "none" else [folder_model(arguments.model)]
     rows = [measure(case, arguments.repeats) for case in [*cases, random_wan()]]
     print("\n".join(table(rows)))
-    machine = {
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": arguments.threads,
-        "torch": torch.__version__,
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    result = {"command": " ".join(["python", *sys.argv]), "machine": machine, "rows": rows}
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    write_results("seam", {"cases": rows})
 
 
 if __name__ == "__main__":

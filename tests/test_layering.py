@@ -122,7 +122,8 @@ def test_collectives_stand_in_one_place() -> None:
     "statement", ["import paradit", "import paradit.cli.main", "import paradit.requests"]
 )
 def test_start_is_quick(statement: str) -> None:
-    script = f"import sys; {statement}; print(*sorted({{'torch', 'diffusers', 'transformers'}} & set(sys.modules)))"
+    heavy = {"torch", "diffusers", "transformers"}
+    script = f"import sys; {statement}; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
     )
