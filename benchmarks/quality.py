@@ -13,7 +13,6 @@ import collections
 from pathlib import Path
 
 import numpy as np
-from paradit.text_to_video import load, text_to_video
 
 from machine import write_results
 from paradit.models.folder import find_model
@@ -21,6 +20,7 @@ from paradit.models.spec import read_spec
 from paradit.requests import Request, resolve
 from paradit.shapes.evaluate import Verdict, evaluate
 from paradit.shapes.world import Scene, all_scenes, draw
+from paradit.text_to_video import load, text_to_video
 from paradit.video.contact_sheet import contact_sheet
 
 TRAITS = ("color", "shape", "motion")

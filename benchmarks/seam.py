@@ -17,9 +17,9 @@ from statistics import median
 
 import torch
 from diffusers import WanTransformer3DModel
-from machine import write_results
 from torch import Tensor
 
+from machine import write_results
 from paradit.attention import local
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec

@@ -15,8 +15,10 @@ PACKAGE = Path(paradit.__file__).parent
 LAYERS = [
     ["errors", "progress", "memory"],
     ["shapes"],
-    ["models.spec", "models.registry", "models.folder", "models.folder_check", "models.folder_json", "models.hub",
-     "models.wan.spec"],
+    [
+        *("models.spec", "models.registry", "models.hub", "models.wan.spec"),
+        *("models.folder", "models.folder_check", "models.folder_json"),
+    ],
     ["requests"],
     ["distributed"],
     ["attention"],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from text import TEXT_DIM, build_text_encoder, build_tokenizer, caption, pad_bias
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import UMT5EncoderModel
 
-from paradit.shapes.world import MAX_FRAMES, Scene, all_scenes, draw
+from paradit.shapes.world import FPS, MAX_FRAMES, Scene, all_scenes, draw
 
 CONFIG = {
     "patch_size": (1, 2, 2),
@@ -35,6 +37,18 @@ CONFIG = {
     "num_layers": 6,
     "rope_max_seq_len": 256,
 }
+SIZE = 96
+"""Pixels a side."""
+DEFAULTS = {
+    "name": "shapes",
+    "width": SIZE,
+    "height": SIZE,
+    "num_frames": 33,
+    "fps": FPS,
+    "num_inference_steps": 30,
+    "guidance_scale": 4.0,
+    "train_frames": [5, MAX_FRAMES],
+}
 LATENT_FRAMES = (MAX_FRAMES - 1) // 4 + 1
 DEFAULT_LATENT_FRAMES = 9  # 33 frames
 
@@ -46,15 +60,15 @@ class Pool:
     the first latent frames of a long video are those of the short one: one encoding serves every length.
     """
 
-    def __init__(self, folder: Path, capacity: int, vae: AutoencoderKLWan, size: int, run: Run) -> None:
-        self.vae, self.size, self.capacity, self.run = vae, size, capacity, run
+    def __init__(self, folder: Path, capacity: int, vae: AutoencoderKLWan, run: Run) -> None:
+        self.vae, self.capacity, self.run = vae, capacity, run
         self.device = next(vae.parameters()).device
         self.scenes = [scene for scene in all_scenes() if not scene.held_out]
         self.mean, self.std = (
             torch.tensor(values, device=self.device).view(1, -1, 1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
-        side = size // vae.config.scale_factor_spatial
+        side = SIZE // vae.config.scale_factor_spatial
         shape = (capacity, vae.config.z_dim, LATENT_FRAMES, side, side)
         path = folder / "pool.npy"
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +88,7 @@ class Pool:
         """Encode `num_videos` more on every rank."""
         first = self.count + self.run.rank * num_videos
         numbers = range(first, first + num_videos)
-        videos = [draw(self.scene(i), MAX_FRAMES, np.random.default_rng((4, i)), self.size) for i in numbers]
+        videos = [draw(self.scene(i), MAX_FRAMES, np.random.default_rng((4, i)), SIZE) for i in numbers]
         pixels = torch.from_numpy(np.stack(videos)).to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         latents = self.vae.encode(pixels).latent_dist.mode().float()
         normalized = ((latents - self.mean) / self.std).cpu().numpy().astype(np.float16)
@@ -165,6 +179,13 @@ class TextToLatents(nn.Module):
             nn.init.constant_(block.attn2.norm_q.weight, 1.5)
             nn.init.constant_(block.attn2.norm_k.weight, 1.5)
 
+    def load(self, folder: Path) -> None:
+        """Take the weights of a pipeline folder."""
+        transformer = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer")
+        self.transformer.load_state_dict(transformer.state_dict())
+        text_encoder = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder")
+        self.text_encoder.load_state_dict(text_encoder.state_dict())
+
     def forward(self, noisy: Tensor, timestep: Tensor, captions: list[str]) -> Tensor:
         tokens = self.tokenizer(captions, padding=True, return_tensors="pt").to(noisy.device)
         text = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
@@ -197,8 +218,8 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/transformer"), help="checkpoints and result"
     )
-    parser.add_argument("--size", type=int, default=96, help="pixels a side")
     parser.add_argument("--batch", type=int, default=16, help="33-frame videos in a rank's batch")
+    parser.add_argument("--init", type=Path, help="pipeline folder to start from, such as the shipped one")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--pool", type=int, default=8000, help="encoded videos kept")
     parser.add_argument("--first", type=int, default=1000, help="videos encoded before the first step")
@@ -206,10 +227,13 @@ def main() -> None:
 
     device, dtype = device_and_dtype()
     torch.manual_seed(0)
-    model = TextToLatents().to(device)
+    model = TextToLatents()
+    if args.init:
+        model.load(args.init)
+    model = model.to(device)
     vae = AutoencoderKLWan.from_pretrained(args.vae).to(device)
     run = Run(args.minutes, args.lr, model, decay=0.999)
-    pool = Pool(args.folder, args.pool, vae, args.size, run)
+    pool = Pool(args.folder, args.pool, vae, run)
     pool.count = load_training_state(args.folder, run).get("videos", 0)
     with autocast(device, dtype):
         while pool.count < args.first:
@@ -239,7 +263,7 @@ def save(run: Run, pool: Pool, folder: Path) -> None:
 
 
 def save_pipeline(model: TextToLatents, vae: AutoencoderKLWan, folder: Path) -> None:
-    """Write the diffusers folder that `WanPipeline.from_pretrained` loads."""
+    """Write the diffusers folder that `WanPipeline.from_pretrained` and `paradit` load."""
     WanPipeline(
         tokenizer=model.tokenizer,
         text_encoder=model.text_encoder,
@@ -249,6 +273,7 @@ def save_pipeline(model: TextToLatents, vae: AutoencoderKLWan, folder: Path) -> 
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
     ).save_pretrained(folder)
+    (folder / "paradit.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n")
 
 
 if __name__ == "__main__":
