@@ -3,7 +3,7 @@
 Generates a video for each of `--prompts` combinations that were held out of training, with the command
 line's own defaults, and judges colour, shape and motion with `paradit.shapes.evaluate`. Judges as many
 real synthetic videos beside them, which bounds what the evaluator itself gets wrong. Writes
-`results/quality.json` and, with `--sheet`, a contact sheet of the first dozen.
+`results/quality.json` and, with `--images FOLDER`, a contact sheet of the first dozen and a GIF of six.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import numpy as np
 from machine import write_results
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
+from paradit.progress import Progress
 from paradit.requests import Request, resolve
 from paradit.shapes.evaluate import Verdict, evaluate
 from paradit.shapes.world import Scene, all_scenes, draw
 from paradit.text_to_video import load, text_to_video
 from paradit.video.contact_sheet import contact_sheet
+from paradit.video.writer import open_video
 
 TRAITS = ("color", "shape", "motion")
 
@@ -53,13 +55,22 @@ def mistakes(scenes: list[Scene], verdicts: list[Verdict]) -> dict[str, int]:
     return dict(counts.most_common())
 
 
+def save_gif(videos: list[np.ndarray], path: Path, fps: float) -> None:
+    """Six videos in two rows, twice as large."""
+    rows = [np.concatenate(videos[i : i + 3], axis=2) for i in (0, 3)]
+    frames = np.concatenate(rows, axis=1).repeat(2, axis=1).repeat(2, axis=2)
+    with open_video(path, frames.shape[2], frames.shape[1], fps, overwrite=True) as file:
+        for frame in frames:
+            file.write(frame)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="shapes")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--num-inference-steps", type=int, help="the model's default")
     parser.add_argument("--guidance-scale", type=float, help="the model's default")
-    parser.add_argument("--sheet", type=Path, help="write a contact sheet (PNG) of the first dozen")
+    parser.add_argument("--images", type=Path, help="folder for contact_sheet.png and generated.gif")
     parser.add_argument("--name", default="quality", help="name of the results file")
     args = parser.parse_args()
 
@@ -75,7 +86,7 @@ def main() -> None:
             guidance_scale=args.guidance_scale,
         )
         request = resolve(request, spec)
-        video = np.stack(list(text_to_video(model, request).frames()))
+        video = np.stack(list(text_to_video(model, request, Progress()).frames()))
         verdicts.append(evaluate(video))
         real.append(evaluate(draw(scene, len(video), np.random.default_rng(seed), video.shape[1])))
         right = verdicts[-1].right(scene)
@@ -83,7 +94,7 @@ def main() -> None:
             f"{seed + 1:3} {scene.prompt}: " + ("right" if all(right.values()) else str(verdicts[-1])),
             flush=True,
         )
-        videos.append((scene.prompt, video))
+        videos.append(video)
 
     print(f"\n{'':12}{'color %':>9}{'shape %':>9}{'motion %':>10}{'stray %':>9}{'flicker':>9}")
     results = {"generated": summary(scenes, verdicts), "synthetic": summary(scenes, real)}
@@ -95,8 +106,10 @@ def main() -> None:
     settings = {"num_inference_steps": request.num_inference_steps, "guidance_scale": request.guidance_scale,
                 "prompts": len(scenes), "num_frames": request.num_frames}  # fmt: skip
     write_results(args.name, {"settings": settings, **results, "mistakes": mistakes(scenes, verdicts)})
-    if args.sheet:
-        contact_sheet(videos[:12]).save(args.sheet)
+    if args.images:
+        captions = [scene.prompt for scene in scenes[:12]]
+        contact_sheet(videos[:12], captions).save(args.images / "contact_sheet.png", optimize=True)
+        save_gif(videos[:6], args.images / "generated.gif", spec.defaults.fps)
 
 
 if __name__ == "__main__":

@@ -152,11 +152,11 @@ def _trajectory(
         return (along, still[0], still[2]) if motion in ("moving left", "moving right") else (
             still[0], along, still[2])  # fmt: skip
     if motion == "bouncing":
-        period, height = rng.uniform(0.9, 1.2), rng.uniform(0.36, 0.46)
+        period, height = rng.uniform(1.2, 1.5), rng.uniform(0.28, 0.36)
         phase = (t / period + start) % 1.0
         return still[0], 0.96 - margin - height * 4 * phase * (1 - phase), still[2]
     if motion == "circling":
-        period, orbit = rng.uniform(1.5, 2.1), rng.uniform(0.2, 0.26)
+        period, orbit = rng.uniform(1.9, 2.3), rng.uniform(0.17, 0.21)
         angle = 2 * np.pi * (rng.choice([-1.0, 1.0]) * t / period + start)
         cx, cy = rng.uniform(0.46, 0.54, 2)
         return cx + orbit * np.cos(angle), cy + orbit * np.sin(angle), still[2] * 0.9
