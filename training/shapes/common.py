@@ -1,15 +1,9 @@
-"""What both trainings share: a resumable run with time-based learning rate, averaging and progress.
-
-Data parallel under `torchrun`: every rank draws its own batch, gradients are averaged. On a CPU one
-process a core with one thread each is up to twice as fast as one process with all threads, since the
-operations are small.
-"""
+"""What both trainings share: a resumable run with time-based learning rate, averaging and progress."""
 
 from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -27,14 +21,6 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype)
 
 
-def join_world() -> tuple[int, int]:
-    """This process's rank and the number of ranks: (0, 1) unless started by `torchrun`."""
-    if "RANK" not in os.environ:
-        return 0, 1
-    dist.init_process_group("gloo")
-    return dist.get_rank(), dist.get_world_size()
-
-
 class Run:
     """Optimiser, averaged weights and the clock of one training.
 
@@ -43,7 +29,8 @@ class Run:
     """
 
     def __init__(self, minutes: float, lr: float, module: torch.nn.Module, decay: float) -> None:
-        self.rank, self.world_size = join_world()
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.budget, self.lr, self.module, self.decay = minutes * 60, lr, module, decay
         self.optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
         self.average = copy.deepcopy(module).eval().requires_grad_(False)
@@ -61,8 +48,12 @@ class Run:
         """How much of the training lies behind, 0 to 1."""
         return min(self.seconds / self.budget, 1.0)
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
+    def begin(self) -> None:
+        """Start the clock, on all ranks at once; what came before is preparation and does not count."""
+        self.wait_for_all()
+        self._tick = time.monotonic()
+
+    def wait_for_all(self) -> None:
         if self.world_size > 1:
             dist.barrier()
 
@@ -99,7 +90,8 @@ class Run:
         if self.world_size == 1:
             return loss, seconds
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        flat = torch.cat([*(g.flatten() for g in gradients), torch.tensor([loss, seconds])])
+        rest = gradients[0].new_tensor([loss, seconds])
+        flat = torch.cat([*(g.flatten() for g in gradients), rest])
         dist.all_reduce(flat)
         flat /= self.world_size
         for gradient, part in zip(

@@ -1,14 +1,10 @@
-"""Train the bundled model's text encoder and transformer together, on the frozen VAE's latents:
-`python training/shapes/transformer.py --minutes 90`
-(on a CPU: `torchrun --nproc-per-node CORES training/shapes/transformer.py --batch 8 ...`).
+"""The bundled model's text encoder and transformer, trained together on the frozen VAE's latents.
 
-Flow matching as Wan does it. A pool of encoded videos grows by a video or so every step. The learning
-rate falls over `--minutes` of training time; stop at any moment and run the command again to go on.
+Flow matching as Wan does it. A pool of encoded videos grows by one a rank every step.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 from pathlib import Path
@@ -49,6 +45,8 @@ DEFAULTS = {
     "guidance_scale": 4.0,
     "train_frames": [5, MAX_FRAMES],
 }
+CAPACITY = 8000
+"""Encoded videos kept; about 480 MB on disk."""
 LATENT_FRAMES = (MAX_FRAMES - 1) // 4 + 1
 DEFAULT_LATENT_FRAMES = 9  # 33 frames
 
@@ -60,8 +58,8 @@ class Pool:
     the first latent frames of a long video are those of the short one: one encoding serves every length.
     """
 
-    def __init__(self, folder: Path, capacity: int, vae: AutoencoderKLWan, run: Run) -> None:
-        self.vae, self.capacity, self.run = vae, capacity, run
+    def __init__(self, folder: Path, vae: AutoencoderKLWan, run: Run) -> None:
+        self.vae, self.run = vae, run
         self.device = next(vae.parameters()).device
         self.scenes = [scene for scene in all_scenes() if not scene.held_out]
         self.mean, self.std = (
@@ -69,12 +67,12 @@ class Pool:
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
         side = SIZE // vae.config.scale_factor_spatial
-        shape = (capacity, vae.config.z_dim, LATENT_FRAMES, side, side)
+        shape = (CAPACITY, vae.config.z_dim, LATENT_FRAMES, side, side)
         path = folder / "pool.npy"
         folder.mkdir(parents=True, exist_ok=True)
         if run.rank == 0 and not path.exists():
             np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
-        run.barrier()
+        run.wait_for_all()
         self.latents = np.lib.format.open_memmap(path, mode="r+")
         self.count = 0
 
@@ -93,14 +91,15 @@ class Pool:
         latents = self.vae.encode(pixels).latent_dist.mode().float()
         normalized = ((latents - self.mean) / self.std).cpu().numpy().astype(np.float16)
         for number, latent in zip(numbers, normalized, strict=True):
-            self.latents[number % self.capacity] = latent
+            self.latents[number % CAPACITY] = latent
         self.count += num_videos * self.run.world_size
 
     def batch(self, size: int, latent_frames: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
         """Latents `[B, C, F, h, w]` and a caption each."""
-        first = max(0, self.count - self.capacity)
-        numbers = rng.integers(first, self.count, size)
-        latents = np.stack([self.latents[i % self.capacity, :, :latent_frames] for i in numbers])
+        # Another rank may still be writing the newest ones.
+        written = self.count - self.run.world_size
+        numbers = rng.integers(max(0, self.count - CAPACITY), written, size)
+        latents = np.stack([self.latents[i % CAPACITY, :, :latent_frames] for i in numbers])
         captions = [caption(self.scene(int(i)), rng) for i in numbers]
         return torch.from_numpy(latents).to(self.device).float(), captions
 
@@ -211,49 +210,51 @@ def object_weight(latents: Tensor) -> Tensor:
     return 1 + 2 * ((latents - usual).abs().mean(dim=1) > 0.5).float()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=90, help="training time in all, over every start")
-    parser.add_argument("--vae", type=Path, default=Path("runs/vae/vae"), help="the trained VAE's folder")
-    parser.add_argument(
-        "--folder", type=Path, default=Path("runs/transformer"), help="checkpoints and result"
-    )
-    parser.add_argument("--batch", type=int, default=16, help="33-frame videos in a rank's batch")
-    parser.add_argument("--init", type=Path, help="pipeline folder to start from, such as the shipped one")
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--pool", type=int, default=8000, help="encoded videos kept")
-    parser.add_argument("--first", type=int, default=1000, help="videos encoded before the first step")
-    args = parser.parse_args()
+def train(
+    folder: Path,
+    vae_folder: Path,
+    minutes: float,
+    batch: int,
+    *,
+    init: Path | None = None,
+    lr: float = 1.5e-3,
+) -> None:
+    """Train for `minutes` in all, over every start, and write `folder/pipeline`.
 
+    `batch` is in videos of 33 frames, for each rank. `init` is a pipeline folder whose weights to start
+    from.
+    """
     device, dtype = device_and_dtype()
     torch.manual_seed(0)
     model = TextToLatents()
-    if args.init:
-        model.load(args.init)
+    if init is not None:
+        model.load(init)
     model = model.to(device)
-    vae = AutoencoderKLWan.from_pretrained(args.vae).to(device)
-    run = Run(args.minutes, args.lr, model, decay=0.999)
-    pool = Pool(args.folder, args.pool, vae, run)
-    pool.count = load_training_state(args.folder, run).get("videos", 0)
+    vae = AutoencoderKLWan.from_pretrained(vae_folder).to(device)
+    run = Run(minutes, lr, model, decay=0.999)
+    pool = Pool(folder, vae, run)
+    pool.count = load_training_state(folder, run).get("videos", 0)
+    first_videos = 40 * batch * run.world_size
     with autocast(device, dtype):
-        while pool.count < args.first:
+        while pool.count < first_videos:
             pool.add(10)
-            print(f"encoded {pool.count} of the first {args.first} videos", end="\r", flush=True)
-        run.barrier()
+            if run.rank == 0:
+                print(f"encoded {pool.count} of the first {first_videos} videos", flush=True)
+        run.begin()
         while not run.finished:
             rng = np.random.default_rng((5, run.step, run.rank))
             torch.manual_seed(run.step * run.world_size + run.rank)
             frames = DEFAULT_LATENT_FRAMES
             if run.step % 2:  # the same length on every rank, so that none waits for another
                 frames = int(np.random.default_rng(run.step).integers(2, LATENT_FRAMES + 1))
-            size = max(1, round(args.batch * DEFAULT_LATENT_FRAMES / frames))
+            size = max(1, round(batch * DEFAULT_LATENT_FRAMES / frames))
             loss = model.loss(*pool.batch(size, frames, rng))
             run.update(loss, f"{pool.count} videos")
             pool.add(1)
             if run.checkpoint_due(seconds=240):
-                save(run, pool, args.folder)
+                save(run, pool, folder)
     if run.rank == 0:
-        save(run, pool, args.folder)
+        save(run, pool, folder)
 
 
 def save(run: Run, pool: Pool, folder: Path) -> None:
@@ -274,7 +275,3 @@ def save_pipeline(model: TextToLatents, vae: AutoencoderKLWan, folder: Path) -> 
         ),
     ).save_pretrained(folder)
     (folder / "paradit.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,10 @@
-"""Train the bundled model's VAE from nothing: `python training/shapes/vae.py --minutes 30`
-(on a CPU: `torchrun --nproc-per-node CORES training/shapes/vae.py ...`).
+"""The bundled model's VAE, trained from nothing.
 
-An `AutoencoderKLWan` of Wan 2.2's form (residual, 2x2 patches) with 8x8x4 compression. The learning
-rate falls over `--minutes` of training time; stop at any moment and run the command again to go on.
+An `AutoencoderKLWan` of Wan 2.2's form (residual, 2x2 patches) with 8x8x4 compression.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
@@ -43,6 +40,7 @@ CONFIG = {
 }
 LENGTHS = (9, 9, 9, 17, 9, 5, 17, 33)
 """Frames of a training clip, step by step; a batch has about the same number of frames in all."""
+KL_WEIGHT = 3e-4
 CROP = 48
 """Side (pixels) of the crops of the first part of the training, cut where the object passes."""
 WHOLE_FRAMES_FROM = 0.75
@@ -78,7 +76,7 @@ def object_weight(video: torch.Tensor) -> torch.Tensor:
     return 1 + 4 * F.max_pool3d(inside, (1, 3, 3), stride=1, padding=(0, 1, 1))
 
 
-def loss_of(vae: AutoencoderKLWan, video: torch.Tensor, kl_weight: float) -> tuple[torch.Tensor, float]:
+def loss_of(vae: AutoencoderKLWan, video: torch.Tensor) -> tuple[torch.Tensor, float]:
     posterior = vae.encode(video).latent_dist
     decoded = vae.decode(posterior.sample()).sample.float()
     weight = object_weight(video)
@@ -86,41 +84,41 @@ def loss_of(vae: AutoencoderKLWan, video: torch.Tensor, kl_weight: float) -> tup
     reconstruction = (weight * (error.abs() + error.square())).mean()
     kl = posterior.kl().mean() / posterior.mean[0].numel()
     psnr = -10 * torch.log10(error.detach().square().mean() / 4).item()
-    return reconstruction + kl_weight * kl, psnr
+    return reconstruction + KL_WEIGHT * kl, psnr
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=30, help="training time in all, over every start")
-    parser.add_argument("--folder", type=Path, default=Path("runs/vae"), help="checkpoints and result")
-    parser.add_argument("--clips", type=int, default=8, help="9-frame clips in a rank's batch")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--kl", type=float, default=3e-4)
-    args = parser.parse_args()
+def train(folder: Path, minutes: float, num_clips: int, lr: float = 2e-3) -> None:
+    """Train for `minutes` in all, over every start, and write `folder/vae`; a step sees `num_clips` clips.
 
+    A clip is 9 whole frames, or twice as many crops, or fewer and longer ones.
+    """
     device, dtype = device_and_dtype()
     torch.manual_seed(0)
     vae = AutoencoderKLWan(**CONFIG).to(device)
     for module in vae.modules():  # channels last: a third faster on CPUs
         if isinstance(module, torch.nn.Conv3d):
             module.weight.data = module.weight.data.to(memory_format=torch.channels_last_3d)
-    run = Run(args.minutes, args.lr, vae, decay=0.998)
-    load_training_state(args.folder, run)
+    run = Run(minutes, lr, vae, decay=0.998)
+    load_training_state(folder, run)
+    if run.finished and (folder / "vae").exists():
+        return
     torch.manual_seed(1 + run.rank)
+    run.begin()
     while not run.finished:
         num_frames = LENGTHS[run.step % len(LENGTHS)]
         rng = np.random.default_rng((1, run.step, run.rank))
         crop = CROP if run.done < WHOLE_FRAMES_FROM else None
-        num_clips = args.clips * (2 if crop else 1) * 9 / num_frames
-        video = clips(rng, max(1, round(num_clips)), num_frames, crop).to(device)
+        count = num_clips * (2 if crop else 1) * 9 / num_frames
+        video = clips(rng, max(1, round(count)), num_frames, crop).to(device)
         with autocast(device, dtype):
-            loss, psnr = loss_of(vae, video, args.kl)
+            loss, psnr = loss_of(vae, video)
         run.update(loss, f"psnr {psnr:.1f} dB on {tuple(video.shape)}")
         if run.checkpoint_due(seconds=180):
-            save_training_state(args.folder, run)
+            save_training_state(folder, run)
     if run.rank == 0:
-        save_training_state(args.folder, run)
-        finish(run.average, args.folder, device)
+        save_training_state(folder, run)
+        finish(run.average, folder, device)
+    run.wait_for_all()
 
 
 @torch.no_grad()
@@ -139,7 +137,3 @@ def finish(vae: AutoencoderKLWan, folder: Path, device: torch.device) -> None:
     print(f"33 frames: psnr {-10 * torch.log10(error.square().mean() / 4):.2f} dB, "
           f"{time.monotonic() - started:.1f} s for 8 videos")  # fmt: skip
     vae.save_pretrained(folder / "vae")
-
-
-if __name__ == "__main__":
-    main()

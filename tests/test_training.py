@@ -1,0 +1,34 @@
+"""The training command, for a few steps: it makes a model that loads, and goes on where it was stopped."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from paradit.models.folder import find_model
+from paradit.models.spec import read_spec
+
+ROOT = Path(__file__).parents[1]
+
+
+def train(folder: Path, *options: str) -> str:
+    command = [sys.executable, str(ROOT / "training/shapes/train.py"), "--folder", str(folder), "--batch", "1"]
+    done = subprocess.run(
+        [*command, *options],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_trains_and_goes_on(tmp_path: Path) -> None:
+    first = train(tmp_path, "--vae-minutes", "0.02", "--transformer-minutes", "0.02")
+    assert "going on" not in first
+    spec = read_spec(find_model(str(tmp_path / "transformer" / "pipeline")))
+    assert (spec.name, spec.tokens(33, 96, 96)) == ("shapes", 324)
+    again = train(tmp_path, "--vae-minutes", "0.02", "--transformer-minutes", "0.04")
+    assert again.count("going on from step") == 2
