@@ -12,7 +12,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def train(folder: Path, *options: str) -> str:
-    command = [sys.executable, str(ROOT / "training/shapes/train.py"), "--folder", str(folder), "--batch", "1"]
+    command = [
+        sys.executable,
+        str(ROOT / "training/shapes/train.py"),
+        "--folder",
+        str(folder),
+        "--batch",
+        "1",
+    ]
     done = subprocess.run(
         [*command, *options],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

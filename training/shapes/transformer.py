@@ -88,7 +88,8 @@ class Pool:
         numbers = range(first, first + num_videos)
         videos = [draw(self.scene(i), MAX_FRAMES, np.random.default_rng((4, i)), SIZE) for i in numbers]
         pixels = torch.from_numpy(np.stack(videos)).to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        latents = self.vae.encode(pixels).latent_dist.mode().float()
+        with autocast(self.device, torch.bfloat16):
+            latents = self.vae.encode(pixels).latent_dist.mode().float()
         normalized = ((latents - self.mean) / self.std).cpu().numpy().astype(np.float16)
         for number, latent in zip(numbers, normalized, strict=True):
             self.latents[number % CAPACITY] = latent
@@ -235,24 +236,25 @@ def train(
     pool = Pool(folder, vae, run)
     pool.count = load_training_state(folder, run).get("videos", 0)
     first_videos = 40 * batch * run.world_size
-    with autocast(device, dtype):
-        while pool.count < first_videos:
-            pool.add(10)
-            if run.rank == 0:
-                print(f"encoded {pool.count} of the first {first_videos} videos", flush=True)
-        run.begin()
-        while not run.finished:
-            rng = np.random.default_rng((5, run.step, run.rank))
-            torch.manual_seed(run.step * run.world_size + run.rank)
-            frames = DEFAULT_LATENT_FRAMES
-            if run.step % 2:  # the same length on every rank, so that none waits for another
-                frames = int(np.random.default_rng(run.step).integers(2, LATENT_FRAMES + 1))
-            size = max(1, round(batch * DEFAULT_LATENT_FRAMES / frames))
+    while pool.count < first_videos:
+        pool.add(10)
+        if run.rank == 0:
+            print(f"encoded {pool.count} of the first {first_videos} videos", flush=True)
+    run.begin()
+    while not run.finished:
+        rng = np.random.default_rng((5, run.step, run.rank))
+        torch.manual_seed(run.step * run.world_size + run.rank)
+        frames = DEFAULT_LATENT_FRAMES
+        if run.step % 2:  # the same length on every rank, so that none waits for another
+            frames = int(np.random.default_rng(run.step).integers(2, LATENT_FRAMES + 1))
+        size = max(1, round(batch * DEFAULT_LATENT_FRAMES / frames))
+        # Entered anew each step: autocast keeps its bf16 copies of the weights until it is left.
+        with autocast(device, dtype):
             loss = model.loss(*pool.batch(size, frames, rng))
-            run.update(loss, f"{pool.count} videos")
-            pool.add(1)
-            if run.checkpoint_due(seconds=240):
-                save(run, pool, folder)
+        run.update(loss, f"{pool.count} videos")
+        pool.add(1)
+        if run.checkpoint_due(seconds=240):
+            save(run, pool, folder)
     if run.rank == 0:
         save(run, pool, folder)
 
