@@ -1,11 +1,15 @@
 """A generation through the seam equals WanPipeline's, and the streamed decode the VAE's."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from diffusers import WanPipeline
 
 import paradit
+from paradit import text_to_video as story
+from paradit.errors import InputError
 from paradit.models.spec import read_spec
 from paradit.progress import Progress
 from paradit.requests import Request, resolve
@@ -120,3 +124,17 @@ def test_progress_is_told(tmp_path):
     folder = save_folder("wan21", tmp_path)
     paradit.generate(PROMPT, model=str(folder), **SIZE, progress=progress)
     assert progress.steps == [("denoise", i) for i in (1, 2, 3, 4)] + [("decode", i) for i in (1, 2, 3)]
+
+
+def test_memory_is_checked_before_loading(tmp_path, monkeypatch):
+    spec = read_spec(save_folder("wan21", tmp_path))
+    request = resolve(Request(prompt="a", width=64, height=32, num_frames=5), spec)
+    parts = spec.memory_bytes(5, 32, 64, 4)
+    has = partial(monkeypatch.setattr, story, "total_memory_bytes")
+    has(lambda _: parts["peak"])
+    assert story.check_memory(spec, request) is None
+    has(lambda _: parts["weights"])
+    assert "of memory will be needed, and this machine has" in story.check_memory(spec, request)
+    has(lambda _: parts["weights"] - 1)
+    with pytest.raises(InputError, match=r"for its weights in fp32, and this machine has .* --dtype bf16"):
+        story.check_memory(spec, request)

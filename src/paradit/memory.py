@@ -1,10 +1,18 @@
-"""How much memory this process has needed."""
+"""How much memory there is, and how much this process has needed."""
 
 from __future__ import annotations
 
 import sys
 
+import psutil
 import torch
+
+
+def total_memory_bytes(device: torch.device) -> int:
+    """All memory of the GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return int(psutil.virtual_memory().total)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

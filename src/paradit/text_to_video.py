@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paradit.memory import peak_memory_bytes
+from paradit.errors import InputError
+from paradit.memory import peak_memory_bytes, total_memory_bytes
 from paradit.models.folder import BUNDLED, download_weights, find_model
 from paradit.models.protocol import Frames, VideoModel
 from paradit.models.registry import loader
@@ -58,10 +59,35 @@ class Generated:
 
 def load(spec: ModelSpec, dtype: str | None = None, progress: Progress | None = None) -> VideoModel:
     """Load a model to the GPU, in bf16, where there is one; else to the CPU, in fp32, unless `dtype` says."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("bf16" if device.type == "cuda" else "fp32")
+    device, dtype = _where_and_how(dtype)
     with (progress or Progress()).stage("load"):
         return loader(spec.pipeline_class)(spec, _DTYPES[dtype], device)
+
+
+def _where_and_how(dtype: str | None) -> tuple[torch.device, str]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return device, dtype or ("bf16" if device.type == "cuda" else "fp32")
+
+
+def check_memory(spec: ModelSpec, request: Request) -> str | None:
+    """A warning where a resolved request may need more memory than the device has; before anything is loaded.
+
+    Raises InputError where the weights alone need more.
+    """
+    device, dtype = _where_and_how(request.dtype)
+    width, height, num_frames, _ = _sizes(request)
+    parts = spec.memory_bytes(num_frames, height, width, _DTYPES[dtype].itemsize)
+    total = total_memory_bytes(device)
+    place = f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {total / 1e9:.1f} GB"
+    if parts["weights"] > total:
+        hint = "; --dtype bf16 halves that" if dtype == "fp32" else ""
+        raise InputError(
+            f"model {spec.name!r} needs {parts['weights'] / 1e9:.1f} GB for its weights in {dtype}, "
+            f"and {place}{hint}"
+        )
+    if parts["peak"] > total:
+        return f"about {parts['peak'] / 1e9:.1f} GB of memory will be needed, and {place}"
+    return None
 
 
 def text_to_video(model: VideoModel, request: Request, progress: Progress) -> Video:
@@ -131,6 +157,7 @@ def generate(
         ),
         spec,
     )
+    check_memory(spec, request)
     download_weights(model, folder)
     video = text_to_video(load(spec, request.dtype, progress), request, progress)
     return Generated(

@@ -33,8 +33,18 @@ def generate(options: Options, report: Reporter) -> None:
         for job in jobs:
             report.plan(plan(job, spec))
         return
+    _check_memory(jobs, spec, report)
     download_weights(options.model, folder)
     _run(jobs, spec, options, report)
+
+
+def _check_memory(jobs: list[Job], spec: ModelSpec, report: Reporter) -> None:
+    # Imports torch, to know the device: after all other checks, and before weights are downloaded.
+    from paradit.text_to_video import check_memory
+
+    for warning in dict.fromkeys(check_memory(spec, job.request) for job in jobs):
+        if warning:
+            report.warn(warning)
 
 
 def plan(job: Job, spec: ModelSpec) -> dict[str, Any]:
