@@ -71,7 +71,8 @@ def measure(case: Case, repeats: int) -> dict[str, object]:
 
     def ours() -> list[Tensor]:
         tokens = seam.embed(latents, timestep, contexts[0], layout)
-        return [run(forward(seam, replace(tokens, context=each), local.attend)) for each in contexts]
+        values = [run(forward(seam, replace(tokens, context=each), local.attend)) for each in contexts]
+        return [seam.unpatchify(each, layout) for each in values]
 
     def theirs() -> list[Tensor]:
         return [module(latents, timestep, prompt, return_dict=False)[0] for prompt in prompts]

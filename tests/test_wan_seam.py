@@ -23,7 +23,7 @@ def inputs(model, shape, text_length=9):
 def seam(model, latents, timestep, text, image=None):
     wan = WanTransformer(model)
     tokens = wan.embed(latents, timestep, wan.context(text, image), wan.layout(tuple(latents.shape[2:])))
-    return run(forward(wan, tokens, local.attend))
+    return wan.unpatchify(run(forward(wan, tokens, local.attend)), tokens.layout)
 
 
 def own(model, latents, timestep, text, image=None):
@@ -100,7 +100,8 @@ def test_prompts_share_one_embedding():
     timestep = torch.tensor([500])
     tokens = wan.embed(latents, timestep, wan.context(first), wan.layout(tuple(latents.shape[2:])))
     other = replace(tokens, context=wan.context(second))
-    assert torch.equal(run(forward(wan, other, local.attend)), own(model, latents, timestep, second))
+    prediction = wan.unpatchify(run(forward(wan, other, local.attend)), tokens.layout)
+    assert torch.equal(prediction, own(model, latents, timestep, second))
 
 
 def by_rank(tokens, cuts):
@@ -125,7 +126,7 @@ def test_sharded_tokens_give_the_same_video(per_token, cuts):
         attended = [local.sdpa(query, torch.cat(keys, 1), torch.cat(values, 1)) for query in queries]
         shares = [block.finish(*pair) for pair in zip(shares, attended, strict=True)]
     heads = torch.cat([wan.head(share) for share in shares], dim=1)
-    result = wan.unpatchify(heads, tokens.layout.grid)
+    result = wan.unpatchify(heads, tokens.layout)
     torch.testing.assert_close(result, own(model, latents, timestep, text), atol=1e-5, rtol=1e-5)
 
 

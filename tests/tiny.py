@@ -16,14 +16,14 @@ VARIANTS = ("wan21", "wan22_a14b", "wan22_ti2v")
 TEXT_DIM = 32
 
 
-def transformer(variant: str = "wan21", seed: int = 0) -> WanTransformer3DModel:
+def transformer(variant: str = "wan21", seed: int = 0, heads: int = 2) -> WanTransformer3DModel:
     """A transformer of a variant, or "i2v", with every parameter random, norms and tables too."""
     extra = {
         "wan22_ti2v": {"in_channels": 48, "out_channels": 48},
         "i2v": {"in_channels": 36, "image_dim": 24, "added_kv_proj_dim": 64, "pos_embed_seq_len": None},
     }.get(variant, {})
     config = {
-        "num_attention_heads": 2,
+        "num_attention_heads": heads,
         "attention_head_dim": 32,
         "in_channels": 16,
         "out_channels": 16,
@@ -97,11 +97,11 @@ def text_encoder() -> UMT5EncoderModel:
     return UMT5EncoderModel(config).eval().requires_grad_(False)
 
 
-def save_folder(variant: str, folder: Path, **settings: object) -> Path:
+def save_folder(variant: str, folder: Path, heads: int = 2, **settings: object) -> Path:
     """A whole model folder of a variant in diffusers' format; `settings` go into its paradit.json."""
-    experts = {"transformer": transformer(variant)}
+    experts = {"transformer": transformer(variant, heads=heads)}
     if variant == "wan22_a14b":
-        experts["transformer_2"] = transformer(variant, seed=1)
+        experts["transformer_2"] = transformer(variant, seed=1, heads=heads)
     WanPipeline(
         tokenizer=tokenizer(),
         text_encoder=text_encoder(),

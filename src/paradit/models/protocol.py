@@ -47,6 +47,8 @@ class Block(Protocol):
 class Transformer(Protocol):
     """A diffusion transformer in pieces."""
 
+    num_heads: int
+
     @property
     def blocks(self) -> Sequence[Block]: ...
 
@@ -59,8 +61,11 @@ class Transformer(Protocol):
     def embed(self, latents: Tensor, timestep: Tensor, context: Any, layout: Any) -> Any:
         """The Tokens of latents [B, C, F, H, W]."""
 
-    def unembed(self, tokens: Any) -> Tensor:
-        """The prediction [B, C, F, H, W]."""
+    def head(self, tokens: Any) -> Tensor:
+        """Each token's part of the prediction, [B, S, patch values]; a rank may do it for its own tokens."""
+
+    def unpatchify(self, values: Tensor, layout: Any) -> Tensor:
+        """The prediction [B, C, F, H, W], from all tokens' parts."""
 
 
 class Scheduler(Protocol):

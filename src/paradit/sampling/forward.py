@@ -14,11 +14,11 @@ T = TypeVar("T")
 
 
 def forward(transformer: Transformer, tokens: Tokens, attend: Attend) -> Generator[Wait, None, Tensor]:
-    """The prediction [B, C, F, H, W] for embedded tokens; yields where `attend` would wait."""
+    """Each token's part of the prediction, [B, S, patch values]; yields where `attend` would wait."""
     for layer, block in enumerate(transformer.blocks):
         attended = yield from attend(layer, block.project(tokens), tokens.layout.rope)
         tokens = block.finish(tokens, attended)
-    return transformer.unembed(tokens)
+    return transformer.head(tokens)
 
 
 def run(work: Generator[Wait, None, T]) -> T:

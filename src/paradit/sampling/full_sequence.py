@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from paradit.attention import local
-from paradit.attention.protocol import Attend
 from paradit.models.protocol import VideoModel
 from paradit.progress import Progress
-from paradit.sampling.forward import forward, run
 from paradit.sampling.guidance import guide
+from paradit.sampling.predict import Here, Predictor
 
 
 @torch.no_grad()
@@ -25,31 +22,29 @@ def denoise(
     num_inference_steps: int,
     guidance_scales: tuple[float, ...],
     progress: Progress,
-    attend: Attend = local.attend,
+    predictor: Predictor | None = None,
 ) -> Tensor:
     """The clean latents [B, C, F, h, w], fp32, from noise of that shape.
 
     prompts: embeddings [B, T, text_dim] of the prompt and, for guidance, of the negative prompt.
-    guidance_scales: one for each of the model's experts. Steps are told as stage "denoise".
+    guidance_scales: one for each of the model's experts. predictor: `Here` unless given, in this process.
+    Steps are told as stage "denoise".
     """
+    predictor = predictor or Here()
     _, _, frames, height, width = latents.shape
     layout = model.experts[0].layout((frames, height, width))
     scheduler = model.scheduler(num_inference_steps)
     serving: int | None = None
-    contexts: tuple[Any, ...] = ()
+    contexts: list[Any] = []
     for step, timestep in enumerate(scheduler.timesteps):
         expert = model.expert_at(timestep)
         transformer = model.experts[expert]
         if expert != serving:
             # Timesteps only fall, so an expert that was left does not come back.
-            serving, contexts = expert, tuple(transformer.context(embeds) for embeds in prompts)
-        # Both branches see the same tokens until they meet the text.
-        tokens = transformer.embed(
-            latents.to(model.dtype), model.model_timestep(timestep, latents), contexts[0], layout
+            serving, contexts = expert, predictor.contexts(transformer, prompts)
+        predictions = predictor(
+            transformer, latents.to(model.dtype), model.model_timestep(timestep, latents), contexts, layout
         )
-        predictions = [
-            run(forward(transformer, replace(tokens, context=context), attend)) for context in contexts
-        ]
         prediction = guide(predictions, guidance_scales[expert])
         (latents,) = scheduler.step(prediction, timestep, latents, return_dict=False)
         progress.step("denoise", step + 1)

@@ -34,6 +34,11 @@ class Context:
     text: tuple[tuple[Tensor, Tensor], ...]
     image: tuple[tuple[Tensor, Tensor], ...] | None = None
 
+    @property
+    def batch(self) -> int:
+        """How many prompts."""
+        return len(self.text[0][0])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
@@ -128,12 +133,13 @@ class WanBlock:
 
 
 class WanTransformer:
-    """A WanTransformer3DModel in pieces: embed, then each block's project and finish, then unembed."""
+    """A WanTransformer3DModel in pieces: embed, each block's project and finish, head, unpatchify."""
 
     def __init__(self, module: Any) -> None:
         # A WanTransformer3DModel; diffusers' configs and submodules are untyped.
         self.module = module
         self.blocks = [WanBlock(block, layer) for layer, block in enumerate(module.blocks)]
+        self.num_heads: int = module.config.num_attention_heads
 
     def layout(self, latent_shape: tuple[int, int, int]) -> Layout:
         """Where the tokens of latents of (F, H, W) are; once per request."""
@@ -191,10 +197,6 @@ class WanTransformer:
         projected = embedder.time_proj(embedder.act_fn(temb))
         return temb, projected.unflatten(-1, (6, -1)).float()
 
-    def unembed(self, tokens: Tokens) -> Tensor:
-        """The prediction [B, C, F, H, W] of a whole video's tokens."""
-        return self.unpatchify(self.head(tokens), tokens.layout.grid)
-
     def head(self, tokens: Tokens) -> Tensor:
         """Each token's part of the prediction, [B, S, patch values]; a rank may do it for its own tokens."""
         module, x = self.module, tokens.hidden_states
@@ -203,9 +205,9 @@ class WanTransformer:
         values: Tensor = module.proj_out(x)
         return values
 
-    def unpatchify(self, values: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """[B, F*H*W, patch values] of all tokens of a grid -> [B, C, frames, height, width]."""
-        x = values.reshape(len(values), *grid, *self.module.config.patch_size, -1)
+    def unpatchify(self, values: Tensor, layout: Layout) -> Tensor:
+        """[B, S, patch values] of all of a video's tokens -> the prediction [B, C, F, H, W]."""
+        x = values.reshape(len(values), *layout.grid, *self.module.config.patch_size, -1)
         x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)  # [B, C, F, pf, H, ph, W, pw]
         return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 

@@ -1,0 +1,1 @@
+"""The only place that makes process groups or calls collectives."""

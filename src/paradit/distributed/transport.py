@@ -1,0 +1,87 @@
+"""Uneven all-to-all between the ranks of one group: the one place that chooses how bytes travel.
+
+gloo's `all_to_all_single` reaches half the rate of a limited link, since a receiver's readiness queues behind
+the outgoing payload; point-to-point messages with the receives posted first reach nearly all of it. NCCL's
+grouped all-to-all needs no such care.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Transfer:
+    """Messages on their way; `wait` gives the received ones, in the order of the ranks."""
+
+    def __init__(self, works: Sequence[dist.Work], received: list[Tensor], in_flight: list[Tensor]) -> None:
+        self._works, self._received = works, received
+        # What is being sent must not be freed or reused before it has left.
+        self._in_flight = in_flight
+
+    def wait(self) -> list[Tensor]:
+        for work in self._works:
+            work.wait()
+        self._in_flight = []
+        return self._received
+
+
+class Transport:
+    """All-to-all over a process group, or with itself alone where the group is None."""
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self._group = group
+        self.rank = 0 if group is None else group.rank()
+        self.num_ranks = 1 if group is None else group.size()
+        self.bytes_sent = self.bytes_received = 0
+        """Counted over the life of this object; what a rank keeps for itself does not travel."""
+
+    def start(self, outgoing: list[Tensor], sizes: Sequence[int]) -> Transfer:
+        """Send `outgoing[r]` (flat, may be empty) to rank r; `sizes[r]` elements come from it."""
+        mine = outgoing[self.rank]
+        incoming = [mine if rank == self.rank else mine.new_empty(size) for rank, size in enumerate(sizes)]
+        others = [rank for rank in range(self.num_ranks) if rank != self.rank]
+        self.bytes_sent += sum(outgoing[rank].nbytes for rank in others)
+        self.bytes_received += sum(incoming[rank].nbytes for rank in others)
+        if self._group is None:
+            return Transfer([], incoming, [])
+        if dist.get_backend(self._group) == "gloo":
+            works = self._point_to_point(outgoing, incoming)
+            return Transfer(works, incoming, outgoing)
+        return self._all_to_all(outgoing, incoming)
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """Every rank's tensor, by rank; all have one shape."""
+        flat = tensor.reshape(-1)
+        received = self.start([flat] * self.num_ranks, [flat.numel()] * self.num_ranks).wait()
+        return [part.view(tensor.shape) for part in received]
+
+    def _point_to_point(self, outgoing: list[Tensor], incoming: list[Tensor]) -> list[dist.Work]:
+        # Receives first; and each rank begins with its right neighbour, so that not all send to one.
+        turns = [(self.rank + step) % self.num_ranks for step in range(1, self.num_ranks)]
+        operations = [
+            dist.P2POp(dist.irecv, incoming[rank], group=self._group, group_peer=rank)
+            for rank in reversed(turns)
+            if incoming[rank].numel()
+        ]
+        operations += [
+            dist.P2POp(dist.isend, outgoing[rank], group=self._group, group_peer=rank)
+            for rank in turns
+            if outgoing[rank].numel()
+        ]
+        return dist.batch_isend_irecv(operations) if operations else []
+
+    def _all_to_all(self, outgoing: list[Tensor], incoming: list[Tensor]) -> Transfer:
+        sizes = [tensor.numel() for tensor in incoming]
+        sizes[self.rank] = 0
+        sent = [tensor.numel() for tensor in outgoing]
+        sent[self.rank] = 0
+        payload = torch.cat([tensor for rank, tensor in enumerate(outgoing) if rank != self.rank])
+        received = payload.new_empty(sum(sizes))
+        work = dist.all_to_all_single(received, payload, sizes, sent, group=self._group, async_op=True)
+        parts = list(received.split(sizes))
+        parts[self.rank] = incoming[self.rank]
+        return Transfer([work], parts, [payload])

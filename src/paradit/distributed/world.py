@@ -1,0 +1,64 @@
+"""Processes that work together: joining them, and the groups among them.
+
+A `World` is passed along; nothing here is kept in module globals. (torch itself keeps one default group a
+process, so a process is in one world at a time.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from paradit.distributed.transport import Transport
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """All processes of a run, as one of them sees it."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def transport(self) -> Transport:
+        """A transport among all ranks."""
+        return Transport(dist.group.WORLD)
+
+    def transports(self, groups: Sequence[Sequence[int]]) -> list[Transport | None]:
+        """A transport for each group of ranks; None where this rank is not in it.
+
+        Every rank must call it, with the same groups in the same order.
+        """
+        made = [dist.new_group(list(ranks)) for ranks in groups]
+        return [
+            Transport(group) if self.rank in ranks else None
+            for group, ranks in zip(made, groups, strict=True)
+        ]
+
+
+@contextmanager
+def join_world(
+    rank: int, size: int, init_method: str, *, device: torch.device | None = None, timeout: float = 600.0
+) -> Iterator[World]:
+    """Be rank `rank` of `size` processes that meet at `init_method`, such as `file:///path` or `env://`.
+
+    gloo on CPUs, NCCL on GPUs. A collective that takes longer than `timeout` seconds raises RuntimeError.
+    The group is taken down only on a normal end: after an error the others may never come to it, and
+    waiting for them would hang.
+    """
+    device = device or torch.device("cpu")
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=init_method,
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=timeout),
+    )
+    yield World(rank=rank, size=size, device=device)
+    dist.barrier()
+    dist.destroy_process_group()

@@ -1,0 +1,76 @@
+"""Predictions by several ranks: each holds a part of the tokens, or one guidance branch, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paradit.attention.ulysses import ulysses
+from paradit.distributed.exchange import UlyssesExchange
+from paradit.distributed.mesh import Mesh
+from paradit.distributed.redistribution import Redistribution
+from paradit.distributed.shares import Box, Shares
+from paradit.models.protocol import Transformer
+from paradit.sampling.forward import forward, run
+
+
+class Together:
+    """A `Predictor` over a mesh. Branches that a rank computes itself go through it in one batch.
+
+    Exact: the same operations on the same rows as in one process; only how matrix products are cut into
+    tiles may differ, in the last bits.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._exchanges: dict[Shares, UlyssesExchange] = {}
+
+    def contexts(self, transformer: Transformer, prompts: Sequence[Tensor]) -> list[Any]:
+        if self._mesh.cfg_degree == 1:
+            return [transformer.context(torch.cat(list(prompts)))]
+        if len(prompts) != self._mesh.cfg_degree:
+            raise ValueError(f"{len(prompts)} guidance branches on {self._mesh.cfg_degree} groups of ranks")
+        return [transformer.context(prompts[self._mesh.cfg_rank])]
+
+    def __call__(
+        self, transformer: Transformer, latents: Tensor, timestep: Tensor, contexts: list[Any], layout: Any
+    ) -> list[Tensor]:
+        (context,) = contexts
+        batch = context.batch // len(latents)
+        tokens = transformer.embed(
+            latents.repeat(batch, 1, 1, 1, 1),
+            timestep.repeat(batch, *[1] * (timestep.ndim - 1)),
+            context,
+            layout,
+        )
+        values = self._forward(transformer, tokens)
+        if self._mesh.cfg_degree > 1:
+            branches = self._mesh.cfg.all_gather(values)
+        else:
+            branches = list(values.chunk(batch))
+        return [transformer.unpatchify(branch, layout) for branch in branches]
+
+    def _forward(self, transformer: Transformer, tokens: Any) -> Tensor:
+        """The patch values [B, S, P] of all tokens, each rank computing its share."""
+        rank, transport = self._mesh.ulysses_rank, self._mesh.ulysses
+        num_tokens = tokens.hidden_states.shape[1]
+        shares = Shares.equal(num_tokens, transformer.num_heads, transport.num_ranks)
+        if shares not in self._exchanges:
+            self._exchanges[shares] = UlyssesExchange(shares, transport)
+        (mine,) = shares.tokens_of(rank)
+        part = tokens.shard(mine.start, mine.stop)
+        values = run(forward(transformer, part, ulysses(self._exchanges[shares])))
+
+        held = [[Box(0, 1, *_ends(shares, rank))] for rank in range(shares.num_ranks)]
+        everywhere = [[Box(0, 1, 0, num_tokens)]] * shares.num_ranks
+        gather = Redistribution(held, everywhere, transport)
+        (all_values,) = gather.start([values[:, :, None]], like=values[:, :, None]).wait()
+        return all_values[:, :, 0]
+
+
+def _ends(shares: Shares, rank: int) -> tuple[int, int]:
+    (box,) = shares.tokens_of(rank)
+    return box.start, box.stop

@@ -1,0 +1,5 @@
+"""For tests of code that runs on several ranks: `run_world` starts real gloo processes on this machine."""
+
+from paradit.testing.world import WorldError, run_world
+
+__all__ = ["WorldError", "run_world"]

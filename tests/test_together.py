@@ -1,0 +1,74 @@
+"""Final latents on several gloo ranks equal those in one process, for shapes that divide by nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from paradit.distributed.mesh import Mesh
+from paradit.distributed.world import World
+from paradit.models.protocol import VideoModel
+from paradit.models.registry import loader
+from paradit.models.spec import read_spec
+from paradit.progress import Progress
+from paradit.sampling.full_sequence import denoise
+from paradit.sampling.predict import Predictor
+from paradit.sampling.together import Together
+from paradit.testing import run_world
+from tiny import VARIANTS, save_folder
+
+STEPS = 3
+
+
+def final_latents(
+    folder: Path, size: tuple[int, int, int], guided: bool, predictor: Predictor | None
+) -> Tensor:
+    spec = read_spec(folder)
+    model: VideoModel = loader(spec.pipeline_class)(spec, torch.float32, torch.device("cpu"))
+    prompts = ["a red circle", "blurry"] if guided else ["a red circle"]
+    return denoise(
+        model,
+        model.prepare_latents(*size, seed=3),
+        tuple(model.encode_prompt(prompt) for prompt in prompts),
+        num_inference_steps=STEPS,
+        guidance_scales=(3.0,) * len(spec.transformers),
+        progress=Progress(),
+        predictor=predictor,
+    )
+
+
+def on_ranks(world: World, folder: Path, size: tuple[int, int, int], guided: bool, cfg_degree: int) -> Tensor:
+    return final_latents(folder, size, guided, Together(Mesh(world, cfg_degree)))
+
+
+def check(folder: Path, size: tuple[int, int, int], guided: bool, cfg_degree: int, num_ranks: int) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a rank has
+    expected = final_latents(folder, size, guided, None)
+    torch.set_num_threads(threads)
+    for latents in run_world(on_ranks, num_ranks, folder, size, guided, cfg_degree):
+        torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_wan_on_three_ranks(variant: str, tmp_path: Path) -> None:
+    check(save_folder(variant, tmp_path), (9, 64, 96), guided=True, cfg_degree=1, num_ranks=3)
+
+
+@pytest.mark.parametrize(
+    ("heads", "num_ranks", "size"),
+    [
+        (12, 5, (5, 64, 96)),
+        (3, 8, (5, 64, 96)),
+        (2, 2, (9, 48, 48)),  # 27 tokens
+    ],
+)
+def test_what_does_not_divide(heads: int, num_ranks: int, size: tuple[int, int, int], tmp_path: Path) -> None:
+    folder = save_folder("wan21", tmp_path, heads=heads)
+    check(folder, size, guided=True, cfg_degree=1, num_ranks=num_ranks)
+
+
+@pytest.mark.parametrize(("guided", "cfg_degree", "num_ranks"), [(True, 2, 4), (True, 2, 2), (False, 1, 2)])
+def test_guidance_branches(guided: bool, cfg_degree: int, num_ranks: int, tmp_path: Path) -> None:
+    check(save_folder("wan21", tmp_path), (9, 48, 48), guided, cfg_degree, num_ranks)

@@ -1,0 +1,158 @@
+"""Ulysses over shares: layouts, exactness and bytes, for shapes and shares of every kind.
+
+All ranks run in this process: attention is a generator that yields where it would wait, so each rank is taken
+to its next wait in turn, and messages lie in memory meanwhile.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from paradit.attention.local import sdpa
+from paradit.attention.rope import Rope
+from paradit.attention.ulysses import ulysses
+from paradit.distributed.exchange import UlyssesExchange
+from paradit.distributed.redistribution import Redistribution
+from paradit.distributed.shares import Box, Shares, equal_split
+
+DEPTH = 8
+
+
+class MemoryTransport:
+    """Messages between the ranks of one process; the n-th start of one rank meets the n-th of the others."""
+
+    def __init__(self, rank: int, num_ranks: int, mail: dict[tuple[int, int, int], Tensor]) -> None:
+        self.rank, self.num_ranks, self.mail = rank, num_ranks, mail
+        self.started = self.bytes_sent = 0
+
+    def start(self, outgoing: list[Tensor], sizes: Sequence[int]) -> "MemoryTransfer":
+        for rank, message in enumerate(outgoing):
+            self.mail[self.started, self.rank, rank] = message.clone()
+            self.bytes_sent += message.nbytes if rank != self.rank else 0
+        self.started += 1
+        return MemoryTransfer(self, self.started - 1, sizes)
+
+
+class MemoryTransfer:
+    def __init__(self, transport: MemoryTransport, number: int, sizes: Sequence[int]) -> None:
+        self.transport, self.number, self.sizes = transport, number, sizes
+
+    def wait(self) -> list[Tensor]:
+        mail, mine = self.transport.mail, self.transport.rank
+        messages = [mail.pop((self.number, rank, mine)) for rank in range(self.transport.num_ranks)]
+        assert [len(message) for message in messages] == list(self.sizes)
+        return messages
+
+
+def world(num_ranks: int) -> list[MemoryTransport]:
+    mail: dict[tuple[int, int, int], Tensor] = {}
+    return [MemoryTransport(rank, num_ranks, mail) for rank in range(num_ranks)]
+
+
+def run_together(works: list) -> list[Tensor]:
+    """Take every generator to its next wait, in turn, until all have returned."""
+    results: dict[int, Tensor] = {}
+    while len(results) < len(works):
+        for index, work in enumerate(works):
+            if index not in results:
+                try:
+                    next(work)
+                except StopIteration as end:
+                    results[index] = end.value
+    return [results[index] for index in range(len(works))]
+
+
+def no_rotation(num_tokens: int) -> Rope:
+    positions = torch.arange(num_tokens)[:, None]
+    cos = torch.ones(1, num_tokens, 1, DEPTH)
+    return Rope(positions=positions, cos=cos, sin=torch.zeros_like(cos))
+
+
+def attend_on_ranks(shares: Shares, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, list[MemoryTransport]]:
+    transports = world(shares.num_ranks)
+    parts = [x.split(shares.tokens, dim=1) for x in (v, k, q)]
+
+    def projection(rank: int) -> Iterator[Tensor]:
+        yield from (part[rank] for part in parts)
+
+    works = [
+        ulysses(UlyssesExchange(shares, transport))(0, projection(rank), no_rotation(shares.tokens[rank]))
+        for rank, transport in enumerate(transports)
+    ]
+    return torch.cat(run_together(works), dim=1), transports
+
+
+SHARES = {
+    "one rank": Shares.equal(27, 3, 1),
+    "27 tokens on 2": Shares.equal(27, 4, 2),
+    "12 heads on 5": Shares.equal(40, 12, 5),
+    "3 heads on 8": Shares.equal(64, 3, 8),
+    "24 heads on 7": Shares.equal(70, 24, 7),
+    "more ranks than rows": Shares.equal(2, 1, 3),
+    "a rank without tokens": Shares(num_heads=3, tokens=(10, 0, 7), work=equal_split(51, 3)),
+    "a rank without work": Shares(num_heads=3, tokens=(10, 7), work=(51, 0)),
+    "all work where no tokens are": Shares(num_heads=2, tokens=(9, 0), work=(0, 18)),
+    "uneven everything": Shares(num_heads=5, tokens=(1, 20, 3, 0), work=(40, 3, 70, 7)),
+}
+each_share = pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
+
+
+def random_qkv(shares: Shares) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, shares.num_tokens, shares.num_heads, DEPTH)
+    return [torch.randn(shape, generator=generator) for _ in range(3)]
+
+
+@each_share
+def test_equals_attention_in_one_place(shares: Shares) -> None:
+    q, k, v = random_qkv(shares)
+    attended, _ = attend_on_ranks(shares, q, k, v)
+    assert attended.shape == q.shape
+    torch.testing.assert_close(attended, sdpa(q, k, v), rtol=0, atol=1e-6)
+
+
+@each_share
+def test_bytes_are_those_that_the_exchange_says(shares: Shares) -> None:
+    _, transports = attend_on_ranks(shares, *random_qkv(shares))
+    exchange = UlyssesExchange(shares, transports[0])
+    said = [
+        exchange.bytes_sent(rank, batch=2, head_dim=DEPTH, itemsize=4) for rank in range(shares.num_ranks)
+    ]
+    assert [transport.bytes_sent for transport in transports] == said
+
+
+def indices(box: Box, num_heads: int) -> Tensor:
+    """A box's tensor [1, tokens, heads, 1] whose values say which token and head they are."""
+    tokens = torch.arange(box.start, box.stop)[:, None] * num_heads
+    return (tokens + torch.arange(box.first_head, box.last_head))[None, :, :, None]
+
+
+@each_share
+@pytest.mark.parametrize("move", ["queries", "heads", "results"])
+def test_every_value_arrives_where_it_belongs(shares: Shares, move: str) -> None:
+    transports = world(shares.num_ranks)
+    ranks = range(shares.num_ranks)
+    tokens, work, heads = (
+        [of(r) for r in ranks] for of in (shares.tokens_of, shares.work_of, shares.heads_of)
+    )
+    source, target = {"queries": (tokens, work), "heads": (tokens, heads), "results": (work, tokens)}[move]
+    arrivals = [
+        Redistribution(source, target, transport).start(
+            [indices(box, shares.num_heads) for box in source[rank]],
+            like=torch.zeros(1, 1, 1, 1, dtype=torch.int64),
+        )
+        for rank, transport in enumerate(transports)
+    ]
+    for rank, arrival in enumerate(arrivals):
+        received = arrival.wait()
+        assert len(received) == len(target[rank])
+        for box, tensor in zip(target[rank], received, strict=True):
+            assert torch.equal(tensor, indices(box, shares.num_heads))
+        assert arrival.wait() is received  # waiting twice is harmless
+
+
+def test_refuses_shares_for_another_number_of_ranks() -> None:
+    with pytest.raises(ValueError, match="shares for 3 ranks, and 2 exchange"):
+        UlyssesExchange(Shares.equal(6, 1, 3), world(2)[0])

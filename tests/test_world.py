@@ -1,0 +1,78 @@
+"""Several gloo processes: the harness itself, and the exchange over the real transport."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from torch import Tensor
+
+from paradit.attention.local import sdpa
+from paradit.attention.ulysses import ulysses
+from paradit.distributed.exchange import UlyssesExchange
+from paradit.distributed.shares import Shares
+from paradit.distributed.world import World
+from paradit.sampling.forward import run
+from paradit.testing import WorldError, run_world
+from test_ulysses import SHARES, no_rotation, random_qkv
+
+
+def tell(world: World, word: str) -> tuple[int, int, str]:
+    return world.rank, world.size, word
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_results_come_by_rank(num_ranks: int) -> None:
+    assert run_world(tell, num_ranks, "a") == [(rank, num_ranks, "a") for rank in range(num_ranks)]
+
+
+def fail_on(world: World, rank: int) -> None:
+    if world.rank == rank:
+        raise ZeroDivisionError(f"on purpose, on rank {rank}")
+    world.transport().start([torch.zeros(1)] * world.size, [1] * world.size).wait()
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_failure_is_the_failing_rank_s(rank: int) -> None:
+    start = time.monotonic()
+    with pytest.raises(WorldError, match=rf"(?s)rank {rank} of 3: Traceback.*on purpose, on rank {rank}"):
+        run_world(fail_on, 3, rank)
+    assert time.monotonic() - start < 30
+
+
+def die(world: World) -> None:
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    world.transport().start([torch.zeros(1)] * world.size, [1] * world.size).wait()
+
+
+def test_a_killed_rank_is_named() -> None:
+    with pytest.raises(WorldError, match="rank 1 of 2: the process died: SIGKILL"):
+        run_world(die, 2)
+
+
+def hang(world: World) -> None:
+    if world.rank == 0:
+        time.sleep(1000)
+
+
+def test_a_hang_ends_and_shows_where_it_was() -> None:
+    with pytest.raises(WorldError, match=r"(?s)rank 0 of 2: did not end within 3 s.*in hang"):
+        run_world(hang, 2, timeout=3.0)
+
+
+def attend(world: World, shares: Shares) -> tuple[Tensor, int]:
+    q, k, v = (x.split(shares.tokens, dim=1)[world.rank] for x in random_qkv(shares))
+    transport = world.transport()
+    exchange = UlyssesExchange(shares, transport)
+    attended = run(ulysses(exchange)(0, iter((v, k, q)), no_rotation(shares.tokens[world.rank])))
+    assert transport.bytes_sent == exchange.bytes_sent(world.rank, 2, q.shape[3], q.itemsize)
+    return attended
+
+
+@pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
+def test_ulysses_over_gloo_equals_attention_in_one_place(shares: Shares) -> None:
+    q, k, v = random_qkv(shares)
+    attended = torch.cat(run_world(attend, shares.num_ranks, shares), dim=1)
+    torch.testing.assert_close(attended, sdpa(q, k, v), rtol=0, atol=1e-6)
