@@ -20,13 +20,16 @@ LAYERS = [
         *("models.folder", "models.folder_check", "models.folder_json"),
     ],
     ["requests"],
+    ["placement"],
+    ["distributed.shares"],
     ["distributed"],
     ["attention"],
     ["models"],
     ["sampling"],
     ["video"],
     ["stages"],
-    ["text_to_video"],
+    ["text_to_video", "parallel"],
+    ["testing"],
     ["engine"],
     ["cli", "server"],
 ]  # fmt: skip
@@ -41,6 +44,7 @@ TORCH_FREE = [
     "trace",
     "video",
     *LAYERS[2],
+    *("distributed.shares", "engine.job", "engine.run", "cli"),
 ]
 ONLY_IN = {
     "diffusers": ["models"],

@@ -13,7 +13,7 @@ from paradit.models.registry import loader
 from paradit.models.spec import read_spec
 from paradit.progress import Progress
 from paradit.sampling.full_sequence import denoise
-from paradit.sampling.predict import Predictor
+from paradit.sampling.team import Team
 from paradit.sampling.together import Together
 from paradit.testing import run_world
 from tiny import VARIANTS, save_folder
@@ -21,9 +21,7 @@ from tiny import VARIANTS, save_folder
 STEPS = 3
 
 
-def final_latents(
-    folder: Path, size: tuple[int, int, int], guided: bool, predictor: Predictor | None
-) -> Tensor:
+def final_latents(folder: Path, size: tuple[int, int, int], guided: bool, team: Team | None) -> Tensor:
     spec = read_spec(folder)
     model: VideoModel = loader(spec.pipeline_class)(spec, torch.float32, torch.device("cpu"))
     prompts = ["a red circle", "blurry"] if guided else ["a red circle"]
@@ -34,7 +32,7 @@ def final_latents(
         num_inference_steps=STEPS,
         guidance_scales=(3.0,) * len(spec.transformers),
         progress=Progress(),
-        predictor=predictor,
+        team=team,
     )
 
 

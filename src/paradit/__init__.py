@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paradit.parallel import parallelize
     from paradit.text_to_video import generate
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "generate"]
+__all__ = ["__version__", "generate", "parallelize"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from paradit.text_to_video import generate
 
         return generate
+    if name == "parallelize":
+        from paradit.parallel import parallelize
+
+        return parallelize
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from paradit.progress import Progress
 from paradit.requests import Request, resolve
 from paradit.sampling import guidance
 from paradit.sampling.full_sequence import denoise
+from paradit.sampling.team import Alone, Team
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -33,7 +35,7 @@ class Video:
     model: VideoModel
     progress: Progress
 
-    def frames(self) -> Iterator[Frames]:
+    def frames(self) -> Generator[Frames, None, None]:
         """Each frame [H, W, 3], decoded when its turn comes; told as stage "decode"."""
         with self.progress.stage("decode", total=self.latents.shape[2]):
             for latent_frame, frames in enumerate(self.model.decode(self.latents)):
@@ -57,11 +59,21 @@ class Generated:
     peak_memory_bytes: int
 
 
-def load(spec: ModelSpec, dtype: str | None = None, progress: Progress | None = None) -> VideoModel:
-    """Load a model to the GPU, in bf16, where there is one; else to the CPU, in fp32, unless `dtype` says."""
-    device, dtype = _where_and_how(dtype)
+def load(
+    spec: ModelSpec,
+    dtype: str | None = None,
+    progress: Progress | None = None,
+    *,
+    device: torch.device | None = None,
+    denoise_only: bool = False,
+) -> VideoModel:
+    """Load a model to the GPU, in bf16, where there is one; else to the CPU, in fp32, unless told otherwise.
+
+    `denoise_only` leaves out the text encoder and the VAE, for a process that neither encodes nor decodes.
+    """
+    usual, dtype = _where_and_how(dtype)
     with (progress or Progress()).stage("load"):
-        return loader(spec.pipeline_class)(spec, _DTYPES[dtype], device)
+        return loader(spec.pipeline_class)(spec, _DTYPES[dtype], device or usual, denoise_only)
 
 
 def _where_and_how(dtype: str | None) -> tuple[torch.device, str]:
@@ -90,8 +102,14 @@ def check_memory(spec: ModelSpec, request: Request) -> str | None:
     return None
 
 
-def text_to_video(model: VideoModel, request: Request, progress: Progress) -> Video:
-    """Generate the video of a resolved request. Its frames are decoded later, by `Video.frames`."""
+def text_to_video(model: VideoModel, request: Request, progress: Progress, team: Team | None = None) -> Video:
+    """Generate the video of a resolved request. Its frames are decoded later, by `Video.frames`.
+
+    Every process of a `team` calls it with the same request; each gets the latents.
+    """
+    team = team or Alone()
+    team.agree("what is asked for", repr(request).encode())
+    team.agree("the model", model.fingerprint())
     width, height, num_frames, steps = _sizes(request)
     guidance_scale = request.guidance_scale or 1.0
     prompts = [request.prompt]
@@ -99,16 +117,26 @@ def text_to_video(model: VideoModel, request: Request, progress: Progress) -> Vi
         prompts.append(request.negative_prompt or "")
 
     with progress.stage("encode", total=len(prompts)):
-        embeds = tuple(model.encode_prompt(prompt) for prompt in prompts)
+        embeds = tuple(
+            team.share(partial(model.encode_prompt, prompt), model.embeds_shape, model.dtype, model.device)
+            for prompt in prompts
+        )
 
     with progress.stage("denoise", total=steps):
+        noise = team.share(
+            partial(model.prepare_latents, num_frames, height, width, request.seed),
+            (1, *model.spec.vae.latent_shape(num_frames, height, width)),
+            torch.float32,
+            model.device,
+        )
         latents = denoise(
             model,
-            model.prepare_latents(num_frames, height, width, request.seed),
+            noise,
             embeds,
             num_inference_steps=steps,
             guidance_scales=guidance.scales(model.spec, guidance_scale),
             progress=progress,
+            team=team,
         )
     return Video(latents=latents, request=request, model=model, progress=progress)
 

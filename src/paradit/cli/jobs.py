@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paradit.engine.job import Job
 from paradit.errors import InputError
 from paradit.requests import Request, parse_size, resolve
 from paradit.video.writer import check_file, check_folder_writable, check_target, video_format
@@ -32,20 +33,14 @@ class Options:
     seed: int
     fps: float | None
     dtype: str | None
+    ranks: int
+    cfg_degree: int
+    attention: str
     latents: Path | None
     output: str | None
     overwrite: bool
     json: bool
     dry_run: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One video to make, and where to put it."""
-
-    request: Request
-    output: str
-    latents: Path | None
 
 
 def make_jobs(options: Options, prompts: list[str], spec: ModelSpec) -> list[Job]:
@@ -54,10 +49,12 @@ def make_jobs(options: Options, prompts: list[str], spec: ModelSpec) -> list[Job
     numbered = options.prompts_file is not None
     digits = max(2, len(str(len(prompts) - 1)))
     jobs = []
+    folder = output_folder(options)
     for index, request in enumerate(requests):
         number = f"{index:0{digits}d}" if numbered else ""
         output = _output(options.output, request.prompt, number)
-        jobs.append(Job(request=request, output=output, latents=_latents(options.latents, number)))
+        latents = _latents(options.latents, number)
+        jobs.append(Job(request=request, output=output, latents=latents, make_folder=folder))
     for job in jobs:
         _check_files(job, options, numbered)
     return jobs

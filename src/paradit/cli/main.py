@@ -15,6 +15,7 @@ import typer
 
 from paradit import __version__
 from paradit.cli.signals import Stopped, stopping_cleanly
+from paradit.engine.job import RankError
 from paradit.errors import InputError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -40,6 +41,9 @@ def _run() -> int:
         return _end(f"error: {error}", 2)
     except typer.TyperException as error:
         return _end(f"error: {error.format_message()}", 2)
+    except RankError as error:
+        print(f"paradit: error: a rank failed\n{error}", file=sys.stderr, flush=True)
+        return 1
     except Stopped as stopped:
         return _end(stopped.message, stopped.exit_code)
     except BrokenPipeError:
@@ -108,6 +112,17 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         str | None,
         typer.Option(help="bf16 or fp32. [default: bf16 on a GPU, fp32 on a CPU]", metavar="TYPE"),
     ] = None,
+    ranks: Annotated[
+        int, typer.Option(help="Processes on this machine that make each video together.", metavar="N")
+    ] = 1,
+    cfg_degree: Annotated[
+        int,
+        typer.Option(help="2: the two guidance branches on different ranks.", metavar="1|2"),
+    ] = 1,
+    attention: Annotated[
+        str,
+        typer.Option(help="How the ranks share attention: ulysses or auto.", metavar="NAME"),
+    ] = "auto",
     latents: Annotated[
         Path | None,
         typer.Option(
@@ -150,6 +165,9 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         seed=seed,
         fps=fps,
         dtype=dtype,
+        ranks=ranks,
+        cfg_degree=cfg_degree,
+        attention=attention,
         latents=latents,
         output=output,
         overwrite=overwrite,

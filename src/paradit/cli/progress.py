@@ -15,13 +15,13 @@ from rich.table import Column
 from rich.text import Text
 
 from paradit.cli.text import duration, plan_text, result_text
-from paradit.progress import Progress
+from paradit.engine.job import Report
 
 PLAIN_SECONDS = 5.0
 """Where there is no terminal, a stage says at most this often how far it is."""
 
 
-class Reporter(Progress):
+class Reporter(Report):
     """Plain lines: progress and warnings on stderr, results on stdout. Use it as a context manager."""
 
     def __init__(self) -> None:

@@ -28,9 +28,10 @@ def amount(value: float, unit: str) -> str:
 
 def result_text(result: dict[str, Any]) -> str:
     stages = ", ".join(f"{name} {duration(seconds)}" for name, seconds in result["seconds"].items())
-    memory = f"peak memory {amount(result['peak_memory_bytes'], 'B')}"
-    if "peak_gpu_memory_bytes" in result:
-        memory += f", on the GPU {amount(result['peak_gpu_memory_bytes'], 'B')}"
+    by_rank = ", ".join(amount(size, "B") for size in result["peak_memory_bytes_by_rank"])
+    place = "on the GPU " if result["device"] == "cuda" else ""
+    ranks = "" if len(result["peak_memory_bytes_by_rank"]) == 1 else "by rank "
+    memory = f"peak memory {place}{ranks}{by_rank}"
     lines = [
         result["path"],
         f"  {_video(result)}, seed {result['seed']}, model {result['model']}",
@@ -56,6 +57,10 @@ def plan_text(plan: dict[str, Any]) -> str:
         "memory": f"about, in {plan['dtype']}: {memory}",
         "output": plan["path"],
     }
+    if plan["ranks"] > 1:
+        rows["ranks"] = "; ".join(
+            f"{share['rank']}: {share['tokens']} tokens, {share['rows']} rows" for share in plan["shares"]
+        )
     return "\n".join(f"{name + ':':<9}{value}" for name, value in rows.items())
 
 

@@ -59,6 +59,14 @@ class Transport:
         received = self.start([flat] * self.num_ranks, [flat.numel()] * self.num_ranks).wait()
         return [part.view(tensor.shape) for part in received]
 
+    def broadcast(self, tensor: Tensor, root: int = 0) -> Tensor:
+        """The root's tensor; the others pass one of the same kind, whose values do not matter."""
+        flat = tensor.contiguous().view(-1)
+        nothing = flat[:0]
+        outgoing = [flat if self.rank == root else nothing] * self.num_ranks
+        sizes = [flat.numel() if rank == root else 0 for rank in range(self.num_ranks)]
+        return self.start(outgoing, sizes).wait()[root].view(tensor.shape)
+
     def _point_to_point(self, outgoing: list[Tensor], incoming: list[Tensor]) -> list[dist.Work]:
         # Receives first; and each rank begins with its right neighbour, so that not all send to one.
         turns = [(self.rank + step) % self.num_ranks for step in range(1, self.num_ranks)]
@@ -82,6 +90,6 @@ class Transport:
         payload = torch.cat([tensor for rank, tensor in enumerate(outgoing) if rank != self.rank])
         received = payload.new_empty(sum(sizes))
         work = dist.all_to_all_single(received, payload, sizes, sent, group=self._group, async_op=True)
-        parts = list(received.split(sizes))
+        parts: list[Tensor] = list(torch.split(received, sizes))
         parts[self.rank] = incoming[self.rank]
         return Transfer([work], parts, [payload])

@@ -41,6 +41,13 @@ class World:
         ]
 
 
+def current_world(device: torch.device) -> World | None:
+    """The world of the process group that somebody else has initialised, if anybody has."""
+    if not dist.is_initialized():
+        return None
+    return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+
+
 @contextmanager
 def join_world(
     rank: int, size: int, init_method: str, *, device: torch.device | None = None, timeout: float = 600.0

@@ -88,6 +88,13 @@ class VideoModel(Protocol):
     """Of the transformers and the text encoder."""
     experts: Sequence[Transformer]
 
+    @property
+    def embeds_shape(self) -> tuple[int, int, int]:
+        """Of one prompt's embeddings: (1, T, text_dim)."""
+
+    def fingerprint(self) -> bytes:
+        """The same where the same weights are loaded; cheap, so only some of the values go in."""
+
     def encode_prompt(self, prompt: str) -> Tensor:
         """Prompt embeddings [1, T, text_dim], in `dtype`."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from paradit.models.protocol import VideoModel
 from paradit.progress import Progress
 from paradit.sampling.guidance import guide
-from paradit.sampling.predict import Here, Predictor
+from paradit.sampling.team import Alone, Team
 
 
 @torch.no_grad()
@@ -22,15 +22,15 @@ def denoise(
     num_inference_steps: int,
     guidance_scales: tuple[float, ...],
     progress: Progress,
-    predictor: Predictor | None = None,
+    team: Team | None = None,
 ) -> Tensor:
     """The clean latents [B, C, F, h, w], fp32, from noise of that shape.
 
     prompts: embeddings [B, T, text_dim] of the prompt and, for guidance, of the negative prompt.
-    guidance_scales: one for each of the model's experts. predictor: `Here` unless given, in this process.
+    guidance_scales: one for each of the model's experts. team: who computes; this process alone unless given.
     Steps are told as stage "denoise".
     """
-    predictor = predictor or Here()
+    team = team or Alone()
     _, _, frames, height, width = latents.shape
     layout = model.experts[0].layout((frames, height, width))
     scheduler = model.scheduler(num_inference_steps)
@@ -41,8 +41,8 @@ def denoise(
         transformer = model.experts[expert]
         if expert != serving:
             # Timesteps only fall, so an expert that was left does not come back.
-            serving, contexts = expert, predictor.contexts(transformer, prompts)
-        predictions = predictor(
+            serving, contexts = expert, team.contexts(transformer, prompts)
+        predictions = team.predict(
             transformer, latents.to(model.dtype), model.model_timestep(timestep, latents), contexts, layout
         )
         prediction = guide(predictions, guidance_scales[expert])

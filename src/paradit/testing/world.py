@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from paradit.distributed.world import World, join_world
+from paradit.distributed.world import join_world
 
 T = TypeVar("T")
 
@@ -62,10 +62,10 @@ class _Rank:
 
     def __init__(self, context: Any, number: int, size: int, folder: Path, job: tuple[Any, ...]) -> None:
         self.number, self.result, self.failure = number, None, None  # type: tuple[int, Any, str | None]
-        self.stacks = folder / f"stacks-{number}"
+        self.stacks = _stacks(folder, number)
         self.pipe, theirs = context.Pipe(duplex=False)
         self.process = context.Process(
-            target=_run_rank, args=(number, size, folder, self.stacks, theirs, job), daemon=True
+            target=_run_rank, args=(number, size, folder, theirs, job), daemon=True
         )
         self.process.start()
         theirs.close()
@@ -123,12 +123,14 @@ def _give_up(running: list[_Rank], others_failed: bool, timeout: float) -> None:
         rank.failure = f"{why}\n{stack}"
 
 
-def _run_rank(
-    number: int, size: int, folder: Path, stacks: Path, pipe: Connection, job: tuple[Any, ...]
-) -> None:
+def _stacks(folder: Path, number: int) -> Path:
+    return folder / f"stacks-{number}"
+
+
+def _run_rank(number: int, size: int, folder: Path, pipe: Connection, job: tuple[Any, ...]) -> None:
     work, args, timeout = job
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # looking the host's name up is slow, and fails on some machines
-    with stacks.open("w") as file:
+    with _stacks(folder, number).open("w") as file:
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
         try:
             with join_world(number, size, f"file://{folder}/store", timeout=timeout) as world:
@@ -138,6 +140,3 @@ def _run_rank(
             message = pickle.dumps((False, traceback.format_exc()))
         pipe.send_bytes(message)
         pipe.close()
-
-
-__all__ = ["World", "WorldError", "run_world"]

@@ -19,14 +19,19 @@ from paradit.models.wan.decoder import decode
 from paradit.models.wan.transformer import WanTransformer
 
 
-def load(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> WanModel:
-    """Load a checked folder's safetensors; the VAE stays in fp32, as diffusers advises for Wan."""
+def load(spec: ModelSpec, dtype: torch.dtype, device: torch.device, denoise_only: bool = False) -> WanModel:
+    """Load a checked folder's safetensors; the VAE stays in fp32, as diffusers advises for Wan.
+
+    `denoise_only` leaves the text encoder and the VAE out.
+    """
+    left_out = dict.fromkeys(("text_encoder", "tokenizer", "vae")) if denoise_only else {}
     with _no_progress_bars():
         pipeline: Any = WanPipeline.from_pretrained(  # type: ignore[no-untyped-call]
             spec.folder,
             dtype={"vae": torch.float32, "default": dtype},
             use_safetensors=True,
             local_files_only=True,
+            **left_out,
         )
     return WanModel(pipeline.to(device), spec)
 
@@ -41,6 +46,20 @@ class WanModel:
         modules = [pipeline.transformer, pipeline.transformer_2]
         self.experts = [WanTransformer(module) for module in modules if module is not None]
         self._pipeline = pipeline
+
+    @property
+    def embeds_shape(self) -> tuple[int, int, int]:
+        """Of one prompt's embeddings: (1, T, text_dim)."""
+        return 1, self.spec.text_length, self.spec.transformers[0].text_dim
+
+    def fingerprint(self) -> bytes:
+        """Eight values of every parameter of the experts: another checkpoint, or a LoRA, shows in them."""
+        values = [
+            parameter.detach().flatten()[:: max(1, parameter.numel() // 8)].float()
+            for expert in self.experts
+            for parameter in expert.module.parameters()
+        ]
+        return torch.cat(values).cpu().numpy().tobytes()
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:

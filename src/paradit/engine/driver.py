@@ -1,0 +1,112 @@
+"""Starts the ranks of a run, passes on what the first one tells, and ends them all when one fails."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from paradit.engine.job import Job, RankError, Report
+from paradit.engine.worker import Assignment, work
+from paradit.models.spec import ModelSpec
+from paradit.placement import Placement
+
+GRACE_SECONDS = 2.0
+"""How long the other ranks may still say what happened to them, and then tidy up, before they are killed."""
+
+
+def drive(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report, *, overwrite: bool) -> None:
+    """Run `jobs` on `placement.ranks` processes of this machine. Raises RankError where one fails.
+
+    Whatever happens, also an exception in this process such as Ctrl-C, no process is left behind.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="paradit-") as folder:
+        ranks: dict[Connection, BaseProcess] = {}
+        try:
+            for rank in range(placement.ranks):
+                mine, theirs = context.Pipe(duplex=False)
+                assignment = Assignment(
+                    rank=rank,
+                    placement=placement,
+                    init_method=f"file://{Path(folder) / 'store'}",
+                    jobs=jobs,
+                    spec=spec,
+                    overwrite=overwrite,
+                    threads=threads_per_rank(placement.ranks),
+                )
+                process = context.Process(target=work, args=(assignment, theirs), name=str(rank))
+                ranks[mine] = process
+                process.start()
+                theirs.close()
+            _follow(ranks, report)
+        finally:
+            _end(list(ranks.values()))
+
+
+def threads_per_rank(ranks: int) -> int:
+    """The machine's cores over its ranks, unless OMP_NUM_THREADS says otherwise."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(wanted) if wanted.isdecimal() and int(wanted) else max(1, cores // ranks)
+
+
+def _follow(ranks: dict[Connection, BaseProcess], report: Report) -> None:
+    """Pass on events until every rank is done. Raises RankError when one is not."""
+    running, failures = dict(ranks), dict[int, str]()
+    deadline: float | None = None
+    while running:
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            break
+        for pipe in wait(list(running), left):
+            assert isinstance(pipe, Connection)
+            process = running[pipe]
+            failure = _hear(pipe, process, report)
+            if failure is None:
+                continue
+            del running[pipe]
+            if failure:
+                failures[int(process.name)] = failure
+                deadline = deadline or time.monotonic() + GRACE_SECONDS
+    if failures:
+        raise RankError("\n".join(f"rank {rank}: {text}" for rank, text in sorted(failures.items())))
+
+
+def _hear(pipe: Connection, process: BaseProcess, report: Report) -> str | None:
+    """Take one message: None while the rank goes on, "" when it is done, else why it failed."""
+    try:
+        event, values = pipe.recv()
+    except EOFError:
+        process.join(GRACE_SECONDS)
+        code = process.exitcode
+        return (
+            f"ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
+        )
+    if event == "failed":
+        (text,) = values
+        return str(text).rstrip()
+    if event == "done":
+        return ""
+    if event == "finished":
+        name, seconds = values
+        report.seconds[name] = report.seconds.get(name, 0.0) + seconds
+    getattr(report, event)(*values)
+    return None
+
+
+def _end(processes: list[BaseProcess]) -> None:
+    started = [process for process in processes if process.pid is not None]
+    for process in started:
+        process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in started:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()

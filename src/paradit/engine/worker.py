@@ -1,0 +1,112 @@
+"""One rank's process: joins the world, makes the videos with the others, and tells the driver."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import traceback
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection
+from types import FrameType
+from typing import Any
+
+from paradit.engine.job import Job, Report
+from paradit.models.spec import ModelSpec
+from paradit.placement import Placement
+
+WAIT_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What a rank is to do."""
+
+    rank: int
+    placement: Placement
+    init_method: str
+    jobs: list[Job]
+    spec: ModelSpec
+    overwrite: bool
+    threads: int
+
+
+class PipeReport(Report):
+    """Sends every event to the driver."""
+
+    def __init__(self, pipe: Connection) -> None:
+        super().__init__()
+        self._pipe = pipe
+
+    def started(self, name: str, total: int) -> None:
+        self._send("started", name, total)
+
+    def stepped(self, name: str, done: int) -> None:
+        self._send("stepped", name, done)
+
+    def finished(self, name: str, seconds: float) -> None:
+        self._send("finished", name, seconds)
+
+    def request(self, index: int, count: int, prompt: str) -> None:
+        self._send("request", index, count, prompt)
+
+    def result(self, result: dict[str, Any]) -> None:
+        self._send("result", result)
+
+    def _send(self, event: str, *values: Any) -> None:
+        self._pipe.send((event, values))
+
+
+def work(assignment: Assignment, pipe: Connection) -> None:
+    """The process's main function. Its last message is `done`, or `failed` with a traceback."""
+    # Ctrl-C reaches every process of a terminal; the driver alone decides, and ends the ranks with SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop)
+    threading.Thread(target=_end_with_the_driver, daemon=True).start()
+    try:
+        _make(assignment, pipe)
+        pipe.send(("done", ()))
+    except SystemExit:
+        os._exit(1)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the driver may be gone
+            pipe.send(("failed", (traceback.format_exc(),)))
+        # No orderly exit: it would wait for messages that the other ranks never send.
+        os._exit(1)
+    os._exit(0)  # all is written and said
+
+
+def _make(assignment: Assignment, pipe: Connection) -> None:
+    import torch
+
+    from paradit.distributed.mesh import Mesh
+    from paradit.distributed.world import join_world
+    from paradit.engine.make import make_videos
+    from paradit.sampling.together import Together
+
+    torch.set_num_threads(assignment.threads)
+    rank, placement = assignment.rank, assignment.placement
+    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+    report = PipeReport(pipe) if rank == 0 else Report()
+    # The driver notices a dead rank at once; a long wait, such as for the decode, is no failure.
+    with join_world(
+        rank, placement.ranks, assignment.init_method, device=device, timeout=WAIT_SECONDS
+    ) as world:
+        team = Together(Mesh(world, placement.cfg_degree))
+        make_videos(
+            assignment.jobs, assignment.spec, report, overwrite=assignment.overwrite, team=team, device=device
+        )
+
+
+def _stop(_signum: int, _frame: FrameType | None) -> None:
+    # As an exception, so that partial files are removed on the way out.
+    raise SystemExit(1)
+
+
+def _end_with_the_driver() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

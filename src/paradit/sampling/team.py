@@ -1,0 +1,75 @@
+"""Who computes a denoising step's predictions: of the prompt, and for guidance of the negative prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from paradit.attention import local
+from paradit.models.protocol import Transformer
+from paradit.sampling.forward import forward, run
+
+
+class Team(Protocol):
+    """One process, or several that run the same program, as one of them sees it."""
+
+    is_first: bool
+    """Whether this process is the one that encodes, decodes and tells."""
+
+    def share(
+        self, make: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """What `make` gives on the first process, on all of them."""
+
+    def agree(self, what: str, value: bytes) -> None:
+        """Raise RuntimeError, naming the rank, where a process has another `value` than the first."""
+
+    def gather_number(self, number: int) -> list[int]:
+        """Every process's number, by rank."""
+
+    def contexts(self, transformer: Transformer, prompts: Sequence[Tensor]) -> list[Any]:
+        """What this process needs of the prompts' embeddings [B, T, text_dim]; once per expert."""
+
+    def predict(
+        self, transformer: Transformer, latents: Tensor, timestep: Tensor, contexts: list[Any], layout: Any
+    ) -> list[Tensor]:
+        """The prediction [B, C, F, h, w] for each prompt, on every process."""
+
+
+class Alone:
+    """This process, a branch after the other, as diffusers does: equal to it bit for bit."""
+
+    is_first = True
+
+    def share(
+        self,
+        make: Callable[[], Tensor],
+        shape: Sequence[int],  # noqa: ARG002
+        dtype: torch.dtype,  # noqa: ARG002
+        device: torch.device,  # noqa: ARG002
+    ) -> Tensor:
+        return make()
+
+    def agree(self, what: str, value: bytes) -> None:
+        """Nobody is there to differ."""
+
+    def gather_number(self, number: int) -> list[int]:
+        return [number]
+
+    def contexts(self, transformer: Transformer, prompts: Sequence[Tensor]) -> list[Any]:
+        return [transformer.context(embeds) for embeds in prompts]
+
+    def predict(
+        self, transformer: Transformer, latents: Tensor, timestep: Tensor, contexts: list[Any], layout: Any
+    ) -> list[Tensor]:
+        # Both branches see the same tokens until they meet the text.
+        tokens = transformer.embed(latents, timestep, contexts[0], layout)
+        branches = [replace(tokens, context=context) for context in contexts]
+        return [
+            transformer.unpatchify(run(forward(transformer, branch, local.attend)), layout)
+            for branch in branches
+        ]

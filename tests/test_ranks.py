@@ -1,0 +1,149 @@
+"""`paradit generate --ranks N`: the same video, and what is left when a rank dies or the user stops."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tiny import save_folder
+
+COMMAND = [sys.executable, "-c", "from paradit.cli.main import main; main()", "generate", "a red circle"]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny-wan"
+    return save_folder("wan21", folder, heads=3, width=48, height=48, num_frames=9, num_inference_steps=3)
+
+
+def command(model: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    whole = [*COMMAND, "--model", str(model), *options]
+    return subprocess.run(
+        whole, cwd=folder, env=ENV, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def latents(model: Path, folder: Path, *options: str) -> torch.Tensor:
+    done = command(model, folder, "--latents", "l.safetensors", "--overwrite", *options)
+    assert done.returncode == 0, done.stderr
+    assert ("by rank" in done.stdout) == bool(options)
+    return load_file(folder / "l.safetensors")["latents"]
+
+
+def test_the_same_video(model: Path, tmp_path: Path) -> None:
+    alone = latents(model, tmp_path)
+    for options in (["--ranks", "3"], ["--ranks", "2", "--cfg-degree", "2"]):
+        torch.testing.assert_close(latents(model, tmp_path, *options), alone, rtol=0, atol=1e-5)
+
+
+class Run:
+    """A long run on two ranks, followed by its events."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        arguments = ["--model", str(model), "--ranks", "2", "--num-inference-steps", "1000", "--json"]
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments],
+            cwd=folder,
+            env=ENV,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.ranks: list[psutil.Process] = []
+
+    def wait_for(self, event: str, done: int = 0) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            told = json.loads(line)
+            if told["event"] == event and told.get("done", 0) >= done:
+                break
+        else:
+            raise AssertionError(self.process.communicate()[1])
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.ranks = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+    def end(self) -> tuple[int, str]:
+        _, errors = self.process.communicate(timeout=60)
+        return self.process.returncode, errors
+
+
+@pytest.fixture
+def run(model: Path, tmp_path: Path) -> Iterator[Run]:
+    run = Run(model, tmp_path)
+    yield run
+    run.process.kill()
+    run.process.wait()
+    deadline = time.monotonic() + 10
+    while (left := [rank for rank in run.ranks if rank.is_running()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left, "a rank outlived the command"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("event", "rank"), [("stage_start", 1), ("step", 0), ("step", 1)])
+def test_a_killed_rank_ends_the_run(run: Run, event: str, rank: int) -> None:
+    run.wait_for(event, done=5 if event == "step" else 0)
+    start = time.monotonic()
+    run.ranks[rank].kill()
+    code, errors = run.end()
+    assert time.monotonic() - start < 10
+    assert code == 1
+    assert f"rank {rank}: ended by SIGKILL" in errors
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_stopping_ends_every_rank(run: Run, number: int, code: int, said: str) -> None:
+    run.wait_for("step", done=3)
+    run.process.send_signal(number)
+    assert run.end() == (code, f"paradit: {said}\n")
+
+
+def test_no_rank_outlives_a_killed_command(run: Run) -> None:
+    run.wait_for("step")
+    run.process.kill()
+    run.process.wait()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--ranks", "0"], "ranks must be at least 1, got 0"),
+        (
+            ["--ranks", "3", "--cfg-degree", "2"],
+            "3 ranks do not divide into 2 guidance branches",
+        ),
+        (["--ranks", "2", "--cfg-degree", "3"], "cfg_degree must be 1 or 2, got 3"),
+        (["--ranks", "2", "--cfg-degree", "2", "--guidance-scale", "1"], "guidance_scale 1 has one"),
+        (
+            ["--ranks", "28"],
+            "28 ranks are more than there is work for",
+        ),
+        (["--ranks", "2", "--attention", "magic"], "attention must be one of auto, ulysses, got 'magic'"),
+    ],
+)
+def test_what_cannot_be_is_refused(model: Path, tmp_path: Path, options: list[str], said: str) -> None:
+    done = command(model, tmp_path, *options)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_shows_the_shares(model: Path, tmp_path: Path) -> None:
+    done = command(model, tmp_path, "--ranks", "4", "--cfg-degree", "2", "--dry-run", "--json")
+    shares = json.loads(done.stdout.splitlines()[-1])["shares"]
+    assert [share["branch"] for share in shares] == [0, 0, 1, 1]
+    assert [share["tokens"] for share in shares] == [13, 14, 13, 14]
+    assert [share["rows"] for share in shares] == [40, 41, 40, 41]
