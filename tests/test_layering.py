@@ -32,6 +32,7 @@ LAYERS = [
     ["testing"],
     ["engine"],
     ["cli", "server"],
+    ["__main__"],
 ]  # fmt: skip
 TORCH_FREE = [
     "errors",

@@ -46,6 +46,20 @@ def test_the_same_video(model: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(latents(model, tmp_path, *options), alone, rtol=0, atol=1e-5)
 
 
+def test_torchrun_gives_the_same_video(model: Path, tmp_path: Path) -> None:
+    alone = latents(model, tmp_path)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    arguments = ["--model", str(model), "--latents", "l.safetensors", "--overwrite", "--json"]
+    done = subprocess.run(
+        [*torchrun, "-m", "paradit", "generate", "a red circle", *arguments],
+        cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (result,) = [json.loads(line) for line in done.stdout.splitlines() if '"result"' in line]
+    assert len(result["peak_memory_bytes_by_rank"]) == 3
+    torch.testing.assert_close(load_file(tmp_path / "l.safetensors")["latents"], alone, rtol=0, atol=1e-5)
+
+
 class Run:
     """A long run on two ranks, followed by its events."""
 

@@ -8,7 +8,8 @@ from paradit.cli.jobs import Options, make_jobs, read_prompts
 from paradit.cli.progress import Reporter
 from paradit.distributed.shares import Shares
 from paradit.engine.job import Job
-from paradit.engine.run import run
+from paradit.engine.run import ranks_of_torchrun, run
+from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.placement import Placement
@@ -26,7 +27,7 @@ def generate(options: Options, report: Reporter) -> None:
     folder = find_model(options.model)
     spec = read_spec(folder)
     jobs = make_jobs(options, prompts, spec)
-    placement = Placement(ranks=options.ranks, cfg_degree=options.cfg_degree, attention=options.attention)
+    placement = _placement(options)
     for job in jobs:
         placement.check(job.request, spec)
     for warning in dict.fromkeys(line for job in jobs for line in warnings_for(job.request, spec)):
@@ -38,6 +39,19 @@ def generate(options: Options, report: Reporter) -> None:
     _check_memory(jobs, spec, report)
     download_weights(options.model, folder)
     run(jobs, spec, placement, report, overwrite=options.overwrite)
+
+
+def _placement(options: Options) -> Placement:
+    there = ranks_of_torchrun()
+    if there and options.ranks not in (None, there):
+        raise InputError(
+            f"ranks {options.ranks} are asked for, and torchrun started {there}: leave --ranks out"
+        )
+    return Placement(
+        ranks=options.ranks if options.ranks is not None else there or 1,
+        cfg_degree=options.cfg_degree,
+        attention=options.attention,
+    )
 
 
 def _check_memory(jobs: list[Job], spec: ModelSpec, report: Reporter) -> None:

@@ -33,7 +33,7 @@ class Options:
     seed: int
     fps: float | None
     dtype: str | None
-    ranks: int
+    ranks: int | None
     cfg_degree: int
     attention: str
     latents: Path | None

@@ -16,6 +16,7 @@ import typer
 from paradit import __version__
 from paradit.cli.signals import Stopped, stopping_cleanly
 from paradit.engine.job import RankError
+from paradit.engine.run import is_first_rank
 from paradit.errors import InputError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -53,8 +54,9 @@ def _run() -> int:
 
 
 def _end(message: str, code: int) -> int:
-    """Say the last word, on one line, and give the exit code."""
-    print("paradit:", " ".join(message.split()), file=sys.stderr, flush=True)
+    """Say the last word, on one line and by one rank, and give the exit code."""
+    if is_first_rank():
+        print("paradit:", " ".join(message.split()), file=sys.stderr, flush=True)
     return code
 
 
@@ -113,8 +115,12 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         typer.Option(help="bf16 or fp32. [default: bf16 on a GPU, fp32 on a CPU]", metavar="TYPE"),
     ] = None,
     ranks: Annotated[
-        int, typer.Option(help="Processes on this machine that make each video together.", metavar="N")
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Processes on this machine that make each video together. [default: 1, or torchrun's]",
+            metavar="N",
+        ),
+    ] = None,
     cfg_degree: Annotated[
         int,
         typer.Option(help="2: the two guidance branches on different ranks.", metavar="1|2"),

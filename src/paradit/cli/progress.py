@@ -16,6 +16,7 @@ from rich.text import Text
 
 from paradit.cli.text import duration, plan_text, result_text
 from paradit.engine.job import Report
+from paradit.engine.run import is_first_rank
 
 PLAIN_SECONDS = 5.0
 """Where there is no terminal, a stage says at most this often how far it is."""
@@ -70,6 +71,16 @@ class Reporter(Report):
 
     def _say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
+
+
+class SilentReporter(Reporter):
+    """Says nothing: the other ranks of torchrun have the first one to speak for them."""
+
+    def plan(self, plan: dict[str, Any]) -> None: ...
+
+    def result(self, result: dict[str, Any]) -> None: ...
+
+    def _say(self, line: str) -> None: ...
 
 
 class JsonReporter(Reporter):
@@ -169,6 +180,8 @@ class _RateColumn(ProgressColumn):
 
 def make_reporter(as_json: bool) -> Reporter:
     """The reporter that suits the option `--json` and where stderr goes."""
+    if not is_first_rank():
+        return SilentReporter()
     if as_json:
         return JsonReporter()
     return TerminalReporter() if sys.stderr.isatty() else Reporter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import tempfile
 import time
@@ -12,7 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from paradit.engine.job import Job, RankError, Report
-from paradit.engine.worker import Assignment, work
+from paradit.engine.worker import Assignment, threads_per_rank, work
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 
@@ -33,6 +32,7 @@ def drive(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report
                 mine, theirs = context.Pipe(duplex=False)
                 assignment = Assignment(
                     rank=rank,
+                    local_rank=rank,
                     placement=placement,
                     init_method=f"file://{Path(folder) / 'store'}",
                     jobs=jobs,
@@ -47,13 +47,6 @@ def drive(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report
             _follow(ranks, report)
         finally:
             _end(list(ranks.values()))
-
-
-def threads_per_rank(ranks: int) -> int:
-    """The machine's cores over its ranks, unless OMP_NUM_THREADS says otherwise."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(wanted) if wanted.isdecimal() and int(wanted) else max(1, cores // ranks)
 
 
 def _follow(ranks: dict[Connection, BaseProcess], report: Report) -> None:

@@ -1,15 +1,42 @@
-"""Run jobs where a placement says: in this process, or by ranks that a driver starts."""
+"""Run jobs where a placement says: in this process, by ranks that a driver starts, or as one of torchrun's."""
 
 from __future__ import annotations
+
+import os
 
 from paradit.engine.job import Job, Report
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 
 
+def ranks_of_torchrun() -> int | None:
+    """How many ranks torchrun started, where this process is one of them."""
+    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def run(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report, *, overwrite: bool) -> None:
-    """Make the videos of `jobs`. Raises RankError where a rank fails."""
-    if placement.ranks == 1:
+    """Make the videos of `jobs`. Raises RankError where a rank that was started here fails."""
+    if ranks_of_torchrun():
+        from paradit.engine.worker import Assignment, make_as_rank, threads_per_rank
+
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", placement.ranks))
+        assignment = Assignment(
+            rank=int(os.environ["RANK"]),
+            local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+            placement=placement,
+            init_method="env://",
+            jobs=jobs,
+            spec=spec,
+            overwrite=overwrite,
+            threads=threads_per_rank(local_ranks),
+        )
+        make_as_rank(assignment, report)
+    elif placement.ranks == 1:
         from paradit.engine.make import make_videos
 
         make_videos(jobs, spec, report, overwrite=overwrite)

@@ -25,12 +25,21 @@ class Assignment:
     """What a rank is to do."""
 
     rank: int
+    local_rank: int
+    """Among the ranks of its machine; which GPU it takes."""
     placement: Placement
     init_method: str
     jobs: list[Job]
     spec: ModelSpec
     overwrite: bool
     threads: int
+
+
+def threads_per_rank(ranks: int) -> int:
+    """The machine's cores over its ranks, unless OMP_NUM_THREADS says otherwise."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(wanted) if wanted.isdecimal() and int(wanted) else max(1, cores // ranks)
 
 
 class PipeReport(Report):
@@ -60,13 +69,13 @@ class PipeReport(Report):
 
 
 def work(assignment: Assignment, pipe: Connection) -> None:
-    """The process's main function. Its last message is `done`, or `failed` with a traceback."""
+    """The main function of a process that `drive` starts. Its last message is `done`, or `failed` with a traceback."""
     # Ctrl-C reaches every process of a terminal; the driver alone decides, and ends the ranks with SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_end_with_the_driver, daemon=True).start()
     try:
-        _make(assignment, pipe)
+        make_as_rank(assignment, PipeReport(pipe) if assignment.rank == 0 else Report())
         pipe.send(("done", ()))
     except SystemExit:
         os._exit(1)
@@ -78,7 +87,8 @@ def work(assignment: Assignment, pipe: Connection) -> None:
     os._exit(0)  # all is written and said
 
 
-def _make(assignment: Assignment, pipe: Connection) -> None:
+def make_as_rank(assignment: Assignment, report: Report) -> None:
+    """Be a rank in this process: join the others and make the videos; only the first rank's `report` counts."""
     import torch
 
     from paradit.distributed.mesh import Mesh
@@ -88,8 +98,8 @@ def _make(assignment: Assignment, pipe: Connection) -> None:
 
     torch.set_num_threads(assignment.threads)
     rank, placement = assignment.rank, assignment.placement
-    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
-    report = PipeReport(pipe) if rank == 0 else Report()
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", assignment.local_rank) if cuda else torch.device("cpu")
     # The driver notices a dead rank at once; a long wait, such as for the decode, is no failure.
     with join_world(
         rank, placement.ranks, assignment.init_method, device=device, timeout=WAIT_SECONDS
