@@ -45,7 +45,7 @@ TORCH_FREE = [
     "trace",
     "video",
     *LAYERS[2],
-    *("distributed.shares", "engine.job", "engine.run", "cli"),
+    *("distributed.shares", "engine.job", "cli"),
 ]
 ONLY_IN = {
     "diffusers": ["models"],

@@ -8,7 +8,7 @@ from paradit.cli.jobs import Options, make_jobs, read_prompts
 from paradit.cli.progress import Reporter
 from paradit.distributed.shares import Shares
 from paradit.engine.job import Job
-from paradit.engine.run import ranks_of_torchrun, run
+from paradit.engine.run import check_devices, ranks_of_torchrun, run
 from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import ModelSpec, read_spec
@@ -36,6 +36,7 @@ def generate(options: Options, report: Reporter) -> None:
         for job in jobs:
             report.plan(plan(job, spec, placement))
         return
+    check_devices(placement)
     _check_memory(jobs, spec, report)
     download_weights(options.model, folder)
     run(jobs, spec, placement, report, overwrite=options.overwrite)
@@ -44,9 +45,7 @@ def generate(options: Options, report: Reporter) -> None:
 def _placement(options: Options) -> Placement:
     there = ranks_of_torchrun()
     if there and options.ranks not in (None, there):
-        raise InputError(
-            f"ranks {options.ranks} are asked for, and torchrun started {there}: leave --ranks out"
-        )
+        raise InputError(f"ranks is {options.ranks}, and torchrun started {there}: leave --ranks out")
     return Placement(
         ranks=options.ranks if options.ranks is not None else there or 1,
         cfg_degree=options.cfg_degree,

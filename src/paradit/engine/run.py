@@ -1,10 +1,11 @@
-"""Run jobs where a placement says: in this process, by ranks that a driver starts, or as one of torchrun's."""
+"""Run jobs as a placement says: in this process, by ranks started here, or as one of torchrun's."""
 
 from __future__ import annotations
 
 import os
 
 from paradit.engine.job import Job, Report
+from paradit.errors import InputError
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 
@@ -19,6 +20,16 @@ def is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def check_devices(placement: Placement) -> None:
+    """Refuse more ranks on this machine than it has GPUs; any number runs on a CPU. Raises InputError."""
+    import torch
+
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", placement.ranks))
+    there = torch.cuda.device_count()
+    if torch.cuda.is_available() and ranks > there:
+        raise InputError(f"{ranks} ranks need a GPU each, and this machine has {there}: use at most {there}")
+
+
 def run(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report, *, overwrite: bool) -> None:
     """Make the videos of `jobs`. Raises RankError where a rank that was started here fails."""
     if ranks_of_torchrun():
@@ -27,7 +38,7 @@ def run(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report, 
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", placement.ranks))
         assignment = Assignment(
             rank=int(os.environ["RANK"]),
-            local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
             placement=placement,
             init_method="env://",
             jobs=jobs,

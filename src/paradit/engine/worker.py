@@ -69,7 +69,10 @@ class PipeReport(Report):
 
 
 def work(assignment: Assignment, pipe: Connection) -> None:
-    """The main function of a process that `drive` starts. Its last message is `done`, or `failed` with a traceback."""
+    """The main function of a process that `drive` starts.
+
+    Its last message is `done`, or `failed` with a traceback.
+    """
     # Ctrl-C reaches every process of a terminal; the driver alone decides, and ends the ranks with SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
@@ -88,7 +91,7 @@ def work(assignment: Assignment, pipe: Connection) -> None:
 
 
 def make_as_rank(assignment: Assignment, report: Report) -> None:
-    """Be a rank in this process: join the others and make the videos; only the first rank's `report` counts."""
+    """Be a rank in this process: make the videos with the others. Only the first rank's `report` counts."""
     import torch
 
     from paradit.distributed.mesh import Mesh

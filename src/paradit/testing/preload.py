@@ -7,8 +7,8 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import diffusers  # noqa: F401
 import torch
-from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel  # noqa: F401
+
+import paradit.models.wan.adapter  # noqa: F401 (brings diffusers)
 
 torch.set_num_threads(1)
