@@ -14,6 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from paradit.engine.driver import drive
+from paradit.engine.job import Job, RankError, Report
+from paradit.models.spec import read_spec
+from paradit.placement import Placement
+from paradit.requests import Request, resolve
 from tiny import save_folder
 
 COMMAND = [sys.executable, "-c", "from paradit.cli.main import main; main()", "generate", "a red circle"]
@@ -104,9 +109,10 @@ def run(model: Path, tmp_path: Path) -> Iterator[Run]:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("event", "rank"), [("stage_start", 1), ("step", 0), ("step", 1)])
-def test_a_killed_rank_ends_the_run(run: Run, event: str, rank: int) -> None:
-    run.wait_for(event, done=5 if event == "step" else 0)
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("event", "done"), [("stage_start", 0), ("step", 1), ("step", 20)])
+def test_a_killed_rank_ends_the_run(run: Run, event: str, done: int, rank: int) -> None:
+    run.wait_for(event, done)
     start = time.monotonic()
     run.ranks[rank].kill()
     code, errors = run.end()
@@ -122,6 +128,14 @@ def test_stopping_ends_every_rank(run: Run, number: int, code: int, said: str) -
     run.wait_for("step", done=3)
     run.process.send_signal(number)
     assert run.end() == (code, f"paradit: {said}\n")
+
+
+def test_a_rank_that_raises_says_so_itself(model: Path, tmp_path: Path) -> None:
+    spec = read_spec(model)
+    request = resolve(Request(prompt="a red circle"), spec)
+    job = Job(request=request, output=str(tmp_path / "nowhere" / "a.mp4"), latents=None)
+    with pytest.raises(RankError, match=r"(?s)rank 0: Traceback.*the folder .*nowhere' does not exist"):
+        drive([job], spec, Placement(ranks=2), Report(), overwrite=False)
 
 
 def test_no_rank_outlives_a_killed_command(run: Run) -> None:
