@@ -2,4 +2,5 @@
 
 from paradit.cli.main import main
 
-main()
+if __name__ == "__main__":  # ranks that are started import this module again
+    main()

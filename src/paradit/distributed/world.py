@@ -59,6 +59,8 @@ def join_world(
     waiting for them would hang.
     """
     device = device or torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         init_method=init_method,

@@ -6,17 +6,16 @@ import multiprocessing
 import signal
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from paradit.engine.job import Job, RankError, Report
-from paradit.engine.worker import Assignment, threads_per_rank, work
+from paradit.engine.worker import GRACE_SECONDS, Assignment, threads_per_rank, work
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
-
-GRACE_SECONDS = 2.0
-"""How long the other ranks may still say what happened to them, and then tidy up, before they are killed."""
 
 
 def drive(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report, *, overwrite: bool) -> None:
@@ -24,12 +23,10 @@ def drive(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report
 
     Whatever happens, also an exception in this process such as Ctrl-C, no process is left behind.
     """
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="paradit-") as folder:
         ranks: dict[Connection, BaseProcess] = {}
         try:
             for rank in range(placement.ranks):
-                mine, theirs = context.Pipe(duplex=False)
                 assignment = Assignment(
                     rank=rank,
                     local_rank=rank,
@@ -40,13 +37,31 @@ def drive(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report
                     overwrite=overwrite,
                     threads=threads_per_rank(placement.ranks),
                 )
-                process = context.Process(target=work, args=(assignment, theirs), name=str(rank))
-                ranks[mine] = process
-                process.start()
-                theirs.close()
+                pipe, process = _start(assignment)
+                ranks[pipe] = process
             _follow(ranks, report)
         finally:
             _end(list(ranks.values()))
+
+
+def _start(assignment: Assignment) -> tuple[Connection, BaseProcess]:
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(assignment, theirs), name=str(assignment.rank))
+    with _ignoring_ctrl_c():
+        process.start()
+    theirs.close()
+    return mine, process
+
+
+@contextmanager
+def _ignoring_ctrl_c() -> Iterator[None]:
+    """A process started within inherits it, and so is deaf to a terminal's Ctrl-C from its first moment."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _follow(ranks: dict[Connection, BaseProcess], report: Report) -> None:

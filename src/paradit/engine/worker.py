@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 import traceback
 from dataclasses import dataclass
 from multiprocessing import parent_process
@@ -18,6 +19,8 @@ from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 
 WAIT_SECONDS = 24 * 3600.0
+GRACE_SECONDS = 2.0
+"""How long a rank that is told to end may tidy up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,4 +125,6 @@ def _end_with_the_driver() -> None:
     parent = parent_process()
     if parent is not None:
         parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)  # first the orderly way, which removes partial files
+        time.sleep(GRACE_SECONDS)
         os._exit(1)
