@@ -33,9 +33,8 @@ def train(folder: Path, *options: str) -> str:
 
 
 def test_trains_and_goes_on(tmp_path: Path) -> None:
-    first = train(tmp_path, "--vae-minutes", "0.02", "--transformer-minutes", "0.02")
-    assert "going on" not in first
+    minutes = ["--vae-minutes", "0.02", "--decoder-minutes", "0.02", "--transformer-minutes"]
+    assert "going on" not in train(tmp_path, *minutes, "0.02")
     spec = read_spec(find_model(str(tmp_path / "transformer" / "pipeline")))
     assert (spec.name, spec.tokens(33, 96, 96)) == ("shapes", 324)
-    again = train(tmp_path, "--vae-minutes", "0.02", "--transformer-minutes", "0.04")
-    assert again.count("going on from step") == 2
+    assert train(tmp_path, *minutes, "0.04").count("going on from step") == 3

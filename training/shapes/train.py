@@ -1,4 +1,4 @@
-"""Train the bundled model from nothing: data, VAE, then text encoder and transformer together.
+"""Train the bundled model from nothing: data, VAE, text encoder and transformer together, decoder once more.
 
     python training/shapes/train.py                                        # on a GPU
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 training/shapes/train.py --batch 8    # on two CPU cores
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 
 import torch.distributed as dist
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="checkpoints and results")
     parser.add_argument("--vae-minutes", type=float, default=44)
     parser.add_argument("--transformer-minutes", type=float, default=90)
+    parser.add_argument("--decoder-minutes", type=float, default=15, help="of the decoder alone, at the end")
     parser.add_argument("--batch", type=int, default=32, help="33-frame videos in a rank's batch")
     parser.add_argument("--init", type=Path, help="pipeline folder to start from, such as the shipped one; "
                         "its VAE is kept")  # fmt: skip
@@ -32,14 +34,22 @@ def main() -> None:
 
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
+    num_clips = max(1, args.batch // 2)
     vae_folder = args.folder / "vae" / "vae"
     if args.init:
         vae_folder = args.init / "vae"
     else:
-        vae.train(args.folder / "vae", args.vae_minutes, num_clips=max(1, args.batch // 2))
+        vae.train(args.folder / "vae", args.vae_minutes, num_clips)
+        if dist.is_initialized():
+            dist.barrier()  # the others wait for the file
     transformer.train(
         args.folder / "transformer", vae_folder, args.transformer_minutes, args.batch, init=args.init
     )
+    if args.decoder_minutes:
+        vae.refine_decoder(args.folder / "decoder", vae_folder, args.decoder_minutes, num_clips)
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            pipeline = args.folder / "transformer" / "pipeline"
+            shutil.copytree(args.folder / "decoder" / "vae", pipeline / "vae", dirs_exist_ok=True)
     if dist.is_initialized():
         dist.destroy_process_group()
 

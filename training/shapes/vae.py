@@ -5,7 +5,7 @@ An `AutoencoderKLWan` of Wan 2.2's form (residual, 2x2 patches) with 8x8x4 compr
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,10 @@ CONFIG = {
 }
 LENGTHS = (9, 9, 9, 17, 9, 5, 17, 33)
 """Frames of a training clip, step by step; a batch has about the same number of frames in all."""
+Loss = Callable[[AutoencoderKLWan, torch.Tensor], tuple[torch.Tensor, float]]
 KL_WEIGHT = 3e-4
+LATENT_NOISE = 0.05
+"""Deviation, in parts of the latents' own, of the noise that the decoder learns to live with."""
 CROP = 48
 """Side (pixels) of the crops of the first part of the training, cut where the object passes."""
 WHOLE_FRAMES_FROM = 0.75
@@ -77,63 +80,105 @@ def object_weight(video: torch.Tensor) -> torch.Tensor:
 
 
 def loss_of(vae: AutoencoderKLWan, video: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Loss of encoder and decoder, and the PSNR in dB."""
     posterior = vae.encode(video).latent_dist
-    decoded = vae.decode(posterior.sample()).sample.float()
-    weight = object_weight(video)
-    error = decoded - video
-    reconstruction = (weight * (error.abs() + error.square())).mean()
+    reconstruction, psnr = reconstruction_loss(vae, posterior.sample(), video)
     kl = posterior.kl().mean() / posterior.mean[0].numel()
-    psnr = -10 * torch.log10(error.detach().square().mean() / 4).item()
     return reconstruction + KL_WEIGHT * kl, psnr
 
 
-def train(folder: Path, minutes: float, num_clips: int, lr: float = 2e-3) -> None:
-    """Train for `minutes` in all, over every start, and write `folder/vae`; a step sees `num_clips` clips.
+def decoder_loss_of(vae: AutoencoderKLWan, video: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Loss of the decoder alone, on latents that are a little off, as a transformer's are."""
+    with torch.no_grad():
+        latents = vae.encode(video).latent_dist.mode()
+        std = torch.tensor(vae.config.latents_std, device=latents.device).view(1, -1, 1, 1, 1)
+        latents = latents + LATENT_NOISE * std * torch.randn_like(latents)
+    return reconstruction_loss(vae, latents, video)
 
-    A clip is 9 whole frames, or twice as many crops, or fewer and longer ones.
+
+def reconstruction_loss(
+    vae: AutoencoderKLWan, latents: torch.Tensor, video: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    error = vae.decode(latents).sample.float() - video
+    psnr = -10 * torch.log10(error.detach().square().mean() / 4).item()
+    return (object_weight(video) * (error.abs() + error.square())).mean(), psnr
+
+
+def train(folder: Path, minutes: float, num_clips: int, lr: float = 2e-3) -> None:
+    """Train from nothing for `minutes` in all, over every start, and write `folder/vae`.
+
+    A step sees `num_clips` clips: 9 whole frames, or twice as many crops, or fewer and longer ones.
     """
-    device, dtype = device_and_dtype()
     torch.manual_seed(0)
-    vae = AutoencoderKLWan(**CONFIG).to(device)
+    vae = AutoencoderKLWan(**CONFIG)
+    run = Run(minutes, lr, _prepared(vae), decay=0.998)
+    if _train(run, folder, num_clips, loss_of, crops_until=WHOLE_FRAMES_FROM):
+        measure_latents(vae)
+        save(vae, folder)
+
+
+def refine_decoder(folder: Path, vae_folder: Path, minutes: float, num_clips: int, lr: float = 1e-3) -> None:
+    """Train the decoder of `vae_folder` further and write `folder/vae`.
+
+    The encoder stays as it is, and with it the latents: a transformer trained on them remains right.
+    """
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan.from_pretrained(vae_folder)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    run = Run(minutes, lr, _prepared(vae), decay=0.998)
+    if _train(run, folder, num_clips, decoder_loss_of, crops_until=0):
+        save(vae, folder)
+
+
+def _prepared(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     for module in vae.modules():  # channels last: a third faster on CPUs
         if isinstance(module, torch.nn.Conv3d):
             module.weight.data = module.weight.data.to(memory_format=torch.channels_last_3d)
-    run = Run(minutes, lr, vae, decay=0.998)
+    return vae.to(device_and_dtype()[0])
+
+
+def _train(run: Run, folder: Path, num_clips: int, loss_of: Loss, *, crops_until: float) -> bool:
+    """Train the run's VAE, which has the averaged weights afterwards; whether this rank is to write it."""
+    device, dtype = device_and_dtype()
+    vae = run.module
     load_training_state(folder, run)
-    if run.finished and (folder / "vae").exists():
-        return
+    there = run.finished and (folder / "vae").exists()
     torch.manual_seed(1 + run.rank)
     run.begin()
     while not run.finished:
         num_frames = LENGTHS[run.step % len(LENGTHS)]
         rng = np.random.default_rng((1, run.step, run.rank))
-        crop = CROP if run.done < WHOLE_FRAMES_FROM else None
+        crop = CROP if run.done < crops_until else None
         count = num_clips * (2 if crop else 1) * 9 / num_frames
         video = clips(rng, max(1, round(count)), num_frames, crop).to(device)
         with autocast(device, dtype):
-            loss, psnr = loss_of(vae, video)
-        run.update(loss, f"psnr {psnr:.1f} dB on {tuple(video.shape)}")
+            value, psnr = loss_of(vae, video)
+        run.update(value, f"psnr {psnr:.1f} dB on {tuple(video.shape)}")
         if run.checkpoint_due(seconds=180):
             save_training_state(folder, run)
-    if run.rank == 0:
+    if run.rank == 0 and not there:
         save_training_state(folder, run)
-        finish(run.average, folder, device)
-    run.wait_for_all()
+    vae.load_state_dict(run.average.state_dict())
+    return run.rank == 0 and not there
 
 
 @torch.no_grad()
-def finish(vae: AutoencoderKLWan, folder: Path, device: torch.device) -> None:
-    """Measure the latents' mean and deviation by channel, write them into the config, save."""
+def measure_latents(vae: AutoencoderKLWan) -> None:
+    """Write the latents' mean and deviation by channel into the config."""
     rng = np.random.default_rng(2)
-    latents = [vae.encode(clips(rng, 4, MAX_FRAMES).to(device)).latent_dist.mode() for _ in range(16)]
-    values = torch.cat(latents).transpose(0, 1).flatten(1)
+    videos = (clips(rng, 4, MAX_FRAMES).to(vae.device) for _ in range(16))
+    values = torch.cat([vae.encode(video).latent_dist.mode() for video in videos]).transpose(0, 1).flatten(1)
     vae.register_to_config(
         latents_mean=[round(v, 4) for v in values.mean(dim=1).tolist()],
         latents_std=[round(v, 4) for v in values.std(dim=1).tolist()],
     )
-    started = time.monotonic()
-    video = clips(np.random.default_rng(3), 8, 33).to(device)
+
+
+@torch.no_grad()
+def save(vae: AutoencoderKLWan, folder: Path) -> None:
+    """Write `folder/vae` and say how good it is on videos of 33 frames."""
+    video = clips(np.random.default_rng(3), 8, 33).to(vae.device)
     error = vae.decode(vae.encode(video).latent_dist.mode()).sample - video
-    print(f"33 frames: psnr {-10 * torch.log10(error.square().mean() / 4):.2f} dB, "
-          f"{time.monotonic() - started:.1f} s for 8 videos")  # fmt: skip
+    print(f"33 frames: psnr {-10 * torch.log10(error.square().mean() / 4):.2f} dB", flush=True)
     vae.save_pretrained(folder / "vae")
