@@ -85,7 +85,7 @@ def test_generate_is_wan_pipeline(pipeline: WanPipeline, guidance_scale: float |
 @pytest.mark.parametrize(
     "scene",
     [
-        Scene("red", "circle", "moving right", "dark"),
+        Scene("purple", "square", "shrinking", "brown"),
         Scene("yellow", "square", "growing", "blue"),
         Scene("cyan", "triangle", "standing still", "brown"),
     ],

@@ -41,7 +41,7 @@ DEFAULTS = {
     "height": SIZE,
     "num_frames": 33,
     "fps": FPS,
-    "num_inference_steps": 30,
+    "num_inference_steps": 20,
     "guidance_scale": 4.0,
     "train_frames": [5, MAX_FRAMES],
 }
