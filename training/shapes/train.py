@@ -5,8 +5,8 @@
 
 Seeded. Stop at any moment and run the command again: it goes on from the last checkpoint, at most four
 minutes back. Sized in minutes: learning rates fall over the time given. Under torchrun every rank draws its
-own batch and gradients are averaged; on a CPU one process a core with one thread each is up to twice as
-fast as one process with all threads, since the operations are small.
+own batch and gradients are averaged; on a CPU one process a core with one thread each is somewhat
+faster than one process with all threads, since the operations are small.
 """
 
 from __future__ import annotations
