@@ -100,10 +100,16 @@ def _color(frames: np.ndarray, difference: np.ndarray, contrast: float) -> str:
 
 
 def _outline(mask: np.ndarray) -> _Outline | None:
-    """Measure one frame's object: the pixels near the median position; the rest is stray."""
-    ys, xs = np.nonzero(mask)
-    if len(xs) < 20:
+    """Measure one frame's object: the pixels near the median position; the rest is stray.
+
+    An object that leaves on one side comes back on the other: the picture is rolled until it is in the
+    middle.
+    """
+    if mask.sum() < 20:
         return None
+    shift = [len(counts) // 2 - _middle(counts) for counts in (mask.sum(axis=1), mask.sum(axis=0))]
+    mask = np.roll(mask, shift, axis=(0, 1))
+    ys, xs = np.nonzero(mask)
     cx, cy = np.median(xs), np.median(ys)
     # Any of the shapes reaches at most 2.2 times as far as the square root of its area.
     near = np.maximum(np.abs(xs - cx), np.abs(ys - cy)) <= 1.1 * np.sqrt(len(xs)) + 2
@@ -112,14 +118,21 @@ def _outline(mask: np.ndarray) -> _Outline | None:
     left, right, top, bottom = xs.min(), xs.max() + 1, ys.min(), ys.max() + 1
     box = mask[top:bottom, left:right]
     return _Outline(
-        x=float(xs.mean()),
-        y=float(ys.mean()),
+        x=float(xs.mean() - shift[1]),
+        y=float(ys.mean() - shift[0]),
         area=float(len(xs)),
         width=float(right - left),
         height=float(bottom - top),
         shape=_shape(box),
         stray=float(stray),
     )
+
+
+def _middle(counts: np.ndarray) -> int:
+    """Where the counts lie on average, on a line whose ends are joined."""
+    angles = 2 * np.pi * np.arange(len(counts)) / len(counts)
+    mean = np.angle(np.sum(counts * np.exp(1j * angles)))
+    return round(float(mean / (2 * np.pi) * len(counts))) % len(counts)
 
 
 def _shape(box: np.ndarray) -> str:
@@ -143,8 +156,8 @@ def _shape(box: np.ndarray) -> str:
 
 def _motion(outlines: list[_Outline], side: float) -> str:
     """Tell the motion from the centroid's path (in parts of the picture's side) and the area's course."""
-    x = np.asarray([outline.x for outline in outlines]) / side
-    y = np.asarray([outline.y for outline in outlines]) / side
+    x = np.unwrap([outline.x / side for outline in outlines], period=1.0)
+    y = np.unwrap([outline.y / side for outline in outlines], period=1.0)
     area = np.asarray([outline.area for outline in outlines])
     ends = max(2, len(area) // 8)
     growth = area[-ends:].mean() / area[:ends].mean()

@@ -16,7 +16,7 @@ import numpy as np
 FPS = 16
 """Frames per second at which the motions are defined."""
 MAX_FRAMES = 49
-"""Longest clip (frames) on which the model is trained; every motion fits the picture for that long."""
+"""Longest clip (frames) on which the model is trained; what grows or shrinks fits it for that long."""
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (225, 45, 45),
@@ -123,8 +123,9 @@ def draw(
     x, y, radius = _trajectory(scene.motion, seconds, rng)
     background = _texture(BACKGROUNDS[scene.background], size, rng)  # [size, size, 3]
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size
-    dx = grid[None, None, :] - x[:, None, None]  # [F, 1, size]
-    dy = grid[None, :, None] - y[:, None, None]  # [F, size, 1]
+    # What leaves on one side comes back on the other.
+    dx = (grid[None, None, :] - x[:, None, None] + 0.5) % 1 - 0.5  # [F, 1, size]
+    dy = (grid[None, :, None] - y[:, None, None] + 0.5) % 1 - 0.5  # [F, size, 1]
     distance = _signed_distance(scene.shape, dx, dy, radius[:, None, None])  # [F, size, size]
     coverage = np.clip(0.5 - distance * size, 0.0, 1.0)[..., None]  # one pixel of anti-aliasing
     color = np.asarray(COLORS[scene.color], dtype=np.float32)
@@ -138,14 +139,14 @@ def _trajectory(
     """Centre x, centre y and radius at each time of `t` (seconds), in parts of the picture's side."""
     size = rng.uniform(0.13, 0.18)
     margin = size * 1.2 + 0.01
-    speed = rng.uniform(0.14, 0.18)
+    speed = rng.uniform(0.25, 0.28)
     at, start = rng.uniform(margin, 1 - margin), rng.uniform(0, 1)
     still = np.full_like(t, at), np.full_like(t, margin + start * (1 - 2 * margin)), np.full_like(t, size)
     if motion == "standing still":
         return still
     if motion.startswith("moving"):
-        # The whole run of MAX_FRAMES stays inside the picture.
-        room = 1 - 2 * margin - speed * (MAX_FRAMES - 1) / FPS
+        # Crosses the picture in the first two seconds; in longer clips it leaves it and comes back.
+        room = 1 - 2 * margin - 2 * speed
         along = margin + start * max(room, 0.0) + speed * t
         if motion in ("moving left", "moving up"):
             along = 1 - along
