@@ -4,7 +4,9 @@ All ranks run in this process: attention is a generator that yields where it wou
 to its next wait in turn, and messages lie in memory meanwhile.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,16 +14,21 @@ from torch import Tensor
 
 from paradit.attention.local import sdpa
 from paradit.attention.rope import Rope
-from paradit.attention.ulysses import ulysses
+from paradit.attention.protocol import Attend
+from paradit.attention.ulysses import pipesp_paper, ulysses
 from paradit.distributed.exchange import UlyssesExchange
-from paradit.distributed.redistribution import Redistribution
-from paradit.distributed.shares import Box, Shares, equal_split
+from paradit.distributed.redistribution import Redistribution, start
+from paradit.distributed.shares import Box, Shares
 
 DEPTH = 8
 
 
 class MemoryTransport:
-    """Messages between the ranks of one process; the n-th start of one rank meets the n-th of the others."""
+    """Messages between the ranks of one process; the n-th start of one rank meets the n-th of the others.
+
+    A message is read when it is waited for, which is as late as can be: what is overwritten while it is on
+    its way arrives wrong.
+    """
 
     def __init__(self, rank: int, num_ranks: int, mail: dict[tuple[int, int, int], Tensor]) -> None:
         self.rank, self.num_ranks, self.mail = rank, num_ranks, mail
@@ -29,7 +36,7 @@ class MemoryTransport:
 
     def start(self, outgoing: list[Tensor], sizes: Sequence[int]) -> "MemoryTransfer":
         for rank, message in enumerate(outgoing):
-            self.mail[self.started, self.rank, rank] = message.clone()
+            self.mail[self.started, self.rank, rank] = message
             self.bytes_sent += message.nbytes if rank != self.rank else 0
         self.started += 1
         return MemoryTransfer(self, self.started - 1, sizes)
@@ -41,7 +48,7 @@ class MemoryTransfer:
 
     def wait(self) -> list[Tensor]:
         mail, mine = self.transport.mail, self.transport.rank
-        messages = [mail.pop((self.number, rank, mine)) for rank in range(self.transport.num_ranks)]
+        messages = [mail.pop((self.number, rank, mine)).clone() for rank in range(self.transport.num_ranks)]
         assert [len(message) for message in messages] == list(self.sizes)
         return messages
 
@@ -49,6 +56,12 @@ class MemoryTransfer:
 def world(num_ranks: int) -> list[MemoryTransport]:
     mail: dict[tuple[int, int, int], Tensor] = {}
     return [MemoryTransport(rank, num_ranks, mail) for rank in range(num_ranks)]
+
+
+def split(total: int, parts: int) -> tuple[int, ...]:
+    """`total` in parts that differ by at most one."""
+    ends = [total * part // parts for part in range(parts + 1)]
+    return tuple(stop - start for start, stop in pairwise(ends))
 
 
 def run_together(works: list) -> list[Tensor]:
@@ -64,24 +77,55 @@ def run_together(works: list) -> list[Tensor]:
     return [results[index] for index in range(len(works))]
 
 
-def no_rotation(num_tokens: int) -> Rope:
-    positions = torch.arange(num_tokens)[:, None]
-    cos = torch.ones(1, num_tokens, 1, DEPTH)
-    return Rope(positions=positions, cos=cos, sin=torch.zeros_like(cos))
+@dataclass(frozen=True)
+class Unrotated:
+    """A layout whose rotations leave everything as it is."""
+
+    num_tokens: int
+    num_replicated: int = 0
+
+    @property
+    def rope(self) -> Rope:
+        cos = torch.ones(1, self.num_tokens, 1, DEPTH)
+        return Rope(positions=torch.arange(self.num_tokens)[:, None], cos=cos, sin=torch.zeros_like(cos))
 
 
-def attend_on_ranks(shares: Shares, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, list[MemoryTransport]]:
+Form = Callable[[Shares, MemoryTransport], Attend]
+
+
+def attend_on_ranks(
+    shares: Shares, q: Tensor, k: Tensor, v: Tensor, form: Form
+) -> tuple[Tensor, list[MemoryTransport]]:
+    """The attended values of all rows; those of replicated rows must be the same on every rank."""
     transports = world(shares.num_ranks)
-    parts = [x.split(shares.tokens, dim=1) for x in (v, k, q)]
+    text = shares.num_replicated
+    parts = [x.split([*shares.tokens, text], dim=1) for x in (v, k, q)]
 
     def projection(rank: int) -> Iterator[Tensor]:
-        yield from (part[rank] for part in parts)
+        yield from (torch.cat([part[rank], part[-1]], dim=1) for part in parts)
 
     works = [
-        ulysses(UlyssesExchange(shares, transport))(0, projection(rank), no_rotation(shares.tokens[rank]))
+        form(shares, transport)(0, projection(rank), Unrotated(shares.tokens[rank] + text, text))
         for rank, transport in enumerate(transports)
     ]
-    return torch.cat(run_together(works), dim=1), transports
+    results = run_together(works)
+    tokens = [result[:, :number] for result, number in zip(results, shares.tokens, strict=True)]
+    replicated = [result[:, number:] for result, number in zip(results, shares.tokens, strict=True)]
+    assert all(torch.equal(rows, replicated[0]) for rows in replicated)
+    return torch.cat([*tokens, replicated[0]], dim=1), transports
+
+
+def chunked(num_chunks: int) -> Form:
+    return lambda shares, transport: ulysses(UlyssesExchange(shares, transport, num_chunks))
+
+
+def paper(shares: Shares, transport: MemoryTransport) -> Attend:
+    by_head = UlyssesExchange(shares, transport, -(-max(shares.work) // shares.num_rows))
+    return pipesp_paper(UlyssesExchange(shares, transport), by_head)
+
+
+FORMS = {"plain": chunked(1), "2 chunks": chunked(2), "5 chunks": chunked(5), "paper": paper}
+each_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 
 SHARES = {
@@ -91,9 +135,14 @@ SHARES = {
     "3 heads on 8": Shares.equal(64, 3, 8),
     "24 heads on 7": Shares.equal(70, 24, 7),
     "more ranks than rows": Shares.equal(2, 1, 3),
-    "a rank without tokens": Shares(num_heads=3, tokens=(10, 0, 7), work=equal_split(51, 3)),
+    "a rank without tokens": Shares(num_heads=3, tokens=(10, 0, 7), work=split(51, 3)),
     "a rank without work": Shares(num_heads=3, tokens=(10, 7), work=(51, 0)),
     "all work where no tokens are": Shares(num_heads=2, tokens=(9, 0), work=(0, 18)),
+    "text": Shares.equal(27, 3, 2, num_replicated=5),
+    "text, and 24 heads on 7": Shares.equal(50, 24, 7, num_replicated=3),
+    "text, and a rank without tokens": Shares(
+        num_heads=3, tokens=(8, 0), work=split(33, 2), num_replicated=3
+    ),
     "uneven everything": Shares(num_heads=5, tokens=(1, 20, 3, 0), work=(40, 3, 70, 7)),
 }
 each_share = pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
@@ -101,22 +150,24 @@ each_share = pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
 
 def random_qkv(shares: Shares) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shape = (2, shares.num_tokens, shares.num_heads, DEPTH)
+    shape = (2, shares.num_rows, shares.num_heads, DEPTH)
     return [torch.randn(shape, generator=generator) for _ in range(3)]
 
 
+@each_form
 @each_share
-def test_equals_attention_in_one_place(shares: Shares) -> None:
+def test_equals_attention_in_one_place(shares: Shares, form: Form) -> None:
     q, k, v = random_qkv(shares)
-    attended, _ = attend_on_ranks(shares, q, k, v)
+    attended, _ = attend_on_ranks(shares, q, k, v, form)
     assert attended.shape == q.shape
     torch.testing.assert_close(attended, sdpa(q, k, v), rtol=0, atol=1e-6)
 
 
 @each_share
-def test_bytes_are_those_that_the_exchange_says(shares: Shares) -> None:
-    _, transports = attend_on_ranks(shares, *random_qkv(shares))
-    exchange = UlyssesExchange(shares, transports[0])
+@pytest.mark.parametrize("num_chunks", [1, 3])
+def test_bytes_are_those_that_the_exchange_says(shares: Shares, num_chunks: int) -> None:
+    _, transports = attend_on_ranks(shares, *random_qkv(shares), chunked(num_chunks))
+    exchange = UlyssesExchange(shares, transports[0], num_chunks)
     said = [
         exchange.bytes_sent(rank, batch=2, head_dim=DEPTH, itemsize=4) for rank in range(shares.num_ranks)
     ]
@@ -134,25 +185,33 @@ def indices(box: Box, num_heads: int) -> Tensor:
 def test_every_value_arrives_where_it_belongs(shares: Shares, move: str) -> None:
     transports = world(shares.num_ranks)
     ranks = range(shares.num_ranks)
-    tokens, work, heads = (
-        [of(r) for r in ranks] for of in (shares.tokens_of, shares.work_of, shares.heads_of)
-    )
+    tokens, work = [[shares.tokens_of(r)] for r in ranks], [shares.work_of(r) for r in ranks]
+    heads = [[shares.heads_for(boxes)] for boxes in work]
     source, target = {"queries": (tokens, work), "heads": (tokens, heads), "results": (work, tokens)}[move]
-    arrivals = [
-        Redistribution(source, target, transport).start(
-            [indices(box, shares.num_heads) for box in source[rank]],
-            like=torch.zeros(1, 1, 1, 1, dtype=torch.int64),
-        )
-        for rank, transport in enumerate(transports)
-    ]
+    replicated = [shares.replicated] if shares.num_replicated and move != "results" else []
+    arrivals = []
+    for transport in transports:
+        redistribution = Redistribution(source, target, transport, replicated)
+        tensors = [indices(box, shares.num_heads) for box in redistribution.held]
+        like = torch.zeros(1, 1, 1, 1, dtype=torch.int64)
+        arrivals.append(start([redistribution.move(tensors, like)]))
     for rank, arrival in enumerate(arrivals):
-        received = arrival.wait()
+        (received,) = arrival.wait()
         assert len(received) == len(target[rank])
         for box, tensor in zip(target[rank], received, strict=True):
             assert torch.equal(tensor, indices(box, shares.num_heads))
-        assert arrival.wait() is received  # waiting twice is harmless
+        assert arrival.wait()[0] is received  # waiting twice is harmless
 
 
 def test_refuses_shares_for_another_number_of_ranks() -> None:
     with pytest.raises(ValueError, match="shares for 3 ranks, and 2 exchange"):
         UlyssesExchange(Shares.equal(6, 1, 3), world(2)[0])
+
+
+@each_share
+def test_chunks_do_not_change_a_bit(shares: Shares) -> None:
+    """Where chunks are whole heads, or end at multiples of `ROW_MULTIPLE` rows."""
+    q, k, v = random_qkv(shares)
+    plain, _ = attend_on_ranks(shares, q, k, v, chunked(1))
+    for form in (chunked(2), chunked(3), paper):
+        torch.testing.assert_close(attend_on_ranks(shares, q, k, v, form)[0], plain, rtol=0, atol=1e-6)

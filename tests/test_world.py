@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from paradit.attention.local import sdpa
-from paradit.attention.ulysses import ulysses
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
 from paradit.distributed.world import World
 from paradit.sampling.forward import run
 from paradit.testing import WorldError, run_world
-from test_ulysses import SHARES, no_rotation, random_qkv
+from test_ulysses import FORMS, SHARES, Unrotated, random_qkv
 
 
 def tell(world: World, word: str) -> tuple[int, int, str]:
@@ -62,17 +61,23 @@ def test_a_hang_ends_and_shows_where_it_was() -> None:
         run_world(hang, 2, timeout=3.0)
 
 
-def attend(world: World, shares: Shares) -> tuple[Tensor, int]:
-    q, k, v = (x.split(shares.tokens, dim=1)[world.rank] for x in random_qkv(shares))
-    transport = world.transport()
-    exchange = UlyssesExchange(shares, transport)
-    attended = run(ulysses(exchange)(0, iter((v, k, q)), no_rotation(shares.tokens[world.rank])))
-    assert transport.bytes_sent == exchange.bytes_sent(world.rank, 2, q.shape[3], q.itemsize)
+def attend(world: World, shares: Shares, forms: list[str]) -> list[Tensor]:
+    """The attended values of this rank's tokens in each form."""
+    parts = [x.split([*shares.tokens, shares.num_replicated], dim=1) for x in random_qkv(shares)]
+    q, k, v = (torch.cat([part[world.rank], part[-1]], dim=1) for part in parts)
+    layout = Unrotated(q.shape[1], shares.num_replicated)
+    attended = []
+    for form in forms:
+        transport = world.transport()
+        result = run(FORMS[form](shares, transport)(0, iter((v, k, q)), layout))
+        attended.append(result[:, : shares.tokens[world.rank]])
+        said = UlyssesExchange(shares, transport, 5 if form == "5 chunks" else 1)
+        assert transport.bytes_sent == said.bytes_sent(world.rank, 2, q.shape[3], q.itemsize)
     return attended
 
 
 @pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
 def test_ulysses_over_gloo_equals_attention_in_one_place(shares: Shares) -> None:
-    q, k, v = random_qkv(shares)
-    attended = torch.cat(run_world(attend, shares.num_ranks, shares), dim=1)
-    torch.testing.assert_close(attended, sdpa(q, k, v), rtol=0, atol=1e-6)
+    expected = sdpa(*random_qkv(shares))[:, : shares.num_tokens]
+    for by_form in zip(*run_world(attend, shares.num_ranks, shares, ["plain", "5 chunks"]), strict=True):
+        torch.testing.assert_close(torch.cat(by_form, dim=1), expected, rtol=0, atol=1e-6)

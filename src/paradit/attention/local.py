@@ -7,8 +7,7 @@ from collections.abc import Generator
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from paradit.attention.protocol import Projection, Wait
-from paradit.attention.rope import Rope
+from paradit.attention.protocol import Layout, Projection, Wait
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -17,8 +16,8 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return out.transpose(1, 2)
 
 
-def attend(layer: int, projection: Projection, rope: Rope) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
+def attend(layer: int, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
     """The attended values [B, S, H, D] of all tokens; an `Attend` that never yields."""
     yield from ()
     value, key, query = projection
-    return sdpa(rope.apply(query), rope.apply(key), value)
+    return sdpa(layout.rope.apply(query), layout.rope.apply(key), value)

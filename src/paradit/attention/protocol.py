@@ -9,6 +9,19 @@ from torch import Tensor
 
 from paradit.attention.rope import Rope
 
+
+class Layout(Protocol):
+    """Where the tokens are that one rank holds; or all of them, in one process."""
+
+    @property
+    def rope(self) -> Rope:
+        """The rotations of the tokens, in the order of the tokens."""
+
+    @property
+    def num_replicated(self) -> int:
+        """How many tokens, at the end, every rank holds: a joint-attention model's text."""
+
+
 Projection = Iterator[Tensor]
 """Gives v, then k, then q, each [B, S, H, D] before RoPE, each usable as soon as it is there."""
 
@@ -20,8 +33,8 @@ class Wait(Protocol):
         """Block until it is there."""
 
 
-Attend = Callable[[int, Projection, Rope], Generator[Wait, None, Tensor]]
-"""(layer, projection, rope of these tokens) -> attended values [B, S, H, D].
+Attend = Callable[[int, Projection, Layout], Generator[Wait, None, Tensor]]
+"""(layer, projection, layout of these tokens) -> attended values [B, S, H, D].
 
 A generator, which yields where it would wait: whoever drives it may let other work run meanwhile.
 """

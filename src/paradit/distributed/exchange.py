@@ -2,42 +2,88 @@
 
 DeepSpeed-Ulysses (arXiv 2309.14509) divides whole heads and equal sequences. Here a rank's share of the work
 is any contiguous range of (head, query row) pairs (`Shares`): its first and its last head may be shared with
-a neighbour by query rows, and the keys and values of such a head go to both.
+a neighbour by query rows, and the keys and values of such a head go to both. And the work may be cut into
+chunks, each of which travels by itself (PipeSP, arXiv 2511.12056).
 """
 
 from __future__ import annotations
 
-from paradit.distributed.redistribution import Redistribution
-from paradit.distributed.shares import Shares
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from paradit.distributed.redistribution import Move, Redistribution
+from paradit.distributed.shares import Box, Shares
 from paradit.distributed.transport import Transport
 
 
-class UlyssesExchange:
-    """The three moves of one attention, for the ranks of a transport's group."""
+@dataclass(frozen=True)
+class Chunk:
+    """A part of every rank's work, and the three moves of its attention."""
 
-    def __init__(self, shares: Shares, transport: Transport) -> None:
+    work: Sequence[Box]
+    """What this rank computes, by blocks of query rows."""
+    new_heads: Box
+    """Heads whose keys and values come with this chunk; a head that an earlier chunk began is there."""
+    queries: Redistribution
+    """Queries, from the ranks that hold their tokens to those that compute their rows."""
+    heads: Redistribution
+    """Keys, or values, to every rank that works on their heads."""
+    results: Redistribution
+    """Attended values, back to the ranks that hold the tokens."""
+
+
+class UlyssesExchange:
+    """The moves of one attention, for the ranks of a transport's group."""
+
+    def __init__(self, shares: Shares, transport: Transport, num_chunks: int = 1) -> None:
         if shares.num_ranks != transport.num_ranks:
             raise ValueError(f"shares for {shares.num_ranks} ranks, and {transport.num_ranks} exchange")
+        self.shares = shares
+        self.transport = transport
         ranks = range(shares.num_ranks)
-        tokens = [shares.tokens_of(rank) for rank in ranks]
-        work = [shares.work_of(rank) for rank in ranks]
-        heads = [shares.heads_of(rank) for rank in ranks]
-        self.work = work[transport.rank]
-        """What this rank computes, by blocks of query rows."""
-        self.queries = Redistribution(tokens, work, transport)
-        """Queries, from the ranks that hold their tokens to those that compute their rows."""
-        self.heads = Redistribution(tokens, heads, transport)
-        """Keys, or values, to every rank that works on their heads."""
-        self.results = Redistribution(work, tokens, transport)
-        """Attended values, back to the ranks that hold the tokens."""
-        self._heads, self._rank = heads, transport.rank
+        replicated = [shares.replicated] if shares.num_replicated else []
+        tokens = [[shares.tokens_of(rank)] for rank in ranks]
+        held = [[*boxes, *replicated] for boxes in tokens]
+        self.chunks: list[Chunk] = []
+        seen = [0] * shares.num_ranks  # heads before this one have come to the rank
+        work_by_chunk = zip(*(shares.chunks_of(rank, num_chunks) for rank in ranks), strict=True)
+        for work in work_by_chunk:
+            heads = [_not_seen(shares.heads_for(boxes), seen[rank]) for rank, boxes in enumerate(work)]
+            seen = [max(before, box.last_head) for before, box in zip(seen, heads, strict=True)]
+            self.chunks.append(
+                Chunk(
+                    work=work[transport.rank],
+                    new_heads=heads[transport.rank],
+                    queries=Redistribution(tokens, work, transport, replicated),
+                    heads=Redistribution(tokens, [[box] for box in heads], transport, replicated),
+                    results=Redistribution(work, held, transport),
+                )
+            )
 
-    def first_head(self) -> int:
-        """The head that comes first in what `heads` gives this rank."""
-        return self._heads[self._rank][0].first_head
+    def held(self, tensor: Tensor) -> list[Tensor]:
+        """A tensor [B, this rank's tokens and the replicated, H, D] in those two parts."""
+        num_tokens = self.shares.tokens[self.transport.rank]
+        if not self.shares.num_replicated:
+            return [tensor]
+        return [tensor[:, :num_tokens], tensor[:, num_tokens:]]
+
+    def send(self, redistribution: Redistribution, tensor: Tensor) -> Move:
+        """A move of what this rank holds: `queries` or `heads` of a chunk."""
+        return redistribution.move(self.held(tensor), like=tensor)
 
     def bytes_sent(self, rank: int, batch: int, head_dim: int, itemsize: int) -> int:
         """What `rank` sends in one attention: keys and values, queries, results."""
-        rows = 2 * self.heads.elements_sent(rank)
-        rows += self.queries.elements_sent(rank) + self.results.elements_sent(rank)
+        rows = sum(
+            2 * chunk.heads.elements_sent(rank)
+            + chunk.queries.elements_sent(rank)
+            + chunk.results.elements_sent(rank)
+            for chunk in self.chunks
+        )
         return rows * batch * head_dim * itemsize
+
+
+def _not_seen(heads: Box, seen: int) -> Box:
+    first = max(heads.first_head, seen)
+    return Box(first, max(first, heads.last_head), heads.start, heads.stop)

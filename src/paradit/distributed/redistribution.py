@@ -8,6 +8,7 @@ compute from the boxes alone what travels, so nothing about sizes is ever sent.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
@@ -21,13 +22,25 @@ Boxes = Sequence[Sequence[Box]]
 
 
 class Redistribution:
-    """From `source` boxes to `target` boxes; each box is a tensor [B, tokens, heads, D] on its rank."""
+    """From `source` boxes to `target` boxes; each box is a tensor [B, tokens, heads, D] on its rank.
 
-    def __init__(self, source: Boxes, target: Boxes, transport: Transport) -> None:
-        self._source, self._target, self._transport = source, target, transport
+    `replicated` are boxes that every rank holds besides its source boxes: they never travel.
+    """
+
+    def __init__(
+        self, source: Boxes, target: Boxes, transport: Transport, replicated: Sequence[Box] = ()
+    ) -> None:
+        self._source, self._target, self.transport = source, target, transport
         rank = transport.rank
-        self._outgoing = [_common(source[rank], boxes) for boxes in target]
-        self._incoming = [_common(boxes, target[rank]) for boxes in source]
+        self.held = [*source[rank], *replicated]
+        """This rank's boxes, of which it gives a tensor each."""
+        self.boxes = target[rank]
+        """What it gets."""
+        others = [other for other in range(len(target)) if other != rank]
+        self.outgoing = {other: _common(source[rank], target[other]) for other in others}
+        self.incoming = {other: _common(source[other], target[rank]) for other in others}
+        self.kept = _common(self.held, target[rank])
+        """As the two before: (index of the source box, of the target box, what both have)."""
 
     def elements_sent(self, rank: int) -> int:
         """How many (token, head) rows `rank` sends to other ranks; times batch x D x item size in bytes."""
@@ -38,55 +51,80 @@ class Redistribution:
             for _, _, part in _common(self._source[rank], boxes)
         )
 
-    def start(self, tensors: Sequence[Tensor], like: Tensor) -> Arrival:
-        """Start to move this rank's tensors, one for each of its source boxes.
+    def move(self, tensors: Sequence[Tensor], like: Tensor, into: Sequence[Tensor] | None = None) -> Move:
+        """This rank's tensors, one for each box that it holds, to be sent by `start`.
 
         All ranks call it, also those that hold nothing: `like`, any tensor of the kind, says batch, D, dtype
-        and device.
+        and device. What arrives is written to `into`, one tensor for each box that comes, or to new ones.
         """
-        rank = self._transport.rank
-        mine, boxes = self._source[rank], self._target[rank]
-        assert len(tensors) == len(mine), (len(tensors), mine)
-        batch, depth = like.shape[0], like.shape[3]
-        outgoing = [
-            _pack([_view(tensors[i], mine[i], part) for i, _, part in parts], like)
-            for parts in self._outgoing
-        ]
-        sizes = [batch * depth * sum(len(part) for _, _, part in parts) for parts in self._incoming]
-        buffers = [
-            like.new_empty(batch, box.stop - box.start, box.last_head - box.first_head, depth)
-            for box in boxes
-        ]
-        return Arrival(self._transport.start(outgoing, sizes), buffers, boxes, self._incoming)
+        assert len(tensors) == len(self.held), (len(tensors), self.held)
+        if into is None:
+            batch, depth = like.shape[0], like.shape[3]
+            into = [
+                like.new_empty(batch, box.stop - box.start, box.last_head - box.first_head, depth)
+                for box in self.boxes
+            ]
+        return Move(self, tensors, list(into), like)
+
+
+@dataclass(frozen=True)
+class Move:
+    """Tensors that one redistribution takes, and where it puts them."""
+
+    redistribution: Redistribution
+    tensors: Sequence[Tensor]
+    into: list[Tensor]
+    like: Tensor
+
+    def leaving(self, rank: int) -> list[Tensor]:
+        """What goes to another rank, in an order that both sides share."""
+        boxes = self.redistribution.held
+        return [_view(self.tensors[i], boxes[i], part) for i, _, part in self.redistribution.outgoing[rank]]
+
+    def coming(self, rank: int) -> list[Tensor]:
+        """Where what comes from another rank belongs, in the same order."""
+        boxes = self.redistribution.boxes
+        return [_view(self.into[j], boxes[j], part) for _, j, part in self.redistribution.incoming[rank]]
+
+    def keep(self) -> None:
+        """Put what does not travel where it belongs."""
+        held, boxes = self.redistribution.held, self.redistribution.boxes
+        for i, j, part in self.redistribution.kept:
+            _view(self.into[j], boxes[j], part).copy_(_view(self.tensors[i], held[i], part))
+
+
+def start(moves: Sequence[Move]) -> Arrival:
+    """Start moves of one transport together: one message to each rank."""
+    transport, like = moves[0].redistribution.transport, moves[0].like
+    outgoing, sizes = [], []
+    for rank in range(transport.num_ranks):
+        others = rank != transport.rank
+        outgoing.append(
+            _pack([view for move in moves for view in move.leaving(rank)] if others else [], like)
+        )
+        sizes.append(sum(view.numel() for move in moves for view in move.coming(rank)) if others else 0)
+    arrival = Arrival(transport.start(outgoing, sizes), moves)
+    for move in moves:  # while the others are on their way
+        move.keep()
+    return arrival
 
 
 class Arrival:
-    """What is on its way to this rank's target boxes."""
+    """Moves on their way."""
 
-    def __init__(
-        self,
-        transfer: Transfer,
-        buffers: list[Tensor],
-        boxes: Sequence[Box],
-        incoming: list[list[tuple[int, int, Box]]],
-    ) -> None:
+    def __init__(self, transfer: Transfer, moves: Sequence[Move]) -> None:
         self._transfer: Transfer | None = transfer
-        self._buffers, self._boxes, self._incoming = buffers, boxes, incoming
+        self._moves = moves
 
-    def wait(self) -> list[Tensor]:
-        """The tensors [B, tokens, heads, D] of this rank's target boxes, complete."""
+    def wait(self) -> list[list[Tensor]]:
+        """For each move the tensors [B, tokens, heads, D] of this rank's target boxes, complete."""
         if self._transfer is not None:
             received = self._transfer.wait()
             self._transfer = None
-            for message, parts in zip(received, self._incoming, strict=True):
-                self._unpack(message, [(target, part) for _, target, part in parts])
-        return self._buffers
-
-    def _unpack(self, message: Tensor, parts: list[tuple[int, Box]]) -> None:
-        views = [_view(self._buffers[i], self._boxes[i], part) for i, part in parts]
-        ends = [0, *accumulate(view.numel() for view in views)]
-        for view, (start, stop) in zip(views, pairwise(ends), strict=True):
-            view.copy_(message[start:stop].view(view.shape))
+            for rank, message in enumerate(received):
+                if len(message):
+                    _unpack(message, [view for move in self._moves for view in move.coming(rank)])
+        return [move.into for move in self._moves]
 
 
 def _common(source: Sequence[Box], target: Sequence[Box]) -> list[tuple[int, int, Box]]:
@@ -104,3 +142,9 @@ def _view(tensor: Tensor, box: Box, part: Box) -> Tensor:
 
 def _pack(views: list[Tensor], like: Tensor) -> Tensor:
     return torch.cat([view.reshape(-1) for view in views]) if views else like.new_empty(0)
+
+
+def _unpack(message: Tensor, views: list[Tensor]) -> None:
+    ends = [0, *accumulate(view.numel() for view in views)]
+    for view, (first, last) in zip(views, pairwise(ends), strict=True):
+        view.copy_(message[first:last].view(view.shape))

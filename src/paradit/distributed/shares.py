@@ -1,8 +1,8 @@
 """Who holds which tokens, and who computes which part of the attention. Torch-free.
 
-Attention over S tokens and H heads is H x S pieces of work of the same size: one query row of one head
+Attention over S rows and H heads is H x S pieces of work of the same size: one query row of one head
 against all keys. Counted head by head, any contiguous range of them can be one rank's share; so the work is
-divided to within one row of equal whatever S, H and the number of ranks are, and nothing is padded.
+divided equally, to within a few rows, whatever S, H and the number of ranks are, and nothing is padded.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+ROW_MULTIPLE = 4
+"""Equal shares end at multiples of this many rows.
 
-def equal_split(total: int, parts: int) -> tuple[int, ...]:
-    """`total` in `parts` whole parts that differ by at most one: `equal_split(7, 3)` is `(2, 2, 3)`."""
-    ends = [total * part // parts for part in range(parts + 1)]
-    return tuple(stop - start for start, stop in pairwise(ends))
+torch's attention on a CPU goes through queries 32 at a time and rounds the last ones otherwise where one to
+three are left over. So a row's result is the same, bit for bit, wherever it is computed.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,25 +51,29 @@ class Shares:
     """How many of the tokens each rank holds; zero is allowed."""
     work: tuple[int, ...]
     """How many of the (head, query row) pieces each rank computes; zero is allowed."""
+    num_replicated: int = 0
+    """Rows that every rank holds, after all tokens: a joint-attention model's text."""
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.work):
             raise ValueError(f"{len(self.tokens)} ranks hold tokens, {len(self.work)} have work")
         if min(self.tokens) < 0 or min(self.work) < 0:
             raise ValueError(f"a share is negative: tokens {self.tokens}, work {self.work}")
-        if sum(self.work) != self.num_heads * self.num_tokens:
+        if sum(self.work) != self.num_heads * self.num_rows:
             raise ValueError(
                 f"the work shares {self.work} make {sum(self.work)}, and {self.num_heads} heads of "
-                f"{self.num_tokens} tokens are {self.num_heads * self.num_tokens}"
+                f"{self.num_rows} rows are {self.num_heads * self.num_rows}"
             )
 
     @classmethod
-    def equal(cls, num_tokens: int, num_heads: int, num_ranks: int) -> Shares:
+    def equal(cls, num_tokens: int, num_heads: int, num_ranks: int, num_replicated: int = 0) -> Shares:
         """Plain Ulysses: equal tokens, and equal work, over all ranks."""
+        num_rows = num_tokens + num_replicated
         return cls(
             num_heads=num_heads,
-            tokens=equal_split(num_tokens, num_ranks),
-            work=equal_split(num_heads * num_tokens, num_ranks),
+            tokens=_equal_parts(0, num_tokens, num_ranks, num_tokens),
+            work=_equal_parts(0, num_heads * num_rows, num_ranks, num_rows),
+            num_replicated=num_replicated,
         )
 
     @property
@@ -77,21 +82,55 @@ class Shares:
 
     @property
     def num_tokens(self) -> int:
+        """Without the replicated ones."""
         return sum(self.tokens)
 
-    def tokens_of(self, rank: int) -> list[Box]:
-        """What a rank holds: all heads of its tokens, in one box, which may be empty."""
+    @property
+    def num_rows(self) -> int:
+        """Rows that a head's attention has."""
+        return self.num_tokens + self.num_replicated
+
+    def tokens_of(self, rank: int) -> Box:
+        """What a rank holds: all heads of its tokens, which may be none."""
         held = _range_of(self.tokens, rank)
-        return [Box(0, self.num_heads, held.start, held.stop)]
+        return Box(0, self.num_heads, held.start, held.stop)
+
+    @property
+    def replicated(self) -> Box:
+        """What every rank holds besides."""
+        return Box(0, self.num_heads, self.num_tokens, self.num_rows)
 
     def work_of(self, rank: int) -> list[Box]:
         """The query rows that a rank computes: the end of a head, whole heads, the beginning of one."""
-        return list(_blocks(_range_of(self.work, rank), self.num_tokens))
+        return list(_blocks(_range_of(self.work, rank), self.num_rows))
 
-    def heads_of(self, rank: int) -> list[Box]:
-        """The keys, or values, that a rank's work needs: all tokens of its heads."""
-        work = self.work_of(rank)
-        return [Box(work[0].first_head, work[-1].last_head, 0, self.num_tokens)] if work else []
+    def chunks_of(self, rank: int, count: int) -> list[list[Box]]:
+        """The same in `count` parts, some of which may be empty: of whole heads if there are enough."""
+        work = _range_of(self.work, rank)
+        multiple = self.num_rows if len(work) >= count * self.num_rows else ROW_MULTIPLE
+        sizes = _equal_parts(work.start, work.stop, count, self.num_rows, multiple)
+        ends = [work.start, *(work.start + end for end in accumulate(sizes))]
+        return [list(_blocks(range(*both), self.num_rows)) for both in pairwise(ends)]
+
+    def heads_for(self, work: Sequence[Box]) -> Box:
+        """The keys, or values, that some rows need: all rows of their heads."""
+        first, last = (work[0].first_head, work[-1].last_head) if work else (0, 0)
+        return Box(first, last, 0, self.num_rows)
+
+
+def _equal_parts(
+    start: int, stop: int, parts: int, length: int, multiple: int = ROW_MULTIPLE
+) -> tuple[int, ...]:
+    """Sizes of start to stop in equal parts, whose inner ends are moved to a multiple of rows.
+
+    Rows are counted from the beginning of every `length`, a head.
+    """
+    ends = [start]
+    for part in range(1, parts):
+        head, row = divmod(start + (stop - start) * part // parts, max(1, length))
+        row = min(length, (row + multiple // 2) // multiple * multiple)
+        ends.append(min(stop, max(ends[-1], head * length + row)))
+    return tuple(after - before for before, after in pairwise([*ends, stop]))
 
 
 def _range_of(sizes: Sequence[int], index: int) -> range:
@@ -99,14 +138,14 @@ def _range_of(sizes: Sequence[int], index: int) -> range:
     return range(stop - sizes[index], stop)
 
 
-def _blocks(work: range, num_tokens: int) -> Iterator[Box]:
+def _blocks(work: range, num_rows: int) -> Iterator[Box]:
     position = work.start
     while position < work.stop:
-        head, row = divmod(position, num_tokens)
-        whole_heads = (work.stop - position) // num_tokens
+        head, row = divmod(position, num_rows)
+        whole_heads = (work.stop - position) // num_rows
         if row == 0 and whole_heads:
-            block = Box(head, head + whole_heads, 0, num_tokens)
+            block = Box(head, head + whole_heads, 0, num_rows)
         else:
-            block = Box(head, head + 1, row, min(num_tokens, row + work.stop - position))
+            block = Box(head, head + 1, row, min(num_rows, row + work.stop - position))
         yield block
         position += len(block)

@@ -10,18 +10,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from paradit.attention.rope import Rope
+    from paradit.attention.protocol import Layout
     from paradit.models.spec import ModelSpec
 
 
 Frames: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
-
-
-class Layout(Protocol):
-    """Where a video's tokens are."""
-
-    @property
-    def rope(self) -> Rope: ...
 
 
 class Tokens(Protocol):
@@ -60,6 +53,9 @@ class Transformer(Protocol):
 
     def embed(self, latents: Tensor, timestep: Tensor, context: Any, layout: Any) -> Any:
         """The Tokens of latents [B, C, F, H, W]."""
+
+    def branch(self, tokens: Any, context: Any) -> Any:
+        """The same tokens for the prompts of another context, as many times as it has prompts."""
 
     def head(self, tokens: Any) -> Tensor:
         """Each token's part of the prediction, [B, S, patch values]; a rank may do it for its own tokens."""

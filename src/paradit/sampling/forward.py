@@ -16,7 +16,7 @@ T = TypeVar("T")
 def forward(transformer: Transformer, tokens: Tokens, attend: Attend) -> Generator[Wait, None, Tensor]:
     """Each token's part of the prediction, [B, S, patch values]; yields where `attend` would wait."""
     for layer, block in enumerate(transformer.blocks):
-        attended = yield from attend(layer, block.project(tokens), tokens.layout.rope)
+        attended = yield from attend(layer, block.project(tokens), tokens.layout)
         tokens = block.finish(tokens, attended)
     return transformer.head(tokens)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -68,7 +67,7 @@ class Alone:
     ) -> list[Tensor]:
         # Both branches see the same tokens until they meet the text.
         tokens = transformer.embed(latents, timestep, contexts[0], layout)
-        branches = [replace(tokens, context=context) for context in contexts]
+        branches = [transformer.branch(tokens, context) for context in contexts]
         return [
             transformer.unpatchify(run(forward(transformer, branch, local.attend)), layout)
             for branch in branches

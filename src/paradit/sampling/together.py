@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from paradit.attention.ulysses import ulysses
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.mesh import Mesh
-from paradit.distributed.redistribution import Redistribution
+from paradit.distributed.redistribution import Redistribution, start
 from paradit.distributed.shares import Box, Shares
 from paradit.models.protocol import Transformer
 from paradit.sampling.forward import forward, run
@@ -62,18 +63,13 @@ class Together:
         self, transformer: Transformer, latents: Tensor, timestep: Tensor, contexts: list[Any], layout: Any
     ) -> list[Tensor]:
         (context,) = contexts
-        batch = context.batch // len(latents)
-        tokens = transformer.embed(
-            latents.repeat(batch, 1, 1, 1, 1),
-            timestep.repeat(batch, *[1] * (timestep.ndim - 1)),
-            context,
-            layout,
-        )
+        # Embedded once, as one process does it: one time embedding is another product than two.
+        tokens = transformer.branch(transformer.embed(latents, timestep, context, layout), context)
         values = self.forward(transformer, tokens)
         if self._mesh.cfg_degree > 1:
             branches = self._mesh.cfg.all_gather(values)
         else:
-            branches = list(values.chunk(batch))
+            branches = list(values.split(len(latents)))
         return [transformer.unpatchify(branch, layout) for branch in branches]
 
     def forward(self, transformer: Transformer, tokens: Any) -> Tensor:
@@ -83,17 +79,13 @@ class Together:
         shares = Shares.equal(num_tokens, transformer.num_heads, transport.num_ranks)
         if shares not in self._exchanges:
             self._exchanges[shares] = UlyssesExchange(shares, transport)
-        (mine,) = shares.tokens_of(rank)
+        mine = shares.tokens_of(rank)
         part = tokens.shard(mine.start, mine.stop)
         values = run(forward(transformer, part, ulysses(self._exchanges[shares])))
 
-        held = [[Box(0, 1, *_ends(shares, rank))] for rank in range(shares.num_ranks)]
+        held = [replace(shares.tokens_of(rank), last_head=1) for rank in range(shares.num_ranks)]
         everywhere = [[Box(0, 1, 0, num_tokens)]] * shares.num_ranks
-        gather = Redistribution(held, everywhere, transport)
-        (all_values,) = gather.start([values[:, :, None]], like=values[:, :, None]).wait()
+        gather = Redistribution([[box] for box in held], everywhere, transport)
+        values = values[:, :, None]
+        (((all_values,),)) = start([gather.move([values], like=values)]).wait()
         return all_values[:, :, 0]
-
-
-def _ends(shares: Shares, rank: int) -> tuple[int, int]:
-    (box,) = shares.tokens_of(rank)
-    return box.start, box.stop

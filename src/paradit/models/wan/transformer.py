@@ -25,6 +25,8 @@ class Layout:
     grid: tuple[int, int, int]
     """Tokens by (frames, height, width)."""
     rope: Rope
+    num_replicated: int = 0
+    """The text is not among the tokens: it is read by cross-attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,14 +182,25 @@ class WanTransformer:
     def embed(self, latents: Tensor, timestep: Tensor, context: Context, layout: Layout) -> Tokens:
         """The tokens of latents [B, C, F, H, W], which have the dtype that prompt_embeds had.
 
-        timestep is [B], or [B, S] where each token has its own. To embed once for several prompts,
-        `replace` the context of the tokens.
+        timestep is [B], or [B, S] where each token has its own. To embed once for several prompts, see
+        `branch`.
         """
         hidden_states = self.module.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
         temb, modulation = self._time(timestep, latents.dtype)
         return Tokens(
             hidden_states=hidden_states, modulation=modulation, temb=temb, context=context, layout=layout
         )
+
+    def branch(self, tokens: Tokens, context: Context) -> Tokens:
+        """The same tokens for the prompts of another context, as many times as it has prompts."""
+        times = context.batch // len(tokens.hidden_states)
+        if times == 1:
+            return replace(tokens, context=context)
+        repeated = {
+            name: torch.cat([getattr(tokens, name)] * times)
+            for name in ("hidden_states", "modulation", "temb")
+        }
+        return replace(tokens, context=context, **repeated)
 
     def _time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         embedder = self.module.condition_embedder
