@@ -5,16 +5,16 @@ to its next wait in turn, and messages lie in memory meanwhile.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
 from paradit.attention.local import sdpa
-from paradit.attention.rope import Rope
 from paradit.attention.protocol import Attend
+from paradit.attention.rope import Rope
 from paradit.attention.ulysses import pipesp_paper, ulysses
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.redistribution import Redistribution, start

@@ -98,11 +98,11 @@ def start(moves: Sequence[Move]) -> Arrival:
     transport, like = moves[0].redistribution.transport, moves[0].like
     outgoing, sizes = [], []
     for rank in range(transport.num_ranks):
-        others = rank != transport.rank
-        outgoing.append(
-            _pack([view for move in moves for view in move.leaving(rank)] if others else [], like)
-        )
-        sizes.append(sum(view.numel() for move in moves for view in move.coming(rank)) if others else 0)
+        itself = rank == transport.rank
+        leaving = [] if itself else [view for move in moves for view in move.leaving(rank)]
+        coming = [] if itself else [view for move in moves for view in move.coming(rank)]
+        outgoing.append(_pack(leaving, like))
+        sizes.append(sum(view.numel() for view in coming))
     arrival = Arrival(transport.start(outgoing, sizes), moves)
     for move in moves:  # while the others are on their way
         move.keep()
