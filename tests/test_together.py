@@ -11,11 +11,12 @@ from paradit.distributed.world import World
 from paradit.models.protocol import VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import read_spec
+from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request, resolve
 from paradit.sampling.full_sequence import denoise
 from paradit.sampling.team import Team
-from paradit.sampling.together import Together
+from paradit.sampling.together import Together, together
 from paradit.testing import run_world
 from paradit.text_to_video import load, text_to_video
 from tiny import VARIANTS, save_folder
@@ -38,17 +39,64 @@ def final_latents(folder: Path, size: tuple[int, int, int], guided: bool, team: 
     )
 
 
-def on_ranks(world: World, folder: Path, size: tuple[int, int, int], guided: bool, cfg_degree: int) -> Tensor:
-    return final_latents(folder, size, guided, Together(Mesh(world, cfg_degree)))
+def alone(folder: Path, size: tuple[int, int, int], guided: bool) -> Tensor:
+    """With one thread, as a rank has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    expected = final_latents(folder, size, guided, None)
+    torch.set_num_threads(threads)
+    return expected
+
+
+def on_ranks(
+    world: World, folder: Path, size: tuple[int, int, int], guided: bool, placements: list[Placement]
+) -> list[Tensor]:
+    heads = read_spec(folder).transformers[0].num_attention_heads
+    teams = [together(world, placement, heads) for placement in placements]
+    return [final_latents(folder, size, guided, team) for team in teams]
 
 
 def check(folder: Path, size: tuple[int, int, int], guided: bool, cfg_degree: int, num_ranks: int) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as a rank has
-    expected = final_latents(folder, size, guided, None)
-    torch.set_num_threads(threads)
-    for latents in run_world(on_ranks, num_ranks, folder, size, guided, cfg_degree):
+    expected = alone(folder, size, guided)
+    placement = Placement(ranks=num_ranks, cfg_degree=cfg_degree, attention="ulysses")
+    for (latents,) in run_world(on_ranks, num_ranks, folder, size, guided, [placement]):
         torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+
+
+def placements(num_ranks: int) -> dict[str, Placement]:
+    """Every way of sharing attention that there is on so many ranks; plain Ulysses first."""
+    made = {
+        "ulysses": Placement(ranks=num_ranks, attention="ulysses"),
+        "auto": Placement(ranks=num_ranks),
+        "pipesp, 1 chunk": Placement(ranks=num_ranks, attention="pipesp", chunks=1),
+        "pipesp, 2 chunks": Placement(ranks=num_ranks, attention="pipesp", chunks=2),
+        "pipesp, 5 chunks": Placement(ranks=num_ranks, attention="pipesp", chunks=5),
+        "pipesp-paper": Placement(ranks=num_ranks, attention="pipesp-paper"),
+        "interleave": Placement(ranks=num_ranks, attention="ulysses", interleave=True),
+        "both": Placement(ranks=num_ranks, attention="pipesp", chunks=2, interleave=True),
+        "ring": Placement(ranks=num_ranks, attention="ring"),
+        "ring, interleaved": Placement(ranks=num_ranks, attention="ring", interleave=True),
+    }
+    if num_ranks == 4:
+        made["usp"] = Placement(ranks=4, attention="usp")
+        made["usp, ring inside"] = Placement(ranks=4, attention="usp", mesh="ulysses,ring")
+        made["ring, cfg"] = Placement(ranks=4, attention="ring", cfg_degree=2)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "size"), [(2, (9, 48, 48)), (3, (9, 64, 96)), (4, (9, 48, 48)), (5, (9, 64, 96))]
+)
+def test_every_attention(num_ranks: int, size: tuple[int, int, int], tmp_path: Path) -> None:
+    folder = save_folder("wan21", tmp_path, heads=3)
+    expected = alone(folder, size, guided=True)
+    made = placements(num_ranks)
+    for by_placement in run_world(on_ranks, num_ranks, folder, size, True, list(made.values()), timeout=240):
+        for name, latents in zip(made, by_placement, strict=True):
+            difference = float((latents - expected).abs().max())
+            assert difference <= 1e-5, (name, difference)
+            if name in ("interleave", "pipesp, 1 chunk"):
+                assert torch.equal(latents, by_placement[0]), name
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

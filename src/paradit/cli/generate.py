@@ -50,6 +50,10 @@ def _placement(options: Options) -> Placement:
         ranks=options.ranks if options.ranks is not None else there or 1,
         cfg_degree=options.cfg_degree,
         attention=options.attention,
+        chunks=options.chunks,
+        interleave=options.interleave,
+        ring_degree=options.ring_degree,
+        mesh=options.mesh,
     )
 
 
@@ -91,9 +95,9 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
 
 def _shares(placement: Placement, tokens: int, num_heads: int) -> list[dict[str, int]]:
     """Tokens held and attention rows computed, by rank, for each branch that the rank computes."""
-    shares = Shares.equal(tokens, num_heads, placement.ulysses_degree)
+    shares = Shares.equal(tokens, num_heads, placement.branch_ranks)
     by_rank = list(zip(shares.tokens, shares.work, strict=True)) * placement.cfg_degree
     return [
-        {"rank": rank, "branch": rank // placement.ulysses_degree, "tokens": held, "rows": rows}
+        {"rank": rank, "branch": rank // placement.branch_ranks, "tokens": held, "rows": rows}
         for rank, (held, rows) in enumerate(by_rank)
     ]

@@ -36,6 +36,10 @@ class Options:
     ranks: int | None
     cfg_degree: int
     attention: str
+    chunks: int | None
+    interleave: bool | None
+    ring_degree: int | None
+    mesh: str
     latents: Path | None
     output: str | None
     overwrite: bool

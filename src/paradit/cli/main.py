@@ -127,8 +127,33 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
     ] = 1,
     attention: Annotated[
         str,
-        typer.Option(help="How the ranks share attention: ulysses or auto.", metavar="NAME"),
+        typer.Option(
+            help="How the ranks share attention: ulysses, pipesp, pipesp-paper, ring, usp; auto: the "
+            "quickest of ulysses, pipesp and interleave.",
+            metavar="NAME",
+        ),
     ] = "auto",
+    chunks: Annotated[
+        int | None,
+        typer.Option(help="Parts in which pipesp's data travel. [default: the quickest]", metavar="N"),
+    ] = None,
+    interleave: Annotated[
+        bool | None,
+        typer.Option(
+            "--interleave/--no-interleave",
+            help="A guidance branch computes while the other's data travel. [default: auto's choice]",
+        ),
+    ] = None,
+    ring_degree: Annotated[
+        int | None,
+        typer.Option(help="Groups of ranks that form usp's ring. [default: 2]", metavar="N"),
+    ] = None,
+    mesh: Annotated[
+        str,
+        typer.Option(
+            help="usp's axes, that of neighbouring ranks last: ring,ulysses or ulysses,ring.", metavar="AXES"
+        ),
+    ] = "ring,ulysses",
     latents: Annotated[
         Path | None,
         typer.Option(
@@ -174,6 +199,10 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         ranks=ranks,
         cfg_degree=cfg_degree,
         attention=attention,
+        chunks=chunks,
+        interleave=interleave,
+        ring_degree=ring_degree,
+        mesh=mesh,
         latents=latents,
         output=output,
         overwrite=overwrite,

@@ -37,7 +37,10 @@ class Chunk:
 class UlyssesExchange:
     """The moves of one attention, for the ranks of a transport's group."""
 
-    def __init__(self, shares: Shares, transport: Transport, num_chunks: int = 1) -> None:
+    def __init__(
+        self, shares: Shares, transport: Transport, num_chunks: int = 1, *, whole_heads: bool = False
+    ) -> None:
+        """whole_heads: a rank gets all heads of its share of them, even if its rows need fewer (for USP)."""
         if shares.num_ranks != transport.num_ranks:
             raise ValueError(f"shares for {shares.num_ranks} ranks, and {transport.num_ranks} exchange")
         self.shares = shares
@@ -50,7 +53,10 @@ class UlyssesExchange:
         seen = [0] * shares.num_ranks  # heads before this one have come to the rank
         work_by_chunk = zip(*(shares.chunks_of(rank, num_chunks) for rank in ranks), strict=True)
         for work in work_by_chunk:
-            heads = [_not_seen(shares.heads_for(boxes), seen[rank]) for rank, boxes in enumerate(work)]
+            needed = [shares.heads_for(boxes) for boxes in work]
+            if whole_heads:
+                needed = [shares.heads_of(rank) for rank in ranks]
+            heads = [_not_seen(box, seen[rank]) for rank, box in enumerate(needed)]
             seen = [max(before, box.last_head) for before, box in zip(seen, heads, strict=True)]
             self.chunks.append(
                 Chunk(

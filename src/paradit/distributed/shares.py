@@ -117,6 +117,12 @@ class Shares:
         first, last = (work[0].first_head, work[-1].last_head) if work else (0, 0)
         return Box(first, last, 0, self.num_rows)
 
+    def heads_of(self, rank: int) -> Box:
+        """The heads that a rank's equal part of them touches, whatever the number of rows."""
+        first = self.num_heads * rank // self.num_ranks
+        last = -(-self.num_heads * (rank + 1) // self.num_ranks)
+        return Box(first, last, 0, self.num_rows)
+
 
 def _equal_parts(
     start: int, stop: int, parts: int, length: int, multiple: int = ROW_MULTIPLE

@@ -15,17 +15,18 @@ from torch import Tensor
 
 
 class Transfer:
-    """Messages on their way; `wait` gives the received ones, in the order of the ranks."""
+    """Messages on their way; `wait` gives the received ones, by rank, as often as it is called."""
 
     def __init__(self, works: Sequence[dist.Work], received: list[Tensor], in_flight: list[Tensor]) -> None:
-        self._works, self._received = works, received
+        self._works, self._received = list(works), received
         # What is being sent must not be freed or reused before it has left.
         self._in_flight = in_flight
 
     def wait(self) -> list[Tensor]:
         for work in self._works:
             work.wait()
-        self._in_flight = []
+        # gloo would wait for ever for what has come already.
+        self._works, self._in_flight = [], []
         return self._received
 
 

@@ -97,10 +97,9 @@ def make_as_rank(assignment: Assignment, report: Report) -> None:
     """Be a rank in this process: make the videos with the others. Only the first rank's `report` counts."""
     import torch
 
-    from paradit.distributed.mesh import Mesh
     from paradit.distributed.world import join_world
     from paradit.engine.make import make_videos
-    from paradit.sampling.together import Together
+    from paradit.sampling.together import together
 
     torch.set_num_threads(assignment.threads)
     rank, placement = assignment.rank, assignment.placement
@@ -110,7 +109,8 @@ def make_as_rank(assignment: Assignment, report: Report) -> None:
     with join_world(
         rank, placement.ranks, assignment.init_method, device=device, timeout=WAIT_SECONDS
     ) as world:
-        team = Together(Mesh(world, placement.cfg_degree))
+        num_heads = assignment.spec.transformers[0].num_attention_heads
+        team = together(world, placement, num_heads)
         make_videos(
             assignment.jobs, assignment.spec, report, overwrite=assignment.overwrite, team=team, device=device
         )

@@ -51,6 +51,9 @@ class Transformer(Protocol):
     def context(self, prompt_embeds: Tensor) -> Any:
         """What the blocks read of a prompt; once per request."""
 
+    def join(self, contexts: Sequence[Any]) -> Any:
+        """One context for the prompts of all."""
+
     def embed(self, latents: Tensor, timestep: Tensor, context: Any, layout: Any) -> Any:
         """The Tokens of latents [B, C, F, H, W]."""
 

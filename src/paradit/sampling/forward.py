@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import TypeVar
 
 from torch import Tensor
@@ -13,19 +13,40 @@ from paradit.models.protocol import Tokens, Transformer
 T = TypeVar("T")
 
 
-def forward(transformer: Transformer, tokens: Tokens, attend: Attend) -> Generator[Wait, None, Tensor]:
-    """Each token's part of the prediction, [B, S, patch values]; yields where `attend` would wait."""
-    for layer, block in enumerate(transformer.blocks):
+def forward(
+    transformer: Transformer, tokens: Tokens, attend: Attend, num_layers: int | None = None
+) -> Generator[Wait, None, Tensor]:
+    """Each token's part of the prediction, [B, S, patch values]; yields where `attend` would wait.
+
+    num_layers: only so many, from the first, to see how long they take.
+    """
+    for layer, block in enumerate(transformer.blocks[:num_layers]):
         attended = yield from attend(layer, block.project(tokens), tokens.layout)
         tokens = block.finish(tokens, attended)
     return transformer.head(tokens)
 
 
+def run_interleaved(works: Sequence[Generator[Wait, None, T]]) -> list[T]:
+    """Drive generators to their ends, side by side: while one's data are on their way, the others compute.
+
+    In turn, so that on every rank messages are sent and expected in the same order.
+    """
+    results: dict[int, T] = {}
+    waits: dict[int, Wait] = {}
+    running = dict(enumerate(works))
+    while running:
+        for index, work in list(running.items()):
+            if index in waits:
+                waits.pop(index).wait()
+            try:
+                waits[index] = next(work)
+            except StopIteration as end:
+                results[index] = end.value
+                del running[index]
+    return [results[index] for index in range(len(works))]
+
+
 def run(work: Generator[Wait, None, T]) -> T:
     """Drive a generator to its end, alone: wait wherever it would wait."""
-    try:
-        while True:
-            next(work).wait()
-    except StopIteration as end:
-        result: T = end.value
-        return result
+    (result,) = run_interleaved([work])
+    return result

@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from paradit.attention.ulysses import ulysses
-from paradit.distributed.exchange import UlyssesExchange
+from paradit.attention.forms import attend_on
+from paradit.attention.protocol import Attend, Wait
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.redistribution import Redistribution, start
 from paradit.distributed.shares import Box, Shares
+from paradit.distributed.world import World
 from paradit.models.protocol import Transformer
-from paradit.sampling.forward import forward, run
+from paradit.placement import Form, Placement
+from paradit.sampling.forward import forward, run_interleaved
+from paradit.sampling.trial import quickest
 
 
 class Together:
-    """A `Team` over a mesh. Branches that a rank computes itself go through it in one batch.
+    """A `Team` over a mesh.
 
     Exact: the same operations on the same rows as in one process; only how matrix products are cut into
     tiles may differ, in the last bits.
     """
 
-    def __init__(self, mesh: Mesh) -> None:
-        self._mesh = mesh
+    def __init__(self, mesh: Mesh, forms: Sequence[Form] = (Form(attention="ulysses"),)) -> None:
+        """forms: how attention may be done; of several, the quickest is found out by trying."""
+        self._mesh, self._forms = mesh, forms
         self._world = mesh.world.transport()
         self.is_first = mesh.world.rank == 0
-        self._exchanges: dict[Shares, UlyssesExchange] = {}
+        self._attends: dict[tuple[Form, Shares], Attend] = {}
+        self._chosen: dict[tuple[Shares, int], Form] = {}
 
     def share(
         self, make: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
@@ -54,38 +60,104 @@ class Together:
 
     def contexts(self, transformer: Transformer, prompts: Sequence[Tensor]) -> list[Any]:
         if self._mesh.cfg_degree == 1:
-            return [transformer.context(torch.cat(list(prompts)))]
+            return [_Branches(transformer, prompts)]
         if len(prompts) != self._mesh.cfg_degree:
             raise ValueError(f"{len(prompts)} guidance branches on {self._mesh.cfg_degree} groups of ranks")
-        return [transformer.context(prompts[self._mesh.cfg_rank])]
+        return [_Branches(transformer, [prompts[self._mesh.cfg_rank]])]
 
     def predict(
         self, transformer: Transformer, latents: Tensor, timestep: Tensor, contexts: list[Any], layout: Any
     ) -> list[Tensor]:
-        (context,) = contexts
+        (branches,) = contexts
         # Embedded once, as one process does it: one time embedding is another product than two.
-        tokens = transformer.branch(transformer.embed(latents, timestep, context, layout), context)
-        values = self.forward(transformer, tokens)
+        tokens = transformer.embed(latents, timestep, branches.each[0], layout)
+        form = self._form(transformer, branches, tokens)
+        values = torch.cat(run_interleaved(self._streams(transformer, branches, tokens, form)))
         if self._mesh.cfg_degree > 1:
-            branches = self._mesh.cfg.all_gather(values)
+            predictions = self._mesh.cfg.all_gather(values)
         else:
-            branches = list(values.split(len(latents)))
-        return [transformer.unpatchify(branch, layout) for branch in branches]
+            predictions = list(torch.split(values, len(latents)))
+        return [transformer.unpatchify(prediction, layout) for prediction in predictions]
 
     def forward(self, transformer: Transformer, tokens: Any) -> Tensor:
-        """The prediction of all tokens, [B, S, patch values], on every rank of a branch."""
-        rank, transport = self._mesh.ulysses_rank, self._mesh.ulysses
-        num_tokens = tokens.hidden_states.shape[1]
-        shares = Shares.equal(num_tokens, transformer.num_heads, transport.num_ranks)
-        if shares not in self._exchanges:
-            self._exchanges[shares] = UlyssesExchange(shares, transport)
-        mine = shares.tokens_of(rank)
-        part = tokens.shard(mine.start, mine.stop)
-        values = run(forward(transformer, part, ulysses(self._exchanges[shares])))
+        """The prediction of all tokens, [B, S, patch values], on every rank; in the first of the forms."""
+        (values,) = run_interleaved([self._forward(transformer, tokens, self._forms[0])])
+        return values
 
-        held = [replace(shares.tokens_of(rank), last_head=1) for rank in range(shares.num_ranks)]
-        everywhere = [[Box(0, 1, 0, num_tokens)]] * shares.num_ranks
-        gather = Redistribution([[box] for box in held], everywhere, transport)
+    def _form(self, transformer: Transformer, branches: _Branches, tokens: Any) -> Form:
+        """How attention is done: as asked for, or the quickest of several, on the first two layers."""
+        if len(self._forms) == 1:
+            return self._forms[0]
+        key = self._shares(transformer, tokens), len(branches.each)
+        if key not in self._chosen:
+
+            def take(form: Form) -> None:
+                run_interleaved(self._streams(transformer, branches, tokens, form, num_layers=2))
+
+            self._chosen[key] = quickest(self._forms, take, self.gather_number, tokens.hidden_states.device)
+        return self._chosen[key]
+
+    def _streams(
+        self,
+        transformer: Transformer,
+        branches: _Branches,
+        tokens: Any,
+        form: Form,
+        num_layers: int | None = None,
+    ) -> list[Generator[Wait, None, Tensor]]:
+        contexts = branches.each if form.interleave else [branches.joined]
+        return [
+            self._forward(transformer, transformer.branch(tokens, context), form, num_layers)
+            for context in contexts
+        ]
+
+    def _forward(
+        self, transformer: Transformer, tokens: Any, form: Form, num_layers: int | None = None
+    ) -> Generator[Wait, None, Tensor]:
+        shares = self._shares(transformer, tokens)
+        if (form, shares) not in self._attends:
+            self._attends[form, shares] = attend_on(self._mesh, form, shares)
+        mine = shares.tokens_of(self._mesh.rank)
+        part = tokens.shard(mine.start, mine.stop)
+        values = yield from forward(transformer, part, self._attends[form, shares], num_layers)
+
+        held = [[replace(shares.tokens_of(rank), last_head=1)] for rank in range(shares.num_ranks)]
+        everywhere = [[Box(0, 1, 0, shares.num_tokens)]] * shares.num_ranks
+        gather = Redistribution(held, everywhere, self._mesh.branch)
         values = values[:, :, None]
-        (((all_values,),)) = start([gather.move([values], like=values)]).wait()
+        arrival = start([gather.move([values], like=values)])
+        yield arrival
+        ((all_values,),) = arrival.wait()
         return all_values[:, :, 0]
+
+    def _shares(self, transformer: Transformer, tokens: Any) -> Shares:
+        return Shares.equal(
+            num_tokens=tokens.hidden_states.shape[1],
+            num_heads=transformer.num_heads,
+            num_ranks=self._mesh.branch.num_ranks,
+            num_replicated=tokens.layout.num_replicated,
+        )
+
+
+def together(world: World, placement: Placement, num_heads: int) -> Together:
+    """The team that a placement makes of a world."""
+    ring_inside = placement.mesh == "ulysses,ring"
+    mesh = Mesh(world, placement.cfg_degree, placement.ring_ranks, ring_inside=ring_inside)
+    return Together(mesh, placement.forms(num_heads))
+
+
+class _Branches:
+    """What a rank needs of the prompts that it computes, made when it is asked for."""
+
+    def __init__(self, transformer: Transformer, prompts: Sequence[Tensor]) -> None:
+        self._transformer, self._prompts = transformer, prompts
+
+    @cached_property
+    def each(self) -> list[Any]:
+        """A context for each prompt."""
+        return [self._transformer.context(embeds) for embeds in self._prompts]
+
+    @cached_property
+    def joined(self) -> Any:
+        """One context for all prompts."""
+        return self.each[0] if len(self._prompts) == 1 else self._transformer.join(self.each)

@@ -7,7 +7,7 @@ by `layout` and `context`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -179,6 +179,20 @@ class WanTransformer:
             image=None if image is None else tuple(block.image_keys_values(image) for block in self.blocks),
         )
 
+    def join(self, contexts: Sequence[Context]) -> Context:
+        """One context for the prompts of all."""
+
+        def joined(layers: Sequence[tuple[tuple[Tensor, Tensor], ...]]) -> tuple[tuple[Tensor, Tensor], ...]:
+            return tuple(
+                (torch.cat([key for key, _ in layer]), torch.cat([value for _, value in layer]))
+                for layer in zip(*layers, strict=True)
+            )
+
+        images = [context.image for context in contexts if context.image is not None]
+        return Context(
+            text=joined([context.text for context in contexts]), image=joined(images) if images else None
+        )
+
     def embed(self, latents: Tensor, timestep: Tensor, context: Context, layout: Layout) -> Tokens:
         """The tokens of latents [B, C, F, H, W], which have the dtype that prompt_embeds had.
 
@@ -196,11 +210,13 @@ class WanTransformer:
         times = context.batch // len(tokens.hidden_states)
         if times == 1:
             return replace(tokens, context=context)
-        repeated = {
-            name: torch.cat([getattr(tokens, name)] * times)
-            for name in ("hidden_states", "modulation", "temb")
-        }
-        return replace(tokens, context=context, **repeated)
+        return replace(
+            tokens,
+            context=context,
+            hidden_states=torch.cat([tokens.hidden_states] * times),
+            modulation=torch.cat([tokens.modulation] * times),
+            temb=torch.cat([tokens.temb] * times),
+        )
 
     def _time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         embedder = self.module.condition_embedder

@@ -1,0 +1,45 @@
+"""Attention over some of the keys, and how such parts become the attention over all.
+
+Each part gives the logarithm of its softmax's sum, with which parts are weighted (Milakov & Gimelshein,
+arXiv 1805.02867; Liu et al., Ring Attention, arXiv 2310.01889).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sdpa_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of [B, S, H, D] tensors, and its log-sum-exp [B, S, H], fp32."""
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    ops = torch.ops.aten
+    if query.device.type == "cpu":
+        out, lse = ops._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    elif query.dtype in (torch.float16, torch.bfloat16) and query.shape[3] % 8 == 0:
+        out, lse, *_ = ops._scaled_dot_product_flash_attention(q, k, v)
+    else:
+        out, lse, *_ = ops._scaled_dot_product_efficient_attention(q, k, v, None, True)
+        lse = lse[:, :, : q.shape[2]]  # it comes padded
+    return out.transpose(1, 2), lse.transpose(1, 2).float()
+
+
+class Merge:
+    """The attention over all keys, from parts that come one after the other, in any order."""
+
+    def __init__(self) -> None:
+        self._out: Tensor | None = None
+        self._lse: Tensor | None = None
+
+    def add(self, out: Tensor, lse: Tensor) -> None:
+        """One part: [B, S, H, D], and its log-sum-exp [B, S, H]."""
+        if self._out is None or self._lse is None:
+            self._out, self._lse = out.float(), lse
+            return
+        both = torch.logaddexp(self._lse, lse)
+        self._out = self._out * (self._lse - both).exp()[..., None] + out * (lse - both).exp()[..., None]
+        self._lse = both
+
+    def result(self, like: Tensor) -> Tensor:
+        """The merged [B, S, H, D] in the dtype of `like`, the queries; there may have been no part."""
+        return torch.zeros_like(like) if self._out is None else self._out.to(like.dtype)
