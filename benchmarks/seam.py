@@ -20,7 +20,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from machine import write_results
-from paradit.attention import local
+from paradit.attention.local import local
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.models.wan.transformer import WanTransformer
@@ -71,7 +71,7 @@ def measure(case: Case, repeats: int) -> dict[str, object]:
 
     def ours() -> list[Tensor]:
         tokens = seam.embed(latents, timestep, contexts[0], layout)
-        values = [run(forward(seam, replace(tokens, context=each), local.attend)) for each in contexts]
+        values = [run(forward(seam, replace(tokens, context=each), local())) for each in contexts]
         return [seam.unpatchify(each, layout) for each in values]
 
     def theirs() -> list[Tensor]:

@@ -13,21 +13,18 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from statistics import median
 
 import torch
-import torch.distributed as dist
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from links import Host, loopback, two_hosts
 from machine import write_results
+from pairs import Pair, join, serve
 
 SYSTEMS = ("ours", "diffusers", "cache-dit")
 MODELS = {
@@ -56,33 +53,27 @@ def random_model(name: str) -> tuple[WanTransformer3DModel, Tensor, list[Tensor]
 
 @torch.no_grad()
 def worker(system: str, name: str, rank: int, address: str) -> None:
-    """One rank: says `ready`, then for every line on stdin takes a step and says its seconds."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://{address}", rank=rank, world_size=2)
+    """One rank of a system: a step on every turn."""
+    join(rank, address)
     module, latents, prompts = random_model(name)
     timestep = torch.tensor([500])
     expected = [module(latents, timestep, prompt, return_dict=False)[0] for prompt in prompts]
-    step = {"ours": ours, "diffusers": diffusers_ulysses, "cache-dit": cache_dit_ulysses}[system](
-        module, latents, timestep, prompts
-    )
+    make = {"ours": ours, "diffusers": diffusers_ulysses, "cache-dit": cache_dit_ulysses}[system]
+    step = make(module, latents, timestep, prompts)
     difference = max(float((a - b).abs().max()) for a, b in zip(step(), expected, strict=True))
-    print(json.dumps({"ready": difference}), flush=True)
-    for _ in sys.stdin:
-        dist.barrier()
-        start = time.perf_counter()
-        step()
-        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
+    serve(difference, lambda _: step())
 
 
 def ours(module, latents, timestep, prompts):  # type: ignore[no-untyped-def]
-    from paradit.distributed.mesh import Mesh
     from paradit.distributed.world import current_world
     from paradit.models.wan.transformer import WanTransformer
-    from paradit.sampling.together import Together
+    from paradit.placement import Placement
+    from paradit.sampling.together import together
 
     world = current_world(torch.device("cpu"))
     assert world is not None
-    seam, team = WanTransformer(module), Together(Mesh(world))
+    placement = Placement(ranks=2, attention="ulysses")
+    seam, team = WanTransformer(module), together(world, placement, module.config.num_attention_heads)
     contexts, layout = team.contexts(seam, prompts), seam.layout(tuple(latents.shape[2:]))
     return lambda: team.predict(seam, latents, timestep, contexts, layout)
 
@@ -112,68 +103,23 @@ def cache_dit_ulysses(module, latents, timestep, prompts):  # type: ignore[no-un
     return own_forward(module, latents, timestep, prompts)
 
 
-class Pair:
-    """The two processes of one system."""
-
-    def __init__(self, system: str, name: str, hosts: list[Host], port: int) -> None:
-        self.system = system
-        address = f"{hosts[0].address}:{port}"
-        self.ranks = [
-            subprocess.Popen(
-                [*host.prefix, sys.executable, __file__, "--worker", system, name, str(rank), address],
-                env=host.environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for rank, host in enumerate(hosts)
-        ]
-        self.difference = max(self._hear("ready"))
-
-    def step(self) -> float:
-        """Seconds of the slower rank."""
-        for rank in self.ranks:
-            assert rank.stdin is not None
-            rank.stdin.write("\n")
-            rank.stdin.flush()
-        return max(self._hear("seconds"))
-
-    def _hear(self, key: str) -> list[float]:
-        said = []
-        for rank in self.ranks:
-            assert rank.stdout is not None
-            for line in rank.stdout:
-                if line.startswith(f'{{"{key}"'):
-                    said.append(float(json.loads(line)[key]))
-                    break
-            else:
-                raise RuntimeError(f"{self.system}: a rank ended")
-        return said
-
-    def close(self) -> None:
-        for rank in self.ranks:
-            rank.kill()
-            rank.wait()
-
-
 @contextmanager
-def pairs(name: str, hosts: list[Host]) -> Iterator[list[Pair]]:
+def pairs(name: str, hosts: list[Host]) -> Iterator[dict[str, Pair]]:
     systems = [s for s in SYSTEMS if s != "cache-dit" or importlib.util.find_spec("cache_dit")]
     with ExitStack() as stack:
-        started = []
+        started = {}
         for index, system in enumerate(systems):
-            pair = Pair(system, name, hosts, port=29600 + index)
-            stack.callback(pair.close)
-            started.append(pair)
+            started[system] = Pair(__file__, [system, name], hosts, port=29600 + index)
+            stack.callback(started[system].close)
         yield started
 
 
 def measure(name: str, hosts: list[Host], repeats: int) -> dict[str, object]:
     with pairs(name, hosts) as started:
-        seconds: dict[str, list[float]] = {pair.system: [] for pair in started}
+        seconds: dict[str, list[float]] = {system: [] for system in started}
         for turn in range(repeats):
-            for pair in started if turn % 2 else reversed(started):
-                seconds[pair.system].append(pair.step())
+            for system in started if turn % 2 else reversed(started):
+                seconds[system].append(started[system].take()["seconds"])
         return {
             "model": name,
             "repeats": repeats,
@@ -183,7 +129,7 @@ def measure(name: str, hosts: list[Host], repeats: int) -> dict[str, object]:
                 for system, times in seconds.items()
                 if system != "ours"
             },
-            "largest_difference": {pair.system: pair.difference for pair in started},
+            "largest_difference": {system: max(pair.ready) for system, pair in started.items()},
         }
 
 

@@ -11,11 +11,11 @@ from paradit.placement import Placement
 def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    check_devices(Placement(ranks=2))
+    check_devices(Placement(ranks=2), None)
     with pytest.raises(InputError, match="3 ranks need a GPU each, and this machine has 2: use at most 2"):
-        check_devices(Placement(ranks=3))
+        check_devices(Placement(ranks=3), None)
 
 
 def test_a_cpu_runs_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    check_devices(Placement(ranks=5))
+    check_devices(Placement(ranks=5), None)

@@ -14,6 +14,7 @@ PACKAGE = Path(paradit.__file__).parent
 # Lowest first; a module may import from its own line and the lines above it. The longest prefix counts.
 LAYERS = [
     ["errors", "progress", "memory"],
+    ["kernels"],
     ["shapes"],
     [
         *("models.spec", "models.registry", "models.hub", "models.wan.spec"),
@@ -36,6 +37,7 @@ LAYERS = [
 ]  # fmt: skip
 TORCH_FREE = [
     "errors",
+    "kernels",
     "progress",
     "shapes",
     "requests",

@@ -47,7 +47,13 @@ def latents(model: Path, folder: Path, *options: str) -> torch.Tensor:
 
 def test_the_same_video(model: Path, tmp_path: Path) -> None:
     alone = latents(model, tmp_path)
-    for options in (["--ranks", "3"], ["--ranks", "2", "--cfg-degree", "2"]):
+    for options in (
+        ["--ranks", "3"],
+        ["--ranks", "2", "--cfg-degree", "2"],
+        ["--ranks", "2", "--attention", "pipesp", "--chunks", "2", "--interleave"],
+        ["--ranks", "4", "--attention", "usp", "--mesh", "ulysses,ring"],
+        ["--ranks", "2", "--kernel", "_native_math"],
+    ):
         torch.testing.assert_close(latents(model, tmp_path, *options), alone, rtol=0, atol=1e-5)
 
 
@@ -158,7 +164,9 @@ def test_no_rank_outlives_a_killed_command(run: Run) -> None:
             ["--ranks", "28"],
             "28 ranks are more than there is work for",
         ),
-        (["--ranks", "2", "--attention", "magic"], "attention must be one of auto, ulysses, got 'magic'"),
+        (["--ranks", "2", "--interleave", "--guidance-scale", "1"], "guidance_scale 1 has one"),
+        (["--ranks", "2", "--attention", "magic"], "attention must be one of auto, ulysses, pipesp"),
+        (["--kernel", "quick"], "kernel must be one of native, "),
     ],
 )
 def test_what_cannot_be_is_refused(model: Path, tmp_path: Path, options: list[str], said: str) -> None:
@@ -173,5 +181,5 @@ def test_dry_run_shows_the_shares(model: Path, tmp_path: Path) -> None:
     done = command(model, tmp_path, "--ranks", "4", "--cfg-degree", "2", "--dry-run", "--json")
     shares = json.loads(done.stdout.splitlines()[-1])["shares"]
     assert [share["branch"] for share in shares] == [0, 0, 1, 1]
-    assert [share["tokens"] for share in shares] == [13, 14, 13, 14]
-    assert [share["rows"] for share in shares] == [40, 41, 40, 41]
+    assert [share["tokens"] for share in shares] == [12, 15, 12, 15]
+    assert [share["rows"] for share in shares] == [39, 42, 39, 42]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from paradit.attention import local
+from paradit.attention.local import local
 from paradit.models.wan.transformer import WanTransformer
 from paradit.sampling.forward import forward, run
 from tiny import TEXT_DIM, VARIANTS, in_bf16, transformer
@@ -23,7 +23,7 @@ def inputs(model, shape, text_length=9):
 def seam(model, latents, timestep, text, image=None):
     wan = WanTransformer(model)
     tokens = wan.embed(latents, timestep, wan.context(text, image), wan.layout(tuple(latents.shape[2:])))
-    return wan.unpatchify(run(forward(wan, tokens, local.attend)), tokens.layout)
+    return wan.unpatchify(run(forward(wan, tokens, local())), tokens.layout)
 
 
 def own(model, latents, timestep, text, image=None):
@@ -100,7 +100,7 @@ def test_prompts_share_one_embedding():
     timestep = torch.tensor([500])
     tokens = wan.embed(latents, timestep, wan.context(first), wan.layout(tuple(latents.shape[2:])))
     other = replace(tokens, context=wan.context(second))
-    prediction = wan.unpatchify(run(forward(wan, other, local.attend)), tokens.layout)
+    prediction = wan.unpatchify(run(forward(wan, other, local())), tokens.layout)
     assert torch.equal(prediction, own(model, latents, timestep, second))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from paradit import kernels
 from paradit.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Placement:
     """How many Ulysses groups form the ring of `usp`; None: 2."""
     mesh: str = MESHES[0]
     """`usp`'s axes, that between neighbouring ranks last."""
+    kernel: str = kernels.DEFAULT
+    """What computes attention: one of `paradit.kernels.KERNELS`."""
 
     def __post_init__(self) -> None:
         if self.ranks < 1:
@@ -60,6 +63,7 @@ class Placement:
                 f"{self.ranks} ranks do not divide into {self.cfg_degree} guidance branches: "
                 f"use {self.ranks + 1} ranks, or cfg_degree 1"
             )
+        kernels.check_kernel(self.kernel, self.attention)
         self._check_chunks()
         self._check_ring()
 

@@ -1,6 +1,7 @@
 """The bundled model's text encoder and transformer, trained together on the frozen VAE's latents.
 
-Flow matching as Wan does it. A pool of encoded videos grows by one a rank every step.
+Flow matching as Wan does it, in part with a noise level for each frame (Diffusion Forcing, arXiv
+2407.01392). A pool of encoded videos grows by one a rank every step.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ LATENT_FRAMES = (MAX_FRAMES - 1) // 4 + 1
 DEFAULT_LATENT_FRAMES = 9  # 33 frames
 SHIFT = 5.0
 """Of the noise levels trained on, as `flow_shift` of a diffusers scheduler."""
+BY_FRAME = 0.5
+"""Part of the steps in which the frames of a video have different noise levels."""
 
 
 class Pool:
@@ -202,19 +205,42 @@ class TextToLatents(nn.Module):
         text = F.pad(text * tokens.attention_mask[..., None], (0, 0, 0, 1))
         return self.transformer(noisy, timestep, text, return_dict=False)[0]
 
-    def loss(self, latents: Tensor, captions: list[str]) -> Tensor:
-        """Mean squared error of the velocity.
+    def loss(self, latents: Tensor, captions: list[str], *, by_frame: bool) -> Tensor:
+        """Mean squared error of the velocity, with one noise level for a video, or one for each frame of it.
 
         The same weight everywhere: a heavier one where the object is would depend on the answer, so that in
         doubt the model would draw objects too large, and two of them.
         """
-        # Times shifted towards the noise: a direction is decided above sigma 0.9 or not at all.
-        uniform = torch.rand(len(latents), device=latents.device)
-        sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
-        sigma_ = sigma.view(-1, 1, 1, 1, 1)
+        sigma = _noise_levels(latents.shape[0], latents.shape[2], by_frame, latents.device)
+        timestep = 1000 * sigma
+        if by_frame:
+            patch_time, patch_height, patch_width = CONFIG["patch_size"]
+            tokens_a_frame = (latents.shape[3] // patch_height) * (latents.shape[4] // patch_width)
+            timestep = timestep[:, ::patch_time].repeat_interleave(tokens_a_frame, dim=1)
+        else:
+            timestep = timestep[:, 0]
+        sigma = sigma[:, None, :, None, None]
         noise = torch.randn_like(latents)
-        velocity = self((1 - sigma_) * latents + sigma_ * noise, 1000 * sigma, captions)
+        velocity = self((1 - sigma) * latents + sigma * noise, timestep, captions)
         return (velocity.float() - (noise - latents)).square().mean()
+
+
+def _noise_levels(batch: int, frames: int, by_frame: bool, device: torch.device) -> Tensor:
+    """[batch, frames], shifted towards the noise: a direction is decided above sigma 0.9 or not at all.
+
+    By frame, some neighbouring frames have less noise than the others. What the caption says of the way
+    from these to those is learned so: in noise alone a model that knows positions only by their distance,
+    as with RoPE, does not find out what left and right are.
+    """
+    uniform = torch.rand(batch, 1, device=device)
+    sigma = (SHIFT * uniform / (1 + (SHIFT - 1) * uniform)).expand(batch, frames)
+    if not by_frame:
+        return sigma
+    length = torch.randint(1, frames // 2 + 1, (batch, 1), device=device)
+    first = (torch.rand(batch, 1, device=device) * (frames - length + 1)).long()
+    number = torch.arange(frames, device=device)
+    known = (number >= first) & (number < first + length)
+    return torch.where(known, sigma * torch.rand(batch, 1, device=device), sigma)
 
 
 def train(
@@ -256,7 +282,8 @@ def train(
         size = max(1, round(batch * DEFAULT_LATENT_FRAMES / frames))
         # Entered anew each step: autocast keeps its bf16 copies of the weights until it is left.
         with autocast(device, dtype):
-            loss = model.loss(*pool.batch(size, frames, rng))
+            by_frame = bool(np.random.default_rng((6, run.step)).random() < BY_FRAME)
+            loss = model.loss(*pool.batch(size, frames, rng), by_frame=by_frame)
         run.update(loss, f"{pool.count} videos")
         pool.add(1)
         if run.checkpoint_due(seconds=240):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from paradit.attention.protocol import Attend
+from paradit.attention.local import sdpa
+from paradit.attention.protocol import Attend, Kernel
 from paradit.attention.ring import ring, usp
 from paradit.attention.ulysses import pipesp_paper, ulysses
 from paradit.distributed.exchange import UlyssesExchange
@@ -11,8 +12,11 @@ from paradit.distributed.shares import Shares
 from paradit.placement import Form
 
 
-def attend_on(mesh: Mesh, form: Form, shares: Shares) -> Attend:
-    """Attention over the ranks of a branch, which hold the tokens of `shares`, in the order of the branch."""
+def attend_on(mesh: Mesh, form: Form, shares: Shares, kernel: Kernel = sdpa) -> Attend:
+    """Attention over the ranks of a branch, which hold the tokens of `shares`, in the order of the branch.
+
+    Ring and USP have a kernel of their own, which gives the log-sum-exp.
+    """
     if form.attention == "ring":
         return ring(shares.tokens, mesh.ring)
     if form.attention == "usp":
@@ -20,8 +24,8 @@ def attend_on(mesh: Mesh, form: Form, shares: Shares) -> Attend:
     if form.attention == "pipesp-paper":
         heads_of_a_rank = -(-max(shares.work) // shares.num_rows)
         by_head = UlyssesExchange(shares, mesh.ulysses, heads_of_a_rank)
-        return pipesp_paper(UlyssesExchange(shares, mesh.ulysses), by_head)
-    return ulysses(UlyssesExchange(shares, mesh.ulysses, form.chunks))
+        return pipesp_paper(UlyssesExchange(shares, mesh.ulysses), by_head, kernel)
+    return ulysses(UlyssesExchange(shares, mesh.ulysses, form.chunks), kernel)
 
 
 def _usp(mesh: Mesh, shares: Shares) -> Attend:

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from paradit.attention.protocol import Layout, Projection, Wait
+from paradit.attention.protocol import Attend, Kernel, Layout, Projection, Wait
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -16,8 +16,12 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return out.transpose(1, 2)
 
 
-def attend(layer: int, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
-    """The attended values [B, S, H, D] of all tokens; an `Attend` that never yields."""
-    yield from ()
-    value, key, query = projection
-    return sdpa(layout.rope.apply(query), layout.rope.apply(key), value)
+def local(kernel: Kernel = sdpa) -> Attend:
+    """Attention of all tokens; it never yields."""
+
+    def attend(layer: int, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
+        yield from ()
+        value, key, query = projection
+        return kernel(layout.rope.apply(query), layout.rope.apply(key), value)
+
+    return attend

@@ -33,6 +33,9 @@ class Wait(Protocol):
         """Block until it is there."""
 
 
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(query, key, value), each [B, S, H, D] -> the attended values [B, S, H, D]; full attention."""
+
 Attend = Callable[[int, Projection, Layout], Generator[Wait, None, Tensor]]
 """(layer, projection, layout of these tokens) -> attended values [B, S, H, D].
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from paradit.attention.local import sdpa
-from paradit.attention.protocol import Attend, Layout, Projection, Wait
+from paradit.attention.protocol import Attend, Kernel, Layout, Projection, Wait
 from paradit.distributed.exchange import Chunk, UlyssesExchange
 from paradit.distributed.redistribution import Arrival, start
 from paradit.distributed.shares import Box
 
 
-def ulysses(exchange: UlyssesExchange) -> Attend:
+def ulysses(exchange: UlyssesExchange, kernel: Kernel = sdpa) -> Attend:
     """All messages in are started in the order in which they are needed: nothing waits behind a later one."""
 
     def attend(layer: int, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
@@ -34,7 +34,7 @@ def ulysses(exchange: UlyssesExchange) -> Attend:
             moves = [send(chunk.heads, value), send(chunk.heads, key), send(chunk.queries, query)]
             arrivals.append([start(moves)])
 
-        work = _Work(exchange, like=value)
+        work = _Work(exchange, kernel, like=value)
         for chunk, arriving in zip(exchange.chunks, arrivals, strict=True):
             yield from arriving
             values, keys, queries = (tensors for arrival in arriving for tensors in arrival.wait())
@@ -45,7 +45,7 @@ def ulysses(exchange: UlyssesExchange) -> Attend:
     return attend
 
 
-def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange) -> Attend:
+def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Kernel = sdpa) -> Attend:
     """The paper's own form (its Algorithm 1): all comes in first, then head by head is computed and sent.
 
     exchange: in one chunk. by_head: of the same shares, in as many chunks as a rank has heads.
@@ -60,7 +60,7 @@ def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange) -> Attend:
         yield from arrivals
         (values,), (keys,), (queries,) = (arrival.wait() for arrival in arrivals)
 
-        work = _Work(by_head, like=value)
+        work = _Work(by_head, kernel, like=value)
         work.take_heads(whole, values, keys)
         for chunk in by_head.chunks:
             work.compute(chunk, [_rows(whole, queries, block) for block in chunk.work])
@@ -72,8 +72,8 @@ def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange) -> Attend:
 class _Work:
     """One rank's work on one attention: heads as they come, results as they are computed."""
 
-    def __init__(self, exchange: UlyssesExchange, like: Tensor) -> None:
-        self._exchange, self._like = exchange, like
+    def __init__(self, exchange: UlyssesExchange, kernel: Kernel, like: Tensor) -> None:
+        self._exchange, self._kernel, self._like = exchange, kernel, like
         self._heads: dict[int, tuple[int, Tensor, Tensor]] = {}
         self._leaving: list[Arrival] = []
         self._attended = torch.empty_like(like)
@@ -90,7 +90,7 @@ class _Work:
         for block, query in zip(chunk.work, queries, strict=True):
             first, values, keys = self._heads[block.first_head]
             heads = slice(block.first_head - first, block.last_head - first)
-            attended.append(sdpa(query, keys[:, :, heads], values[:, :, heads]))
+            attended.append(self._kernel(query, keys[:, :, heads], values[:, :, heads]))
         into = self._exchange.held(self._attended)
         self._leaving.append(start([chunk.results.move(attended, self._like, into)]))
 

@@ -36,7 +36,7 @@ def generate(options: Options, report: Reporter) -> None:
         for job in jobs:
             report.plan(plan(job, spec, placement))
         return
-    check_devices(placement)
+    check_devices(placement, options.dtype)
     _check_memory(jobs, spec, report)
     download_weights(options.model, folder)
     run(jobs, spec, placement, report, overwrite=options.overwrite)
@@ -54,6 +54,7 @@ def _placement(options: Options) -> Placement:
         interleave=options.interleave,
         ring_degree=options.ring_degree,
         mesh=options.mesh,
+        kernel=options.kernel,
     )
 
 

@@ -40,6 +40,7 @@ class Options:
     interleave: bool | None
     ring_degree: int | None
     mesh: str
+    kernel: str
     latents: Path | None
     output: str | None
     overwrite: bool

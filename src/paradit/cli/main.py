@@ -154,6 +154,10 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
             help="usp's axes, that of neighbouring ranks last: ring,ulysses or ulysses,ring.", metavar="AXES"
         ),
     ] = "ring,ulysses",
+    kernel: Annotated[
+        str,
+        typer.Option(help="What computes attention: flash, sage, ... (diffusers' names).", metavar="NAME"),
+    ] = "native",
     latents: Annotated[
         Path | None,
         typer.Option(
@@ -203,6 +207,7 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         interleave=interleave,
         ring_degree=ring_degree,
         mesh=mesh,
+        kernel=kernel,
         latents=latents,
         output=output,
         overwrite=overwrite,

@@ -6,6 +6,7 @@ import os
 
 from paradit.engine.job import Job, Report
 from paradit.errors import InputError
+from paradit.kernels import check_kernel_on
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 
@@ -20,9 +21,15 @@ def is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def check_devices(placement: Placement) -> None:
-    """Refuse more ranks on this machine than it has GPUs; any number runs on a CPU. Raises InputError."""
+def check_devices(placement: Placement, dtype: str | None) -> None:
+    """Refuse more ranks on this machine than it has GPUs, and a kernel that it cannot run. Raises InputError.
+
+    Any number of ranks runs on a CPU. dtype: as in a request.
+    """
     import torch
+
+    cuda = torch.cuda.is_available()
+    check_kernel_on(placement.kernel, "cuda" if cuda else "cpu", dtype or ("bf16" if cuda else "fp32"))
 
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", placement.ranks))
     there = torch.cuda.device_count()
@@ -49,8 +56,10 @@ def run(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report, 
         make_as_rank(assignment, report)
     elif placement.ranks == 1:
         from paradit.engine.make import make_videos
+        from paradit.models.kernels import load_kernel
+        from paradit.sampling.team import Alone
 
-        make_videos(jobs, spec, report, overwrite=overwrite)
+        make_videos(jobs, spec, report, overwrite=overwrite, team=Alone(load_kernel(placement.kernel)))
     else:
         from paradit.engine.driver import drive
 

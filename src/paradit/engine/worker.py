@@ -99,6 +99,7 @@ def make_as_rank(assignment: Assignment, report: Report) -> None:
 
     from paradit.distributed.world import join_world
     from paradit.engine.make import make_videos
+    from paradit.models.kernels import load_kernel
     from paradit.sampling.together import together
 
     torch.set_num_threads(assignment.threads)
@@ -110,7 +111,7 @@ def make_as_rank(assignment: Assignment, report: Report) -> None:
         rank, placement.ranks, assignment.init_method, device=device, timeout=WAIT_SECONDS
     ) as world:
         num_heads = assignment.spec.transformers[0].num_attention_heads
-        team = together(world, placement, num_heads)
+        team = together(world, placement, num_heads, load_kernel(placement.kernel))
         make_videos(
             assignment.jobs, assignment.spec, report, overwrite=assignment.overwrite, team=team, device=device
         )

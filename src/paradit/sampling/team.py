@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from paradit.attention import local
+from paradit.attention.local import local, sdpa
+from paradit.attention.protocol import Kernel
 from paradit.models.protocol import Transformer
 from paradit.sampling.forward import forward, run
 
@@ -44,6 +45,9 @@ class Alone:
 
     is_first = True
 
+    def __init__(self, kernel: Kernel = sdpa) -> None:
+        self._attend = local(kernel)
+
     def share(
         self,
         make: Callable[[], Tensor],
@@ -69,6 +73,6 @@ class Alone:
         tokens = transformer.embed(latents, timestep, contexts[0], layout)
         branches = [transformer.branch(tokens, context) for context in contexts]
         return [
-            transformer.unpatchify(run(forward(transformer, branch, local.attend)), layout)
+            transformer.unpatchify(run(forward(transformer, branch, self._attend)), layout)
             for branch in branches
         ]

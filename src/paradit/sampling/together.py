@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from paradit.attention.forms import attend_on
-from paradit.attention.protocol import Attend, Wait
+from paradit.attention.local import sdpa
+from paradit.attention.protocol import Attend, Kernel, Wait
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.redistribution import Redistribution, start
 from paradit.distributed.shares import Box, Shares
@@ -30,13 +31,16 @@ class Together:
     tiles may differ, in the last bits.
     """
 
-    def __init__(self, mesh: Mesh, forms: Sequence[Form] = (Form(attention="ulysses"),)) -> None:
+    def __init__(
+        self, mesh: Mesh, forms: Sequence[Form] = (Form(attention="ulysses"),), kernel: Kernel = sdpa
+    ) -> None:
         """forms: how attention may be done; of several, the quickest is found out by trying."""
-        self._mesh, self._forms = mesh, forms
+        self._mesh, self._forms, self._kernel = mesh, forms, kernel
         self._world = mesh.world.transport()
         self.is_first = mesh.world.rank == 0
         self._attends: dict[tuple[Form, Shares], Attend] = {}
-        self._chosen: dict[tuple[Shares, int], Form] = {}
+        self.chosen: dict[tuple[Shares, int], Form] = {}
+        """Of several forms the quickest, by shares and number of branches."""
 
     def share(
         self, make: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
@@ -89,13 +93,13 @@ class Together:
         if len(self._forms) == 1:
             return self._forms[0]
         key = self._shares(transformer, tokens), len(branches.each)
-        if key not in self._chosen:
+        if key not in self.chosen:
 
             def take(form: Form) -> None:
                 run_interleaved(self._streams(transformer, branches, tokens, form, num_layers=2))
 
-            self._chosen[key] = quickest(self._forms, take, self.gather_number, tokens.hidden_states.device)
-        return self._chosen[key]
+            self.chosen[key] = quickest(self._forms, take, self.gather_number, tokens.hidden_states.device)
+        return self.chosen[key]
 
     def _streams(
         self,
@@ -116,7 +120,7 @@ class Together:
     ) -> Generator[Wait, None, Tensor]:
         shares = self._shares(transformer, tokens)
         if (form, shares) not in self._attends:
-            self._attends[form, shares] = attend_on(self._mesh, form, shares)
+            self._attends[form, shares] = attend_on(self._mesh, form, shares, self._kernel)
         mine = shares.tokens_of(self._mesh.rank)
         part = tokens.shard(mine.start, mine.stop)
         values = yield from forward(transformer, part, self._attends[form, shares], num_layers)
@@ -139,11 +143,11 @@ class Together:
         )
 
 
-def together(world: World, placement: Placement, num_heads: int) -> Together:
+def together(world: World, placement: Placement, num_heads: int, kernel: Kernel = sdpa) -> Together:
     """The team that a placement makes of a world."""
     ring_inside = placement.mesh == "ulysses,ring"
     mesh = Mesh(world, placement.cfg_degree, placement.ring_ranks, ring_inside=ring_inside)
-    return Together(mesh, placement.forms(num_heads))
+    return Together(mesh, placement.forms(num_heads), kernel)
 
 
 class _Branches:

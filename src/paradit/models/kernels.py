@@ -1,0 +1,26 @@
+"""Attention kernels from diffusers, by the names of its backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from paradit.attention.local import sdpa
+from paradit.attention.protocol import Kernel
+from paradit.kernels import DEFAULT
+
+
+def load_kernel(name: str) -> Kernel:
+    """The kernel of one of `paradit.kernels.KERNELS`; imports diffusers for all but the default."""
+    if name == DEFAULT:
+        return sdpa
+    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+    backend: Any = AttentionBackendName(name)
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out: Tensor = dispatch_attention_fn(query, key, value, backend=backend)
+        return out
+
+    return kernel
