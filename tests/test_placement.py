@@ -1,5 +1,6 @@
 """Placements: what cannot be is refused by name, and what is left open becomes a few ways to try."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from paradit.errors import InputError
 from paradit.kernels import KERNELS, check_kernel_on
 from paradit.placement import Form, Placement
-from paradit.sampling.trial import quickest
+from paradit.sampling.calibration import Remembered, quickest
 
 
 @pytest.mark.parametrize(
@@ -79,3 +80,16 @@ def test_the_quickest_way_on_the_slowest_rank(times: tuple[int, ...], best: int)
         return [1, times[taken[-1]]] if next(told) % 2 else [0, 0]
 
     assert quickest(range(3), taken.append, from_all_ranks, torch.device("cpu")) == best
+
+
+def test_what_was_quickest_is_remembered(tmp_path: Path) -> None:
+    path = tmp_path / "cache" / "quickest.json"
+    assert Remembered(path).find("a shape") is None
+    Remembered(path).keep("a shape", "ulysses")
+    Remembered(path).keep("another", "pipesp")
+    assert Remembered(path).find("a shape") == "ulysses"
+    assert [file.name for file in path.parent.iterdir()] == ["quickest.json"]
+    path.write_text("{broken")
+    assert Remembered(path).find("a shape") is None
+    path.chmod(0o400)
+    Remembered(tmp_path / "cache" / "quickest.json" / "no folder").keep("a shape", "ulysses")

@@ -20,8 +20,8 @@ from paradit.distributed.shares import Box, Shares
 from paradit.distributed.world import World
 from paradit.models.protocol import Transformer
 from paradit.placement import Form, Placement
+from paradit.sampling.calibration import Remembered, quickest
 from paradit.sampling.forward import forward, run_interleaved
-from paradit.sampling.trial import quickest
 
 
 class Together:
@@ -94,12 +94,26 @@ class Together:
             return self._forms[0]
         key = self._shares(transformer, tokens), len(branches.each)
         if key not in self.chosen:
+            x = tokens.hidden_states
+            what = f"{key}, width {x.shape[2]}, {x.dtype}, {torch.get_num_threads()} threads, {self._forms}"
 
             def take(form: Form) -> None:
                 run_interleaved(self._streams(transformer, branches, tokens, form, num_layers=2))
 
-            self.chosen[key] = quickest(self._forms, take, self.gather_number, tokens.hidden_states.device)
+            self.chosen[key] = self._choose(what, take, x.device)
         return self.chosen[key]
+
+    def _choose(self, what: str, take: Callable[[Form], None], device: torch.device) -> Form:
+        """The form that was quickest when this was done before, or is now; the first rank's memory counts."""
+        names = [str(form) for form in self._forms]
+        remembered = Remembered().find(what) if self.is_first else None
+        index, *_ = self.gather_number(names.index(remembered) if remembered in names else -1)
+        if index >= 0:
+            return self._forms[index]
+        best = quickest(self._forms, take, self.gather_number, device)
+        if self.is_first:
+            Remembered().keep(what, str(best))
+        return best
 
     def _streams(
         self,

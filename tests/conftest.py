@@ -1,0 +1,9 @@
+"""What all tests share."""
+
+import os
+import tempfile
+
+# What is quickest is remembered between runs of the user's; tests neither read nor leave such memories.
+# Set before any process is started, so that all have it.
+_CACHE = tempfile.TemporaryDirectory(prefix="paradit-test-cache-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
