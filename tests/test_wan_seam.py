@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from paradit.attention.local import local
+from paradit.attention.local import local, sdpa
 from paradit.models.wan.transformer import WanTransformer
 from paradit.sampling.forward import forward, run
 from tiny import TEXT_DIM, VARIANTS, in_bf16, transformer
@@ -123,7 +123,7 @@ def test_sharded_tokens_give_the_same_video(per_token, cuts):
         values, keys, queries = zip(*(block.project(share) for share in shares), strict=True)
         keys = [share.layout.rope.apply(key) for share, key in zip(shares, keys, strict=True)]
         queries = [share.layout.rope.apply(query) for share, query in zip(shares, queries, strict=True)]
-        attended = [local.sdpa(query, torch.cat(keys, 1), torch.cat(values, 1)) for query in queries]
+        attended = [sdpa(query, torch.cat(keys, 1), torch.cat(values, 1)) for query in queries]
         shares = [block.finish(*pair) for pair in zip(shares, attended, strict=True)]
     heads = torch.cat([wan.head(share) for share in shares], dim=1)
     result = wan.unpatchify(heads, tokens.layout)

@@ -228,19 +228,17 @@ class TextToLatents(nn.Module):
 def _noise_levels(batch: int, frames: int, by_frame: bool, device: torch.device) -> Tensor:
     """[batch, frames], shifted towards the noise: a direction is decided above sigma 0.9 or not at all.
 
-    By frame, some neighbouring frames have less noise than the others. What the caption says of the way
-    from these to those is learned so: in noise alone a model that knows positions only by their distance,
-    as with RoPE, does not find out what left and right are.
+    By frame, the first has less noise than the others, which then have to follow from it as the caption says.
+    In noise alone a model that knows positions only by their distance, as with RoPE, hardly finds out what
+    left and right are; nor if the known frame may be anywhere, since what is to the right of the past is to
+    the left of the future.
     """
     uniform = torch.rand(batch, 1, device=device)
     sigma = (SHIFT * uniform / (1 + (SHIFT - 1) * uniform)).expand(batch, frames)
     if not by_frame:
         return sigma
-    length = torch.randint(1, frames // 2 + 1, (batch, 1), device=device)
-    first = (torch.rand(batch, 1, device=device) * (frames - length + 1)).long()
-    number = torch.arange(frames, device=device)
-    known = (number >= first) & (number < first + length)
-    return torch.where(known, sigma * torch.rand(batch, 1, device=device), sigma)
+    first = sigma[:, :1] * torch.rand(batch, 1, device=device)
+    return torch.cat([first, sigma[:, 1:]], dim=1)
 
 
 def train(

@@ -145,9 +145,9 @@ def _trajectory(
     if motion == "standing still":
         return still
     if motion.startswith("moving"):
-        # Crosses the picture in two seconds, and again. (Half as fast, a small model learns that something
-        # moves, but not where to: in a latent frame it would stay within its token.)
-        along = margin + 0.05 * start + speed * t
+        # Crosses the picture in two seconds, from anywhere: did it begin at one side, that would tell the
+        # direction, and a model would not listen to the caption.
+        along = start + speed * t
         if motion in ("moving left", "moving up"):
             along = 1 - along
         return (along, still[0], still[2]) if motion in ("moving left", "moving right") else (

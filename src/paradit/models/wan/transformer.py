@@ -16,6 +16,7 @@ from torch import Tensor
 
 from paradit.attention.local import sdpa
 from paradit.attention.rope import Rope, RopeTables, grid_positions
+from paradit.models.pieces import maybe_compiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,39 +74,37 @@ class WanBlock:
     For inference: what a submodule has just made is changed in place, for time and memory.
     """
 
-    def __init__(self, block: Any, layer: int) -> None:
+    def __init__(self, block: Any, layer: int, *, compile: bool) -> None:
         self._block = block
         self._layer = layer
+        self._normed = maybe_compiled(_normed, compile)
+        self._value = maybe_compiled(_value, compile)
+        self._key = maybe_compiled(_key, compile)
+        self._query = maybe_compiled(_query, compile)
+        self._finish = maybe_compiled(_finish, compile)
 
     def project(self, tokens: Tokens) -> Iterator[Tensor]:
         """v, then k, then q: [B, S, H, D], normed, before RoPE."""
         block, attn = self._block, self._block.attn1
-        shift, scale = _modulation(block.scale_shift_table, tokens.modulation, 0, 2)
-        x = tokens.hidden_states
-        x = block.norm1(x.float()).mul_(1 + scale).add_(shift).type_as(x)
+        x = self._normed(block, tokens.hidden_states, tokens.modulation)
         if attn.fused_projections:
             query, key, value = attn.to_qkv(x).chunk(3, dim=-1)
             yield _heads(value, attn)
             yield _heads(attn.norm_k(key), attn)
             yield _heads(attn.norm_q(query), attn)
         else:
-            yield _heads(attn.to_v(x), attn)
-            yield _heads(attn.norm_k(attn.to_k(x)), attn)
-            yield _heads(attn.norm_q(attn.to_q(x)), attn)
+            yield self._value(attn, x)
+            yield self._key(attn, x)
+            yield self._query(attn, x)
 
     def finish(self, tokens: Tokens, attended: Tensor) -> Tokens:
         """The tokens after the block, given their attended values [B, S, H, D]."""
-        block = self._block
-        gate, shift, scale, ffn_gate = _modulation(block.scale_shift_table, tokens.modulation, 2, 6)
-        x = tokens.hidden_states
-        x = _out(attended, block.attn1).float().mul_(gate).add_(x).type_as(x)
-
-        normed = block.norm2(x.float()).type_as(x)
-        x = self._cross_attention(normed, tokens.context).add_(x)
-
-        normed = block.norm3(x.float()).mul_(1 + scale).add_(shift).type_as(x)
-        x = block.ffn(normed).float().mul_(ffn_gate).add_(x).type_as(x)
+        x = self._finish(self._block, tokens.hidden_states, tokens.modulation, attended, self._read(tokens))
         return replace(tokens, hidden_states=x)
+
+    def _read(self, tokens: Tokens) -> list[tuple[Tensor, Tensor]]:
+        """The keys and values that this layer's cross-attention reads: of the text, and of an image."""
+        return [part[self._layer] for part in (tokens.context.text, tokens.context.image) if part is not None]
 
     def text_keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-attention's keys and values [B, T, H, D] of embedded text [B, T, width]."""
@@ -125,22 +124,15 @@ class WanBlock:
             key, value = attn.add_k_proj(image), attn.add_v_proj(image)
         return _heads(attn.norm_added_k(key), attn), _heads(value, attn)
 
-    def _cross_attention(self, x: Tensor, context: Context) -> Tensor:
-        attn = self._block.attn2
-        query = _heads(attn.norm_q(attn.to_q(x)), attn)
-        out = sdpa(query, *context.text[self._layer])
-        if context.image is not None:
-            out = out + sdpa(query, *context.image[self._layer])
-        return _out(out, attn)
-
 
 class WanTransformer:
     """A WanTransformer3DModel in pieces: embed, each block's project and finish, head, unpatchify."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, *, compile: bool = False) -> None:
+        """compile: what is before and after attention, with `torch.compile`."""
         # A WanTransformer3DModel; diffusers' configs and submodules are untyped.
         self.module = module
-        self.blocks = [WanBlock(block, layer) for layer, block in enumerate(module.blocks)]
+        self.blocks = [WanBlock(block, layer, compile=compile) for layer, block in enumerate(module.blocks)]
         self.num_heads: int = module.config.num_attention_heads
 
     def layout(self, latent_shape: tuple[int, int, int]) -> Layout:
@@ -239,6 +231,52 @@ class WanTransformer:
         x = values.reshape(len(values), *layout.grid, *self.module.config.patch_size, -1)
         x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)  # [B, C, F, pf, H, ph, W, pw]
         return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def _normed(block: Any, x: Tensor, modulation: Tensor) -> Tensor:
+    """What q, k and v are projected from."""
+    shift, scale = _modulation(block.scale_shift_table, modulation, 0, 2)
+    normed: Tensor = block.norm1(x.float()).mul_(1 + scale).add_(shift).type_as(x)
+    return normed
+
+
+def _value(attn: Any, x: Tensor) -> Tensor:
+    return _heads(attn.to_v(x), attn)
+
+
+def _key(attn: Any, x: Tensor) -> Tensor:
+    return _heads(attn.norm_k(attn.to_k(x)), attn)
+
+
+def _query(attn: Any, x: Tensor) -> Tensor:
+    return _heads(attn.norm_q(attn.to_q(x)), attn)
+
+
+def _finish(
+    block: Any,
+    x: Tensor,
+    modulation: Tensor,
+    attended: Tensor,
+    read: list[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """The tokens [B, S, width] after the block; read: keys and values [B, T, H, D] for cross-attention."""
+    gate, shift, scale, ffn_gate = _modulation(block.scale_shift_table, modulation, 2, 6)
+    x = _out(attended, block.attn1).float().mul_(gate).add_(x).type_as(x)
+
+    normed = block.norm2(x.float()).type_as(x)
+    x = _cross_attention(block.attn2, normed, read).add_(x)
+
+    normed = block.norm3(x.float()).mul_(1 + scale).add_(shift).type_as(x)
+    done: Tensor = block.ffn(normed).float().mul_(ffn_gate).add_(x).type_as(x)
+    return done
+
+
+def _cross_attention(attn: Any, x: Tensor, read: list[tuple[Tensor, Tensor]]) -> Tensor:
+    query = _heads(attn.norm_q(attn.to_q(x)), attn)
+    out = sdpa(query, *read[0])
+    for keys_values in read[1:]:
+        out = out + sdpa(query, *keys_values)
+    return _out(out, attn)
 
 
 def _modulation(table: Tensor, modulation: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
