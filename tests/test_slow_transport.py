@@ -1,0 +1,123 @@
+"""No wait is missing and none is in the wrong place: late messages, in any order, change nothing.
+
+Every rank is a thread of this process. A message leaves after a random delay, and is read only then: what was
+overwritten meanwhile arrives wrong; what is used before it was waited for is not a number.
+"""
+
+import random
+import threading
+from collections.abc import Generator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from paradit.attention.protocol import Attend, Wait
+from paradit.attention.ring import ring
+from paradit.distributed.shares import Shares
+from paradit.sampling.forward import run_interleaved
+from test_ulysses import FORMS, Form, Unrotated, random_qkv
+
+SECONDS = 0.01
+LAYERS = 3
+
+
+class SlowNetwork:
+    """What lies between the ranks."""
+
+    def __init__(self, num_ranks: int, seed: int) -> None:
+        self.num_ranks, self.random = num_ranks, random.Random(seed)
+        self.arrived: dict[tuple[int, int, int], Tensor] = {}
+        self.changed = threading.Condition()
+
+    def send(self, key: tuple[int, int, int], message: Tensor) -> None:
+        threading.Timer(self.random.random() * SECONDS, self._arrive, (key, message)).start()
+
+    def _arrive(self, key: tuple[int, int, int], message: Tensor) -> None:
+        with self.changed:
+            self.arrived[key] = message.clone()
+            self.changed.notify_all()
+
+    def take(self, key: tuple[int, int, int]) -> Tensor:
+        with self.changed:
+            assert self.changed.wait_for(lambda: key in self.arrived, timeout=20), f"{key} never came"
+            return self.arrived.pop(key)
+
+
+class SlowTransport:
+    """One rank's side of it, with the interface of `Transport`."""
+
+    def __init__(self, network: SlowNetwork, rank: int) -> None:
+        self.network, self.rank, self.num_ranks, self.started = network, rank, network.num_ranks, 0
+
+    def start(self, outgoing: list[Tensor], sizes: Sequence[int]) -> "SlowTransfer":
+        for rank, message in enumerate(outgoing):
+            self.network.send((self.started, self.rank, rank), message)
+        self.started += 1
+        return SlowTransfer(self, self.started - 1, sizes)
+
+
+class SlowTransfer:
+    def __init__(self, transport: SlowTransport, number: int, sizes: Sequence[int]) -> None:
+        self.transport, self.number = transport, number
+        self.received = [torch.full((size,), torch.nan) for size in sizes]
+        self.pending = True
+
+    def wait(self) -> list[Tensor]:
+        if self.pending:
+            for rank, buffer in enumerate(self.received):
+                buffer.copy_(self.transport.network.take((self.number, rank, self.transport.rank)))
+        self.pending = False
+        return self.received
+
+
+def layers(attend: Attend, x: Tensor, layout: Unrotated) -> Generator[Wait, None, Tensor]:
+    """A few attentions, one after the other, each of its own kind of q, k and v."""
+    for layer in range(LAYERS):
+        # Made anew and overwritten afterwards, as an allocator that reuses memory would.
+        own = [x * factor for factor in (1.0, 0.3, 0.5)]
+        x = (yield from attend(layer, iter(own), layout)) + x
+        for tensor in own:
+            tensor.fill_(torch.nan)
+    return x
+
+
+def ring_form(shares: Shares, transport: SlowTransport) -> Attend:
+    return ring(shares.tokens, transport)
+
+
+def on_threads(shares: Shares, form: Form, seed: int) -> list[Tensor]:
+    """Two branches, interleaved, on every rank; the tokens of each rank."""
+    network = SlowNetwork(shares.num_ranks, seed)
+    branches = random_qkv(shares)[:2]
+    results: dict[int, list[Tensor]] = {}
+
+    def rank(number: int) -> None:
+        transport = SlowTransport(network, number)
+        attend = form(shares, transport)
+        works = []
+        for branch in branches:
+            parts = branch.split([*shares.tokens, shares.num_replicated], dim=1)
+            x = torch.cat([parts[number], parts[-1]], dim=1)
+            works.append(layers(attend, x, Unrotated(x.shape[1], shares.num_replicated)))
+        results[number] = run_interleaved(works)
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in range(shares.num_ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert len(results) == shares.num_ranks
+    return [torch.cat(results[number]) for number in range(shares.num_ranks)]
+
+
+@pytest.mark.parametrize("form", [*FORMS.values(), ring_form], ids=[*FORMS, "ring"])
+@pytest.mark.parametrize("text", [0, 3])
+def test_delays_change_nothing(form: Form, text: int) -> None:
+    shares = Shares.equal(26, 3, 3, num_replicated=text)
+    first, second = (on_threads(shares, form, seed) for seed in (0, 1))
+    for rank in range(shares.num_ranks):
+        assert torch.equal(first[rank], second[rank])
+    (alone,) = on_threads(Shares.equal(26, 3, 1, num_replicated=text), FORMS["plain"], seed=2)
+    tokens = torch.cat([part[:, : part.shape[1] - text] for part in first], dim=1)
+    torch.testing.assert_close(tokens, alone[:, :26], rtol=0, atol=1e-5)
