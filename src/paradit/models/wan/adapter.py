@@ -13,7 +13,7 @@ import transformers.utils.logging
 from diffusers import WanPipeline
 from torch import Tensor
 
-from paradit.models.protocol import Frames, Scheduler
+from paradit.models.protocol import Frames, Prompt, Scheduler
 from paradit.models.spec import ModelSpec
 from paradit.models.wan.decoder import decode
 from paradit.models.wan.transformer import WanTransformer
@@ -48,9 +48,9 @@ class WanModel:
         self._pipeline = pipeline
 
     @property
-    def embeds_shape(self) -> tuple[int, int, int]:
-        """Of one prompt's embeddings: (1, T, text_dim)."""
-        return 1, self.spec.text_length, self.spec.transformers[0].text_dim
+    def prompt_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the one part of a prompt: (1, T, text_dim)."""
+        return ((1, self.spec.text_length, self.spec.transformers[0].text_dim),)
 
     def fingerprint(self) -> bytes:
         """Eight values of every parameter of the experts: another checkpoint, or a LoRA, shows in them."""
@@ -62,16 +62,15 @@ class WanModel:
         return torch.cat(values).cpu().numpy().tobytes()
 
     @torch.no_grad()
-    def encode_prompt(self, prompt: str) -> Tensor:
-        """Prompt embeddings [1, T, text_dim]: the text encoder's, zero after the prompt's end."""
+    def encode_prompt(self, prompt: str, guidance_scale: float | None = None) -> Prompt:  # noqa: ARG002
+        """(embeddings [1, T, text_dim],): the text encoder's, zero after the prompt's end."""
         embeds, _ = self._pipeline.encode_prompt(
             prompt,
             do_classifier_free_guidance=False,
             max_sequence_length=self.spec.text_length,
             device=self.device,
         )
-        prompt_embeds: Tensor = embeds.to(self.dtype)
-        return prompt_embeds
+        return (embeds.to(self.dtype),)
 
     def prepare_latents(self, num_frames: int, height: int, width: int, seed: int) -> Tensor:
         """Noise [1, C, F, h, w] in fp32, drawn on the CPU, so that a seed means the same everywhere."""
