@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from paradit.models.protocol import Transformer, VideoModel
     from paradit.models.spec import ModelSpec
 
+_COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
@@ -28,7 +30,7 @@ class Family:
     """(module) -> Transformer, of a diffusers transformer."""
     replace_forward: str
     """(module, predict: Predict) -> undo; has the module compute its forward in another way."""
-    components: tuple[str, ...] = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+    components: tuple[str, ...] = _COMPONENTS
     """What a model folder must hold."""
 
 
@@ -38,6 +40,13 @@ _FAMILIES = {
         load="paradit.models.wan.adapter:load",
         transformer="paradit.models.wan.transformer:WanTransformer",
         replace_forward="paradit.models.wan.forward:replace_forward",
+    ),
+    "HunyuanVideoPipeline": Family(
+        read_spec="paradit.models.hunyuan_video.spec:read_spec",
+        load="paradit.models.hunyuan_video.adapter:load",
+        transformer="paradit.models.hunyuan_video.transformer:HunyuanVideoTransformer",
+        replace_forward="paradit.models.hunyuan_video.forward:replace_forward",
+        components=(*_COMPONENTS, "text_encoder_2", "tokenizer_2"),
     ),
 }
 
