@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
-from paradit.attention import local
+from paradit.attention.local import local, sdpa
 from paradit.errors import InputError
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.sampling.forward import forward, run
@@ -49,7 +49,7 @@ def seam(model, latents, timestep, prompt):
     tokens = hunyuan.embed(
         latents, timestep, hunyuan.context(*prompt), hunyuan.layout(tuple(latents.shape[2:]))
     )
-    return hunyuan.unpatchify(run(forward(hunyuan, tokens, local.attend)), tokens.layout)
+    return hunyuan.unpatchify(run(forward(hunyuan, tokens, local())), tokens.layout)
 
 
 def own(model, latents, timestep, prompt):
@@ -123,9 +123,9 @@ def test_prompts_share_one_embedding():
     _, _, second = inputs(model, SHAPES[0])
     contexts = [hunyuan.context(*prompt) for prompt in (first, second)]
     tokens = hunyuan.embed(latents, timestep, contexts[0], hunyuan.layout(tuple(latents.shape[2:])))
-    other = run(forward(hunyuan, hunyuan.branch(tokens, contexts[1]), local.attend))
+    other = run(forward(hunyuan, hunyuan.branch(tokens, contexts[1]), local()))
     assert torch.equal(hunyuan.unpatchify(other, tokens.layout), own(model, latents, timestep, second))
-    both = run(forward(hunyuan, hunyuan.branch(tokens, hunyuan.join(contexts)), local.attend))
+    both = run(forward(hunyuan, hunyuan.branch(tokens, hunyuan.join(contexts)), local()))
     expected = torch.cat([own(model, latents, timestep, prompt) for prompt in (first, second)])
     torch.testing.assert_close(hunyuan.unpatchify(both, tokens.layout), expected, rtol=0, atol=2e-6)
 
@@ -151,7 +151,7 @@ def test_sharded_tokens_give_the_same_video(cuts):
         values, keys, queries = zip(*(block.project(share) for share in shares), strict=True)
         keys = whole([share.layout.rope.apply(key) for share, key in zip(shares, keys, strict=True)])
         queries = [share.layout.rope.apply(query) for share, query in zip(shares, queries, strict=True)]
-        attended = [local.sdpa(query, keys, whole(values)) for query in queries]
+        attended = [sdpa(query, keys, whole(values)) for query in queries]
         shares = [block.finish(*pair) for pair in zip(shares, attended, strict=True)]
     heads = torch.cat([hunyuan.head(share) for share in shares], dim=1)
     result = hunyuan.unpatchify(heads, tokens.layout)

@@ -1,5 +1,6 @@
 """HunyuanVideo: its spec, and a generation against HunyuanVideoPipeline's, by one process and by several."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
 import paradit
-from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import World
 from paradit.errors import InputError
 from paradit.models.folder import find_model
 from paradit.models.hunyuan_video.spec import clip_parameters, llama_parameters, transformer_spec
 from paradit.models.spec import read_spec
+from paradit.placement import Placement
 from paradit.progress import Progress
-from paradit.requests import Request, resolve
+from paradit.requests import Request, resolve, warnings_for
 from paradit.sampling.team import Team
-from paradit.sampling.together import Together
+from paradit.sampling.together import together
 from paradit.testing import run_world
 from paradit.text_to_video import load, text_to_video
 from tiny import POOLED_DIM, TEXT_DIM, hunyuan_transformer, save_hunyuan_folder
@@ -133,6 +134,14 @@ def test_reads_a_folder(folder):
     assert parts["peak"] <= sum(value for part, value in parts.items() if part != "peak")
 
 
+def test_warns_of_a_negative_prompt(folder):
+    spec = read_spec(folder)
+    asked = Request(prompt=PROMPT, **SIZE)
+    assert warnings_for(resolve(asked, spec), spec) == []
+    (warning,) = warnings_for(resolve(replace(asked, negative_prompt="blurry"), spec), spec)
+    assert "negative_prompt has no effect" in warning
+
+
 def test_counts_without_weights(tmp_path):
     folder = save_hunyuan_folder(tmp_path)
     there = {w.component: w.parameters for w in read_spec(folder).weights}
@@ -204,16 +213,22 @@ def test_generate(folder):
     assert made.request.guidance_scale == 6.0
 
 
-def latents_on_ranks(world: World, folder: Path) -> Tensor:
-    return by_us(folder, team=Together(Mesh(world))).latents
+def latents_on_ranks(world: World, folder: Path, placements: list[Placement]) -> list[Tensor]:
+    heads = read_spec(folder).transformers[0].num_attention_heads
+    return [by_us(folder, team=together(world, placement, heads)).latents for placement in placements]
 
 
 @pytest.mark.parametrize(("heads", "num_ranks"), [(2, 2), (3, 2), (2, 3)])
 def test_several_ranks_give_the_same_latents(heads, num_ranks, tmp_path):
+    """45 tokens and 17 of the text, however the ranks share the attention."""
     folder = save_hunyuan_folder(tmp_path, heads=heads)
+    names = ("ulysses", "pipesp", "pipesp-paper", "ring", "auto")
+    placements = [Placement(ranks=num_ranks, attention=name) for name in names]
     expected = by_us(folder).latents
-    for latents in run_world(latents_on_ranks, num_ranks, folder):
-        torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+    for by_placement in run_world(latents_on_ranks, num_ranks, folder, placements):
+        for name, latents in zip(names, by_placement, strict=True):
+            difference = float((latents - expected).abs().max())
+            assert difference <= 1e-5, (name, difference)
 
 
 def before_during_after(_: World, folder: Path) -> list[Tensor]:
@@ -221,18 +236,18 @@ def before_during_after(_: World, folder: Path) -> list[Tensor]:
     alone = by_the_pipeline(pipe)
     undo = paradit.parallelize(pipe)
     assert "forward" in vars(pipe.transformer)
-    together = by_the_pipeline(pipe)
+    during = by_the_pipeline(pipe)
     # With a second branch, which the pipeline computes itself; its text has another length.
     guided = by_the_pipeline(pipe, negative_prompt="blurry", true_cfg_scale=2.0)
     undo()
     assert "forward" not in vars(pipe.transformer)
     again = by_the_pipeline(pipe)
     guided_alone = by_the_pipeline(pipe, negative_prompt="blurry", true_cfg_scale=2.0)
-    return [alone, together, again, guided, guided_alone]
+    return [alone, during, again, guided, guided_alone]
 
 
 def test_parallelize_gives_the_same_latents(folder):
-    for alone, together, again, guided, guided_alone in run_world(before_during_after, 3, folder):
-        torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    for alone, during, again, guided, guided_alone in run_world(before_during_after, 3, folder):
+        torch.testing.assert_close(during, alone, rtol=0, atol=1e-5)
         torch.testing.assert_close(guided, guided_alone, rtol=0, atol=1e-5)
         assert torch.equal(again, alone)

@@ -103,7 +103,7 @@ class _InFp32:
     """FlowMatchEulerDiscreteScheduler, with latents that stay in fp32.
 
     It rounds each step's result to the dtype of the prediction. So in bf16 the pipeline's latents lose what a
-    small step adds, and its timesteps are rounded to multiples of 4; ours are not. In fp32 it is the same.
+    small step adds, and its timesteps are rounded too, by up to 2; ours are not. In fp32 it is the same.
     """
 
     def __init__(self, scheduler: Any) -> None:
