@@ -24,7 +24,6 @@ from paradit.models.spec import read_spec
 from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request, resolve, warnings_for
-from paradit.sampling.team import Team
 from paradit.sampling.together import together
 from paradit.testing import run_world
 from paradit.text_to_video import load, text_to_video
@@ -72,10 +71,10 @@ def by_the_pipeline(pipe: HunyuanVideoPipeline, prompt: str = PROMPT, output_typ
     return pipe(prompt, generator=generator, output_type=output_type, **(SIZE | more)).frames
 
 
-def by_us(folder: Path, prompt: str = PROMPT, dtype: str = "fp32", team: Team | None = None, **more):
+def by_us(folder: Path, prompt: str = PROMPT, dtype: str = "fp32", **more):
     spec = read_spec(folder)
     request = resolve(Request(prompt=prompt, seed=SEED, **(SIZE | more)), spec)
-    return text_to_video(load(spec, dtype), request, Progress(), team)
+    return text_to_video(load(spec, dtype), request, Progress())
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -214,8 +213,10 @@ def test_generate(folder):
 
 
 def latents_on_ranks(world: World, folder: Path, placements: list[Placement]) -> list[Tensor]:
-    heads = read_spec(folder).transformers[0].num_attention_heads
-    return [by_us(folder, team=together(world, placement, heads)).latents for placement in placements]
+    spec = read_spec(folder)
+    model, request = load(spec, "fp32"), resolve(Request(prompt=PROMPT, seed=SEED, **SIZE), spec)
+    teams = [together(world, placement, model.experts[0].num_heads) for placement in placements]
+    return [text_to_video(model, request, Progress(), team).latents for team in teams]
 
 
 @pytest.mark.parametrize(("heads", "num_ranks"), [(2, 2), (3, 2), (2, 3)])
@@ -225,7 +226,7 @@ def test_several_ranks_give_the_same_latents(heads, num_ranks, tmp_path):
     names = ("ulysses", "pipesp", "pipesp-paper", "ring", "auto")
     placements = [Placement(ranks=num_ranks, attention=name) for name in names]
     expected = by_us(folder).latents
-    for by_placement in run_world(latents_on_ranks, num_ranks, folder, placements):
+    for by_placement in run_world(latents_on_ranks, num_ranks, folder, placements, timeout=240):
         for name, latents in zip(names, by_placement, strict=True):
             difference = float((latents - expected).abs().max())
             assert difference <= 1e-5, (name, difference)
@@ -247,7 +248,8 @@ def before_during_after(_: World, folder: Path) -> list[Tensor]:
 
 
 def test_parallelize_gives_the_same_latents(folder):
-    for alone, during, again, guided, guided_alone in run_world(before_during_after, 3, folder):
+    by_rank = run_world(before_during_after, 3, folder, timeout=240)
+    for alone, during, again, guided, guided_alone in by_rank:
         torch.testing.assert_close(during, alone, rtol=0, atol=1e-5)
         torch.testing.assert_close(guided, guided_alone, rtol=0, atol=1e-5)
         assert torch.equal(again, alone)

@@ -201,6 +201,7 @@ def save_hunyuan_folder(
             intermediate_size=40,
             num_hidden_layers=1,
             num_attention_heads=2,
+            bos_token_id=None,
             eos_token_id=clip.eos_token_id,
         )
     )
