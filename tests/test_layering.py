@@ -17,7 +17,7 @@ LAYERS = [
     ["kernels"],
     ["shapes"],
     [
-        *("models.spec", "models.registry", "models.hub", "models.wan.spec"),
+        *("models.spec", "models.registry", "models.hub", "models.wan.spec", "models.hunyuan_video.spec"),
         *("models.folder", "models.folder_check", "models.folder_json"),
     ],
     ["requests"],

@@ -68,5 +68,7 @@ def test_needs_a_process_group(tmp_path: Path) -> None:
 
 
 def test_refuses_other_pipelines() -> None:
-    with pytest.raises(InputError, match="takes a WanPipeline, got DiffusionPipeline"):
+    with pytest.raises(
+        InputError, match="takes a WanPipeline or a HunyuanVideoPipeline, got DiffusionPipeline"
+    ):
         paradit.parallelize(DiffusionPipeline())

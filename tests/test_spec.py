@@ -156,5 +156,5 @@ def test_a_model_whose_weights_are_not_downloaded_yet(tmp_path):
 
 
 def test_supported_classes():
-    assert SUPPORTED_PIPELINES == ("WanPipeline",)
+    assert SUPPORTED_PIPELINES == ("WanPipeline", "HunyuanVideoPipeline")
     assert family("WanPipeline").load.endswith(":load")

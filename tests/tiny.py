@@ -1,19 +1,41 @@
-"""Tiny random Wan models of every kind, made with the real classes; small enough for a test."""
+"""Tiny random models of every kind, made with the real classes; small enough for a test."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLHunyuanVideo,
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
-from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from tokenizers.models import BPE, WordPiece
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 VARIANTS = ("wan21", "wan22_a14b", "wan22_ti2v")
 
-TEXT_DIM = 32
+TEXT_DIM, POOLED_DIM = 32, 20
+
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 def transformer(variant: str = "wan21", seed: int = 0, heads: int = 2) -> WanTransformer3DModel:
@@ -34,17 +56,21 @@ def transformer(variant: str = "wan21", seed: int = 0, heads: int = 2) -> WanTra
         "rope_max_seq_len": 64,
     }
     torch.manual_seed(seed)
-    model = WanTransformer3DModel(**(config | extra)).eval().requires_grad_(False)
+    return _all_random(WanTransformer3DModel(**(config | extra)))
+
+
+def _all_random(model: M) -> M:
+    """Norm weights of one and zero biases would hide mistakes."""
+    model.eval().requires_grad_(False)
     for parameter in model.parameters():
-        # Norm weights of one and zero biases would hide mistakes.
         parameter.add_(0.05 * torch.randn_like(parameter))
     return model
 
 
-def in_bf16(model: WanTransformer3DModel, folder: Path) -> WanTransformer3DModel:
+def in_bf16(model: M, folder: Path) -> M:
     """The model as `from_pretrained` gives it in bf16, where some modules stay in fp32."""
     model.save_pretrained(folder)
-    return WanTransformer3DModel.from_pretrained(folder, dtype=torch.bfloat16).eval().requires_grad_(False)
+    return type(model).from_pretrained(folder, dtype=torch.bfloat16).eval().requires_grad_(False)
 
 
 def vae(variant: str) -> AutoencoderKLWan:
@@ -112,6 +138,81 @@ def save_folder(variant: str, folder: Path, heads: int = 2, **settings: object) 
         boundary_ratio=0.875 if variant == "wan22_a14b" else None,
         expand_timesteps=variant == "wan22_ti2v",
         **experts,
+    ).save_pretrained(folder)
+    if settings:
+        (folder / "paradit.json").write_text(json.dumps(settings))
+    return folder
+
+
+def hunyuan_transformer(heads: int = 2, guidance_embeds: bool = True) -> HunyuanVideoTransformer3DModel:
+    """With two double and two single blocks, and every parameter random."""
+    torch.manual_seed(0)
+    model = HunyuanVideoTransformer3DModel(
+        num_attention_heads=heads,
+        attention_head_dim=32,
+        num_layers=2,
+        num_single_layers=2,
+        num_refiner_layers=1,
+        mlp_ratio=3.0,
+        guidance_embeds=guidance_embeds,
+        text_embed_dim=TEXT_DIM,
+        pooled_projection_dim=POOLED_DIM,
+        rope_axes_dim=(8, 12, 12),
+    )
+    return _all_random(model)
+
+
+def hunyuan_vae() -> AutoencoderKLHunyuanVideo:
+    torch.manual_seed(7)
+    config = {"block_out_channels": (4, 4, 8, 8), "layers_per_block": 1, "norm_num_groups": 2}
+    return AutoencoderKLHunyuanVideo(**config).eval().requires_grad_(False)
+
+
+def llama_tokenizer() -> PreTrainedTokenizerFast:
+    """Words of the pipeline's own template are one token each: it is about as long as it should be."""
+    words = sorted(set(re.findall(r"\w+|[^\w\s]+", DEFAULT_PROMPT_TEMPLATE["template"].replace("{}", ""))))
+    letters = [chr(code) for code in range(33, 127)]
+    tokens = dict.fromkeys(["<pad>", "<unk>", *words, *letters, *(f"##{letter}" for letter in letters)])
+    model = Tokenizer(WordPiece(vocab={token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", unk_token="<unk>")
+
+
+def save_hunyuan_folder(
+    folder: Path, heads: int = 2, guidance_embeds: bool = True, **settings: object
+) -> Path:
+    """A whole HunyuanVideo folder in diffusers' format; `settings` go into its paradit.json."""
+    llama, clip = llama_tokenizer(), tokenizer()
+    torch.manual_seed(3)
+    text_encoder = LlamaModel(
+        LlamaConfig(
+            vocab_size=len(llama),
+            hidden_size=TEXT_DIM,
+            intermediate_size=48,
+            num_hidden_layers=3,  # the last two of which are not read
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )
+    )
+    text_encoder_2 = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(clip),
+            hidden_size=POOLED_DIM,
+            intermediate_size=40,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            bos_token_id=None,
+            eos_token_id=clip.eos_token_id,
+        )
+    )
+    HunyuanVideoPipeline(
+        text_encoder=text_encoder,
+        tokenizer=llama,
+        transformer=hunyuan_transformer(heads, guidance_embeds),
+        vae=hunyuan_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=clip,
     ).save_pretrained(folder)
     if settings:
         (folder / "paradit.json").write_text(json.dumps(settings))

@@ -100,6 +100,11 @@ def warnings_for(request: Request, spec: ModelSpec) -> list[str]:
             f"size {request.width}x{request.height} is not the {defaults.width}x{defaults.height} that the "
             f"model '{spec.name}' was trained on: the picture may break"
         )
+    if spec.embedded_guidance and request.negative_prompt:
+        found.append(
+            f"negative_prompt has no effect: the model '{spec.name}' takes the guidance scale as an input, "
+            "and computes no second branch"
+        )
     num_frames, trained = request.num_frames, defaults.train_frames
     if trained and num_frames and not trained[0] <= num_frames <= trained[1]:
         found.append(

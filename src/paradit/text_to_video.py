@@ -13,7 +13,7 @@ from torch import Tensor
 from paradit.errors import InputError
 from paradit.memory import peak_memory_bytes, total_memory_bytes
 from paradit.models.folder import BUNDLED, download_weights, find_model
-from paradit.models.protocol import Frames, VideoModel
+from paradit.models.protocol import Frames, Prompt, VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.progress import Progress
@@ -113,14 +113,11 @@ def text_to_video(model: VideoModel, request: Request, progress: Progress, team:
     width, height, num_frames, steps = _sizes(request)
     guidance_scale = request.guidance_scale or 1.0
     prompts = [request.prompt]
-    if guidance.is_guided(guidance_scale):
+    if model.spec.num_branches(guidance_scale) == 2:
         prompts.append(request.negative_prompt or "")
 
     with progress.stage("encode", total=len(prompts)):
-        embeds = tuple(
-            team.share(partial(model.encode_prompt, prompt), model.embeds_shape, model.dtype, model.device)
-            for prompt in prompts
-        )
+        encoded = tuple(_encode(model, prompt, guidance_scale, team) for prompt in prompts)
 
     with progress.stage("denoise", total=steps):
         noise = team.share(
@@ -132,13 +129,21 @@ def text_to_video(model: VideoModel, request: Request, progress: Progress, team:
         latents = denoise(
             model,
             noise,
-            embeds,
+            encoded,
             num_inference_steps=steps,
             guidance_scales=guidance.scales(model.spec, guidance_scale),
             progress=progress,
             team=team,
         )
     return Video(latents=latents, request=request, model=model, progress=progress)
+
+
+def _encode(model: VideoModel, prompt: str, guidance_scale: float, team: Team) -> Prompt:
+    # Only the first process has the text encoder.
+    parts = iter(model.encode_prompt(prompt, guidance_scale) if team.is_first else ())
+    return tuple(
+        team.share(partial(next, parts), shape, model.dtype, model.device) for shape in model.prompt_shapes
+    )
 
 
 def _sizes(request: Request) -> tuple[int, int, int, int]:

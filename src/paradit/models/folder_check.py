@@ -8,9 +8,8 @@ from typing import Any
 
 from paradit.errors import InputError
 from paradit.models.folder_json import read_json
-from paradit.models.registry import SUPPORTED_PIPELINES
+from paradit.models.registry import SUPPORTED_PIPELINES, family
 
-REQUIRED = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -28,7 +27,7 @@ def check_folder(name: str, folder: Path, files: set[str], local: bool = False) 
             f"model {name!r} is a {pipeline_class}, which is not supported: "
             f"supported are {', '.join(sorted(SUPPORTED_PIPELINES))}"
         )
-    for component in REQUIRED:
+    for component in family(pipeline_class).components:
         if not isinstance(index.get(component), list) or index[component][:1] == [None]:
             raise InputError(f"model {name!r} is incomplete: model_index.json names no {component}")
     for component, value in index.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path} must hold a JSON object")
     return value
+
+
+def is_given(index: Mapping[str, Any], component: str) -> bool:
+    """Whether model_index.json names a component; it writes an absent one as [null, null]."""
+    return bool(index.get(component, [None])[0])
+
+
+def own_settings(folder: Path, known: set[str]) -> dict[str, Any]:
+    """What `paradit.json` sets, empty where there is none; InputError where a key is not `known`."""
+    path = folder / "paradit.json"
+    own = read_json(path) if path.exists() else {}
+    if unknown := sorted(own.keys() - known):
+        raise InputError(f"{path}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    if own.get("train_frames") is not None:
+        own["train_frames"] = tuple(own["train_frames"])
+    return own
 
 
 def stored_weights(component: Path) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 
 Frames: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
+
+Prompt: TypeAlias = "tuple[Tensor, ...]"
+"""What a transformer reads besides latents and timestep: the arguments of its `context`, each [1, ...]."""
 
 
 class Tokens(Protocol):
@@ -48,8 +51,9 @@ class Transformer(Protocol):
     def layout(self, latent_shape: tuple[int, int, int]) -> Any:
         """Where the tokens of latents of (F, H, W) are; once per request."""
 
-    def context(self, prompt_embeds: Tensor) -> Any:
-        """What the blocks read of a prompt; once per request."""
+    @property
+    def context(self) -> Callable[..., Any]:
+        """(the parts of B prompts, each [B, ...]) -> what `embed` and the blocks read; once per request."""
 
     def join(self, contexts: Sequence[Any]) -> Any:
         """One context for the prompts of all."""
@@ -88,14 +92,17 @@ class VideoModel(Protocol):
     experts: Sequence[Transformer]
 
     @property
-    def embeds_shape(self) -> tuple[int, int, int]:
-        """Of one prompt's embeddings: (1, T, text_dim)."""
+    def prompt_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the parts of one prompt."""
 
     def fingerprint(self) -> bytes:
         """The same where the same weights are loaded; cheap, so only some of the values go in."""
 
-    def encode_prompt(self, prompt: str) -> Tensor:
-        """Prompt embeddings [1, T, text_dim], in `dtype`."""
+    def encode_prompt(self, prompt: str, guidance_scale: float | None = None) -> Prompt:
+        """The parts of a prompt, in `dtype`.
+
+        guidance_scale is among them where the model was trained to read it; None means its default.
+        """
 
     def prepare_latents(self, num_frames: int, height: int, width: int, seed: int) -> Tensor:
         """Noise [1, C, F, h, w] in fp32, the same on every device."""

@@ -12,8 +12,10 @@ from paradit.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from paradit.models.protocol import VideoModel
+    from paradit.models.protocol import Transformer, VideoModel
     from paradit.models.spec import ModelSpec
+
+_COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +26,27 @@ class Family:
     """(folder: Path) -> ModelSpec, without torch."""
     load: str
     """(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> VideoModel."""
+    transformer: str
+    """(module) -> Transformer, of a diffusers transformer."""
+    replace_forward: str
+    """(module, predict: Predict) -> undo; has the module compute its forward in another way."""
+    components: tuple[str, ...] = _COMPONENTS
+    """What a model folder must hold."""
 
 
 _FAMILIES = {
     "WanPipeline": Family(
         read_spec="paradit.models.wan.spec:read_spec",
         load="paradit.models.wan.adapter:load",
+        transformer="paradit.models.wan.transformer:WanTransformer",
+        replace_forward="paradit.models.wan.forward:replace_forward",
+    ),
+    "HunyuanVideoPipeline": Family(
+        read_spec="paradit.models.hunyuan_video.spec:read_spec",
+        load="paradit.models.hunyuan_video.adapter:load",
+        transformer="paradit.models.hunyuan_video.transformer:HunyuanVideoTransformer",
+        replace_forward="paradit.models.hunyuan_video.forward:replace_forward",
+        components=(*_COMPONENTS, "text_encoder_2", "tokenizer_2"),
     ),
 }
 
@@ -55,6 +72,12 @@ def loader(pipeline_class: str) -> Callable[..., VideoModel]:
     """The function that loads a family's models; calling this imports torch and diffusers."""
     load: Callable[..., VideoModel] = _imported(family(pipeline_class).load)
     return load
+
+
+def seam(pipeline_class: str) -> tuple[Callable[[Any], Transformer], Callable[..., Callable[[], None]]]:
+    """(what cuts a family's transformer in pieces, what replaces its forward); this imports torch."""
+    found = family(pipeline_class)
+    return _imported(found.transformer), _imported(found.replace_forward)
 
 
 def _imported(name: str) -> Any:

@@ -55,6 +55,18 @@ class TransformerSpec:
         embedder = 2 * text_tokens * (self.text_dim * self.width + self.width**2)
         return embedder + self.num_layers * 4 * text_tokens * self.width**2
 
+    def cached_values(self, text_tokens: int) -> int:
+        """Values that are kept of one prompt over the steps: every layer's keys and values of the text."""
+        return 2 * self.num_layers * text_tokens * self.width
+
+    def activation_bytes(self, tokens: int, text_tokens: int, dtype_bytes: int) -> int:  # noqa: ARG002
+        """Estimate of a block's working memory for one video, in a dtype of `dtype_bytes`."""
+        # Attention's peak: the residual, q, k, v, the attended values and one rotated copy. The
+        # feed-forward's: the residual, the norm's two fp32 copies, the inner activation before and after.
+        attention = 6 * self.width * dtype_bytes
+        feed_forward = self.width * (dtype_bytes + 2 * FP32_BYTES) + 2 * self.ffn_dim * dtype_bytes
+        return tokens * max(attention, feed_forward)
+
 
 @dataclass(frozen=True, kw_only=True)
 class VaeSpec:
@@ -130,12 +142,21 @@ class ModelSpec:
     text_encoder_dim: int
     text_length: int
     """Text tokens that a prompt is padded or cut to."""
+    embedded_guidance: bool = False
+    """Whether the transformer takes the guidance scale as an input, instead of a second branch."""
 
     @property
     def size_multiple(self) -> int:
         """Widths and heights, in pixels, must be multiples of this: spatial compression x patch."""
         _, patch_height, patch_width = self.transformers[0].patch_size
         return self.vae.spatial_compression * lcm(patch_height, patch_width)
+
+    def num_branches(self, guidance_scale: float) -> int:
+        """Forwards in a denoising step: of the prompt, and for guidance of the negative prompt.
+
+        At a guidance_scale of 1 the second would cancel out.
+        """
+        return 1 if self.embedded_guidance or guidance_scale <= 1 else 2
 
     def tokens(self, num_frames: int, height: int, width: int) -> int:
         """Tokens of a video in the transformer."""
@@ -154,8 +175,8 @@ class ModelSpec:
         weights = sum(
             w.parameters * (FP32_BYTES if w.component == "vae" else dtype_bytes) for w in self.weights
         )
-        # Both guidance branches' keys and values, for every layer of the expert at work.
-        cached = max(2 * 2 * t.num_layers * self.text_length * t.width for t in self.transformers)
+        # Of both guidance branches, for the expert at work.
+        cached = max(2 * t.cached_values(self.text_length) for t in self.transformers)
         latents = prod(self.vae.latent_shape(num_frames, height, width)) * FP32_BYTES
         parts = {
             "weights": weights,
@@ -169,12 +190,8 @@ class ModelSpec:
         return {**parts, "peak": weights + parts["latents"] + max(denoise, parts["decode"])}
 
     def _activation_bytes(self, spec: TransformerSpec, tokens: int, dtype_bytes: int) -> int:
-        # Attention's peak: the residual, q, k, v, the attended values and one rotated copy. The
-        # feed-forward's: the residual, the norm's two fp32 copies, the inner activation before and after.
-        attention = 6 * spec.width * dtype_bytes
-        feed_forward = spec.width * (dtype_bytes + 2 * FP32_BYTES) + 2 * spec.ffn_dim * dtype_bytes
         modulation = 6 * spec.width * 2 * FP32_BYTES if self.expand_timesteps else 0
-        return tokens * (max(attention, feed_forward) + modulation)
+        return spec.activation_bytes(tokens, self.text_length, dtype_bytes) + tokens * modulation
 
 
 def read_spec(folder: Path) -> ModelSpec:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paradit.models.protocol import VideoModel
+from paradit.models.protocol import Prompt, VideoModel
 from paradit.progress import Progress
 from paradit.sampling.guidance import guide
 from paradit.sampling.team import Alone, Team
@@ -17,7 +17,7 @@ from paradit.sampling.team import Alone, Team
 def denoise(
     model: VideoModel,
     latents: Tensor,
-    prompts: tuple[Tensor, ...],
+    prompts: tuple[Prompt, ...],
     *,
     num_inference_steps: int,
     guidance_scales: tuple[float, ...],
@@ -26,7 +26,7 @@ def denoise(
 ) -> Tensor:
     """The clean latents [B, C, F, h, w], fp32, from noise of that shape.
 
-    prompts: embeddings [B, T, text_dim] of the prompt and, for guidance, of the negative prompt.
+    prompts: the prompt and, for guidance, the negative prompt, as the model encodes them.
     guidance_scales: one for each of the model's experts. team: who computes; this process alone unless given.
     Steps are told as stage "denoise".
     """

@@ -9,11 +9,6 @@ from torch import Tensor
 from paradit.models.spec import ModelSpec
 
 
-def is_guided(guidance_scale: float) -> bool:
-    """Whether the second branch is computed at all; at 1 it would cancel out."""
-    return guidance_scale > 1
-
-
 def guide(predictions: Sequence[Tensor], scale: float) -> Tensor:
     """From the unconditional prediction towards, and past, the conditional one, which comes first."""
     conditional, *others = predictions

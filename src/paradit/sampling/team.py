@@ -10,7 +10,7 @@ from torch import Tensor
 
 from paradit.attention.local import local, sdpa
 from paradit.attention.protocol import Kernel
-from paradit.models.protocol import Transformer
+from paradit.models.protocol import Prompt, Transformer
 from paradit.sampling.forward import forward, run
 
 
@@ -31,8 +31,8 @@ class Team(Protocol):
     def gather_number(self, number: int) -> list[int]:
         """Every process's number, by rank."""
 
-    def contexts(self, transformer: Transformer, prompts: Sequence[Tensor]) -> list[Any]:
-        """What this process needs of the prompts' embeddings [B, T, text_dim]; once per expert."""
+    def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> list[Any]:
+        """What this process needs of the prompts; once per expert."""
 
     def predict(
         self, transformer: Transformer, latents: Tensor, timestep: Tensor, contexts: list[Any], layout: Any
@@ -63,8 +63,8 @@ class Alone:
     def gather_number(self, number: int) -> list[int]:
         return [number]
 
-    def contexts(self, transformer: Transformer, prompts: Sequence[Tensor]) -> list[Any]:
-        return [transformer.context(embeds) for embeds in prompts]
+    def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> list[Any]:
+        return [transformer.context(*prompt) for prompt in prompts]
 
     def predict(
         self, transformer: Transformer, latents: Tensor, timestep: Tensor, contexts: list[Any], layout: Any

@@ -18,7 +18,7 @@ from paradit.distributed.mesh import Mesh
 from paradit.distributed.redistribution import Redistribution, start
 from paradit.distributed.shares import Box, Shares
 from paradit.distributed.world import World
-from paradit.models.protocol import Transformer
+from paradit.models.protocol import Prompt, Transformer
 from paradit.placement import Form, Placement
 from paradit.sampling.calibration import Remembered, quickest
 from paradit.sampling.forward import forward, run_interleaved
@@ -62,7 +62,7 @@ class Together:
         mine = torch.tensor([number], device=self._mesh.world.device)
         return [int(other) for other in self._world.all_gather(mine)]
 
-    def contexts(self, transformer: Transformer, prompts: Sequence[Tensor]) -> list[Any]:
+    def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> list[Any]:
         if self._mesh.cfg_degree == 1:
             return [_Branches(transformer, prompts)]
         if len(prompts) != self._mesh.cfg_degree:
@@ -167,13 +167,13 @@ def together(world: World, placement: Placement, num_heads: int, kernel: Kernel 
 class _Branches:
     """What a rank needs of the prompts that it computes, made when it is asked for."""
 
-    def __init__(self, transformer: Transformer, prompts: Sequence[Tensor]) -> None:
+    def __init__(self, transformer: Transformer, prompts: Sequence[Prompt]) -> None:
         self._transformer, self._prompts = transformer, prompts
 
     @cached_property
     def each(self) -> list[Any]:
         """A context for each prompt."""
-        return [self._transformer.context(embeds) for embeds in self._prompts]
+        return [self._transformer.context(*prompt) for prompt in self._prompts]
 
     @cached_property
     def joined(self) -> Any:

@@ -9,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
+import paradit.models.hunyuan_video.adapter
 import paradit.models.wan.adapter  # noqa: F401 (brings diffusers)
 
 torch.set_num_threads(1)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import diffusers.utils.logging
 import torch
-import transformers.utils.logging
 from diffusers import WanPipeline
 from torch import Tensor
 
-from paradit.models.protocol import Frames, Scheduler
+from paradit.models.loading import fingerprint, load_pipeline
+from paradit.models.protocol import Frames, Prompt, Scheduler
 from paradit.models.spec import ModelSpec
 from paradit.models.wan.decoder import decode
 from paradit.models.wan.transformer import WanTransformer
@@ -24,16 +22,8 @@ def load(spec: ModelSpec, dtype: torch.dtype, device: torch.device, denoise_only
 
     `denoise_only` leaves the text encoder and the VAE out.
     """
-    left_out = dict.fromkeys(("text_encoder", "tokenizer", "vae")) if denoise_only else {}
-    with _no_progress_bars():
-        pipeline: Any = WanPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-            spec.folder,
-            dtype={"vae": torch.float32, "default": dtype},
-            use_safetensors=True,
-            local_files_only=True,
-            **left_out,
-        )
-    return WanModel(pipeline.to(device), spec)
+    left_out = ("text_encoder", "tokenizer", "vae") if denoise_only else ()
+    return WanModel(load_pipeline(WanPipeline, spec, dtype, device, left_out), spec)
 
 
 class WanModel:
@@ -48,30 +38,24 @@ class WanModel:
         self._pipeline = pipeline
 
     @property
-    def embeds_shape(self) -> tuple[int, int, int]:
-        """Of one prompt's embeddings: (1, T, text_dim)."""
-        return 1, self.spec.text_length, self.spec.transformers[0].text_dim
+    def prompt_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the one part of a prompt: (1, T, text_dim)."""
+        return ((1, self.spec.text_length, self.spec.transformers[0].text_dim),)
 
     def fingerprint(self) -> bytes:
-        """Eight values of every parameter of the experts: another checkpoint, or a LoRA, shows in them."""
-        values = [
-            parameter.detach().flatten()[:: max(1, parameter.numel() // 8)].float()
-            for expert in self.experts
-            for parameter in expert.module.parameters()
-        ]
-        return torch.cat(values).cpu().numpy().tobytes()
+        """The same where the experts' weights are; cheap."""
+        return fingerprint(expert.module for expert in self.experts)
 
     @torch.no_grad()
-    def encode_prompt(self, prompt: str) -> Tensor:
-        """Prompt embeddings [1, T, text_dim]: the text encoder's, zero after the prompt's end."""
+    def encode_prompt(self, prompt: str, guidance_scale: float | None = None) -> Prompt:  # noqa: ARG002
+        """(embeddings [1, T, text_dim],): the text encoder's, zero after the prompt's end."""
         embeds, _ = self._pipeline.encode_prompt(
             prompt,
             do_classifier_free_guidance=False,
             max_sequence_length=self.spec.text_length,
             device=self.device,
         )
-        prompt_embeds: Tensor = embeds.to(self.dtype)
-        return prompt_embeds
+        return (embeds.to(self.dtype),)
 
     def prepare_latents(self, num_frames: int, height: int, width: int, seed: int) -> Tensor:
         """Noise [1, C, F, h, w] in fp32, drawn on the CPU, so that a seed means the same everywhere."""
@@ -116,17 +100,3 @@ class WanModel:
     def decode(self, latents: Tensor) -> Iterator[Frames]:
         """Frames [f, H, W, 3] for each latent frame of latents [1, C, F, h, w]: first 1, then 4 each."""
         return decode(self._pipeline.vae, self._pipeline.video_processor, latents)
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep the libraries' own bars off the terminal: progress is shown by stage, in one way."""
-    libraries: list[Any] = [diffusers.utils.logging, transformers.utils.logging]
-    shown = [library for library in libraries if library.is_progress_bar_enabled()]
-    for library in shown:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in shown:
-            library.enable_progress_bar()

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
 
-Predict = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""(latents [B, C, F, H, W], timestep, prompt embeds [B, T, text_dim], image embeds) -> prediction."""
+from paradit.models.replaced import Predict, output, put_in_place, refuse
 
 
 def replace_forward(module: Any, predict: Predict) -> Callable[[], None]:
@@ -26,16 +24,8 @@ def replace_forward(module: Any, predict: Predict) -> Callable[[], None]:
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if attention_kwargs:
-            raise ValueError(f"attention_kwargs {sorted(attention_kwargs)} are not supported: fuse adapters")
-        sample = predict(hidden_states, timestep, encoder_hidden_states, encoder_hidden_states_image)
-        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+        refuse(attention_kwargs)
+        prompt = encoder_hidden_states, encoder_hidden_states_image
+        return output(predict(hidden_states, timestep, prompt), return_dict)
 
-    if "forward" in vars(module):
-        raise ValueError("this transformer's forward is replaced already: undo that first")
-    module.forward = forward
-
-    def undo() -> None:
-        del module.forward
-
-    return undo
+    return put_in_place(module, forward)

@@ -8,8 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from paradit.errors import InputError
-from paradit.models.folder_json import read_json, stored_weights
+from paradit.models.folder_json import is_given, own_settings, read_json, stored_weights
 from paradit.models.spec import Defaults, ModelSpec, TransformerSpec, VaeSpec, Weights
 
 # WanPipeline.__call__'s max_sequence_length.
@@ -31,12 +30,12 @@ def read_spec(folder: Path) -> ModelSpec:
     Raises InputError for JSON that cannot be read, or an unknown key in paradit.json.
     """
     index = read_json(folder / "model_index.json")
-    own = _own_settings(folder)
-    experts = [name for name in ("transformer", "transformer_2") if _is_given(index, name)]
+    own = own_settings(folder, _FOLDER_KEYS)
+    experts = [name for name in ("transformer", "transformer_2") if is_given(index, name)]
     transformers = {name: transformer_spec(read_json(folder / name / "config.json")) for name in experts}
     weights = []
     for name in _COMPONENTS:
-        if _is_given(index, name):
+        if is_given(index, name):
             parameters, file_bytes = stored_weights(folder / name)
             if not parameters:  # not downloaded yet; the VAE's, which are few, stay unknown
                 parameters = _expected_parameters(folder, name, transformers)
@@ -54,21 +53,6 @@ def read_spec(folder: Path) -> ModelSpec:
         text_encoder_dim=read_json(folder / "text_encoder" / "config.json")["d_model"],
         text_length=TEXT_LENGTH,
     )
-
-
-def _is_given(index: Mapping[str, Any], component: str) -> bool:
-    # model_index.json writes an absent component as [null, null].
-    return bool(index.get(component, [None])[0])
-
-
-def _own_settings(folder: Path) -> dict[str, Any]:
-    path = folder / "paradit.json"
-    own = read_json(path) if path.exists() else {}
-    if unknown := sorted(own.keys() - _FOLDER_KEYS):
-        raise InputError(f"{path}: unknown key {unknown[0]!r}; known: {', '.join(sorted(_FOLDER_KEYS))}")
-    if own.get("train_frames") is not None:
-        own["train_frames"] = tuple(own["train_frames"])
-    return own
 
 
 def _published_defaults(index: Mapping[str, Any]) -> Defaults:

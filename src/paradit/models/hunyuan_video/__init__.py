@@ -1,0 +1,1 @@
+"""HunyuanVideo from text, over diffusers' classes."""

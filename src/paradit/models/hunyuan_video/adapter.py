@@ -1,0 +1,119 @@
+"""A loaded HunyuanVideo model: diffusers' HunyuanVideoPipeline taken apart into what each stage needs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import HunyuanVideoPipeline
+from torch import Tensor
+
+from paradit.models.hunyuan_video.decoder import decode
+from paradit.models.hunyuan_video.spec import HunyuanVideoTransformerSpec
+from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
+from paradit.models.loading import fingerprint, load_pipeline
+from paradit.models.protocol import Frames, Prompt, Scheduler
+from paradit.models.spec import ModelSpec
+
+ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+
+
+def load(
+    spec: ModelSpec, dtype: torch.dtype, device: torch.device, denoise_only: bool = False
+) -> HunyuanVideoModel:
+    """Load a checked folder's safetensors; the VAE stays in fp32.
+
+    `denoise_only` leaves the text encoders and the VAE out.
+    """
+    left_out = (*ENCODERS, "vae") if denoise_only else ()
+    pipeline = load_pipeline(HunyuanVideoPipeline, spec, dtype, device, left_out)
+    if not denoise_only:
+        # As the model card does: the decoder's attention over a whole 720p frame would need tens of GB.
+        pipeline.vae.enable_tiling()
+    return HunyuanVideoModel(pipeline, spec)
+
+
+class HunyuanVideoModel:
+    """A HunyuanVideoPipeline's components, as a VideoModel."""
+
+    def __init__(self, pipeline: Any, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.device: torch.device = pipeline.device
+        self.dtype: torch.dtype = pipeline.transformer.dtype
+        self.experts = [HunyuanVideoTransformer(pipeline.transformer)]
+        self._pipeline = pipeline
+
+    @property
+    def prompt_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the parts that `encode_prompt` gives."""
+        (transformer,) = self.spec.transformers
+        assert isinstance(transformer, HunyuanVideoTransformerSpec)
+        length = self.spec.text_length
+        return (1, length, transformer.text_dim), (1, length), (1, transformer.pooled_dim), (1,)
+
+    def fingerprint(self) -> bytes:
+        """The same where the transformer's weights are; cheap."""
+        return fingerprint(expert.module for expert in self.experts)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str, guidance_scale: float | None = None) -> Prompt:
+        """What the transformer reads, but the latents and the timestep.
+
+        The Llama model's hidden states [1, T, text_dim] and their mask [1, T], the CLIP model's pooled output
+        [1, pooled_dim], and a thousand times the guidance scale [1].
+        """
+        embeds, pooled, mask = self._pipeline.encode_prompt(
+            prompt=prompt, device=self.device, max_sequence_length=self.spec.text_length
+        )
+        if guidance_scale is None:
+            guidance_scale = self.spec.defaults.guidance_scale
+        guidance = torch.tensor([guidance_scale], dtype=self.dtype, device=self.device) * 1000.0
+        return embeds.to(self.dtype), mask.to(self.dtype), pooled.to(self.dtype), guidance
+
+    def prepare_latents(self, num_frames: int, height: int, width: int, seed: int) -> Tensor:
+        """Noise [1, C, F, h, w] in fp32, drawn on the CPU, so that a seed means the same everywhere."""
+        shape = (1, *self.spec.vae.latent_shape(num_frames, height, width))
+        return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)).to(self.device)
+
+    def scheduler(self, num_inference_steps: int) -> Scheduler:
+        """A copy of the folder's scheduler, set to its steps: it counts them, for one request."""
+        scheduler = copy.deepcopy(self._pipeline.scheduler)
+        sigmas = np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1]
+        scheduler.set_timesteps(sigmas=sigmas, device=self.device)
+        scheduler.set_begin_index(0)
+        return _InFp32(scheduler)
+
+    def expert_at(self, timestep: Tensor) -> int:  # noqa: ARG002
+        """There is one."""
+        return 0
+
+    def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
+        """[B], in the latents' dtype."""
+        return timestep.expand(len(latents)).to(latents.dtype)
+
+    def decode(self, latents: Tensor) -> Iterator[Frames]:
+        """Frames [f, H, W, 3] for each latent frame of latents [1, C, F, h, w]: first 1, then 4 each."""
+        return decode(self._pipeline.vae, self._pipeline.video_processor, latents)
+
+
+class _InFp32:
+    """FlowMatchEulerDiscreteScheduler, with latents that stay in fp32.
+
+    It rounds each step's result to the dtype of the prediction. So in bf16 the pipeline's latents lose what a
+    small step adds, and its timesteps are rounded too, by up to 2; ours are not. In fp32 it is the same.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self.timesteps: Tensor = scheduler.timesteps
+
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = False
+    ) -> tuple[Tensor]:
+        stepped: tuple[Tensor] = self._scheduler.step(
+            model_output.float(), timestep, sample, return_dict=return_dict
+        )
+        return stepped

@@ -1,0 +1,313 @@
+"""HunyuanVideoTransformer3DModel cut at its joint attention; each piece calls the module's own submodules.
+
+Text and video attend to each other: the text's tokens come after the video's, and every rank holds them. The
+first blocks ("double") have weights of their own for the text, the others ("single") treat both alike.
+
+A prompt's padding is cut off before anything is computed. The module masks it, in every attention and in the
+token refiner's mean, so it never reaches the video; without it no mask is needed. The result is the module's
+forward of the prompt without padding, bit for bit; with padding they differ by rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paradit.attention.rope import Rope, grid_positions
+from paradit.models.hunyuan_video.spec import refuse_image_conditions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where a video's tokens are, and how many of the text follow them."""
+
+    grid: tuple[int, int, int]
+    """Tokens of the video by (frames, height, width)."""
+    rope: Rope
+    num_replicated: int = 0
+    """Tokens of the text: known with the prompt, so `embed` gives the tokens a layout with them."""
+
+    def with_text(self, length: int) -> Layout:
+        """The whole video's layout with a text of `length` tokens after it, instead of any that is there."""
+        return replace(self, num_replicated=length).shard(0, prod(self.grid), _still(self.rope, length))
+
+    def shard(self, start: int, stop: int, text: Rope | None = None) -> Layout:
+        """Of the video's tokens start to stop only, and all of the text's."""
+        if text is None:
+            end = len(self.rope.positions)
+            text = self.rope.shard(end - self.num_replicated, end)
+        return replace(self, rope=_joined(self.rope.shard(start, stop), text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What the transformer reads of B prompts of one length, without padding."""
+
+    prompt_embeds: Tensor
+    """[B, T, text_embed_dim]."""
+    pooled_projections: Tensor
+    """[B, pooled_projection_dim]."""
+    guidance: Tensor | None
+    """[B], a thousand times the guidance scale, for models that read it."""
+
+    @property
+    def batch(self) -> int:
+        """How many prompts."""
+        return len(self.prompt_embeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Tokens on their way through the blocks, with all that a block needs to know of them."""
+
+    hidden_states: Tensor
+    """[B, S, width], the video's."""
+    encoder_hidden_states: Tensor
+    """[B, T, width], the text's."""
+    temb: Tensor
+    """[B, width]: of the timestep, the guidance and the pooled text."""
+    timestep: Tensor
+    """[B]."""
+    context: Context
+    layout: Layout
+
+    def shard(self, start: int, stop: int | None) -> Tokens:
+        """The video's tokens start to stop, and all of the text's."""
+        start, stop, _ = slice(start, stop).indices(self.hidden_states.shape[1])
+        return replace(
+            self, hidden_states=self.hidden_states[:, start:stop], layout=self.layout.shard(start, stop)
+        )
+
+
+class DoubleBlock:
+    """One HunyuanVideoTransformerBlock, before and after its attention: the text has weights of its own.
+
+    For inference, as is `SingleBlock`: what a submodule has just made is changed in place, for time and
+    memory.
+    """
+
+    def __init__(self, block: Any) -> None:
+        self._block = block
+
+    def project(self, tokens: Tokens) -> Iterator[Tensor]:
+        """v, then k, then q: [B, S + T, H, D], the video's and the text's, normed, before RoPE."""
+        block, attn = self._block, self._block.attn
+        video = _normed(block.norm1, tokens.hidden_states, tokens.temb, 6)
+        text = _normed(block.norm1_context, tokens.encoder_hidden_states, tokens.temb, 6)
+        value = _heads(attn.to_v(video), attn), _heads(attn.add_v_proj(text), attn)
+        yield torch.cat(value, dim=1)
+        key = _heads(attn.to_k(video), attn), _heads(attn.add_k_proj(text), attn)
+        yield torch.cat([attn.norm_k(key[0]), attn.norm_added_k(key[1])], dim=1)
+        query = _heads(attn.to_q(video), attn), _heads(attn.add_q_proj(text), attn)
+        yield torch.cat([attn.norm_q(query[0]), attn.norm_added_q(query[1])], dim=1)
+
+    def finish(self, tokens: Tokens, attended: Tensor) -> Tokens:
+        """The tokens after the block, given their attended values [B, S + T, H, D]."""
+        block, attn = self._block, self._block.attn
+        video, text = _split(attended.flatten(2, 3), tokens)
+        projection, dropout = attn.to_out
+        _, _, *modulation = _modulation(block.norm1, tokens.temb, 6)
+        video = _after(tokens.hidden_states, dropout(projection(video)), modulation, block.norm2, block.ff)
+        _, _, *modulation = _modulation(block.norm1_context, tokens.temb, 6)
+        text = _after(
+            tokens.encoder_hidden_states,
+            attn.to_add_out(text),
+            modulation,
+            block.norm2_context,
+            block.ff_context,
+        )
+        return replace(tokens, hidden_states=video, encoder_hidden_states=text)
+
+
+class SingleBlock:
+    """One HunyuanVideoSingleTransformerBlock: one set of weights for video and text.
+
+    Its feed-forward runs beside its attention, on the same normed tokens; `finish` norms them again, where
+    the module keeps the inner activation over the attention.
+    """
+
+    def __init__(self, block: Any) -> None:
+        self._block = block
+
+    def project(self, tokens: Tokens) -> Iterator[Tensor]:
+        """v, then k, then q: [B, S + T, H, D], the video's and the text's, normed, before RoPE."""
+        attn, x = self._block.attn, self._both_normed(tokens)
+        yield _heads(attn.to_v(x), attn)
+        yield attn.norm_k(_heads(attn.to_k(x), attn))
+        yield attn.norm_q(_heads(attn.to_q(x), attn))
+
+    def finish(self, tokens: Tokens, attended: Tensor) -> Tokens:
+        """The tokens after the block, given their attended values [B, S + T, H, D]."""
+        block = self._block
+        _, _, gate = _modulation(block.norm, tokens.temb, 3)
+        inner = block.act_mlp(block.proj_mlp(self._both_normed(tokens)))
+        out = block.proj_out(torch.cat([attended.flatten(2, 3), inner], dim=2)).mul_(gate)
+        video, text = _split(out, tokens)
+        return replace(
+            tokens,
+            hidden_states=video.add_(tokens.hidden_states),
+            encoder_hidden_states=text.add_(tokens.encoder_hidden_states),
+        )
+
+    def _both_normed(self, tokens: Tokens) -> Tensor:
+        both = torch.cat([tokens.hidden_states, tokens.encoder_hidden_states], dim=1)
+        return _normed(self._block.norm, both, tokens.temb, 3)
+
+
+class HunyuanVideoTransformer:
+    """A HunyuanVideoTransformer3DModel in pieces: embed, each block's project and finish, head, unpatchify.
+
+    Raises InputError for a module that takes an image too.
+    """
+
+    def __init__(self, module: Any) -> None:
+        # A HunyuanVideoTransformer3DModel; diffusers' configs and submodules are untyped.
+        refuse_image_conditions(module.config)
+        self.module = module
+        self.blocks: list[DoubleBlock | SingleBlock] = [
+            *map(DoubleBlock, module.transformer_blocks),
+            *map(SingleBlock, module.single_transformer_blocks),
+        ]
+        self.num_heads: int = module.config.num_attention_heads
+
+    def layout(self, latent_shape: tuple[int, int, int]) -> Layout:
+        """Where the tokens of latents of (F, H, W) are, without any text; once per request."""
+        config, device = self.module.config, self.module.proj_out.weight.device
+        frames, height, width = latent_shape
+        grid = frames // config.patch_size_t, height // config.patch_size, width // config.patch_size
+        cos, sin = self.module.rope(torch.empty(1, 1, *latent_shape, device=device))
+        sin[:, 0::2].neg_()
+        rope = Rope(
+            positions=grid_positions(grid, device=device), cos=cos[None, :, None], sin=sin[None, :, None]
+        )
+        return Layout(grid=grid, rope=rope)
+
+    def context(
+        self,
+        prompt_embeds: Tensor,
+        prompt_attention_mask: Tensor,
+        pooled_projections: Tensor,
+        guidance: Tensor | None = None,
+    ) -> Context:
+        """What is read of prompts: [B, T, text_embed_dim], [B, T], [B, pooled_projection_dim], [B].
+
+        Raises ValueError where the mask does not leave the same first tokens of every prompt.
+        """
+        mask = prompt_attention_mask.bool()
+        lengths = mask.sum(dim=1).tolist()
+        length = lengths[0]
+        if length == 0 or set(lengths) != {length} or not mask[:, :length].all():
+            raise ValueError(
+                f"prompts of {', '.join(map(str, lengths))} tokens: those of a batch must have the same "
+                "number, at least one, and their padding after it"
+            )
+        return Context(
+            # Contiguous, since how a linear rounds depends on the strides.
+            prompt_embeds=prompt_embeds[:, :length].contiguous(),
+            pooled_projections=pooled_projections,
+            guidance=guidance,
+        )
+
+    def join(self, contexts: Sequence[Context]) -> Context:
+        """One context for the prompts of all, which must be of one length."""
+        guidance = [context.guidance for context in contexts if context.guidance is not None]
+        return Context(
+            prompt_embeds=torch.cat([context.prompt_embeds for context in contexts]),
+            pooled_projections=torch.cat([context.pooled_projections for context in contexts]),
+            guidance=torch.cat(guidance) if guidance else None,
+        )
+
+    def embed(self, latents: Tensor, timestep: Tensor, context: Context, layout: Layout) -> Tokens:
+        """The tokens of latents [B, C, F, H, W] at timestep [B], in the dtype that the prompt has."""
+        hidden_states = self.module.x_embedder(latents).contiguous()
+        return self._with_text(hidden_states, timestep, context, layout)
+
+    def branch(self, tokens: Tokens, context: Context) -> Tokens:
+        """The video's tokens, embedded only, with the prompts of another context; repeated for each."""
+        if context is tokens.context:
+            return tokens
+        return self._with_text(tokens.hidden_states, tokens.timestep, context, tokens.layout)
+
+    def _with_text(self, hidden_states: Tensor, timestep: Tensor, context: Context, layout: Layout) -> Tokens:
+        module, times = self.module, context.batch // len(hidden_states)
+        if times > 1:
+            hidden_states, timestep = torch.cat([hidden_states] * times), timestep.repeat(times)
+        temb, _ = module.time_text_embed(timestep, context.pooled_projections, context.guidance)
+        # The refiner reads the timestep, so the text is embedded in every step. With a mask, if of ones: it
+        # averages in fp32 then.
+        ones = torch.ones(context.prompt_embeds.shape[:2], device=hidden_states.device)
+        text = module.context_embedder(context.prompt_embeds, timestep, ones)
+        return Tokens(
+            hidden_states=hidden_states,
+            encoder_hidden_states=text,
+            temb=temb,
+            timestep=timestep,
+            context=context,
+            layout=layout.with_text(text.shape[1]),
+        )
+
+    def head(self, tokens: Tokens) -> Tensor:
+        """Each video token's part of the prediction, [B, S, patch values]; of its own tokens on a rank."""
+        values: Tensor = self.module.proj_out(self.module.norm_out(tokens.hidden_states, tokens.temb))
+        return values
+
+    def unpatchify(self, values: Tensor, layout: Layout) -> Tensor:
+        """[B, S, patch values] of all of a video's tokens -> the prediction [B, C, F, H, W]."""
+        config = self.module.config
+        patch = config.patch_size_t, config.patch_size, config.patch_size
+        x = values.reshape(len(values), *layout.grid, -1, *patch)
+        x = x.permute(0, 4, 1, 5, 2, 6, 3, 7)  # [B, C, F, pf, H, ph, W, pw]
+        return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def _modulation(norm: Any, temb: Tensor, count: int) -> tuple[Tensor, ...]:
+    """The shifts, scales and gates of an AdaLayerNormZero, each [B, 1, width].
+
+    Computed where they are needed, before and after the attention: it is a product of one row.
+    """
+    rows: Tensor = norm.linear(norm.silu(temb))
+    return rows[:, None].chunk(count, dim=2)
+
+
+def _normed(norm: Any, x: Tensor, temb: Tensor, count: int) -> Tensor:
+    shift, scale, *_ = _modulation(norm, temb, count)
+    normed: Tensor = norm.norm(x)
+    return normed.mul_(1 + scale).add_(shift)
+
+
+def _after(x: Tensor, attended: Tensor, modulation: Sequence[Tensor], norm: Any, feed_forward: Any) -> Tensor:
+    """One stream after a double block: residual, norm and feed-forward."""
+    gate, shift, scale, ffn_gate = modulation
+    x = attended.mul_(gate).add_(x)
+    out: Tensor = feed_forward(norm(x).mul_(1 + scale).add_(shift))
+    return out.mul_(ffn_gate).add_(x)
+
+
+def _split(both: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """The video's rows and the text's, of [B, S + T, width]."""
+    length = tokens.hidden_states.shape[1]
+    return both[:, :length], both[:, length:]
+
+
+def _heads(x: Tensor, attn: Any) -> Tensor:
+    # -1 for the head dim would be ambiguous for a rank that holds no tokens.
+    return x.view(*x.shape[:2], attn.heads, x.shape[2] // attn.heads)
+
+
+def _still(like: Rope, length: int) -> Rope:
+    """The text is not rotated: that is position 0, an angle of 0."""
+    one = like.cos.new_ones(1, length, 1, like.cos.shape[3])
+    return Rope(positions=like.positions.new_zeros(length, 3), cos=one, sin=torch.zeros_like(one))
+
+
+def _joined(first: Rope, second: Rope) -> Rope:
+    return Rope(
+        positions=torch.cat([first.positions, second.positions]),
+        cos=torch.cat([first.cos, second.cos], dim=1),
+        sin=torch.cat([first.sin, second.sin], dim=1),
+    )

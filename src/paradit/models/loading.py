@@ -1,0 +1,55 @@
+"""Loading diffusers' pipelines, and telling what was loaded; the same for every family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import diffusers.utils.logging
+import torch
+import transformers.utils.logging
+
+from paradit.models.spec import ModelSpec
+
+
+def load_pipeline(
+    pipeline_class: Any, spec: ModelSpec, dtype: torch.dtype, device: torch.device, left_out: Iterable[str]
+) -> Any:
+    """A checked folder's pipeline from its safetensors, on `device`, without the components `left_out`.
+
+    All in `dtype` but the VAE, which stays in fp32.
+    """
+    with _no_progress_bars():
+        pipeline = pipeline_class.from_pretrained(
+            spec.folder,
+            dtype={"vae": torch.float32, "default": dtype},
+            use_safetensors=True,
+            local_files_only=True,
+            **dict.fromkeys(left_out),
+        )
+    return pipeline.to(device)
+
+
+def fingerprint(modules: Iterable[Any]) -> bytes:
+    """Eight values of every parameter: another checkpoint, or a LoRA, shows in them."""
+    values = [
+        parameter.detach().flatten()[:: max(1, parameter.numel() // 8)].float()
+        for module in modules
+        for parameter in module.parameters()
+    ]
+    return torch.cat(values).cpu().numpy().tobytes()
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep the libraries' own bars off the terminal: progress is shown by stage, in one way."""
+    libraries: list[Any] = [diffusers.utils.logging, transformers.utils.logging]
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
