@@ -1,31 +1,67 @@
 """`torch.compile` of a transformer's pieces: the same prediction, compiled once for all layers and steps."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
+import test_hunyuan_seam
+import test_wan_seam
 from paradit.attention.local import local
+from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.models.wan.transformer import WanTransformer
 from paradit.sampling.forward import forward, run
-from test_wan_seam import inputs, transformer
+from tiny import hunyuan_transformer
+
+Predict = Callable[[bool, float], Tensor]
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("variant", ["wan21", "wan22_ti2v"])
-def test_wan_pieces_compile_once(variant: str) -> None:
+def wan(variant: str) -> Predict:
+    model = test_wan_seam.transformer(variant)
+    latents, text = test_wan_seam.inputs(model, (1, 2, 4, 6))
+    return predictor(WanTransformer, model, latents, (text,))
+
+
+def hunyuan_video() -> Predict:
+    model = hunyuan_transformer()
+    latents, _, prompt = test_hunyuan_seam.inputs(model, (1, 2, 4, 6))
+    return predictor(HunyuanVideoTransformer, model, latents, prompt)
+
+
+def predictor(cut, model, latents: Tensor, prompt: tuple[Tensor, ...]) -> Predict:
+    """(compiled or not, timestep) -> the prediction through the seam."""
+    pieces = {compile: cut(model, compile=compile) for compile in (False, True)}
+    layout = pieces[False].layout(tuple(latents.shape[2:]))
+
+    @torch.no_grad()
+    def predict(compile: bool, timestep: float) -> Tensor:
+        transformer = pieces[compile]
+        context = transformer.context(*prompt)
+        tokens = transformer.embed(latents, torch.tensor([timestep]), context, layout)
+        return transformer.unpatchify(run(forward(transformer, tokens, local())), tokens.layout)
+
+    return predict
+
+
+@pytest.mark.parametrize(
+    ("make", "num_graphs"),
+    [
+        # normed, value, key, query, finish
+        (lambda: wan("wan21"), 5),
+        (lambda: wan("wan22_ti2v"), 5),
+        # The same for double and for single blocks; a double block norms the video and the text, which are
+        # of different lengths.
+        (hunyuan_video, 11),
+    ],
+    ids=["wan21", "wan22_ti2v", "hunyuan_video"],
+)
+def test_pieces_compile_once(make: Callable[[], Predict], num_graphs: int) -> None:
     torch.compiler.reset()
-    model = transformer(variant)
-    latents, text = inputs(model, (1, 2, 4, 6))
-    pieces, plain = WanTransformer(model, compile=True), WanTransformer(model)
-    layout, context = pieces.layout((2, 4, 6)), pieces.context(text)
-
-    def predict(wan: WanTransformer, timestep: float) -> torch.Tensor:
-        tokens = wan.embed(latents, torch.tensor([timestep]), context, layout)
-        return wan.unpatchify(run(forward(wan, tokens, local())), layout)
-
     torch._dynamo.utils.counters.clear()
-    predict(pieces, 900.0)
-    # One graph a piece (normed, value, key, query, finish), not one a piece and layer.
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 5
+    predict = make()
+    predict(True, 900.0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == num_graphs
     with torch.compiler.set_stance("fail_on_recompile"):
-        compiled = predict(pieces, 700.0)
-    torch.testing.assert_close(compiled, predict(plain, 700.0), rtol=0, atol=1e-5)
+        compiled = predict(True, 700.0)
+    torch.testing.assert_close(compiled, predict(False, 700.0), rtol=0, atol=1e-5)

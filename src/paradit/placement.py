@@ -48,6 +48,8 @@ class Placement:
     """`usp`'s axes, that between neighbouring ranks last."""
     kernel: str = kernels.DEFAULT
     """What computes attention: one of `paradit.kernels.KERNELS`."""
+    compile: bool = False
+    """Whether what is before and after attention is compiled."""
 
     def __post_init__(self) -> None:
         if self.ranks < 1:
@@ -101,13 +103,16 @@ class Placement:
             return self.branch_ranks
         return (self.ring_degree or 2) if self.attention == "usp" else 1
 
-    def forms(self, num_heads: int) -> list[Form]:
-        """The ways of sharing attention that are left open, the plainest first."""
+    def forms(self, num_heads: int, num_branches: int = 2) -> list[Form]:
+        """The ways of sharing attention that are left open, the plainest first.
+
+        num_branches: of guidance, one or two.
+        """
         if self.branch_ranks == 1:
             return [Form(attention="ulysses")]
         name = "pipesp" if self.attention == "auto" else self.attention
         interleaves = [bool(self.interleave)]
-        if self.interleave is None and self.attention == "auto" and self.cfg_degree == 1:
+        if self.interleave is None and self.attention == "auto" and self.cfg_degree < num_branches:
             interleaves = [False, True]
         heads_of_a_rank = -(-num_heads // self.branch_ranks)
         chunks = [self.chunks or 1]
@@ -123,12 +128,14 @@ class Placement:
         """Refuse what this placement cannot do for a resolved request. Raises InputError."""
         assert request.num_frames and request.height and request.width and request.guidance_scale
         for option, wanted in (("cfg_degree 2", self.cfg_degree == 2), ("interleave", self.interleave)):
-            if wanted and request.guidance_scale <= 1:
-                raise InputError(
-                    f"{option} needs two guidance branches, and guidance_scale {request.guidance_scale:g} "
-                    f"has one: use {'cfg_degree 1' if self.cfg_degree == 2 else 'no interleave'}, "
-                    "or a guidance_scale above 1"
-                )
+            if wanted and spec.num_branches(request.guidance_scale) == 1:
+                instead = "cfg_degree 1" if self.cfg_degree == 2 else "no interleave"
+                why = f"guidance_scale {request.guidance_scale:g} has one"
+                if spec.embedded_guidance:
+                    why = f"model {spec.name!r} has one, which reads the guidance scale"
+                else:
+                    instead += ", or a guidance_scale above 1"
+                raise InputError(f"{option} needs two guidance branches, and {why}: use {instead}")
         tokens = spec.tokens(request.num_frames, request.height, request.width)
         if self.branch_ranks > tokens:
             raise InputError(

@@ -66,14 +66,17 @@ def load(
     *,
     device: torch.device | None = None,
     denoise_only: bool = False,
+    compile: bool = False,
 ) -> VideoModel:
     """Load a model to the GPU, in bf16, where there is one; else to the CPU, in fp32, unless told otherwise.
 
     `denoise_only` leaves out the text encoder and the VAE, for a process that neither encodes nor decodes.
+    `compile` compiles what is before and after the transformers' attention, when it is first used.
     """
     usual, dtype = _where_and_how(dtype)
     with (progress or Progress()).stage("load"):
-        return loader(spec.pipeline_class)(spec, _DTYPES[dtype], device or usual, denoise_only)
+        load_model = loader(spec.pipeline_class)
+        return load_model(spec, _DTYPES[dtype], device or usual, denoise_only=denoise_only, compile=compile)
 
 
 def _where_and_how(dtype: str | None) -> tuple[torch.device, str]:

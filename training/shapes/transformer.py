@@ -52,8 +52,6 @@ LATENT_FRAMES = (MAX_FRAMES - 1) // 4 + 1
 DEFAULT_LATENT_FRAMES = 9  # 33 frames
 SHIFT = 5.0
 """Of the noise levels trained on, as `flow_shift` of a diffusers scheduler."""
-BY_FRAME = 0.5
-"""Part of the steps in which the frames of a video have different noise levels."""
 
 
 class Pool:
@@ -274,13 +272,18 @@ def train(
     while not run.finished:
         rng = np.random.default_rng((5, run.step, run.rank))
         torch.manual_seed(run.step * run.world_size + run.rank)
-        frames = DEFAULT_LATENT_FRAMES
-        if run.step % 2:  # the same length on every rank, so that none waits for another
-            frames = int(np.random.default_rng(run.step).integers(2, LATENT_FRAMES + 1))
+        # The same length on every rank, so that none waits for another.
+        draw_length = np.random.default_rng(run.step)
+        by_frame = run.step % 2 == 1
+        if by_frame:  # short: in a longer clip what has gone half-way round is where it is either way
+            frames = int(draw_length.integers(2, 5))
+        elif run.step % 4:
+            frames = int(draw_length.integers(2, LATENT_FRAMES + 1))
+        else:
+            frames = DEFAULT_LATENT_FRAMES
         size = max(1, round(batch * DEFAULT_LATENT_FRAMES / frames))
         # Entered anew each step: autocast keeps its bf16 copies of the weights until it is left.
         with autocast(device, dtype):
-            by_frame = bool(np.random.default_rng((6, run.step)).random() < BY_FRAME)
             loss = model.loss(*pool.batch(size, frames, rng), by_frame=by_frame)
         run.update(loss, f"{pool.count} videos")
         pool.add(1)

@@ -55,6 +55,7 @@ def _placement(options: Options) -> Placement:
         ring_degree=options.ring_degree,
         mesh=options.mesh,
         kernel=options.kernel,
+        compile=options.compile,
     )
 
 
@@ -74,7 +75,7 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
     size = (request.num_frames, request.height, request.width)
     tokens = spec.tokens(*size)
     dtype = request.dtype or "fp32"  # the default on a CPU, and the larger one
-    branches = 2 if request.guidance_scale > 1 else 1
+    branches = spec.num_branches(request.guidance_scale)
     step = branches * transformer.flops(tokens, spec.text_length)
     steps = request.num_inference_steps or 0
     text = branches * sum(expert.context_flops(spec.text_length) for expert in spec.transformers)

@@ -41,6 +41,7 @@ class Options:
     ring_degree: int | None
     mesh: str
     kernel: str
+    compile: bool
     latents: Path | None
     output: str | None
     overwrite: bool

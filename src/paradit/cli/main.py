@@ -158,6 +158,10 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         str,
         typer.Option(help="What computes attention: flash, sage, ... (diffusers' names).", metavar="NAME"),
     ] = "native",
+    compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile what is before and after attention; takes a minute once."),
+    ] = False,
     latents: Annotated[
         Path | None,
         typer.Option(
@@ -208,6 +212,7 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         ring_degree=ring_degree,
         mesh=mesh,
         kernel=kernel,
+        compile=compile,
         latents=latents,
         output=output,
         overwrite=overwrite,

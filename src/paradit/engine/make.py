@@ -25,11 +25,12 @@ def make_videos(
     overwrite: bool,
     team: Team | None = None,
     device: torch.device | None = None,
+    compile: bool = False,
 ) -> None:
     """Make the videos of `jobs`, one after the other. All ranks of a team call it; the first one writes."""
     team = team or Alone()
     dtype = jobs[0].request.dtype
-    model = load(spec, dtype, report, device=device, denoise_only=not team.is_first)
+    model = load(spec, dtype, report, device=device, denoise_only=not team.is_first, compile=compile)
     for index, job in enumerate(jobs):
         report.request(index, len(jobs), job.request.prompt)
         before = dict(report.seconds) if index else {}  # loading counts for the first

@@ -59,7 +59,8 @@ def run(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report, 
         from paradit.models.kernels import load_kernel
         from paradit.sampling.team import Alone
 
-        make_videos(jobs, spec, report, overwrite=overwrite, team=Alone(load_kernel(placement.kernel)))
+        team = Alone(load_kernel(placement.kernel))
+        make_videos(jobs, spec, report, overwrite=overwrite, team=team, compile=placement.compile)
     else:
         from paradit.engine.driver import drive
 

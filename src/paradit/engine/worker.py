@@ -110,10 +110,18 @@ def make_as_rank(assignment: Assignment, report: Report) -> None:
     with join_world(
         rank, placement.ranks, assignment.init_method, device=device, timeout=WAIT_SECONDS
     ) as world:
-        num_heads = assignment.spec.transformers[0].num_attention_heads
-        team = together(world, placement, num_heads, load_kernel(placement.kernel))
+        spec, kernel = assignment.spec, load_kernel(placement.kernel)
+        num_branches = 1 if spec.embedded_guidance else 2
+        num_heads = spec.transformers[0].num_attention_heads
+        team = together(world, placement, num_heads, num_branches, kernel)
         make_videos(
-            assignment.jobs, assignment.spec, report, overwrite=assignment.overwrite, team=team, device=device
+            assignment.jobs,
+            spec,
+            report,
+            overwrite=assignment.overwrite,
+            team=team,
+            device=device,
+            compile=placement.compile,
         )
 
 

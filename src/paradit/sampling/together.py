@@ -157,11 +157,13 @@ class Together:
         )
 
 
-def together(world: World, placement: Placement, num_heads: int, kernel: Kernel = sdpa) -> Together:
-    """The team that a placement makes of a world."""
+def together(
+    world: World, placement: Placement, num_heads: int, num_branches: int = 2, kernel: Kernel = sdpa
+) -> Together:
+    """The team that a placement makes of a world, for a model of so many heads and guidance branches."""
     ring_inside = placement.mesh == "ulysses,ring"
     mesh = Mesh(world, placement.cfg_degree, placement.ring_ranks, ring_inside=ring_inside)
-    return Together(mesh, placement.forms(num_heads), kernel)
+    return Together(mesh, placement.forms(num_heads, num_branches), kernel)
 
 
 class _Branches:

@@ -22,7 +22,12 @@ ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
 
 def load(
-    spec: ModelSpec, dtype: torch.dtype, device: torch.device, denoise_only: bool = False
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    denoise_only: bool = False,
+    compile: bool = False,
 ) -> HunyuanVideoModel:
     """Load a checked folder's safetensors; the VAE stays in fp32.
 
@@ -33,17 +38,17 @@ def load(
     if not denoise_only:
         # As the model card does: the decoder's attention over a whole 720p frame would need tens of GB.
         pipeline.vae.enable_tiling()
-    return HunyuanVideoModel(pipeline, spec)
+    return HunyuanVideoModel(pipeline, spec, compile=compile)
 
 
 class HunyuanVideoModel:
     """A HunyuanVideoPipeline's components, as a VideoModel."""
 
-    def __init__(self, pipeline: Any, spec: ModelSpec) -> None:
+    def __init__(self, pipeline: Any, spec: ModelSpec, *, compile: bool = False) -> None:
         self.spec = spec
         self.device: torch.device = pipeline.device
         self.dtype: torch.dtype = pipeline.transformer.dtype
-        self.experts = [HunyuanVideoTransformer(pipeline.transformer)]
+        self.experts = [HunyuanVideoTransformer(pipeline.transformer, compile=compile)]
         self._pipeline = pipeline
 
     @property

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from paradit.attention.rope import Rope, grid_positions
 from paradit.models.hunyuan_video.spec import refuse_image_conditions
+from paradit.models.pieces import maybe_compiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,36 +92,27 @@ class DoubleBlock:
     memory.
     """
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Any, *, compile: bool) -> None:
         self._block = block
+        self._normed = maybe_compiled(_normed, compile)
+        self._value = maybe_compiled(_double_value, compile)
+        self._key = maybe_compiled(_double_key, compile)
+        self._query = maybe_compiled(_double_query, compile)
+        self._finish = maybe_compiled(_double_finish, compile)
 
     def project(self, tokens: Tokens) -> Iterator[Tensor]:
         """v, then k, then q: [B, S + T, H, D], the video's and the text's, normed, before RoPE."""
         block, attn = self._block, self._block.attn
-        video = _normed(block.norm1, tokens.hidden_states, tokens.temb, 6)
-        text = _normed(block.norm1_context, tokens.encoder_hidden_states, tokens.temb, 6)
-        value = _heads(attn.to_v(video), attn), _heads(attn.add_v_proj(text), attn)
-        yield torch.cat(value, dim=1)
-        key = _heads(attn.to_k(video), attn), _heads(attn.add_k_proj(text), attn)
-        yield torch.cat([attn.norm_k(key[0]), attn.norm_added_k(key[1])], dim=1)
-        query = _heads(attn.to_q(video), attn), _heads(attn.add_q_proj(text), attn)
-        yield torch.cat([attn.norm_q(query[0]), attn.norm_added_q(query[1])], dim=1)
+        video = self._normed(block.norm1, tokens.hidden_states, tokens.temb, 6)
+        text = self._normed(block.norm1_context, tokens.encoder_hidden_states, tokens.temb, 6)
+        yield self._value(attn, video, text)
+        yield self._key(attn, video, text)
+        yield self._query(attn, video, text)
 
     def finish(self, tokens: Tokens, attended: Tensor) -> Tokens:
         """The tokens after the block, given their attended values [B, S + T, H, D]."""
-        block, attn = self._block, self._block.attn
-        video, text = _split(attended.flatten(2, 3), tokens)
-        projection, dropout = attn.to_out
-        _, _, *modulation = _modulation(block.norm1, tokens.temb, 6)
-        video = _after(tokens.hidden_states, dropout(projection(video)), modulation, block.norm2, block.ff)
-        _, _, *modulation = _modulation(block.norm1_context, tokens.temb, 6)
-        text = _after(
-            tokens.encoder_hidden_states,
-            attn.to_add_out(text),
-            modulation,
-            block.norm2_context,
-            block.ff_context,
-        )
+        both = tokens.hidden_states, tokens.encoder_hidden_states
+        video, text = self._finish(self._block, both, tokens.temb, attended)
         return replace(tokens, hidden_states=video, encoder_hidden_states=text)
 
 
@@ -131,32 +123,29 @@ class SingleBlock:
     the module keeps the inner activation over the attention.
     """
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Any, *, compile: bool) -> None:
         self._block = block
+        self._both_normed = maybe_compiled(_both_normed, compile)
+        self._value = maybe_compiled(_single_value, compile)
+        self._key = maybe_compiled(_single_key, compile)
+        self._query = maybe_compiled(_single_query, compile)
+        self._finish = maybe_compiled(_single_finish, compile)
 
     def project(self, tokens: Tokens) -> Iterator[Tensor]:
         """v, then k, then q: [B, S + T, H, D], the video's and the text's, normed, before RoPE."""
-        attn, x = self._block.attn, self._both_normed(tokens)
-        yield _heads(attn.to_v(x), attn)
-        yield attn.norm_k(_heads(attn.to_k(x), attn))
-        yield attn.norm_q(_heads(attn.to_q(x), attn))
+        attn = self._block.attn
+        x = self._both_normed(
+            self._block.norm, tokens.hidden_states, tokens.encoder_hidden_states, tokens.temb
+        )
+        yield self._value(attn, x)
+        yield self._key(attn, x)
+        yield self._query(attn, x)
 
     def finish(self, tokens: Tokens, attended: Tensor) -> Tokens:
         """The tokens after the block, given their attended values [B, S + T, H, D]."""
-        block = self._block
-        _, _, gate = _modulation(block.norm, tokens.temb, 3)
-        inner = block.act_mlp(block.proj_mlp(self._both_normed(tokens)))
-        out = block.proj_out(torch.cat([attended.flatten(2, 3), inner], dim=2)).mul_(gate)
-        video, text = _split(out, tokens)
-        return replace(
-            tokens,
-            hidden_states=video.add_(tokens.hidden_states),
-            encoder_hidden_states=text.add_(tokens.encoder_hidden_states),
-        )
-
-    def _both_normed(self, tokens: Tokens) -> Tensor:
-        both = torch.cat([tokens.hidden_states, tokens.encoder_hidden_states], dim=1)
-        return _normed(self._block.norm, both, tokens.temb, 3)
+        both = tokens.hidden_states, tokens.encoder_hidden_states
+        video, text = self._finish(self._block, both, tokens.temb, attended)
+        return replace(tokens, hidden_states=video, encoder_hidden_states=text)
 
 
 class HunyuanVideoTransformer:
@@ -165,13 +154,14 @@ class HunyuanVideoTransformer:
     Raises InputError for a module that takes an image too.
     """
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, *, compile: bool = False) -> None:
+        """compile: what is before and after attention, with `torch.compile`."""
         # A HunyuanVideoTransformer3DModel; diffusers' configs and submodules are untyped.
         refuse_image_conditions(module.config)
         self.module = module
         self.blocks: list[DoubleBlock | SingleBlock] = [
-            *map(DoubleBlock, module.transformer_blocks),
-            *map(SingleBlock, module.single_transformer_blocks),
+            *(DoubleBlock(block, compile=compile) for block in module.transformer_blocks),
+            *(SingleBlock(block, compile=compile) for block in module.single_transformer_blocks),
         ]
         self.num_heads: int = module.config.num_attention_heads
 
@@ -280,6 +270,32 @@ def _normed(norm: Any, x: Tensor, temb: Tensor, count: int) -> Tensor:
     return normed.mul_(1 + scale).add_(shift)
 
 
+def _double_value(attn: Any, video: Tensor, text: Tensor) -> Tensor:
+    return torch.cat([_heads(attn.to_v(video), attn), _heads(attn.add_v_proj(text), attn)], dim=1)
+
+
+def _double_key(attn: Any, video: Tensor, text: Tensor) -> Tensor:
+    key = attn.norm_k(_heads(attn.to_k(video), attn))
+    return torch.cat([key, attn.norm_added_k(_heads(attn.add_k_proj(text), attn))], dim=1)
+
+
+def _double_query(attn: Any, video: Tensor, text: Tensor) -> Tensor:
+    query = attn.norm_q(_heads(attn.to_q(video), attn))
+    return torch.cat([query, attn.norm_added_q(_heads(attn.add_q_proj(text), attn))], dim=1)
+
+
+def _double_finish(
+    block: Any, both: tuple[Tensor, Tensor], temb: Tensor, attended: Tensor
+) -> tuple[Tensor, Tensor]:
+    video, text = _split(attended.flatten(2, 3), both[0].shape[1])
+    projection, dropout = block.attn.to_out
+    _, _, *modulation = _modulation(block.norm1, temb, 6)
+    video = _after(both[0], dropout(projection(video)), modulation, block.norm2, block.ff)
+    _, _, *modulation = _modulation(block.norm1_context, temb, 6)
+    text = _after(both[1], block.attn.to_add_out(text), modulation, block.norm2_context, block.ff_context)
+    return video, text
+
+
 def _after(x: Tensor, attended: Tensor, modulation: Sequence[Tensor], norm: Any, feed_forward: Any) -> Tensor:
     """One stream after a double block: residual, norm and feed-forward."""
     gate, shift, scale, ffn_gate = modulation
@@ -288,9 +304,36 @@ def _after(x: Tensor, attended: Tensor, modulation: Sequence[Tensor], norm: Any,
     return out.mul_(ffn_gate).add_(x)
 
 
-def _split(both: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """The video's rows and the text's, of [B, S + T, width]."""
-    length = tokens.hidden_states.shape[1]
+def _both_normed(norm: Any, video: Tensor, text: Tensor, temb: Tensor) -> Tensor:
+    return _normed(norm, torch.cat([video, text], dim=1), temb, 3)
+
+
+def _single_value(attn: Any, x: Tensor) -> Tensor:
+    return _heads(attn.to_v(x), attn)
+
+
+def _single_key(attn: Any, x: Tensor) -> Tensor:
+    key: Tensor = attn.norm_k(_heads(attn.to_k(x), attn))
+    return key
+
+
+def _single_query(attn: Any, x: Tensor) -> Tensor:
+    query: Tensor = attn.norm_q(_heads(attn.to_q(x), attn))
+    return query
+
+
+def _single_finish(
+    block: Any, both: tuple[Tensor, Tensor], temb: Tensor, attended: Tensor
+) -> tuple[Tensor, Tensor]:
+    _, _, gate = _modulation(block.norm, temb, 3)
+    inner = block.act_mlp(block.proj_mlp(_both_normed(block.norm, *both, temb)))
+    out = block.proj_out(torch.cat([attended.flatten(2, 3), inner], dim=2)).mul_(gate)
+    video, text = _split(out, both[0].shape[1])
+    return video.add_(both[0]), text.add_(both[1])
+
+
+def _split(both: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The video's rows, of which there are `length`, and the text's, of [B, S + T, width]."""
     return both[:, :length], both[:, length:]
 
 

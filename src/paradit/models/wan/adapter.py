@@ -17,24 +17,31 @@ from paradit.models.wan.decoder import decode
 from paradit.models.wan.transformer import WanTransformer
 
 
-def load(spec: ModelSpec, dtype: torch.dtype, device: torch.device, denoise_only: bool = False) -> WanModel:
+def load(
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    denoise_only: bool = False,
+    compile: bool = False,
+) -> WanModel:
     """Load a checked folder's safetensors; the VAE stays in fp32, as diffusers advises for Wan.
 
     `denoise_only` leaves the text encoder and the VAE out.
     """
     left_out = ("text_encoder", "tokenizer", "vae") if denoise_only else ()
-    return WanModel(load_pipeline(WanPipeline, spec, dtype, device, left_out), spec)
+    return WanModel(load_pipeline(WanPipeline, spec, dtype, device, left_out), spec, compile=compile)
 
 
 class WanModel:
     """A WanPipeline's components, as a VideoModel."""
 
-    def __init__(self, pipeline: Any, spec: ModelSpec) -> None:
+    def __init__(self, pipeline: Any, spec: ModelSpec, *, compile: bool = False) -> None:
         self.spec = spec
         self.device: torch.device = pipeline.device
         self.dtype: torch.dtype = pipeline.transformer.dtype
         modules = [pipeline.transformer, pipeline.transformer_2]
-        self.experts = [WanTransformer(module) for module in modules if module is not None]
+        self.experts = [WanTransformer(module, compile=compile) for module in modules if module is not None]
         self._pipeline = pipeline
 
     @property
