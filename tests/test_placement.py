@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from paradit.errors import InputError
 from paradit.kernels import KERNELS, check_kernel_on
 from paradit.placement import Form, Placement
-from paradit.sampling.calibration import Remembered, quickest
+from paradit.sampling.calibration import Remembered, Trial
 
 
 @pytest.mark.parametrize(
@@ -71,15 +70,15 @@ def test_forms_the_plainest_first(asked: dict[str, Any], forms: list[tuple[str, 
 
 
 @pytest.mark.parametrize(("times", "best"), [((100, 90, 80), 2), ((100, 98, 99), 0), ((80, 100, 90), 0)])
-def test_the_quickest_way_on_the_slowest_rank(times: tuple[int, ...], best: int) -> None:
-    taken: list[int] = []
-    told = iter(range(10**6))
-
-    def from_all_ranks(_: int) -> list[int]:
-        # Every other call follows a turn; another rank needed this long for it.
-        return [1, times[taken[-1]]] if next(told) % 2 else [0, 0]
-
-    assert quickest(range(3), taken.append, from_all_ranks, torch.device("cpu")) == best
+def test_every_way_is_gone_then_the_quickest(times: tuple[int, ...], best: int) -> None:
+    trial = Trial(range(3))
+    gone = []
+    for turn in range(8):
+        way = trial.next()
+        gone.append(way)
+        trial.took(way, times[way] + (1000 if turn < 3 else 0))  # slow at first
+    assert gone == [0, 1, 2, 0, 1, 2, best, best]
+    assert Trial([5]).best == 5
 
 
 def test_what_was_quickest_is_remembered(tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def train(
         model.load(init)
     model = model.to(device)
     vae = AutoencoderKLWan.from_pretrained(vae_folder).to(device)
-    run = Run(minutes, lr, model, decay=0.999)
+    run = Run(minutes, lr, model, decay=0.995)
     pool = Pool(folder, vae, run)
     pool.count = load_training_state(folder, run).get("videos", 0)
     first_videos = 40 * batch * run.world_size

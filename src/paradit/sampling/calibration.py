@@ -1,4 +1,4 @@
-"""Which of several ways to do the same is quickest here: by trying, once for a machine and a shape."""
+"""Which of several ways to do the same is quickest here: by doing it, once for a machine and a shape."""
 
 from __future__ import annotations
 
@@ -6,45 +6,43 @@ import contextlib
 import json
 import os
 import platform
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
 T = TypeVar("T")
 
-ROUNDS = 3
+TIMES = 2
+"""How often each way is gone before one is chosen; the shortest counts, since the first warms up."""
 MARGIN = 0.03
 """How much quicker than the first, in parts of its time, another way must be to be taken instead."""
 
 
-def quickest(
-    ways: Sequence[T],
-    take: Callable[[T], object],
-    from_all_ranks: Callable[[int], list[int]],
-    device: torch.device,
-) -> T:
-    """The way that takes least time on the slowest rank; the first unless another is clearly quicker.
+class Trial(Generic[T]):
+    """Ways that give the same: each is gone in turn, then always the quickest. Nothing is done in vain."""
 
-    take: goes one way once. from_all_ranks: every rank's number, so that all decide alike.
-    """
-    times: list[list[int]] = [[] for _ in ways]
-    for turn in range(ROUNDS + 1):
-        for way, taken in zip(ways, times, strict=True):
-            from_all_ranks(0)  # all begin together
-            began = time.perf_counter()
-            take(way)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            took = max(from_all_ranks(round(1e6 * (time.perf_counter() - began))))
-            if turn:  # the first time warms up
-                taken.append(took)
-    medians = [median(taken) for taken in times]
-    best = min(range(len(ways)), key=medians.__getitem__)
-    return ways[best] if medians[best] < (1 - MARGIN) * medians[0] else ways[0]
+    def __init__(self, ways: Sequence[T]) -> None:
+        """ways: the plainest first, which is kept unless another is clearly quicker."""
+        self._ways = list(ways)
+        self._times: list[list[float]] = [[] for _ in ways]
+        self.best: T | None = self._ways[0] if len(ways) == 1 else None
+        """The quickest, once that is known."""
+
+    def next(self) -> T:
+        """The way to go now."""
+        if self.best is not None:
+            return self.best
+        return self._ways[min(range(len(self._ways)), key=lambda way: len(self._times[way]))]
+
+    def took(self, way: T, time: float) -> None:
+        """It was gone, and took so long."""
+        self._times[self._ways.index(way)].append(time)
+        if all(len(times) >= TIMES for times in self._times):
+            shortest = [min(times) for times in self._times]
+            quickest = min(range(len(shortest)), key=shortest.__getitem__)
+            self.best = self._ways[quickest if shortest[quickest] < (1 - MARGIN) * shortest[0] else 0]
 
 
 class Remembered:

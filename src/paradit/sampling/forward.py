@@ -13,14 +13,9 @@ from paradit.models.protocol import Tokens, Transformer
 T = TypeVar("T")
 
 
-def forward(
-    transformer: Transformer, tokens: Tokens, attend: Attend, num_layers: int | None = None
-) -> Generator[Wait, None, Tensor]:
-    """Each token's part of the prediction, [B, S, patch values]; yields where `attend` would wait.
-
-    num_layers: only so many, from the first, to see how long they take.
-    """
-    for layer, block in enumerate(transformer.blocks[:num_layers]):
+def forward(transformer: Transformer, tokens: Tokens, attend: Attend) -> Generator[Wait, None, Tensor]:
+    """Each token's part of the prediction, [B, S, patch values]; yields where `attend` would wait."""
+    for layer, block in enumerate(transformer.blocks):
         attended = yield from attend(layer, block.project(tokens), tokens.layout)
         tokens = block.finish(tokens, attended)
     return transformer.head(tokens)

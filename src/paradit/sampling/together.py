@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from paradit.distributed.shares import Box, Shares
 from paradit.distributed.world import World
 from paradit.models.protocol import Prompt, Transformer
 from paradit.placement import Form, Placement
-from paradit.sampling.calibration import Remembered, quickest
+from paradit.sampling.calibration import Remembered, Trial
 from paradit.sampling.forward import forward, run_interleaved
 
 
@@ -34,13 +35,13 @@ class Together:
     def __init__(
         self, mesh: Mesh, forms: Sequence[Form] = (Form(attention="ulysses"),), kernel: Kernel = sdpa
     ) -> None:
-        """forms: how attention may be done; of several, the quickest is found out by trying."""
+        """forms: how attention may be done; of several, the first steps find out the quickest."""
         self._mesh, self._forms, self._kernel = mesh, forms, kernel
         self._world = mesh.world.transport()
         self.is_first = mesh.world.rank == 0
         self._attends: dict[tuple[Form, Shares], Attend] = {}
-        self.chosen: dict[tuple[Shares, int], Form] = {}
-        """Of several forms the quickest, by shares and number of branches."""
+        self.trials: dict[tuple[Shares, int], Trial[Form]] = {}
+        """Which form is quickest, by shares and number of branches."""
 
     def share(
         self, make: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
@@ -75,8 +76,7 @@ class Together:
         (branches,) = contexts
         # Embedded once, as one process does it: one time embedding is another product than two.
         tokens = transformer.embed(latents, timestep, branches.each[0], layout)
-        form = self._form(transformer, branches, tokens)
-        values = torch.cat(run_interleaved(self._streams(transformer, branches, tokens, form)))
+        values = torch.cat(self._values(transformer, branches, tokens))
         if self._mesh.cfg_degree > 1:
             predictions = self._mesh.cfg.all_gather(values)
         else:
@@ -88,32 +88,41 @@ class Together:
         (values,) = run_interleaved([self._forward(transformer, tokens, self._forms[0])])
         return values
 
-    def _form(self, transformer: Transformer, branches: _Branches, tokens: Any) -> Form:
-        """How attention is done: as asked for, or the quickest of several, on the first two layers."""
-        if len(self._forms) == 1:
-            return self._forms[0]
+    def _values(self, transformer: Transformer, branches: _Branches, tokens: Any) -> list[Tensor]:
+        """In the form that was asked for, or the quickest of several; until that is known, each in turn."""
+        trial = self._trial(transformer, branches, tokens)
+        form, known = trial.next(), trial.best is not None
+        began = time.perf_counter()
+        values = run_interleaved(self._streams(transformer, branches, tokens, form))
+        if not known:
+            if values[0].device.type == "cuda":
+                torch.cuda.synchronize(values[0].device)
+            # The slowest rank's time, so that all decide alike.
+            trial.took(form, max(self.gather_number(round(1e6 * (time.perf_counter() - began)))))
+            if trial.best is not None and self.is_first:
+                Remembered().keep(self._what(transformer, branches, tokens), str(trial.best))
+        return values
+
+    def _trial(self, transformer: Transformer, branches: _Branches, tokens: Any) -> Trial[Form]:
         key = self._shares(transformer, tokens), len(branches.each)
-        if key not in self.chosen:
-            x = tokens.hidden_states
-            what = f"{key}, width {x.shape[2]}, {x.dtype}, {torch.get_num_threads()} threads, {self._forms}"
+        if key not in self.trials:
+            self.trials[key] = Trial(self._forms)
+            if len(self._forms) > 1:
+                remembered = Remembered().find(self._what(transformer, branches, tokens))
+                names = [str(form) for form in self._forms]
+                # The first rank's memory counts, for all.
+                index, *_ = self.gather_number(names.index(remembered) if remembered in names else -1)
+                if index >= 0:
+                    self.trials[key] = Trial([self._forms[index]])
+        return self.trials[key]
 
-            def take(form: Form) -> None:
-                run_interleaved(self._streams(transformer, branches, tokens, form, num_layers=2))
-
-            self.chosen[key] = self._choose(what, take, x.device)
-        return self.chosen[key]
-
-    def _choose(self, what: str, take: Callable[[Form], None], device: torch.device) -> Form:
-        """The form that was quickest when this was done before, or is now; the first rank's memory counts."""
-        names = [str(form) for form in self._forms]
-        remembered = Remembered().find(what) if self.is_first else None
-        index, *_ = self.gather_number(names.index(remembered) if remembered in names else -1)
-        if index >= 0:
-            return self._forms[index]
-        best = quickest(self._forms, take, self.gather_number, device)
-        if self.is_first:
-            Remembered().keep(what, str(best))
-        return best
+    def _what(self, transformer: Transformer, branches: _Branches, tokens: Any) -> str:
+        """What the quickest form depends on, besides the machine."""
+        x, shares = tokens.hidden_states, self._shares(transformer, tokens)
+        return (
+            f"{shares}, {len(branches.each)} branches, width {x.shape[2]}, {x.dtype}, "
+            f"{torch.get_num_threads()} threads, {len(transformer.blocks)} layers, {self._forms}"
+        )
 
     def _streams(
         self,
@@ -121,23 +130,17 @@ class Together:
         branches: _Branches,
         tokens: Any,
         form: Form,
-        num_layers: int | None = None,
     ) -> list[Generator[Wait, None, Tensor]]:
         contexts = branches.each if form.interleave else [branches.joined]
-        return [
-            self._forward(transformer, transformer.branch(tokens, context), form, num_layers)
-            for context in contexts
-        ]
+        return [self._forward(transformer, transformer.branch(tokens, context), form) for context in contexts]
 
-    def _forward(
-        self, transformer: Transformer, tokens: Any, form: Form, num_layers: int | None = None
-    ) -> Generator[Wait, None, Tensor]:
+    def _forward(self, transformer: Transformer, tokens: Any, form: Form) -> Generator[Wait, None, Tensor]:
         shares = self._shares(transformer, tokens)
         if (form, shares) not in self._attends:
             self._attends[form, shares] = attend_on(self._mesh, form, shares, self._kernel)
         mine = shares.tokens_of(self._mesh.rank)
         part = tokens.shard(mine.start, mine.stop)
-        values = yield from forward(transformer, part, self._attends[form, shares], num_layers)
+        values = yield from forward(transformer, part, self._attends[form, shares])
 
         held = [[replace(shares.tokens_of(rank), last_head=1)] for rank in range(shares.num_ranks)]
         everywhere = [[Box(0, 1, 0, shares.num_tokens)]] * shares.num_ranks
