@@ -7,25 +7,32 @@ promise is 1e-5.
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
 from machine import write_results
-from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import World
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
+from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request, resolve
 from paradit.sampling.team import Alone, Team
-from paradit.sampling.together import Together
+from paradit.sampling.together import together
 from paradit.testing import run_world
 from paradit.text_to_video import load, text_to_video
 
 PROMPT = "a red circle moving right on a dark background"
-PLACEMENTS = [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (2, 2), (4, 2)]
-"""(ranks, cfg degree)."""
+PLACEMENTS = [
+    *(Placement(ranks=ranks, attention="ulysses") for ranks in (2, 3, 4, 5)),
+    *(Placement(ranks=ranks, attention="ulysses", cfg_degree=2) for ranks in (2, 4)),
+    Placement(ranks=2, attention="pipesp", chunks=2),
+    Placement(ranks=2, attention="pipesp", chunks=3, interleave=True),
+    Placement(ranks=2, attention="ring"),
+    Placement(ranks=4, attention="usp"),
+]
 
 
 def final_latents(model_name: str, num_frames: int, team: Team) -> Tensor:
@@ -35,8 +42,16 @@ def final_latents(model_name: str, num_frames: int, team: Team) -> Tensor:
     return text_to_video(load(spec, "fp32"), request, Progress(), team).latents
 
 
-def on_ranks(world: World, model_name: str, num_frames: int, cfg_degree: int) -> Tensor:
-    return final_latents(model_name, num_frames, Together(Mesh(world, cfg_degree)))
+def on_ranks(world: World, model_name: str, num_frames: int, placement: Placement) -> Tensor:
+    heads = read_spec(find_model(model_name)).transformers[0].num_attention_heads
+    return final_latents(model_name, num_frames, together(world, placement, heads))
+
+
+def name_of(placement: Placement) -> str:
+    chunks = f", {placement.chunks} chunks" if placement.chunks else ""
+    interleaved = ", interleaved" if placement.interleave else ""
+    cfg = ", cfg degree 2" if placement.cfg_degree == 2 else ""
+    return f"{placement.ranks} ranks, {placement.attention}{chunks}{interleaved}{cfg}"
 
 
 def main() -> None:
@@ -47,15 +62,11 @@ def main() -> None:
     rows = []
     for num_frames in args.frames:
         expected = final_latents(args.model, num_frames, Alone())
-        for ranks, cfg_degree in PLACEMENTS:
-            found = run_world(on_ranks, ranks, args.model, num_frames, cfg_degree, timeout=600)
+        for placement in PLACEMENTS:
+            found = run_world(on_ranks, placement.ranks, args.model, num_frames, placement, timeout=600)
             difference = max(float((latents - expected).abs().max()) for latents in found)
-            rows.append(
-                {"frames": num_frames, "ranks": ranks, "cfg_degree": cfg_degree, "difference": difference}
-            )
-            print(
-                f"{num_frames} frames, {ranks} ranks, cfg degree {cfg_degree}: {difference:.1e}", flush=True
-            )
+            rows.append({"frames": num_frames, **asdict(placement), "difference": difference})
+            print(f"{num_frames} frames, {name_of(placement)}: {difference:.1e}", flush=True)
     write_results("exactness", {"largest_latent": float(expected.abs().max()), "rows": rows})
 
 
