@@ -79,11 +79,12 @@ class Step:
         world = current_world(torch.device("cpu"))
         assert world is not None
         self.module, self.latents, self.prompts = random_model()
+        self.each = [(prompt,) for prompt in self.prompts]
         self.timestep = torch.tensor([500])
         self.seam = WanTransformer(self.module)
         self.layout = self.seam.layout(LATENT_SHAPE)
         self.teams = {name: together(world, way, HEADS) for name, way in WAYS.items()}
-        self.contexts = {name: team.contexts(self.seam, self.prompts) for name, team in self.teams.items()}
+        self.contexts = {name: team.contexts(self.seam, self.each) for name, team in self.teams.items()}
         self.transport = world.transport()
 
     def take(self, name: str) -> list[Tensor]:

@@ -35,6 +35,7 @@ def two_hosts(rate: str) -> Iterator[list[Host]]:
     names = ["paradit0", "paradit1"]
     # A token bucket large enough for the kernel's bursts, small enough not to hide the rate.
     shape = ["tbf", "rate", rate, "burst", "256kb" if "gbit" in rate else "64kb", "latency", "50ms"]
+    _take_down(names)  # a run that was killed leaves them
     _ip("link", "add", "pd0", "type", "veth", "peer", "name", "pd1")
     try:
         for index, name in enumerate(names):
@@ -50,9 +51,13 @@ def two_hosts(rate: str) -> Iterator[list[Host]]:
             for index, name in enumerate(names)
         ]
     finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-        subprocess.run(["ip", "link", "del", "pd0"], check=False, capture_output=True)
+        _take_down(names)
+
+
+def _take_down(names: list[str]) -> None:
+    for name in names:
+        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+    subprocess.run(["ip", "link", "del", "pd0"], check=False, capture_output=True)
 
 
 def _ip(*arguments: str) -> None:

@@ -74,7 +74,7 @@ def ours(module, latents, timestep, prompts):  # type: ignore[no-untyped-def]
     assert world is not None
     placement = Placement(ranks=2, attention="ulysses")
     seam, team = WanTransformer(module), together(world, placement, module.config.num_attention_heads)
-    contexts, layout = team.contexts(seam, prompts), seam.layout(tuple(latents.shape[2:]))
+    contexts, layout = team.contexts(seam, [(p,) for p in prompts]), seam.layout(tuple(latents.shape[2:]))
     return lambda: team.predict(seam, latents, timestep, contexts, layout)
 
 

@@ -86,7 +86,7 @@ def test_generate_is_wan_pipeline(pipeline: WanPipeline, guidance_scale: float |
     "scene",
     [
         Scene("purple", "square", "shrinking", "brown"),
-        Scene("yellow", "square", "growing", "blue"),
+        Scene("red", "circle", "moving right", "dark"),
         Scene("cyan", "triangle", "standing still", "brown"),
     ],
     ids=lambda scene: scene.prompt,
