@@ -51,8 +51,9 @@ def predictor(cut, model, latents: Tensor, prompt: tuple[Tensor, ...]) -> Predic
         (lambda: wan("wan21"), 5),
         (lambda: wan("wan22_ti2v"), 5),
         # The same for double and for single blocks; a double block norms the video and the text, which are
-        # of different lengths.
-        (hunyuan_video, 11),
+        # of different lengths. After the first single block both are parts of one tensor, with its strides:
+        # norm and finish once more.
+        (hunyuan_video, 13),
     ],
     ids=["wan21", "wan22_ti2v", "hunyuan_video"],
 )
