@@ -182,4 +182,4 @@ def test_dry_run_shows_the_shares(model: Path, tmp_path: Path) -> None:
     shares = json.loads(done.stdout.splitlines()[-1])["shares"]
     assert [share["branch"] for share in shares] == [0, 0, 1, 1]
     assert [share["tokens"] for share in shares] == [12, 15, 12, 15]
-    assert [share["rows"] for share in shares] == [39, 42, 39, 42]
+    assert [share["rows"] for share in shares] == [40, 41, 40, 41]

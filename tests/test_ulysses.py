@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from paradit.attention.local import sdpa
+from paradit.attention.local import sdpa, some_rows
 from paradit.attention.protocol import Attend
 from paradit.attention.rope import Rope
 from paradit.attention.ulysses import pipesp_paper, ulysses
@@ -215,3 +215,12 @@ def test_chunks_do_not_change_a_bit(shares: Shares) -> None:
     plain, _ = attend_on_ranks(shares, q, k, v, chunked(1))
     for form in (chunked(2), chunked(3), paper):
         torch.testing.assert_close(attend_on_ranks(shares, q, k, v, form)[0], plain, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [8, 33, 34, 35, 64, 97, 130, 162])
+def test_some_rows_have_the_bits_of_all(rows: int) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    q, k, v = (torch.randn(1, 324, 2, 36) for _ in range(3))
+    assert torch.equal(some_rows(sdpa, q[:, :rows], k, v), sdpa(q, k, v)[:, :rows])
+    torch.set_num_threads(threads)

@@ -8,11 +8,12 @@ whose own form chunks the results only: `pipesp_paper`).
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from paradit.attention.local import sdpa
+from paradit.attention.local import sdpa, some_rows
 from paradit.attention.protocol import Attend, Kernel, Layout, Projection, Wait
 from paradit.distributed.exchange import Chunk, UlyssesExchange
 from paradit.distributed.redistribution import Arrival, start
@@ -90,7 +91,9 @@ class _Work:
         for block, query in zip(chunk.work, queries, strict=True):
             first, values, keys = self._heads[block.first_head]
             heads = slice(block.first_head - first, block.last_head - first)
-            attended.append(self._kernel(query, keys[:, :, heads], values[:, :, heads]))
+            whole = block.stop - block.start == self._exchange.shares.num_rows
+            compute = self._kernel if whole else partial(some_rows, self._kernel)
+            attended.append(compute(query, keys[:, :, heads], values[:, :, heads]))
         into = self._exchange.held(self._attended)
         self._leaving.append(start([chunk.results.move(attended, self._like, into)]))
 

@@ -2,7 +2,7 @@
 
 Attention over S rows and H heads is H x S pieces of work of the same size: one query row of one head
 against all keys. Counted head by head, any contiguous range of them can be one rank's share; so the work is
-divided equally, to within a few rows, whatever S, H and the number of ranks are, and nothing is padded.
+divided to within one row of equal whatever S, H and the number of ranks are, and nothing is padded.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 ROW_MULTIPLE = 4
-"""Equal shares end at multiples of this many rows.
+"""Equal token shares, and chunks of work that cut a head, end at multiples of this many rows.
 
 torch's attention on a CPU goes through queries 32 at a time and rounds the last ones otherwise where one to
-three are left over. So a row's result is the same, bit for bit, wherever it is computed.
+three are left over. So a row's result is the same, bit for bit, wherever it is computed; see
+`attention.local.some_rows` for shares of work, which are exactly equal.
 """
 
 
@@ -72,7 +73,7 @@ class Shares:
         return cls(
             num_heads=num_heads,
             tokens=_equal_parts(0, num_tokens, num_ranks, num_tokens),
-            work=_equal_parts(0, num_heads * num_rows, num_ranks, num_rows),
+            work=_equal_parts(0, num_heads * num_rows, num_ranks, num_rows, multiple=1),
             num_replicated=num_replicated,
         )
 
