@@ -35,10 +35,11 @@ from paradit.distributed.world import current_world
 from paradit.models.wan.transformer import WanTransformer
 from paradit.placement import Placement
 from paradit.sampling.together import together
+from random_wan import random_wan
 
 HEADS, HEAD_DIM, LAYERS, FFN = 8, 64, 4, 1024
 LATENT_SHAPE = (6, 32, 32)  # 1,536 tokens
-TEXT_TOKENS, TEXT_DIM = 32, 64
+TEXT_TOKENS = 32
 
 WAYS = {
     "ulysses": Placement(ranks=2, attention="ulysses"),
@@ -58,18 +59,7 @@ PORT = 29700
 
 
 def random_model() -> tuple[WanTransformer3DModel, Tensor, list[Tensor]]:
-    """The transformer, latents, and two prompts' embeddings: the same in every process."""
-    torch.manual_seed(0)
-    module = WanTransformer3DModel(
-        num_attention_heads=HEADS,
-        attention_head_dim=HEAD_DIM,
-        num_layers=LAYERS,
-        ffn_dim=FFN,
-        text_dim=TEXT_DIM,
-        rope_max_seq_len=64,
-    )
-    latents = torch.randn(1, 16, *LATENT_SHAPE)
-    return module.eval(), latents, [torch.randn(1, TEXT_TOKENS, TEXT_DIM) for _ in range(2)]
+    return random_wan((HEADS, HEAD_DIM, LAYERS, FFN), LATENT_SHAPE, TEXT_TOKENS)
 
 
 class Step:
@@ -106,7 +96,8 @@ class Step:
 
     def communicate(self) -> list[Tensor]:
         """Every layer's messages, packed already: three parts in, then one back."""
-        rows = 2 * self.layout.rope.positions.shape[0] // 2 * HEADS // 2
+        branches, tokens = len(self.prompts), len(self.layout.rope.positions)
+        rows = branches * (tokens // 2) * (HEADS // 2)  # of this rank's tokens, the other one's heads
         for _ in range(LAYERS):
             for parts in (3, 1):
                 size = parts * rows * HEAD_DIM

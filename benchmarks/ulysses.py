@@ -25,30 +25,19 @@ from torch import Tensor
 from links import Host, loopback, two_hosts
 from machine import write_results
 from pairs import Pair, join, serve
+from random_wan import random_wan
 
 SYSTEMS = ("ours", "diffusers", "cache-dit")
 MODELS = {
-    # name: heads, head dim, layers, feed-forward, latent (frames, height, width)
-    "6 layers x 512, 2,000 tokens": (8, 64, 6, 2048, (5, 40, 40)),
-    "6 layers x 216, 648 tokens": (6, 36, 6, 864, (9, 12, 24)),
+    # name: (heads, head dim, layers, feed-forward), latent (frames, height, width)
+    "6 layers x 512, 2,000 tokens": ((8, 64, 6, 2048), (5, 40, 40)),
+    "6 layers x 216, 648 tokens": ((6, 36, 6, 864), (9, 12, 24)),
 }
-TEXT_TOKENS, TEXT_DIM = 512, 64
+TEXT_TOKENS = 512
 
 
 def random_model(name: str) -> tuple[WanTransformer3DModel, Tensor, list[Tensor]]:
-    """The transformer, latents, and two prompts' embeddings: the same in every process."""
-    heads, head_dim, layers, ffn, latent_shape = MODELS[name]
-    torch.manual_seed(0)
-    module = WanTransformer3DModel(
-        num_attention_heads=heads,
-        attention_head_dim=head_dim,
-        num_layers=layers,
-        ffn_dim=ffn,
-        text_dim=TEXT_DIM,
-        rope_max_seq_len=64,
-    )
-    latents = torch.randn(1, 16, *latent_shape)
-    return module.eval(), latents, [torch.randn(1, TEXT_TOKENS, TEXT_DIM) for _ in range(2)]
+    return random_wan(*MODELS[name], TEXT_TOKENS)
 
 
 @torch.no_grad()

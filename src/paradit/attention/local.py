@@ -21,7 +21,7 @@ def some_rows(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor) -> Tens
     """A kernel for some of a head's query rows, which gives the bits that it gives among all rows.
 
     On a CPU torch computes 32 rows at a time, and the last one to three otherwise: then the last four to
-    seven go by themselves.
+    seven go by themselves. For head dims of 16 and more.
     """
     rows = query.shape[1]
     if query.device.type != "cpu" or rows % 32 not in (1, 2, 3) or rows < 8:

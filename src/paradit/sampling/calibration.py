@@ -14,7 +14,7 @@ import torch
 
 T = TypeVar("T")
 
-TIMES = 2
+TIMES = 3
 """How often each way is gone before one is chosen; the shortest counts, since the first warms up."""
 MARGIN = 0.03
 """How much quicker than the first, in parts of its time, another way must be to be taken instead."""
