@@ -2,14 +2,15 @@
 
     python benchmarks/attention_overlap.py --links 1gbit 500mbit 250mbit 125mbit --repeats 7
 
-A turn is both guidance branches through all layers of a Wan transformer (project, attend, finish). Two
-processes with one thread each, in two network namespaces joined by a link that `tbf` limits; set up and taken
-down here, which needs root, `ip` and `tc`. All ways take turns within one run; medians.
+A turn is a whole denoising step: of a Wan transformer with both guidance branches, and of a HunyuanVideo
+transformer, which has one. Two processes with one thread and one core each, in two network namespaces joined
+by a link that `tbf` limits; set up and taken down here, which needs root, `ip` and `tc`. All ways take turns
+within one run; medians.
 
 serial: plain `ulysses`, both branches in one batch, receives posted first: our own best serial exchange.
 computation: the same with nothing sent. communication: the same messages with nothing computed.
 Overlap efficiency = (serial - ours) / (serial - max(computation, communication)).
-cache-dit's Ulysses is measured where it is installed (it takes one branch after the other, with gloo's
+cache-dit's Ulysses of Wan is measured where it is installed (it takes one branch after the other, with gloo's
 all-to-all).
 """
 
@@ -24,7 +25,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from links import Host, two_hosts
@@ -32,14 +33,19 @@ from machine import write_results
 from pairs import Pair, join, serve
 from paradit.distributed.transport import Transfer, Transport
 from paradit.distributed.world import current_world
+from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.models.wan.transformer import WanTransformer
 from paradit.placement import Placement
+from paradit.sampling.guidance import guide
 from paradit.sampling.together import together
-from random_wan import random_wan
+from random_models import random_hunyuan_video, random_wan
 
-HEADS, HEAD_DIM, LAYERS, FFN = 8, 64, 4, 1024
-LATENT_SHAPE = (6, 32, 32)  # 1,536 tokens
+HEADS, HEAD_DIM, LAYERS, FFN = 8, 64, 6, 1024
+HUNYUAN_VIDEO_LAYERS = 2, 4  # double and single blocks
+LATENT_SHAPE = (9, 32, 32)  # 2,304 tokens
 TEXT_TOKENS = 32
+MODELS = ("wan", "hunyuan_video")
+GUIDANCE_SCALE = 5.0
 
 WAYS = {
     "ulysses": Placement(ranks=2, attention="ulysses"),
@@ -54,61 +60,70 @@ WAYS = {
     "ring, interleaved": Placement(ranks=2, attention="ring", interleave=True),
     "auto": Placement(ranks=2),
 }
+AUTO = ("auto", "pipesp auto")
 BOUNDS = ("computation", "communication")
 PORT = 29700
 
 
-def random_model() -> tuple[WanTransformer3DModel, Tensor, list[Tensor]]:
-    return random_wan((HEADS, HEAD_DIM, LAYERS, FFN), LATENT_SHAPE, TEXT_TOKENS)
+def ways(model: str) -> dict[str, Placement]:
+    """HunyuanVideo has no second branch to interleave."""
+    return {name: way for name, way in WAYS.items() if model == "wan" or not way.interleave}
 
 
 class Step:
-    """A denoising step's predictions, in any of the ways."""
+    """A denoising step, in any of the ways."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str) -> None:
         world = current_world(torch.device("cpu"))
         assert world is not None
-        self.module, self.latents, self.prompts = random_model()
-        self.each = [(prompt,) for prompt in self.prompts]
+        self.seam: Any
+        if model == "wan":
+            sizes = (HEADS, HEAD_DIM, LAYERS, FFN)
+            self.module, self.latents, embeds = random_wan(sizes, LATENT_SHAPE, TEXT_TOKENS)
+            self.prompts, self.seam = [(part,) for part in embeds], WanTransformer(self.module)
+        else:
+            sizes = (HEADS, HEAD_DIM, *HUNYUAN_VIDEO_LAYERS)
+            self.module, self.latents, prompt = random_hunyuan_video(sizes, LATENT_SHAPE, TEXT_TOKENS)
+            self.prompts, self.seam = [prompt], HunyuanVideoTransformer(self.module)
         self.timestep = torch.tensor([500])
-        self.seam = WanTransformer(self.module)
         self.layout = self.seam.layout(LATENT_SHAPE)
-        self.teams = {name: together(world, way, HEADS) for name, way in WAYS.items()}
-        self.contexts = {name: team.contexts(self.seam, self.each) for name, team in self.teams.items()}
+        branches = len(self.prompts)
+        self.teams = {name: together(world, way, HEADS, branches) for name, way in ways(model).items()}
+        self.contexts = {name: team.contexts(self.seam, self.prompts) for name, team in self.teams.items()}
         self.transport = world.transport()
 
-    def take(self, name: str) -> list[Tensor]:
+    def take(self, name: str) -> Tensor:
+        """The latents after the step."""
         if name == "communication":
             return self.communicate()
         if name == "computation":
             with nothing_sent():
                 return self.take("ulysses")
-        return self.teams[name].predict(
-            self.seam, self.latents, self.timestep, self.contexts[name], self.layout
+        return self.after(
+            self.teams[name].predict(self.seam, self.latents, self.timestep, self.contexts[name], self.layout)
         )
 
-    def choose(self, name: str) -> str:
-        """Take steps until it is known what is quickest."""
-        (trial,) = self.teams[name].trials.values()
-        while trial.best is None:
-            self.take(name)
-        return str(trial.best)
+    def after(self, predictions: list[Tensor]) -> Tensor:
+        scheduler = FlowMatchEulerDiscreteScheduler()
+        scheduler.set_timesteps(1)
+        prediction = guide(predictions, GUIDANCE_SCALE)
+        (latents,) = scheduler.step(prediction, scheduler.timesteps[0], self.latents, return_dict=False)
+        return latents
 
-    def communicate(self) -> list[Tensor]:
+    def communicate(self) -> Tensor:
         """Every layer's messages, packed already: three parts in, then one back."""
         branches, tokens = len(self.prompts), len(self.layout.rope.positions)
         rows = branches * (tokens // 2) * (HEADS // 2)  # of this rank's tokens, the other one's heads
-        for _ in range(LAYERS):
+        for _ in self.seam.blocks:
             for parts in (3, 1):
                 size = parts * rows * HEAD_DIM
                 sizes = [0 if rank == self.transport.rank else size for rank in range(2)]
                 self.transport.start([torch.empty(size) for size in sizes], sizes).wait()
-        return []
+        return self.latents
 
-    def expected(self) -> list[Tensor]:
-        return [
-            self.module(self.latents, self.timestep, prompt, return_dict=False)[0] for prompt in self.prompts
-        ]
+    def expected(self) -> Tensor:
+        given = self.latents, self.timestep
+        return self.after([self.module(*given, *prompt, return_dict=False)[0] for prompt in self.prompts])
 
 
 @contextmanager
@@ -125,18 +140,15 @@ def nothing_sent() -> Iterator[None]:
 
 
 @torch.no_grad()
-def worker(system: str, rank: int, address: str) -> None:
+def worker(system: str, model: str, rank: int, address: str) -> None:
     join(rank, address)
     if system == "cache-dit":
         third_party()
         return
-    step = Step()
+    step = Step(model)
     expected = step.expected()
-    differences = {
-        name: max(float((a - b).abs().max()) for a, b in zip(step.take(name), expected, strict=True))
-        for name in WAYS
-    }
-    chosen = {name: step.choose(name) for name in ("auto", "pipesp auto")}
+    differences = {name: float((step.take(name) - expected).abs().max()) for name in ways(model)}
+    chosen = {name: [str(form) for form in step.teams[name].chosen.values()] for name in AUTO}
     serve({"differences": differences, "chosen": chosen}, step.take)
 
 
@@ -146,19 +158,19 @@ def third_party() -> None:
     from ulysses import as_if_there_were_an_accelerator
 
     as_if_there_were_an_accelerator()
-    module, latents, prompts = random_model()
-    cache_dit.enable_cache(module, parallelism_config=cache_dit.ParallelismConfig(ulysses_size=2))
-    timestep = torch.tensor([500])
-    serve(None, lambda _: [module(latents, timestep, prompt, return_dict=False)[0] for prompt in prompts])
+    step = Step("wan")
+    cache_dit.enable_cache(step.module, parallelism_config=cache_dit.ParallelismConfig(ulysses_size=2))
+    serve(None, lambda _: step.expected())
 
 
-def measure(link: str, hosts: list[Host], repeats: int) -> dict[str, Any]:
+def measure(link: str, model: str, hosts: list[Host], repeats: int) -> dict[str, Any]:
+    names = list(ways(model))
     with ExitStack() as stack:
-        ours = Pair(__file__, ["ours"], hosts, PORT)
+        ours = Pair(__file__, ["ours", model], hosts, PORT)
         stack.callback(ours.close)
-        turns = [(name, ours) for name in (*WAYS, *BOUNDS)]
-        if importlib.util.find_spec("cache_dit"):
-            other = Pair(__file__, ["cache-dit"], hosts, PORT + 1)
+        turns = [(name, ours) for name in (*names, *BOUNDS)]
+        if model == "wan" and importlib.util.find_spec("cache_dit"):
+            other = Pair(__file__, ["cache-dit", model], hosts, PORT + 1)
             stack.callback(other.close)
             turns.append(("cache-dit", other))
         taken: dict[str, list[dict[str, float]]] = {name: [] for name, _ in turns}
@@ -172,9 +184,10 @@ def measure(link: str, hosts: list[Host], repeats: int) -> dict[str, Any]:
     hidden = seconds["ulysses"] - bound
     return {
         "link": link,
+        "model": model,
         "ratio": seconds["communication"] / seconds["computation"],
         "seconds": seconds,
-        "efficiency": {name: (seconds["ulysses"] - seconds[name]) / hidden for name in WAYS},
+        "efficiency": {name: (seconds["ulysses"] - seconds[name]) / hidden for name in names},
         "communication_cpu_seconds": median(took["cpu_seconds"] for took in taken["communication"]),
         "chosen": ours.ready[0]["chosen"],
         "largest_difference": ours.ready[0]["differences"],
@@ -183,7 +196,7 @@ def measure(link: str, hosts: list[Host], repeats: int) -> dict[str, Any]:
 
 def show(row: dict[str, Any]) -> None:
     seconds = row["seconds"]
-    print(f"\n{row['link']}: communication / computation {row['ratio']:.2f}, "
+    print(f"\n{row['model']}, {row['link']}: communication / computation {row['ratio']:.2f}, "
           f"of it CPU {row['communication_cpu_seconds'] / seconds['communication']:.2f}")  # fmt: skip
     for name, took in sorted(seconds.items(), key=lambda item: item[1]):
         efficiency = f"{row['efficiency'][name]:6.2f}" if name in row["efficiency"] else "      "
@@ -193,18 +206,20 @@ def show(row: dict[str, Any]) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
-        system, rank, address = sys.argv[2:]
-        worker(system, int(rank), address)
+        system, model, rank, address = sys.argv[2:]
+        worker(system, model, int(rank), address)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--links", nargs="+", default=["1gbit", "500mbit", "250mbit", "125mbit"])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     rows = []
     for link in args.links:
-        with two_hosts(link) as hosts:
-            rows.append(measure(link, hosts, args.repeats))
-            show(rows[-1])
+        for model in args.models:
+            with two_hosts(link) as hosts:
+                rows.append(measure(link, model, hosts, args.repeats))
+                show(rows[-1])
     write_results("attention_overlap", {"repeats": args.repeats, "rows": rows})
 
 

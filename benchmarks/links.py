@@ -33,8 +33,9 @@ def loopback() -> Iterator[list[Host]]:
 def two_hosts(rate: str) -> Iterator[list[Host]]:
     """Two namespaces joined by one link whose both directions carry at most `rate`, such as `1gbit`."""
     names = ["paradit0", "paradit1"]
-    # A token bucket large enough for the kernel's bursts, small enough not to hide the rate.
-    shape = ["tbf", "rate", rate, "burst", "256kb" if "gbit" in rate else "64kb", "latency", "50ms"]
+    # The bucket holds more than one 64 KiB packet of the kernel: smaller, it would be cut into frames of
+    # 1,500 bytes, each of which costs the processor what a network card does by itself.
+    shape = ["tbf", "rate", rate, "burst", "256kb", "latency", "50ms"]
     _take_down(names)  # a run that was killed leaves them
     _ip("link", "add", "pd0", "type", "veth", "peer", "name", "pd1")
     try:

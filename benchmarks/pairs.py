@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from links import Host
+from paradit.memory import keep_freed_memory
 
 
 class Pair:
@@ -62,8 +64,10 @@ class Pair:
 
 
 def join(rank: int, address: str) -> None:
-    """Be one of the two ranks, over gloo."""
+    """Be one of the two ranks, over gloo, with a core of its own, as on two hosts."""
     torch.set_num_threads(1)
+    os.sched_setaffinity(0, {rank})
+    keep_freed_memory()
     dist.init_process_group("gloo", init_method=f"tcp://{address}", rank=rank, world_size=2)
 
 

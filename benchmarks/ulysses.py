@@ -25,7 +25,7 @@ from torch import Tensor
 from links import Host, loopback, two_hosts
 from machine import write_results
 from pairs import Pair, join, serve
-from random_wan import random_wan
+from random_models import random_wan
 
 SYSTEMS = ("ours", "diffusers", "cache-dit")
 MODELS = {

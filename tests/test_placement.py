@@ -8,7 +8,7 @@ import pytest
 from paradit.errors import InputError
 from paradit.kernels import KERNELS, check_kernel_on
 from paradit.placement import Form, Placement
-from paradit.sampling.calibration import Remembered, Trial
+from paradit.sampling.remembered import Remembered
 
 
 @pytest.mark.parametrize(
@@ -67,18 +67,6 @@ def test_forms_the_plainest_first(asked: dict[str, Any], forms: list[tuple[str, 
     assert Placement(**asked).forms(num_heads=12) == [
         Form(attention=name, chunks=chunks, interleave=interleave) for name, chunks, interleave in forms
     ]
-
-
-@pytest.mark.parametrize(("times", "best"), [((100, 90, 80), 2), ((100, 98, 99), 0), ((80, 100, 90), 0)])
-def test_every_way_is_gone_then_the_quickest(times: tuple[int, ...], best: int) -> None:
-    trial = Trial(range(3))
-    gone = []
-    for turn in range(11):
-        way = trial.next()
-        gone.append(way)
-        trial.took(way, times[way] + (1000 if turn < 3 else 0))  # slow at first
-    assert gone == [0, 1, 2] * 3 + [best, best]
-    assert Trial([5]).best == 5
 
 
 def test_what_was_quickest_is_remembered(tmp_path: Path) -> None:

@@ -28,6 +28,15 @@ class Form:
     interleave: bool = False
     """Both branches side by side, each computing while the other's data travel; else in one batch."""
 
+    @property
+    def lag(self) -> int:
+        """How many turns the second branch is behind the first.
+
+        With chunks a layer has an odd number of turns. One turn behind, a branch computes its first chunk
+        while the other's last ones travel, which hid more in every case that was rehearsed.
+        """
+        return int(self.interleave and self.chunks > 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:

@@ -29,17 +29,17 @@ def main() -> None:
     parser.add_argument("--decoder-minutes", type=float, default=15, help="of the decoder alone, at the end")
     parser.add_argument("--batch", type=int, default=32, help="33-frame videos in a rank's batch")
     parser.add_argument("--init", type=Path, help="pipeline folder to start from, such as the shipped one; "
-                        "its VAE is kept")  # fmt: skip
+                        "with --vae-minutes 0 its VAE is kept")  # fmt: skip
     args = parser.parse_args()
 
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     num_clips = max(1, args.batch // 2)
     vae_folder = args.folder / "vae" / "vae"
-    if args.init:
+    if args.init and not args.vae_minutes:
         vae_folder = args.init / "vae"
     else:
-        vae.train(args.folder / "vae", args.vae_minutes, num_clips)
+        vae.train(args.folder / "vae", args.vae_minutes, num_clips, init=args.init)
         if dist.is_initialized():
             dist.barrier()  # the others wait for the file
     transformer.train(

@@ -104,13 +104,13 @@ def reconstruction_loss(
     return (object_weight(video) * (error.abs() + error.square())).mean(), psnr
 
 
-def train(folder: Path, minutes: float, num_clips: int, lr: float = 2e-3) -> None:
-    """Train from nothing for `minutes` in all, over every start, and write `folder/vae`.
+def train(folder: Path, minutes: float, num_clips: int, init: Path | None = None, lr: float = 2e-3) -> None:
+    """Train from nothing, or from `init/vae`, for `minutes` in all, over every start, and write `folder/vae`.
 
     A step sees `num_clips` clips: 9 whole frames, or twice as many crops, or fewer and longer ones.
     """
     torch.manual_seed(0)
-    vae = AutoencoderKLWan(**CONFIG)
+    vae = AutoencoderKLWan.from_pretrained(init, subfolder="vae") if init else AutoencoderKLWan(**CONFIG)
     run = Run(minutes, lr, _prepared(vae), decay=0.998)
     if _train(run, folder, num_clips, loss_of, crops_until=WHOLE_FRAMES_FROM):
         measure_latents(vae)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-import torch
 from torch import Tensor
 
 from paradit.distributed.shares import Box
@@ -141,10 +140,21 @@ def _view(tensor: Tensor, box: Box, part: Box) -> Tensor:
 
 
 def _pack(views: list[Tensor], like: Tensor) -> Tensor:
-    return torch.cat([view.reshape(-1) for view in views]) if views else like.new_empty(0)
+    message = like.new_empty(sum(view.numel() for view in views))
+    for part, view in zip(_parts(message, views), views, strict=True):
+        part.copy_(view)
+    return message
 
 
 def _unpack(message: Tensor, views: list[Tensor]) -> None:
+    for part, view in zip(_parts(message, views), views, strict=True):
+        view.copy_(part)
+
+
+def _parts(message: Tensor, views: list[Tensor]) -> list[Tensor]:
+    """The message cut into parts of the views' shapes."""
     ends = [0, *accumulate(view.numel() for view in views)]
-    for view, (first, last) in zip(views, pairwise(ends), strict=True):
-        view.copy_(message[first:last].view(view.shape))
+    return [
+        message[first:last].view(view.shape)
+        for view, (first, last) in zip(views, pairwise(ends), strict=True)
+    ]

@@ -32,8 +32,13 @@ class World:
     def transports(self, groups: Sequence[Sequence[int]]) -> list[Transport | None]:
         """A transport for each group of ranks; None where this rank is not in it.
 
-        Every rank must call it, with the same groups in the same order.
+        Every rank must call it, with the same groups in the same order. No more groups are made than are
+        needed: each costs memory on a GPU, and threads that wake up again and again on a CPU.
         """
+        if [list(ranks) for ranks in groups] == [list(range(self.size))]:
+            return [self.transport()]
+        if all(len(ranks) == 1 for ranks in groups):
+            return [Transport(None) if self.rank in ranks else None for ranks in groups]
         made = [dist.new_group(list(ranks)) for ranks in groups]
         return [
             Transport(group) if self.rank in ranks else None

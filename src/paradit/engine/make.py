@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 
 from paradit.engine.job import Job, Report
-from paradit.memory import peak_memory_bytes
+from paradit.memory import keep_freed_memory, peak_memory_bytes
 from paradit.models.spec import ModelSpec
 from paradit.sampling.team import Alone, Team
 from paradit.text_to_video import Video, load, text_to_video
@@ -29,6 +29,7 @@ def make_videos(
 ) -> None:
     """Make the videos of `jobs`, one after the other. All ranks of a team call it; the first one writes."""
     team = team or Alone()
+    keep_freed_memory()
     dtype = jobs[0].request.dtype
     model = load(spec, dtype, report, device=device, denoise_only=not team.is_first, compile=compile)
     for index, job in enumerate(jobs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from itertools import count
 from typing import TypeVar
 
 from torch import Tensor
@@ -21,16 +22,21 @@ def forward(transformer: Transformer, tokens: Tokens, attend: Attend) -> Generat
     return transformer.head(tokens)
 
 
-def run_interleaved(works: Sequence[Generator[Wait, None, T]]) -> list[T]:
+def run_interleaved(works: Sequence[Generator[Wait, None, T]], lag: int = 0) -> list[T]:
     """Drive generators to their ends, side by side: while one's data are on their way, the others compute.
 
-    In turn, so that on every rank messages are sent and expected in the same order.
+    In turn, so that on every rank messages are sent and expected in the same order. lag: how many turns each
+    begins after the one before it.
     """
     results: dict[int, T] = {}
     waits: dict[int, Wait] = {}
     running = dict(enumerate(works))
-    while running:
+    for turn in count():
+        if not running:
+            break
         for index, work in list(running.items()):
+            if turn < index * lag:
+                continue
             if index in waits:
                 waits.pop(index).wait()
             try:

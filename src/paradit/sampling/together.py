@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -21,8 +20,12 @@ from paradit.distributed.shares import Box, Shares
 from paradit.distributed.world import World
 from paradit.models.protocol import Prompt, Transformer
 from paradit.placement import Form, Placement
-from paradit.sampling.calibration import Remembered, Trial
 from paradit.sampling.forward import forward, run_interleaved
+from paradit.sampling.rehearsal import BlockCost, MeasuredKernel, measure_block, measure_link, rehearse
+from paradit.sampling.remembered import Remembered
+
+MARGIN = 0.03
+"""How much quicker than the plainest form, in parts of its time, another must come out to be taken."""
 
 
 class Together:
@@ -35,13 +38,14 @@ class Together:
     def __init__(
         self, mesh: Mesh, forms: Sequence[Form] = (Form(attention="ulysses"),), kernel: Kernel = sdpa
     ) -> None:
-        """forms: how attention may be done; of several, the first steps find out the quickest."""
+        """forms: how attention may be done; of several, the one that comes out quickest when
+        they are rehearsed is taken, with what its parts are measured to take here."""
         self._mesh, self._forms, self._kernel = mesh, forms, kernel
         self._world = mesh.world.transport()
         self.is_first = mesh.world.rank == 0
         self._attends: dict[tuple[Form, Shares], Attend] = {}
-        self.trials: dict[tuple[Shares, int], Trial[Form]] = {}
-        """Which form is quickest, by shares and number of branches."""
+        self.chosen: dict[tuple[Shares, int], Form] = {}
+        """Which of several forms is quickest, by shares and number of branches."""
 
     def share(
         self, make: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
@@ -89,40 +93,66 @@ class Together:
         return values
 
     def _values(self, transformer: Transformer, branches: _Branches, tokens: Any) -> list[Tensor]:
-        """In the form that was asked for, or the quickest of several; until that is known, each in turn."""
-        trial = self._trial(transformer, branches, tokens)
-        form, known = trial.next(), trial.best is not None
-        began = time.perf_counter()
-        values = run_interleaved(self._streams(transformer, branches, tokens, form))
-        if not known:
-            if values[0].device.type == "cuda":
-                torch.cuda.synchronize(values[0].device)
-            # The slowest rank's time, so that all decide alike.
-            trial.took(form, max(self.gather_number(round(1e6 * (time.perf_counter() - began)))))
-            if trial.best is not None and self.is_first:
-                Remembered().keep(self._what(transformer, branches, tokens), str(trial.best))
-        return values
+        form = self._form(transformer, branches, tokens)
+        return run_interleaved(self._streams(transformer, branches, tokens, form), form.lag)
 
-    def _trial(self, transformer: Transformer, branches: _Branches, tokens: Any) -> Trial[Form]:
+    def _form(self, transformer: Transformer, branches: _Branches, tokens: Any) -> Form:
+        """The form that was asked for, or the quickest of several."""
+        if len(self._forms) == 1:
+            return self._forms[0]
         key = self._shares(transformer, tokens), len(branches.each)
-        if key not in self.trials:
-            self.trials[key] = Trial(self._forms)
-            if len(self._forms) > 1:
-                remembered = Remembered().find(self._what(transformer, branches, tokens))
-                names = [str(form) for form in self._forms]
-                # The first rank's memory counts, for all.
-                index, *_ = self.gather_number(names.index(remembered) if remembered in names else -1)
-                if index >= 0:
-                    self.trials[key] = Trial([self._forms[index]])
-        return self.trials[key]
+        if key not in self.chosen:
+            self.chosen[key] = self._choose(transformer, branches, tokens)
+        return self.chosen[key]
 
-    def _what(self, transformer: Transformer, branches: _Branches, tokens: Any) -> str:
-        """What the quickest form depends on, besides the machine."""
+    def _choose(self, transformer: Transformer, branches: _Branches, tokens: Any) -> Form:
+        """What is remembered of such work on this machine, or comes out quickest when it is rehearsed."""
         x, shares = tokens.hidden_states, self._shares(transformer, tokens)
-        return (
+        what = (
             f"{shares}, {len(branches.each)} branches, width {x.shape[2]}, {x.dtype}, "
             f"{torch.get_num_threads()} threads, {len(transformer.blocks)} layers, {self._forms}"
         )
+        names = [str(form) for form in self._forms]
+        remembered = Remembered().find(what)
+        # The first rank's memory counts, for all.
+        index, *_ = self.gather_number(names.index(remembered) if remembered in names else -1)
+        if index < 0:
+            index = self._rehearse(transformer, branches, tokens)
+            if self.is_first:
+                Remembered().keep(what, names[index])
+        return self._forms[index]
+
+    def _rehearse(self, transformer: Transformer, branches: _Branches, tokens: Any) -> int:
+        """Which of the forms is quickest; the slowest rank's time counts, so that all decide alike."""
+        shares, transport = self._shares(transformer, tokens), self._mesh.ulysses
+        mine = shares.tokens_of(transport.rank)
+        device = tokens.hidden_states.device
+        kernel = MeasuredKernel(self._kernel, device)
+        kinds = [transformer.blocks[0], transformer.blocks[-1]]  # HunyuanVideo's differ
+        costs: dict[bool, list[BlockCost]] = {}
+        for interleave in {form.interleave for form in self._forms}:
+            context = branches.each[0] if interleave else branches.joined
+            part = transformer.branch(tokens, context).shard(mine.start, mine.stop)
+            costs[interleave] = [measure_block(block, part) for block in kinds] * 2
+        value = next(iter(costs.values()))[0].value
+        num_bytes = max(self.gather_number(value.nbytes // shares.num_ranks))
+        link = measure_link(transport, num_bytes, device)
+        taken = [
+            rehearse(
+                form,
+                shares,
+                transport.rank,
+                link=link,
+                streams=len(branches.each) if form.interleave else 1,
+                blocks=costs[form.interleave],
+                kernel=kernel,
+            )
+            for form in self._forms
+        ]
+        slowest = [max(self.gather_number(round(1e9 * seconds))) for seconds in taken]
+        quickest = min(range(len(slowest)), key=slowest.__getitem__)
+        # The first is the plainest.
+        return quickest if slowest[quickest] < (1 - MARGIN) * slowest[0] else 0
 
     def _streams(
         self,

@@ -1,0 +1,47 @@
+"""What was found to be quickest here, once for a machine and a shape."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+class Remembered:
+    """What was quickest, in a file of the user's cache folder.
+
+    A file that cannot be read or written is as none.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        self._path = path or cache / "paradit" / "quickest.json"
+
+    def find(self, what: str) -> str | None:
+        """What was remembered of `what`, on this machine."""
+        found = self._read().get(f"{_machine()}: {what}")
+        return found if isinstance(found, str) else None
+
+    def keep(self, what: str, best: str) -> None:
+        """Remember it, beside what other processes remember meanwhile."""
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            part = self._path.with_suffix(f".{os.getpid()}.part")
+            part.write_text(json.dumps({**self._read(), f"{_machine()}: {what}": best}, indent=1))
+            part.replace(self._path)
+
+    def _read(self) -> dict[str, object]:
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads(self._path.read_text())
+            if isinstance(content, dict):
+                return content
+        return {}
+
+
+def _machine() -> str:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{platform.node()}, {gpu}, torch {torch.__version__}"

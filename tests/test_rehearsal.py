@@ -1,0 +1,63 @@
+"""Forms of attention rehearsed against a clock: with costs that are given, the times are known."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from paradit.distributed.shares import Shares
+from paradit.placement import Form
+from paradit.sampling.rehearsal import BlockCost, Link, MeasuredKernel, rehearse
+
+LAYERS, TOKENS, HEADS, DEPTH = 6, 64, 8, 16
+PROJECTION, FINISH, ROW = 0.5, 4.5, 0.03125
+"""Seconds of a projection and of `finish`, of a batch of 2, and of a head's row; exact in binary."""
+WORK = LAYERS * (3 * PROJECTION + FINISH + 2 * ROW * TOKENS * HEADS / 2)
+BYTES = LAYERS * 4 * 2 * (TOKENS // 2) * (HEADS // 2) * DEPTH * 4
+"""Which a rank sends: v, k, q and the results of a batch of 2, to the other rank."""
+SHARES = Shares.equal(TOKENS, HEADS, 2)
+
+
+class Kernel(MeasuredKernel):
+    def __init__(self) -> None:
+        super().__init__(lambda query, *_: query, torch.device("cpu"))
+
+    def seconds(self, query: Tensor, key: Tensor) -> float:
+        assert key.shape[1] == TOKENS
+        return ROW * query.shape[0] * query.shape[1] * query.shape[2]
+
+
+def rehearsed(link: Link, chunks: int = 1, interleave: bool = False) -> float:
+    streams = 2 if interleave else 1
+    value = torch.empty(2 // streams, TOKENS // 2, HEADS, DEPTH, device="meta")
+    block = BlockCost(value, (PROJECTION / streams,) * 3, FINISH / streams)
+    form = Form(attention="pipesp", chunks=chunks, interleave=interleave)
+    return rehearse(form, SHARES, 0, link=link, streams=streams, blocks=[block] * LAYERS, kernel=Kernel())
+
+
+@pytest.mark.parametrize("interleave", [False, True])
+@pytest.mark.parametrize("chunks", [1, 2, 4])
+def test_without_a_link_it_is_the_work(chunks: int, interleave: bool) -> None:
+    assert rehearsed(Link(0.0, 0.0), chunks, interleave) == WORK
+
+
+def test_plain_ulysses_hides_only_what_travels_while_it_projects() -> None:
+    link = Link(latency=0.25, seconds_per_byte=2.0**-12)
+    travels = 4 * 2 * (TOKENS // 2) * (HEADS // 2) * DEPTH * 4 * link.seconds_per_byte  # a layer's
+    # v leaves after the first projection, and the two others are computed meanwhile.
+    hidden = min(travels / 4, 2 * PROJECTION)
+    assert rehearsed(link) == WORK + LAYERS * (travels - hidden + 2 * link.latency)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.5, 1.0, 2.0, 4.0])
+def test_what_is_side_by_side_is_quicker_and_never_beyond_the_bound(ratio: float) -> None:
+    link = Link(0.0, ratio * WORK / BYTES)
+    serial = rehearsed(link)
+    bound = max(WORK, ratio * WORK)
+    for chunks, interleave in [(1, True), (2, True), (2, False), (4, False)]:
+        assert bound <= rehearsed(link, chunks, interleave) < serial
+    assert (serial - rehearsed(link, 2, interleave=True)) / (serial - bound) > 0.75
+
+
+def test_latency_speaks_against_many_chunks() -> None:
+    link = Link(latency=10.0, seconds_per_byte=0.0)
+    assert rehearsed(link, chunks=2, interleave=True) < rehearsed(link) == rehearsed(link, chunks=4)
