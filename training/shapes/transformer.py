@@ -43,7 +43,7 @@ DEFAULTS = {
     "num_frames": 33,
     "fps": FPS,
     "num_inference_steps": 20,
-    "guidance_scale": 4.0,
+    "guidance_scale": 3.0,
     "train_frames": [5, MAX_FRAMES],
 }
 CAPACITY = 8000
