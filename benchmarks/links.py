@@ -33,8 +33,8 @@ def loopback() -> Iterator[list[Host]]:
 def two_hosts(rate: str) -> Iterator[list[Host]]:
     """Two namespaces joined by one link whose both directions carry at most `rate`, such as `1gbit`."""
     names = ["paradit0", "paradit1"]
-    # The bucket holds more than one 64 KiB packet of the kernel: smaller, it would be cut into frames of
-    # 1,500 bytes, each of which costs the processor what a network card does by itself.
+    # Packets, and the bucket, are large: frames of 1,500 bytes would cost the processor what a network card
+    # does by itself, and the ranks share this machine's.
     shape = ["tbf", "rate", rate, "burst", "256kb", "latency", "50ms"]
     _take_down(names)  # a run that was killed leaves them
     _ip("link", "add", "pd0", "type", "veth", "peer", "name", "pd1")
@@ -44,7 +44,7 @@ def two_hosts(rate: str) -> Iterator[list[Host]]:
             _ip("netns", "add", name)
             _ip("link", "set", device, "netns", name)
             _ip("-n", name, "addr", "add", f"10.77.0.{index + 1}/24", "dev", device)
-            _ip("-n", name, "link", "set", device, "up")
+            _ip("-n", name, "link", "set", device, "mtu", "65000", "up")
             _ip("-n", name, "link", "set", "lo", "up")
             _run("ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", device, "root", *shape)
         yield [

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 
 from links import Host
-from paradit.memory import keep_freed_memory
 
 
 class Pair:
@@ -67,7 +66,6 @@ def join(rank: int, address: str) -> None:
     """Be one of the two ranks, over gloo, with a core of its own, as on two hosts."""
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {rank})
-    keep_freed_memory()
     dist.init_process_group("gloo", init_method=f"tcp://{address}", rank=rank, world_size=2)
 
 
