@@ -21,6 +21,7 @@ LAYERS = [
         *("models.folder", "models.folder_check", "models.folder_json"),
     ],
     ["requests"],
+    ["scheduling"],
     ["placement"],
     ["distributed.shares"],
     ["distributed"],

@@ -15,6 +15,7 @@ from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request, resolve
 from paradit.sampling.full_sequence import denoise
+from paradit.sampling.noise import initial_noise
 from paradit.sampling.team import Team
 from paradit.sampling.together import Together, together
 from paradit.testing import run_world
@@ -30,7 +31,7 @@ def final_latents(folder: Path, size: tuple[int, int, int], guided: bool, team: 
     prompts = ["a red circle", "blurry"] if guided else ["a red circle"]
     return denoise(
         model,
-        model.prepare_latents(*size, seed=3),
+        initial_noise((1, *spec.vae.latent_shape(*size)), 3, model.device),
         tuple(model.encode_prompt(prompt) for prompt in prompts),
         num_inference_steps=STEPS,
         guidance_scales=(3.0,) * len(spec.transformers),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import sys
 
 import psutil
@@ -25,19 +23,3 @@ def peak_memory_bytes(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # KiB on Linux
-
-
-def keep_freed_memory() -> None:
-    """Have the C library (glibc) keep what tensors free, for the next ones, in this process.
-
-    By default it gives large pieces back to the system each time, which fills them with zeros, page by page,
-    when they are wanted again: in every layer of every step.
-    """
-    with contextlib.suppress(AttributeError, OSError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        for size in (2**25, 2**31 - 1):  # older versions take no more than the first
-            mallopt(_M_MMAP_THRESHOLD, size)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h

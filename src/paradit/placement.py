@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from paradit import kernels
 from paradit.errors import InputError
+from paradit.scheduling.stages import STAGES
 
 if TYPE_CHECKING:
     from paradit.models.spec import ModelSpec
@@ -43,6 +46,12 @@ class Placement:
     """How many ranks there are, and how they share one video's denoising."""
 
     ranks: int = 1
+    encode: tuple[int, ...] | None = None
+    """The rank with the text encoder; None: the first that decodes, where that is given, or that denoises."""
+    denoise: tuple[int, ...] | None = None
+    """The ranks with the transformer; None: all."""
+    decode: tuple[int, ...] | None = None
+    """The ranks with the VAE, each of which decodes whole videos; None: the first that denoises."""
     cfg_degree: int = 1
     """2: the two guidance branches on different ranks; 1: all ranks compute both."""
     attention: str = "auto"
@@ -63,20 +72,39 @@ class Placement:
     def __post_init__(self) -> None:
         if self.ranks < 1:
             raise InputError(f"ranks must be at least 1, got {self.ranks}")
+        self._check_groups()
         if self.cfg_degree not in CFG_DEGREES:
             raise InputError(f"cfg_degree must be 1 or 2, got {self.cfg_degree}")
         if self.attention not in ATTENTIONS:
             raise InputError(f"attention must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}")
         if self.mesh not in MESHES:
             raise InputError(f"mesh must be {' or '.join(MESHES)}, got {self.mesh!r}")
-        if self.ranks % self.cfg_degree:
+        number = len(self.denoise_ranks)
+        if number % self.cfg_degree:
             raise InputError(
-                f"{self.ranks} ranks do not divide into {self.cfg_degree} guidance branches: "
-                f"use {self.ranks + 1} ranks, or cfg_degree 1"
+                f"{number} ranks do not divide into {self.cfg_degree} guidance branches: "
+                f"use {number + 1} ranks, or cfg_degree 1"
             )
         kernels.check_kernel(self.kernel, self.attention)
         self._check_chunks()
         self._check_ring()
+
+    def _check_groups(self) -> None:
+        for stage in STAGES:
+            ranks = getattr(self, stage)
+            if ranks is None:
+                continue
+            if not ranks or len(set(ranks)) < len(ranks) or not 0 <= min(ranks) <= max(ranks) < self.ranks:
+                raise InputError(
+                    f"{stage} must be different ranks from 0 to {self.ranks - 1}, got {_written(ranks)}"
+                )
+        if len(self.encode_ranks) > 1:
+            raise InputError(
+                f"one rank encodes, got {_written(self.encode_ranks)}: use encode={self.encode_ranks[0]}"
+            )
+        idle = [rank for rank in range(self.ranks) if not self.stages_of(rank)]
+        if idle:
+            raise InputError(f"rank {_written(idle)} does nothing: give it a stage, or use fewer ranks")
 
     def _check_chunks(self) -> None:
         if self.chunks is not None and self.chunks < 1:
@@ -101,9 +129,38 @@ class Placement:
             )
 
     @property
+    def denoise_ranks(self) -> tuple[int, ...]:
+        return tuple(range(self.ranks)) if self.denoise is None else self.denoise
+
+    @property
+    def decode_ranks(self) -> tuple[int, ...]:
+        return self.denoise_ranks[:1] if self.decode is None else self.decode
+
+    @property
+    def encode_ranks(self) -> tuple[int, ...]:
+        """The one rank that encodes."""
+        if self.encode is not None:
+            return self.encode
+        return (self.denoise_ranks if self.decode is None else self.decode)[:1]
+
+    def stages_of(self, rank: int) -> tuple[str, ...]:
+        """What a rank does, in the order of a video's way."""
+        groups = self.encode_ranks, self.denoise_ranks, self.decode_ranks
+        return tuple(stage for stage, group in zip(STAGES, groups, strict=True) if rank in group)
+
+    @property
     def branch_ranks(self) -> int:
         """How many ranks share a branch's tokens."""
-        return self.ranks // self.cfg_degree
+        return len(self.denoise_ranks) // self.cfg_degree
+
+    def to_json(self) -> str:
+        """All fields, as `from_json` reads them."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Placement:
+        """Raises InputError where the text is none of a placement."""
+        return cls(**read_fields(text))
 
     @property
     def ring_ranks(self) -> int:
@@ -148,6 +205,52 @@ class Placement:
         tokens = spec.tokens(request.num_frames, request.height, request.width)
         if self.branch_ranks > tokens:
             raise InputError(
-                f"{self.ranks} ranks are more than there is work for: this video has {tokens} tokens, "
-                f"use at most {tokens * self.cfg_degree}"
+                f"{len(self.denoise_ranks)} ranks are more than there is work for: this video has {tokens} "
+                f"tokens, use at most {tokens * self.cfg_degree}"
             )
+
+
+def read_fields(text: str) -> dict[str, Any]:
+    """Some of a placement's fields from JSON. Raises InputError for what is none."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"the placement is no JSON: {error}") from None
+    known = {field.name: field for field in fields(Placement)}
+    if not isinstance(found, dict) or set(found) - set(known):
+        unknown = ", ".join(sorted(set(found) - set(known))) if isinstance(found, dict) else found
+        raise InputError(f"a placement has the fields {', '.join(known)}, got {unknown}")
+    for name in STAGES:
+        if found.get(name) is not None:
+            found[name] = _ranks_of(name, found[name])
+    return found
+
+
+def read_groups(text: str) -> dict[str, tuple[int, ...]]:
+    """The ranks of stages, written as in "denoise=0-5 decode=6,7 encode=6". Raises InputError."""
+    groups: dict[str, tuple[int, ...]] = {}
+    for word in text.split():
+        match = re.fullmatch(r"(\w+)=(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)", word)
+        if match is None or match[1] not in STAGES:
+            raise InputError(
+                "placement is written like 'denoise=0-5 decode=6 encode=6' or names a .json file, "
+                f"got {word!r}"
+            )
+        ranks: list[int] = []
+        for part in match[2].split(","):
+            first, _, last = part.partition("-")
+            ranks += range(int(first), int(last or first) + 1)
+        groups[match[1]] = tuple(ranks)
+    if not groups:
+        raise InputError("placement is empty: write 'denoise=0-5 decode=6 encode=6', or leave it out")
+    return groups
+
+
+def _ranks_of(stage: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(rank) is int for rank in value):
+        raise InputError(f"{stage} must be a list of ranks, got {value!r}")
+    return tuple(value)
+
+
+def _written(ranks: Any) -> str:
+    return ", ".join(str(rank) for rank in ranks) or "none"

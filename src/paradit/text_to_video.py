@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,9 +18,11 @@ from paradit.models.registry import loader
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.progress import Progress
 from paradit.requests import Request, resolve
-from paradit.sampling import guidance
-from paradit.sampling.full_sequence import denoise
 from paradit.sampling.team import Alone, Team
+from paradit.scheduling.stages import STAGES
+from paradit.stages.decode import decode
+from paradit.stages.denoise import denoise
+from paradit.stages.encode import encode, texts
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -36,11 +38,8 @@ class Video:
     progress: Progress
 
     def frames(self) -> Generator[Frames, None, None]:
-        """Each frame [H, W, 3], decoded when its turn comes; told as stage "decode"."""
-        with self.progress.stage("decode", total=self.latents.shape[2]):
-            for latent_frame, frames in enumerate(self.model.decode(self.latents)):
-                self.progress.step("decode", latent_frame + 1)
-                yield from frames
+        """Each frame [H, W, 3], decoded when its turn comes."""
+        return decode(self.model, self.latents, self.progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +64,18 @@ def load(
     progress: Progress | None = None,
     *,
     device: torch.device | None = None,
-    denoise_only: bool = False,
+    stages: Collection[str] = STAGES,
     compile: bool = False,
 ) -> VideoModel:
     """Load a model to the GPU, in bf16, where there is one; else to the CPU, in fp32, unless told otherwise.
 
-    `denoise_only` leaves out the text encoder and the VAE, for a process that neither encodes nor decodes.
+    Only what `stages` need is loaded: a process that only denoises has neither text encoder nor VAE.
     `compile` compiles what is before and after the transformers' attention, when it is first used.
     """
     usual, dtype = _where_and_how(dtype)
     with (progress or Progress()).stage("load"):
         load_model = loader(spec.pipeline_class)
-        return load_model(spec, _DTYPES[dtype], device or usual, denoise_only=denoise_only, compile=compile)
+        return load_model(spec, _DTYPES[dtype], device or usual, stages=stages, compile=compile)
 
 
 def _where_and_how(dtype: str | None) -> tuple[torch.device, str]:
@@ -111,41 +110,22 @@ def text_to_video(model: VideoModel, request: Request, progress: Progress, team:
     Every process of a `team` calls it with the same request; each gets the latents.
     """
     team = team or Alone()
-    team.agree("what is asked for", repr(request).encode())
-    team.agree("the model", model.fingerprint())
-    width, height, num_frames, steps = _sizes(request)
-    guidance_scale = request.guidance_scale or 1.0
-    prompts = [request.prompt]
-    if model.spec.num_branches(guidance_scale) == 2:
-        prompts.append(request.negative_prompt or "")
-
-    with progress.stage("encode", total=len(prompts)):
-        encoded = tuple(_encode(model, prompt, guidance_scale, team) for prompt in prompts)
-
-    with progress.stage("denoise", total=steps):
-        noise = team.share(
-            partial(model.prepare_latents, num_frames, height, width, request.seed),
-            (1, *model.spec.vae.latent_shape(num_frames, height, width)),
-            torch.float32,
-            model.device,
-        )
-        latents = denoise(
-            model,
-            noise,
-            encoded,
-            num_inference_steps=steps,
-            guidance_scales=guidance.scales(model.spec, guidance_scale),
-            progress=progress,
-            team=team,
-        )
+    prompts = _shared(encode(model, request, progress) if team.is_first else None, model, request, team)
+    latents = denoise(model, request, prompts, progress, team)
     return Video(latents=latents, request=request, model=model, progress=progress)
 
 
-def _encode(model: VideoModel, prompt: str, guidance_scale: float, team: Team) -> Prompt:
-    # Only the first process has the text encoder.
-    parts = iter(model.encode_prompt(prompt, guidance_scale) if team.is_first else ())
+def _shared(
+    prompts: tuple[Prompt, ...] | None, model: VideoModel, request: Request, team: Team
+) -> tuple[Prompt, ...]:
+    """The first process's prompts, on all of them."""
+    parts = (part for prompt in prompts or () for part in prompt)
     return tuple(
-        team.share(partial(next, parts), shape, model.dtype, model.device) for shape in model.prompt_shapes
+        tuple(
+            team.share(partial(next, parts), shape, model.dtype, model.device)
+            for shape in model.prompt_shapes
+        )
+        for _ in texts(model.spec, request)
     )
 
 

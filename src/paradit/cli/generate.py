@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from paradit.cli.jobs import Options, make_jobs, read_prompts
@@ -12,14 +13,15 @@ from paradit.engine.run import check_devices, ranks_of_torchrun, run
 from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import ModelSpec, read_spec
-from paradit.placement import Placement
+from paradit.placement import Placement, read_fields, read_groups
 from paradit.requests import warnings_for
+from paradit.scheduling.stages import STAGES
 
 BYTES = {"bf16": 2, "fp32": 4}
 
 
-def generate(options: Options, report: Reporter) -> None:
-    """Make the videos that `options` ask for, and tell `report`.
+def generate(options: Options, report: Reporter) -> int:
+    """Make the videos that `options` ask for, and tell `report`. Gives the exit code: 1 where one has failed.
 
     Raises `InputError` for whatever cannot be had, before torch is imported and any file is made.
     """
@@ -35,28 +37,49 @@ def generate(options: Options, report: Reporter) -> None:
     if options.dry_run:
         for job in jobs:
             report.plan(plan(job, spec, placement))
-        return
+        return 0
     check_devices(placement, options.dtype)
     _check_memory(jobs, spec, report)
     download_weights(options.model, folder)
     run(jobs, spec, placement, report, overwrite=options.overwrite)
+    return int(report.failures > 0)
 
 
 def _placement(options: Options) -> Placement:
     there = ranks_of_torchrun()
     if there and options.ranks not in (None, there):
         raise InputError(f"ranks is {options.ranks}, and torchrun started {there}: leave --ranks out")
-    return Placement(
-        ranks=options.ranks if options.ranks is not None else there or 1,
-        cfg_degree=options.cfg_degree,
-        attention=options.attention,
-        chunks=options.chunks,
-        interleave=options.interleave,
-        ring_degree=options.ring_degree,
-        mesh=options.mesh,
-        kernel=options.kernel,
-        compile=options.compile,
-    )
+    chosen = {
+        "cfg_degree": options.cfg_degree,
+        "attention": options.attention,
+        "chunks": options.chunks,
+        "interleave": options.interleave,
+        "ring_degree": options.ring_degree,
+        "mesh": options.mesh,
+        "kernel": options.kernel,
+        "compile": options.compile,
+        **_read_placement(options.placement),
+    }
+    groups = [ranks for stage in STAGES for ranks in chosen.get(stage) or ()]
+    if there and groups:
+        raise InputError(
+            "stages have ranks of their own only with --ranks: leave torchrun, or --placement, out"
+        )
+    asked = options.ranks if options.ranks is not None else chosen.get("ranks")
+    ranks = asked or there or max(groups, default=0) + 1
+    return Placement(**{**chosen, "ranks": ranks})
+
+
+def _read_placement(placement: str | None) -> dict[str, Any]:
+    """The fields that `--placement` gives: in a file, or as the ranks of stages."""
+    if placement is None:
+        return {}
+    if not placement.endswith(".json"):
+        return dict(read_groups(placement))
+    try:
+        return read_fields(Path(placement).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"placement file {placement!r} cannot be read: {error}") from None
 
 
 def _check_memory(jobs: list[Job], spec: ModelSpec, report: Reporter) -> None:
@@ -95,11 +118,16 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
     }
 
 
-def _shares(placement: Placement, tokens: int, num_heads: int) -> list[dict[str, int]]:
-    """Tokens held and attention rows computed, by rank, for each branch that the rank computes."""
+def _shares(placement: Placement, tokens: int, num_heads: int) -> list[dict[str, Any]]:
+    """Each rank's stages; tokens held and attention rows computed, for each branch that it computes."""
     shares = Shares.equal(tokens, num_heads, placement.branch_ranks)
     by_rank = list(zip(shares.tokens, shares.work, strict=True)) * placement.cfg_degree
-    return [
-        {"rank": rank, "branch": rank // placement.branch_ranks, "tokens": held, "rows": rows}
-        for rank, (held, rows) in enumerate(by_rank)
-    ]
+    found = []
+    for rank in range(placement.ranks):
+        share: dict[str, Any] = {"rank": rank, "stages": placement.stages_of(rank)}
+        if rank in placement.denoise_ranks:
+            number = placement.denoise_ranks.index(rank)
+            held, rows = by_rank[number]
+            share |= {"branch": number // placement.branch_ranks, "tokens": held, "rows": rows}
+        found.append(share)
+    return found

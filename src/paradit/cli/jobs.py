@@ -34,6 +34,7 @@ class Options:
     fps: float | None
     dtype: str | None
     ranks: int | None
+    placement: str | None
     cfg_degree: int
     attention: str
     chunks: int | None

@@ -121,6 +121,14 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
             metavar="N",
         ),
     ] = None,
+    placement: Annotated[
+        str | None,
+        typer.Option(
+            help="Ranks of each stage, such as 'denoise=0-2 decode=3 encode=3', or a .json file. [default: "
+            "all denoise, the first also encodes and decodes]",
+            metavar="GROUPS|FILE.json",
+        ),
+    ] = None,
     cfg_degree: Annotated[
         int,
         typer.Option(help="2: the two guidance branches on different ranks.", metavar="1|2"),
@@ -183,7 +191,7 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run, its tokens and memory; load no weights.")
     ] = False,
-) -> None:
+) -> int:
     """Make a video from a prompt.
 
     Progress goes to stderr, the result to stdout.
@@ -205,6 +213,7 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         fps=fps,
         dtype=dtype,
         ranks=ranks,
+        placement=placement,
         cfg_degree=cfg_degree,
         attention=attention,
         chunks=chunks,
@@ -220,4 +229,5 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         dry_run=dry_run,
     )
     with make_reporter(json) as report:
-        run(options, report)
+        code = run(options, report)
+    return code

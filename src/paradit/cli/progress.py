@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
-from paradit.cli.text import duration, plan_text, result_text
+from paradit.cli.text import duration, memory_text, plan_text, result_text
 from paradit.engine.job import Report
 from paradit.engine.run import is_first_rank
 
@@ -27,8 +27,12 @@ class Reporter(Report):
 
     def __init__(self) -> None:
         super().__init__()
-        self._total = 1
-        self._began = self._said = 0.0
+        self.failures = 0
+        """Requests that have failed."""
+        # By stage: several may run at once.
+        self._total: dict[str, int] = {}
+        self._began: dict[str, float] = {}
+        self._said: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -53,18 +57,28 @@ class Reporter(Report):
         """A video is there."""
         print(result_text(result), flush=True)
 
+    def failed(self, index: int, count: int, message: str) -> None:
+        """A request has failed."""
+        self.failures += 1
+        number = f"[{index + 1}/{count}] " if count > 1 else ""
+        self._say(f"paradit: failed: {number}{message}")
+
+    def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
+        """Every rank's peak memory."""
+        print(memory_text(by_rank, stages), flush=True)
+
     def started(self, name: str, total: int) -> None:
-        self._total = total
-        self._began = self._said = time.monotonic()
+        self._total[name] = total
+        self._began[name] = self._said[name] = time.monotonic()
         self._say(f"{name}: {total} steps" if total > 1 else name)
 
     def stepped(self, name: str, done: int) -> None:
         now = time.monotonic()
-        if now - self._said >= PLAIN_SECONDS and done:
-            self._said = now
-            rate = done / (now - self._began)
-            left = duration((self._total - done) / rate)
-            self._say(f"{name}: {done}/{self._total}, {rate:.3g} steps/s, {left} left")
+        if now - self._said[name] >= PLAIN_SECONDS and done:
+            self._said[name] = now
+            rate = done / (now - self._began[name])
+            left = duration((self._total[name] - done) / rate)
+            self._say(f"{name}: {done}/{self._total[name]}, {rate:.3g} steps/s, {left} left")
 
     def finished(self, name: str, seconds: float) -> None:
         self._say(f"{name}: done in {duration(seconds)}")
@@ -79,6 +93,8 @@ class SilentReporter(Reporter):
     def plan(self, plan: dict[str, Any]) -> None: ...
 
     def result(self, result: dict[str, Any]) -> None: ...
+
+    def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None: ...
 
     def _say(self, line: str) -> None: ...
 
@@ -98,12 +114,19 @@ class JsonReporter(Reporter):
     def result(self, result: dict[str, Any]) -> None:
         self._event("result", **result)
 
+    def failed(self, index: int, count: int, message: str) -> None:
+        self.failures += 1
+        self._event("failed", index=index, count=count, message=message)
+
+    def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
+        self._event("memory", peak_memory_bytes_by_rank=by_rank, stages_by_rank=stages)
+
     def started(self, name: str, total: int) -> None:
-        self._total = total
+        self._total[name] = total
         self._event("stage_start", stage=name, total=total)
 
     def stepped(self, name: str, done: int) -> None:
-        self._event("step", stage=name, done=done, total=self._total)
+        self._event("step", stage=name, done=done, total=self._total[name])
 
     def finished(self, name: str, seconds: float) -> None:
         self._event("stage_end", stage=name, seconds=round(seconds, 4))
@@ -131,7 +154,7 @@ class TerminalReporter(Reporter):
         super().result(result)
 
     def started(self, name: str, total: int) -> None:
-        self._total = total
+        self._total[name] = total
         if self._bars is None:
             self._bars = Bars(
                 TextColumn("{task.description:<8}"),
@@ -150,7 +173,7 @@ class TerminalReporter(Reporter):
 
     def finished(self, name: str, seconds: float) -> None:  # noqa: ARG002 (the bar shows them)
         if self._bars is not None:
-            self._bars.update(self._tasks[name], completed=self._total)
+            self._bars.update(self._tasks[name], completed=self._total[name])
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -28,19 +28,25 @@ def amount(value: float, unit: str) -> str:
 
 def result_text(result: dict[str, Any]) -> str:
     stages = ", ".join(f"{name} {duration(seconds)}" for name, seconds in result["seconds"].items())
-    by_rank = ", ".join(amount(size, "B") for size in result["peak_memory_bytes_by_rank"])
-    place = "on the GPU " if result["device"] == "cuda" else ""
-    ranks = "" if len(result["peak_memory_bytes_by_rank"]) == 1 else "by rank "
-    memory = f"peak memory {place}{ranks}{by_rank}"
     lines = [
         result["path"],
         f"  {_video(result)}, seed {result['seed']}, model {result['model']}",
         f"  {stages}",
-        f"  {memory}",
     ]
+    if "peak_memory_bytes_by_rank" in result:
+        by_rank = [amount(size, "B") for size in result["peak_memory_bytes_by_rank"]]
+        place = "on the GPU " if result["device"] == "cuda" else ""
+        ranks = "" if len(by_rank) == 1 else "by rank "
+        lines.append(f"  peak memory {place}{ranks}{', '.join(by_rank)}")
     if result.get("latents_path"):
         lines.insert(1, f"  latents in {result['latents_path']}")
     return "\n".join(lines)
+
+
+def memory_text(by_rank: list[int], stages: list[tuple[str, ...]]) -> str:
+    """What each rank of a run whose stages are apart has needed."""
+    each = (f"{', '.join(names)} {amount(size, 'B')}" for names, size in zip(stages, by_rank, strict=True))
+    return "peak memory by rank: " + "; ".join(f"{rank}: {text}" for rank, text in enumerate(each))
 
 
 def plan_text(plan: dict[str, Any]) -> str:
@@ -58,12 +64,17 @@ def plan_text(plan: dict[str, Any]) -> str:
         "output": plan["path"],
     }
     if plan["ranks"] > 1:
-        rows["ranks"] = "; ".join(
-            f"{share['rank']}: {share['tokens']} tokens, {share['rows']} rows" for share in plan["shares"]
-        )
+        rows["ranks"] = "; ".join(_share_text(share) for share in plan["shares"])
     return "\n".join(f"{name + ':':<9}{value}" for name, value in rows.items())
 
 
 def _video(fields: dict[str, Any]) -> str:
     size, length = f"{fields['width']}x{fields['height']}", duration(fields["num_frames"] / fields["fps"])
     return f"{fields['num_frames']} frames, {size}, {fields['fps']:g} fps ({length})"
+
+
+def _share_text(share: dict[str, Any]) -> str:
+    parts = [stage for stage in share["stages"] if stage != "denoise"]
+    if "tokens" in share:
+        parts.insert(0, f"{share['tokens']} tokens, {share['rows']} rows")
+    return f"{share['rank']}: {', '.join(parts)}"

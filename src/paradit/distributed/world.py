@@ -13,21 +13,36 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from paradit.distributed.transport import Transport
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """All processes of a run, as one of them sees it."""
+    """All processes of a run, or some of them that work together, as one of them sees it."""
 
     rank: int
     size: int
     device: torch.device
+    group: dist.ProcessGroup | None = None
+    """None: all processes."""
+
+    def part(self, ranks: Sequence[int]) -> World | None:
+        """A world of some of these ranks, in their order; None where this rank is not among them.
+
+        Every rank must call it, with the same ranks.
+        """
+        if list(ranks) == list(range(self.size)):
+            return self
+        group = dist.new_group([self._global(rank) for rank in ranks])
+        if self.rank not in ranks:
+            return None
+        return World(rank=list(ranks).index(self.rank), size=len(ranks), device=self.device, group=group)
 
     def transport(self) -> Transport:
         """A transport among all ranks."""
-        return Transport(dist.group.WORLD)
+        return Transport(self.group or dist.group.WORLD)
 
     def transports(self, groups: Sequence[Sequence[int]]) -> list[Transport | None]:
         """A transport for each group of ranks; None where this rank is not in it.
@@ -39,11 +54,29 @@ class World:
             return [self.transport()]
         if all(len(ranks) == 1 for ranks in groups):
             return [Transport(None) if self.rank in ranks else None for ranks in groups]
-        made = [dist.new_group(list(ranks)) for ranks in groups]
-        return [
-            Transport(group) if self.rank in ranks else None
-            for group, ranks in zip(made, groups, strict=True)
-        ]
+        # In a part of the processes the others do not take part in making groups.
+        alone = self.group is not None
+        mine = [ranks for ranks in groups if self.rank in ranks] if alone else groups
+        made = {
+            tuple(ranks): dist.new_group(
+                [self._global(rank) for rank in ranks], use_local_synchronization=alone
+            )
+            for ranks in mine
+        }
+        return [Transport(made[tuple(ranks)]) if self.rank in ranks else None for ranks in groups]
+
+    def send(self, tensor: Tensor, rank: int) -> dist.Work:
+        """Begin to send a contiguous tensor to another rank; it must not change until it is gone."""
+        work = dist.isend(tensor, group=self.group, group_dst=rank)
+        assert work is not None  # this rank is in the group
+        return work
+
+    def receive(self, tensor: Tensor, rank: int) -> None:
+        """Fill a tensor with what another rank sends."""
+        dist.recv(tensor, group=self.group, group_src=rank)
+
+    def _global(self, rank: int) -> int:
+        return rank if self.group is None else dist.get_global_rank(self.group, rank)
 
 
 def current_world(device: torch.device) -> World | None:

@@ -104,7 +104,10 @@ def _hear(pipe: Connection, process: BaseProcess, report: Report) -> str | None:
     if event == "finished":
         name, seconds = values
         report.seconds[name] = report.seconds.get(name, 0.0) + seconds
-    getattr(report, event)(*values)
+    if event == "failed_request":
+        report.failed(*values)
+    else:
+        getattr(report, event)(*values)
     return None
 
 

@@ -48,7 +48,13 @@ class Report(Progress):
         """Request `index` (from 0) of `count` begins."""
 
     def result(self, result: dict[str, Any]) -> None:
-        """A video is there: `Job.about`, its seconds by stage, and peak memory by rank."""
+        """A video is there: `Job.about`, seconds by stage, and peak memory by rank where ranks have met."""
+
+    def failed(self, index: int, count: int, message: str) -> None:
+        """Request `index` of `count` has failed, and the others go on."""
+
+    def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
+        """Peak memory (bytes) and stages of every rank, at the end of a run whose stages are apart."""
 
 
 class RankError(RuntimeError):

@@ -56,11 +56,8 @@ def run(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report, 
         make_as_rank(assignment, report)
     elif placement.ranks == 1:
         from paradit.engine.make import make_videos
-        from paradit.models.kernels import load_kernel
-        from paradit.sampling.team import Alone
 
-        team = Alone(load_kernel(placement.kernel))
-        make_videos(jobs, spec, report, overwrite=overwrite, team=team, compile=placement.compile)
+        make_videos(jobs, spec, placement, report, overwrite=overwrite)
     else:
         from paradit.engine.driver import drive
 

@@ -67,6 +67,12 @@ class PipeReport(Report):
     def result(self, result: dict[str, Any]) -> None:
         self._send("result", result)
 
+    def failed(self, index: int, count: int, message: str) -> None:
+        self._send("failed_request", index, count, message)
+
+    def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
+        self._send("memory", by_rank, stages)
+
     def _send(self, event: str, *values: Any) -> None:
         self._pipe.send((event, values))
 
@@ -81,7 +87,7 @@ def work(assignment: Assignment, pipe: Connection) -> None:
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_end_with_the_driver, daemon=True).start()
     try:
-        make_as_rank(assignment, PipeReport(pipe) if assignment.rank == 0 else Report())
+        make_as_rank(assignment, PipeReport(pipe))
         pipe.send(("done", ()))
     except SystemExit:
         os._exit(1)
@@ -94,13 +100,11 @@ def work(assignment: Assignment, pipe: Connection) -> None:
 
 
 def make_as_rank(assignment: Assignment, report: Report) -> None:
-    """Be a rank in this process: make the videos with the others. Only the first rank's `report` counts."""
+    """Be a rank in this process: make the videos with the others."""
     import torch
 
     from paradit.distributed.world import join_world
     from paradit.engine.make import make_videos
-    from paradit.models.kernels import load_kernel
-    from paradit.sampling.together import together
 
     torch.set_num_threads(assignment.threads)
     rank, placement = assignment.rank, assignment.placement
@@ -110,18 +114,14 @@ def make_as_rank(assignment: Assignment, report: Report) -> None:
     with join_world(
         rank, placement.ranks, assignment.init_method, device=device, timeout=WAIT_SECONDS
     ) as world:
-        spec, kernel = assignment.spec, load_kernel(placement.kernel)
-        num_branches = 1 if spec.embedded_guidance else 2
-        num_heads = spec.transformers[0].num_attention_heads
-        team = together(world, placement, num_heads, num_branches, kernel)
         make_videos(
             assignment.jobs,
-            spec,
+            assignment.spec,
+            placement,
             report,
             overwrite=assignment.overwrite,
-            team=team,
+            world=world,
             device=device,
-            compile=placement.compile,
         )
 
 

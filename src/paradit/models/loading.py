@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import inspect
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,14 +13,29 @@ import transformers.utils.logging
 
 from paradit.models.spec import ModelSpec
 
+_COMPONENTS = {
+    "encode": ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+    "denoise": ("transformer", "transformer_2"),
+    "decode": ("vae",),
+}
+"""What each stage alone needs, of any family."""
+
 
 def load_pipeline(
-    pipeline_class: Any, spec: ModelSpec, dtype: torch.dtype, device: torch.device, left_out: Iterable[str]
+    pipeline_class: Any, spec: ModelSpec, dtype: torch.dtype, device: torch.device, stages: Collection[str]
 ) -> Any:
-    """A checked folder's pipeline from its safetensors, on `device`, without the components `left_out`.
+    """A checked folder's pipeline from its safetensors, on `device`, with what `stages` need.
 
     All in `dtype` but the VAE, which stays in fp32.
     """
+    accepted = inspect.signature(pipeline_class.__init__).parameters
+    left_out = [
+        name
+        for stage, names in _COMPONENTS.items()
+        if stage not in stages
+        for name in names
+        if name in accepted
+    ]
     with _no_progress_bars():
         pipeline = pipeline_class.from_pretrained(
             spec.folder,

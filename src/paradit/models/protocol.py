@@ -104,9 +104,6 @@ class VideoModel(Protocol):
         guidance_scale is among them where the model was trained to read it; None means its default.
         """
 
-    def prepare_latents(self, num_frames: int, height: int, width: int, seed: int) -> Tensor:
-        """Noise [1, C, F, h, w] in fp32, the same on every device."""
-
     def scheduler(self, num_inference_steps: int) -> Scheduler:
         """A fresh scheduler, with no memory of other requests."""
 

@@ -28,7 +28,8 @@ def denoise(
 
     prompts: the prompt and, for guidance, the negative prompt, as the model encodes them.
     guidance_scales: one for each of the model's experts. team: who computes; this process alone unless given.
-    Steps are told as stage "denoise".
+    Steps are told as stage "denoise". Raises FloatingPointError, naming the step, where the latents become
+    infinite or are no numbers.
     """
     team = team or Alone()
     _, _, frames, height, width = latents.shape
@@ -47,5 +48,7 @@ def denoise(
         )
         prediction = guide(predictions, guidance_scales[expert])
         (latents,) = scheduler.step(prediction, timestep, latents, return_dict=False)
+        if not latents.isfinite().all():
+            raise FloatingPointError(f"the latents are not finite after step {step + 1}")
         progress.step("denoise", step + 1)
     return latents

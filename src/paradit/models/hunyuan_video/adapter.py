@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,7 @@ from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.models.loading import fingerprint, load_pipeline
 from paradit.models.protocol import Frames, Prompt, Scheduler
 from paradit.models.spec import ModelSpec
-
-ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+from paradit.scheduling.stages import STAGES
 
 
 def load(
@@ -26,29 +25,28 @@ def load(
     dtype: torch.dtype,
     device: torch.device,
     *,
-    denoise_only: bool = False,
+    stages: Collection[str] = STAGES,
     compile: bool = False,
 ) -> HunyuanVideoModel:
     """Load a checked folder's safetensors; the VAE stays in fp32.
 
-    `denoise_only` leaves the text encoders and the VAE out.
+    Only what `stages` need.
     """
-    left_out = (*ENCODERS, "vae") if denoise_only else ()
-    pipeline = load_pipeline(HunyuanVideoPipeline, spec, dtype, device, left_out)
-    if not denoise_only:
+    pipeline = load_pipeline(HunyuanVideoPipeline, spec, dtype, device, stages)
+    if pipeline.vae is not None:
         # As the model card does: the decoder's attention over a whole 720p frame would need tens of GB.
         pipeline.vae.enable_tiling()
-    return HunyuanVideoModel(pipeline, spec, compile=compile)
+    return HunyuanVideoModel(pipeline, spec, dtype, compile=compile)
 
 
 class HunyuanVideoModel:
     """A HunyuanVideoPipeline's components, as a VideoModel."""
 
-    def __init__(self, pipeline: Any, spec: ModelSpec, *, compile: bool = False) -> None:
-        self.spec = spec
+    def __init__(self, pipeline: Any, spec: ModelSpec, dtype: torch.dtype, *, compile: bool = False) -> None:
+        self.spec, self.dtype = spec, dtype
         self.device: torch.device = pipeline.device
-        self.dtype: torch.dtype = pipeline.transformer.dtype
-        self.experts = [HunyuanVideoTransformer(pipeline.transformer, compile=compile)]
+        modules = [pipeline.transformer] if pipeline.transformer is not None else []
+        self.experts = [HunyuanVideoTransformer(module, compile=compile) for module in modules]
         self._pipeline = pipeline
 
     @property
@@ -77,11 +75,6 @@ class HunyuanVideoModel:
             guidance_scale = self.spec.defaults.guidance_scale
         guidance = torch.tensor([guidance_scale], dtype=self.dtype, device=self.device) * 1000.0
         return embeds.to(self.dtype), mask.to(self.dtype), pooled.to(self.dtype), guidance
-
-    def prepare_latents(self, num_frames: int, height: int, width: int, seed: int) -> Tensor:
-        """Noise [1, C, F, h, w] in fp32, drawn on the CPU, so that a seed means the same everywhere."""
-        shape = (1, *self.spec.vae.latent_shape(num_frames, height, width))
-        return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)).to(self.device)
 
     def scheduler(self, num_inference_steps: int) -> Scheduler:
         """A copy of the folder's scheduler, set to its steps: it counts them, for one request."""

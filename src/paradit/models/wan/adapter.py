@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from paradit.models.protocol import Frames, Prompt, Scheduler
 from paradit.models.spec import ModelSpec
 from paradit.models.wan.decoder import decode
 from paradit.models.wan.transformer import WanTransformer
+from paradit.scheduling.stages import STAGES
 
 
 def load(
@@ -22,24 +23,23 @@ def load(
     dtype: torch.dtype,
     device: torch.device,
     *,
-    denoise_only: bool = False,
+    stages: Collection[str] = STAGES,
     compile: bool = False,
 ) -> WanModel:
     """Load a checked folder's safetensors; the VAE stays in fp32, as diffusers advises for Wan.
 
-    `denoise_only` leaves the text encoder and the VAE out.
+    Only what `stages` need.
     """
-    left_out = ("text_encoder", "tokenizer", "vae") if denoise_only else ()
-    return WanModel(load_pipeline(WanPipeline, spec, dtype, device, left_out), spec, compile=compile)
+    pipeline = load_pipeline(WanPipeline, spec, dtype, device, stages)
+    return WanModel(pipeline, spec, dtype, compile=compile)
 
 
 class WanModel:
     """A WanPipeline's components, as a VideoModel."""
 
-    def __init__(self, pipeline: Any, spec: ModelSpec, *, compile: bool = False) -> None:
-        self.spec = spec
+    def __init__(self, pipeline: Any, spec: ModelSpec, dtype: torch.dtype, *, compile: bool = False) -> None:
+        self.spec, self.dtype = spec, dtype
         self.device: torch.device = pipeline.device
-        self.dtype: torch.dtype = pipeline.transformer.dtype
         modules = [pipeline.transformer, pipeline.transformer_2]
         self.experts = [WanTransformer(module, compile=compile) for module in modules if module is not None]
         self._pipeline = pipeline
@@ -63,20 +63,6 @@ class WanModel:
             device=self.device,
         )
         return (embeds.to(self.dtype),)
-
-    def prepare_latents(self, num_frames: int, height: int, width: int, seed: int) -> Tensor:
-        """Noise [1, C, F, h, w] in fp32, drawn on the CPU, so that a seed means the same everywhere."""
-        latents: Tensor = self._pipeline.prepare_latents(
-            batch_size=1,
-            num_channels_latents=self.spec.transformers[0].in_channels,
-            height=height,
-            width=width,
-            num_frames=num_frames,
-            dtype=torch.float32,
-            device=self.device,
-            generator=torch.Generator("cpu").manual_seed(seed),
-        )
-        return latents
 
     def scheduler(self, num_inference_steps: int) -> Scheduler:
         """A copy of the folder's scheduler, set to its steps: it keeps a history, which is one request's."""

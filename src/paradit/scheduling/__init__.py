@@ -1,0 +1,1 @@
+"""Which work runs where, and in which order: pure decisions, without torch and without a clock."""

@@ -1,0 +1,1 @@
+"""Encode, denoise, decode: what one group of ranks does with one request."""

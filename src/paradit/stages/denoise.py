@@ -1,0 +1,44 @@
+"""The second stage: from noise to a video's latents."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from paradit.models.protocol import Prompt, VideoModel
+from paradit.progress import Progress
+from paradit.requests import Request
+from paradit.sampling import full_sequence, guidance
+from paradit.sampling.noise import initial_noise
+from paradit.sampling.team import Team
+
+
+def denoise(
+    model: VideoModel, request: Request, prompts: tuple[Prompt, ...], progress: Progress, team: Team
+) -> Tensor:
+    """The latents [1, C, F, h, w], fp32, of a resolved request, on every rank; told as stage "denoise".
+
+    Every process of a team calls it with the same request. Raises RuntimeError, naming the rank, where
+    requests or weights differ.
+    """
+    team.agree("what is asked for", repr(request).encode())
+    team.agree("the model", model.fingerprint())
+    sizes = request.num_frames, request.height, request.width
+    steps, guidance_scale = request.num_inference_steps, request.guidance_scale
+    assert all(sizes) and steps and guidance_scale, f"not a resolved request: {request}"
+    shape = (1, *model.spec.vae.latent_shape(*sizes))  # type: ignore[arg-type]
+    with progress.stage("denoise", total=steps):
+        noise = team.share(
+            partial(initial_noise, shape, request.seed, model.device), shape, torch.float32, model.device
+        )
+        return full_sequence.denoise(
+            model,
+            noise,
+            prompts,
+            num_inference_steps=steps,
+            guidance_scales=guidance.scales(model.spec, guidance_scale),
+            progress=progress,
+            team=team,
+        )

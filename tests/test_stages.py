@@ -1,0 +1,224 @@
+"""Stages on their own ranks: the same videos, only what is needed is loaded, and a request fails alone."""
+
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from paradit.distributed.world import World
+from paradit.engine.job import Job, Report
+from paradit.engine.make import make_videos
+from paradit.errors import InputError
+from paradit.models.spec import read_spec
+from paradit.placement import Placement, read_fields, read_groups
+from paradit.requests import Request, resolve
+from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, program
+from paradit.testing import run_world
+from tiny import save_folder
+
+PROMPTS = ["a red circle", "a blue square", "a green ring", "a white triangle", "a cyan circle"]
+PLACEMENTS = [
+    (1, ""),
+    (2, "denoise=0 decode=1"),
+    (2, "denoise=0-1 decode=1 encode=0"),
+    (3, "denoise=0-1 decode=2"),
+    (3, "denoise=1-2 decode=0 encode=1"),
+    (4, "denoise=1-2 decode=0,3 encode=1"),
+    (4, "denoise=0-2 decode=2,3 encode=3"),
+]
+
+
+def placement(ranks: int, groups: str, **fields: Any) -> Placement:
+    return Placement(ranks=ranks, **(read_groups(groups) if groups else {}), **fields)
+
+
+@pytest.mark.parametrize(("ranks", "groups"), PLACEMENTS)
+@pytest.mark.parametrize("num_requests", [0, 1, 2, 7])
+def test_every_request_goes_its_way_and_nobody_waits_for_ever(
+    ranks: int, groups: str, num_requests: int
+) -> None:
+    where = placement(ranks, groups)
+    decoders = where.decode_ranks
+    programs = [
+        deque(
+            program(
+                where.stages_of(r), decoders.index(r) if r in decoders else -1, len(decoders), num_requests
+            )
+        )
+        for r in range(ranks)
+    ]
+    done: dict[str, dict[int, set[int]]] = {stage: {} for stage in STAGES}
+    while any(programs):
+        moved = False
+        for rank, left in enumerate(programs):
+            if not left:
+                continue
+            stage, request = left[0]
+            before = STAGES[STAGES.index(stage) - 1] if stage != "encode" else None
+            sources = {"denoise": where.encode_ranks, "decode": where.denoise_ranks}.get(stage, ())
+            if before and not set(sources) <= done[before].get(request, set()):
+                continue
+            # What the next stage has not begun may be ready for `AHEAD` requests, and one more is being made.
+            after = {"encode": "denoise", "denoise": "decode"}.get(stage)
+            if after:
+                assert request - len(done[after]) <= AHEAD + len(decoders)
+            done[stage].setdefault(request, set()).add(rank)
+            left.popleft()
+            moved = True
+        assert moved, f"all wait: {[list(left)[:1] for left in programs]}"
+    for request in range(num_requests):
+        assert done["denoise"][request] == set(where.denoise_ranks)
+        assert done["decode"][request] == {decoders[decoder_of(request, len(decoders))]}
+
+
+def test_placements_are_written_in_two_ways() -> None:
+    where = placement(8, "denoise=0-5 decode=6,7 encode=6", attention="ulysses")
+    assert where.denoise_ranks == (0, 1, 2, 3, 4, 5)
+    assert where.stages_of(6) == ("encode", "decode")
+    assert Placement.from_json(where.to_json()) == where
+    assert Placement(ranks=3).stages_of(0) == STAGES
+    assert Placement(ranks=3).stages_of(2) == ("denoise",)
+    assert Placement(ranks=3, denoise=(0, 1), decode=(2,)).encode_ranks == (2,)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "groups", "message"),
+    [
+        (3, "denoise=0-1 decode=3", "decode must be different ranks from 0 to 2, got 3"),
+        (3, "denoise=0,0 decode=1", "denoise must be different ranks from 0 to 2, got 0, 0"),
+        (4, "denoise=0-1 decode=2", "rank 3 does nothing: give it a stage, or use fewer ranks"),
+        (4, "denoise=0-1 decode=2,3 encode=2,3", "one rank encodes, got 2, 3: use encode=2"),
+        (3, "dnoise=0-1", "placement is written like"),
+        (3, "decode=1-", "placement is written like"),
+        (3, " ", "placement is empty"),
+    ],
+)
+def test_placements_that_cannot_be(ranks: int, groups: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Placement(ranks=ranks, **read_groups(groups))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rank": 2}', '{"decode": 1}', '{"decode": ["1"]}'])
+def test_files_that_hold_no_placement(text: str) -> None:
+    with pytest.raises(InputError):
+        read_fields(text)
+
+
+class Kept(Report):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[str, Any]] = []
+
+    def result(self, result: dict[str, Any]) -> None:
+        self.told.append(("result", result))
+
+    def failed(self, index: int, count: int, message: str) -> None:
+        self.told.append(("failed", (index, count, message)))
+
+    def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
+        self.told.append(("memory", (by_rank, stages)))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny-wan"
+    return save_folder("wan21", folder, heads=3, width=48, height=48, num_frames=9, num_inference_steps=2)
+
+
+def jobs(model: Path, folder: Path) -> list[Job]:
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = read_spec(model)
+    return [
+        Job(
+            request=resolve(Request(prompt=prompt, seed=number), spec),
+            output=str(folder / f"{number}.mp4"),
+            latents=folder / f"{number}.safetensors",
+        )
+        for number, prompt in enumerate(PROMPTS)
+    ]
+
+
+def on_ranks(world: World, model: Path, folder: Path, where: Placement) -> list[tuple[str, Any]]:
+    report = Kept()
+    world_or_none = world if where.ranks > 1 else None
+    make_videos(jobs(model, folder), read_spec(model), where, report, overwrite=False, world=world_or_none)
+    return report.told
+
+
+def made(folder: Path) -> list[tuple[torch.Tensor, np.ndarray]]:
+    found = []
+    for number in range(len(PROMPTS)):
+        with av.open(str(folder / f"{number}.mp4")) as file:
+            frames = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+        found.append((load_file(folder / f"{number}.safetensors")["latents"], frames))
+    return found
+
+
+def test_every_placement_makes_the_same_videos(model: Path, tmp_path: Path) -> None:
+    for number, (ranks, groups) in enumerate(PLACEMENTS):
+        folder = tmp_path / str(number)
+        where = placement(ranks, groups, attention="ulysses")
+        told = [event for rank in run_world(on_ranks, ranks, model, folder, where) for event in rank]
+        results = [about for event, about in told if event == "result"]
+        assert sorted(result["path"] for result in results) == [job.output for job in jobs(model, folder)]
+        assert all({"denoise", "decode"} <= set(result["seconds"]) for result in results)
+        apart = len(where.denoise_ranks) < ranks
+        assert [event for event, _ in told if event != "result"] == ["memory"] * apart
+        for (latents, frames), (expected, _) in zip(made(folder), made(tmp_path / "0"), strict=True):
+            torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+            assert frames.shape == (9, 48, 48, 3)
+
+
+def loaded(world: World, model: Path, where: Placement) -> list[bool]:
+    from paradit.text_to_video import load
+
+    pipeline: Any = load(read_spec(model), stages=where.stages_of(world.rank))._pipeline  # type: ignore[attr-defined]
+    return [
+        getattr(pipeline, name) is not None for name in ("text_encoder", "tokenizer", "transformer", "vae")
+    ]
+
+
+def test_a_rank_loads_what_it_needs(model: Path) -> None:
+    where = placement(3, "denoise=0 decode=1 encode=2")
+    assert run_world(loaded, 3, model, where) == [
+        [False, False, True, False],
+        [False, False, False, True],
+        [True, True, False, False],
+    ]
+
+
+def poisoned(world: World, model: Path, folder: Path, where: Placement) -> list[tuple[str, Any]]:
+    """The second request gets noise that is no number, and the third one's folder is gone."""
+    from paradit.stages import denoise as stage
+
+    initial_noise = stage.initial_noise
+
+    def noise(shape: Any, seed: int, device: torch.device) -> torch.Tensor:
+        return initial_noise(shape, seed, device) * (torch.nan if seed == 1 else 1.0)
+
+    stage.initial_noise = noise  # type: ignore[assignment]
+    all_jobs = jobs(model, folder)
+    all_jobs[2] = replace(all_jobs[2], latents=folder / "gone" / "l.safetensors")
+    report = Kept()
+    make_videos(all_jobs, read_spec(model), where, report, overwrite=False, world=world)
+    return report.told
+
+
+@pytest.mark.parametrize("groups", ["", "denoise=0 decode=1"])
+def test_a_request_fails_alone(model: Path, tmp_path: Path, groups: str) -> None:
+    where = placement(2, groups, attention="ulysses")
+    told = [event for rank in run_world(poisoned, 2, model, tmp_path, where) for event in rank]
+    failed = [about for event, about in told if event == "failed"]
+    assert [(index, count) for index, count, _ in sorted(failed)] == [(1, 5), (2, 5)]
+    assert "'a blue square': the latents are not finite after step 1" in str(failed)
+    assert "No such file or directory" in str(failed)
+    paths = sorted(Path(about["path"]).name for event, about in told if event == "result")
+    assert paths == ["0.mp4", "3.mp4", "4.mp4"]
