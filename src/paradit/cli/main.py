@@ -229,5 +229,4 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         dry_run=dry_run,
     )
     with make_reporter(json) as report:
-        code = run(options, report)
-    return code
+        return run(options, report)
