@@ -78,6 +78,7 @@ OPTIONS = [
     "--fps",
     "--dtype",
     "--ranks",
+    "--placement",
     "--cfg-degree",
     "--attention",
     "--chunks",
