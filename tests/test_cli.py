@@ -13,7 +13,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import tiny
 from paradit import __version__
@@ -150,6 +152,10 @@ BAD = {
     "latents exist": (["a", "--latents", "there.safetensors"], "'there.safetensors' exists.*--overwrite"),
     "latents suffix": (["a", "--latents", "a.pt"], "must end in .safetensors"),
     "one of many": (["--prompts-file", "prompts.txt", "-o", "there"], "'there/01-two.mp4' exists"),
+    "placement": (["a", "--placement", "decode=x"], "placement is written like 'denoise=0-5 decode=6"),
+    "idle rank": (["a", "--ranks", "3", "--placement", "denoise=0 decode=1"], "rank 2 does nothing"),
+    "rank beyond": (["a", "--ranks", "2", "--placement", "decode=2"], "ranks from 0 to 1, got 2"),
+    "no placement file": (["a", "--placement", "none.json"], "'none.json' cannot be read"),
     "command": (None, "No such command"),
 }
 
@@ -185,6 +191,47 @@ def test_bad_input_gets_one_line(model: Path, place: Path, case: str) -> None:
     assert re.fullmatch(r"paradit: error: [^\n]+\n", ended.stderr), ended.stderr  # and torch not imported
     assert re.search(says, ended.stderr)
     assert names(place) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["none.safetensors"], "'none.safetensors' cannot be read"),
+        (["prompts.txt"], "'prompts.txt' cannot be read"),
+        (["MODEL/transformer/diffusion_pytorch_model.safetensors"], "holds no tensor 'latents'"),
+        (["other.safetensors"], "made by the model 'another', not"),
+        (["short.safetensors"], r"are \[1, 16, frames, height, width\].* has \[1, 4, 3, 2, 2\]"),
+        (["good.safetensors"], "'good.mp4' exists.*--overwrite"),
+        (["good.safetensors", "-o", "x.avi"], "'.avi', known are"),
+    ],
+)
+def test_latents_that_cannot_be_decoded(model: Path, place: Path, arguments: list[str], says: str) -> None:
+    whole = np.zeros((1, 16, 3, 6, 6), np.float32)
+    save_file({"latents": whole}, place / "other.safetensors", {"model": "another"})
+    save_file({"latents": np.zeros((1, 4, 3, 2, 2), np.float32)}, place / "short.safetensors")
+    save_file({"latents": whole}, place / "good.safetensors")
+    (place / "good.mp4").touch()
+    before = names(place)
+    given = [argument.replace("MODEL", str(model)) for argument in arguments]
+    ended = run(["decode", "--model", str(model), *given], place, NO_TORCH)
+    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+    assert re.fullmatch(r"paradit: error: [^\n]+\n", ended.stderr), ended.stderr
+    assert re.search(says, ended.stderr)
+    assert names(place) == before
+
+
+def test_decode_makes_the_same_video(model: Path, tmp_path: Path) -> None:
+    common = ["--model", str(model)]
+    made = run(
+        ["generate", "a red circle", *common, "--latents", "l.safetensors", "-o", "a.mp4", "--fps", "12"],
+        tmp_path,
+    )
+    assert made.returncode == 0, made.stderr
+    again = run(["decode", "l.safetensors", *common, "--json"], tmp_path)
+    assert again.returncode == 0, again.stderr
+    result = json.loads(again.stdout.splitlines()[-1])
+    assert (result["path"], result["prompt"], result["fps"]) == ("l.mp4", "a red circle", 12)
+    assert (tmp_path / "l.mp4").read_bytes() == (tmp_path / "a.mp4").read_bytes()
 
 
 def test_dry_run(model: Path, tmp_path: Path) -> None:

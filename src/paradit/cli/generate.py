@@ -65,8 +65,9 @@ def _placement(options: Options) -> Placement:
         raise InputError(
             "stages have ranks of their own only with --ranks: leave torchrun, or --placement, out"
         )
-    asked = options.ranks if options.ranks is not None else chosen.get("ranks")
-    ranks = asked or there or max(groups, default=0) + 1
+    ranks = options.ranks if options.ranks is not None else chosen.get("ranks")
+    if ranks is None:
+        ranks = there or max(groups, default=0) + 1
     return Placement(**{**chosen, "ranks": ranks})
 
 

@@ -230,3 +230,35 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
     )
     with make_reporter(json) as report:
         return run(options, report)
+
+
+@app.command(epilog="Example: paradit decode circle.safetensors -o circle.webm")
+def decode(  # noqa: PLR0917 (typer calls it by name)
+    latents: Annotated[
+        Path, typer.Argument(help="What `paradit generate --latents` has saved.", metavar="LATENTS")
+    ],
+    model: Annotated[
+        str,
+        typer.Option(help="The model that made them: as for generate.", metavar="ID_OR_FOLDER"),
+    ] = "shapes",
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="OUT.mp4, .webm, .gif, or a folder for PNG. [default: named after LATENTS, .mp4]",
+            metavar="OUT",
+        ),
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames per second of the file. [default: as asked for]", metavar="F")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
+) -> None:
+    """Make the video of saved latents, with nothing but the model's VAE."""
+    from paradit.cli.decode import decode as run
+    from paradit.cli.progress import make_reporter
+
+    with make_reporter(json) as report:
+        run(latents, report, model=model, output=output, fps=fps, overwrite=overwrite)

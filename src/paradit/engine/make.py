@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from math import prod
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save
-from torch import Tensor
 
 from paradit.distributed.channel import Channel
 from paradit.distributed.world import World
 from paradit.engine.job import Job, Report
+from paradit.engine.keep import keep
 from paradit.memory import peak_memory_bytes
 from paradit.models.kernels import load_kernel
-from paradit.models.protocol import Frames, Prompt
+from paradit.models.protocol import Prompt
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 from paradit.sampling.team import Alone, Team
@@ -29,7 +26,6 @@ from paradit.stages.decode import decode
 from paradit.stages.denoise import denoise
 from paradit.stages.encode import encode, texts
 from paradit.text_to_video import load
-from paradit.video.writer import open_video, temporary_name
 
 
 def make_videos(
@@ -127,7 +123,7 @@ class _Rank:
         self._seconds[index].setdefault("denoise", took.item())
         try:
             with self._timed(index, "decode"):
-                _keep(job, self._spec, latents, decode(self._model, latents, self._report), self._overwrite)
+                keep(job, self._spec, latents, decode(self._model, latents, self._report), self._overwrite)
         except OSError as error:
             self._fail(index, f"{error.strerror or error}: {error.filename or job.output}")
         else:
@@ -200,31 +196,3 @@ def _team(placement: Placement, spec: ModelSpec, world: World | None) -> Team | 
         return None
     num_branches = 1 if spec.embedded_guidance else 2
     return together(part, placement, spec.transformers[0].num_attention_heads, num_branches, kernel)
-
-
-def _keep(job: Job, spec: ModelSpec, latents: Tensor, frames: Generator[Frames], overwrite: bool) -> None:
-    if job.latents is not None:
-        # Before the decode, which may run out of memory: the costly part is then safe.
-        _save_latents(job.latents, latents, job.about(spec))
-    if job.make_folder is not None:
-        job.make_folder.mkdir(exist_ok=True)
-    request = job.request
-    assert request.width and request.height and request.fps
-    with (
-        closing(frames),
-        open_video(job.output, request.width, request.height, request.fps, overwrite=overwrite) as file,
-    ):
-        for frame in frames:
-            file.write(frame)
-
-
-def _save_latents(path: Path, latents: Tensor, about: dict[str, Any]) -> None:
-    """Save `[1, C, F, h, w]` under the key `latents`, whole or not at all."""
-    part = temporary_name(path)
-    metadata = {key: str(value) for key, value in about.items() if value is not None}
-    try:
-        # safetensors' own save_file makes files that only their owner may read.
-        part.write_bytes(save({"latents": latents.contiguous().cpu()}, metadata=metadata))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

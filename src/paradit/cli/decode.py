@@ -1,0 +1,85 @@
+"""`paradit decode`: check saved latents, then make their video. Imports no torch until all is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from paradit.cli.progress import Reporter
+from paradit.engine.job import Job
+from paradit.errors import InputError
+from paradit.models.folder import download_weights, find_model
+from paradit.models.spec import ModelSpec, read_spec
+from paradit.requests import Request, resolve
+from paradit.video.writer import check_target
+
+_KNOWN: dict[str, Callable[[str], Any]] = {
+    "prompt": str,
+    "negative_prompt": str,
+    "seed": int,
+    "guidance_scale": float,
+    "num_inference_steps": int,
+    "fps": float,
+}
+"""What a file of latents says of the request besides its sizes, which the latents themselves say."""
+
+
+def decode(
+    latents: Path, report: Reporter, *, model: str, output: str | None, fps: float | None, overwrite: bool
+) -> None:
+    """Make the video of latents that `paradit generate --latents` has saved.
+
+    Raises InputError for whatever cannot be had, before torch is imported and any file is made.
+    """
+    shape, about = _read(latents)
+    folder = find_model(model)
+    spec = read_spec(folder)
+    request = resolve(_request(latents, shape, about, fps, spec), spec)
+    job = Job(request=request, output=output if output is not None else f"{latents.stem}.mp4", latents=None)
+    check_target(job.output, fps=request.fps, overwrite=overwrite)
+    download_weights(model, folder)
+
+    from paradit.engine.decode import decode_saved
+
+    decode_saved(latents, job, spec, report, overwrite=overwrite)
+
+
+def _read(path: Path) -> tuple[list[int], dict[str, str]]:
+    """The shape of the latents, and what is said of them."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if "latents" not in file.keys():  # noqa: SIM118 (it is no dict)
+                raise InputError(f"{str(path)!r} holds no tensor 'latents', but {', '.join(file.keys())}")
+            shape: list[int] = file.get_slice("latents").get_shape()
+            return shape, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"latents {str(path)!r} cannot be read: {error}") from None
+
+
+def _request(
+    path: Path, shape: list[int], about: dict[str, str], fps: float | None, spec: ModelSpec
+) -> Request:
+    """The request that the latents are the result of, as far as that is known."""
+    name, vae = about.get("model", spec.name), spec.vae
+    if name != spec.name:
+        raise InputError(
+            f"{str(path)!r} was made by the model {name!r}, not {spec.name!r}: give it by --model"
+        )
+    if len(shape) != 5 or shape[:2] != [1, vae.z_dim]:
+        raise InputError(
+            f"latents of the model {spec.name!r} are [1, {vae.z_dim}, frames, height, width], "
+            f"{str(path)!r} has {shape}"
+        )
+    _, _, frames, height, width = shape
+    known = {field: kind(about[field]) for field, kind in _KNOWN.items() if field in about}
+    if fps is not None:
+        known["fps"] = fps
+    return Request(
+        **{"prompt": path.stem, **known},
+        width=width * vae.spatial_compression,
+        height=height * vae.spatial_compression,
+        num_frames=(frames - 1) * vae.temporal_compression + 1,
+    )
