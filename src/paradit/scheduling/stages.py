@@ -1,4 +1,4 @@
-"""Which rank does which stage of which request, and in which order (DeDiVAE, arXiv 2511.12056, section 4).
+"""Which rank does which stage of which request, and in which order (DeDiVAE, arXiv 2511.12056).
 
 Every rank has a program: (stage, request) after (stage, request). Ranks wait for each other's data only, so
 what lies on different ranks overlaps by itself.

@@ -1,0 +1,109 @@
+"""Ten prompts through text encoder, transformer and VAE on two ranks: together, apart, or a whole model each.
+
+    python benchmarks/stages.py --repeats 3
+
+The bundled model, 33 frames, one thread a rank; few steps (the decode weighs) and many (the denoising does).
+All ways take turns within one run; medians of the seconds from the first prompt to the last video, with the
+models loaded. The bound of stages apart is the slower one's own time, once both are under way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from statistics import median
+from typing import Any
+
+from machine import write_results
+from paradit.distributed.world import World
+from paradit.engine.job import Job, Report
+from paradit.engine.make import make_videos
+from paradit.models.folder import find_model
+from paradit.models.spec import read_spec
+from paradit.placement import Placement
+from paradit.requests import Request, resolve
+from paradit.shapes.world import all_scenes
+from paradit.testing import run_world
+
+WAYS = {
+    "together": Placement(ranks=2, attention="ulysses"),
+    "together, each decodes": Placement(ranks=2, decode=(0, 1), encode=(0,), attention="ulysses"),
+    "apart": Placement(ranks=2, denoise=(0,), decode=(1,)),
+    "replicas": Placement(),
+}
+STEPS = (4, 30)
+
+
+class Clock(Report):
+    """When the first request began, when the last video was there, and what the stages took."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began = self.ended = 0.0
+        self.stages: list[dict[str, float]] = []
+
+    def request(self, index: int, count: int, prompt: str) -> None:  # noqa: ARG002
+        self.began = self.began or time.time()
+
+    def result(self, result: dict[str, Any]) -> None:
+        self.ended = time.time()
+        self.stages.append(result["seconds"])
+
+
+def rank(world: World, way: str, num_prompts: int, steps: int, folder: str) -> Clock:
+    spec, placement = read_spec(find_model("shapes")), WAYS[way]
+    jobs = [
+        Job(
+            request=resolve(Request(prompt=scene.prompt, seed=seed, num_inference_steps=steps), spec),
+            output=f"{folder}/{seed}.mp4",
+            latents=None,
+        )
+        for seed, scene in enumerate(all_scenes()[:: 1440 // num_prompts][:num_prompts])
+    ]
+    clock = Clock()
+    if placement.ranks == 1:
+        make_videos(jobs[world.rank :: world.size], spec, placement, clock, overwrite=True)
+    else:
+        make_videos(jobs, spec, placement, clock, overwrite=True, world=world)
+    return clock
+
+
+def take(way: str, num_prompts: int, steps: int) -> tuple[float, dict[str, float]]:
+    """Seconds of the whole, and of all requests' stages."""
+    with tempfile.TemporaryDirectory() as folder:
+        clocks = run_world(rank, 2, way, num_prompts, steps, folder, timeout=900)
+    began = min(clock.began for clock in clocks if clock.began)
+    stages = [each for clock in clocks for each in clock.stages]
+    totals = {name: sum(each.get(name, 0.0) for each in stages) for name in ("denoise", "decode")}
+    return max(clock.ended for clock in clocks) - began, totals
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    rows = []
+    for steps in STEPS:
+        taken: dict[str, list[tuple[float, dict[str, float]]]] = {way: [] for way in WAYS}
+        for _ in range(args.repeats):
+            for way in WAYS:
+                taken[way].append(take(way, args.prompts, steps))
+        seconds = {way: median(took for took, _ in each) for way, each in taken.items()}
+        bound = median(max(stages.values()) for _, stages in taken["apart"])
+        rows.append({
+            "steps": steps,
+            "seconds": seconds,
+            "bound_apart": bound,
+            "stages": {way: each[-1][1] for way, each in taken.items()},
+        })  # fmt: skip
+        print(f"\n{steps} steps, {args.prompts} prompts")
+        for way, took in sorted(seconds.items(), key=lambda item: item[1]):
+            print(f"  {way:24} {took:7.1f} s  {took / seconds['together']:5.2f} of together", flush=True)
+        print(f"  bound of apart {bound:.1f} s: it takes {seconds['apart'] / bound:.2f} of that", flush=True)
+    write_results("stages", {"prompts": args.prompts, "repeats": args.repeats, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
