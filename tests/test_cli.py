@@ -200,6 +200,7 @@ def test_bad_input_gets_one_line(model: Path, place: Path, case: str) -> None:
         (["prompts.txt"], "'prompts.txt' cannot be read"),
         (["MODEL/transformer/diffusion_pytorch_model.safetensors"], "holds no tensor 'latents'"),
         (["other.safetensors"], "made by the model 'another', not"),
+        (["broken.safetensors"], "says of itself what cannot be read: .*'many'"),
         (["short.safetensors"], r"are \[1, 16, frames, height, width\].* has \[1, 4, 3, 2, 2\]"),
         (["good.safetensors"], "'good.mp4' exists.*--overwrite"),
         (["good.safetensors", "-o", "x.avi"], "'.avi', known are"),
@@ -210,6 +211,7 @@ def test_latents_that_cannot_be_decoded(model: Path, place: Path, arguments: lis
     save_file({"latents": whole}, place / "other.safetensors", {"model": "another"})
     save_file({"latents": np.zeros((1, 4, 3, 2, 2), np.float32)}, place / "short.safetensors")
     save_file({"latents": whole}, place / "good.safetensors")
+    save_file({"latents": whole}, place / "broken.safetensors", {"num_inference_steps": "many"})
     (place / "good.mp4").touch()
     before = names(place)
     given = [argument.replace("MODEL", str(model)) for argument in arguments]

@@ -61,3 +61,12 @@ def test_what_is_side_by_side_is_quicker_and_never_beyond_the_bound(ratio: float
 def test_latency_is_hidden_by_the_other_branch_not_by_chunks() -> None:
     link = Link(latency=10.0, seconds_per_byte=0.0)
     assert rehearsed(link, chunks=2, interleave=True) < rehearsed(link) == rehearsed(link, chunks=4)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 1.0, 2.0])
+def test_one_turn_behind_hides_as_much_or_more(ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link(0.0, ratio * WORK / BYTES)
+    behind = {chunks: rehearsed(link, chunks, interleave=True) for chunks in (2, 4)}
+    monkeypatch.setattr(Form, "lag", 0)
+    for chunks, took in behind.items():
+        assert took <= rehearsed(link, chunks, interleave=True)

@@ -20,7 +20,7 @@ from paradit.placement import Placement, read_fields, read_groups
 from paradit.requests import Request, resolve
 from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, program
 from paradit.testing import run_world
-from tiny import save_folder
+from tiny import save_folder, save_hunyuan_folder
 
 PROMPTS = ["a red circle", "a blue square", "a green ring", "a white triangle", "a cyan circle"]
 PLACEMENTS = [
@@ -177,6 +177,17 @@ def test_every_placement_makes_the_same_videos(model: Path, tmp_path: Path) -> N
             if torch.equal(latents, expected):
                 assert np.array_equal(frames, pixels)
             assert pixels.shape == (9, 48, 48, 3)
+
+
+def test_hunyuan_video_too(tmp_path: Path) -> None:
+    settings = {"width": 32, "height": 32, "num_frames": 9, "num_inference_steps": 2}
+    model = save_hunyuan_folder(tmp_path / "tiny-hunyuan", heads=3, **settings)
+    for groups in ("", "denoise=0-1 decode=2"):
+        where = placement(3 if groups else 1, groups, attention="ulysses")
+        run_world(on_ranks, where.ranks, model, tmp_path / f"of-{where.ranks}", where)
+    apart, expected = (made(tmp_path / f"of-{ranks}") for ranks in (3, 1))
+    for (latents, _), (wanted, _) in zip(apart, expected, strict=True):
+        torch.testing.assert_close(latents, wanted, rtol=0, atol=1e-5)
 
 
 def loaded(world: World, model: Path, where: Placement) -> list[bool]:

@@ -36,7 +36,8 @@ class Form:
         """How many turns the second branch is behind the first.
 
         With chunks a layer has an odd number of turns. One turn behind, a branch computes its first chunk
-        while the other's last ones travel, which hid more in every case that was rehearsed.
+        while the other's last ones travel, which hid as much or more in every case that was rehearsed
+        (`tests/test_rehearsal.py` has some).
         """
         return int(self.interleave and self.chunks > 1)
 

@@ -74,7 +74,10 @@ def _request(
             f"{str(path)!r} has {shape}"
         )
     _, _, frames, height, width = shape
-    known = {field: kind(about[field]) for field, kind in _KNOWN.items() if field in about}
+    try:
+        known = {field: kind(about[field]) for field, kind in _KNOWN.items() if field in about}
+    except ValueError as error:
+        raise InputError(f"{str(path)!r} says of itself what cannot be read: {error}") from None
     if fps is not None:
         known["fps"] = fps
     return Request(

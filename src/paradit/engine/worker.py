@@ -46,20 +46,21 @@ def threads_per_rank(ranks: int) -> int:
 
 
 class PipeReport(Report):
-    """Sends every event to the driver."""
+    """Sends every event to the driver; a stage that several ranks do at once has the rank in its name."""
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, pipe: Connection, rank: int, placement: Placement) -> None:
         super().__init__()
         self._pipe = pipe
+        self._names = {"decode": f"decode on rank {rank}"} if len(placement.decode_ranks) > 1 else {}
 
     def started(self, name: str, total: int) -> None:
-        self._send("started", name, total)
+        self._send("started", self._names.get(name, name), total)
 
     def stepped(self, name: str, done: int) -> None:
-        self._send("stepped", name, done)
+        self._send("stepped", self._names.get(name, name), done)
 
     def finished(self, name: str, seconds: float) -> None:
-        self._send("finished", name, seconds)
+        self._send("finished", self._names.get(name, name), seconds)
 
     def request(self, index: int, count: int, prompt: str) -> None:
         self._send("request", index, count, prompt)
@@ -87,7 +88,7 @@ def work(assignment: Assignment, pipe: Connection) -> None:
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_end_with_the_driver, daemon=True).start()
     try:
-        make_as_rank(assignment, PipeReport(pipe))
+        make_as_rank(assignment, PipeReport(pipe, assignment.rank, assignment.placement))
         pipe.send(("done", ()))
     except SystemExit:
         os._exit(1)
