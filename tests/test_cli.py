@@ -93,6 +93,8 @@ OPTIONS = [
     "--output",
     "--overwrite",
     "--json",
+    "--checkpoint-steps",
+    "--hang-limit",
     "--dry-run",
     "--help",
 ]
@@ -338,10 +340,13 @@ def test_ctrl_c_while_denoising(model: Path, tmp_path: Path) -> None:
     process = start(["--model", model, *arguments], tmp_path)
     wait_for_step(process, "denoise")
     process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGINT)  # an impatient user's second one
-    _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (130, "paradit: interrupted\n")
-    assert not names(tmp_path)
+    process.send_signal(signal.SIGINT)  # the same one, passed on by a program around us
+    events, errors = process.communicate(timeout=30)
+    saying = "paradit: ending after this step; once more ends at once"
+    assert (process.returncode, errors.split("\n")) == (130, ["", saying, "paradit: interrupted", ""])
+    assert names(tmp_path) == ["paradit-runs"]
+    (run,) = (tmp_path / "paradit-runs").iterdir()
+    assert json.loads(events.splitlines()[-1]) == {"event": "resumable", "run_dir": str(run)}
 
 
 def test_termination_while_writing(model: Path, tmp_path: Path) -> None:
@@ -349,14 +354,14 @@ def test_termination_while_writing(model: Path, tmp_path: Path) -> None:
     process = start(["--model", model, *arguments], tmp_path)
     wait_for_step(process, "decode")
     deadline = time.monotonic() + 10
-    while not (partial := names(tmp_path)) and time.monotonic() < deadline:
+    while not (partial := [name for name in names(tmp_path) if name.endswith(".part")]):
+        assert time.monotonic() < deadline
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
     assert partial, "the video was being written"
-    assert "frames" not in partial
     assert (process.returncode, errors) == (143, "paradit: terminated\n")
-    assert not names(tmp_path)
+    assert names(tmp_path) == ["paradit-runs"], "the latents are safe"
 
 
 def test_a_reader_that_goes_away(model: Path, tmp_path: Path) -> None:

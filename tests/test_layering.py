@@ -13,7 +13,7 @@ PACKAGE = Path(paradit.__file__).parent
 
 # Lowest first; a module may import from its own line and the lines above it. The longest prefix counts.
 LAYERS = [
-    ["errors", "progress", "memory"],
+    ["errors", "progress", "memory", "files"],
     ["kernels"],
     ["shapes"],
     [
@@ -38,6 +38,7 @@ LAYERS = [
 ]  # fmt: skip
 TORCH_FREE = [
     "errors",
+    "files",
     "kernels",
     "progress",
     "shapes",
@@ -48,7 +49,7 @@ TORCH_FREE = [
     "trace",
     "video",
     *LAYERS[2],
-    *("distributed.shares", "engine.job", "cli"),
+    *("distributed.shares", "engine.job", "engine.run_folder", "cli"),
 ]
 ONLY_IN = {
     "diffusers": ["models"],

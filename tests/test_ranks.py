@@ -2,20 +2,17 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from paradit.engine.driver import drive
-from paradit.engine.job import Job, RankError, Report
+from paradit.engine.job import Job, RankError, Report, Run, Stop
+from paradit.engine.run import make
+from paradit.engine.run_folder import RunFolder
 from paradit.models.spec import read_spec
 from paradit.placement import Placement
 from paradit.requests import Request, resolve
@@ -71,83 +68,17 @@ def test_torchrun_gives_the_same_video(model: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(load_file(tmp_path / "l.safetensors")["latents"], alone, rtol=0, atol=1e-5)
 
 
-class Run:
-    """A long run on two ranks, followed by its events."""
-
-    def __init__(self, model: Path, folder: Path) -> None:
-        arguments = ["--model", str(model), "--ranks", "2", "--num-inference-steps", "1000", "--json"]
-        self.process = subprocess.Popen(
-            [*COMMAND, *arguments],
-            cwd=folder,
-            env=ENV,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.ranks: list[psutil.Process] = []
-
-    def wait_for(self, event: str, done: int = 0) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            told = json.loads(line)
-            if told["event"] == event and told.get("done", 0) >= done:
-                break
-        else:
-            raise AssertionError(self.process.communicate()[1])
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        self.ranks = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-
-    def end(self) -> tuple[int, str]:
-        _, errors = self.process.communicate(timeout=60)
-        return self.process.returncode, errors
-
-
-@pytest.fixture
-def run(model: Path, tmp_path: Path) -> Iterator[Run]:
-    run = Run(model, tmp_path)
-    yield run
-    run.process.kill()
-    run.process.wait()
-    deadline = time.monotonic() + 10
-    while (left := [rank for rank in run.ranks if rank.is_running()]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not left, "a rank outlived the command"
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize(("event", "done"), [("stage_start", 0), ("step", 1), ("step", 20)])
-def test_a_killed_rank_ends_the_run(run: Run, event: str, done: int, rank: int) -> None:
-    run.wait_for(event, done)
-    start = time.monotonic()
-    run.ranks[rank].kill()
-    code, errors = run.end()
-    assert time.monotonic() - start < 10
-    assert code == 1
-    assert f"rank {rank}: ended by SIGKILL" in errors
-
-
-@pytest.mark.parametrize(
-    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
-)
-def test_stopping_ends_every_rank(run: Run, number: int, code: int, said: str) -> None:
-    run.wait_for("step", done=3)
-    run.process.send_signal(number)
-    assert run.end() == (code, f"paradit: {said}\n")
-
-
-def test_a_rank_that_raises_says_so_itself(model: Path, tmp_path: Path) -> None:
+def test_a_rank_that_cannot_start_says_so_itself(tmp_path: Path) -> None:
+    model = save_folder("wan21", tmp_path / "tiny-wan", heads=3)
     spec = read_spec(model)
+    (model / "scheduler" / "scheduler_config.json").write_text("{}")
+    (model / "transformer" / "config.json").write_text('{"_class_name": "WanTransformer3DModel"}')
     request = resolve(Request(prompt="a red circle"), spec)
-    job = Job(request=request, output=str(tmp_path / "nowhere" / "a.mp4"), latents=None)
-    with pytest.raises(RankError, match=r"(?s)rank 0: Traceback.*the folder .*nowhere' does not exist"):
-        drive([job], spec, Placement(ranks=2), Report(), overwrite=False)
-
-
-def test_no_rank_outlives_a_killed_command(run: Run) -> None:
-    run.wait_for("step")
-    run.process.kill()
-    run.process.wait()
+    job = Job(request=request, output=str(tmp_path / "a.mp4"), latents=None)
+    run = Run(model=str(model), jobs=(job,), placement=Placement(ranks=2))
+    with pytest.raises(RankError, match=r"(?s)rank 0 \(load\): Traceback.*rank 1 \(load\): Traceback"):
+        make(run, spec, RunFolder.create(run), Report(), Stop())
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny-wan"]
 
 
 @pytest.mark.parametrize(

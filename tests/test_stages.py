@@ -141,6 +141,8 @@ def jobs(model: Path, folder: Path) -> list[Job]:
             request=resolve(Request(prompt=prompt, seed=number), spec),
             output=str(folder / f"{number}.mp4"),
             latents=folder / f"{number}.safetensors",
+            index=number,
+            count=len(PROMPTS),
         )
         for number, prompt in enumerate(PROMPTS)
     ]

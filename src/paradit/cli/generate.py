@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from paradit.cli.jobs import Options, make_jobs, read_prompts
+from paradit.cli.jobs import Options, check_run, make_jobs, read_prompts
 from paradit.cli.progress import Reporter
+from paradit.cli.signals import stop
 from paradit.distributed.shares import Shares
-from paradit.engine.job import Job
-from paradit.engine.run import check_devices, ranks_of_torchrun, run
+from paradit.engine.job import Job, Run
+from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_torchrun
+from paradit.engine.run_folder import RunFolder
 from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import ModelSpec, read_spec
@@ -26,6 +28,7 @@ def generate(options: Options, report: Reporter) -> int:
     Raises `InputError` for whatever cannot be had, before torch is imported and any file is made.
     """
     prompts = read_prompts(options)
+    check_run(options)
     folder = find_model(options.model)
     spec = read_spec(folder)
     jobs = make_jobs(options, prompts, spec)
@@ -41,7 +44,15 @@ def generate(options: Options, report: Reporter) -> int:
     check_devices(placement, options.dtype)
     _check_memory(jobs, spec, report)
     download_weights(options.model, folder)
-    run(jobs, spec, placement, report, overwrite=options.overwrite)
+    run = Run(
+        model=options.model,
+        jobs=tuple(jobs),
+        placement=placement,
+        overwrite=options.overwrite,
+        checkpoint_steps=options.checkpoint_steps,
+        hang_limit=options.hang_limit,
+    )
+    make(run, spec, RunFolder.create(run) if is_first_rank() else None, report, stop)
     return int(report.failures > 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ class Options:
     latents: Path | None
     output: str | None
     overwrite: bool
+    checkpoint_steps: int | None
+    hang_limit: float
     json: bool
     dry_run: bool
 
@@ -61,10 +64,27 @@ def make_jobs(options: Options, prompts: list[str], spec: ModelSpec) -> list[Job
         number = f"{index:0{digits}d}" if numbered else ""
         output = _output(options.output, request.prompt, number)
         latents = _latents(options.latents, number)
-        jobs.append(Job(request=request, output=output, latents=latents, make_folder=folder))
+        jobs.append(
+            Job(
+                request=request,
+                output=output,
+                latents=latents,
+                make_folder=folder,
+                index=index,
+                count=len(requests),
+            )
+        )
     for job in jobs:
         _check_files(job, options, numbered)
     return jobs
+
+
+def check_run(options: Options) -> None:
+    """Refuse what cannot be of how the run is kept. Raises `InputError`."""
+    if options.checkpoint_steps is not None and options.checkpoint_steps < 1:
+        raise InputError(f"checkpoint_steps must be at least 1, got {options.checkpoint_steps}")
+    if not options.hang_limit >= 1 or math.isinf(options.hang_limit):
+        raise InputError(f"hang_limit must be at least 1 second, got {options.hang_limit:g}")
 
 
 def read_prompts(options: Options) -> list[str]:

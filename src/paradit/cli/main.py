@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 from paradit import __version__
-from paradit.cli.signals import Stopped, stopping_cleanly
-from paradit.engine.job import RankError
+from paradit.cli.signals import Stopped, stop, stopping_cleanly
+from paradit.engine.job import Interrupted, RankError
 from paradit.engine.run import is_first_rank
 from paradit.errors import InputError
 
@@ -38,14 +38,14 @@ def main() -> None:
 def _run() -> int:
     try:
         return int(app(prog_name="paradit", standalone_mode=False) or 0)
-    except InputError as error:
-        return _end(f"error: {error}", 2)
-    except typer.TyperException as error:
-        return _end(f"error: {error.format_message()}", 2)
+    except (InputError, typer.TyperException) as error:
+        message = error.format_message() if isinstance(error, typer.TyperException) else error
+        return _end(f"error: {message}", 2)
     except RankError as error:
         print(f"paradit: error: a rank failed\n{error}", file=sys.stderr, flush=True)
         return 1
-    except Stopped as stopped:
+    except (Interrupted, Stopped) as error:
+        stopped = error if isinstance(error, Stopped) else Stopped(stop.signum)
         return _end(stopped.message, stopped.exit_code)
     except BrokenPipeError:
         # The reader of our output has gone; Python would complain about it once more at exit.
@@ -187,6 +187,16 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    checkpoint_steps: Annotated[
+        int | None,
+        typer.Option(help="Denoising steps between checkpoints. [default: about 30 s of work]", metavar="N"),
+    ] = None,
+    hang_limit: Annotated[
+        float,
+        typer.Option(
+            help="Seconds without any progress after which ranks are started anew.", metavar="SECONDS"
+        ),
+    ] = 600.0,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run, its tokens and memory; load no weights.")
@@ -225,11 +235,36 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         latents=latents,
         output=output,
         overwrite=overwrite,
+        checkpoint_steps=checkpoint_steps,
+        hang_limit=hang_limit,
         json=json,
         dry_run=dry_run,
     )
     with make_reporter(json) as report:
         return run(options, report)
+
+
+@app.command(epilog="Example: paradit resume paradit-runs/a-red-circle-20261120-185300-3fa2")
+def resume(
+    run_dir: Annotated[
+        Path | None,
+        typer.Argument(
+            help="The run's folder. [default: the only one in paradit-runs]",
+            metavar="RUN_DIR",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that have come there since.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
+) -> int:
+    """Go on with a run that was interrupted, killed, or in which requests have failed."""
+    from paradit.cli.progress import make_reporter
+    from paradit.cli.resume import resume as run
+
+    with make_reporter(json) as report:
+        return run(run_dir, report, overwrite=overwrite)
 
 
 @app.command(epilog="Example: paradit decode circle.safetensors -o circle.webm")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -63,6 +66,14 @@ class Reporter(Report):
         number = f"[{index + 1}/{count}] " if count > 1 else ""
         self._say(f"paradit: failed: {number}{message}")
 
+    def restarted(self, message: str) -> None:
+        """Ranks have failed, and new ones are started."""
+        self._say(f"paradit: {message}")
+
+    def resumable(self, folder: Path) -> None:
+        """The run can be gone on with."""
+        self._say(f"paradit: to go on: paradit resume {shlex.quote(os.path.relpath(folder))}")
+
     def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
         """Every rank's peak memory."""
         print(memory_text(by_rank, stages), flush=True)
@@ -118,6 +129,12 @@ class JsonReporter(Reporter):
         self.failures += 1
         self._event("failed", index=index, count=count, message=message)
 
+    def restarted(self, message: str) -> None:
+        self._event("restarted", message=message)
+
+    def resumable(self, folder: Path) -> None:
+        self._event("resumable", run_dir=str(folder))
+
     def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
         self._event("memory", peak_memory_bytes_by_rank=by_rank, stages_by_rank=stages)
 
@@ -152,6 +169,10 @@ class TerminalReporter(Reporter):
     def result(self, result: dict[str, Any]) -> None:
         self._stop()  # stdout may be the same terminal
         super().result(result)
+
+    def restarted(self, message: str) -> None:
+        self._stop()  # what the ranks that are gone were doing is not done any more
+        super().restarted(message)
 
     def started(self, name: str, total: int) -> None:
         self._total[name] = total

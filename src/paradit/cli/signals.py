@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from paradit.engine.job import Stop
+from paradit.engine.run import is_first_rank
+
+ECHO_SECONDS = 0.5
+"""A second signal this soon after the first is the same one, passed on by a program around us."""
+STOPPING = b"\nparadit: ending after this step; once more ends at once\n"
 GRACE_SECONDS = 2.0
-"""A second Ctrl-C this soon after the first is taken for the same one: the clean-up goes on."""
+"""A Ctrl-C this soon after the one that ends the process is taken for the same: the clean-up goes on."""
 
 
 class Stopped(BaseException):  # like KeyboardInterrupt: no `except Exception` may hold it up
@@ -21,19 +29,27 @@ class Stopped(BaseException):  # like KeyboardInterrupt: no `except Exception` m
         self.message = "interrupted" if signum == signal.SIGINT else "terminated"
 
 
+stop = Stop()
+"""What the first signal sets, where a run looks at it after every step; one a process, as signals are."""
+
+
 @contextmanager
 def stopping_cleanly() -> Iterator[None]:
-    """Within the body, SIGINT and SIGTERM raise `Stopped` in the main thread."""
-    last = -GRACE_SECONDS
+    """Within the body, SIGINT and SIGTERM raise `Stopped` in the main thread, or first set `stop`."""
+    first = last = -GRACE_SECONDS
 
-    def stop(signum: int, _frame: FrameType | None) -> None:
-        nonlocal last
+    def on_signal(signum: int, _frame: FrameType | None) -> None:
+        nonlocal first, last
         now = time.monotonic()
-        if now - last >= GRACE_SECONDS:
+        if stop.heeded and not stop.wanted:
+            stop.wanted, stop.signum, first = True, signum, now
+            with contextlib.suppress(OSError):
+                os.write(2, STOPPING if is_first_rank() else b"")
+        elif now - first >= ECHO_SECONDS and now - last >= GRACE_SECONDS:
             last = now
             raise Stopped(signum)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -1,123 +1,217 @@
-"""Starts the ranks of a run, passes on what the first one tells, and ends them all when one fails."""
+"""Has ranks make a run's videos: starts them, passes on what they tell, starts them anew when one fails."""
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from paradit.engine.job import Job, RankError, Report
-from paradit.engine.worker import GRACE_SECONDS, Assignment, threads_per_rank, work
+from paradit.engine.job import Interrupted, Job, RankError, Report, Run, Stop
+from paradit.engine.launcher import Launcher, Message
+from paradit.engine.run_folder import RunFolder
+from paradit.engine.worker import Assignment, threads_per_rank
 from paradit.models.spec import ModelSpec
-from paradit.placement import Placement
+
+FAILURES = 3
+"""After so many failures in its work a request is given up; and the run, after so many before any work."""
+SILENCE_SECONDS = 60.0
+"""A rank without a heartbeat for so long hangs, or for the hang limit if that is shorter."""
+LAST_WORDS_SECONDS = 1.0
+"""How long after the first failure other ranks are heard: one may know the cause of the other's."""
+LISTEN_SECONDS = 0.2
+LOG_LINES = 12
 
 
-def drive(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report, *, overwrite: bool) -> None:
-    """Run `jobs` on `placement.ranks` processes of this machine. Raises RankError where one fails.
+@dataclass(frozen=True)
+class Failure:
+    """Why a world came to its end too soon."""
+
+    text: str
+    """By rank: what it was doing, and its last words."""
+    request: int | None
+    """The index of the one that was worked on; None: none was yet."""
+    raised_at_start: bool
+    """Whether a rank raised an exception before any request, as it would again."""
+
+
+def drive(
+    run: Run,
+    spec: ModelSpec,
+    folder: RunFolder,
+    *,
+    report: Report,
+    stop: Stop,
+    make_launcher: Callable[[], Launcher],
+) -> None:
+    """Make what is left of a run. Raises RankError where ranks cannot even start, Interrupted after a stop.
 
     Whatever happens, also an exception in this process such as Ctrl-C, no process is left behind.
     """
-    with tempfile.TemporaryDirectory(prefix="paradit-") as folder:
-        ranks: dict[Connection, BaseProcess] = {}
+    failures: Counter[int | None] = Counter()
+    given_up: set[int] = set()
+    while left := [job for job in run.jobs if job.index not in given_up and not folder.is_done(job.index)]:
+        world = _World(run, left, report, stop, make_launcher())
         try:
-            for rank in range(placement.ranks):
-                assignment = Assignment(
-                    rank=rank,
-                    local_rank=rank,
-                    placement=placement,
-                    init_method=f"file://{Path(folder) / 'store'}",
-                    jobs=jobs,
-                    spec=spec,
-                    overwrite=overwrite,
-                    threads=threads_per_rank(placement.ranks),
-                )
-                pipe, process = _start(assignment)
-                ranks[pipe] = process
-            _follow(ranks, report)
+            world.start(spec, folder)
+            failure = world.follow(folder)
         finally:
-            _end(list(ranks.values()))
-
-
-def _start(assignment: Assignment) -> tuple[Connection, BaseProcess]:
-    context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(assignment, theirs), name=str(assignment.rank))
-    with _ignoring_ctrl_c():
-        process.start()
-    theirs.close()
-    return mine, process
-
-
-@contextmanager
-def _ignoring_ctrl_c() -> Iterator[None]:
-    """A process started within inherits it, and so is deaf to a terminal's Ctrl-C from its first moment."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _follow(ranks: dict[Connection, BaseProcess], report: Report) -> None:
-    """Pass on events until every rank is done. Raises RankError when one is not."""
-    running, failures = dict(ranks), dict[int, str]()
-    deadline: float | None = None
-    while running:
-        left = None if deadline is None else deadline - time.monotonic()
-        if left is not None and left <= 0:
+            world.launcher.end()
+            folder.sweep(run.jobs)
+        given_up |= world.failed
+        if failure is None:
             break
-        for pipe in wait(list(running), left):
-            assert isinstance(pipe, Connection)
-            process = running[pipe]
-            failure = _hear(pipe, process, report)
-            if failure is None:
-                continue
-            del running[pipe]
-            if failure:
-                failures[int(process.name)] = failure
-                deadline = deadline or time.monotonic() + GRACE_SECONDS
-    if failures:
-        raise RankError("\n".join(f"rank {rank}: {text}" for rank, text in sorted(failures.items())))
+        if failure.request is not None:
+            failures[None] = 0  # it does start
+        failures[failure.request] += 1
+        count = failures[failure.request]
+        if failure.request is None and (failure.raised_at_start or count == FAILURES):
+            raise RankError(failure.text)
+        if failure.request is not None and count == FAILURES:
+            given_up.add(failure.request)
+            job = run.jobs[failure.request]
+            message = (
+                f"{job.request.prompt!r}: given up after {FAILURES} failures, the last one:\n{failure.text}"
+            )
+            report.failed(job.index, job.count, message)
+        else:
+            what = "the start" if failure.request is None else f"request {failure.request + 1}"
+            again = f"starting anew, from what is saved (failure {count} of {FAILURES} in {what})"
+            report.restarted(f"{failure.text}\n{again}")
 
 
-def _hear(pipe: Connection, process: BaseProcess, report: Report) -> str | None:
-    """Take one message: None while the rank goes on, "" when it is done, else why it failed."""
+class _World:
+    """The ranks of one try, as the driver knows them."""
+
+    def __init__(self, run: Run, jobs: list[Job], report: Report, stop: Stop, launcher: Launcher) -> None:
+        self._run, self._jobs, self._report, self._stop = run, jobs, report, stop
+        self.launcher = launcher
+        self.failed: set[int] = set()
+        """Requests that have failed by themselves."""
+        ranks = range(run.placement.ranks)
+        self._running = set(ranks)
+        self._doing: list[tuple[str, int | None]] = [("load", None) for _ in ranks]
+        self._heard = [time.monotonic() for _ in ranks]
+        self._progress = time.monotonic()
+        self._last_words: dict[int, tuple[str, str]] = {}
+        """Of ranks that failed: how, and what they had to say."""
+        self._denoising: set[int] = set()
+        """Ranks that look, after every step, whether they are to stop."""
+
+    def start(self, spec: ModelSpec, folder: RunFolder) -> None:
+        ranks = self._run.placement.ranks
+        self.launcher.start([
+            Assignment(
+                rank=rank,
+                local_rank=rank,
+                init_method="",
+                run=self._run,
+                jobs=self._jobs,
+                spec=spec,
+                folder=folder.path,
+                threads=threads_per_rank(ranks),
+            )
+            for rank in range(ranks)
+        ])  # fmt: skip
+
+    def follow(self, folder: RunFolder) -> Failure | None:
+        """Pass on events until every rank is done, or one has failed. Raises Interrupted after a stop."""
+        told = False
+        while self._running:
+            for rank, message in self._listen():
+                if self._take(rank, message):
+                    return self._failure(folder)
+            if self._stop.wanted and not told:
+                told = True
+                for rank in self._running:
+                    self.launcher.tell(rank, "stop")
+            if self._stop.wanted and not self._denoising:
+                raise Interrupted
+            if self._find_hanging():
+                return self._failure(folder)
+        return None
+
+    def _listen(self) -> list[tuple[int, Message]]:
+        before = time.monotonic()
+        heard = self.launcher.hear(LISTEN_SECONDS)
+        slept = time.monotonic() - before - LISTEN_SECONDS
+        if slept > 1.0:  # this process was stopped itself, and perhaps the ranks with it
+            self._heard = [then + slept for then in self._heard]
+            self._progress += slept
+        return heard
+
+    def _take(self, rank: int, message: Message) -> bool:
+        """Take one message; whether it says that the rank has failed."""
+        event, values = message
+        self._heard[rank] = time.monotonic()
+        if event == "alive":
+            return False
+        self._progress = time.monotonic()
+        if event in ("done", "stopped", "raised", "ended"):
+            self._running.discard(rank)
+            self._denoising.discard(rank)
+            if values:
+                self._last_words[rank] = event, str(values[0]).rstrip()
+        elif event == "doing":
+            self._doing[rank] = values
+        else:
+            self._pass_on(rank, event, values)
+        return event in ("raised", "ended")
+
+    def _pass_on(self, rank: int, event: str, values: tuple[Any, ...]) -> None:
+        if (event, *values[:1]) == ("started", "denoise"):
+            self._denoising.add(rank)
+        if (event, *values[:1]) == ("finished", "denoise"):
+            self._denoising.discard(rank)
+        self._stop.heeded = bool(self._denoising)
+        if event == "finished":
+            name, seconds = values
+            self._report.seconds[name] = self._report.seconds.get(name, 0.0) + seconds
+        if event == "failed":
+            self.failed.add(values[0])
+        getattr(self._report, event)(*values)
+
+    def _find_hanging(self) -> bool:
+        """Whether ranks give no sign of life, or none gets any further; then that is their last word."""
+        now, limit = time.monotonic(), self._run.hang_limit
+        silence = min(limit, SILENCE_SECONDS)
+        silent = {rank for rank in self._running if now - self._heard[rank] > silence}
+        words = f"no sign of life for {silence:g} s"
+        if not silent and now - self._progress > limit:
+            silent, words = self._running, f"no progress for {limit:g} s"
+        self._last_words.update(dict.fromkeys(silent, ("hangs", words)))
+        if silent:
+            for rank in self._running:
+                self.launcher.tell(rank, "stacks")
+        return bool(silent)
+
+    def _failure(self, folder: RunFolder) -> Failure:
+        """Hear the others' last words, and make a failure of it all."""
+        deadline = time.monotonic() + LAST_WORDS_SECONDS
+        while self._running and time.monotonic() < deadline:
+            for rank, message in self.launcher.hear(LISTEN_SECONDS):
+                self._take(rank, message)
+        # Ranks raise where another has gone; that is the one to know of.
+        causes = {rank: text for rank, (event, text) in self._last_words.items() if event != "raised"}
+        requests = [self._doing[rank][1] for rank in sorted(causes or self._last_words)]
+        lines = []
+        for rank, (_, text) in sorted(self._last_words.items()):
+            if causes and rank not in causes:
+                text = text.splitlines()[-1]  # noqa: PLW2901
+            lines.append(f"rank {rank} ({self._about(rank)}): {text}")
+            lines += _tail(folder, rank) if rank in causes else []
+        return Failure("\n".join(lines), requests[0], not causes and requests[0] is None)
+
+    def _about(self, rank: int) -> str:
+        stage, request = self._doing[rank]
+        return stage if request is None else f"{stage} of request {request + 1}"
+
+
+def _tail(folder: RunFolder, rank: int) -> list[str]:
+    """The last lines of a rank's log."""
     try:
-        event, values = pipe.recv()
-    except EOFError:
-        process.join(GRACE_SECONDS)
-        code = process.exitcode
-        return (
-            f"ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
-        )
-    if event == "failed":
-        (text,) = values
-        return str(text).rstrip()
-    if event == "done":
-        return ""
-    if event == "finished":
-        name, seconds = values
-        report.seconds[name] = report.seconds.get(name, 0.0) + seconds
-    if event == "failed_request":
-        report.failed(*values)
-    else:
-        getattr(report, event)(*values)
-    return None
-
-
-def _end(processes: list[BaseProcess]) -> None:
-    started = [process for process in processes if process.pid is not None]
-    for process in started:
-        process.terminate()
-    deadline = time.monotonic() + GRACE_SECONDS
-    for process in started:
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.is_alive():
-            process.kill()
-            process.join()
+        lines = folder.log(rank).read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    return [f"  | {line}" for line in lines[-LOG_LINES:]]

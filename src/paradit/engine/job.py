@@ -1,12 +1,14 @@
-"""One video to make, and how a run tells of it. Torch-free."""
+"""What a run is asked to do, and how it tells of it. Torch-free."""
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paradit.models.spec import ModelSpec
+from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request
 
@@ -21,6 +23,10 @@ class Job:
     latents: Path | None
     make_folder: Path | None = None
     """A folder to make for the output, where it is not there yet."""
+    index: int = 0
+    """Which of the run's requests it is, from 0."""
+    count: int = 1
+    """How many requests the run has."""
 
     def about(self, spec: ModelSpec) -> dict[str, Any]:
         """What is made, as plain values."""
@@ -41,6 +47,21 @@ class Job:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All that a run is asked for."""
+
+    model: str
+    """As the user named it: bundled, a folder or a hub id."""
+    jobs: tuple[Job, ...]
+    placement: Placement
+    overwrite: bool = False
+    checkpoint_steps: int | None = None
+    """Denoising steps between checkpoints; None: about `engine.keeper.CHECKPOINT_SECONDS` of work."""
+    hang_limit: float = 600.0
+    """Seconds without progress on any rank after which the run is taken to hang."""
+
+
 class Report(Progress):
     """A run's progress, and its results as they come."""
 
@@ -56,6 +77,33 @@ class Report(Progress):
     def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
         """Peak memory (bytes) and stages of every rank, at the end of a run whose stages are apart."""
 
+    def doing(self, stage: str, index: int) -> None:
+        """This rank begins a stage of request `index`."""
+
+    def warn(self, message: str) -> None:
+        """Something that the run goes on in spite of."""
+
+    def restarted(self, message: str) -> None:
+        """Ranks have failed; the run goes on from its checkpoints with new ones."""
+
+    def resumable(self, folder: Path) -> None:
+        """The run ends before its end, and what is safe of it is in `folder`."""
+
 
 class RankError(RuntimeError):
     """Ranks failed; the message has each one's number and its traceback or signal."""
+
+
+class Interrupted(BaseException):  # no `except Exception` may hold it up
+    """The run has ended after a step, as the user asked, with all saved."""
+
+
+class Stop:
+    """The user's wish that a run end after its present step. A signal or a message sets it, at any time."""
+
+    def __init__(self) -> None:
+        self.heeded = False
+        """Whether somebody looks at it: while latents are denoised."""
+        self.wanted = False
+        self.signum: int = signal.SIGINT
+        """Which signal said so."""

@@ -11,16 +11,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from paradit.engine.job import Job
+from paradit.files import write_whole
 from paradit.models.protocol import Frames
 from paradit.models.spec import ModelSpec
-from paradit.video.writer import open_video, temporary_name
+from paradit.video.writer import open_video
 
 
 def keep(job: Job, spec: ModelSpec, latents: Tensor, frames: Generator[Frames], overwrite: bool) -> None:
     """Save a job's latents, where that is asked for, and write its frames as they come."""
     if job.latents is not None:
         # Before the decode, which may run out of memory: the costly part is then safe.
-        _save_latents(job.latents, latents, job.about(spec))
+        save_latents(job.latents, latents, job.about(spec))
     if job.make_folder is not None:
         job.make_folder.mkdir(exist_ok=True)
     request = job.request
@@ -33,13 +34,8 @@ def keep(job: Job, spec: ModelSpec, latents: Tensor, frames: Generator[Frames], 
             file.write(frame)
 
 
-def _save_latents(path: Path, latents: Tensor, about: dict[str, Any]) -> None:
+def save_latents(path: Path, latents: Tensor, about: dict[str, Any]) -> None:
     """Save `[1, C, F, h, w]` under the key `latents`, whole or not at all."""
-    part = temporary_name(path)
     metadata = {key: str(value) for key, value in about.items() if value is not None}
-    try:
-        # safetensors' own save_file makes files that only their owner may read.
-        part.write_bytes(save({"latents": latents.contiguous().cpu()}, metadata=metadata))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    # safetensors' own save_file makes files that only their owner may read.
+    write_whole(path, save({"latents": latents.contiguous().cpu()}, metadata=metadata))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import groupby
 from math import prod
 
 import torch
+from torch import Tensor
 
 from paradit.distributed.channel import Channel
 from paradit.distributed.world import World
 from paradit.engine.job import Job, Report
 from paradit.engine.keep import keep
+from paradit.engine.keeper import Keeper
+from paradit.errors import InputError
 from paradit.memory import peak_memory_bytes
 from paradit.models.kernels import load_kernel
 from paradit.models.protocol import Prompt
@@ -37,18 +40,21 @@ def make_videos(
     overwrite: bool,
     world: World | None = None,
     device: torch.device | None = None,
+    keeper: Keeper | None = None,
 ) -> None:
     """Do this rank's part of every job; all ranks of a placement call it. world: None for one process.
 
-    A job that fails, since its latents are not finite or its video cannot be written, fails alone.
+    A job that fails, since its latents are not finite or its video cannot be written, fails alone. What
+    `keeper` has of a job is not done again; the first rank that denoises, and those that decode, need one.
     """
-    rank = _Rank(jobs, spec, placement, report, world, overwrite=overwrite)
+    rank = _Rank(jobs, spec, placement, report, world=world, keeper=keeper, overwrite=overwrite)
     rank.load(device)
-    steps = program(rank.stages, rank.decoder, len(placement.decode_ranks), len(jobs))
+    steps = program(rank.stages, rank.decoder, len(placement.decode_ranks), len(jobs), rank.denoised)
     for index, stages in groupby(steps, key=lambda step: step[1]):
         for stage, _ in stages:
+            report.doing(stage, jobs[index].index)
             getattr(rank, stage)(index)
-        rank.account()
+        rank.account(index)
     rank.close()
 
 
@@ -61,12 +67,14 @@ class _Rank:
         spec: ModelSpec,
         placement: Placement,
         report: Report,
-        world: World | None,
         *,
+        world: World | None,
+        keeper: Keeper | None,
         overwrite: bool,
     ) -> None:
         self._jobs, self._spec, self._placement, self._report = jobs, spec, placement, report
-        self._overwrite = overwrite
+        self._keeper, self._overwrite = keeper, overwrite
+        self.denoised = _denoised(jobs, keeper, world)
         self._world = world
         self._rank = world.rank if world else 0
         self.stages = placement.stages_of(self._rank)
@@ -89,51 +97,68 @@ class _Rank:
 
     def encode(self, index: int) -> None:
         """The texts of a request, sent to all ranks that denoise."""
-        request = self._jobs[index].request
-        self._report.request(index, len(self._jobs), request.prompt)
+        job = self._jobs[index]
+        request = job.request
+        self._report.request(job.index, job.count, request.prompt)
         with self._timed(index, "encode"):
             prompts = encode(self._model, request, self._report)
         self._prompts.send(torch.cat([part.flatten() for prompt in prompts for part in prompt]))
 
     def denoise(self, index: int) -> None:
         """The latents of a request, sent by the first rank that denoises to the one that decodes."""
-        team, request = self._team, self._jobs[index].request
+        team, job = self._team, self._jobs[index]
+        request = job.request
         assert team is not None
         prompts = self._receive_prompts(len(texts(self._spec, request)))
         report = self._report if team.is_first else Report()
+        checkpoints = self._keeper.checkpoints(job) if self._keeper else None
+        heeding = self._keeper.heeding_stop() if self._keeper else nullcontext()
         try:
-            with self._timed(index, "denoise"):
-                latents = denoise(self._model, request, prompts, report, team)
+            with self._timed(index, "denoise"), heeding:
+                latents = denoise(self._model, request, prompts, report, team, checkpoints=checkpoints)
         except FloatingPointError as error:  # on all of these ranks alike
             latents = torch.full(self._latent_shape(index), torch.nan, device=self._model.device)
             if team.is_first:
                 self._fail(index, str(error))
+        else:
+            if team.is_first and self._keeper:
+                self._keeper.save_latents(job, latents, self._spec)
         if team.is_first:
             took = latents.new_tensor([self._seconds[index].get("denoise", 0.0)])
             self._latents[decoder_of(index, len(self._latents))].send(torch.cat([latents.flatten(), took]))
 
     def decode(self, index: int) -> None:
         """The video of a request, and its file."""
-        job, shape = self._jobs[index], self._latent_shape(index)
-        channel = self._latents[self.decoder]
-        message = channel.receive([prod(shape) + 1], torch.float32, self._model.device)
-        latents, took = message[:-1].view(shape), message[-1]
+        job = self._jobs[index]
+        latents = self._latents_of(index)
         if not latents.isfinite().all():
             return  # it has failed already, and that was told
-        self._seconds[index].setdefault("denoise", took.item())
         try:
             with self._timed(index, "decode"):
                 keep(job, self._spec, latents, decode(self._model, latents, self._report), self._overwrite)
         except OSError as error:
             self._fail(index, f"{error.strerror or error}: {error.filename or job.output}")
+        except InputError as error:
+            self._fail(index, str(error))
         else:
+            if self._keeper:
+                self._keeper.finish(job)
             self._done = index
 
-    def account(self) -> None:
-        """Tell of the request that is done, if this rank has just decoded one."""
-        memory = self._peak_memory() if self._all_meet else None
-        index, self._done = self._done, None
-        if index is None:
+    def _latents_of(self, index: int) -> Tensor:
+        """What is to be decoded: it comes from the rank that denoised it, or is there from an earlier run."""
+        if index in self.denoised:
+            assert self._keeper is not None
+            return self._keeper.load_latents(self._jobs[index]).to(self._model.device)
+        shape, channel = self._latent_shape(index), self._latents[self.decoder]
+        message = channel.receive([prod(shape) + 1], torch.float32, self._model.device)
+        self._seconds[index].setdefault("denoise", message[-1].item())
+        return message[:-1].view(shape)
+
+    def account(self, index: int) -> None:
+        """After all that this rank does of a request in one go: tell of it, if it is done here."""
+        memory = self._peak_memory() if self._all_meet and index not in self.denoised else None
+        if self._done != index:
             return
         job = self._jobs[index]
         result = {
@@ -177,13 +202,22 @@ class _Rank:
         return 1, *self._spec.vae.latent_shape(request.num_frames, request.height, request.width)
 
     def _fail(self, index: int, reason: str) -> None:
-        self._report.failed(index, len(self._jobs), f"{self._jobs[index].request.prompt!r}: {reason}")
+        job = self._jobs[index]
+        self._report.failed(job.index, job.count, f"{job.request.prompt!r}: {reason}")
 
     @contextmanager
     def _timed(self, index: int, stage: str) -> Iterator[None]:
         began = time.monotonic()
         yield
         self._seconds[index][stage] = time.monotonic() - began
+
+
+def _denoised(jobs: list[Job], keeper: Keeper | None, world: World | None) -> set[int]:
+    """The jobs of which nothing but the decode is left, as the first rank finds them."""
+    there = torch.tensor([keeper is not None and keeper.has_latents(job) for job in jobs])
+    if world:
+        there = world.transport().broadcast(there.to(world.device))
+    return set(there.nonzero().flatten().tolist())
 
 
 def _team(placement: Placement, spec: ModelSpec, world: World | None) -> Team | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
-from paradit.engine.job import Job, Report
+from paradit.engine.job import Job, Report, Run, Stop
+from paradit.engine.run_folder import RunFolder
 from paradit.errors import InputError
 from paradit.kernels import check_kernel_on
+from paradit.models.registry import family
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 
@@ -37,28 +39,58 @@ def check_devices(placement: Placement, dtype: str | None) -> None:
         raise InputError(f"{ranks} ranks need a GPU each, and this machine has {there}: use at most {there}")
 
 
-def run(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report, *, overwrite: bool) -> None:
-    """Make the videos of `jobs`. Raises RankError where a rank that was started here fails."""
-    if ranks_of_torchrun():
-        from paradit.engine.worker import Assignment, make_as_rank, threads_per_rank
+def make(run: Run, spec: ModelSpec, folder: RunFolder | None, report: Report, stop: Stop) -> None:
+    """Make what is left of a run. Of torchrun's ranks only the first has a folder.
 
-        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", placement.ranks))
-        assignment = Assignment(
-            rank=int(os.environ["RANK"]),
-            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-            placement=placement,
-            init_method="env://",
-            jobs=jobs,
-            spec=spec,
-            overwrite=overwrite,
-            threads=threads_per_rank(local_ranks),
-        )
-        make_as_rank(assignment, report)
-    elif placement.ranks == 1:
+    At its end the folder is removed, unless something in it could be gone on with: `report.resumable`. Raises
+    RankError where the ranks that are started here cannot start, Interrupted after a stop.
+    """
+    if folder is None:
+        _as_one_of_torchrun(run, list(run.jobs), spec, None, report=report, stop=stop)
+        return
+    with folder.locked():
+        folder.sweep(run.jobs)
+        folder.note_process(os.getpid())
+        try:
+            _make(run, spec, folder, report, stop)
+        finally:
+            if all(folder.is_done(job.index) for job in run.jobs) or not folder.has_something():
+                folder.remove()
+            else:
+                report.resumable(folder.path)
+
+
+def _make(run: Run, spec: ModelSpec, folder: RunFolder, report: Report, stop: Stop) -> None:
+    left = [job for job in run.jobs if not folder.is_done(job.index)]
+    if ranks_of_torchrun():
+        _as_one_of_torchrun(run, left, spec, folder, report=report, stop=stop)
+    elif run.placement.ranks == 1:
+        from paradit.engine.keeper import Keeper
         from paradit.engine.make import make_videos
 
-        make_videos(jobs, spec, placement, report, overwrite=overwrite)
+        keeper = Keeper(folder, stop, report, run.checkpoint_steps)
+        make_videos(left, spec, run.placement, report, overwrite=run.overwrite, keeper=keeper)
     else:
         from paradit.engine.driver import drive
+        from paradit.engine.launcher import LocalLauncher
 
-        drive(jobs, spec, placement, report, overwrite=overwrite)
+        modules = ["paradit.engine.make", family(spec.pipeline_class).module]
+        drive(run, spec, folder, report=report, stop=stop, make_launcher=lambda: LocalLauncher(modules))
+
+
+def _as_one_of_torchrun(
+    run: Run, jobs: list[Job], spec: ModelSpec, folder: RunFolder | None, *, report: Report, stop: Stop
+) -> None:
+    from paradit.engine.worker import Assignment, make_as_rank, threads_per_rank
+
+    assignment = Assignment(
+        rank=int(os.environ["RANK"]),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        init_method="env://",
+        run=run,
+        jobs=jobs,
+        spec=spec,
+        folder=folder.path if folder else None,
+        threads=threads_per_rank(int(os.environ.get("LOCAL_WORLD_SIZE", run.placement.ranks))),
+    )
+    make_as_rank(assignment, report, stop)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
+import sys
 import threading
-import time
 import traceback
 from dataclasses import dataclass
-from multiprocessing import parent_process
 from multiprocessing.connection import Connection
-from types import FrameType
+from pathlib import Path
 from typing import Any
 
-from paradit.engine.job import Job, Report
+from paradit.engine.job import Interrupted, Job, Report, Run, Stop
+from paradit.engine.run_folder import RunFolder
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 
 WAIT_SECONDS = 24 * 3600.0
-GRACE_SECONDS = 2.0
-"""How long a rank that is told to end may tidy up."""
+HEARTBEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,14 @@ class Assignment:
     rank: int
     local_rank: int
     """Among the ranks of its machine; which GPU it takes."""
-    placement: Placement
     init_method: str
+    """Where the ranks meet, as torch.distributed writes it."""
+    run: Run
     jobs: list[Job]
+    """Those of the run's that are left to do."""
     spec: ModelSpec
-    overwrite: bool
+    folder: Path | None
+    """Of the run; None: this rank keeps nothing."""
     threads: int
 
 
@@ -50,91 +53,123 @@ class PipeReport(Report):
 
     def __init__(self, pipe: Connection, rank: int, placement: Placement) -> None:
         super().__init__()
-        self._pipe = pipe
+        self._pipe, self._one_at_a_time = pipe, threading.Lock()
         self._names = {"decode": f"decode on rank {rank}"} if len(placement.decode_ranks) > 1 else {}
 
     def started(self, name: str, total: int) -> None:
-        self._send("started", self._names.get(name, name), total)
+        self.send("started", self._names.get(name, name), total)
 
     def stepped(self, name: str, done: int) -> None:
-        self._send("stepped", self._names.get(name, name), done)
+        self.send("stepped", self._names.get(name, name), done)
 
     def finished(self, name: str, seconds: float) -> None:
-        self._send("finished", self._names.get(name, name), seconds)
+        self.send("finished", self._names.get(name, name), seconds)
 
     def request(self, index: int, count: int, prompt: str) -> None:
-        self._send("request", index, count, prompt)
+        self.send("request", index, count, prompt)
 
     def result(self, result: dict[str, Any]) -> None:
-        self._send("result", result)
+        self.send("result", result)
 
     def failed(self, index: int, count: int, message: str) -> None:
-        self._send("failed_request", index, count, message)
+        self.send("failed", index, count, message)
 
     def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
-        self._send("memory", by_rank, stages)
+        self.send("memory", by_rank, stages)
 
-    def _send(self, event: str, *values: Any) -> None:
-        self._pipe.send((event, values))
+    def doing(self, stage: str, index: int) -> None:
+        self.send("doing", stage, index)
+
+    def warn(self, message: str) -> None:
+        self.send("warn", message)
+
+    def send(self, event: str, *values: Any) -> None:
+        with self._one_at_a_time:
+            self._pipe.send((event, values))
 
 
 def work(assignment: Assignment, pipe: Connection) -> None:
-    """The main function of a process that `drive` starts.
+    """The main function of a process that a launcher starts.
 
-    Its last message is `done`, or `failed` with a traceback.
+    Its last message is `done`, `stopped` (after a step, as it was told to), or `raised` with a traceback.
     """
-    # Ctrl-C reaches every process of a terminal; the driver alone decides, and ends the ranks with SIGTERM.
+    # Ctrl-C reaches every process of a terminal; the driver alone decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
-    threading.Thread(target=_end_with_the_driver, daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert assignment.folder is not None
+    folder = RunFolder(assignment.folder)
+    folder.note_process(os.getpid())
+    _speak_to(folder.log(assignment.rank))
+    report = PipeReport(pipe, assignment.rank, assignment.run.placement)
+    stop = Stop()
+    threading.Thread(target=_listen, args=(pipe, folder, assignment.jobs, stop), daemon=True).start()
+    threading.Thread(target=_beat, args=(report,), daemon=True).start()
     try:
-        make_as_rank(assignment, PipeReport(pipe, assignment.rank, assignment.placement))
-        pipe.send(("done", ()))
-    except SystemExit:
-        os._exit(1)
+        make_as_rank(assignment, report, stop)
+        last: tuple[str, ...] = ("done",)
+    except Interrupted:
+        last = ("stopped",)
     except BaseException:
-        with contextlib.suppress(OSError):  # the driver may be gone
-            pipe.send(("failed", (traceback.format_exc(),)))
-        # No orderly exit: it would wait for messages that the other ranks never send.
-        os._exit(1)
-    os._exit(0)  # all is written and said
+        last = ("raised", traceback.format_exc())
+    with contextlib.suppress(OSError):  # the driver may be gone
+        report.send(*last)
+    # No orderly exit: it would wait for messages that ranks which failed never send.
+    os._exit(last[0] == "raised")
 
 
-def make_as_rank(assignment: Assignment, report: Report) -> None:
+def make_as_rank(assignment: Assignment, report: Report, stop: Stop) -> None:
     """Be a rank in this process: make the videos with the others."""
     import torch
 
     from paradit.distributed.world import join_world
+    from paradit.engine.keeper import Keeper
     from paradit.engine.make import make_videos
 
     torch.set_num_threads(assignment.threads)
-    rank, placement = assignment.rank, assignment.placement
+    rank, run = assignment.rank, assignment.run
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", assignment.local_rank) if cuda else torch.device("cpu")
+    folder = RunFolder(assignment.folder) if assignment.folder else None
     # The driver notices a dead rank at once; a long wait, such as for the decode, is no failure.
     with join_world(
-        rank, placement.ranks, assignment.init_method, device=device, timeout=WAIT_SECONDS
+        rank, run.placement.ranks, assignment.init_method, device=device, timeout=WAIT_SECONDS
     ) as world:
         make_videos(
             assignment.jobs,
             assignment.spec,
-            placement,
+            run.placement,
             report,
-            overwrite=assignment.overwrite,
+            overwrite=run.overwrite,
             world=world,
             device=device,
+            keeper=Keeper(folder, stop, report, run.checkpoint_steps) if folder else None,
         )
 
 
-def _stop(_signum: int, _frame: FrameType | None) -> None:
-    # As an exception, so that partial files are removed on the way out.
-    raise SystemExit(1)
+def _speak_to(log: Path) -> None:
+    """Have all that libraries write go to a file, as do the stacks of a crash."""
+    with contextlib.suppress(OSError), log.open("a") as file:
+        os.dup2(file.fileno(), 2)
+        os.dup2(file.fileno(), 1)
+    faulthandler.enable()
 
 
-def _end_with_the_driver() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)  # first the orderly way, which removes partial files
-        time.sleep(GRACE_SECONDS)
-        os._exit(1)
+def _listen(pipe: Connection, folder: RunFolder, jobs: list[Job], stop: Stop) -> None:
+    """Do what the driver says, at any time; without a driver, end."""
+    with contextlib.suppress(OSError, EOFError):
+        while True:
+            message = pipe.recv()
+            if message == "stop":
+                stop.wanted = True
+            elif message == "stacks":
+                faulthandler.dump_traceback(sys.stderr, all_threads=True)
+    folder.sweep(jobs, [os.getpid()])
+    os._exit(1)
+
+
+def _beat(report: PipeReport) -> None:
+    """Say, again and again, that this process is there."""
+    wait = threading.Event()
+    with contextlib.suppress(OSError):
+        while not wait.wait(HEARTBEAT_SECONDS):
+            report.send("alive")

@@ -33,6 +33,11 @@ class Family:
     components: tuple[str, ...] = _COMPONENTS
     """What a model folder must hold."""
 
+    @property
+    def module(self) -> str:
+        """The module that loads models, with all that it imports."""
+        return self.load.partition(":")[0]
+
 
 _FAMILIES = {
     "WanPipeline": Family(

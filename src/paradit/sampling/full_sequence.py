@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from paradit.models.protocol import Prompt, VideoModel
+from paradit.models.protocol import Prompt, Scheduler, VideoModel
 from paradit.progress import Progress
 from paradit.sampling.guidance import guide
+from paradit.sampling.position import (
+    Checkpoints,
+    NoCheckpoints,
+    Position,
+    last_position,
+    restore,
+    scheduler_state,
+)
 from paradit.sampling.team import Alone, Team
 
 
@@ -23,21 +32,28 @@ def denoise(
     guidance_scales: tuple[float, ...],
     progress: Progress,
     team: Team | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Tensor:
     """The clean latents [B, C, F, h, w], fp32, from noise of that shape.
 
     prompts: the prompt and, for guidance, the negative prompt, as the model encodes them.
     guidance_scales: one for each of the model's experts. team: who computes; this process alone unless given.
-    Steps are told as stage "denoise". Raises FloatingPointError, naming the step, where the latents become
-    infinite or are no numbers.
+    checkpoints: where the work may have been begun, and is kept. Steps are told as stage "denoise". Raises
+    FloatingPointError, naming the step, where the latents become infinite or are no numbers.
     """
-    team = team or Alone()
+    team, checkpoints = team or Alone(), checkpoints or NoCheckpoints()
     _, _, frames, height, width = latents.shape
     layout = model.experts[0].layout((frames, height, width))
     scheduler = model.scheduler(num_inference_steps)
+    begun = last_position(checkpoints, team, latents.device)
+    if begun is not None:
+        latents = begun.latents.to(latents.device)
+        restore(scheduler, begun.scheduler, latents.device)
+        progress.step("denoise", begun.step)
     serving: int | None = None
     contexts: list[Any] = []
-    for step, timestep in enumerate(scheduler.timesteps):
+    for step in range(begun.step if begun else 0, len(scheduler.timesteps)):
+        timestep = scheduler.timesteps[step]
         expert = model.expert_at(timestep)
         transformer = model.experts[expert]
         if expert != serving:
@@ -51,4 +67,10 @@ def denoise(
         if not latents.isfinite().all():
             raise FloatingPointError(f"the latents are not finite after step {step + 1}")
         progress.step("denoise", step + 1)
+        if team.is_first:
+            checkpoints.offer(partial(_position, step + 1, latents, scheduler))
     return latents
+
+
+def _position(step: int, latents: Tensor, scheduler: Scheduler) -> Position:
+    return Position(step=step, latents=latents, scheduler=scheduler_state(scheduler))

@@ -14,16 +14,22 @@ AHEAD = 2
 
 
 def program(
-    stages: Collection[str], decoder: int, num_decoders: int, num_requests: int
+    stages: Collection[str],
+    decoder: int,
+    num_decoders: int,
+    num_requests: int,
+    denoised: Collection[int] = (),
 ) -> Iterator[tuple[str, int]]:
     """What a rank that does `stages` does, in order. It is decoder `decoder`, counted from 0, of so many.
+
+    denoised: requests of which nothing but the decode is left.
 
     On ranks that denoise, a request goes through all their stages before the next one begins. A rank that
     encodes and decodes for others encodes `AHEAD` requests ahead, so that they need not wait for its decode.
     """
     ahead = AHEAD if "denoise" not in stages else 0
     for turn in range(num_requests + ahead):
-        if turn < num_requests:
+        if turn < num_requests and turn not in denoised:
             yield from ((stage, turn) for stage in STAGES[:2] if stage in stages)
         done = turn - ahead
         if "decode" in stages and done >= 0 and decoder_of(done, num_decoders) == decoder:

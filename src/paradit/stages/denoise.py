@@ -12,11 +12,18 @@ from paradit.progress import Progress
 from paradit.requests import Request
 from paradit.sampling import full_sequence, guidance
 from paradit.sampling.noise import initial_noise
+from paradit.sampling.position import Checkpoints
 from paradit.sampling.team import Team
 
 
 def denoise(
-    model: VideoModel, request: Request, prompts: tuple[Prompt, ...], progress: Progress, team: Team
+    model: VideoModel,
+    request: Request,
+    prompts: tuple[Prompt, ...],
+    progress: Progress,
+    team: Team,
+    *,
+    checkpoints: Checkpoints | None = None,
 ) -> Tensor:
     """The latents [1, C, F, h, w], fp32, of a resolved request, on every rank; told as stage "denoise".
 
@@ -41,4 +48,5 @@ def denoise(
             guidance_scales=guidance.scales(model.spec, guidance_scale),
             progress=progress,
             team=team,
+            checkpoints=checkpoints,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from paradit.errors import InputError
+from paradit.files import remove, temporary_name
 
 FORMATS = (".mp4", ".webm", ".gif")
 """The suffixes that can be written; no suffix, or a final `/`, means a folder of PNG."""
@@ -78,7 +78,7 @@ def open_video(
             writer.close()
         _put(part, target)
     finally:
-        _remove(part)
+        remove(part)
 
 
 def check_target(path: str | Path, *, fps: float | None = None, overwrite: bool = False) -> None:
@@ -147,11 +147,6 @@ def video_format(path: str | Path) -> str:
     return "" if is_folder and suffix not in FORMATS else suffix
 
 
-def temporary_name(target: Path) -> Path:
-    """A name beside `target`, on the same file system, that nobody else has."""
-    return target.absolute().parent / f".paradit-{os.getpid()}-{secrets.token_hex(4)}.part"
-
-
 def _open(kind: str, part: Path, width: int, height: int, fps: float) -> Writer:
     # Formats are imported when they are asked for: PyAV and pillow take a while.
     if kind == ".gif":
@@ -181,10 +176,3 @@ def _put(part: Path, target: Path) -> None:
         shutil.rmtree(old)
     else:
         part.replace(target)
-
-
-def _remove(part: Path) -> None:
-    if part.is_dir():
-        shutil.rmtree(part, ignore_errors=True)
-    else:
-        part.unlink(missing_ok=True)

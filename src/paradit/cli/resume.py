@@ -1,0 +1,56 @@
+"""`paradit resume`: find the run, check that it can go on, and go on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from paradit.cli.progress import Reporter
+from paradit.cli.signals import stop
+from paradit.engine.job import Run
+from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_torchrun
+from paradit.engine.run_folder import RUNS, RunFolder, unfinished
+from paradit.errors import InputError
+from paradit.models.folder import download_weights, find_model
+from paradit.models.spec import read_spec
+
+
+def resume(path: Path | None, report: Reporter, *, overwrite: bool) -> int:
+    """Make what is left of a run. Gives the exit code: 1 where a request has failed.
+
+    Raises `InputError` where it cannot go on, before torch is imported.
+    """
+    folder = RunFolder(path if path is not None else _only_one())
+    run = folder.read()
+    there = ranks_of_torchrun()
+    if there not in (None, run.placement.ranks):
+        raise InputError(f"the run has {run.placement.ranks} ranks, and torchrun started {there}")
+    _check_outputs(run, folder, overwrite)
+    model = find_model(run.model)
+    spec = read_spec(model)
+    check_devices(run.placement, run.jobs[0].request.dtype)
+    download_weights(run.model, model)
+    done = sum(folder.is_done(job.index) for job in run.jobs)
+    if done:
+        report.warn(f"{done} of {len(run.jobs)} videos are there already")
+    # What is there now was checked just now.
+    make(replace(run, overwrite=True), spec, folder if is_first_rank() else None, report, stop)
+    return int(report.failures > 0)
+
+
+def _only_one() -> Path:
+    """The run in the current folder. Raises InputError where there are several, or none."""
+    runs = unfinished(Path())
+    if len(runs) == 1:
+        return runs[0].path
+    found = ", ".join(str(run.path) for run in runs) or f"no folder in {RUNS}"
+    raise InputError(f"name the run that is to go on: there is {found}")
+
+
+def _check_outputs(run: Run, folder: RunFolder, overwrite: bool) -> None:
+    if overwrite or run.overwrite:
+        return
+    for job in run.jobs:
+        if not folder.is_done(job.index) and os.path.lexists(job.output) and Path(job.output).is_file():
+            raise InputError(f"output {job.output!r} has come there since: move it away, or use --overwrite")

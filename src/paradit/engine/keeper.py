@@ -1,0 +1,116 @@
+"""Keeps what a run has done so far in its folder, as often as is worth it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from paradit.engine.job import Interrupted, Job, Report, Stop
+from paradit.engine.keep import save_latents
+from paradit.engine.run_folder import RunFolder
+from paradit.files import write_whole
+from paradit.models.spec import ModelSpec
+from paradit.sampling.position import Position
+
+CHECKPOINT_SECONDS = 30.0
+"""Work between two checkpoints, about, unless steps are counted."""
+
+
+class Keeper:
+    """One rank's, for all requests."""
+
+    def __init__(self, folder: RunFolder, stop: Stop, report: Report, steps: int | None = None) -> None:
+        """steps: between two checkpoints; None: by time."""
+        self._folder, self._stop, self._report, self._steps = folder, stop, report, steps
+        self._warned = False
+
+    def checkpoints(self, job: Job) -> JobCheckpoints:
+        """Of a request's denoising."""
+        return JobCheckpoints(self, job, self._stop)
+
+    @contextmanager
+    def heeding_stop(self) -> Iterator[None]:
+        """Within, somebody looks after every step whether the run is to end."""
+        self._stop.heeded = True
+        try:
+            yield
+        finally:
+            self._stop.heeded = False
+
+    def has_latents(self, job: Job) -> bool:
+        """Whether the request's final latents are there, and nothing but the decode is left to do."""
+        return self._folder.latents(job.index).exists()
+
+    def load_latents(self, job: Job) -> Tensor:
+        """The request's final latents [1, C, F, h, w], fp32."""
+        return load_file(self._folder.latents(job.index))["latents"]
+
+    def save_latents(self, job: Job, latents: Tensor, spec: ModelSpec) -> None:
+        """Make a request's final latents safe, before their decode. Raises Interrupted after a stop."""
+        path = self._folder.latents(job.index)
+        if self._written(lambda: save_latents(path, latents, job.about(spec))):
+            self._folder.checkpoint(job.index).unlink(missing_ok=True)
+        if self._stop.wanted:
+            raise Interrupted
+
+    def finish(self, job: Job) -> None:
+        """The request's video is there."""
+        self._folder.finish(job.index)
+
+    def read_checkpoint(self, job: Job) -> bytes:
+        """The last one of a request; empty where there is none that can be read."""
+        path = self._folder.checkpoint(job.index)
+        try:
+            content = path.read_bytes()
+            Position.from_bytes(content)
+        except FileNotFoundError:
+            return b""
+        except Exception as error:  # whatever torch finds wrong with it
+            self._report.warn(f"checkpoint {str(path)!r} cannot be read, the request begins anew: {error}")
+            return b""
+        return content
+
+    def write_checkpoint(self, job: Job, position: Position) -> None:
+        """A later one takes its place."""
+        self._written(lambda: write_whole(self._folder.checkpoint(job.index), position.to_bytes()))
+
+    def is_due(self, steps: int, seconds: float) -> bool:
+        """Whether so much work is worth a checkpoint."""
+        return steps >= self._steps if self._steps is not None else seconds >= CHECKPOINT_SECONDS
+
+    def _written(self, write: Callable[[], None]) -> bool:
+        # Work that goes on without a checkpoint is better than none.
+        try:
+            write()
+        except OSError as error:
+            if not self._warned:
+                self._report.warn(f"no checkpoint could be written ({error.strerror or error}): going on")
+            self._warned = True
+            return False
+        return True
+
+
+class JobCheckpoints:
+    """`sampling.position.Checkpoints` of one request."""
+
+    def __init__(self, keeper: Keeper, job: Job, stop: Stop) -> None:
+        self._keeper, self._job, self._stop = keeper, job, stop
+        self._steps = 0
+        self._began = time.monotonic()
+
+    def last(self) -> bytes:
+        return self._keeper.read_checkpoint(self._job)
+
+    def offer(self, position: Callable[[], Position]) -> None:
+        """Keeps it if it is time to. Raises Interrupted where the run is to end."""
+        self._steps += 1
+        now = time.monotonic()
+        if self._stop.wanted or self._keeper.is_due(self._steps, now - self._began):
+            self._keeper.write_checkpoint(self._job, position())
+            self._steps, self._began = 0, now
+        if self._stop.wanted:
+            raise Interrupted

@@ -1,0 +1,163 @@
+"""A run's folder: what it was asked for, and what is safe of it. Torch-free.
+
+    run.json            the requests, the model, the placement
+    00000.step.pt       the last checkpoint of request 0, while it is denoised
+    00000.safetensors   its final latents, until its video is there
+    00000.done          its video is there
+    rank-0.log          what the libraries of rank 0 had to say
+    processes           who works, or worked, on it
+    lock                held by the process that runs it
+
+Every file is whole under its name, or not there. Of a request that is done nothing but the mark is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from paradit.engine.job import Job, Run
+from paradit.errors import InputError
+from paradit.files import remove_parts, write_whole
+from paradit.placement import Placement
+from paradit.requests import Request
+
+RUNS = "paradit-runs"
+"""The folder of runs, beside their first video."""
+
+
+class RunFolder:
+    """The folder of one run, which is at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, run: Run) -> RunFolder:
+        """A new folder beside the run's first video."""
+        first = run.jobs[0]
+        beside = (first.make_folder or Path(first.output)).absolute().parent
+        words = re.findall(r"\w+", first.request.prompt.lower())
+        name = "-".join([*words[:4], time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(2)])
+        path = beside / RUNS / name[-100:]
+        path.mkdir(parents=True)
+        folder = cls(path)
+        write_whole(path / "run.json", json.dumps(_as_json(run), indent=1).encode())
+        return folder
+
+    def read(self) -> Run:
+        """What the run was asked for. Raises InputError where the folder is none of a run."""
+        try:
+            return _from_json(json.loads((self.path / "run.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{str(self.path)!r} is no folder of a run: {error}") from None
+
+    def checkpoint(self, index: int) -> Path:
+        """Of the request's denoising."""
+        return self.path / f"{index:05d}.step.pt"
+
+    def latents(self, index: int) -> Path:
+        """The request's final ones."""
+        return self.path / f"{index:05d}.safetensors"
+
+    def is_done(self, index: int) -> bool:
+        """Whether the request's video is there."""
+        return self._mark(index).exists()
+
+    def finish(self, index: int) -> None:
+        """Mark a request as done; what was safe of it is not needed any more."""
+        with contextlib.suppress(OSError):  # a full disk: it would only be done once more
+            self._mark(index).touch()
+        self.latents(index).unlink(missing_ok=True)
+        self.checkpoint(index).unlink(missing_ok=True)
+
+    def log(self, rank: int) -> Path:
+        """What a rank's libraries write."""
+        return self.path / f"rank-{rank}.log"
+
+    def has_something(self) -> bool:
+        """Whether a later run could go on from here better than from the beginning."""
+        return any(path.suffix in (".pt", ".safetensors", ".done") for path in self.path.iterdir())
+
+    def remove(self) -> None:
+        """Take the folder away, and that of all runs if it was the last."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.path.parent.rmdir()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the one that runs it. Raises InputError where another process does."""
+        import fcntl  # not on Windows
+
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"{str(self.path)!r} is being run already, by another process") from None
+            yield
+
+    def note_process(self, pid: int) -> None:
+        """A process that may write the run's videos."""
+        with contextlib.suppress(OSError), (self.path / "processes").open("a") as file:
+            file.write(f"{pid}\n")
+
+    def sweep(self, jobs: Iterable[Job], pids: Collection[int] | None = None) -> None:
+        """Remove what these processes left half-written; without `pids`, all that have worked on it."""
+        if pids is None:
+            pids = self._processes()
+        for folder in {self.path, *(Path(job.output).absolute().parent for job in jobs)}:
+            remove_parts(folder, pids)
+
+    def _processes(self) -> set[int]:
+        try:
+            return {int(line) for line in (self.path / "processes").read_text().split()}
+        except (OSError, ValueError):
+            return set()
+
+    def _mark(self, index: int) -> Path:
+        return self.path / f"{index:05d}.done"
+
+
+def unfinished(folder: Path) -> list[RunFolder]:
+    """The runs below `folder` that could be gone on with, the oldest first."""
+    found = [RunFolder(path.parent) for path in (folder / RUNS).glob("*/run.json")]
+    return sorted(found, key=lambda run: run.path.stat().st_mtime)
+
+
+def _as_json(run: Run) -> dict[str, Any]:
+    jobs = [
+        {
+            "request": asdict(job.request),
+            "output": str(Path(job.output).absolute()),
+            "latents": str(job.latents.absolute()) if job.latents else None,
+            "make_folder": str(job.make_folder.absolute()) if job.make_folder else None,
+        }
+        for job in run.jobs
+    ]
+    return {**vars(run), "placement": json.loads(run.placement.to_json()), "jobs": jobs}
+
+
+def _from_json(found: dict[str, Any]) -> Run:
+    jobs = [
+        Job(
+            request=Request(**job["request"]),
+            output=job["output"],
+            latents=Path(job["latents"]) if job["latents"] else None,
+            make_folder=Path(job["make_folder"]) if job["make_folder"] else None,
+            index=index,
+            count=len(found["jobs"]),
+        )
+        for index, job in enumerate(found["jobs"])
+    ]
+    placement = Placement.from_json(json.dumps(found["placement"]))
+    return replace(Run(**{**found, "placement": placement, "jobs": ()}), jobs=tuple(jobs))

@@ -1,0 +1,103 @@
+"""Where the denoising of a video is, so that it can go on from there with the same bits."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from paradit.models.protocol import Scheduler
+from paradit.sampling.team import Team
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """After `step` steps."""
+
+    step: int
+    latents: Tensor
+    """[B, C, F, h, w], fp32."""
+    scheduler: dict[str, Any]
+    """What `scheduler_state` gives: a multistep solver remembers its last steps."""
+
+    def to_bytes(self) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(vars(self), buffer)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Position:
+        """On the CPU. Raises an exception for what is no position."""
+        return cls(**torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+
+
+class Checkpoints(Protocol):
+    """Keeps positions of one request's denoising; the first process of a team has one."""
+
+    def last(self) -> bytes:
+        """The last position that was kept; empty where there is none."""
+
+    def offer(self, position: Callable[[], Position]) -> None:
+        """Called after every step; may keep the position, and may end the run."""
+
+
+class NoCheckpoints:
+    """Keeps nothing."""
+
+    def last(self) -> bytes:
+        return b""
+
+    def offer(self, position: Callable[[], Position]) -> None: ...
+
+
+def last_position(checkpoints: Checkpoints, team: Team, device: torch.device) -> Position | None:
+    """What the first process has kept last, on all processes of the team."""
+    content = checkpoints.last() if team.is_first else b""
+    size, *_ = team.gather_number(len(content))
+    if not size:
+        return None
+    kept = team.share(partial(_as_tensor, content, device), (size,), torch.uint8, device)
+    return Position.from_bytes(kept.cpu().numpy().tobytes())
+
+
+def scheduler_state(scheduler: Scheduler) -> dict[str, Any]:
+    """All that a diffusers scheduler has in its attributes, as tensors, numbers and lists of these."""
+    state: dict[str, Any] = {}
+    for name, value in vars(scheduler).items():
+        if _is_plain(value):
+            state[name] = value
+        elif callable(getattr(value, "step", None)):  # a scheduler in a scheduler
+            state[name] = scheduler_state(value)
+    return state
+
+
+def restore(scheduler: Scheduler, state: dict[str, Any], device: torch.device) -> None:
+    """Put a scheduler, set to the same number of steps for latents on `device`, back to a state."""
+    for name, value in state.items():
+        now: Any = getattr(scheduler, name, None)  # some come with the first step
+        if isinstance(value, dict):
+            restore(now, value, device)
+        else:
+            # Some schedulers keep their sigmas on the CPU, whatever the device.
+            setattr(scheduler, name, _on(now.device if isinstance(now, Tensor) else device, value))
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_on(device, item) for item in value]
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (Tensor, bool, int, float))
+
+
+def _as_tensor(content: bytes, device: torch.device) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8).to(device)

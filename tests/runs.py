@@ -1,0 +1,118 @@
+"""Real command lines, followed by their events, with ranks that can be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from safetensors.torch import load_file
+
+from paradit.video.reader import read_video
+
+COMMAND = [sys.executable, "-c", "from paradit.cli.main import main; main()"]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+LIMIT = 120.0
+"""Seconds for a command; one that takes longer hangs."""
+
+
+class Command:
+    """A running `paradit` with `--json`; `told` has what it has said so far."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments, "--json"],
+            cwd=folder,
+            env=ENV,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.told: list[dict[str, Any]] = []
+        self.began = time.monotonic()
+
+    def until(self, found: Callable[[dict[str, Any]], bool]) -> bool:
+        """Follow until an event that is `found`; False where the command ends before."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.told.append(json.loads(line))
+            assert time.monotonic() - self.began < LIMIT, "the command hangs"
+            if found(self.told[-1]):
+                return True
+        return False
+
+    def until_event(self, event: str, **fields: Any) -> None:
+        """Follow until an event with these fields. Fails where it does not come."""
+        wanted = {"event": event, **fields}
+        assert self.until(lambda told: wanted.items() <= told.items()), self.end()
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes of the ranks, by rank."""
+        return sorted(_ranks(self.process.pid), key=lambda process: process.pid)
+
+    def end(self) -> tuple[int, str]:
+        """Follow to the end: the exit code, and what it wrote to stderr. Nothing may outlive it."""
+        processes = _family(self.process.pid)
+        assert not self.until(lambda _: False)
+        _, errors = self.process.communicate(timeout=LIMIT)
+        wait_until_gone(processes)
+        return self.process.returncode, errors
+
+    def kill(self) -> None:
+        """kill -9 of the command alone; its ranks must go by themselves."""
+        processes = _family(self.process.pid)
+        self.process.kill()
+        self.process.communicate()
+        wait_until_gone(processes)
+
+
+def finished(folder: Path, *arguments: str) -> Command:
+    """A command that has ended well."""
+    command = Command(folder, *arguments)
+    code, errors = command.end()
+    assert code == 0, errors
+    return command
+
+
+def run_folder(folder: Path) -> Path:
+    """Of the only run that can be gone on with."""
+    (found,) = (folder / "paradit-runs").iterdir()
+    return found
+
+
+def video(folder: Path, number: int) -> tuple[torch.Tensor, np.ndarray]:
+    """Latents and frames of the numbered video v-00.mp4, with latents l-00.safetensors."""
+    latents = load_file(folder / f"l-{number:02d}.safetensors")["latents"]
+    return latents, read_video(folder / f"v-{number:02d}.mp4")[0]
+
+
+def wait_until_gone(processes: list[psutil.Process], seconds: float = 10.0) -> None:
+    """Fails where a process is still there after so many seconds."""
+    _, left = psutil.wait_procs(processes, timeout=seconds)
+    assert not left, f"left behind: {left}"
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _ranks(pid: int) -> list[psutil.Process]:
+    """Children of the fork server, which is itself a child of the command."""
+    return [
+        process
+        for process in _family(pid)
+        if process.ppid() != pid and re.search("forkserver|spawn_main", " ".join(process.cmdline()))
+    ]
