@@ -1,0 +1,156 @@
+"""The driver over ranks that say what a test has them say: what is a failure, and what it does then."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paradit.engine.driver import FAILURES, drive
+from paradit.engine.job import Interrupted, Job, RankError, Report, Run, Stop
+from paradit.engine.launcher import Message
+from paradit.engine.run_folder import RunFolder
+from paradit.engine.worker import Assignment
+from paradit.models.folder import find_model
+from paradit.models.spec import read_spec
+from paradit.placement import Placement
+from paradit.requests import Request, resolve
+
+Said = list[tuple[int, Message]]
+DENOISING: Said = [
+    (0, ("doing", ("denoise", 1))),
+    (0, ("started", ("denoise", 9))),
+    (1, ("doing", ("denoise", 1))),
+]
+DIED: Said = [(1, ("ended", ("ended by SIGKILL",)))]
+DONE: Said = [(0, ("done", ())), (1, ("done", ()))]
+
+
+class Script:
+    """A launcher whose ranks say what they are given, and then, for ever, what is last."""
+
+    def __init__(self, said: list[Said]) -> None:
+        self.said, self.ended = said, False
+        self.told: list[tuple[int, str]] = []
+        self.assignments: list[Assignment] = []
+
+    def start(self, assignments: list[Assignment]) -> None:
+        self.assignments = assignments
+
+    def hear(self, timeout: float) -> Said:  # noqa: ARG002
+        time.sleep(0.02)
+        return self.said.pop(0) if len(self.said) > 1 else self.said[0]
+
+    def tell(self, rank: int, message: str) -> None:
+        self.told.append((rank, message))
+
+    def end(self) -> None:
+        self.ended = True
+
+
+class Kept(Report):
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[tuple[str, Any]] = []
+
+    def failed(self, index: int, count: int, message: str) -> None:
+        self.said.append(("failed", (index, count, message)))
+
+    def restarted(self, message: str) -> None:
+        self.said.append(("restarted", message))
+
+
+class Driven:
+    """A run of three requests on two ranks, in as many worlds as there are scripts."""
+
+    def __init__(self, folder: Path, *worlds: list[Said], stop: Stop | None = None) -> None:
+        self.spec = read_spec(find_model("shapes"))
+        request = resolve(Request(prompt="a red circle"), self.spec)
+        jobs = [
+            Job(request=request, output=str(folder / f"{index}.mp4"), latents=None, index=index, count=3)
+            for index in range(3)
+        ]
+        self.run = Run(model="shapes", jobs=tuple(jobs), placement=Placement(ranks=2), hang_limit=1.0)
+        self.folder, self.report, self.stop = RunFolder.create(self.run), Kept(), stop or Stop()
+        self.worlds = [Script(said) for said in worlds]
+        self.left = list(self.worlds)
+
+    def drive(self) -> list[tuple[str, Any]]:
+        try:
+            drive(
+                self.run,
+                self.spec,
+                self.folder,
+                report=self.report,
+                stop=self.stop,
+                make_launcher=lambda: self.left.pop(0),
+            )
+        finally:
+            assert all(world.ended for world in self.worlds if world not in self.left)
+        assert not self.left
+        return self.report.said
+
+
+def test_ranks_that_get_nowhere(tmp_path: Path) -> None:
+    alive: Said = [(0, ("alive", ())), (1, ("alive", ()))]
+    run = Driven(tmp_path, [DENOISING, alive], [DONE])
+    ((event, message),) = run.drive()
+    assert event == "restarted"
+    assert message.splitlines() == [
+        "rank 0 (denoise of request 2): no progress for 1 s",
+        "rank 1 (denoise of request 2): no progress for 1 s",
+        "starting anew, from what is saved (failure 1 of 3 in request 2)",
+    ]
+    assert run.worlds[0].told == [(0, "stacks"), (1, "stacks")]
+
+
+def test_a_rank_that_is_silent(tmp_path: Path) -> None:
+    (_, message), *_ = Driven(tmp_path, [DENOISING, [(0, ("alive", ()))]], [DONE]).drive()
+    assert message.splitlines()[0] == "rank 1 (denoise of request 2): no sign of life for 1 s"
+
+
+def test_the_one_that_died_is_the_cause(tmp_path: Path) -> None:
+    raised: Said = [(0, ("raised", ("Traceback\n  ...\nRuntimeError: connection closed by peer",)))]
+    run = Driven(tmp_path, [DENOISING, raised, DIED, []], [DONE])
+    run.folder.log(1).write_text("terminate called after throwing\n")
+    (_, message), *_ = run.drive()
+    assert message.splitlines()[:3] == [
+        "rank 0 (denoise of request 2): RuntimeError: connection closed by peer",
+        "rank 1 (denoise of request 2): ended by SIGKILL",
+        "  | terminate called after throwing",
+    ]
+
+
+def test_a_request_is_given_up_after_three_failures(tmp_path: Path) -> None:
+    fails = [[DENOISING, DIED, []] for _ in range(FAILURES)]
+    run = Driven(tmp_path, *fails, [DONE])
+    *_, (event, (index, count, message)) = run.drive()
+    assert (event, index, count) == ("failed", 1, 3)
+    assert "given up after 3 failures" in message
+    assert "rank 1 (denoise of request 2): ended by SIGKILL" in message
+    left = [[job.index for job in world.assignments[0].jobs] for world in run.worlds]
+    assert left == [[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 2]]
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    run = Driven(tmp_path, [DENOISING, DIED, []], [DONE])
+    run.folder.finish(0)
+    run.drive()
+    assert [job.index for job in run.worlds[1].assignments[0].jobs] == [1, 2]
+
+
+def test_ranks_that_cannot_start(tmp_path: Path) -> None:
+    raised: Said = [(0, ("raised", ("Traceback\nOSError: no such model",)))]
+    with pytest.raises(RankError, match=r"rank 0 \(load\): Traceback\nOSError: no such model"):
+        Driven(tmp_path, [raised, []]).drive()
+    with pytest.raises(RankError, match=r"rank 1 \(load\): ended by SIGKILL"):
+        Driven(tmp_path, *[[DIED, []] for _ in range(FAILURES)]).drive()
+
+
+def test_a_stop_waits_for_the_step(tmp_path: Path) -> None:
+    stop = Stop()
+    stop.wanted = True
+    run = Driven(tmp_path, [DENOISING, [], [], [(0, ("stopped", ()))], []], stop=stop)
+    with pytest.raises(Interrupted):
+        run.drive()
+    assert run.worlds[0].told == [(0, "stop"), (1, "stop")]
