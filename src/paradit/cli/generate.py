@@ -7,6 +7,7 @@ from typing import Any
 
 from paradit.cli.jobs import Options, make_jobs, read_prompts
 from paradit.cli.progress import Reporter
+from paradit.cli.trace import check_trace
 from paradit.distributed.shares import Shares
 from paradit.engine.job import Job
 from paradit.engine.run import check_devices, ranks_of_torchrun, run
@@ -29,6 +30,7 @@ def generate(options: Options, report: Reporter) -> int:
     folder = find_model(options.model)
     spec = read_spec(folder)
     jobs = make_jobs(options, prompts, spec)
+    check_trace(options)
     placement = _placement(options)
     for job in jobs:
         placement.check(job.request, spec)
@@ -41,7 +43,15 @@ def generate(options: Options, report: Reporter) -> int:
     check_devices(placement, options.dtype)
     _check_memory(jobs, spec, report)
     download_weights(options.model, folder)
-    run(jobs, spec, placement, report, overwrite=options.overwrite)
+    run(
+        jobs,
+        spec,
+        placement,
+        report,
+        overwrite=options.overwrite,
+        trace=options.trace,
+        trace_layers=options.trace_layers,
+    )
     return int(report.failures > 0)
 
 

@@ -16,9 +16,18 @@ from paradit.engine.job import Job, RankError, Report
 from paradit.engine.worker import GRACE_SECONDS, Assignment, threads_per_rank, work
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
+from paradit.trace.spans import Tracing
 
 
-def drive(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report, *, overwrite: bool) -> None:
+def drive(
+    jobs: list[Job],
+    spec: ModelSpec,
+    placement: Placement,
+    report: Report,
+    *,
+    overwrite: bool,
+    tracing: Tracing | None = None,
+) -> None:
     """Run `jobs` on `placement.ranks` processes of this machine. Raises RankError where one fails.
 
     Whatever happens, also an exception in this process such as Ctrl-C, no process is left behind.
@@ -36,6 +45,7 @@ def drive(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report
                     spec=spec,
                     overwrite=overwrite,
                     threads=threads_per_rank(placement.ranks),
+                    tracing=tracing,
                 )
                 pipe, process = _start(assignment)
                 ranks[pipe] = process

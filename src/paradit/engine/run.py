@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from paradit.engine.job import Job, Report
 from paradit.errors import InputError
 from paradit.kernels import check_kernel_on
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
+from paradit.trace.merge import collected
+from paradit.trace.spans import Tracing, recording
 
 
 def ranks_of_torchrun() -> int | None:
@@ -37,8 +40,33 @@ def check_devices(placement: Placement, dtype: str | None) -> None:
         raise InputError(f"{ranks} ranks need a GPU each, and this machine has {there}: use at most {there}")
 
 
-def run(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report, *, overwrite: bool) -> None:
-    """Make the videos of `jobs`. Raises RankError where a rank that was started here fails."""
+def run(
+    jobs: list[Job],
+    spec: ModelSpec,
+    placement: Placement,
+    report: Report,
+    *,
+    overwrite: bool,
+    trace: Path | None = None,
+    trace_layers: bool = False,
+) -> None:
+    """Make the videos of `jobs`. Raises RankError where a rank that was started here fails.
+
+    trace: a file for what every rank did and when, also where the run fails; not under torchrun.
+    """
+    with collected(trace, layers=trace_layers) as tracing:
+        _run(jobs, spec, placement, report, overwrite=overwrite, tracing=tracing)
+
+
+def _run(
+    jobs: list[Job],
+    spec: ModelSpec,
+    placement: Placement,
+    report: Report,
+    *,
+    overwrite: bool,
+    tracing: Tracing | None,
+) -> None:
     if ranks_of_torchrun():
         from paradit.engine.worker import Assignment, make_as_rank, threads_per_rank
 
@@ -57,8 +85,9 @@ def run(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report, 
     elif placement.ranks == 1:
         from paradit.engine.make import make_videos
 
-        make_videos(jobs, spec, placement, report, overwrite=overwrite)
+        with recording(tracing, rank=0):
+            make_videos(jobs, spec, placement, report, overwrite=overwrite)
     else:
         from paradit.engine.driver import drive
 
-        drive(jobs, spec, placement, report, overwrite=overwrite)
+        drive(jobs, spec, placement, report, overwrite=overwrite, tracing=tracing)

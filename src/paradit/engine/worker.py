@@ -17,6 +17,7 @@ from typing import Any
 from paradit.engine.job import Job, Report
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
+from paradit.trace.spans import Tracing, recording
 
 WAIT_SECONDS = 24 * 3600.0
 GRACE_SECONDS = 2.0
@@ -36,6 +37,7 @@ class Assignment:
     spec: ModelSpec
     overwrite: bool
     threads: int
+    tracing: Tracing | None = None
 
 
 def threads_per_rank(ranks: int) -> int:
@@ -112,9 +114,12 @@ def make_as_rank(assignment: Assignment, report: Report) -> None:
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", assignment.local_rank) if cuda else torch.device("cpu")
     # The driver notices a dead rank at once; a long wait, such as for the decode, is no failure.
-    with join_world(
-        rank, placement.ranks, assignment.init_method, device=device, timeout=WAIT_SECONDS
-    ) as world:
+    with (
+        recording(assignment.tracing, rank),
+        join_world(
+            rank, placement.ranks, assignment.init_method, device=device, timeout=WAIT_SECONDS
+        ) as world,
+    ):
         make_videos(
             assignment.jobs,
             assignment.spec,

@@ -11,6 +11,7 @@ from paradit.models.protocol import Prompt, VideoModel
 from paradit.progress import Progress
 from paradit.sampling.guidance import guide
 from paradit.sampling.team import Alone, Team
+from paradit.trace.spans import STEP, span
 
 
 @torch.no_grad()
@@ -38,17 +39,22 @@ def denoise(
     serving: int | None = None
     contexts: list[Any] = []
     for step, timestep in enumerate(scheduler.timesteps):
-        expert = model.expert_at(timestep)
-        transformer = model.experts[expert]
-        if expert != serving:
-            # Timesteps only fall, so an expert that was left does not come back.
-            serving, contexts = expert, team.contexts(transformer, prompts)
-        predictions = team.predict(
-            transformer, latents.to(model.dtype), model.model_timestep(timestep, latents), contexts, layout
-        )
-        prediction = guide(predictions, guidance_scales[expert])
-        (latents,) = scheduler.step(prediction, timestep, latents, return_dict=False)
-        if not latents.isfinite().all():
-            raise FloatingPointError(f"the latents are not finite after step {step + 1}")
+        with span(f"step {step + 1}", STEP):
+            expert = model.expert_at(timestep)
+            transformer = model.experts[expert]
+            if expert != serving:
+                # Timesteps only fall, so an expert that was left does not come back.
+                serving, contexts = expert, team.contexts(transformer, prompts)
+            predictions = team.predict(
+                transformer,
+                latents.to(model.dtype),
+                model.model_timestep(timestep, latents),
+                contexts,
+                layout,
+            )
+            prediction = guide(predictions, guidance_scales[expert])
+            (latents,) = scheduler.step(prediction, timestep, latents, return_dict=False)
+            if not latents.isfinite().all():
+                raise FloatingPointError(f"the latents are not finite after step {step + 1}")
         progress.step("denoise", step + 1)
     return latents
