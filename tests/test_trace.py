@@ -207,7 +207,9 @@ def test_without_a_link_nobody_knows_what_was_hidden(link: dict[str, Any]) -> No
 BAD = {
     "nothing": "", "text": "hello", "list": "[]", "number": "3", "no events": '{"events": []}',
     "no stages": '{"traceEvents": []}', "strange": '{"traceEvents": [{"ph": "X", "ts": "now"}]}',
-    "another's": '{"traceEvents": [{"ph": "X", "ts": 1, "dur": 1, "pid": 7, "name": "", "cat": "", "args": 0}]}',
+    "another's": json.dumps({
+        "traceEvents": [{"ph": "X", "ts": 1, "dur": 1, "pid": 7, "name": "f", "cat": "c", "args": {}}]
+    }),
 }  # fmt: skip
 
 
