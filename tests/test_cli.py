@@ -90,6 +90,8 @@ OPTIONS = [
     "--kernel",
     "--compile",
     "--latents",
+    "--trace",
+    "--trace-layers",
     "--output",
     "--overwrite",
     "--json",
@@ -152,6 +154,10 @@ BAD = {
     "output is a folder with other files": (["a", "-o", "broken"], "other files"),
     "fast gif": (["a", "-o", "a.gif", "--fps", "60"], "at most 50 in a GIF, got 60"),
     "latents exist": (["a", "--latents", "there.safetensors"], "'there.safetensors' exists.*--overwrite"),
+    "trace suffix": (["a", "--trace", "t.txt"], "must end in .json: use 't.txt.json'"),
+    "trace exists": (["a", "--trace", "there.json"], "'there.json' exists.*--overwrite"),
+    "trace folder": (["a", "--trace", "none/t.json"], "folder 'none' does not exist"),
+    "layers of no trace": (["a", "--trace-layers"], "name its file by --trace FILE.json"),
     "latents suffix": (["a", "--latents", "a.pt"], "must end in .safetensors"),
     "one of many": (["--prompts-file", "prompts.txt", "-o", "there"], "'there/01-two.mp4' exists"),
     "placement": (["a", "--placement", "decode=x"], "placement is written like 'denoise=0-5 decode=6"),
@@ -169,7 +175,7 @@ def place(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "prompts.txt").write_text("# two of them\none\n\ntwo\n")
     (folder / "comments.txt").write_text("# one\n\n")
     (folder / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    for name in ("there.mp4", "there.safetensors"):
+    for name in ("there.mp4", "there.safetensors", "there.json"):
         (folder / name).touch()
     (folder / "there").mkdir()
     (folder / "there" / "01-two.mp4").touch()
@@ -222,6 +228,13 @@ def test_latents_that_cannot_be_decoded(model: Path, place: Path, arguments: lis
     assert re.fullmatch(r"paradit: error: [^\n]+\n", ended.stderr), ended.stderr
     assert re.search(says, ended.stderr)
     assert names(place) == before
+
+
+@pytest.mark.parametrize("file", ["none.json", "there.mp4", "there.json"])
+def test_files_without_a_trace(place: Path, file: str) -> None:
+    ended = run(["trace", "summary", file], place, NO_TORCH)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert re.fullmatch(rf"paradit: error: [^\n]*'{file}'[^\n]*\n", ended.stderr), ended.stderr
 
 
 def test_decode_makes_the_same_video(model: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ PACKAGE = Path(paradit.__file__).parent
 # Lowest first; a module may import from its own line and the lines above it. The longest prefix counts.
 LAYERS = [
     ["errors", "progress", "memory", "files"],
+    ["trace"],
     ["kernels"],
     ["shapes"],
     [

@@ -8,6 +8,7 @@ from typing import Any
 from paradit.cli.jobs import Options, check_run, make_jobs, read_prompts
 from paradit.cli.progress import Reporter
 from paradit.cli.signals import stop
+from paradit.cli.trace import check_trace
 from paradit.distributed.shares import Shares
 from paradit.engine.job import Job, Run
 from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_torchrun
@@ -18,6 +19,7 @@ from paradit.models.spec import ModelSpec, read_spec
 from paradit.placement import Placement, read_fields, read_groups
 from paradit.requests import warnings_for
 from paradit.scheduling.stages import STAGES
+from paradit.trace.merge import collected
 
 BYTES = {"bf16": 2, "fp32": 4}
 
@@ -32,6 +34,7 @@ def generate(options: Options, report: Reporter) -> int:
     folder = find_model(options.model)
     spec = read_spec(folder)
     jobs = make_jobs(options, prompts, spec)
+    check_trace(options)
     placement = _placement(options)
     for job in jobs:
         placement.check(job.request, spec)
@@ -52,7 +55,9 @@ def generate(options: Options, report: Reporter) -> int:
         checkpoint_steps=options.checkpoint_steps,
         hang_limit=options.hang_limit,
     )
-    make(run, spec, RunFolder.create(run) if is_first_rank() else None, report, stop)
+    run_folder = RunFolder.create(run) if is_first_rank() else None
+    with collected(options.trace, layers=options.trace_layers) as tracing:
+        make(run, spec, run_folder, report, stop, tracing=tracing)
     return int(report.failures > 0)
 
 

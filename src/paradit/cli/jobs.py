@@ -45,6 +45,8 @@ class Options:
     kernel: str
     compile: bool
     latents: Path | None
+    trace: Path | None
+    trace_layers: bool
     output: str | None
     overwrite: bool
     checkpoint_steps: int | None

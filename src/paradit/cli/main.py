@@ -21,6 +21,9 @@ from paradit.errors import InputError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
+trace_app = typer.Typer(rich_markup_mode=None)
+app.add_typer(trace_app, name="trace")
+
 EXAMPLE = 'Example: paradit generate "a red circle moving right" -o circle.mp4'
 
 
@@ -176,6 +179,17 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
             help="Also save the final latents, to compare runs exactly.", metavar="FILE.safetensors"
         ),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write what every rank did and when, for Perfetto or chrome://tracing, and "
+            "`paradit trace summary`.",
+            metavar="FILE.json",
+        ),
+    ] = None,
+    trace_layers: Annotated[
+        bool, typer.Option("--trace-layers", help="With every layer; the file grows accordingly.")
+    ] = False,
     output: Annotated[
         str | None,
         typer.Option(
@@ -233,6 +247,8 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         kernel=kernel,
         compile=compile,
         latents=latents,
+        trace=trace,
+        trace_layers=trace_layers,
         output=output,
         overwrite=overwrite,
         checkpoint_steps=checkpoint_steps,
@@ -297,3 +313,21 @@ def decode(  # noqa: PLR0917 (typer calls it by name)
 
     with make_reporter(json) as report:
         run(latents, report, model=model, output=output, fps=fps, overwrite=overwrite)
+
+
+@trace_app.callback(invoke_without_command=True)
+def trace(context: typer.Context) -> None:
+    """Look at what `paradit generate --trace` wrote."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@trace_app.command(epilog="Example: paradit trace summary trace.json")
+def summary(
+    trace: Annotated[Path, typer.Argument(help="What --trace has written.", metavar="FILE")],
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a rank on stdout.")] = False,
+) -> None:
+    """Each rank's time, busy, communicating or idle, and the part of the communication that was hidden."""
+    from paradit.cli.trace import summary as run
+
+    run(trace, as_json=json)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from paradit.distributed.world import World
+from paradit.trace.spans import CHANNEL, span
 
 
 class Channel:
@@ -42,7 +43,8 @@ class Channel:
             return self._kept.popleft()
         assert self._world is not None
         message = torch.empty(tuple(shape), dtype=dtype, device=device)
-        self._world.receive(message, self._sender)
+        with span(f"wait for rank {self._sender}", CHANNEL):
+            self._world.receive(message, self._sender)
         return message
 
     def close(self) -> None:
@@ -52,5 +54,6 @@ class Channel:
 
     def _wait_for_oldest(self) -> None:
         works, _ = self._leaving.popleft()
-        for work in works:
-            work.wait()
+        with span("wait until taken", CHANNEL, ready=len(self._leaving) + 1, by=self._others):
+            for work in works:
+                work.wait()

@@ -13,18 +13,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from paradit.trace.spans import EXCHANGE, MESSAGE, begin, end, span
+
 
 class Transfer:
     """Messages on their way; `wait` gives the received ones, by rank, as often as it is called."""
 
-    def __init__(self, works: Sequence[dist.Work], received: list[Tensor], in_flight: list[Tensor]) -> None:
-        self._works, self._received = list(works), received
+    def __init__(
+        self,
+        works: Sequence[dist.Work],
+        received: list[Tensor],
+        in_flight: list[Tensor],
+        traced: int | None = None,
+    ) -> None:
+        """traced: the span of these messages."""
+        self._works, self._received, self._traced = list(works), received, traced
         # What is being sent must not be freed or reused before it has left.
         self._in_flight = in_flight
 
     def wait(self) -> list[Tensor]:
-        for work in self._works:
-            work.wait()
+        if self._works:
+            with span("wait for messages", EXCHANGE):
+                for work in self._works:
+                    work.wait()
+                end(self._traced)
         # gloo would wait for ever for what has come already.
         self._works, self._in_flight = [], []
         return self._received
@@ -45,14 +57,17 @@ class Transport:
         mine = outgoing[self.rank]
         incoming = [mine if rank == self.rank else mine.new_empty(size) for rank, size in enumerate(sizes)]
         others = [rank for rank in range(self.num_ranks) if rank != self.rank]
-        self.bytes_sent += sum(outgoing[rank].nbytes for rank in others)
-        self.bytes_received += sum(incoming[rank].nbytes for rank in others)
+        sent = sum(outgoing[rank].nbytes for rank in others)
+        received = sum(incoming[rank].nbytes for rank in others)
+        self.bytes_sent += sent
+        self.bytes_received += received
         if self._group is None:
             return Transfer([], incoming, [])
+        traced = begin("messages", MESSAGE, sent=sent, received=received) if sent or received else None
         if dist.get_backend(self._group) == "gloo":
             works = self._point_to_point(outgoing, incoming)
-            return Transfer(works, incoming, outgoing)
-        return self._all_to_all(outgoing, incoming)
+            return Transfer(works, incoming, outgoing, traced)
+        return self._all_to_all(outgoing, incoming, traced)
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """Every rank's tensor, by rank; all have one shape."""
@@ -83,7 +98,7 @@ class Transport:
         ]
         return dist.batch_isend_irecv(operations) if operations else []
 
-    def _all_to_all(self, outgoing: list[Tensor], incoming: list[Tensor]) -> Transfer:
+    def _all_to_all(self, outgoing: list[Tensor], incoming: list[Tensor], traced: int | None) -> Transfer:
         sizes = [tensor.numel() for tensor in incoming]
         sizes[self.rank] = 0
         sent = [tensor.numel() for tensor in outgoing]
@@ -93,4 +108,4 @@ class Transport:
         work = dist.all_to_all_single(received, payload, sizes, sent, group=self._group, async_op=True)
         parts: list[Tensor] = list(torch.split(received, sizes))
         parts[self.rank] = incoming[self.rank]
-        return Transfer([work], parts, [payload])
+        return Transfer([work], parts, [payload], traced)

@@ -13,6 +13,7 @@ from paradit.engine.launcher import Launcher, Message
 from paradit.engine.run_folder import RunFolder
 from paradit.engine.worker import Assignment, threads_per_rank
 from paradit.models.spec import ModelSpec
+from paradit.trace.spans import Tracing
 
 FAILURES = 3
 """After so many failures in its work a request is given up; and the run, after so many before any work."""
@@ -44,6 +45,7 @@ def drive(
     report: Report,
     stop: Stop,
     make_launcher: Callable[[], Launcher],
+    tracing: Tracing | None = None,
 ) -> None:
     """Make what is left of a run. Raises RankError where ranks cannot even start, Interrupted after a stop.
 
@@ -54,7 +56,7 @@ def drive(
     while left := [job for job in run.jobs if job.index not in given_up and not folder.is_done(job.index)]:
         world = _World(run, left, report, stop, make_launcher())
         try:
-            world.start(spec, folder)
+            world.start(spec, folder, tracing)
             failure = world.follow(folder)
         finally:
             world.launcher.end()
@@ -99,7 +101,7 @@ class _World:
         self._denoising: set[int] = set()
         """Ranks that look, after every step, whether they are to stop."""
 
-    def start(self, spec: ModelSpec, folder: RunFolder) -> None:
+    def start(self, spec: ModelSpec, folder: RunFolder, tracing: Tracing | None) -> None:
         ranks = self._run.placement.ranks
         self.launcher.start([
             Assignment(
@@ -111,6 +113,7 @@ class _World:
                 spec=spec,
                 folder=folder.path,
                 threads=threads_per_rank(ranks),
+                tracing=tracing,
             )
             for rank in range(ranks)
         ])  # fmt: skip

@@ -29,6 +29,7 @@ from paradit.stages.decode import decode
 from paradit.stages.denoise import denoise
 from paradit.stages.encode import encode, texts
 from paradit.text_to_video import load
+from paradit.trace.spans import STAGE, span
 
 
 def make_videos(
@@ -92,7 +93,8 @@ class _Rank:
         """What this rank's stages need."""
         report = self._report if self._rank == 0 else Report()
         dtype, compile = self._jobs[0].request.dtype, self._placement.compile
-        self._model = load(self._spec, dtype, report, device=device, stages=self.stages, compile=compile)
+        with span("load", STAGE):
+            self._model = load(self._spec, dtype, report, device=device, stages=self.stages, compile=compile)
         self._seconds[0].update(report.seconds)
 
     def encode(self, index: int) -> None:
@@ -208,7 +210,8 @@ class _Rank:
     @contextmanager
     def _timed(self, index: int, stage: str) -> Iterator[None]:
         began = time.monotonic()
-        yield
+        with span(stage, STAGE, request=index):
+            yield
         self._seconds[index][stage] = time.monotonic() - began
 
 

@@ -11,6 +11,7 @@ from paradit.kernels import check_kernel_on
 from paradit.models.registry import family
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
+from paradit.trace.spans import Tracing, recording
 
 
 def ranks_of_torchrun() -> int | None:
@@ -39,7 +40,15 @@ def check_devices(placement: Placement, dtype: str | None) -> None:
         raise InputError(f"{ranks} ranks need a GPU each, and this machine has {there}: use at most {there}")
 
 
-def make(run: Run, spec: ModelSpec, folder: RunFolder | None, report: Report, stop: Stop) -> None:
+def make(
+    run: Run,
+    spec: ModelSpec,
+    folder: RunFolder | None,
+    report: Report,
+    stop: Stop,
+    *,
+    tracing: Tracing | None = None,
+) -> None:
     """Make what is left of a run. Of torchrun's ranks only the first has a folder.
 
     At its end the folder is removed, unless something in it could be gone on with: `report.resumable`. Raises
@@ -52,7 +61,7 @@ def make(run: Run, spec: ModelSpec, folder: RunFolder | None, report: Report, st
         folder.sweep(run.jobs)
         folder.note_process(os.getpid())
         try:
-            _make(run, spec, folder, report, stop)
+            _make(run, spec, folder, report, stop, tracing=tracing)
         finally:
             if all(folder.is_done(job.index) for job in run.jobs) or not folder.has_something():
                 folder.remove()
@@ -60,7 +69,9 @@ def make(run: Run, spec: ModelSpec, folder: RunFolder | None, report: Report, st
                 report.resumable(folder.path)
 
 
-def _make(run: Run, spec: ModelSpec, folder: RunFolder, report: Report, stop: Stop) -> None:
+def _make(
+    run: Run, spec: ModelSpec, folder: RunFolder, report: Report, stop: Stop, *, tracing: Tracing | None
+) -> None:
     left = [job for job in run.jobs if not folder.is_done(job.index)]
     if ranks_of_torchrun():
         _as_one_of_torchrun(run, left, spec, folder, report=report, stop=stop)
@@ -69,13 +80,22 @@ def _make(run: Run, spec: ModelSpec, folder: RunFolder, report: Report, stop: St
         from paradit.engine.make import make_videos
 
         keeper = Keeper(folder, stop, report, run.checkpoint_steps)
-        make_videos(left, spec, run.placement, report, overwrite=run.overwrite, keeper=keeper)
+        with recording(tracing, rank=0):
+            make_videos(left, spec, run.placement, report, overwrite=run.overwrite, keeper=keeper)
     else:
         from paradit.engine.driver import drive
         from paradit.engine.launcher import LocalLauncher
 
         modules = ["paradit.engine.make", family(spec.pipeline_class).module]
-        drive(run, spec, folder, report=report, stop=stop, make_launcher=lambda: LocalLauncher(modules))
+        drive(
+            run,
+            spec,
+            folder,
+            report=report,
+            stop=stop,
+            make_launcher=lambda: LocalLauncher(modules),
+            tracing=tracing,
+        )
 
 
 def _as_one_of_torchrun(

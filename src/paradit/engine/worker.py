@@ -18,6 +18,7 @@ from paradit.engine.job import Interrupted, Job, Report, Run, Stop
 from paradit.engine.run_folder import RunFolder
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
+from paradit.trace.spans import Tracing, recording
 
 WAIT_SECONDS = 24 * 3600.0
 HEARTBEAT_SECONDS = 1.0
@@ -39,6 +40,7 @@ class Assignment:
     folder: Path | None
     """Of the run; None: this rank keeps nothing."""
     threads: int
+    tracing: Tracing | None = None
 
 
 def threads_per_rank(ranks: int) -> int:
@@ -131,9 +133,12 @@ def make_as_rank(assignment: Assignment, report: Report, stop: Stop) -> None:
     device = torch.device("cuda", assignment.local_rank) if cuda else torch.device("cpu")
     folder = RunFolder(assignment.folder) if assignment.folder else None
     # The driver notices a dead rank at once; a long wait, such as for the decode, is no failure.
-    with join_world(
-        rank, run.placement.ranks, assignment.init_method, device=device, timeout=WAIT_SECONDS
-    ) as world:
+    with (
+        recording(assignment.tracing, rank),
+        join_world(
+            rank, run.placement.ranks, assignment.init_method, device=device, timeout=WAIT_SECONDS
+        ) as world,
+    ):
         make_videos(
             assignment.jobs,
             assignment.spec,

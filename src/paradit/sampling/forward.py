@@ -10,6 +10,7 @@ from torch import Tensor
 
 from paradit.attention.protocol import Attend, Wait
 from paradit.models.protocol import Tokens, Transformer
+from paradit.trace.spans import layer_span
 
 T = TypeVar("T")
 
@@ -17,8 +18,9 @@ T = TypeVar("T")
 def forward(transformer: Transformer, tokens: Tokens, attend: Attend) -> Generator[Wait, None, Tensor]:
     """Each token's part of the prediction, [B, S, patch values]; yields where `attend` would wait."""
     for layer, block in enumerate(transformer.blocks):
-        attended = yield from attend(layer, block.project(tokens), tokens.layout)
-        tokens = block.finish(tokens, attended)
+        with layer_span(layer):
+            attended = yield from attend(layer, block.project(tokens), tokens.layout)
+            tokens = block.finish(tokens, attended)
     return transformer.head(tokens)
 
 

@@ -20,6 +20,7 @@ from paradit.sampling.position import (
     scheduler_state,
 )
 from paradit.sampling.team import Alone, Team
+from paradit.trace.spans import STEP, span
 
 
 @torch.no_grad()
@@ -52,20 +53,24 @@ def denoise(
         progress.step("denoise", begun.step)
     serving: int | None = None
     contexts: list[Any] = []
-    for step in range(begun.step if begun else 0, len(scheduler.timesteps)):
-        timestep = scheduler.timesteps[step]
-        expert = model.expert_at(timestep)
-        transformer = model.experts[expert]
-        if expert != serving:
-            # Timesteps only fall, so an expert that was left does not come back.
-            serving, contexts = expert, team.contexts(transformer, prompts)
-        predictions = team.predict(
-            transformer, latents.to(model.dtype), model.model_timestep(timestep, latents), contexts, layout
-        )
-        prediction = guide(predictions, guidance_scales[expert])
-        (latents,) = scheduler.step(prediction, timestep, latents, return_dict=False)
-        if not latents.isfinite().all():
-            raise FloatingPointError(f"the latents are not finite after step {step + 1}")
+    for step, timestep in enumerate(scheduler.timesteps):
+        with span(f"step {step + 1}", STEP):
+            expert = model.expert_at(timestep)
+            transformer = model.experts[expert]
+            if expert != serving:
+                # Timesteps only fall, so an expert that was left does not come back.
+                serving, contexts = expert, team.contexts(transformer, prompts)
+            predictions = team.predict(
+                transformer,
+                latents.to(model.dtype),
+                model.model_timestep(timestep, latents),
+                contexts,
+                layout,
+            )
+            prediction = guide(predictions, guidance_scales[expert])
+            (latents,) = scheduler.step(prediction, timestep, latents, return_dict=False)
+            if not latents.isfinite().all():
+                raise FloatingPointError(f"the latents are not finite after step {step + 1}")
         progress.step("denoise", step + 1)
         if team.is_first:
             checkpoints.offer(partial(_position, step + 1, latents, scheduler))

@@ -23,11 +23,15 @@ from paradit.distributed.shares import Shares
 from paradit.distributed.transport import Transfer, Transport
 from paradit.placement import Form
 from paradit.sampling.forward import forward, run_interleaved
+from paradit.trace.spans import LINK, STAGE, begin, end, unrecorded
 
 TIMES = 2
 """How often each cost is measured, after a first time that does not count; the shortest is taken."""
 LARGEST_MESSAGE = 2**23
 """Bytes to each rank with which a link's rate is measured, at most."""
+
+TRACED_MESSAGE = 2**20
+"""Bytes to each rank with which a traced run measures its link, before sizes are known."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,17 @@ def measure_link(transport: Transport, num_bytes: int, device: torch.device) -> 
     latency = seconds(exchange(1), device)
     taken = seconds(exchange(size), device)
     return Link(latency, max(0.0, taken - latency) / (size * max(1, transport.num_ranks - 1)))
+
+
+def trace_link(transport: Transport, device: torch.device) -> None:
+    """Measure the link for the trace, which says how much of the communication was hidden.
+
+    All ranks of the transport call it together.
+    """
+    traced = begin(LINK, STAGE)
+    with unrecorded():
+        link = measure_link(transport, TRACED_MESSAGE, device)
+    end(traced, latency=link.latency, seconds_per_byte=link.seconds_per_byte, device=device.type)
 
 
 def measure_block(block: Any, tokens: Any) -> BlockCost:

@@ -21,8 +21,16 @@ from paradit.distributed.world import World
 from paradit.models.protocol import Prompt, Transformer
 from paradit.placement import Form, Placement
 from paradit.sampling.forward import forward, run_interleaved
-from paradit.sampling.rehearsal import BlockCost, MeasuredKernel, measure_block, measure_link, rehearse
+from paradit.sampling.rehearsal import (
+    BlockCost,
+    MeasuredKernel,
+    measure_block,
+    measure_link,
+    rehearse,
+    trace_link,
+)
 from paradit.sampling.remembered import Remembered
+from paradit.trace.spans import REHEARSAL, is_recording, span, unrecorded
 
 MARGIN = 0.03
 """How much quicker than the plainest form, in parts of its time, another must come out to be taken."""
@@ -102,7 +110,8 @@ class Together:
             return self._forms[0]
         key = self._shares(transformer, tokens), len(branches.each)
         if key not in self.chosen:
-            self.chosen[key] = self._choose(transformer, branches, tokens)
+            with span("rehearse", REHEARSAL), unrecorded():
+                self.chosen[key] = self._choose(transformer, branches, tokens)
         return self.chosen[key]
 
     def _choose(self, transformer: Transformer, branches: _Branches, tokens: Any) -> Form:
@@ -196,6 +205,8 @@ def together(
     """The team that a placement makes of a world, for a model of so many heads and guidance branches."""
     ring_inside = placement.mesh == "ulysses,ring"
     mesh = Mesh(world, placement.cfg_degree, placement.ring_ranks, ring_inside=ring_inside)
+    if is_recording():
+        trace_link(world.transport(), world.device)
     return Together(mesh, placement.forms(num_heads, num_branches), kernel)
 
 

@@ -1,0 +1,56 @@
+"""The option `--trace`, checked; and `paradit trace summary`. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from paradit.cli.jobs import Options
+from paradit.cli.text import amount, duration
+from paradit.engine.run import ranks_of_torchrun
+from paradit.errors import InputError
+from paradit.trace.summary import RankSummary, read_trace, summarize
+from paradit.video.writer import check_file
+
+_COLUMNS = ("rank", "preparing", "busy", "communicating", "idle", "sent", "hidden")
+
+
+def check_trace(options: Options) -> None:
+    """Refuse a trace that cannot be written. Raises InputError; makes no file."""
+    path = options.trace
+    if path is None:
+        if options.trace_layers:
+            raise InputError("trace_layers adds to a trace: name its file by --trace FILE.json")
+        return
+    if path.suffix != ".json":
+        raise InputError(f"trace {str(path)!r} must end in .json: use {str(path) + '.json'!r}")
+    if ranks_of_torchrun():
+        raise InputError("a run is traced only with --ranks: leave torchrun, or --trace, out")
+    check_file("trace", path, overwrite=options.overwrite)
+
+
+def summary(path: Path, *, as_json: bool) -> None:
+    """Print where each rank's time went. Raises InputError where the file is no trace."""
+    ranks = summarize(read_trace(path))
+    if as_json:
+        for rank in ranks:
+            print(json.dumps({**asdict(rank), "hidden": rank.hidden}))
+        return
+    rows = [_COLUMNS, *(_row(rank) for rank in ranks)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def _row(rank: RankSummary) -> tuple[str, ...]:
+    seconds = (rank.preparing, rank.busy, rank.communicating, rank.idle)
+    total = sum(seconds)
+    parts = [f"{duration(part)} ({100 * part / total:.0f} %)" for part in seconds]
+    return str(rank.rank), *parts, amount(rank.bytes_sent, "B"), _hidden(rank)
+
+
+def _hidden(rank: RankSummary) -> str:
+    if not rank.messages:
+        return "-"
+    return "unknown" if rank.hidden is None else f"{100 * rank.hidden:.0f} %"

@@ -1,0 +1,147 @@
+"""The ranks' files to one in Chrome's trace event format, which Perfetto and chrome://tracing open.
+
+A process of the viewer is a rank. Its rows: stages with their steps, waiting, and, since they overlap, as
+many rows of layers and of messages as it takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from paradit.trace.spans import CHANNEL, EXCHANGE, LAYER, MESSAGE, REHEARSAL, STAGE, STEP, Tracing
+
+_NESTED = {"stages": (STAGE, STEP, REHEARSAL), "waiting": (EXCHANGE, CHANNEL)}
+"""Rows of spans that lie within each other, or apart."""
+_OVERLAPPING = {"layers": (LAYER,), "messages": (MESSAGE,)}
+
+
+@dataclass(frozen=True)
+class Span:
+    """What one rank did from `begin` to `end`, in nanoseconds since 1970."""
+
+    name: str
+    category: str
+    begin: int
+    end: int
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def collected(target: Path | None, *, layers: bool = False) -> Iterator[Tracing | None]:
+    """What the ranks of the body are to record to; it is merged to `target` at the end, also after an error.
+
+    target: None traces nothing.
+    """
+    if target is None:
+        yield None
+        return
+    with TemporaryDirectory(prefix="paradit-trace-") as folder:
+        try:
+            yield Tracing(Path(folder), layers)
+        finally:
+            merge(Path(folder), target)
+
+
+def merge(folder: Path, target: Path) -> None:
+    """Merge what ranks have recorded in `folder`; `target` has its name once it is whole."""
+    by_rank: dict[int, list[Span]] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        rank, _ = path.stem.split("-")
+        by_rank.setdefault(int(rank), []).extend(read_spans(path))
+    part = target.with_name(f".{target.name[:200]}-{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps(chrome_trace(by_rank)), encoding="utf-8")
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_spans(path: Path) -> list[Span]:
+    """The spans of a file that one process wrote, which may break off.
+
+    What was not ended lasts as long as the process gave a sign of life, and is marked `unfinished`.
+    """
+    begun: dict[int, tuple[int, str, str, dict[str, Any]]] = {}
+    spans, now = [], 0
+    for kind, number, now, *rest in _lines(path):
+        if kind == "begin":
+            name, category, about = rest
+            begun[number] = (now, name, category, about)
+        else:
+            began, name, category, about = begun.pop(number)
+            spans.append(Span(name, category, began, now, {**about, **rest[0]}))
+    spans += [
+        Span(name, category, began, now, {**about, "unfinished": True})
+        for began, name, category, about in begun.values()
+    ]
+    return spans
+
+
+def _lines(path: Path) -> Iterator[list[Any]]:
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):  # a killed process may have been at its last line
+            yield json.loads(line)
+
+
+def chrome_trace(by_rank: Mapping[int, Iterable[Span]]) -> dict[str, Any]:
+    """Chrome's trace, of each rank's spans; its times are in microseconds from the first span's begin."""
+    zero = min((span.begin for spans in by_rank.values() for span in spans), default=0)
+    events: list[dict[str, Any]] = []
+    threads = count(1)  # a viewer may take the same number in two processes for one thread
+    for rank, spans in sorted(by_rank.items()):
+        events.append(_named("process_name", rank, 0, f"rank {rank}"))
+        for name, row in _rows(sorted(spans, key=lambda span: (span.begin, -span.end))):
+            thread = next(threads)
+            events.append(_named("thread_name", rank, thread, name))
+            order = {"name": "thread_sort_index", "ph": "M", "pid": rank, "tid": thread}
+            events.append({**order, "args": {"sort_index": thread}})
+            events += [_complete(span, rank, thread, zero) for span in row]
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _rows(spans: Sequence[Span]) -> Iterator[tuple[str, list[Span]]]:
+    """Named rows of spans, in the order in which they are shown."""
+    for name, categories in _NESTED.items():
+        row = [span for span in spans if span.category in categories]
+        if row:
+            yield name, row
+    for name, categories in _OVERLAPPING.items():
+        for number, row in enumerate(_apart([span for span in spans if span.category in categories])):
+            yield f"{name} {number + 1}" if number else name, row
+
+
+def _apart(spans: Iterable[Span]) -> list[list[Span]]:
+    """Rows without overlap: each span, in the order of their begins, in the first that is free."""
+    rows: list[list[Span]] = []
+    for span in spans:
+        free = next((row for row in rows if row[-1].end <= span.begin), None)
+        if free is None:
+            rows.append([span])
+        else:
+            free.append(span)
+    return rows
+
+
+def _named(what: str, rank: int, thread: int, name: str) -> dict[str, Any]:
+    return {"name": what, "ph": "M", "pid": rank, "tid": thread, "args": {"name": name}}
+
+
+def _complete(span: Span, rank: int, thread: int, zero: int) -> dict[str, Any]:
+    return {
+        "name": span.name,
+        "cat": span.category,
+        "ph": "X",
+        "pid": rank,
+        "tid": thread,
+        "ts": (span.begin - zero) / 1000,
+        "dur": (span.end - span.begin) / 1000,
+        "args": dict(span.about),
+    }

@@ -1,0 +1,144 @@
+"""Where each rank's time went, and how much of its communication was hidden: from a merged trace."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paradit.errors import InputError
+from paradit.trace.merge import Span
+from paradit.trace.spans import CHANNEL, EXCHANGE, LINK, MESSAGE, STAGE, STEP
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankSummary:
+    """One rank's seconds, from the first span of any rank to the last; the four add up to all of it."""
+
+    rank: int
+    preparing: float
+    """Loading its part of the model, measuring its link."""
+    busy: float
+    """In the stages of requests, but for their waits."""
+    communicating: float
+    """Waiting for messages in denoising steps."""
+    idle: float
+    """The rest: waiting for other stages and for other ranks to come, and what is between."""
+    messages: int
+    """Exchanges begun in denoising steps."""
+    bytes_sent: int
+    """By these."""
+    alone: float | None
+    """What these would take one after the other, with nothing else going on."""
+
+    exposed: float | None
+    """The part of `alone` that was waited for. Who waits longer for a message than it takes alone, waits for
+    the rank that sends it; that is in `communicating` only."""
+
+    @property
+    def hidden(self) -> float | None:
+        """The part of `alone` that was not waited for, 0 to 1; None where the link is not known."""
+        return 1 - self.exposed / self.alone if self.alone and self.exposed is not None else None
+
+
+def read_trace(path: Path) -> dict[int, list[Span]]:
+    """Each rank's spans, of a file that `--trace` wrote. Raises InputError where it holds none."""
+    try:
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+        spans = [(event["pid"], _span(event)) for event in events if event["ph"] == "X"]
+    except OSError as error:
+        raise InputError(f"trace {str(path)!r} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, LookupError):
+        raise InputError(
+            f"{str(path)!r} is no trace: name a file that `paradit generate --trace` wrote"
+        ) from None
+    by_rank: dict[int, list[Span]] = {}
+    for rank, span in spans:
+        by_rank.setdefault(rank, []).append(span)
+    if not any(span.category == STAGE for _, span in spans):
+        raise InputError(
+            f"trace {str(path)!r} holds no stage of a run: nothing was begun, or it is of another program"
+        )
+    return by_rank
+
+
+def _span(event: dict[str, Any]) -> Span:
+    begin = round(1000 * event["ts"])
+    return Span(event["name"], event["cat"], begin, begin + round(1000 * event["dur"]), event["args"])
+
+
+def summarize(by_rank: Mapping[int, Iterable[Span]]) -> list[RankSummary]:
+    """Each rank's summary, in the order of the ranks.
+
+    Alone, a message takes the link's latency, and its rate for what is sent or received, whatever is more
+    (Hockney's model, as in `sampling.rehearsal`). `alone` and `exposed` are None without a measured link, and
+    on CUDA, where the stream waits and not this process.
+    """
+    spans = [span for spans in by_rank.values() for span in spans]
+    total = max(span.end for span in spans) - min(span.begin for span in spans)
+    return [_summary(rank, list(spans), total) for rank, spans in sorted(by_rank.items())]
+
+
+def _summary(rank: int, spans: list[Span], total: int) -> RankSummary:
+    stages = [span for span in spans if span.category == STAGE]
+    requests = [span for span in stages if "request" in span.about]
+    steps = _Apart(span for span in spans if span.category == STEP)
+    waits = [span for span in spans if span.category in (EXCHANGE, CHANNEL)]
+    messages = [span for span in spans if span.category == MESSAGE and steps.at(span.begin)]
+    alone = _alone(messages, [span for span in stages if span.name == LINK])
+
+    in_requests = _Apart(requests)
+    communicating = _length(wait for wait in waits if steps.at(wait.begin))
+    preparing = _length(stages) - _length(requests)
+    busy = _length(requests) - _length(wait for wait in waits if in_requests.at(wait.begin))
+    return RankSummary(
+        rank=rank,
+        preparing=preparing / 1e9,
+        busy=busy / 1e9,
+        communicating=communicating / 1e9,
+        idle=(total - preparing - busy - communicating) / 1e9,
+        messages=len(messages),
+        bytes_sent=sum(message.about["sent"] for message in messages),
+        alone=sum(alone) if alone is not None else None,
+        exposed=_exposed(messages, alone, _Apart(waits)) if alone is not None else None,
+    )
+
+
+def _alone(messages: list[Span], links: list[Span]) -> list[float] | None:
+    """What each message would take alone, in seconds."""
+    if not links or links[-1].about.get("device") != "cpu":
+        return None
+    latency, seconds_per_byte = (links[-1].about[name] for name in ("latency", "seconds_per_byte"))
+    return [
+        latency + seconds_per_byte * max(message.about["sent"], message.about["received"])
+        for message in messages
+    ]
+
+
+def _exposed(messages: list[Span], alone: list[float], waits: _Apart) -> float:
+    seconds = 0.0
+    for message, most in zip(messages, alone, strict=True):
+        wait = waits.at(message.end)  # a message ends in the wait for it
+        if wait is not None:
+            seconds += min((message.end - wait.begin) / 1e9, most)
+    return seconds
+
+
+def _length(spans: Iterable[Span]) -> int:
+    return sum(span.end - span.begin for span in spans)
+
+
+class _Apart:
+    """Spans that do not overlap, to be found by time."""
+
+    def __init__(self, spans: Iterable[Span]) -> None:
+        self._spans = sorted(spans, key=lambda span: span.begin)
+        self._begins = [span.begin for span in self._spans]
+
+    def at(self, time: int) -> Span | None:
+        """The one that goes on at a time."""
+        before = bisect_right(self._begins, time) - 1
+        return self._spans[before] if before >= 0 and time <= self._spans[before].end else None
