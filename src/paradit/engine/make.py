@@ -14,6 +14,7 @@ from paradit.distributed.channel import Channel
 from paradit.distributed.world import World
 from paradit.engine.job import Job, Report
 from paradit.engine.keep import keep
+from paradit.engine.replicas import replica_of
 from paradit.memory import peak_memory_bytes
 from paradit.models.kernels import load_kernel
 from paradit.models.protocol import Prompt
@@ -42,6 +43,14 @@ def make_videos(
 
     A job that fails, since its latents are not finite or its video cannot be written, fails alone.
     """
+    if placement.replicas > 1:
+        assert world is not None
+        mine = replica_of(world, placement, jobs, report)
+        if mine.jobs:
+            make_videos(mine.jobs, spec, mine.placement, mine.report, overwrite=overwrite, world=mine.world,
+                        device=device)  # fmt: skip
+        mine.tell_memory()
+        return
     rank = _Rank(jobs, spec, placement, report, world, overwrite=overwrite)
     rank.load(device)
     steps = program(rank.stages, rank.decoder, len(placement.decode_ranks), len(jobs))
