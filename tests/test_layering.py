@@ -24,6 +24,7 @@ LAYERS = [
     ["scheduling"],
     ["placement"],
     ["distributed.shares"],
+    ["scheduling.memory", "scheduling.balance"],
     ["distributed"],
     ["attention"],
     ["models"],

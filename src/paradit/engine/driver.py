@@ -18,9 +18,18 @@ from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 
 
-def drive(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report, *, overwrite: bool) -> None:
+def drive(
+    jobs: list[Job],
+    spec: ModelSpec,
+    placement: Placement,
+    report: Report,
+    *,
+    overwrite: bool,
+    warm_up: bool = False,
+) -> None:
     """Run `jobs` on `placement.ranks` processes of this machine. Raises RankError where one fails.
 
+    warm_up: only measure what the stages of the first job take.
     Whatever happens, also an exception in this process such as Ctrl-C, no process is left behind.
     """
     with tempfile.TemporaryDirectory(prefix="paradit-") as folder:
@@ -36,6 +45,7 @@ def drive(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report
                     spec=spec,
                     overwrite=overwrite,
                     threads=threads_per_rank(placement.ranks),
+                    warm_up=warm_up,
                 )
                 pipe, process = _start(assignment)
                 ranks[pipe] = process

@@ -9,6 +9,7 @@ from typing import Any
 from paradit.models.spec import ModelSpec
 from paradit.progress import Progress
 from paradit.requests import Request
+from paradit.scheduling.balance import StageSeconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,9 @@ class Report(Progress):
 
     def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
         """Peak memory (bytes) and stages of every rank, at the end of a run whose stages are apart."""
+
+    def measured(self, seconds: StageSeconds) -> None:
+        """What a warm-up has measured."""
 
 
 class RankError(RuntimeError):

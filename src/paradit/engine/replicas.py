@@ -32,11 +32,13 @@ class Replica:
         mine = torch.tensor([peak_memory_bytes(device)], device=device)
         memory = [int(one) for one in self.everyone.transport().all_gather(mine)]
         if self.everyone.rank == 0:
-            self.report.report.memory(memory, [self.whole.stages_of(rank) for rank in range(self.whole.ranks)])
+            self.report.report.memory(
+                memory, [self.whole.stages_of(rank) for rank in range(self.whole.ranks)]
+            )
 
 
 class ReplicaReport(Report):
-    """Tells a run's report of one replica's part: requests by their number among all, stages by the replica."""
+    """Tells a run's report of one replica: requests by their number among all, stages by the replica's."""
 
     def __init__(self, report: Report, replica: int, replicas: int, count: int) -> None:
         super().__init__()

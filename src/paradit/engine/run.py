@@ -16,6 +16,11 @@ def ranks_of_torchrun() -> int | None:
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
 
 
+def ranks_of_this_machine() -> int | None:
+    """How many of torchrun's ranks are on this machine; None without torchrun: all are."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if "LOCAL_WORLD_SIZE" in os.environ else None
+
+
 def is_first_rank() -> bool:
     """Whether this process is the one that speaks."""
     return os.environ.get("RANK", "0") == "0"
@@ -31,7 +36,7 @@ def check_devices(placement: Placement, dtype: str | None) -> None:
     cuda = torch.cuda.is_available()
     check_kernel_on(placement.kernel, "cuda" if cuda else "cpu", dtype or ("bf16" if cuda else "fp32"))
 
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", placement.ranks))
+    ranks = ranks_of_this_machine() or placement.ranks
     there = torch.cuda.device_count()
     if torch.cuda.is_available() and ranks > there:
         raise InputError(f"{ranks} ranks need a GPU each, and this machine has {there}: use at most {there}")
@@ -42,7 +47,7 @@ def run(jobs: list[Job], spec: ModelSpec, placement: Placement, report: Report, 
     if ranks_of_torchrun():
         from paradit.engine.worker import Assignment, make_as_rank, threads_per_rank
 
-        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", placement.ranks))
+        local_ranks = ranks_of_this_machine() or placement.ranks
         assignment = Assignment(
             rank=int(os.environ["RANK"]),
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),

@@ -17,6 +17,7 @@ from typing import Any
 from paradit.engine.job import Job, Report
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
+from paradit.scheduling.balance import StageSeconds
 
 WAIT_SECONDS = 24 * 3600.0
 GRACE_SECONDS = 2.0
@@ -36,6 +37,8 @@ class Assignment:
     spec: ModelSpec
     overwrite: bool
     threads: int
+    warm_up: bool = False
+    """Only measure what the stages of the first job take."""
 
 
 def threads_per_rank(ranks: int) -> int:
@@ -73,6 +76,9 @@ class PipeReport(Report):
 
     def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
         self._send("memory", by_rank, stages)
+
+    def measured(self, seconds: StageSeconds) -> None:
+        self._send("measured", seconds)
 
     def _send(self, event: str, *values: Any) -> None:
         self._pipe.send((event, values))
@@ -115,6 +121,13 @@ def make_as_rank(assignment: Assignment, report: Report) -> None:
     with join_world(
         rank, placement.ranks, assignment.init_method, device=device, timeout=WAIT_SECONDS
     ) as world:
+        if assignment.warm_up:
+            from paradit.engine.warmup import measure
+
+            seconds = measure(world, assignment.spec, assignment.jobs[0].request, placement)
+            if rank == 0:
+                report.measured(seconds)
+            return
         make_videos(
             assignment.jobs,
             assignment.spec,
