@@ -4,7 +4,8 @@
 
 The bundled model, 33 frames, one thread a rank; few steps (the decode weighs) and many (the denoising does).
 All ways take turns within one run; medians of the seconds from the first prompt to the last video, with the
-models loaded. The bound of stages apart is the slower one's own time, once both are under way.
+models loaded. The bound of stages apart is the slower one's own time, once both are under way. `auto` is what
+`--placement auto` chooses after a warm-up, in a world of its own, made anew for each number of steps.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from typing import Any
 
 from machine import write_results
 from paradit.distributed.world import World
+from paradit.engine.auto import choose_placement
 from paradit.engine.job import Job, Report
 from paradit.engine.make import make_videos
+from paradit.engine.warmup import measure
 from paradit.models.folder import find_model
-from paradit.models.spec import read_spec
+from paradit.models.spec import ModelSpec, read_spec
 from paradit.placement import Placement
 from paradit.requests import Request, resolve
+from paradit.scheduling.balance import Choice, StageSeconds
 from paradit.shapes.world import all_scenes
 from paradit.testing import run_world
 
@@ -30,8 +34,9 @@ WAYS = {
     "together": Placement(ranks=2, attention="ulysses"),
     "together, each decodes": Placement(ranks=2, decode=(0, 1), encode=(0,), attention="ulysses"),
     "apart": Placement(ranks=2, denoise=(0,), decode=(1,)),
-    "replicas": Placement(),
+    "replicas": Placement(ranks=2, replicas=2),
 }
+AUTO = Placement(ranks=2, attention="ulysses")
 STEPS = (4, 30)
 
 
@@ -51,28 +56,42 @@ class Clock(Report):
         self.stages.append(result["seconds"])
 
 
-def rank(world: World, way: str, num_prompts: int, steps: int, folder: str) -> Clock:
-    spec, placement = read_spec(find_model("shapes")), WAYS[way]
-    jobs = [
+def jobs_of(spec: ModelSpec, num_prompts: int, steps: int, folder: str) -> list[Job]:
+    return [
         Job(
             request=resolve(Request(prompt=scene.prompt, seed=seed, num_inference_steps=steps), spec),
             output=f"{folder}/{seed}.mp4",
             latents=None,
+            index=seed,
+            count=num_prompts,
         )
         for seed, scene in enumerate(all_scenes()[:: 1440 // num_prompts][:num_prompts])
     ]
-    clock = Clock()
-    if placement.ranks == 1:
-        make_videos(jobs[world.rank :: world.size], spec, placement, clock, overwrite=True)
-    else:
-        make_videos(jobs, spec, placement, clock, overwrite=True, world=world)
+
+
+def rank(world: World, placement: Placement, num_prompts: int, steps: int, folder: str) -> Clock:
+    spec, clock = read_spec(find_model("shapes")), Clock()
+    jobs = jobs_of(spec, num_prompts, steps, folder)
+    make_videos(jobs, spec, placement, clock, overwrite=True, world=world)
     return clock
 
 
-def take(way: str, num_prompts: int, steps: int) -> tuple[float, dict[str, float]]:
+def measured(world: World, num_prompts: int, steps: int) -> StageSeconds:
+    spec = read_spec(find_model("shapes"))
+    return measure(world, spec, jobs_of(spec, num_prompts, steps, "")[0].request, AUTO)
+
+
+def automatic(num_prompts: int, steps: int) -> Choice:
+    """What `--placement auto` chooses."""
+    spec = read_spec(find_model("shapes"))
+    costs, *_ = run_world(measured, 2, num_prompts, steps, timeout=900)
+    return choose_placement(jobs_of(spec, num_prompts, steps, ""), spec, AUTO, costs)
+
+
+def take(placement: Placement, num_prompts: int, steps: int) -> tuple[float, dict[str, float]]:
     """Seconds of the whole, and of all requests' stages."""
     with tempfile.TemporaryDirectory() as folder:
-        clocks = run_world(rank, 2, way, num_prompts, steps, folder, timeout=900)
+        clocks = run_world(rank, 2, placement, num_prompts, steps, folder, timeout=900)
     began = min(clock.began for clock in clocks if clock.began)
     stages = [each for clock in clocks for each in clock.stages]
     totals = {name: sum(each.get(name, 0.0) for each in stages) for name in ("denoise", "decode")}
@@ -86,10 +105,12 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for steps in STEPS:
-        taken: dict[str, list[tuple[float, dict[str, float]]]] = {way: [] for way in WAYS}
+        choice = automatic(args.prompts, steps)
+        ways = {**WAYS, "auto": choice.placement}
+        taken: dict[str, list[tuple[float, dict[str, float]]]] = {way: [] for way in ways}
         for _ in range(args.repeats):
-            for way in WAYS:
-                taken[way].append(take(way, args.prompts, steps))
+            for way, placement in ways.items():
+                taken[way].append(take(placement, args.prompts, steps))
         seconds = {way: median(took for took, _ in each) for way, each in taken.items()}
         bound = median(max(stages.values()) for _, stages in taken["apart"])
         rows.append({
@@ -97,11 +118,14 @@ def main() -> None:
             "seconds": seconds,
             "bound_apart": bound,
             "stages": {way: each[-1][1] for way, each in taken.items()},
+            "auto": {"reason": choice.reason, "expected_seconds": choice.seconds},
         })  # fmt: skip
         print(f"\n{steps} steps, {args.prompts} prompts")
         for way, took in sorted(seconds.items(), key=lambda item: item[1]):
             print(f"  {way:24} {took:7.1f} s  {took / seconds['together']:5.2f} of together", flush=True)
-        print(f"  bound of apart {bound:.1f} s: it takes {seconds['apart'] / bound:.2f} of that", flush=True)
+        print(f"  bound of apart {bound:.1f} s: it takes {seconds['apart'] / bound:.2f} of that")
+        best = min(took for way, took in seconds.items() if way != "auto")
+        print(f"  auto takes {seconds['auto'] / best:.2f} of the best other: {choice.reason}", flush=True)
     write_results("stages", {"prompts": args.prompts, "repeats": args.repeats, "rows": rows})
 
 

@@ -81,6 +81,7 @@ OPTIONS = [
     "--dtype",
     "--ranks",
     "--placement",
+    "--replicas",
     "--cfg-degree",
     "--attention",
     "--chunks",

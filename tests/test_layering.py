@@ -25,6 +25,7 @@ LAYERS = [
     ["scheduling"],
     ["placement"],
     ["distributed.shares"],
+    ["scheduling.memory", "scheduling.balance"],
     ["distributed"],
     ["attention"],
     ["models"],

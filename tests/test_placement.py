@@ -7,8 +7,13 @@ import pytest
 
 from paradit.errors import InputError
 from paradit.kernels import KERNELS, check_kernel_on
+from paradit.models.spec import ModelSpec, read_spec
 from paradit.placement import Form, Placement
+from paradit.requests import Request, resolve
 from paradit.sampling.remembered import Remembered
+from paradit.scheduling.memory import memory_by_rank, on_one_device
+from paradit.scheduling.stages import STAGES
+from tiny import save_folder
 
 
 @pytest.mark.parametrize(
@@ -23,6 +28,14 @@ from paradit.sampling.remembered import Remembered
         ({"mesh": "ring"}, "mesh must be ring,ulysses or ulysses,ring, got 'ring'"),
         ({"attention": "usp", "ring_degree": 4}, "6 ranks do not divide into a ring of 4: .* 1, 2, 3, 6"),
         ({"attention": "usp", "ring_degree": 0}, "ring_degree must be at least 1, got 0"),
+        ({"replicas": 0}, "replicas must be at least 1, got 0"),
+        ({"replicas": 4}, "6 ranks do not divide into 4 replicas: use replicas of 1, 2, 3, 6"),
+        (
+            {"replicas": 2, "decode": (5,)},
+            "each of 2 replicas does all stages, and decode has ranks of its own",
+        ),
+        ({"replicas": 2, "cfg_degree": 2}, "3 ranks do not divide into 2 guidance branches"),
+        ({"replicas": 6, "attention": "usp"}, "1 ranks do not divide into a ring of 2"),
         ({"kernel": "quick"}, "kernel must be one of native, .* got 'quick'"),
         ({"kernel": "flash"}, "kernel 'flash' needs the package 'flash_attn'; there are: native, "),
         ({"kernel": "_native_math", "attention": "ring"}, "ring needs a kernel .* log-sum-exp: native, not"),
@@ -80,3 +93,63 @@ def test_what_was_quickest_is_remembered(tmp_path: Path) -> None:
     assert Remembered(path).find("a shape") is None
     path.chmod(0o400)
     Remembered(tmp_path / "cache" / "quickest.json" / "no folder").keep("a shape", "ulysses")
+
+
+def test_replicas() -> None:
+    two = Placement(ranks=6, replicas=2, attention="ulysses")
+    assert (two.replica_ranks, two.branch_ranks, two.denoise_ranks, two.decode_ranks) == (
+        3,
+        3,
+        (0, 1, 2),
+        (0,),
+    )
+    assert [two.stages_of(rank) for rank in range(6)] == [STAGES, ("denoise",), ("denoise",)] * 2
+    assert two.replica == Placement(ranks=3, attention="ulysses")
+    assert Placement.from_json(two.to_json()) == two
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    return read_spec(save_folder("wan21", tmp_path_factory.mktemp("models") / "tiny", heads=4))
+
+
+def needed(spec: ModelSpec, placement: Placement, **asked: Any) -> list[dict[str, int]]:
+    request = resolve(Request(prompt="a", width=128, height=128, num_frames=9, **asked), spec)
+    return memory_by_rank(placement, request, spec, 2)
+
+
+def test_one_rank_needs_what_one_process_needs(spec: ModelSpec) -> None:
+    whole = spec.memory_bytes(9, 128, 128, 2)
+    assert needed(spec, Placement()) == [whole]
+    assert needed(spec, Placement(ranks=2, replicas=2)) == [whole, whole]
+
+
+def test_a_rank_needs_what_its_stages_need(spec: ModelSpec) -> None:
+    whole = spec.memory_bytes(9, 128, 128, 2)
+    denoise, decode, encode = needed(spec, Placement(ranks=3, denoise=(0,), decode=(1,), encode=(2,)))
+    sizes = {weights.component: weights.parameters for weights in spec.weights}
+    assert denoise["weights"] == 2 * sizes["transformer"]
+    assert decode["weights"] == 4 * sizes["vae"]
+    assert encode["weights"] == encode["peak"] == 2 * sizes["text_encoder"]
+    assert (denoise["decode"], decode["decode"]) == (0, whole["decode"])
+    assert (denoise["activations"], decode["activations"]) == (whole["activations"], 0)
+    for parts in (denoise, decode):
+        assert parts["peak"] == sum(parts.values()) - parts["peak"]
+
+
+def test_activations_are_shared(spec: ModelSpec) -> None:
+    (alone,) = needed(spec, Placement(), guidance_scale=1.0)
+    four = needed(spec, Placement(ranks=4), guidance_scale=1.0)
+    tokens, width = spec.tokens(9, 128, 128), spec.transformers[0].width
+    # And every rank embeds all tokens.
+    assert sum(parts["activations"] for parts in four) == alone["activations"] + 3 * tokens * width * 2
+    # Both guidance branches in one batch, or each on ranks of its own.
+    both, one = (needed(spec, Placement(ranks=4, cfg_degree=degree))[0] for degree in (1, 2))
+    assert both["text_cache"] == 2 * one["text_cache"] == 2 * four[0]["text_cache"]
+    assert both["activations"] < one["activations"] + tokens * width * 2
+
+
+def test_the_fullest_device() -> None:
+    by_rank = [{"weights": 5, "peak": 6}, {"weights": 1, "peak": 9}, {"weights": 3, "peak": 3}]
+    assert on_one_device(by_rank, sharing=1) == {"weights": 5, "peak": 9}
+    assert on_one_device(by_rank, sharing=2) == {"weights": 8, "peak": 15}

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +56,95 @@ def test_the_same_video(model: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(latents(model, tmp_path, *options), alone, rtol=0, atol=1e-5)
 
 
+def in_many_prompts(model: Path, folder: Path, *options: str) -> list[dict[str, Any]]:
+    """The events of a run with three prompts."""
+    (folder / "prompts.txt").write_text("a red circle\na blue square\na green ring\n")
+    arguments = ["--prompts-file", "prompts.txt", "--model", str(model), "--json", "--overwrite"]
+    done = subprocess.run(
+        [*COMMAND[:-1], *arguments, "--latents", "l.safetensors", *options],
+        cwd=folder, env=ENV, capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def many_latents(folder: Path) -> list[torch.Tensor]:
+    return [load_file(folder / f"l-0{number}.safetensors")["latents"] for number in range(3)]
+
+
+def named(events: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [event for event in events if event["event"] == name]
+
+
+def test_replicas_share_the_prompts(model: Path, tmp_path: Path) -> None:
+    in_many_prompts(model, tmp_path)
+    alone = many_latents(tmp_path)
+    events = in_many_prompts(model, tmp_path, "--replicas", "2")
+    assert len(named(events, "result")) == 3
+    assert sorted(event["index"] for event in named(events, "request")) == [0, 1, 2]
+    assert {event["stage"] for event in named(events, "stage_end")} == {
+        f"{stage} in replica {number}"
+        for stage in ("load", "encode", "denoise", "decode")
+        for number in (0, 1)
+    }
+    (memory,) = named(events, "memory")
+    assert len(memory["peak_memory_bytes_by_rank"]) == 2
+    for latents, expected in zip(many_latents(tmp_path), alone, strict=True):
+        assert torch.equal(latents, expected)
+
+
+def test_the_placement_is_chosen_by_a_warm_up(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENV, "XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = ["--placement", "auto", "--ranks", "2"]
+    events = in_many_prompts(model, tmp_path, *options, "--dry-run")
+    (told,) = named(events, "placement")
+    assert "until a warm-up" in told["reason"]
+    assert not (tmp_path / "cache").exists()
+
+    events = in_many_prompts(model, tmp_path, *options)
+    (chosen,) = named(events, "placement")
+    assert set(chosen["seconds"]) == {
+        "together", "together, each decodes", "apart, 1 of 2 ranks decodes", "2 replicas"
+    }  # fmt: skip
+    assert min(chosen["seconds"].values()) > 0
+    assert chosen["reason"].startswith(min(chosen["seconds"], key=chosen["seconds"].__getitem__))
+    assert named(events, "stage_start")[0]["stage"] == "warm-up"
+    assert len(named(events, "result")) == 3
+    latents = many_latents(tmp_path)
+
+    # What was measured is remembered, also for a dry run.
+    for more in ((), ("--dry-run",)):
+        events = in_many_prompts(model, tmp_path, *options, *more)
+        assert named(events, "placement") == [chosen]
+        assert "warm-up" not in {event.get("stage") for event in events}
+    assert named(events, "plan")[0]["replicas"] == chosen["replicas"]
+    in_many_prompts(model, tmp_path)
+    for mine, expected in zip(latents, many_latents(tmp_path), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5)
+
+
+def test_one_rank_has_nothing_to_choose(model: Path, tmp_path: Path) -> None:
+    done = command(model, tmp_path, "--placement", "auto", "--ranks", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert '"placement"' not in done.stdout
+    assert '"result"' in done.stdout
+
+
+@pytest.mark.parametrize(
+    "options", [["--placement", "auto"], ["--replicas", "2"], ["--placement", "decode=1"]]
+)
+def test_what_torchrun_does_not_do(
+    model: Path, tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENV, "RANK", "0")
+    monkeypatch.setitem(ENV, "WORLD_SIZE", "2")
+    done = command(model, tmp_path, *options)
+    assert done.returncode == 2
+    assert re.fullmatch(r"paradit: error: .*only with --ranks: leave torchrun, or [^\n]*\n", done.stderr)
+
+
 def test_torchrun_gives_the_same_video(model: Path, tmp_path: Path) -> None:
     alone = latents(model, tmp_path)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
@@ -96,6 +187,10 @@ def test_a_rank_that_cannot_start_says_so_itself(tmp_path: Path) -> None:
             "28 ranks are more than there is work for",
         ),
         (["--ranks", "2", "--interleave", "--guidance-scale", "1"], "guidance_scale 1 has one"),
+        (["--ranks", "3", "--replicas", "2"], "3 ranks do not divide into 2 replicas"),
+        (["--replicas", "2"], "2 are more than there are prompts: use at most 1"),
+        (["--replicas", "2", "--placement", "decode=1"], "give replicas or groups, not both"),
+        (["--replicas", "2", "--placement", "auto"], "--placement auto chooses the replicas"),
         (["--ranks", "2", "--attention", "magic"], "attention must be one of auto, ulysses, pipesp"),
         (["--kernel", "quick"], "kernel must be one of native, "),
     ],
@@ -114,3 +209,15 @@ def test_dry_run_shows_the_shares(model: Path, tmp_path: Path) -> None:
     assert [share["branch"] for share in shares] == [0, 0, 1, 1]
     assert [share["tokens"] for share in shares] == [12, 15, 12, 15]
     assert [share["rows"] for share in shares] == [40, 41, 40, 41]
+
+
+def test_dry_run_shows_the_memory_by_rank(model: Path, tmp_path: Path) -> None:
+    groups = ["--placement", "denoise=0-1 decode=2", "--dry-run"]
+    plan = json.loads(command(model, tmp_path, *groups, "--json").stdout.splitlines()[-1])
+    denoise, _, decode = plan["memory_bytes_by_rank"]
+    assert denoise["decode"] == decode["activations"] == 0
+    assert denoise["peak"] > denoise["weights"] > 0
+    shown = command(model, tmp_path, *groups).stdout
+    assert re.search(
+        r"^by rank: memory, about: 0: [\d.]+ MB; 1: [\d.]+ MB; 2: [\d.]+ MB$", shown, re.MULTILINE
+    )

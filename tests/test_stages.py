@@ -117,6 +117,9 @@ class Kept(Report):
         super().__init__()
         self.told: list[tuple[str, Any]] = []
 
+    def request(self, index: int, count: int, prompt: str) -> None:
+        self.told.append(("request", (index, count, prompt)))
+
     def result(self, result: dict[str, Any]) -> None:
         self.told.append(("result", result))
 
@@ -148,16 +151,18 @@ def jobs(model: Path, folder: Path) -> list[Job]:
     ]
 
 
-def on_ranks(world: World, model: Path, folder: Path, where: Placement) -> list[tuple[str, Any]]:
-    report = Kept()
+def on_ranks(
+    world: World, model: Path, folder: Path, where: Placement, number: int = len(PROMPTS)
+) -> list[tuple[str, Any]]:
+    report, mine = Kept(), jobs(model, folder)[:number]
     world_or_none = world if where.ranks > 1 else None
-    make_videos(jobs(model, folder), read_spec(model), where, report, overwrite=False, world=world_or_none)
+    make_videos(mine, read_spec(model), where, report, overwrite=False, world=world_or_none)
     return report.told
 
 
-def made(folder: Path) -> list[tuple[torch.Tensor, np.ndarray]]:
+def made(folder: Path, count: int = len(PROMPTS)) -> list[tuple[torch.Tensor, np.ndarray]]:
     found = []
-    for number in range(len(PROMPTS)):
+    for number in range(count):
         with av.open(str(folder / f"{number}.mp4")) as file:
             frames = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
         found.append((load_file(folder / f"{number}.safetensors")["latents"], frames))
@@ -173,12 +178,40 @@ def test_every_placement_makes_the_same_videos(model: Path, tmp_path: Path) -> N
         assert sorted(result["path"] for result in results) == [job.output for job in jobs(model, folder)]
         assert all({"denoise", "decode"} <= set(result["seconds"]) for result in results)
         apart = len(where.denoise_ranks) < ranks
-        assert [event for event, _ in told if event != "result"] == ["memory"] * apart
+        assert [event for event, _ in told if event not in ("request", "result")] == ["memory"] * apart
         for (latents, frames), (expected, pixels) in zip(made(folder), made(tmp_path / "0"), strict=True):
             torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
             if torch.equal(latents, expected):
                 assert np.array_equal(frames, pixels)
             assert pixels.shape == (9, 48, 48, 3)
+
+
+@pytest.mark.parametrize(("ranks", "replicas", "number"), [(2, 2, 5), (4, 2, 3), (3, 3, 2)])
+def test_replicas_make_the_same_videos(
+    model: Path, tmp_path: Path, ranks: int, replicas: int, number: int
+) -> None:
+    where = Placement(ranks=ranks, replicas=replicas, attention="ulysses")
+    told = run_world(on_ranks, ranks, model, tmp_path / "replicas", where, number)
+    run_world(on_ranks, 1, model, tmp_path / "one", Placement(), number)
+    size = ranks // replicas
+    for rank, events in enumerate(told):
+        # The first rank of a replica tells, of every so-many-th request.
+        mine = range(rank // size, number, replicas) if rank % size == 0 else ()
+        results = [about for event, about in events if event == "result"]
+        assert [Path(about["path"]).name for about in results] == [f"{index}.mp4" for index in mine]
+        assert not any("peak_memory_bytes" in about for about in results)
+        assert [about for event, about in events if event == "request"] == [
+            (index, number, PROMPTS[index]) for index in mine
+        ]
+    ((by_rank, stages),) = [about for events in told for event, about in events if event == "memory"]
+    assert len(by_rank) == ranks
+    assert stages == [where.stages_of(rank) for rank in range(ranks)]
+    for (latents, _), (expected, _) in zip(
+        made(tmp_path / "replicas", number), made(tmp_path / "one", number), strict=True
+    ):
+        torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+        if size == 1:
+            assert torch.equal(latents, expected)
 
 
 def test_hunyuan_video_too(tmp_path: Path) -> None:
@@ -227,9 +260,9 @@ def poisoned(world: World, model: Path, folder: Path, where: Placement) -> list[
     return report.told
 
 
-@pytest.mark.parametrize("groups", ["", "denoise=0 decode=1"])
-def test_a_request_fails_alone(model: Path, tmp_path: Path, groups: str) -> None:
-    where = placement(2, groups, attention="ulysses")
+@pytest.mark.parametrize(("groups", "replicas"), [("", 1), ("denoise=0 decode=1", 1), ("", 2)])
+def test_a_request_fails_alone(model: Path, tmp_path: Path, groups: str, replicas: int) -> None:
+    where = placement(2, groups, attention="ulysses", replicas=replicas)
     told = [event for rank in run_world(poisoned, 2, model, tmp_path, where) for event in rank]
     failed = [about for event, about in told if event == "failed"]
     assert [(index, count) for index, count, _ in sorted(failed)] == [(1, 5), (2, 5)]

@@ -11,6 +11,7 @@ import paradit
 from paradit import text_to_video as story
 from paradit.errors import InputError
 from paradit.models.spec import read_spec
+from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request, resolve
 from paradit.sampling import guidance
@@ -138,3 +139,26 @@ def test_memory_is_checked_before_loading(tmp_path, monkeypatch):
     has(lambda _: parts["weights"] - 1)
     with pytest.raises(InputError, match=r"for its weights in fp32, and this machine has .* --dtype bf16"):
         story.check_memory(spec, request)
+
+
+def test_memory_is_checked_by_rank(tmp_path, monkeypatch):
+    spec = read_spec(save_folder("wan21", tmp_path))
+    request = resolve(Request(prompt="a", width=64, height=32, num_frames=5), spec)
+    parts, two = spec.memory_bytes(5, 32, 64, 4), Placement(ranks=2, replicas=2)
+    has = partial(monkeypatch.setattr, story, "total_memory_bytes")
+    has(lambda _: 2 * parts["peak"])  # without a GPU all ranks share it
+    assert story.check_memory(spec, request, two) is None
+    has(lambda _: 2 * parts["peak"] - 1)
+    assert "will be needed on 2 ranks, and this machine has" in story.check_memory(spec, request, two)
+    assert story.check_memory(spec, request, two, local_ranks=1) is None
+    has(lambda _: 2 * parts["weights"] - 1)
+    with pytest.raises(InputError, match=r"for its weights in fp32 on 2 ranks, and .* \(--placement\)"):
+        story.check_memory(spec, request, two)
+
+    # With GPUs, each rank has its own.
+    monkeypatch.setattr(story, "_where_and_how", lambda _: (torch.device("cuda"), "fp32"))
+    has(lambda _: parts["peak"])
+    assert story.check_memory(spec, request, two) is None
+    has(lambda _: parts["weights"] - 1)
+    with pytest.raises(InputError, match="on the fullest rank, and the GPU has"):
+        story.check_memory(spec, request, two)

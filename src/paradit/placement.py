@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from paradit import kernels
@@ -53,6 +53,8 @@ class Placement:
     """The ranks with the transformer; None: all."""
     decode: tuple[int, ...] | None = None
     """The ranks with the VAE, each of which decodes whole videos; None: the first that denoises."""
+    replicas: int = 1
+    """Equal groups of neighbouring ranks, each with a whole model, each making every so-many-th video."""
     cfg_degree: int = 1
     """2: the two guidance branches on different ranks; 1: all ranks compute both."""
     attention: str = "auto"
@@ -73,6 +75,7 @@ class Placement:
     def __post_init__(self) -> None:
         if self.ranks < 1:
             raise InputError(f"ranks must be at least 1, got {self.ranks}")
+        self._check_replicas()
         self._check_groups()
         if self.cfg_degree not in CFG_DEGREES:
             raise InputError(f"cfg_degree must be 1 or 2, got {self.cfg_degree}")
@@ -89,6 +92,21 @@ class Placement:
         kernels.check_kernel(self.kernel, self.attention)
         self._check_chunks()
         self._check_ring()
+
+    def _check_replicas(self) -> None:
+        if self.replicas < 1:
+            raise InputError(f"replicas must be at least 1, got {self.replicas}")
+        if self.ranks % self.replicas:
+            raise InputError(
+                f"{self.ranks} ranks do not divide into {self.replicas} replicas: "
+                f"use replicas of {_divisors(self.ranks)}"
+            )
+        groups = [stage for stage in STAGES if getattr(self, stage) is not None]
+        if self.replicas > 1 and groups:
+            raise InputError(
+                f"each of {self.replicas} replicas does all stages, and {groups[0]} has ranks of its own: "
+                "give replicas or groups, not both"
+            )
 
     def _check_groups(self) -> None:
         for stage in STAGES:
@@ -124,14 +142,25 @@ class Placement:
             raise InputError(f"ring_degree must be at least 1, got {self.ring_degree}")
         ranks, degree = self.branch_ranks, self.ring_degree or 2
         if ranks % degree:
-            divisors = ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
             raise InputError(
-                f"{ranks} ranks do not divide into a ring of {degree}: use a ring_degree of {divisors}"
+                f"{ranks} ranks do not divide into a ring of {degree}: "
+                f"use a ring_degree of {_divisors(ranks)}"
             )
 
     @property
+    def replica_ranks(self) -> int:
+        """How many ranks make a video together."""
+        return self.ranks // self.replicas
+
+    @property
+    def replica(self) -> Placement:
+        """What each replica is by itself; its ranks counted from 0."""
+        return replace(self, ranks=self.replica_ranks, replicas=1)
+
+    @property
     def denoise_ranks(self) -> tuple[int, ...]:
-        return tuple(range(self.ranks)) if self.denoise is None else self.denoise
+        """As those of the other stages: of the first replica."""
+        return tuple(range(self.replica_ranks)) if self.denoise is None else self.denoise
 
     @property
     def decode_ranks(self) -> tuple[int, ...]:
@@ -147,7 +176,8 @@ class Placement:
     def stages_of(self, rank: int) -> tuple[str, ...]:
         """What a rank does, in the order of a video's way."""
         groups = self.encode_ranks, self.denoise_ranks, self.decode_ranks
-        return tuple(stage for stage, group in zip(STAGES, groups, strict=True) if rank in group)
+        within = rank % self.replica_ranks
+        return tuple(stage for stage, group in zip(STAGES, groups, strict=True) if within in group)
 
     @property
     def branch_ranks(self) -> int:
@@ -251,6 +281,10 @@ def _ranks_of(stage: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(rank) is int for rank in value):
         raise InputError(f"{stage} must be a list of ranks, got {value!r}")
     return tuple(value)
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
 def _written(ranks: Any) -> str:

@@ -16,9 +16,11 @@ from paradit.models.folder import BUNDLED, download_weights, find_model
 from paradit.models.protocol import Frames, Prompt, VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import ModelSpec, read_spec
+from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request, resolve
 from paradit.sampling.team import Alone, Team
+from paradit.scheduling.memory import memory_by_rank, on_one_device
 from paradit.scheduling.stages import STAGES
 from paradit.stages.decode import decode
 from paradit.stages.denoise import denoise
@@ -83,24 +85,45 @@ def _where_and_how(dtype: str | None) -> tuple[torch.device, str]:
     return device, dtype or ("bf16" if device.type == "cuda" else "fp32")
 
 
-def check_memory(spec: ModelSpec, request: Request) -> str | None:
-    """A warning where a resolved request may need more memory than the device has; before anything is loaded.
+def room_bytes(
+    spec: ModelSpec, request: Request, placement: Placement, local_ranks: int | None = None
+) -> dict[str, int]:
+    """What the fullest device needs for "weights" and at its "peak", and what it has in "total"; estimated.
 
-    Raises InputError where the weights alone need more.
+    local_ranks: how many share this machine's memory, where there is no GPU; None: all.
     """
     device, dtype = _where_and_how(request.dtype)
-    width, height, num_frames, _ = _sizes(request)
-    parts = spec.memory_bytes(num_frames, height, width, _DTYPES[dtype].itemsize)
-    total = total_memory_bytes(device)
-    place = f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {total / 1e9:.1f} GB"
-    if parts["weights"] > total:
+    by_rank = memory_by_rank(placement, request, spec, _DTYPES[dtype].itemsize)
+    sharing = 1 if device.type == "cuda" else local_ranks or placement.ranks
+    return {**on_one_device(by_rank, sharing), "total": total_memory_bytes(device)}
+
+
+def check_memory(
+    spec: ModelSpec, request: Request, placement: Placement | None = None, local_ranks: int | None = None
+) -> str | None:
+    """A warning where a resolved request may need more memory than a device has; before anything is loaded.
+
+    As for `room_bytes`. Raises InputError where the weights alone need more.
+    """
+    placement = placement or Placement()
+    device, dtype = _where_and_how(request.dtype)
+    room = room_bytes(spec, request, placement, local_ranks)
+    place = f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {room['total'] / 1e9:.1f} GB"
+    each = ""
+    if placement.ranks > 1:
+        each = (
+            " on the fullest rank" if device.type == "cuda" else f" on {local_ranks or placement.ranks} ranks"
+        )
+    if room["weights"] > room["total"]:
         hint = "; --dtype bf16 halves that" if dtype == "fp32" else ""
+        if each and placement.stages_of(placement.denoise_ranks[0]) == STAGES:
+            hint += "; stages on ranks of their own need less (--placement)"
         raise InputError(
-            f"model {spec.name!r} needs {parts['weights'] / 1e9:.1f} GB for its weights in {dtype}, "
+            f"model {spec.name!r} needs {room['weights'] / 1e9:.1f} GB for its weights in {dtype}{each}, "
             f"and {place}{hint}"
         )
-    if parts["peak"] > total:
-        return f"about {parts['peak'] / 1e9:.1f} GB of memory will be needed, and {place}"
+    if room["peak"] > room["total"]:
+        return f"about {room['peak'] / 1e9:.1f} GB of memory will be needed{each}, and {place}"
     return None
 
 
@@ -127,12 +150,6 @@ def _shared(
         )
         for _ in texts(model.spec, request)
     )
-
-
-def _sizes(request: Request) -> tuple[int, int, int, int]:
-    sizes = request.width, request.height, request.num_frames, request.num_inference_steps
-    assert None not in sizes, f"not a resolved request: {request}"
-    return sizes  # type: ignore[return-value]
 
 
 def generate(

@@ -11,17 +11,19 @@ from paradit.cli.signals import stop
 from paradit.cli.trace import check_trace
 from paradit.distributed.shares import Shares
 from paradit.engine.job import Job, Run
-from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_torchrun
+from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_this_machine, ranks_of_torchrun
 from paradit.engine.run_folder import RunFolder
 from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.placement import Placement, read_fields, read_groups
 from paradit.requests import warnings_for
+from paradit.scheduling.memory import memory_by_rank
 from paradit.scheduling.stages import STAGES
 from paradit.trace.merge import collected
 
 BYTES = {"bf16": 2, "fp32": 4}
+AUTO = "auto"
 
 
 def generate(options: Options, report: Reporter) -> int:
@@ -38,15 +40,21 @@ def generate(options: Options, report: Reporter) -> int:
     placement = _placement(options)
     for job in jobs:
         placement.check(job.request, spec)
+    _check_replicas(placement, len(jobs))
     for warning in dict.fromkeys(line for job in jobs for line in warnings_for(job.request, spec)):
         report.warn(warning)
+    automatic = options.placement == AUTO and placement.ranks > 1
     if options.dry_run:
+        if automatic:
+            placement = _known_choice(jobs, spec, placement, report)
         for job in jobs:
             report.plan(plan(job, spec, placement))
         return 0
     check_devices(placement, options.dtype)
-    _check_memory(jobs, spec, report)
+    _check_memory(jobs, spec, placement, report, automatic=automatic)
     download_weights(options.model, folder)
+    if automatic:
+        placement = _choice(jobs, spec, placement, report)
     run = Run(
         model=options.model,
         jobs=tuple(jobs),
@@ -74,22 +82,31 @@ def _placement(options: Options) -> Placement:
         "mesh": options.mesh,
         "kernel": options.kernel,
         "compile": options.compile,
+        "replicas": options.replicas,
         **_read_placement(options.placement),
     }
     groups = [ranks for stage in STAGES for ranks in chosen.get(stage) or ()]
-    if there and groups:
+    automatic, replicas = options.placement == AUTO, chosen["replicas"]
+    if there and (groups or automatic or replicas > 1):
         raise InputError(
-            "stages have ranks of their own only with --ranks: leave torchrun, or --placement, out"
+            "stages have ranks of their own, and replicas are, only with --ranks: leave torchrun, or "
+            "--placement and --replicas, out"
         )
+    if automatic and replicas > 1:
+        raise InputError("--placement auto chooses the replicas: leave --replicas out")
     ranks = options.ranks if options.ranks is not None else chosen.get("ranks")
+    if ranks is None and automatic:
+        from paradit.engine.auto import visible_ranks
+
+        ranks = visible_ranks()
     if ranks is None:
-        ranks = there or max(groups, default=0) + 1
+        ranks = there or max(max(groups, default=0) + 1, replicas)
     return Placement(**{**chosen, "ranks": ranks})
 
 
 def _read_placement(placement: str | None) -> dict[str, Any]:
     """The fields that `--placement` gives: in a file, or as the ranks of stages."""
-    if placement is None:
+    if placement in (None, AUTO):
         return {}
     if not placement.endswith(".json"):
         return dict(read_groups(placement))
@@ -99,11 +116,46 @@ def _read_placement(placement: str | None) -> dict[str, Any]:
         raise InputError(f"placement file {placement!r} cannot be read: {error}") from None
 
 
-def _check_memory(jobs: list[Job], spec: ModelSpec, report: Reporter) -> None:
+def _check_replicas(placement: Placement, count: int) -> None:
+    if placement.replicas > count:
+        raise InputError(
+            f"replicas make a video each, and {placement.replicas} are more than there are prompts: "
+            f"use at most {count}"
+        )
+
+
+def _choice(jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter) -> Placement:
+    """What `--placement auto` comes to, measured now or earlier."""
+    from paradit.engine.auto import choose_placement, known_costs, measure_costs
+
+    costs = known_costs(jobs, spec, base) or measure_costs(jobs, spec, base, report)
+    choice = choose_placement(jobs, spec, base, costs)
+    report.placement(choice.placement, choice.reason, choice.seconds)
+    return choice.placement
+
+
+def _known_choice(jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter) -> Placement:
+    """The same for a dry run, which measures nothing: all stages together, where nothing is known yet."""
+    from paradit.engine.auto import known_costs
+
+    if known_costs(jobs, spec, base) is not None:
+        return _choice(jobs, spec, base, report)
+    report.placement(base, "together, until a warm-up of the run itself has measured the stages", {})
+    return base
+
+
+def _check_memory(
+    jobs: list[Job], spec: ModelSpec, placement: Placement, report: Reporter, *, automatic: bool
+) -> None:
     # Imports torch, to know the device: after all other checks, and before weights are downloaded.
     from paradit.text_to_video import check_memory
 
-    for warning in dict.fromkeys(check_memory(spec, job.request) for job in jobs):
+    if automatic:
+        from paradit.engine.auto import most_affordable
+
+        placement = most_affordable(jobs, spec, placement)
+    local_ranks = ranks_of_this_machine()
+    for warning in dict.fromkeys(check_memory(spec, job.request, placement, local_ranks) for job in jobs):
         if warning:
             report.warn(warning)
 
@@ -129,7 +181,9 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
         "flops": step * steps + text,
         "dtype": dtype,
         "memory_bytes": spec.memory_bytes(*size, BYTES[dtype]),
+        "memory_bytes_by_rank": memory_by_rank(placement, request, spec, BYTES[dtype]),
         "ranks": placement.ranks,
+        "replicas": placement.replicas,
         "cfg_degree": placement.cfg_degree,
         "shares": _shares(placement, tokens, transformer.num_attention_heads),
     }
@@ -142,8 +196,9 @@ def _shares(placement: Placement, tokens: int, num_heads: int) -> list[dict[str,
     found = []
     for rank in range(placement.ranks):
         share: dict[str, Any] = {"rank": rank, "stages": placement.stages_of(rank)}
-        if rank in placement.denoise_ranks:
-            number = placement.denoise_ranks.index(rank)
+        within = rank % placement.replica_ranks
+        if within in placement.denoise_ranks:
+            number = placement.denoise_ranks.index(within)
             held, rows = by_rank[number]
             share |= {"branch": number // placement.branch_ranks, "tokens": held, "rows": rows}
         found.append(share)

@@ -36,6 +36,7 @@ class Options:
     dtype: str | None
     ranks: int | None
     placement: str | None
+    replicas: int
     cfg_degree: int
     attention: str
     chunks: int | None

@@ -127,11 +127,15 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
     placement: Annotated[
         str | None,
         typer.Option(
-            help="Ranks of each stage, such as 'denoise=0-2 decode=3 encode=3', or a .json file. [default: "
-            "all denoise, the first also encodes and decodes]",
-            metavar="GROUPS|FILE.json",
+            help="Ranks of each stage, such as 'denoise=0-2 decode=3 encode=3', or a .json file; auto: "
+            "the quickest, by a short warm-up. [default: all denoise, the first also encodes and decodes]",
+            metavar="GROUPS|FILE.json|auto",
         ),
     ] = None,
+    replicas: Annotated[
+        int,
+        typer.Option(help="Groups of ranks with a whole model each; each makes its own videos.", metavar="N"),
+    ] = 1,
     cfg_degree: Annotated[
         int,
         typer.Option(help="2: the two guidance branches on different ranks.", metavar="1|2"),
@@ -238,6 +242,7 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         dtype=dtype,
         ranks=ranks,
         placement=placement,
+        replicas=replicas,
         cfg_degree=cfg_degree,
         attention=attention,
         chunks=chunks,

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +21,7 @@ from rich.text import Text
 from paradit.cli.text import duration, memory_text, plan_text, result_text
 from paradit.engine.job import Report
 from paradit.engine.run import is_first_rank
+from paradit.placement import Placement
 
 PLAIN_SECONDS = 5.0
 """Where there is no terminal, a stage says at most this often how far it is."""
@@ -46,6 +48,10 @@ class Reporter(Report):
 
     def warn(self, message: str) -> None:
         self._say(f"paradit: warning: {message}")
+
+    def placement(self, placement: Placement, reason: str, seconds: dict[str, float]) -> None:  # noqa: ARG002
+        """What `--placement auto` has chosen, and why; and the seconds of all that it compared, by name."""
+        self._say(f"paradit: placement: {reason}")
 
     def request(self, index: int, count: int, prompt: str) -> None:
         """Request `index` (from 0) of `count` begins."""
@@ -115,6 +121,9 @@ class JsonReporter(Reporter):
 
     def warn(self, message: str) -> None:
         self._event("warning", message=message)
+
+    def placement(self, placement: Placement, reason: str, seconds: dict[str, float]) -> None:
+        self._event("placement", **asdict(placement), reason=reason, seconds=seconds)
 
     def request(self, index: int, count: int, prompt: str) -> None:
         self._event("request", index=index, count=count, prompt=prompt)

@@ -65,6 +65,8 @@ def plan_text(plan: dict[str, Any]) -> str:
     }
     if plan["ranks"] > 1:
         rows["ranks"] = "; ".join(_share_text(share) for share in plan["shares"])
+        peaks = (amount(parts["peak"], "B") for parts in plan["memory_bytes_by_rank"])
+        rows["by rank"] = f"memory, about: {'; '.join(f'{rank}: {peak}' for rank, peak in enumerate(peaks))}"
     return "\n".join(f"{name + ':':<9}{value}" for name, value in rows.items())
 
 

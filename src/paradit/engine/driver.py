@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from paradit.engine.job import Interrupted, Job, RankError, Report, Run, Stop
@@ -49,6 +51,7 @@ def drive(
 ) -> None:
     """Make what is left of a run. Raises RankError where ranks cannot even start, Interrupted after a stop.
 
+    warm_up: only measure what the stages of the first job take.
     Whatever happens, also an exception in this process such as Ctrl-C, no process is left behind.
     """
     failures: Counter[int | None] = Counter()
@@ -56,7 +59,7 @@ def drive(
     while left := [job for job in run.jobs if job.index not in given_up and not folder.is_done(job.index)]:
         world = _World(run, left, report, stop, make_launcher())
         try:
-            world.start(spec, folder, tracing)
+            world.start(spec, folder, tracing=tracing)
             failure = world.follow(folder)
         finally:
             world.launcher.end()
@@ -83,6 +86,22 @@ def drive(
             report.restarted(f"{failure.text}\n{again}")
 
 
+def warm_up(run: Run, spec: ModelSpec, report: Report, launcher: Launcher) -> None:
+    """Have a run's ranks measure what the stages of its first job take: `Report.measured`.
+
+    Raises RankError where one fails.
+    """
+    with TemporaryDirectory(prefix="paradit-") as path:
+        folder, world = RunFolder(Path(path)), _World(run, list(run.jobs), report, Stop(), launcher)
+        try:
+            world.start(spec, folder, warm_up=True)
+            failure = world.follow(folder)
+        finally:
+            launcher.end()
+    if failure is not None:
+        raise RankError(failure.text)
+
+
 class _World:
     """The ranks of one try, as the driver knows them."""
 
@@ -101,7 +120,9 @@ class _World:
         self._denoising: set[int] = set()
         """Ranks that look, after every step, whether they are to stop."""
 
-    def start(self, spec: ModelSpec, folder: RunFolder, tracing: Tracing | None) -> None:
+    def start(
+        self, spec: ModelSpec, folder: RunFolder, *, tracing: Tracing | None = None, warm_up: bool = False
+    ) -> None:
         ranks = self._run.placement.ranks
         self.launcher.start([
             Assignment(
@@ -114,6 +135,7 @@ class _World:
                 folder=folder.path,
                 threads=threads_per_rank(ranks),
                 tracing=tracing,
+                warm_up=warm_up,
             )
             for rank in range(ranks)
         ])  # fmt: skip
@@ -163,10 +185,8 @@ class _World:
         return event in ("raised", "ended")
 
     def _pass_on(self, rank: int, event: str, values: tuple[Any, ...]) -> None:
-        if (event, *values[:1]) == ("started", "denoise"):
-            self._denoising.add(rank)
-        if (event, *values[:1]) == ("finished", "denoise"):
-            self._denoising.discard(rank)
+        if event in ("started", "finished") and values[0].startswith("denoise"):
+            (self._denoising.add if event == "started" else self._denoising.discard)(rank)
         self._stop.heeded = bool(self._denoising)
         if event == "finished":
             name, seconds = values

@@ -11,6 +11,7 @@ from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request
+from paradit.scheduling.balance import StageSeconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,9 @@ class Report(Progress):
 
     def resumable(self, folder: Path) -> None:
         """The run ends before its end, and what is safe of it is in `folder`."""
+
+    def measured(self, seconds: StageSeconds) -> None:
+        """What a warm-up has measured."""
 
 
 class RankError(RuntimeError):

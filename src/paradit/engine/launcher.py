@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from paradit.engine.worker import Assignment, work
+from paradit.models.registry import family
+from paradit.models.spec import ModelSpec
 
 Message = tuple[str, tuple[Any, ...]]
 """An event and its values. A process's last is `done`, `stopped`, `raised` (its traceback), or `ended`
@@ -101,6 +103,11 @@ class LocalLauncher:
         return (
             f"ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
         )
+
+
+def preloaded(spec: ModelSpec) -> list[str]:
+    """The modules that every rank of a run of this model imports."""
+    return ["paradit.engine.make", family(spec.pipeline_class).module]
 
 
 def _context(preload: list[str]) -> Any:

@@ -16,6 +16,7 @@ from paradit.distributed.world import World
 from paradit.engine.job import Job, Report
 from paradit.engine.keep import keep
 from paradit.engine.keeper import Keeper
+from paradit.engine.replicas import replica_of
 from paradit.errors import InputError
 from paradit.memory import peak_memory_bytes
 from paradit.models.kernels import load_kernel
@@ -48,6 +49,22 @@ def make_videos(
     A job that fails, since its latents are not finite or its video cannot be written, fails alone. What
     `keeper` has of a job is not done again; the first rank that denoises, and those that decode, need one.
     """
+    if placement.replicas > 1:
+        assert world is not None
+        mine = replica_of(world, placement, jobs, report)
+        if mine.jobs:
+            make_videos(
+                mine.jobs,
+                spec,
+                mine.placement,
+                mine.report,
+                overwrite=overwrite,
+                world=mine.world,
+                device=device,
+                keeper=keeper,
+            )
+        mine.tell_memory()
+        return
     rank = _Rank(jobs, spec, placement, report, world=world, keeper=keeper, overwrite=overwrite)
     rank.load(device)
     steps = program(rank.stages, rank.decoder, len(placement.decode_ranks), len(jobs), rank.denoised)

@@ -8,7 +8,6 @@ from paradit.engine.job import Job, Report, Run, Stop
 from paradit.engine.run_folder import RunFolder
 from paradit.errors import InputError
 from paradit.kernels import check_kernel_on
-from paradit.models.registry import family
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 from paradit.trace.spans import Tracing, recording
@@ -17,6 +16,11 @@ from paradit.trace.spans import Tracing, recording
 def ranks_of_torchrun() -> int | None:
     """How many ranks torchrun started, where this process is one of them."""
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
+
+
+def ranks_of_this_machine() -> int | None:
+    """How many of torchrun's ranks are on this machine; None without torchrun: all are."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if "LOCAL_WORLD_SIZE" in os.environ else None
 
 
 def is_first_rank() -> bool:
@@ -34,7 +38,7 @@ def check_devices(placement: Placement, dtype: str | None) -> None:
     cuda = torch.cuda.is_available()
     check_kernel_on(placement.kernel, "cuda" if cuda else "cpu", dtype or ("bf16" if cuda else "fp32"))
 
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", placement.ranks))
+    ranks = ranks_of_this_machine() or placement.ranks
     there = torch.cuda.device_count()
     if torch.cuda.is_available() and ranks > there:
         raise InputError(f"{ranks} ranks need a GPU each, and this machine has {there}: use at most {there}")
@@ -84,16 +88,15 @@ def _make(
             make_videos(left, spec, run.placement, report, overwrite=run.overwrite, keeper=keeper)
     else:
         from paradit.engine.driver import drive
-        from paradit.engine.launcher import LocalLauncher
+        from paradit.engine.launcher import LocalLauncher, preloaded
 
-        modules = ["paradit.engine.make", family(spec.pipeline_class).module]
         drive(
             run,
             spec,
             folder,
             report=report,
             stop=stop,
-            make_launcher=lambda: LocalLauncher(modules),
+            make_launcher=lambda: LocalLauncher(preloaded(spec)),
             tracing=tracing,
         )
 
@@ -111,6 +114,6 @@ def _as_one_of_torchrun(
         jobs=jobs,
         spec=spec,
         folder=folder.path if folder else None,
-        threads=threads_per_rank(int(os.environ.get("LOCAL_WORLD_SIZE", run.placement.ranks))),
+        threads=threads_per_rank(ranks_of_this_machine() or run.placement.ranks),
     )
     make_as_rank(assignment, report, stop)

@@ -18,6 +18,7 @@ from paradit.engine.job import Interrupted, Job, Report, Run, Stop
 from paradit.engine.run_folder import RunFolder
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
+from paradit.scheduling.balance import StageSeconds
 from paradit.trace.spans import Tracing, recording
 
 WAIT_SECONDS = 24 * 3600.0
@@ -41,6 +42,8 @@ class Assignment:
     """Of the run; None: this rank keeps nothing."""
     threads: int
     tracing: Tracing | None = None
+    warm_up: bool = False
+    """Only measure what the stages of the first job take."""
 
 
 def threads_per_rank(ranks: int) -> int:
@@ -84,6 +87,9 @@ class PipeReport(Report):
 
     def warn(self, message: str) -> None:
         self.send("warn", message)
+
+    def measured(self, seconds: StageSeconds) -> None:
+        self.send("measured", seconds)
 
     def send(self, event: str, *values: Any) -> None:
         with self._one_at_a_time:
@@ -139,6 +145,13 @@ def make_as_rank(assignment: Assignment, report: Report, stop: Stop) -> None:
             rank, run.placement.ranks, assignment.init_method, device=device, timeout=WAIT_SECONDS
         ) as world,
     ):
+        if assignment.warm_up:
+            from paradit.engine.warmup import measure
+
+            seconds = measure(world, assignment.spec, assignment.jobs[0].request, run.placement)
+            if rank == 0:
+                report.measured(seconds)
+            return
         make_videos(
             assignment.jobs,
             assignment.spec,

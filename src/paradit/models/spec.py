@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import lcm, prod
 from pathlib import Path
@@ -80,6 +81,9 @@ class VaeSpec:
     pixel_patch: int
     """The decoder ends at 1/pixel_patch of the height and width and folds channels into pixels."""
     num_res_blocks: int
+
+    LATENT_FRAMES_AT_ONCE = 1
+    """How many are decoded together, once the first ones are."""
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(channels, frames, height, width) of the latents of a video; sizes are taken as divisible."""
@@ -171,27 +175,68 @@ class ModelSpec:
         "weights" and "latents" stay; "text_cache" and "activations" live while denoising, "decode"
         after it; so "peak" is less than the sum.
         """
+        every = ("encode", "denoise", "decode")
+        return self.rank_memory_bytes(num_frames, height, width, dtype_bytes, every)
+
+    def rank_memory_bytes(
+        self,
+        num_frames: int,
+        height: int,
+        width: int,
+        dtype_bytes: int,
+        stages: Collection[str],
+        *,
+        held: int | None = None,
+        cached: int = 2,
+        at_once: int = 1,
+    ) -> dict[str, int]:
+        """The same parts for a rank that does `stages` of a video.
+
+        held: how many of the tokens it denoises; None: all. cached, at_once: of how many guidance branches
+        it keeps the text, and computes at the same time.
+        """
         tokens = self.tokens(num_frames, height, width)
+        held = tokens if held is None else held
         weights = sum(
-            w.parameters * (FP32_BYTES if w.component == "vae" else dtype_bytes) for w in self.weights
+            w.parameters * (FP32_BYTES if w.component == "vae" else dtype_bytes)
+            for w in self.weights
+            if stage_of(w.component) in stages
         )
-        # Of both guidance branches, for the expert at work.
-        cached = max(2 * t.cached_values(self.text_length) for t in self.transformers)
         latents = prod(self.vae.latent_shape(num_frames, height, width)) * FP32_BYTES
-        parts = {
-            "weights": weights,
-            "text_cache": cached * dtype_bytes,
-            "activations": max(self._activation_bytes(t, tokens, dtype_bytes) for t in self.transformers),
+        parts = {"weights": weights, "text_cache": 0, "activations": 0, "latents": 0, "decode": 0}
+        if "decode" in stages:
+            # What came, and what the decoder reads.
+            parts["latents"] = 2 * latents
+            parts["decode"] = self.vae.decode_bytes(height, width)
+        if "denoise" in stages:
             # The sample, both predictions, and the two model outputs that a multistep scheduler keeps.
-            "latents": 5 * latents,
-            "decode": self.vae.decode_bytes(height, width),
-        }
+            parts["latents"] = 5 * latents
+            # For the expert at work.
+            values = max(t.cached_values(self.text_length) for t in self.transformers)
+            parts["text_cache"] = cached * values * dtype_bytes
+            parts["activations"] = max(
+                at_once * self._activation_bytes(t, held, dtype_bytes)
+                # Every rank embeds all tokens, and keeps its own.
+                + (tokens - held) * (t.width * dtype_bytes + self._modulation_bytes(t))
+                for t in self.transformers
+            )
         denoise = parts["text_cache"] + parts["activations"]
         return {**parts, "peak": weights + parts["latents"] + max(denoise, parts["decode"])}
 
     def _activation_bytes(self, spec: TransformerSpec, tokens: int, dtype_bytes: int) -> int:
-        modulation = 6 * spec.width * 2 * FP32_BYTES if self.expand_timesteps else 0
-        return spec.activation_bytes(tokens, self.text_length, dtype_bytes) + tokens * modulation
+        working = spec.activation_bytes(tokens, self.text_length, dtype_bytes)
+        return working + tokens * self._modulation_bytes(spec)
+
+    def _modulation_bytes(self, spec: TransformerSpec) -> int:
+        """Of a token, where each has its own."""
+        return 6 * spec.width * 2 * FP32_BYTES if self.expand_timesteps else 0
+
+
+def stage_of(component: str) -> str:
+    """The stage that a component's weights are for."""
+    if component == "vae":
+        return "decode"
+    return "denoise" if component.startswith("transformer") else "encode"
 
 
 def read_spec(folder: Path) -> ModelSpec:

@@ -91,6 +91,7 @@ class HunyuanVideoVaeSpec(VaeSpec):
 
     TILE_PIXELS = 256
     TILE_FRAMES = 17
+    LATENT_FRAMES_AT_ONCE = 3
 
     def decode_bytes(self, height: int, width: int) -> int:
         """Estimate of the decoder's working memory, in fp32.

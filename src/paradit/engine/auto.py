@@ -1,0 +1,99 @@
+"""`--placement auto`: measure what the stages take, once, and choose the quickest way of using the ranks."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+
+import torch
+
+from paradit.engine.driver import warm_up
+from paradit.engine.job import Job, Report, Run
+from paradit.engine.launcher import LocalLauncher, preloaded
+from paradit.engine.worker import threads_per_rank
+from paradit.models.spec import ModelSpec
+from paradit.placement import Placement
+from paradit.requests import Request
+from paradit.sampling.remembered import Remembered
+from paradit.scheduling.balance import Choice, StageSeconds, affordable, choose
+from paradit.text_to_video import room_bytes
+
+
+def visible_ranks() -> int:
+    """One for each GPU of this machine; one where there is none."""
+    return max(1, torch.cuda.device_count())
+
+
+def choose_placement(jobs: list[Job], spec: ModelSpec, base: Placement, costs: StageSeconds) -> Choice:
+    """The quickest way of using the ranks of `base` for these jobs, where the stages take `costs`."""
+    request = largest(jobs, spec)
+    assert request.num_inference_steps
+    spare = partial(_spare_bytes, spec, request)
+    return choose(base, len(jobs), request.num_inference_steps, costs, spare)
+
+
+def most_affordable(jobs: list[Job], spec: ModelSpec, base: Placement) -> Placement:
+    """A way of using the ranks that there is memory for, or that lacks least."""
+    first, *_ = affordable(base, len(jobs), partial(_spare_bytes, spec, largest(jobs, spec)))
+    return first
+
+
+def known_costs(jobs: list[Job], spec: ModelSpec, base: Placement) -> StageSeconds | None:
+    """What an earlier warm-up of such jobs has measured on this machine, if there was one."""
+    remembered = Remembered().find(_what(largest(jobs, spec), spec, base))
+    with suppress(TypeError, ValueError):
+        return StageSeconds(**json.loads(remembered or ""))
+    return None
+
+
+def measure_costs(jobs: list[Job], spec: ModelSpec, base: Placement, report: Report) -> StageSeconds:
+    """Measure on `base`'s ranks, in a world that ends with that, and remember it; told as stage "warm-up".
+
+    Raises RankError where a rank fails.
+    """
+    request, heard = largest(jobs, spec), _Heard()
+    (job,) = [job for job in jobs if job.request is request][:1]
+    run = Run(model=spec.name, jobs=(job,), placement=base)
+    with report.stage("warm-up"):
+        warm_up(run, spec, heard, LocalLauncher(preloaded(spec)))
+    assert heard.seconds_of_stages is not None
+    Remembered().keep(_what(request, spec, base), json.dumps(asdict(heard.seconds_of_stages)))
+    return heard.seconds_of_stages
+
+
+def largest(jobs: list[Job], spec: ModelSpec) -> Request:
+    """The resolved request with the most work, which stands for all."""
+
+    def work(request: Request) -> int:
+        assert request.num_frames and request.height and request.width and request.num_inference_steps
+        tokens = spec.tokens(request.num_frames, request.height, request.width)
+        return tokens * request.num_inference_steps
+
+    return max((job.request for job in jobs), key=work)
+
+
+class _Heard(Report):
+    """Keeps what was measured."""
+
+    seconds_of_stages: StageSeconds | None = None
+
+    def measured(self, seconds: StageSeconds) -> None:
+        self.seconds_of_stages = seconds
+
+
+def _spare_bytes(spec: ModelSpec, request: Request, placement: Placement) -> int:
+    """What is left of the fullest device's memory. Raises InputError for a placement that cannot be."""
+    placement.check(request, spec)
+    room = room_bytes(spec, request, placement)
+    return room["total"] - room["peak"]
+
+
+def _what(request: Request, spec: ModelSpec, base: Placement) -> str:
+    """All that what is measured depends on."""
+    texts = [w.parameters for w in spec.weights if w.component.startswith("text")]
+    assert request.guidance_scale
+    shape = (request.width, request.height, request.num_frames, spec.num_branches(request.guidance_scale))
+    dtype, threads = request.dtype or "usual", threads_per_rank(base.ranks)
+    return f"stages of {spec.transformers}, {spec.vae}, {texts}, {shape}, {dtype}, {threads} threads, {base}"

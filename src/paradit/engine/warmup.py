@@ -1,0 +1,125 @@
+"""A short warm-up: what the stages of a request take, measured on the ranks that will make it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from tempfile import TemporaryDirectory
+
+import torch
+
+from paradit.distributed.world import World
+from paradit.models.kernels import load_kernel
+from paradit.models.protocol import Frames, Prompt, VideoModel
+from paradit.models.spec import ModelSpec
+from paradit.placement import Placement
+from paradit.progress import Progress
+from paradit.requests import Request
+from paradit.sampling.noise import initial_noise
+from paradit.sampling.rehearsal import seconds
+from paradit.sampling.team import Alone, Team
+from paradit.sampling.together import together
+from paradit.scheduling.balance import StageSeconds
+from paradit.stages.encode import encode
+from paradit.text_to_video import load
+from paradit.video.writer import Video, open_video
+
+
+@torch.no_grad()
+def measure(world: World, spec: ModelSpec, request: Request, placement: Placement) -> StageSeconds:
+    """What the stages of a resolved request take; all ranks of the world call it.
+
+    Each loads one stage's weights after the other, never all at once: there may be no memory for that. What
+    one rank takes is measured while all do the same, since they share the machine. The slowest counts.
+    """
+    return _Warmup(world, spec, request, placement).measure()
+
+
+class _Warmup:
+    def __init__(self, world: World, spec: ModelSpec, request: Request, placement: Placement) -> None:
+        self._world, self._spec, self._request, self._placement = world, spec, request, placement
+        self._transport = world.transport()
+        sizes = request.num_frames, request.height, request.width
+        self._shape = (1, *spec.vae.latent_shape(*sizes))  # type: ignore[arg-type]
+
+    def measure(self) -> StageSeconds:
+        prompts, encode = self._encode()
+        context, step, step_together = self._denoise(prompts)
+        return StageSeconds(
+            ranks=self._world.size,
+            encode=encode,
+            context=context,
+            step=step,
+            step_together=step_together,
+            decode=self._decode(),
+        )
+
+    def _encode(self) -> tuple[tuple[Prompt, ...], float]:
+        """A request's texts, and the seconds that they take."""
+        work = partial(encode, self._load("encode"), self._request, Progress())
+        return work(), self._slowest(partial(seconds, work, self._world.device))
+
+    def _denoise(self, prompts: tuple[Prompt, ...]) -> tuple[float, float, float]:
+        """Seconds of the texts' part, of a step on one rank, and of a step on all."""
+        model, device, spec = self._load("denoise"), self._world.device, self._spec
+        kernel, transformer = load_kernel(self._placement.kernel), model.experts[0]
+        _, _, frames, height, width = self._shape
+        layout = transformer.layout((frames, height, width))
+        latents = initial_noise(self._shape, self._request.seed, device).to(model.dtype)
+        first, *_ = model.scheduler(self._request.num_inference_steps or 1).timesteps
+        timestep = model.model_timestep(first, latents)
+
+        def of(team: Team) -> float:
+            contexts = team.contexts(transformer, prompts)
+            step = partial(team.predict, transformer, latents, timestep, contexts, layout)
+            return self._slowest(partial(seconds, step, device))
+
+        branches = 1 if spec.embedded_guidance else 2
+        team = together(
+            self._world, self._placement, spec.transformers[0].num_attention_heads, branches, kernel
+        )
+        context = partial(Alone(kernel).contexts, transformer, prompts)
+        return self._slowest(partial(seconds, context, device)), of(Alone(kernel)), of(team)
+
+    def _decode(self) -> float:
+        """Seconds of a decode, by its first latent frames: the others take as long as the last of these."""
+        model, request = self._load("decode"), self._request
+        latents = initial_noise(self._shape, request.seed, self._world.device)
+        num_latent_frames, at_once = self._shape[2], self._spec.vae.LATENT_FRAMES_AT_ONCE
+        first = min(1 + at_once, num_latent_frames)
+        more = min(at_once, num_latent_frames - first)
+        times = (num_latent_frames - first) / more if more else 0.0
+        assert request.width and request.height and request.fps
+        sizes = request.width, request.height, request.fps
+
+        def taken() -> float:
+            frames, began = model.decode(latents), time.perf_counter()
+            with TemporaryDirectory() as folder:
+                with open_video(f"{folder}/warm-up.mp4", *sizes, overwrite=True) as file:
+                    _write(file, frames, first)
+                    between = time.perf_counter()
+                    _write(file, frames, more)
+                    one_more = time.perf_counter() - between
+                return time.perf_counter() - began + (times - 1) * one_more
+
+        taken()
+        return self._slowest(taken)
+
+    def _load(self, stage: str) -> VideoModel:
+        request, compile = self._request, self._placement.compile
+        return load(self._spec, request.dtype, device=self._world.device, stages=(stage,), compile=compile)
+
+    def _slowest(self, measured: Callable[[], float]) -> float:
+        """What the slowest rank has measured, while all did."""
+        device = self._world.device
+        self._transport.all_gather(torch.zeros(1, device=device))  # all begin at once
+        mine = torch.tensor([measured()], dtype=torch.float64, device=device)
+        return max(float(one) for one in self._transport.all_gather(mine))
+
+
+def _write(file: Video, frames: Iterator[Frames], num_latent_frames: int) -> None:
+    for part in islice(frames, num_latent_frames):
+        for frame in part:
+            file.write(frame)
