@@ -68,6 +68,12 @@ class Command:
         wait_until_gone(processes)
         return self.process.returncode, errors
 
+    def end_well(self) -> None:
+        """Follow to the end, which must be a good one."""
+        code, errors = self.end()
+        told = [about for about in self.told if about["event"] not in ("step", "stage_start", "stage_end")]
+        assert code == 0, f"{errors}\n{told}"
+
     def kill(self) -> None:
         """kill -9 of the command alone; its ranks must go by themselves."""
         processes = _family(self.process.pid)
@@ -79,8 +85,7 @@ class Command:
 def finished(folder: Path, *arguments: str) -> Command:
     """A command that has ended well."""
     command = Command(folder, *arguments)
-    code, errors = command.end()
-    assert code == 0, errors
+    command.end_well()
     return command
 
 

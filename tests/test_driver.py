@@ -135,8 +135,10 @@ def test_a_request_is_given_up_after_three_failures(tmp_path: Path) -> None:
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     run = Driven(tmp_path, [DENOISING, DIED, []], [DONE])
     run.folder.finish(0)
+    Path(run.run.jobs[1].output).touch()
+    run.folder.name_next(1, Path(run.run.jobs[1].output))  # killed just after it had its name
     run.drive()
-    assert [job.index for job in run.worlds[1].assignments[0].jobs] == [1, 2]
+    assert [job.index for job in run.worlds[1].assignments[0].jobs] == [2]
 
 
 def test_ranks_that_cannot_start(tmp_path: Path) -> None:

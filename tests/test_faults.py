@@ -79,7 +79,7 @@ def test_a_killed_rank_is_replaced(model: Path, folder: Path, whole: Path, stage
     assert time.monotonic() - killed < 10
     assert f"rank {STAGE_OF[stage]} (" in command.told[-1]["message"]
     assert "ended by SIGKILL" in command.told[-1]["message"]
-    assert command.end()[0] == 0
+    command.end_well()
     same_videos(folder, whole)
 
 
@@ -108,7 +108,7 @@ def test_a_stopped_rank_is_replaced(model: Path, folder: Path, whole: Path) -> N
     command.ranks()[1].send_signal(signal.SIGSTOP)
     command.until_event("restarted")
     assert "rank 1 (denoise of request 1): no sign of life for 4 s" in command.told[-1]["message"]
-    assert command.end()[0] == 0
+    command.end_well()
     same_videos(folder, whole)
 
 
@@ -238,7 +238,7 @@ def test_random_kills(model: Path, tmp_path: Path, whole: Path) -> None:
         command = Command(folder, *arguments(model, *APART))
         for kind in chance.sample(kinds, 4):
             if not command.until(lambda told: told["event"] == "stage_start" and told["stage"] != "load"):
-                assert command.end()[0] == 0
+                command.end_well()
                 table[kind, "too late"] += 1
                 continue
             time.sleep(chance.uniform(0, 1.5))
@@ -249,7 +249,6 @@ def test_random_kills(model: Path, tmp_path: Path, whole: Path) -> None:
                 chance.choice(ranks[:2] if kind == "denoise" else [ranks[STAGE_OF[kind]]]).kill()
             table[kind, "killed"] += 1
         if command.process.poll() is None or command.told:
-            code, errors = command.end()
-            assert code == 0, errors
+            command.end_well()
         same_videos(folder, whole)
     print(json.dumps({f"{kind}, {what}": count for (kind, what), count in table.items()}))

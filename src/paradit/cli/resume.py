@@ -31,7 +31,7 @@ def resume(path: Path | None, report: Reporter, *, overwrite: bool) -> int:
     spec = read_spec(model)
     check_devices(run.placement, run.jobs[0].request.dtype)
     download_weights(run.model, model)
-    done = sum(folder.is_done(job.index) for job in run.jobs)
+    done = sum(folder.is_done(job) for job in run.jobs)
     if done:
         report.warn(f"{done} of {len(run.jobs)} videos are there already")
     # What is there now was checked just now.
@@ -52,5 +52,5 @@ def _check_outputs(run: Run, folder: RunFolder, overwrite: bool) -> None:
     if overwrite or run.overwrite:
         return
     for job in run.jobs:
-        if not folder.is_done(job.index) and os.path.lexists(job.output) and Path(job.output).is_file():
+        if not folder.is_done(job) and os.path.lexists(job.output) and Path(job.output).is_file():
             raise InputError(f"output {job.output!r} has come there since: move it away, or use --overwrite")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,7 +56,7 @@ def drive(
     """
     failures: Counter[int | None] = Counter()
     given_up: set[int] = set()
-    while left := [job for job in run.jobs if job.index not in given_up and not folder.is_done(job.index)]:
+    while left := [job for job in run.jobs if job.index not in given_up and not folder.is_done(job)]:
         world = _World(run, left, report, stop, make_launcher())
         try:
             world.start(spec, folder, tracing=tracing)
@@ -65,6 +65,7 @@ def drive(
             world.launcher.end()
             folder.sweep(run.jobs)
         given_up |= world.failed
+        run = replace(run, overwrite=True)  # what is there now, this run has made
         if failure is None:
             break
         if failure.request is not None:
@@ -144,9 +145,9 @@ class _World:
         """Pass on events until every rank is done, or one has failed. Raises Interrupted after a stop."""
         told = False
         while self._running:
-            for rank, message in self._listen():
-                if self._take(rank, message):
-                    return self._failure(folder)
+            failed = [self._take(rank, message) for rank, message in self._listen()]
+            if any(failed):
+                return self._failure(folder)
             if self._stop.wanted and not told:
                 told = True
                 for rank in self._running:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,16 @@ from paradit.models.spec import ModelSpec
 from paradit.video.writer import open_video
 
 
-def keep(job: Job, spec: ModelSpec, latents: Tensor, frames: Generator[Frames], overwrite: bool) -> None:
-    """Save a job's latents, where that is asked for, and write its frames as they come."""
+def keep(
+    job: Job,
+    spec: ModelSpec,
+    latents: Tensor,
+    frames: Generator[Frames],
+    *,
+    overwrite: bool,
+    name_next: Callable[[Path], None] | None = None,
+) -> None:
+    """Save a job's latents, where that is asked for, and write its frames as they come (`open_video`)."""
     if job.latents is not None:
         # Before the decode, which may run out of memory: the costly part is then safe.
         save_latents(job.latents, latents, job.about(spec))
@@ -28,7 +36,14 @@ def keep(job: Job, spec: ModelSpec, latents: Tensor, frames: Generator[Frames], 
     assert request.width and request.height and request.fps
     with (
         closing(frames),
-        open_video(job.output, request.width, request.height, request.fps, overwrite=overwrite) as file,
+        open_video(
+            job.output,
+            request.width,
+            request.height,
+            request.fps,
+            overwrite=overwrite,
+            name_next=name_next,
+        ) as file,
     ):
         for frame in frames:
             file.write(frame)

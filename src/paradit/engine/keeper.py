@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -56,6 +57,10 @@ class Keeper:
             self._folder.checkpoint(job.index).unlink(missing_ok=True)
         if self._stop.wanted:
             raise Interrupted
+
+    def name_next(self, job: Job, video: Path) -> None:
+        """The request's video is whole, and about to get its name."""
+        self._folder.name_next(job.index, video)
 
     def finish(self, job: Job) -> None:
         """The request's video is there."""

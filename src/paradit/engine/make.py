@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import groupby
 from math import prod
 
@@ -154,7 +155,14 @@ class _Rank:
             return  # it has failed already, and that was told
         try:
             with self._timed(index, "decode"):
-                keep(job, self._spec, latents, decode(self._model, latents, self._report), self._overwrite)
+                keep(
+                    job,
+                    self._spec,
+                    latents,
+                    decode(self._model, latents, self._report),
+                    overwrite=self._overwrite,
+                    name_next=partial(self._keeper.name_next, job) if self._keeper else None,
+                )
         except OSError as error:
             self._fail(index, f"{error.strerror or error}: {error.filename or job.output}")
         except InputError as error:

@@ -67,7 +67,7 @@ def make(
         try:
             _make(run, spec, folder, report, stop, tracing=tracing)
         finally:
-            if all(folder.is_done(job.index) for job in run.jobs) or not folder.has_something():
+            if all(folder.is_done(job) for job in run.jobs) or not folder.has_something():
                 folder.remove()
             else:
                 report.resumable(folder.path)
@@ -76,7 +76,7 @@ def make(
 def _make(
     run: Run, spec: ModelSpec, folder: RunFolder, report: Report, stop: Stop, *, tracing: Tracing | None
 ) -> None:
-    left = [job for job in run.jobs if not folder.is_done(job.index)]
+    left = [job for job in run.jobs if not folder.is_done(job)]
     if ranks_of_torchrun():
         _as_one_of_torchrun(run, left, spec, folder, report=report, stop=stop)
     elif run.placement.ranks == 1:

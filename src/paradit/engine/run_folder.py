@@ -3,7 +3,7 @@
     run.json            the requests, the model, the placement
     00000.step.pt       the last checkpoint of request 0, while it is denoised
     00000.safetensors   its final latents, until its video is there
-    00000.done          its video is there
+    00000.done          its video is there, or about to get its name
     rank-0.log          what the libraries of rank 0 had to say
     processes           who works, or worked, on it
     lock                held by the process that runs it
@@ -69,14 +69,23 @@ class RunFolder:
         """The request's final ones."""
         return self.path / f"{index:05d}.safetensors"
 
-    def is_done(self, index: int) -> bool:
+    def is_done(self, job: Job) -> bool:
         """Whether the request's video is there."""
-        return self._mark(index).exists()
+        try:
+            mark = self._mark(job.index).read_text()
+        except OSError:
+            return False
+        return mark == _DONE or mark == _inode(Path(job.output))
+
+    def name_next(self, index: int, video: Path) -> None:
+        """The request's video is whole, and its name is next: a kill just then must leave no doubt."""
+        with contextlib.suppress(OSError):  # a full disk: it would only be done once more
+            self._mark(index).write_text(_inode(video))
 
     def finish(self, index: int) -> None:
-        """Mark a request as done; what was safe of it is not needed any more."""
-        with contextlib.suppress(OSError):  # a full disk: it would only be done once more
-            self._mark(index).touch()
+        """The request's video has its name; what was safe of it is not needed any more."""
+        with contextlib.suppress(OSError):
+            self._mark(index).write_text(_DONE)
         self.latents(index).unlink(missing_ok=True)
         self.checkpoint(index).unlink(missing_ok=True)
 
@@ -126,6 +135,18 @@ class RunFolder:
 
     def _mark(self, index: int) -> Path:
         return self.path / f"{index:05d}.done"
+
+
+_DONE = "done"
+
+
+def _inode(path: Path) -> str:
+    """Which file it is, whatever its name; of none, none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ""
+    return f"{found.st_dev}:{found.st_ino}"
 
 
 def unfinished(folder: Path) -> list[RunFolder]:

@@ -53,7 +53,8 @@ def denoise(
         progress.step("denoise", begun.step)
     serving: int | None = None
     contexts: list[Any] = []
-    for step, timestep in enumerate(scheduler.timesteps):
+    for step in range(begun.step if begun else 0, len(scheduler.timesteps)):
+        timestep = scheduler.timesteps[step]
         with span(f"step {step + 1}", STEP):
             expert = model.expert_at(timestep)
             transformer = model.experts[expert]

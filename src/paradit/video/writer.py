@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -54,12 +54,19 @@ class Video:
 
 @contextmanager
 def open_video(
-    path: str | Path, width: int, height: int, fps: float, *, overwrite: bool = False
+    path: str | Path,
+    width: int,
+    height: int,
+    fps: float,
+    *,
+    overwrite: bool = False,
+    name_next: Callable[[Path], None] | None = None,
 ) -> Iterator[Video]:
     """Write a video to `path`; the body calls `write` for each frame.
 
     The suffix says the format (`FORMATS`). The file has its name only once it is whole: whatever the
-    body raises, nothing is left behind. Raises `InputError` for what `check_target` refuses.
+    body raises, nothing is left behind. `name_next` is called with the whole file just before. Raises
+    `InputError` for what `check_target` refuses.
     """
     check_target(path, fps=fps, overwrite=overwrite)
     if width % 2 or height % 2:
@@ -76,6 +83,8 @@ def open_video(
             writer.finish()
         finally:
             writer.close()
+        if name_next is not None:
+            name_next(part)
         _put(part, target)
     finally:
         remove(part)
