@@ -58,6 +58,7 @@ def _placement(options: Options) -> Placement:
         "mesh": options.mesh,
         "kernel": options.kernel,
         "compile": options.compile,
+        "coprocess": options.coprocess,
         **_read_placement(options.placement),
     }
     groups = [ranks for stage in STAGES for ranks in chosen.get(stage) or ()]

@@ -43,6 +43,7 @@ class Options:
     mesh: str
     kernel: str
     compile: bool
+    coprocess: bool
     latents: Path | None
     output: str | None
     overwrite: bool
