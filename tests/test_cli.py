@@ -89,6 +89,7 @@ OPTIONS = [
     "--mesh",
     "--kernel",
     "--compile",
+    "--coprocess",
     "--latents",
     "--output",
     "--overwrite",

@@ -110,12 +110,14 @@ def on_threads(shares: Shares, form: Form, seed: int) -> list[Tensor]:
     return [torch.cat(results[number]) for number in range(shares.num_ranks)]
 
 
-@pytest.mark.parametrize("form", [*FORMS.values(), ring_form], ids=[*FORMS, "ring"])
+HELPED = [(FORMS[name], helpers) for name in ("plain", "2 chunks") for helpers in ((20,), (7, 0))]
+
+
+@pytest.mark.parametrize(
+    ("form", "helpers"), [*((form, ()) for form in (*FORMS.values(), ring_form)), *HELPED]
+)
 @pytest.mark.parametrize("text", [0, 3])
-@pytest.mark.parametrize("helpers", [(), (20,), (7, 0)])
-def test_delays_change_nothing(form: Form, text: int, helpers: tuple[int, ...]) -> None:
-    if helpers and form in (ring_form, FORMS["paper"]):
-        pytest.skip("without helpers")
+def test_delays_change_nothing(form: Form, helpers: tuple[int, ...], text: int) -> None:
     shares = Shares.equal(26, 3, 3 - len(helpers), num_replicated=text).with_helpers(helpers)
     first, second = (on_threads(shares, form, seed) for seed in (0, 1))
     for rank in range(shares.num_ranks):

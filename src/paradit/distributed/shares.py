@@ -14,9 +14,8 @@ from itertools import accumulate, pairwise
 ROW_MULTIPLE = 4
 """Equal token shares, and chunks of work that cut a head, end at multiples of this many rows.
 
-torch's attention on a CPU goes through queries 32 at a time and rounds the last ones otherwise where one to
-three are left over. So a row's result is the same, bit for bit, wherever it is computed; see
-`attention.local.some_rows` for shares of work, which are exactly equal.
+Fewer rows of a head than a few go through other instructions of a CPU: see `attention.local.some_rows`, for
+all shares of work.
 """
 
 
