@@ -90,6 +90,7 @@ OPTIONS = [
     "--mesh",
     "--kernel",
     "--compile",
+    "--coprocess",
     "--latents",
     "--trace",
     "--trace-layers",

@@ -16,7 +16,7 @@ from paradit.attention.protocol import Attend, Wait
 from paradit.attention.ring import ring
 from paradit.distributed.shares import Shares
 from paradit.sampling.forward import run_interleaved
-from test_ulysses import FORMS, Form, Unrotated, random_qkv
+from test_ulysses import FORMS, Form, Unrotated, layout_of, of_rank, random_qkv
 
 SECONDS = 0.01
 LAYERS = 3
@@ -97,9 +97,8 @@ def on_threads(shares: Shares, form: Form, seed: int) -> list[Tensor]:
         attend = form(shares, transport)
         works = []
         for branch in branches:
-            parts = branch.split([*shares.tokens, shares.num_replicated], dim=1)
-            x = torch.cat([parts[number], parts[-1]], dim=1)
-            works.append(layers(attend, x, Unrotated(x.shape[1], shares.num_replicated)))
+            (x,) = of_rank(shares, number, branch)
+            works.append(layers(attend, x, layout_of(shares, number)))
         results[number] = run_interleaved(works)
 
     threads = [threading.Thread(target=rank, args=(number,)) for number in range(shares.num_ranks)]
@@ -111,13 +110,19 @@ def on_threads(shares: Shares, form: Form, seed: int) -> list[Tensor]:
     return [torch.cat(results[number]) for number in range(shares.num_ranks)]
 
 
-@pytest.mark.parametrize("form", [*FORMS.values(), ring_form], ids=[*FORMS, "ring"])
+HELPED = [(FORMS[name], helpers) for name in ("plain", "2 chunks") for helpers in ((20,), (7, 0))]
+
+
+@pytest.mark.parametrize(
+    ("form", "helpers"), [*((form, ()) for form in (*FORMS.values(), ring_form)), *HELPED]
+)
 @pytest.mark.parametrize("text", [0, 3])
-def test_delays_change_nothing(form: Form, text: int) -> None:
-    shares = Shares.equal(26, 3, 3, num_replicated=text)
+def test_delays_change_nothing(form: Form, helpers: tuple[int, ...], text: int) -> None:
+    shares = Shares.equal(26, 3, 3 - len(helpers), num_replicated=text).with_helpers(helpers)
     first, second = (on_threads(shares, form, seed) for seed in (0, 1))
     for rank in range(shares.num_ranks):
         assert torch.equal(first[rank], second[rank])
+    first = first[: shares.num_holders]
     (alone,) = on_threads(Shares.equal(26, 3, 1, num_replicated=text), FORMS["plain"], seed=2)
     tokens = torch.cat([part[:, : part.shape[1] - text] for part in first], dim=1)
     torch.testing.assert_close(tokens, alone[:, :26], rtol=0, atol=1e-5)

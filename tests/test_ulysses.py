@@ -4,7 +4,8 @@ All ranks run in this process: attention is a generator that yields where it wou
 to its next wait in turn, and messages lie in memory meanwhile.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -94,24 +95,32 @@ class Unrotated:
 Form = Callable[[Shares, MemoryTransport], Attend]
 
 
+def of_rank(shares: Shares, rank: int, *all_rows: Tensor) -> list[Tensor]:
+    """What a rank holds of tensors [B, S, H, D]: its tokens and, if it is no helper, the replicated rows."""
+    text = shares.num_replicated if rank < shares.num_holders else 0
+    parts = [x.split([*shares.tokens, shares.num_replicated], dim=1) for x in all_rows]
+    return [torch.cat([part[rank], part[-1][:, :text]], dim=1) for part in parts]
+
+
+def layout_of(shares: Shares, rank: int) -> Unrotated:
+    text = shares.num_replicated if rank < shares.num_holders else 0
+    return Unrotated(shares.tokens[rank] + text, text)
+
+
 def attend_on_ranks(
     shares: Shares, q: Tensor, k: Tensor, v: Tensor, form: Form
 ) -> tuple[Tensor, list[MemoryTransport]]:
-    """The attended values of all rows; those of replicated rows must be the same on every rank."""
+    """The attended values of all rows; those of replicated rows must be the same on all that hold them."""
     transports = world(shares.num_ranks)
-    text = shares.num_replicated
-    parts = [x.split([*shares.tokens, text], dim=1) for x in (v, k, q)]
-
-    def projection(rank: int) -> Iterator[Tensor]:
-        yield from (torch.cat([part[rank], part[-1]], dim=1) for part in parts)
-
     works = [
-        form(shares, transport)(0, projection(rank), Unrotated(shares.tokens[rank] + text, text))
+        form(shares, transport)(0, iter(of_rank(shares, rank, v, k, q)), layout_of(shares, rank))
         for rank, transport in enumerate(transports)
     ]
     results = run_together(works)
     tokens = [result[:, :number] for result, number in zip(results, shares.tokens, strict=True)]
     replicated = [result[:, number:] for result, number in zip(results, shares.tokens, strict=True)]
+    assert not any(rows.numel() for rows in replicated[shares.num_holders :])
+    replicated = replicated[: shares.num_holders]
     assert all(torch.equal(rows, replicated[0]) for rows in replicated)
     return torch.cat([*tokens, replicated[0]], dim=1), transports
 
@@ -144,6 +153,10 @@ SHARES = {
     "text, and a rank without tokens": Shares(
         num_heads=3, tokens=(8, 0), work=split(33, 2), num_replicated=3
     ),
+    "a helper": Shares.equal(27, 3, 1).with_helpers([40]),
+    "a helper with all work, one with none": Shares.equal(27, 3, 2).with_helpers([81, 0]),
+    "text, and a helper": Shares.equal(27, 3, 2, num_replicated=5).with_helpers([30]),
+    "text, and more helpers than others": Shares.equal(27, 4, 2, num_replicated=5).with_helpers([9, 0, 70]),
     "uneven everything": Shares(num_heads=5, tokens=(1, 20, 3, 0), work=(40, 3, 70, 7)),
 }
 each_share = pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
@@ -190,9 +203,10 @@ def test_every_value_arrives_where_it_belongs(shares: Shares, move: str) -> None
     heads = [[shares.heads_for(boxes)] for boxes in work]
     source, target = {"queries": (tokens, work), "heads": (tokens, heads), "results": (work, tokens)}[move]
     replicated = [shares.replicated] if shares.num_replicated and move != "results" else []
+    helpers = shares.num_helpers
     arrivals = []
     for transport in transports:
-        redistribution = Redistribution(source, target, transport, replicated)
+        redistribution = Redistribution(source, target, transport, replicated, helpers)
         tensors = [indices(box, shares.num_heads) for box in redistribution.held]
         like = torch.zeros(1, 1, 1, 1, dtype=torch.int64)
         arrivals.append(start([redistribution.move(tensors, like)]))
@@ -221,10 +235,16 @@ def test_the_bits_are_those_of_one_place(num_ranks: int, form: Form) -> None:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("rows", [8, 33, 34, 35, 64, 97, 130, 162])
-def test_some_rows_have_the_bits_of_all(rows: int) -> None:
+@pytest.mark.parametrize("depth", [16, 36, 64, 128])
+@pytest.mark.parametrize("total", [5, 33, 100, 194, 324, 780])
+def test_some_rows_have_the_bits_of_all(total: int, depth: int) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    q, k, v = (torch.randn(1, 324, 2, 36) for _ in range(3))
-    assert torch.equal(some_rows(sdpa, q[:, :rows], k, v), sdpa(q, k, v)[:, :rows])
+    q, k, v = (torch.randn(2, total, 2, depth) for _ in range(3))
+    expected = sdpa(q, k, v)
+    numbers = random.Random(0)
+    for _ in range(30):
+        start = numbers.randrange(total)
+        stop = numbers.randrange(start, total) + 1
+        assert torch.equal(some_rows(sdpa, q[:, start:stop], k, v, start), expected[:, start:stop])
     torch.set_num_threads(threads)

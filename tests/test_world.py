@@ -14,7 +14,7 @@ from paradit.distributed.shares import Shares
 from paradit.distributed.world import World
 from paradit.sampling.forward import run
 from paradit.testing import WorldError, run_world
-from test_ulysses import FORMS, SHARES, Unrotated, random_qkv
+from test_ulysses import FORMS, SHARES, layout_of, of_rank, random_qkv
 
 
 def tell(world: World, word: str) -> tuple[int, int, str]:
@@ -63,9 +63,8 @@ def test_a_hang_ends_and_shows_where_it_was() -> None:
 
 def attend(world: World, shares: Shares, forms: list[str]) -> list[Tensor]:
     """The attended values of this rank's tokens in each form."""
-    parts = [x.split([*shares.tokens, shares.num_replicated], dim=1) for x in random_qkv(shares)]
-    q, k, v = (torch.cat([part[world.rank], part[-1]], dim=1) for part in parts)
-    layout = Unrotated(q.shape[1], shares.num_replicated)
+    q, k, v = of_rank(shares, world.rank, *random_qkv(shares))
+    layout = layout_of(shares, world.rank)
     attended = []
     for form in forms:
         transport = world.transport()

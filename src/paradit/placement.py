@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ATTENTIONS = ("auto", "ulysses", "pipesp", "pipesp-paper", "ring", "usp")
 MESHES = ("ring,ulysses", "ulysses,ring")
 CFG_DEGREES = (1, 2)
+COPROCESSED = ("auto", "ulysses", "pipesp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,8 @@ class Placement:
     """What computes attention: one of `paradit.kernels.KERNELS`."""
     compile: bool = False
     """Whether what is before and after attention is compiled."""
+    coprocess: bool = False
+    """Whether ranks that decode and do not denoise take a share of the attention while they are idle."""
 
     def __post_init__(self) -> None:
         if self.ranks < 1:
@@ -92,6 +95,7 @@ class Placement:
         kernels.check_kernel(self.kernel, self.attention)
         self._check_chunks()
         self._check_ring()
+        self._check_coprocess()
 
     def _check_replicas(self) -> None:
         if self.replicas < 1:
@@ -147,6 +151,22 @@ class Placement:
                 f"use a ring_degree of {_divisors(ranks)}"
             )
 
+    def _check_coprocess(self) -> None:
+        if not self.coprocess:
+            return
+        if not self.helper_ranks:
+            raise InputError(
+                "coprocess needs ranks that decode and do not denoise: use a placement such as "
+                "'denoise=0-2 decode=3', or no coprocess"
+            )
+        if self.cfg_degree == 2:
+            raise InputError("coprocess needs both branches on a rank: use cfg_degree 1, or no coprocess")
+        if self.attention not in COPROCESSED:
+            raise InputError(
+                f"coprocess goes with attention {', '.join(COPROCESSED)}, got {self.attention!r}: use one of "
+                "these, or no coprocess"
+            )
+
     @property
     def replica_ranks(self) -> int:
         """How many ranks make a video together."""
@@ -165,6 +185,11 @@ class Placement:
     @property
     def decode_ranks(self) -> tuple[int, ...]:
         return self.denoise_ranks[:1] if self.decode is None else self.decode
+
+    @property
+    def helper_ranks(self) -> tuple[int, ...]:
+        """Which help the denoise ranks, where `coprocess` is wanted: those that decode and do not denoise."""
+        return tuple(rank for rank in self.decode_ranks if rank not in self.denoise_ranks)
 
     @property
     def encode_ranks(self) -> tuple[int, ...]:
@@ -206,7 +231,7 @@ class Placement:
         num_branches: of guidance, one or two.
         """
         if self.branch_ranks == 1:
-            return [Form(attention="ulysses")]
+            return [self._form_of_one(num_branches)]
         name = "pipesp" if self.attention == "auto" else self.attention
         interleaves = [bool(self.interleave)]
         if self.interleave is None and self.attention == "auto" and self.cfg_degree < num_branches:
@@ -220,6 +245,18 @@ class Placement:
             for number in chunks
             for interleave in interleaves
         ]
+
+    def _form_of_one(self, num_branches: int) -> Form:
+        """Of a single rank. It waits for helpers only, so there is nothing to rehearse."""
+        if not self.coprocess:
+            return Form(attention="ulysses")
+        interleave = self.interleave
+        if interleave is None:
+            # One branch after the other is also what one process does.
+            interleave = self.attention == "auto" and num_branches == 2
+        if self.attention == "pipesp" or self.chunks:
+            return Form(attention="pipesp", chunks=self.chunks or 2, interleave=interleave)
+        return Form(attention="ulysses", interleave=interleave)
 
     def check(self, request: Request, spec: ModelSpec) -> None:
         """Refuse what this placement cannot do for a resolved request. Raises InputError."""

@@ -17,17 +17,41 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return out.transpose(1, 2)
 
 
-def some_rows(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """A kernel for some of a head's query rows, which gives the bits that it gives among all rows.
+FEW = 16
+"""Rows; where fewer are left over in a block of torch's attention on a CPU, they may be rounded otherwise."""
 
-    On a CPU torch computes 32 rows at a time, and the last one to three otherwise: then the last four to
-    seven go by themselves. For head dims of 16 and more.
+
+def some_rows(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, start: int = 0) -> Tensor:
+    """A kernel for a head's query rows from `start` on, which gives the bits that it gives among all rows.
+
+    On a CPU torch computes a block of rows at a time. The last block may be a small one, whose matrix
+    products go through other instructions: up to 10 rows were seen to, by head dim, number of keys and
+    processor. So a row is repeated until the last block is no small one, unless it is that of the whole head
+    too: then the rows in it go by themselves, in a block as long. For head dims of 16 and more, and keys of
+    which blocks of 512 leave more than three over.
     """
-    rows = query.shape[1]
-    if query.device.type != "cpu" or rows % 32 not in (1, 2, 3) or rows < 8:
+    total, rows = key.shape[1], query.shape[1]
+    if query.device.type != "cpu" or rows == 0:
         return kernel(query, key, value)
-    parts = torch.split(query, [rows - rows % 4 - 4, rows % 4 + 4], dim=1)
-    return torch.cat([kernel(part, key, value) for part in parts], dim=1)
+    few = total % _block(total)
+    last = min(rows, max(0, start + rows - (total - few))) if few < FEW else 0
+    parts = []
+    if rows > last:
+        body = query[:, : rows - last]
+        missing = FEW - body.shape[1] % _block(body.shape[1])
+        if 0 < missing < FEW:
+            body = torch.cat([body, body[:, :1].expand(-1, missing, -1, -1)], dim=1)
+        parts.append(kernel(body, key, value)[:, : rows - last])
+    if last:
+        tail = query[:, rows - last :]
+        before = tail[:, :1].expand(-1, few - last, -1, -1)
+        parts.append(kernel(torch.cat([before, tail], dim=1), key, value)[:, few - last :])
+    return torch.cat(parts, dim=1)
+
+
+def _block(rows: int) -> int:
+    """How many query rows torch's attention on a CPU computes at a time, of so many."""
+    return 32 if rows < 192 else 64 if rows < 768 else 256
 
 
 def local(kernel: Kernel = sdpa) -> Attend:

@@ -92,7 +92,7 @@ class _Work:
             first, values, keys = self._heads[block.first_head]
             heads = slice(block.first_head - first, block.last_head - first)
             whole = block.stop - block.start == self._exchange.shares.num_rows
-            compute = self._kernel if whole else partial(some_rows, self._kernel)
+            compute = self._kernel if whole else partial(some_rows, self._kernel, start=block.start)
             attended.append(compute(query, keys[:, :, heads], values[:, :, heads]))
         into = self._exchange.held(self._attended)
         self._leaving.append(start([chunk.results.move(attended, self._like, into)]))

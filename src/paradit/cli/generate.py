@@ -83,6 +83,7 @@ def _placement(options: Options) -> Placement:
         "kernel": options.kernel,
         "compile": options.compile,
         "replicas": options.replicas,
+        "coprocess": options.coprocess,
         **_read_placement(options.placement),
     }
     groups = [ranks for stage in STAGES for ranks in chosen.get(stage) or ()]

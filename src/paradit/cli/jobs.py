@@ -45,6 +45,7 @@ class Options:
     mesh: str
     kernel: str
     compile: bool
+    coprocess: bool
     latents: Path | None
     trace: Path | None
     trace_layers: bool

@@ -177,6 +177,13 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         bool,
         typer.Option("--compile", help="Compile what is before and after attention; takes a minute once."),
     ] = False,
+    coprocess: Annotated[
+        bool,
+        typer.Option(
+            "--coprocess/--no-coprocess",
+            help="Ranks that only decode take a share of the attention while they are idle.",
+        ),
+    ] = False,
     latents: Annotated[
         Path | None,
         typer.Option(
@@ -251,6 +258,7 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         mesh=mesh,
         kernel=kernel,
         compile=compile,
+        coprocess=coprocess,
         latents=latents,
         trace=trace,
         trace_layers=trace_layers,

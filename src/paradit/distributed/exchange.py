@@ -48,7 +48,10 @@ class UlyssesExchange:
         ranks = range(shares.num_ranks)
         replicated = [shares.replicated] if shares.num_replicated else []
         tokens = [[shares.tokens_of(rank)] for rank in ranks]
-        held = [[*boxes, *replicated] for boxes in tokens]
+        helpers = shares.num_helpers
+        held = [
+            [*boxes, *replicated] if rank < shares.num_holders else boxes for rank, boxes in enumerate(tokens)
+        ]
         self.chunks: list[Chunk] = []
         seen = [0] * shares.num_ranks  # heads before this one have come to the rank
         work_by_chunk = zip(*(shares.chunks_of(rank, num_chunks) for rank in ranks), strict=True)
@@ -62,16 +65,16 @@ class UlyssesExchange:
                 Chunk(
                     work=work[transport.rank],
                     new_heads=heads[transport.rank],
-                    queries=Redistribution(tokens, work, transport, replicated),
-                    heads=Redistribution(tokens, [[box] for box in heads], transport, replicated),
+                    queries=Redistribution(tokens, work, transport, replicated, helpers),
+                    heads=Redistribution(tokens, [[box] for box in heads], transport, replicated, helpers),
                     results=Redistribution(work, held, transport),
                 )
             )
 
     def held(self, tensor: Tensor) -> list[Tensor]:
-        """A tensor [B, this rank's tokens and the replicated, H, D] in those two parts."""
+        """A tensor [B, this rank's tokens and the replicated, H, D] in those two parts; a helper's is one."""
         num_tokens = self.shares.tokens[self.transport.rank]
-        if not self.shares.num_replicated:
+        if not self.shares.num_replicated or self.transport.rank >= self.shares.num_holders:
             return [tensor]
         return [tensor[:, :num_tokens], tensor[:, num_tokens:]]
 

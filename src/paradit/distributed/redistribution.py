@@ -23,21 +23,28 @@ Boxes = Sequence[Sequence[Box]]
 class Redistribution:
     """From `source` boxes to `target` boxes; each box is a tensor [B, tokens, heads, D] on its rank.
 
-    `replicated` are boxes that every rank holds besides its source boxes: they never travel.
+    `replicated` are boxes that every rank but the last ones, the helpers, holds besides its source boxes.
+    They travel to helpers only: to the first from the first rank, to the second from the second, and so on.
     """
 
     def __init__(
-        self, source: Boxes, target: Boxes, transport: Transport, replicated: Sequence[Box] = ()
+        self,
+        source: Boxes,
+        target: Boxes,
+        transport: Transport,
+        replicated: Sequence[Box] = (),
+        num_helpers: int = 0,
     ) -> None:
         self._source, self._target, self.transport = source, target, transport
+        self._replicated, self._num_holders = replicated, len(source) - num_helpers
         rank = transport.rank
-        self.held = [*source[rank], *replicated]
+        self.held = [*source[rank], *replicated] if rank < self._num_holders else list(source[rank])
         """This rank's boxes, of which it gives a tensor each."""
         self.boxes = target[rank]
         """What it gets."""
         others = [other for other in range(len(target)) if other != rank]
-        self.outgoing = {other: _common(source[rank], target[other]) for other in others}
-        self.incoming = {other: _common(source[other], target[rank]) for other in others}
+        self.outgoing = {other: _common(self._given(rank, other), target[other]) for other in others}
+        self.incoming = {other: _common(self._given(other, rank), target[rank]) for other in others}
         self.kept = _common(self.held, target[rank])
         """As the two before: (index of the source box, of the target box, what both have)."""
 
@@ -47,8 +54,15 @@ class Redistribution:
             len(part)
             for other, boxes in enumerate(self._target)
             if other != rank
-            for _, _, part in _common(self._source[rank], boxes)
+            for _, _, part in _common(self._given(rank, other), boxes)
         )
+
+    def _given(self, sender: int, receiver: int) -> Sequence[Box]:
+        """The boxes of which a rank sends another one what that needs."""
+        helper = receiver - self._num_holders
+        if helper >= 0 and sender == helper % self._num_holders:
+            return [*self._source[sender], *self._replicated]
+        return self._source[sender]
 
     def move(self, tensors: Sequence[Tensor], like: Tensor, into: Sequence[Tensor] | None = None) -> Move:
         """This rank's tensors, one for each box that it holds, to be sent by `start`.

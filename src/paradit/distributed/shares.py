@@ -8,15 +8,14 @@ divided to within one row of equal whatever S, H and the number of ranks are, an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 ROW_MULTIPLE = 4
 """Equal token shares, and chunks of work that cut a head, end at multiples of this many rows.
 
-torch's attention on a CPU goes through queries 32 at a time and rounds the last ones otherwise where one to
-three are left over. So a row's result is the same, bit for bit, wherever it is computed; see
-`attention.local.some_rows` for shares of work, which are exactly equal.
+Fewer rows of a head than a few go through other instructions of a CPU: see `attention.local.some_rows`, for
+all shares of work.
 """
 
 
@@ -53,7 +52,9 @@ class Shares:
     work: tuple[int, ...]
     """How many of the (head, query row) pieces each rank computes; zero is allowed."""
     num_replicated: int = 0
-    """Rows that every rank holds, after all tokens: a joint-attention model's text."""
+    """Rows that every rank but the helpers holds, after all tokens: a joint-attention model's text."""
+    num_helpers: int = 0
+    """So many ranks, the last ones, hold nothing at all: they only work."""
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.work):
@@ -64,6 +65,14 @@ class Shares:
             raise ValueError(
                 f"the work shares {self.work} make {sum(self.work)}, and {self.num_heads} heads of "
                 f"{self.num_rows} rows are {self.num_heads * self.num_rows}"
+            )
+        if self.num_helpers and any(self.tokens[self.num_holders :]):
+            raise ValueError(
+                f"the last {self.num_helpers} ranks hold nothing, and {self.tokens} are the tokens"
+            )
+        if not 0 <= self.num_helpers < self.num_ranks:
+            raise ValueError(
+                f"{self.num_helpers} of {self.num_ranks} ranks hold nothing: one must hold something"
             )
 
     @classmethod
@@ -77,9 +86,24 @@ class Shares:
             num_replicated=num_replicated,
         )
 
+    def with_helpers(self, work: Sequence[int]) -> Shares:
+        """The same tokens; further ranks, which hold none, do so much work, and the others share the rest."""
+        left = sum(self.work) - sum(work)
+        return replace(
+            self,
+            tokens=(*self.tokens, *(0 for _ in work)),
+            work=(*_equal_parts(0, left, self.num_ranks, self.num_rows, multiple=1), *work),
+            num_helpers=len(work),
+        )
+
     @property
     def num_ranks(self) -> int:
         return len(self.tokens)
+
+    @property
+    def num_holders(self) -> int:
+        """Ranks that are no helpers: the first ones."""
+        return self.num_ranks - self.num_helpers
 
     @property
     def num_tokens(self) -> int:
@@ -98,7 +122,7 @@ class Shares:
 
     @property
     def replicated(self) -> Box:
-        """What every rank holds besides."""
+        """What every rank but the helpers holds besides."""
         return Box(0, self.num_heads, self.num_tokens, self.num_rows)
 
     def work_of(self, rank: int) -> list[Box]:

@@ -45,10 +45,23 @@ class Transfer:
 class Transport:
     """All-to-all over a process group, or with itself alone where the group is None."""
 
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None,
+        ranks: Sequence[int] | None = None,
+        *,
+        point_to_point: bool = False,
+    ) -> None:
+        """ranks: the group's, by their numbers in the world, in the order of this transport; None: ascending.
+
+        point_to_point: never a collective, so that ranks between which nothing travels need not take part.
+        """
         self._group = group
-        self.rank = 0 if group is None else group.rank()
-        self.num_ranks = 1 if group is None else group.size()
+        self._ranks = list(ranks or dist.get_process_group_ranks(group)) if group is not None else [0]
+        self.rank = 0 if group is None else self._ranks.index(dist.get_rank())
+        self.num_ranks = len(self._ranks)
+        # A collective counts them ascending.
+        self._by_messages = point_to_point or self._ranks != sorted(self._ranks)
         self.bytes_sent = self.bytes_received = 0
         """Counted over the life of this object; what a rank keeps for itself does not travel."""
 
@@ -64,7 +77,7 @@ class Transport:
         if self._group is None:
             return Transfer([], incoming, [])
         traced = begin("messages", MESSAGE, sent=sent, received=received) if sent or received else None
-        if dist.get_backend(self._group) == "gloo":
+        if self._by_messages or dist.get_backend(self._group) == "gloo":
             works = self._point_to_point(outgoing, incoming)
             return Transfer(works, incoming, outgoing, traced)
         return self._all_to_all(outgoing, incoming, traced)
@@ -87,12 +100,12 @@ class Transport:
         # Receives first; and each rank begins with its right neighbour, so that not all send to one.
         turns = [(self.rank + step) % self.num_ranks for step in range(1, self.num_ranks)]
         operations = [
-            dist.P2POp(dist.irecv, incoming[rank], group=self._group, group_peer=rank)
+            dist.P2POp(dist.irecv, incoming[rank], self._ranks[rank], group=self._group)
             for rank in reversed(turns)
             if incoming[rank].numel()
         ]
         operations += [
-            dist.P2POp(dist.isend, outgoing[rank], group=self._group, group_peer=rank)
+            dist.P2POp(dist.isend, outgoing[rank], self._ranks[rank], group=self._group)
             for rank in turns
             if outgoing[rank].numel()
         ]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from paradit.distributed.transport import Transport
 
@@ -27,22 +29,39 @@ class World:
     device: torch.device
     group: dist.ProcessGroup | None = None
     """None: all processes."""
+    ranks: tuple[int, ...] | None = None
+    """The numbers of its ranks among all processes; None: all processes."""
+    store: Store | None = None
+    """Where all processes leave words for each other; None where somebody else made the processes' group."""
 
-    def part(self, ranks: Sequence[int]) -> World | None:
+    def part(self, ranks: Sequence[int], *, own_group: bool = False) -> World | None:
         """A world of some of these ranks, in their order; None where this rank is not among them.
 
-        Every rank must call it, with the same ranks.
+        Every rank must call it, with the same ranks. own_group: its messages keep apart from those of this
+        world, also where it has the same ranks.
         """
-        if list(ranks) == list(range(self.size)):
+        if list(ranks) == list(range(self.size)) and not own_group:
             return self
-        group = dist.new_group([self._global(rank) for rank in ranks])
+        numbers = tuple(self._global(rank) for rank in ranks)
+        group = dist.new_group(list(numbers))
         if self.rank not in ranks:
             return None
-        return World(rank=list(ranks).index(self.rank), size=len(ranks), device=self.device, group=group)
+        rank = list(ranks).index(self.rank)
+        return replace(self, rank=rank, size=len(ranks), group=group, ranks=numbers)
 
-    def transport(self) -> Transport:
-        """A transport among all ranks."""
-        return Transport(self.group or dist.group.WORLD)
+    def transport(self, *, point_to_point: bool = False) -> Transport:
+        """A transport among all ranks; `point_to_point` as for `Transport`."""
+        return Transport(self.group or dist.group.WORLD, self.ranks, point_to_point=point_to_point)
+
+    def tell(self, word: str) -> None:
+        """Leave a word for the other processes."""
+        assert self.store is not None
+        self.store.set(word, "")
+
+    def told(self, word: str) -> bool:
+        """Whether a process has left this word; it does not wait for it."""
+        assert self.store is not None
+        return bool(self.store.check([word]))
 
     def transports(self, groups: Sequence[Sequence[int]]) -> list[Transport | None]:
         """A transport for each group of ranks; None where this rank is not in it.
@@ -63,20 +82,25 @@ class World:
             )
             for ranks in mine
         }
-        return [Transport(made[tuple(ranks)]) if self.rank in ranks else None for ranks in groups]
+        return [
+            Transport(made[tuple(ranks)], [self._global(rank) for rank in ranks])
+            if self.rank in ranks
+            else None
+            for ranks in groups
+        ]
 
     def send(self, tensor: Tensor, rank: int) -> dist.Work:
         """Begin to send a contiguous tensor to another rank; it must not change until it is gone."""
-        work = dist.isend(tensor, group=self.group, group_dst=rank)
+        work = dist.isend(tensor, self._global(rank), group=self.group)
         assert work is not None  # this rank is in the group
         return work
 
     def receive(self, tensor: Tensor, rank: int) -> None:
         """Fill a tensor with what another rank sends."""
-        dist.recv(tensor, group=self.group, group_src=rank)
+        dist.recv(tensor, self._global(rank), group=self.group)
 
     def _global(self, rank: int) -> int:
-        return rank if self.group is None else dist.get_global_rank(self.group, rank)
+        return rank if self.ranks is None else self.ranks[rank]
 
 
 def current_world(device: torch.device) -> World | None:
@@ -99,13 +123,16 @@ def join_world(
     device = device or torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    limit = timedelta(seconds=timeout)
+    store, *_ = next(rendezvous(init_method, rank, size, timeout=limit))
+    store.set_timeout(limit)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        init_method=init_method,
+        store=PrefixStore("group", store),
         rank=rank,
         world_size=size,
-        timeout=timedelta(seconds=timeout),
+        timeout=limit,
     )
-    yield World(rank=rank, size=size, device=device)
+    yield World(rank=rank, size=size, device=device, store=PrefixStore("words", store))
     dist.barrier()
     dist.destroy_process_group()

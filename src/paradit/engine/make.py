@@ -24,6 +24,7 @@ from paradit.models.kernels import load_kernel
 from paradit.models.protocol import Prompt
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
+from paradit.sampling.coprocess import Helped, Helper
 from paradit.sampling.team import Alone, Team
 from paradit.sampling.together import together
 from paradit.scheduling.stages import AHEAD, decoder_of, program
@@ -99,13 +100,16 @@ class _Rank:
         self.stages = placement.stages_of(self._rank)
         decoders, leader = placement.decode_ranks, placement.denoise_ranks[0]
         self.decoder = decoders.index(self._rank) if self._rank in decoders else -1
-        self._team = _team(placement, spec, world)
+        team = world.part(placement.denoise_ranks) if world else None
+        self._helped, self._helper = _coprocess(placement, world, team)
+        self._team = _team(placement, spec, team, self._helped)
         self._prompts = Channel(world, placement.encode_ranks[0], placement.denoise_ranks, AHEAD)
         self._latents = [Channel(world, leader, [decoder], AHEAD) for decoder in decoders]
         # Where all ranks denoise, they meet after every request.
         self._all_meet = len(placement.denoise_ranks) == placement.ranks
         self._seconds: list[dict[str, float]] = [{} for _ in jobs]
         self._done: int | None = None
+        self._helped_steps: dict[int, int] = {}
 
     def load(self, device: torch.device | None) -> None:
         """What this rank's stages need."""
@@ -143,6 +147,7 @@ class _Rank:
         else:
             if team.is_first and self._keeper:
                 self._keeper.save_latents(job, latents, self._spec)
+        self._tell_of_latents(index)
         if team.is_first:
             took = latents.new_tensor([self._seconds[index].get("denoise", 0.0)])
             self._latents[decoder_of(index, len(self._latents))].send(torch.cat([latents.flatten(), took]))
@@ -178,6 +183,7 @@ class _Rank:
             assert self._keeper is not None
             return self._keeper.load_latents(self._jobs[index]).to(self._model.device)
         shape, channel = self._latent_shape(index), self._latents[self.decoder]
+        self._help_until_latents(index)
         message = channel.receive([prod(shape) + 1], torch.float32, self._model.device)
         self._seconds[index].setdefault("denoise", message[-1].item())
         return message[:-1].view(shape)
@@ -196,17 +202,36 @@ class _Rank:
         }
         if memory is not None:
             result.update(peak_memory_bytes=max(memory), peak_memory_bytes_by_rank=memory)
+        if index in self._helped_steps:
+            result["coprocessed_steps"] = self._helped_steps[index]
         self._report.result(result)
 
     def close(self) -> None:
         """Wait until all is taken that was sent; where ranks have not met before, tell of their memory."""
+        if self._helper is not None:
+            self._helper.until_latents()  # and none come any more
         for channel in (self._prompts, *self._latents):
             channel.close()
+        if self._helped is not None:
+            self._helped.close()
         if not self._all_meet:
             memory = self._peak_memory()
             if self._rank == 0:
                 stages = [self._placement.stages_of(rank) for rank in range(len(memory))]
                 self._report.memory(memory, stages)
+
+    def _tell_of_latents(self, index: int) -> None:
+        """That those of a request come now: to the rank that decodes them, where it helps."""
+        decoders, helpers = self._placement.decode_ranks, self._placement.helper_ranks
+        decoder = decoders[decoder_of(index, len(decoders))]
+        if self._helped is not None:
+            helper = helpers.index(decoder) if decoder in helpers else None
+            self._helped_steps[index] = self._helped.latents(helper)
+
+    def _help_until_latents(self, index: int) -> None:
+        """While this rank waits for those of a request, where it helps."""
+        if self._helper is not None:
+            self._helped_steps[index] = self._helper.until_latents()
 
     def _peak_memory(self) -> list[int]:
         """Of every rank; all ranks call it."""
@@ -235,7 +260,7 @@ class _Rank:
     @contextmanager
     def _timed(self, index: int, stage: str) -> Iterator[None]:
         began = time.monotonic()
-        with span(stage, STAGE, request=index):
+        with span(stage, STAGE, request=self._jobs[index].index):
             yield
         self._seconds[index][stage] = time.monotonic() - began
 
@@ -248,13 +273,29 @@ def _denoised(jobs: list[Job], keeper: Keeper | None, world: World | None) -> se
     return set(there.nonzero().flatten().tolist())
 
 
-def _team(placement: Placement, spec: ModelSpec, world: World | None) -> Team | None:
-    """This rank among those that denoise; None where it does not."""
+def _team(placement: Placement, spec: ModelSpec, part: World | None, helped: Helped | None) -> Team | None:
+    """This rank among those that denoise, `part`; None where it does not."""
     kernel = load_kernel(placement.kernel)
-    part = world.part(placement.denoise_ranks) if world else None
-    if len(placement.denoise_ranks) == 1:
+    if len(placement.denoise_ranks) == 1 and helped is None:
         return Alone(kernel)
     if part is None:
         return None
     num_branches = 1 if spec.embedded_guidance else 2
-    return together(part, placement, spec.transformers[0].num_attention_heads, num_branches, kernel)
+    num_heads = spec.transformers[0].num_attention_heads
+    return together(part, placement, num_heads, num_branches, kernel, helped=helped)
+
+
+def _coprocess(
+    placement: Placement, world: World | None, team: World | None
+) -> tuple[Helped | None, Helper | None]:
+    """This rank's side of attention co-processing, if it is wanted and the rank has one."""
+    if not placement.coprocess:
+        return None, None
+    assert world is not None  # there are ranks that denoise, and others
+    union = world.part([*placement.denoise_ranks, *placement.helper_ranks], own_group=True)
+    kernel = load_kernel(placement.kernel)
+    if union is None:
+        return None, None
+    if team is None:
+        return None, Helper(union, len(placement.denoise_ranks), kernel)
+    return Helped(team, union, kernel), None

@@ -55,14 +55,19 @@ class BlockCost:
     finish: float
 
 
-def measure_link(transport: Transport, num_bytes: int, device: torch.device) -> Link:
+def measure_link(
+    transport: Transport, num_bytes: int, device: torch.device, peers: Sequence[int] | None = None
+) -> Link:
     """All ranks of the transport call it together, with the same number.
 
-    num_bytes: what a rank may send to another in an exchange.
+    num_bytes: what a rank may send to another in an exchange. peers: the ranks with which this one exchanges,
+    where that is not each with each other; they all call it.
     """
+    if peers is None:
+        peers = [rank for rank in range(transport.num_ranks) if rank != transport.rank]
 
     def exchange(size: int) -> Callable[[], object]:
-        outgoing = [message(0 if rank == transport.rank else size) for rank in range(transport.num_ranks)]
+        outgoing = [message(size if rank in peers else 0) for rank in range(transport.num_ranks)]
         return lambda: transport.start(outgoing, [len(part) for part in outgoing]).wait()
 
     def message(size: int) -> Tensor:
@@ -71,7 +76,7 @@ def measure_link(transport: Transport, num_bytes: int, device: torch.device) -> 
     size = min(max(1, num_bytes), LARGEST_MESSAGE)
     latency = seconds(exchange(1), device)
     taken = seconds(exchange(size), device)
-    return Link(latency, max(0.0, taken - latency) / (size * max(1, transport.num_ranks - 1)))
+    return Link(latency, max(0.0, taken - latency) / (size * max(1, len(peers))))
 
 
 def trace_link(transport: Transport, device: torch.device) -> None:
@@ -99,13 +104,13 @@ def measure_block(block: Any, tokens: Any) -> BlockCost:
 
 def _rows_of(block: Any, tokens: Any, rope: Any, device: torch.device) -> list[float]:
     """Seconds for v, k and q, the last two with their RoPE."""
-    taken, began = [], _now(device)
+    taken, began = [], now(device)
     for index, projected in enumerate(block.project(tokens)):
         if index:
             rope.apply(projected)
-        now = _now(device)
-        taken.append(now - began)
-        began = now
+        moment = now(device)
+        taken.append(moment - began)
+        began = moment
     return taken
 
 
@@ -114,13 +119,14 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     work()
     taken = []
     for _ in range(TIMES):
-        began = _now(device)
+        began = now(device)
         work()
-        taken.append(_now(device) - began)
+        taken.append(now(device) - began)
     return min(taken)
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds on a clock, once all is done that the device has been given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

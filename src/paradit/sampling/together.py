@@ -20,6 +20,7 @@ from paradit.distributed.shares import Box, Shares
 from paradit.distributed.world import World
 from paradit.models.protocol import Prompt, Transformer
 from paradit.placement import Form, Placement
+from paradit.sampling.coprocess import DTYPES, Helped, Message
 from paradit.sampling.forward import forward, run_interleaved
 from paradit.sampling.rehearsal import (
     BlockCost,
@@ -44,11 +45,17 @@ class Together:
     """
 
     def __init__(
-        self, mesh: Mesh, forms: Sequence[Form] = (Form(attention="ulysses"),), kernel: Kernel = sdpa
+        self,
+        mesh: Mesh,
+        forms: Sequence[Form] = (Form(attention="ulysses"),),
+        kernel: Kernel = sdpa,
+        helped: Helped | None = None,
     ) -> None:
         """forms: how attention may be done; of several, the one that comes out quickest when
-        they are rehearsed is taken, with what its parts are measured to take here."""
-        self._mesh, self._forms, self._kernel = mesh, forms, kernel
+        they are rehearsed is taken, with what its parts are measured to take here.
+
+        helped: by whom; they join the attention in the form that is taken."""
+        self._mesh, self._forms, self._kernel, self._helped = mesh, forms, kernel, helped
         self._world = mesh.world.transport()
         self.is_first = mesh.world.rank == 0
         self._attends: dict[tuple[Form, Shares], Attend] = {}
@@ -102,7 +109,13 @@ class Together:
 
     def _values(self, transformer: Transformer, branches: _Branches, tokens: Any) -> list[Tensor]:
         form = self._form(transformer, branches, tokens)
-        return run_interleaved(self._streams(transformer, branches, tokens, form), form.lag)
+        if self._helped is None:
+            return run_interleaved(self._streams(transformer, branches, tokens, form), form.lag)
+        step = self._step(transformer, branches, tokens, form)
+        streams = self._streams(transformer, branches, tokens, form, self._helped.begin(step))
+        values = run_interleaved(streams, form.lag)
+        self._helped.end(step)
+        return values
 
     def _form(self, transformer: Transformer, branches: _Branches, tokens: Any) -> Form:
         """The form that was asked for, or the quickest of several."""
@@ -169,17 +182,38 @@ class Together:
         branches: _Branches,
         tokens: Any,
         form: Form,
+        attend: Attend | None = None,
     ) -> list[Generator[Wait, None, Tensor]]:
+        """attend: attention with helpers; None: without."""
         contexts = branches.each if form.interleave else [branches.joined]
-        return [self._forward(transformer, transformer.branch(tokens, context), form) for context in contexts]
+        parts = [transformer.branch(tokens, context) for context in contexts]
+        return [self._forward(transformer, part, form, attend) for part in parts]
 
-    def _forward(self, transformer: Transformer, tokens: Any, form: Form) -> Generator[Wait, None, Tensor]:
+    def _step(self, transformer: Transformer, branches: _Branches, tokens: Any, form: Form) -> Message:
+        """What helpers must know of a step."""
+        x, streams = tokens.hidden_states, len(branches.each) if form.interleave else 1
+        return Message(
+            batch=len(x) * len(branches.each) // streams,
+            num_tokens=x.shape[1],
+            num_replicated=tokens.layout.num_replicated,
+            num_heads=transformer.num_heads,
+            head_dim=x.shape[2] // transformer.num_heads,
+            num_layers=len(transformer.blocks),
+            dtype=DTYPES.index(x.dtype),
+            chunks=form.chunks,
+            streams=streams,
+            lag=form.lag,
+        )
+
+    def _forward(
+        self, transformer: Transformer, tokens: Any, form: Form, attend: Attend | None = None
+    ) -> Generator[Wait, None, Tensor]:
         shares = self._shares(transformer, tokens)
         if (form, shares) not in self._attends:
             self._attends[form, shares] = attend_on(self._mesh, form, shares, self._kernel)
         mine = shares.tokens_of(self._mesh.rank)
         part = tokens.shard(mine.start, mine.stop)
-        values = yield from forward(transformer, part, self._attends[form, shares])
+        values = yield from forward(transformer, part, attend or self._attends[form, shares])
 
         held = [[replace(shares.tokens_of(rank), last_head=1)] for rank in range(shares.num_ranks)]
         everywhere = [[Box(0, 1, 0, shares.num_tokens)]] * shares.num_ranks
@@ -200,14 +234,20 @@ class Together:
 
 
 def together(
-    world: World, placement: Placement, num_heads: int, num_branches: int = 2, kernel: Kernel = sdpa
+    world: World,
+    placement: Placement,
+    num_heads: int,
+    num_branches: int = 2,
+    kernel: Kernel = sdpa,
+    *,
+    helped: Helped | None = None,
 ) -> Together:
     """The team that a placement makes of a world, for a model of so many heads and guidance branches."""
     ring_inside = placement.mesh == "ulysses,ring"
     mesh = Mesh(world, placement.cfg_degree, placement.ring_ranks, ring_inside=ring_inside)
     if is_recording():
         trace_link(world.transport(), world.device)
-    return Together(mesh, placement.forms(num_heads, num_branches), kernel)
+    return Together(mesh, placement.forms(num_heads, num_branches), kernel, helped)
 
 
 class _Branches:
