@@ -1,0 +1,126 @@
+"""What an idle decode rank's help with the attention saves of a denoising step.
+
+    python benchmarks/coprocess.py --repeats 7
+
+Two processes of one thread each: one denoises (a Wan transformer of random weights, both guidance branches),
+one holds nothing and helps. Steps without help, with the share that is measured to be right, and with other
+shares take turns; medians. A share of the attention's work that costs A seconds alone could save share x A:
+the gain is over that.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import torch
+
+from machine import write_results
+from paradit.attention.local import sdpa
+from paradit.distributed.mesh import Mesh
+from paradit.distributed.world import World
+from paradit.models.wan.transformer import WanTransformer
+from paradit.placement import Form
+from paradit.sampling.coprocess import Helped, Helper, Message
+from paradit.sampling.rehearsal import MeasuredKernel, now
+from paradit.sampling.together import Together
+from paradit.testing import run_world
+from random_models import random_wan
+
+HEADS, HEAD_DIM, FFN = 8, 64, 2048
+LAYERS = 4
+SHAPES = {"1,280 tokens": (5, 32, 32), "2,304 tokens": (9, 32, 32), "4,096 tokens": (16, 32, 32)}
+FORMS = {
+    "ulysses": Form(attention="ulysses"),
+    "pipesp": Form(attention="pipesp", chunks=4),
+    "interleave": Form(attention="ulysses", interleave=True),
+}
+SHARES = (0.15, 0.3)
+
+
+class Turns:
+    """The helper's work in the next step: a plan of `Helped`, set from outside."""
+
+    def __init__(self) -> None:
+        self.work: int | None = None
+        """None: as it is measured."""
+        self.helped: Helped | None = None
+
+    def __call__(self, step: Message, idle: tuple[int, ...]) -> Sequence[int]:
+        assert self.helped is not None
+        if not idle or self.work is not None:
+            return [self.work or 0] if idle else [0]
+        return self.helped._works.get((step, (0,)), [-1])
+
+
+def rank(world: World, shape: tuple[int, int, int], form: Form, repeats: int) -> dict[str, Any]:
+    union = world.part([0, 1], own_group=True)
+    team = world.part([0])
+    assert union is not None
+    if team is None:
+        Helper(union, 1).until_latents()
+        return {}
+    turns = Turns()
+    helped = turns.helped = Helped(team, union, plan=turns)
+    module, latents, embeds = random_wan((HEADS, HEAD_DIM, LAYERS, FFN), shape, 32)
+    transformer = WanTransformer(module)
+    together = Together(Mesh(team), [form], sdpa, helped)
+    contexts = together.contexts(transformer, [(part,) for part in embeds])
+    layout = transformer.layout(shape)
+    tokens = shape[0] * shape[1] // 2 * shape[2] // 2
+    rows = HEADS * tokens
+
+    def step(work: int | None) -> float:
+        turns.work = work
+        began = now(world.device)
+        with torch.no_grad():
+            together.predict(transformer, latents, torch.tensor([500]), contexts, layout)
+        return now(world.device) - began
+
+    while not helped._works:  # until the helper waits, and has been measured
+        step(None)
+    ((chosen,),) = helped._works.values()
+    wanted = {"alone": 0, "measured": chosen, **{f"share {share}": int(share * rows) for share in SHARES}}
+    taken: dict[str, list[float]] = {name: [] for name in wanted}
+    for _ in range(repeats + 1):
+        for name, work in wanted.items():
+            taken[name].append(step(work))
+    helped.close()
+    like = torch.empty(2, tokens, HEADS, HEAD_DIM, device="meta")
+    attention = LAYERS * MeasuredKernel(sdpa, world.device).seconds(like, like)
+    seconds = {name: median(each[1:]) for name, each in taken.items()}
+    return {
+        "shares": {name: work / rows for name, work in wanted.items()},
+        "seconds": seconds,
+        "attention": attention,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+    rows = []
+    for shape_name, shape in SHAPES.items():
+        for form_name, form in FORMS.items():
+            found, _ = run_world(rank, 2, shape, form, args.repeats, timeout=600)
+            alone = found["seconds"]["alone"]
+            found["gain"] = {
+                name: (alone - seconds) / (found["shares"][name] * found["attention"])
+                for name, seconds in found["seconds"].items()
+                if found["shares"][name]
+            }
+            rows.append({"shape": shape_name, "form": form_name, **found})
+            part = found["attention"] / alone
+            print(f"{shape_name}, {form_name}: attention is {part:.2f} of a step alone", flush=True)
+            for name, gain in found["gain"].items():
+                ratio = found["seconds"][name] / alone
+                share = found["shares"][name]
+                print(f"  {name:12} share {share:.2f}: {ratio:.2f} of alone, {gain:.2f} of what it allows")
+    write_results("coprocess", {"repeats": args.repeats, "layers": LAYERS, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
