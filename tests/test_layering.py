@@ -14,7 +14,7 @@ PACKAGE = Path(paradit.__file__).parent
 # Lowest first; a module may import from its own line and the lines above it. The longest prefix counts.
 LAYERS = [
     ["errors", "progress", "memory"],
-    ["kernels"],
+    ["kernels", "tiles"],
     ["shapes"],
     [
         *("models.spec", "models.registry", "models.hub", "models.wan.spec", "models.hunyuan_video.spec"),
@@ -40,6 +40,7 @@ TORCH_FREE = [
     "errors",
     "kernels",
     "progress",
+    "tiles",
     "shapes",
     "requests",
     "scheduling",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def generate(options: Options, report: Reporter) -> int:
     placement = _placement(options)
     for job in jobs:
         placement.check(job.request, spec)
+    jobs = [replace(job, request=placement.tiled(job.request, spec)) for job in jobs]
     for warning in dict.fromkeys(line for job in jobs for line in warnings_for(job.request, spec)):
         report.warn(warning)
     if options.dry_run:
@@ -50,6 +52,7 @@ def _placement(options: Options) -> Placement:
     if there and options.ranks not in (None, there):
         raise InputError(f"ranks is {options.ranks}, and torchrun started {there}: leave --ranks out")
     chosen = {
+        "decode_degree": options.decode_degree,
         "cfg_degree": options.cfg_degree,
         "attention": options.attention,
         "chunks": options.chunks,
@@ -112,7 +115,7 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
         "step_flops": step,
         "flops": step * steps + text,
         "dtype": dtype,
-        "memory_bytes": spec.memory_bytes(*size, BYTES[dtype]),
+        "memory_bytes": spec.memory_bytes(*size, BYTES[dtype], request.vae_tile),
         "ranks": placement.ranks,
         "cfg_degree": placement.cfg_degree,
         "shares": _shares(placement, tokens, transformer.num_attention_heads),

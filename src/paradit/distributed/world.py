@@ -28,12 +28,13 @@ class World:
     group: dist.ProcessGroup | None = None
     """None: all processes."""
 
-    def part(self, ranks: Sequence[int]) -> World | None:
+    def part(self, ranks: Sequence[int], *, apart: bool = False) -> World | None:
         """A world of some of these ranks, in their order; None where this rank is not among them.
 
-        Every rank must call it, with the same ranks.
+        Every rank must call it, with the same ranks. apart: with messages of its own, even where all ranks
+        are in it, so that they cannot be taken for others between the same two ranks.
         """
-        if list(ranks) == list(range(self.size)):
+        if list(ranks) == list(range(self.size)) and not apart:
             return self
         group = dist.new_group([self._global(rank) for rank in ranks])
         if self.rank not in ranks:

@@ -14,6 +14,7 @@ from paradit.distributed.channel import Channel
 from paradit.distributed.world import World
 from paradit.engine.job import Job, Report
 from paradit.engine.keep import keep
+from paradit.errors import OutOfMemory
 from paradit.memory import peak_memory_bytes
 from paradit.models.kernels import load_kernel
 from paradit.models.protocol import Prompt
@@ -44,7 +45,7 @@ def make_videos(
     """
     rank = _Rank(jobs, spec, placement, report, world, overwrite=overwrite)
     rank.load(device)
-    steps = program(rank.stages, rank.decoder, len(placement.decode_ranks), len(jobs))
+    steps = program(rank.stages, rank.decoder, len(placement.decode_groups), len(jobs))
     for index, stages in groupby(steps, key=lambda step: step[1]):
         for stage, _ in stages:
             getattr(rank, stage)(index)
@@ -70,11 +71,13 @@ class _Rank:
         self._world = world
         self._rank = world.rank if world else 0
         self.stages = placement.stages_of(self._rank)
-        decoders, leader = placement.decode_ranks, placement.denoise_ranks[0]
-        self.decoder = decoders.index(self._rank) if self._rank in decoders else -1
+        decoders, leader = placement.decode_groups, placement.denoise_ranks[0]
+        self.decoder = next((n for n, group in enumerate(decoders) if self._rank in group), -1)
+        self._writes = self._rank in (group[0] for group in decoders)
+        self._sharers = _sharers(placement, world)
         self._team = _team(placement, spec, world)
         self._prompts = Channel(world, placement.encode_ranks[0], placement.denoise_ranks, AHEAD)
-        self._latents = [Channel(world, leader, [decoder], AHEAD) for decoder in decoders]
+        self._latents = [Channel(world, leader, group, AHEAD) for group in decoders]
         # Where all ranks denoise, they meet after every request.
         self._all_meet = len(placement.denoise_ranks) == placement.ranks
         self._seconds: list[dict[str, float]] = [{} for _ in jobs]
@@ -96,7 +99,7 @@ class _Rank:
         self._prompts.send(torch.cat([part.flatten() for prompt in prompts for part in prompt]))
 
     def denoise(self, index: int) -> None:
-        """The latents of a request, sent by the first rank that denoises to the one that decodes."""
+        """The latents of a request, sent by the first rank that denoises to those that decode."""
         team, request = self._team, self._jobs[index].request
         assert team is not None
         prompts = self._receive_prompts(len(texts(self._spec, request)))
@@ -113,7 +116,7 @@ class _Rank:
             self._latents[decoder_of(index, len(self._latents))].send(torch.cat([latents.flatten(), took]))
 
     def decode(self, index: int) -> None:
-        """The video of a request, and its file."""
+        """The video of a request, and its file: all of it, or this rank's tiles for the one that writes."""
         job, shape = self._jobs[index], self._latent_shape(index)
         channel = self._latents[self.decoder]
         message = channel.receive([prod(shape) + 1], torch.float32, self._model.device)
@@ -123,11 +126,21 @@ class _Rank:
         self._seconds[index].setdefault("denoise", took.item())
         try:
             with self._timed(index, "decode"):
-                keep(job, self._spec, latents, decode(self._model, latents, self._report), self._overwrite)
+                decode(
+                    self._model,
+                    latents,
+                    job.request.vae_tile,
+                    self._report if self._writes else Report(),
+                    lambda frames: keep(job, self._spec, latents, frames, self._overwrite),
+                    world=self._sharers,
+                )
         except OSError as error:
             self._fail(index, f"{error.strerror or error}: {error.filename or job.output}")
+        except OutOfMemory as error:  # on all that share the decode alike
+            if self._writes:
+                self._fail(index, str(error))
         else:
-            self._done = index
+            self._done = index if self._writes else None
 
     def account(self) -> None:
         """Tell of the request that is done, if this rank has just decoded one."""
@@ -184,6 +197,13 @@ class _Rank:
         began = time.monotonic()
         yield
         self._seconds[index][stage] = time.monotonic() - began
+
+
+def _sharers(placement: Placement, world: World | None) -> World | None:
+    """The ranks that decode a video together with this one, if there are any."""
+    # With messages of their own: between the same two ranks prompts or latents may be on their way.
+    share = world is not None and placement.decode_degree > 1
+    return world.part(placement.decode_ranks, apart=True) if share and world else None
 
 
 def _team(placement: Placement, spec: ModelSpec, world: World | None) -> Team | None:

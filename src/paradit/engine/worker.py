@@ -51,7 +51,7 @@ class PipeReport(Report):
     def __init__(self, pipe: Connection, rank: int, placement: Placement) -> None:
         super().__init__()
         self._pipe = pipe
-        self._names = {"decode": f"decode on rank {rank}"} if len(placement.decode_ranks) > 1 else {}
+        self._names = {"decode": f"decode on rank {rank}"} if len(placement.decode_groups) > 1 else {}
 
     def started(self, name: str, total: int) -> None:
         self._send("started", self._names.get(name, name), total)
@@ -61,6 +61,9 @@ class PipeReport(Report):
 
     def finished(self, name: str, seconds: float) -> None:
         self._send("finished", self._names.get(name, name), seconds)
+
+    def warn(self, message: str) -> None:
+        self._send("warn", message)
 
     def request(self, index: int, count: int, prompt: str) -> None:
         self._send("request", index, count, prompt)
