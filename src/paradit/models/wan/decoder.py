@@ -27,7 +27,7 @@ class WanDecoder:
     def __init__(self, vae: Any, video_processor: Any, latents: Tensor, *, park: bool) -> None:
         """Of normalised latents [1, C, F, h, w]. vae: AutoencoderKLWan. video_processor: diffusers'.
 
-        park: keep the tiles' caches in the machine's memory while others decode, not on the GPU.
+        park: keep tiles' caches in the machine's memory while other tiles decode, not on the GPU.
         """
         self._vae, self._video_processor, self._park = vae, video_processor, park
         self._patch: int = vae.config.patch_size or 1
@@ -47,20 +47,18 @@ class WanDecoder:
         z = self._z[..., tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop]
         modules = self._vae.decoder.modules()
         cache: Cache = [None] * sum(isinstance(module, WanCausalConv3d) for module in modules)
+        # On a CPU it is the same memory, but the heap stays in order: see `_parked`.
+        park = z.shape != self._z.shape and (self._park or z.device.type == "cpu")
         for index in range(self.num_pieces):
-            yield self._next(z[:, :, index : index + 1], cache, first=index == 0)
+            yield self._next(z[:, :, index : index + 1], cache, first=index == 0, park=park)
 
-    def _next(self, z: Tensor, cache: Cache, *, first: bool) -> Tensor:
+    def _next(self, z: Tensor, cache: Cache, *, first: bool, park: bool) -> Tensor:
         """The samples of a tile's next latent frame; brings its cache up to date."""
         vae = self._vae
-        if self._park:
-            _move(cache, z.device)
+        here = [part.to(z.device) if isinstance(part, Tensor) else part for part in cache]
         # The decoder counts its convolutions in feat_idx, from zero on each call.
-        sample: Tensor = vae.decoder(
-            vae.post_quant_conv(z), feat_cache=cache, feat_idx=[0], first_chunk=first
-        )
-        if self._park:
-            _move(cache, torch.device("cpu"))
+        sample: Tensor = vae.decoder(vae.post_quant_conv(z), feat_cache=here, feat_idx=[0], first_chunk=first)
+        cache[:] = _parked(here, cache) if park else here
         return sample
 
     @torch.no_grad()
@@ -72,8 +70,21 @@ class WanDecoder:
             yield (video * 255).round().astype("uint8")
 
 
-def _move(cache: Cache, device: torch.device) -> None:
-    cache[:] = [part.to(device) if isinstance(part, Tensor) else part for part in cache]
+def _parked(cache: Cache, before: Cache) -> Cache:
+    """The cache in the machine's memory, in the place of the one before where that has the same shape.
+
+    Always in the same place: on a CPU, what many tiles keep would else lie between what they soon free, and
+    the heap would grow to several times of both.
+    """
+    parked: Cache = []
+    for part, old in zip(cache, before, strict=True):
+        if not isinstance(part, Tensor):
+            parked.append(part)
+        elif isinstance(old, Tensor) and old.shape == part.shape:
+            parked.append(old.copy_(part))
+        else:
+            parked.append(torch.empty(part.shape, dtype=part.dtype).copy_(part))
+    return parked
 
 
 def _denormalise(vae: Any, latents: Tensor) -> Tensor:
