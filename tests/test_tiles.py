@@ -1,5 +1,7 @@
 """Tiles: diffusers' own values, on any number of ranks; and smaller ones where memory runs out."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from paradit.distributed.attempt import Attempt
@@ -294,6 +297,85 @@ def test_memory_that_runs_out_for_good(tmp_path: Path) -> None:
         assert (
             said[-1] == "memory ran out at the decode in tiles of 32 pixels, and there are no smaller tiles"
         )
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import psutil, torch
+from paradit.engine.job import Job, Report
+from paradit.engine.keep import keep
+from paradit.models.spec import read_spec
+from paradit.requests import Request, resolve
+from paradit.stages.decode import decode
+from paradit.text_to_video import load
+
+class Said(Report):
+    def warn(self, message):
+        print(message)
+
+folder, output = sys.argv[1:]
+spec = read_spec(Path(folder))
+model = load(spec, "fp32", stages=("decode",))
+request = resolve(Request(prompt="a", width=256, height=256, num_frames=17), spec)
+job = Job(request=request, output=output, latents=None)
+latents = torch.randn(1, 16, 5, 32, 32)
+decode(model, latents[..., :4, :4], None, Report(), list)  # what is loaded only when it is needed
+most = psutil.Process().memory_info().vms + 300 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+decode(model, latents, request.vae_tile, Said(), lambda frames: keep(job, spec, latents, frames, False))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of a process's memory")
+def test_the_allocator_s_own_error(tmp_path: Path) -> None:
+    """Under a limit at which torch cannot take the memory for the whole picture (640 MiB), but for tiles."""
+    folder = save_hunyuan_folder(tmp_path / "model")
+    output = tmp_path / "out" / "video.gif"
+    output.parent.mkdir()
+    ran = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(folder), str(output)],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == [
+        "memory ran out at the decode of the whole picture: decoding again in tiles of 128 pixels"
+    ]
+    assert list(output.parent.iterdir()) == [output]
+    with Image.open(output) as video:
+        assert video.n_frames == 17
+
+
+class Broken(Exception):
+    """Nothing that a decode knows."""
+
+
+def test_an_attempt_s_file_is_begun_again(tmp_path: Path) -> None:
+    """Memory runs out while frames are written: nothing of the first attempt is in the file."""
+    model = load(read_spec(save_folder("wan21", tmp_path / "model")), "fp32", stages=("decode",))
+    latents, told, seen = latents_of(model, 3, 18, 16), Warned(), []
+
+    def consume(stream: Iterator[np.ndarray]) -> np.ndarray:
+        seen.append([])
+        for frame in stream:
+            seen[-1].append(frame)
+            if len(seen) == 1 and len(seen[0]) == 3:
+                raise MemoryError
+        return np.stack(seen[-1])
+
+    found = decode(model, latents, 64, told, consume)
+    assert [len(attempt) for attempt in seen] == [3, 9]
+    assert np.array_equal(found, np.concatenate(list(decoded(model, latents, 32))))
+    assert len(told.said) == 1
+    with pytest.raises(Broken):
+        decode(model, latents, 64, told, broken)
+
+
+def broken(_: Iterator[np.ndarray]) -> None:
+    raise Broken
 
 
 def on_ranks(world: World, model: Path, folder: Path, where: Placement) -> list[tuple[str, Any]]:
