@@ -79,9 +79,11 @@ OPTIONS = [
     "--seed",
     "--fps",
     "--dtype",
+    "--vae-tile",
     "--ranks",
     "--placement",
     "--replicas",
+    "--decode-degree",
     "--cfg-degree",
     "--attention",
     "--chunks",
@@ -165,6 +167,11 @@ BAD = {
     "placement": (["a", "--placement", "decode=x"], "placement is written like 'denoise=0-5 decode=6"),
     "idle rank": (["a", "--ranks", "3", "--placement", "denoise=0 decode=1"], "rank 2 does nothing"),
     "rank beyond": (["a", "--ranks", "2", "--placement", "decode=2"], "ranks from 0 to 1, got 2"),
+    "tile": (["a", "--vae-tile", "50"], "got 50: the nearest is 64"),
+    "too few tiles": (
+        ["a", "--ranks", "2", "--placement", "denoise=0-1 decode=0-1", "--decode-degree", "2"],
+        r"a picture of 64x32 has tiles of 256 pixels \(1\): use a vae_tile of 32, or a decode_degree of 1",
+    ),
     "no placement file": (["a", "--placement", "none.json"], "'none.json' cannot be read"),
     "command": (None, "No such command"),
 }

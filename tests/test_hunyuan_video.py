@@ -27,7 +27,7 @@ from paradit.requests import Request, resolve, warnings_for
 from paradit.sampling.together import together
 from paradit.testing import run_world
 from paradit.text_to_video import load, text_to_video
-from tiny import POOLED_DIM, TEXT_DIM, hunyuan_transformer, save_hunyuan_folder
+from tiny import POOLED_DIM, TEXT_DIM, decoded, hunyuan_transformer, save_hunyuan_folder
 
 SIZE = {"width": 48, "height": 80, "num_frames": 9, "num_inference_steps": 3}
 """45 tokens."""
@@ -198,7 +198,8 @@ def test_decode_streams_and_equals_the_vae(folder, shape):
     """By groups of frames, and beyond 256 pixels by tiles."""
     model = load(read_spec(folder), "fp32")
     pipe, latents = model._pipeline, torch.randn(1, 16, *shape)
-    parts = list(model.decode(latents))
+    pipe.vae.enable_tiling()
+    parts = list(decoded(model, latents, tile=256))
     assert [len(part) for part in parts] == [1] + [4] * (shape[0] - 1)
     whole = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
     whole = pipe.video_processor.postprocess_video(whole, output_type="np")[0]

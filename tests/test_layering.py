@@ -15,7 +15,7 @@ PACKAGE = Path(paradit.__file__).parent
 LAYERS = [
     ["errors", "progress", "memory", "files"],
     ["trace"],
-    ["kernels"],
+    ["kernels", "tiles"],
     ["shapes"],
     [
         *("models.spec", "models.registry", "models.hub", "models.wan.spec", "models.hunyuan_video.spec"),
@@ -43,6 +43,7 @@ TORCH_FREE = [
     "files",
     "kernels",
     "progress",
+    "tiles",
     "shapes",
     "requests",
     "scheduling",

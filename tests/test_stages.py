@@ -32,26 +32,34 @@ PLACEMENTS = [
     (4, "denoise=1-2 decode=0,3 encode=1"),
     (4, "denoise=0-2 decode=2,3 encode=3"),
 ]
+TOGETHER = [
+    (2, "denoise=0-1 decode=0-1 encode=0"),
+    (3, "denoise=0 decode=1,2 encode=1"),
+    (3, "denoise=0 decode=0-2 encode=1"),
+    (3, "denoise=0-1 decode=1,2 encode=2"),
+    (4, "denoise=1-2 decode=0,3 encode=1"),
+]
+"""Where all that decode share each video."""
 
 
 def placement(ranks: int, groups: str, **fields: Any) -> Placement:
     return Placement(ranks=ranks, **(read_groups(groups) if groups else {}), **fields)
 
 
-@pytest.mark.parametrize(("ranks", "groups"), PLACEMENTS)
+@pytest.mark.parametrize(
+    ("ranks", "groups", "share"), [(*p, False) for p in PLACEMENTS] + [(*p, True) for p in TOGETHER]
+)
 @pytest.mark.parametrize("num_requests", [0, 1, 2, 7])
 def test_every_request_goes_its_way_and_nobody_waits_for_ever(
-    ranks: int, groups: str, num_requests: int
+    ranks: int, groups: str, share: bool, num_requests: int
 ) -> None:
     where = placement(ranks, groups)
-    decoders = where.decode_ranks
+    if share:
+        where = replace(where, decode_degree=len(where.decode_ranks))
+    decoders = where.decode_groups
+    of_rank = [next((n for n, group in enumerate(decoders) if r in group), -1) for r in range(ranks)]
     programs = [
-        deque(
-            program(
-                where.stages_of(r), decoders.index(r) if r in decoders else -1, len(decoders), num_requests
-            )
-        )
-        for r in range(ranks)
+        deque(program(where.stages_of(r), of_rank[r], len(decoders), num_requests)) for r in range(ranks)
     ]
     done: dict[str, dict[int, set[int]]] = {stage: {} for stage in STAGES}
     while any(programs):
@@ -64,6 +72,11 @@ def test_every_request_goes_its_way_and_nobody_waits_for_ever(
             sources = {"denoise": where.encode_ranks, "decode": where.denoise_ranks}.get(stage, ())
             if before and not set(sources) <= done[before].get(request, set()):
                 continue
+            # Ranks that share a decode begin it together.
+            group = decoders[of_rank[rank]] if stage == "decode" else (rank,)
+            begun = done[stage].get(request, set())
+            if any(r not in begun and list(programs[r])[:1] != [(stage, request)] for r in group):
+                continue
             # What the next stage has not begun may be ready for `AHEAD` requests, and one more is being made.
             after = {"encode": "denoise", "denoise": "decode"}.get(stage)
             if after:
@@ -74,7 +87,7 @@ def test_every_request_goes_its_way_and_nobody_waits_for_ever(
         assert moved, f"all wait: {[list(left)[:1] for left in programs]}"
     for request in range(num_requests):
         assert done["denoise"][request] == set(where.denoise_ranks)
-        assert done["decode"][request] == {decoders[decoder_of(request, len(decoders))]}
+        assert done["decode"][request] == set(decoders[decoder_of(request, len(decoders))])
 
 
 def test_placements_are_written_in_two_ways() -> None:

@@ -16,7 +16,7 @@ from paradit.progress import Progress
 from paradit.requests import Request, resolve
 from paradit.sampling import guidance
 from paradit.text_to_video import load, text_to_video
-from tiny import VARIANTS, save_folder
+from tiny import VARIANTS, decoded, save_folder
 
 SIZE = {"width": 64, "height": 32, "num_frames": 9, "num_inference_steps": 4}
 # 32 pixels are one token of the TI2V model: compression 16, patch 2.
@@ -78,7 +78,7 @@ def test_decode_streams_and_equals_the_vae(folder):
     model = load(read_spec(folder), "fp32")
     vae = model._pipeline.vae
     latents = torch.randn(1, vae.config.z_dim, 3, 4, 6)
-    parts = model.decode(latents)
+    parts = decoded(model, latents)
     assert [len(part) for part in parts] == [1, 4, 4]
 
     mean, std = (
@@ -87,15 +87,17 @@ def test_decode_streams_and_equals_the_vae(folder):
     )
     whole = vae.decode(latents / (1.0 / std) + mean).sample
     whole = model._pipeline.video_processor.postprocess_video(whole, output_type="np")[0]
-    assert np.array_equal(np.concatenate(list(model.decode(latents))), (whole * 255).round().astype("uint8"))
+    assert np.array_equal(
+        np.concatenate(list(decoded(model, latents))), (whole * 255).round().astype("uint8")
+    )
 
 
 @torch.no_grad()
 def test_two_decodes_at_a_time_do_not_disturb_each_other(tmp_path):
     model = load(read_spec(save_folder("wan21", tmp_path)), "fp32")
     latents = torch.randn(2, 1, 16, 2, 2, 2)
-    alone = [np.concatenate(list(model.decode(each))) for each in latents]
-    first, second = zip(*zip(*(model.decode(each) for each in latents), strict=True), strict=True)
+    alone = [np.concatenate(list(decoded(model, each))) for each in latents]
+    first, second = zip(*zip(*(decoded(model, each) for each in latents), strict=True), strict=True)
     assert np.array_equal(np.concatenate(first), alone[0])
     assert np.array_equal(np.concatenate(second), alone[1])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from diffusers import (
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
+from torch import Tensor
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -30,6 +32,10 @@ from transformers import (
     UMT5Config,
     UMT5EncoderModel,
 )
+
+from paradit.distributed.attempt import Attempt
+from paradit.models.protocol import Frames, VideoModel
+from paradit.stages.decode import pictures
 
 VARIANTS = ("wan21", "wan22_a14b", "wan22_ti2v")
 
@@ -217,3 +223,11 @@ def save_hunyuan_folder(
     if settings:
         (folder / "paradit.json").write_text(json.dumps(settings))
     return folder
+
+
+def decoded(model: VideoModel, latents: Tensor, tile: int | None = None) -> Iterator[Frames]:
+    """A video's frames, latent frame by latent frame, in tiles of a side in pixels."""
+    vae = model.spec.vae
+    height, width = (size * vae.spatial_compression for size in latents.shape[3:])
+    decoder = model.decoder(latents)
+    return decoder.frames(pictures(decoder, vae.grid(height, width, tile), Attempt(None, latents.device)))

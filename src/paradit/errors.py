@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command line prints the message and exits with code 2.
     """
+
+
+class OutOfMemory(RuntimeError):
+    """Memory ran out, and nothing smaller is left to try; the message says what was tried."""

@@ -56,6 +56,9 @@ class Placement:
     """The ranks with the VAE, each of which decodes whole videos; None: the first that denoises."""
     replicas: int = 1
     """Equal groups of neighbouring ranks, each with a whole model, each making every so-many-th video."""
+    """The ranks with the VAE; None: the first that denoises."""
+    decode_degree: int = 1
+    """How many of them share a video, by tiles: 1, each decodes whole videos in turn; or all."""
     cfg_degree: int = 1
     """2: the two guidance branches on different ranks; 1: all ranks compute both."""
     attention: str = "auto"
@@ -80,6 +83,10 @@ class Placement:
             raise InputError(f"ranks must be at least 1, got {self.ranks}")
         self._check_replicas()
         self._check_groups()
+        if self.decode_degree not in (1, len(self.decode_ranks)):
+            number = len(self.decode_ranks)
+            which = "1, since one rank decodes" if number == 1 else f"1 or {number}, all that decode"
+            raise InputError(f"decode_degree must be {which}, got {self.decode_degree}")
         if self.cfg_degree not in CFG_DEGREES:
             raise InputError(f"cfg_degree must be 1 or 2, got {self.cfg_degree}")
         if self.attention not in ATTENTIONS:
@@ -192,6 +199,12 @@ class Placement:
         return tuple(rank for rank in self.decode_ranks if rank not in self.denoise_ranks)
 
     @property
+    def decode_groups(self) -> list[tuple[int, ...]]:
+        """The ranks that decode a video together; the first of each writes it."""
+        ranks, degree = self.decode_ranks, self.decode_degree
+        return [ranks[start : start + degree] for start in range(0, len(ranks), degree)]
+
+    @property
     def encode_ranks(self) -> tuple[int, ...]:
         """The one rank that encodes."""
         if self.encode is not None:
@@ -258,6 +271,12 @@ class Placement:
             return Form(attention="pipesp", chunks=self.chunks or 2, interleave=interleave)
         return Form(attention="ulysses", interleave=interleave)
 
+    def tiled(self, request: Request, spec: ModelSpec) -> Request:
+        """A resolved request, with tiles where decode ranks share them."""
+        if self.decode_degree == 1 or request.vae_tile is not None:
+            return request
+        return replace(request, vae_tile=spec.vae.TILE_PIXELS)
+
     def check(self, request: Request, spec: ModelSpec) -> None:
         """Refuse what this placement cannot do for a resolved request. Raises InputError."""
         assert request.num_frames and request.height and request.width and request.guidance_scale
@@ -276,6 +295,27 @@ class Placement:
                 f"{len(self.denoise_ranks)} ranks are more than there is work for: this video has {tokens} "
                 f"tokens, use at most {tokens * self.cfg_degree}"
             )
+        self._check_tiles(self.tiled(request, spec), spec)
+
+    def _check_tiles(self, request: Request, spec: ModelSpec) -> None:
+        if self.decode_degree == 1:
+            return
+        assert request.height and request.width and request.vae_tile
+        size, multiple = (request.height, request.width), spec.vae.tile_multiple
+
+        def number(tile: int) -> int:
+            return len(spec.vae.grid(*size, tile).tiles)
+
+        if number(request.vae_tile) >= self.decode_degree:
+            return
+        smaller = range(min(request.vae_tile, max(size)) // multiple * multiple, 0, -multiple)
+        enough = next((tile for tile in smaller if number(tile) >= self.decode_degree), None)
+        raise InputError(
+            f"decode_degree {self.decode_degree} is more than a picture of {request.width}x{request.height} "
+            f"has tiles of {request.vae_tile} pixels ({number(request.vae_tile)}): use "
+            + (f"a vae_tile of {enough}, or " if enough else "")
+            + "a decode_degree of 1"
+        )
 
 
 def read_fields(text: str) -> dict[str, Any]:

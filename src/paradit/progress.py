@@ -11,7 +11,7 @@ class Progress:
     """Follows the stages of a run and keeps their seconds; this base prints nothing.
 
     Work calls `stage` around each stage and `step` as parts of it are done. Subclasses show it by
-    overriding `started`, `stepped` and `finished`.
+    overriding `started`, `stepped`, `finished` and `warn`.
     """
 
     def __init__(self) -> None:
@@ -37,3 +37,6 @@ class Progress:
     def stepped(self, name: str, done: int) -> None: ...
 
     def finished(self, name: str, seconds: float) -> None: ...
+
+    def warn(self, message: str) -> None:
+        """Say what does not go as it was meant to, while the work goes on."""

@@ -44,6 +44,9 @@ class Request:
     """Frames per second of the file; it does not change the frames."""
     dtype: str | None = None
     """`bf16` or `fp32`; `None`: what suits the device."""
+    vae_tile: int | None = None
+    """The side, in pixels, of the square tiles that the picture is decoded in; `None`: as the model's card
+    says, which for some is the picture whole."""
 
 
 def resolve(request: Request, spec: ModelSpec) -> Request:
@@ -68,6 +71,7 @@ def resolve(request: Request, spec: ModelSpec) -> Request:
         ),
         seed=_check_seed(request.seed),
         fps=_check_fps(_default(request.fps, defaults.fps)),
+        vae_tile=_check_tile(_default(request.vae_tile, spec.vae.default_tile), spec),
     )
     _check_text("prompt", filled.prompt)
     if not filled.prompt.strip():
@@ -172,6 +176,20 @@ def _check_fps(value: Any) -> float:
         nearest = MIN_FPS if number < MIN_FPS else MAX_FPS
         raise InputError(f"fps must be from {MIN_FPS} to {MAX_FPS}, got {number:g}: the nearest is {nearest}")
     return number
+
+
+def _check_tile(value: Any, spec: ModelSpec) -> int | None:
+    if value is None:
+        return None
+    tile: int = _number("vae_tile", value, operator.index, "whole number")
+    multiple = spec.vae.tile_multiple
+    nearest = max(1, (tile + multiple // 2) // multiple) * multiple
+    if tile != nearest:
+        raise InputError(
+            f"vae_tile must be a multiple of {multiple} pixels (tiles overlap by a quarter, in whole latent "
+            f"pixels), got {tile}: the nearest is {nearest}"
+        )
+    return tile
 
 
 def _check_size(width: int, height: int, spec: ModelSpec) -> None:

@@ -22,7 +22,7 @@ from paradit.requests import Request, resolve
 from paradit.sampling.team import Alone, Team
 from paradit.scheduling.memory import memory_by_rank, on_one_device
 from paradit.scheduling.stages import STAGES
-from paradit.stages.decode import decode
+from paradit.stages.decode import decode, frames
 from paradit.stages.denoise import denoise
 from paradit.stages.encode import encode, texts
 
@@ -41,7 +41,14 @@ class Video:
 
     def frames(self) -> Generator[Frames, None, None]:
         """Each frame [H, W, 3], decoded when its turn comes."""
-        return decode(self.model, self.latents, self.progress)
+        return frames(self.model, self.latents, self.request.vae_tile, self.progress)
+
+    def all_frames(self) -> Frames:
+        """[F, H, W, 3]; where memory runs out, decoded again in smaller tiles. Raises OutOfMemory."""
+        tile = self.request.vae_tile
+        made = decode(self.model, self.latents, tile, self.progress, lambda frames: np.stack(list(frames)))
+        assert made is not None  # there are no other ranks
+        return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +172,13 @@ def generate(
     seed: int = 0,
     fps: float | None = None,
     dtype: str | None = None,
+    vae_tile: int | None = None,
     progress: Progress | None = None,
 ) -> Generated:
     """Generate a video from a text, in this process. What is None takes the model's default.
 
-    model: "shapes" (bundled), a folder in diffusers' format, or a hub id. dtype: "fp32" or "bf16".
+    model: "shapes" (bundled), a folder in diffusers' format, or a hub id. dtype: "fp32" or "bf16". vae_tile:
+    the side, in pixels, of the tiles that frames are decoded in.
     Raises InputError, before anything is loaded, where something asked for cannot be had.
     """
     progress = progress or Progress()
@@ -187,6 +196,7 @@ def generate(
             seed=seed,
             fps=fps,
             dtype=dtype,
+            vae_tile=vae_tile,
         ),
         spec,
     )
@@ -194,7 +204,7 @@ def generate(
     download_weights(model, folder)
     video = text_to_video(load(spec, request.dtype, progress), request, progress)
     return Generated(
-        frames=np.stack(list(video.frames())),
+        frames=video.all_frames(),
         latents=video.latents.cpu(),
         fps=request.fps or spec.defaults.fps,
         request=request,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,20 @@ _KNOWN: dict[str, Callable[[str], Any]] = {
     "guidance_scale": float,
     "num_inference_steps": int,
     "fps": float,
+    "vae_tile": int,
 }
 """What a file of latents says of the request besides its sizes, which the latents themselves say."""
 
 
 def decode(
-    latents: Path, report: Reporter, *, model: str, output: str | None, fps: float | None, overwrite: bool
+    latents: Path,
+    report: Reporter,
+    *,
+    model: str,
+    output: str | None,
+    fps: float | None,
+    vae_tile: int | None,
+    overwrite: bool,
 ) -> None:
     """Make the video of latents that `paradit generate --latents` has saved.
 
@@ -37,7 +46,8 @@ def decode(
     shape, about = _read(latents)
     folder = find_model(model)
     spec = read_spec(folder)
-    request = resolve(_request(latents, shape, about, fps, spec), spec)
+    request = _request(latents, shape, about, fps, spec)
+    request = resolve(request if vae_tile is None else replace(request, vae_tile=vae_tile), spec)
     job = Job(request=request, output=output if output is not None else f"{latents.stem}.mp4", latents=None)
     check_target(job.output, fps=request.fps, overwrite=overwrite)
     download_weights(model, folder)

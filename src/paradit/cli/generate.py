@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def generate(options: Options, report: Reporter) -> int:
     for job in jobs:
         placement.check(job.request, spec)
     _check_replicas(placement, len(jobs))
+    jobs = [replace(job, request=placement.tiled(job.request, spec)) for job in jobs]
     for warning in dict.fromkeys(line for job in jobs for line in warnings_for(job.request, spec)):
         report.warn(warning)
     automatic = options.placement == AUTO and placement.ranks > 1
@@ -74,6 +76,7 @@ def _placement(options: Options) -> Placement:
     if there and options.ranks not in (None, there):
         raise InputError(f"ranks is {options.ranks}, and torchrun started {there}: leave --ranks out")
     chosen = {
+        "decode_degree": options.decode_degree,
         "cfg_degree": options.cfg_degree,
         "attention": options.attention,
         "chunks": options.chunks,
@@ -181,7 +184,7 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
         "step_flops": step,
         "flops": step * steps + text,
         "dtype": dtype,
-        "memory_bytes": spec.memory_bytes(*size, BYTES[dtype]),
+        "memory_bytes": spec.memory_bytes(*size, BYTES[dtype], request.vae_tile),
         "memory_bytes_by_rank": memory_by_rank(placement, request, spec, BYTES[dtype]),
         "ranks": placement.ranks,
         "replicas": placement.replicas,

@@ -34,9 +34,11 @@ class Options:
     seed: int
     fps: float | None
     dtype: str | None
+    vae_tile: int | None
     ranks: int | None
     placement: str | None
     replicas: int
+    decode_degree: int
     cfg_degree: int
     attention: str
     chunks: int | None
@@ -142,6 +144,7 @@ def _request(options: Options, prompt: str) -> Request:
         seed=options.seed,
         fps=options.fps,
         dtype=options.dtype,
+        vae_tile=options.vae_tile,
     )
 
 

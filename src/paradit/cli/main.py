@@ -17,7 +17,7 @@ from paradit import __version__
 from paradit.cli.signals import Stopped, stop, stopping_cleanly
 from paradit.engine.job import Interrupted, RankError
 from paradit.engine.run import is_first_rank
-from paradit.errors import InputError
+from paradit.errors import InputError, OutOfMemory
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -41,9 +41,9 @@ def main() -> None:
 def _run() -> int:
     try:
         return int(app(prog_name="paradit", standalone_mode=False) or 0)
-    except (InputError, typer.TyperException) as error:
+    except (InputError, OutOfMemory, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else error
-        return _end(f"error: {message}", 2)
+        return _end(f"error: {message}", 1 if isinstance(error, OutOfMemory) else 2)
     except RankError as error:
         print(f"paradit: error: a rank failed\n{error}", file=sys.stderr, flush=True)
         return 1
@@ -117,6 +117,14 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         str | None,
         typer.Option(help="bf16 or fp32. [default: bf16 on a GPU, fp32 on a CPU]", metavar="TYPE"),
     ] = None,
+    vae_tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Decode the picture in square tiles of this side: less memory, blended. [default: the "
+            "picture whole; HunyuanVideo: 256]",
+            metavar="PIXELS",
+        ),
+    ] = None,
     ranks: Annotated[
         int | None,
         typer.Option(
@@ -135,6 +143,14 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
     replicas: Annotated[
         int,
         typer.Option(help="Groups of ranks with a whole model each; each makes its own videos.", metavar="N"),
+    ] = 1,
+    decode_degree: Annotated[
+        int,
+        typer.Option(
+            help="How many decode ranks share a video by tiles (--vae-tile): 1, each decodes whole videos in "
+            "turn; or all of them.",
+            metavar="1|N",
+        ),
     ] = 1,
     cfg_degree: Annotated[
         int,
@@ -247,9 +263,11 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         seed=seed,
         fps=fps,
         dtype=dtype,
+        vae_tile=vae_tile,
         ranks=ranks,
         placement=placement,
         replicas=replicas,
+        decode_degree=decode_degree,
         cfg_degree=cfg_degree,
         attention=attention,
         chunks=chunks,
@@ -317,6 +335,10 @@ def decode(  # noqa: PLR0917 (typer calls it by name)
     fps: Annotated[
         float | None, typer.Option(help="Frames per second of the file. [default: as asked for]", metavar="F")
     ] = None,
+    vae_tile: Annotated[
+        int | None,
+        typer.Option(help="Decode in square tiles of this side. [default: as the run did]", metavar="PIXELS"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
 ) -> None:
@@ -325,7 +347,15 @@ def decode(  # noqa: PLR0917 (typer calls it by name)
     from paradit.cli.progress import make_reporter
 
     with make_reporter(json) as report:
-        run(latents, report, model=model, output=output, fps=fps, overwrite=overwrite)
+        run(
+            latents,
+            report,
+            model=model,
+            output=output,
+            fps=fps,
+            vae_tile=vae_tile,
+            overwrite=overwrite,
+        )
 
 
 @trace_app.callback(invoke_without_command=True)

@@ -18,7 +18,13 @@ def decode_saved(latents: Path, job: Job, spec: ModelSpec, report: Report, *, ov
     """Decode the tensor `latents` of a checked safetensors file into the job's output."""
     model = load(spec, job.request.dtype, report, stages=("decode",))
     tensor = load_file(latents)["latents"].to(model.device)
-    keep(job, spec, tensor, decode(model, tensor, report), overwrite=overwrite)
+    decode(
+        model,
+        tensor,
+        job.request.vae_tile,
+        report,
+        lambda frames: keep(job, spec, tensor, frames, overwrite=overwrite),
+    )
     memory = peak_memory_bytes(model.device)
     report.result({
         **job.about(spec),

@@ -45,6 +45,7 @@ class Job:
             "seed": request.seed,
             "fps": request.fps,
             "dtype": request.dtype,
+            "vae_tile": request.vae_tile,
         }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import groupby
@@ -18,10 +18,10 @@ from paradit.engine.job import Job, Report
 from paradit.engine.keep import keep
 from paradit.engine.keeper import Keeper
 from paradit.engine.replicas import replica_of
-from paradit.errors import InputError
+from paradit.errors import InputError, OutOfMemory
 from paradit.memory import peak_memory_bytes
 from paradit.models.kernels import load_kernel
-from paradit.models.protocol import Prompt
+from paradit.models.protocol import Frames, Prompt
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 from paradit.sampling.coprocess import Helped, Helper
@@ -69,7 +69,7 @@ def make_videos(
         return
     rank = _Rank(jobs, spec, placement, report, world=world, keeper=keeper, overwrite=overwrite)
     rank.load(device)
-    steps = program(rank.stages, rank.decoder, len(placement.decode_ranks), len(jobs), rank.denoised)
+    steps = program(rank.stages, rank.decoder, len(placement.decode_groups), len(jobs), rank.denoised)
     for index, stages in groupby(steps, key=lambda step: step[1]):
         for stage, _ in stages:
             report.doing(stage, jobs[index].index)
@@ -98,13 +98,15 @@ class _Rank:
         self._world = world
         self._rank = world.rank if world else 0
         self.stages = placement.stages_of(self._rank)
-        decoders, leader = placement.decode_ranks, placement.denoise_ranks[0]
-        self.decoder = decoders.index(self._rank) if self._rank in decoders else -1
+        decoders, leader = placement.decode_groups, placement.denoise_ranks[0]
+        self.decoder = next((n for n, group in enumerate(decoders) if self._rank in group), -1)
+        self._writes = self._rank in (group[0] for group in decoders)
+        self._sharers = _sharers(placement, world)
         team = world.part(placement.denoise_ranks) if world else None
         self._helped, self._helper = _coprocess(placement, world, team)
         self._team = _team(placement, spec, team, self._helped)
         self._prompts = Channel(world, placement.encode_ranks[0], placement.denoise_ranks, AHEAD)
-        self._latents = [Channel(world, leader, [decoder], AHEAD) for decoder in decoders]
+        self._latents = [Channel(world, leader, group, AHEAD) for group in decoders]
         # Where all ranks denoise, they meet after every request.
         self._all_meet = len(placement.denoise_ranks) == placement.ranks
         self._seconds: list[dict[str, float]] = [{} for _ in jobs]
@@ -153,29 +155,29 @@ class _Rank:
             self._latents[decoder_of(index, len(self._latents))].send(torch.cat([latents.flatten(), took]))
 
     def decode(self, index: int) -> None:
-        """The video of a request, and its file."""
+        """The video of a request, and its file: all of it, or this rank's tiles for the one that writes."""
         job = self._jobs[index]
         latents = self._latents_of(index)
         if not latents.isfinite().all():
             return  # it has failed already, and that was told
+
+        def consume(frames: Generator[Frames]) -> None:
+            name_next = partial(self._keeper.name_next, job) if self._keeper else None
+            keep(job, self._spec, latents, frames, overwrite=self._overwrite, name_next=name_next)
+
+        report = self._report if self._writes else Report()
         try:
             with self._timed(index, "decode"):
-                keep(
-                    job,
-                    self._spec,
-                    latents,
-                    decode(self._model, latents, self._report),
-                    overwrite=self._overwrite,
-                    name_next=partial(self._keeper.name_next, job) if self._keeper else None,
-                )
+                decode(self._model, latents, job.request.vae_tile, report, consume, world=self._sharers)
         except OSError as error:
             self._fail(index, f"{error.strerror or error}: {error.filename or job.output}")
-        except InputError as error:
-            self._fail(index, str(error))
+        except (InputError, OutOfMemory) as error:
+            if self._writes:  # memory runs out on all that share the decode alike
+                self._fail(index, str(error))
         else:
-            if self._keeper:
+            if self._keeper and self._writes:
                 self._keeper.finish(job)
-            self._done = index
+            self._done = index if self._writes else None
 
     def _latents_of(self, index: int) -> Tensor:
         """What is to be decoded: it comes from the rank that denoised it, or is there from an earlier run."""
@@ -222,11 +224,12 @@ class _Rank:
 
     def _tell_of_latents(self, index: int) -> None:
         """That those of a request come now: to the rank that decodes them, where it helps."""
-        decoders, helpers = self._placement.decode_ranks, self._placement.helper_ranks
-        decoder = decoders[decoder_of(index, len(decoders))]
-        if self._helped is not None:
-            helper = helpers.index(decoder) if decoder in helpers else None
-            self._helped_steps[index] = self._helped.latents(helper)
+        if self._helped is None:
+            return
+        decoders, helpers = self._placement.decode_groups, self._placement.helper_ranks
+        group = decoders[decoder_of(index, len(decoders))]
+        told = [number for number, rank in enumerate(helpers) if rank in group]
+        self._helped_steps[index] = self._helped.latents(told)
 
     def _help_until_latents(self, index: int) -> None:
         """While this rank waits for those of a request, where it helps."""
@@ -271,6 +274,13 @@ def _denoised(jobs: list[Job], keeper: Keeper | None, world: World | None) -> se
     if world:
         there = world.transport().broadcast(there.to(world.device))
     return set(there.nonzero().flatten().tolist())
+
+
+def _sharers(placement: Placement, world: World | None) -> World | None:
+    """The ranks that decode a video together with this one, if there are any."""
+    # With messages of their own: between the same two ranks prompts or latents may be on their way.
+    share = world is not None and placement.decode_degree > 1
+    return world.part(placement.decode_ranks, own_group=True) if share and world else None
 
 
 def _team(placement: Placement, spec: ModelSpec, part: World | None, helped: Helped | None) -> Team | None:

@@ -22,6 +22,7 @@ from paradit.sampling.rehearsal import seconds
 from paradit.sampling.team import Alone, Team
 from paradit.sampling.together import together
 from paradit.scheduling.balance import StageSeconds
+from paradit.stages.decode import frames
 from paradit.stages.encode import encode
 from paradit.text_to_video import load
 from paradit.video.writer import Video, open_video
@@ -91,16 +92,18 @@ class _Warmup:
         first = min(1 + at_once, num_latent_frames)
         more = min(at_once, num_latent_frames - first)
         times = (num_latent_frames - first) / more if more else 0.0
+        ratio = self._spec.vae.temporal_compression
         assert request.width and request.height and request.fps
         sizes = request.width, request.height, request.fps
 
         def taken() -> float:
-            frames, began = model.decode(latents), time.perf_counter()
+            stream = frames(model, latents, request.vae_tile, Progress())
+            began = time.perf_counter()
             with TemporaryDirectory() as folder:
                 with open_video(f"{folder}/warm-up.mp4", *sizes, overwrite=True) as file:
-                    _write(file, frames, first)
+                    _write(file, stream, 1 + (first - 1) * ratio)
                     between = time.perf_counter()
-                    _write(file, frames, more)
+                    _write(file, stream, more * ratio)
                     one_more = time.perf_counter() - between
                 return time.perf_counter() - began + (times - 1) * one_more
 
@@ -119,7 +122,6 @@ class _Warmup:
         return max(float(one) for one in self._transport.all_gather(mine))
 
 
-def _write(file: Video, frames: Iterator[Frames], num_latent_frames: int) -> None:
-    for part in islice(frames, num_latent_frames):
-        for frame in part:
-            file.write(frame)
+def _write(file: Video, stream: Iterator[Frames], num_frames: int) -> None:
+    for frame in islice(stream, num_frames):
+        file.write(frame)

@@ -42,9 +42,28 @@ def load_pipeline(
             dtype={"vae": torch.float32, "default": dtype},
             use_safetensors=True,
             local_files_only=True,
+            # Tensor by tensor from the file to the device, each in its dtype: never a whole copy beside it.
+            device_map=device.type,
             **dict.fromkeys(left_out),
         )
-    return pipeline.to(device)
+    if device.type == "cpu":
+        for component in pipeline.components.values():
+            if isinstance(component, torch.nn.Module):
+                _let_go_of_files(component)
+    return pipeline.to(device)  # another GPU than the current one
+
+
+def _let_go_of_files(module: torch.nn.Module) -> None:
+    """Copy what a mixed-precision module on the CPU keeps in fp32 out of its files.
+
+    A tensor in the dtype that it was stored in is a part of the mapped file, which all processes of the
+    machine share. But where the others have been converted, the few that diffusers keeps in fp32 would hold
+    whole files in memory.
+    """
+    if len({parameter.dtype for parameter in module.parameters()}) > 1:
+        for parameter in module.parameters():
+            if parameter.dtype == torch.float32:
+                parameter.data = parameter.data.clone()
 
 
 def fingerprint(modules: Iterable[Any]) -> bytes:

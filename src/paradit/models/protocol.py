@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from paradit.attention.protocol import Layout
     from paradit.models.spec import ModelSpec
+    from paradit.tiles import Tile
 
 
 Frames: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
@@ -82,6 +83,27 @@ class Scheduler(Protocol):
         """(the sample one step less noisy,)."""
 
 
+class Decoder(Protocol):
+    """Decodes the latents of one video in pieces some frames long: of the whole picture, or of a tile."""
+
+    scale: int
+    """Samples to a latent pixel, along height and width."""
+    num_pieces: int
+    """Of the video."""
+
+    def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:
+        """Of a tile's piece `index`: [1, C, f, H, W]."""
+
+    def pieces(self, tile: Tile) -> Iterator[Tensor]:
+        """A tile's samples, piece after piece; each belongs to whoever takes it.
+
+        Many tiles may be in hand at once: each keeps what it needs for its next piece.
+        """
+
+    def frames(self, pictures: Iterable[Tensor]) -> Iterator[Frames]:
+        """Frames [f, H, W, 3] for each latent frame, from the pieces of the whole picture."""
+
+
 class VideoModel(Protocol):
     """A text-to-video model, loaded."""
 
@@ -113,5 +135,8 @@ class VideoModel(Protocol):
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
         """The timestep as the transformer takes it: [B], or [B, S]."""
 
-    def decode(self, latents: Tensor) -> Iterator[Frames]:
-        """Frames [f, H, W, 3], for one latent frame after the other."""
+    def decoder(self, latents: Tensor, *, park: bool = False) -> Decoder:
+        """Of latents [1, C, F, h, w].
+
+        park: what tiles keep between their pieces waits in the machine's memory, not on the GPU.
+        """

@@ -6,9 +6,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from math import lcm, prod
 from pathlib import Path
+from typing import ClassVar
 
 from paradit.models.folder_json import read_json
 from paradit.models.registry import spec_reader
+from paradit.tiles import SIDES_APART, Grid, grid
 
 FP32_BYTES = 4
 
@@ -84,21 +86,63 @@ class VaeSpec:
 
     LATENT_FRAMES_AT_ONCE = 1
     """How many are decoded together, once the first ones are."""
+    TILE_PIXELS: ClassVar[int] = 256
+    """The side of a tile in diffusers' `enable_tiling()`."""
+
+    @property
+    def default_tile(self) -> int | None:
+        """The side, in pixels, of the tiles that it decodes where nothing is said; None: whole pictures."""
+        return None
+
+    @property
+    def tile_multiple(self) -> int:
+        """Sides of tiles, in pixels, are multiples of this, so that tiles begin at latent pixels."""
+        return SIDES_APART * self.spatial_compression
+
+    def grid(self, height: int, width: int, tile: int | None) -> Grid:
+        """The tiles of a picture, all in pixels. tile: their side; None: one tile."""
+        scale = self.spatial_compression
+        return grid(height // scale, width // scale, None if tile is None else tile // scale)
+
+    def smaller_tile(self, height: int, width: int, tile: int | None) -> int | None:
+        """The side, in pixels, of tiles that need less memory: half; of a whole picture, diffusers' own.
+
+        None where there is none: a tile is `tile_multiple` already.
+        """
+        side = max(height, width)
+        if tile is not None and tile < side:
+            side = tile
+            wanted = side // 2
+        else:
+            wanted = min(self.TILE_PIXELS, side // 2)
+        found = max(wanted // self.tile_multiple, 1) * self.tile_multiple
+        return found if found < side else None
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(channels, frames, height, width) of the latents of a video; sizes are taken as divisible."""
         frames = (num_frames - 1) // self.temporal_compression + 1
         return self.z_dim, frames, height // self.spatial_compression, width // self.spatial_compression
 
-    def decode_bytes(self, height: int, width: int) -> int:
-        """Estimate of the decoder's working memory for one latent frame, in fp32.
+    def decode_bytes(self, height: int, width: int, tile: int | None = None) -> int:
+        """Estimate of the decoder's working memory for one latent frame, in fp32, with tiles of that side.
 
-        The last level has the most values: every causal convolution there keeps its last two frames, and
-        about six maps of one latent frame's frames are alive at the peak.
+        The last level has the most values: every causal convolution there keeps its last two frames, of every
+        tile; and about six maps of one latent frame's frames are alive at the peak, of one tile. Tiles wait
+        for the last one to be put together.
         """
-        level = self.decoder_dim * (height // self.pixel_patch) * (width // self.pixel_patch)
+        tiles = self.grid(height, width, tile)
+        level = self.decoder_dim * (self.spatial_compression // self.pixel_patch) ** 2
         convolutions = 2 * (self.num_res_blocks + 1)
-        return FP32_BYTES * level * (2 * convolutions + 6 * self.temporal_compression)
+        kept = level * 2 * convolutions * tiles.area
+        working = level * 6 * self.temporal_compression * max(tile.area for tile in tiles.tiles)
+        return FP32_BYTES * (kept + working + self.temporal_compression * self._waiting(tiles))
+
+    def _waiting(self, tiles: Grid) -> int:
+        """Values of a frame's samples in its tiles and, once they are put together, its picture."""
+        if len(tiles.tiles) == 1:
+            return 0
+        picture = sum(span.kept for span in tiles.rows) * sum(span.kept for span in tiles.columns)
+        return 3 * self.spatial_compression**2 * (tiles.area + picture)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,14 +213,17 @@ class ModelSpec:
             size // patch for size, patch in zip(latent, self.transformers[0].patch_size, strict=True)
         )
 
-    def memory_bytes(self, num_frames: int, height: int, width: int, dtype_bytes: int) -> dict[str, int]:
+    def memory_bytes(
+        self, num_frames: int, height: int, width: int, dtype_bytes: int, tile: int | None = None
+    ) -> dict[str, int]:
         """Estimated bytes by part for a video made in one process, in a dtype of `dtype_bytes`.
 
+        tile: the side, in pixels, of the tiles that it is decoded in; None: whole pictures.
         "weights" and "latents" stay; "text_cache" and "activations" live while denoising, "decode"
         after it; so "peak" is less than the sum.
         """
         every = ("encode", "denoise", "decode")
-        return self.rank_memory_bytes(num_frames, height, width, dtype_bytes, every)
+        return self.rank_memory_bytes(num_frames, height, width, dtype_bytes, every, tile=tile)
 
     def rank_memory_bytes(
         self,
@@ -189,6 +236,7 @@ class ModelSpec:
         held: int | None = None,
         cached: int = 2,
         at_once: int = 1,
+        tile: int | None = None,
     ) -> dict[str, int]:
         """The same parts for a rank that does `stages` of a video.
 
@@ -207,7 +255,7 @@ class ModelSpec:
         if "decode" in stages:
             # What came, and what the decoder reads.
             parts["latents"] = 2 * latents
-            parts["decode"] = self.vae.decode_bytes(height, width)
+            parts["decode"] = self.vae.decode_bytes(height, width, tile)
         if "denoise" in stages:
             # The sample, both predictions, and the two model outputs that a multistep scheduler keeps.
             parts["latents"] = 5 * latents

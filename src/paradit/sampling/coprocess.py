@@ -159,13 +159,13 @@ class Helped(_Member):
             seconds = now(self._world.device) - self._began
             self._judge(step).record(self._agreed.helpers, seconds)
 
-    def latents(self, helper: int | None) -> int:
-        """The latents of the steps since the last call go to a helper next, or to a rank that is none.
+    def latents(self, helpers: Sequence[int]) -> int:
+        """The latents of the steps since the last call go to these helpers next, or to ranks that are none.
 
         Every rank that denoises calls it. Gives how many of the steps were helped.
         """
         steps, self._steps = self._steps, 0
-        if self._leads and helper is not None:
+        for helper in helpers if self._leads else ():
             self._send(helper, Message(kind=LATENTS, steps=steps))
             self._sent[helper] += 1
         return steps

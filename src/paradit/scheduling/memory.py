@@ -33,6 +33,7 @@ def memory_by_rank(
             cached=branches,
             # One process computes a branch after the other; several have both in one batch, or side by side.
             at_once=1 if alone else branches,
+            tile=request.vae_tile,
         )
         for rank in range(placement.ranks)
     ]

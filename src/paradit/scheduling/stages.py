@@ -23,6 +23,7 @@ def program(
     """What a rank that does `stages` does, in order. It is decoder `decoder`, counted from 0, of so many.
 
     denoised: requests of which nothing but the decode is left.
+    A decoder is one rank, or several that decode each video together, all at the same time.
 
     On ranks that denoise, a request goes through all their stages before the next one begins. A rank that
     encodes and decodes for others encodes `AHEAD` requests ahead, so that they need not wait for its decode.
@@ -37,5 +38,5 @@ def program(
 
 
 def decoder_of(request: int, num_decoders: int) -> int:
-    """Which of the decode ranks, counted from 0, decodes a request: each in turn."""
+    """Which of the decoders, counted from 0, decodes a request: each in turn."""
     return request % num_decoders

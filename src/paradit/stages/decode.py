@@ -1,18 +1,123 @@
-"""The last stage: latents become frames, as they are asked for."""
+"""The last stage: latents become frames, as they are asked for; smaller tiles where memory runs out."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from typing import TypeVar
 
 from torch import Tensor
 
-from paradit.models.protocol import Frames, VideoModel
+from paradit.distributed.attempt import FAILED, NO_MEMORY, Attempt, Ended
+from paradit.distributed.world import World
+from paradit.errors import OutOfMemory
+from paradit.memory import give_back_unused, ran_out
+from paradit.models.blending import join
+from paradit.models.protocol import Decoder, Frames, VideoModel
 from paradit.progress import Progress
+from paradit.tiles import Grid
+
+T = TypeVar("T")
 
 
-def decode(model: VideoModel, latents: Tensor, progress: Progress) -> Generator[Frames, None, None]:
-    """Each frame [H, W, 3] of latents [1, C, F, h, w], when its turn comes; told as stage "decode"."""
+def decode(
+    model: VideoModel,
+    latents: Tensor,
+    tile: int | None,
+    progress: Progress,
+    consume: Callable[[Generator[Frames]], T],
+    *,
+    world: World | None = None,
+) -> T | None:
+    """What `consume` makes of the frames of latents [1, C, F, h, w]; told as stage "decode".
+
+    tile: the side of a tile in pixels; None: the whole picture. world: ranks that share the tiles, and all
+    call this with the same latents; the first one consumes the frames, the others get None, also where an
+    OSError ends it for the first one.
+
+    Where memory runs out, `consume` is called again, with the frames of smaller tiles, and `progress` is
+    warned. Raises OutOfMemory, on all ranks, where there are no smaller tiles.
+    """
+    vae = model.spec.vae
+    height, width = (size * vae.spatial_compression for size in latents.shape[3:])
+    park = False
+    while True:
+        attempt = Attempt(world, latents.device)
+        outcome = NO_MEMORY
+        try:
+            with closing(frames(model, latents, tile, progress, attempt, park=park)) as stream:
+                made = None
+                if attempt.rank == 0:
+                    made = consume(stream)
+                else:
+                    deque(stream, maxlen=0)  # no frame comes, but tiles are decoded and sent
+            attempt.agree()
+            return made
+        except Ended as ended:
+            (outcome,) = ended.args
+        except Exception as error:
+            if not ran_out(error):
+                if isinstance(error, OSError):
+                    attempt.tell(FAILED)
+                raise
+            outcome = attempt.tell(NO_MEMORY)
+        # Here and not above, where the error still holds the tensors of the failed attempt.
+        if outcome == FAILED:
+            return None
+        give_back_unused(latents.device)
+        smaller = vae.smaller_tile(height, width, tile)
+        how = "of the whole picture" if len(vae.grid(height, width, tile).tiles) == 1 else _of(tile)
+        if smaller is None:
+            raise OutOfMemory(f"memory ran out at the decode {how}, and there are no smaller tiles")
+        progress.warn(f"memory ran out at the decode {how}: decoding again {_of(smaller)}")
+        tile, park = smaller, True
+
+
+def frames(
+    model: VideoModel,
+    latents: Tensor,
+    tile: int | None,
+    progress: Progress,
+    attempt: Attempt | None = None,
+    *,
+    park: bool = False,
+) -> Generator[Frames]:
+    """Each frame [H, W, 3] of latents [1, C, F, h, w], when its turn comes; told as stage "decode".
+
+    tile: the side of a tile in pixels; None: the whole picture. attempt: of several ranks, the first of which
+    gets the frames. park: what tiles keep waits in the machine's memory.
+    """
+    vae = model.spec.vae
+    height, width = (size * vae.spatial_compression for size in latents.shape[3:])
+    decoder = model.decoder(latents, park=park)
+    samples = pictures(decoder, vae.grid(height, width, tile), attempt or Attempt(None, latents.device))
     with progress.stage("decode", total=latents.shape[2]):
-        for latent_frame, frames in enumerate(model.decode(latents)):
+        for latent_frame, part in enumerate(decoder.frames(samples)):
             progress.step("decode", latent_frame + 1)
-            yield from frames
+            yield from part
+
+
+def pictures(decoder: Decoder, grid: Grid, attempt: Attempt) -> Iterator[Tensor]:
+    """The pieces of the whole picture, one after the other, on the first rank; nothing on the others.
+
+    Tiles are dealt out to the ranks of the attempt, and all of them advance one piece at a time.
+    """
+    tiles, hands = grid.tiles, grid.dealt(attempt.num_ranks)
+    mine = [decoder.pieces(tiles[number]) for number in hands[attempt.rank]]
+    for index in range(decoder.num_pieces):
+        shapes = [[decoder.piece_shape(index, tiles[number]) for number in hand] for hand in hands]
+        by_rank = attempt.gather([next(pieces) for pieces in mine], shapes)
+        if attempt.rank == 0:
+            by_tile = {
+                number: piece
+                for hand, pieces in zip(hands, by_rank, strict=True)
+                for number, piece in zip(hand, pieces, strict=True)
+            }
+            picture = join(grid, [by_tile.pop(number) for number in range(len(tiles))], decoder.scale)
+            del by_rank  # memory that the frames may need
+            yield picture
+
+
+def _of(tile: int | None) -> str:
+    return f"in tiles of {tile} pixels"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,11 @@ import torch
 from diffusers import HunyuanVideoPipeline
 from torch import Tensor
 
-from paradit.models.hunyuan_video.decoder import decode
+from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
 from paradit.models.hunyuan_video.spec import HunyuanVideoTransformerSpec
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.models.loading import fingerprint, load_pipeline
-from paradit.models.protocol import Frames, Prompt, Scheduler
+from paradit.models.protocol import Prompt, Scheduler
 from paradit.models.spec import ModelSpec
 from paradit.scheduling.stages import STAGES
 
@@ -33,9 +33,6 @@ def load(
     Only what `stages` need.
     """
     pipeline = load_pipeline(HunyuanVideoPipeline, spec, dtype, device, stages)
-    if pipeline.vae is not None:
-        # As the model card does: the decoder's attention over a whole 720p frame would need tens of GB.
-        pipeline.vae.enable_tiling()
     return HunyuanVideoModel(pipeline, spec, dtype, compile=compile)
 
 
@@ -92,9 +89,9 @@ class HunyuanVideoModel:
         """[B], in the latents' dtype."""
         return timestep.expand(len(latents)).to(latents.dtype)
 
-    def decode(self, latents: Tensor) -> Iterator[Frames]:
-        """Frames [f, H, W, 3] for each latent frame of latents [1, C, F, h, w]: first 1, then 4 each."""
-        return decode(self._pipeline.vae, self._pipeline.video_processor, latents)
+    def decoder(self, latents: Tensor, *, park: bool = False) -> HunyuanVideoDecoder:  # noqa: ARG002
+        """Decodes latents [1, C, F, h, w]. It keeps nothing between a tile's pieces that could be parked."""
+        return HunyuanVideoDecoder(self._pipeline.vae, self._pipeline.video_processor, latents)
 
 
 class _InFp32:

@@ -8,57 +8,73 @@ that memory does not grow with length; the values are those of the VAE's `decode
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from paradit.models.protocol import Frames
+from paradit.tiles import Tile
 
 
-@torch.no_grad()
-def decode(vae: Any, video_processor: Any, latents: Tensor) -> Iterator[Frames]:
-    """Frames [f, H, W, 3] for each latent frame of scaled latents [1, C, F, h, w].
+class HunyuanVideoDecoder:
+    """Decodes a video's latents, a piece being the samples of a group of latent frames."""
 
-    vae: AutoencoderKLHunyuanVideo. video_processor: diffusers' VideoProcessor.
-    """
-    z = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
-    for group in _groups(vae, z):
-        # Each latent frame is four frames, but the video's first is one.
-        count, ones = divmod(group.shape[2], vae.temporal_compression_ratio)
-        sizes = [1] * ones + [vae.temporal_compression_ratio] * count
-        for part in torch.split(group, sizes, dim=2):
-            frames = video_processor.postprocess_video(part, output_type="np")[0]
-            yield (frames * 255).round().astype("uint8")
+    def __init__(self, vae: Any, video_processor: Any, latents: Tensor) -> None:
+        """Of scaled latents [1, C, F, h, w]. vae: AutoencoderKLHunyuanVideo. video_processor: diffusers'."""
+        self._vae, self._video_processor = vae, video_processor
+        self._z = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+        self._groups = _groups(vae, self._z.shape[2])
+        self.scale: int = vae.spatial_compression_ratio
+        self.num_pieces = len(self._groups)
+
+    def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:
+        """Of a tile's piece: each latent frame is four frames, but a group's first is one."""
+        group = self._groups[index]
+        frames = (group.stop - group.start - 1) * self._vae.temporal_compression_ratio + 1
+        height, width = tile.rows.size * self.scale, tile.columns.size * self.scale
+        return 1, self._vae.config.out_channels, frames, height, width
+
+    @torch.no_grad()
+    def pieces(self, tile: Tile) -> Iterator[Tensor]:
+        """The tile's samples [1, 3, f, H, W], for one group after the other; not blended in time."""
+        z = self._z[..., tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop]
+        for group in self._groups:
+            yield self._vae.decoder(self._vae.post_quant_conv(z[:, :, group]))
+
+    @torch.no_grad()
+    def frames(self, pictures: Iterable[Tensor]) -> Iterator[Frames]:
+        """Frames [f, H, W, 3] for each latent frame, of the groups' whole pictures."""
+        ratio = self._vae.temporal_compression_ratio
+        for group in self._blended(pictures):
+            # Each latent frame is four frames, but the video's first is one.
+            count, ones = divmod(group.shape[2], ratio)
+            for part in torch.split(group, [1] * ones + [ratio] * count, dim=2):
+                frames = self._video_processor.postprocess_video(part, output_type="np")[0]
+                yield (frames * 255).round().astype("uint8")
+
+    def _blended(self, pictures: Iterable[Tensor]) -> Iterator[Tensor]:
+        """What each group adds to the video, blended with the end of the one before."""
+        vae, previous = self._vae, None
+        stride = vae.tile_sample_stride_num_frames
+        overlap = vae.tile_sample_min_num_frames - stride
+        for picture in pictures:
+            if self.num_pieces == 1:
+                yield picture
+            elif previous is None:
+                previous = picture
+                yield previous[:, :, : stride + 1]
+            else:
+                previous = vae.blend_t(previous, picture[:, :, 1:], overlap)
+                yield previous[:, :, :stride]
 
 
-def _groups(vae: Any, z: Tensor) -> Iterator[Tensor]:
-    """Decoded and blended groups [1, 3, f, H, W] of latents [1, C, F, h, w]: those of `vae.decode`."""
-    ratio, num_frames = vae.temporal_compression_ratio, z.shape[2]
+def _groups(vae: Any, num_frames: int) -> list[slice]:
+    """The groups of latent frames that are decoded together."""
+    ratio = vae.temporal_compression_ratio
     size, stride = vae.tile_sample_min_num_frames // ratio, vae.tile_sample_stride_num_frames // ratio
-    overlap = vae.tile_sample_min_num_frames - vae.tile_sample_stride_num_frames
     if not vae.use_framewise_decoding or num_frames <= size:
-        yield vae.decode(z).sample
-        return
-    previous = None
+        return [slice(0, num_frames)]
     # A group starts with a frame of the one before. One that had no other would bring nothing new.
-    for start in range(0, num_frames - 1, stride):
-        group = _decode(vae, z[:, :, start : start + size + 1])
-        if previous is None:
-            yield group[:, :, : stride * ratio + 1]
-        else:
-            group = vae.blend_t(previous, group[:, :, 1:], overlap)
-            yield group[:, :, : stride * ratio]
-        previous = group
-
-
-def _decode(vae: Any, z: Tensor) -> Tensor:
-    """All frames of a group at once; `vae.decode` itself would cut it again."""
-    least_height = vae.tile_sample_min_height // vae.spatial_compression_ratio
-    least_width = vae.tile_sample_min_width // vae.spatial_compression_ratio
-    if vae.use_tiling and (z.shape[3] > least_height or z.shape[4] > least_width):
-        tiled: Tensor = vae.tiled_decode(z).sample
-        return tiled
-    decoded: Tensor = vae.decoder(vae.post_quant_conv(z))
-    return decoded
+    return [slice(start, min(start + size + 1, num_frames)) for start in range(0, num_frames - 1, stride)]

@@ -89,19 +89,25 @@ class HunyuanVideoTransformerSpec(TransformerSpec):
 class HunyuanVideoVaeSpec(VaeSpec):
     """An AutoencoderKLHunyuanVideo, which decodes in tiles."""
 
-    TILE_PIXELS = 256
     TILE_FRAMES = 17
     LATENT_FRAMES_AT_ONCE = 3
 
-    def decode_bytes(self, height: int, width: int) -> int:
-        """Estimate of the decoder's working memory, in fp32.
+    @property
+    def default_tile(self) -> int | None:
+        """As its model card does: attention over a whole 720p frame would need tens of GB."""
+        return self.TILE_PIXELS
 
-        In its last level one tile needs about seven maps of `decoder_dim` channels; and the pixels of two
-        groups of frames are kept, to blend them.
+    def decode_bytes(self, height: int, width: int, tile: int | None = None) -> int:
+        """Estimate of the decoder's working memory, in fp32, with tiles of that side.
+
+        In its last level one tile needs about seven maps of `decoder_dim` channels; the pixels of two groups
+        of frames are kept, to blend them; and tiles wait for the last one to be put together. (The attention
+        of its middle block, which grows with the square of a tile's area, is not counted.)
         """
-        tile = min(height, self.TILE_PIXELS) * min(width, self.TILE_PIXELS)
-        channels_by_pixel = 7 * self.decoder_dim * tile + 2 * 3 * height * width
-        return FP32_BYTES * self.TILE_FRAMES * channels_by_pixel
+        tiles = self.grid(height, width, tile)
+        pixels = max(tile.area for tile in tiles.tiles) * self.spatial_compression**2
+        values = 7 * self.decoder_dim * pixels + 2 * 3 * height * width + self._waiting(tiles)
+        return FP32_BYTES * self.TILE_FRAMES * values
 
 
 def read_spec(folder: Path) -> ModelSpec:

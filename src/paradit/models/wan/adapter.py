@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -11,9 +11,9 @@ from diffusers import WanPipeline
 from torch import Tensor
 
 from paradit.models.loading import fingerprint, load_pipeline
-from paradit.models.protocol import Frames, Prompt, Scheduler
+from paradit.models.protocol import Prompt, Scheduler
 from paradit.models.spec import ModelSpec
-from paradit.models.wan.decoder import decode
+from paradit.models.wan.decoder import WanDecoder
 from paradit.models.wan.transformer import WanTransformer
 from paradit.scheduling.stages import STAGES
 
@@ -90,6 +90,6 @@ class WanModel:
             tokens *= size // step
         return timestep.float().expand(batch, tokens)
 
-    def decode(self, latents: Tensor) -> Iterator[Frames]:
-        """Frames [f, H, W, 3] for each latent frame of latents [1, C, F, h, w]: first 1, then 4 each."""
-        return decode(self._pipeline.vae, self._pipeline.video_processor, latents)
+    def decoder(self, latents: Tensor, *, park: bool = False) -> WanDecoder:
+        """Decodes latents [1, C, F, h, w]. park: tiles' caches wait in the machine's memory."""
+        return WanDecoder(self._pipeline.vae, self._pipeline.video_processor, latents, park=park)

@@ -2,39 +2,89 @@
 
 Its convolutions are causal in time, and diffusers too runs it frame by frame with a feature cache; but it
 keeps every decoded frame until the last one is there. Here each leaves at once, so that memory does not grow
-with length.
+with length: every tile of the picture has a cache of its own, and all advance together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from torch import Tensor
 
 from paradit.models.protocol import Frames
+from paradit.tiles import Tile
+
+Cache: TypeAlias = "list[Tensor | str | None]"
+"""What each causal convolution keeps of the frames before; a word says that there were none."""
 
 
-@torch.no_grad()
-def decode(vae: Any, video_processor: Any, latents: Tensor) -> Iterator[Frames]:
-    """Frames [f, H, W, 3] for each latent frame of normalised latents [1, C, F, h, w].
+class WanDecoder:
+    """Decodes a video's latents, a piece being the samples of one latent frame."""
 
-    vae: AutoencoderKLWan. video_processor: diffusers' VideoProcessor. Equal to the VAE's `decode`.
-    """
-    z = vae.post_quant_conv(_denormalise(vae, latents.to(vae.device, vae.dtype)))
-    convolutions = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
-    cache: list[Tensor | str | None] = [None] * convolutions
-    for index in range(z.shape[2]):
+    def __init__(self, vae: Any, video_processor: Any, latents: Tensor, *, park: bool) -> None:
+        """Of normalised latents [1, C, F, h, w]. vae: AutoencoderKLWan. video_processor: diffusers'.
+
+        park: keep tiles' caches in the machine's memory while other tiles decode, not on the GPU.
+        """
+        self._vae, self._video_processor, self._park = vae, video_processor, park
+        self._patch: int = vae.config.patch_size or 1
+        self._z = _denormalise(vae, latents.to(vae.device, vae.dtype))
+        self.scale: int = vae.spatial_compression_ratio // self._patch
+        self.num_pieces: int = self._z.shape[2]
+
+    def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:
+        """Of a tile's piece: the first latent frame is one frame, each other one four."""
+        frames = self._vae.config.scale_factor_temporal if index else 1
+        height, width = tile.rows.size * self.scale, tile.columns.size * self.scale
+        return 1, self._vae.config.out_channels, frames, height, width
+
+    @torch.no_grad()
+    def pieces(self, tile: Tile) -> Iterator[Tensor]:
+        """The tile's samples [1, C, f, H, W], for one latent frame after the other; in patches, unclamped."""
+        z = self._z[..., tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop]
+        modules = self._vae.decoder.modules()
+        cache: Cache = [None] * sum(isinstance(module, WanCausalConv3d) for module in modules)
+        # On a CPU it is the same memory, but the heap stays in order: see `_parked`.
+        park = z.shape != self._z.shape and (self._park or z.device.type == "cpu")
+        for index in range(self.num_pieces):
+            yield self._next(z[:, :, index : index + 1], cache, first=index == 0, park=park)
+
+    def _next(self, z: Tensor, cache: Cache, *, first: bool, park: bool) -> Tensor:
+        """The samples of a tile's next latent frame; brings its cache up to date."""
+        vae = self._vae
+        here = [part.to(z.device) if isinstance(part, Tensor) else part for part in cache]
         # The decoder counts its convolutions in feat_idx, from zero on each call.
-        sample = vae.decoder(
-            z[:, :, index : index + 1], feat_cache=cache, feat_idx=[0], first_chunk=index == 0
-        )
-        if vae.config.patch_size is not None:
-            sample = unpatchify(sample, patch_size=vae.config.patch_size)  # type: ignore[no-untyped-call]
-        frames = video_processor.postprocess_video(sample.clamp(-1, 1), output_type="np")[0]
-        yield (frames * 255).round().astype("uint8")
+        sample: Tensor = vae.decoder(vae.post_quant_conv(z), feat_cache=here, feat_idx=[0], first_chunk=first)
+        cache[:] = _parked(here, cache) if park else here
+        return sample
+
+    @torch.no_grad()
+    def frames(self, pictures: Iterable[Tensor]) -> Iterator[Frames]:
+        """Frames [f, H, W, 3] of each latent frame's whole picture."""
+        for picture in pictures:
+            sample = unpatchify(picture, patch_size=self._patch)  # type: ignore[no-untyped-call]
+            video = self._video_processor.postprocess_video(sample.clamp(-1, 1), output_type="np")[0]
+            yield (video * 255).round().astype("uint8")
+
+
+def _parked(cache: Cache, before: Cache) -> Cache:
+    """The cache in the machine's memory, in the place of the one before where that has the same shape.
+
+    Always in the same place: on a CPU, what many tiles keep would else lie between what they soon free, and
+    the heap would grow to several times of both.
+    """
+    parked: Cache = []
+    for part, old in zip(cache, before, strict=True):
+        if not isinstance(part, Tensor):
+            parked.append(part)
+        elif isinstance(old, Tensor) and old.shape == part.shape:
+            parked.append(old.copy_(part))
+        else:
+            parked.append(torch.empty(part.shape, dtype=part.dtype).copy_(part))
+    return parked
 
 
 def _denormalise(vae: Any, latents: Tensor) -> Tensor:

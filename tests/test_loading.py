@@ -1,0 +1,120 @@
+"""What a process needs to load a model: its weights in the run's dtype, no copy of the checkpoint beside."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from transformers import UMT5Config, UMT5EncoderModel
+
+from paradit.models.spec import read_spec
+from paradit.text_to_video import load
+from tiny import save_folder
+
+MIB = 2**20
+
+# Anonymous memory is what a process has for itself; pages of files belong to all that map them.
+MEASURE = """
+import gc, json, sys, threading
+from pathlib import Path
+import torch
+from paradit.models.spec import read_spec
+from paradit.text_to_video import load
+
+def memory():
+    lines = [line.split() for line in open("/proc/self/smaps_rollup")]
+    return {words[0]: int(words[1]) * 1024 for words in lines if words[0] in ("Anonymous:", "Rss:")}
+
+tiny, folder, dtype = sys.argv[1:]
+load(read_spec(Path(tiny)), dtype, stages=("encode", "denoise"))  # imports, and what they leave behind
+gc.collect()
+before, peak, done = memory(), [], threading.Event()
+
+def watch():
+    while not done.wait(0.002):
+        peak.append(memory()["Anonymous:"])
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+model = load(read_spec(Path(folder)), dtype, stages=("encode", "denoise"))
+done.set()
+watcher.join()
+gc.collect()
+after = memory()
+modules = [model.experts[0].module, model._pipeline.text_encoder]
+print(json.dumps({
+    "weights": sum(p.nbytes for module in modules for p in module.parameters()),
+    "own": after["Anonymous:"] - before["Anonymous:"],
+    "own_peak": max(peak) - before["Anonymous:"],
+    "resident": after["Rss:"] - before["Rss:"],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Wan transformer of 211 MB in five files and a text encoder of 169 MB in four, in fp32."""
+    folder = save_folder("wan21", tmp_path_factory.mktemp("models") / "large")
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        num_attention_heads=8,
+        attention_head_dim=64,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=2048,
+        num_layers=12,
+        rope_max_seq_len=64,
+    )
+    encoder = UMT5EncoderModel(
+        UMT5Config(vocab_size=32000, d_model=512, d_kv=64, d_ff=1024, num_layers=10, num_heads=8)
+    )
+    for name, module in (("transformer", transformer), ("text_encoder", encoder)):
+        for file in (folder / name).glob("*.safetensors"):
+            file.unlink()
+        module.save_pretrained(folder / name, max_shard_size="50MB")
+        assert len(list((folder / name).glob("*-of-*.safetensors"))) > 3
+    return folder
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux only")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_no_copy_of_the_checkpoint(dtype: str, folder: Path, tmp_path: Path) -> None:
+    tiny = save_folder("wan21", tmp_path)
+    ran = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tiny), str(folder), dtype],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
+    )
+    found = json.loads(ran.stdout)
+    # In the dtype that they are stored in, weights are a part of the files, which all processes share.
+    needed = found["weights"] if dtype == "bf16" else 0
+    assert found["own"] < needed + 20 * MIB
+    assert found["own_peak"] < needed + 40 * MIB
+    if dtype == "bf16":
+        assert found["resident"] < needed + 30 * MIB
+
+
+def test_loaded_weights_are_those_stored(folder: Path) -> None:
+    model: Any = load(read_spec(folder), "bf16")
+    pipeline = model._pipeline
+    stored = WanTransformer3DModel.from_pretrained(folder / "transformer", dtype=torch.bfloat16)
+    expected = stored.state_dict()
+    assert {value.dtype for value in expected.values()} == {torch.float32, torch.bfloat16}
+    found = pipeline.transformer.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert value.dtype == expected[name].dtype, name
+        assert torch.equal(value, expected[name]), name
+    assert {parameter.dtype for parameter in pipeline.vae.parameters()} == {torch.float32}
+    encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.bfloat16)
+    for (name, value), other in zip(
+        encoder.named_parameters(), pipeline.text_encoder.parameters(), strict=True
+    ):
+        assert value.dtype == other.dtype, name
+        assert torch.equal(value, other), name
