@@ -214,7 +214,7 @@ def test_replicas_make_the_same_videos(
         assert [Path(about["path"]).name for about in results] == [f"{index}.mp4" for index in mine]
         assert not any("peak_memory_bytes" in about for about in results)
         assert [about for event, about in events if event == "request"] == [
-            (index, number, PROMPTS[index]) for index in mine
+            (index, len(PROMPTS), PROMPTS[index]) for index in mine
         ]
     ((by_rank, stages),) = [about for events in told for event, about in events if event == "memory"]
     assert len(by_rank) == ranks

@@ -323,7 +323,9 @@ latents = torch.randn(1, 16, 5, 32, 32)
 decode(model, latents[..., :4, :4], None, Report(), list)  # what is loaded only when it is needed
 most = psutil.Process().memory_info().vms + 300 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
-decode(model, latents, request.vae_tile, Said(), lambda frames: keep(job, spec, latents, frames, False))
+def consume(frames):
+    keep(job, spec, latents, frames, overwrite=False)
+decode(model, latents, request.vae_tile, Said(), consume)
 """
 
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
@@ -28,6 +27,7 @@ from paradit.trace import spans
 from paradit.trace.merge import Span, chrome_trace, collected, merge, read_spans
 from paradit.trace.spans import CHANNEL, EXCHANGE, LAYER, LINK, MESSAGE, STAGE, STEP, Tracing, recording, span
 from paradit.trace.summary import read_trace, summarize
+from runs import Command
 from tiny import save_folder
 
 COMMAND = [sys.executable, "-m", "paradit"]
@@ -340,26 +340,23 @@ def test_one_process_has_a_trace_too(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_rank_leaves_its_trace(model: Path, tmp_path: Path) -> None:
-    run = subprocess.Popen(
-        [*COMMAND, "generate", "a", "--model", str(model), "--ranks", "2", "--attention", "ulysses",
-         "--num-inference-steps", "1000", "--json", "--trace", "t.json"],
-        cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert run.stdout is not None
-    for line in run.stdout:
-        if json.loads(line).get("done", 0) >= 3:
-            break
-    ranks = [p for p in psutil.Process(run.pid).children() if "spawn_main" in " ".join(p.cmdline())]
-    ranks[1].kill()
-    _, errors = run.communicate(timeout=60)
-    assert (run.returncode, "SIGKILL" in errors) == (1, True), errors
-    assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
-    for found in read_trace(tmp_path / "t.json").values():
-        assert len(only(found, STEP)) >= 3
-    killed = read_trace(tmp_path / "t.json")[1]
-    (denoise,) = [span for span in killed if span.name == "denoise"]
-    assert denoise.about == {"request": 0, "unfinished": True}
-    assert denoise.end == max(span.end for span in killed)
+    steps = ["--num-inference-steps", "40", "--checkpoint-steps", "100"]
+    ranks = ["--ranks", "2", "--attention", "ulysses", "--trace", "t.json", "--latents", "l.safetensors"]
+    run = Command(tmp_path, "generate", "a", "--model", str(model), *steps, *ranks)
+    assert run.until(lambda told: told.get("done", 0) >= 3)
+    run.ranks()[1].kill()
+    run.end_well()
+    for rank, found in read_trace(tmp_path / "t.json").items():
+        # That which was killed, and that which took its place.
+        denoised = [span for span in found if span.name == "denoise"]
+        broken, whole = sorted(denoised, key=lambda span: span.begin)
+        assert broken.about == {"request": 0} | ({"unfinished": True} if rank == 1 else {})
+        within = [span for span in found if span.begin >= broken.begin and span.end <= broken.end]
+        assert len(only(within, STEP)) >= 3
+        assert broken.end == max(span.end for span in within)
+        assert whole.about == {"request": 0}
+        within = [span for span in found if span.begin >= whole.begin and span.end <= whole.end]
+        assert len(only(within, STEP)) == 40
 
 
 def slow_to_take(world: World, folder: Path) -> None:
