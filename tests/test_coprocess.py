@@ -230,8 +230,8 @@ def on_ranks(
     coprocess.helpers_work = third  # type: ignore[assignment]
     keep = make.keep
 
-    def slow(*args: Any) -> None:
-        keep(*args)
+    def slow(*args: Any, **kwargs: Any) -> None:
+        keep(*args, **kwargs)
         time.sleep(0.15 * (world.rank % 3))  # so that decoders are busy at different times
 
     make.keep = slow
@@ -305,6 +305,7 @@ def test_the_latents_are_those_without(
     [
         (2, "denoise=0 decode=1", {"attention": "pipesp", "chunks": 2}),
         (4, "denoise=0-1 decode=2,3", {"attention": "ulysses"}),
+        (3, "denoise=0 decode=1,2", {"attention": "ulysses", "decode_degree": 2}),
     ],
 )
 def test_text_travels_to_helpers(
