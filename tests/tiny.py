@@ -38,7 +38,9 @@ TEXT_DIM, POOLED_DIM = 32, 20
 M = TypeVar("M", bound=torch.nn.Module)
 
 
-def transformer(variant: str = "wan21", seed: int = 0, heads: int = 2) -> WanTransformer3DModel:
+def transformer(
+    variant: str = "wan21", seed: int = 0, heads: int = 2, layers: int = 2
+) -> WanTransformer3DModel:
     """A transformer of a variant, or "i2v", with every parameter random, norms and tables too."""
     extra = {
         "wan22_ti2v": {"in_channels": 48, "out_channels": 48},
@@ -52,7 +54,7 @@ def transformer(variant: str = "wan21", seed: int = 0, heads: int = 2) -> WanTra
         "text_dim": TEXT_DIM,
         "freq_dim": 32,
         "ffn_dim": 96,
-        "num_layers": 2,
+        "num_layers": layers,
         "rope_max_seq_len": 64,
     }
     torch.manual_seed(seed)
@@ -123,11 +125,11 @@ def text_encoder() -> UMT5EncoderModel:
     return UMT5EncoderModel(config).eval().requires_grad_(False)
 
 
-def save_folder(variant: str, folder: Path, heads: int = 2, **settings: object) -> Path:
+def save_folder(variant: str, folder: Path, heads: int = 2, layers: int = 2, **settings: object) -> Path:
     """A whole model folder of a variant in diffusers' format; `settings` go into its paradit.json."""
-    experts = {"transformer": transformer(variant, heads=heads)}
+    experts = {"transformer": transformer(variant, heads=heads, layers=layers)}
     if variant == "wan22_a14b":
-        experts["transformer_2"] = transformer(variant, seed=1, heads=heads)
+        experts["transformer_2"] = transformer(variant, seed=1, heads=heads, layers=layers)
     WanPipeline(
         tokenizer=tokenizer(),
         text_encoder=text_encoder(),

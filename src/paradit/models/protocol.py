@@ -29,6 +29,10 @@ class Tokens(Protocol):
     @property
     def layout(self) -> Layout: ...
 
+    @property
+    def changing(self) -> tuple[Tensor, ...]:
+        """What blocks change: what travels between ranks that hold different layers."""
+
 
 class Block(Protocol):
     """A transformer block, cut at its self-attention."""
@@ -63,6 +67,18 @@ class Transformer(Protocol):
 
     def branch(self, tokens: Any, context: Any) -> Any:
         """The same tokens for the prompts of another context, as many times as it has prompts."""
+
+    def keep_layers(self, layers: range) -> None:
+        """Hold only these blocks from here on, so that the others' memory is free."""
+
+    def resume(self, changing: Sequence[Tensor], timestep: Tensor, context: Any, layout: Any) -> Any:
+        """The Tokens that another rank's blocks left, of which this is what they changed.
+
+        timestep, context and layout are those with which the tokens were embedded.
+        """
+
+    def changing_shapes(self, context: Any, layout: Any) -> tuple[tuple[int, ...], ...]:
+        """Of what `Tokens.changing` gives."""
 
     def head(self, tokens: Any) -> Tensor:
         """Each token's part of the prediction, [B, S, patch values]; a rank may do it for its own tokens."""
