@@ -24,7 +24,7 @@ from paradit.sampling.layer_split import LayerCosts, divide_layers, measure_laye
 from paradit.sampling.noise import BlockNoise, PooledNoise
 from paradit.scheduling.block_queue import BlockQueue
 from paradit.testing import run_world
-from tiny import save_folder, save_hunyuan_folder
+from tiny import VARIANTS, save_folder, save_hunyuan_folder
 
 SIZE = 4, 6
 """Of the latents."""
@@ -266,9 +266,12 @@ def test_equals_the_method_written_plainly(case: Case, tmp_path: Path) -> None:
         torch.testing.assert_close(made, expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("case", CASES[:5], ids=str)
-def test_stopped_after_any_round_and_gone_on(case: Case, tmp_path: Path) -> None:
-    folder = save_folder("wan22_a14b", tmp_path)
+@pytest.mark.parametrize("case", [*CASES[:5], "hunyuan_video"], ids=str)
+def test_stopped_after_any_round_and_gone_on(case: Case | str, tmp_path: Path) -> None:
+    if isinstance(case, Case):
+        folder = save_folder("wan22_a14b", tmp_path)
+    else:
+        folder, case = save_hunyuan_folder(tmp_path), CASES[1]
     model, states, done = load(folder), [], []
     with one_thread():
         made: list[Tensor] = []
@@ -335,6 +338,26 @@ def test_a_video_without_end(tmp_path: Path) -> None:
         whole = pipeline(model, case).blocks()
         for made, expected in zip(islice(endless, 7), whole, strict=False):
             assert torch.equal(made, expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_blocks_are_decoded_as_they_come(variant: str, tmp_path: Path) -> None:
+    """The frames are those of the whole latents, and a block is asked for when those before are decoded."""
+    model = load(save_folder(variant, tmp_path))
+    latents = torch.randn(1, model.spec.vae.z_dim, 6, *SIZE)
+    asked: list[int] = []
+
+    def blocks() -> Iterator[Tensor]:
+        for block in latents.split([1, 3, 2], dim=2):
+            asked.append(len(made))
+            yield block
+
+    made: list[object] = []
+    for frames in model.decode_blocks(blocks()):
+        made.append(frames)
+    assert asked == [0, 1, 4]
+    for frames, expected in zip(made, model.decode(latents), strict=True):
+        assert (frames == expected).all()
 
 
 def test_latents_that_are_not_finite_are_named(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -131,3 +131,6 @@ class VideoModel(Protocol):
 
     def decode(self, latents: Tensor) -> Iterator[Frames]:
         """Frames [f, H, W, 3], for one latent frame after the other."""
+
+    def decode_blocks(self, blocks: Iterable[Tensor]) -> Iterator[Frames]:
+        """The same of a video whose latents come block after block."""

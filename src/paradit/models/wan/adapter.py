@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -92,4 +92,8 @@ class WanModel:
 
     def decode(self, latents: Tensor) -> Iterator[Frames]:
         """Frames [f, H, W, 3] for each latent frame of latents [1, C, F, h, w]: first 1, then 4 each."""
-        return decode(self._pipeline.vae, self._pipeline.video_processor, latents)
+        return self.decode_blocks([latents])
+
+    def decode_blocks(self, blocks: Iterable[Tensor]) -> Iterator[Frames]:
+        """The same of latents that come block after block, each decoded before the next is asked for."""
+        return decode(self._pipeline.vae, self._pipeline.video_processor, blocks)

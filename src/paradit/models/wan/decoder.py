@@ -7,7 +7,7 @@ with length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,23 +18,27 @@ from paradit.models.protocol import Frames
 
 
 @torch.no_grad()
-def decode(vae: Any, video_processor: Any, latents: Tensor) -> Iterator[Frames]:
+def decode(vae: Any, video_processor: Any, blocks: Iterable[Tensor]) -> Iterator[Frames]:
     """Frames [f, H, W, 3] for each latent frame of normalised latents [1, C, F, h, w].
 
-    vae: AutoencoderKLWan. video_processor: diffusers' VideoProcessor. Equal to the VAE's `decode`.
+    blocks: one video's latents, all at once or as they come. vae: AutoencoderKLWan. video_processor:
+    diffusers' VideoProcessor. Equal to the VAE's `decode`.
     """
-    z = vae.post_quant_conv(_denormalise(vae, latents.to(vae.device, vae.dtype)))
     convolutions = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
     cache: list[Tensor | str | None] = [None] * convolutions
-    for index in range(z.shape[2]):
+    frames_of_latents = (frame for block in blocks for frame in torch.split(_quantised(vae, block), 1, dim=2))
+    for index, z in enumerate(frames_of_latents):
         # The decoder counts its convolutions in feat_idx, from zero on each call.
-        sample = vae.decoder(
-            z[:, :, index : index + 1], feat_cache=cache, feat_idx=[0], first_chunk=index == 0
-        )
+        sample = vae.decoder(z, feat_cache=cache, feat_idx=[0], first_chunk=index == 0)
         if vae.config.patch_size is not None:
             sample = unpatchify(sample, patch_size=vae.config.patch_size)  # type: ignore[no-untyped-call]
         frames = video_processor.postprocess_video(sample.clamp(-1, 1), output_type="np")[0]
         yield (frames * 255).round().astype("uint8")
+
+
+def _quantised(vae: Any, latents: Tensor) -> Tensor:
+    z: Tensor = vae.post_quant_conv(_denormalise(vae, latents.to(vae.device, vae.dtype)))
+    return z
 
 
 def _denormalise(vae: Any, latents: Tensor) -> Tensor:
