@@ -8,6 +8,8 @@ from itertools import islice
 import pytest
 
 from paradit.errors import InputError
+from paradit.models.folder import find_model
+from paradit.models.spec import read_spec
 from paradit.scheduling.block_queue import LEVELS, BlockQueue, BlockStep, position_warning
 from paradit.scheduling.layer_pipeline import (
     Collect,
@@ -287,5 +289,6 @@ def test_windows_beyond_what_was_trained_are_warned_of() -> None:
     assert warning is not None
     assert warning.startswith("windows of 24 latent frames (a block's 8 and 8 on each side)")
     assert "the 21 that" in warning
+    assert read_spec(find_model("shapes")).trained_latent_frames == 13  # 49 frames
     short = BlockQueue(num_frames=20, block_frames=8, context_frames=8, num_steps=50)
     assert position_warning(short, 21) is None
