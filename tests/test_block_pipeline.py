@@ -1,6 +1,6 @@
 """Long videos by blocks: what is computed, and that it is the same bits on any number of ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -11,18 +11,21 @@ import torch
 from torch import Tensor
 
 from paradit.attention.local import sdpa
+from paradit.distributed import channel
 from paradit.distributed.world import World
 from paradit.models.protocol import VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import read_spec
 from paradit.progress import Progress
-from paradit.sampling import full_sequence
+from paradit.sampling import block_pipeline, full_sequence
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.block_state import QueueState
+from paradit.sampling.forward import run
 from paradit.sampling.guidance import guide
 from paradit.sampling.layer_split import LayerCosts, divide_layers, measure_layers
 from paradit.sampling.noise import BlockNoise, PooledNoise
-from paradit.scheduling.block_queue import BlockQueue
+from paradit.scheduling.block_queue import LEVELS, BlockQueue
+from paradit.scheduling.layer_pipeline import idle_slots
 from paradit.testing import run_world
 from tiny import VARIANTS, save_folder, save_hunyuan_folder
 
@@ -66,9 +69,9 @@ CASES = [
 ]
 
 
-def load(folder: Path) -> VideoModel:
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> VideoModel:
     spec = read_spec(folder)
-    model: VideoModel = loader(spec.pipeline_class)(spec, torch.float32, torch.device("cpu"))
+    model: VideoModel = loader(spec.pipeline_class)(spec, dtype, torch.device("cpu"))
     return model
 
 
@@ -142,6 +145,74 @@ def test_every_wan_on_three_ranks(variant: str, tmp_path: Path) -> None:
 def test_hunyuan_video_on_two_ranks(tmp_path: Path) -> None:
     """Two double blocks and two single ones; the text's tokens travel too."""
     check_ranks(save_hunyuan_folder(tmp_path), CASES[:3], 2, LayerCosts((3.0, 1.0, 1.0, 1.0)))
+
+
+def in_bf16(world: World, folder: Path) -> list[Tensor]:
+    model = load(folder, torch.bfloat16)
+    layers = divide_layers(model, world, None)
+    return list(pipeline(model, CASES[0], world, layers).blocks())
+
+
+def test_bf16(tmp_path: Path) -> None:
+    folder = save_folder("wan22_a14b", tmp_path, layers=3)
+    (expected,), (made, *_) = (run_world(in_bf16, num_ranks, folder) for num_ranks in (1, 3))
+    assert all(block.dtype == torch.float32 for block in made)
+    assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
+
+
+class Clock:
+    """Counts slots as the ranks really go, by what they wait for: it travels with every message."""
+
+    now = 0.0
+
+    class Channel(channel.Channel):
+        def send(self, tensor: Tensor) -> None:
+            super().send(tensor)
+            super().send(torch.tensor([Clock.now]))
+
+        def receive(self, *args: object) -> Tensor:
+            message = super().receive(*args)
+            Clock.now = max(Clock.now, float(super().receive(*args)))
+            return message
+
+    class Expected(channel.Expected):
+        def __init__(self, world: World, sender: int, shapes: Iterator, dtype: torch.dtype) -> None:
+            super().__init__(world, sender, ([*group, (1,)] for group in shapes), dtype)
+
+        def receive(self) -> list[Tensor]:
+            *messages, time = super().receive()
+            Clock.now = max(Clock.now, float(time))
+            return messages
+
+
+def slots_taken(world: World, folder: Path, cases: list[Case]) -> list[float]:
+    """Of rank 0, in block-steps, until its last prediction has come."""
+    model, taken = load(folder), []
+    layers = divide_layers(model, world, None)
+
+    def run_in_one_slot(work: Generator) -> object:
+        Clock.now += 1
+        return run(work)
+
+    block_pipeline.Channel, block_pipeline.Expected = Clock.Channel, Clock.Expected
+    block_pipeline.run = run_in_one_slot
+    block_pipeline.HOP_DEPTH *= 2
+    for case in cases:
+        Clock.now = 0.0
+        list(pipeline(model, case, world, layers).blocks())
+        taken.append(Clock.now / (2 if case.guided else 1))
+    return taken
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+def test_idle_slots_of_real_runs(num_ranks: int, tmp_path: Path) -> None:
+    """Those of the schedule: with one branch (N-1)^2 and N^2-1."""
+    folder, size = save_folder("wan21", tmp_path, layers=4), (2 * num_ranks + 2, 2, 1, num_ranks)
+    cases = [Case(*size, level, guided=guided) for guided in (False, True) for level in LEVELS]
+    slots, *_ = run_world(slots_taken, num_ranks, folder, cases)
+    idle = [taken - (num_ranks + 1) * num_ranks for taken in slots]
+    assert idle[:2] == [(num_ranks - 1) ** 2, num_ranks**2 - 1]
+    assert idle == [idle_slots(case.queue, num_ranks, 1 + case.guided) for case in cases]
 
 
 def test_a_rank_holds_its_own_layers_only(tmp_path: Path) -> None:
