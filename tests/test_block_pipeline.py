@@ -22,7 +22,7 @@ from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.block_state import QueueState
 from paradit.sampling.forward import run
 from paradit.sampling.guidance import guide
-from paradit.sampling.layer_split import LayerCosts, divide_layers, measure_layers
+from paradit.sampling.layer_split import LayerCosts, LayerShare, divide_layers, measure_layers
 from paradit.sampling.noise import BlockNoise, PooledNoise
 from paradit.scheduling.block_queue import LEVELS, BlockQueue
 from paradit.scheduling.layer_pipeline import idle_slots
@@ -79,11 +79,10 @@ def noise_for(model: VideoModel, case: Case, seed: int = 3) -> BlockNoise:
     return PooledNoise((model.spec.vae.z_dim, *SIZE), seed, case.block_frames, case.context_frames)
 
 
-def pipeline(  # noqa: PLR0917
+def pipeline(
     model: VideoModel,
     case: Case,
-    world: World | None = None,
-    layers: range | None = None,
+    share: LayerShare | None = None,
     state: QueueState | None = None,
     queue: BlockQueue | None = None,
 ) -> BlockPipeline:
@@ -95,8 +94,7 @@ def pipeline(  # noqa: PLR0917
         noise_for(model, case),
         SIZE,
         guidance_scales=(3.0, 2.0)[: len(model.experts)],
-        world=world,
-        layers=layers,
+        share=share,
         state=state,
     )
 
@@ -118,8 +116,8 @@ def alone(folder: Path, cases: list[Case]) -> list[list[Tensor]]:
 
 def on_ranks(world: World, folder: Path, cases: list[Case], costs: LayerCosts | None) -> list[list[Tensor]]:
     model = load(folder)
-    layers = divide_layers(model, world, costs)
-    return [list(pipeline(model, case, world, layers).blocks()) for case in cases]
+    share = divide_layers(model, world, costs)
+    return [list(pipeline(model, case, share).blocks()) for case in cases]
 
 
 def check_ranks(folder: Path, cases: list[Case], num_ranks: int, costs: LayerCosts | None = None) -> None:
@@ -149,8 +147,8 @@ def test_hunyuan_video_on_two_ranks(tmp_path: Path) -> None:
 
 def in_bf16(world: World, folder: Path) -> list[Tensor]:
     model = load(folder, torch.bfloat16)
-    layers = divide_layers(model, world, None)
-    return list(pipeline(model, CASES[0], world, layers).blocks())
+    share = divide_layers(model, world, None)
+    return list(pipeline(model, CASES[0], share).blocks())
 
 
 def test_bf16(tmp_path: Path) -> None:
@@ -188,7 +186,7 @@ class Clock:
 def slots_taken(world: World, folder: Path, cases: list[Case]) -> list[float]:
     """Of rank 0, in block-steps, until its last prediction has come."""
     model, taken = load(folder), []
-    layers = divide_layers(model, world, None)
+    share = divide_layers(model, world, None)
 
     def run_in_one_slot(work: Generator) -> object:
         Clock.now += 1
@@ -199,7 +197,7 @@ def slots_taken(world: World, folder: Path, cases: list[Case]) -> list[float]:
     block_pipeline.HOP_DEPTH *= 2
     for case in cases:
         Clock.now = 0.0
-        list(pipeline(model, case, world, layers).blocks())
+        list(pipeline(model, case, share).blocks())
         taken.append(Clock.now / (2 if case.guided else 1))
     return taken
 
@@ -223,17 +221,17 @@ def test_a_rank_holds_its_own_layers_only(tmp_path: Path) -> None:
 
 def layers_held(world: World, folder: Path) -> tuple[range, list[int]]:
     model = load(folder)
-    layers = divide_layers(model, world, LayerCosts((1.0,) * 3, embed=2.0) if world.rank == 0 else None)
+    share = divide_layers(model, world, LayerCosts((1.0,) * 3, embed=2.0) if world.rank == 0 else None)
     held = [len(expert.module.blocks) for expert in model.experts]
     assert held == [len(expert.blocks) for expert in model.experts]
-    return layers, held
+    return share.layers, held
 
 
 def test_costs_are_measured(tmp_path: Path) -> None:
     model = load(save_folder("wan21", tmp_path, layers=3))
     costs = measure_layers(model, (3, *SIZE), model.encode_prompt("a circle"))
     assert len(costs.layers) == 3
-    assert min(costs.layers) > costs.head > 0 and costs.embed > 0
+    assert min(*costs.layers, costs.head, costs.embed) > 0
 
 
 @pytest.mark.parametrize("guided", [True, False])
@@ -304,8 +302,8 @@ class Plainly:
             first = tokens_in_a_frame * left.shape[2] - start
             last = first + tokens_in_a_frame * own.shape[2]
             part = tokens.shard(start, stop)
-            for layer, layers in enumerate(transformer.blocks):
-                value, key, query = layers.project(part)
+            for layer, cut in enumerate(transformer.blocks):
+                value, key, query = cut.project(part)
                 self.keys[block, step, branch, layer] = key[:, first:last], value[:, first:last]
                 all_keys, all_values = [key], [value]
                 if read_left:
@@ -318,7 +316,7 @@ class Plainly:
                     all_values.append(v[:, : tokens_in_a_frame * read_right])
                 rotated = layout.rope.apply(torch.cat(all_keys, dim=1))
                 attended = sdpa(part.layout.rope.apply(query), rotated, torch.cat(all_values, dim=1))
-                part = layers.finish(part, attended)
+                part = cut.finish(part, attended)
             values = transformer.head(part)[:, first:last]
             predictions.append(transformer.unpatchify(values, transformer.layout(tuple(own.shape[2:]))))
         guided = guide(predictions, (3.0, 2.0)[expert])
@@ -360,15 +358,15 @@ def test_stopped_after_any_round_and_gone_on(case: Case | str, tmp_path: Path) -
 
 def saved_on_ranks(world: World, folder: Path, case: Case) -> list[QueueState]:
     model, states = load(folder), []
-    layers = divide_layers(model, world, None)
-    list(pipeline(model, case, world, layers).blocks(states.append, save_every=3))
+    share = divide_layers(model, world, None)
+    list(pipeline(model, case, share).blocks(states.append, save_every=3))
     return states
 
 
 def going_on(world: World, folder: Path, case: Case, state: QueueState) -> list[Tensor]:
     model = load(folder)
-    layers = divide_layers(model, world, None)
-    return list(pipeline(model, case, world, layers, state).blocks())
+    share = divide_layers(model, world, None)
+    return list(pipeline(model, case, share, state).blocks())
 
 
 @pytest.mark.parametrize("source", ["latents", "cache"])

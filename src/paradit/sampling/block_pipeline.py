@@ -21,12 +21,12 @@ from paradit.attention.protocol import Attend, Kernel
 from paradit.attention.rope import Rope
 from paradit.attention.window import Features, Kept, Neighbour, windowed
 from paradit.distributed.channel import Channel, Expected
-from paradit.distributed.world import World
 from paradit.models.protocol import Prompt, Scheduler, Transformer, VideoModel
 from paradit.progress import Progress
 from paradit.sampling.block_state import BlockState, QueueState, restore_solver, solver_state
 from paradit.sampling.forward import run, through_blocks
 from paradit.sampling.guidance import guide
+from paradit.sampling.layer_split import LayerShare
 from paradit.sampling.noise import BlockNoise
 from paradit.scheduling.block_queue import BlockQueue, BlockStep, Context
 from paradit.scheduling.layer_pipeline import Collect, Compute, in_flight, program
@@ -50,20 +50,19 @@ class BlockPipeline:
         *,
         guidance_scales: tuple[float, ...],
         progress: Progress | None = None,
-        world: World | None = None,
-        layers: range | None = None,
+        share: LayerShare | None = None,
         kernel: Kernel = sdpa,
         state: QueueState | None = None,
     ) -> None:
         """prompts: the prompt and, for guidance, the negative prompt; one is computed after the other. size:
-        (h, w) of the latents. guidance_scales: one for each of the model's experts. layers: those that this
-        rank's model holds (`divide_layers`); all unless given. state: what `save` got, to go on from there.
+        (h, w) of the latents. guidance_scales: one for each of the model's experts. share: what
+        `divide_layers` gave this rank; None for one process. state: what `save` got, to go on from there.
         """
         self._model, self._prompts, self._noise, self._size = model, prompts, noise, size
         self._scales, self._kernel = guidance_scales, kernel
         self._progress = progress or Progress()
-        self._rank, self._num_ranks = (world.rank, world.size) if world else (0, 1)
-        self._first_layer = layers.start if layers else 0
+        self._rank, self._num_ranks = (share.world.rank, share.world.size) if share else (0, 1)
+        self._first_layer = share.layers.start if share else 0
 
         self._timesteps = model.scheduler(queue.num_steps).timesteps
         self._experts = [model.expert_at(timestep) for timestep in self._timesteps]
@@ -83,7 +82,7 @@ class BlockPipeline:
         """The first rank's blocks, by number."""
         if state is not None:
             self._restore(state)
-        self._connect(world)
+        self._connect(share)
 
     @property
     def is_first(self) -> bool:
@@ -217,6 +216,7 @@ class BlockPipeline:
             self._windows[key] = _Window(self._model.experts[0], step, self._size)
         return self._windows[key]
 
+    @torch.no_grad()  # also when the first receives are posted
     def _contexts_of(self, expert: int) -> list[Any]:
         if expert not in self._contexts:
             transformer = self._model.experts[expert]
@@ -226,10 +226,10 @@ class BlockPipeline:
     def _shape(self, frames: int) -> tuple[int, ...]:
         return (1, self._model.spec.vae.z_dim, frames, *self._size)
 
-    def _connect(self, world: World | None) -> None:
+    def _connect(self, share: LayerShare | None) -> None:
         """The channels to the next rank and back to the first, and what will come over them."""
         dtype, last = self._model.dtype, self._num_ranks - 1
-        back = world.way_back() if world else None
+        world, back = (share.world, share.way_back) if share else (None, None)
         self._to_next = Channel(world, self._rank, [] if self.is_last else [self._rank + 1], HOP_DEPTH)
         self._to_first = Channel(back, last, [0], in_flight(self._num_ranks))
         if world and not self.is_first:

@@ -24,6 +24,16 @@ class LayerCosts:
     head: float = 0.0
 
 
+@dataclass(frozen=True)
+class LayerShare:
+    """A rank's place in a layer pipeline."""
+
+    world: World
+    way_back: World
+    """For predictions, from the last rank to the first."""
+    layers: range
+
+
 @torch.no_grad()
 def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Prompt) -> LayerCosts:
     """Seconds of each part for latents of (F, h, w); layers of a kind are taken to be alike."""
@@ -46,11 +56,11 @@ def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Promp
     )
 
 
-def divide_layers(model: VideoModel, world: World, costs: LayerCosts | None) -> range:
-    """This rank's layers; the model holds no others from here on. All ranks call it.
+def divide_layers(model: VideoModel, world: World, costs: LayerCosts | None) -> LayerShare:
+    """Divide the layers over the ranks; the model holds no others than this rank's from here on.
 
-    costs: the first rank's count; the others may give None. Raises InputError where there are more ranks
-    than layers.
+    All ranks call it, once for a model. costs: the first rank's count; the others may give None. Raises
+    InputError where there are more ranks than layers.
     """
     num_layers = len(model.experts[0].blocks)
     costs = costs or LayerCosts((1.0,) * num_layers)
@@ -60,4 +70,4 @@ def divide_layers(model: VideoModel, world: World, costs: LayerCosts | None) -> 
     mine = range(int(starts[world.rank]), int(starts[world.rank + 1]))
     for expert in model.experts:
         expert.keep_layers(mine)
-    return mine
+    return LayerShare(world, world.way_back(), mine)
