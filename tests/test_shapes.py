@@ -87,6 +87,12 @@ def test_long_videos_with_faults() -> None:
     empty[20:30] = empty[0, 0, 0]
     assert evaluate_long(empty, scene, BORDERS).present == pytest.approx(39 / 49)
 
+    fading = video.copy()
+    ys, xs = np.mgrid[:96, :96]
+    red = np.argwhere((video[24] == video[24].max(axis=(0, 1))).all(axis=2)).mean(axis=0)
+    fading[24][np.hypot(ys - red[0], xs - red[1]) > 4] = video[0, 0, 0]  # a dot is left of it
+    assert evaluate_long(fading, scene, BORDERS).present == pytest.approx(48 / 49)
+
     darkening = np.clip(
         video.astype(int) + np.linspace(0, 30, MAX_FRAMES).astype(int)[:, None, None, None], 0, 255
     )

@@ -46,7 +46,7 @@ class LongVerdict:
     """What the evaluator saw of a long video, whose frames were made in blocks."""
 
     present: float
-    """Part of the frames with an object in them."""
+    """Part of the frames with an object in them that has not shrunk or faded away."""
     color: float
     """Part of the clips whose colour is right, as are `shape` and `motion`."""
     shape: float
@@ -123,12 +123,20 @@ def evaluate_long(video: np.ndarray, scene: Scene, borders: Sequence[int], perio
     jumps = _jumps(outlines, side=frames.shape[1])
     background = np.median(frames, axis=(1, 2))
     return LongVerdict(
-        present=float(np.mean([outline is not None for outline in outlines])),
+        present=_present(outlines),
         **rightness,
         border_flicker=float(changes[at_borders - 1].mean() / max(changes[inside - 1].mean(), 1e-6)),
         border_jump=float(np.nanmean(jumps[at_borders]) / max(np.nanmean(jumps[inside]), 1e-6)),
         drift=float(np.abs(background - background[:period].mean(axis=0)).max()),
     )
+
+
+def _present(outlines: Sequence[_Outline | None]) -> float:
+    """Part of the frames whose object has at least 0.6 of the area that it has within half a second."""
+    areas = np.asarray([outline.area if outline else 0.0 for outline in outlines])
+    reach = CLIP_FRAMES // 4
+    usual = [np.median(areas[max(0, i - reach) : i + reach + 1]) for i in range(len(areas))]
+    return float(np.mean((areas > 0) & (areas >= 0.6 * np.asarray(usual))))
 
 
 def _jumps(outlines: Sequence[_Outline | None], side: int) -> np.ndarray:
