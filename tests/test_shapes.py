@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from paradit.shapes.evaluate import MIN_FRAMES, evaluate
+from paradit.shapes.evaluate import MIN_FRAMES, evaluate, evaluate_long
 from paradit.shapes.world import (
     BACKGROUNDS,
     COLORS,
@@ -56,6 +56,50 @@ def test_flicker_is_the_change_of_the_background() -> None:
     assert evaluate(video).flicker == 0
     video[::2] += 3
     assert evaluate(video).flicker == pytest.approx(3, abs=0.2)
+
+
+BORDERS = [13, 29, 45]
+
+
+def test_long_videos_without_a_fault() -> None:
+    for scene in all_scenes()[::131]:
+        # Drawn on from a frame of their own: for longer, nothing can grow.
+        verdict = evaluate_long(draw(scene, MAX_FRAMES, np.random.default_rng(1)), scene, BORDERS)
+        assert (verdict.present, verdict.color, verdict.shape, verdict.motion) == (1, 1, 1, 1), scene
+        if scene.motion not in ("standing still", "bouncing"):
+            assert 0.8 < verdict.border_flicker < 1.25, scene
+        assert verdict.drift <= 3 or scene.motion in ("growing", "shrinking"), scene
+
+
+def test_long_videos_with_faults() -> None:
+    scene = Scene("red", "circle", "moving right", "dark")
+    video = draw(scene, MAX_FRAMES, np.random.default_rng(0))
+    good = evaluate_long(video, scene, BORDERS)
+    assert good.border_jump < 2
+
+    jumping = video.copy()
+    for border in BORDERS:
+        jumping[border:] = np.roll(jumping[border:], 20, axis=1)
+    verdict = evaluate_long(jumping, scene, BORDERS)
+    assert verdict.border_flicker > 1.5 and verdict.border_jump > 5 and verdict.present == 1
+
+    empty = video.copy()
+    empty[20:30] = empty[0, 0, 0]
+    assert evaluate_long(empty, scene, BORDERS).present == pytest.approx(39 / 49)
+
+    fading = video.copy()
+    ys, xs = np.mgrid[:96, :96]
+    red = np.argwhere((video[24] == video[24].max(axis=(0, 1))).all(axis=2)).mean(axis=0)
+    fading[24][np.hypot(ys - red[0], xs - red[1]) > 4] = video[0, 0, 0]  # a dot is left of it
+    assert evaluate_long(fading, scene, BORDERS).present == pytest.approx(48 / 49)
+
+    darkening = np.clip(
+        video.astype(int) + np.linspace(0, 30, MAX_FRAMES).astype(int)[:, None, None, None], 0, 255
+    )
+    assert evaluate_long(darkening.astype(np.uint8), scene, BORDERS).drift == pytest.approx(30, abs=3)
+
+    backwards = np.concatenate([video, video[::-1]])
+    assert evaluate_long(backwards, scene, BORDERS).motion < 0.7
 
 
 def test_drawing_is_fixed_by_its_seed() -> None:

@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from paradit.distributed.attempt import Attempt
+from paradit.models.latent_blocks import LatentBlocks
 from paradit.models.protocol import Frames, VideoModel
 from paradit.stages.decode import pictures
 
@@ -44,7 +45,9 @@ TEXT_DIM, POOLED_DIM = 32, 20
 M = TypeVar("M", bound=torch.nn.Module)
 
 
-def transformer(variant: str = "wan21", seed: int = 0, heads: int = 2) -> WanTransformer3DModel:
+def transformer(
+    variant: str = "wan21", seed: int = 0, heads: int = 2, layers: int = 2
+) -> WanTransformer3DModel:
     """A transformer of a variant, or "i2v", with every parameter random, norms and tables too."""
     extra = {
         "wan22_ti2v": {"in_channels": 48, "out_channels": 48},
@@ -58,7 +61,7 @@ def transformer(variant: str = "wan21", seed: int = 0, heads: int = 2) -> WanTra
         "text_dim": TEXT_DIM,
         "freq_dim": 32,
         "ffn_dim": 96,
-        "num_layers": 2,
+        "num_layers": layers,
         "rope_max_seq_len": 64,
     }
     torch.manual_seed(seed)
@@ -129,11 +132,11 @@ def text_encoder() -> UMT5EncoderModel:
     return UMT5EncoderModel(config).eval().requires_grad_(False)
 
 
-def save_folder(variant: str, folder: Path, heads: int = 2, **settings: object) -> Path:
+def save_folder(variant: str, folder: Path, heads: int = 2, layers: int = 2, **settings: object) -> Path:
     """A whole model folder of a variant in diffusers' format; `settings` go into its paradit.json."""
-    experts = {"transformer": transformer(variant, heads=heads)}
+    experts = {"transformer": transformer(variant, heads=heads, layers=layers)}
     if variant == "wan22_a14b":
-        experts["transformer_2"] = transformer(variant, seed=1, heads=heads)
+        experts["transformer_2"] = transformer(variant, seed=1, heads=heads, layers=layers)
     WanPipeline(
         tokenizer=tokenizer(),
         text_encoder=text_encoder(),
@@ -225,9 +228,9 @@ def save_hunyuan_folder(
     return folder
 
 
-def decoded(model: VideoModel, latents: Tensor, tile: int | None = None) -> Iterator[Frames]:
+def decoded(model: VideoModel, latents: Tensor | LatentBlocks, tile: int | None = None) -> Iterator[Frames]:
     """A video's frames, latent frame by latent frame, in tiles of a side in pixels."""
     vae = model.spec.vae
     height, width = (size * vae.spatial_compression for size in latents.shape[3:])
     decoder = model.decoder(latents)
-    return decoder.frames(pictures(decoder, vae.grid(height, width, tile), Attempt(None, latents.device)))
+    return decoder.frames(pictures(decoder, vae.grid(height, width, tile), Attempt(None, model.device)))

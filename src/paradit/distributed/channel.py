@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import prod
 
 import torch
 import torch.distributed as dist
@@ -57,3 +58,48 @@ class Channel:
         with span("wait until taken", CHANNEL, ready=len(self._leaving) + 1, by=self._others):
             for work in works:
                 work.wait()
+
+
+class Expected:
+    """The receiving end of a channel between two ranks, where the messages' shapes are known beforehand.
+
+    Receives are posted ahead, so that messages travel while those before them are worked on, and into
+    buffers that are used again: what was received is good until more is asked for.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        sender: int,
+        shapes: Iterator[Sequence[Sequence[int]]],
+        dtype: torch.dtype,
+        ahead: int = 2,
+    ) -> None:
+        """shapes: of the messages that are received together, for each time. ahead: how often beforehand."""
+        self._world, self._sender, self._shapes = world, sender, shapes
+        self._coming: deque[list[tuple[dist.Work, Tensor]]] = deque()
+        self._buffers = deque(torch.empty(0, dtype=dtype, device=world.device) for _ in range(ahead + 1))
+        for _ in range(ahead):
+            self._post()
+
+    def receive(self) -> list[Tensor]:
+        """The next messages."""
+        self._post()
+        coming = self._coming.popleft()
+        with span(f"wait for rank {self._sender}", CHANNEL):
+            for work, _ in coming:
+                work.wait()
+        return [message for _, message in coming]
+
+    def _post(self) -> None:
+        shapes = next(self._shapes, None)
+        if shapes is None:
+            return
+        sizes = [prod(shape) for shape in shapes]
+        buffer = self._buffers.popleft()
+        if buffer.numel() < sum(sizes):
+            buffer = buffer.new_empty(sum(sizes))
+        self._buffers.append(buffer)
+        parts = zip(torch.split(buffer[: sum(sizes)], sizes), shapes, strict=True)
+        messages = [part.view(*shape) for part, shape in parts]
+        self._coming.append([(self._world.receive_later(each, self._sender), each) for each in messages])

@@ -99,6 +99,23 @@ class World:
         """Fill a tensor with what another rank sends."""
         dist.recv(tensor, self._global(rank), group=self.group)
 
+    def receive_later(self, tensor: Tensor, rank: int) -> dist.Work:
+        """Begin to fill a contiguous tensor with what another rank sends; it is there after `wait`."""
+        work = dist.irecv(tensor, group=self.group, group_src=rank)
+        assert work is not None
+        return work
+
+    def way_back(self) -> World:
+        """The same ranks, for messages that must not wait behind those of this world.
+
+        NCCL runs the messages of two ranks in order, in both directions: a receive that is posted ahead
+        would hold up what is sent after it. Every rank must call it.
+        """
+        if self.device.type != "cuda" or self.size != 2:
+            return self
+        ranks = [self._global(rank) for rank in range(self.size)]
+        return replace(self, group=dist.new_group(ranks, use_local_synchronization=self.group is not None))
+
     def _global(self, rank: int) -> int:
         return rank if self.ranks is None else self.ranks[rank]
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paradit.attention.protocol import Layout
+    from paradit.models.latent_blocks import LatentBlocks
     from paradit.models.spec import ModelSpec
     from paradit.tiles import Tile
 
@@ -29,6 +30,10 @@ class Tokens(Protocol):
 
     @property
     def layout(self) -> Layout: ...
+
+    @property
+    def changing(self) -> tuple[Tensor, ...]:
+        """What blocks change: what travels between ranks that hold different layers."""
 
 
 class Block(Protocol):
@@ -64,6 +69,18 @@ class Transformer(Protocol):
 
     def branch(self, tokens: Any, context: Any) -> Any:
         """The same tokens for the prompts of another context, as many times as it has prompts."""
+
+    def keep_layers(self, layers: range) -> None:
+        """Hold only these blocks from here on, so that the others' memory is free."""
+
+    def resume(self, changing: Sequence[Tensor], timestep: Tensor, context: Any, layout: Any) -> Any:
+        """The Tokens that another rank's blocks left, of which this is what they changed.
+
+        timestep, context and layout are those with which the tokens were embedded.
+        """
+
+    def changing_shapes(self, context: Any, layout: Any) -> tuple[tuple[int, ...], ...]:
+        """Of what `Tokens.changing` gives."""
 
     def head(self, tokens: Any) -> Tensor:
         """Each token's part of the prediction, [B, S, patch values]; a rank may do it for its own tokens."""
@@ -135,8 +152,8 @@ class VideoModel(Protocol):
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
         """The timestep as the transformer takes it: [B], or [B, S]."""
 
-    def decoder(self, latents: Tensor, *, park: bool = False) -> Decoder:
-        """Of latents [1, C, F, h, w].
+    def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> Decoder:
+        """Of latents [1, C, F, h, w], or as they come.
 
         park: what tiles keep between their pieces waits in the machine's memory, not on the GPU.
         """

@@ -199,6 +199,13 @@ class ModelSpec:
         _, patch_height, patch_width = self.transformers[0].patch_size
         return self.vae.spatial_compression * lcm(patch_height, patch_width)
 
+    @property
+    def trained_latent_frames(self) -> int:
+        """Latent frames of the longest video that the model was trained on, as far as that is known."""
+        trained = self.defaults.train_frames
+        frames = trained[1] if trained else self.defaults.num_frames
+        return (frames - 1) // self.vae.temporal_compression + 1
+
     def num_branches(self, guidance_scale: float) -> int:
         """Forwards in a denoising step: of the prompt, and for guidance of the negative prompt.
 

@@ -17,11 +17,17 @@ T = TypeVar("T")
 
 def forward(transformer: Transformer, tokens: Tokens, attend: Attend) -> Generator[Wait, None, Tensor]:
     """Each token's part of the prediction, [B, S, patch values]; yields where `attend` would wait."""
+    tokens = yield from through_blocks(transformer, tokens, attend)
+    return transformer.head(tokens)
+
+
+def through_blocks(transformer: Transformer, tokens: Tokens, attend: Attend) -> Generator[Wait, None, Tokens]:
+    """The tokens after all blocks that the transformer holds."""
     for layer, block in enumerate(transformer.blocks):
         with layer_span(layer):
             attended = yield from attend(layer, block.project(tokens), tokens.layout)
             tokens = block.finish(tokens, attended)
-    return transformer.head(tokens)
+    return tokens
 
 
 def run_interleaved(works: Sequence[Generator[Wait, None, T]], lag: int = 0) -> list[T]:

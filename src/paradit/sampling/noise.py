@@ -1,8 +1,10 @@
-"""The noise that a video begins as."""
+"""The noise that a video begins as, or that each frame block of a long one begins as."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,3 +13,63 @@ from torch import Tensor
 def initial_noise(shape: Sequence[int], seed: int, device: torch.device) -> Tensor:
     """fp32, drawn on the CPU, so that a seed means the same everywhere; as diffusers' pipelines draw it."""
     return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(seed)).to(device)
+
+
+class BlockNoise(Protocol):
+    """The noise of each frame block, which depends on the seed and the block's number alone."""
+
+    def block(self, number: int) -> Tensor:
+        """[1, C, block_frames, h, w], fp32, on the CPU."""
+
+
+class IndependentNoise:
+    """Every block's noise is its own."""
+
+    def __init__(self, frame_shape: tuple[int, int, int], seed: int, block_frames: int) -> None:
+        """frame_shape: (C, h, w)."""
+        self._shape, self._seed, self._frames = frame_shape, seed, block_frames
+
+    def block(self, number: int) -> Tensor:
+        channels, height, width = self._shape
+        shape = 1, channels, self._frames, height, width
+        return torch.randn(shape, generator=_generator("noise", self._seed, number))
+
+
+class PooledNoise:
+    """DualParal's coordinated noise (arXiv 2505.21070): all blocks share a pool of frames of noise.
+
+    The pool has as many frames as a block and its left context. A block takes those that its left context
+    does not have, in an order of its own, so every window of the two has each frame of the pool once.
+    """
+
+    def __init__(
+        self, frame_shape: tuple[int, int, int], seed: int, block_frames: int, context_frames: int
+    ) -> None:
+        """frame_shape: (C, h, w). context_frames: at most block_frames."""
+        channels, height, width = frame_shape
+        shape = 1, channels, block_frames + context_frames, height, width
+        self._pool = initial_noise(shape, seed, torch.device("cpu"))
+        self._seed, self._frames = seed, block_frames
+        self._next, self._order = 0, list(range(block_frames + context_frames))
+
+    def block(self, number: int) -> Tensor:
+        return self._pool[:, :, self.frames_of(number)]
+
+    def frames_of(self, number: int) -> list[int]:
+        """Which frames of the pool a block takes, in order.
+
+        The orders follow from each other, so those of all blocks before are gone through, once.
+        """
+        if number < self._next:
+            self._next, self._order = 0, list(range(len(self._order)))
+        while self._next <= number:
+            free, taken = self._order[: self._frames], self._order[self._frames :]
+            shuffle = torch.randperm(self._frames, generator=_generator("order", self._seed, self._next))
+            self._order = [*taken, *(free[index] for index in shuffle)]
+            self._next += 1
+        return self._order[-self._frames :]
+
+
+def _generator(what: str, seed: int, number: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{what} {seed} {number}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -67,24 +67,15 @@ def last_position(checkpoints: Checkpoints, team: Team, device: torch.device) ->
 
 def scheduler_state(scheduler: Scheduler) -> dict[str, Any]:
     """All that a diffusers scheduler has in its attributes, as tensors, numbers and lists of these."""
-    state: dict[str, Any] = {}
-    for name, value in vars(scheduler).items():
-        if _is_plain(value):
-            state[name] = value
-        elif callable(getattr(value, "step", None)):  # a scheduler in a scheduler
-            state[name] = scheduler_state(value)
-    return state
+    return {name: value for name, value in vars(scheduler).items() if _is_plain(value)}
 
 
 def restore(scheduler: Scheduler, state: dict[str, Any], device: torch.device) -> None:
     """Put a scheduler, set to the same number of steps for latents on `device`, back to a state."""
     for name, value in state.items():
-        now: Any = getattr(scheduler, name, None)  # some come with the first step
-        if isinstance(value, dict):
-            restore(now, value, device)
-        else:
-            # Some schedulers keep their sigmas on the CPU, whatever the device.
-            setattr(scheduler, name, _on(now.device if isinstance(now, Tensor) else device, value))
+        now = getattr(scheduler, name, None)  # some come with the first step
+        # Some schedulers keep their sigmas on the CPU, whatever the device.
+        setattr(scheduler, name, _on(now.device if isinstance(now, Tensor) else device, value))
 
 
 def _on(device: torch.device, value: Any) -> Any:

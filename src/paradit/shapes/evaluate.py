@@ -7,6 +7,7 @@ for clips of `MIN_FRAMES` and more; over shorter ones motions cannot be told apa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,9 @@ from paradit.shapes.world import COLORS, SHAPES, Scene
 
 MIN_FRAMES = 25
 """Fewest frames over which bouncing and circling show themselves at 16 frames a second."""
+
+CLIP_FRAMES = 33
+"""Frames of the clips by which a long video is judged."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,24 @@ class Verdict:
             "shape": self.shape == scene.shape,
             "motion": self.motion == scene.motion,
         }
+
+
+@dataclass(frozen=True)
+class LongVerdict:
+    """What the evaluator saw of a long video, whose frames were made in blocks."""
+
+    present: float
+    """Part of the frames with an object in them that has not shrunk or faded away."""
+    color: float
+    """Part of the clips whose colour is right, as are `shape` and `motion`."""
+    shape: float
+    motion: float
+    border_flicker: float
+    """How much two frames differ at a block's border, over how much they do inside; 1 is no border to see."""
+    border_jump: float
+    """The same of how the object's velocity changes, in pixels a frame."""
+    drift: float
+    """Largest change of the background's colour from the first frames on, in levels of 255."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +100,52 @@ def evaluate(video: np.ndarray) -> Verdict:
         stray=max(outline.stray for outline in seen),
         flicker=_flicker(frames, masks),
     )
+
+
+def evaluate_long(video: np.ndarray, scene: Scene, borders: Sequence[int], period: int = 4) -> LongVerdict:
+    """Judge a long `video`, uint8 `[F, H, W, 3]`, by its clips of `CLIP_FRAMES` and at its blocks' borders.
+
+    borders: the first frame of each block but the first. They are compared with the other frames that come
+    whole periods later or earlier: a VAE decodes that many frames at a time, and those differ more anyway.
+    """
+    starts = range(0, len(video) - CLIP_FRAMES + 1, CLIP_FRAMES // 2)
+    clips = [evaluate(video[start : start + CLIP_FRAMES]).right(scene) for start in starts]
+    rightness = {trait: float(np.mean([clip[trait] for clip in clips])) for trait in clips[0]}
+    at_borders = np.asarray(borders)
+    inside = np.setdiff1d(np.arange(borders[0] % period, len(video), period), at_borders)
+    inside = inside[inside >= 2]
+
+    frames = video.astype(np.float32)
+    difference = _difference_from_background(frames)
+    contrast = float(np.median(np.quantile(difference, 0.99, axis=(1, 2))))
+    outlines = [_outline(mask) for mask in difference > max(contrast / 2, 15)]
+    changes = np.abs(np.diff(frames, axis=0)).mean(axis=(1, 2, 3))  # of frame i + 1 from frame i
+    jumps = _jumps(outlines, side=frames.shape[1])
+    background = np.median(frames, axis=(1, 2))
+    return LongVerdict(
+        present=_present(outlines),
+        **rightness,
+        border_flicker=float(changes[at_borders - 1].mean() / max(changes[inside - 1].mean(), 1e-6)),
+        border_jump=float(np.nanmean(jumps[at_borders]) / max(np.nanmean(jumps[inside]), 1e-6)),
+        drift=float(np.abs(background - background[:period].mean(axis=0)).max()),
+    )
+
+
+def _present(outlines: Sequence[_Outline | None]) -> float:
+    """Part of the frames whose object has at least 0.6 of the area that it has within half a second."""
+    areas = np.asarray([outline.area if outline else 0.0 for outline in outlines])
+    reach = CLIP_FRAMES // 4
+    usual = [np.median(areas[max(0, i - reach) : i + reach + 1]) for i in range(len(areas))]
+    return float(np.mean((areas > 0) & (areas >= 0.6 * np.asarray(usual))))
+
+
+def _jumps(outlines: Sequence[_Outline | None], side: int) -> np.ndarray:
+    """For each frame, how much the step to it differs from the step before; NaN where there is no object."""
+    places = np.asarray([(np.nan, np.nan) if o is None else (o.x, o.y) for o in outlines])
+    # What leaves on one side comes back on the other: the shorter way counts.
+    steps = (np.diff(places, axis=0) + side / 2) % side - side / 2
+    jumps = np.linalg.norm(np.diff(steps, axis=0), axis=1)
+    return np.concatenate([[np.nan, np.nan], jumps])
 
 
 def _difference_from_background(frames: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from paradit.distributed.world import World
 from paradit.errors import OutOfMemory
 from paradit.memory import give_back_unused, ran_out
 from paradit.models.blending import join
+from paradit.models.latent_blocks import LatentBlocks
 from paradit.models.protocol import Decoder, Frames, VideoModel
 from paradit.progress import Progress
 from paradit.tiles import Grid
@@ -76,7 +77,7 @@ def decode(
 
 def frames(
     model: VideoModel,
-    latents: Tensor,
+    latents: Tensor | LatentBlocks,
     tile: int | None,
     progress: Progress,
     attempt: Attempt | None = None,
@@ -91,7 +92,7 @@ def frames(
     vae = model.spec.vae
     height, width = (size * vae.spatial_compression for size in latents.shape[3:])
     decoder = model.decoder(latents, park=park)
-    samples = pictures(decoder, vae.grid(height, width, tile), attempt or Attempt(None, latents.device))
+    samples = pictures(decoder, vae.grid(height, width, tile), attempt or Attempt(None, model.device))
     with progress.stage("decode", total=latents.shape[2]):
         for latent_frame, part in enumerate(decoder.frames(samples)):
             progress.step("decode", latent_frame + 1)

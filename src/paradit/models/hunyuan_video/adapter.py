@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import HunyuanVideoPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
 from torch import Tensor
 
 from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
 from paradit.models.hunyuan_video.spec import HunyuanVideoTransformerSpec
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
+from paradit.models.latent_blocks import LatentBlocks
 from paradit.models.loading import fingerprint, load_pipeline
 from paradit.models.protocol import Prompt, Scheduler
 from paradit.models.spec import ModelSpec
@@ -74,12 +74,13 @@ class HunyuanVideoModel:
         return embeds.to(self.dtype), mask.to(self.dtype), pooled.to(self.dtype), guidance
 
     def scheduler(self, num_inference_steps: int) -> Scheduler:
-        """A copy of the folder's scheduler, set to its steps: it counts them, for one request."""
-        scheduler = copy.deepcopy(self._pipeline.scheduler)
+        """One like the folder's, set to its steps: it counts them, for one request."""
+        scheduler: Any = _InFp32.from_config(self._pipeline.scheduler.config)  # type: ignore[no-untyped-call]
         sigmas = np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1]
         scheduler.set_timesteps(sigmas=sigmas, device=self.device)
         scheduler.set_begin_index(0)
-        return _InFp32(scheduler)
+        own: Scheduler = scheduler
+        return own
 
     def expert_at(self, timestep: Tensor) -> int:  # noqa: ARG002
         """There is one."""
@@ -89,26 +90,21 @@ class HunyuanVideoModel:
         """[B], in the latents' dtype."""
         return timestep.expand(len(latents)).to(latents.dtype)
 
-    def decoder(self, latents: Tensor, *, park: bool = False) -> HunyuanVideoDecoder:  # noqa: ARG002
+    def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> HunyuanVideoDecoder:  # noqa: ARG002
         """Decodes latents [1, C, F, h, w]. It keeps nothing between a tile's pieces that could be parked."""
         return HunyuanVideoDecoder(self._pipeline.vae, self._pipeline.video_processor, latents)
 
 
-class _InFp32:
+class _InFp32(FlowMatchEulerDiscreteScheduler):
     """FlowMatchEulerDiscreteScheduler, with latents that stay in fp32.
 
     It rounds each step's result to the dtype of the prediction. So in bf16 the pipeline's latents lose what a
     small step adds, and its timesteps are rounded too, by up to 2; ours are not. In fp32 it is the same.
     """
 
-    def __init__(self, scheduler: Any) -> None:
-        self._scheduler = scheduler
-        self.timesteps: Tensor = scheduler.timesteps
-
     def step(
         self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = False
     ) -> tuple[Tensor]:
-        stepped: tuple[Tensor] = self._scheduler.step(
-            model_output.float(), timestep, sample, return_dict=return_dict
-        )
+        base: Any = super()
+        stepped: tuple[Tensor] = base.step(model_output.float(), timestep, sample, return_dict=return_dict)
         return stepped

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paradit.models.latent_blocks import LatentBlocks, in_blocks
 from paradit.models.protocol import Frames
 from paradit.tiles import Tile
 
@@ -21,8 +22,12 @@ from paradit.tiles import Tile
 class HunyuanVideoDecoder:
     """Decodes a video's latents, a piece being the samples of a group of latent frames."""
 
-    def __init__(self, vae: Any, video_processor: Any, latents: Tensor) -> None:
-        """Of scaled latents [1, C, F, h, w]. vae: AutoencoderKLHunyuanVideo. video_processor: diffusers'."""
+    def __init__(self, vae: Any, video_processor: Any, latents: Tensor | LatentBlocks) -> None:
+        """Of scaled latents [1, C, F, h, w]; blocks are waited for, all of them.
+
+        vae: AutoencoderKLHunyuanVideo. video_processor: diffusers'.
+        """
+        latents = in_blocks(latents).whole()
         self._vae, self._video_processor = vae, video_processor
         self._z = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
         self._groups = _groups(vae, self._z.shape[2])

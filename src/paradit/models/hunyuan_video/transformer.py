@@ -77,6 +77,10 @@ class Tokens:
     context: Context
     layout: Layout
 
+    @property
+    def changing(self) -> tuple[Tensor, Tensor]:
+        return self.hidden_states, self.encoder_hidden_states
+
     def shard(self, start: int, stop: int | None) -> Tokens:
         """The video's tokens start to stop, and all of the text's."""
         start, stop, _ = slice(start, stop).indices(self.hidden_states.shape[1])
@@ -159,11 +163,23 @@ class HunyuanVideoTransformer:
         # A HunyuanVideoTransformer3DModel; diffusers' configs and submodules are untyped.
         refuse_image_conditions(module.config)
         self.module = module
-        self.blocks: list[DoubleBlock | SingleBlock] = [
-            *(DoubleBlock(block, compile=compile) for block in module.transformer_blocks),
-            *(SingleBlock(block, compile=compile) for block in module.single_transformer_blocks),
-        ]
+        self._compile = compile
+        self.blocks = self._cut()
         self.num_heads: int = module.config.num_attention_heads
+
+    def keep_layers(self, layers: range) -> None:
+        """Hold only these blocks, double ones before single ones, and what is before and after all."""
+        double, module = len(self.module.transformer_blocks), self.module
+        start, stop = max(0, layers.start - double), max(0, layers.stop - double)
+        module.transformer_blocks = module.transformer_blocks[layers.start : layers.stop]
+        module.single_transformer_blocks = module.single_transformer_blocks[start:stop]
+        self.blocks = self._cut()
+
+    def _cut(self) -> list[DoubleBlock | SingleBlock]:
+        return [
+            *(DoubleBlock(block, compile=self._compile) for block in self.module.transformer_blocks),
+            *(SingleBlock(block, compile=self._compile) for block in self.module.single_transformer_blocks),
+        ]
 
     def layout(self, latent_shape: tuple[int, int, int]) -> Layout:
         """Where the tokens of latents of (F, H, W) are, without any text; once per request."""
@@ -240,6 +256,27 @@ class HunyuanVideoTransformer:
             context=context,
             layout=layout.with_text(text.shape[1]),
         )
+
+    def resume(
+        self, changing: Sequence[Tensor], timestep: Tensor, context: Context, layout: Layout
+    ) -> Tokens:
+        """The Tokens that another rank's blocks left, of which `changing` is what they changed."""
+        hidden_states, text = changing
+        temb, _ = self.module.time_text_embed(timestep, context.pooled_projections, context.guidance)
+        return Tokens(
+            hidden_states=hidden_states,
+            encoder_hidden_states=text,
+            temb=temb,
+            timestep=timestep,
+            context=context,
+            layout=layout.with_text(text.shape[1]),
+        )
+
+    def changing_shapes(self, context: Context, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of the video's tokens [B, S, width] and the text's [B, T, width]."""
+        width = self.module.config.num_attention_heads * self.module.config.attention_head_dim
+        sizes = prod(layout.grid), context.prompt_embeds.shape[1]
+        return (context.batch, sizes[0], width), (context.batch, sizes[1], width)
 
     def head(self, tokens: Tokens) -> Tensor:
         """Each video token's part of the prediction, [B, S, patch values]; of its own tokens on a rank."""

@@ -10,6 +10,7 @@ import torch
 from diffusers import WanPipeline
 from torch import Tensor
 
+from paradit.models.latent_blocks import LatentBlocks
 from paradit.models.loading import fingerprint, load_pipeline
 from paradit.models.protocol import Prompt, Scheduler
 from paradit.models.spec import ModelSpec
@@ -90,6 +91,6 @@ class WanModel:
             tokens *= size // step
         return timestep.float().expand(batch, tokens)
 
-    def decoder(self, latents: Tensor, *, park: bool = False) -> WanDecoder:
+    def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> WanDecoder:
         """Decodes latents [1, C, F, h, w]. park: tiles' caches wait in the machine's memory."""
         return WanDecoder(self._pipeline.vae, self._pipeline.video_processor, latents, park=park)

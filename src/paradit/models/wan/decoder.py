@@ -14,6 +14,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from torch import Tensor
 
+from paradit.models.latent_blocks import LatentBlocks, in_blocks
 from paradit.models.protocol import Frames
 from paradit.tiles import Tile
 
@@ -24,16 +25,16 @@ Cache: TypeAlias = "list[Tensor | str | None]"
 class WanDecoder:
     """Decodes a video's latents, a piece being the samples of one latent frame."""
 
-    def __init__(self, vae: Any, video_processor: Any, latents: Tensor, *, park: bool) -> None:
+    def __init__(self, vae: Any, video_processor: Any, latents: Tensor | LatentBlocks, *, park: bool) -> None:
         """Of normalised latents [1, C, F, h, w]. vae: AutoencoderKLWan. video_processor: diffusers'.
 
         park: keep tiles' caches in the machine's memory while other tiles decode, not on the GPU.
         """
         self._vae, self._video_processor, self._park = vae, video_processor, park
         self._patch: int = vae.config.patch_size or 1
-        self._z = _denormalise(vae, latents.to(vae.device, vae.dtype))
+        self._latents = in_blocks(latents)
         self.scale: int = vae.spatial_compression_ratio // self._patch
-        self.num_pieces: int = self._z.shape[2]
+        self.num_pieces: int = latents.shape[2]
 
     def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:
         """Of a tile's piece: the first latent frame is one frame, each other one four."""
@@ -44,13 +45,16 @@ class WanDecoder:
     @torch.no_grad()
     def pieces(self, tile: Tile) -> Iterator[Tensor]:
         """The tile's samples [1, C, f, H, W], for one latent frame after the other; in patches, unclamped."""
-        z = self._z[..., tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop]
+        rows, columns = (slice(span.start, span.stop) for span in (tile.rows, tile.columns))
+        whole = (tile.rows.size, tile.columns.size) == tuple(self._latents.shape[3:])
         modules = self._vae.decoder.modules()
         cache: Cache = [None] * sum(isinstance(module, WanCausalConv3d) for module in modules)
         # On a CPU it is the same memory, but the heap stays in order: see `_parked`.
-        park = z.shape != self._z.shape and (self._park or z.device.type == "cpu")
+        park = not whole and (self._park or self._vae.device.type == "cpu")
         for index in range(self.num_pieces):
-            yield self._next(z[:, :, index : index + 1], cache, first=index == 0, park=park)
+            latents = self._latents.frame(index).to(self._vae.device, self._vae.dtype)
+            z = _denormalise(self._vae, latents[..., rows, columns])
+            yield self._next(z, cache, first=index == 0, park=park)
 
     def _next(self, z: Tensor, cache: Cache, *, first: bool, park: bool) -> Tensor:
         """The samples of a tile's next latent frame; brings its cache up to date."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -55,6 +56,10 @@ class Tokens:
     """[B, width] or [B, S, width]: the time embedding, for the head."""
     context: Context
     layout: Layout
+
+    @property
+    def changing(self) -> tuple[Tensor]:
+        return (self.hidden_states,)
 
     def shard(self, start: int, stop: int) -> Tokens:
         """Tokens start to stop only, for a rank that holds just these; the grid stays the whole video's."""
@@ -132,8 +137,18 @@ class WanTransformer:
         """compile: what is before and after attention, with `torch.compile`."""
         # A WanTransformer3DModel; diffusers' configs and submodules are untyped.
         self.module = module
-        self.blocks = [WanBlock(block, layer, compile=compile) for layer, block in enumerate(module.blocks)]
+        self._compile = compile
+        self.blocks = self._cut()
         self.num_heads: int = module.config.num_attention_heads
+
+    def keep_layers(self, layers: range) -> None:
+        """Hold only these blocks, and what is before and after all of them."""
+        self.module.blocks = self.module.blocks[layers.start : layers.stop]
+        self.blocks = self._cut()
+
+    def _cut(self) -> list[WanBlock]:
+        blocks = enumerate(self.module.blocks)
+        return [WanBlock(block, layer, compile=self._compile) for layer, block in blocks]
 
     def layout(self, latent_shape: tuple[int, int, int]) -> Layout:
         """Where the tokens of latents of (F, H, W) are; once per request."""
@@ -209,6 +224,21 @@ class WanTransformer:
             modulation=torch.cat([tokens.modulation] * times),
             temb=torch.cat([tokens.temb] * times),
         )
+
+    def resume(
+        self, changing: Sequence[Tensor], timestep: Tensor, context: Context, layout: Layout
+    ) -> Tokens:
+        """The Tokens that another rank's blocks left, of which `changing` is what they changed."""
+        (hidden_states,) = changing
+        temb, modulation = self._time(timestep, hidden_states.dtype)
+        return Tokens(
+            hidden_states=hidden_states, modulation=modulation, temb=temb, context=context, layout=layout
+        )
+
+    def changing_shapes(self, context: Context, layout: Layout) -> tuple[tuple[int, ...]]:
+        """Of the hidden states [B, S, width]."""
+        config = self.module.config
+        return ((context.batch, prod(layout.grid), config.num_attention_heads * config.attention_head_dim),)
 
     def _time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         embedder = self.module.condition_embedder

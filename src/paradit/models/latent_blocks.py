@@ -1,0 +1,34 @@
+"""A video's latents as they come, so that it is decoded while it is still being made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class LatentBlocks:
+    """Latents [1, C, F, h, w] in blocks of frames; a block is asked for when those before it are used up."""
+
+    def __init__(self, shape: tuple[int, ...], blocks: Iterable[Tensor]) -> None:
+        """shape: [1, C, F, h, w], of all."""
+        self.shape = shape
+        self._frames = (frame for block in blocks for frame in torch.split(block, 1, dim=2))
+        self._index, self._frame = -1, torch.empty(0)
+
+    def frame(self, index: int) -> Tensor:
+        """[1, C, 1, h, w]: the next frame, or the one that was asked for last."""
+        if index == self._index + 1:
+            self._index, self._frame = index, next(self._frames)
+        assert index == self._index, f"frame {index} is asked for after {self._index}"
+        return self._frame
+
+    def whole(self) -> Tensor:
+        """All that is left, once it has come."""
+        return torch.cat(list(self._frames), dim=2)
+
+
+def in_blocks(latents: Tensor | LatentBlocks) -> LatentBlocks:
+    """Latents that are all there, as if they came."""
+    return latents if isinstance(latents, LatentBlocks) else LatentBlocks(tuple(latents.shape), [latents])

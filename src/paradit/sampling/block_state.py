@@ -1,0 +1,67 @@
+"""What a run over frame blocks holds between two rounds: enough to go on from there, with the same bits.
+
+Plain values and tensors. The noise of blocks to come is not among them: it follows from the seed and a
+block's number. Nor are the right neighbours' keys: every round begins without any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paradit.attention.window import Features
+from paradit.models.protocol import Scheduler
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockState:
+    """A frame block between two steps."""
+
+    level: int
+    """How many steps it has taken."""
+    latents: Tensor
+    """[1, C, F, h, w], fp32."""
+    before: Tensor | None
+    """The same one step earlier, for a right neighbour that reads its own level."""
+    solver: dict[str, Any]
+    """What the block's own scheduler remembers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueState:
+    """A run between two rounds, as one rank holds it; on the first rank with the blocks."""
+
+    round: int
+    """The next one."""
+    blocks: dict[int, BlockState] = field(default_factory=dict)
+    """By number: those in the queue, and the last one that left it, which is still read."""
+    left_features: dict[tuple[int, int], Features] = field(default_factory=dict)
+    """By (block, guidance branch), with the layers' numbers in the whole model; only where the left context
+    comes from the cache, since its keys cannot be computed once more."""
+
+
+def solver_state(scheduler: Scheduler, fresh: Scheduler) -> dict[str, Any]:
+    """What a diffusers scheduler has come to remember since it was as `fresh`."""
+    return {
+        name: list(value) if isinstance(value, list) else value
+        for name, value in vars(scheduler).items()
+        if not _same(value, vars(fresh).get(name))
+    }
+
+
+def restore_solver(fresh: Scheduler, state: dict[str, Any]) -> Scheduler:
+    """A scheduler that remembers it again."""
+    copied = {name: list(value) if isinstance(value, list) else value for name, value in state.items()}
+    vars(fresh).update(copied)
+    return fresh
+
+
+def _same(value: Any, other: Any) -> bool:
+    if isinstance(value, list | tuple) and isinstance(other, list | tuple):
+        return len(value) == len(other) and all(map(_same, value, other))
+    if isinstance(value, Tensor) and isinstance(other, Tensor):
+        return torch.equal(value, other)
+    return type(value) is type(other) and bool(value == other)

@@ -1,0 +1,73 @@
+"""Dividing a model's layers over pipeline ranks, by what they are measured to take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from paradit.attention.local import local
+from paradit.distributed.world import World
+from paradit.models.protocol import Block, Prompt, VideoModel
+from paradit.sampling.forward import run
+from paradit.sampling.rehearsal import seconds
+from paradit.scheduling.layer_pipeline import split_layers
+
+
+@dataclass(frozen=True)
+class LayerCosts:
+    """What the parts of a forward take, in any unit."""
+
+    layers: tuple[float, ...]
+    embed: float = 0.0
+    head: float = 0.0
+
+
+@dataclass(frozen=True)
+class LayerShare:
+    """A rank's place in a layer pipeline."""
+
+    world: World
+    way_back: World
+    """For predictions, from the last rank to the first."""
+    layers: range
+
+
+@torch.no_grad()
+def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Prompt) -> LayerCosts:
+    """Seconds of each part for latents of (F, h, w); layers of a kind are taken to be alike."""
+    transformer, device = model.experts[0], model.device
+    latents = torch.zeros(1, model.spec.vae.z_dim, *shape, dtype=model.dtype, device=device)
+    timestep = model.model_timestep(model.scheduler(2).timesteps[0], latents)
+    context, layout = transformer.context(*prompt), transformer.layout(shape)
+    tokens = transformer.embed(latents, timestep, context, layout)
+    attend = local()
+
+    def layer(block: Block) -> None:
+        block.finish(tokens, run(attend(0, block.project(tokens), tokens.layout)))
+
+    kinds = {type(block): block for block in transformer.blocks}
+    by_kind = {kind: seconds(partial(layer, block), device) for kind, block in kinds.items()}
+    return LayerCosts(
+        layers=tuple(by_kind[type(block)] for block in transformer.blocks),
+        embed=seconds(lambda: transformer.embed(latents, timestep, context, layout), device),
+        head=seconds(lambda: transformer.unpatchify(transformer.head(tokens), layout), device),
+    )
+
+
+def divide_layers(model: VideoModel, world: World, costs: LayerCosts | None) -> LayerShare:
+    """Divide the layers over the ranks; the model holds no others than this rank's from here on.
+
+    All ranks call it, once for a model. costs: the first rank's count; the others may give None. Raises
+    InputError where there are more ranks than layers.
+    """
+    num_layers = len(model.experts[0].blocks)
+    costs = costs or LayerCosts((1.0,) * num_layers)
+    split = split_layers(costs.layers, world.size, costs.embed, costs.head)
+    starts = torch.tensor([part.start for part in split] + [num_layers], device=world.device)
+    starts = world.transport().broadcast(starts)
+    mine = range(int(starts[world.rank]), int(starts[world.rank + 1]))
+    for expert in model.experts:
+        expert.keep_layers(mine)
+    return LayerShare(world, world.way_back(), mine)

@@ -1,0 +1,437 @@
+"""Long videos by blocks: what is computed, and that it is the same bits on any number of ranks."""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from paradit.attention.local import sdpa
+from paradit.distributed import channel
+from paradit.distributed.world import World
+from paradit.models.latent_blocks import LatentBlocks
+from paradit.models.protocol import VideoModel
+from paradit.models.registry import loader
+from paradit.models.spec import read_spec
+from paradit.progress import Progress
+from paradit.sampling import block_pipeline, full_sequence
+from paradit.sampling.block_pipeline import BlockPipeline
+from paradit.sampling.block_state import QueueState
+from paradit.sampling.forward import run
+from paradit.sampling.guidance import guide
+from paradit.sampling.layer_split import LayerCosts, LayerShare, divide_layers, measure_layers
+from paradit.sampling.noise import BlockNoise, PooledNoise
+from paradit.scheduling.block_queue import LEVELS, BlockQueue
+from paradit.scheduling.layer_pipeline import idle_slots
+from paradit.testing import run_world
+from tiny import VARIANTS, decoded, save_folder, save_hunyuan_folder
+
+SIZE = 4, 6
+"""Of the latents."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A video, and how it is made."""
+
+    frames: int
+    block_frames: int
+    context_frames: int
+    steps: int
+    left_level: str = "same-level"
+    left_source: str = "latents"
+    guided: bool = True
+
+    @property
+    def queue(self) -> BlockQueue:
+        return BlockQueue(
+            num_frames=self.frames,
+            block_frames=self.block_frames,
+            context_frames=self.context_frames,
+            num_steps=self.steps,
+            left_level=self.left_level,
+            left_source=self.left_source,
+        )
+
+
+CASES = [
+    Case(11, 3, 2, 5),
+    Case(11, 3, 2, 5, left_level="one-cleaner"),
+    Case(11, 3, 2, 5, left_source="cache"),
+    Case(12, 2, 2, 4, left_source="cache", guided=False),
+    Case(7, 2, 1, 2, left_level="one-cleaner"),  # fewer steps than ranks
+    Case(5, 4, 4, 6),  # two blocks, the last of one frame
+    Case(3, 8, 2, 3, guided=False),  # one block
+    Case(6, 2, 0, 3),
+]
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> VideoModel:
+    spec = read_spec(folder)
+    model: VideoModel = loader(spec.pipeline_class)(spec, dtype, torch.device("cpu"))
+    return model
+
+
+def noise_for(model: VideoModel, case: Case, seed: int = 3) -> BlockNoise:
+    return PooledNoise((model.spec.vae.z_dim, *SIZE), seed, case.block_frames, case.context_frames)
+
+
+def pipeline(
+    model: VideoModel,
+    case: Case,
+    share: LayerShare | None = None,
+    state: QueueState | None = None,
+    queue: BlockQueue | None = None,
+) -> BlockPipeline:
+    texts = ["a red circle", "blurry"] if case.guided and not model.spec.embedded_guidance else ["a circle"]
+    return BlockPipeline(
+        model,
+        queue or case.queue,
+        tuple(model.encode_prompt(text) for text in texts),
+        noise_for(model, case),
+        SIZE,
+        guidance_scales=(3.0, 2.0)[: len(model.experts)],
+        share=share,
+        state=state,
+    )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As a rank has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def alone(folder: Path, cases: list[Case]) -> list[list[Tensor]]:
+    with one_thread():
+        model = load(folder)
+        return [list(pipeline(model, case).blocks()) for case in cases]
+
+
+def on_ranks(world: World, folder: Path, cases: list[Case], costs: LayerCosts | None) -> list[list[Tensor]]:
+    model = load(folder)
+    share = divide_layers(model, world, costs)
+    return [list(pipeline(model, case, share).blocks()) for case in cases]
+
+
+def check_ranks(folder: Path, cases: list[Case], num_ranks: int, costs: LayerCosts | None = None) -> None:
+    expected = alone(folder, cases)
+    first, *others = run_world(on_ranks, num_ranks, folder, cases, costs, timeout=240)
+    assert all(made == [[] for _ in cases] for made in others)
+    for case, made, blocks in zip(cases, first, expected, strict=True):
+        assert sum(block.shape[2] for block in made) == case.frames
+        assert all(torch.equal(a, b) for a, b in zip(made, blocks, strict=True)), case
+
+
+@pytest.mark.parametrize(("num_ranks", "layers"), [(1, 2), (2, 5), (3, 4), (4, 4), (4, 7)])
+def test_same_bits_on_any_number_of_ranks(num_ranks: int, layers: int, tmp_path: Path) -> None:
+    check_ranks(save_folder("wan21", tmp_path, layers=layers), CASES, num_ranks)
+
+
+@pytest.mark.parametrize("variant", ["wan22_a14b", "wan22_ti2v"])
+def test_every_wan_on_three_ranks(variant: str, tmp_path: Path) -> None:
+    folder = save_folder(variant, tmp_path, layers=3)
+    check_ranks(folder, CASES[:3], 3)
+
+
+def test_hunyuan_video_on_two_ranks(tmp_path: Path) -> None:
+    """Two double blocks and two single ones; the text's tokens travel too."""
+    check_ranks(save_hunyuan_folder(tmp_path), CASES[:3], 2, LayerCosts((3.0, 1.0, 1.0, 1.0)))
+
+
+def in_bf16(world: World, folder: Path) -> list[Tensor]:
+    model = load(folder, torch.bfloat16)
+    share = divide_layers(model, world, None)
+    return list(pipeline(model, CASES[0], share).blocks())
+
+
+def test_bf16(tmp_path: Path) -> None:
+    folder = save_folder("wan22_a14b", tmp_path, layers=3)
+    (expected,), (made, *_) = (run_world(in_bf16, num_ranks, folder) for num_ranks in (1, 3))
+    assert all(block.dtype == torch.float32 for block in made)
+    assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
+
+
+class Clock:
+    """Counts slots as the ranks really go, by what they wait for: it travels with every message."""
+
+    now = 0.0
+
+    class Channel(channel.Channel):
+        def send(self, tensor: Tensor) -> None:
+            super().send(tensor)
+            super().send(torch.tensor([Clock.now]))
+
+        def receive(self, *args: object) -> Tensor:
+            message = super().receive(*args)
+            Clock.now = max(Clock.now, float(super().receive(*args)))
+            return message
+
+    class Expected(channel.Expected):
+        def __init__(self, world: World, sender: int, shapes: Iterator, dtype: torch.dtype) -> None:
+            super().__init__(world, sender, ([*group, (1,)] for group in shapes), dtype)
+
+        def receive(self) -> list[Tensor]:
+            *messages, time = super().receive()
+            Clock.now = max(Clock.now, float(time))
+            return messages
+
+
+def slots_taken(world: World, folder: Path, cases: list[Case]) -> list[float]:
+    """Of rank 0, in block-steps, until its last prediction has come."""
+    model, taken = load(folder), []
+    share = divide_layers(model, world, None)
+
+    def run_in_one_slot(work: Generator) -> object:
+        Clock.now += 1
+        return run(work)
+
+    block_pipeline.Channel, block_pipeline.Expected = Clock.Channel, Clock.Expected
+    block_pipeline.run = run_in_one_slot
+    block_pipeline.HOP_DEPTH *= 2
+    for case in cases:
+        Clock.now = 0.0
+        list(pipeline(model, case, share).blocks())
+        taken.append(Clock.now / (2 if case.guided else 1))
+    return taken
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+def test_idle_slots_of_real_runs(num_ranks: int, tmp_path: Path) -> None:
+    """Those of the schedule: with one branch (N-1)^2 and N^2-1."""
+    folder, size = save_folder("wan21", tmp_path, layers=4), (2 * num_ranks + 2, 2, 1, num_ranks)
+    cases = [Case(*size, level, guided=guided) for guided in (False, True) for level in LEVELS]
+    slots, *_ = run_world(slots_taken, num_ranks, folder, cases)
+    idle = [taken - (num_ranks + 1) * num_ranks for taken in slots]
+    assert idle[:2] == [(num_ranks - 1) ** 2, num_ranks**2 - 1]
+    assert idle == [idle_slots(case.queue, num_ranks, 1 + case.guided) for case in cases]
+
+
+def test_a_rank_holds_its_own_layers_only(tmp_path: Path) -> None:
+    folder = save_folder("wan22_a14b", tmp_path, layers=3)
+    held = run_world(layers_held, 2, folder)
+    assert held == [(range(0, 1), [1, 1]), (range(1, 3), [2, 2])]
+
+
+def layers_held(world: World, folder: Path) -> tuple[range, list[int]]:
+    model = load(folder)
+    share = divide_layers(model, world, LayerCosts((1.0,) * 3, embed=2.0) if world.rank == 0 else None)
+    held = [len(expert.module.blocks) for expert in model.experts]
+    assert held == [len(expert.blocks) for expert in model.experts]
+    return share.layers, held
+
+
+def test_costs_are_measured(tmp_path: Path) -> None:
+    model = load(save_folder("wan21", tmp_path, layers=3))
+    costs = measure_layers(model, (3, *SIZE), model.encode_prompt("a circle"))
+    assert len(costs.layers) == 3
+    assert min(*costs.layers, costs.head, costs.embed) > 0
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_one_block_is_the_whole_video_at_once(guided: bool, tmp_path: Path) -> None:
+    model = load(save_folder("wan22_a14b", tmp_path))
+    case = Case(5, 5, 0, 6, guided=guided)
+    texts = ["a red circle", "blurry"] if guided else ["a circle"]
+    with one_thread():
+        expected = full_sequence.denoise(
+            model,
+            noise_for(model, case).block(0),
+            tuple(model.encode_prompt(text) for text in texts),
+            num_inference_steps=case.steps,
+            guidance_scales=(3.0, 2.0),
+            progress=Progress(),
+        )
+        (made,) = pipeline(model, case).blocks()
+    assert torch.equal(made, expected)
+
+
+class Plainly:
+    """The method written down once more, without a queue: everything is kept, and chosen by its level."""
+
+    def __init__(self, model: VideoModel, case: Case) -> None:
+        self.model, self.case, self.noise = model, case, noise_for(model, case)
+        self.latents: dict[tuple[int, int], Tensor] = {}
+        self.keys: dict[tuple[int, int, int, int], tuple[Tensor, Tensor]] = {}
+        """By (block, level, branch, layer): of the block's own frames."""
+        self.schedulers: dict[int, object] = {}
+
+    def make(self) -> list[Tensor]:
+        case, blocks = self.case, -(-self.case.frames // self.case.block_frames)
+        for block in range(blocks):
+            frames = min(case.block_frames, case.frames - block * case.block_frames)
+            self.latents[block, 0] = self.noise.block(block)[:, :, :frames]
+            self.schedulers[block] = self.model.scheduler(case.steps)
+        for round in range(blocks + case.steps - 1):
+            for block in reversed(range(blocks)):
+                if 0 <= round - block < case.steps:
+                    self.take(block, round - block, pushed=min(round, blocks - 1))
+        return [self.latents[block, case.steps] for block in range(blocks)]
+
+    def take(self, block: int, step: int, pushed: int) -> None:
+        case, own, context = self.case, self.latents[block, step], self.case.context_frames
+        timestep = self.schedulers[block].timesteps[step]
+        expert = self.model.expert_at(timestep)
+        before = [own.new_empty(*own.shape[:2], 0, *SIZE)] * 2
+        left, right = before
+        if block and context:
+            level = step + 1 if case.left_level == "one-cleaner" else step
+            left = self.latents[block - 1, level][:, :, -context:]
+        if block < pushed and context:
+            right = self.latents[block + 1, step - 1][:, :, :context]
+            same_expert = self.model.expert_at(self.schedulers[block].timesteps[step - 1]) == expert
+        tokens_in_a_frame = SIZE[0] * SIZE[1] // 4
+        read_left = left.shape[2] if case.left_source == "cache" else 0
+        read_right = right.shape[2] if right.shape[2] and same_expert else 0
+        window = torch.cat([left, own, right], dim=2)
+        predictions = []
+        for branch, text in enumerate(["a red circle", "blurry"] if case.guided else ["a circle"]):
+            transformer = self.model.experts[expert]
+            layout = transformer.layout(tuple(window.shape[2:]))
+            context_of_text = transformer.context(*self.model.encode_prompt(text))
+            tokens = transformer.embed(
+                window, self.model.model_timestep(timestep, window), context_of_text, layout
+            )
+            start, stop = (tokens_in_a_frame * frames for frames in (read_left, window.shape[2] - read_right))
+            first = tokens_in_a_frame * left.shape[2] - start
+            last = first + tokens_in_a_frame * own.shape[2]
+            part = tokens.shard(start, stop)
+            for layer, cut in enumerate(transformer.blocks):
+                value, key, query = cut.project(part)
+                self.keys[block, step, branch, layer] = key[:, first:last], value[:, first:last]
+                all_keys, all_values = [key], [value]
+                if read_left:
+                    k, v = self.keys[block - 1, step, branch, layer]
+                    all_keys.insert(0, k[:, -start:])
+                    all_values.insert(0, v[:, -start:])
+                if read_right:
+                    k, v = self.keys[block + 1, step - 1, branch, layer]
+                    all_keys.append(k[:, : tokens_in_a_frame * read_right])
+                    all_values.append(v[:, : tokens_in_a_frame * read_right])
+                rotated = layout.rope.apply(torch.cat(all_keys, dim=1))
+                attended = sdpa(part.layout.rope.apply(query), rotated, torch.cat(all_values, dim=1))
+                part = cut.finish(part, attended)
+            values = transformer.head(part)[:, first:last]
+            predictions.append(transformer.unpatchify(values, transformer.layout(tuple(own.shape[2:]))))
+        guided = guide(predictions, (3.0, 2.0)[expert])
+        (after,) = self.schedulers[block].step(guided, timestep, own, return_dict=False)
+        self.latents[block, step + 1] = after
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@torch.no_grad()
+def test_equals_the_method_written_plainly(case: Case, tmp_path: Path) -> None:
+    model = load(save_folder("wan22_a14b", tmp_path, layers=2))
+    experts = [model.expert_at(timestep) for timestep in model.scheduler(case.steps).timesteps]
+    assert 0 in experts
+    assert case.steps < 4 or 1 in experts
+    for made, expected in zip(pipeline(model, case).blocks(), Plainly(model, case).make(), strict=True):
+        torch.testing.assert_close(made, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", [*CASES[:5], "hunyuan_video"], ids=str)
+def test_stopped_after_any_round_and_gone_on(case: Case | str, tmp_path: Path) -> None:
+    if isinstance(case, Case):
+        folder = save_folder("wan22_a14b", tmp_path)
+    else:
+        folder, case = save_hunyuan_folder(tmp_path), CASES[1]
+    model, states, done = load(folder), [], []
+    with one_thread():
+        made: list[Tensor] = []
+        for block in pipeline(model, case).blocks(
+            lambda state: (states.append(state), done.append(len(made)))
+        ):
+            made.append(block)
+        assert [state.round for state in states] == list(range(1, case.queue.num_rounds + 1))
+        assert max(len(state.blocks) for state in states) <= case.steps + 1
+        for state, before in zip(states, done, strict=True):
+            rest = list(pipeline(load(folder), case, state=state).blocks())
+            assert len(rest) == len(made) - before
+            assert all(torch.equal(a, b) for a, b in zip(rest, made[before:], strict=True))
+
+
+def saved_on_ranks(world: World, folder: Path, case: Case) -> list[QueueState]:
+    model, states = load(folder), []
+    share = divide_layers(model, world, None)
+    list(pipeline(model, case, share).blocks(states.append, save_every=3))
+    return states
+
+
+def going_on(world: World, folder: Path, case: Case, state: QueueState) -> list[Tensor]:
+    model = load(folder)
+    share = divide_layers(model, world, None)
+    return list(pipeline(model, case, share, state).blocks())
+
+
+@pytest.mark.parametrize("source", ["latents", "cache"])
+def test_gone_on_with_another_number_of_ranks(source: str, tmp_path: Path) -> None:
+    folder, case = save_folder("wan21", tmp_path, layers=3), replace(CASES[0], left_source=source)
+    (expected,) = alone(folder, [case])
+    by_rank = run_world(saved_on_ranks, 3, folder, case)
+    assert [state.round for state in by_rank[1]] == [3, 6]
+    first, *others = (states[-1] for states in by_rank)
+    features = {
+        key: {layer: part for state in (first, *others) for layer, part in state.left_features[key].items()}
+        for key in first.left_features
+    }
+    assert bool(features) == (source == "cache")
+    whole = replace(first, left_features=features)
+    made, _ = run_world(going_on, 2, folder, case, whole)
+    assert made
+    assert all(torch.equal(a, b) for a, b in zip(made, expected[-len(made) :], strict=True))
+
+
+@pytest.mark.parametrize("case", CASES[:3], ids=str)
+def test_a_video_is_extended_from_the_last_state_before_its_end_is_known(case: Case, tmp_path: Path) -> None:
+    model, states = load(save_folder("wan21", tmp_path)), []
+    longer = replace(case, frames=case.frames + 5)
+    with one_thread():
+        list(pipeline(model, case).blocks(states.append))
+        whole = list(pipeline(model, longer).blocks())
+        # Before the last block joins the queue, which may become longer, or get a right neighbour.
+        state = states[case.queue.num_blocks - 2]
+        rest = list(pipeline(model, longer, state=state).blocks())
+    assert all(torch.equal(a, b) for a, b in zip(rest, whole[-len(rest) :], strict=True))
+
+
+def test_a_video_without_end(tmp_path: Path) -> None:
+    model, case = load(save_folder("wan21", tmp_path)), Case(20, 2, 1, 3)
+    with one_thread():
+        endless = pipeline(model, case, queue=replace(case.queue, num_frames=None)).blocks()
+        whole = pipeline(model, case).blocks()
+        for made, expected in zip(islice(endless, 7), whole, strict=False):
+            assert torch.equal(made, expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_blocks_are_decoded_as_they_come(variant: str, tmp_path: Path) -> None:
+    """The frames are those of the whole latents, and a block is asked for when those before are decoded."""
+    model = load(save_folder(variant, tmp_path))
+    latents = torch.randn(1, model.spec.vae.z_dim, 6, *SIZE)
+    asked: list[int] = []
+
+    def blocks() -> Iterator[Tensor]:
+        for block in latents.split([1, 3, 2], dim=2):
+            asked.append(len(made))
+            yield block
+
+    made: list[object] = []
+    for frames in decoded(model, LatentBlocks(tuple(latents.shape), blocks())):
+        made.append(frames)
+    assert asked == [0, 1, 4]
+    for frames, expected in zip(made, decoded(model, latents), strict=True):
+        assert (frames == expected).all()
+
+
+def test_latents_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    model = load(save_folder("wan21", tmp_path))
+    model.experts[0].module.proj_out.bias.data.fill_(torch.inf)
+    with pytest.raises(FloatingPointError, match="the latents of block 1 are not finite after step 1"):
+        list(pipeline(model, CASES[0]).blocks())

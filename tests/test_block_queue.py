@@ -1,0 +1,294 @@
+"""The block queue and the layer pipeline: pure data flow, played without torch."""
+
+import random
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+
+import pytest
+
+from paradit.errors import InputError
+from paradit.models.folder import find_model
+from paradit.models.spec import read_spec
+from paradit.scheduling.block_queue import LEVELS, BlockQueue, BlockStep, position_warning
+from paradit.scheduling.layer_pipeline import (
+    Collect,
+    Compute,
+    Operation,
+    duration,
+    idle_slots,
+    in_flight,
+    program,
+    split_layers,
+)
+
+
+def blocks_and_steps(num_blocks: int, num_steps: int, left_level: str = "same-level") -> BlockQueue:
+    return BlockQueue(
+        num_frames=4 * num_blocks,
+        block_frames=4,
+        context_frames=2,
+        num_steps=num_steps,
+        left_level=left_level,
+    )
+
+
+def random_queue(rng: random.Random) -> BlockQueue:
+    block_frames = rng.randint(1, 5)
+    source = rng.choice(["latents", "cache"])
+    return BlockQueue(
+        num_frames=rng.randint(1, 40),
+        block_frames=block_frames,
+        context_frames=rng.randint(0, block_frames),
+        num_steps=rng.randint(1, 12),
+        left_level="same-level" if source == "cache" else rng.choice(LEVELS),
+        left_source=source,
+        expert_steps=tuple(rng.sample(range(1, 12), rng.randint(0, 1))),
+    )
+
+
+class Neighbours:
+    """What a rank can read: keys of the block-step before, and of the last round's; no more is kept."""
+
+    def __init__(self) -> None:
+        self.before: BlockStep | None = None
+        self.kept: dict[int, int] = {}
+        """The level of the keys kept of a block, for its right neighbour."""
+
+    def take(self, queue: BlockQueue, step: BlockStep) -> None:
+        if step.right.frames and step.right.source == "cache":
+            assert self.before is not None
+            assert (self.before.block, self.before.step) == (step.block + 1, step.right.level)
+            assert step.step not in queue.expert_steps
+        if step.left.frames and step.left.source == "cache":
+            assert self.kept[step.block - 1] == step.left.level == step.step
+        self.before = step
+        self.kept[step.block] = step.step
+        if step.step == queue.num_steps - 1:
+            self.kept.pop(step.block - 1, None)
+        assert len(self.kept) <= queue.num_steps + 1
+
+
+class Latents:
+    """What rank 0 holds of a block: its latents at two levels, the newest and that before."""
+
+    def __init__(self) -> None:
+        self.level: dict[int, int] = {}
+
+    def begin(self, queue: BlockQueue, step: BlockStep) -> None:
+        if step.step == 0:
+            assert step.block not in self.level
+            self.level[step.block] = 0
+        assert self.level[step.block] == step.step
+        if step.left.computed:
+            wanted = step.step + (queue.left_level == "one-cleaner")
+            assert step.left.level == wanted
+            assert wanted in (self.level[step.block - 1], self.level[step.block - 1] - 1)
+        if step.right.computed:
+            assert step.right.level == step.step - 1
+            assert step.right.level in (self.level[step.block + 1], self.level[step.block + 1] - 1)
+
+    def end(self, queue: BlockQueue, step: BlockStep, num_ranks: int) -> None:
+        assert self.level[step.block] == step.step
+        self.level[step.block] += 1
+        if self.level[step.block] == queue.num_steps:
+            self.level.pop(step.block - 1, None)
+        assert len(self.level) <= queue.num_steps + 1 + in_flight(num_ranks)
+
+
+def play(queue: BlockQueue, num_ranks: int, hop_depth: int, rng: random.Random) -> list[list[BlockStep]]:
+    """Run all ranks' programs over channels of a few messages, in a random order; what each computed.
+
+    Fails where no rank can go on.
+    """
+    programs: list[Iterator[Operation]] = [program(queue, num_ranks, rank) for rank in range(num_ranks)]
+    waiting = [next(each, None) for each in programs]
+    hops: list[deque[BlockStep]] = [deque() for _ in range(num_ranks)]
+    """hops[r]: from rank r to the next; the last one is the way back."""
+    depths = [hop_depth] * (num_ranks - 1) + [in_flight(num_ranks)]
+    neighbours, latents = [Neighbours() for _ in programs], Latents()
+    computed: list[list[BlockStep]] = [[] for _ in programs]
+
+    def ready(rank: int) -> bool:
+        operation = waiting[rank]
+        if operation is None:
+            return False
+        if isinstance(operation, Collect):
+            return bool(hops[-1])
+        return len(hops[rank]) < depths[rank] and (rank == 0 or bool(hops[rank - 1]))
+
+    while any(waiting):
+        able = [rank for rank in range(num_ranks) if ready(rank)]
+        assert able, "nobody can go on"
+        rank = rng.choice(able)
+        operation = waiting[rank]
+        assert operation is not None
+        if isinstance(operation, Collect):
+            assert hops[-1].popleft() == operation.step
+            latents.end(queue, operation.step, num_ranks)
+        else:
+            if rank == 0:
+                latents.begin(queue, operation.step)
+            else:
+                assert hops[rank - 1].popleft() == operation.step
+            neighbours[rank].take(queue, operation.step)
+            computed[rank].append(operation.step)
+            hops[rank].append(operation.step)
+        waiting[rank] = next(programs[rank], None)
+    assert not any(hops)
+    return computed
+
+
+def check_order(queue: BlockQueue, steps: list[BlockStep]) -> None:
+    assert queue.num_blocks is not None
+    taken = dict.fromkeys(range(queue.num_blocks), 0)
+    for step in steps:
+        assert taken[step.block] == step.step
+        taken[step.block] += 1
+    assert set(taken.values()) == {queue.num_steps}
+    assert sum(queue.frames_of(block) for block in taken) == queue.num_frames
+    rounds = [(step.round, -step.block) for step in steps]
+    assert rounds == sorted(rounds), "noisiest first, round after round"
+    assert all(step.window_frames <= queue.window_frames for step in steps)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_schedules_keep_their_invariants(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(100):
+        queue, num_ranks = random_queue(rng), rng.randint(1, 8)
+        computed = play(queue, num_ranks, rng.randint(1, 3), rng)
+        assert all(each == computed[0] for each in computed)
+        check_order(queue, computed[0])
+
+
+def test_what_a_block_reads() -> None:
+    queue = BlockQueue(num_frames=11, block_frames=4, context_frames=2, num_steps=3, expert_steps=(2,))
+    steps = list(queue.steps())
+    told = [
+        (s.round, s.block, s.step, s.frames, (s.left.frames, s.left.level), (s.right.frames, s.right.level))
+        for s in steps
+    ]
+    assert told == [
+        (0, 0, 0, 4, (0, 0), (0, 0)),
+        (1, 1, 0, 4, (2, 0), (0, 0)),
+        (1, 0, 1, 4, (0, 0), (2, 0)),
+        (2, 2, 0, 3, (2, 0), (0, 0)),
+        (2, 1, 1, 4, (2, 1), (2, 0)),
+        (2, 0, 2, 4, (0, 0), (2, 1)),
+        (3, 2, 1, 3, (2, 1), (0, 0)),
+        (3, 1, 2, 4, (2, 2), (2, 1)),
+        (4, 2, 2, 3, (2, 2), (0, 0)),
+    ]
+    assert [s.right.source for s in steps if s.right.frames] == ["cache", "cache", "latents", "latents"]
+    assert [s.computed_frames for s in steps] == [4, 6, 4, 5, 6, 6, 5, 8, 5]
+    assert (queue.num_blocks, queue.num_rounds) == (3, 5)
+
+
+@pytest.mark.parametrize("num_ranks", range(1, 9))
+@pytest.mark.parametrize(("more_steps", "more_blocks"), [(0, 0), (0, 5), (3, 1), (7, 4), (20, 20)])
+def test_idle_slots(num_ranks: int, more_steps: int, more_blocks: int) -> None:
+    sizes = num_ranks + more_blocks, num_ranks + more_steps
+    assert idle_slots(blocks_and_steps(*sizes), num_ranks) == (num_ranks - 1) ** 2
+    assert idle_slots(blocks_and_steps(*sizes, "one-cleaner"), num_ranks) == num_ranks**2 - 1
+
+
+@pytest.mark.parametrize("num_ranks", range(2, 9))
+def test_as_many_blocks_as_ranks_idle_more_where_the_left_one_is_waited_for(num_ranks: int) -> None:
+    """A round is then N block-steps, and the left block's is the second of them: a slot more a round."""
+    for more_steps in (1, 5):
+        queue = blocks_and_steps(num_ranks, num_ranks + more_steps, "one-cleaner")
+        assert idle_slots(queue, num_ranks) == num_ranks**2 - 1 + more_steps
+
+
+@pytest.mark.parametrize("num_ranks", range(1, 9))
+def test_two_branches_one_after_the_other_idle_less_than_half(num_ranks: int) -> None:
+    queue = blocks_and_steps(num_ranks + 3, num_ranks + 2)
+    assert idle_slots(queue, num_ranks, parts=2) == -(-((num_ranks - 1) ** 2) // 2) / 2
+
+
+@pytest.mark.parametrize(("num_blocks", "num_steps"), [(5, 50), (32, 4), (1, 10), (3, 1)])
+def test_fewer_blocks_or_steps_than_ranks(num_blocks: int, num_steps: int) -> None:
+    queue = blocks_and_steps(num_blocks, num_steps)
+    idle = idle_slots(queue, 8)
+    # Every round waits for the one before: eight slots a round, whatever is in it.
+    assert idle > (8 - 1) ** 2 or num_steps == 1
+    assert idle <= 8 * queue.num_rounds
+    play(queue, 8, 1, random.Random(0))
+
+
+def test_duration_is_that_of_the_slowest_rank_and_what_is_idle() -> None:
+    queue = blocks_and_steps(20, 20)
+    assert duration(queue, [1.0, 3.0]) == pytest.approx(20 * 20 * 3.0 + 1.0, rel=0.01)
+
+
+def test_a_video_without_end() -> None:
+    queue = BlockQueue(num_frames=None, block_frames=4, context_frames=2, num_steps=3)
+    endless = list(islice(queue.steps(), 300))
+    assert max(step.block for step in endless) == 100
+    finite = list(islice(blocks_and_steps(200, 3).steps(), 300))
+    assert endless == finite
+    assert list(islice(program(queue, 3, 0), 10)) == list(islice(program(blocks_and_steps(9, 3), 3, 0), 10))
+
+
+def test_a_program_goes_on_from_a_round() -> None:
+    queue = blocks_and_steps(5, 4)
+    whole = list(program(queue, 3, 1))
+    assert list(program(queue, 3, 1, first_round=3)) == [op for op in whole if op.step.round >= 3]
+    first = list(program(queue, 3, 0, first_round=3))
+    assert sorted(op.step.round for op in first if isinstance(op, Compute)) == sorted(
+        op.step.round for op in first if isinstance(op, Collect)
+    )
+
+
+@pytest.mark.parametrize(
+    ("costs", "num_ranks", "ends", "expected"),
+    [
+        ([1] * 6, 2, (0, 0), [3, 3]),
+        ([1] * 30, 8, (0, 0), [3, 3, 4, 4, 4, 4, 4, 4]),
+        ([1] * 5, 2, (1.5, 0), [2, 3]),
+        ([1] * 5, 2, (0, 1.5), [3, 2]),
+        ([2, 2, 1, 1, 1, 1], 2, (0, 0), [2, 4]),
+        ([1] * 4, 4, (9, 9), [1, 1, 1, 1]),
+        ([1] * 4, 1, (1, 1), [4]),
+    ],
+)
+def test_split_layers(
+    costs: list[float], num_ranks: int, ends: tuple[float, float], expected: list[int]
+) -> None:
+    parts = split_layers(costs, num_ranks, *ends)
+    assert [layer for part in parts for layer in part] == list(range(len(costs)))
+    assert sorted(map(len, parts)) == sorted(expected)
+    if sum(ends):
+        assert [len(part) for part in parts] == expected
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"context_frames": 5}, "use at most 4, got 5"),
+        ({"context_frames": -1}, "context_frames must be at least 0, got -1"),
+        ({"num_frames": 0}, "num_frames must be at least 1, got 0"),
+        ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"left_level": "newest"}, "left_level must be same-level or one-cleaner, got 'newest'"),
+        ({"left_source": "disk"}, "left_source must be latents or cache"),
+        ({"left_level": "one-cleaner", "left_source": "cache"}, "use left_level same-level"),
+    ],
+)
+def test_what_cannot_be_is_refused(wrong: dict[str, object], message: str) -> None:
+    settings = {"num_frames": 9, "block_frames": 4, "context_frames": 2, "num_steps": 3} | wrong
+    with pytest.raises(InputError, match=message):
+        BlockQueue(**settings)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="3 pipeline ranks for 2 layers: use at most 2"):
+        split_layers([1, 1], 3)
+
+
+def test_windows_beyond_what_was_trained_are_warned_of() -> None:
+    queue = BlockQueue(num_frames=257, block_frames=8, context_frames=8, num_steps=50)
+    warning = position_warning(queue, 21)
+    assert warning is not None
+    assert warning.startswith("windows of 24 latent frames (a block's 8 and 8 on each side)")
+    assert "the 21 that" in warning
+    assert read_spec(find_model("shapes")).trained_latent_frames == 13  # 49 frames
+    short = BlockQueue(num_frames=20, block_frames=8, context_frames=8, num_steps=50)
+    assert position_warning(short, 21) is None
