@@ -98,9 +98,9 @@ OPTIONS = [
     "--trace-layers",
     "--output",
     "--overwrite",
-    "--json",
     "--checkpoint-steps",
     "--hang-limit",
+    "--json",
     "--dry-run",
     "--help",
 ]
@@ -366,7 +366,7 @@ def test_ctrl_c_while_denoising(model: Path, tmp_path: Path) -> None:
     events, errors = process.communicate(timeout=30)
     saying = "paradit: ending after this step; once more ends at once"
     assert (process.returncode, errors.split("\n")) == (130, ["", saying, "paradit: interrupted", ""])
-    assert names(tmp_path) == ["paradit-runs"]
+    assert [path.name for path in tmp_path.iterdir()] == ["paradit-runs"]
     (run,) = (tmp_path / "paradit-runs").iterdir()
     assert json.loads(events.splitlines()[-1]) == {"event": "resumable", "run_dir": str(run)}
 
@@ -383,7 +383,7 @@ def test_termination_while_writing(model: Path, tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=30)
     assert partial, "the video was being written"
     assert (process.returncode, errors) == (143, "paradit: terminated\n")
-    assert names(tmp_path) == ["paradit-runs"], "the latents are safe"
+    assert [path.name for path in tmp_path.iterdir()] == ["paradit-runs"], "the latents are safe"
 
 
 def test_a_reader_that_goes_away(model: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
 from PIL import Image
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from paradit.distributed.world import World
 from paradit.engine.make import make_videos
 from paradit.errors import InputError, OutOfMemory
 from paradit.models.spec import read_spec
+from paradit.models.wan.decoder import _denormalise
 from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request, resolve
@@ -57,7 +59,9 @@ def by_diffusers(model: Any, latents: Tensor, tile: int | None) -> Tensor:
             tile_sample_stride_width=stride,
         )
     with torch.no_grad():
-        return vae.decode(model.decoder(latents)._z).sample
+        wan = isinstance(vae, AutoencoderKLWan)
+        z = _denormalise(vae, latents) if wan else latents / vae.config.scaling_factor
+        return vae.decode(z).sample
 
 
 def by_us(model: Any, latents: Tensor, tile: int | None) -> Tensor:

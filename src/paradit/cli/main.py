@@ -7,6 +7,7 @@ Exit codes: 0, 1 unexpected error (with its traceback), 2 what was asked for can
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +36,7 @@ def main() -> None:
             code = _run()
     except Stopped as stopped:  # during the imports, or just before the end
         code = _end(stopped.message, stopped.exit_code)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and said
     sys.exit(code)
 
 
