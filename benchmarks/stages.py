@@ -34,6 +34,7 @@ WAYS = {
     "together": Placement(ranks=2, attention="ulysses"),
     "together, each decodes": Placement(ranks=2, decode=(0, 1), encode=(0,), attention="ulysses"),
     "apart": Placement(ranks=2, denoise=(0,), decode=(1,)),
+    "apart, co-processing": Placement(ranks=2, denoise=(0,), decode=(1,), coprocess=True),
     "replicas": Placement(ranks=2, replicas=2),
 }
 AUTO = Placement(ranks=2, attention="ulysses")

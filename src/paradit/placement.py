@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from paradit import kernels
 from paradit.errors import InputError
+from paradit.requests import frames_at_once
 from paradit.scheduling.stages import STAGES
 
 if TYPE_CHECKING:
@@ -289,13 +290,40 @@ class Placement:
                 else:
                     instead += ", or a guidance_scale above 1"
                 raise InputError(f"{option} needs two guidance branches, and {why}: use {instead}")
-        tokens = spec.tokens(request.num_frames, request.height, request.width)
+        if request.method == "dualparal":
+            self._check_long(spec)
+        tokens = spec.tokens(frames_at_once(request, spec), request.height, request.width)
         if self.branch_ranks > tokens:
             raise InputError(
                 f"{len(self.denoise_ranks)} ranks are more than there is work for: this video has {tokens} "
                 f"tokens, use at most {tokens * self.cfg_degree}"
             )
         self._check_tiles(self.tiled(request, spec), spec)
+
+    def _check_long(self, spec: ModelSpec) -> None:
+        """Of a long video in blocks: the ranks divide the layers, and nothing else."""
+        other = {
+            "cfg_degree": self.cfg_degree > 1,
+            "attention": self.attention != "auto",
+            "chunks": self.chunks is not None,
+            "interleave": self.interleave is not None,
+            "coprocess": self.coprocess,
+        }
+        if any(other.values()):
+            named = ", ".join(name for name, given in other.items() if given)
+            raise InputError(f"method dualparal divides the layers over the ranks: leave {named} out")
+        layers = min(transformer.num_layers for transformer in spec.transformers)
+        if len(self.denoise_ranks) > layers:
+            raise InputError(
+                f"{len(self.denoise_ranks)} ranks cannot divide {layers} layers: use at most {layers}, or "
+                "replicas"
+            )
+        both = set(self.decode_ranks) & set(self.denoise_ranks[1:])
+        if both:
+            raise InputError(
+                f"rank {_written(sorted(both))} cannot denoise a long video and decode it at the same time: "
+                f"decode on rank {self.denoise_ranks[0]}, or on ranks of its own"
+            )
 
     def _check_tiles(self, request: Request, spec: ModelSpec) -> None:
         if self.decode_degree == 1:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from paradit.models.spec import ModelSpec
 
 DTYPES = ("bf16", "fp32")
+METHODS = ("full", "dualparal")
+"""How latents are denoised: the whole video at once, or in blocks of frames (docs/long_video.md)."""
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
 """Diffusion schedules are trained on 1000 timesteps; more steps than that repeat some."""
@@ -36,6 +38,8 @@ class Request:
     height: int | None = None
     """Pixels."""
     num_frames: int | None = None
+    trim: bool = False
+    """Whether `num_frames` may be any number: what the VAE makes beyond it is left out."""
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     """Classifier-free guidance; 1 turns it off."""
@@ -44,6 +48,12 @@ class Request:
     """Frames per second of the file; it does not change the frames."""
     dtype: str | None = None
     """`bf16` or `fp32`; `None`: what suits the device."""
+    method: str | None = None
+    """One of `METHODS`; `None`: `full` up to the longest video that the model is known to be trained on."""
+    block_frames: int | None = None
+    """Latent frames of a block, of `dualparal`."""
+    context_frames: int | None = None
+    """Latent frames that a block reads of each neighbour, of `dualparal`."""
     vae_tile: int | None = None
     """The side, in pixels, of the square tiles that the picture is decoded in; `None`: as the model's card
     says, which for some is the picture whole."""
@@ -80,12 +90,11 @@ def resolve(request: Request, spec: ModelSpec) -> Request:
         _check_text("negative_prompt", filled.negative_prompt)
     assert filled.width and filled.height and filled.num_frames and filled.num_inference_steps
     _check_size(filled.width, filled.height, spec)
-    _check_frames(filled.num_frames, spec)
     if filled.num_inference_steps > MAX_STEPS:
         raise InputError(f"num_inference_steps is at most {MAX_STEPS}, got {filled.num_inference_steps}")
     if filled.dtype not in (None, *DTYPES):
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {filled.dtype!r}")
-    return filled
+    return _with_method(filled, spec)
 
 
 def warnings_for(request: Request, spec: ModelSpec) -> list[str]:
@@ -110,12 +119,39 @@ def warnings_for(request: Request, spec: ModelSpec) -> list[str]:
             "and computes no second branch"
         )
     num_frames, trained = request.num_frames, defaults.train_frames
-    if trained and num_frames and not trained[0] <= num_frames <= trained[1]:
+    if request.method == "full" and trained and num_frames and not trained[0] <= num_frames <= trained[1]:
         found.append(
             f"num_frames {num_frames} is outside the {trained[0]} to {trained[1]} that the model "
             f"'{spec.name}' was trained on: the motion may break"
         )
     return found
+
+
+def latent_shape(request: Request, spec: ModelSpec) -> tuple[int, int, int, int]:
+    """(channels, frames, height, width) of a resolved request's latents.
+
+    Enough for its frames; the last ones may be left out.
+    """
+    assert request.num_frames and request.height and request.width
+    ratio = spec.vae.temporal_compression
+    whole = -(-(request.num_frames - 1) // ratio) * ratio + 1
+    return spec.vae.latent_shape(whole, request.height, request.width)
+
+
+def frames_at_once(request: Request, spec: ModelSpec) -> int:
+    """The frames that a resolved request's transformer sees at a time."""
+    _, frames, *_ = latent_shape(request, spec)
+    if request.block_frames is not None and request.context_frames is not None:
+        frames = min(frames, request.block_frames + 2 * request.context_frames)
+    return (frames - 1) * spec.vae.temporal_compression + 1
+
+
+def parse_duration(text: str) -> float:
+    """Seconds, written `60s`, `60` or `1.5min`. Raises `InputError`."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(s|min)?", text.strip().lower())
+    if match is None or not float(match[1]):
+        raise InputError(f"duration must be written like 60s or 1.5min, got {text!r}")
+    return float(match[1]) * (60 if match[2] == "min" else 1)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -204,6 +240,43 @@ def _check_size(width: int, height: int, spec: ModelSpec) -> None:
     else:
         why = f"multiples of {multiple} pixels (the model's patches)"
     raise InputError(f"size must be {why}, got {width}x{height}: the nearest is {nearest[0]}x{nearest[1]}")
+
+
+def _with_method(request: Request, spec: ModelSpec) -> Request:
+    """With the method of denoising, and the sizes of its blocks."""
+    trained, method = spec.defaults.train_frames, request.method
+    assert request.num_frames
+    if method is None:
+        method = "dualparal" if trained and request.num_frames > trained[1] else "full"
+    if method not in METHODS:
+        raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method == "full":
+        if request.block_frames is not None or request.context_frames is not None:
+            raise InputError("block_frames and context_frames are dualparal's: use method dualparal")
+        if not request.trim:
+            _check_frames(request.num_frames, spec)
+        return replace(request, method=method)
+    # A window of a block and its neighbours' frames is as long as what the model was trained on.
+    longest = spec.trained_latent_frames
+    context = _default(request.context_frames, round(longest / 5))
+    block = _default(request.block_frames, max(1, context, longest - 2 * context))
+    for name, value, least in (("block_frames", block, 1), ("context_frames", context, 0)):
+        if value < least:
+            raise InputError(f"{name} must be at least {least}, got {value}")
+    if context > block:
+        raise InputError(
+            f"context_frames are a neighbour's, which has {block}: use at most that, got {context}"
+        )
+    transformer = spec.transformers[0]
+    most = transformer.max_positions * transformer.patch_size[0]
+    if block + 2 * context > most:
+        raise InputError(
+            f"block_frames and two context_frames are at most {most} latent frames (the model's positions), "
+            f"got {block} + 2 x {context}"
+        )
+    if spec.embedded_guidance:
+        raise InputError(f"method dualparal is not offered for the model {spec.name!r}: use method full")
+    return replace(request, method=method, block_frames=block, context_frames=context)
 
 
 def _check_frames(num_frames: int, spec: ModelSpec) -> None:

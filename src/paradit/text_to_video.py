@@ -197,6 +197,7 @@ def generate(
             fps=fps,
             dtype=dtype,
             vae_tile=vae_tile,
+            method="full",
         ),
         spec,
     )

@@ -18,7 +18,8 @@ from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.placement import Placement, read_fields, read_groups
-from paradit.requests import warnings_for
+from paradit.requests import Request, frames_at_once, latent_shape, warnings_for
+from paradit.scheduling.block_queue import position_warning, queue_of
 from paradit.scheduling.memory import memory_by_rank
 from paradit.scheduling.stages import STAGES
 from paradit.trace.merge import collected
@@ -43,9 +44,13 @@ def generate(options: Options, report: Reporter) -> int:
         placement.check(job.request, spec)
     _check_replicas(placement, len(jobs))
     jobs = [replace(job, request=placement.tiled(job.request, spec)) for job in jobs]
-    for warning in dict.fromkeys(line for job in jobs for line in warnings_for(job.request, spec)):
+    for warning in dict.fromkeys(line for job in jobs for line in _warnings(job.request, spec)):
         report.warn(warning)
     automatic = options.placement == AUTO and placement.ranks > 1
+    if automatic and any(job.request.method == "dualparal" for job in jobs):
+        raise InputError(
+            "placement auto does not know method dualparal: leave --placement out, or name groups"
+        )
     if options.dry_run:
         if automatic:
             placement = _known_choice(jobs, spec, placement, report)
@@ -168,7 +173,7 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
     """What a job would do and need, from the spec alone."""
     request, transformer = job.request, spec.transformers[0]
     assert request.num_frames and request.height and request.width and request.guidance_scale
-    size = (request.num_frames, request.height, request.width)
+    size = (frames_at_once(request, spec), request.height, request.width)
     tokens = spec.tokens(*size)
     dtype = request.dtype or "fp32"  # the default on a CPU, and the larger one
     branches = spec.num_branches(request.guidance_scale)
@@ -179,10 +184,10 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
         **job.about(spec),
         "pipeline_class": spec.pipeline_class,
         "model_folder": str(spec.folder),
-        "latent_shape": list(spec.vae.latent_shape(*size)),
+        "latent_shape": list(latent_shape(request, spec)),
         "tokens": tokens,
         "step_flops": step,
-        "flops": step * steps + text,
+        "flops": step * steps * _blocks(request, spec) + text,
         "dtype": dtype,
         "memory_bytes": spec.memory_bytes(*size, BYTES[dtype], request.vae_tile),
         "memory_bytes_by_rank": memory_by_rank(placement, request, spec, BYTES[dtype]),
@@ -191,6 +196,21 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
         "cfg_degree": placement.cfg_degree,
         "shares": _shares(placement, tokens, transformer.num_attention_heads),
     }
+
+
+def _warnings(request: Request, spec: ModelSpec) -> list[str]:
+    found = warnings_for(request, spec)
+    if request.method == "dualparal":
+        queue = queue_of(request, latent_shape(request, spec)[1])
+        longer = position_warning(queue, spec.trained_latent_frames)
+        found += [longer] if longer else []
+    return found
+
+
+def _blocks(request: Request, spec: ModelSpec) -> int:
+    """How many blocks of frames go through the transformer in each step."""
+    _, frames, *_ = latent_shape(request, spec)
+    return -(-frames // (request.block_frames or frames))
 
 
 def _shares(placement: Placement, tokens: int, num_heads: int) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from paradit.engine.job import Job
 from paradit.errors import InputError
-from paradit.requests import Request, parse_size, resolve
+from paradit.requests import Request, parse_duration, parse_size, resolve
 from paradit.video.writer import check_file, check_folder_writable, check_target, video_format
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Options:
     model: str
     size: str | None
     num_frames: int | None
+    duration: str | None
     num_inference_steps: int | None
     guidance_scale: float | None
     negative_prompt: str | None
@@ -35,6 +36,9 @@ class Options:
     fps: float | None
     dtype: str | None
     vae_tile: int | None
+    method: str | None
+    block_frames: int | None
+    context_frames: int | None
     ranks: int | None
     placement: str | None
     replicas: int
@@ -61,7 +65,7 @@ class Options:
 
 def make_jobs(options: Options, prompts: list[str], spec: ModelSpec) -> list[Job]:
     """A checked job for each prompt. Raises `InputError` for the first thing that cannot be."""
-    requests = [resolve(_request(options, prompt), spec) for prompt in prompts]
+    requests = [resolve(_request(options, prompt, spec), spec) for prompt in prompts]
     numbered = options.prompts_file is not None
     digits = max(2, len(str(len(prompts) - 1)))
     jobs = []
@@ -131,21 +135,37 @@ def slug(prompt: str) -> str:
     return name or (words[0][:SLUG_LENGTH] if words else "video")
 
 
-def _request(options: Options, prompt: str) -> Request:
+def _request(options: Options, prompt: str, spec: ModelSpec) -> Request:
     width, height = parse_size(options.size) if options.size is not None else (None, None)
     return Request(
         prompt=prompt,
         negative_prompt=options.negative_prompt,
         width=width,
         height=height,
-        num_frames=options.num_frames,
+        num_frames=_num_frames(options, spec),
+        trim=options.duration is not None,
         num_inference_steps=options.num_inference_steps,
         guidance_scale=options.guidance_scale,
         seed=options.seed,
         fps=options.fps,
         dtype=options.dtype,
+        method=options.method,
+        block_frames=options.block_frames,
+        context_frames=options.context_frames,
         vae_tile=options.vae_tile,
     )
+
+
+def _num_frames(options: Options, spec: ModelSpec) -> int | None:
+    """Those that are asked for, or that last as long as is asked for."""
+    if options.duration is None:
+        return options.num_frames
+    if options.num_frames is not None:
+        raise InputError(
+            f"give a duration ({options.duration}) or num_frames ({options.num_frames}), not both"
+        )
+    fps = options.fps if options.fps is not None else spec.defaults.fps
+    return max(1, round(parse_duration(options.duration) * fps))
 
 
 def _output(output: str | None, prompt: str, number: str) -> str:

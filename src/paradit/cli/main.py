@@ -99,6 +99,14 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
     num_frames: Annotated[
         int | None, typer.Option(help="Frames, 4n+1. [default: the model's]", metavar="N")
     ] = None,
+    duration: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of frames: how long the video is, such as 60s or 1.5min. Longer than the model was "
+            "trained on: see --method.",
+            metavar="TIME",
+        ),
+    ] = None,
     num_inference_steps: Annotated[
         int | None, typer.Option(help="Denoising steps. [default: the model's]", metavar="N")
     ] = None,
@@ -125,6 +133,24 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
             help="Decode the picture in square tiles of this side: less memory, blended. [default: the "
             "picture whole; HunyuanVideo: 256]",
             metavar="PIXELS",
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="full: the whole video at once. dualparal: long ones in blocks of frames, whose layers the "
+            "ranks divide; approximate: a frame sees its neighbours only. [default: full, and dualparal "
+            "beyond the length that the model was trained on]",
+            metavar="NAME",
+        ),
+    ] = None,
+    block_frames: Annotated[
+        int | None, typer.Option(help="Latent frames of a block. [default: by the model]", metavar="N")
+    ] = None,
+    context_frames: Annotated[
+        int | None,
+        typer.Option(
+            help="Latent frames that a block sees of each neighbour. [default: by the model]", metavar="N"
         ),
     ] = None,
     ranks: Annotated[
@@ -259,6 +285,7 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         model=model,
         size=size,
         num_frames=num_frames,
+        duration=duration,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         negative_prompt=negative_prompt,
@@ -266,6 +293,9 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         fps=fps,
         dtype=dtype,
         vae_tile=vae_tile,
+        method=method,
+        block_frames=block_frames,
+        context_frames=context_frames,
         ranks=ranks,
         placement=placement,
         replicas=replicas,

@@ -45,6 +45,7 @@ class Job:
             "seed": request.seed,
             "fps": request.fps,
             "dtype": request.dtype,
+            "method": request.method,
             "vae_tile": request.vae_tile,
         }
 

@@ -20,20 +20,23 @@ from paradit.video.writer import open_video
 def keep(
     job: Job,
     spec: ModelSpec,
-    latents: Tensor,
+    latents: Tensor | None,
     frames: Generator[Frames],
     *,
     overwrite: bool,
     name_next: Callable[[Path], None] | None = None,
 ) -> None:
-    """Save a job's latents, where that is asked for, and write its frames as they come (`open_video`)."""
-    if job.latents is not None:
+    """Save a job's latents, where that is asked for, and write its frames as they come (`open_video`).
+
+    latents: None where they come with the frames.
+    """
+    if job.latents is not None and latents is not None:
         # Before the decode, which may run out of memory: the costly part is then safe.
         save_latents(job.latents, latents, job.about(spec))
     if job.make_folder is not None:
         job.make_folder.mkdir(exist_ok=True)
     request = job.request
-    assert request.width and request.height and request.fps
+    assert request.width and request.height and request.fps and request.num_frames
     with (
         closing(frames),
         open_video(
@@ -45,8 +48,9 @@ def keep(
             name_next=name_next,
         ) as file,
     ):
-        for frame in frames:
-            file.write(frame)
+        for number, frame in enumerate(frames):
+            if number < request.num_frames:  # the last latent frame may give more
+                file.write(frame)
 
 
 def save_latents(path: Path, latents: Tensor, about: dict[str, Any]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from paradit.engine.keep import save_latents
 from paradit.engine.run_folder import RunFolder
 from paradit.files import write_whole
 from paradit.models.spec import ModelSpec
+from paradit.sampling.block_state import QueueState
 from paradit.sampling.position import Position
 
 CHECKPOINT_SECONDS = 30.0
@@ -66,12 +69,16 @@ class Keeper:
         """The request's video is there."""
         self._folder.finish(job.index)
 
-    def read_checkpoint(self, job: Job) -> bytes:
-        """The last one of a request; empty where there is none that can be read."""
+    def blocks(self, job: Job, device: torch.device) -> JobBlocks:
+        """Of a long video's denoising."""
+        return JobBlocks(self, self._folder, job, self._stop, device)
+
+    def read_checkpoint(self, job: Job, parse: Callable[[bytes], object] = Position.from_bytes) -> bytes:
+        """The last one of a request; empty where there is none that `parse` can read."""
         path = self._folder.checkpoint(job.index)
         try:
             content = path.read_bytes()
-            Position.from_bytes(content)
+            parse(content)
         except FileNotFoundError:
             return b""
         except Exception as error:  # whatever torch finds wrong with it
@@ -81,7 +88,11 @@ class Keeper:
 
     def write_checkpoint(self, job: Job, position: Position) -> None:
         """A later one takes its place."""
-        self._written(lambda: write_whole(self._folder.checkpoint(job.index), position.to_bytes()))
+        self.write(self._folder.checkpoint(job.index), position.to_bytes)
+
+    def write(self, path: Path, content: Callable[[], bytes]) -> None:
+        """What can be gone on from, if it can be written."""
+        self._written(lambda: write_whole(path, content()))
 
     def is_due(self, steps: int, seconds: float) -> bool:
         """Whether so much work is worth a checkpoint."""
@@ -97,6 +108,39 @@ class Keeper:
             self._warned = True
             return False
         return True
+
+
+class JobBlocks:
+    """`stages.denoise_blocks.BlockCheckpoints` of one request."""
+
+    def __init__(self, keeper: Keeper, folder: RunFolder, job: Job, stop: Stop, device: torch.device) -> None:
+        self._keeper, self._folder, self._job, self._stop, self._device = keeper, folder, job, stop, device
+        self._rounds = 0
+        self._began = time.monotonic()
+
+    def last(self) -> QueueState | None:
+        content = self._keeper.read_checkpoint(self._job, QueueState.from_bytes)
+        return QueueState.from_bytes(content, self._device) if content else None
+
+    def block(self, number: int) -> Tensor:
+        path = self._folder.block(self._job.index, number)
+        kept: Tensor = torch.load(path, map_location=self._device, weights_only=True)
+        return kept
+
+    def keep(self, number: int, latents: Tensor) -> None:
+        buffer = io.BytesIO()
+        torch.save(latents.cpu(), buffer)
+        self._keeper.write(self._folder.block(self._job.index, number), buffer.getvalue)
+
+    def offer(self, state: QueueState) -> None:
+        """Keeps it if it is time to. Raises Interrupted where the run is to end."""
+        self._rounds += 1
+        now = time.monotonic()
+        if self._stop.wanted or self._keeper.is_due(self._rounds, now - self._began):
+            self._keeper.write(self._folder.checkpoint(self._job.index), state.to_bytes)
+            self._rounds, self._began = 0, now
+        if self._stop.wanted:
+            raise Interrupted
 
 
 class JobCheckpoints:

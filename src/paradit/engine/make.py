@@ -15,21 +15,26 @@ from torch import Tensor
 from paradit.distributed.channel import Channel
 from paradit.distributed.world import World
 from paradit.engine.job import Job, Report
-from paradit.engine.keep import keep
+from paradit.engine.keep import keep, save_latents
 from paradit.engine.keeper import Keeper
 from paradit.engine.replicas import replica_of
 from paradit.errors import InputError, OutOfMemory
 from paradit.memory import peak_memory_bytes
 from paradit.models.kernels import load_kernel
+from paradit.models.latent_blocks import LatentBlocks
 from paradit.models.protocol import Frames, Prompt
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
+from paradit.requests import latent_shape
 from paradit.sampling.coprocess import Helped, Helper
+from paradit.sampling.layer_split import LayerShare
 from paradit.sampling.team import Alone, Team
 from paradit.sampling.together import together
+from paradit.scheduling.block_queue import queue_of
 from paradit.scheduling.stages import AHEAD, decoder_of, program
 from paradit.stages.decode import decode
 from paradit.stages.denoise import denoise
+from paradit.stages.denoise_blocks import denoise_blocks, divide
 from paradit.stages.encode import encode, texts
 from paradit.text_to_video import load
 from paradit.trace.spans import STAGE, span
@@ -105,6 +110,7 @@ class _Rank:
         team = world.part(placement.denoise_ranks) if world else None
         self._helped, self._helper = _coprocess(placement, world, team)
         self._team = _team(placement, spec, team, self._helped)
+        self._pipeline = _pipeline(placement, jobs, world)
         self._prompts = Channel(world, placement.encode_ranks[0], placement.denoise_ranks, AHEAD)
         self._latents = [Channel(world, leader, group, AHEAD) for group in decoders]
         # Where all ranks denoise, they meet after every request.
@@ -112,6 +118,9 @@ class _Rank:
         self._seconds: list[dict[str, float]] = [{} for _ in jobs]
         self._done: int | None = None
         self._helped_steps: dict[int, int] = {}
+        self._blocks: dict[int, Iterator[Tensor]] = {}
+        """Of long videos that are denoised and decoded here."""
+        self._layers: LayerShare | None = None
 
     def load(self, device: torch.device | None) -> None:
         """What this rank's stages need."""
@@ -137,6 +146,9 @@ class _Rank:
         assert team is not None
         prompts = self._receive_prompts(len(texts(self._spec, request)))
         report = self._report if team.is_first else Report()
+        if request.method == "dualparal":
+            self._denoise_blocks(index, prompts, report, team)
+            return
         checkpoints = self._keeper.checkpoints(job) if self._keeper else None
         heeding = self._keeper.heeding_stop() if self._keeper else nullcontext()
         try:
@@ -154,16 +166,60 @@ class _Rank:
             took = latents.new_tensor([self._seconds[index].get("denoise", 0.0)])
             self._latents[decoder_of(index, len(self._latents))].send(torch.cat([latents.flatten(), took]))
 
+    def _denoise_blocks(self, index: int, prompts: tuple[Prompt, ...], report: Report, team: Team) -> None:
+        """The same of a long video: its blocks go to the rank that decodes as they are finished."""
+        job, device = self._jobs[index], self._model.device
+        if self._layers is None and self._pipeline is not None:
+            self._layers = divide(self._model, job.request, prompts, self._pipeline)
+        keeper = self._keeper if team.is_first else None
+        blocks = denoise_blocks(
+            self._model,
+            job.request,
+            prompts,
+            report,
+            team,
+            share=self._layers,
+            checkpoints=keeper.blocks(job, device) if keeper else None,
+            heeding=keeper.heeding_stop() if keeper else None,
+        )
+        if self.decoder >= 0 and team.is_first:
+            # Each is decoded before the next is made.
+            self._blocks[index] = blocks
+            return
+        with self._timed(index, "denoise"):
+            for block in blocks:
+                self._latents[decoder_of(index, len(self._latents))].send(block.contiguous())
+
+    def _blocks_of(self, index: int) -> Iterator[Tensor]:
+        """The blocks that are to be decoded, as they come."""
+        job, (_, *shape) = self._jobs[index], self._latent_shape(index)
+        collected = []
+        if index in self._blocks:
+            coming = self._blocks.pop(index)
+        else:
+            channel, queue = self._latents[self.decoder], queue_of(job.request, shape[1])
+            assert queue.num_blocks
+            sizes = [[1, shape[0], queue.frames_of(block), *shape[2:]] for block in range(queue.num_blocks)]
+            device = self._model.device
+            coming = (channel.receive(size, torch.float32, device) for size in sizes)
+        for block in coming:
+            if job.latents is not None:
+                collected.append(block)
+            yield block
+        if job.latents is not None and self._writes:
+            save_latents(job.latents, torch.cat(collected, dim=2), job.about(self._spec))
+
     def decode(self, index: int) -> None:
         """The video of a request, and its file: all of it, or this rank's tiles for the one that writes."""
         job = self._jobs[index]
         latents = self._latents_of(index)
-        if not latents.isfinite().all():
+        if isinstance(latents, Tensor) and not latents.isfinite().all():
             return  # it has failed already, and that was told
+        whole = latents if isinstance(latents, Tensor) else None
 
         def consume(frames: Generator[Frames]) -> None:
             name_next = partial(self._keeper.name_next, job) if self._keeper else None
-            keep(job, self._spec, latents, frames, overwrite=self._overwrite, name_next=name_next)
+            keep(job, self._spec, whole, frames, overwrite=self._overwrite, name_next=name_next)
 
         report = self._report if self._writes else Report()
         try:
@@ -171,7 +227,7 @@ class _Rank:
                 decode(self._model, latents, job.request.vae_tile, report, consume, world=self._sharers)
         except OSError as error:
             self._fail(index, f"{error.strerror or error}: {error.filename or job.output}")
-        except (InputError, OutOfMemory) as error:
+        except (InputError, OutOfMemory, FloatingPointError) as error:
             if self._writes:  # memory runs out on all that share the decode alike
                 self._fail(index, str(error))
         else:
@@ -179,8 +235,10 @@ class _Rank:
                 self._keeper.finish(job)
             self._done = index if self._writes else None
 
-    def _latents_of(self, index: int) -> Tensor:
+    def _latents_of(self, index: int) -> Tensor | LatentBlocks:
         """What is to be decoded: it comes from the rank that denoised it, or is there from an earlier run."""
+        if self._jobs[index].request.method == "dualparal":
+            return LatentBlocks(self._latent_shape(index), self._blocks_of(index))
         if index in self.denoised:
             assert self._keeper is not None
             return self._keeper.load_latents(self._jobs[index]).to(self._model.device)
@@ -252,9 +310,7 @@ class _Rank:
         )
 
     def _latent_shape(self, index: int) -> tuple[int, ...]:
-        request = self._jobs[index].request
-        assert request.num_frames and request.height and request.width
-        return 1, *self._spec.vae.latent_shape(request.num_frames, request.height, request.width)
+        return 1, *latent_shape(self._jobs[index].request, self._spec)
 
     def _fail(self, index: int, reason: str) -> None:
         job = self._jobs[index]
@@ -293,6 +349,14 @@ def _team(placement: Placement, spec: ModelSpec, part: World | None, helped: Hel
     num_branches = 1 if spec.embedded_guidance else 2
     num_heads = spec.transformers[0].num_attention_heads
     return together(part, placement, num_heads, num_branches, kernel, helped=helped)
+
+
+def _pipeline(placement: Placement, jobs: list[Job], world: World | None) -> World | None:
+    """The ranks that divide the layers among them, if any do: with messages of their own."""
+    long = any(job.request.method == "dualparal" for job in jobs)
+    if world is None or not long or len(placement.denoise_ranks) == 1:
+        return None
+    return world.part(placement.denoise_ranks, own_group=True)
 
 
 def _coprocess(

@@ -2,6 +2,7 @@
 
     run.json            the requests, the model, the placement
     00000.step.pt       the last checkpoint of request 0, while it is denoised
+    00000.block-0003.pt a finished block of a long video's latents
     00000.safetensors   its final latents, until its video is there
     00000.done          its video is there, or about to get its name
     rank-0.log          what the libraries of rank 0 had to say
@@ -69,6 +70,10 @@ class RunFolder:
         """The request's final ones."""
         return self.path / f"{index:05d}.safetensors"
 
+    def block(self, index: int, number: int) -> Path:
+        """A finished block of the request's latents, counted from 0."""
+        return self.path / f"{index:05d}.block-{number:04d}.pt"
+
     def is_done(self, job: Job) -> bool:
         """Whether the request's video is there."""
         try:
@@ -88,6 +93,8 @@ class RunFolder:
             self._mark(index).write_text(_DONE)
         self.latents(index).unlink(missing_ok=True)
         self.checkpoint(index).unlink(missing_ok=True)
+        for block in self.path.glob(f"{index:05d}.block-*.pt"):
+            block.unlink(missing_ok=True)
 
     def log(self, rank: int) -> Path:
         """What a rank's libraries write."""

@@ -6,6 +6,7 @@ block's number. Nor are the right neighbours' keys: every round begins without a
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,20 @@ class QueueState:
     left_features: dict[tuple[int, int], Features] = field(default_factory=dict)
     """By (block, guidance branch), with the layers' numbers in the whole model; only where the left context
     comes from the cache, since its keys cannot be computed once more."""
+
+    def to_bytes(self) -> bytes:
+        """As `from_bytes` reads it."""
+        buffer = io.BytesIO()
+        blocks = {number: vars(block) for number, block in self.blocks.items()}
+        torch.save({**vars(self), "blocks": blocks}, buffer)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes, device: torch.device | None = None) -> QueueState:
+        """On a device. Raises an exception for what is no state."""
+        found = torch.load(io.BytesIO(content), map_location=device or "cpu", weights_only=True)
+        blocks = {number: BlockState(**block) for number, block in found["blocks"].items()}
+        return cls(**{**found, "blocks": blocks})
 
 
 def solver_state(scheduler: Scheduler, fresh: Scheduler) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from paradit.errors import InputError
+from paradit.requests import Request
 
 LEVELS = ("same-level", "one-cleaner")
 SOURCES = ("latents", "cache")
@@ -149,6 +150,17 @@ class BlockQueue:
             source = "latents" if step in self.expert_steps else "cache"
             right = Context(frames, step - 1, source)
         return BlockStep(round, block, step, self.frames_of(block), left, right)
+
+
+def queue_of(request: Request, frames: int) -> BlockQueue:
+    """How a resolved request's latent frames are cut into blocks."""
+    assert request.block_frames and request.context_frames is not None and request.num_inference_steps
+    return BlockQueue(
+        num_frames=frames,
+        block_frames=request.block_frames,
+        context_frames=request.context_frames,
+        num_steps=request.num_inference_steps,
+    )
 
 
 def position_warning(queue: BlockQueue, trained_frames: int) -> str | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from paradit.distributed.shares import Shares
 from paradit.placement import Placement
+from paradit.requests import frames_at_once
 
 if TYPE_CHECKING:
     from paradit.models.spec import ModelSpec
@@ -17,7 +18,7 @@ def memory_by_rank(
 ) -> list[dict[str, int]]:
     """Estimated bytes by part, as of `ModelSpec.memory_bytes`, for every rank; of a resolved request."""
     assert request.num_frames and request.height and request.width and request.guidance_scale
-    size = (request.num_frames, request.height, request.width)
+    size = (frames_at_once(request, spec), request.height, request.width)
     shares = Shares.equal(
         spec.tokens(*size), spec.transformers[0].num_attention_heads, placement.branch_ranks
     )

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 def decode(
     model: VideoModel,
-    latents: Tensor,
+    latents: Tensor | LatentBlocks,
     tile: int | None,
     progress: Progress,
     consume: Callable[[Generator[Frames]], T],
@@ -38,13 +38,14 @@ def decode(
     OSError ends it for the first one.
 
     Where memory runs out, `consume` is called again, with the frames of smaller tiles, and `progress` is
-    warned. Raises OutOfMemory, on all ranks, where there are no smaller tiles.
+    warned. Raises OutOfMemory, on all ranks, where there are no smaller tiles, or where latents come only
+    once.
     """
     vae = model.spec.vae
     height, width = (size * vae.spatial_compression for size in latents.shape[3:])
     park = False
     while True:
-        attempt = Attempt(world, latents.device)
+        attempt = Attempt(world, model.device)
         outcome = NO_MEMORY
         try:
             with closing(frames(model, latents, tile, progress, attempt, park=park)) as stream:
@@ -66,9 +67,11 @@ def decode(
         # Here and not above, where the error still holds the tensors of the failed attempt.
         if outcome == FAILED:
             return None
-        give_back_unused(latents.device)
+        give_back_unused(model.device)
         smaller = vae.smaller_tile(height, width, tile)
         how = "of the whole picture" if len(vae.grid(height, width, tile).tiles) == 1 else _of(tile)
+        if isinstance(latents, LatentBlocks) and smaller is not None:
+            raise OutOfMemory(f"memory ran out at the decode {how}: use a vae_tile of {smaller}")
         if smaller is None:
             raise OutOfMemory(f"memory ran out at the decode {how}, and there are no smaller tiles")
         progress.warn(f"memory ran out at the decode {how}: decoding again {_of(smaller)}")

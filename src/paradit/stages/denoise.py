@@ -9,7 +9,7 @@ from torch import Tensor
 
 from paradit.models.protocol import Prompt, VideoModel
 from paradit.progress import Progress
-from paradit.requests import Request
+from paradit.requests import Request, latent_shape
 from paradit.sampling import full_sequence, guidance
 from paradit.sampling.noise import initial_noise
 from paradit.sampling.position import Checkpoints
@@ -32,10 +32,9 @@ def denoise(
     """
     team.agree("what is asked for", repr(request).encode())
     team.agree("the model", model.fingerprint())
-    sizes = request.num_frames, request.height, request.width
     steps, guidance_scale = request.num_inference_steps, request.guidance_scale
-    assert all(sizes) and steps and guidance_scale, f"not a resolved request: {request}"
-    shape = (1, *model.spec.vae.latent_shape(*sizes))  # type: ignore[arg-type]
+    assert steps and guidance_scale, f"not a resolved request: {request}"
+    shape = (1, *latent_shape(request, model.spec))
     with progress.stage("denoise", total=steps):
         noise = team.share(
             partial(initial_noise, shape, request.seed, model.device), shape, torch.float32, model.device

@@ -1,0 +1,89 @@
+"""The second stage of a long video: from noise to latents, block after block (DualParal)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from paradit.distributed.world import World
+from paradit.models.protocol import Prompt, VideoModel
+from paradit.progress import Progress
+from paradit.requests import Request, latent_shape
+from paradit.sampling import guidance
+from paradit.sampling.block_pipeline import BlockPipeline
+from paradit.sampling.block_state import QueueState
+from paradit.sampling.layer_split import LayerShare, divide_layers, measure_layers
+from paradit.sampling.noise import PooledNoise
+from paradit.sampling.team import Team
+from paradit.scheduling.block_queue import queue_of
+
+
+class BlockCheckpoints(Protocol):
+    """Keeps finished blocks and the queue of one request; the first process has one."""
+
+    def last(self) -> QueueState | None:
+        """The queue that was kept last; the blocks that had left it are there too."""
+
+    def block(self, number: int) -> Tensor:
+        """A block that was kept."""
+
+    def keep(self, number: int, latents: Tensor) -> None:
+        """A block is finished."""
+
+    def offer(self, state: QueueState) -> None:
+        """Called after every round; may keep the state, and may end the run."""
+
+
+def divide(model: VideoModel, request: Request, prompts: tuple[Prompt, ...], world: World) -> LayerShare:
+    """This rank's layers; the model holds no others from here on. All ranks call it, once a model."""
+    _, frames, height, width = latent_shape(request, model.spec)
+    window = (queue_of(request, frames).window_frames, height, width)
+    return divide_layers(model, world, measure_layers(model, window, prompts[0]) if world.rank == 0 else None)
+
+
+def denoise_blocks(
+    model: VideoModel,
+    request: Request,
+    prompts: tuple[Prompt, ...],
+    progress: Progress,
+    team: Team,
+    *,
+    share: LayerShare | None,
+    checkpoints: BlockCheckpoints | None = None,
+    heeding: Any = None,
+) -> Iterator[Tensor]:
+    """The latents [1, C, f, h, w], fp32, of each block in order, on the first rank; none on the others.
+
+    Every rank goes through it. share: what `divide` gave; None for one process. Told as stage "denoise", of
+    as many steps as all blocks take. Raises FloatingPointError, on the first rank, where a block's latents
+    become infinite or are no numbers.
+    """
+    team.agree("what is asked for", repr(request).encode())
+    channels, frames, height, width = latent_shape(request, model.spec)
+    queue = queue_of(request, frames)
+    state = checkpoints.last() if checkpoints and team.is_first else None
+    round, *_ = team.gather_number(state.round if state else 0)
+    assert queue.num_blocks and request.guidance_scale
+    finished = max(0, round - queue.num_steps + 1)
+    with progress.stage("denoise", total=queue.num_blocks * queue.num_steps), heeding or nullcontext():
+        if checkpoints and team.is_first:
+            yield from (checkpoints.block(number) for number in range(finished))
+        pipeline = BlockPipeline(
+            model,
+            queue,
+            prompts,
+            PooledNoise((channels, height, width), request.seed, queue.block_frames, queue.context_frames),
+            (height, width),
+            guidance_scales=guidance.scales(model.spec, request.guidance_scale),
+            progress=progress,
+            share=share,
+            state=state or (QueueState(round=round) if round else None),
+        )
+        save = checkpoints.offer if checkpoints and team.is_first else None
+        for number, block in enumerate(pipeline.blocks(save), finished):
+            if checkpoints:
+                checkpoints.keep(number, block)
+            yield block

@@ -1,0 +1,132 @@
+"""Long videos by the command line: in blocks, of exactly so many frames, the same whatever happens."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from paradit.video.reader import read_video
+from runs import Command, finished, run_folder
+from tiny import save_folder
+
+FRAMES = 34  # not 4n+1: ten latent frames, five blocks, and three frames that nobody asked for
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny-wan"
+    return save_folder(
+        "wan21", folder, heads=3, layers=4, width=48, height=48, num_frames=9, num_inference_steps=4
+    )
+
+
+def arguments(model: Path, *options: str, frames: int = FRAMES) -> list[str]:
+    sizes = ["--num-frames", str(frames), "--block-frames", "2", "--context-frames", "1"]
+    files = ["-o", "v.mp4", "--latents", "l.safetensors"]
+    return [
+        "generate",
+        "a red circle",
+        "--model",
+        str(model),
+        "--method",
+        "dualparal",
+        *sizes,
+        *files,
+        *options,
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes."""
+    folder = tmp_path_factory.mktemp("alone")
+    finished(folder, *arguments(model))
+    return folder
+
+
+def same_video(folder: Path, expected: Path) -> None:
+    made, wanted = (load_file(where / "l.safetensors")["latents"] for where in (folder, expected))
+    assert torch.equal(made, wanted)
+    frames, wanted_frames = (read_video(where / "v.mp4")[0] for where in (folder, expected))
+    assert (frames == wanted_frames).all()
+    assert {path.name for path in folder.iterdir()} == {"v.mp4", "l.safetensors"}
+
+
+def test_exactly_so_many_frames(alone: Path) -> None:
+    assert len(read_video(alone / "v.mp4")[0]) == FRAMES
+    assert load_file(alone / "l.safetensors")["latents"].shape[2] == 10
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--ranks", "2"],
+        ["--ranks", "3", "--placement", "denoise=0-2 decode=0"],
+        ["--placement", "denoise=0 decode=1"],
+        ["--placement", "denoise=0-1 decode=2 encode=2"],
+        ["--placement", "denoise=1-2 decode=0,3", "--decode-degree", "2", "--vae-tile", "32"],
+    ],
+)
+def test_the_same_on_any_ranks(model: Path, alone: Path, tmp_path: Path, options: list[str]) -> None:
+    finished(tmp_path, *arguments(model, *options))
+    if "--vae-tile" in options:  # other frames, where tiles are blended
+        made, wanted = (load_file(where / "l.safetensors")["latents"] for where in (tmp_path, alone))
+        assert torch.equal(made, wanted)
+    else:
+        same_video(tmp_path, alone)
+
+
+@pytest.mark.parametrize("options", [[], ["--placement", "denoise=0-1 decode=2"]], ids=["alone", "apart"])
+def test_a_killed_run_goes_on(model: Path, alone: Path, tmp_path: Path, options: list[str]) -> None:
+    """After some blocks have left: no block is made again, and no step before the last checkpoint."""
+    command = Command(tmp_path, *arguments(model, *options, "--checkpoint-steps", "1"))
+    command.until_event("step", stage="decode", done=3)
+    command.kill()
+    blocks = len(list(run_folder(tmp_path).glob("*.block-*.pt")))
+    assert blocks >= 2
+    resumed = finished(tmp_path, "resume")
+    steps = [told for told in resumed.told if told["event"] == "step" and told["stage"] == "denoise"]
+    assert len(steps) <= 4 * (5 - blocks) + 4
+    same_video(tmp_path, alone)
+
+
+def test_a_killed_rank_is_replaced(model: Path, alone: Path, tmp_path: Path) -> None:
+    command = Command(tmp_path, *arguments(model, "--ranks", "2", "--checkpoint-steps", "1"))
+    command.until_event("step", stage="denoise", done=12)
+    command.ranks()[1].kill()
+    command.end_well()
+    same_video(tmp_path, alone)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method", "magic"], "method must be one of full, dualparal, got 'magic'"),
+        (["--block-frames", "0"], "block_frames must be at least 1, got 0"),
+        (["--context-frames", "3"], "context_frames are a neighbour's, which has 2: use at most 2, got 3"),
+        (["--block-frames", "60", "--context-frames", "8"], "at most 64 latent frames"),
+        (["--method", "full"], "block_frames and context_frames are dualparal's: use method dualparal"),
+        (["--ranks", "5"], "5 ranks cannot divide 4 layers: use at most 4, or replicas"),
+        (["--ranks", "2", "--attention", "ring"], "divides the layers over the ranks: leave attention out"),
+        (["--placement", "denoise=0-1 decode=1"], "rank 1 cannot denoise a long video and decode it at the"),
+        (["--placement", "auto", "--ranks", "2"], "placement auto does not know method dualparal"),
+        (["--duration", "2s"], "give a duration or num_frames, not both"),
+    ],
+)
+def test_what_cannot_be_is_refused(model: Path, tmp_path: Path, options: list[str], said: str) -> None:
+    command = Command(tmp_path, *arguments(model, *options))
+    code, errors = command.end()
+    assert code == 2
+    assert said in errors
+    assert len(errors.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_how_long_is_written(tmp_path: Path) -> None:
+    """The bundled model knows how long its videos may be; beyond, they are made in blocks."""
+    for text, frames in (("2s", 32), ("0.1min", 96)):
+        command = finished(tmp_path, "generate", "a red circle", "--duration", text, "--dry-run")
+        (plan,) = [told for told in command.told if told["event"] == "plan"]
+        assert (plan["num_frames"], plan["method"]) == (frames, "dualparal" if frames > 49 else "full")
+        assert plan["latent_shape"][1] == -(-(frames - 1) // 4) + 1
