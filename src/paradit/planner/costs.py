@@ -34,6 +34,9 @@ class BlockSeconds:
     wave: float
     """What an attention kernel takes besides: half a wave, and its launch."""
 
+    merge: float
+    """To merge a head's row with what it got of other keys, where attention comes in parts."""
+
     def attention(self, head_rows: float) -> float:
         """Seconds for so many (head, query row) pieces, of all videos in the batch."""
         return head_rows * self.head_row + self.wave if head_rows else 0.0
@@ -78,6 +81,8 @@ def block_seconds(
         value=value if held else 0.0,
         finish=finish if held else 0.0,
         head_row=head_row,
+        # In fp32: the row so far is read and written, the other one cast and read, and each difference.
+        merge=8 * 4 * spec.attention_head_dim / device.copy_rate,
         wave=head_row * TILE * device.units / 2 + device.launch,
     )
 

@@ -116,7 +116,7 @@ class Simulator:
     def _stages(self, way: Way, steps: float) -> dict[str, float]:
         request, device = self.request, self.cluster.device
         assert request.num_frames and request.height and request.width
-        branches = self._branches
+        branches = self.branches
         size = (request.num_frames, request.height, request.width)
         decode = decode_seconds(self.spec, device, "bf16", size) * CONVOLUTION_DTYPE_FACTOR["fp32"]
         stages = {
@@ -163,7 +163,7 @@ class Simulator:
         )
 
     @property
-    def _branches(self) -> int:
+    def branches(self) -> int:
         assert self.request.guidance_scale
         return self.spec.num_branches(self.request.guidance_scale)
 
@@ -183,7 +183,8 @@ class Simulator:
         parts = memory_by_rank(way.placement, self.request, self.spec, ITEMSIZE[self.dtype])
         if not way.offload:
             return tuple(part["peak"] for part in parts)
-        most = max(self._weights(stage) for stage in ("encode", "denoise", "decode"))
+        # One model at a time, of two experts the one at work.
+        most = max(w.parameters for w in self.spec.weights) * ITEMSIZE[self.dtype]
         return tuple(part["peak"] - part["weights"] + min(most, part["weights"]) for part in parts)
 
     def _weights(self, stage: str) -> int:
@@ -215,7 +216,7 @@ class _Group:
 @cache
 def _played(simulator: Simulator, group: _Group, form: Form) -> Forward:
     spec, text = simulator.spec.transformers[0], simulator.spec.text_length
-    computed = simulator._branches // group.cfg_degree
+    computed = simulator.branches // group.cfg_degree
     # One process takes a branch after the other; several have them in one batch, or side by side.
     together = len(group.ranks) > 1 and not form.interleave
     batch = computed if together else 1
@@ -276,7 +277,7 @@ def _gather(simulator: Simulator, group: _Group) -> float:
     if number == 1:
         return 0.0
     spec = simulator.spec.transformers[0]
-    values = spec.out_channels * prod(spec.patch_size) * ITEMSIZE[simulator.dtype] * simulator._branches
+    values = spec.out_channels * prod(spec.patch_size) * ITEMSIZE[simulator.dtype] * simulator.branches
     each = simulator.tokens / number * values
     busy, latency = simulator.cluster.transfer(group.ranks, [[each] * number] * number)
     return max(busy.values()) + latency

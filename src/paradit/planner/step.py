@@ -201,6 +201,7 @@ def ring(branch: Branch, degree: int, *, ring_inside: bool = False) -> Layer:
             owner = (group - turn) % degree
             part = (lengths[owner] + (shares.num_replicated if turn == 0 else 0)) / shares.num_rows
             yield branch.attention(rank, rows * part)
+            yield Compute("merge", cost.merge * rows * branch.batch)
             if turn + 1 < degree:
                 yield Wait((key, "turn", index, turn))
         if size > 1:

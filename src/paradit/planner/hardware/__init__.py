@@ -64,6 +64,7 @@ class Link:
     name: str
     latency: float
     bandwidth: float
+    peer: float | None = None
     shared: float | None = None
     copy: float | None = None
     source: str = ""
@@ -107,7 +108,7 @@ class Cluster:
         """What ranks need to send each other so many bytes at once, `sent[i][j]` from the i-th to the j-th.
 
         Returns the seconds for which each resource is busy, and the latency. A resource is one direction
-        of one rank's port, or what all ranks of a machine share.
+        of one rank's port, the way between two ranks, or what all ranks of a machine share.
         """
         busy: dict[str, float] = {}
         latency = 0.0
@@ -120,6 +121,8 @@ class Cluster:
                 ports = [f"{link.name} out of {sender}", f"{link.name} into {receiver}"]
                 for port in ports:
                     busy[port] = busy.get(port, 0.0) + size / link.bandwidth
+                if link.peer is not None:
+                    busy[f"{link.name} from {sender} to {receiver}"] = size / link.peer
                 if link.shared is not None:
                     machines = {sender // self.devices, receiver // self.devices}
                     for machine in sorted(machines):
