@@ -1,9 +1,10 @@
-"""The planner's model against PipeDiT's tables (arXiv 2511.12056): six numbers fitted on 24 cells, the rest predicted.
+"""The planner against PipeDiT's tables (arXiv 2511.12056): six numbers fitted on 24 cells, others predicted.
 
-    python benchmarks/planner_paper.py          # with the fitted numbers below
-    python benchmarks/planner_paper.py --fit    # fit them anew
+    python benchmarks/planner_paper.py                  # with the numbers in the hardware files
+    python benchmarks/planner_paper.py --fit            # fit them anew
+    python benchmarks/planner_paper.py --stock-frames   # with Open-Sora-Plan's own number of latent frames
 
-What is simulated is the paper's system, not ours: its parts are the planner's, its orders stand here.
+What is simulated is the paper's system, not ours: its parts are the planner's, its orders stand here. No GPU.
 """
 
 from __future__ import annotations
@@ -11,68 +12,189 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from machine import write_results
 from paradit.distributed.shares import Shares, chunk_boxes
 from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec
-from paradit.placement import Placement
-from paradit.planner.costs import block_seconds, decode_seconds, encode_seconds, replicated_rows
+from paradit.placement import Form, Placement
+from paradit.planner.costs import block_seconds, decode_seconds, encode_seconds
 from paradit.planner.events import Compute, Message, Post, Step, Wait
 from paradit.planner.hardware import Cluster, find_cluster
+from paradit.planner.simulate import Simulator, Way
 from paradit.planner.step import Branch, Layer, forward, ring
+from paradit.requests import Request, resolve
 from paradit.scheduling.balance import play
 
-DATA = Path(__file__).parent / "data" / "pipedit_8xa6000.json"
-MODELS = {"open_sora_plan_v1_3": "Open-Sora-Plan-v1.3.0", "hunyuan_video": "HunyuanVideo"}
-RANKS, VIDEOS = 8, 10
+ROOT = Path(__file__).parent
+DATA = ROOT / "data" / "pipedit_8xa6000.json"
+PLOT = ROOT.parent / "docs" / "images" / "planner_paper.svg"
+OSP, HYV = "open_sora_plan_v1_3", "hunyuan_video"
+MODELS = {OSP: "Open-Sora-Plan-v1.3.0", HYV: "HunyuanVideo"}
+RANKS, VIDEOS, ABLATION_STEPS = 8, 10, 30
 ROWS = ("offload_baseline", "decoupled", "decoupled_pipesp", "decoupled_pipesp_coprocess")
+FITTED_SIZES = ("480x352x65", "640x352x129", "1024x576x129")
+"""Of the ablation, both models and all four rows: 24 cells."""
+CHANGE = 0.05
+"""Changes from row to row that are smaller say nothing."""
 
-FITTED_SIZES, FITTED_STEPS = ("480x352x65", "640x352x129", "1024x576x129"), ("10", "50")
-"""Both models and both columns of these: 24 cells."""
+# Table 2: seconds of a step of Open-Sora-Plan, without PipeSP and with it. Nothing was fitted to it.
+TABLE_2 = {
+    "8xA6000": {
+        "480x352x65": (1.67, 1.73), "480x352x129": (1.30, 1.20), "640x352x65": (1.21, 1.69),
+        "640x352x129": (2.10, 1.83), "800x592x65": (2.21, 2.05), "800x592x129": (4.98, 4.74),
+        "1024x576x65": (2.57, 2.41), "1024x576x129": (6.86, 6.54),
+    },
+    "8xL40": {
+        "480x352x65": (1.36, 1.42), "480x352x129": (1.66, 1.57), "640x352x65": (1.05, 1.01),
+        "640x352x129": (2.44, 2.34), "800x592x65": (2.87, 2.74), "800x592x129": (7.34, 7.05),
+        "1024x576x65": (3.61, 3.44), "1024x576x129": (10.30, 9.95),
+    },
+}  # fmt: skip
+# xDiT, docs/performance/hunyuanvideo.md: HunyuanVideo, 1280x720, 129 frames, 50 steps, Ulysses. The first
+# figure of the L20 gave Ada's reach in the hardware file.
+XDIT = {
+    "1xH100": 1904, "2xH100": 925, "4xH100": 514, "8xH100": 338, "1xH20": 6639, "2xH20": 3401, "4xH20": 1763,
+    "8xH20": 941, "1xL20": 6044, "2xL20": 3271, "4xL20": 2080,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The six numbers."""
+    """The six numbers, round ones to start from."""
 
-    flash: float = 0.577
+    flash: float = 0.6
     """Part of the A6000's dense bf16 rate that attention without a mask reaches (HunyuanVideo)."""
-    efficient: float = 0.445
+    efficient: float = 0.4
     """The same of torch's memory-efficient attention with a mask (Open-Sora-Plan switches flash off)."""
-    convolution: float = 0.25
-    """The same of the VAEs."""
-    shared: float = 63e9
+    peer: float = 10e9
+    """Bytes/s from one GPU to one other over PCIe."""
+    shared: float = 60e9
     """Bytes/s of all messages through the host at once."""
-    copy: float = 15.1e9
-    """Bytes/s of all weights on their way from and to the host at once."""
-    peer: float = 11.5e9
-    product: float = .7
-    latency: float = 337e-6
-    """Seconds of a message."""
+    copy: float = 12e9
+    """Bytes/s of all weights on their way from the host at once."""
+    latency: float = 300e-6
+    """Seconds of a message besides, with the waiting for each other that goes with it."""
+
+    @classmethod
+    def in_files(cls) -> Fit:
+        """As the hardware files have them."""
+        cluster = find_cluster("8xA6000")
+        reach, link = cluster.device.reach, cluster.link
+        assert link.peer and link.shared and link.copy
+        return cls(reach["flash"], reach["efficient"], link.peer, link.shared, link.copy, link.latency)
+
+    def cluster(self) -> Cluster:
+        cluster = find_cluster("8xA6000")
+        reach = {**cluster.device.reach, "flash": self.flash, "efficient": self.efficient}
+        link = replace(cluster.link, peer=self.peer, shared=self.shared, copy=self.copy, latency=self.latency)
+        return replace(cluster, device=replace(cluster.device, reach=reach), link=link)
 
 
-def cluster_of(fit: Fit, gpus: str = "8xA6000") -> Cluster:
-    cluster = find_cluster(gpus)
-    reach = {**cluster.device.reach}
-    reach |= {"flash": fit.flash, "efficient": fit.efficient, "convolution": fit.convolution}
-    link = replace(cluster.link, shared=fit.shared, copy=fit.copy, latency=fit.latency, peer=fit.peer)
-    reach["product"]=fit.product
-    return replace(cluster, device=replace(cluster.device, reach=reach), link=link)
+@dataclass(frozen=True, eq=False)
+class Paper:
+    """The paper's system on a cluster of eight."""
 
+    cluster: Cluster
+    stock_frames: bool = False
+    steps: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    """Seconds of those that were played."""
 
-def latent_frames(model: str, num_frames: int, ranks: int) -> int:
-    """Of a group of ranks that hold tokens.
-
-    Open-Sora-Plan gives each rank the latent frames of ceil(F / ranks) frames, more than the video has.
-    """
-    if model == "hunyuan_video":
+    def latent_frames(self, model: str, num_frames: int, holders: int) -> int:
+        """Of all ranks that hold tokens together."""
+        if self.stock_frames and model == OSP:
+            # Each rank gets those of ceil(F / holders) frames: more than the video's, and fewer on 7 ranks.
+            return holders * ((-(-num_frames // holders) - 1) // 4 + 1)
         return (num_frames - 1) // 4 + 1
-    return ranks * ((-(-num_frames // ranks) - 1) // 4 + 1)
+
+    def branch(self, model: str, size: str, row: str) -> Branch:
+        """Who holds and computes what in a row of the ablation, with the decoder helping in the last one."""
+        width, height, num_frames = _numbers(size)
+        spec, open_sora = spec_of(model).transformers[0], model == OSP
+        helps = row == ROWS[3]
+        holders = RANKS if row == ROWS[0] else RANKS - 1
+        tokens = self.latent_frames(model, num_frames, holders) * (height // 16) * (width // 16)
+        text = 0 if open_sora else spec_of(model).text_length
+        heads = spec.num_attention_heads
+        if open_sora and holders < RANKS and not helps:
+            heads = 28  # padded to a multiple of 7
+        shares = Shares.equal(tokens, heads, holders, text)
+        if helps:
+            equal = Shares.equal(tokens, heads, RANKS, text)
+            shares = replace(equal, tokens=(*shares.tokens, 0))
+        batch = 2 if open_sora else 1  # guidance branches
+        costs = {
+            held: block_seconds(
+                spec,
+                self.cluster.device,
+                held=held,
+                tokens=tokens,
+                text=spec_of(model).text_length,
+                batch=batch,
+                dtype="bf16",
+                kernel="efficient" if open_sora else "flash",
+            )
+            for held in set(shares.tokens)
+        }
+        return Branch(
+            cluster=self.cluster,
+            ranks=tuple(range(shares.num_ranks)),
+            shares=shares,
+            costs=[costs[held] for held in shares.tokens],
+            row_bytes=batch * spec.attention_head_dim * 2,
+            batch=batch,
+        )
+
+    def step(self, model: str, size: str, row: str) -> float:
+        """Seconds of a denoising step; in the last row, one in which the decoder helps."""
+        if (model, size, row) not in self.steps:
+            self.steps[model, size, row] = self._step(model, size, row)
+        return self.steps[model, size, row]
+
+    def _step(self, model: str, size: str, row: str) -> float:
+        branch = self.branch(model, size, row)
+        if model == HYV and row in ROWS[1:3]:
+            layer = ring(branch, RANKS - 1)  # heads that do not divide; PipeSP has nothing to do there
+        else:
+            layer = papers_layer(
+                branch, cross=model == OSP, pipelined=model == OSP and row in ROWS[2:], helps=row == ROWS[3]
+            )
+        return forward([(branch, layer)], spec_of(model).transformers[0].num_layers).seconds
+
+    def total(self, model: str, size: str, steps: int, row: str) -> float:
+        """Seconds of ten videos in a row of the ablation."""
+        spec, device, cluster = spec_of(model), self.cluster.device, self.cluster
+        width, height, num_frames = _numbers(size)
+        decode = decode_seconds(spec, device, "bf16", (num_frames, height, width))
+        encode = encode_seconds(spec, device, "bf16", 2 if model == OSP else 1)
+        denoise = steps * self.step(model, size, row)
+        if row == ROWS[0]:
+            # Every rank fetches every model for every video.
+            assert cluster.link.copy
+            moved = RANKS * 2 * sum(weights.parameters for weights in spec.weights)
+            return VIDEOS * (encode + moved / cluster.link.copy + denoise + decode)
+        encoder = 0 if model == OSP else RANKS - 1
+        if row == ROWS[3]:
+            # While the decoder decodes, steps are those without its help.
+            alone = self.step(model, size, ROWS[2])
+            busy = min(decode + (encode if encoder else 0), steps * alone)
+            denoise = busy + (steps - busy / alone) * self.step(model, size, row)
+        holders = tuple(range(RANKS - 1))
+        placement = Placement(ranks=RANKS, denoise=holders, decode=(RANKS - 1,), encode=(encoder,))
+        spans = play(placement, VIDEOS, {"encode": encode, "denoise": denoise, "decode": decode})
+        return max(span.end for span in spans)
+
+    def cell(self, model: str, size: str, steps: int, column: str) -> float:
+        """Of Table 6, whose second column is the better of co-processing and none."""
+        if column == "baseline_s":
+            return self.total(model, size, steps, ROWS[0])
+        return min(self.total(model, size, steps, row) for row in ROWS[2:])
 
 
 @cache
@@ -80,47 +202,9 @@ def spec_of(model: str) -> ModelSpec:
     return published_spec(MODELS[model])
 
 
-def branch_of(model: str, cluster: Cluster, size: str, row: str) -> Branch:
-    """Who holds and computes what in a row of the ablation, with the decoder helping in the last one."""
+def _numbers(size: str) -> tuple[int, int, int]:
     width, height, num_frames = map(int, size.split("x"))
-    spec = spec_of(model).transformers[0]
-    open_sora = model == "open_sora_plan_v1_3"
-    holders = RANKS if row == "offload_baseline" else RANKS - 1
-    tokens = latent_frames(model, num_frames, holders) * (height // 16) * (width // 16)
-    text = 0 if open_sora else 256
-    rows = tokens + text
-    heads = spec.num_attention_heads
-    helps = row == "decoupled_pipesp_coprocess"
-    if open_sora and holders == RANKS - 1 and not helps:
-        heads = 28  # padded to a multiple of 7
-    shares = Shares.equal(tokens, heads, holders, text)
-    if helps:
-        each = heads * rows // RANKS
-        work = [heads * rows // RANKS] * (RANKS - 1)
-        shares = replace(shares, tokens=(*shares.tokens, 0), work=(*work, heads * rows - sum(work)))
-        assert each
-    batch = 2 if open_sora else 1
-    costs = {
-        held: block_seconds(
-            spec,
-            cluster.device,
-            held=held,
-            tokens=tokens,
-            text=512 if open_sora else 256,
-            batch=batch,
-            dtype="bf16",
-            kernel="efficient" if open_sora else "flash",
-        )
-        for held in set(shares.tokens)
-    }
-    return Branch(
-        cluster=cluster,
-        ranks=tuple(range(shares.num_ranks)),
-        shares=shares,
-        costs=[costs[held] for held in shares.tokens],
-        row_bytes=batch * spec.attention_head_dim * 2,
-        batch=batch,
-    )
+    return width, height, num_frames
 
 
 def papers_layer(branch: Branch, *, cross: bool, pipelined: bool, helps: bool) -> Layer:
@@ -189,86 +273,59 @@ def _crossing(branch: Branch) -> tuple[Message, Message]:
     return part.move("queries", part.tokens, whole.work), part.results(whole.work)
 
 
-@cache
-def step_seconds(model: str, fit: Fit, size: str, row: str, gpus: str = "8xA6000") -> float:
-    """A denoising step of a row of the ablation; of the last one, while the decoder helps."""
-    cluster = cluster_of(fit) if gpus == "8xA6000" else find_cluster(gpus)
-    branch = branch_of(model, cluster, size, row)
-    open_sora = model == "open_sora_plan_v1_3"
-    if not open_sora and row in ("decoupled", "decoupled_pipesp"):
-        layer = ring(branch, RANKS - 1)  # PipeSP has nothing to do there
-    else:
-        layer = papers_layer(
-            branch,
-            cross=open_sora,
-            pipelined=open_sora and row not in ("offload_baseline", "decoupled"),
-            helps=row == "decoupled_pipesp_coprocess",
-        )
-    return forward([(branch, layer)], spec_of(model).transformers[0].num_layers).seconds
+@dataclass(frozen=True)
+class Cell:
+    """A figure of the paper's and ours."""
+
+    table: str
+    model: str
+    size: str
+    steps: int
+    column: str
+    reported: float
+    predicted: float
+    fitted: bool
+
+    @property
+    def error(self) -> float:
+        return self.predicted / self.reported - 1
 
 
-def total_seconds(model: str, fit: Fit, size: str, steps: int, row: str) -> float:
-    """Ten videos, in a row of the ablation."""
-    cluster, spec = cluster_of(fit), spec_of(model)
-    width, height, num_frames = map(int, size.split("x"))
-    decode = decode_seconds(spec, cluster.device, "bf16", (num_frames, height, width))
-    encode = encode_seconds(spec, cluster.device, "bf16", 2 if model == "open_sora_plan_v1_3" else 1)
-    if row == "offload_baseline":
-        moved = RANKS * 2 * sum(weights.parameters for weights in spec.weights)
-        copied = moved / fit.copy
-        return VIDEOS * (encode + copied + steps * step_seconds(model, fit, size, row) + decode)
-    step = step_seconds(model, fit, size, row)
-    denoise = steps * step
-    encoder = 0 if model == "open_sora_plan_v1_3" else RANKS - 1
-    if row == "decoupled_pipesp_coprocess":
-        # While the decoder decodes, steps take as long as without it.
-        alone = step_seconds(model, fit, size, "decoupled_pipesp")
-        busy = min(decode + (encode if encoder else 0), steps * alone)
-        denoise = busy + (steps - busy / alone) * step
-    placement = Placement(
-        ranks=RANKS, denoise=tuple(range(RANKS - 1)), decode=(RANKS - 1,), encode=(encoder,)
-    )
-    spans = play(placement, VIDEOS, {"encode": encode, "denoise": denoise, "decode": decode})
-    return max(span.end for span in spans)
-
-
-def predicted(model: str, fit: Fit, size: str, steps: int, column: str) -> float:
-    """A cell of Table 6: its second column is the better of co-processing and none."""
-    if column == "baseline_s":
-        return total_seconds(model, fit, size, steps, ROWS[0])
-    return min(total_seconds(model, fit, size, steps, row) for row in ROWS[2:])
-
-
-def cells(data: dict[str, Any]) -> Iterator[tuple[str, str, str, str, float]]:
+def cells(data: dict[str, Any], paper: Paper) -> Iterator[Cell]:
+    """The ablation's, then Table 6's, without those that are the ablation's too."""
+    for model, table in data["ablation_30_steps"].items():
+        for row in ROWS:
+            for size, reported in table[row].items():
+                predicted = paper.total(model, size, ABLATION_STEPS, row)
+                fitted = size in FITTED_SIZES
+                yield Cell("ablation", model, size, ABLATION_STEPS, row, reported, predicted, fitted)
     for model, sizes in data["end_to_end"].items():
         for size, by_steps in sizes.items():
-            for steps, cell in by_steps.items():
+            for steps, found in by_steps.items():
+                if int(steps) == ABLATION_STEPS and size in data["ablation_30_steps"][model][ROWS[0]]:
+                    continue
                 for column in ("baseline_s", "pipedit_s"):
-                    yield model, size, steps, column, cell[column]
+                    predicted = paper.cell(model, size, int(steps), column)
+                    yield Cell("end to end", model, size, int(steps), column, found[column], predicted, False)
 
 
-def is_fitted(size: str, steps: str) -> bool:
-    return size in FITTED_SIZES and steps in FITTED_STEPS
-
-
-def error(seconds: float, reported: float) -> float:
-    return seconds / reported - 1
-
-
-def fitted(data: dict[str, Any]) -> Fit:
+def fitted(data: dict[str, Any], *, stock_frames: bool) -> Fit:
     """The numbers with the least mean absolute error on the 24 cells: one after the other, ever finer."""
-    chosen = [cell for cell in cells(data) if is_fitted(cell[1], cell[2])]
 
     def loss(fit: Fit) -> float:
+        paper = Paper(fit.cluster(), stock_frames)
+        table = data["ablation_30_steps"]
         return mean(
-            abs(error(predicted(model, fit, size, int(steps), column), reported))
-            for model, size, steps, column, reported in chosen
+            abs(paper.total(model, size, ABLATION_STEPS, row) / table[model][row][size] - 1)
+            for model in MODELS
+            for size in FITTED_SIZES
+            for row in ROWS
         )
 
     best, found = Fit(), loss(Fit())
-    for factor in (1.3, 1.15, 1.07, 1.03):
+    for factor in (1.4, 1.2, 1.1, 1.05, 1.025):
         for _ in range(3):
-            for name in vars(best):
+            for name in asdict(best):
                 for change in (factor, 1 / factor):
                     trial = replace(best, **{name: getattr(best, name) * change})
                     if (tried := loss(trial)) < found:
@@ -276,38 +333,151 @@ def fitted(data: dict[str, Any]) -> Fit:
     return best
 
 
+def changes(found: list[Cell]) -> list[dict[str, Any]]:
+    """From row to row of the ablation, where the paper's is over 5 %."""
+    by_key = {(cell.model, cell.size, cell.column): cell for cell in found if cell.table == "ablation"}
+    rows = []
+    for model, size in dict.fromkeys((model, size) for model, size, _ in by_key):
+        for before, after in pairwise(ROWS):
+            one, other = by_key[model, size, before], by_key[model, size, after]
+            reported, predicted = other.reported / one.reported - 1, other.predicted / one.predicted - 1
+            if abs(reported) > CHANGE:
+                what = {"model": model, "size": size, "row": after}
+                rows.append(
+                    {**what, "reported": reported, "predicted": predicted, "right": reported * predicted > 0}
+                )
+    return rows
+
+
+def summary(found: list[Cell]) -> dict[str, float]:
+    errors = [abs(cell.error) for cell in found]
+    return {"cells": len(errors), "mean": mean(errors), "median": median(errors), "largest": max(errors)}
+
+
+def steps_of_table_2() -> list[dict[str, Any]]:
+    rows = []
+    for gpus, sizes in TABLE_2.items():
+        paper = Paper(find_cluster(gpus))
+        for size, reported in sizes.items():
+            branch = paper.branch(OSP, size, ROWS[0])
+            layers = [papers_layer(branch, cross=True, pipelined=p, helps=False) for p in (False, True)]
+            predicted = [forward([(branch, layer)], 32).seconds for layer in layers]
+            rows.append({"gpus": gpus, "size": size, "reported": reported, "predicted": predicted})
+    return rows
+
+
+def xdit() -> list[dict[str, Any]]:
+    spec = published_spec("HunyuanVideo")
+    request = resolve(Request(prompt="any"), spec)
+    rows = []
+    for gpus, reported in XDIT.items():
+        cluster = find_cluster(gpus)
+        way = Way(placement=Placement(ranks=cluster.ranks))
+        simulated = Simulator(cluster, spec, request).simulate(way, 1, Form(attention="ulysses"))
+        rows.append({"gpus": gpus, "reported": reported, "predicted": simulated.latency})
+    return rows
+
+
+def plot(found: list[Cell]) -> str:
+    """Predicted over reported, on two logarithmic axes, as SVG."""
+    from math import log10
+
+    low, high, side, edge = 60.0, 7000.0, 480, 60
+
+    def place(seconds: float) -> float:
+        return (log10(seconds) - log10(low)) / (log10(high) - log10(low)) * side
+
+    colors = {OSP: "#1b7fbd", HYV: "#d1495b"}
+    marks = [
+        f'<circle cx="{edge + place(c.reported):.1f}" cy="{edge + side - place(c.predicted):.1f}" r="3" '
+        f'fill="{colors[c.model] if not c.fitted else "none"}" stroke="{colors[c.model]}" fill-opacity="0.6">'
+        f"<title>{c.model} {c.size} {c.steps} steps {c.column}: {c.predicted:.0f} s, {c.reported} s reported"
+        "</title></circle>"
+        for c in found
+    ]
+    lines = []
+    for factor, dash in ((1.0, ""), (1.1, ' stroke-dasharray="4 3"'), (1 / 1.1, ' stroke-dasharray="4 3"')):
+        first, last = max(low, low / factor), min(high, high / factor)
+        lines.append(
+            f'<line x1="{edge + place(first):.1f}" y1="{edge + side - place(first * factor):.1f}" '
+            f'x2="{edge + place(last):.1f}" y2="{edge + side - place(last * factor):.1f}" '
+            f'stroke="#888"{dash}/>'
+        )
+    for seconds in (100, 300, 1000, 3000):
+        at = place(seconds)
+        lines.append(
+            f'<text x="{edge + at:.1f}" y="{edge + side + 18}" text-anchor="middle">{seconds}</text>'
+        )
+        lines.append(
+            f'<text x="{edge - 8}" y="{edge + side - at + 4:.1f}" text-anchor="end">{seconds}</text>'
+        )
+    lines.append(f'<rect x="{edge}" y="{edge}" width="{side}" height="{side}" fill="none" stroke="#444"/>')
+    middle = edge + side / 2
+    lines.append(
+        f'<text x="{middle}" y="{edge + side + 40}" text-anchor="middle">reported, s for 10 videos</text>'
+    )
+    lines.append(
+        f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">'
+        "predicted, s</text>"
+    )
+    lines.append(f'<text x="{edge + 12}" y="{edge + 22}" fill="{colors[OSP]}">Open-Sora-Plan v1.3</text>')
+    lines.append(f'<text x="{edge + 12}" y="{edge + 42}" fill="{colors[HYV]}">HunyuanVideo</text>')
+    lines.append(f'<text x="{edge + 12}" y="{edge + 62}">open circles: fitted; dashed: 10 % off</text>')
+    whole = side + 2 * edge
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{whole}" height="{whole}" font-family="sans-serif" '
+        f'font-size="13"><rect width="{whole}" height="{whole}" fill="white"/>'
+        + "\n".join([*lines, *marks])
+        + "</svg>\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--stock-frames", action="store_true")
+    arguments = parser.parse_args()
     data = json.loads(DATA.read_text())
-    fit = fitted(data) if parser.parse_args().fit else Fit()
-    print(fit)
-    rows = []
-    for model, size, steps, column, reported in cells(data):
-        seconds = predicted(model, fit, size, int(steps), column)
-        rows.append((model, size, steps, column, reported, seconds, is_fitted(size, steps)))
-    for name, some in (("fitted", [r for r in rows if r[6]]), ("others", [r for r in rows if not r[6]])):
-        errors = [abs(error(r[5], r[4])) for r in some]
-        print(name, len(some), f"mean {mean(errors):.3f} median {median(errors):.3f} max {max(errors):.3f}")
+    fit = fitted(data, stock_frames=arguments.stock_frames) if arguments.fit else Fit.in_files()
+    found = list(cells(data, Paper(fit.cluster(), arguments.stock_frames)))
+    others = [cell for cell in found if not cell.fitted]
+    summaries = {"fitted": summary([cell for cell in found if cell.fitted]), "not fitted": summary(others)}
     for model in MODELS:
-        for column in ("baseline_s", "pipedit_s"):
-            es = [error(r[5], r[4]) for r in rows if r[0] == model and r[3] == column]
-            print(model, column, f"{mean(map(abs, es)):.3f} bias {mean(es):+.3f}")
-            for size in data["end_to_end"][model]:
-                print("   ", size, *(f"{error(r[5], r[4]):+.2f}" for r in rows if r[:2] == (model, size) and r[3] == column))
-    for model, table in data["ablation_30_steps"].items():
-        right = wrong = 0
-        for size in table[ROWS[0]]:
-            reported = [table[row][size] for row in ROWS]
-            seconds = [total_seconds(model, fit, size, 30, row) for row in ROWS]
-            print(model[:5], size, *(f"{p:5.0f}/{r:<5.0f}" for p, r in zip(seconds, reported)))
-            for i in range(3):
-                change = reported[i + 1] / reported[i] - 1
-                if abs(change) > 0.05:
-                    ok = (seconds[i + 1] - seconds[i]) * change > 0
-                    right += ok
-                    wrong += not ok
-        print(model, "signs right", right, "wrong", wrong)
+        for column in dict.fromkeys(cell.column for cell in found):
+            some = [cell for cell in others if (cell.model, cell.column) == (model, column)]
+            summaries[f"{model}, {column}"] = summary(some)
+    print(fit)
+    for name, one in summaries.items():
+        print(f"{name:50} {one['cells']:4} cells, mean {one['mean']:.3f}, median {one['median']:.3f}, "
+              f"largest {one['largest']:.3f}")  # fmt: skip
+    signs = changes(found)
+    print(f"changes in the ablation over 5 %: {sum(s['right'] for s in signs)} of {len(signs)} signs right")
+    for sign in signs:
+        if not sign["right"]:
+            print("  wrong:", sign)
+    print("\nablation, predicted / reported")
+    for model in MODELS:
+        for size in data["ablation_30_steps"][model][ROWS[0]]:
+            rows = [c for c in found if (c.table, c.model, c.size) == ("ablation", model, size)]
+            print(f"  {model:20} {size:13}", *(f"{c.predicted:5.0f}/{c.reported:<5.0f}" for c in rows))
+    print("\nTable 2, a step; predicted / reported, without and with PipeSP")
+    table_2 = steps_of_table_2()
+    for row in table_2:
+        pairs = (f"{p:5.2f}/{r:<5.2f}" for p, r in zip(row["predicted"], row["reported"], strict=True))
+        print(f"  {row['gpus']:8} {row['size']:13}", *pairs)
+    print("\nxDiT, HunyuanVideo")
+    others_systems = xdit()
+    for row in others_systems:
+        print(f"  {row['gpus']:7} {row['predicted']:5.0f}/{row['reported']:<5}")
+    if arguments.fit or arguments.stock_frames:
+        return
+    PLOT.write_text(plot(found))
+    table = [{**asdict(cell), "error": cell.error} for cell in found]
+    write_results(
+        "planner_paper",
+        {"fit": asdict(fit), "summaries": summaries, "changes": signs, "cells": table, "table_2": table_2,
+         "xdit": others_systems},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
