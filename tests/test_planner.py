@@ -44,6 +44,7 @@ DEVICE = Device(
     memory_bandwidth=1e12,
     memory=48e9,
     units=100,
+    message_units=10,
     launch=5e-6,
     reach={"product": 0.7, "flash": 0.6, "efficient": 0.3, "convolution": 0.3, "memory": 0.8},
     source="none",

@@ -36,10 +36,16 @@ class BlockSeconds:
 
     merge: float
     """To merge a head's row with what it got of other keys, where attention comes in parts."""
+    crowding: float = 0.0
+    """How much longer attention takes while messages travel, in parts of that time."""
 
-    def attention(self, head_rows: float) -> float:
-        """Seconds for so many (head, query row) pieces, of all videos in the batch."""
-        return head_rows * self.head_row + self.wave if head_rows else 0.0
+    def attention(self, head_rows: float, beside: float = 0.0) -> float:
+        """Seconds for so many (head, query row) pieces, of all videos in the batch.
+
+        beside: seconds for which messages travel meanwhile.
+        """
+        seconds = head_rows * self.head_row + self.wave if head_rows else 0.0
+        return seconds + self.crowding * min(seconds, beside)
 
 
 def block_seconds(
@@ -82,6 +88,7 @@ def block_seconds(
         finish=finish if held else 0.0,
         head_row=head_row,
         # In fp32: the row so far is read and written, the other one cast and read, and each difference.
+        crowding=device.crowding,
         merge=8 * 4 * spec.attention_head_dim / device.copy_rate,
         wave=head_row * TILE * device.units / 2 + device.launch,
     )

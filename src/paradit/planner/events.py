@@ -32,6 +32,11 @@ class Message:
     """Seconds for which each resource is occupied."""
     latency: float
 
+    @property
+    def seconds(self) -> float:
+        """For which it travels, if nothing is in its way."""
+        return max(self.busy.values(), default=0.0)
+
 
 @dataclass(frozen=True)
 class Post:

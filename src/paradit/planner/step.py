@@ -59,17 +59,20 @@ class Branch:
         """Attended values on their way back."""
         return self.move("results", work, self._held)
 
-    def attention(self, rank: int, head_rows: float) -> Compute:
-        """The `rank`-th of the ranks computes so many pieces of each video."""
-        return Compute("attention", self.costs[rank].attention(self.batch * head_rows))
+    def attention(self, rank: int, head_rows: float, beside: float = 0.0) -> Compute:
+        """The `rank`-th of the ranks computes so many pieces of each video, beside so long messages."""
+        return Compute("attention", self.costs[rank].attention(self.batch * head_rows, beside))
 
 
 Layer = Callable[[int, Any], Iterator[Step]]
 """(rank's place in the branch, key of the layer) -> what the rank does in a layer."""
 
 
-def ulysses(branch: Branch, num_chunks: int = 1) -> Layer:
-    """As `attention.ulysses.ulysses`: Ulysses in one chunk, else PipeSP in both directions."""
+def ulysses(branch: Branch, num_chunks: int = 1, *, interleaved: bool = False) -> Layer:
+    """As `attention.ulysses.ulysses`: Ulysses in one chunk, else PipeSP in both directions.
+
+    interleaved: another stream's messages travel at any time.
+    """
     chunks = chunk_boxes(branch.shares, num_chunks)
     tokens = branch.tokens
     first, *others = chunks
@@ -81,6 +84,17 @@ def ulysses(branch: Branch, num_chunks: int = 1) -> Layer:
         for index, chunk in enumerate([first, *others])
     ]
     results = [branch.results(chunk.work) for chunk in chunks]
+    # The next chunk's way in and the last one's way out; and the other stream's layer.
+    beside = [
+        sum(
+            message.seconds
+            for message in (*together[index + 1 : index + 2], *results[max(0, index - 1) : index])
+        )
+        for index in range(num_chunks)
+    ]
+    if interleaved:
+        whole = sum(message.seconds for message in (value, *together, *results))
+        beside = [whole / num_chunks] * num_chunks
 
     def layer(rank: int, key: Any) -> Iterator[Step]:
         cost = branch.costs[rank]
@@ -92,7 +106,7 @@ def ulysses(branch: Branch, num_chunks: int = 1) -> Layer:
         yield Wait((key, "v"))
         for index, chunk in enumerate(chunks):
             yield Wait((key, "in", index))
-            yield branch.attention(rank, sum(map(len, chunk.work[rank])))
+            yield branch.attention(rank, sum(map(len, chunk.work[rank])), beside[index])
             yield Post((key, "out", index), results[index])
         if branch.shares.tokens[rank]:
             for index in range(len(chunks)):
@@ -122,7 +136,8 @@ def pipesp_paper(branch: Branch) -> Layer:
         for index in range(3):
             yield Wait((key, "in", index))
         for index, chunk in enumerate(chunks):
-            yield branch.attention(rank, sum(map(len, chunk.work[rank])))
+            beside = results[index - 1].seconds if index else 0.0
+            yield branch.attention(rank, sum(map(len, chunk.work[rank])), beside)
             yield Post((key, "out", index), results[index])
         for index in range(count):
             yield Wait((key, "out", index))
@@ -200,7 +215,8 @@ def ring(branch: Branch, degree: int, *, ring_inside: bool = False) -> Layer:
                 yield Compute("project", cost.value)
             owner = (group - turn) % degree
             part = (lengths[owner] + (shares.num_replicated if turn == 0 else 0)) / shares.num_rows
-            yield branch.attention(rank, rows * part)
+            beside = turns[index][turn].seconds if turn + 1 < degree else 0.0
+            yield branch.attention(rank, rows * part, beside)
             yield Compute("merge", cost.merge * rows * branch.batch)
             if turn + 1 < degree:
                 yield Wait((key, "turn", index, turn))
@@ -218,7 +234,7 @@ def layer_of(branch: Branch, form: Form, ring_degree: int = 1, *, ring_inside: b
         return ring(branch, ring_degree, ring_inside=ring_inside)
     if form.attention == "pipesp-paper":
         return pipesp_paper(branch)
-    return ulysses(branch, form.chunks)
+    return ulysses(branch, form.chunks, interleaved=form.interleave)
 
 
 @dataclass(frozen=True)

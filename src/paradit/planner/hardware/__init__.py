@@ -36,6 +36,7 @@ class Device:
     memory_bandwidth: float
     memory: float
     units: int
+    message_units: int
     launch: float
     reach: Mapping[str, float]
     source: str
@@ -48,6 +49,13 @@ class Device:
     def copy_rate(self) -> float:
         """Bytes/s that are read or written."""
         return self.memory_bandwidth * self.reach["memory"]
+
+    @property
+    def crowding(self) -> float:
+        """How much longer computing takes beside messages that travel, in parts of its time."""
+        return (
+            self.message_units / (self.units - self.message_units) if self.units > self.message_units else 0.0
+        )
 
     def filled(self, tiles: float) -> float:
         """Which part of its rate a kernel of so many tiles reaches: its last wave is half empty, on average.
@@ -161,7 +169,10 @@ def _cluster(
     device = Device(
         name=name,
         reach={part: {**defaults["reach"], **table["reach"]}[part] for part in _REACH},
-        **{key: table[key] for key in ("dense", "memory_bandwidth", "memory", "units", "launch", "source")},
+        **{
+            key: table[key]
+            for key in ("dense", "memory_bandwidth", "memory", "units", "message_units", "launch", "source")
+        },
     )
 
     def link(kind: str) -> Link | None:
