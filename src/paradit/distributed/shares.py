@@ -139,11 +139,18 @@ def rows_between(source: Boxes, target: Boxes) -> list[list[int]]:
     """How many (token, head) rows each rank sends to each other one; none to itself."""
     return [
         [
-            0 if sender == receiver else sum(len(part) for *_, part in common_parts(boxes, others))
+            0 if sender == receiver else sum(_common_rows(a, b) for a in boxes for b in others)
             for receiver, others in enumerate(target)
         ]
         for sender, boxes in enumerate(source)
     ]
+
+
+def _common_rows(a: Box, b: Box) -> int:
+    """How many rows both have; for large worlds without making a box of them."""
+    heads = min(a.last_head, b.last_head) - max(a.first_head, b.first_head)
+    rows = min(a.stop, b.stop) - max(a.start, b.start)
+    return heads * rows if heads > 0 and rows > 0 else 0
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from typing import Any
 
 from paradit.errors import InputError
 
-MAX_RANKS = 1024
+MAX_RANKS = 128
 _REACH = ("product", "flash", "efficient", "convolution", "memory")
 
 
