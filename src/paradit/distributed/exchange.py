@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from paradit.distributed.redistribution import Move, Redistribution
-from paradit.distributed.shares import Box, Shares
+from paradit.distributed.shares import Box, Shares, chunk_boxes
 from paradit.distributed.transport import Transport
 
 
@@ -53,14 +53,8 @@ class UlyssesExchange:
             [*boxes, *replicated] if rank < shares.num_holders else boxes for rank, boxes in enumerate(tokens)
         ]
         self.chunks: list[Chunk] = []
-        seen = [0] * shares.num_ranks  # heads before this one have come to the rank
-        work_by_chunk = zip(*(shares.chunks_of(rank, num_chunks) for rank in ranks), strict=True)
-        for work in work_by_chunk:
-            needed = [shares.heads_for(boxes) for boxes in work]
-            if whole_heads:
-                needed = [shares.heads_of(rank) for rank in ranks]
-            heads = [_not_seen(box, seen[rank]) for rank, box in enumerate(needed)]
-            seen = [max(before, box.last_head) for before, box in zip(seen, heads, strict=True)]
+        for boxes in chunk_boxes(shares, num_chunks, whole_heads=whole_heads):
+            work, heads = boxes.work, boxes.new_heads
             self.chunks.append(
                 Chunk(
                     work=work[transport.rank],
@@ -91,8 +85,3 @@ class UlyssesExchange:
             for chunk in self.chunks
         )
         return rows * batch * head_dim * itemsize
-
-
-def _not_seen(heads: Box, seen: int) -> Box:
-    first = max(heads.first_head, seen)
-    return Box(first, max(first, heads.last_head), heads.start, heads.stop)

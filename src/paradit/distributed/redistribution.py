@@ -13,11 +13,8 @@ from itertools import accumulate, pairwise
 
 from torch import Tensor
 
-from paradit.distributed.shares import Box
+from paradit.distributed.shares import Box, Boxes, common_parts
 from paradit.distributed.transport import Transfer, Transport
-
-Boxes = Sequence[Sequence[Box]]
-"""The boxes of each rank, in the order of the ranks; those of one rank do not overlap."""
 
 
 class Redistribution:
@@ -43,9 +40,9 @@ class Redistribution:
         self.boxes = target[rank]
         """What it gets."""
         others = [other for other in range(len(target)) if other != rank]
-        self.outgoing = {other: _common(self._given(rank, other), target[other]) for other in others}
-        self.incoming = {other: _common(self._given(other, rank), target[rank]) for other in others}
-        self.kept = _common(self.held, target[rank])
+        self.outgoing = {other: common_parts(self._given(rank, other), target[other]) for other in others}
+        self.incoming = {other: common_parts(self._given(other, rank), target[rank]) for other in others}
+        self.kept = common_parts(self.held, target[rank])
         """As the two before: (index of the source box, of the target box, what both have)."""
 
     def elements_sent(self, rank: int) -> int:
@@ -54,7 +51,7 @@ class Redistribution:
             len(part)
             for other, boxes in enumerate(self._target)
             if other != rank
-            for _, _, part in _common(self._given(rank, other), boxes)
+            for _, _, part in common_parts(self._given(rank, other), boxes)
         )
 
     def _given(self, sender: int, receiver: int) -> Sequence[Box]:
@@ -138,12 +135,6 @@ class Arrival:
                 if len(message):
                     _unpack(message, [view for move in self._moves for view in move.coming(rank)])
         return [move.into for move in self._moves]
-
-
-def _common(source: Sequence[Box], target: Sequence[Box]) -> list[tuple[int, int, Box]]:
-    """(index of the source box, of the target box, what both have), in an order that both sides share."""
-    pairs = ((i, j, a.intersect(b)) for i, a in enumerate(source) for j, b in enumerate(target))
-    return [(i, j, box) for i, j, box in pairs if box is not None]
 
 
 def _view(tensor: Tensor, box: Box, part: Box) -> Tensor:

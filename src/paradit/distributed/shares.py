@@ -149,6 +149,67 @@ class Shares:
         return Box(first, last, 0, self.num_rows)
 
 
+Boxes = Sequence[Sequence[Box]]
+"""The boxes of each rank, in the order of the ranks; those of one rank do not overlap."""
+
+
+def common_parts(source: Sequence[Box], target: Sequence[Box]) -> list[tuple[int, int, Box]]:
+    """(index of the source box, of the target box, what both have), in an order that both sides share."""
+    pairs = ((i, j, a.intersect(b)) for i, a in enumerate(source) for j, b in enumerate(target))
+    return [(i, j, box) for i, j, box in pairs if box is not None]
+
+
+def rows_between(source: Boxes, target: Boxes) -> list[list[int]]:
+    """How many (token, head) rows each rank sends to each other one; none to itself."""
+    return [
+        [
+            0 if sender == receiver else sum(_common_rows(a, b) for a in boxes for b in others)
+            for receiver, others in enumerate(target)
+        ]
+        for sender, boxes in enumerate(source)
+    ]
+
+
+def _common_rows(a: Box, b: Box) -> int:
+    """How many rows both have; for large worlds without making a box of them."""
+    heads = min(a.last_head, b.last_head) - max(a.first_head, b.first_head)
+    rows = min(a.stop, b.stop) - max(a.start, b.start)
+    return heads * rows if heads > 0 and rows > 0 else 0
+
+
+@dataclass(frozen=True)
+class ChunkBoxes:
+    """What a chunk of the work is made of, for each rank."""
+
+    work: Boxes
+    """Query rows that the rank computes."""
+    new_heads: Sequence[Box]
+    """Heads whose keys and values come with this chunk; a head that an earlier chunk began is there."""
+
+
+def chunk_boxes(shares: Shares, num_chunks: int, *, whole_heads: bool = False) -> list[ChunkBoxes]:
+    """The work in chunks.
+
+    whole_heads: a rank gets all heads of its share of them, even if its rows need fewer (for USP).
+    """
+    ranks = range(shares.num_ranks)
+    found = []
+    seen = [0] * shares.num_ranks  # heads before this one have come to the rank
+    for work in zip(*(shares.chunks_of(rank, num_chunks) for rank in ranks), strict=True):
+        needed = [shares.heads_for(boxes) for boxes in work]
+        if whole_heads:
+            needed = [shares.heads_of(rank) for rank in ranks]
+        heads = [_not_seen(box, seen[rank]) for rank, box in enumerate(needed)]
+        seen = [max(before, box.last_head) for before, box in zip(seen, heads, strict=True)]
+        found.append(ChunkBoxes(work, heads))
+    return found
+
+
+def _not_seen(heads: Box, seen: int) -> Box:
+    first = max(heads.first_head, seen)
+    return Box(first, max(first, heads.last_head), heads.start, heads.stop)
+
+
 def _equal_parts(
     start: int, stop: int, parts: int, length: int, multiple: int = ROW_MULTIPLE
 ) -> tuple[int, ...]:

@@ -45,13 +45,18 @@ class TransformerSpec:
         products only. The text's keys and values are computed once per request: see `context_flops`.
         """
         width = self.width
-        self_attention = 8 * tokens * width**2 + 4 * tokens**2 * width
         cross_attention = 4 * tokens * width**2 + 4 * tokens * text_tokens * width
         feed_forward = 4 * tokens * width * self.ffn_dim
         patch = prod(self.patch_size)
         ends = 2 * tokens * width * patch * (self.in_channels + self.out_channels)
         time = 2 * timesteps * (self.freq_dim * width + width**2 + 6 * width**2)
-        return self.num_layers * (self_attention + cross_attention + feed_forward) + ends + time
+        projections = 8 * tokens * width**2
+        blocks = self.num_layers * (projections + cross_attention + feed_forward)
+        return blocks + self.self_attention_flops(tokens, text_tokens) + ends + time
+
+    def self_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
+        """Those of `flops` that grow with the square of the tokens: of all layers, without projections."""
+        return self.num_layers * 4 * tokens**2 * self.width
 
     def context_flops(self, text_tokens: int) -> int:
         """Operations on one prompt's embeddings, once per request: embedder, keys and values."""
@@ -83,6 +88,9 @@ class VaeSpec:
     pixel_patch: int
     """The decoder ends at 1/pixel_patch of the height and width and folds channels into pixels."""
     num_res_blocks: int
+
+    decoder_channels: tuple[int, ...] = ()
+    """Of its levels, the last, full-resolution one first."""
 
     LATENT_FRAMES_AT_ONCE = 1
     """How many are decoded together, once the first ones are."""
@@ -122,6 +130,10 @@ class VaeSpec:
         """(channels, frames, height, width) of the latents of a video; sizes are taken as divisible."""
         frames = (num_frames - 1) // self.temporal_compression + 1
         return self.z_dim, frames, height // self.spatial_compression, width // self.spatial_compression
+
+    def decode_flops(self, num_frames: int, height: int, width: int) -> int:
+        """Operations of decoding a whole video: convolutions and attention, as torch counts them."""
+        raise NotImplementedError
 
     def decode_bytes(self, height: int, width: int, tile: int | None = None) -> int:
         """Estimate of the decoder's working memory for one latent frame, in fp32, with tiles of that side.
@@ -285,6 +297,19 @@ class ModelSpec:
     def _modulation_bytes(self, spec: TransformerSpec) -> int:
         """Of a token, where each has its own."""
         return 6 * spec.width * 2 * FP32_BYTES if self.expand_timesteps else 0
+
+
+def convolution(inputs: int, outputs: int, kernel: int, positions: int) -> int:
+    """Operations of a convolution of so many taps, at so many places of what it makes."""
+    return 2 * inputs * outputs * kernel * positions
+
+
+def resnet(inputs: int, outputs: int, positions: int) -> int:
+    """Operations of two 3x3x3 convolutions, and of one for the way past them if channels change."""
+    shortcut = convolution(inputs, outputs, 1, positions) if inputs != outputs else 0
+    return (
+        convolution(inputs, outputs, 27, positions) + convolution(outputs, outputs, 27, positions) + shortcut
+    )
 
 
 def stage_of(component: str) -> str:

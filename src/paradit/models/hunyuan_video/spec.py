@@ -10,7 +10,16 @@ from typing import Any
 
 from paradit.errors import InputError
 from paradit.models.folder_json import is_given, own_settings, read_json, stored_weights
-from paradit.models.spec import FP32_BYTES, Defaults, ModelSpec, TransformerSpec, VaeSpec, Weights
+from paradit.models.spec import (
+    FP32_BYTES,
+    Defaults,
+    ModelSpec,
+    TransformerSpec,
+    VaeSpec,
+    Weights,
+    convolution,
+    resnet,
+)
 
 # HunyuanVideoPipeline.__call__'s max_sequence_length and defaults; 24 frames per second is Tencent's own
 # (github.com/Tencent-Hunyuan/HunyuanVideo).
@@ -45,15 +54,20 @@ class HunyuanVideoTransformerSpec(TransformerSpec):
         assert timesteps == 1, "all tokens have one timestep"
         width, rows = self.width, tokens + text_tokens
         num_double = self.num_layers - self.num_single_layers
-        attention = 8 * rows * width**2 + 4 * rows**2 * width
+        projections = 8 * rows * width**2
         feed_forward = 4 * rows * width * self.ffn_dim
         # A single block's last projection takes the attended values and the inner ones together.
-        blocks = self.num_layers * (attention + feed_forward)
+        blocks = self.num_layers * (projections + feed_forward)
+        blocks += self.self_attention_flops(tokens, text_tokens)
         modulation = 2 * width**2 * (num_double * 12 + self.num_single_layers * 3 + 2)
         patch = prod(self.patch_size)
         ends = 2 * tokens * width * patch * (self.in_channels + self.out_channels)
         embedded = 2 * (self._time_products() + self._two_linears(self.pooled_dim))
         return blocks + modulation + ends + embedded + self._refiner_flops(text_tokens)
+
+    def self_attention_flops(self, tokens: int, text_tokens: int) -> int:
+        """Those that grow with the square of the rows, the text's among them."""
+        return self.num_layers * 4 * (tokens + text_tokens) ** 2 * self.width
 
     def context_flops(self, text_tokens: int) -> int:  # noqa: ARG002
         """None: the text is refined anew in every step, with its timestep."""
@@ -90,12 +104,50 @@ class HunyuanVideoVaeSpec(VaeSpec):
     """An AutoencoderKLHunyuanVideo, which decodes in tiles."""
 
     TILE_FRAMES = 17
+    TILE_STRIDE = 192
     LATENT_FRAMES_AT_ONCE = 3
 
     @property
     def default_tile(self) -> int | None:
         """As its model card does: attention over a whole 720p frame would need tens of GB."""
         return self.TILE_PIXELS
+
+    def decode_flops(self, num_frames: int, height: int, width: int) -> int:
+        """As of `VaeSpec`, of all tiles, which overlap."""
+        _, frames, height, width = self.latent_shape(num_frames, height, width)
+        most = (self.TILE_FRAMES - 1) // self.temporal_compression
+        stride = self.LATENT_FRAMES_AT_ONCE
+        groups = [min(most + 1, frames - start) for start in range(0, frames - 1, stride)]
+        return sum(
+            self._tile_flops(group, tile_height, tile_width)
+            for group in (groups if frames > most else [frames])
+            for tile_height in self._tiles(height, width, height)
+            for tile_width in self._tiles(height, width, width)
+        )
+
+    def _tiles(self, height: int, width: int, side: int) -> list[int]:
+        size, stride = (pixels // self.spatial_compression for pixels in (self.TILE_PIXELS, self.TILE_STRIDE))
+        if max(height, width) <= size:
+            return [side]
+        return [min(size, side - start) for start in range(0, side, stride)]
+
+    def _tile_flops(self, frames: int, height: int, width: int) -> int:
+        channels, area = self.decoder_channels[::-1], height * width
+        deepest, rows = channels[0], frames * area
+        total = convolution(self.z_dim, self.z_dim, 1, rows)  # before the decoder
+        total += convolution(self.z_dim, deepest, 27, rows) + 2 * resnet(deepest, deepest, rows)
+        total += 8 * rows * deepest**2 + 4 * rows**2 * deepest
+        inputs, last = deepest, len(channels) - 1
+        for level, outputs in enumerate(channels):
+            total += resnet(inputs, outputs, frames * area)
+            total += self.num_res_blocks * resnet(outputs, outputs, frames * area)
+            inputs = outputs
+            if level < last:
+                area *= 4 if 2**level < self.spatial_compression else 1
+                if 2 ** (last - level) <= self.temporal_compression:
+                    frames = 2 * frames - 1  # the first one stays one
+                total += convolution(outputs, outputs, 27, frames * area)
+        return total + convolution(inputs, 3, 27, frames * area)
 
     def decode_bytes(self, height: int, width: int, tile: int | None = None) -> int:
         """Estimate of the decoder's working memory, in fp32, with tiles of that side.
@@ -235,6 +287,7 @@ def vae_spec(config: Mapping[str, Any]) -> HunyuanVideoVaeSpec:
         temporal_compression=config.get("temporal_compression_ratio", 4),
         spatial_compression=config.get("spatial_compression_ratio", 8),
         decoder_dim=config.get("block_out_channels", (128,))[0],
+        decoder_channels=tuple(config.get("block_out_channels", (128, 256, 512, 512))),
         pixel_patch=1,
         num_res_blocks=config.get("layers_per_block", 2),
     )

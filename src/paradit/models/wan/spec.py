@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from paradit.models.folder_json import is_given, own_settings, read_json, stored_weights
-from paradit.models.spec import Defaults, ModelSpec, TransformerSpec, VaeSpec, Weights
+from paradit.models.spec import Defaults, ModelSpec, TransformerSpec, VaeSpec, Weights, convolution, resnet
 
 # WanPipeline.__call__'s max_sequence_length.
 TEXT_LENGTH = 512
@@ -123,14 +123,53 @@ def text_encoder_parameters(config: Mapping[str, Any]) -> int:
     return int(config["vocab_size"] * width + config["num_layers"] * layer + width)
 
 
-def vae_spec(config: Mapping[str, Any]) -> VaeSpec:
+@dataclass(frozen=True, kw_only=True)
+class WanVaeSpec(VaeSpec):
+    """An AutoencoderKLWan, whose decoder goes latent frame by latent frame."""
+
+    is_residual: bool
+    temporal_upsample: tuple[bool, ...]
+    """Of each level but the last to be computed, from the deepest on."""
+    out_channels: int
+
+    def decode_flops(self, num_frames: int, height: int, width: int) -> int:
+        """As of `VaeSpec`."""
+        _, frames, height, width = self.latent_shape(num_frames, height, width)
+        channels = self.decoder_channels[::-1]
+        deepest, area = channels[0], height * width
+        total = convolution(self.z_dim, self.z_dim, 1, frames * area)  # before the decoder
+        total += convolution(self.z_dim, deepest, 27, frames * area)
+        total += 2 * resnet(deepest, deepest, frames * area)
+        total += frames * (8 * area * deepest**2 + 4 * area**2 * deepest)  # attention within each frame
+        inputs = deepest
+        for level, outputs in enumerate(channels):
+            total += resnet(inputs, outputs, frames * area)
+            total += self.num_res_blocks * resnet(outputs, outputs, frames * area)
+            inputs = outputs
+            if level + 1 < len(channels):
+                if self.temporal_upsample[level]:
+                    # The first frame stays one.
+                    total += convolution(outputs, 2 * outputs, 3, (frames - 1) * area)
+                    frames = 2 * frames - 1
+                area *= 4
+                inputs = outputs if self.is_residual else outputs // 2
+                total += convolution(outputs, inputs, 9, frames * area)
+        return total + convolution(inputs, self.out_channels, 27, frames * area)
+
+
+def vae_spec(config: Mapping[str, Any]) -> WanVaeSpec:
     """The latent geometry in an AutoencoderKLWan config; missing keys take that class's defaults."""
     base_dim = config.get("decoder_base_dim") or config.get("base_dim", 96)
-    return VaeSpec(
+    multipliers = config.get("dim_mult", (1, 2, 4, 4))
+    return WanVaeSpec(
         z_dim=config.get("z_dim", 16),
         temporal_compression=config.get("scale_factor_temporal", 4),
         spatial_compression=config.get("scale_factor_spatial", 8),
-        decoder_dim=base_dim * config.get("dim_mult", (1, 2, 4, 4))[0],
+        decoder_dim=base_dim * multipliers[0],
+        decoder_channels=tuple(base_dim * multiplier for multiplier in multipliers),
         pixel_patch=config.get("patch_size") or 1,
         num_res_blocks=config.get("num_res_blocks", 2),
+        is_residual=config.get("is_residual", False),
+        temporal_upsample=tuple(config.get("temperal_downsample", (False, True, True)))[::-1],
+        out_channels=config.get("out_channels", 3),
     )

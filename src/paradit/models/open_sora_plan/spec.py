@@ -1,0 +1,148 @@
+"""Open-Sora-Plan v1.3 (github.com/PKU-YuanGroup/Open-Sora-Plan): what it is and costs, for the planner.
+
+Its checkpoints are not in diffusers' pipeline format, and ParaDiT does not run them. PipeDiT's measurements
+(arXiv 2511.12056) are of this model and of HunyuanVideo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from paradit.models.folder_json import read_json
+from paradit.models.spec import Defaults, ModelSpec, TransformerSpec, VaeSpec, Weights, convolution, resnet
+from paradit.models.wan.spec import text_encoder_parameters
+
+PIPELINE_CLASS = "OpenSoraPlanPipeline"
+TEXT_LENGTH = 512
+DEFAULTS = Defaults(width=640, height=352, num_frames=93, fps=18, num_inference_steps=100, guidance_scale=7.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenSoraPlanTransformerSpec(TransformerSpec):
+    """An OpenSoraT2V_v1_3: Wan's layout, but with sparse attention in all layers but four."""
+
+    full_layers: int = 4
+    sparsity: int = 4
+    """In the other layers a query attends to every so-many-th key."""
+
+    def flops(self, tokens: int, text_tokens: int, timesteps: int = 1) -> int:
+        """As of `TransformerSpec`; the text's keys and values are computed in every step."""
+        return super().flops(tokens, text_tokens, timesteps) + super().context_flops(text_tokens)
+
+    def self_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
+        """As of `TransformerSpec`."""
+        full = 4 * tokens**2 * self.width
+        return full * self.full_layers + full // self.sparsity * (self.num_layers - self.full_layers)
+
+    def context_flops(self, text_tokens: int) -> int:  # noqa: ARG002
+        """None: see `flops`."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WfVaeSpec(VaeSpec):
+    """A WFVAEModel (arXiv 2411.17459): its last level has half the resolution, which a wavelet doubles."""
+
+    flow_channels: int = 128
+    """Of the two branches that carry low frequencies past the decoder's levels."""
+
+    def decode_flops(self, num_frames: int, height: int, width: int) -> int:
+        """As of `VaeSpec`, counted from the class's layers."""
+        _, frames, height, width = self.latent_shape(num_frames, height, width)
+        top, middle, deepest = self.decoder_channels
+        flow, blocks = self.flow_channels, self.num_res_blocks
+        area = height * width
+        rows = frames * area
+        total = convolution(self.z_dim, deepest, 27, rows)
+        total += resnet(deepest, deepest, rows) + resnet(deepest, deepest + flow, rows)
+        total += frames * (8 * area * deepest**2 + 4 * area**2 * deepest)
+        total += 2 * resnet(flow, flow, rows) + convolution(flow, 24, 9, rows)
+        total += blocks * resnet(deepest, deepest, rows)
+        frames, area = 2 * frames - 1, 4 * area
+        rows = frames * area
+        total += convolution(deepest, deepest, 27, rows) + resnet(deepest, deepest + flow, rows)
+        total += 2 * resnet(flow, flow, rows) + convolution(flow, 12, 9, rows)
+        total += resnet(deepest, middle, rows) + (blocks - 1) * resnet(middle, middle, rows)
+        rows *= 4
+        total += convolution(middle, middle, 9, rows) + resnet(middle, middle, rows)
+        total += resnet(middle, top, rows) + resnet(top, top, rows)
+        return total + convolution(top, 24, 9, rows)
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The spec of a folder with the class's configurations, as `models.published` has them."""
+    index = read_json(folder / "model_index.json")
+    configs = {name: read_json(folder / name / "config.json") for name in ("transformer", "vae")}
+    text = read_json(folder / "text_encoder" / "config.json")
+    transformer = transformer_spec(configs["transformer"])
+    counts = {
+        "text_encoder": text_encoder_parameters(text),
+        "transformer": transformer.num_parameters,
+        "vae": 0,
+    }
+    return ModelSpec(
+        name=folder.name,
+        folder=folder,
+        pipeline_class=index["_class_name"],
+        transformers=(transformer,),
+        boundary_ratio=None,
+        expand_timesteps=False,
+        vae=vae_spec(configs["vae"]),
+        defaults=DEFAULTS,
+        weights=tuple(Weights(component=c, parameters=n, file_bytes=0) for c, n in counts.items()),
+        text_encoder_dim=text["d_model"],
+        text_length=TEXT_LENGTH,
+    )
+
+
+def transformer_spec(config: Mapping[str, Any]) -> OpenSoraPlanTransformerSpec:
+    """The sizes in an OpenSoraT2V_v1_3 config."""
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    patch = config["patch_size"]
+    spec = OpenSoraPlanTransformerSpec(
+        num_attention_heads=config["num_attention_heads"],
+        attention_head_dim=config["attention_head_dim"],
+        num_layers=config["num_layers"],
+        ffn_dim=4 * width,
+        patch_size=(config["patch_size_t"], patch, patch),
+        in_channels=config["in_channels"],
+        out_channels=config["out_channels"],
+        text_dim=config["caption_channels"],
+        freq_dim=256,
+        max_positions=2**31,
+        num_parameters=0,
+        sparsity=config["sparse_n"],
+    )
+    return replace(spec, num_parameters=_count_parameters(spec))
+
+
+def _count_parameters(spec: OpenSoraPlanTransformerSpec) -> int:
+    width, patch = spec.width, prod(spec.patch_size)
+
+    def linear(inputs: int, outputs: int) -> int:
+        return inputs * outputs + outputs
+
+    ends = linear(spec.in_channels * patch, width) + linear(width, spec.out_channels * patch) + 2 * width
+    text = linear(spec.text_dim, width) + linear(width, width)
+    time = linear(spec.freq_dim, width) + linear(width, width) + linear(width, 6 * width)
+    block = 8 * linear(width, width) + linear(width, spec.ffn_dim) + linear(spec.ffn_dim, width) + 6 * width
+    return ends + text + time + spec.num_layers * block
+
+
+def vae_spec(config: Mapping[str, Any]) -> WfVaeSpec:
+    """The geometry in a WFVAEModel config."""
+    base = config["base_channels"]
+    return WfVaeSpec(
+        z_dim=config["latent_dim"],
+        temporal_compression=4,
+        spatial_compression=8,
+        decoder_dim=base,
+        decoder_channels=(base, 2 * base, 4 * base),
+        pixel_patch=2,
+        num_res_blocks=config["decoder_num_resblocks"],
+        flow_channels=config["decoder_energy_flow_hidden_size"],
+    )

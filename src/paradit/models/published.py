@@ -1,0 +1,70 @@
+"""Published models by their configurations, which the package brings: no network, no weights, no torch.
+
+published.json has of each what differs from its classes' defaults, as in the files of the hub repository of
+that name, and the number of its VAE's parameters, counted from the class (Open-Sora-Plan's from its paper).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from paradit.errors import InputError
+from paradit.models.open_sora_plan import spec as open_sora_plan
+from paradit.models.registry import spec_reader
+from paradit.models.spec import ModelSpec
+
+
+@cache
+def _all() -> dict[str, dict[str, Any]]:
+    text = (resources.files("paradit.models") / "published.json").read_text(encoding="utf-8")
+    models: dict[str, dict[str, Any]] = json.loads(text)
+    return models
+
+
+def published_models() -> list[str]:
+    """Their hub ids."""
+    return list(_all())
+
+
+def find_published(name: str) -> str | None:
+    """The hub id that `name` is, or is the last part of, in any case of letters; None where there is none."""
+    for known in _all():
+        if name.lower() in (known.lower(), known.lower().rpartition("/")[2]):
+            return known
+    return None
+
+
+def published_spec(name: str) -> ModelSpec:
+    """The spec of a published model. Raises InputError where it is not known."""
+    known = find_published(name)
+    if known is None:
+        close = difflib.get_close_matches(name, published_models(), n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise InputError(f"model {name!r} is not known: {hint}known are {', '.join(published_models())}")
+    configs = _all()[known]
+    with TemporaryDirectory() as made:
+        folder = Path(made)
+        (folder / "model_index.json").write_text(json.dumps(configs["model_index"]))
+        for component in configs.keys() - {"model_index", "vae_parameters"}:
+            (folder / component).mkdir()
+            (folder / component / "config.json").write_text(json.dumps(configs[component]))
+        spec = _reader(configs["model_index"]["_class_name"])(folder)
+    weights = tuple(
+        replace(part, parameters=configs["vae_parameters"]) if part.component == "vae" else part
+        for part in spec.weights
+    )
+    return replace(spec, name=known, folder=Path(known), weights=weights)
+
+
+def _reader(pipeline_class: str) -> Callable[[Path], ModelSpec]:
+    if pipeline_class == open_sora_plan.PIPELINE_CLASS:
+        return open_sora_plan.read_spec
+    return spec_reader(pipeline_class)

@@ -1,0 +1,290 @@
+"""A denoising step, played layer by layer: what each rank computes, and what travels meanwhile.
+
+The orders are those of `attention.ulysses` and `attention.ring`, whose shares and boxes are asked for what
+travels (`distributed.shares`); `tests/test_planner.py` holds the times against a rehearsal of the program
+itself (`sampling.rehearsal`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from paradit.distributed.shares import Boxes, Shares, chunk_boxes, rows_between
+from paradit.placement import Form
+from paradit.planner.costs import BlockSeconds
+from paradit.planner.events import Compute, Message, Played, Post, Step, Wait, interleaved, play
+from paradit.planner.hardware import Cluster
+
+PLAYED_LAYERS = 4
+"""After so many the others take as long as the last of them: layers are alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """Ranks that share the attention of a branch, or of several in one batch."""
+
+    cluster: Cluster
+    ranks: tuple[int, ...]
+    """Of the cluster; helpers, which hold no tokens, are the last ones."""
+    shares: Shares
+    costs: Sequence[BlockSeconds]
+    """Of each of the ranks."""
+    row_bytes: int
+    """Of a (token, head) row, of all videos in the batch."""
+    batch: int
+
+    @property
+    def tokens(self) -> Boxes:
+        return [[self.shares.tokens_of(rank)] for rank in range(self.shares.num_ranks)]
+
+    @cached_property
+    def _held(self) -> Boxes:
+        text = [self.shares.replicated] if self.shares.num_replicated else []
+        return [[*boxes, *(text if len(boxes[0]) else [])] for boxes in self.tokens]
+
+    def move(self, name: str, source: Boxes, target: Boxes, times: int = 1) -> Message:
+        """A message of all ranks, with `times` tensors of the kind."""
+        sent = [[times * self.row_bytes * rows for rows in row] for row in rows_between(source, target)]
+        return self.message(name, self.ranks, sent)
+
+    def message(self, name: str, ranks: Sequence[int], sent: Sequence[Sequence[float]]) -> Message:
+        """Bytes from the i-th of `ranks` to the j-th."""
+        busy, latency = self.cluster.transfer(ranks, sent)
+        return Message(name, tuple(ranks), busy, latency)
+
+    def results(self, work: Boxes) -> Message:
+        """Attended values on their way back."""
+        return self.move("results", work, self._held)
+
+    def attention(self, rank: int, head_rows: float, beside: float = 0.0) -> Compute:
+        """The `rank`-th of the ranks computes so many pieces of each video, beside so long messages."""
+        return Compute("attention", self.costs[rank].attention(self.batch * head_rows, beside))
+
+
+Layer = Callable[[int, Any], Iterator[Step]]
+"""(rank's place in the branch, key of the layer) -> what the rank does in a layer."""
+
+
+def ulysses(branch: Branch, num_chunks: int = 1, *, interleaved: bool = False) -> Layer:
+    """As `attention.ulysses.ulysses`: Ulysses in one chunk, else PipeSP in both directions.
+
+    interleaved: another stream's messages travel at any time.
+    """
+    chunks = chunk_boxes(branch.shares, num_chunks)
+    tokens = branch.tokens
+    first, *others = chunks
+    heads = [[[box] for box in chunk.new_heads] for chunk in chunks]
+    value = branch.move("values", tokens, heads[0])
+    # A chunk's keys and queries, or with its values, are one message.
+    together = [
+        _joined(branch, [(tokens, heads[index])] * (1 if index == 0 else 2) + [(tokens, chunk.work)])
+        for index, chunk in enumerate([first, *others])
+    ]
+    results = [branch.results(chunk.work) for chunk in chunks]
+    # The next chunk's way in and the last one's way out; and the other stream's layer.
+    beside = [
+        sum(
+            message.seconds
+            for message in (*together[index + 1 : index + 2], *results[max(0, index - 1) : index])
+        )
+        for index in range(num_chunks)
+    ]
+    if interleaved:
+        whole = sum(message.seconds for message in (value, *together, *results))
+        beside = [whole / num_chunks] * num_chunks
+
+    def layer(rank: int, key: Any) -> Iterator[Step]:
+        cost = branch.costs[rank]
+        yield Compute("project", cost.value)
+        yield Post((key, "v"), value)
+        yield Compute("project", 2 * cost.value)
+        for index, message in enumerate(together):
+            yield Post((key, "in", index), message)
+        yield Wait((key, "v"))
+        for index, chunk in enumerate(chunks):
+            yield Wait((key, "in", index))
+            yield branch.attention(rank, sum(map(len, chunk.work[rank])), beside[index])
+            yield Post((key, "out", index), results[index])
+        if branch.shares.tokens[rank]:
+            for index in range(len(chunks)):
+                yield Wait((key, "out", index))
+            yield Compute("finish", cost.finish)
+
+    return layer
+
+
+def pipesp_paper(branch: Branch) -> Layer:
+    """As `attention.ulysses.pipesp_paper`: all comes in first, then head by head is computed and sent."""
+    (whole,) = chunk_boxes(branch.shares, 1)
+    heads = [[box] for box in whole.new_heads]
+    incoming = [
+        branch.move("values", branch.tokens, heads),
+        branch.move("keys", branch.tokens, heads),
+        branch.move("queries", branch.tokens, whole.work),
+    ]
+    count = -(-max(branch.shares.work) // branch.shares.num_rows)
+    chunks = chunk_boxes(branch.shares, count)
+    results = [branch.results(chunk.work) for chunk in chunks]
+
+    def layer(rank: int, key: Any) -> Iterator[Step]:
+        for index, message in enumerate(incoming):
+            yield Compute("project", branch.costs[rank].value)
+            yield Post((key, "in", index), message)
+        for index in range(3):
+            yield Wait((key, "in", index))
+        for index, chunk in enumerate(chunks):
+            beside = results[index - 1].seconds if index else 0.0
+            yield branch.attention(rank, sum(map(len, chunk.work[rank])), beside)
+            yield Post((key, "out", index), results[index])
+        for index in range(count):
+            yield Wait((key, "out", index))
+        yield Compute("finish", branch.costs[rank].finish)
+
+    return layer
+
+
+def ring(branch: Branch, degree: int, *, ring_inside: bool = False) -> Layer:
+    """As `attention.ring`: keys and values go round among `degree` groups; Ulysses in each."""
+    shares = branch.shares
+    size = shares.num_ranks // degree
+    groups = [
+        [r for r in range(shares.num_ranks) if (r % degree if ring_inside else r // size) == group]
+        for group in range(degree)
+    ]
+    lengths = [sum(shares.tokens[rank] for rank in group) for group in groups]
+    inside, outside = [], []
+    for group, length in zip(groups, lengths, strict=True):
+        rows = length + shares.num_replicated
+        within = Shares(
+            num_heads=shares.num_heads,
+            tokens=tuple(shares.tokens[rank] for rank in group),
+            work=Shares.equal(rows, shares.num_heads, size).work,
+            num_replicated=shares.num_replicated,
+        )
+        part = Branch(
+            cluster=branch.cluster,
+            ranks=tuple(branch.ranks[rank] for rank in group),
+            shares=within,
+            costs=[branch.costs[rank] for rank in group],
+            row_bytes=branch.row_bytes,
+            batch=branch.batch,
+        )
+        (whole,) = chunk_boxes(within, 1, whole_heads=True)
+        heads = [[box] for box in whole.new_heads]
+        inside.append(
+            [
+                part.move("values", part.tokens, heads),
+                _joined(part, [(part.tokens, heads), (part.tokens, whole.work)]),
+            ]
+        )
+        outside.append(part.results(whole.work))
+    heads_of_a_rank = shares.num_heads / size
+    place = {rank: (group, index) for group, ranks in enumerate(groups) for index, rank in enumerate(ranks)}
+
+    def turn_message(index: int, turn: int) -> Message:
+        """Each group's keys and values one group on."""
+        members = [group[index] for group in groups]
+        sent = [[0.0] * degree for _ in range(degree)]
+        for group in range(degree):
+            owner = (group - turn) % degree
+            sent[group][(group + 1) % degree] = 2 * branch.row_bytes * lengths[owner] * heads_of_a_rank
+        return branch.message("keys and values", [branch.ranks[rank] for rank in members], sent)
+
+    turns = [[turn_message(index, turn) for turn in range(degree - 1)] for index in range(size)]
+
+    def layer(rank: int, key: Any) -> Iterator[Step]:
+        cost = branch.costs[rank]
+        group, index = place[rank]
+        yield Compute("project", cost.value)
+        if size > 1:
+            yield Post((key, "v", group), inside[group][0])
+            yield Compute("project", 2 * cost.value)
+            yield Post((key, "kq", group), inside[group][1])
+            yield Wait((key, "v", group))
+            yield Wait((key, "kq", group))
+        else:
+            yield Compute("project", cost.value)
+        rows = (lengths[group] + shares.num_replicated) * heads_of_a_rank
+        for turn in range(degree):
+            if turn + 1 < degree:
+                yield Post((key, "turn", index, turn), turns[index][turn])
+            if turn == 0 and size == 1:
+                yield Compute("project", cost.value)
+            owner = (group - turn) % degree
+            part = (lengths[owner] + (shares.num_replicated if turn == 0 else 0)) / shares.num_rows
+            beside = turns[index][turn].seconds if turn + 1 < degree else 0.0
+            yield branch.attention(rank, rows * part, beside)
+            yield Compute("merge", cost.merge * rows * branch.batch)
+            if turn + 1 < degree:
+                yield Wait((key, "turn", index, turn))
+        if size > 1:
+            yield Post((key, "out", group), outside[group])
+            yield Wait((key, "out", group))
+        yield Compute("finish", cost.finish)
+
+    return layer
+
+
+def layer_of(branch: Branch, form: Form, ring_degree: int = 1, *, ring_inside: bool = False) -> Layer:
+    """A form of attention on the ranks of a branch."""
+    if form.attention in ("ring", "usp") and ring_degree > 1:
+        return ring(branch, ring_degree, ring_inside=ring_inside)
+    if form.attention == "pipesp-paper":
+        return pipesp_paper(branch)
+    return ulysses(branch, form.chunks, interleaved=form.interleave)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """All layers of a step."""
+
+    seconds: float
+    computing: tuple[float, ...]
+    """Seconds that each rank of the cluster's computes."""
+
+    @property
+    def exposed(self) -> float:
+        """Seconds in which the rank that computes longest waits for messages."""
+        return self.seconds - max(self.computing)
+
+
+def forward(
+    branches: Sequence[tuple[Branch, Layer]], num_layers: int, streams: int = 1, lag: int = 0
+) -> Forward:
+    """Branches on ranks of their own, each in so many streams side by side, through all layers."""
+
+    def played(layers: int) -> Played:
+        programs: dict[int, Iterator[Step]] = {}
+        for number, (branch, layer) in enumerate(branches):
+            for place, rank in enumerate(branch.ranks):
+                assert rank not in programs, "a rank is in one branch"
+                each = [_stream(layer, place, (number, stream), layers) for stream in range(streams)]
+                programs[rank] = interleaved(each, lag)
+        order = sorted(programs)
+        # Messages name ranks of the cluster, programs are counted; only how many take part matters.
+        return play([programs[rank] for rank in order])
+
+    few = min(num_layers, PLAYED_LAYERS)
+    last = played(few)
+    if few == num_layers:
+        return Forward(last.seconds, tuple(last.computing))
+    before = played(few - 1)
+    more = num_layers - few
+    computing = [b + more * (b - a) for a, b in zip(before.computing, last.computing, strict=True)]
+    return Forward(last.seconds + more * (last.seconds - before.seconds), tuple(computing))
+
+
+def _stream(layer: Layer, place: int, key: tuple[int, int], layers: int) -> Iterator[Step]:
+    for number in range(layers):
+        yield from layer(place, (*key, number))
+
+
+def _joined(branch: Branch, moves: Sequence[tuple[Boxes, Boxes]]) -> Message:
+    """Several moves in one message."""
+    tables = [rows_between(source, target) for source, target in moves]
+    ranks = range(branch.shares.num_ranks)
+    sent = [[branch.row_bytes * sum(table[i][j] for table in tables) for j in ranks] for i in ranks]
+    return branch.message("keys and queries", branch.ranks, sent)

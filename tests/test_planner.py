@@ -1,0 +1,337 @@
+"""The planner: against a rehearsal of the program itself, by hand, and what must hold on any hardware."""
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+import pytest
+
+import paradit.planner.step as step_module
+from paradit.distributed.shares import Shares
+from paradit.errors import InputError
+from paradit.models.published import published_models, published_spec
+from paradit.placement import Form, Placement
+from paradit.planner.costs import BlockSeconds
+from paradit.planner.events import Compute, Message, Post, Wait, play
+from paradit.planner.hardware import Cluster, Device, Link, find_cluster
+from paradit.planner.search import GOALS, candidates, find_plans
+from paradit.planner.simulate import Simulator, Way
+from paradit.planner.step import Branch, forward, layer_of
+from paradit.requests import Request, resolve
+from test_rehearsal import (
+    DEPTH,
+    FINISH,
+    HEADS,
+    LAYERS,
+    PROJECTION,
+    ROW,
+    SHARES,
+    TOKENS,
+    WORK,
+    rehearsed,
+)
+from test_rehearsal import Link as RehearsedLink
+
+ULYSSES = Form(attention="ulysses")
+DEVICE = Device(
+    name="any",
+    dense={"bf16": 100e12, "fp32": 20e12},
+    memory_bandwidth=1e12,
+    memory=48e9,
+    units=100,
+    message_units=10,
+    launch=5e-6,
+    reach={"product": 0.7, "flash": 0.6, "efficient": 0.3, "convolution": 0.3, "memory": 0.8},
+    source="none",
+)
+FORMS = [
+    (ULYSSES, 1),
+    (Form(attention="pipesp", chunks=3), 1),
+    (Form(attention="pipesp-paper"), 1),
+    (Form(attention="ring"), 4),
+    (Form(attention="usp"), 2),
+]
+
+
+def cluster(ranks: int, latency: float = 1e-5, bandwidth: float = 1e10, **link: float) -> Cluster:
+    within = Link(name="within", latency=latency, bandwidth=bandwidth, **link)
+    return Cluster(device=DEVICE, devices=ranks, link=within, network=within)
+
+
+def branch(on: Cluster, shares: Shares, *, batch: int = 2, part: float = 1.0) -> Branch:
+    costs = BlockSeconds(value=part * PROJECTION, finish=part * FINISH, head_row=ROW, wave=0.0, merge=0.0)
+    return Branch(
+        cluster=on,
+        ranks=tuple(range(shares.num_ranks)),
+        shares=shares,
+        costs=[costs] * shares.num_ranks,
+        row_bytes=batch * DEPTH * 4,
+        batch=batch,
+    )
+
+
+@pytest.mark.parametrize("interleave", [False, True])
+@pytest.mark.parametrize("chunks", [1, 2, 4])
+@pytest.mark.parametrize("link", [(0.0, 2.0**-20), (0.25, 2.0**-12), (0.5, 2.0**-10)])
+def test_a_step_is_the_program_rehearsed(link: tuple[float, float], chunks: int, interleave: bool) -> None:
+    latency, seconds_per_byte = link
+    on = cluster(2, latency, 1 / seconds_per_byte)
+    form = Form(attention="pipesp", chunks=chunks, interleave=interleave)
+    streams = 2 if interleave else 1
+    one = branch(on, SHARES, batch=2 // streams, part=1 / streams)
+    played = forward([(one, layer_of(one, form))], LAYERS, streams, form.lag)
+    assert played.seconds == pytest.approx(rehearsed(RehearsedLink(*link), chunks, interleave), rel=1e-12)
+    assert played.computing == pytest.approx([WORK, WORK])
+
+
+def test_what_a_shared_host_does_to_all_at_once() -> None:
+    # All that eight ranks send goes through one resource: as long as one after the other.
+    on = cluster(8, latency=0.0, bandwidth=1e30, shared=1e6)
+    one = branch(on, Shares.equal(TOKENS, HEADS, 8))
+    played = forward([(one, layer_of(one, Form(attention="pipesp-paper")))], LAYERS)
+    sent = LAYERS * 4 * 2 * TOKENS * HEADS * DEPTH * 4 * 7 / 8
+    assert sent / 1e6 <= played.seconds <= sent / 1e6 + max(played.computing)
+
+
+@pytest.mark.parametrize(("form", "degree"), FORMS)
+def test_folded_layers_are_played_layers(form: Form, degree: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    on = cluster(4, latency=0.01, bandwidth=2e4, shared=5e4)
+    shares = Shares.equal(TOKENS, HEADS, 4, num_replicated=5)
+    for streams in (1, 2):
+        one = branch(on, shares)
+        layer = layer_of(one, form, degree)
+        folded = forward([(one, layer)], 20, streams)
+        with monkeypatch.context() as patch:
+            patch.setattr(step_module, "PLAYED_LAYERS", 20)
+            whole = forward([(one, layer)], 20, streams)
+        assert folded.seconds == pytest.approx(whole.seconds, rel=1e-3)
+        assert folded.computing == pytest.approx(whole.computing)
+
+
+@pytest.mark.parametrize(("form", "degree"), FORMS)
+def test_what_shares_a_resource_never_overlaps(form: Form, degree: int) -> None:
+    one = branch(cluster(4, latency=0.01, bandwidth=2e4, shared=5e4), Shares.equal(TOKENS, HEADS, 4))
+    layer = layer_of(one, form, degree)
+    # Every layer of every rank needs its projections, its rows and its finish.
+    played = play([[step for key in range(3) for step in layer(rank, key)] for rank in range(4)])
+    assert sum(played.computing) == pytest.approx(
+        3 * (4 * (3 * PROJECTION + FINISH) + 2 * ROW * TOKENS * HEADS)
+    )
+    uses = defaultdict(list)
+    for use in played.uses:
+        uses[use.resource].append((use.begin, use.end))
+    assert len(uses) > 4
+    for spans in uses.values():
+        for before, after in pairwise(sorted(spans)):
+            assert after[0] >= before[1] - 1e-12
+
+
+def test_events_by_hand() -> None:
+    message = Message("m", (0, 1), {"port": 2.0}, 0.5)
+    first = [Compute("a", 1.0), Post("m", message), Compute("b", 0.25), Wait("m")]
+    second = [Compute("a", 3.0), Post("m", message)]
+    played = play([first, second])
+    # It starts when the second has posted it, at 3.
+    assert list(played.ends) == [5.5, 3.0]
+    with pytest.raises(RuntimeError, match="wait"):
+        play([[Wait("nothing")]])
+
+
+def simulator(on: Cluster, model: str = "Wan2.1-T2V-1.3B-Diffusers", **asked: int) -> Simulator:
+    spec = published_spec(model)
+    asked = {"width": 480, "height": 288, "num_frames": 33, "num_inference_steps": 4} | asked
+    return Simulator(on, spec, resolve(Request(prompt="any", **asked), spec))
+
+
+def random_cases(number: int) -> list[tuple[Cluster, dict[str, int]]]:
+    draw = Random(0)
+    found = []
+    for _ in range(number):
+        on = cluster(
+            draw.choice([2, 3, 4, 8]),
+            latency=10 ** draw.uniform(-6, -3),
+            bandwidth=10 ** draw.uniform(9, 11.5),
+            **({"shared": 10 ** draw.uniform(9, 11.5)} if draw.random() < 0.5 else {}),
+        )
+        size = {
+            "width": 16 * draw.randint(10, 60),
+            "height": 16 * draw.randint(10, 40),
+            "num_frames": 4 * draw.randint(1, 20) + 1,
+        }
+        found.append((on, size))
+    return found
+
+
+@pytest.mark.parametrize("model", ["Wan2.1-T2V-1.3B-Diffusers", "HunyuanVideo"])
+def test_more_bandwidth_is_never_slower(model: str) -> None:
+    for on, size in random_cases(8):
+        quick = replace(on.link, bandwidth=2 * on.link.bandwidth)
+        quick = replace(quick, shared=2 * on.link.shared) if on.link.shared else quick
+        one, other = (simulator(c, model, **size) for c in (on, replace(on, link=quick, network=quick)))
+        for way, form in candidates(one, 3):
+            before, after = (each.simulate(way, 3, form) for each in (one, other))
+            assert after.seconds <= before.seconds * (1 + 1e-9), (on, size, way, form)
+            assert after.latency <= before.latency * (1 + 1e-9), (on, size, way, form)
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_the_best_is_behind_nothing_that_is_usual(goal: str) -> None:
+    for on, size in random_cases(6):
+        plans = find_plans(simulator(on, **size), 4, goal)
+        best = GOALS[goal](plans.best[0].simulated)
+        usual = [plan for plan in plans.usual if plan.fits and not plan.simulated.way.offload]
+        assert all(best <= GOALS[goal](plan.simulated) for plan in usual)
+
+
+def test_memory_grows_with_the_video() -> None:
+    way = Way(placement=Placement(ranks=4, denoise=(0, 1, 2), decode=(3,)))
+    sizes = [
+        {"width": 480},
+        {"width": 960},
+        {"width": 960, "height": 576},
+        {"num_frames": 81, "width": 960, "height": 576},
+    ]
+    found = [simulator(cluster(4), **size).simulate(way, 2, ULYSSES).memory for size in sizes]
+    for before, after in pairwise(found):
+        assert all(b <= a for b, a in zip(before, after, strict=True))
+
+
+def test_a_helper_takes_work_and_never_costs_any() -> None:
+    on = cluster(4, latency=0.0, bandwidth=1e30)
+    placement = Placement(ranks=4, denoise=(0, 1, 2), decode=(3,))
+    one = simulator(on)
+    alone, helped = (one.simulate(Way(placement=placement, coprocess=c), 1, ULYSSES) for c in (False, True))
+    assert helped.latency < alone.latency
+    # By no more than its share of the attention: PipeDiT's equation 3.
+    assert helped.step >= alone.step * 3 / 4
+    slow = simulator(cluster(4, latency=1.0, bandwidth=1e3))
+    alone, helped = (slow.simulate(Way(placement=placement, coprocess=c), 3, ULYSSES) for c in (False, True))
+    assert helped.seconds <= alone.seconds
+
+
+def test_replicas_share_the_host() -> None:
+    def step(ranks: int, replicas: int) -> float:
+        on = cluster(4, latency=0.0, bandwidth=1e30, shared=1e8)
+        way = Way(placement=Placement(ranks=ranks, replicas=replicas))
+        return simulator(on).simulate(way, 2, ULYSSES).step
+
+    assert step(4, 2) > 1.5 * step(2, 1)
+
+
+@pytest.mark.parametrize("model", published_models())
+def test_published_models_are_planned(model: str) -> None:
+    spec = published_spec(model)
+    assert all(weights.parameters > 0 for weights in spec.weights)
+    request = resolve(Request(prompt="any"), spec)
+    simulated = Simulator(find_cluster("8xH100"), spec, request).simulate(
+        Way(placement=Placement(ranks=8)), 2, ULYSSES
+    )
+    assert 0 < simulated.first_frame < simulated.latency < simulated.seconds
+
+
+def test_notation() -> None:
+    assert find_cluster("8xL40").name == "8xL40"
+    two = find_cluster("2x8xh100")
+    assert (two.ranks, two.between(0, 7).name, two.between(7, 8).name) == (16, "nvlink4", "infiniband-ndr")
+    pairs = find_cluster("8xA6000")
+    assert (pairs.between(0, 1).name, pairs.between(1, 2).name) == ("nvlink-bridge", "pcie4")
+    for wrong, said in (("8xL4O", "L40"), ("0xL40", "1 to"), ("8x", "written"), ("9999x9999xL40", "1 to")):
+        with pytest.raises(InputError, match=said):
+            find_cluster(wrong)
+
+
+MACHINE = """
+ranks = 2
+[devices.this]
+source = "measured"
+dense = { bf16 = 1e12, fp32 = 5e11 }
+memory_bandwidth = 2e10
+memory = 8e9
+units = 1
+reach = { flash = 0.4 }
+[links.within]
+latency = 5e-5
+bandwidth = 1e9
+[residuals]
+flash = [0.01, -0.02]
+"""
+
+
+def test_a_measured_machine(tmp_path: Path) -> None:
+    path = tmp_path / "machine.toml"
+    path.write_text(MACHINE)
+    found = find_cluster(str(path))
+    assert (found.ranks, found.device.reach["flash"], found.link.bandwidth) == (2, 0.4, 1e9)
+    for broken, said in (
+        ("ranks = 2", "devices"),
+        ("[", "TOML"),
+        (MACHINE.replace("units = 1", ""), "units"),
+    ):
+        path.write_text(broken)
+        with pytest.raises(InputError, match=said):
+            find_cluster(str(path))
+    with pytest.raises(InputError, match="cannot be read"):
+        find_cluster(str(tmp_path / "other.toml"))
+
+
+WITHOUT_TORCH = """
+import sys
+from paradit.cli.main import main
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_TORCH, "plan", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command() -> None:
+    small = ("--model", "wan2.1-t2v-1.3b-diffusers", "--size", "480x288", "--num-frames", "17")
+    done = run(*small, "--gpus", "4xL40", "--num-prompts", "3")
+    assert done.returncode == 0, done.stderr
+    for part in (
+        "one GPU",
+        "plain Ulysses",
+        "offloading",
+        "4 replicas",
+        "1. paradit generate --prompts-file",
+    ):
+        assert part in done.stdout
+    done = run(*small, "--gpus", "4xL40", "--json", "--goal", "memory")
+    found = json.loads(done.stdout)
+    assert found["best"][0]["fits"]
+    assert len(found["best"][0]["memory_bytes_by_rank"]) == len(found["best"][0]["idle_by_rank"]) <= 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--model", "HunyuanVideo", "--gpus", "8xL41"), "L40"),
+        (("--model", "HunyuanVideo", "--gpus", "8xL40", "--goal", "fun"), "latency"),
+        (("--model", "HunyuanVideo", "--gpus", "8xL40", "--duration", "long"), "5s"),
+        (("--model", "HunyuanVideo", "--gpus", "8xL40", "--num-prompts", "0"), "num_prompts"),
+        (("--model", "HunyuanVideo", "--gpus", "8xL40", "--size", "500x300"), "nearest"),
+        (("--model", "nothing-here", "--gpus", "8xL40"), "nothing-here"),
+    ],
+)
+def test_bad_input_gets_one_line(arguments: tuple[str, ...], said: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert said in done.stderr
+
+
+def test_what_does_not_fit_is_said() -> None:
+    done = run("--model", "Wan2.2-T2V-A14B-Diffusers", "--gpus", "4xRTX4090")
+    assert done.returncode == 0
+    assert "does not fit" in done.stdout
+    assert "weights" in done.stdout

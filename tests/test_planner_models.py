@@ -1,0 +1,39 @@
+"""Operations of the autoencoders, as torch counts them; and the published configurations."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from paradit.models.hunyuan_video import decoder as hunyuan_decoder
+from paradit.models.hunyuan_video import spec as hunyuan_spec
+from paradit.models.wan.spec import vae_spec
+from tiny import hunyuan_vae, vae
+
+
+def counted(decode) -> int:
+    # The counter does not know the fused CPU kernel; the math one is made of products.
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        decode()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("variant", ["wan21", "wan22_ti2v"])
+def test_wan_decode(variant):
+    model = vae(variant)
+    spec = vae_spec(model.config)
+    side = spec.spatial_compression
+    latents = torch.randn(1, spec.z_dim, 3, 4, 6)
+    assert counted(lambda: model.decode(latents)) == spec.decode_flops(9, 4 * side, 6 * side)
+
+
+# One tile, one group; tiles in height only, three groups; in both.
+@pytest.mark.parametrize("shape", [(2, 4, 6), (7, 34, 6), (4, 34, 30)])
+def test_hunyuan_decode(shape):
+    model = hunyuan_vae()
+    model.enable_tiling()
+    frames, height, width = shape
+    latents = torch.randn(1, 16, *shape)
+    spec = hunyuan_spec.vae_spec(model.config)
+    expected = spec.decode_flops(4 * frames - 3, 8 * height, 8 * width)
+    assert counted(lambda: list(hunyuan_decoder._groups(model, latents))) == expected
