@@ -111,7 +111,7 @@ def test_a_killed_rank_is_replaced(model: Path, alone: Path, tmp_path: Path) -> 
         (["--ranks", "2", "--attention", "ring"], "divides the layers over the ranks: leave attention out"),
         (["--placement", "denoise=0-1 decode=1"], "rank 1 cannot denoise a long video and decode it at the"),
         (["--placement", "auto", "--ranks", "2"], "placement auto does not know method dualparal"),
-        (["--duration", "2s"], "give a duration or num_frames, not both"),
+        (["--duration", "2s"], "give a duration (2s) or num_frames (34), not both"),
     ],
 )
 def test_what_cannot_be_is_refused(model: Path, tmp_path: Path, options: list[str], said: str) -> None:

@@ -265,7 +265,7 @@ def _with_method(request: Request, spec: ModelSpec) -> Request:
             raise InputError(f"{name} must be at least {least}, got {value}")
     if context > block:
         raise InputError(
-            f"context_frames are a neighbour's, which has {block}: use at most that, got {context}"
+            f"context_frames are a neighbour's, which has {block}: use at most {block}, got {context}"
         )
     transformer = spec.transformers[0]
     most = transformer.max_positions * transformer.patch_size[0]

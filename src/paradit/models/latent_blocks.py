@@ -21,6 +21,8 @@ class LatentBlocks:
         """[1, C, 1, h, w]: the next frame, or the one that was asked for last."""
         if index == self._index + 1:
             self._index, self._frame = index, next(self._frames)
+            if index + 1 == self.shape[2]:
+                next(self._frames, None)  # there is none; whoever makes the blocks comes to its end
         assert index == self._index, f"frame {index} is asked for after {self._index}"
         return self._frame
 
