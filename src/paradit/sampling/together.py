@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from paradit.attention.forms import attend_on
-from paradit.attention.local import sdpa
+from paradit.attention.local import local, sdpa
 from paradit.attention.protocol import Attend, Kernel, Wait
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.redistribution import Redistribution, start
@@ -209,6 +209,8 @@ class Together:
         self, transformer: Transformer, tokens: Any, form: Form, attend: Attend | None = None
     ) -> Generator[Wait, None, Tensor]:
         shares = self._shares(transformer, tokens)
+        if shares.num_ranks == 1:  # with helpers in other steps, or never: nothing travels
+            return (yield from forward(transformer, tokens, attend or local(self._kernel)))
         if (form, shares) not in self._attends:
             self._attends[form, shares] = attend_on(self._mesh, form, shares, self._kernel)
         mine = shares.tokens_of(self._mesh.rank)
