@@ -131,9 +131,8 @@ def main() -> None:
         for way, took in sorted(seconds.items(), key=lambda item: item[1]):
             print(f"  {way:24} {took:7.1f} s  {took / seconds['together']:5.2f} of together", flush=True)
         print(f"  bound of apart {bound:.1f} s: it takes {seconds['apart'] / bound:.2f} of that")
-        print(
-            f"  with the first video's and the last one's other stage {filled:.1f} s: {seconds['apart'] / filled:.2f}"
-        )
+        ratio = seconds["apart"] / filled
+        print(f"  with the first video's or the last one's other stage {filled:.1f} s: {ratio:.2f}")
         best = min(took for way, took in seconds.items() if way != "auto")
         print(f"  auto takes {seconds['auto'] / best:.2f} of the best other: {choice.reason}", flush=True)
     write_results("stages", {"prompts": args.prompts, "repeats": args.repeats, "rows": rows})

@@ -64,6 +64,7 @@ def test_what_is_given_stays(spec: ModelSpec) -> None:
         seed=2**63 - 1,
         fps=23.976,
         dtype="bf16",
+        method="full",
     )
     assert resolve(given, spec) == given
     assert resolve(given, spec) == resolve(resolve(given, spec), spec)
@@ -102,7 +103,18 @@ def test_size(refusal: Callable[..., str], width: int, height: int, advice: str)
 
 
 def test_positions_end(refusal: Callable[..., str]) -> None:
-    assert "num_frames is at most 253" in refusal(num_frames=257)
+    assert "num_frames is at most 253" in refusal(num_frames=257, method="full")
+
+
+def test_long_videos_are_made_in_blocks(spec: ModelSpec) -> None:
+    """Beyond twice the 49 frames that the model was trained on; of a duration, beyond those."""
+    for num_frames, trim, method in ((97, False, "full"), (99, False, "dualparal"), (50, True, "dualparal")):
+        request = resolve(Request(prompt="x", num_frames=num_frames, trim=trim), spec)
+        assert request.method == method
+        assert request.num_frames == num_frames
+        # A window is as long as what the model was trained on: 13 latent frames.
+        blocks = (7, 3) if method == "dualparal" else (None, None)
+        assert (request.block_frames, request.context_frames) == blocks
 
 
 @pytest.mark.parametrize("field", ["width", "height", "num_frames", "num_inference_steps"])

@@ -49,7 +49,8 @@ class Request:
     dtype: str | None = None
     """`bf16` or `fp32`; `None`: what suits the device."""
     method: str | None = None
-    """One of `METHODS`; `None`: `full` up to the longest video that the model is known to be trained on."""
+    """One of `METHODS`; `None`: `full`, but `dualparal` for videos of more than twice the length that the
+    model is known to be trained on; with `trim`, of more than that length."""
     block_frames: int | None = None
     """Latent frames of a block, of `dualparal`."""
     context_frames: int | None = None
@@ -247,7 +248,9 @@ def _with_method(request: Request, spec: ModelSpec) -> Request:
     trained, method = spec.defaults.train_frames, request.method
     assert request.num_frames
     if method is None:
-        method = "dualparal" if trained and request.num_frames > trained[1] else "full"
+        # A little longer than it was trained on, a model may still do as a whole.
+        most = trained[1] * (1 if request.trim else 2) if trained else math.inf
+        method = "dualparal" if request.num_frames > most else "full"
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if method == "full":

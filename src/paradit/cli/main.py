@@ -140,7 +140,7 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         typer.Option(
             help="full: the whole video at once. dualparal: long ones in blocks of frames, whose layers the "
             "ranks divide; approximate: a frame sees its neighbours only. [default: full, and dualparal "
-            "beyond the length that the model was trained on]",
+            "far beyond the length that the model was trained on]",
             metavar="NAME",
         ),
     ] = None,

@@ -44,16 +44,18 @@ class RunFolder:
 
     @classmethod
     def create(cls, run: Run) -> RunFolder:
-        """A new folder beside the run's first video."""
+        """A new folder beside the run's first video. Raises InputError where it cannot be made."""
         first = run.jobs[0]
         beside = (first.make_folder or Path(first.output)).absolute().parent
         words = re.findall(r"\w+", first.request.prompt.lower())
         name = "-".join([*words[:4], time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(2)])
-        path = beside / RUNS / name[-100:]
-        path.mkdir(parents=True)
-        folder = cls(path)
-        write_whole(path / "run.json", json.dumps(_as_json(run), indent=1).encode())
-        return folder
+        path = beside / RUNS / name[-60:]  # a name has at most 255 bytes
+        try:
+            path.mkdir(parents=True)
+            write_whole(path / "run.json", json.dumps(_as_json(run), indent=1).encode())
+        except OSError as error:
+            raise InputError(f"the run's folder {str(path)!r} cannot be made ({error.strerror})") from None
+        return cls(path)
 
     def read(self) -> Run:
         """What the run was asked for. Raises InputError where the folder is none of a run."""
