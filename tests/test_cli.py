@@ -376,7 +376,7 @@ def test_ctrl_c_while_denoising(model: Path, tmp_path: Path) -> None:
 
 
 def test_termination_while_writing(model: Path, tmp_path: Path) -> None:
-    arguments = ["--num-frames", "201", "--num-inference-steps", "1", "-o", "frames"]
+    arguments = ["--num-frames", "201", "--method", "full", "--num-inference-steps", "1", "-o", "frames"]
     process = start(["--model", model, *arguments], tmp_path)
     wait_for_step(process, "decode")
     deadline = time.monotonic() + 10
