@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -223,29 +222,31 @@ def test_a_full_disk(model: Path, small_disk: Path, whole: Path) -> None:
 
 
 def test_random_kills(model: Path, tmp_path: Path, whole: Path) -> None:
-    """Of ranks of every stage and of the whole command, at random moments."""
+    """Of ranks of every stage and of the whole command, at random moments, in one run after the other."""
     number = int(os.environ.get("PARADIT_KILLS", "4"))
-    kinds = ["encode", "denoise", "decode", "command"]
-    table: Counter[tuple[str, str]] = Counter()
+    killed: Counter[str] = Counter()
     chance = random.Random(number)
-    for turn in range(0, number, 4):
-        folder = tmp_path / str(turn)
+    while killed.total() < number:
+        folder = tmp_path / str(killed.total())
         folder.mkdir()
         (folder / "prompts.txt").write_text("\n".join(PROMPTS))
         command = Command(folder, *arguments(model, *APART))
-        for kind in chance.sample(kinds, 4):
-            if not command.until(lambda told: told["event"] == "stage_start" and told["stage"] != "load"):
-                command.end_well()
-                table[kind, "too late"] += 1
-                continue
+        for kind in chance.sample(["encode", "denoise", "decode", "command"], 4):
+            if killed.total() == number or not command.until(lambda told: told["event"] == "stage_start"):
+                break
             time.sleep(chance.uniform(0, 1.5))
+            ranks = command.ranks()
             if kind == "command":
                 command.kill()
-                command = Command(folder, "resume") if (folder / "paradit-runs").exists() else command
-            elif ranks := command.ranks():
+                if not (folder / "paradit-runs").exists():
+                    break  # it had come to its end
+                command = Command(folder, "resume")
+            elif len(ranks) == 4:  # and not just starting, or ending
                 chance.choice(ranks[:2] if kind == "denoise" else [ranks[STAGE_OF[kind]]]).kill()
-            table[kind, "killed"] += 1
-        if command.process.poll() is None or command.told:
-            command.end_well()
+            else:
+                continue
+            killed[kind] += 1
+        if (folder / "paradit-runs").exists() and command.end()[0]:
+            finished(folder, "resume")  # three of them have hit the same request
         same_videos(folder, whole)
-    print(json.dumps({f"{kind}, {what}": count for (kind, what), count in table.items()}))
+    print(dict(killed))
