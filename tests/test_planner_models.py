@@ -5,9 +5,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from paradit.models.hunyuan_video import decoder as hunyuan_decoder
+from paradit.distributed.attempt import Attempt
 from paradit.models.hunyuan_video import spec as hunyuan_spec
+from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
 from paradit.models.wan.spec import vae_spec
+from paradit.stages.decode import pictures
 from tiny import hunyuan_vae, vae
 
 
@@ -31,9 +33,11 @@ def test_wan_decode(variant):
 @pytest.mark.parametrize("shape", [(2, 4, 6), (7, 34, 6), (4, 34, 30)])
 def test_hunyuan_decode(shape):
     model = hunyuan_vae()
-    model.enable_tiling()
     frames, height, width = shape
     latents = torch.randn(1, 16, *shape)
     spec = hunyuan_spec.vae_spec(model.config)
     expected = spec.decode_flops(4 * frames - 3, 8 * height, 8 * width)
-    assert counted(lambda: list(hunyuan_decoder._groups(model, latents))) == expected
+    decoder = HunyuanVideoDecoder(model, None, latents)
+    tiles = spec.grid(8 * height, 8 * width, spec.TILE_PIXELS)
+    alone = Attempt(None, torch.device("cpu"))
+    assert counted(lambda: list(pictures(decoder, tiles, alone))) == expected
