@@ -1,0 +1,215 @@
+"""`paradit generate`: its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def generate(  # noqa: PLR0917 (typer calls it by name)
+    prompt: Annotated[
+        str | None, typer.Argument(help="What the video shows.", metavar="PROMPT", show_default=False)
+    ] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="One prompt a line instead; blank lines and lines with # are skipped.", metavar="FILE"
+        ),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(help="The bundled model, a diffusers folder, or a hub id.", metavar="ID_OR_FOLDER"),
+    ] = "shapes",
+    size: Annotated[
+        str | None,
+        typer.Option(help="Pixels, multiples of 16. [default: the model's]", metavar="WxH"),
+    ] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(help="Frames, 4n+1. [default: the model's]", metavar="N")
+    ] = None,
+    duration: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of frames: how long the video is, such as 60s or 1.5min. Longer than the model was "
+            "trained on: see --method.",
+            metavar="TIME",
+        ),
+    ] = None,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(help="Denoising steps. [default: the model's]", metavar="N")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            help="How closely to follow the prompt; 1: no guidance. [default: the model's]", metavar="G"
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What the video does not show. [default: the model's]", metavar="TEXT")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same video.", metavar="S")] = 0,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames per second of the file. [default: the model's]", metavar="F")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="bf16 or fp32. [default: bf16 on a GPU, fp32 on a CPU]", metavar="TYPE"),
+    ] = None,
+    vae_tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Decode the picture in square tiles of this side: less memory, blended. [default: the "
+            "picture whole; HunyuanVideo: 256]",
+            metavar="PIXELS",
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="full: the whole video at once. dualparal: long ones in blocks of frames, whose layers the "
+            "ranks divide; approximate: a frame sees its neighbours only. [default: full, and dualparal "
+            "far beyond the length that the model was trained on]",
+            metavar="NAME",
+        ),
+    ] = None,
+    block_frames: Annotated[
+        int | None, typer.Option(help="Latent frames of a block. [default: by the model]", metavar="N")
+    ] = None,
+    context_frames: Annotated[
+        int | None,
+        typer.Option(
+            help="Latent frames that a block sees of each neighbour. [default: by the model]", metavar="N"
+        ),
+    ] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes on this machine that make each video together. [default: 1, or torchrun's]",
+            metavar="N",
+        ),
+    ] = None,
+    placement: Annotated[
+        str | None,
+        typer.Option(
+            help="Ranks of each stage, such as 'denoise=0-2 decode=3 encode=3', or a .json file; auto: "
+            "the quickest, by a short warm-up. [default: all denoise, the first also encodes and decodes]",
+            metavar="GROUPS|FILE.json|auto",
+        ),
+    ] = None,
+    replicas: Annotated[
+        int,
+        typer.Option(help="Groups of ranks with a whole model each; each makes its own videos.", metavar="N"),
+    ] = 1,
+    decode_degree: Annotated[
+        int,
+        typer.Option(
+            help="How many decode ranks share a video by tiles (--vae-tile): 1, each decodes whole videos in "
+            "turn; or all of them.",
+            metavar="1|N",
+        ),
+    ] = 1,
+    cfg_degree: Annotated[
+        int,
+        typer.Option(help="2: the two guidance branches on different ranks.", metavar="1|2"),
+    ] = 1,
+    attention: Annotated[
+        str,
+        typer.Option(
+            help="How the ranks share attention: ulysses, pipesp, pipesp-paper, ring, usp; auto: the "
+            "quickest of ulysses, pipesp and interleave.",
+            metavar="NAME",
+        ),
+    ] = "auto",
+    chunks: Annotated[
+        int | None,
+        typer.Option(help="Parts in which pipesp's data travel. [default: the quickest]", metavar="N"),
+    ] = None,
+    interleave: Annotated[
+        bool | None,
+        typer.Option(
+            "--interleave/--no-interleave",
+            help="A guidance branch computes while the other's data travel. [default: auto's choice]",
+        ),
+    ] = None,
+    ring_degree: Annotated[
+        int | None,
+        typer.Option(help="Groups of ranks that form usp's ring. [default: 2]", metavar="N"),
+    ] = None,
+    mesh: Annotated[
+        str,
+        typer.Option(
+            help="usp's axes, that of neighbouring ranks last: ring,ulysses or ulysses,ring.", metavar="AXES"
+        ),
+    ] = "ring,ulysses",
+    kernel: Annotated[
+        str,
+        typer.Option(help="What computes attention: flash, sage, ... (diffusers' names).", metavar="NAME"),
+    ] = "native",
+    compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile what is before and after attention; takes a minute once."),
+    ] = False,
+    coprocess: Annotated[
+        bool,
+        typer.Option(
+            "--coprocess/--no-coprocess",
+            help="Ranks that only decode take a share of the attention while they are idle.",
+        ),
+    ] = False,
+    latents: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also save the final latents, to compare runs exactly.", metavar="FILE.safetensors"
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write what every rank did and when, for Perfetto or chrome://tracing, and "
+            "`paradit trace summary`.",
+            metavar="FILE.json",
+        ),
+    ] = None,
+    trace_layers: Annotated[
+        bool, typer.Option("--trace-layers", help="With every layer; the file grows accordingly.")
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="OUT.mp4, .webm, .gif, or a folder for PNG. With --prompts-file: a folder for the "
+            "videos, or a name that gets numbers. [default: named after the prompt, .mp4]",
+            metavar="OUT",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    checkpoint_steps: Annotated[
+        int | None,
+        typer.Option(help="Denoising steps between checkpoints. [default: about 30 s of work]", metavar="N"),
+    ] = None,
+    hang_limit: Annotated[
+        float,
+        typer.Option(
+            help="Seconds without any progress after which ranks are started anew.", metavar="SECONDS"
+        ),
+    ] = 600.0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, its tokens and memory; load no weights.")
+    ] = False,
+) -> int:
+    """Make a video from a prompt.
+
+    Progress goes to stderr, the result to stdout.
+    """
+    given = locals()
+    from paradit.cli.generate import generate as run
+    from paradit.cli.jobs import Options
+    from paradit.cli.progress import make_reporter
+
+    options = Options(**given)
+    with make_reporter(json) as report:
+        return run(options, report)

@@ -1,0 +1,56 @@
+"""`paradit plan`: its options."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def plan(  # noqa: PLR0917 (typer calls it by name)
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A published model by its hub id, without network; a folder; or a hub id.",
+            metavar="ID_OR_FOLDER",
+        ),
+    ],
+    gpus: Annotated[
+        str,
+        typer.Option(
+            help="Such as 8xL40, 2x8xH100 (two machines), or a measured machine's file.",
+            metavar="NxGPU|FILE.toml",
+        ),
+    ],
+    size: Annotated[
+        str | None, typer.Option(help="Pixels. [default: the model's]", metavar="WxH", show_default=False)
+    ] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(help="Frames, 4n+1. [default: the model's]", metavar="N")
+    ] = None,
+    duration: Annotated[
+        str | None, typer.Option(help="Instead of --num-frames, such as 5s.", metavar="TIME")
+    ] = None,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(help="Denoising steps. [default: the model's]", metavar="N")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="1: no guidance. [default: the model's]", metavar="G")
+    ] = None,
+    num_prompts: Annotated[int, typer.Option(help="Videos, one after the other.", metavar="N")] = 1,
+    dtype: Annotated[str, typer.Option(help="bf16 or fp32.", metavar="TYPE")] = "bf16",
+    goal: Annotated[
+        str,
+        typer.Option(
+            help="What is to be least: latency (of one video), throughput (time of all), memory.",
+            metavar="GOAL",
+        ),
+    ] = "latency",
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """What a run would take on some GPUs, simulated, and how best to use them; loads nothing."""
+    given = locals()
+    from paradit.cli.plan import PlanOptions
+    from paradit.cli.plan import plan as run
+
+    run(PlanOptions(**given))
