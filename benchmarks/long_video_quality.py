@@ -1,118 +1,213 @@
-"""What long videos made by blocks show, measured: `python benchmarks/long_video_quality.py`.
+"""What long videos show, measured: `python benchmarks/long_video_quality.py --videos FOLDER`.
 
-The bundled model makes videos of `--num-frames` in blocks of several sizes, with both noise initialisations
-and every way of reading the left neighbour, and beside them one of its own 33 frames in one piece.
-`paradit.shapes.evaluate` judges them. Writes `results/long_video_quality.json` and, with `--images FOLDER`,
-an MP4 of each video and contact sheets: frames over the whole video, and those about its worst border.
+The bundled model makes videos of 257 and 1,025 frames in blocks of several sizes, with both noise
+initialisations, every way of reading the left neighbour, and the controls; and beside them those of its own
+33 frames in one piece. `paradit.shapes.evaluate` judges them. Each video is kept in the folder, so a run that
+was cut goes on where it was. Writes `results/long_video_quality.json` and, with `--images FOLDER`, contact
+sheets: frames over the whole video, and those about the worst border.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import paradit
 from machine import write_results
 from paradit.models.folder import find_model
 from paradit.models.latent_blocks import LatentBlocks
 from paradit.models.protocol import VideoModel
 from paradit.models.spec import read_spec
 from paradit.progress import Progress
+from paradit.sampling import full_sequence
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.guidance import scales
-from paradit.sampling.noise import IndependentNoise, PooledNoise
+from paradit.sampling.noise import BlockNoise, IndependentNoise, PooledNoise, initial_noise
+from paradit.sampling.team import Alone
 from paradit.scheduling.block_queue import BlockQueue
 from paradit.shapes.evaluate import evaluate, evaluate_long
 from paradit.shapes.world import Scene
 from paradit.stages.decode import frames as decode_frames
+from paradit.stages.denoise_blocks import CONTROLS
 from paradit.text_to_video import load
 from paradit.video.contact_sheet import contact_sheet
-from paradit.video.writer import open_video
 
 SCENES = [
     Scene("red", "circle", "moving right", "dark"),
     Scene("yellow", "ring", "bouncing", "blue"),
     Scene("white", "triangle", "circling", "blue"),
+    Scene("green", "square", "growing", "gray"),
 ]
-SETTINGS: list[dict[str, Any]] = [
+FIGURES = (
+    "present",
+    "color",
+    "shape",
+    "motion",
+    "border_flicker",
+    "border_jump",
+    "border_turn",
+    "drift",
+)
+DEFAULT = {"block_frames": 7, "context_frames": 3}
+MAIN: list[dict[str, Any]] = [
+    DEFAULT,
+    {"method": "windowed", **DEFAULT},
+    {"method": "fifo", **DEFAULT},
+    {**DEFAULT, "noise": "independent"},
+]
+OTHERS: list[dict[str, Any]] = [
     {"block_frames": 8, "context_frames": 2},
-    {"block_frames": 8, "context_frames": 2, "noise": "independent"},
-    {"block_frames": 7, "context_frames": 3},
-    {"block_frames": 7, "context_frames": 3, "left_source": "cache"},
-    {"block_frames": 7, "context_frames": 3, "left_level": "one-cleaner"},
     {"block_frames": 5, "context_frames": 4},
+    {**DEFAULT, "left_source": "cache"},
+    {**DEFAULT, "left_level": "one-cleaner"},
+    {"method": "windowed", **DEFAULT, "noise": "independent"},
+    {"method": "fifo", **DEFAULT, "noise": "independent"},
 ]
-FIGURES = ("present", "color", "shape", "motion", "border_flicker", "border_jump", "drift")
 
 
-def make(model: VideoModel, scene: Scene, seed: int, num_frames: int, settings: dict[str, Any]) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One video."""
+
+    scene: Scene
+    seed: int
+    num_frames: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Empty: in one piece."""
+
+    @property
+    def name(self) -> str:
+        scene = self.scene.motion.replace(" ", "-")
+        return "_".join(map(str, [self.num_frames, scene, self.seed, *self.settings.values()]))
+
+
+def rows() -> Iterator[Row]:
+    """Every video; dearest last."""
+    for scene in SCENES:
+        yield from (Row(scene, seed, 33) for seed in (0, 1))
+    yield from (Row(scene, 0, 257, settings) for scene in SCENES for settings in MAIN)
+    yield from (Row(scene, 0, 257, settings) for scene in SCENES[:2] for settings in OTHERS)
+    yield from (Row(scene, 1, 257, settings) for scene in SCENES for settings in MAIN)
+    yield from (Row(SCENES[0], 0, 1025, settings) for settings in MAIN)
+
+
+def make(model: VideoModel, row: Row) -> np.ndarray:
     """Frames [F, H, W, 3]."""
-    spec, settings = model.spec, dict(settings)
-    defaults, noise = spec.defaults, settings.pop("noise", "pooled")
-    channels, frames, *size = spec.vae.latent_shape(num_frames, defaults.height, defaults.width)
+    defaults = model.spec.defaults
+    channels, frames, *size = model.spec.vae.latent_shape(row.num_frames, defaults.height, defaults.width)
+    shape = (1, channels, frames, *size)
+    prompts = model.encode_prompt(row.scene.prompt), model.encode_prompt("")
+    guidance_scales = scales(model.spec, defaults.guidance_scale)
+    if not row.settings:
+        latents: Any = full_sequence.denoise(
+            model,
+            initial_noise(shape, row.seed, model.device),
+            prompts,
+            num_inference_steps=defaults.num_inference_steps,
+            guidance_scales=guidance_scales,
+            progress=Progress(),
+        )
+        return np.stack(list(decode_frames(model, latents, None, Progress())))
+    settings = dict(row.settings)
+    method, kind = settings.pop("method", "dualparal"), settings.pop("noise", "pooled")
     queue = BlockQueue(num_frames=frames, num_steps=defaults.num_inference_steps, **settings)
-    frame, blocks = (channels, *size), (queue.block_frames, queue.context_frames)
-    pipeline = BlockPipeline(
-        model,
-        queue,
-        (model.encode_prompt(scene.prompt), model.encode_prompt("")),
-        IndependentNoise(frame, seed, blocks[0])
-        if noise == "independent"
-        else PooledNoise(frame, seed, *blocks),
-        (size[0], size[1]),
-        guidance_scales=scales(spec, defaults.guidance_scale),
-    )
-    latents = LatentBlocks((1, channels, frames, *size), pipeline.blocks())
+    frame, sizes = (channels, size[0], size[1]), (queue.block_frames, queue.context_frames)
+    noise: BlockNoise = PooledNoise(frame, row.seed, *sizes)
+    if kind == "independent":
+        noise = IndependentNoise(frame, row.seed, queue.block_frames)
+    if method == "dualparal":
+        pipeline = BlockPipeline(
+            model, queue, prompts, noise, (size[0], size[1]), guidance_scales=guidance_scales
+        )
+        blocks = pipeline.blocks()
+    else:
+        blocks = CONTROLS[method].blocks(
+            model, queue, prompts, noise, guidance_scales=guidance_scales, team=Alone()
+        )
+    latents = LatentBlocks(shape, blocks)
     return np.stack(list(decode_frames(model, latents, None, Progress())))
 
 
-def about_worst_border(video: np.ndarray, borders: list[int]) -> tuple[int, np.ndarray]:
-    """The border at which the frames differ most, and the sixteen frames about it."""
-    changes = [np.abs(video[border].astype(int) - video[border - 1]).mean() for border in borders]
-    worst = borders[int(np.argmax(changes))]
-    return worst, video[max(0, worst - 8) : worst + 8]
+def judge(row: Row, video: np.ndarray) -> dict[str, float]:
+    if not row.settings:
+        return {figure: float(right) for figure, right in evaluate(video).right(row.scene).items()}
+    return asdict(evaluate_long(video, row.scene, borders(row)))
+
+
+def borders(row: Row) -> list[int]:
+    """The first frame of each block but the first."""
+    period = 4 * row.settings["block_frames"]
+    return list(range(period - 3, row.num_frames, period))
+
+
+def summary(judged: dict[Row, dict[str, float]]) -> list[dict[str, Any]]:
+    """Means over the prompts and seeds of each way to make a video."""
+    found = []
+    for (num_frames, settings), of_one_way in groupby(sorted(judged, key=_way), key=_way):
+        verdicts = [judged[row] for row in of_one_way]
+        means = {figure: float(np.nanmean([v[figure] for v in verdicts])) for figure in verdicts[0]}
+        found.append({"num_frames": num_frames, **dict(settings), "videos": len(verdicts), **means})
+    return found
+
+
+def _way(row: Row) -> tuple[int, list[tuple[str, str]]]:
+    return row.num_frames, [(name, str(value)) for name, value in row.settings.items()]
+
+
+def sheets(videos: dict[Row, np.ndarray], folder: Path) -> None:
+    """Contact sheets: a row for each video, over the whole of it, and about the worst of its borders."""
+    long = {row: video for row, video in videos.items() if row.settings}
+    contact_sheet(list(long.values()), [row.name for row in long], 16).save(folder / "long_videos.png")
+    excerpts, captions = [], []
+    for row, video in long.items():
+        changes = {at: np.abs(video[at].astype(int) - video[at - 1]).mean() for at in borders(row)}
+        worst = max(changes, key=changes.__getitem__)
+        excerpts.append(video[max(0, worst - 8) : worst + 8])
+        captions.append(f"{row.name}: frame {worst}")
+    contact_sheet(excerpts, captions, 16).save(folder / "worst_borders.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--num-frames", type=int, default=257)
-    parser.add_argument("--images", type=Path, help="folder for MP4s and contact sheets")
+    parser.add_argument("--videos", type=Path, required=True, help="folder where videos are kept")
+    parser.add_argument("--make", type=int, help="make at most so many more of them, then stop")
+    parser.add_argument("--images", type=Path, help="folder for contact sheets")
     args = parser.parse_args()
+    args.videos.mkdir(parents=True, exist_ok=True)
 
-    model = load(read_spec(find_model("shapes")))
-    whole = [
-        evaluate(paradit.generate(scene.prompt, seed=seed).frames).right(scene)
-        for seed, scene in enumerate(SCENES)
+    paths = {row: args.videos / f"{row.name}.npz" for row in rows()}
+    missing = [row for row in paths if not paths[row].exists()]
+    if missing:
+        model = load(read_spec(find_model("shapes")))
+        for row in missing[: args.make]:
+            part = paths[row].with_suffix(".part.npz")
+            np.savez_compressed(part, video=make(model, row))
+            part.rename(paths[row])
+            print(row.name, flush=True)
+    if args.make is not None and args.make < len(missing):
+        return
+
+    judged, videos = {}, {}
+    print(f"{'':40}" + "".join(f"{figure.replace('border_', ''):>9}" for figure in FIGURES))
+    for row, path in paths.items():
+        video = np.load(path)["video"]
+        judged[row] = judge(row, video)
+        if args.images:
+            videos[row] = video
+        values = (judged[row].get(figure, float("nan")) for figure in FIGURES)
+        print(f"{row.name:40}" + "".join(f"{value:9.2f}" for value in values), flush=True)
+    rows_of_all = [
+        {"scene": row.scene.prompt, "seed": row.seed, "num_frames": row.num_frames, **row.settings, **verdict}
+        for row, verdict in judged.items()
     ]
-    print("33 frames in one piece:", whole, flush=True)
-    rows, sheets = [], []
-    print(f"{'':58}" + "".join(f"{figure:>15}" for figure in FIGURES))
-    for seed, scene in enumerate(SCENES):
-        for settings in SETTINGS:
-            video = make(model, scene, seed, args.num_frames, settings)
-            period = 4 * settings["block_frames"]
-            borders = list(range(period - 3, len(video), period))
-            verdict = asdict(evaluate_long(video, scene, borders))
-            name = " ".join([scene.motion.replace(" ", "-"), *map(str, settings.values())])
-            rows.append({"scene": scene.prompt, "seed": seed, **settings, **verdict})
-            print(f"{name:58}" + "".join(f"{verdict[figure]:15.2f}" for figure in FIGURES), flush=True)
-            sheets.append((name, video, *about_worst_border(video, borders)))
-            if args.images:
-                path = args.images / f"{name.replace(' ', '_')}.mp4"
-                with open_video(path, video.shape[2], video.shape[1], 16, overwrite=True) as file:
-                    for frame in video:
-                        file.write(frame)
-    write_results("long_video_quality", {"num_frames": args.num_frames, "whole": whole, "videos": rows})
+    write_results("long_video_quality", {"means": summary(judged), "videos": rows_of_all})
     if args.images:
-        names = [name for name, *_ in sheets]
-        contact_sheet([video for _, video, *_ in sheets], names, 16).save(args.images / "long_videos.png")
-        captions = [f"{name}: frame {worst}" for name, _, worst, _ in sheets]
-        borders_sheet = contact_sheet([frames for *_, frames in sheets], captions, 16)
-        borders_sheet.save(args.images / "worst_borders.png")
+        sheets(videos, args.images)
 
 
 if __name__ == "__main__":

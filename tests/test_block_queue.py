@@ -292,3 +292,18 @@ def test_windows_beyond_what_was_trained_are_warned_of() -> None:
     assert read_spec(find_model("shapes")).trained_latent_frames == 13  # 49 frames
     short = BlockQueue(num_frames=20, block_frames=8, context_frames=8, num_steps=50)
     assert position_warning(short, 21) is None
+
+
+def test_windows_and_what_has_left() -> None:
+    queue = BlockQueue(num_frames=11, block_frames=3, context_frames=2, num_steps=4)
+    assert [queue.window_of(block) for block in queue.blocks()] == [
+        range(0, 5),
+        range(1, 8),
+        range(4, 11),
+        range(7, 11),
+    ]
+    left = {round: queue.active(round)[0] for round in queue.rounds()}
+    assert all(queue.finished(round) == first for round, first in left.items())
+    endless = BlockQueue(num_frames=None, block_frames=3, context_frames=2, num_steps=4)
+    assert endless.window_of(3) == range(7, 14)
+    assert next(endless.blocks(5)) == next(endless.rounds(5)) == 5

@@ -100,17 +100,42 @@ def test_a_killed_rank_is_replaced(model: Path, alone: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("method", "options"),
+    [("windowed", []), ("fifo", ["--placement", "denoise=0-1 decode=2", "--attention", "ulysses"])],
+)
+def test_what_it_is_compared_to(model: Path, tmp_path: Path, method: str, options: list[str]) -> None:
+    """Killed and resumed: as unbroken; and on ranks that share each window, as by one process."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for folder in (alone, together):
+        folder.mkdir()
+    finished(alone, *arguments(model, "--method", method))
+    command = Command(together, *arguments(model, "--method", method, *options, "--checkpoint-steps", "1"))
+    command.until_event("step", stage="decode", done=3)
+    command.kill()
+    resumed = finished(together, "resume")
+    steps = [told for told in resumed.told if told["event"] == "step" and told["stage"] == "denoise"]
+    assert max(told["done"] for told in steps) <= 16  # of 20
+    made, wanted = (load_file(folder / "l.safetensors")["latents"] for folder in (together, alone))
+    torch.testing.assert_close(made, wanted, rtol=0, atol=1e-5 if options else 0)
+    assert len(read_video(together / "v.mp4")[0]) == FRAMES
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--method", "magic"], "method must be one of full, dualparal, got 'magic'"),
+        (["--method", "magic"], "method must be one of full, dualparal, windowed, fifo, got 'magic'"),
         (["--block-frames", "0"], "block_frames must be at least 1, got 0"),
         (["--context-frames", "3"], "context_frames are a neighbour's, which has 2: use at most 2, got 3"),
         (["--block-frames", "60", "--context-frames", "8"], "at most 64 latent frames"),
-        (["--method", "full"], "block_frames and context_frames are dualparal's: use method dualparal"),
+        (["--method", "full"], "method full has no block_frames and context_frames: use method dualparal"),
         (["--ranks", "5"], "5 ranks cannot divide 4 layers: use at most 4, or replicas"),
         (["--ranks", "2", "--attention", "ring"], "divides the layers over the ranks: leave attention out"),
         (["--placement", "denoise=0-1 decode=1"], "rank 1 cannot denoise a long video and decode it at the"),
         (["--placement", "auto", "--ranks", "2"], "placement auto does not know method dualparal"),
+        (
+            ["--method", "fifo", "--placement", "denoise=0 decode=1", "--coprocess"],
+            "coprocess is not offered with method fifo: leave it out",
+        ),
         (["--duration", "2s"], "give a duration (2s) or num_frames (34), not both"),
     ],
 )

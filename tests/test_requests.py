@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -168,3 +169,13 @@ def test_warnings(spec: ModelSpec) -> None:
     assert "65 is outside the 5 to 49" in frames
     [size] = warnings(bundled, prompt="red", width=64)
     assert "64x96 is not the 96x96" in size
+
+
+def test_methods_in_blocks(spec: ModelSpec, tmp_path: Path) -> None:
+    for method in ("windowed", "fifo"):
+        request = resolve(Request(prompt="x", num_frames=99, method=method), spec)
+        assert (request.in_blocks, request.block_frames, request.context_frames) == (True, 7, 3)
+    two = read_spec(tiny.save_folder("wan22_a14b", tmp_path / "two"))
+    assert resolve(Request(prompt="x", method="windowed"), two).in_blocks
+    with pytest.raises(InputError, match=r"fifo has all noise levels in a window, .* two transformers"):
+        resolve(Request(prompt="x", method="fifo"), two)

@@ -75,13 +75,25 @@ def test_long_videos_with_faults() -> None:
     scene = Scene("red", "circle", "moving right", "dark")
     video = draw(scene, MAX_FRAMES, np.random.default_rng(0))
     good = evaluate_long(video, scene, BORDERS)
-    assert good.border_jump < 2
+    assert good.border_jump < 2 and good.border_turn < 2
 
     jumping = video.copy()
     for border in BORDERS:
         jumping[border:] = np.roll(jumping[border:], 20, axis=1)
     verdict = evaluate_long(jumping, scene, BORDERS)
     assert verdict.border_flicker > 1.5 and verdict.border_jump > 5 and verdict.present == 1
+    assert verdict.border_turn < 2  # on it goes as before
+
+    # Slower after the first border, backwards after the second, on as before after the third.
+    course = np.cumsum([0.5 if 13 <= i < 29 else -1 if 29 <= i < 45 else 1 for i in range(MAX_FRAMES)])
+    turning = np.stack([np.roll(video[0], round(3 * far), axis=1) for far in course])
+    verdict = evaluate_long(turning, scene, BORDERS)
+    assert verdict.border_turn > 5 and verdict.present == 1
+
+    vanishing = video.copy()
+    vanishing[BORDERS] = video[0, 0, 0]
+    verdict = evaluate_long(vanishing, scene, BORDERS)
+    assert verdict.present == pytest.approx(46 / 49) and verdict.border_flicker > 1.5
 
     empty = video.copy()
     empty[20:30] = empty[0, 0, 0]

@@ -290,8 +290,10 @@ class Placement:
                 else:
                     instead += ", or a guidance_scale above 1"
                 raise InputError(f"{option} needs two guidance branches, and {why}: use {instead}")
+        if request.in_blocks:
+            self._check_blocks(request)
         if request.method == "dualparal":
-            self._check_long(spec)
+            self._check_layers(spec)
         tokens = spec.tokens(frames_at_once(request, spec), request.height, request.width)
         if self.branch_ranks > tokens:
             raise InputError(
@@ -300,14 +302,24 @@ class Placement:
             )
         self._check_tiles(self.tiled(request, spec), spec)
 
-    def _check_long(self, spec: ModelSpec) -> None:
-        """Of a long video in blocks: the ranks divide the layers, and nothing else."""
+    def _check_blocks(self, request: Request) -> None:
+        """Of a long video, whose blocks are decoded while others are denoised."""
+        if self.coprocess:
+            raise InputError(f"coprocess is not offered with method {request.method}: leave it out")
+        both = set(self.decode_ranks) & set(self.denoise_ranks[1:])
+        if both:
+            raise InputError(
+                f"rank {_written(sorted(both))} cannot denoise a long video and decode it at the same time: "
+                f"decode on rank {self.denoise_ranks[0]}, or on ranks of its own"
+            )
+
+    def _check_layers(self, spec: ModelSpec) -> None:
+        """Of a long video in blocks by dualparal: the ranks divide the layers, and nothing else."""
         other = {
             "cfg_degree": self.cfg_degree > 1,
             "attention": self.attention != "auto",
             "chunks": self.chunks is not None,
             "interleave": self.interleave is not None,
-            "coprocess": self.coprocess,
         }
         if any(other.values()):
             named = ", ".join(name for name, given in other.items() if given)
@@ -317,12 +329,6 @@ class Placement:
             raise InputError(
                 f"{len(self.denoise_ranks)} ranks cannot divide {layers} layers: use at most {layers}, or "
                 "replicas"
-            )
-        both = set(self.decode_ranks) & set(self.denoise_ranks[1:])
-        if both:
-            raise InputError(
-                f"rank {_written(sorted(both))} cannot denoise a long video and decode it at the same time: "
-                f"decode on rank {self.denoise_ranks[0]}, or on ranks of its own"
             )
 
     def _check_tiles(self, request: Request, spec: ModelSpec) -> None:

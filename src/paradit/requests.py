@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from paradit.models.spec import ModelSpec
 
 DTYPES = ("bf16", "fp32")
-METHODS = ("full", "dualparal")
-"""How latents are denoised: the whole video at once, or in blocks of frames (docs/long_video.md)."""
+METHODS = ("full", "dualparal", "windowed", "fifo")
+"""How latents are denoised: the whole video at once, or in blocks of frames: `dualparal`, and what it is
+compared to (docs/long_video.md)."""
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
 """Diffusion schedules are trained on 1000 timesteps; more steps than that repeat some."""
@@ -52,12 +53,17 @@ class Request:
     """One of `METHODS`; `None`: `full`, but `dualparal` for videos of more than twice the length that the
     model is known to be trained on; with `trim`, of more than that length."""
     block_frames: int | None = None
-    """Latent frames of a block, of `dualparal`."""
+    """Latent frames of a block; not for `full`."""
     context_frames: int | None = None
-    """Latent frames that a block reads of each neighbour, of `dualparal`."""
+    """Latent frames that a block reads of each neighbour; not for `full`."""
     vae_tile: int | None = None
     """The side, in pixels, of the square tiles that the picture is decoded in; `None`: as the model's card
     says, which for some is the picture whole."""
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether latents come block after block; of a resolved request."""
+        return self.method != "full"
 
 
 def resolve(request: Request, spec: ModelSpec) -> Request:
@@ -255,7 +261,7 @@ def _with_method(request: Request, spec: ModelSpec) -> Request:
         raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if method == "full":
         if request.block_frames is not None or request.context_frames is not None:
-            raise InputError("block_frames and context_frames are dualparal's: use method dualparal")
+            raise InputError("method full has no block_frames and context_frames: use method dualparal")
         if not request.trim:
             _check_frames(request.num_frames, spec)
         return replace(request, method=method)
@@ -278,7 +284,12 @@ def _with_method(request: Request, spec: ModelSpec) -> Request:
             f"got {block} + 2 x {context}"
         )
     if spec.embedded_guidance:
-        raise InputError(f"method dualparal is not offered for the model {spec.name!r}: use method full")
+        raise InputError(f"method {method} is not offered for the model {spec.name!r}: use method full")
+    if method == "fifo" and len(spec.transformers) > 1:
+        raise InputError(
+            f"method fifo has all noise levels in a window, and the model {spec.name!r} two transformers for "
+            "them: use method dualparal"
+        )
     return replace(request, method=method, block_frames=block, context_frames=context)
 
 

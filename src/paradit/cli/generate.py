@@ -47,9 +47,10 @@ def generate(options: Options, report: Reporter) -> int:
     for warning in dict.fromkeys(line for job in jobs for line in _warnings(job.request, spec)):
         report.warn(warning)
     automatic = options.placement == AUTO and placement.ranks > 1
-    if automatic and any(job.request.method == "dualparal" for job in jobs):
+    unknown = next((job.request.method for job in jobs if job.request.in_blocks), None)
+    if automatic and unknown:
         raise InputError(
-            "placement auto does not know method dualparal: leave --placement out, or name groups"
+            f"placement auto does not know method {unknown}: leave --placement out, or name groups"
         )
     if options.dry_run:
         if automatic:
@@ -200,7 +201,7 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
 
 def _warnings(request: Request, spec: ModelSpec) -> list[str]:
     found = warnings_for(request, spec)
-    if request.method == "dualparal":
+    if request.in_blocks:
         queue = queue_of(request, latent_shape(request, spec)[1])
         longer = position_warning(queue, spec.trained_latent_frames)
         found += [longer] if longer else []

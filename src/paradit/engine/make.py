@@ -146,7 +146,7 @@ class _Rank:
         assert team is not None
         prompts = self._receive_prompts(len(texts(self._spec, request)))
         report = self._report if team.is_first else Report()
-        if request.method == "dualparal":
+        if request.in_blocks:
             self._denoise_blocks(index, prompts, report, team)
             return
         checkpoints = self._keeper.checkpoints(job) if self._keeper else None
@@ -237,7 +237,7 @@ class _Rank:
 
     def _latents_of(self, index: int) -> Tensor | LatentBlocks:
         """What is to be decoded: it comes from the rank that denoised it, or is there from an earlier run."""
-        if self._jobs[index].request.method == "dualparal":
+        if self._jobs[index].request.in_blocks:
             return LatentBlocks(self._latent_shape(index), self._blocks_of(index))
         if index in self.denoised:
             assert self._keeper is not None

@@ -150,7 +150,10 @@ class VideoModel(Protocol):
         """Which of the experts serves a timestep of the scheduler."""
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
-        """The timestep as the transformer takes it: [B], or [B, S]."""
+        """The timestep as the transformer takes it: [B], or [B, S].
+
+        timestep: of a whole video, or, where the family can, [F]: of each latent frame.
+        """
 
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> Decoder:
         """Of latents [1, C, F, h, w], or as they come.

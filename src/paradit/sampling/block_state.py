@@ -15,6 +15,8 @@ from torch import Tensor
 
 from paradit.attention.window import Features
 from paradit.models.protocol import Scheduler
+from paradit.sampling.position import as_tensor
+from paradit.sampling.team import Team
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,16 @@ class QueueState:
         found = torch.load(io.BytesIO(content), map_location=device or "cpu", weights_only=True)
         blocks = {number: BlockState(**block) for number, block in found["blocks"].items()}
         return cls(**{**found, "blocks": blocks})
+
+
+def shared_state(state: QueueState | None, team: Team, device: torch.device) -> QueueState | None:
+    """The first process's, on all of a team."""
+    content = state.to_bytes() if state and team.is_first else b""
+    size, *_ = team.gather_number(len(content))
+    if not size:
+        return None
+    kept = team.share(lambda: as_tensor(content, device), (size,), torch.uint8, device)
+    return QueueState.from_bytes(kept.cpu().numpy().tobytes(), device)
 
 
 def solver_state(scheduler: Scheduler, fresh: Scheduler) -> dict[str, Any]:

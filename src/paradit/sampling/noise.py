@@ -60,7 +60,7 @@ class PooledNoise:
 
         The orders follow from each other, so those of all blocks before are gone through, once.
         """
-        if number < self._next:
+        if number + 1 < self._next:
             self._next, self._order = 0, list(range(len(self._order)))
         while self._next <= number:
             free, taken = self._order[: self._frames], self._order[self._frames :]

@@ -61,7 +61,7 @@ def last_position(checkpoints: Checkpoints, team: Team, device: torch.device) ->
     size, *_ = team.gather_number(len(content))
     if not size:
         return None
-    kept = team.share(partial(_as_tensor, content, device), (size,), torch.uint8, device)
+    kept = team.share(partial(as_tensor, content, device), (size,), torch.uint8, device)
     return Position.from_bytes(kept.cpu().numpy().tobytes())
 
 
@@ -90,5 +90,6 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (Tensor, bool, int, float))
 
 
-def _as_tensor(content: bytes, device: torch.device) -> Tensor:
+def as_tensor(content: bytes, device: torch.device) -> Tensor:
+    """uint8."""
     return torch.frombuffer(bytearray(content), dtype=torch.uint8).to(device)

@@ -128,6 +128,24 @@ class BlockQueue:
             return self.block_frames
         return min(self.block_frames, self.num_frames - block * self.block_frames)
 
+    def window_of(self, block: int) -> range:
+        """The video's latent frames that are a block's own or its contexts'."""
+        start, after = block * self.block_frames, self.context_frames
+        stop = start + self.block_frames + after
+        return range(max(0, start - after), stop if self.num_frames is None else min(stop, self.num_frames))
+
+    def blocks(self, first_block: int = 0) -> Iterator[int]:
+        """All blocks from one on."""
+        return count(first_block) if self.num_blocks is None else iter(range(first_block, self.num_blocks))
+
+    def rounds(self, first_round: int = 0) -> Iterator[int]:
+        """All rounds from one on."""
+        return count(first_round) if self.num_rounds is None else iter(range(first_round, self.num_rounds))
+
+    def finished(self, round: int) -> int:
+        """How many blocks have left the queue before a round."""
+        return max(0, round - self.num_steps + 1)
+
     def active(self, round: int) -> range:
         """The blocks that take a step in a round, cleanest first."""
         newest = round if self.num_blocks is None else min(round, self.num_blocks - 1)
@@ -135,7 +153,7 @@ class BlockQueue:
 
     def steps(self, first_round: int = 0) -> Iterator[BlockStep]:
         """All work from a round on, in order."""
-        for round in count(first_round) if self.num_rounds is None else range(first_round, self.num_rounds):
+        for round in self.rounds(first_round):
             for block in reversed(self.active(round)):
                 yield self._step(round, block)
 

@@ -54,7 +54,9 @@ class LongVerdict:
     border_flicker: float
     """How much two frames differ at a block's border, over how much they do inside; 1 is no border to see."""
     border_jump: float
-    """The same of how the object's velocity changes, in pixels a frame."""
+    """The same of how the object's velocity changes from one frame to the next: where it leaps."""
+    border_turn: float
+    """The same of how its velocity over some frames changes: where it goes on faster, or elsewhere."""
     drift: float
     """Largest change of the background's colour from the first frames on, in levels of 255."""
 
@@ -115,18 +117,25 @@ def evaluate_long(video: np.ndarray, scene: Scene, borders: Sequence[int], perio
     inside = np.setdiff1d(np.arange(borders[0] % period, len(video), period), at_borders)
     inside = inside[inside >= 2]
 
+    def at_borders_over_inside(values: np.ndarray) -> float:
+        known = [values[where][~np.isnan(values[where])] for where in (at_borders, inside)]
+        if not all(map(len, known)):
+            return float("nan")
+        return float(known[0].mean() / max(known[1].mean(), 1e-6))
+
     frames = video.astype(np.float32)
-    difference = _difference_from_background(frames)
+    background = _background(frames)
+    difference = np.abs(frames - background[:, None, None]).max(axis=3)
     contrast = float(np.median(np.quantile(difference, 0.99, axis=(1, 2))))
     outlines = [_outline(mask) for mask in difference > max(contrast / 2, 15)]
-    changes = np.abs(np.diff(frames, axis=0)).mean(axis=(1, 2, 3))  # of frame i + 1 from frame i
-    jumps = _jumps(outlines, side=frames.shape[1])
-    background = np.median(frames, axis=(1, 2))
+    changes = np.abs(np.diff(frames, axis=0, prepend=frames[:1])).mean(axis=(1, 2, 3))
+    steps = _steps(outlines, side=frames.shape[1])
     return LongVerdict(
         present=_present(outlines),
         **rightness,
-        border_flicker=float(changes[at_borders - 1].mean() / max(changes[inside - 1].mean(), 1e-6)),
-        border_jump=float(np.nanmean(jumps[at_borders]) / max(np.nanmean(jumps[inside]), 1e-6)),
+        border_flicker=at_borders_over_inside(changes),
+        border_jump=at_borders_over_inside(_turns(steps, 1)),
+        border_turn=at_borders_over_inside(_turns(steps, period, skip=1)),
         drift=float(np.abs(background - background[:period].mean(axis=0)).max()),
     )
 
@@ -139,25 +148,40 @@ def _present(outlines: Sequence[_Outline | None]) -> float:
     return float(np.mean((areas > 0) & (areas >= 0.6 * np.asarray(usual))))
 
 
-def _jumps(outlines: Sequence[_Outline | None], side: int) -> np.ndarray:
-    """For each frame, how much the step to it differs from the step before; NaN where there is no object."""
+def _steps(outlines: Sequence[_Outline | None], side: int) -> np.ndarray:
+    """[F, 2]: how far the object went to be in each frame, in pixels; NaN where there is none."""
     places = np.asarray([(np.nan, np.nan) if o is None else (o.x, o.y) for o in outlines])
     # What leaves on one side comes back on the other: the shorter way counts.
     steps = (np.diff(places, axis=0) + side / 2) % side - side / 2
-    jumps = np.linalg.norm(np.diff(steps, axis=0), axis=1)
-    return np.concatenate([[np.nan, np.nan], jumps])
+    return np.concatenate([[(np.nan, np.nan)], steps])
+
+
+def _turns(steps: np.ndarray, reach: int, skip: int = 0) -> np.ndarray:
+    """For each frame, how much the mean of `reach` steps before it differs from that of those to it and on.
+
+    skip: of these, how many are left out."""
+    turns = np.full(len(steps), np.nan)
+    for frame in range(reach, len(steps) - reach - skip + 1):
+        before, after = steps[frame - reach : frame], steps[frame + skip : frame + skip + reach]
+        turns[frame] = np.linalg.norm(after.mean(axis=0) - before.mean(axis=0))
+    return turns
 
 
 def _difference_from_background(frames: np.ndarray) -> np.ndarray:
     """Largest difference by channel from the frame's border colour: `[F, H, W]`."""
+    difference: np.ndarray = np.abs(frames - _background(frames)[:, None, None]).max(axis=3)
+    return difference
+
+
+def _background(frames: np.ndarray) -> np.ndarray:
+    """The colour of each frame's border, `[F, 3]`."""
     border = np.concatenate(
         [frames[:, :3].reshape(len(frames), -1, 3), frames[:, -3:].reshape(len(frames), -1, 3),
          frames[:, :, :3].reshape(len(frames), -1, 3), frames[:, :, -3:].reshape(len(frames), -1, 3)],
         axis=1,
     )  # fmt: skip
-    background = np.median(border, axis=1)[:, None, None, :]
-    difference: np.ndarray = np.abs(frames - background).max(axis=3)
-    return difference
+    background: np.ndarray = np.median(border, axis=1)
+    return background
 
 
 def _color(frames: np.ndarray, difference: np.ndarray, contrast: float) -> str:

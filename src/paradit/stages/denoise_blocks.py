@@ -1,4 +1,4 @@
-"""The second stage of a long video: from noise to latents, block after block (DualParal)."""
+"""The second stage of a long video: from noise to latents, block after block."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from paradit.distributed.world import World
 from paradit.models.protocol import Prompt, VideoModel
 from paradit.progress import Progress
 from paradit.requests import Request, latent_shape
-from paradit.sampling import guidance
+from paradit.sampling import diagonal, guidance, windows
 from paradit.sampling.block_pipeline import BlockPipeline
-from paradit.sampling.block_state import QueueState
+from paradit.sampling.block_state import QueueState, shared_state
 from paradit.sampling.layer_split import LayerShare, divide_layers, measure_layers
 from paradit.sampling.noise import PooledNoise
 from paradit.sampling.team import Team
 from paradit.scheduling.block_queue import queue_of
+
+CONTROLS = {"windowed": windows, "fifo": diagonal}
+"""What makes the blocks in the methods that `dualparal` is compared to."""
 
 
 class BlockCheckpoints(Protocol):
@@ -57,9 +60,9 @@ def denoise_blocks(
 ) -> Iterator[Tensor]:
     """The latents [1, C, f, h, w], fp32, of each block in order, on the first rank; none on the others.
 
-    Every rank goes through it. share: what `divide` gave; None for one process. Told as stage "denoise", of
-    as many steps as all blocks take. Raises FloatingPointError, on the first rank, where a block's latents
-    become infinite or are no numbers.
+    Every rank goes through it. share: what `divide` gave, for `dualparal` on several ranks; with the controls
+    the team shares every window. Told as stage "denoise", of as many steps as all blocks take. Raises
+    FloatingPointError, at least on the first rank, where latents become infinite or are no numbers.
     """
     team.agree("what is asked for", repr(request).encode())
     channels, frames, height, width = latent_shape(request, model.spec)
@@ -67,23 +70,41 @@ def denoise_blocks(
     state = checkpoints.last() if checkpoints and team.is_first else None
     round, *_ = team.gather_number(state.round if state else 0)
     assert queue.num_blocks and request.guidance_scale
-    finished = max(0, round - queue.num_steps + 1)
+    control = CONTROLS.get(request.method or "")
+    finished = control.finished(queue, round) if control else queue.finished(round)
+    noise = PooledNoise((channels, height, width), request.seed, queue.block_frames, queue.context_frames)
+    scales = guidance.scales(model.spec, request.guidance_scale)
+    save = checkpoints.offer if checkpoints and team.is_first else None
     with progress.stage("denoise", total=queue.num_blocks * queue.num_steps), heeding or nullcontext():
         if checkpoints and team.is_first:
             yield from (checkpoints.block(number) for number in range(finished))
-        pipeline = BlockPipeline(
-            model,
-            queue,
-            prompts,
-            PooledNoise((channels, height, width), request.seed, queue.block_frames, queue.context_frames),
-            (height, width),
-            guidance_scales=guidance.scales(model.spec, request.guidance_scale),
-            progress=progress,
-            share=share,
-            state=state or (QueueState(round=round) if round else None),
-        )
-        save = checkpoints.offer if checkpoints and team.is_first else None
-        for number, block in enumerate(pipeline.blocks(save), finished):
+        if control:
+            team.agree("the model", model.fingerprint())
+            blocks = control.blocks(
+                model,
+                queue,
+                prompts,
+                noise,
+                guidance_scales=scales,
+                team=team,
+                progress=progress,
+                state=shared_state(state, team, model.device),
+                save=save,
+            )
+        else:
+            blocks = BlockPipeline(
+                model,
+                queue,
+                prompts,
+                noise,
+                (height, width),
+                guidance_scales=scales,
+                progress=progress,
+                share=share,
+                state=state or (QueueState(round=round) if round else None),
+            ).blocks(save)
+        for number, block in enumerate(blocks, finished):
             if checkpoints:
                 checkpoints.keep(number, block)
-            yield block
+            if team.is_first:
+                yield block

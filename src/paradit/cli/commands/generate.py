@@ -69,8 +69,11 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         str | None,
         typer.Option(
             help="full: the whole video at once. dualparal: long ones in blocks of frames, whose layers the "
-            "ranks divide; approximate: a frame sees its neighbours only. [default: full, and dualparal "
-            "far beyond the length that the model was trained on]",
+            "ranks divide; approximate: a frame sees its neighbours only, at other noise levels. To compare "
+            "it to: windowed: each block alone with its context, overlaps blended; approximate: nothing "
+            "passes between them. fifo: a noise level for each frame; approximate: a frame sees its "
+            "neighbours only, at levels that the model may not be trained on together. [default: full, and "
+            "dualparal far beyond the length that the model was trained on]",
             metavar="NAME",
         ),
     ] = None,

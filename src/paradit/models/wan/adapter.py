@@ -81,15 +81,14 @@ class WanModel:
         return int(timestep < self.spec.boundary_ratio * training_steps)
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
-        """[B], or [B, S] with the timestep of every token (Wan 2.2 TI2V), all alike in text-to-video."""
-        batch, _, *grid = latents.shape
-        if not self.spec.expand_timesteps:
+        """[B], or [B, S] with that of every token: in Wan 2.2 TI2V, and where each frame has its own."""
+        batch, _, frames, height, width = latents.shape
+        if timestep.ndim == 0 and not self.spec.expand_timesteps:
             return timestep.expand(batch)
-        patch = self.spec.transformers[0].patch_size
-        tokens = 1
-        for size, step in zip(grid, patch, strict=True):
-            tokens *= size // step
-        return timestep.float().expand(batch, tokens)
+        patch_frames, patch_height, patch_width = self.spec.transformers[0].patch_size
+        by_frame = timestep.float().expand(frames)[::patch_frames]
+        tokens_a_frame = (height // patch_height) * (width // patch_width)
+        return by_frame.repeat_interleave(tokens_a_frame).expand(batch, -1)
 
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> WanDecoder:
         """Decodes latents [1, C, F, h, w]. park: tiles' caches wait in the machine's memory."""

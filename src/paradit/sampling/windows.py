@@ -1,0 +1,132 @@
+"""Denoising a long video window by window: each alone, and overlaps blended. A control for the block queue.
+
+A window is a frame block with its context on both sides. Approximate: nothing passes between windows while
+they are denoised, so they agree only as far as the prompt and their noise make them; where two overlap, the
+latents of the one are faded into those of the other, whatever each shows there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from paradit.models.protocol import Prompt, VideoModel
+from paradit.progress import Progress
+from paradit.sampling import full_sequence
+from paradit.sampling.block_state import BlockState, QueueState
+from paradit.sampling.noise import BlockNoise
+from paradit.sampling.position import NoCheckpoints, Position
+from paradit.sampling.team import Team
+from paradit.scheduling.block_queue import BlockQueue
+
+
+def blocks(
+    model: VideoModel,
+    queue: BlockQueue,
+    prompts: tuple[Prompt, ...],
+    noise: BlockNoise,
+    *,
+    guidance_scales: tuple[float, ...],
+    team: Team,
+    progress: Progress | None = None,
+    state: QueueState | None = None,
+    save: Callable[[QueueState], None] | None = None,
+) -> Iterator[Tensor]:
+    """The latents [1, C, f, h, w], fp32, of each block in order, on every rank of the team.
+
+    state: what `save` got, to go on from there; it is called after every step, with the windows that are
+    whole. Steps of windows are told as stage "denoise". Raises FloatingPointError, on every rank, where
+    latents become infinite or are no numbers.
+    """
+    begun = state.round if state else 0
+    whole = {number: block.latents for number, block in state.blocks.items()} if state else {}
+    for number in queue.blocks(begun):
+        offer = partial(save, _state(number, whole, queue.num_steps)) if save else None
+        whole[number] = full_sequence.denoise(
+            model,
+            noise_of(queue, noise, number).to(model.device),
+            prompts,
+            num_inference_steps=queue.num_steps,
+            guidance_scales=guidance_scales,
+            progress=_Within(progress or Progress(), (number - begun) * queue.num_steps),
+            team=team,
+            checkpoints=_WholeWindows(offer),
+        )
+        if number > 0:
+            yield blended(queue, whole, number - 1)
+        if number + 1 == queue.num_blocks:
+            yield blended(queue, whole, number)
+        whole.pop(number - 2, None)
+
+
+def finished(queue: BlockQueue, round: int) -> int:  # noqa: ARG001
+    """How many blocks were done when so many windows were: each is blended with the next one first."""
+    return max(0, round - 1)
+
+
+def noise_of(queue: BlockQueue, noise: BlockNoise, block: int) -> Tensor:
+    """[1, C, f, h, w]: of the frames in a block's window, those of its neighbours too."""
+    window, size = queue.window_of(block), queue.block_frames
+    first, last = window.start // size, (window.stop - 1) // size
+    several = torch.cat([noise.block(number) for number in range(first, last + 1)], dim=2)
+    return several[:, :, window.start - first * size : window.stop - first * size]
+
+
+def blended(queue: BlockQueue, windows: dict[int, Tensor], block: int) -> Tensor:
+    """A block's latents [1, C, f, h, w], of its own and its neighbours' windows [1, C, F, h, w].
+
+    Each window's weight rises and falls in a line over the frames that it shares with the next one.
+    """
+    start = block * queue.block_frames
+    own = range(start, start + queue.frames_of(block))
+    frames = []
+    for frame in own:
+        there = [number for number in windows if frame in queue.window_of(number)]
+        weights = torch.tensor([_weight(queue, number, frame) for number in there])
+        parts = [windows[number][:, :, frame - queue.window_of(number).start] for number in there]
+        weights = (weights / weights.sum()).to(parts[0].device)
+        frames.append(torch.tensordot(weights, torch.stack(parts), dims=1))
+    return torch.stack(frames, dim=2)
+
+
+def _weight(queue: BlockQueue, block: int, frame: int) -> float:
+    overlap = 2 * queue.context_frames
+    since = frame - (block * queue.block_frames - queue.context_frames)
+    rising = 1.0 if block == 0 else (since + 1) / (overlap + 1)
+    left = queue.block_frames + overlap - since
+    falling = 1.0 if block + 1 == queue.num_blocks else left / (overlap + 1)
+    return min(1.0, rising, falling)
+
+
+def _state(round: int, windows: dict[int, Tensor], steps: int) -> QueueState:
+    kept = {
+        number: BlockState(level=steps, latents=latents, before=None, solver={})
+        for number, latents in windows.items()
+        if number >= round - 2
+    }
+    return QueueState(round=round, blocks=kept)
+
+
+class _WholeWindows(NoCheckpoints):
+    """Nothing is kept of a window that is not whole; but after every step the run may be ended."""
+
+    def __init__(self, offer: Callable[[], None] | None) -> None:
+        self._offer = offer
+
+    def offer(self, position: Callable[[], Position]) -> None:  # noqa: ARG002
+        if self._offer:
+            self._offer()
+
+
+class _Within(Progress):
+    """Tells a window's steps as some of all."""
+
+    def __init__(self, progress: Progress, before: int) -> None:
+        super().__init__()
+        self._progress, self._before = progress, before
+
+    def stepped(self, name: str, done: int) -> None:
+        self._progress.step(name, self._before + done)

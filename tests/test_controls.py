@@ -1,0 +1,193 @@
+"""What DualParal is compared to: windows alone, and one noise level by frame."""
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from paradit.distributed.world import World
+from paradit.models.protocol import VideoModel
+from paradit.models.registry import loader
+from paradit.models.spec import read_spec
+from paradit.placement import Placement
+from paradit.progress import Progress
+from paradit.sampling import diagonal, full_sequence, windows
+from paradit.sampling.block_state import QueueState
+from paradit.sampling.guidance import guide
+from paradit.sampling.noise import BlockNoise, PooledNoise
+from paradit.sampling.team import Alone, Team
+from paradit.sampling.together import together
+from paradit.scheduling.block_queue import BlockQueue
+from paradit.testing import run_world
+from tiny import save_folder
+
+SIZE = 4, 6
+"""Of the latents."""
+SCALES = 3.0, 2.0
+QUEUES = [
+    BlockQueue(num_frames=frames, block_frames=block, context_frames=context, num_steps=steps)
+    for frames, block, context, steps in [(11, 3, 2, 5), (12, 2, 0, 4), (5, 4, 4, 6), (3, 8, 2, 3)]
+]
+
+
+def load(folder: Path) -> VideoModel:
+    torch.set_num_threads(1)
+    spec = read_spec(folder)
+    model: VideoModel = loader(spec.pipeline_class)(spec, torch.float32, torch.device("cpu"))
+    return model
+
+
+def prompts(model: VideoModel) -> tuple[tuple[Tensor, ...], ...]:
+    return tuple(model.encode_prompt(text) for text in ("a red circle", "blurry"))
+
+
+def noise_for(model: VideoModel, queue: BlockQueue) -> BlockNoise:
+    return PooledNoise((model.spec.vae.z_dim, *SIZE), 3, queue.block_frames, queue.context_frames)
+
+
+def make(
+    method: ModuleType,
+    model: VideoModel,
+    queue: BlockQueue,
+    *,
+    team: Team | None = None,
+    state: QueueState | None = None,
+    save: Callable[[QueueState], None] | None = None,
+) -> list[Tensor]:
+    scales = SCALES[: len(model.experts)]
+    noise = noise_for(model, queue)
+    return list(
+        method.blocks(
+            model,
+            queue,
+            prompts(model),
+            noise,
+            guidance_scales=scales,
+            team=team or Alone(),
+            state=state,
+            save=save,
+        )
+    )
+
+
+@pytest.mark.parametrize("queue", QUEUES, ids=str)
+def test_windows_are_videos_of_their_own_faded_into_each_other(queue: BlockQueue, tmp_path: Path) -> None:
+    model = load(save_folder("wan22_a14b", tmp_path))
+    blocks, context = queue.block_frames, queue.context_frames
+    pool = torch.cat([noise_for(model, queue).block(number) for number in range(queue.num_blocks)], dim=2)
+    total, weights = torch.zeros(()), torch.zeros(queue.num_frames)
+    for start in range(0, queue.num_frames, blocks):
+        window = slice(max(0, start - context), min(queue.num_frames, start + blocks + context))
+        latents = torch.zeros_like(pool)[:, :, : queue.num_frames]
+        latents[:, :, window] = full_sequence.denoise(
+            model,
+            pool[:, :, window],
+            prompts(model),
+            num_inference_steps=queue.num_steps,
+            guidance_scales=SCALES,
+            progress=Progress(),
+        )
+        weight = torch.ones(queue.num_frames)
+        ramp = torch.arange(1, 2 * context + 1) / (2 * context + 1)
+        for step in range(2 * context):  # not at the video's two ends
+            left, right = start - context + step, start + blocks + context - 1 - step
+            if start and left < queue.num_frames:
+                weight[left] = min(weight[left], ramp[step])
+            if start + blocks < queue.num_frames and right < queue.num_frames:
+                weight[right] = min(weight[right], ramp[step])
+        outside = torch.ones(queue.num_frames, dtype=torch.bool)
+        outside[window] = False
+        weight[outside] = 0
+        total, weights = total + latents * weight[:, None, None], weights + weight
+    if 2 * context <= blocks:
+        assert torch.allclose(weights, torch.ones(()))
+    made = make(windows, model, queue)
+    assert [block.shape[2] for block in made] == [queue.frames_of(n) for n in range(queue.num_blocks)]
+    torch.testing.assert_close(torch.cat(made, dim=2), total / weights[:, None, None], rtol=1e-5, atol=1e-5)
+
+
+def test_one_window_is_the_whole_video_at_once(tmp_path: Path) -> None:
+    model = load(save_folder("wan21", tmp_path))
+    expected = full_sequence.denoise(
+        model,
+        noise_for(model, QUEUES[3]).block(0)[:, :, :3],
+        prompts(model),
+        num_inference_steps=3,
+        guidance_scales=SCALES[:1],
+        progress=Progress(),
+    )
+    (made,) = make(windows, model, QUEUES[3])
+    assert torch.equal(made, expected)
+
+
+@pytest.mark.parametrize("variant", ["wan21", "wan22_ti2v"])
+@pytest.mark.parametrize("queue", QUEUES, ids=str)
+def test_diagonally_as_written_down_plainly(variant: str, queue: BlockQueue, tmp_path: Path) -> None:
+    """With the module's own `forward`, every frame with its own timestep."""
+    model = load(save_folder(variant, tmp_path))
+    module, last = model.experts[0].module, queue.num_steps
+    latents = torch.cat([noise_for(model, queue).block(n) for n in range(queue.num_blocks)], dim=2)
+    solvers = [model.scheduler(last) for _ in range(queue.num_frames)]
+    times = [*solvers[0].timesteps.tolist(), 0.0]
+    for round in range(queue.num_frames + last - 1):
+        level = [min(max(0, round - frame), last) for frame in range(queue.num_frames)]
+        active = [frame for frame in range(queue.num_frames) if 0 <= round - frame < last]
+        before = latents.clone()
+        for head in active[:: queue.block_frames]:
+            own = [frame for frame in active if head <= frame < head + queue.block_frames]
+            seen = range(
+                max(0, own[0] - queue.context_frames), min(own[-1] + queue.context_frames, active[-1]) + 1
+            )
+            tokens = (SIZE[0] // 2) * (SIZE[1] // 2)
+            timestep = torch.tensor([[times[level[frame]] for frame in seen for _ in range(tokens)]])
+            predictions = [
+                module(before[:, :, list(seen)], timestep, text, return_dict=False)[0]
+                for (text,) in prompts(model)
+            ]
+            prediction = guide(predictions, SCALES[0])
+            for frame in own:
+                place = frame - seen[0]
+                (latents[:, :, frame : frame + 1],) = solvers[frame].step(
+                    prediction[:, :, place : place + 1],
+                    solvers[frame].timesteps[level[frame]],
+                    before[:, :, frame : frame + 1],
+                    return_dict=False,
+                )
+    made = make(diagonal, model, queue)
+    assert [block.shape[2] for block in made] == [queue.frames_of(n) for n in range(queue.num_blocks)]
+    assert torch.equal(torch.cat(made, dim=2), latents[:, :, : queue.num_frames])
+
+
+@pytest.mark.parametrize("method", [windows, diagonal])
+@pytest.mark.parametrize("queue", QUEUES[:3], ids=str)
+def test_goes_on_from_a_saved_state(method: ModuleType, queue: BlockQueue, tmp_path: Path) -> None:
+    model = load(save_folder("wan21", tmp_path))
+    states: list[bytes] = []
+    whole = make(method, model, queue, save=lambda state: states.append(state.to_bytes()))
+    for content in islice(states, 2, None, 3):
+        state = QueueState.from_bytes(content)
+        rest = make(method, model, queue, state=state)
+        done = method.finished(queue, state.round)
+        assert len(rest) == len(whole) - done
+        assert all(torch.equal(a, b) for a, b in zip(rest, whole[done:], strict=True))
+
+
+def on_ranks(world: World, folder: Path, method: ModuleType | str, cfg_degree: int) -> list[Tensor]:
+    model = load(folder)
+    placement = Placement(ranks=world.size, cfg_degree=cfg_degree, attention="ulysses")
+    team = together(world, placement, model.experts[0].num_heads)
+    return make({"windows": windows, "diagonal": diagonal}[str(method)], model, QUEUES[0], team=team)
+
+
+@pytest.mark.parametrize(("num_ranks", "cfg_degree"), [(2, 2), (3, 1)])
+@pytest.mark.parametrize("method", ["windows", "diagonal"])
+def test_ranks_share_each_window(method: str, num_ranks: int, cfg_degree: int, tmp_path: Path) -> None:
+    folder = save_folder("wan21", tmp_path, heads=3)
+    (expected,) = run_world(on_ranks, 1, folder, method, 1)
+    for made in run_world(on_ranks, num_ranks, folder, method, cfg_degree):
+        for block, wanted in zip(made, expected, strict=True):
+            torch.testing.assert_close(block, wanted, rtol=1e-5, atol=1e-5)
