@@ -67,25 +67,29 @@ def ways(model: str) -> dict[str, Placement]:
     return {name: way for name, way in WAYS.items() if model == "wan" or not way.interleave}
 
 
+def modules(model: str) -> tuple[Any, Tensor, list[tuple[Tensor, ...]]]:
+    """The transformer, its latents, and its branches' prompts."""
+    if model == "wan":
+        sizes = (HEADS, HEAD_DIM, LAYERS, FFN)
+        module, latents, embeds = random_wan(sizes, LATENT_SHAPE, TEXT_TOKENS)
+        return module, latents, [(part,) for part in embeds]
+    hunyuan = (HEADS, HEAD_DIM, *HUNYUAN_VIDEO_LAYERS)
+    video, latents, prompt = random_hunyuan_video(hunyuan, LATENT_SHAPE, TEXT_TOKENS)
+    return video, latents, [prompt]
+
+
 class Step:
     """A denoising step, in any of the ways."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, ways: dict[str, Placement]) -> None:
         world = current_world(torch.device("cpu"))
         assert world is not None
-        self.seam: Any
-        if model == "wan":
-            sizes = (HEADS, HEAD_DIM, LAYERS, FFN)
-            self.module, self.latents, embeds = random_wan(sizes, LATENT_SHAPE, TEXT_TOKENS)
-            self.prompts, self.seam = [(part,) for part in embeds], WanTransformer(self.module)
-        else:
-            sizes = (HEADS, HEAD_DIM, *HUNYUAN_VIDEO_LAYERS)
-            self.module, self.latents, prompt = random_hunyuan_video(sizes, LATENT_SHAPE, TEXT_TOKENS)
-            self.prompts, self.seam = [prompt], HunyuanVideoTransformer(self.module)
+        self.module, self.latents, self.prompts = modules(model)
+        self.seam: Any = (WanTransformer if model == "wan" else HunyuanVideoTransformer)(self.module)
         self.timestep = torch.tensor([500])
         self.layout = self.seam.layout(LATENT_SHAPE)
         branches = len(self.prompts)
-        self.teams = {name: together(world, way, HEADS, branches) for name, way in ways(model).items()}
+        self.teams = {name: together(world, way, HEADS, branches) for name, way in ways.items()}
         self.contexts = {name: team.contexts(self.seam, self.prompts) for name, team in self.teams.items()}
         self.transport = world.transport()
 
@@ -142,7 +146,7 @@ def worker(system: str, model: str, rank: int, address: str) -> None:
     if system == "cache-dit":
         third_party()
         return
-    step = Step(model)
+    step = Step(model, ways(model))
     expected = step.expected()
     differences = {name: float((step.take(name) - expected).abs().max()) for name in ways(model)}
     chosen = {name: [str(form) for form in step.teams[name].chosen.values()] for name in AUTO}
@@ -155,7 +159,7 @@ def third_party() -> None:
     from ulysses import as_if_there_were_an_accelerator
 
     as_if_there_were_an_accelerator()
-    step = Step("wan")
+    step = Step("wan", {})
     cache_dit.enable_cache(step.module, parallelism_config=cache_dit.ParallelismConfig(ulysses_size=2))
     serve(None, lambda _: step.expected())
 

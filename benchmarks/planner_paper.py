@@ -171,7 +171,7 @@ class Paper:
         """Seconds of ten videos in a row of the ablation."""
         spec, device, cluster = spec_of(model), self.cluster.device, self.cluster
         width, height, num_frames = _numbers(size)
-        decode = decode_seconds(spec, device, "bf16", (num_frames, height, width))
+        decode = decode_seconds(spec.vae, device, "bf16", (num_frames, height, width))
         encode = encode_seconds(spec, device, "bf16", 2 if model == OSP else 1)
         denoise = steps * self.step(model, size, row)
         if row == ROWS[0]:

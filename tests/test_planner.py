@@ -46,6 +46,8 @@ DEVICE = Device(
     units=100,
     message_units=10,
     launch=5e-6,
+    ahead=True,
+    narrow=0.0,
     reach={"product": 0.7, "flash": 0.6, "efficient": 0.3, "convolution": 0.3, "memory": 0.8},
     source="none",
 )

@@ -6,7 +6,7 @@ import contextlib
 import multiprocessing
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing import forkserver
@@ -43,14 +43,17 @@ class Launcher(Protocol):
 class LocalLauncher:
     """Processes on this machine."""
 
-    def __init__(self, preload: list[str]) -> None:
-        """preload: modules to be imported once, for all processes, where no GPU forbids it."""
-        self._preload = preload
+    def __init__(self, preload: list[str], work: Callable[[Any, Connection], None] = work) -> None:
+        """preload: modules to be imported once, for all processes, where no GPU forbids it.
+
+        work: the main function of a process, of its assignment and the pipe for its messages.
+        """
+        self._preload, self._work = preload, work
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._processes: list[BaseProcess] = []
         self._ranks: dict[Connection, int] = {}
 
-    def start(self, assignments: list[Assignment]) -> None:
+    def start(self, assignments: Sequence[Any]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="paradit-")
         meet = f"file://{Path(self._folder.name) / 'store'}"
         context: Any = _context(self._preload)
@@ -58,7 +61,7 @@ class LocalLauncher:
         for assignment in assignments:
             mine, theirs = context.Pipe()
             self._ranks[mine] = assignment.rank
-            process = context.Process(target=work, args=(replace(assignment, init_method=meet), theirs))
+            process = context.Process(target=self._work, args=(replace(assignment, init_method=meet), theirs))
             with _ignoring_ctrl_c() if spawned else nullcontext():
                 process.start()
             theirs.close()

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paradit.models.spec import ModelSpec, TransformerSpec, stage_of
+from paradit.models.spec import ModelSpec, TransformerSpec, VaeSpec, stage_of
 from paradit.planner.hardware import Device
 
 ITEMSIZE = {"bf16": 2, "fp32": 4}
+CONVOLUTION_DTYPE_FACTOR = {"bf16": 1.0, "fp32": 2.0}
+"""torch lets cuDNN use TF32 for convolutions in fp32, as of the VAE: at half the rate of bf16."""
 TILE = 128
 """Rows, and columns, of a result that one streaming multiprocessor computes at once: usual for both kinds."""
 PASSES = 50
@@ -69,12 +71,11 @@ def block_seconds(
     projection = 2 * held * spec.width**2
     weights = spec.num_parameters / spec.num_layers * size
     passes = PASSES * held * spec.width * size * batch
-    filled = device.filled(max(1, batch * held) * spec.width / TILE**2)
-    product = device.rate("product", dtype) * filled
+    product = _product_rate(device, dtype, max(1, batch * held) * spec.width)
 
     def seconds(flops: float, weight_bytes: float, passed: float, kernels: float) -> float:
         computed = max(batch * flops / product, weight_bytes / device.copy_rate)
-        return max(computed + passed / device.copy_rate, kernels * device.launch)
+        return _launched(device, computed + passed / device.copy_rate, kernels)
 
     part = spec.width**2 * size
     value = seconds(projection, part, passes / 8, KERNELS / 8)
@@ -90,8 +91,35 @@ def block_seconds(
         # In fp32: the row so far is read and written, the other one cast and read, and each difference.
         crowding=device.crowding,
         merge=8 * 4 * spec.attention_head_dim / device.copy_rate,
-        wave=head_row * TILE * device.units / 2 + device.launch,
+        wave=_wave(device, head_row),
     )
+
+
+def product_seconds(device: Device, dtype: str, rows: int, inner: int, columns: int) -> float:
+    """A matrix product [rows, inner] x [inner, columns] by itself."""
+    computed = 2 * rows * inner * columns / _product_rate(device, dtype, rows * columns)
+    return _launched(device, computed, 1)
+
+
+def attention_seconds(device: Device, dtype: str, head_rows: int, keys: int, head_dim: int) -> float:
+    """Attention by itself, of so many (head, query row) pieces over so many keys each."""
+    head_row = 4 * keys * head_dim / device.rate("flash", dtype)
+    return head_rows * head_row + _wave(device, head_row)
+
+
+def _product_rate(device: Device, dtype: str, values: int) -> float:
+    """FLOP/s of a product of so many values."""
+    return device.rate("product", dtype) * device.filled(values / TILE**2)
+
+
+def _launched(device: Device, seconds: float, kernels: float) -> float:
+    """Kernels that run for so long in all, when Python launches them."""
+    launch = kernels * device.launch
+    return max(seconds, launch) if device.ahead else seconds + launch
+
+
+def _wave(device: Device, head_row: float) -> float:
+    return head_row * TILE * device.units / 2 + device.launch
 
 
 def _attention_rows(spec: TransformerSpec, tokens: int, text: int) -> int:
@@ -118,6 +146,8 @@ def context_seconds(spec: ModelSpec, device: Device, dtype: str, prompts: int) -
     return flops / device.rate("product", dtype)
 
 
-def decode_seconds(spec: ModelSpec, device: Device, dtype: str, size: tuple[int, int, int]) -> float:
-    """The VAE's decoder on a whole video of (frames, height, width)."""
-    return spec.vae.decode_flops(*size) / device.rate("convolution", dtype)
+def decode_seconds(vae: VaeSpec, device: Device, dtype: str, size: tuple[int, int, int]) -> float:
+    """A VAE's decoder on a whole video of (frames, height, width)."""
+    rate = device.rate("convolution", "bf16") / CONVOLUTION_DTYPE_FACTOR[dtype]
+    # The fewer the channels, the more is read and written for each operation; the last level takes longest.
+    return vae.decode_flops(*size) / rate * (1 + device.narrow / vae.decoder_dim)

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from paradit.models.spec import ModelSpec
     from paradit.requests import Request
 
-CONVOLUTION_DTYPE_FACTOR = {"bf16": 1.0, "fp32": 2.0}
-"""The VAE runs in fp32, and torch lets cuDNN use TF32 for convolutions: at half the rate of bf16."""
 HELPERS_WORK = (1.0, 0.75, 0.5, 0.25)
 """Shares of a co-processing decoder that are tried, in parts of an equal one."""
 
@@ -118,7 +116,7 @@ class Simulator:
         assert request.num_frames and request.height and request.width
         branches = self.branches
         size = (request.num_frames, request.height, request.width)
-        decode = decode_seconds(self.spec, device, "bf16", size) * CONVOLUTION_DTYPE_FACTOR["fp32"]
+        decode = decode_seconds(self.spec.vae, device, "fp32", size)
         stages = {
             "encode": encode_seconds(self.spec, device, self.dtype, branches),
             "denoise": context_seconds(self.spec, device, self.dtype, branches) + steps,

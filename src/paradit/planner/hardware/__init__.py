@@ -1,13 +1,14 @@
 """Devices, links and how machines are made of them, read from data files. Torch-free.
 
 `8xL40` is a machine of eight; `2x8xH100` two machines of eight. A name may also be that of a `.toml` file:
-what was measured on a machine. It has tables as in devices.toml and links.toml, a device `this`, and `ranks`:
+what `paradit calibrate` measured on a machine. It has tables as in devices.toml and links.toml, a device
+`this`, and `ranks`:
 
     ranks = 8                    # devices of a machine
     machines = 1
-    [devices.this]               # as in devices.toml; `reach` as measured
+    [devices.this]               # as in devices.toml; `reach` as measured, where it differs by dtype
     [links.within]               # as in links.toml
-    [residuals]                  # of each measurement, (fitted - measured) / measured; for people
+    [residuals]                  # what was measured, and what the formulas say of it; for people
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from typing import Any
 from paradit.errors import InputError
 
 MAX_RANKS = 128
+_FIGURES = (
+    *("dense", "memory_bandwidth", "memory", "units", "message_units", "launch", "ahead", "narrow"),
+    "source",
+)
 _REACH = ("product", "flash", "efficient", "convolution", "memory")
 
 
@@ -35,20 +40,26 @@ class Device:
     dense: Mapping[str, float]
     memory_bandwidth: float
     memory: float
-    units: int
-    message_units: int
+    units: float
+    message_units: float
     launch: float
-    reach: Mapping[str, float]
+    ahead: bool
+    narrow: float
+    reach: Mapping[str, float | Mapping[str, float]]
+    """A number, or one for each dtype."""
     source: str
 
     def rate(self, kind: str, dtype: str) -> float:
         """FLOP/s that large kernels of a kind (`product`, `flash`, `efficient`, `convolution`) reach."""
-        return self.dense[dtype] * self.reach[kind]
+        reach = self.reach[kind]
+        return self.dense[dtype] * (reach[dtype] if isinstance(reach, Mapping) else reach)
 
     @property
     def copy_rate(self) -> float:
         """Bytes/s that are read or written."""
-        return self.memory_bandwidth * self.reach["memory"]
+        reach = self.reach["memory"]
+        assert not isinstance(reach, Mapping)
+        return self.memory_bandwidth * reach
 
     @property
     def crowding(self) -> float:
@@ -169,10 +180,7 @@ def _cluster(
     device = Device(
         name=name,
         reach={part: {**defaults["reach"], **table["reach"]}[part] for part in _REACH},
-        **{
-            key: table[key]
-            for key in ("dense", "memory_bandwidth", "memory", "units", "message_units", "launch", "source")
-        },
+        **{key: table[key] for key in _FIGURES},
     )
 
     def link(kind: str) -> Link | None:

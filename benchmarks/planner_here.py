@@ -1,0 +1,245 @@
+"""Does the planner say what takes how long here? Calibrated on other shapes, against what is measured.
+
+    python benchmarks/planner_here.py overlap --links loopback 400mbit 100mbit --repeats 3
+    python benchmarks/planner_here.py stages --repeats 1
+
+overlap: denoising steps of `attention_overlap.py`'s two transformers on two ranks of one core each, in
+several ways, over links of limited rate (needs root, `ip` and `tc`). stages: ten prompts of `stages.py` on
+two ranks, in several ways. Each part first measures the machine as `paradit calibrate` does, with the same
+kind of processes on the same link, simulates, and then measures; medians of turns. The results of both parts
+stand in one file.
+
+A pair of ways is two of the same model, link and steps that differ by over 5 %; its winner is right where the
+simulated ones differ in the same sense.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from itertools import combinations
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+
+from attention_overlap import LATENT_SHAPE, MODELS, TEXT_TOKENS, Step, modules
+from links import Host, loopback, two_hosts
+from machine import RESULTS, write_results
+from pairs import Pair, join, serve
+from paradit.distributed.world import World, current_world
+from paradit.engine.calibrate import CPU, Calibration, measure, measure_messages
+from paradit.models.folder import find_model
+from paradit.models.hunyuan_video.spec import transformer_spec as hunyuan_video_spec
+from paradit.models.published import published_spec
+from paradit.models.spec import ModelSpec, read_spec
+from paradit.models.wan.spec import transformer_spec as wan_spec
+from paradit.placement import Form, Placement
+from paradit.planner.calibration import Messages, crowded, fit_device, fit_link, machine_file, median_error
+from paradit.planner.hardware import Cluster, find_cluster
+from paradit.planner.simulate import Simulator, Way
+from paradit.progress import Progress
+from paradit.requests import Request, resolve
+from paradit.testing import run_world
+from stages import STEPS, jobs_of, take
+from stages import WAYS as STAGE_WAYS
+
+WAYS = {
+    "ulysses": Form(attention="ulysses"),
+    "pipesp 2": Form(attention="pipesp", chunks=2),
+    "pipesp 4": Form(attention="pipesp", chunks=4),
+    "pipesp-paper": Form(attention="pipesp-paper"),
+    "interleave": Form(attention="ulysses", interleave=True),
+    "interleave, pipesp 2": Form(attention="pipesp", chunks=2, interleave=True),
+    "ring": Form(attention="ring"),
+}
+PORT = 29720
+PROMPTS = 10
+DIFFERENCE = 0.05
+
+
+def placement_of(form: Form) -> Placement:
+    chunks = form.chunks if form.attention == "pipesp" else None
+    return Placement(ranks=2, attention=form.attention, chunks=chunks, interleave=form.interleave or None)
+
+
+def ways(model: str) -> dict[str, Form]:
+    return {name: form for name, form in WAYS.items() if model == "wan" or not form.interleave}
+
+
+@torch.no_grad()
+def worker(what: str, rank: int, address: str) -> None:
+    join(rank, address)
+    world = current_world(torch.device("cpu"))
+    assert world is not None
+    if what in MODELS:
+        step = Step(what, {name: placement_of(form) for name, form in ways(what).items()})
+        for name in ways(what):
+            step.take(name)
+        serve(None, step.take)
+        return
+    messages = measure_messages(world.transport(), world.device, CPU.message_bytes)
+    found = calibrated(measure(world, Progress())) if what == "machine" else None
+    serve({"messages": asdict(messages), "machine": found}, lambda _: None)
+
+
+def calibrated(found: Calibration) -> str:
+    """The machine's file."""
+    device = fit_device(found.measured, found.copies, "benchmarks/planner_here.py")
+    for kind in ("product", "attention", "block", "decode"):
+        print(
+            f"  {kind}: median residual {100 * median_error(found.measured, device, kind):.1f} %",
+            file=sys.stderr,
+        )
+    assert found.messages is not None
+    device = crowded(device, found.messages.crowding)
+    return machine_file(device, fit_link(found.messages, found.copies, 2), 2, found.measured, [])
+
+
+def cluster_of(text: str) -> Cluster:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "machine.toml"
+        path.write_text(text)
+        return find_cluster(str(path))
+
+
+def hosts_of(link: str) -> AbstractContextManager[list[Host]]:
+    return loopback() if link == "loopback" else two_hosts(link)
+
+
+def overlap(links: list[str], repeats: int) -> dict[str, Any]:
+    with loopback() as hosts:
+        pair = Pair(__file__, ["machine"], hosts, PORT)
+        text = pair.ready[0]["machine"]
+        pair.close()
+    cluster, rows = cluster_of(text), []
+    for number, link in enumerate(links):
+        with hosts_of(link) as hosts:
+            pair = Pair(__file__, ["messages"], hosts, PORT + 1 + number)
+            messages = Messages(**pair.ready[0]["messages"])
+            pair.close()
+            print(f"{link}: {messages}", flush=True)
+            on = replace(
+                cluster,
+                device=crowded(cluster.device, messages.crowding),
+                link=replace(cluster.link, latency=messages.latency, bandwidth=messages.all),
+            )
+            for model in MODELS:
+                simulator = Simulator(on, *small(model), "fp32")
+                pair = Pair(__file__, [model], hosts, PORT + 10 + 2 * number + MODELS.index(model))
+                taken: dict[str, list[float]] = {name: [] for name in ways(model)}
+                for turn in range(repeats):
+                    for name in list(taken) if turn % 2 else reversed(taken):
+                        taken[name].append(pair.take(name)["seconds"])
+                pair.close()
+                for name, form in ways(model).items():
+                    way = Way(placement=placement_of(form))
+                    rows.append({
+                        "case": f"{model}, {link}",
+                        "way": name,
+                        "simulated": simulator.simulate(way, 1, form).step,
+                        "measured": median(taken[name]),
+                    })  # fmt: skip
+    return {"machine_file": text, "repeats": repeats, "rows": rows}
+
+
+def small(model: str) -> tuple[ModelSpec, Request]:
+    """The published model with the benchmark's transformer, and a request of the benchmark's latents."""
+    module, *_ = modules(model)
+    name, reader = {
+        "wan": ("Wan2.1-T2V-1.3B-Diffusers", wan_spec),
+        "hunyuan_video": ("HunyuanVideo", hunyuan_video_spec),
+    }[model]
+    spec = replace(published_spec(name), transformers=(reader(dict(module.config)),), text_length=TEXT_TOKENS)
+    frames, height, width = LATENT_SHAPE
+    scale = spec.vae.spatial_compression
+    sizes = {"height": scale * height, "width": scale * width, "num_frames": 4 * (frames - 1) + 1}
+    return spec, resolve(Request(prompt="any", num_inference_steps=1, **sizes), spec)
+
+
+def measured_here(world: World) -> str | None:
+    found = measure(world, Progress())
+    return None if world.rank else calibrated(found)
+
+
+def stages(repeats: int) -> dict[str, Any]:
+    text, *_ = run_world(measured_here, 2, timeout=600)
+    cluster, spec, rows = cluster_of(text), read_spec(find_model("shapes")), []
+    for steps in STEPS:
+        request = jobs_of(spec, PROMPTS, steps, "")[0].request
+        simulator = Simulator(cluster, spec, request, "fp32")
+        taken: dict[str, list[tuple[float, dict[str, float]]]] = {name: [] for name in STAGE_WAYS}
+        for _ in range(repeats):
+            for name, placement in STAGE_WAYS.items():
+                taken[name].append(take(placement, PROMPTS, steps))
+        for name, placement in STAGE_WAYS.items():
+            way = Way(placement=placement, coprocess=placement.coprocess)
+            simulated = simulator.simulate(way, PROMPTS, Form(attention="ulysses"))
+            rows.append({
+                "case": f"{steps} steps",
+                "way": name,
+                "simulated": simulated.seconds,
+                "measured": median(took for took, _ in taken[name]),
+                "stages_simulated": {part: PROMPTS * took for part, took in simulated.stages.items()},
+                "stages_measured": {
+                    part: median(stages[part] for _, stages in taken[name]) for part in ("denoise", "decode")
+                },
+            })  # fmt: skip
+    return {"machine_file": text, "prompts": PROMPTS, "repeats": repeats, "rows": rows}
+
+
+def judge(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    errors = [row["simulated"] / row["measured"] - 1 for row in rows]
+    right = [
+        (one["simulated"] - other["simulated"]) * (one["measured"] - other["measured"]) > 0
+        for one, other in combinations(rows, 2)
+        if one["case"] == other["case"]
+        and abs(one["measured"] - other["measured"]) > DIFFERENCE * max(one["measured"], other["measured"])
+    ]
+    return {
+        "median_error": median(map(abs, errors)),
+        "mean_error": mean(map(abs, errors)),
+        "largest_error": max(map(abs, errors)),
+        "pairs": len(right),
+        "pairs_right": sum(right),
+    }
+
+
+def show(part: dict[str, Any]) -> None:
+    for row in part["rows"]:
+        print(
+            f"  {row['case']:28} {row['way']:24} {row['simulated']:8.3f} {row['measured']:8.3f} s "
+            f"{100 * (row['simulated'] / row['measured'] - 1):+6.1f} %"
+        )
+        if "stages_simulated" in row:
+            print(f"      {row['stages_simulated']} {row['stages_measured']}")
+    print(part["judged"], flush=True)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--worker"]:
+        what, rank, address = sys.argv[2:]
+        worker(what, int(rank), address)
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("part", choices=["overlap", "stages"])
+    parser.add_argument("--links", nargs="+", default=["loopback", "400mbit", "100mbit"])
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    part = overlap(args.links, args.repeats) if args.part == "overlap" else stages(args.repeats)
+    part["judged"] = judge(part["rows"])
+    show(part)
+    path = RESULTS / "planner_here.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    write_results(
+        "planner_here", {**{k: before[k] for k in ("overlap", "stages") if k in before}, args.part: part}
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""`paradit calibrate`: measure this machine into a file. Imports no torch until all is checked."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+from paradit import __version__
+from paradit.cli.progress import Reporter
+from paradit.errors import InputError
+from paradit.files import write_whole
+from paradit.planner.calibration import KINDS, crowded, fit_device, fit_link, machine_file, median_error
+from paradit.planner.hardware import MAX_RANKS, find_cluster
+from paradit.video.writer import check_file
+
+
+def calibrate(output: Path, ranks: int | None, report: Reporter, *, overwrite: bool) -> None:
+    """Measure, fit, and write the file. Raises InputError; nothing is written before all is measured."""
+    if output.suffix != ".toml":
+        raise InputError(f"output {str(output)!r} must end in .toml: use {str(output) + '.toml'!r}")
+    check_file("output", output, overwrite=overwrite)
+    if ranks is not None and not 1 <= ranks <= MAX_RANKS:
+        raise InputError(f"ranks must be 1 to {MAX_RANKS}, got {ranks}")
+
+    from paradit.engine.auto import visible_ranks
+    from paradit.engine.calibrate import calibrate as measure
+    from paradit.engine.machine import check_ranks, device_name
+
+    number = visible_ranks() if ranks is None else ranks
+    check_ranks(number)
+    found = measure(number, report)
+    device = fit_device(found.measured, found.copies, f"paradit {__version__} calibrate, {date.today()}")
+    device = crowded(device, found.messages.crowding if found.messages else 0.0)
+    about = [
+        f"{device_name()}, {number} {'rank' if number == 1 else 'ranks'}: measured by",
+        f"`paradit calibrate --ranks {number}`, version {__version__}, {date.today()}.",
+        "For `paradit plan --gpus FILE.toml`.",
+    ]
+    link = fit_link(found.messages, found.copies, number)
+    text = machine_file(device, link, number, found.measured, about)
+    write_whole(output, text.encode())
+    find_cluster(str(output))  # it can be read
+    print(output)
+    for kind in KINDS:
+        error = 100 * median_error(found.measured, device, kind)
+        print(f"  {kind}: what was measured differs from the formulas by {error:.1f} % (median)")

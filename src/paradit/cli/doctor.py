@@ -1,0 +1,72 @@
+"""`paradit doctor`: what was found, as a person reads it. Imports torch only when it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from paradit.cli.text import amount
+
+
+def doctor(*, as_json: bool) -> None:
+    """Print what was found."""
+    from paradit.engine.doctor import examine
+
+    found = examine()
+    if as_json:
+        print(json.dumps({"event": "doctor", **found}))
+        return
+    for heading, show in _SHOWN.items():
+        part = found[heading]
+        failed = isinstance(part, dict) and "error" in part
+        lines = [part["error"]] if failed else list(show(part))
+        for number, line in enumerate(lines):
+            print(f"{heading if number == 0 else '':<10}{line}")
+
+
+def _versions(found: dict[str, str | None]) -> Iterator[str]:
+    yield ", ".join(f"{name} {version or 'none'}" for name, version in found.items())
+
+
+def _devices(found: list[dict[str, Any]]) -> Iterator[str]:
+    for one in found:
+        parts = f"{one['cores']} cores" if one["kind"] == "cpu" else f"capability {one['capability']}"
+        yield f"{one['name']}: {parts}, {amount(one['memory_bytes'], 'B')}"
+
+
+def _links(found: dict[str, Any] | None) -> Iterator[str]:
+    if found is None:
+        yield "one device, no link"
+        return
+    pair, everyone = (amount(found[f"{which}_bytes_per_second"], "B/s") for which in ("pair", "all"))
+    yield (
+        f"{found['ranks']} ranks over {found['over']}: latency {1e6 * found['latency_seconds']:.0f} us; "
+        f"a rank sends {pair} in a pair, {everyone} while all send to all"
+    )
+
+
+def _states(found: dict[str, str]) -> Iterator[str]:
+    yield "ready: " + (", ".join(name for name, state in found.items() if state == "ready") or "none")
+    yield from (f"{name}: {state}" for name, state in found.items() if state != "ready")
+
+
+def _use(found: dict[str, Any]) -> Iterator[str]:
+    threads = found["threads_per_rank"]
+    yield f"{found['command']}  ({found['device']}, {found['dtype']}, {threads} threads a rank)"
+
+
+def _list(found: list[str]) -> Iterator[str]:
+    yield from found or ["none"]
+
+
+_SHOWN: dict[str, Any] = {
+    "versions": _versions,
+    "devices": _devices,
+    "links": _links,
+    "kernels": _states,
+    "formats": _states,
+    "use": _use,
+    "warnings": _list,
+    "faster": _list,
+}

@@ -1,0 +1,354 @@
+"""Measure a machine for the planner: micro-benchmarks on its ranks, all at once, since they share it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from multiprocessing.connection import Connection
+from statistics import median
+from typing import Any
+
+import torch
+
+from paradit.attention.local import sdpa
+from paradit.distributed.transport import Transport
+from paradit.distributed.world import World, join_world
+from paradit.engine.job import RankError, Report
+from paradit.engine.launcher import LocalLauncher
+from paradit.engine.worker import PipeReport, threads_per_rank
+from paradit.memory import total_memory_bytes
+from paradit.models.wan.random_weights import random_block, random_decoder
+from paradit.placement import Placement
+from paradit.planner.calibration import (
+    Attention,
+    Block,
+    Copies,
+    Decode,
+    Measured,
+    Messages,
+    Product,
+    Work,
+)
+from paradit.progress import Progress
+from paradit.sampling.rehearsal import measure_block, measure_link, now, seconds
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+TEXT_TOKENS = 32
+TIMES = 5
+"""How often each is measured; the median counts: what is planned are usual times, not the best ones."""
+
+LEAST_SECONDS = 0.1
+"""For so long each is measured at least: ranks share the machine, and none must have it for itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What is measured: about a minute's work, of the usual sizes, on a device of the kind."""
+
+    products: Sequence[tuple[int, int]]
+    """(rows, columns) of a square matrix."""
+    attentions: Sequence[tuple[int, int, int, int]]
+    """(heads, rows, keys, head dim)."""
+    blocks: Sequence[tuple[int, int, tuple[int, int, int]]]
+    """(heads, head dim, latent shape); the first is small, for what launching takes."""
+    decodes: Sequence[tuple[int, tuple[int, int, int]]]
+    """(channels, (frames, height, width))."""
+    copy_bytes: int
+    message_bytes: int
+
+
+CPU = Sizes(
+    products=[(rows, columns) for columns in (192, 384, 768) for rows in (64, 320, 1280)],
+    attentions=[
+        *((2, 96, 384, 64), (2, 384, 384, 64), (3, 512, 1536, 64), (8, 192, 1536, 64)),
+        *((2, 384, 384, 32), (3, 512, 1536, 32), (2, 384, 384, 128), (2, 512, 1536, 128)),
+    ],
+    blocks=[
+        (2, 32, (1, 4, 4)),
+        *((4, 48, (5, 16, 16)), (6, 64, (3, 16, 16)), (6, 64, (5, 32, 32)), (12, 64, (3, 32, 32))),
+    ],
+    decodes=[(16, (5, 64, 64)), (16, (9, 80, 80)), (32, (5, 64, 64)), (96, (5, 32, 32)), (96, (5, 48, 48))],
+    copy_bytes=2**26,
+    message_bytes=2**22,
+)
+CUDA = Sizes(
+    products=[(rows, columns) for columns in (1536, 3072, 5120) for rows in (256, 2048, 16384)],
+    attentions=[
+        *((2, 1024, 4096, 128), (12, 4096, 4096, 128), (3, 4096, 16384, 128), (5, 8192, 32768, 128)),
+        *((12, 4096, 4096, 64), (3, 16384, 16384, 64)),
+    ],
+    blocks=[
+        (2, 64, (1, 8, 8)),
+        *(
+            (12, 128, (5, 60, 104)),
+            (12, 128, (13, 60, 104)),
+            (24, 128, (9, 60, 104)),
+            (40, 128, (5, 60, 104)),
+        ),
+    ],
+    decodes=[(96, (5, 256, 256)), (96, (9, 480, 832)), (48, (9, 480, 832)), (160, (9, 256, 256))],
+    copy_bytes=2**30,
+    message_bytes=2**26,
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured on a machine."""
+
+    measured: list[Measured]
+    copies: Copies
+    messages: Messages | None
+    """None: there is one rank."""
+
+
+def calibrate(ranks: int, report: Report, sizes: Sizes | None = None) -> Calibration:
+    """Measure this machine with so many ranks, each on a GPU of its own or with its part of the cores.
+
+    sizes: None: those of the kind of device. Raises RankError where a rank fails.
+    """
+    found: Calibration = _on_ranks(partial(measure, sizes=sizes), ranks, report)
+    return found
+
+
+def calibrate_messages(ranks: int, report: Report) -> Messages:
+    """Only what messages between so many ranks take. Raises RankError where one fails."""
+    found: Messages = _on_ranks(_measure_messages, ranks, report)
+    return found
+
+
+Measure = Callable[[World, Progress], Any]
+Prepared = tuple[Work, Callable[[], float]]
+"""Work that is ready to be measured, and what measures its seconds."""
+
+
+def _on_ranks(measure: Measure, ranks: int, report: Report) -> Any:
+    """What `measure` gives on the first rank, while all run it."""
+    launcher, found = LocalLauncher(["paradit.engine.calibrate"], work=_work), None
+    try:
+        launcher.start([
+            _Assignment(measure, rank, ranks, "", threads_per_rank(ranks)) for rank in range(ranks)
+        ])  # fmt: skip
+        running = set(range(ranks))
+        while running:
+            for rank, (event, values) in launcher.hear(1.0):
+                if event in ("raised", "ended"):
+                    raise RankError(f"rank {rank}: {values[0]}")
+                if event == "done":
+                    running.discard(rank)
+                    found = values[0] if rank == 0 else found
+                else:
+                    getattr(report, event)(*values)
+    finally:
+        launcher.end()
+    return found
+
+
+@dataclass(frozen=True)
+class _Assignment:
+    measure: Measure
+    rank: int
+    ranks: int
+    init_method: str
+    threads: int
+
+
+def _work(assignment: _Assignment, pipe: Connection) -> None:
+    """The main function of a rank's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it decides
+    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
+    report, rank = PipeReport(pipe, assignment.rank, Placement()), assignment.rank
+    try:
+        torch.set_num_threads(assignment.threads)
+        device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+        with join_world(rank, assignment.ranks, assignment.init_method, device=device) as world:
+            found = assignment.measure(world, Progress() if rank else report)
+        report.send("done", None if rank else found)
+    except BaseException:
+        with suppress(OSError):
+            report.send("raised", traceback.format_exc())
+    os._exit(0)
+
+
+def _end_with(pipe: Connection) -> None:
+    with suppress(OSError, EOFError):
+        pipe.recv()
+    os._exit(1)
+
+
+@torch.no_grad()
+def measure(world: World, progress: Progress, sizes: Sizes | None = None) -> Calibration:
+    """All of it; all ranks of a world call it together, and of each the slowest rank's time counts."""
+    transport, device = world.transport(), world.device
+    sizes = sizes or _sizes(device)
+    measured = _measure_device(transport, device, sizes, progress)
+    copies = _measure_copies(transport, device, sizes.copy_bytes)
+    messages = None
+    if world.size > 1:
+        with progress.stage("messages"):
+            messages = measure_messages(transport, device, sizes.message_bytes)
+    return Calibration(measured, copies, messages)
+
+
+@torch.no_grad()
+def _measure_messages(world: World, progress: Progress) -> Messages:
+    with progress.stage("messages"):
+        return measure_messages(world.transport(), world.device, _sizes(world.device).message_bytes)
+
+
+def _measure_device(
+    transport: Transport, device: torch.device, sizes: Sizes, progress: Progress
+) -> list[Measured]:
+    """Products, attention, blocks and decodes."""
+    block_dtype = "fp32" if device.type == "cpu" else "bf16"
+    kinds: dict[str, list[Callable[[], Prepared]]] = {
+        "products": [partial(_product, dtype, size, device) for dtype in DTYPES for size in sizes.products],
+        "attention": [
+            partial(_attention, dtype, size, device) for dtype in DTYPES for size in sizes.attentions
+        ],
+        "blocks": [partial(_block, block_dtype, size, device) for size in sizes.blocks],
+        "decode": [partial(_decode, size, device) for size in sizes.decodes],
+    }
+    measured = []
+    for name, works in kinds.items():
+        with progress.stage(name, total=len(works)):
+            for done, prepare in enumerate(works, start=1):
+                work, took = prepare()
+                measured.append(Measured(work, _slowest(transport, took, device)))
+                progress.step(name, done)
+    return measured
+
+
+def _product(dtype: str, size: tuple[int, int], device: torch.device) -> Prepared:
+    rows, columns = size
+    left, right = (
+        torch.randn(count, columns, dtype=DTYPES[dtype], device=device) for count in (rows, columns)
+    )
+    return Product(dtype, rows, columns, columns), lambda: _usual(lambda: left @ right, device)
+
+
+def _attention(dtype: str, size: tuple[int, int, int, int], device: torch.device) -> Prepared:
+    heads, rows, keys, head_dim = size
+    query, key = (
+        torch.randn(1, count, heads, head_dim, dtype=DTYPES[dtype], device=device) for count in (rows, keys)
+    )
+    return Attention(dtype, *size), lambda: _usual(lambda: sdpa(query, key, key), device)
+
+
+def _block(dtype: str, size: tuple[int, int, tuple[int, int, int]], device: torch.device) -> Prepared:
+    block, tokens, spec = random_block(*size, text_tokens=TEXT_TOKENS, dtype=DTYPES[dtype], device=device)
+
+    def took() -> float:
+        costs = [measure_block(block, tokens) for _ in range(TIMES // 2 + 1)]
+        return median(sum(cost.projections) + cost.finish for cost in costs)
+
+    return Block(dtype, spec, tokens.hidden_states.shape[1], TEXT_TOKENS), took
+
+
+def _decode(size: tuple[int, tuple[int, int, int]], device: torch.device) -> Prepared:
+    channels, pixels = size
+    decode, spec = random_decoder(channels, device)
+    latents = torch.randn(1, *spec.latent_shape(*pixels), device=device)
+    return Decode(spec, pixels), lambda: seconds(lambda: decode(latents), device)
+
+
+def _measure_copies(transport: Transport, device: torch.device, size: int) -> Copies:
+    """How quick memory is, by copies of so many bytes."""
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copied = _slowest(transport, lambda: _usual(lambda: target.copy_(source), device), device)
+    memory = float(total_memory_bytes(device))
+    if device.type == "cpu":
+        return Copies(copied=2 * size / copied, memory=memory / transport.num_ranks, ahead=False)
+    host = torch.zeros(size, dtype=torch.uint8)  # not pinned, as a model's weights are not
+    fetched = _slowest(transport, lambda: _usual(lambda: target.copy_(host), device), device)
+    rate = transport.num_ranks * size / fetched
+    return Copies(copied=2 * size / copied, memory=memory, ahead=True, fetched=rate)
+
+
+def measure_messages(transport: Transport, device: torch.device, size: int) -> Messages:
+    """Of so many bytes from each to each: between two ranks, all, and beside attention.
+
+    All ranks of the transport call it together.
+    """
+    each, number = [], transport.num_ranks
+    for first in range(number - 1):  # neighbours, one pair after the other; the slowest counts
+        mine = [rank for rank in (first, first + 1) if transport.rank in (first, first + 1)]
+        peers = [rank for rank in mine if rank != transport.rank]
+        link = measure_link(transport, size, device, peers)
+        each.append(link.seconds_per_byte if peers else 0.0)
+    together = measure_link(transport, size, device)
+    pair = max(_largest(transport, one, device) for one in each)
+    latency, everyone = (
+        _largest(transport, one, device) for one in (together.latency, together.seconds_per_byte)
+    )
+    return Messages(
+        latency=latency,
+        pair=1 / max(pair, 1e-15),
+        all=1 / max(everyone, 1e-15),
+        crowding=_crowding(transport, size, device),
+    )
+
+
+def _crowding(transport: Transport, size: int, device: torch.device) -> float:
+    """How much longer attention takes beside messages, in parts of the time for which both go on."""
+    query = torch.randn(1, 1024, 4, 64, device=device)
+
+    def send() -> Callable[[], object]:
+        outgoing = [torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(transport.num_ranks)]
+        return transport.start(outgoing, [size] * transport.num_ranks).wait
+
+    def once() -> object:
+        return sdpa(query, query, query)
+
+    def there() -> None:
+        wait = send()
+        wait()
+
+    travels = _slowest(transport, lambda: _usual(there, device), device)
+    times = 1 + ceil(travels / _slowest(transport, lambda: _usual(once, device), device))
+
+    def attend() -> object:
+        return [once() for _ in range(times)]
+
+    def both() -> None:
+        wait = send()
+        attend()
+        wait()
+
+    alone = _slowest(transport, lambda: _usual(attend, device), device)
+    beside = _slowest(transport, lambda: _usual(both, device), device)
+    return max(0.0, (beside - alone) / travels)  # attention takes longer than the messages
+
+
+def _sizes(device: torch.device) -> Sizes:
+    return CUDA if device.type == "cuda" else CPU
+
+
+def _usual(work: Callable[[], object], device: torch.device) -> float:
+    """What `work` usually takes, after it has been done once, while the other ranks are as busy."""
+    work()
+    taken: list[float] = []
+    while len(taken) < TIMES or sum(taken) < LEAST_SECONDS:
+        began = now(device)
+        work()
+        taken.append(now(device) - began)
+    return median(taken)
+
+
+def _slowest(transport: Transport, took: Callable[[], float], device: torch.device) -> float:
+    """What the slowest rank measures, while all do."""
+    transport.all_gather(torch.zeros(1, device=device))  # all begin at once
+    return _largest(transport, took(), device)
+
+
+def _largest(transport: Transport, number: float, device: torch.device) -> float:
+    mine = torch.tensor([number], dtype=torch.float64, device=device)
+    return max(float(one) for one in transport.all_gather(mine))

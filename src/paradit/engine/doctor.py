@@ -1,0 +1,171 @@
+"""What this machine has, what of it ParaDiT can use, and what would make it faster.
+
+Each check stands by itself: one that fails says so in its place, and the others go on.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from paradit import __version__
+from paradit.engine.calibrate import calibrate_messages
+from paradit.engine.job import Report
+from paradit.engine.machine import cores, cpu_name, driver_version
+from paradit.engine.worker import threads_per_rank
+from paradit.errors import InputError
+from paradit.kernels import KERNELS, check_kernel, check_kernel_on
+from paradit.memory import total_memory_bytes
+from paradit.video.writer import FORMATS, open_video
+
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "av", "numpy")
+FASTER = {
+    "flash_attn_interface": (9, "flash-attn 3 (from its repository's folder hopper): --kernel _flash_3"),
+    "sageattention": (8, "pip install sageattention: --kernel sage (quantised: not exact)"),
+}
+"""Kernels worth installing, by package: from which compute capability on, and how."""
+
+
+def examine() -> dict[str, Any]:
+    """All findings, as plain values; a failed check is {"error": what it said}."""
+    checks: dict[str, Callable[[], Any]] = {
+        "versions": _versions,
+        "devices": _devices,
+        "links": _links,
+        "kernels": _kernels,
+        "formats": _formats,
+    }
+    found = {name: _tried(check) for name, check in checks.items()}
+    found["use"] = _tried(_use)
+    found["warnings"] = _tried(lambda: _warnings(found))
+    found["faster"] = _tried(_faster)
+    return found
+
+
+def _tried(check: Callable[[], Any]) -> Any:
+    try:
+        return check()
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"paradit": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return {**found, "cuda": torch.version.cuda, "driver": driver_version()}
+
+
+def _devices() -> list[dict[str, Any]]:
+    memory = total_memory_bytes(torch.device("cpu"))
+    found: list[dict[str, Any]] = [
+        {"kind": "cpu", "name": cpu_name(), "cores": cores(), "memory_bytes": memory}
+    ]
+    for index in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(index)
+        found.append({
+            "kind": "cuda",
+            "name": about.name,
+            "memory_bytes": about.total_memory,
+            "capability": f"{about.major}.{about.minor}",
+            "units": about.multi_processor_count,
+        })  # fmt: skip
+    return found
+
+
+def _links() -> dict[str, Any] | None:
+    """Between all GPUs, or two processes of a CPU; None where there is nothing to share."""
+    gpus = torch.cuda.device_count()
+    if gpus == 1 or cores() == 1:
+        return None
+    ranks = gpus or 2
+    messages = calibrate_messages(ranks, Report())
+    return {
+        "ranks": ranks,
+        "over": "NCCL" if gpus else "gloo",
+        "latency_seconds": messages.latency,
+        "pair_bytes_per_second": messages.pair,
+        "all_bytes_per_second": messages.all,
+    }
+
+
+def _kernels() -> dict[str, str]:
+    """By name: `ready`, or why not."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = {}
+    for name, kernel in KERNELS.items():
+        try:
+            check_kernel(name, "ulysses")
+            check_kernel_on(name, device, kernel.dtypes[0])
+            found[name] = "ready"
+        except InputError as error:
+            found[name] = str(error)
+    return found
+
+
+def _formats() -> dict[str, str]:
+    """A frame of each is written, for the codecs are the system's."""
+    found = {}
+    with TemporaryDirectory(prefix="paradit-") as folder:
+        for suffix in FORMATS:
+            try:
+                with open_video(Path(folder) / f"frame{suffix}", 16, 16, 8) as video:
+                    video.write(np.zeros((16, 16, 3), np.uint8))
+                found[suffix] = "ready"
+            except Exception as error:
+                found[suffix] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def _use() -> dict[str, Any]:
+    gpus = torch.cuda.device_count()
+    ranks = gpus or cores()
+    return {
+        "device": "cuda" if gpus else "cpu",
+        "ranks": ranks,
+        "threads_per_rank": threads_per_rank(ranks),
+        "dtype": "bf16" if gpus else "fp32",
+        "command": f"paradit generate PROMPT --ranks {ranks}" if ranks > 1 else "paradit generate PROMPT",
+    }
+
+
+def _warnings(found: dict[str, Any]) -> list[str]:
+    said = []
+    if not torch.cuda.is_available():
+        if driver := driver_version():
+            why = (
+                "is built without CUDA" if torch.version.cuda is None else "cannot use it; it may be too old"
+            )
+            said.append(f"there is an NVIDIA driver ({driver}), but torch {torch.__version__} {why}")
+        else:
+            said.append("no GPU: only small models are made in bearable time")
+    if os.environ.get("OMP_NUM_THREADS"):
+        said.append(f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}: so many threads in each rank")
+    said += [f"{name} is missing" for name in PACKAGES if (found["versions"] or {}).get(name) is None]
+    for suffix, state in found["formats"].items():
+        if state != "ready":
+            said.append(f"{suffix} files cannot be written: {state}; install PyAV's wheel: pip install av")
+    for name, part in found.items():
+        if isinstance(part, dict) and "error" in part:
+            said.append(f"{name} could not be found out: {part['error']}")
+    return said
+
+
+def _faster() -> list[str]:
+    """What to install."""
+    if not torch.cuda.is_available():
+        return ["a GPU with CUDA, and torch built for it: https://pytorch.org/get-started"]
+    capability = torch.cuda.get_device_capability()[0]
+    return [how for package, (least, how) in FASTER.items() if capability >= least and not find_spec(package)]

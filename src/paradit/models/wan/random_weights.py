@@ -1,0 +1,74 @@
+"""Parts of Wan with random weights, of any size: to measure what their like take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.video_processor import VideoProcessor
+from torch import Tensor
+
+from paradit.models.protocol import Frames
+from paradit.models.spec import TransformerSpec, VaeSpec
+from paradit.models.wan.decoder import WanDecoder
+from paradit.models.wan.spec import transformer_spec, vae_spec
+from paradit.models.wan.transformer import Tokens, WanBlock, WanTransformer
+
+TEXT_DIM = 64
+
+
+@torch.no_grad()
+def random_block(
+    heads: int,
+    head_dim: int,
+    latent_shape: tuple[int, int, int],
+    *,
+    text_tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[WanBlock, Tokens, TransformerSpec]:
+    """A block, a video's tokens for it, and the block's spec without what stands before and after blocks.
+
+    latent_shape: (frames, height, width); a token is 2x2 of it. The feed-forward is four times as wide.
+    """
+    with device:
+        module: Any = WanTransformer3DModel(  # type: ignore[no-untyped-call]
+            num_attention_heads=heads,
+            attention_head_dim=head_dim,
+            num_layers=1,
+            ffn_dim=4 * heads * head_dim,
+            text_dim=TEXT_DIM,
+        )
+        latents = torch.randn(1, 16, *latent_shape, dtype=dtype)
+        text = torch.randn(1, text_tokens, TEXT_DIM, dtype=dtype)
+        timestep = torch.tensor([500])
+    for name, parameter in module.eval().named_parameters():
+        if not any(part in name for part in module._keep_in_fp32_modules):
+            parameter.data = parameter.data.to(dtype)
+    whole = transformer_spec(dict(module.config))
+    parameters = sum(parameter.numel() for parameter in module.blocks.parameters())
+    spec = replace(whole, in_channels=0, out_channels=0, freq_dim=0, num_parameters=parameters)
+    transformer = WanTransformer(module)
+    context = transformer.context(text)
+    tokens = transformer.embed(latents, timestep, context, transformer.layout(latent_shape))
+    return transformer.blocks[0], transformer.branch(tokens, context), spec
+
+
+def random_decoder(channels: int, device: torch.device) -> tuple[Callable[[Tensor], list[Frames]], VaeSpec]:
+    """All frames of normalised latents [1, C, F, h, w], by a VAE with so many channels in its last level."""
+    with device:
+        vae: Any = AutoencoderKLWan(base_dim=channels)  # type: ignore[no-untyped-call]
+    vae.eval()
+    spec = vae_spec(dict(vae.config))
+    processor = VideoProcessor(vae_scale_factor=spec.spatial_compression)
+
+    def decode(latents: Tensor) -> list[Frames]:
+        decoder = WanDecoder(vae, processor, latents, park=False)
+        height, width = (spec.spatial_compression * size for size in latents.shape[3:])
+        (tile,) = spec.grid(height, width, None).tiles
+        return list(decoder.frames(decoder.pieces(tile)))
+
+    return decode, spec

@@ -1,0 +1,307 @@
+"""A machine's figures, fitted to what was measured on it, and the file that holds them.
+
+What a measurement should have taken is asked of `planner.costs`, so that nothing is fitted to another formula
+than the one that plans. `engine.calibrate` measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import exp, log
+from statistics import median
+from typing import Protocol
+
+from paradit.models.spec import TransformerSpec, VaeSpec
+from paradit.planner.costs import (
+    KERNELS,
+    attention_seconds,
+    block_seconds,
+    decode_seconds,
+    product_seconds,
+)
+from paradit.planner.hardware import Device, Link
+
+
+class Work(Protocol):
+    """Something that was measured."""
+
+    @property
+    def text(self) -> str:
+        """As a person reads it."""
+
+    def seconds(self, device: Device) -> float:
+        """What it takes by the formulas."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product [rows, inner] x [inner, columns]."""
+
+    dtype: str
+    rows: int
+    inner: int
+    columns: int
+
+    @property
+    def text(self) -> str:
+        return f"{self.dtype} {self.rows}x{self.inner}x{self.columns}"
+
+    def seconds(self, device: Device) -> float:
+        return product_seconds(device, self.dtype, self.rows, self.inner, self.columns)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention of some of the rows over all keys, as a rank with a part of the tokens computes it."""
+
+    dtype: str
+    heads: int
+    rows: int
+    keys: int
+    head_dim: int
+
+    @property
+    def text(self) -> str:
+        return f"{self.dtype} {self.heads} heads of {self.head_dim}, {self.rows} rows, {self.keys} keys"
+
+    def seconds(self, device: Device) -> float:
+        pieces = self.heads * self.rows
+        return attention_seconds(device, self.dtype, pieces, self.keys, self.head_dim)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A transformer block of one layer's spec without its attention, for one video's tokens."""
+
+    dtype: str
+    spec: TransformerSpec
+    tokens: int
+    text_tokens: int
+
+    @property
+    def text(self) -> str:
+        return f"{self.dtype} width {self.spec.width}, {self.tokens} tokens"
+
+    def seconds(self, device: Device) -> float:
+        block = block_seconds(
+            self.spec,
+            device,
+            held=self.tokens,
+            tokens=self.tokens,
+            text=self.text_tokens,
+            batch=1,
+            dtype=self.dtype,
+        )
+        return 3 * block.value + block.finish
+
+
+@dataclass(frozen=True)
+class Decode:
+    """A VAE's decoder on a video of (frames, height, width), in fp32."""
+
+    vae: VaeSpec
+    size: tuple[int, int, int]
+
+    @property
+    def text(self) -> str:
+        frames, height, width = self.size
+        return f"VAE of {self.vae.decoder_dim} channels, {width}x{height}, {frames} frames"
+
+    def seconds(self, device: Device) -> float:
+        return decode_seconds(self.vae, device, "fp32", self.size)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Work, and the seconds that it took."""
+
+    work: Work
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copies:
+    """What else was measured on a device."""
+
+    copied: float
+    """Bytes/s read and written by a copy of a large tensor within the device."""
+    memory: float
+    """Bytes that a rank can have."""
+    ahead: bool
+    """As of `Device`."""
+    fetched: float | None = None
+    """Bytes/s of all ranks' copies from the host's memory at once; None where there is no other memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Messages:
+    """What messages between ranks took."""
+
+    latency: float
+    pair: float
+    """Bytes/s of a rank, while two of them send each other."""
+    all: float
+    """Bytes/s of a rank, while all send to all."""
+    crowding: float
+    """How much longer computing takes beside messages, in parts of the time for which they travel."""
+
+
+def fit_device(measured: Sequence[Measured], copies: Copies, source: str) -> Device:
+    """The figures with which the formulas are nearest to what was measured: of each kind in turn."""
+    kinds = {kind: [one for one in measured if isinstance(one.work, kind)] for kind in KINDS.values()}
+    dtypes = list(dict.fromkeys(one.work.dtype for one in kinds[Product]))  # type: ignore[attr-defined]
+    device = Device(
+        name="this",
+        dense=dict.fromkeys(dtypes, 1e12),
+        memory_bandwidth=copies.copied,
+        memory=copies.memory,
+        units=1.0,
+        message_units=0.0,
+        launch=min(one.seconds for one in kinds[Block]) / KERNELS,
+        ahead=copies.ahead,
+        narrow=0.0,
+        reach={"product": 1.0, "flash": dict.fromkeys(dtypes, 1.0), "convolution": 1.0, "memory": 1.0},
+        source=source,
+    )
+    device = _fit_products(device, kinds[Product], dtypes)
+    for dtype in dtypes:
+        device = _fitted(partial(_with_attention, device, dtype), _of(dtype, kinds[Attention]), 1e-3, 10.0)
+    device = _fitted(partial(_with_reach, device, "memory"), kinds[Block], 1e-3, 10.0)
+    return _fit_decodes(device, kinds[Decode])
+
+
+def _fit_products(device: Device, measured: Sequence[Measured], dtypes: Iterable[str]) -> Device:
+    """Rates by dtype, and the units that a product must fill, together."""
+
+    def with_units(units: float) -> Device:
+        found = replace(device, units=units)
+        for dtype in dtypes:
+            found = _fitted(partial(_with_dense, found, dtype), _of(dtype, measured), 1e8, 1e17)
+        return found
+
+    return _fitted(with_units, measured, 1e-2, 1e3)
+
+
+def _fit_decodes(device: Device, measured: Sequence[Measured]) -> Device:
+    """The convolutions' rate, and how it falls for few channels."""
+
+    def with_narrow(narrow: float) -> Device:
+        found = replace(device, narrow=narrow)
+        return _fitted(partial(_with_reach, found, "convolution"), measured, 1e-5, 10.0)
+
+    return _fitted(with_narrow, measured, 1e-2, 1e3)
+
+
+def _of(dtype: str, measured: Sequence[Measured]) -> list[Measured]:
+    return [one for one in measured if getattr(one.work, "dtype", None) == dtype]
+
+
+def _with_dense(device: Device, dtype: str, rate: float) -> Device:
+    return replace(device, dense={**device.dense, dtype: rate})
+
+
+def _with_reach(device: Device, kind: str, value: float) -> Device:
+    return replace(device, reach={**device.reach, kind: value})
+
+
+def _with_attention(device: Device, dtype: str, value: float) -> Device:
+    reach = device.reach["flash"]
+    assert isinstance(reach, Mapping)
+    return replace(device, reach={**device.reach, "flash": {**reach, dtype: value}})
+
+
+def fit_link(messages: Messages | None, copies: Copies, ranks: int) -> Link:
+    """What a message takes; where all at once are slower than two, they share something.
+
+    messages: None where there is one rank, whose link is never used.
+    """
+    if messages is None:
+        return Link(name="within", latency=0.0, bandwidth=copies.copied, copy=copies.fetched)
+    shared = ranks * messages.all if ranks > 2 and messages.all < messages.pair else None
+    return Link(
+        name="within",
+        latency=messages.latency,
+        bandwidth=max(messages.pair, messages.all),
+        peer=messages.pair if ranks > 2 and messages.pair < messages.all else None,
+        shared=shared,
+        copy=copies.fetched,
+    )
+
+
+def crowded(device: Device, crowding: float) -> Device:
+    """The device, with so much longer computing beside messages."""
+    return replace(device, message_units=device.units * crowding / (1 + crowding))
+
+
+def residuals(measured: Iterable[Measured], device: Device) -> list[float]:
+    """(by the formulas - measured) / measured, of each measurement."""
+    return [one.work.seconds(device) / one.seconds - 1 for one in measured]
+
+
+def median_error(measured: Iterable[Measured], device: Device, kind: str) -> float:
+    """Of one of `KINDS`, in parts of what was measured."""
+    of_kind = [one for one in measured if isinstance(one.work, KINDS[kind])]
+    return median(abs(error) for error in residuals(of_kind, device))
+
+
+def _misfit(device: Device, measured: Sequence[Measured]) -> float:
+    """By factors, so that short work counts as much as long."""
+    return sum(abs(log(one.work.seconds(device) / one.seconds)) for one in measured)
+
+
+def _fitted(
+    change: Callable[[float], Device], measured: Sequence[Measured], low: float, high: float
+) -> Device:
+    """The device with the value between the bounds that makes the misfit, which has one dip, least."""
+    begin, end, steps = log(low), log(high), 24
+    while end - begin > 1e-3:
+        points = [begin + (end - begin) * step / steps for step in range(steps + 1)]
+        misfits = [_misfit(change(exp(point)), measured) for point in points]
+        best = misfits.index(min(misfits))
+        begin, end = points[max(0, best - 1)], points[min(steps, best + 1)]
+    return change(exp((begin + end) / 2))
+
+
+KINDS = {"product": Product, "attention": Attention, "block": Block, "decode": Decode}
+
+
+def machine_file(
+    device: Device, link: Link, ranks: int, measured: Sequence[Measured], about: Sequence[str]
+) -> str:
+    """The text of a file that `planner.hardware.find_cluster` reads. about: lines for its head."""
+    lines = [*(f"# {line}" for line in about), "", f"ranks = {ranks}", "machines = 1", ""]
+    lines += ["[devices.this]", f'source = "{device.source}"', f"dense = {_inline(device.dense)}"]
+    for name in ("memory_bandwidth", "memory", "units", "message_units", "launch", "narrow"):
+        lines.append(f"{name} = {_number(getattr(device, name))}")
+    lines += [f"ahead = {str(device.ahead).lower()}", "", "[devices.this.reach]"]
+    for name, reach in device.reach.items():
+        lines.append(f"{name} = {_number(reach) if isinstance(reach, float) else _inline(reach)}")
+    lines += ["", "[links.within]", 'source = "the same measurement"']
+    for name in ("latency", "bandwidth", "peer", "shared", "copy"):
+        value = getattr(link, name)
+        lines += [] if value is None else [f"{name} = {_number(value)}"]
+    lines += ["", "[residuals]  # of each kind: seconds as measured, and as the formulas say"]
+    for name, kind in KINDS.items():
+        found = [one for one in measured if isinstance(one.work, kind)]
+        errors = sorted(abs(error) for error in residuals(found, device))
+        lines.append(f"# {name}: median error {100 * median(errors):.1f} %, largest {100 * errors[-1]:.1f} %")
+        lines.append(f"{name} = [")
+        lines += [
+            f'  {{ what = "{one.work.text}", measured = {_number(one.seconds)}, '
+            f"formula = {_number(one.work.seconds(device))} }},"
+            for one in found
+        ]
+        lines.append("]")
+    return "\n".join(lines) + "\n"
+
+
+def _inline(numbers: object) -> str:
+    assert isinstance(numbers, dict)
+    return "{ " + ", ".join(f"{name} = {_number(value)}" for name, value in numbers.items()) + " }"
+
+
+def _number(value: float) -> str:
+    text = f"{value:.6g}"
+    return text if {".", "e", "n"} & set(text) else f"{text}.0"

@@ -1,0 +1,194 @@
+"""Calibration: figures that are fitted again from what they would have measured; and a real measurement."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from paradit.engine.calibrate import Sizes, calibrate
+from paradit.engine.job import Report
+from paradit.models.published import published_spec
+from paradit.models.wan.spec import transformer_spec, vae_spec
+from paradit.placement import Form, Placement
+from paradit.planner.calibration import (
+    Attention,
+    Block,
+    Copies,
+    Decode,
+    Measured,
+    Messages,
+    Product,
+    Work,
+    crowded,
+    fit_device,
+    fit_link,
+    machine_file,
+    residuals,
+)
+from paradit.planner.costs import KERNELS
+from paradit.planner.hardware import Device, Link, find_cluster
+from paradit.planner.simulate import Simulator, Way
+from paradit.requests import Request, resolve
+
+GPU = Device(
+    name="this",
+    dense={"bf16": 600e12, "fp32": 40e12},
+    memory_bandwidth=3e12,
+    memory=80e9,
+    units=132.0,
+    message_units=0.0,
+    launch=5e-6,
+    ahead=True,
+    narrow=20.0,
+    reach={"product": 1.0, "flash": {"bf16": 0.4, "fp32": 0.3}, "convolution": 0.2, "memory": 0.7},
+    source="none",
+)
+CPU = replace(
+    GPU,
+    dense={"bf16": 2e11, "fp32": 9e10},
+    memory_bandwidth=1e10,
+    memory=8e9,
+    units=0.5,
+    ahead=False,
+    reach={**GPU.reach, "flash": {"bf16": 0.3, "fp32": 0.8}},
+)
+
+
+def works(scale: int) -> list[Work]:
+    def block(heads: int, tokens: int) -> Block:
+        config = {"num_attention_heads": heads, "num_layers": 1, "ffn_dim": 512 * heads}
+        spec = replace(transformer_spec(config), in_channels=0, out_channels=0, freq_dim=0)
+        return Block("bf16", spec, tokens, 32)
+
+    found: list[Work] = []
+    for dtype in ("bf16", "fp32"):
+        found += [
+            Product(dtype, rows, columns, columns)
+            for rows in (64 * scale, 1024 * scale)
+            for columns in (512, 2048)
+        ]
+        found += [Attention(dtype, heads, 512 * scale, 2048 * scale, 128) for heads in (2, 8)]
+    found += [block(heads, 256 * scale) for heads in (4, 12, 24)]
+    for channels in (16, 48, 96):
+        found += [Decode(vae_spec({"base_dim": channels}), (5, 64, size)) for size in (64, 128)]
+    return found
+
+
+@pytest.mark.parametrize(("device", "scale"), [(GPU, 8), (CPU, 1)])
+def test_a_device_is_found_again(device: Device, scale: int) -> None:
+    config = {"num_attention_heads": 1, "attention_head_dim": 16, "num_layers": 1, "ffn_dim": 64}
+    tiny = Block("bf16", replace(transformer_spec(config), num_parameters=0), 1, 1)
+    measured = [Measured(work, work.seconds(device)) for work in works(scale)]
+    measured.append(Measured(tiny, KERNELS * device.launch))
+    copies = Copies(copied=device.memory_bandwidth, memory=device.memory, ahead=device.ahead)
+    found = fit_device(measured, copies, "none")
+    assert max(map(abs, residuals(measured[:-1], found))) < 0.02
+    for dtype in device.dense:
+        assert found.rate("product", dtype) == pytest.approx(device.rate("product", dtype), rel=0.02)
+        assert found.rate("flash", dtype) == pytest.approx(device.rate("flash", dtype), rel=0.02)
+    assert found.units == pytest.approx(device.units, rel=0.1)
+    assert found.narrow == pytest.approx(device.narrow, rel=0.05)
+
+
+def test_what_ranks_share_is_seen() -> None:
+    copies = Copies(copied=1e10, memory=1e9, ahead=True, fetched=2e10)
+
+    def link(pair: float, everyone: float, ranks: int) -> Link:
+        return fit_link(Messages(latency=1e-5, pair=pair, all=everyone, crowding=0.0), copies, ranks)
+
+    assert (link(2e10, 5e9, 4).bandwidth, link(2e10, 5e9, 4).shared) == (2e10, 2e10)
+    assert (link(5e9, 2e10, 4).bandwidth, link(5e9, 2e10, 4).peer) == (2e10, 5e9)
+    assert (link(5e9, 5e9, 2).shared, link(5e9, 5e9, 2).copy) == (None, 2e10)
+
+
+TINY = Sizes(
+    products=[(16, 32), (64, 64)],
+    attentions=[(2, 32, 64, 32)],
+    blocks=[(2, 16, (1, 2, 2)), (2, 32, (3, 4, 4))],
+    decodes=[(16, (1, 16, 16)), (32, (1, 16, 16))],
+    copy_bytes=2**16,
+    message_bytes=2**12,
+)
+
+
+class Heard(Report):
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[str] = []
+
+    def finished(self, name: str, seconds: float) -> None:
+        assert seconds > 0
+        self.done.append(name)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_machine_is_measured_and_planned_for(ranks: int, tmp_path: Path) -> None:
+    report = Heard()
+    found = calibrate(ranks, report, TINY)
+    assert report.done == ["products", "attention", "blocks", "decode"] + ["messages"] * (ranks > 1)
+    assert (found.messages is None) == (ranks == 1)
+    device = fit_device(found.measured, found.copies, "a test")
+    link = fit_link(found.messages, found.copies, ranks)
+    path = tmp_path / "machine.toml"
+    path.write_text(machine_file(crowded(device, 0.25), link, ranks, found.measured, ["a test"]))
+
+    cluster = find_cluster(str(path))
+    assert cluster.ranks == ranks
+    assert cluster.device.crowding == pytest.approx(0.25, rel=1e-4)
+    for kind in ("product", "flash", "convolution"):
+        assert cluster.device.rate(kind, "bf16") == pytest.approx(device.rate(kind, "bf16"), rel=1e-4)
+    assert (cluster.link.latency, cluster.link.bandwidth) == pytest.approx((link.latency, link.bandwidth))
+    spec = published_spec("Wan2.1-T2V-1.3B-Diffusers")
+    request = resolve(Request(prompt="any", width=96, height=96, num_frames=5), spec)
+    way = Way(placement=Placement(ranks=ranks))
+    assert Simulator(cluster, spec, request, "fp32").simulate(way, 2, Form(attention="ulysses")).seconds > 0
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "paradit", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("-o", "machine.json"), ".toml"),
+        (("-o", "there/machine.toml"), "there"),
+        (("-o", "x.toml", "--ranks", "0"), "ranks"),
+    ],
+)
+def test_bad_input_gets_one_line(arguments: tuple[str, ...], said: str) -> None:
+    done = run("calibrate", *arguments)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert said in done.stderr
+
+
+def test_the_doctor_finds_what_is_here() -> None:
+    done = run("doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["versions"]["torch"]
+    assert found["devices"][0]["memory_bytes"] > 0
+    assert found["kernels"]["native"] == "ready"
+    assert set(found["formats"].values()) == {"ready"}
+    assert all("error" not in (part if isinstance(part, dict) else ()) for part in found.values())
+
+
+def test_a_check_that_fails_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import paradit.engine.doctor as doctor_module
+    from paradit.cli.doctor import doctor
+
+    def broken() -> None:
+        raise OSError("not there")
+
+    for name in ("_devices", "_links", "_formats"):
+        monkeypatch.setattr(doctor_module, name, broken)
+    doctor(as_json=False)
+    said = capsys.readouterr().out
+    assert said.count("not there") == 6
+    assert "ready: native" in said
