@@ -140,7 +140,9 @@ def test_a_machine_is_measured_and_planned_for(ranks: int, tmp_path: Path) -> No
     assert cluster.device.crowding == pytest.approx(0.25, rel=1e-4)
     for kind in ("product", "flash", "convolution"):
         assert cluster.device.rate(kind, "bf16") == pytest.approx(device.rate(kind, "bf16"), rel=1e-4)
-    assert (cluster.link.latency, cluster.link.bandwidth) == pytest.approx((link.latency, link.bandwidth))
+    assert (cluster.link.latency, cluster.link.bandwidth) == pytest.approx(
+        (link.latency, link.bandwidth), rel=1e-4
+    )
     spec = published_spec("Wan2.1-T2V-1.3B-Diffusers")
     request = resolve(Request(prompt="any", width=96, height=96, num_frames=5), spec)
     way = Way(placement=Placement(ranks=ranks))
@@ -190,5 +192,6 @@ def test_a_check_that_fails_leaves_the_others(
         monkeypatch.setattr(doctor_module, name, broken)
     doctor(as_json=False)
     said = capsys.readouterr().out
-    assert said.count("not there") == 6
+    for name in ("devices", "links", "formats"):
+        assert f"{name} could not be found out: OSError: not there" in said
     assert "ready: native" in said

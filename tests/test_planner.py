@@ -34,6 +34,7 @@ from test_rehearsal import (
     TOKENS,
     WORK,
     rehearsed,
+    rehearsed_otherwise,
 )
 from test_rehearsal import Link as RehearsedLink
 
@@ -88,6 +89,22 @@ def test_a_step_is_the_program_rehearsed(link: tuple[float, float], chunks: int,
     one = branch(on, SHARES, batch=2 // streams, part=1 / streams)
     played = forward([(one, layer_of(one, form))], LAYERS, streams, form.lag)
     assert played.seconds == pytest.approx(rehearsed(RehearsedLink(*link), chunks, interleave), rel=1e-12)
+    assert played.computing == pytest.approx([WORK, WORK])
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("attention", ["ring", "pipesp-paper"])
+@pytest.mark.parametrize("link", [(0.0, 2.0**-20), (0.25, 2.0**-12), (0.5, 2.0**-10)])
+def test_so_is_a_step_of_the_other_forms(
+    link: tuple[float, float], attention: str, streams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latency, seconds_per_byte = link
+    form = Form(attention=attention, interleave=streams == 2)
+    on = cluster(2, latency, 1 / seconds_per_byte)
+    one = branch(on, SHARES, batch=2 // streams, part=1 / streams)
+    played = forward([(one, layer_of(one, form, 2 if attention == "ring" else 1))], LAYERS, streams, form.lag)
+    expected = rehearsed_otherwise(RehearsedLink(*link), form, streams, monkeypatch)
+    assert played.seconds == pytest.approx(expected, rel=1e-12)
     assert played.computing == pytest.approx([WORK, WORK])
 
 

@@ -1,11 +1,18 @@
 """Forms of attention rehearsed against a clock: with costs that are given, the times are known."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+import paradit.attention.ring as ring_module
+from paradit.attention.ulysses import pipesp_paper
+from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
 from paradit.placement import Form
+from paradit.sampling import rehearsal
+from paradit.sampling.forward import forward, run_interleaved
 from paradit.sampling.rehearsal import BlockCost, Link, MeasuredKernel, rehearse
 
 LAYERS, TOKENS, HEADS, DEPTH = 6, 64, 8, 16
@@ -32,6 +39,30 @@ def rehearsed(link: Link, chunks: int = 1, interleave: bool = False) -> float:
     block = BlockCost(value, (PROJECTION / streams,) * 3, FINISH / streams)
     form = Form(attention="pipesp", chunks=chunks, interleave=interleave)
     return rehearse(form, SHARES, 0, link=link, streams=streams, blocks=[block] * LAYERS, kernel=Kernel())
+
+
+def rehearsed_otherwise(link: Link, form: Form, streams: int, monkeypatch: pytest.MonkeyPatch) -> float:
+    """The same in one of the forms that no run rehearses: `ring`, or `pipesp-paper`."""
+    clock = rehearsal._Clock()
+    transport = rehearsal._RehearsedTransport(clock, link, 0, 2)
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # noqa: ARG001
+        clock.now += ROW * query.shape[0] * query.shape[1] * query.shape[2] * key.shape[1] / TOKENS
+        return query
+
+    if form.attention == "ring":
+        monkeypatch.setattr(ring_module, "sdpa_with_lse", lambda q, k, v: (kernel(q, k, v), q[..., 0]))
+        attend = ring_module.ring(SHARES.tokens, transport)
+    else:
+        by_head = UlyssesExchange(SHARES, transport, HEADS // 2)
+        attend = pipesp_paper(UlyssesExchange(SHARES, transport), by_head, kernel)
+    value = torch.empty(2 // streams, TOKENS // 2, HEADS, DEPTH, device="meta")
+    cost = BlockCost(value, (PROJECTION / streams,) * 3, FINISH / streams)
+    blocks = [rehearsal._RehearsedBlock(cost, clock)] * LAYERS
+    transformer: Any = rehearsal._RehearsedTransformer(blocks)
+    tokens: Any = rehearsal._RehearsedTokens()
+    run_interleaved([forward(transformer, tokens, attend) for _ in range(streams)], form.lag)
+    return clock.now
 
 
 @pytest.mark.parametrize("interleave", [False, True])

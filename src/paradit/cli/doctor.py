@@ -47,8 +47,8 @@ def _links(found: dict[str, Any] | None) -> Iterator[str]:
 
 
 def _states(found: dict[str, str]) -> Iterator[str]:
-    yield "ready: " + (", ".join(name for name, state in found.items() if state == "ready") or "none")
-    yield from (f"{name}: {state}" for name, state in found.items() if state != "ready")
+    for state in dict.fromkeys(sorted(found.values(), key=lambda state: state != "ready")):
+        yield f"{state}: {', '.join(name for name, other in found.items() if other == state)}"
 
 
 def _use(found: dict[str, Any]) -> Iterator[str]:

@@ -24,7 +24,6 @@ from paradit.engine.job import RankError, Report
 from paradit.engine.launcher import LocalLauncher
 from paradit.engine.worker import PipeReport, threads_per_rank
 from paradit.memory import total_memory_bytes
-from paradit.models.wan.random_weights import random_block, random_decoder
 from paradit.placement import Placement
 from paradit.planner.calibration import (
     Attention,
@@ -243,6 +242,8 @@ def _attention(dtype: str, size: tuple[int, int, int, int], device: torch.device
 
 
 def _block(dtype: str, size: tuple[int, int, tuple[int, int, int]], device: torch.device) -> Prepared:
+    from paradit.models.wan.random_weights import random_block  # diffusers: messages need none of it
+
     block, tokens, spec = random_block(*size, text_tokens=TEXT_TOKENS, dtype=DTYPES[dtype], device=device)
 
     def took() -> float:
@@ -253,6 +254,8 @@ def _block(dtype: str, size: tuple[int, int, tuple[int, int, int]], device: torc
 
 
 def _decode(size: tuple[int, tuple[int, int, int]], device: torch.device) -> Prepared:
+    from paradit.models.wan.random_weights import random_decoder
+
     channels, pixels = size
     decode, spec = random_decoder(channels, device)
     latents = torch.randn(1, *spec.latent_shape(*pixels), device=device)

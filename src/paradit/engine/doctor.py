@@ -22,8 +22,7 @@ from paradit.engine.calibrate import calibrate_messages
 from paradit.engine.job import Report
 from paradit.engine.machine import cores, cpu_name, driver_version
 from paradit.engine.worker import threads_per_rank
-from paradit.errors import InputError
-from paradit.kernels import KERNELS, check_kernel, check_kernel_on
+from paradit.kernels import KERNELS
 from paradit.memory import total_memory_bytes
 from paradit.video.writer import FORMATS, open_video
 
@@ -102,16 +101,15 @@ def _links() -> dict[str, Any] | None:
 
 
 def _kernels() -> dict[str, str]:
-    """By name: `ready`, or why not."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    """By name: `ready`, or what is missing."""
     found = {}
     for name, kernel in KERNELS.items():
-        try:
-            check_kernel(name, "ulysses")
-            check_kernel_on(name, device, kernel.dtypes[0])
+        if kernel.package is not None and find_spec(kernel.package) is None:
+            found[name] = f"needs the package {kernel.package}"
+        elif not kernel.cpu and not torch.cuda.is_available():
+            found[name] = "needs a GPU"
+        else:
             found[name] = "ready"
-        except InputError as error:
-            found[name] = str(error)
     return found
 
 
@@ -153,9 +151,13 @@ def _warnings(found: dict[str, Any]) -> list[str]:
             said.append("no GPU: only small models are made in bearable time")
     if os.environ.get("OMP_NUM_THREADS"):
         said.append(f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}: so many threads in each rank")
-    said += [f"{name} is missing" for name in PACKAGES if (found["versions"] or {}).get(name) is None]
+    said += [
+        f"{name} is missing"
+        for name, known in found["versions"].items()
+        if known is None and name in PACKAGES
+    ]
     for suffix, state in found["formats"].items():
-        if state != "ready":
+        if state != "ready" and suffix in FORMATS:
             said.append(f"{suffix} files cannot be written: {state}; install PyAV's wheel: pip install av")
     for name, part in found.items():
         if isinstance(part, dict) and "error" in part:
