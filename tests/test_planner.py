@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from PIL import Image
 
 import paradit.planner.step as step_module
 from paradit.distributed.shares import Shares
@@ -18,11 +19,13 @@ from paradit.models.published import published_models, published_spec
 from paradit.placement import Form, Placement
 from paradit.planner.costs import BlockSeconds
 from paradit.planner.events import Compute, Message, Post, Wait, play
+from paradit.planner.explain import misfits, reasons
 from paradit.planner.hardware import Cluster, Device, Link, find_cluster
-from paradit.planner.search import GOALS, candidates, find_plans
+from paradit.planner.search import GOALS, Plan, candidates, find_plans, with_tiles
 from paradit.planner.simulate import Simulator, Way
 from paradit.planner.step import Branch, forward, layer_of
 from paradit.requests import Request, resolve
+from paradit.trace.summary import read_trace, summarize
 from test_rehearsal import (
     DEPTH,
     FINISH,
@@ -205,6 +208,8 @@ def test_the_best_is_behind_nothing_that_is_usual(goal: str) -> None:
         best = GOALS[goal](plans.best[0].simulated)
         usual = [plan for plan in plans.usual if plan.fits and not plan.simulated.way.offload]
         assert all(best <= GOALS[goal](plan.simulated) for plan in usual)
+        # And the reasons say so: what the best is with another setting is not better.
+        assert all("(-" not in line for line in reasons(plans, goal, str))
 
 
 def test_memory_grows_with_the_video() -> None:
@@ -231,6 +236,37 @@ def test_a_helper_takes_work_and_never_costs_any() -> None:
     slow = simulator(cluster(4, latency=1.0, bandwidth=1e3))
     alone, helped = (slow.simulate(Way(placement=placement, coprocess=c), 3, ULYSSES) for c in (False, True))
     assert helped.seconds <= alone.seconds
+
+
+def test_tiles_are_shared_by_ranks() -> None:
+    alone, four = Placement(ranks=4), Placement(ranks=4, decode=(0, 1, 2, 3), encode=(0,), decode_degree=4)
+    one = simulator(cluster(4, latency=0.0, bandwidth=1e30), width=832, height=480)
+    whole, tiled, shared = (
+        one.simulate(Way(placement=placement, tile=tile), 1, ULYSSES)
+        for placement, tile in ((alone, None), (alone, 256), (four, 256))
+    )
+    # Tiles overlap, so they are more work; 15 on 4 ranks are not quite a quarter each.
+    assert whole.stages["decode"] < tiled.stages["decode"] < 4 * shared.stages["decode"]
+    assert shared.stages["decode"] < tiled.stages["decode"] / 3
+    assert shared.memory[1] < tiled.memory[0] < whole.memory[0]
+    slow = simulator(cluster(4, latency=0.0, bandwidth=1e6), width=832, height=480)
+    found = slow.simulate(Way(placement=four, tile=256), 1, ULYSSES)
+    # At least the samples of three quarters of the picture come to the first rank.
+    assert found.stages["decode"] > 33 * 3 * 4 * 832 * 480 * 0.7 / 1e6
+
+
+def test_smaller_tiles_where_a_decode_does_not_fit() -> None:
+    small = replace(DEVICE, memory=20e9)
+    one = simulator(replace(cluster(2), device=small), width=1280, height=720)
+    way = Way(placement=Placement(ranks=2, denoise=(0,), decode=(1,), encode=(0,)))
+    assert one.memory(way)[1] < 20e9
+    tight = replace(one, cluster=replace(one.cluster, device=replace(small, memory=one.memory(way)[1] - 1)))
+    tiled = with_tiles(tight, way)
+    assert tiled is not None
+    assert max(tight.memory(tiled)) < tight.cluster.device.memory
+    plan = Plan(name="this", simulated=one.simulate(way, 1, ULYSSES), fits=False)
+    (said,) = misfits([plan], tight, str)
+    assert said.endswith(f"for the decode of 1280x720x33; fits with decode tiles of {tiled.tile} (this)")
 
 
 def test_replicas_share_the_host() -> None:
@@ -331,9 +367,37 @@ def test_the_command() -> None:
     assert len(found["best"][0]["memory_bytes_by_rank"]) == len(found["best"][0]["idle_by_rank"]) <= 4
 
 
+@pytest.mark.parametrize("method", ["full", "dualparal"])
+def test_a_plan_as_a_trace_and_a_picture(method: str, tmp_path: Path) -> None:
+    trace, plot = tmp_path / "plan.json", tmp_path / "plan.png"
+    long = ("--duration", "12s") if method == "dualparal" else ("--num-frames", "17", "--num-prompts", "3")
+    arguments = ("--model", "wan2.1-t2v-1.3b-diffusers", "--size", "480x288", "--gpus", "4xL40", *long)
+    done = run(*arguments, "--json", "--trace", str(trace), "--plot", str(plot))
+    assert done.returncode == 0, done.stderr
+    best = json.loads(done.stdout)["best"][0]
+    assert best["method"] == method
+    by_rank = read_trace(trace)
+    assert sorted(by_rank) == list(range(len(best["memory_bytes_by_rank"])))
+    spans = [span for spans in by_rank.values() for span in spans]
+    assert max(span.end for span in spans) / 1e9 == pytest.approx(best["seconds"], rel=1e-6)
+    requests = 1 if method == "dualparal" else 3
+    for stage in ("encode", "decode"):
+        numbers = [span.about["request"] for span in spans if span.name == stage]
+        assert sorted(numbers) == list(range(requests))
+    for one in summarize(by_rank):
+        assert one.busy >= 0
+        assert one.idle > -1e-6
+    with Image.open(plot) as picture:
+        assert picture.size[0] == 1600
+    again = run(*arguments, "--plot", str(plot))
+    assert again.returncode == 2
+    assert "--overwrite" in again.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("--model", "HunyuanVideo", "--gpus", "8xL40", "--plot", "a.jpg"), ".png"),
         (("--model", "HunyuanVideo", "--gpus", "8xL41"), "L40"),
         (("--model", "HunyuanVideo", "--gpus", "8xL40", "--goal", "fun"), "latency"),
         (("--model", "HunyuanVideo", "--gpus", "8xL40", "--duration", "long"), "5s"),

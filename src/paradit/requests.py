@@ -262,8 +262,7 @@ def _with_method(request: Request, spec: ModelSpec) -> Request:
     if method == "full":
         if request.block_frames is not None or request.context_frames is not None:
             raise InputError("method full has no block_frames and context_frames: use method dualparal")
-        if not request.trim:
-            _check_frames(request.num_frames, spec)
+        _check_frames(request.num_frames, spec, trim=request.trim)
         return replace(request, method=method)
     # A window of a block and its neighbours' frames is as long as what the model was trained on.
     longest = spec.trained_latent_frames
@@ -293,10 +292,10 @@ def _with_method(request: Request, spec: ModelSpec) -> Request:
     return replace(request, method=method, block_frames=block, context_frames=context)
 
 
-def _check_frames(num_frames: int, spec: ModelSpec) -> None:
+def _check_frames(num_frames: int, spec: ModelSpec, *, trim: bool) -> None:
     compression = spec.vae.temporal_compression
     below = (num_frames - 1) // compression * compression + 1
-    if num_frames != below:
+    if num_frames != below and not trim:
         raise InputError(
             f"num_frames must be {compression}n+1 (the first frame, then {compression} to a latent frame), "
             f"got {num_frames}: use {below} or {below + compression}"

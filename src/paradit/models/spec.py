@@ -135,8 +135,10 @@ class VaeSpec:
         """Operations of decoding a whole video: convolutions and attention, as torch counts them."""
         raise NotImplementedError
 
-    def decode_bytes(self, height: int, width: int, tile: int | None = None) -> int:
+    def decode_bytes(self, height: int, width: int, tile: int | None = None, ranks: int = 1) -> int:
         """Estimate of the decoder's working memory for one latent frame, in fp32, with tiles of that side.
+
+        ranks: that share the tiles; of the one with most of them.
 
         The last level has the most values: every causal convolution there keeps its last two frames, of every
         tile; and about six maps of one latent frame's frames are alive at the peak, of one tile. Tiles wait
@@ -145,7 +147,9 @@ class VaeSpec:
         tiles = self.grid(height, width, tile)
         level = self.decoder_dim * (self.spatial_compression // self.pixel_patch) ** 2
         convolutions = 2 * (self.num_res_blocks + 1)
-        kept = level * 2 * convolutions * tiles.area
+        areas = [tile.area for tile in tiles.tiles]
+        most = max(sum(areas[number] for number in hand) for hand in tiles.dealt(ranks))
+        kept = level * 2 * convolutions * most
         working = level * 6 * self.temporal_compression * max(tile.area for tile in tiles.tiles)
         return FP32_BYTES * (kept + working + self.temporal_compression * self._waiting(tiles))
 
@@ -256,11 +260,12 @@ class ModelSpec:
         cached: int = 2,
         at_once: int = 1,
         tile: int | None = None,
+        decode_ranks: int = 1,
     ) -> dict[str, int]:
         """The same parts for a rank that does `stages` of a video.
 
         held: how many of the tokens it denoises; None: all. cached, at_once: of how many guidance branches
-        it keeps the text, and computes at the same time.
+        it keeps the text, and computes at the same time. decode_ranks: how many share the tiles.
         """
         tokens = self.tokens(num_frames, height, width)
         held = tokens if held is None else held
@@ -274,7 +279,7 @@ class ModelSpec:
         if "decode" in stages:
             # What came, and what the decoder reads.
             parts["latents"] = 2 * latents
-            parts["decode"] = self.vae.decode_bytes(height, width, tile)
+            parts["decode"] = self.vae.decode_bytes(height, width, tile, decode_ranks)
         if "denoise" in stages:
             # The sample, both predictions, and the two model outputs that a multistep scheduler keeps.
             parts["latents"] = 5 * latents

@@ -146,8 +146,25 @@ def context_seconds(spec: ModelSpec, device: Device, dtype: str, prompts: int) -
     return flops / device.rate("product", dtype)
 
 
-def decode_seconds(vae: VaeSpec, device: Device, dtype: str, size: tuple[int, int, int]) -> float:
-    """A VAE's decoder on a whole video of (frames, height, width)."""
+def decode_seconds(
+    vae: VaeSpec,
+    device: Device,
+    dtype: str,
+    size: tuple[int, int, int],
+    *,
+    tile: int | None = None,
+    ranks: int = 1,
+) -> float:
+    """A VAE's decoder on a whole video of (frames, height, width).
+
+    tile: the side of its tiles in pixels, which overlap; None: whole pictures. ranks: that share the tiles.
+    """
+    frames, height, width = size
     rate = device.rate("convolution", "bf16") / CONVOLUTION_DTYPE_FACTOR[dtype]
     # The fewer the channels, the more is read and written for each operation; the last level takes longest.
-    return vae.decode_flops(*size) / rate * (1 + device.narrow / vae.decoder_dim)
+    rate /= 1 + device.narrow / vae.decoder_dim
+    grid, scale = vae.grid(height, width, tile), vae.spatial_compression
+    if len(grid.tiles) == 1:
+        return vae.decode_flops(*size) / rate
+    flops = [vae.decode_flops(frames, one.rows.size * scale, one.columns.size * scale) for one in grid.tiles]
+    return max(sum(flops[number] for number in hand) for hand in grid.dealt(ranks)) / rate

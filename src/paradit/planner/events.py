@@ -31,6 +31,8 @@ class Message:
     busy: Mapping[str, float]
     """Seconds for which each resource is occupied."""
     latency: float
+    table: Sequence[Sequence[float]] = field(default=(), repr=False)
+    """Bytes from the i-th of the ranks to the j-th."""
 
     @property
     def seconds(self) -> float:
@@ -68,6 +70,15 @@ class Use:
 
 
 @dataclass(frozen=True)
+class Sent:
+    """A message on its way, from when all have posted it until it is there."""
+
+    message: Message
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True)
 class Played:
     """What came of programs."""
 
@@ -76,6 +87,9 @@ class Played:
     computing: Sequence[float]
     """Seconds that each rank computed."""
     uses: list[Use] = field(repr=False)
+    sent: list[Sent] = field(repr=False)
+    waits: list[Use] = field(repr=False)
+    """When ranks were waiting for messages."""
 
     @property
     def seconds(self) -> float:
@@ -91,6 +105,9 @@ def play(programs: Sequence[Program]) -> Played:
     arrives: dict[Hashable, float] = {}
     waiting: dict[Hashable, list[int]] = {}
     uses: list[Use] = []
+    sent: list[Sent] = []
+    waits: list[Use] = []
+    since: dict[int, float] = {}
     order = count()
     events = [(0.0, next(order), rank) for rank in range(len(running))]
 
@@ -102,12 +119,15 @@ def play(programs: Sequence[Program]) -> Played:
             last = max(last, begin + seconds)
             uses.append(Use(resource, post.message.name, begin, begin + seconds))
         arrives[post.key] = last + post.message.latency
+        sent.append(Sent(post.message, now, arrives[post.key]))
         for rank in waiting.pop(post.key, []):
             heapq.heappush(events, (arrives[post.key], next(order), rank))
 
     while events:
         now, _, rank = heapq.heappop(events)
         ends[rank] = now
+        if (began := since.pop(rank, now)) < now:
+            waits.append(Use(f"rank {rank}", "wait for messages", began, now))
         for step in running[rank]:
             if isinstance(step, Post):
                 posted[step.key] = posted.get(step.key, 0) + 1
@@ -119,15 +139,17 @@ def play(programs: Sequence[Program]) -> Played:
                 uses.append(Use(f"rank {rank}", step.name, now, now + step.seconds))
                 heapq.heappush(events, (now + step.seconds, next(order), rank))
             elif step.key not in arrives:
+                since[rank] = now
                 waiting.setdefault(step.key, []).append(rank)
             elif arrives[step.key] > now:
+                since[rank] = now
                 heapq.heappush(events, (arrives[step.key], next(order), rank))
             else:
                 continue
             break
     if waiting:
         raise RuntimeError(f"ranks wait for messages that never start: {waiting}")
-    return Played(ends, computing, uses)
+    return Played(ends, computing, uses, sent, waits)
 
 
 def interleaved(streams: Sequence[Iterable[Step]], lag: int = 0) -> Generator[Step, None, None]:

@@ -17,8 +17,6 @@ GOALS: dict[str, Callable[[Simulated], tuple[float, ...]]] = {
     "memory": lambda one: (max(one.memory), one.seconds),
 }
 """What is to be least: of one video by itself, of all prompts, on the fullest rank."""
-WAITING, DECODING = 0.15, 0.15
-"""Parts of a step, and of a video, from which on these are said to bound a plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +41,8 @@ class Plans:
     """The best of each kind that fits, the best first; those that do not fit where none does."""
     usual: list[Plan]
     """What is usually done, for comparison."""
+    tried: list[Plan]
+    """All but the usual ones, whether they fit or not."""
     compared: int
 
 
@@ -55,23 +55,46 @@ def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
             found[way, form] = simulator.simulate(way, num_prompts, form)
         return found[way, form]
 
-    usual = [
-        _plan(simulator, simulated(way, form), name) for name, way, form in usual_ways(simulator, num_prompts)
-    ]
+    limit = simulator.cluster.device.memory
+    usual = []
+    for name, way, form in usual_ways(simulator, num_prompts):
+        usual.append(_plan(simulated(way, form), limit, name))
+        if not usual[-1].fits and (tiles := with_tiles(simulator, way)):
+            usual.append(_plan(simulated(tiles, form), limit, f"{name}, tiles of {tiles.tile}"))
     for way, form in candidates(simulator, num_prompts):
-        simulated(way, form)
-    plans = [_plan(simulator, one) for (way, _), one in found.items() if not way.offload]
+        if max(simulated(way, form).memory) > limit and (tiles := with_tiles(simulator, way)):
+            simulated(tiles, form)
+    plans = [_plan(one, limit) for (way, _), one in found.items() if not way.offload]
     chosen = [plan for plan in plans if plan.fits] or plans
     chosen.sort(key=lambda plan: GOALS[goal](plan.simulated))
     best: dict[str, Plan] = {}
     for plan in chosen:
         best.setdefault(kind_of(plan.simulated.way), plan)
-    return Plans(best=list(best.values()), usual=usual, compared=len(found))
+    return Plans(best=list(best.values()), usual=usual, tried=plans, compared=len(found))
+
+
+def with_tiles(simulator: Simulator, way: Way) -> Way | None:
+    """A way that does not fit, decoding in the largest tiles with which it does; None where none helps."""
+    request, limit = simulator.request_of(way), simulator.cluster.device.memory
+    assert request.height and request.width
+    tile = request.vae_tile
+    while (tile := simulator.spec.vae.smaller_tile(request.height, request.width, tile)) is not None:
+        smaller = replace(way, tile=tile)
+        if max(simulator.memory(smaller)) <= limit:
+            return smaller
+    return None
 
 
 def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Way, Form]]:
-    """One GPU; plain Ulysses; CFG and Ulysses; offloading; replicas. Named; those that can be."""
+    """One GPU; plain Ulysses; CFG and Ulysses; offloading; replicas; a long video's blocks on one GPU.
+
+    Named; those that can be.
+    """
     ranks, plain = simulator.cluster.ranks, Form(attention="ulysses")
+    if simulator.long is not None:
+        yield "one GPU, in blocks (approximate)", Way(placement=Placement(), method="dualparal"), plain
+    if simulator.request.method == "dualparal":
+        return
     yield "one GPU", Way(placement=Placement()), plain
     if ranks == 1:
         yield "offloading", Way(placement=Placement(), offload=True), plain
@@ -88,13 +111,45 @@ def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Wa
 
 
 def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Form]]:
-    """Placements with all their forms of attention; of decoders about as many as PipeDiT's rule says."""
-    for degree in (1, 2):
-        with suppress(InputError):
-            base = _checked(simulator, ranks=simulator.cluster.ranks, cfg_degree=degree)
-            for placement in ways(base, num_prompts):
-                if _is_worth_a_look(simulator, placement):
+    """Placements with all their forms of attention; of decoders about as many as PipeDiT's rule says.
+
+    A long video also in blocks, by every number of pipeline ranks that divides the cluster's.
+    """
+    if simulator.request.method == "full":
+        for degree in (1, 2):
+            with suppress(InputError):
+                base = _checked(simulator, ranks=simulator.cluster.ranks, cfg_degree=degree)
+                for placement in _placements(simulator, base, num_prompts):
                     yield from _with_forms(simulator, placement)
+    if simulator.long is not None:
+        for placement in _pipelines(simulator, num_prompts):
+            yield Way(placement=placement, method="dualparal"), Form(attention="ulysses")
+
+
+def _placements(simulator: Simulator, base: Placement, num_prompts: int) -> Iterator[Placement]:
+    for placement in ways(base, num_prompts):
+        if not _is_worth_a_look(simulator, placement):
+            continue
+        yield placement
+        decoders = placement.denoise_ranks if placement.decode is None else placement.decode
+        if len(decoders) > 1 and placement.replicas == 1:
+            # A picture with fewer tiles than that is refused.
+            with suppress(InputError):
+                shared = replace(placement, encode=decoders[:1], decode=decoders, decode_degree=len(decoders))
+                shared.check(simulator.request, simulator.spec)
+                yield shared
+
+
+def _pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
+    ranks, long = simulator.cluster.ranks, simulator.long
+    assert long is not None
+    for degree in (number for number in range(ranks, 0, -1) if ranks % number == 0):
+        for placement in ways(Placement(ranks=degree), num_prompts):
+            # One decoder keeps up with many ranks.
+            if placement.decode is None or len(placement.decode) == 1:
+                with suppress(InputError):
+                    placement.check(long, simulator.spec)
+                    yield placement
 
 
 def _checked(simulator: Simulator, **fields: int) -> Placement:
@@ -126,7 +181,9 @@ def _with_forms(simulator: Simulator, placement: Placement) -> Iterator[tuple[Wa
 
 
 def kind_of(way: Way) -> str:
-    """together, apart, apart with co-processing, or replicas."""
+    """together, apart, apart with co-processing, replicas; or in blocks."""
+    if way.method == "dualparal":
+        return "in blocks, replicas" if way.placement.replicas > 1 else "in blocks"
     if way.placement.replicas > 1:
         return "replicas"
     kind = "apart" if name_of(way.placement).startswith("apart") else "together"
@@ -135,41 +192,38 @@ def kind_of(way: Way) -> str:
 
 def placement_of(simulated: Simulated) -> Placement:
     """The way's placement with the form that was simulated."""
-    form = simulated.form
+    way, form = simulated.way, simulated.form
+    if way.method == "dualparal":
+        return way.placement
     return replace(
-        simulated.way.placement,
+        way.placement,
         attention=form.attention,
         chunks=form.chunks if form.attention == "pipesp" else None,
         interleave=form.interleave or None,
+        coprocess=way.coprocess,
     )
 
 
-def _plan(simulator: Simulator, simulated: Simulated, name: str = "") -> Plan:
-    fits = max(simulated.memory) <= simulator.cluster.device.memory
-    return Plan(name=name or _name(simulated), simulated=simulated, fits=fits)
+def _plan(simulated: Simulated, limit: float, name: str = "") -> Plan:
+    return Plan(name=name or _name(simulated), simulated=simulated, fits=max(simulated.memory) <= limit)
 
 
 def _name(simulated: Simulated) -> str:
     way, form = simulated.way, simulated.form
-    parts = [name_of(way.placement)]
+    if way.method == "dualparal":
+        ranks = len(way.placement.denoise_ranks)
+        parts = [f"dualparal (approximate), {ranks} pipeline {'rank' if ranks == 1 else 'ranks'}"]
+        parts += [name_of(way.placement)] if name_of(way.placement) != "together" else []
+    else:
+        parts = [name_of(way.placement)]
     if way.placement.cfg_degree > 1:
         parts.append("CFG 2")
-    if way.placement.branch_ranks > 1:
+    if way.placement.branch_ranks > 1 and way.method == "full":
         parts.append(form.attention + (f" in {form.chunks}" if form.chunks > 1 else ""))
         if form.interleave:
             parts.append("interleaved")
     if way.coprocess:
         parts.append("co-processing")
+    if way.tile:
+        parts.append(f"tiles of {way.tile}")
     return ", ".join(parts)
-
-
-def bound_of(simulated: Simulated) -> str:
-    """What takes the time, in a few words."""
-    stages = simulated.stages
-    if simulated.exposed > WAITING:
-        return f"messages: {100 * simulated.exposed:.0f} % of a step waits for them"
-    if stages["decode"] > max(stages["denoise"], DECODING * simulated.latency):
-        return "decoding"
-    if stages["decode"] > DECODING * simulated.latency and not kind_of(simulated.way).startswith("apart"):
-        return f"computing; decoding is {100 * stages['decode'] / simulated.latency:.0f} % of a video"
-    return "computing"

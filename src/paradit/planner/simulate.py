@@ -1,6 +1,7 @@
 """A whole run, simulated: denoising steps by `planner.step`, stages by the schedule that the engine follows.
 
-What is left out: what travels between stages (megabytes), files, and Python between steps.
+Long videos in blocks by `planner.long`. What is left out: what travels between stages (megabytes), files, and
+Python between steps.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from paradit.planner.costs import (
     encode_seconds,
     replicated_rows,
 )
+from paradit.planner.events import Played
 from paradit.planner.hardware import Cluster
-from paradit.planner.step import Branch, Forward, forward, layer_of
+from paradit.planner.long import LongVideo
+from paradit.planner.step import Branch, Forward, Layer, forward, layer_of, play_layers
+from paradit.requests import latent_shape
 from paradit.scheduling.balance import play
 from paradit.scheduling.memory import memory_by_rank
 
@@ -43,6 +47,10 @@ class Way:
     """Decoders that do not denoise take a share of the attention while they are idle."""
     offload: bool = False
     """Weights move between host and device for every request (a rival; ParaDiT does not do it)."""
+    method: str = "full"
+    """How it is denoised: one of `requests.METHODS`."""
+    tile: int | None = None
+    """The side of decode tiles, in pixels; None: what the request and the placement say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +66,10 @@ class Simulated:
     first_frame: float
     """Seconds until the first frames of the first video are there."""
     step: float
-    """A denoising step; with co-processing one in which decoders help."""
+    """A denoising step; with co-processing one in which decoders help; of a block, on the slowest rank."""
     stages: Mapping[str, float]
     exposed: float
-    """Which part of a step the busiest rank waits for messages."""
+    """Which part of a step the busiest rank waits for messages; of a long video's denoising, waits at all."""
     idle: tuple[float, ...]
     """Which part of the run each rank is in no stage."""
     memory: tuple[int, ...]
@@ -77,12 +85,16 @@ class Simulator:
     request: Request
     """Resolved; of several, the largest."""
     dtype: str = "bf16"
+    long: Request | None = None
+    """The same in blocks, where that is to be compared. Alone, where `request` is it too."""
 
     def simulate(self, way: Way, num_requests: int, form: Form) -> Simulated:
         """A way, with a form of attention, for so many requests of the kind."""
+        if way.method == "dualparal":
+            return self._simulate_long(way, num_requests, form)
         placement, steps = way.placement, self.request.num_inference_steps
         assert steps
-        alone = self._step(placement, form, 0.0)
+        alone = self._step(placement, form)
         helped = self._helped(placement, form) if way.coprocess else alone
         stages = self._stages(way, steps * alone.seconds)
         once = dict(stages)
@@ -103,24 +115,61 @@ class Simulator:
             form=form,
             seconds=seconds,
             latency=latency,
-            first_frame=latency - once["decode"] * (1 - 1 / self._latent_frames()),
+            first_frame=latency - once["decode"] * (1 - 1 / latent_shape(self.request, self.spec)[1]),
             step=helped.seconds,
             stages=stages,
             exposed=helped.exposed / helped.seconds,
             idle=tuple(1 - part / seconds for part in busy),
-            memory=self._memory(way),
+            memory=self.memory(way),
         )
 
+    def _simulate_long(self, way: Way, num_requests: int, form: Form) -> Simulated:
+        video, placement = self.long_video(way), way.placement
+        run = video.run()
+        stages = self._stages(way, run.denoised)
+        stages["decode"] = run.seconds - run.denoised
+        before = sum(stages.values()) - run.seconds
+        seconds = max(span.end for span in play(placement, num_requests, stages))
+        videos = num_requests / placement.replicas
+        slowest = max(range(len(placement.denoise_ranks)), key=lambda place: len(video.split[place]))
+        usual = max(video.queue.steps(), key=lambda step: (step.computed_frames, step.window_frames))
+        return Simulated(
+            way=way,
+            form=form,
+            seconds=seconds,
+            latency=before + run.seconds,
+            first_frame=before + run.first + video.decode / latent_shape(video.request, self.spec)[1],
+            step=video.branches * video.step_seconds(slowest, usual),
+            stages=stages,
+            exposed=1 - max(run.computing) / run.seconds,
+            idle=tuple(1 - videos * computing / seconds for computing in run.computing),
+            memory=self.memory(way),
+        )
+
+    def long_video(self, way: Way) -> LongVideo:
+        """What is played of a long video's way."""
+        return LongVideo(
+            cluster=self.cluster,
+            spec=self.spec,
+            request=self.request_of(way),
+            placement=way.placement,
+            dtype=self.dtype,
+            decode=self._decode(way),
+        )
+
+    def request_of(self, way: Way) -> Request:
+        """As the way has it: its method, and its tiles."""
+        request = self.long if way.method == "dualparal" else self.request
+        assert request is not None
+        request = way.placement.tiled(request, self.spec)
+        return replace(request, vae_tile=way.tile) if way.tile else request
+
     def _stages(self, way: Way, steps: float) -> dict[str, float]:
-        request, device = self.request, self.cluster.device
-        assert request.num_frames and request.height and request.width
-        branches = self.branches
-        size = (request.num_frames, request.height, request.width)
-        decode = decode_seconds(self.spec.vae, device, "fp32", size)
+        device, branches = self.cluster.device, self.branches
         stages = {
             "encode": encode_seconds(self.spec, device, self.dtype, branches),
-            "denoise": context_seconds(self.spec, device, self.dtype, branches) + steps,
-            "decode": decode,
+            "denoise": self.context + steps,
+            "decode": self._decode(way),
         }
         if way.offload:
             # Every rank fetches each model before its stage, over the host's one memory, and drops it after.
@@ -128,37 +177,61 @@ class Simulator:
                 stages[stage] += self._weights(stage) * way.placement.ranks / self._copy_rate
         return stages
 
+    @property
+    def context(self) -> float:
+        """Seconds that every rank which denoises takes for the texts, before the first step."""
+        return context_seconds(self.spec, self.cluster.device, self.dtype, self.branches)
+
+    def _decode(self, way: Way) -> float:
+        """Seconds of a video's decode, by one rank or by several that share its tiles."""
+        request, ranks = self.request_of(way), way.placement.decode_groups[0]
+        size, tile, device = self._size(request), request.vae_tile, self.cluster.device
+        computed = decode_seconds(self.spec.vae, device, "fp32", size, tile=tile, ranks=len(ranks))
+        return computed + self._gather_tiles(request, ranks)
+
+    def _gather_tiles(self, request: Request, ranks: tuple[int, ...]) -> float:
+        """Seconds until the first rank has the others' samples, in fp32, a latent frame's at a time."""
+        frames, height, width = self._size(request)
+        grid = self.spec.vae.grid(height, width, request.vae_tile)
+        value = 3 * ITEMSIZE["fp32"] * self.spec.vae.spatial_compression**2 * frames
+        areas = [tile.area for tile in grid.tiles]
+        hands = [sum(areas[number] for number in hand) for hand in grid.dealt(len(ranks))]
+        sent = [[value * float(area)] + [0.0] * (len(ranks) - 1) for area in hands]
+        busy, latency = self.cluster.transfer(ranks, sent)
+        return max(busy.values(), default=0.0) + latency * latent_shape(request, self.spec)[1]
+
+    def _size(self, request: Request) -> tuple[int, int, int]:
+        """Frames, of which the last may be left out, height and width."""
+        _, frames, *_ = latent_shape(request, self.spec)
+        assert request.height and request.width
+        return (frames - 1) * self.spec.vae.temporal_compression + 1, request.height, request.width
+
     def _help(
         self, placement: Placement, stages: Mapping[str, float], steps: int, alone: float, helped: float
     ) -> float:
         """What help changes of a request's denoising: decoders give it while they are in no stage."""
-        decoders = len(placement.decode_ranks)
+        decoders = len(placement.decode_groups)
         encodes = stages["encode"] if placement.encode_ranks[0] in placement.decode_ranks else 0.0
         busy = min(stages["denoise"], (stages["decode"] + encodes) / decoders)
         return (helped - alone) * (steps - busy / alone)
 
     def _helped(self, placement: Placement, form: Form) -> Forward:
         """A step with the share for decoders that makes it quickest, none included."""
-        found = [self._step(placement, form, part) for part in (0.0, *HELPERS_WORK)]
-        return min(found, key=lambda one: one.seconds)
+        return _played(self, self._helped_group(placement, form), form)
 
-    def _step(self, placement: Placement, form: Form, share: float) -> Forward:
-        """share: of each helper, in parts of an equal one."""
-        helpers = tuple(rank for rank in placement.decode_ranks if rank not in placement.denoise_ranks)
-        return _played(
-            self,
-            _Group(
-                ranks=placement.denoise_ranks,
-                helpers=helpers if share else (),
-                share=share,
-                replicas=placement.replicas,
-                replica_ranks=placement.replica_ranks,
-                cfg_degree=placement.cfg_degree,
-                ring_degree=placement.ring_ranks,
-                ring_inside=placement.mesh == "ulysses,ring",
-            ),
-            form,
-        )
+    def _helped_group(self, placement: Placement, form: Form) -> _Group:
+        groups = [_group(placement, part) for part in (0.0, *HELPERS_WORK)]
+        return min(groups, key=lambda group: _played(self, group, form).seconds)
+
+    def _step(self, placement: Placement, form: Form) -> Forward:
+        return _played(self, _group(placement), form)
+
+    def played_step(self, way: Way, form: Form) -> tuple[Played, list[int]]:
+        """A denoising step, every layer played, and the cluster's ranks that take part, in its order."""
+        group = self._helped_group(way.placement, form) if way.coprocess else _group(way.placement)
+        branches, streams = _branches(self, group, form)
+        played = play_layers(branches, self.spec.transformers[0].num_layers, streams, form.lag)
+        return played, sorted(rank for branch, _ in branches for rank in branch.ranks)
 
     @property
     def branches(self) -> int:
@@ -168,27 +241,27 @@ class Simulator:
     @property
     def tokens(self) -> int:
         """Of the video."""
-        request = self.request
-        assert request.num_frames and request.height and request.width
-        return self.spec.tokens(request.num_frames, request.height, request.width)
+        return self.spec.tokens(*self._size(self.request))
 
-    def _latent_frames(self) -> int:
-        request = self.request
-        assert request.num_frames and request.height and request.width
-        return self.spec.vae.latent_shape(request.num_frames, request.height, request.width)[1]
-
-    def _memory(self, way: Way) -> tuple[int, ...]:
-        parts = memory_by_rank(way.placement, self.request, self.spec, ITEMSIZE[self.dtype])
+    def memory_parts(self, way: Way) -> list[dict[str, int]]:
+        """Estimated bytes of each rank, by part."""
+        parts = memory_by_rank(way.placement, self.request_of(way), self.spec, ITEMSIZE[self.dtype])
         if not way.offload:
-            return tuple(part["peak"] for part in parts)
+            return parts
         # One model at a time, of two experts the one at work.
         most = max(w.parameters for w in self.spec.weights) * ITEMSIZE[self.dtype]
-        return tuple(part["peak"] - part["weights"] + min(most, part["weights"]) for part in parts)
+        spared = [max(0, of_rank["weights"] - most) for of_rank in parts]
+        return [
+            {**of_rank, "weights": of_rank["weights"] - less, "peak": of_rank["peak"] - less}
+            for of_rank, less in zip(parts, spared, strict=True)
+        ]
+
+    def memory(self, way: Way) -> tuple[int, ...]:
+        """Estimated peak bytes of each rank."""
+        return tuple(parts["peak"] for parts in self.memory_parts(way))
 
     def _weights(self, stage: str) -> int:
-        request = self.request
-        assert request.num_frames and request.height and request.width
-        size = (request.num_frames, request.height, request.width)
+        size = self._size(self.request)
         return self.spec.rank_memory_bytes(*size, ITEMSIZE[self.dtype], (stage,))["weights"]
 
     @property
@@ -211,8 +284,30 @@ class _Group:
     ring_inside: bool
 
 
+def _group(placement: Placement, share: float = 0.0) -> _Group:
+    """share: of each helper, in parts of an equal one."""
+    helpers = tuple(rank for rank in placement.decode_ranks if rank not in placement.denoise_ranks)
+    return _Group(
+        ranks=placement.denoise_ranks,
+        helpers=helpers if share else (),
+        share=share,
+        replicas=placement.replicas,
+        replica_ranks=placement.replica_ranks,
+        cfg_degree=placement.cfg_degree,
+        ring_degree=placement.ring_ranks,
+        ring_inside=placement.mesh == "ulysses,ring",
+    )
+
+
 @cache
 def _played(simulator: Simulator, group: _Group, form: Form) -> Forward:
+    branches, streams = _branches(simulator, group, form)
+    played = forward(branches, simulator.spec.transformers[0].num_layers, streams, form.lag)
+    return replace(played, seconds=played.seconds + _gather(simulator, group))
+
+
+def _branches(simulator: Simulator, group: _Group, form: Form) -> tuple[list[tuple[Branch, Layer]], int]:
+    """Of all replicas, with their layers; and in how many streams each is computed."""
     spec, text = simulator.spec.transformers[0], simulator.spec.text_length
     computed = simulator.branches // group.cfg_degree
     # One process takes a branch after the other; several have them in one batch, or side by side.
@@ -247,8 +342,7 @@ def _played(simulator: Simulator, group: _Group, form: Form) -> Forward:
             )
             layer = layer_of(branch, form, group.ring_degree, ring_inside=group.ring_inside)
             branches.append((branch, layer))
-    played = forward(branches, spec.num_layers, computed // batch, form.lag)
-    return replace(played, seconds=played.seconds + _gather(simulator, group))
+    return branches, computed // batch
 
 
 def _shares(simulator: Simulator, size: int, group: _Group) -> Shares:

@@ -53,7 +53,7 @@ class Branch:
     def message(self, name: str, ranks: Sequence[int], sent: Sequence[Sequence[float]]) -> Message:
         """Bytes from the i-th of `ranks` to the j-th."""
         busy, latency = self.cluster.transfer(ranks, sent)
-        return Message(name, tuple(ranks), busy, latency)
+        return Message(name, tuple(ranks), busy, latency, sent)
 
     def results(self, work: Boxes) -> Message:
         """Attended values on their way back."""
@@ -255,26 +255,28 @@ def forward(
     branches: Sequence[tuple[Branch, Layer]], num_layers: int, streams: int = 1, lag: int = 0
 ) -> Forward:
     """Branches on ranks of their own, each in so many streams side by side, through all layers."""
-
-    def played(layers: int) -> Played:
-        programs: dict[int, Iterator[Step]] = {}
-        for number, (branch, layer) in enumerate(branches):
-            for place, rank in enumerate(branch.ranks):
-                assert rank not in programs, "a rank is in one branch"
-                each = [_stream(layer, place, (number, stream), layers) for stream in range(streams)]
-                programs[rank] = interleaved(each, lag)
-        order = sorted(programs)
-        # Messages name ranks of the cluster, programs are counted; only how many take part matters.
-        return play([programs[rank] for rank in order])
-
     few = min(num_layers, PLAYED_LAYERS)
-    last = played(few)
+    last = play_layers(branches, few, streams, lag)
     if few == num_layers:
         return Forward(last.seconds, tuple(last.computing))
-    before = played(few - 1)
+    before = play_layers(branches, few - 1, streams, lag)
     more = num_layers - few
     computing = [b + more * (b - a) for a, b in zip(before.computing, last.computing, strict=True)]
     return Forward(last.seconds + more * (last.seconds - before.seconds), tuple(computing))
+
+
+def play_layers(
+    branches: Sequence[tuple[Branch, Layer]], num_layers: int, streams: int = 1, lag: int = 0
+) -> Played:
+    """The same, every layer played. Ranks are counted among those of the branches, in ascending order."""
+    programs: dict[int, Iterator[Step]] = {}
+    for number, (branch, layer) in enumerate(branches):
+        for place, rank in enumerate(branch.ranks):
+            assert rank not in programs, "a rank is in one branch"
+            each = [_stream(layer, place, (number, stream), num_layers) for stream in range(streams)]
+            programs[rank] = interleaved(each, lag)
+    # Messages name ranks of the cluster, programs are counted; only how many take part matters.
+    return play([programs[rank] for rank in sorted(programs)])
 
 
 def _stream(layer: Layer, place: int, key: tuple[int, int], layers: int) -> Iterator[Step]:

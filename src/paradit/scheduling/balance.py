@@ -83,21 +83,14 @@ def makespan(placement: Placement, num_requests: int, seconds: Mapping[str, floa
 
 
 def _play_replica(placement: Placement, num_requests: int, seconds: Mapping[str, float]) -> Iterator[Span]:
-    decoders = placement.decode_ranks
-    groups = {
-        "encode": placement.encode_ranks,
-        "denoise": placement.denoise_ranks,
-        "decode": decoders,
-    }
+    decoders = placement.decode_groups
+    groups = {"encode": placement.encode_ranks, "denoise": placement.denoise_ranks}
+
+    def decoder(rank: int) -> int:
+        return next((number for number, group in enumerate(decoders) if rank in group), -1)
+
     programs = [
-        deque(
-            program(
-                placement.stages_of(rank),
-                decoders.index(rank) if rank in decoders else -1,
-                len(decoders),
-                num_requests,
-            )
-        )
+        deque(program(placement.stages_of(rank), decoder(rank), len(decoders), num_requests))
         for rank in range(placement.ranks)
     ]
     free = [0.0] * placement.ranks
@@ -107,9 +100,7 @@ def _play_replica(placement: Placement, num_requests: int, seconds: Mapping[str,
     while any(programs):
         for step in dict.fromkeys(left[0] for left in programs if left):
             stage, request = step
-            ranks = groups[stage]
-            if stage == "decode":
-                ranks = (decoders[decoder_of(request, len(decoders))],)
+            ranks = groups.get(stage) or decoders[decoder_of(request, len(decoders))]
             ended = list(_before(step, placement))
             begun = [full[rank] for rank in ranks if rank in full]
             if any(programs[rank][0] != step for rank in ranks) or not {*ended, *begun} <= done.keys():
@@ -146,9 +137,9 @@ def _must_have_begun(step: Step, placement: Placement) -> Step | None:
         sender, receivers, ahead = placement.encode_ranks[0], placement.denoise_ranks, AHEAD
     elif stage == "denoise":
         # Each decoder has a channel of its own.
-        number = len(placement.decode_ranks)
+        number = len(placement.decode_groups)
         sender, ahead = placement.denoise_ranks[0], AHEAD * number
-        receivers = (placement.decode_ranks[decoder_of(request, number)],)
+        receivers = placement.decode_groups[decoder_of(request, number)]
     else:
         return None
     if set(receivers) == {sender} or request < ahead:
@@ -193,9 +184,12 @@ def name_of(placement: Placement) -> str:
         return f"{placement.replicas} replicas"
     if placement.decode is None:
         return "together"
+    shared = placement.decode_degree > 1
     if placement.decode == placement.denoise_ranks:
-        return "together, each decodes"
+        return "together, decoding shared" if shared else "together, each decodes"
     number = len(placement.decode)
+    if shared:
+        return f"apart, {number} of {placement.ranks} ranks share a decode"
     return f"apart, {number} of {placement.ranks} ranks {'decodes' if number == 1 else 'decode'}"
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from paradit.distributed.shares import Shares
+from paradit.models.spec import FP32_BYTES, stage_of
 from paradit.placement import Placement
-from paradit.requests import frames_at_once
+from paradit.requests import frames_at_once, latent_shape
+from paradit.scheduling.block_queue import queue_of
+from paradit.scheduling.layer_pipeline import split_layers
 
 if TYPE_CHECKING:
     from paradit.models.spec import ModelSpec
@@ -17,6 +20,11 @@ def memory_by_rank(
     placement: Placement, request: Request, spec: ModelSpec, dtype_bytes: int
 ) -> list[dict[str, int]]:
     """Estimated bytes by part, as of `ModelSpec.memory_bytes`, for every rank; of a resolved request."""
+    if request.method == "dualparal":
+        return [
+            _long(placement, request, spec, dtype_bytes, rank % placement.replica_ranks)
+            for rank in range(placement.ranks)
+        ]
     assert request.num_frames and request.height and request.width and request.guidance_scale
     size = (frames_at_once(request, spec), request.height, request.width)
     shares = Shares.equal(
@@ -35,9 +43,48 @@ def memory_by_rank(
             # One process computes a branch after the other; several have both in one batch, or side by side.
             at_once=1 if alone else branches,
             tile=request.vae_tile,
+            decode_ranks=placement.decode_degree,
         )
         for rank in range(placement.ranks)
     ]
+
+
+def _long(
+    placement: Placement, request: Request, spec: ModelSpec, dtype_bytes: int, rank: int
+) -> dict[str, int]:
+    """The same parts for a rank of a long video in blocks, which has some of the layers.
+
+    "keys" are those that the next block's step reads. All layers are loaded before they are divided, so the
+    peak may be that.
+    """
+    assert request.height and request.width and request.guidance_scale
+    stages, ranks = placement.stages_of(rank), placement.denoise_ranks
+    size = (frames_at_once(request, spec), request.height, request.width)
+    branches = spec.num_branches(request.guidance_scale)
+    parts = spec.rank_memory_bytes(
+        *size, dtype_bytes, stages, cached=branches, at_once=1, tile=request.vae_tile
+    )
+    loaded = parts["weights"]
+    if "denoise" not in stages:
+        return {**parts, "keys": 0}
+    channels, frames, height, width = latent_shape(request, spec)
+    queue = queue_of(request, frames)
+    transformer = spec.transformers[0]
+    held = len(split_layers([1.0] * transformer.num_layers, len(ranks))[ranks.index(rank)])
+    part = held / transformer.num_layers
+    whole = sum(w.parameters for w in spec.weights if stage_of(w.component) == "denoise") * dtype_bytes
+    parts["weights"] -= round(whole * (1 - part))
+    parts["text_cache"] = round(parts["text_cache"] * part)
+    tokens = spec.tokens(1, request.height, request.width)
+    parts["keys"] = 2 * branches * held * queue.context_frames * tokens * transformer.width * dtype_bytes
+    # The first rank has every block that is in the queue: its latents at two levels, and what a solver keeps.
+    active = min(queue.num_steps, queue.num_blocks or queue.num_steps)
+    block = channels * queue.block_frames * height * width * FP32_BYTES
+    parts["latents"] = 5 * active * block if rank == ranks[0] else 0
+    denoise = parts["text_cache"] + parts["activations"]
+    # A rank that also decodes does so between two block-steps.
+    working = parts["latents"] + parts["keys"] + max(denoise, parts["text_cache"] + parts["decode"])
+    return {**parts, "peak": max(loaded, parts["weights"] + working)}
 
 
 def on_one_device(by_rank: list[dict[str, int]], sharing: int) -> dict[str, int]:

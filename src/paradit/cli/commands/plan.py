@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,7 +30,11 @@ def plan(  # noqa: PLR0917 (typer calls it by name)
         int | None, typer.Option(help="Frames, 4n+1. [default: the model's]", metavar="N")
     ] = None,
     duration: Annotated[
-        str | None, typer.Option(help="Instead of --num-frames, such as 5s.", metavar="TIME")
+        str | None,
+        typer.Option(
+            help="Instead of --num-frames, such as 5s; long ones also in blocks (dualparal, approximate).",
+            metavar="TIME",
+        ),
     ] = None,
     num_inference_steps: Annotated[
         int | None, typer.Option(help="Denoising steps. [default: the model's]", metavar="N")
@@ -47,6 +52,14 @@ def plan(  # noqa: PLR0917 (typer calls it by name)
         ),
     ] = "latency",
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Write the best plan's run as a trace, for Perfetto.", metavar="OUT.json"),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the best plan's run, a row for each rank.", metavar="OUT.png")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ) -> None:
     """What a run would take on some GPUs, simulated, and how best to use them; loads nothing."""
     given = locals()

@@ -149,11 +149,12 @@ class HunyuanVideoVaeSpec(VaeSpec):
                 total += convolution(outputs, outputs, 27, frames * area)
         return total + convolution(inputs, 3, 27, frames * area)
 
-    def decode_bytes(self, height: int, width: int, tile: int | None = None) -> int:
+    def decode_bytes(self, height: int, width: int, tile: int | None = None, ranks: int = 1) -> int:  # noqa: ARG002
         """Estimate of the decoder's working memory, in fp32, with tiles of that side.
 
         In its last level one tile needs about seven maps of `decoder_dim` channels; the pixels of two groups
-        of frames are kept, to blend them; and tiles wait for the last one to be put together. (The attention
+        of frames are kept, to blend them; and tiles wait for the last one to be put together, also
+        where `ranks` share them. (The attention
         of its middle block, which grows with the square of a tile's area, is not counted.)
         """
         tiles = self.grid(height, width, tile)

@@ -1,0 +1,199 @@
+"""Plans as a person reads them: the table, the reasons, what does not fit, the command lines; and as JSON."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from paradit.cli.text import amount, duration
+from paradit.models.published import find_published
+from paradit.models.registry import SUPPORTED_PIPELINES
+from paradit.planner.explain import bound_of, misfits, reasons
+from paradit.planner.search import Plan, Plans, kind_of
+from paradit.planner.simulate import Simulator
+
+if TYPE_CHECKING:
+    from paradit.cli.plan import PlanOptions
+
+SHOWN = 4
+"""Best plans in the table."""
+
+
+def plan_text(plans: Plans, simulator: Simulator, options: PlanOptions) -> str:
+    """All of what `paradit plan` prints."""
+    request, cluster = simulator.request, simulator.cluster
+    prompts = "1 prompt" if options.num_prompts == 1 else f"{options.num_prompts} prompts"
+    lines = [
+        f"{simulator.spec.name}: {request.width}x{request.height}, {request.num_frames} frames, "
+        f"{request.num_inference_steps} steps, {prompts}, {options.dtype}, on {cluster.name}",
+        f"{plans.compared} ways simulated; the best for {options.goal} of each kind, then the usual ones:",
+        "",
+        *_table(plans, simulator),
+        "",
+    ]
+    best = plans.best[:SHOWN]
+    if best[0].fits:
+        lines += [f"{number}. {command(one, simulator, options)}" for number, one in enumerate(best, 1)]
+    for title, found in (
+        ("why the first:", reasons(plans, options.goal, _said(options.goal))),
+        ("", _misfits(plans, simulator)),
+        ("", list(_cautions(plans, simulator))),
+    ):
+        lines += ["", *([title] if title else []), *found] if found else []
+    return "\n".join(lines)
+
+
+def _said(goal: str) -> Any:
+    return duration if goal != "memory" else lambda size: amount(size, "B")
+
+
+def _table(plans: Plans, simulator: Simulator) -> Iterator[str]:
+    limit = simulator.cluster.device.memory
+    rows = [("", "all", "one video", "first frames", f"memory of {amount(limit, 'B')}", "what bounds it")]
+    rows += [(f"{number}. {one.name}", *_cells(one)) for number, one in enumerate(plans.best[:SHOWN], 1)]
+    rows += [(one.name, *_cells(one)) for one in plans.usual]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _cells(one: Plan) -> tuple[str, str, str, str, str]:
+    simulated = one.simulated
+    most = max(simulated.memory)
+    memory = f"{amount(most, 'B')} on rank {simulated.memory.index(most)}"
+    return (
+        duration(simulated.seconds),
+        duration(simulated.latency),
+        duration(simulated.first_frame),
+        memory if one.fits else f"{memory}: too much",
+        bound_of(simulated),
+    )
+
+
+def _misfits(plans: Plans, simulator: Simulator) -> list[str]:
+    """Of the usual plans, and of the smallest of each kind of which none fits: why they do not fit."""
+    fitting = {kind_of(plan.simulated.way) for plan in plans.tried if plan.fits}
+    lacking: dict[str, Plan] = {}
+    for plan in sorted(plans.tried, key=lambda plan: max(plan.simulated.memory)):
+        if kind_of(plan.simulated.way) not in fitting:
+            lacking.setdefault(kind_of(plan.simulated.way), plan)
+    usual = [plan for plan in plans.usual if not plan.fits]
+    found = misfits([*usual, *lacking.values()], simulator, lambda size: amount(size, "B"))
+    if not fitting:
+        found.append("nothing fits: use a smaller size, fewer frames, or GPUs with more memory")
+    return found
+
+
+def _cautions(plans: Plans, simulator: Simulator) -> Iterator[str]:
+    """What is not exact about the plans that are shown."""
+    request, trained = simulator.request, simulator.spec.trained_latent_frames
+    shown = [plan.simulated.way.method for plan in (*plans.best[:SHOWN], *plans.usual)]
+    if "dualparal" in shown:
+        long = simulator.long
+        assert long is not None
+        yield (
+            f"dualparal is approximate: blocks of {long.block_frames} latent frames, each of which sees "
+            f"{long.context_frames} of each neighbour and no more. Its first frames come with the first block"
+        )
+    if simulator.long is not None and "full" in shown:
+        frames = (trained - 1) * simulator.spec.vae.temporal_compression + 1
+        yield (
+            f"full sequence denoises {request.num_frames} frames at once, and the model was trained on up to "
+            f"{frames}: exact, but the motion may break"
+        )
+
+
+def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
+    """The command line that runs a plan."""
+    spec, way, placement = simulator.spec, one.simulated.way, one.placement
+    request = simulator.request_of(way)
+    if spec.pipeline_class not in SUPPORTED_PIPELINES:
+        return f"(ParaDiT does not run {spec.name})"
+    words = ["paradit", "generate"]
+    words += ["PROMPT"] if options.num_prompts == 1 else ["--prompts-file", "prompts.txt"]
+    words += ["--model", spec.name if find_published(options.model) else options.model]
+    words += ["--size", f"{request.width}x{request.height}"]
+    if options.duration is not None:
+        words += ["--duration", options.duration]
+    else:
+        words += ["--num-frames", str(request.num_frames)]
+    words += ["--method", way.method] if simulator.long is not None else []
+    words += ["--num-inference-steps", str(request.num_inference_steps)]
+    if options.guidance_scale is not None:
+        words += ["--guidance-scale", f"{options.guidance_scale:g}"]
+    words += ["--ranks", str(placement.ranks)]
+    groups = [
+        f"{stage}={_ranges(ranks)}"
+        for stage in ("denoise", "decode", "encode")
+        if (ranks := getattr(placement, stage)) is not None
+    ]
+    if groups:
+        words += ["--placement", " ".join(groups)]
+    if placement.replicas > 1:
+        words += ["--replicas", str(placement.replicas)]
+    words += ["--decode-degree", str(placement.decode_degree)] if placement.decode_degree > 1 else []
+    words += ["--vae-tile", str(way.tile)] if way.tile else []
+    if placement.cfg_degree > 1:
+        words += ["--cfg-degree", str(placement.cfg_degree)]
+    if placement.branch_ranks > 1 and way.method == "full":
+        words += ["--attention", placement.attention]
+        words += ["--chunks", str(placement.chunks)] if placement.chunks else []
+        words += ["--interleave"] if placement.interleave else []
+    if way.coprocess:
+        words += ["--coprocess"]
+    return shlex.join(words)
+
+
+def _ranges(ranks: Sequence[int]) -> str:
+    """Neighbours as `0-6`, as `--placement` reads them."""
+    if len(ranks) > 1 and list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
+        return f"{ranks[0]}-{ranks[-1]}"
+    return ",".join(map(str, ranks))
+
+
+def plan_json(plans: Plans, simulator: Simulator, options: PlanOptions) -> dict[str, Any]:
+    """The same for programs."""
+
+    def one(plan: Plan) -> dict[str, Any]:
+        simulated = plan.simulated
+        return {
+            "name": plan.name,
+            "fits": plan.fits,
+            "method": simulated.way.method,
+            "seconds": simulated.seconds,
+            "latency": simulated.latency,
+            "first_frame": simulated.first_frame,
+            "step": simulated.step,
+            "stages": dict(simulated.stages),
+            "exposed": simulated.exposed,
+            "idle_by_rank": simulated.idle,
+            "memory_bytes_by_rank": simulated.memory,
+            "bound": bound_of(simulated),
+            "coprocess": simulated.way.coprocess,
+            "offload": simulated.way.offload,
+            "vae_tile": simulator.request_of(simulated.way).vae_tile,
+            "placement": asdict(plan.placement),
+            "command": None if simulated.way.offload else command(plan, simulator, options),
+        }
+
+    request = simulator.request
+    return {
+        "event": "plan",
+        "model": simulator.spec.name,
+        "gpus": simulator.cluster.name,
+        "width": request.width,
+        "height": request.height,
+        "num_frames": request.num_frames,
+        "num_inference_steps": request.num_inference_steps,
+        "num_prompts": options.num_prompts,
+        "dtype": options.dtype,
+        "goal": options.goal,
+        "memory_limit_bytes": simulator.cluster.device.memory,
+        "compared": plans.compared,
+        "best": [one(plan) for plan in plans.best],
+        "usual": [one(plan) for plan in plans.usual],
+        "reasons": reasons(plans, options.goal, _said(options.goal)),
+        "misfits": _misfits(plans, simulator),
+    }

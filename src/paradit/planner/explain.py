@@ -1,0 +1,178 @@
+"""Why a plan takes what it takes, why the best has its switches as they are, and what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from paradit.planner.search import GOALS, Plan, Plans, kind_of, with_tiles
+from paradit.planner.simulate import Simulated, Simulator
+
+WAITING, DECODING = 0.15, 0.15
+"""Parts of a step, and of a video, from which on these are said to bound a plan."""
+SAID = 0.05
+"""The part of a step from which on waiting is worth a word."""
+PARTS = {
+    "weights": "the weights",
+    "text_cache": "the text's keys and values",
+    "activations": "denoising",
+    "latents": "the latents",
+    "keys": "the neighbours' keys and values",
+    "decode": "the decode",
+}
+
+
+def bound_of(simulated: Simulated) -> str:
+    """What takes the time, in a few words."""
+    stages = simulated.stages
+    if simulated.exposed > WAITING:
+        if simulated.way.method == "dualparal":
+            return f"the pipeline: its busiest rank waits {100 * simulated.exposed:.0f} % of the time"
+        return f"messages: {100 * simulated.exposed:.0f} % of a step waits for them"
+    if stages["decode"] > max(stages["denoise"], DECODING * simulated.latency):
+        return "decoding"
+    if stages["decode"] > DECODING * simulated.latency and not kind_of(simulated.way).startswith("apart"):
+        return f"computing; decoding is {100 * stages['decode'] / simulated.latency:.0f} % of a video"
+    return "computing"
+
+
+def decoder_busy(simulated: Simulated) -> float:
+    """Which part of the time the ranks that decode and do not denoise are in a stage."""
+    placement = simulated.way.placement
+    ranks = [rank for rank in placement.decode_ranks if rank not in placement.denoise_ranks]
+    return sum(1 - simulated.idle[rank] for rank in ranks) / max(1, len(ranks))
+
+
+@dataclass(frozen=True)
+class Switch:
+    """One choice of a plan."""
+
+    name: str
+    of: Callable[[Simulated], str]
+    why: Callable[[Simulated, Simulated], str]
+    """(the best, the best that has it otherwise) -> what to say besides their times."""
+
+
+def _idle_decoder(best: Simulated, other: Simulated) -> str:
+    for one in (best, other):
+        if kind_of(one.way).startswith("apart"):
+            return f"where they are apart, decoders are busy {100 * decoder_busy(one):.0f} % of the time"
+    return ""
+
+
+def _helped(best: Simulated, other: Simulated) -> str:
+    plain = other if best.way.coprocess else best
+    if not kind_of(plain.way).startswith("apart"):
+        return ""
+    one = len(plain.way.placement.decode_ranks) == 1
+    return f"{'the decoder is' if one else 'decoders are'} busy {100 * decoder_busy(plain):.0f} % of the time"
+
+
+def _waits(best: Simulated, other: Simulated) -> str:
+    if max(best.exposed, other.exposed) < SAID:
+        return ""
+    return f"a step waits {100 * best.exposed:.0f} % for messages, with that {100 * other.exposed:.0f} %"
+
+
+def _attention(one: Simulated) -> str:
+    form = one.form
+    return form.attention + (f" in {form.chunks} chunks" if form.chunks > 1 else "")
+
+
+def _branches(one: Simulated) -> str:
+    return "on ranks of their own" if one.way.placement.cfg_degree > 1 else "on the same ranks"
+
+
+SWITCHES = (
+    Switch(
+        "method",
+        lambda one: "dualparal" if one.way.method == "dualparal" else "full sequence",
+        lambda *_: "dualparal is approximate: a frame sees its block and some neighbours only",
+    ),
+    Switch("stages", lambda one: kind_of(one.way).partition(",")[0], _idle_decoder),
+    Switch("co-processing", lambda one: "on" if one.way.coprocess else "off", _helped),
+    Switch("guidance branches", _branches, _waits),
+    Switch("attention", _attention, _waits),
+    Switch("interleaved", lambda one: "on" if one.form.interleave else "off", _waits),
+    Switch("ranks that share a decode", lambda one: str(one.way.placement.decode_degree), lambda *_: ""),
+    Switch("decode tiles", lambda one: str(one.way.tile or "as usual"), lambda *_: ""),
+)
+
+
+def reasons(plans: Plans, goal: str, said: Callable[[float], str]) -> list[str]:
+    """Of each switch of the best plan: as what it is set, and what the best takes with another setting.
+
+    said: seconds, or bytes where memory is the goal, as a person reads them.
+    """
+    best = plans.best[0]
+    if not best.fits:
+        return []
+    found = []
+    for switch in SWITCHES:
+        mine = switch.of(best.simulated)
+        others = [plan for plan in plans.tried if plan.fits and switch.of(plan.simulated) != mine]
+        if switch.name != "method":
+            others = [one for one in others if one.simulated.way.method == best.simulated.way.method]
+        if not others:
+            continue
+        other = min(others, key=lambda plan: GOALS[goal](plan.simulated)).simulated
+        value, instead = (GOALS[goal](one)[0] for one in (best.simulated, other))
+        change = 100 * (instead / value - 1)
+        line = f"{switch.name}: {mine}; {switch.of(other)} {said(instead)} ({change:+.0f} %)"
+        why = switch.why(best.simulated, other)
+        found.append(f"{line}; {why}" if why else line)
+    return found
+
+
+def misfits(plans: list[Plan], simulator: Simulator, said: Callable[[float], str]) -> list[str]:
+    """Of plans that do not fit: which part of which rank is too much, and what would fit.
+
+    said: bytes, as a person reads them.
+    """
+    limit, request = simulator.cluster.device.memory, simulator.request
+    alike: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
+    for plan in plans:
+        by_rank = simulator.memory_parts(plan.simulated.way)
+        rank = max(range(len(by_rank)), key=lambda number: by_rank[number]["peak"])
+        parts = {name: size for name, size in by_rank[rank].items() if name != "peak"}
+        largest = max(parts, key=parts.__getitem__)
+        most = f"{said(parts[largest])} of it for {PARTS[largest]}"
+        text = f"{said(by_rank[rank]['peak'])} on rank {rank}, limit {said(limit)}, {most}"
+        if largest not in ("weights", "text_cache"):
+            text += f" of {request.width}x{request.height}x{request.num_frames}"
+        alike.setdefault((largest, _way_out(plan, simulator)), []).append(
+            (by_rank[rank]["peak"], text, plan.name)
+        )
+    found = []
+    for (_, way_out), group in alike.items():
+        _, text, _ = max(group)
+        names = "; ".join(dict.fromkeys(name for *_, name in group))
+        found.append(f"does not fit: {text}{way_out} ({names})")
+    return found
+
+
+def _way_out(plan: Plan, simulator: Simulator) -> str:
+    if tiles := with_tiles(simulator, plan.simulated.way):
+        return f"; fits with decode tiles of {tiles.tile}"
+    if frames := _fewer_frames(plan, simulator):
+        return f"; fits with {frames} frames"
+    return ""
+
+
+def _fewer_frames(plan: Plan, simulator: Simulator) -> int | None:
+    """The most frames with which a plan fits; None: not even with one."""
+    request, ratio = simulator.request, simulator.spec.vae.temporal_compression
+    assert request.num_frames
+    if plan.simulated.way.method == "dualparal":
+        return None  # its memory does not grow with them
+
+    def fits(latent_frames: int) -> bool:
+        shorter = replace(request, num_frames=(latent_frames - 1) * ratio + 1)
+        memory = replace(simulator, request=shorter).memory(plan.simulated.way)
+        return max(memory) <= simulator.cluster.device.memory
+
+    least, most = 0, (request.num_frames - 1) // ratio + 1
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if fits(middle) else (least, middle)
+    return (least - 1) * ratio + 1 if least else None
