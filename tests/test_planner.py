@@ -256,14 +256,13 @@ def test_tiles_are_shared_by_ranks() -> None:
 
 
 def test_smaller_tiles_where_a_decode_does_not_fit() -> None:
-    small = replace(DEVICE, memory=20e9)
-    one = simulator(replace(cluster(2), device=small), width=1280, height=720)
-    way = Way(placement=Placement(ranks=2, denoise=(0,), decode=(1,), encode=(0,)))
-    assert one.memory(way)[1] < 20e9
-    tight = replace(one, cluster=replace(one.cluster, device=replace(small, memory=one.memory(way)[1] - 1)))
+    one = simulator(cluster(2), width=1280, height=720)
+    way = Way(placement=Placement(ranks=2, denoise=(0,), decode=(1,)))
+    small = replace(DEVICE, memory=one.memory(way)[1] - 1)
+    tight = replace(one, cluster=replace(one.cluster, device=small))
     tiled = with_tiles(tight, way)
     assert tiled is not None
-    assert max(tight.memory(tiled)) < tight.cluster.device.memory
+    assert max(tight.memory(tiled)) <= small.memory
     plan = Plan(name="this", simulated=one.simulate(way, 1, ULYSSES), fits=False)
     (said,) = misfits([plan], tight, str)
     assert said.endswith(f"for the decode of 1280x720x33; fits with decode tiles of {tiled.tile} (this)")
@@ -382,8 +381,8 @@ def test_a_plan_as_a_trace_and_a_picture(method: str, tmp_path: Path) -> None:
     assert max(span.end for span in spans) / 1e9 == pytest.approx(best["seconds"], rel=1e-6)
     requests = 1 if method == "dualparal" else 3
     for stage in ("encode", "decode"):
-        numbers = [span.about["request"] for span in spans if span.name == stage]
-        assert sorted(numbers) == list(range(requests))
+        numbers = {span.about["request"] for span in spans if span.name == stage}
+        assert numbers == set(range(requests))
     for one in summarize(by_rank):
         assert one.busy >= 0
         assert one.idle > -1e-6
@@ -400,7 +399,7 @@ def test_a_plan_as_a_trace_and_a_picture(method: str, tmp_path: Path) -> None:
         (("--model", "HunyuanVideo", "--gpus", "8xL40", "--plot", "a.jpg"), ".png"),
         (("--model", "HunyuanVideo", "--gpus", "8xL41"), "L40"),
         (("--model", "HunyuanVideo", "--gpus", "8xL40", "--goal", "fun"), "latency"),
-        (("--model", "HunyuanVideo", "--gpus", "8xL40", "--duration", "long"), "5s"),
+        (("--model", "HunyuanVideo", "--gpus", "8xL40", "--duration", "long"), "60s"),
         (("--model", "HunyuanVideo", "--gpus", "8xL40", "--num-prompts", "0"), "num_prompts"),
         (("--model", "HunyuanVideo", "--gpus", "8xL40", "--size", "500x300"), "nearest"),
         (("--model", "nothing-here", "--gpus", "8xL40"), "nothing-here"),

@@ -2,6 +2,10 @@
 
 published.json has of each what differs from its classes' defaults, as in the files of the hub repository of
 that name, and the number of its VAE's parameters, counted from the class (Open-Sora-Plan's from its paper).
+Wan's sizes (width, feed-forward, heads, layers, VAE strides) were compared with its authors' own configs
+(wan/configs/wan_t2v_14B.py, wan_t2v_1_3B.py, wan_t2v_A14B.py, wan_ti2v_5B.py, as in ml-explore/mlx-examples),
+HunyuanVideo's (20 double and 40 single blocks of 24 heads, width 3072) with its hyvideo settings.
+Open-Sora-Plan's could not be looked up again.
 """
 
 from __future__ import annotations

@@ -1,0 +1,162 @@
+"""DualParal's published gain in the planner: what the baseline must have been, how much of it is the window.
+
+    python benchmarks/planner_dualparal.py
+
+The paper (arXiv 2505.21070): 1,025 frames, eight RTX 4090, Wan 2.1: up to 6.54 times lower latency and 1.48
+times less memory. Its settings by its repository: 480x832, 50 steps, blocks of 8 latent frames. What is
+simulated is the denoising of one video; nothing is fitted to it. No GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from machine import write_results
+from paradit.models.published import published_spec
+from paradit.models.spec import ModelSpec
+from paradit.placement import Form, Placement
+from paradit.planner.hardware import Cluster, find_cluster
+from paradit.planner.simulate import Simulator, Way
+from paradit.requests import Request, resolve
+from paradit.scheduling.block_queue import BlockQueue
+
+FRAMES, RANKS, BLOCK = 1025, 8, 8
+PUBLISHED = {"latency": 6.54, "memory": 1.48}
+MODELS = {"1.3B": "Wan2.1-T2V-1.3B-Diffusers", "14B": "Wan2.1-T2V-14B-Diffusers"}
+CONTEXTS = (8, 4, 2)
+"""Latent frames of each neighbour: the repository's quick start, half of it, and a quarter."""
+FULL = {
+    "Ulysses": (Placement(ranks=RANKS), Form(attention="ulysses")),
+    "ring": (Placement(ranks=RANKS, attention="ring"), Form(attention="ring")),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with blocks of a context, on eight GPUs."""
+
+    model: str
+    context: int
+
+    @property
+    def spec(self) -> ModelSpec:
+        return published_spec(MODELS[self.model])
+
+    def simulator(self, cluster: Cluster) -> Simulator:
+        asked = partial(Request, prompt="any", width=832, height=480, num_frames=FRAMES)
+        whole = resolve(asked(method="full"), self.spec)
+        long = resolve(asked(method="dualparal", block_frames=BLOCK, context_frames=self.context), self.spec)
+        return Simulator(cluster, self.spec, whole, long=long)
+
+    def full(self, cluster: Cluster, placement: Placement, form: Form) -> float:
+        """Seconds of denoising all frames at once."""
+        return self.simulator(cluster).simulate(Way(placement=placement), 1, form).stages["denoise"]
+
+    def in_blocks(self, cluster: Cluster, ranks: int) -> float:
+        """The same of DualParal. It decodes when all is denoised, so no decode is in between."""
+        video = replace(self.simulator(cluster).long_video(_long(ranks)), decode=0.0)
+        return video.run().denoised
+
+
+def windowed_ulysses(case: Case, cluster: Cluster) -> float:
+    """The same blocks, one after the other, each step's tokens and attention shared by Ulysses.
+
+    A window of the block and its contexts goes through all layers as a video of its own would; keys that a
+    pipeline's rank has cached are computed once more, so it is a little too slow.
+    """
+    queue = case.simulator(cluster).long_video(_long(RANKS)).queue
+    frames = 4 * (queue.block_frames + queue.context_frames) - 3
+    asked = Request(prompt="any", width=832, height=480, num_frames=frames, method="full")
+    one = Simulator(cluster, case.spec, resolve(asked, case.spec))
+    step = one.simulate(Way(placement=Placement(ranks=RANKS)), 1, Form(attention="ulysses")).step
+    assert queue.num_blocks
+    # Keys of the right neighbour are read too: attention over so many more.
+    return step * queue.num_blocks * queue.num_steps * _wider(case.spec, queue)
+
+
+def _wider(spec: ModelSpec, queue: BlockQueue) -> float:
+    """What attention to the right neighbour's frames adds to a step's operations, as a factor."""
+    transformer, tokens = spec.transformers[0], spec.tokens(1, 480, 832)
+    held = (queue.block_frames + queue.context_frames) * tokens
+    own = transformer.self_attention_flops(held, 0)
+    more = own * queue.context_frames / (queue.block_frames + queue.context_frames)
+    return 1 + more / transformer.flops(held, spec.text_length)
+
+
+def _long(ranks: int) -> Way:
+    return Way(placement=Placement(ranks=ranks), method="dualparal")
+
+
+def row(case: Case) -> dict[str, Any]:
+    """Seconds of denoising, and the fullest rank's bytes while it denoises."""
+    cluster = find_cluster(f"{RANKS}xRTX4090")
+    simulator = case.simulator(cluster)
+    seconds = {
+        "dualparal": case.in_blocks(cluster, RANKS),
+        "dualparal, one GPU": case.in_blocks(cluster, 1),
+        "windows, Ulysses": windowed_ulysses(case, cluster),
+        "full, one GPU": case.full(cluster, Placement(), Form(attention="ulysses")),
+    }
+    for name, (placement, form) in FULL.items():
+        seconds[f"full, {name}"] = case.full(cluster, placement, form)
+    memory = {
+        "dualparal": _denoising(simulator, _long(RANKS)),
+        "full, Ulysses": _denoising(simulator, Way(placement=Placement(ranks=RANKS))),
+    }
+    baseline = seconds["full, Ulysses"]
+    return {
+        "model": case.model,
+        "context_frames": case.context,
+        "seconds": seconds,
+        "memory_bytes": memory,
+        "gain": {name: baseline / took for name, took in seconds.items()},
+        "gain_over_ring": seconds["full, ring"] / seconds["dualparal"],
+        "of_the_window": seconds["full, one GPU"] / seconds["dualparal, one GPU"],
+        "over_windows": seconds["windows, Ulysses"] / seconds["dualparal"],
+        "on_eight": {
+            "dualparal": seconds["dualparal, one GPU"] / seconds["dualparal"],
+            "full, Ulysses": seconds["full, one GPU"] / seconds["full, Ulysses"],
+        },
+        "memory_gain": memory["full, Ulysses"] / memory["dualparal"],
+    }
+
+
+def _denoising(simulator: Simulator, way: Way) -> int:
+    """Bytes of the fullest rank that only denoises: the transformer's part, caches and activations."""
+    parts = simulator.memory_parts(way)[1]
+    names = ("weights", "text_cache", "activations", "latents", "keys")
+    return sum(parts.get(name, 0) for name in names)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """As in docs/planner.md."""
+    heads = (
+        *("model, context", "full, Ulysses", "full, ring", "windows, Ulysses", "DualParal"),
+        *("gain over Ulysses", "over ring", "of the window", "eight over one: DualParal", "full, Ulysses"),
+        *("over windows with Ulysses", "memory"),
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for one in rows:
+        seconds = one["seconds"]
+        numbers = (
+            *(one["gain"]["dualparal"], one["gain_over_ring"], one["of_the_window"]),
+            *(one["on_eight"]["dualparal"], one["on_eight"]["full, Ulysses"]),
+            *(one["over_windows"], one["memory_gain"]),
+        )
+        names = ("full, Ulysses", "full, ring", "windows, Ulysses", "dualparal")
+        cells = [f"{one['model']}, {one['context_frames']}", *(f"{seconds[n] / 60:.1f} min" for n in names)]
+        lines.append(f"| {' | '.join([*cells, *(f'{number:.2f}' for number in numbers)])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    rows = [row(Case(model, context)) for model in MODELS for context in CONTEXTS]
+    print(table(rows))
+    content = {"published": PUBLISHED, "frames": FRAMES, "ranks": RANKS, "block_frames": BLOCK, "rows": rows}
+    write_results("planner_dualparal", content)
+
+
+if __name__ == "__main__":
+    main()
