@@ -1,5 +1,6 @@
 """A generation through the seam equals WanPipeline's, and the streamed decode the VAE's."""
 
+import re
 from functools import partial
 
 import numpy as np
@@ -138,6 +139,8 @@ def test_memory_is_checked_before_loading(tmp_path, monkeypatch):
     assert story.check_memory(spec, request) is None
     has(lambda _: parts["weights"])
     assert "of memory will be needed, and this machine has" in story.check_memory(spec, request)
+    has(lambda _: spec.memory_bytes(1, 32, 64, 4)["peak"])
+    assert re.search("GB; fits with (decode tiles of|1 frames)", story.check_memory(spec, request))
     has(lambda _: parts["weights"] - 1)
     with pytest.raises(InputError, match=r"for its weights in fp32, and this machine has .* --dtype bf16"):
         story.check_memory(spec, request)

@@ -20,7 +20,7 @@ from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request, resolve
 from paradit.sampling.team import Alone, Team
-from paradit.scheduling.memory import memory_by_rank, on_one_device
+from paradit.scheduling.memory import memory_by_rank, on_one_device, way_out
 from paradit.scheduling.stages import STAGES
 from paradit.stages.decode import decode, frames
 from paradit.stages.denoise import denoise
@@ -110,7 +110,8 @@ def check_memory(
 ) -> str | None:
     """A warning where a resolved request may need more memory than a device has; before anything is loaded.
 
-    As for `room_bytes`. Raises InputError where the weights alone need more.
+    It says with what it would fit, as `paradit plan` does. As for `room_bytes`. Raises InputError where the
+    weights alone need more.
     """
     placement = placement or Placement()
     device, dtype = _where_and_how(request.dtype)
@@ -130,7 +131,13 @@ def check_memory(
             f"and {place}{hint}"
         )
     if room["peak"] > room["total"]:
-        return f"about {room['peak'] / 1e9:.1f} GB of memory will be needed{each}, and {place}"
+
+        def fits(changed: Request) -> bool:
+            needed = room_bytes(spec, changed, placement, local_ranks)
+            return needed["peak"] <= needed["total"]
+
+        out = way_out(request, spec, fits)
+        return f"about {room['peak'] / 1e9:.1f} GB of memory will be needed{each}, and {place}{out}"
     return None
 
 

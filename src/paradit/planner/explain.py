@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from paradit.planner.search import GOALS, Plan, Plans, kind_of, with_tiles
+from paradit.planner.search import GOALS, Plan, Plans, kind_of
 from paradit.planner.simulate import Simulated, Simulator
+from paradit.requests import Request
+from paradit.scheduling.memory import way_out
 
 WAITING, DECODING = 0.15, 0.15
 """Parts of a step, and of a video, from which on these are said to bound a plan."""
@@ -19,6 +21,7 @@ PARTS = {
     "latents": "the latents",
     "keys": "the neighbours' keys and values",
     "decode": "the decode",
+    "loaded": "the whole model, before its layers are divided",
 }
 
 
@@ -134,45 +137,31 @@ def misfits(plans: list[Plan], simulator: Simulator, said: Callable[[float], str
     for plan in plans:
         by_rank = simulator.memory_parts(plan.simulated.way)
         rank = max(range(len(by_rank)), key=lambda number: by_rank[number]["peak"])
-        parts = {name: size for name, size in by_rank[rank].items() if name != "peak"}
+        peak = by_rank[rank]["peak"]
+        parts = {name: size for name, size in by_rank[rank].items() if name not in ("peak", "loaded")}
+        if by_rank[rank].get("loaded") == peak:
+            parts = {"loaded": peak}
         largest = max(parts, key=parts.__getitem__)
         most = f"{said(parts[largest])} of it for {PARTS[largest]}"
-        text = f"{said(by_rank[rank]['peak'])} on rank {rank}, limit {said(limit)}, {most}"
-        if largest not in ("weights", "text_cache"):
+        text = f"{said(peak)} on rank {rank}, limit {said(limit)}, {most}"
+        if largest not in ("weights", "text_cache", "loaded"):
             text += f" of {request.width}x{request.height}x{request.num_frames}"
         alike.setdefault((largest, _way_out(plan, simulator)), []).append(
             (by_rank[rank]["peak"], text, plan.name)
         )
     found = []
-    for (_, way_out), group in alike.items():
+    for (_, instead), group in alike.items():
         _, text, _ = max(group)
         names = "; ".join(dict.fromkeys(name for *_, name in group))
-        found.append(f"does not fit: {text}{way_out} ({names})")
+        found.append(f"does not fit: {text}{instead} ({names})")
     return found
 
 
 def _way_out(plan: Plan, simulator: Simulator) -> str:
-    if tiles := with_tiles(simulator, plan.simulated.way):
-        return f"; fits with decode tiles of {tiles.tile}"
-    if frames := _fewer_frames(plan, simulator):
-        return f"; fits with {frames} frames"
-    return ""
+    way = plan.simulated.way
 
+    def fits(request: Request) -> bool:
+        changed = replace(simulator, request=request, long=request)
+        return changed.fits(replace(way, tile=request.vae_tile))
 
-def _fewer_frames(plan: Plan, simulator: Simulator) -> int | None:
-    """The most frames with which a plan fits; None: not even with one."""
-    request, ratio = simulator.request, simulator.spec.vae.temporal_compression
-    assert request.num_frames
-    if plan.simulated.way.method == "dualparal":
-        return None  # its memory does not grow with them
-
-    def fits(latent_frames: int) -> bool:
-        shorter = replace(request, num_frames=(latent_frames - 1) * ratio + 1)
-        memory = replace(simulator, request=shorter).memory(plan.simulated.way)
-        return max(memory) <= simulator.cluster.device.memory
-
-    least, most = 0, (request.num_frames - 1) // ratio + 1
-    while most - least > 1:
-        middle = (least + most) // 2
-        least, most = (middle, most) if fits(middle) else (least, middle)
-    return (least - 1) * ratio + 1 if least else None
+    return way_out(simulator.request_of(way), simulator.spec, fits)

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from paradit.errors import InputError
 from paradit.placement import Form, Placement
 from paradit.planner.simulate import Simulated, Simulator, Way
+from paradit.requests import Request
 from paradit.scheduling.balance import decoders_by_rule, name_of, ways
+from paradit.scheduling.memory import fitting_tile
 
 GOALS: dict[str, Callable[[Simulated], tuple[float, ...]]] = {
     "latency": lambda one: (one.latency, one.seconds),
@@ -75,14 +77,12 @@ def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
 
 def with_tiles(simulator: Simulator, way: Way) -> Way | None:
     """A way that does not fit, decoding in the largest tiles with which it does; None where none helps."""
-    request, limit = simulator.request_of(way), simulator.cluster.device.memory
-    assert request.height and request.width
-    tile = request.vae_tile
-    while (tile := simulator.spec.vae.smaller_tile(request.height, request.width, tile)) is not None:
-        smaller = replace(way, tile=tile)
-        if max(simulator.memory(smaller)) <= limit:
-            return smaller
-    return None
+
+    def fits(request: Request) -> bool:
+        return simulator.fits(replace(way, tile=request.vae_tile))
+
+    tile = fitting_tile(simulator.request_of(way), simulator.spec, fits)
+    return replace(way, tile=tile) if tile else None
 
 
 def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Way, Form]]:

@@ -260,6 +260,10 @@ class Simulator:
         """Estimated peak bytes of each rank."""
         return tuple(parts["peak"] for parts in self.memory_parts(way))
 
+    def fits(self, way: Way) -> bool:
+        """Whether there is memory for a way, by these estimates."""
+        return max(self.memory(way)) <= self.cluster.device.memory
+
     def _weights(self, stage: str) -> int:
         size = self._size(self.request)
         return self.spec.rank_memory_bytes(*size, ITEMSIZE[self.dtype], (stage,))["weights"]

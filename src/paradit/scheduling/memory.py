@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from paradit.distributed.shares import Shares
@@ -54,8 +56,8 @@ def _long(
 ) -> dict[str, int]:
     """The same parts for a rank of a long video in blocks, which has some of the layers.
 
-    "keys" are those that the next block's step reads. All layers are loaded before they are divided, so the
-    peak may be that.
+    "keys" are those that the next block's step reads; "loaded" is before layers are divided, when each rank
+    has them all, and the peak may be that.
     """
     assert request.height and request.width and request.guidance_scale
     stages, ranks = placement.stages_of(rank), placement.denoise_ranks
@@ -66,7 +68,7 @@ def _long(
     )
     loaded = parts["weights"]
     if "denoise" not in stages:
-        return {**parts, "keys": 0}
+        return {**parts, "keys": 0, "loaded": loaded}
     channels, frames, height, width = latent_shape(request, spec)
     queue = queue_of(request, frames)
     transformer = spec.transformers[0]
@@ -84,12 +86,44 @@ def _long(
     denoise = parts["text_cache"] + parts["activations"]
     # A rank that also decodes does so between two block-steps.
     working = parts["latents"] + parts["keys"] + max(denoise, parts["text_cache"] + parts["decode"])
-    return {**parts, "peak": max(loaded, parts["weights"] + working)}
+    return {**parts, "loaded": loaded, "peak": max(loaded, parts["weights"] + working)}
 
 
 def on_one_device(by_rank: list[dict[str, int]], sharing: int) -> dict[str, int]:
-    """ "weights" and "peak" of the fullest device, of which `sharing` ranks share one."""
-    return {
-        part: sum(sorted((parts[part] for parts in by_rank), reverse=True)[:sharing])
-        for part in ("weights", "peak")
-    }
+    """ "weights" at their most and "peak" of the fullest device, of which `sharing` ranks share one."""
+    found = {"weights": [parts.get("loaded", parts["weights"]) for parts in by_rank]}
+    found["peak"] = [parts["peak"] for parts in by_rank]
+    return {part: sum(sorted(sizes, reverse=True)[:sharing]) for part, sizes in found.items()}
+
+
+def fitting_tile(request: Request, spec: ModelSpec, fits: Callable[[Request], bool]) -> int | None:
+    """The largest decode tiles, smaller than a request's own, with which it fits; None: there are none."""
+    assert request.height and request.width
+    tile = request.vae_tile
+    while (tile := spec.vae.smaller_tile(request.height, request.width, tile)) is not None:
+        if fits(replace(request, vae_tile=tile)):
+            return tile
+    return None
+
+
+def fitting_frames(request: Request, spec: ModelSpec, fits: Callable[[Request], bool]) -> int | None:
+    """The most frames with which a request that does not fit as a whole would; None: not even one."""
+    ratio = spec.vae.temporal_compression
+    assert request.num_frames
+    if request.method != "full":
+        return None  # its memory hardly grows with them
+    least, most = 0, (request.num_frames - 1) // ratio + 1
+    while most - least > 1:
+        middle = (least + most) // 2
+        shorter = replace(request, num_frames=(middle - 1) * ratio + 1)
+        least, most = (middle, most) if fits(shorter) else (least, middle)
+    return (least - 1) * ratio + 1 if least else None
+
+
+def way_out(request: Request, spec: ModelSpec, fits: Callable[[Request], bool]) -> str:
+    """What a request that does not fit would fit with, to be added to what is said of it."""
+    if tile := fitting_tile(request, spec, fits):
+        return f"; fits with decode tiles of {tile}"
+    if frames := fitting_frames(request, spec, fits):
+        return f"; fits with {frames} frames"
+    return ""
