@@ -264,6 +264,15 @@ def test_decode_makes_the_same_video(model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "l.mp4").read_bytes() == (tmp_path / "a.mp4").read_bytes()
 
 
+def test_explain(model: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "a", "--model", model, "--num-frames", "13", "--ranks", "2", "--dry-run"]
+    done = run([*arguments, "--explain"], tmp_path, NO_TORCH)
+    assert done.returncode == 0, done.stderr
+    for said in ("paradit: method full: ", "paradit: attention auto: ", "paradit: memory, in fp32: at most"):
+        assert said in done.stderr
+    assert "attention auto" not in run(arguments, tmp_path, NO_TORCH).stderr
+
+
 def test_dry_run(model: Path, tmp_path: Path) -> None:
     arguments = ["generate", "A red circle!", "--model", model, "--num-frames", "13", "--dry-run"]
     shown = run(arguments, tmp_path, NO_TORCH)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from paradit.cli.explain import explain
 from paradit.cli.jobs import Options, check_run, make_jobs, read_prompts
 from paradit.cli.progress import Reporter
 from paradit.cli.signals import stop
@@ -46,6 +47,10 @@ def generate(options: Options, report: Reporter) -> int:
     jobs = [replace(job, request=placement.tiled(job.request, spec)) for job in jobs]
     for warning in dict.fromkeys(line for job in jobs for line in _warnings(job.request, spec)):
         report.warn(warning)
+    if options.explain:
+        lines = (line for job in jobs for line in explain(options, job.request, placement, spec))
+        for line in dict.fromkeys(lines):
+            report.explain(line)
     automatic = options.placement == AUTO and placement.ranks > 1
     unknown = next((job.request.method for job in jobs if job.request.in_blocks), None)
     if automatic and unknown:

@@ -61,6 +61,7 @@ class Options:
     hang_limit: float
     json: bool
     dry_run: bool
+    explain: bool
 
 
 def make_jobs(options: Options, prompts: list[str], spec: ModelSpec) -> list[Job]:

@@ -49,6 +49,10 @@ class Reporter(Report):
     def warn(self, message: str) -> None:
         self._say(f"paradit: warning: {message}")
 
+    def explain(self, line: str) -> None:
+        """Why something is done as it is: `--explain`."""
+        self._say(f"paradit: {line}")
+
     def placement(self, placement: Placement, reason: str, seconds: dict[str, float]) -> None:  # noqa: ARG002
         """What `--placement auto` has chosen, and why; and the seconds of all that it compared, by name."""
         self._say(f"paradit: placement: {reason}")
@@ -121,6 +125,9 @@ class JsonReporter(Reporter):
 
     def warn(self, message: str) -> None:
         self._event("warning", message=message)
+
+    def explain(self, line: str) -> None:
+        self._event("explain", line=line)
 
     def placement(self, placement: Placement, reason: str, seconds: dict[str, float]) -> None:
         self._event("placement", **asdict(placement), reason=reason, seconds=seconds)

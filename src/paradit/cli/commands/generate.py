@@ -203,6 +203,9 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run, its tokens and memory; load no weights.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say why: the method, the attention, the memory by part.")
+    ] = False,
 ) -> int:
     """Make a video from a prompt.
 

@@ -1,0 +1,51 @@
+"""`--explain`: why a run is made as it is, one line for each choice. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from paradit.cli.text import amount
+from paradit.scheduling.memory import memory_by_rank
+
+if TYPE_CHECKING:
+    from paradit.cli.jobs import Options
+    from paradit.models.spec import ModelSpec
+    from paradit.placement import Placement
+    from paradit.requests import Request
+
+BYTES = {"bf16": 2, "fp32": 4}
+
+
+def explain(options: Options, request: Request, placement: Placement, spec: ModelSpec) -> list[str]:
+    """Of a resolved request: its method, how attention is shared, what the fullest rank needs."""
+    return [
+        _method(options, request, spec),
+        *([_attention(placement)] if placement.branch_ranks > 1 and not request.in_blocks else []),
+        _memory(request, placement, spec),
+    ]
+
+
+def _method(options: Options, request: Request, spec: ModelSpec) -> str:
+    if options.method is not None:
+        return f"method {request.method}: as asked for"
+    trained = spec.defaults.train_frames
+    if trained is None:
+        return f"method {request.method}: the length that the model was trained on is not known"
+    limit = f"{'' if request.trim else 'twice '}the {trained[1]} of training"
+    than = "more" if request.in_blocks else "no more"
+    return f"method {request.method}: {request.num_frames} frames are {than} than {limit}"
+
+
+def _attention(placement: Placement) -> str:
+    open_choices = placement.attention == "auto" or (placement.attention == "pipesp" and not placement.chunks)
+    if open_choices:
+        return f"attention {placement.attention}: the quickest form, as rehearsed in the first step"
+    return f"attention {placement.attention}: as asked for"
+
+
+def _memory(request: Request, placement: Placement, spec: ModelSpec) -> str:
+    dtype = request.dtype or "fp32"
+    by_rank = memory_by_rank(placement, request, spec, BYTES[dtype])
+    rank = max(range(len(by_rank)), key=lambda number: by_rank[number]["peak"])
+    parts = ", ".join(f"{name} {amount(size, 'B')}" for name, size in by_rank[rank].items() if name != "peak")
+    return f"memory, in {dtype}: at most about {amount(by_rank[rank]['peak'], 'B')}, on rank {rank} ({parts})"
