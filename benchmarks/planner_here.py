@@ -34,6 +34,8 @@ from machine import RESULTS, write_results
 from pairs import Pair, join, serve
 from paradit.distributed.world import World, current_world
 from paradit.engine.calibrate import CPU, Calibration, measure, measure_messages
+from paradit.engine.job import Report
+from paradit.engine.make import make_videos
 from paradit.models.folder import find_model
 from paradit.models.hunyuan_video.spec import transformer_spec as hunyuan_video_spec
 from paradit.models.published import published_spec
@@ -45,7 +47,10 @@ from paradit.planner.hardware import Cluster, find_cluster
 from paradit.planner.simulate import Simulator, Way
 from paradit.progress import Progress
 from paradit.requests import Request, resolve
+from paradit.scheduling.balance import play
 from paradit.testing import run_world
+from paradit.trace.merge import read_spans
+from paradit.trace.spans import STAGE, Tracing, recording
 from stages import STEPS, jobs_of, take
 from stages import WAYS as STAGE_WAYS
 
@@ -61,6 +66,8 @@ WAYS = {
 PORT = 29720
 PROMPTS = 10
 DIFFERENCE = 0.05
+TRACED = ("together", "apart")
+"""Ways whose schedule is settled beforehand; in others ranks take what comes first."""
 
 
 def placement_of(form: Form) -> Placement:
@@ -179,6 +186,7 @@ def stages(repeats: int) -> dict[str, Any]:
                 taken[name].append(take(placement, PROMPTS, steps))
         for name, placement in STAGE_WAYS.items():
             way = Way(placement=placement, coprocess=placement.coprocess)
+            traced = name in TRACED
             simulated = simulator.simulate(way, PROMPTS, Form(attention="ulysses"))
             rows.append({
                 "case": f"{steps} steps",
@@ -189,8 +197,39 @@ def stages(repeats: int) -> dict[str, Any]:
                 "stages_measured": {
                     part: median(stages[part] for _, stages in taken[name]) for part in ("denoise", "decode")
                 },
+                "same_order": same_order(placement, steps, dict(simulated.stages)) if traced else None,
             })  # fmt: skip
     return {"machine_file": text, "prompts": PROMPTS, "repeats": repeats, "rows": rows}
+
+
+def traced_rank(world: World, placement: Placement, steps: int, folder: str) -> None:
+    spec = read_spec(find_model("shapes"))
+    jobs = jobs_of(spec, PROMPTS, steps, folder)
+    with recording(Tracing(Path(folder)), world.rank):
+        make_videos(jobs, spec, placement, Report(), overwrite=True, world=world)
+
+
+def same_order(placement: Placement, steps: int, seconds: dict[str, float]) -> dict[str, bool]:
+    """Whether stages begin and end in the simulated order: on each rank, and on both together."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_world(traced_rank, 2, placement, steps, folder, timeout=900)
+        spans = {path.name[0]: read_spans(path) for path in Path(folder).glob("*.jsonl")}
+    real = [
+        (at, rank, moment, span.name, span.about["request"])
+        for rank in ("0", "1")
+        for span in spans[rank]
+        if span.category == STAGE and "request" in span.about
+        for moment, at in (("begin", span.begin), ("end", span.end))
+    ]
+    simulated = [
+        (at, str(rank), moment, span.stage, span.request)
+        for span in play(placement, PROMPTS, seconds)
+        for rank in span.ranks
+        for moment, at in (("begin", span.start), ("end", span.end))
+    ]
+    orders = [[event[1:] for event in sorted(events, key=lambda e: e[0])] for events in (real, simulated)]
+    by_rank = [[[e for e in order if e[0] == rank] for rank in ("0", "1")] for order in orders]
+    return {"by_rank": by_rank[0] == by_rank[1], "together": orders[0] == orders[1]}
 
 
 def judge(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from paradit.distributed.transport import Transport
 from paradit.distributed.world import World
 from paradit.errors import InputError
 from paradit.models.spec import read_spec
+from paradit.placement import Placement
+from paradit.scheduling.balance import play
 from paradit.testing import run_world
 from paradit.trace import spans
 from paradit.trace.merge import Span, chrome_trace, collected, merge, read_spans
@@ -272,6 +274,26 @@ def test_the_trace_of_a_run(traced: Path) -> None:
         assert not any(lies_in(wait, stages) for wait in only(found, CHANNEL))
     waits = [span.name for span in only(by_rank[0], CHANNEL)]
     assert waits.count("wait for rank 1") == len(PROMPTS)  # for the encoded prompts
+
+
+def test_stages_come_in_the_simulated_order(traced: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    done = command(
+        tmp_path, "generate", "--prompts-file", "prompts.txt", "--model", str(model), "--ranks", "2",
+        "--placement", "denoise=0 decode=1", "--trace", "t.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for path, placement in (
+        (traced, Placement(ranks=2, encode=(1,), denoise=(0, 1), decode=(1,))),
+        (tmp_path / "t.json", Placement(ranks=2, denoise=(0,), decode=(1,))),
+    ):
+        simulated = sorted(
+            play(placement, len(PROMPTS), {"encode": 0.1, "denoise": 1.0, "decode": 0.5}),
+            key=lambda span: span.start,
+        )
+        for rank, traced_spans in read_trace(path).items():
+            found = [(s.name, s.about["request"]) for s in only(traced_spans, STAGE) if "request" in s.about]
+            assert found == [(span.stage, span.request) for span in simulated if rank in span.ranks]
 
 
 def test_bytes_are_those_of_the_exchange(traced: Path, model: Path) -> None:
