@@ -195,3 +195,12 @@ def test_a_check_that_fails_leaves_the_others(
     for name in ("devices", "links", "formats"):
         assert f"{name} could not be found out: OSError: not there" in said
     assert "ready: native" in said
+
+
+def test_the_doctor_answers_without_torch() -> None:
+    script = "import sys; sys.modules['torch'] = None; from paradit.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "doctor"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "torch" in done.stdout

@@ -11,7 +11,12 @@ from paradit.cli.text import amount
 
 def doctor(*, as_json: bool) -> None:
     """Print what was found."""
-    from paradit.engine.doctor import examine
+    try:
+        from paradit.engine.doctor import examine
+    except ImportError as error:  # without torch nothing else can be looked at
+        said = f"{error}: install ParaDiT anew, with what it needs"
+        print(json.dumps({"event": "doctor", "error": said}) if as_json else said)
+        return
 
     found = examine()
     if as_json:
