@@ -36,7 +36,7 @@ from paradit.planner.calibration import (
     Work,
 )
 from paradit.progress import Progress
-from paradit.sampling.rehearsal import measure_block, measure_link, now, seconds
+from paradit.sampling.rehearsal import Link, measure_block, measure_link, now, seconds
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT_TOKENS = 32
@@ -75,7 +75,7 @@ CPU = Sizes(
     ],
     decodes=[(16, (5, 64, 64)), (16, (9, 80, 80)), (32, (5, 64, 64)), (96, (5, 32, 32)), (96, (5, 48, 48))],
     copy_bytes=2**26,
-    message_bytes=2**22,
+    message_bytes=2**23,
 )
 CUDA = Sizes(
     products=[(rows, columns) for columns in (1536, 3072, 5120) for rows in (256, 2048, 16384)],
@@ -281,22 +281,33 @@ def measure_messages(transport: Transport, device: torch.device, size: int) -> M
 
     All ranks of the transport call it together.
     """
-    each, number = [], transport.num_ranks
-    for first in range(number - 1):  # neighbours, one pair after the other; the slowest counts
-        mine = [rank for rank in (first, first + 1) if transport.rank in (first, first + 1)]
-        peers = [rank for rank in mine if rank != transport.rank]
-        link = measure_link(transport, size, device, peers)
-        each.append(link.seconds_per_byte if peers else 0.0)
-    together = measure_link(transport, size, device)
-    pair = max(_largest(transport, one, device) for one in each)
+    rank, number = transport.rank, transport.num_ranks
+    together = _usual_link(transport, size, device)
+    pair = 0.0
+    for first in range(number - 1 if number > 2 else 0):  # one pair after the other; the slowest counts
+        mine = {first, first + 1}
+        link = _usual_link(transport, size, device, sorted(mine - {rank}) if rank in mine else [])
+        pair = max(pair, _largest(transport, link.seconds_per_byte if rank in mine else 0.0, device))
     latency, everyone = (
         _largest(transport, one, device) for one in (together.latency, together.seconds_per_byte)
     )
     return Messages(
         latency=latency,
-        pair=1 / max(pair, 1e-15),
-        all=1 / max(everyone, 1e-15),
+        pair=1 / (pair or everyone),
+        all=1 / everyone,
         crowding=_crowding(transport, size, device),
+    )
+
+
+def _usual_link(
+    transport: Transport, size: int, device: torch.device, peers: Sequence[int] | None = None
+) -> Link:
+    """The median of several measurements, each the best of some: one that is disturbed may be far off."""
+    links = [measure_link(transport, size, device, peers) for _ in range(TIMES)]
+    # Messages so small that they take no longer than one byte would be infinitely quick.
+    return Link(
+        latency=median(link.latency for link in links),
+        seconds_per_byte=max(1e-13, median(link.seconds_per_byte for link in links)),
     )
 
 
@@ -315,7 +326,7 @@ def _crowding(transport: Transport, size: int, device: torch.device) -> float:
         wait = send()
         wait()
 
-    travels = _slowest(transport, lambda: _usual(there, device), device)
+    travels = _slowest(transport, lambda: _usual(there, device, least=0.0), device)
     times = 1 + ceil(travels / _slowest(transport, lambda: _usual(once, device), device))
 
     def attend() -> object:
@@ -327,7 +338,7 @@ def _crowding(transport: Transport, size: int, device: torch.device) -> float:
         wait()
 
     alone = _slowest(transport, lambda: _usual(attend, device), device)
-    beside = _slowest(transport, lambda: _usual(both, device), device)
+    beside = _slowest(transport, lambda: _usual(both, device, least=0.0), device)
     return max(0.0, (beside - alone) / travels)  # attention takes longer than the messages
 
 
@@ -335,11 +346,15 @@ def _sizes(device: torch.device) -> Sizes:
     return CUDA if device.type == "cuda" else CPU
 
 
-def _usual(work: Callable[[], object], device: torch.device) -> float:
-    """What `work` usually takes, after it has been done once, while the other ranks are as busy."""
+def _usual(work: Callable[[], object], device: torch.device, *, least: float = LEAST_SECONDS) -> float:
+    """What `work` usually takes, after it has been done once, while the other ranks are as busy.
+
+    least: seconds for which it is repeated at least; none where ranks send each other something, and must
+    all do so as often.
+    """
     work()
     taken: list[float] = []
-    while len(taken) < TIMES or sum(taken) < LEAST_SECONDS:
+    while len(taken) < TIMES or sum(taken) < least:
         began = now(device)
         work()
         taken.append(now(device) - began)
