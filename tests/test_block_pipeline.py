@@ -18,7 +18,7 @@ from paradit.models.protocol import VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import read_spec
 from paradit.progress import Progress
-from paradit.sampling import block_pipeline, full_sequence
+from paradit.sampling import block_pipeline, full_sequence, stage_links
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.block_state import QueueState
 from paradit.sampling.forward import run
@@ -26,7 +26,7 @@ from paradit.sampling.guidance import guide
 from paradit.sampling.layer_split import LayerCosts, LayerShare, divide_layers, measure_layers
 from paradit.sampling.noise import BlockNoise, PooledNoise
 from paradit.scheduling.block_queue import LEVELS, BlockQueue
-from paradit.scheduling.layer_pipeline import idle_slots
+from paradit.scheduling.layer_pipeline import StageGrid, idle_slots
 from paradit.testing import run_world
 from tiny import VARIANTS, decoded, save_folder, save_hunyuan_folder
 
@@ -115,19 +115,30 @@ def alone(folder: Path, cases: list[Case]) -> list[list[Tensor]]:
         return [list(pipeline(model, case).blocks()) for case in cases]
 
 
-def on_ranks(world: World, folder: Path, cases: list[Case], costs: LayerCosts | None) -> list[list[Tensor]]:
+def on_ranks(
+    world: World,
+    folder: Path,
+    cases: list[Case],
+    costs: LayerCosts | None,
+    grid: StageGrid,
+) -> list[list[Tensor]]:
     model = load(folder)
-    share = divide_layers(model, world, costs)
+    share = divide_layers(model, world, costs, grid)
     return [list(pipeline(model, case, share).blocks()) for case in cases]
 
 
-def check_ranks(folder: Path, cases: list[Case], num_ranks: int, costs: LayerCosts | None = None) -> None:
+def check_ranks(
+    folder: Path, cases: list[Case], grid: StageGrid | int, costs: LayerCosts | None = None
+) -> None:
+    """The bits of one process; within 1e-5 where ranks share tokens. grid: or how many stages of one rank."""
+    grid = grid if isinstance(grid, StageGrid) else StageGrid(grid)
     expected = alone(folder, cases)
-    first, *others = run_world(on_ranks, num_ranks, folder, cases, costs, timeout=240)
+    first, *others = run_world(on_ranks, grid.num_ranks, folder, cases, costs, grid, timeout=240)
     assert all(made == [[] for _ in cases] for made in others)
     for case, made, blocks in zip(cases, first, expected, strict=True):
         assert sum(block.shape[2] for block in made) == case.frames
-        assert all(torch.equal(a, b) for a, b in zip(made, blocks, strict=True)), case
+        worst = max((a - b).abs().max().item() for a, b in zip(made, blocks, strict=True))
+        assert worst <= (0 if grid.sharers == 1 else 1e-5), case
 
 
 @pytest.mark.parametrize(("num_ranks", "layers"), [(1, 2), (2, 5), (3, 4), (4, 4), (4, 7)])
@@ -144,6 +155,33 @@ def test_every_wan_on_three_ranks(variant: str, tmp_path: Path) -> None:
 def test_hunyuan_video_on_two_ranks(tmp_path: Path) -> None:
     """Two double blocks and two single ones; the text's tokens travel too."""
     check_ranks(save_hunyuan_folder(tmp_path), CASES[:3], 2, LayerCosts((3.0, 1.0, 1.0, 1.0)))
+
+
+GUIDED = [case for case in CASES if case.guided]
+
+
+@pytest.mark.parametrize(
+    ("grid", "layers"), [(StageGrid(1, 2), 2), (StageGrid(2, 2), 3), (StageGrid(1, 2, 2), 2)], ids=str
+)
+def test_branches_on_ranks_of_their_own(grid: StageGrid, layers: int, tmp_path: Path) -> None:
+    check_ranks(save_folder("wan21", tmp_path, heads=3, layers=layers), GUIDED, grid)
+
+
+@pytest.mark.parametrize(
+    ("grid", "layers"), [(StageGrid(1, 1, 2), 2), (StageGrid(1, 1, 4), 2), (StageGrid(2, 1, 2), 3)], ids=str
+)
+def test_tokens_shared_in_a_stage(grid: StageGrid, layers: int, tmp_path: Path) -> None:
+    """Three heads, which do not divide; blocks of so few tokens that some ranks have none."""
+    check_ranks(save_folder("wan21", tmp_path, heads=3, layers=layers), CASES, grid)
+
+
+@pytest.mark.parametrize("variant", ["wan22_a14b", "wan22_ti2v"])
+def test_groups_of_every_wan(variant: str, tmp_path: Path) -> None:
+    check_ranks(save_folder(variant, tmp_path, heads=3, layers=2), GUIDED[:3], StageGrid(2, 1, 2))
+
+
+def test_groups_of_hunyuan_video(tmp_path: Path) -> None:
+    check_ranks(save_hunyuan_folder(tmp_path, heads=3), CASES[:3], StageGrid(2, 1, 2))
 
 
 def in_bf16(world: World, folder: Path) -> list[Tensor]:
@@ -193,9 +231,9 @@ def slots_taken(world: World, folder: Path, cases: list[Case]) -> list[float]:
         Clock.now += 1
         return run(work)
 
-    block_pipeline.Channel, block_pipeline.Expected = Clock.Channel, Clock.Expected
+    stage_links.Channel, stage_links.Expected = Clock.Channel, Clock.Expected
     block_pipeline.run = run_in_one_slot
-    block_pipeline.HOP_DEPTH *= 2
+    stage_links.HOP_DEPTH *= 2
     for case in cases:
         Clock.now = 0.0
         list(pipeline(model, case, share).blocks())
@@ -357,35 +395,44 @@ def test_stopped_after_any_round_and_gone_on(case: Case | str, tmp_path: Path) -
             assert all(torch.equal(a, b) for a, b in zip(rest, made[before:], strict=True))
 
 
-def saved_on_ranks(world: World, folder: Path, case: Case) -> list[QueueState]:
+def saved_on_ranks(world: World, folder: Path, case: Case, grid: StageGrid) -> list[QueueState]:
     model, states = load(folder), []
-    share = divide_layers(model, world, None)
+    share = divide_layers(model, world, None, grid)
     list(pipeline(model, case, share).blocks(states.append, save_every=3))
     return states
 
 
-def going_on(world: World, folder: Path, case: Case, state: QueueState) -> list[Tensor]:
+def going_on(world: World, folder: Path, case: Case, state: QueueState, grid: StageGrid) -> list[Tensor]:
     model = load(folder)
-    share = divide_layers(model, world, None)
+    share = divide_layers(model, world, None, grid)
     return list(pipeline(model, case, share, state).blocks())
 
 
 @pytest.mark.parametrize("source", ["latents", "cache"])
-def test_gone_on_with_another_number_of_ranks(source: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(StageGrid(3), StageGrid(2)), (StageGrid(1, 1, 2), StageGrid(1, 2)), (StageGrid(2), StageGrid(1, 1, 3))],
+    ids=str,
+)
+def test_gone_on_with_another_number_of_ranks(
+    source: str, before: StageGrid, after: StageGrid, tmp_path: Path
+) -> None:
     folder, case = save_folder("wan21", tmp_path, layers=3), replace(CASES[0], left_source=source)
     (expected,) = alone(folder, [case])
-    by_rank = run_world(saved_on_ranks, 3, folder, case)
+    by_rank = run_world(saved_on_ranks, before.num_ranks, folder, case, before)
     assert [state.round for state in by_rank[1]] == [3, 6]
     first, *others = (states[-1] for states in by_rank)
     features = {
-        key: {layer: part for state in (first, *others) for layer, part in state.left_features[key].items()}
-        for key in first.left_features
+        key: {of: part for state in (first, *others) for of, part in state.left_features.get(key, {}).items()}
+        for state in (first, *others)
+        for key in state.left_features
     }
     assert bool(features) == (source == "cache")
-    whole = replace(first, left_features=features)
-    made, _ = run_world(going_on, 2, folder, case, whole)
+    whole = QueueState.from_bytes(replace(first, left_features=features).to_bytes())
+    made, *_ = run_world(going_on, after.num_ranks, folder, case, whole, after)
     assert made
-    assert all(torch.equal(a, b) for a, b in zip(made, expected[-len(made) :], strict=True))
+    for a, b in zip(made, expected[-len(made) :], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 if before.sharers * after.sharers > 1 else 0)
 
 
 @pytest.mark.parametrize("case", CASES[:3], ids=str)

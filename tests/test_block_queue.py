@@ -3,6 +3,7 @@
 import random
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -15,6 +16,8 @@ from paradit.scheduling.layer_pipeline import (
     Collect,
     Compute,
     Operation,
+    StageGrid,
+    choose_stages,
     duration,
     idle_slots,
     in_flight,
@@ -220,6 +223,36 @@ def test_fewer_blocks_or_steps_than_ranks(num_blocks: int, num_steps: int) -> No
 def test_duration_is_that_of_the_slowest_rank_and_what_is_idle() -> None:
     queue = blocks_and_steps(20, 20)
     assert duration(queue, [1.0, 3.0]) == pytest.approx(20 * 20 * 3.0 + 1.0, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "num_steps", "num_ranks", "num_layers", "parts", "expected"),
+    [
+        (32, 50, 4, 40, 1, 4),
+        (32, 50, 8, 40, 2, 8),
+        (5, 50, 8, 40, 1, 4),  # fewer blocks than ranks: 0.59 in eight stages, 0.97 in four
+        (5, 50, 8, 40, 2, 8),  # two branches fill what one leaves idle
+        (32, 4, 8, 40, 1, 4),  # fewer steps than ranks
+        (1, 10, 4, 40, 2, 1),  # one block
+        (32, 50, 8, 6, 1, 2),  # four stages of six layers: the slowest has two of 1.5
+        (32, 50, 5, 4, 2, 1),  # more ranks than layers
+        (None, 50, 4, 40, 2, 4),
+        (None, 2, 4, 40, 1, 2),
+    ],
+)
+def test_as_many_stages_as_are_used_well(  # noqa: PLR0917
+    num_blocks: int | None, num_steps: int, num_ranks: int, num_layers: int, parts: int, expected: int
+) -> None:
+    queue = replace(blocks_and_steps(num_blocks or 1, num_steps), num_frames=num_blocks and 4 * num_blocks)
+    assert choose_stages(queue, num_ranks, num_layers, parts) == expected
+
+
+def test_where_ranks_stand() -> None:
+    grid = StageGrid(num_stages=2, cfg_degree=2, sharers=2)
+    assert (grid.num_ranks, grid.stage_ranks) == (8, 4)
+    assert grid.groups() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    where = [(grid.stage(rank), grid.branch(rank), grid.place(rank)) for rank in range(8)]
+    assert where == [(stage, branch, place) for stage in (0, 1) for branch in (0, 1) for place in (0, 1)]
 
 
 def test_a_video_without_end() -> None:

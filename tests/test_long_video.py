@@ -62,7 +62,10 @@ def test_exactly_so_many_frames(alone: Path) -> None:
     "options",
     [
         ["--ranks", "2"],
-        ["--ranks", "3", "--placement", "denoise=0-2 decode=0"],
+        ["--ranks", "3", "--placement", "denoise=0-2 decode=0", "--pipeline-degree", "3"],
+        ["--ranks", "4", "--cfg-degree", "2"],
+        ["--ranks", "2", "--pipeline-degree", "1"],
+        ["--placement", "denoise=0-3 decode=4", "--pipeline-degree", "2"],
         ["--placement", "denoise=0 decode=1"],
         ["--placement", "denoise=0-1 decode=2 encode=2"],
         ["--placement", "denoise=1-2 decode=0,3", "--decode-degree", "2", "--vae-tile", "32"],
@@ -75,6 +78,13 @@ def test_the_same_on_any_ranks(model: Path, alone: Path, tmp_path: Path, options
         assert torch.equal(made, wanted)
     else:
         same_video(tmp_path, alone)
+
+
+def test_more_ranks_than_layers(model: Path, alone: Path, tmp_path: Path) -> None:
+    """All share the tokens: products of four rows may round otherwise."""
+    finished(tmp_path, *arguments(model, "--ranks", "5"))
+    made, wanted = (load_file(where / "l.safetensors")["latents"] for where in (tmp_path, alone))
+    torch.testing.assert_close(made, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [[], ["--placement", "denoise=0-1 decode=2"]], ids=["alone", "apart"])
@@ -128,7 +138,15 @@ def test_what_it_is_compared_to(model: Path, tmp_path: Path, method: str, option
         (["--context-frames", "3"], "context_frames are a neighbour's, which has 2: use at most 2, got 3"),
         (["--block-frames", "60", "--context-frames", "8"], "at most 64 latent frames"),
         (["--method", "full"], "method full has no block_frames and context_frames: use method dualparal"),
-        (["--ranks", "5"], "5 ranks cannot divide 4 layers: use at most 4, or replicas"),
+        (
+            ["--ranks", "6", "--pipeline-degree", "6"],
+            "6 pipeline stages cannot divide 4 layers: use a pipeline_degree of 3",
+        ),
+        (
+            ["--ranks", "4", "--cfg-degree", "2", "--pipeline-degree", "4"],
+            "2 ranks for each guidance branch do not divide into 4 pipeline stages: use a pipeline_degree of",
+        ),
+        (["--pipeline-degree", "0"], "pipeline_degree must be at least 1, got 0"),
         (["--ranks", "2", "--attention", "ring"], "divides the layers over the ranks: leave attention out"),
         (["--placement", "denoise=0-1 decode=1"], "rank 1 cannot denoise a long video and decode it at the"),
         (["--placement", "auto", "--ranks", "2"], "placement auto does not know method dualparal"),
@@ -146,6 +164,19 @@ def test_what_cannot_be_is_refused(model: Path, tmp_path: Path, options: list[st
     assert said in errors
     assert len(errors.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_dry_run_says_of_stages(model: Path, tmp_path: Path) -> None:
+    command = finished(tmp_path, *arguments(model, "--ranks", "4", "--pipeline-degree", "2", "--dry-run"))
+    (plan,) = [told for told in command.told if told["event"] == "plan"]
+    assert plan["pipeline_degree"] == 2
+    assert [share["layers"] for share in plan["shares"]] == [2] * 4
+    assert sum(share["tokens"] for share in plan["shares"][:2]) == plan["tokens"]
+
+
+def test_stages_are_of_long_videos(model: Path, tmp_path: Path) -> None:
+    command = Command(tmp_path, "generate", "a", "--model", str(model), "--pipeline-degree", "1")
+    assert command.end()[0] == 2
 
 
 def test_how_long_is_written(tmp_path: Path) -> None:

@@ -246,5 +246,5 @@ def test_some_rows_have_the_bits_of_all(total: int, depth: int) -> None:
     for _ in range(30):
         start = numbers.randrange(total)
         stop = numbers.randrange(start, total) + 1
-        assert torch.equal(some_rows(sdpa, q[:, start:stop], k, v, start), expected[:, start:stop])
+        assert torch.equal(some_rows(sdpa, q[:, start:stop], k, v, start=start), expected[:, start:stop])
     torch.set_num_threads(threads)

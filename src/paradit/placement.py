@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from paradit import kernels
 from paradit.errors import InputError
-from paradit.requests import frames_at_once
+from paradit.requests import frames_at_once, latent_shape
+from paradit.scheduling.block_queue import queue_of
+from paradit.scheduling.layer_pipeline import StageGrid, choose_stages
 from paradit.scheduling.stages import STAGES
 
 if TYPE_CHECKING:
@@ -57,11 +59,13 @@ class Placement:
     """The ranks with the VAE, each of which decodes whole videos; None: the first that denoises."""
     replicas: int = 1
     """Equal groups of neighbouring ranks, each with a whole model, each making every so-many-th video."""
-    """The ranks with the VAE; None: the first that denoises."""
     decode_degree: int = 1
     """How many of them share a video, by tiles: 1, each decodes whole videos in turn; or all."""
     cfg_degree: int = 1
     """2: the two guidance branches on different ranks; 1: all ranks compute both."""
+    pipeline_degree: int | None = None
+    """Of long videos in blocks: how many stages divide the layers; the ranks of a stage share each branch's
+    tokens. None: as many as are used well (`choose_stages`)."""
     attention: str = "auto"
     """How the ranks of a branch share its attention; `auto` tries `ulysses`, `pipesp` and `interleave`."""
     chunks: int | None = None
@@ -99,6 +103,13 @@ class Placement:
             raise InputError(
                 f"{number} ranks do not divide into {self.cfg_degree} guidance branches: "
                 f"use {number + 1} ranks, or cfg_degree 1"
+            )
+        if self.pipeline_degree is not None and self.pipeline_degree < 1:
+            raise InputError(f"pipeline_degree must be at least 1, got {self.pipeline_degree}")
+        if self.branch_ranks % (self.pipeline_degree or 1):
+            raise InputError(
+                f"{self._written_ranks()} do not divide into {self.pipeline_degree} pipeline stages: use a "
+                f"pipeline_degree of {_divisors(self.branch_ranks)}"
             )
         kernels.check_kernel(self.kernel, self.attention)
         self._check_chunks()
@@ -223,6 +234,28 @@ class Placement:
         """How many ranks share a branch's tokens."""
         return len(self.denoise_ranks) // self.cfg_degree
 
+    def _written_ranks(self) -> str:
+        branches = " for each guidance branch" if self.cfg_degree > 1 else ""
+        return f"{self.branch_ranks} rank{'s' * (self.branch_ranks > 1)}{branches}"
+
+    def stage_grid(self, request: Request, spec: ModelSpec) -> StageGrid:
+        """How the denoise ranks divide layers, branches and tokens of a resolved request.
+
+        Without blocks of frames all ranks have all layers.
+        """
+        if request.method != "dualparal":
+            return StageGrid(1, self.cfg_degree, self.branch_ranks)
+        stages = self.pipeline_degree
+        if stages is None:
+            assert request.guidance_scale
+            stages = choose_stages(
+                queue_of(request, latent_shape(request, spec)[1]),
+                self.branch_ranks,
+                _num_layers(spec),
+                spec.num_branches(request.guidance_scale) // self.cfg_degree,
+            )
+        return StageGrid(stages, self.cfg_degree, self.branch_ranks // stages)
+
     def to_json(self) -> str:
         """All fields, as `from_json` reads them."""
         return json.dumps(asdict(self), indent=2)
@@ -294,11 +327,17 @@ class Placement:
             self._check_blocks(request)
         if request.method == "dualparal":
             self._check_layers(spec)
+        elif self.pipeline_degree is not None:
+            raise InputError(
+                f"pipeline_degree is method dualparal's, and this video's is {request.method}: leave it out"
+            )
         tokens = spec.tokens(frames_at_once(request, spec), request.height, request.width)
-        if self.branch_ranks > tokens:
+        grid = self.stage_grid(request, spec)
+        if grid.sharers > tokens:
+            most = tokens * grid.num_stages * self.cfg_degree
             raise InputError(
                 f"{len(self.denoise_ranks)} ranks are more than there is work for: this video has {tokens} "
-                f"tokens, use at most {tokens * self.cfg_degree}"
+                f"tokens, use at most {most}"
             )
         self._check_tiles(self.tiled(request, spec), spec)
 
@@ -314,9 +353,8 @@ class Placement:
             )
 
     def _check_layers(self, spec: ModelSpec) -> None:
-        """Of a long video in blocks by dualparal: the ranks divide the layers, and nothing else."""
+        """Of a long video in blocks by dualparal: stages of ranks divide the layers."""
         other = {
-            "cfg_degree": self.cfg_degree > 1,
             "attention": self.attention != "auto",
             "chunks": self.chunks is not None,
             "interleave": self.interleave is not None,
@@ -324,11 +362,11 @@ class Placement:
         if any(other.values()):
             named = ", ".join(name for name, given in other.items() if given)
             raise InputError(f"method dualparal divides the layers over the ranks: leave {named} out")
-        layers = min(transformer.num_layers for transformer in spec.transformers)
-        if len(self.denoise_ranks) > layers:
+        layers, stages = _num_layers(spec), self.pipeline_degree or 1
+        if stages > layers:
+            most = max(n for n in range(1, layers + 1) if self.branch_ranks % n == 0)
             raise InputError(
-                f"{len(self.denoise_ranks)} ranks cannot divide {layers} layers: use at most {layers}, or "
-                "replicas"
+                f"{stages} pipeline stages cannot divide {layers} layers: use a pipeline_degree of {most}"
             )
 
     def _check_tiles(self, request: Request, spec: ModelSpec) -> None:
@@ -392,6 +430,10 @@ def _ranks_of(stage: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(rank) is int for rank in value):
         raise InputError(f"{stage} must be a list of ranks, got {value!r}")
     return tuple(value)
+
+
+def _num_layers(spec: ModelSpec) -> int:
+    return min(transformer.num_layers for transformer in spec.transformers)
 
 
 def _divisors(number: int) -> str:

@@ -21,8 +21,12 @@ FEW = 16
 """Rows; where fewer are left over in a block of torch's attention on a CPU, they may be rounded otherwise."""
 
 
-def some_rows(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, start: int = 0) -> Tensor:
+def some_rows(
+    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, *, start: int = 0, num_rows: int | None = None
+) -> Tensor:
     """A kernel for a head's query rows from `start` on, which gives the bits that it gives among all rows.
+
+    num_rows: how many the head has; None: as many as keys.
 
     On a CPU torch computes a block of rows at a time. The last block may be a small one, whose matrix
     products go through other instructions: up to 10 rows were seen to, by head dim, number of keys and
@@ -30,7 +34,7 @@ def some_rows(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, start: 
     too: then the rows in it go by themselves, in a block as long. For head dims of 16 and more, and keys of
     which blocks of 512 leave more than three over.
     """
-    total, rows = key.shape[1], query.shape[1]
+    total, rows = num_rows or key.shape[1], query.shape[1]
     if query.device.type != "cpu" or rows == 0:
         return kernel(query, key, value)
     few = total % _block(total)

@@ -33,6 +33,14 @@ class Rope:
             positions=self.positions[start:stop], cos=self.cos[:, start:stop], sin=self.sin[:, start:stop]
         )
 
+    def followed_by(self, other: Rope) -> Rope:
+        """The rotations of both's tokens."""
+        return Rope(
+            positions=torch.cat([self.positions, other.positions]),
+            cos=torch.cat([self.cos, other.cos], dim=1),
+            sin=torch.cat([self.sin, other.sin], dim=1),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RopeTables:

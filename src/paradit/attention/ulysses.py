@@ -35,7 +35,7 @@ def ulysses(exchange: UlyssesExchange, kernel: Kernel = sdpa) -> Attend:
             moves = [send(chunk.heads, value), send(chunk.heads, key), send(chunk.queries, query)]
             arrivals.append([start(moves)])
 
-        work = _Work(exchange, kernel, like=value)
+        work = Work(exchange, kernel, like=value)
         for chunk, arriving in zip(exchange.chunks, arrivals, strict=True):
             yield from arriving
             values, keys, queries = (tensors for arrival in arriving for tensors in arrival.wait())
@@ -61,7 +61,7 @@ def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Ke
         yield from arrivals
         (values,), (keys,), (queries,) = (arrival.wait() for arrival in arrivals)
 
-        work = _Work(by_head, kernel, like=value)
+        work = Work(by_head, kernel, like=value)
         work.take_heads(whole, values, keys)
         for chunk in by_head.chunks:
             work.compute(chunk, [_rows(whole, queries, block) for block in chunk.work])
@@ -70,7 +70,7 @@ def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Ke
     return attend
 
 
-class _Work:
+class Work:
     """One rank's work on one attention: heads as they come, results as they are computed."""
 
     def __init__(self, exchange: UlyssesExchange, kernel: Kernel, like: Tensor) -> None:
@@ -80,7 +80,7 @@ class _Work:
         self._attended = torch.empty_like(like)
 
     def take_heads(self, chunk: Chunk, values: list[Tensor], keys: list[Tensor]) -> None:
-        """values, keys: [B, S, heads, D] of the chunk's new heads."""
+        """values, keys: [B, S, heads, D] of the chunk's new heads; of more tokens than attend, if need be."""
         first, last = chunk.new_heads.first_head, chunk.new_heads.last_head
         for head in range(first, last):
             self._heads[head] = first, values[0], keys[0]
@@ -91,8 +91,10 @@ class _Work:
         for block, query in zip(chunk.work, queries, strict=True):
             first, values, keys = self._heads[block.first_head]
             heads = slice(block.first_head - first, block.last_head - first)
-            whole = block.stop - block.start == self._exchange.shares.num_rows
-            compute = self._kernel if whole else partial(some_rows, self._kernel, start=block.start)
+            rows = self._exchange.shares.num_rows
+            whole = block.stop - block.start == rows
+            part = partial(some_rows, self._kernel, start=block.start, num_rows=rows)
+            compute = self._kernel if whole else part
             attended.append(compute(query, keys[:, :, heads], values[:, :, heads]))
         into = self._exchange.held(self._attended)
         self._leaving.append(start([chunk.results.move(attended, self._like, into)]))

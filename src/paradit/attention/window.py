@@ -14,6 +14,9 @@ from torch import Tensor
 
 from paradit.attention.protocol import Attend, Kernel, Layout, Projection, Wait
 from paradit.attention.rope import Rope
+from paradit.attention.ulysses import Work
+from paradit.distributed.exchange import UlyssesExchange
+from paradit.distributed.redistribution import start
 
 Features = dict[int, tuple[Tensor, Tensor]]
 """By layer: keys, before RoPE, and values [B, S, H, D] of some tokens."""
@@ -46,13 +49,59 @@ def windowed(kernel: Kernel, neighbours: Sequence[Neighbour] = (), keep: Sequenc
     def attend(layer: int, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
         yield from ()
         value, key, query = projection
-        read = [(neighbour.rope, *neighbour.features[layer]) for neighbour in neighbours]
-        for kept in keep:
-            part = slice(kept.start, kept.stop)
-            # Copies, so that the rest of the window's keys and values need not stay.
-            kept.features[layer] = key[:, part].clone(), value[:, part].clone()
-        keys = torch.cat([layout.rope.apply(key), *(rope.apply(k) for rope, k, _ in read)], dim=1)
-        values = torch.cat([value, *(v for _, _, v in read)], dim=1)
+        keys, values = _take(layer, key, value, neighbours, keep, rope=layout.rope)
         return kernel(layout.rope.apply(query), keys, values)
 
     return attend
+
+
+def windowed_over(
+    exchange: UlyssesExchange,
+    rope: Rope,
+    kernel: Kernel,
+    neighbours: Sequence[Neighbour] = (),
+    keep: Sequence[Kept] = (),
+) -> Attend:
+    """The same for tokens that are spread over ranks.
+
+    A rank reads and keeps features of the heads that it works on, so nothing of them travels: keys cross
+    the exchange before RoPE, and are rotated where they arrive. exchange: in one chunk, with whole heads.
+    rope: of all tokens that are computed, but for the replicated ones.
+    """
+
+    def attend(layer: int, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
+        send, (chunk,), mine = exchange.send, exchange.chunks, layout.rope
+        value = next(projection)  # which travels while keys and queries are projected
+        arrivals = [start([send(chunk.heads, value)])]
+        arrivals.append(start([send(chunk.heads, next(projection))]))
+        arrivals.append(start([send(chunk.queries, mine.apply(next(projection)))]))
+        yield from arrivals
+        ((all_values,),), ((all_keys,),), (queries,) = (arrival.wait() for arrival in arrivals)
+        num_tokens = len(mine.positions)
+        whole = rope.followed_by(mine.shard(num_tokens - layout.num_replicated, num_tokens))
+        keys, values = _take(layer, all_keys, all_values, neighbours, keep, rope=whole)
+        work = Work(exchange, kernel, like=value)
+        work.take_heads(chunk, [values], [keys])
+        work.compute(chunk, queries)
+        return (yield from work.gather())
+
+    return attend
+
+
+def _take(
+    layer: int,
+    key: Tensor,
+    value: Tensor,
+    neighbours: Sequence[Neighbour],
+    keep: Sequence[Kept],
+    *,
+    rope: Rope,
+) -> tuple[Tensor, Tensor]:
+    """Keys, rotated, and values of tokens and of their neighbours; what is to be kept of the tokens is."""
+    read = [(neighbour.rope, *neighbour.features[layer]) for neighbour in neighbours]
+    for kept in keep:
+        part = slice(kept.start, kept.stop)
+        # Copies, so that the rest of the window's keys and values need not stay.
+        kept.features[layer] = key[:, part].clone(), value[:, part].clone()
+    keys = torch.cat([rope.apply(key), *(rope.apply(k) for rope, k, _ in read)], dim=1)
+    return keys, torch.cat([value, *(v for _, _, v in read)], dim=1)

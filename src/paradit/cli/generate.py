@@ -21,6 +21,7 @@ from paradit.models.spec import ModelSpec, read_spec
 from paradit.placement import Placement, read_fields, read_groups
 from paradit.requests import Request, frames_at_once, latent_shape, warnings_for
 from paradit.scheduling.block_queue import position_warning, queue_of
+from paradit.scheduling.layer_pipeline import split_layers
 from paradit.scheduling.memory import memory_by_rank
 from paradit.scheduling.stages import STAGES
 from paradit.trace.merge import collected
@@ -89,6 +90,7 @@ def _placement(options: Options) -> Placement:
     chosen = {
         "decode_degree": options.decode_degree,
         "cfg_degree": options.cfg_degree,
+        "pipeline_degree": options.pipeline_degree,
         "attention": options.attention,
         "chunks": options.chunks,
         "interleave": options.interleave,
@@ -200,7 +202,8 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
         "ranks": placement.ranks,
         "replicas": placement.replicas,
         "cfg_degree": placement.cfg_degree,
-        "shares": _shares(placement, tokens, transformer.num_attention_heads),
+        "pipeline_degree": placement.stage_grid(request, spec).num_stages,
+        "shares": _shares(placement, request, spec, tokens),
     }
 
 
@@ -219,17 +222,24 @@ def _blocks(request: Request, spec: ModelSpec) -> int:
     return -(-frames // (request.block_frames or frames))
 
 
-def _shares(placement: Placement, tokens: int, num_heads: int) -> list[dict[str, Any]]:
-    """Each rank's stages; tokens held and attention rows computed, for each branch that it computes."""
-    shares = Shares.equal(tokens, num_heads, placement.branch_ranks)
-    by_rank = list(zip(shares.tokens, shares.work, strict=True)) * placement.cfg_degree
+def _shares(placement: Placement, request: Request, spec: ModelSpec, tokens: int) -> list[dict[str, Any]]:
+    """Each rank's stages and layers; tokens held and attention rows computed, of each of its branches.
+
+    Layers as if all took the same time; a run measures them.
+    """
+    grid, transformer = placement.stage_grid(request, spec), spec.transformers[0]
+    shares = Shares.equal(tokens, transformer.num_attention_heads, grid.sharers)
+    layers = split_layers([1.0] * transformer.num_layers, grid.num_stages)
     found = []
     for rank in range(placement.ranks):
         share: dict[str, Any] = {"rank": rank, "stages": placement.stages_of(rank)}
         within = rank % placement.replica_ranks
         if within in placement.denoise_ranks:
             number = placement.denoise_ranks.index(within)
-            held, rows = by_rank[number]
-            share |= {"branch": number // placement.branch_ranks, "tokens": held, "rows": rows}
+            place = grid.place(number)
+            share["branch"] = grid.branch(number)
+            share |= {"tokens": shares.tokens[place], "rows": shares.work[place]}
+            if grid.num_stages > 1:
+                share["layers"] = len(layers[grid.stage(number)])
         found.append(share)
     return found

@@ -44,6 +44,7 @@ class Options:
     replicas: int
     decode_degree: int
     cfg_degree: int
+    pipeline_degree: int | None
     attention: str
     chunks: int | None
     interleave: bool | None

@@ -78,5 +78,6 @@ def _video(fields: dict[str, Any]) -> str:
 def _share_text(share: dict[str, Any]) -> str:
     parts = [stage for stage in share["stages"] if stage != "denoise"]
     if "tokens" in share:
-        parts.insert(0, f"{share['tokens']} tokens, {share['rows']} rows")
+        layers = f"{share['layers']} layers, " if "layers" in share else ""
+        parts.insert(0, f"{layers}{share['tokens']} tokens, {share['rows']} rows")
     return f"{share['rank']}: {', '.join(parts)}"

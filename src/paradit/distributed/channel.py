@@ -27,10 +27,13 @@ class Channel:
         self._leaving: deque[tuple[list[dist.Work], Tensor]] = deque()
 
     def send(self, tensor: Tensor) -> None:
-        """The sender calls it. Waits only while more messages than `depth` have not been taken."""
+        """The sender calls it. Waits only while more messages than `depth` have not been taken.
+
+        What is empty does not travel.
+        """
         if self._keeps:
             self._kept.append(tensor)
-        if self._others:
+        if self._others and tensor.numel():
             assert self._world is not None
             message = tensor.contiguous()
             works = [self._world.send(message, rank) for rank in self._others]
@@ -64,7 +67,8 @@ class Expected:
     """The receiving end of a channel between two ranks, where the messages' shapes are known beforehand.
 
     Receives are posted ahead, so that messages travel while those before them are worked on, and into
-    buffers that are used again: what was received is good until more is asked for.
+    buffers that are used again: what was received is good until more is asked for. What is empty does not
+    travel.
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class Expected:
     ) -> None:
         """shapes: of the messages that are received together, for each time. ahead: how often beforehand."""
         self._world, self._sender, self._shapes = world, sender, shapes
-        self._coming: deque[list[tuple[dist.Work, Tensor]]] = deque()
+        self._coming: deque[tuple[list[dist.Work], list[Tensor]]] = deque()
         self._buffers = deque(torch.empty(0, dtype=dtype, device=world.device) for _ in range(ahead + 1))
         for _ in range(ahead):
             self._post()
@@ -85,11 +89,11 @@ class Expected:
     def receive(self) -> list[Tensor]:
         """The next messages."""
         self._post()
-        coming = self._coming.popleft()
+        works, messages = self._coming.popleft()
         with span(f"wait for rank {self._sender}", CHANNEL):
-            for work, _ in coming:
+            for work in works:
                 work.wait()
-        return [message for _, message in coming]
+        return messages
 
     def _post(self) -> None:
         shapes = next(self._shapes, None)
@@ -102,4 +106,5 @@ class Expected:
         self._buffers.append(buffer)
         parts = zip(torch.split(buffer[: sum(sizes)], sizes), shapes, strict=True)
         messages = [part.view(*shape) for part, shape in parts]
-        self._coming.append([(self._world.receive_later(each, self._sender), each) for each in messages])
+        works = [self._world.receive_later(each, self._sender) for each in messages if each.numel()]
+        self._coming.append((works, messages))

@@ -111,7 +111,7 @@ class World:
         NCCL runs the messages of two ranks in order, in both directions: a receive that is posted ahead
         would hold up what is sent after it. Every rank must call it.
         """
-        if self.device.type != "cuda" or self.size != 2:
+        if self.device.type != "cuda":
             return self
         ranks = [self._global(rank) for rank in range(self.size)]
         return replace(self, group=dist.new_group(ranks, use_local_synchronization=self.group is not None))

@@ -170,7 +170,8 @@ class _Rank:
         """The same of a long video: its blocks go to the rank that decodes as they are finished."""
         job, device = self._jobs[index], self._model.device
         if self._layers is None and self._pipeline is not None:
-            self._layers = divide(self._model, job.request, prompts, self._pipeline)
+            grid = self._placement.stage_grid(job.request, self._spec)
+            self._layers = divide(self._model, job.request, prompts, self._pipeline, grid)
         keeper = self._keeper if team.is_first else None
         blocks = denoise_blocks(
             self._model,

@@ -35,6 +35,9 @@ class Tokens(Protocol):
     def changing(self) -> tuple[Tensor, ...]:
         """What blocks change: what travels between ranks that hold different layers."""
 
+    def shard(self, start: int, stop: int) -> Any:
+        """The video's tokens start to stop only."""
+
 
 class Block(Protocol):
     """A transformer block, cut at its self-attention."""

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import torch
@@ -18,21 +19,18 @@ from torch import Tensor
 
 from paradit.attention.local import sdpa
 from paradit.attention.protocol import Attend, Kernel
-from paradit.attention.rope import Rope
-from paradit.attention.window import Features, Kept, Neighbour, windowed
-from paradit.distributed.channel import Channel, Expected
-from paradit.models.protocol import Prompt, Scheduler, Transformer, VideoModel
+from paradit.attention.window import Features, Kept, Neighbour
+from paradit.models.protocol import Prompt, Scheduler, VideoModel
 from paradit.progress import Progress
-from paradit.sampling.block_state import BlockState, QueueState, restore_solver, solver_state
+from paradit.sampling.block_state import BlockState, HeadFeatures, QueueState, restore_solver, solver_state
+from paradit.sampling.block_window import Sharing, Window
 from paradit.sampling.forward import run, through_blocks
 from paradit.sampling.guidance import guide
 from paradit.sampling.layer_split import LayerShare
 from paradit.sampling.noise import BlockNoise
+from paradit.sampling.stage_links import Shapes, StageLinks
 from paradit.scheduling.block_queue import BlockQueue, BlockStep, Context
-from paradit.scheduling.layer_pipeline import Collect, Compute, in_flight, program
-
-HOP_DEPTH = 2
-"""How many hidden states may be on their way to the next rank before this one waits."""
+from paradit.scheduling.layer_pipeline import Collect, Compute, StageGrid, program
 
 Save = Callable[[QueueState], None]
 
@@ -61,8 +59,13 @@ class BlockPipeline:
         self._model, self._prompts, self._noise, self._size = model, prompts, noise, size
         self._scales, self._kernel = guidance_scales, kernel
         self._progress = progress or Progress()
-        self._rank, self._num_ranks = (share.world.rank, share.world.size) if share else (0, 1)
+        grid, self._rank = (share.grid, share.world.rank) if share else (StageGrid(), 0)
+        self._grid, self._sharing = grid, share.sharing if share else Sharing()
         self._first_layer = share.layers.start if share else 0
+        if grid.cfg_degree not in (1, len(prompts)):
+            raise ValueError(f"{len(prompts)} guidance branches on {grid.cfg_degree} groups of ranks")
+        self._branches = range(len(prompts)) if grid.cfg_degree == 1 else [grid.branch(self._rank)]
+        """Those that this rank computes, one after the other."""
 
         self._timesteps = model.scheduler(queue.num_steps).timesteps
         self._experts = [model.expert_at(timestep) for timestep in self._timesteps]
@@ -71,7 +74,7 @@ class BlockPipeline:
         ]
         self._queue = replace(queue, expert_steps=tuple(changes))
         self._contexts: dict[int, list[Any]] = {}
-        self._windows: dict[tuple[int, Context, Context], _Window] = {}
+        self._windows: dict[tuple[int, Context, Context], Window] = {}
         self._first_round = state.round if state else 0
 
         self._right: list[Features] = [{} for _ in prompts]
@@ -82,15 +85,7 @@ class BlockPipeline:
         """The first rank's blocks, by number."""
         if state is not None:
             self._restore(state)
-        self._connect(share)
-
-    @property
-    def is_first(self) -> bool:
-        return self._rank == 0
-
-    @property
-    def is_last(self) -> bool:
-        return self._rank == self._num_ranks - 1
+        self._links = StageLinks(share, self, model.dtype, model.device)
 
     @torch.no_grad()
     def blocks(self, save: Save | None = None, save_every: int = 1) -> Iterator[Tensor]:
@@ -102,7 +97,7 @@ class BlockPipeline:
         """
         steps_done = 0
         features: deque[dict[tuple[int, int], Features]] = deque()
-        for operation in program(self._queue, self._num_ranks, self._rank, self._first_round):
+        for operation in program(self._queue, self._grid.num_stages, self._rank, self._first_round):
             step = operation.step
             ends_round = step.block == self._queue.active(step.round)[0]
             saves = save is not None and ends_round and (step.round + 1) % save_every == 0
@@ -116,42 +111,43 @@ class BlockPipeline:
                 self._progress.step("denoise", steps_done)
                 if step.step == self._queue.num_steps - 1:
                     yield self._held[step.block].latents
-            if saves and isinstance(operation, Collect if self.is_first else Compute):
+            if saves and isinstance(operation, Collect if self._links.is_leader else Compute):
                 assert save is not None
                 save(self._state(step.round + 1, features.popleft()))
-        self._to_next.close()
-        self._to_first.close()
+        self._links.close()
 
     def _compute(self, step: BlockStep) -> None:
         """Take a block-step through this rank's layers."""
-        expert = self._experts[step.step]
+        expert, links = self._experts[step.step], self._links
         transformer, window = self._model.experts[expert], self._window(step)
         contexts = self._contexts_of(expert)
-        latents = self._latents(step) if self.is_first else self._like_latents(step)
+        latents = self._latents(step)
         timestep = self._model.model_timestep(self._timesteps[step.step], latents)
         embedded = None
-        if self.is_first:
+        if links.is_first:
             # Once for all branches: they see the same tokens until they meet the text.
             embedded = transformer.embed(latents, timestep, contexts[0], window.layout)
         predictions = []
-        for branch, context in enumerate(contexts):
+        for branch, context in zip(self._branches, contexts, strict=True):
             if embedded is not None:
-                tokens = transformer.branch(embedded, context)
+                tokens = transformer.branch(embedded, context).shard(window.mine.start, window.mine.stop)
             else:
-                changing = self._from_before.receive()
-                tokens = transformer.resume(changing, timestep, context, window.layout)
-            tokens = run(through_blocks(transformer, tokens, self._attend(step, branch, window)))
-            if self.is_last:
-                values = transformer.unpatchify(transformer.head(tokens), window.layout)
-                predictions.append(values[:, :, step.left.computed :][:, :, : step.frames])
+                tokens = transformer.resume(
+                    links.handed_on(), window.mine_of(timestep), context, window.my_layout
+                )
+            attend = self._attend(step, branch, window, tokens.layout.num_replicated)
+            tokens = run(through_blocks(transformer, tokens, attend))
+            if links.is_last:
+                own = window.own_of(self._sharing.place)
+                first = window.mine.start
+                predictions.append(transformer.head(tokens)[:, own.start - first : own.stop - first])
             else:
-                for tensor in tokens.changing:
-                    self._to_next.send(tensor)
-        if self.is_last:
-            self._to_first.send(guide(predictions, self._scales[expert]))
+                links.hand_on(tokens.changing)
+        if links.is_last:
+            links.send_back(guide(predictions, self._scales[expert]))
         self._forget_left(step)
 
-    def _attend(self, step: BlockStep, branch: int, window: _Window) -> Attend:
+    def _attend(self, step: BlockStep, branch: int, window: Window, num_replicated: int) -> Attend:
         """Attention to what the step reads of its neighbours; what they will read is kept."""
         neighbours = []
         if step.left.source == "cache" and step.left.frames:
@@ -159,14 +155,14 @@ class BlockPipeline:
         if step.right.source == "cache" and step.right.frames:
             neighbours.append(Neighbour(self._right[branch], window.right))
         keep = []
-        start, stop = window.own
+        start, stop = window.own.start, window.own.stop
         context = window.tokens * min(self._queue.context_frames, step.frames)
         if context and step.block > 0:
             keep.append(Kept(self._right[branch], start, start + context))
         if context and self._queue.left_source == "cache" and step.block + 1 != self._queue.num_blocks:
             features = self._left.setdefault((step.block, branch), {})
             keep.append(Kept(features, stop - context, stop))
-        return windowed(self._kernel, neighbours, keep)
+        return window.attend(self._kernel, neighbours, keep, num_replicated)
 
     def _forget_left(self, step: BlockStep) -> None:
         if step.step == self._queue.num_steps - 1:  # nobody else reads them
@@ -174,7 +170,14 @@ class BlockPipeline:
                 self._left.pop((step.block - 1, branch), None)
 
     def _latents(self, step: BlockStep) -> Tensor:
-        """What goes into the transformer: the block's latents, and those of its neighbours, if any."""
+        """What goes into the transformer: the block's latents, and those of its neighbours, if any.
+
+        Without values on ranks that do not embed.
+        """
+        if not self._links.is_first:
+            return torch.empty(self._shape(step.computed_frames), device="meta")
+        if not self._links.is_leader:
+            return self._links.latents()
         if step.step == 0:
             noise = self._noise.block(step.block)[:, :, : step.frames].to(self._model.device)
             scheduler = self._model.scheduler(self._queue.num_steps)
@@ -185,19 +188,15 @@ class BlockPipeline:
             parts.insert(0, left[:, :, -step.left.frames :])
         if step.right.computed:
             parts.append(self._held[step.block + 1].at(step.right.level)[:, :, : step.right.frames])
-        return torch.cat(parts, dim=2).to(self._model.dtype)
-
-    def _like_latents(self, step: BlockStep) -> Tensor:
-        """Of the shape of a step's latents, for a rank that has none."""
-        return torch.empty(self._shape(step.computed_frames), device="meta")
+        latents = torch.cat(parts, dim=2).to(self._model.dtype)
+        self._links.share_latents(latents)
+        return latents
 
     def _collect(self, step: BlockStep) -> None:
         """Take a block's solver step with its prediction, which has come or is waited for."""
-        held = self._held[step.block]
-        if self.is_last:
-            prediction = self._to_first.receive((), self._model.dtype, self._model.device)
-        else:
-            (prediction,) = self._predictions.receive()
+        held, expert = self._held[step.block], self._experts[step.step]
+        values = guide(self._links.predictions(), self._scales[expert])
+        prediction = self._model.experts[expert].unpatchify(values, self._window(step).own_layout)
         (latents,) = held.scheduler.step(
             prediction, self._timesteps[step.step], held.at(step.step), return_dict=False
         )
@@ -209,42 +208,41 @@ class BlockPipeline:
         if held.level == self._queue.num_steps:  # its right neighbour is the last that reads a block
             self._held.pop(step.block - 1, None)
 
-    def _window(self, step: BlockStep) -> _Window:
+    def _window(self, step: BlockStep) -> Window:
         # Steps of the same frames share one, whatever their level.
         key = step.frames, replace(step.left, level=0), replace(step.right, level=0)
         if key not in self._windows:
-            self._windows[key] = _Window(self._model.experts[0], step, self._size)
+            self._windows[key] = Window(self._model.experts[0], step, self._size, self._sharing)
         return self._windows[key]
 
     @torch.no_grad()  # also when the first receives are posted
     def _contexts_of(self, expert: int) -> list[Any]:
+        """Of the branches that this rank computes."""
         if expert not in self._contexts:
             transformer = self._model.experts[expert]
-            self._contexts[expert] = [transformer.context(*prompt) for prompt in self._prompts]
+            self._contexts[expert] = [
+                transformer.context(*self._prompts[branch]) for branch in self._branches
+            ]
         return self._contexts[expert]
 
     def _shape(self, frames: int) -> tuple[int, ...]:
         return (1, self._model.spec.vae.z_dim, frames, *self._size)
 
-    def _connect(self, share: LayerShare | None) -> None:
-        """The channels to the next rank and back to the first, and what will come over them."""
-        dtype, last = self._model.dtype, self._num_ranks - 1
-        world, back = (share.world, share.way_back) if share else (None, None)
-        self._to_next = Channel(world, self._rank, [] if self.is_last else [self._rank + 1], HOP_DEPTH)
-        self._to_first = Channel(back, last, [0], in_flight(self._num_ranks))
-        if world and not self.is_first:
-            self._from_before = Expected(world, self._rank - 1, self._hop_shapes(), dtype)
-        if back and self.is_first and not self.is_last:
-            shapes = ([self._shape(step.frames)] for step in self._queue.steps(self._first_round))
-            self._predictions = Expected(back, last, shapes, dtype)
+    def latents(self) -> Iterator[Shapes]:
+        """As the two below: the shapes of what comes over `StageLinks`."""
+        return ([self._shape(step.computed_frames)] for step in self._queue.steps(self._first_round))
 
-    def _hop_shapes(self) -> Iterator[tuple[tuple[int, ...], ...]]:
-        """Of what comes from the rank before, for each branch of each block-step."""
+    def hops(self) -> Iterator[Shapes]:
         for step in self._queue.steps(self._first_round):
             expert = self._experts[step.step]
             for context in self._contexts_of(expert):
-                layout = self._window(step).layout
+                layout = self._window(step).my_layout
                 yield self._model.experts[expert].changing_shapes(context, layout)
+
+    def predictions(self, place: int) -> Iterator[Shapes]:
+        for step in self._queue.steps(self._first_round):
+            window = self._window(step)
+            yield [(1, len(window.own_of(place)), prod(self._shape(1)) // window.tokens)]
 
     def _state(self, round: int, left: dict[tuple[int, int], Features]) -> QueueState:
         fresh = self._fresh_scheduler
@@ -261,7 +259,11 @@ class BlockPipeline:
                 if number < round  # the next round's blocks may have begun
             },
             left_features={
-                key: {layer + self._first_layer: part for layer, part in features.items()}
+                key: {
+                    (layer + self._first_layer, head): (keys[:, :, index], values[:, :, index])
+                    for layer, (keys, values) in features.items()
+                    for index, head in enumerate(self._heads)
+                }
                 for key, features in left.items()
             },
         )
@@ -270,11 +272,24 @@ class BlockPipeline:
         for number, block in state.blocks.items():
             scheduler = restore_solver(self._model.scheduler(self._queue.num_steps), block.solver)
             self._held[number] = _Held(block.level, block.latents, block.before, scheduler)
-        held = range(self._first_layer, self._first_layer + len(self._model.experts[0].blocks))
+
+        def joined(features: HeadFeatures, layer: int) -> tuple[Tensor, Tensor]:
+            parts = (features[layer + self._first_layer, head] for head in self._heads)
+            keys, values = zip(*parts, strict=True)
+            return torch.stack(keys, dim=2), torch.stack(values, dim=2)
+
         self._left = {
-            key: {layer - self._first_layer: features[layer] for layer in held}
-            for key, features in state.left_features.items()
+            (block, branch): {
+                layer: joined(features, layer) for layer in range(len(self._model.experts[0].blocks))
+            }
+            for (block, branch), features in state.left_features.items()
+            if branch in self._branches
         }
+
+    @property
+    def _heads(self) -> range:
+        """Those that this rank works on."""
+        return self._sharing.heads(self._model.experts[0].num_heads)
 
     @cached_property
     def _fresh_scheduler(self) -> Scheduler:
@@ -295,25 +310,3 @@ class _Held:
         latents = {self.level: self.latents, self.level - 1: self.before}.get(level)
         assert latents is not None, f"latents at level {level} are asked for, there are those of {self.level}"
         return latents
-
-
-class _Window:
-    """Where the tokens of a block-step are. Positions begin at the window's first frame."""
-
-    def __init__(self, transformer: Transformer, step: BlockStep, size: tuple[int, int]) -> None:
-        whole: Rope = transformer.layout((step.window_frames, *size)).rope
-        self.tokens = len(whole.positions) // step.window_frames
-        """Of a latent frame."""
-        frames_before = step.left.frames - step.left.computed
-        start, count = frames_before * self.tokens, step.computed_frames * self.tokens
-        self.layout = replace(
-            transformer.layout((step.computed_frames, *size)), rope=whole.shard(start, start + count)
-        )
-        """Of the tokens that are computed."""
-        self.left = whole.shard(0, start)
-        """Where the tokens are whose keys are read, before those that are computed."""
-        self.right = whole.shard(start + count, len(whole.positions))
-        """And after them."""
-        own = step.left.computed * self.tokens
-        self.own = own, own + step.frames * self.tokens
-        """The block's own, among the tokens that are computed."""

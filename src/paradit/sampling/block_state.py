@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paradit.attention.window import Features
 from paradit.models.protocol import Scheduler
 from paradit.sampling.position import as_tensor
 from paradit.sampling.team import Team
+
+HeadFeatures = dict[tuple[int, int], tuple[Tensor, Tensor]]
+"""By (layer, head): keys, before RoPE, and values [B, S, D] of some tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +43,8 @@ class QueueState:
     """The next one."""
     blocks: dict[int, BlockState] = field(default_factory=dict)
     """By number: those in the queue, and the last one that left it, which is still read."""
-    left_features: dict[tuple[int, int], Features] = field(default_factory=dict)
-    """By (block, guidance branch), with the layers' numbers in the whole model; only where the left context
+    left_features: dict[tuple[int, int], HeadFeatures] = field(default_factory=dict)
+    """By (block, guidance branch), of the layers and heads that the rank has; only where the left context
     comes from the cache, since its keys cannot be computed once more."""
 
     def to_bytes(self) -> bytes:

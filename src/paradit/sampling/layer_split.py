@@ -1,4 +1,4 @@
-"""Dividing a model's layers over pipeline ranks, by what they are measured to take."""
+"""Dividing a model's layers over the stages of a pipeline, by what they are measured to take."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from paradit.attention.local import local
 from paradit.distributed.world import World
 from paradit.models.protocol import Block, Prompt, VideoModel
+from paradit.sampling.block_window import Sharing
 from paradit.sampling.forward import run
 from paradit.sampling.rehearsal import seconds
-from paradit.scheduling.layer_pipeline import split_layers
+from paradit.scheduling.layer_pipeline import StageGrid, split_layers
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,10 @@ class LayerShare:
 
     world: World
     way_back: World
-    """For predictions, from the last rank to the first."""
+    """For predictions, from the last stage to the first rank."""
+    grid: StageGrid
+    sharing: Sharing
+    """Of this rank's tokens, within its stage."""
     layers: range
 
 
@@ -56,18 +60,37 @@ def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Promp
     )
 
 
-def divide_layers(model: VideoModel, world: World, costs: LayerCosts | None) -> LayerShare:
-    """Divide the layers over the ranks; the model holds no others than this rank's from here on.
+def divide_layers(
+    model: VideoModel, world: World, costs: LayerCosts | None, grid: StageGrid | None = None
+) -> LayerShare:
+    """Divide the layers over the stages; the model holds no others than this rank's from here on.
 
-    All ranks call it, once for a model. costs: the first rank's count; the others may give None. Raises
-    InputError where there are more ranks than layers.
+    All ranks call it, once for a model. costs: the first rank's count; the others may give None. grid: how
+    the ranks form stages; None: each is one. Raises InputError where there are more stages than layers.
     """
+    grid = grid or StageGrid(world.size)
     num_layers = len(model.experts[0].blocks)
     costs = costs or LayerCosts((1.0,) * num_layers)
-    split = split_layers(costs.layers, world.size, costs.embed, costs.head)
+    split = split_layers(costs.layers, grid.num_stages, costs.embed, costs.head)
     starts = torch.tensor([part.start for part in split] + [num_layers], device=world.device)
     starts = world.transport().broadcast(starts)
-    mine = range(int(starts[world.rank]), int(starts[world.rank + 1]))
+    stage = grid.stage(world.rank)
+    mine = range(int(starts[stage]), int(starts[stage + 1]))
     for expert in model.experts:
         expert.keep_layers(mine)
-    return LayerShare(world, world.way_back(), mine)
+    # With two stages or one, some ranks send to each other in both directions.
+    way_back = world.way_back() if grid.num_stages <= 2 else world
+    return LayerShare(world, way_back, grid, _sharing(world, grid), mine)
+
+
+def _sharing(world: World, grid: StageGrid) -> Sharing:
+    """With messages of their own: between the same ranks latents and predictions are on their way."""
+    if grid.sharers == 1:
+        return Sharing()
+    place = grid.place(world.rank)
+    if grid.num_ranks == grid.sharers:
+        everybody = world.part(range(world.size), own_group=True)
+        assert everybody is not None
+        return Sharing(everybody.transport(), place)
+    (transport,) = (each for each in world.transports(grid.groups()) if each is not None)
+    return Sharing(transport, place)

@@ -2,17 +2,62 @@
 
 Rank 0 embeds, has the first layers, and holds all latents and their solvers; the last rank has the last
 layers and the head, and sends predictions back. Every rank computes the block-steps in the queue's order.
+Several ranks may do together what one rank does here: a stage (`StageGrid`).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from paradit.errors import InputError
 from paradit.scheduling.block_queue import BlockQueue, BlockStep
+
+WELL_USED = 0.9
+"""Stages that are busy for so much of the time, of what the fewest would be, are not made groups: those have
+an exchange in every layer."""
+MANY_BLOCKS = 64
+"""As many show how well ranks are used; a longer video uses them as well."""
+
+
+@dataclass(frozen=True)
+class StageGrid:
+    """Where ranks stand: stage by stage, in each by guidance branch, in each by the share of its tokens.
+
+    A rank hands on to the one at the same place of the next stage, which has the same branch and tokens.
+    """
+
+    num_stages: int = 1
+    cfg_degree: int = 1
+    """2: each guidance branch has its own ranks."""
+    sharers: int = 1
+    """Ranks that share a branch's tokens (sequence parallelism)."""
+
+    @property
+    def stage_ranks(self) -> int:
+        """How many ranks a stage has."""
+        return self.cfg_degree * self.sharers
+
+    @property
+    def num_ranks(self) -> int:
+        return self.num_stages * self.stage_ranks
+
+    def stage(self, rank: int) -> int:
+        return rank // self.stage_ranks
+
+    def branch(self, rank: int) -> int:
+        return rank % self.stage_ranks // self.sharers
+
+    def place(self, rank: int) -> int:
+        """Among those that share tokens."""
+        return rank % self.sharers
+
+    def groups(self) -> list[list[int]]:
+        """The ranks that share tokens."""
+        starts = range(0, self.num_ranks, self.sharers)
+        return [list(range(start, start + self.sharers)) for start in starts]
 
 
 @dataclass(frozen=True)
@@ -32,17 +77,17 @@ class Collect:
 Operation = Compute | Collect
 
 
-def in_flight(num_ranks: int) -> int:
+def in_flight(num_stages: int) -> int:
     """How many block-steps rank 0 begins, at most, before it collects the oldest.
 
-    Twice what the ranks compute at a time: as many may be travelling. A channel back to rank 0 that holds
+    Twice what the stages compute at a time: as many may be travelling. A channel back to rank 0 that holds
     as many never fills, so that no rank waits for one that waits for it.
     """
-    return 2 * num_ranks
+    return 2 * num_stages
 
 
-def program(queue: BlockQueue, num_ranks: int, rank: int, first_round: int = 0) -> Iterator[Operation]:
-    """What a rank does, in order, from a round on; all rounds before are over."""
+def program(queue: BlockQueue, num_stages: int, rank: int, first_round: int = 0) -> Iterator[Operation]:
+    """What a rank does, in order, from a round on; all rounds before are over. Rank 0 alone collects."""
     if rank > 0:
         yield from (Compute(step) for step in queue.steps(first_round))
         return
@@ -50,7 +95,7 @@ def program(queue: BlockQueue, num_ranks: int, rank: int, first_round: int = 0) 
     for step in queue.steps(first_round):
         needed = _needed(step)
         while missing and (
-            len(missing) == in_flight(num_ranks) or any((m.round, m.block) in needed for m in missing)
+            len(missing) == in_flight(num_stages) or any((m.round, m.block) in needed for m in missing)
         ):
             yield Collect(missing.popleft())
         yield Compute(step)
@@ -100,7 +145,8 @@ def split_layers(
 def duration(queue: BlockQueue, rank_costs: Sequence[float], parts: int = 1) -> float:
     """How long the program takes: a rank takes `rank_costs[rank]` for a block-step, messages take no time.
 
-    parts: in how many messages a block-step travels: guidance branches, one after the other.
+    A stage of several ranks is like one. parts: in how many messages a block-step travels: guidance branches,
+    one after the other.
     """
     num_ranks = len(rank_costs)
     free = [0.0] * num_ranks
@@ -121,3 +167,20 @@ def idle_slots(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
     """Of a rank, over the whole run, in block-steps of equal ranks."""
     assert queue.num_blocks is not None, "a video without end is never done"
     return duration(queue, [1.0] * num_ranks, parts) - queue.num_blocks * queue.num_steps
+
+
+def choose_stages(queue: BlockQueue, num_ranks: int, num_layers: int, parts: int = 1) -> int:
+    """How many stages to make of some ranks that could all share a branch's tokens too.
+
+    As many as are used well: groups move more data. What idles is that of the schedule, and of layers that
+    do not divide. parts: as for `duration`.
+    """
+    blocks = min(MANY_BLOCKS, queue.num_blocks or MANY_BLOCKS)
+    queue = replace(queue, num_frames=blocks * queue.block_frames)
+    possible = [stages for stages in range(1, min(num_ranks, num_layers) + 1) if num_ranks % stages == 0]
+
+    def used(stages: int) -> float:
+        costs = [float(len(layers)) for layers in split_layers([1.0] * num_layers, stages)]
+        return blocks * queue.num_steps * num_layers / stages / duration(queue, costs, parts)
+
+    return next(stages for stages in reversed(possible) if stages == 1 or used(stages) >= WELL_USED)

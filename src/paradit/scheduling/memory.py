@@ -29,12 +29,11 @@ def memory_by_rank(
         ]
     assert request.num_frames and request.height and request.width and request.guidance_scale
     size = (frames_at_once(request, spec), request.height, request.width)
-    shares = Shares.equal(
-        spec.tokens(*size), spec.transformers[0].num_attention_heads, placement.branch_ranks
-    )
+    grid = placement.stage_grid(request, spec)
+    shares = Shares.equal(spec.tokens(*size), spec.transformers[0].num_attention_heads, grid.sharers)
     branches = spec.num_branches(request.guidance_scale) // placement.cfg_degree
-    alone = len(placement.denoise_ranks) == 1
-    held = dict(zip(placement.denoise_ranks, shares.tokens * placement.cfg_degree, strict=True))
+    in_turn = len(placement.denoise_ranks) == 1 or request.method == "dualparal"
+    held = {rank: shares.tokens[grid.place(n)] for n, rank in enumerate(placement.denoise_ranks)}
     return [
         spec.rank_memory_bytes(
             *size,
@@ -42,8 +41,9 @@ def memory_by_rank(
             placement.stages_of(rank),
             held=held.get(rank % placement.replica_ranks),
             cached=branches,
-            # One process computes a branch after the other; several have both in one batch, or side by side.
-            at_once=1 if alone else branches,
+            # One process computes a branch after the other, as in blocks of frames; several have both in one
+            # batch, or side by side.
+            at_once=1 if in_turn else branches,
             tile=request.vae_tile,
             decode_ranks=placement.decode_degree,
         )

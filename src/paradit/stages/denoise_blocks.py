@@ -19,6 +19,7 @@ from paradit.sampling.layer_split import LayerShare, divide_layers, measure_laye
 from paradit.sampling.noise import PooledNoise
 from paradit.sampling.team import Team
 from paradit.scheduling.block_queue import queue_of
+from paradit.scheduling.layer_pipeline import StageGrid
 
 CONTROLS = {"windowed": windows, "fifo": diagonal}
 """What makes the blocks in the methods that `dualparal` is compared to."""
@@ -40,11 +41,14 @@ class BlockCheckpoints(Protocol):
         """Called after every round; may keep the state, and may end the run."""
 
 
-def divide(model: VideoModel, request: Request, prompts: tuple[Prompt, ...], world: World) -> LayerShare:
+def divide(
+    model: VideoModel, request: Request, prompts: tuple[Prompt, ...], world: World, grid: StageGrid
+) -> LayerShare:
     """This rank's layers; the model holds no others from here on. All ranks call it, once a model."""
     _, frames, height, width = latent_shape(request, model.spec)
     window = (queue_of(request, frames).window_frames, height, width)
-    return divide_layers(model, world, measure_layers(model, window, prompts[0]) if world.rank == 0 else None)
+    costs = measure_layers(model, window, prompts[0]) if world.rank == 0 else None
+    return divide_layers(model, world, costs, grid)
 
 
 def denoise_blocks(

@@ -117,6 +117,14 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         int,
         typer.Option(help="2: the two guidance branches on different ranks.", metavar="1|2"),
     ] = 1,
+    pipeline_degree: Annotated[
+        int | None,
+        typer.Option(
+            help="Of dualparal: how many stages divide the layers; ranks of a stage share the tokens. "
+            "[default: as many as are used well]",
+            metavar="N",
+        ),
+    ] = None,
     attention: Annotated[
         str,
         typer.Option(

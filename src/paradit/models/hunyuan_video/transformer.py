@@ -42,7 +42,7 @@ class Layout:
         if text is None:
             end = len(self.rope.positions)
             text = self.rope.shard(end - self.num_replicated, end)
-        return replace(self, rope=_joined(self.rope.shard(start, stop), text))
+        return replace(self, rope=self.rope.shard(start, stop).followed_by(text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,9 +273,9 @@ class HunyuanVideoTransformer:
         )
 
     def changing_shapes(self, context: Context, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of the video's tokens [B, S, width] and the text's [B, T, width]."""
+        """Of the video's tokens [B, S, width] and the text's [B, T, width]; a layout without text."""
         width = self.module.config.num_attention_heads * self.module.config.attention_head_dim
-        sizes = prod(layout.grid), context.prompt_embeds.shape[1]
+        sizes = len(layout.rope.positions), context.prompt_embeds.shape[1]
         return (context.batch, sizes[0], width), (context.batch, sizes[1], width)
 
     def head(self, tokens: Tokens) -> Tensor:
@@ -383,11 +383,3 @@ def _still(like: Rope, length: int) -> Rope:
     """The text is not rotated: that is position 0, an angle of 0."""
     one = like.cos.new_ones(1, length, 1, like.cos.shape[3])
     return Rope(positions=like.positions.new_zeros(length, 3), cos=one, sin=torch.zeros_like(one))
-
-
-def _joined(first: Rope, second: Rope) -> Rope:
-    return Rope(
-        positions=torch.cat([first.positions, second.positions]),
-        cos=torch.cat([first.cos, second.cos], dim=1),
-        sin=torch.cat([first.sin, second.sin], dim=1),
-    )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import torch
@@ -237,8 +236,8 @@ class WanTransformer:
 
     def changing_shapes(self, context: Context, layout: Layout) -> tuple[tuple[int, ...]]:
         """Of the hidden states [B, S, width]."""
-        config = self.module.config
-        return ((context.batch, prod(layout.grid), config.num_attention_heads * config.attention_head_dim),)
+        config, num_tokens = self.module.config, len(layout.rope.positions)
+        return ((context.batch, num_tokens, config.num_attention_heads * config.attention_head_dim),)
 
     def _time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         embedder = self.module.condition_embedder
