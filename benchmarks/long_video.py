@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -230,7 +231,16 @@ def bytes_sent() -> list[dict[str, Any]]:
     return rows
 
 
-def memory(frames: list[int], steps: int) -> list[dict[str, Any]]:
+def memory(frames: list[int], steps: int) -> dict[str, list[dict[str, Any]]]:
+    """With the allocator as it is, and with large tensors outside its heap, which may be in pieces."""
+    found = {}
+    for name, settings in (("as it is", {}), ("large tensors mapped", {"MALLOC_MMAP_THRESHOLD_": "1048576"})):
+        print(name)
+        found[name] = memory_with(frames, steps, settings)
+    return found
+
+
+def memory_with(frames: list[int], steps: int, settings: dict[str, str]) -> list[dict[str, Any]]:
     rows = []
     for count in frames:
         with tempfile.TemporaryDirectory() as folder:
@@ -246,7 +256,10 @@ def memory(frames: list[int], steps: int) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"frames": count}
             began = None
             with subprocess.Popen(
-                [*command, "-o", str(Path(folder) / "v.mp4"), "--json"], stdout=subprocess.PIPE, text=True
+                [*command, "-o", str(Path(folder) / "v.mp4"), "--json"],
+                stdout=subprocess.PIPE,
+                text=True,
+                env=os.environ | settings,
             ) as process:
                 assert process.stdout is not None
                 for line in process.stdout:
