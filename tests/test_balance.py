@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from paradit.errors import InputError
-from paradit.placement import Placement, read_groups
+from paradit.placement import Placement
+from paradit.placement_text import read_groups
 from paradit.scheduling.balance import (
     Choice,
     StageSeconds,

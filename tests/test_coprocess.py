@@ -20,7 +20,8 @@ from paradit.engine import make
 from paradit.engine.job import Job
 from paradit.errors import InputError
 from paradit.models.spec import read_spec
-from paradit.placement import Placement, read_groups
+from paradit.placement import Placement
+from paradit.placement_text import read_groups, read_placement
 from paradit.requests import Request, resolve
 from paradit.sampling import coprocess
 from paradit.sampling.coprocess import Helped, Message
@@ -343,7 +344,7 @@ def test_what_cannot_be(groups: str, fields: dict[str, Any], message: str) -> No
 
 def test_it_is_written_to_json() -> None:
     where = Placement(ranks=2, denoise=(0,), decode=(1,), coprocess=True)
-    assert Placement.from_json(where.to_json()) == where
+    assert read_placement(where.to_json()) == where
 
 
 def test_messages_come_as_they_were() -> None:

@@ -9,6 +9,7 @@ from paradit.errors import InputError
 from paradit.kernels import KERNELS, check_kernel_on
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.placement import Form, Placement
+from paradit.placement_text import read_placement
 from paradit.requests import Request, resolve
 from paradit.sampling.remembered import Remembered
 from paradit.scheduling.memory import memory_by_rank, on_one_device
@@ -105,7 +106,7 @@ def test_replicas() -> None:
     )
     assert [two.stages_of(rank) for rank in range(6)] == [STAGES, ("denoise",), ("denoise",)] * 2
     assert two.replica == Placement(ranks=3, attention="ulysses")
-    assert Placement.from_json(two.to_json()) == two
+    assert read_placement(two.to_json()) == two
 
 
 @pytest.fixture(scope="module")

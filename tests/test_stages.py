@@ -16,7 +16,8 @@ from paradit.engine.job import Job, Report
 from paradit.engine.make import make_videos
 from paradit.errors import InputError
 from paradit.models.spec import read_spec
-from paradit.placement import Placement, read_fields, read_groups
+from paradit.placement import Placement
+from paradit.placement_text import read_fields, read_groups, read_placement
 from paradit.requests import Request, resolve
 from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, program
 from paradit.testing import run_world
@@ -94,7 +95,7 @@ def test_placements_are_written_in_two_ways() -> None:
     where = placement(8, "denoise=0-5 decode=6,7 encode=6", attention="ulysses")
     assert where.denoise_ranks == (0, 1, 2, 3, 4, 5)
     assert where.stages_of(6) == ("encode", "decode")
-    assert Placement.from_json(where.to_json()) == where
+    assert read_placement(where.to_json()) == where
     assert Placement(ranks=3).stages_of(0) == STAGES
     assert Placement(ranks=3).stages_of(2) == ("denoise",)
     assert Placement(ranks=3, denoise=(0, 1), decode=(2,)).encode_ranks == (2,)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from paradit import kernels
@@ -257,13 +256,8 @@ class Placement:
         return StageGrid(stages, self.cfg_degree, self.branch_ranks // stages)
 
     def to_json(self) -> str:
-        """All fields, as `from_json` reads them."""
+        """All fields, as `placement_text.read_placement` reads them."""
         return json.dumps(asdict(self), indent=2)
-
-    @classmethod
-    def from_json(cls, text: str) -> Placement:
-        """Raises InputError where the text is none of a placement."""
-        return cls(**read_fields(text))
 
     @property
     def ring_ranks(self) -> int:
@@ -388,48 +382,6 @@ class Placement:
             + (f"a vae_tile of {enough}, or " if enough else "")
             + "a decode_degree of 1"
         )
-
-
-def read_fields(text: str) -> dict[str, Any]:
-    """Some of a placement's fields from JSON. Raises InputError for what is none."""
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"the placement is no JSON: {error}") from None
-    known = {field.name: field for field in fields(Placement)}
-    if not isinstance(found, dict) or set(found) - set(known):
-        unknown = ", ".join(sorted(set(found) - set(known))) if isinstance(found, dict) else found
-        raise InputError(f"a placement has the fields {', '.join(known)}, got {unknown}")
-    for name in STAGES:
-        if found.get(name) is not None:
-            found[name] = _ranks_of(name, found[name])
-    return found
-
-
-def read_groups(text: str) -> dict[str, tuple[int, ...]]:
-    """The ranks of stages, written as in "denoise=0-5 decode=6,7 encode=6". Raises InputError."""
-    groups: dict[str, tuple[int, ...]] = {}
-    for word in text.split():
-        match = re.fullmatch(r"(\w+)=(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)", word)
-        if match is None or match[1] not in STAGES:
-            raise InputError(
-                "placement is written like 'denoise=0-5 decode=6 encode=6' or names a .json file, "
-                f"got {word!r}"
-            )
-        ranks: list[int] = []
-        for part in match[2].split(","):
-            first, _, last = part.partition("-")
-            ranks += range(int(first), int(last or first) + 1)
-        groups[match[1]] = tuple(ranks)
-    if not groups:
-        raise InputError("placement is empty: write 'denoise=0-5 decode=6 encode=6', or leave it out")
-    return groups
-
-
-def _ranks_of(stage: str, value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(rank) is int for rank in value):
-        raise InputError(f"{stage} must be a list of ranks, got {value!r}")
-    return tuple(value)
 
 
 def _num_layers(spec: ModelSpec) -> int:

@@ -18,7 +18,8 @@ from paradit.engine.run_folder import RunFolder
 from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import ModelSpec, read_spec
-from paradit.placement import Placement, read_fields, read_groups
+from paradit.placement import Placement
+from paradit.placement_text import read_fields, read_groups
 from paradit.requests import Request, frames_at_once, latent_shape, warnings_for
 from paradit.scheduling.block_queue import position_warning, queue_of
 from paradit.scheduling.layer_pipeline import split_layers

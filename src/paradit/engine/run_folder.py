@@ -29,7 +29,7 @@ from typing import Any
 from paradit.engine.job import Job, Run
 from paradit.errors import InputError
 from paradit.files import remove_parts, write_whole
-from paradit.placement import Placement
+from paradit.placement_text import read_placement
 from paradit.requests import Request
 
 RUNS = "paradit-runs"
@@ -189,5 +189,5 @@ def _from_json(found: dict[str, Any]) -> Run:
         )
         for index, job in enumerate(found["jobs"])
     ]
-    placement = Placement.from_json(json.dumps(found["placement"]))
+    placement = read_placement(json.dumps(found["placement"]))
     return replace(Run(**{**found, "placement": placement, "jobs": ()}), jobs=tuple(jobs))

@@ -148,8 +148,10 @@ def _pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
             # One decoder keeps up with many ranks.
             if placement.decode is None or len(placement.decode) == 1:
                 with suppress(InputError):
-                    placement.check(long, simulator.spec)
-                    yield placement
+                    # Stages of one rank each: groups are not simulated.
+                    staged = replace(placement, pipeline_degree=len(placement.denoise_ranks))
+                    staged.check(long, simulator.spec)
+                    yield staged
 
 
 def _checked(simulator: Simulator, **fields: int) -> Placement:

@@ -1,0 +1,59 @@
+"""Placements as they are written: in JSON, or as the ranks of stages. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields
+from typing import Any
+
+from paradit.errors import InputError
+from paradit.placement import Placement
+from paradit.scheduling.stages import STAGES
+
+
+def read_placement(text: str) -> Placement:
+    """From what `Placement.to_json` gives. Raises InputError where the text is none of a placement."""
+    return Placement(**read_fields(text))
+
+
+def read_fields(text: str) -> dict[str, Any]:
+    """Some of a placement's fields from JSON. Raises InputError for what is none."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"the placement is no JSON: {error}") from None
+    known = {field.name: field for field in fields(Placement)}
+    if not isinstance(found, dict) or set(found) - set(known):
+        unknown = ", ".join(sorted(set(found) - set(known))) if isinstance(found, dict) else found
+        raise InputError(f"a placement has the fields {', '.join(known)}, got {unknown}")
+    for name in STAGES:
+        if found.get(name) is not None:
+            found[name] = _ranks_of(name, found[name])
+    return found
+
+
+def read_groups(text: str) -> dict[str, tuple[int, ...]]:
+    """The ranks of stages, written as in "denoise=0-5 decode=6,7 encode=6". Raises InputError."""
+    groups: dict[str, tuple[int, ...]] = {}
+    for word in text.split():
+        match = re.fullmatch(r"(\w+)=(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)", word)
+        if match is None or match[1] not in STAGES:
+            raise InputError(
+                "placement is written like 'denoise=0-5 decode=6 encode=6' or names a .json file, "
+                f"got {word!r}"
+            )
+        ranks: list[int] = []
+        for part in match[2].split(","):
+            first, _, last = part.partition("-")
+            ranks += range(int(first), int(last or first) + 1)
+        groups[match[1]] = tuple(ranks)
+    if not groups:
+        raise InputError("placement is empty: write 'denoise=0-5 decode=6 encode=6', or leave it out")
+    return groups
+
+
+def _ranks_of(stage: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(rank) is int for rank in value):
+        raise InputError(f"{stage} must be a list of ranks, got {value!r}")
+    return tuple(value)
