@@ -137,6 +137,8 @@ def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
     words += ["--vae-tile", str(way.tile)] if way.tile else []
     if placement.cfg_degree > 1:
         words += ["--cfg-degree", str(placement.cfg_degree)]
+    if placement.pipeline_degree and placement.branch_ranks > 1:
+        words += ["--pipeline-degree", str(placement.pipeline_degree)]
     if placement.branch_ranks > 1 and way.method == "full":
         words += ["--attention", placement.attention]
         words += ["--chunks", str(placement.chunks)] if placement.chunks else []

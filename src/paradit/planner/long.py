@@ -2,7 +2,8 @@
 
 As in `sampling.block_pipeline`: a block-step's hidden states travel to the next rank, those of each guidance
 branch by themselves; ranks are ready for two messages ahead; predictions come back to the first rank, which
-decodes a finished block before it goes on, unless another rank decodes.
+decodes a finished block before it goes on, unless another rank decodes. Stages may have a rank for each
+guidance branch; ranks that share tokens within a stage are not played.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from paradit.planner.costs import ITEMSIZE, block_seconds
 from paradit.planner.events import Compute, Message, Played, Post, Step, Wait, play
 from paradit.requests import latent_shape
 from paradit.scheduling.block_queue import BlockQueue, BlockStep, queue_of
-from paradit.scheduling.layer_pipeline import Collect, program, split_layers
+from paradit.scheduling.layer_pipeline import Collect, StageGrid, program, split_layers
 
 if TYPE_CHECKING:
     from paradit.models.spec import ModelSpec
@@ -64,7 +65,7 @@ class LongVideo:
         """Played as far as is needed to know the rest."""
         queue = self.queue
         assert queue.num_blocks
-        few = queue.num_steps + len(self.placement.denoise_ranks) + PLAYED_BLOCKS
+        few = queue.num_steps + self.grid.num_stages + PLAYED_BLOCKS
         more = max(0, queue.num_blocks - few)
         times = self._times(more)
         if more:
@@ -110,15 +111,22 @@ class LongVideo:
         return self.decode * queue.frames_of(block) / self.queue.num_frames
 
     @cached_property
-    def split(self) -> list[range]:
-        """The layers of each rank, taken to be alike."""
-        return split_layers([1.0] * self.spec.transformers[0].num_layers, len(self.placement.denoise_ranks))
+    def grid(self) -> StageGrid:
+        """Where the ranks that denoise stand; none share tokens."""
+        grid = self.placement.stage_grid(self.request, self.spec)
+        assert grid.sharers == 1, "exchanges within a stage are not played"
+        return grid
 
-    def step_seconds(self, place: int, step: BlockStep) -> float:
-        """A block-step of one branch in one rank's layers."""
-        key = place, step.computed_frames, step.window_frames
+    @cached_property
+    def split(self) -> list[range]:
+        """The layers of each stage, taken to be alike."""
+        return split_layers([1.0] * self.spec.transformers[0].num_layers, self.grid.num_stages)
+
+    def step_seconds(self, stage: int, step: BlockStep) -> float:
+        """A block-step of one branch in one stage's layers."""
+        key = stage, step.computed_frames, step.window_frames
         if key not in self._known:
-            spec, layers = self.spec.transformers[0], len(self.split[place])
+            spec, layers = self.spec.transformers[0], len(self.split[stage])
             held = step.computed_frames * self.tokens
             costs = block_seconds(
                 spec,
@@ -145,8 +153,9 @@ class LongVideo:
 
     @cached_property
     def branches(self) -> int:
+        """How many each rank computes, one after the other."""
         assert self.request.guidance_scale
-        return self.spec.num_branches(self.request.guidance_scale)
+        return self.spec.num_branches(self.request.guidance_scale) // self.grid.cfg_degree
 
     def message(self, name: str, sender: int, receiver: int, values: int, itemsize: int) -> Message:
         """So many values from one rank of the cluster to another."""
@@ -165,46 +174,68 @@ class _Stage:
         """first: the cluster's rank that the placement's rank 0 is. place: among those that denoise."""
         self._video, self._queue, self._place, self._pipe = video, queue, place, first
         self._ranks = [first + rank for rank in video.placement.denoise_ranks]
-        self._last = len(self._ranks) - 1
+        self._grid = grid = video.grid
+        self._stage, self._is_leader = grid.stage(place), place == 0
+        self._is_last = self._stage == grid.num_stages - 1
+        self._mates = range(1, grid.stage_ranks)
+        self._senders = list(range(len(self._ranks) - grid.stage_ranks, len(self._ranks)))
+        """Of predictions; the leader itself sends none."""
         self._steps = list(queue.steps())
         self._messages: dict[tuple[int, str, int], Message] = {}
 
     def program(self) -> Iterator[Step]:
         """In the order of `BlockPipeline.blocks`."""
-        place, branches = self._place, self._video.branches
-        hops = len(self._steps) * branches
-        yield from (self._hop(place - 1, index) for index in range(min(AHEAD, hops)) if place)
-        back = range(min(AHEAD, len(self._steps)))
-        yield from (self._prediction(index) for index in back if place == 0 < self._last)
+        hops = len(self._steps) * self._video.branches
+        if self._stage:
+            yield from (self._hop(self._before, index) for index in range(min(AHEAD, hops)))
+        if self._is_leader:
+            for index in range(min(AHEAD, len(self._steps))):
+                yield from self._predictions(index)
         computed = collected = 0
-        for operation in program(self._queue, len(self._ranks), place):
+        for operation in program(self._queue, self._grid.num_stages, self._place):
             if isinstance(operation, Collect):
                 yield from self._collect(operation.step, collected)
                 collected += 1
                 continue
-            for branch in range(branches):
-                yield from self._compute(operation.step, computed * branches + branch)
-            if place == self._last > 0:
-                yield self._prediction(computed)
+            yield from self._share(computed)
+            for branch in range(self._video.branches):
+                yield from self._compute(operation.step, computed * self._video.branches + branch)
+            if self._is_last and not self._is_leader:
+                yield self._prediction(self._place, computed)
             computed += 1
 
+    @property
+    def _before(self) -> int:
+        """The place that hands on to this one."""
+        return self._place - self._grid.stage_ranks
+
+    def _share(self, index: int) -> Iterator[Step]:
+        """A block-step's latents, from the leader to the others of the first stage."""
+        if self._stage == 0 and not self._is_leader:
+            yield Wait(("latents", self._pipe, self._place, index))
+        for mate in self._mates if self._is_leader else ():
+            values = self._steps[index].computed_frames * self._video.tokens * self._values_of_token
+            message = self._message(0, mate, "latents", values)
+            yield Post(("latents", self._pipe, mate, index), replace(message, ranks=message.ranks[:1]))
+            if index >= AHEAD:
+                yield Wait(("latents", self._pipe, mate, index - AHEAD))
+
     def _compute(self, step: BlockStep, index: int) -> Iterator[Step]:
-        place, hops = self._place, len(self._steps) * self._video.branches
-        if place:
+        hops = len(self._steps) * self._video.branches
+        if self._stage:
             if index + AHEAD < hops:
-                yield self._hop(place - 1, index + AHEAD)
-            yield Wait(("hop", self._pipe, place - 1, index))
-        yield Compute(f"block {step.block}, step {step.step}", self._video.step_seconds(place, step))
-        if place < self._last:
-            yield self._hop(place, index)
+                yield self._hop(self._before, index + AHEAD)
+            yield Wait(("hop", self._pipe, self._before, index))
+        yield Compute(f"block {step.block}, step {step.step}", self._video.step_seconds(self._stage, step))
+        if not self._is_last:
+            yield self._hop(self._place, index)
             if index >= AHEAD:  # `HOP_DEPTH` may be on their way
-                yield Wait(("hop", self._pipe, place, index - AHEAD))
+                yield Wait(("hop", self._pipe, self._place, index - AHEAD))
 
     def _collect(self, step: BlockStep, index: int) -> Iterator[Step]:
-        if self._last:
-            if index + AHEAD < len(self._steps):
-                yield self._prediction(index + AHEAD)
-            yield Wait(("prediction", self._pipe, index))
+        if index + AHEAD < len(self._steps):
+            yield from self._predictions(index + AHEAD)
+        yield from (Wait(("prediction", self._pipe, sender, index)) for sender in self._senders if sender)
         if step.step < self._queue.num_steps - 1:
             return
         yield Compute(f"{_DONE}{step.block}", 0.0)
@@ -218,25 +249,29 @@ class _Stage:
         yield Post(("block", self._pipe, step.block), replace(message, ranks=message.ranks[:1]))
 
     def _hop(self, place: int, index: int) -> Post:
-        """Hidden states from one rank of the pipeline to the next; both post it."""
-        step = self._steps[index // self._video.branches]
-        tokens = step.computed_frames * self._video.tokens
-        key = place, "hop", tokens
-        if key not in self._messages:
-            values, itemsize = tokens * self._video.spec.transformers[0].width, ITEMSIZE[self._video.dtype]
-            sender, receiver = self._ranks[place : place + 2]
-            self._messages[key] = self._video.message("hidden states", sender, receiver, values, itemsize)
-        return Post(("hop", self._pipe, place, index), self._messages[key])
+        """Hidden states from one rank of the pipeline to that of the next stage; both post it."""
+        tokens = self._steps[index // self._video.branches].computed_frames * self._video.tokens
+        values = tokens * self._video.spec.transformers[0].width
+        message = self._message(place, place + self._grid.stage_ranks, "hidden states", values)
+        return Post(("hop", self._pipe, place, index), message)
 
-    def _prediction(self, index: int) -> Post:
-        """From the last rank to the first."""
-        frames = self._steps[index].frames
-        key = self._last, "prediction", frames
+    def _predictions(self, index: int) -> Iterator[Post]:
+        """From all that send one."""
+        return (self._prediction(sender, index) for sender in self._senders if sender)
+
+    def _prediction(self, sender: int, index: int) -> Post:
+        """To the leader."""
+        values = self._steps[index].frames * self._video.tokens * self._values_of_token
+        message = self._message(sender, 0, "prediction", values)
+        return Post(("prediction", self._pipe, sender, index), message)
+
+    def _message(self, sender: int, receiver: int, name: str, values: int) -> Message:
+        """From one place to another, in the model's dtype."""
+        key = sender, f"{name} to {receiver}", values
         if key not in self._messages:
-            values = frames * self._video.tokens * self._values_of_token
-            sender, receiver, itemsize = self._ranks[-1], self._ranks[0], ITEMSIZE[self._video.dtype]
-            self._messages[key] = self._video.message("prediction", sender, receiver, values, itemsize)
-        return Post(("prediction", self._pipe, index), self._messages[key])
+            ranks, itemsize = self._ranks, ITEMSIZE[self._video.dtype]
+            self._messages[key] = self._video.message(name, ranks[sender], ranks[receiver], values, itemsize)
+        return self._messages[key]
 
     @property
     def _values_of_token(self) -> int:

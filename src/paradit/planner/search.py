@@ -113,7 +113,8 @@ def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Wa
 def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Form]]:
     """Placements with all their forms of attention; of decoders about as many as PipeDiT's rule says.
 
-    A long video also in blocks, by every number of pipeline ranks that divides the cluster's.
+    A long video also in blocks, by every number of pipeline ranks that divides the cluster's, guidance
+    branches on the same ranks or on different ones.
     """
     if simulator.request.method == "full":
         for degree in (1, 2):
@@ -146,12 +147,15 @@ def _pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
     for degree in (number for number in range(ranks, 0, -1) if ranks % number == 0):
         for placement in ways(Placement(ranks=degree), num_prompts):
             # One decoder keeps up with many ranks.
-            if placement.decode is None or len(placement.decode) == 1:
+            if placement.decode is not None and len(placement.decode) > 1:
+                continue
+            for cfg_degree in range(1, simulator.branches + 1):
                 with suppress(InputError):
-                    # Stages of one rank each: groups are not simulated.
-                    staged = replace(placement, pipeline_degree=len(placement.denoise_ranks))
-                    staged.check(long, simulator.spec)
-                    yield staged
+                    # Ranks that share tokens within a stage are not simulated.
+                    stages = len(placement.denoise_ranks) // cfg_degree
+                    divided = replace(placement, cfg_degree=cfg_degree, pipeline_degree=stages)
+                    divided.check(long, simulator.spec)
+                    yield divided
 
 
 def _checked(simulator: Simulator, **fields: int) -> Placement:
@@ -213,8 +217,8 @@ def _plan(simulated: Simulated, limit: float, name: str = "") -> Plan:
 def _name(simulated: Simulated) -> str:
     way, form = simulated.way, simulated.form
     if way.method == "dualparal":
-        ranks = len(way.placement.denoise_ranks)
-        parts = [f"dualparal (approximate), {ranks} pipeline {'rank' if ranks == 1 else 'ranks'}"]
+        stages = way.placement.pipeline_degree
+        parts = [f"dualparal (approximate), {stages} pipeline {'stage' if stages == 1 else 'stages'}"]
         parts += [name_of(way.placement)] if name_of(way.placement) != "together" else []
     else:
         parts = [name_of(way.placement)]

@@ -131,7 +131,7 @@ class Simulator:
         before = sum(stages.values()) - run.seconds
         seconds = max(span.end for span in play(placement, num_requests, stages))
         videos = num_requests / placement.replicas
-        slowest = max(range(len(placement.denoise_ranks)), key=lambda place: len(video.split[place]))
+        slowest = max(range(len(video.split)), key=lambda stage: len(video.split[stage]))
         usual = max(video.queue.steps(), key=lambda step: (step.computed_frames, step.window_frames))
         return Simulated(
             way=way,

@@ -32,7 +32,7 @@ def memory_by_rank(
     grid = placement.stage_grid(request, spec)
     shares = Shares.equal(spec.tokens(*size), spec.transformers[0].num_attention_heads, grid.sharers)
     branches = spec.num_branches(request.guidance_scale) // placement.cfg_degree
-    in_turn = len(placement.denoise_ranks) == 1 or request.method == "dualparal"
+    in_turn = len(placement.denoise_ranks) == 1
     held = {rank: shares.tokens[grid.place(n)] for n, rank in enumerate(placement.denoise_ranks)}
     return [
         spec.rank_memory_bytes(
@@ -41,8 +41,7 @@ def memory_by_rank(
             placement.stages_of(rank),
             held=held.get(rank % placement.replica_ranks),
             cached=branches,
-            # One process computes a branch after the other, as in blocks of frames; several have both in one
-            # batch, or side by side.
+            # One process computes a branch after the other; several have both in one batch, or side by side.
             at_once=1 if in_turn else branches,
             tile=request.vae_tile,
             decode_ranks=placement.decode_degree,
@@ -62,9 +61,18 @@ def _long(
     assert request.height and request.width and request.guidance_scale
     stages, ranks = placement.stages_of(rank), placement.denoise_ranks
     size = (frames_at_once(request, spec), request.height, request.width)
-    branches = spec.num_branches(request.guidance_scale)
+    grid = placement.stage_grid(request, spec)
+    place = ranks.index(rank) if rank in ranks else 0
+    branches = spec.num_branches(request.guidance_scale) // grid.cfg_degree
+    shares = Shares.equal(spec.tokens(*size), spec.transformers[0].num_attention_heads, grid.sharers)
     parts = spec.rank_memory_bytes(
-        *size, dtype_bytes, stages, cached=branches, at_once=1, tile=request.vae_tile
+        *size,
+        dtype_bytes,
+        stages,
+        held=shares.tokens[grid.place(place)],
+        cached=branches,
+        at_once=1,
+        tile=request.vae_tile,
     )
     loaded = parts["weights"]
     if "denoise" not in stages:
@@ -72,13 +80,15 @@ def _long(
     channels, frames, height, width = latent_shape(request, spec)
     queue = queue_of(request, frames)
     transformer = spec.transformers[0]
-    held = len(split_layers([1.0] * transformer.num_layers, len(ranks))[ranks.index(rank)])
+    held = len(split_layers([1.0] * transformer.num_layers, grid.num_stages)[grid.stage(place)])
     part = held / transformer.num_layers
     whole = sum(w.parameters for w in spec.weights if stage_of(w.component) == "denoise") * dtype_bytes
     parts["weights"] -= round(whole * (1 - part))
     parts["text_cache"] = round(parts["text_cache"] * part)
     tokens = spec.tokens(1, request.height, request.width)
-    parts["keys"] = 2 * branches * held * queue.context_frames * tokens * transformer.width * dtype_bytes
+    # A rank that shares tokens keeps the keys of the heads that it works on.
+    keys = 2 * branches * held * queue.context_frames * tokens * transformer.width * dtype_bytes
+    parts["keys"] = keys // grid.sharers
     # The first rank has every block that is in the queue: its latents at two levels, and what a solver keeps.
     active = min(queue.num_steps, queue.num_blocks or queue.num_steps)
     block = channels * queue.block_frames * height * width * FP32_BYTES
