@@ -38,6 +38,8 @@ def request(latent_frames: int, steps: int = 6, **asked: int) -> Request:
 
 def video(on: Cluster, asked: Request, placement: Placement | None = None, decode: float = 0.0) -> LongVideo:
     placement = placement or Placement(ranks=on.ranks)
+    stages = len(placement.denoise_ranks) // placement.cfg_degree
+    placement = replace(placement, pipeline_degree=stages)
     return LongVideo(cluster=on, spec=SPEC, request=asked, placement=placement, dtype="bf16", decode=decode)
 
 
@@ -49,6 +51,23 @@ def test_without_messages_it_takes_what_the_schedule_counts(ranks: int, blocks: 
     step = next(one.queue.steps())
     costs = [2 * one.step_seconds(place, step) for place in range(ranks)]
     assert one.run().seconds == pytest.approx(duration(one.queue, costs, parts=2), rel=1e-9)
+
+
+@pytest.mark.parametrize(("stages", "blocks", "steps"), [(1, 3, 2), (2, 9, 6), (3, 3, 6), (6, 9, 2)])
+def test_branches_on_different_ranks_are_two_pipelines(stages: int, blocks: int, steps: int) -> None:
+    """Where messages are free; and each hidden state still travels once, each prediction comes from two."""
+    placement = Placement(ranks=2 * stages, cfg_degree=2)
+    one = video(cluster(2 * stages, **FREE), request(5 * blocks, steps, context_frames=0), placement)
+    step = next(one.queue.steps())
+    costs = [one.step_seconds(stage, step) for stage in range(stages)]
+    assert one.run().seconds == pytest.approx(duration(one.queue, costs), rel=1e-9)
+    sent = defaultdict(int)
+    for one_sent in one.played().sent:
+        sent[one_sent.message.name] += 1
+    steps = blocks * steps
+    predictions = 2 * steps if stages > 1 else steps  # the leader's own does not travel
+    found = {"latents": steps, "hidden states": 2 * (stages - 1) * steps, "prediction": predictions}
+    assert sent == {name: number for name, number in found.items() if number}
 
 
 @pytest.mark.parametrize("placement", [Placement(ranks=3), Placement(ranks=3, denoise=(0, 1), decode=(2,))])
