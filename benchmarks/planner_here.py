@@ -1,12 +1,13 @@
 """Does the planner say what takes how long here? Calibrated on other shapes, against what is measured.
 
     python benchmarks/planner_here.py overlap --links loopback 400mbit 100mbit --repeats 3
-    python benchmarks/planner_here.py stages --repeats 1
+    python benchmarks/planner_here.py stages --steps 4 --repeats 3
+    python benchmarks/planner_here.py stages --steps 30 --repeats 1
 
 overlap: denoising steps of `attention_overlap.py`'s two transformers on two ranks of one core each, in
 several ways, over links of limited rate (needs root, `ip` and `tc`). stages: ten prompts of `stages.py` on
 two ranks, in several ways. Each part first measures the machine as `paradit calibrate` does, with the same
-kind of processes on the same link, simulates, and then measures; medians of turns. The results of both parts
+kind of processes on the same link, simulates, and then measures; medians of turns. The results of all parts
 stand in one file.
 
 A pair of ways is two of the same model, link and steps that differ by over 5 %; its winner is right where the
@@ -30,7 +31,7 @@ import torch
 
 from attention_overlap import LATENT_SHAPE, MODELS, TEXT_TOKENS, Step, modules
 from links import Host, loopback, two_hosts
-from machine import RESULTS, write_results
+from machine import RESULTS, command, write_results
 from pairs import Pair, join, serve
 from paradit.distributed.world import World, current_world
 from paradit.engine.calibrate import CPU, Calibration, measure, measure_messages
@@ -51,8 +52,8 @@ from paradit.scheduling.balance import play
 from paradit.testing import run_world
 from paradit.trace.merge import read_spans
 from paradit.trace.spans import STAGE, Tracing, recording
-from stages import STEPS, jobs_of, take
 from stages import WAYS as STAGE_WAYS
+from stages import jobs_of, take
 
 WAYS = {
     "ulysses": Form(attention="ulysses"),
@@ -174,31 +175,30 @@ def measured_here(world: World) -> str | None:
     return None if world.rank else calibrated(found)
 
 
-def stages(repeats: int) -> dict[str, Any]:
+def stages(steps: int, repeats: int) -> dict[str, Any]:
     text, *_ = run_world(measured_here, 2, timeout=600)
-    cluster, spec, rows = cluster_of(text), read_spec(find_model("shapes")), []
-    for steps in STEPS:
-        request = jobs_of(spec, PROMPTS, steps, "")[0].request
-        simulator = Simulator(cluster, spec, request, "fp32")
-        taken: dict[str, list[tuple[float, dict[str, float]]]] = {name: [] for name in STAGE_WAYS}
-        for _ in range(repeats):
-            for name, placement in STAGE_WAYS.items():
-                taken[name].append(take(placement, PROMPTS, steps))
+    spec, rows = read_spec(find_model("shapes")), []
+    request = jobs_of(spec, PROMPTS, steps, "")[0].request
+    simulator = Simulator(cluster_of(text), spec, request, "fp32")
+    taken: dict[str, list[tuple[float, dict[str, float]]]] = {name: [] for name in STAGE_WAYS}
+    for _ in range(repeats):
         for name, placement in STAGE_WAYS.items():
-            way = Way(placement=placement, coprocess=placement.coprocess)
-            traced = name in TRACED
-            simulated = simulator.simulate(way, PROMPTS, Form(attention="ulysses"))
-            rows.append({
-                "case": f"{steps} steps",
-                "way": name,
-                "simulated": simulated.seconds,
-                "measured": median(took for took, _ in taken[name]),
-                "stages_simulated": {part: PROMPTS * took for part, took in simulated.stages.items()},
-                "stages_measured": {
-                    part: median(stages[part] for _, stages in taken[name]) for part in ("denoise", "decode")
-                },
-                "same_order": same_order(placement, steps, dict(simulated.stages)) if traced else None,
-            })  # fmt: skip
+            taken[name].append(take(placement, PROMPTS, steps))
+    for name, placement in STAGE_WAYS.items():
+        way = Way(placement=placement, coprocess=placement.coprocess)
+        simulated = simulator.simulate(way, PROMPTS, Form(attention="ulysses"))
+        seconds = dict(simulated.stages)
+        rows.append({
+            "case": f"{steps} steps",
+            "way": name,
+            "simulated": simulated.seconds,
+            "measured": median(took for took, _ in taken[name]),
+            "stages_simulated": {part: PROMPTS * took for part, took in seconds.items()},
+            "stages_measured": {
+                part: median(stages[part] for _, stages in taken[name]) for part in ("denoise", "decode")
+            },
+            "same_order": same_order(placement, steps, seconds) if name in TRACED else None,
+        })  # fmt: skip
     return {"machine_file": text, "prompts": PROMPTS, "repeats": repeats, "rows": rows}
 
 
@@ -256,7 +256,7 @@ def show(part: dict[str, Any]) -> None:
             f"{100 * (row['simulated'] / row['measured'] - 1):+6.1f} %"
         )
         if "stages_simulated" in row:
-            print(f"      {row['stages_simulated']} {row['stages_measured']}")
+            print(f"      {row['stages_simulated']} {row['stages_measured']} {row['same_order']}")
     print(part["judged"], flush=True)
 
 
@@ -269,15 +269,17 @@ def main() -> None:
     parser.add_argument("part", choices=["overlap", "stages"])
     parser.add_argument("--links", nargs="+", default=["loopback", "400mbit", "100mbit"])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4)
     args = parser.parse_args()
-    part = overlap(args.links, args.repeats) if args.part == "overlap" else stages(args.repeats)
-    part["judged"] = judge(part["rows"])
+    if args.part == "overlap":
+        name, part = "overlap", overlap(args.links, args.repeats)
+    else:
+        name, part = f"stages, {args.steps} steps", stages(args.steps, args.repeats)
+    part = {"command": command(), "judged": judge(part["rows"]), **part}
     show(part)
     path = RESULTS / "planner_here.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
-    write_results(
-        "planner_here", {**{k: before[k] for k in ("overlap", "stages") if k in before}, args.part: part}
-    )
+    before = json.loads(path.read_text())["parts"] if path.exists() else {}
+    write_results("planner_here", {"parts": {**before, name: part}})
 
 
 if __name__ == "__main__":
