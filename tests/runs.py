@@ -78,6 +78,7 @@ class Command:
         """kill -9 of the command alone; its ranks must go by themselves."""
         processes = _family(self.process.pid)
         self.process.kill()
+        self.until(lambda _: False)  # what it had told before
         self.process.communicate()
         wait_until_gone(processes)
 

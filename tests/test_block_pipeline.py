@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from paradit.sampling.forward import run
 from paradit.sampling.guidance import guide
 from paradit.sampling.layer_split import LayerCosts, LayerShare, divide_layers, measure_layers
 from paradit.sampling.noise import BlockNoise, PooledNoise
-from paradit.scheduling.block_queue import LEVELS, BlockQueue
+from paradit.scheduling.block_queue import LEVELS, BlockQueue, BlockStep
 from paradit.scheduling.layer_pipeline import StageGrid, idle_slots
 from paradit.testing import run_world
 from tiny import VARIANTS, decoded, save_folder, save_hunyuan_folder
@@ -482,3 +483,45 @@ def test_latents_that_are_not_finite_are_named(tmp_path: Path) -> None:
     model.experts[0].module.proj_out.bias.data.fill_(torch.inf)
     with pytest.raises(FloatingPointError, match="the latents of block 1 are not finite after step 1"):
         list(pipeline(model, CASES[0]).blocks())
+
+
+def poisoned(collect: Any, at: tuple[int, int] | None) -> Any:
+    """`collect`, with latents that become infinite in a (block, step)."""
+
+    def poison(self: BlockPipeline, step: BlockStep) -> None:
+        if (step.block, step.step) == at:
+            self._held[step.block].latents *= torch.inf
+        collect(self, step)
+
+    return poison
+
+
+def poisoned_on_ranks(
+    world: World, folder: Path, points: list[tuple[int, int]], grid: StageGrid
+) -> list[object]:
+    """What each rank has of a video with each point, and then of one without."""
+    model = load(folder)
+    share = divide_layers(model, world, None, grid)
+    collect, found = BlockPipeline._collect, []
+    for point in (*points, None):
+        BlockPipeline._collect = poisoned(collect, point)  # type: ignore[method-assign]
+        try:
+            found.append(list(pipeline(model, CASES[0], share).blocks()))
+        except FloatingPointError as error:
+            found.append(str(error))
+    return found
+
+
+@pytest.mark.parametrize("grid", [StageGrid(2), StageGrid(4), StageGrid(1, 2, 2)])
+def test_latents_that_are_not_finite_end_a_video_alone(grid: StageGrid, tmp_path: Path) -> None:
+    """On all ranks alike, without one that waits for ever; the next video is as it should be."""
+    points = [(0, 0), (0, 4), (2, 1), (3, 4)]  # the others have come to the end at the last
+    folder = save_folder("wan21", tmp_path, layers=4)
+    (expected,) = alone(folder, CASES[:1])
+    (*failed, made), *others = run_world(poisoned_on_ranks, grid.num_ranks, folder, points, grid)
+    assert failed == [
+        f"the latents of block {block + 1} are not finite after step {step + 1}" for block, step in points
+    ]
+    for block, wanted in zip(made, expected, strict=True):
+        torch.testing.assert_close(block, wanted, rtol=0, atol=1e-5 if grid.sharers > 1 else 0)
+    assert all(found == [*failed[:3], [], []] for found in others)

@@ -70,6 +70,7 @@ def names(folder: Path) -> list[str]:
 
 OPTIONS = [
     "--prompts-file",
+    "--prompt-at",
     "--model",
     "--size",
     "--num-frames",
@@ -89,6 +90,7 @@ OPTIONS = [
     "--replicas",
     "--decode-degree",
     "--cfg-degree",
+    "--pipeline-degree",
     "--attention",
     "--chunks",
     "--interleave",
@@ -106,6 +108,7 @@ OPTIONS = [
     "--hang-limit",
     "--json",
     "--dry-run",
+    "--explain",
     "--help",
 ]
 

@@ -6,6 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from paradit.scheduling.block_queue import BlockQueue
+from paradit.scheduling.layer_pipeline import idle_slots
+from paradit.trace.spans import STEP
+from paradit.trace.summary import read_trace
 from paradit.video.reader import read_video
 from runs import Command, finished, run_folder
 from tiny import save_folder
@@ -50,7 +54,9 @@ def same_video(folder: Path, expected: Path) -> None:
     assert torch.equal(made, wanted)
     frames, wanted_frames = (read_video(where / "v.mp4")[0] for where in (folder, expected))
     assert (frames == wanted_frames).all()
-    assert {path.name for path in folder.iterdir()} == {"v.mp4", "l.safetensors"}
+    # The run's folder is kept: the video can be made longer.
+    assert {path.name for path in folder.iterdir()} == {"v.mp4", "l.safetensors", "paradit-runs"}
+    assert not [path for path in run_folder(folder).iterdir() if path.name.endswith((".step.pt", ".part"))]
 
 
 def test_exactly_so_many_frames(alone: Path) -> None:
@@ -177,6 +183,28 @@ def test_what_a_dry_run_says_of_stages(model: Path, tmp_path: Path) -> None:
 def test_stages_are_of_long_videos(model: Path, tmp_path: Path) -> None:
     command = Command(tmp_path, "generate", "a", "--model", str(model), "--pipeline-degree", "1")
     assert command.end()[0] == 2
+
+
+def test_a_dry_run_knows_blocks(model: Path, tmp_path: Path) -> None:
+    command = finished(
+        tmp_path, *arguments(model, "--dry-run", "--ranks", "4", "--pipeline-degree", "4", frames=13)
+    )
+    (plan,) = [told for told in command.told if told["event"] == "plan"]
+    queue = BlockQueue(num_frames=4, block_frames=2, context_frames=1, num_steps=4)
+    assert (plan["num_blocks"], plan["window_frames"], plan["rounds"]) == (2, 4, 5)
+    assert plan["used_share"] == pytest.approx(8 / (8 + idle_slots(queue, 4, parts=2)), abs=1e-4)
+    *_, warning = [told["message"] for told in command.told if told["event"] == "warning"]
+    assert warning.startswith("2 blocks are fewer than 4 stages, which are used to")
+
+
+def test_a_trace_shows_the_steps_of_blocks(model: Path, tmp_path: Path) -> None:
+    finished(tmp_path, *arguments(model, "--ranks", "2", "--trace", "t.json", frames=13))
+    by_rank = read_trace(tmp_path / "t.json")
+    for rank in (0, 1):
+        steps = [span for span in by_rank[rank] if span.category == STEP]
+        assert sorted((span.about["block"], span.about["step"]) for span in steps) == [
+            (block, step) for block in (1, 2) for step in (1, 2, 3, 4)
+        ]
 
 
 def test_how_long_is_written(tmp_path: Path) -> None:

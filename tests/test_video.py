@@ -12,7 +12,7 @@ from paradit.errors import InputError
 from paradit.shapes.world import Scene, draw
 from paradit.video.contact_sheet import contact_sheet
 from paradit.video.reader import read_video
-from paradit.video.writer import Frame, check_target, open_video
+from paradit.video.writer import Frame, check_target, growing_name, open_video
 
 WIDTH, HEIGHT, NUM_FRAMES = 64, 48, 9
 
@@ -72,6 +72,27 @@ def test_png_folder_is_exact(tmp_path: Path, frames: Frame) -> None:
     files = sorted((tmp_path / "frames").iterdir())
     assert [file.name for file in files] == [f"{index:05d}.png" for index in range(NUM_FRAMES)]
     assert np.array_equal(np.stack([np.asarray(Image.open(file)) for file in files]), frames)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a"])
+def test_a_file_is_watched_while_it_grows(tmp_path: Path, frames: Frame, name: str) -> None:
+    part = growing_name(tmp_path / name)
+    assert part == tmp_path / {"a.mp4": "a.part.mp4", "a.webm": "a.part.webm", "a": "a.part"}[name]
+    with open_video(tmp_path / name, WIDTH, HEIGHT, 16, part=part) as video:
+        for number in range(72):
+            video.write(frames[number % NUM_FRAMES])
+        assert not (tmp_path / name).exists()
+        there = len(list(part.iterdir())) if name == "a" else len(read_video(part)[0])
+        assert there >= 36
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    assert growing_name("a.gif") is None
+
+
+def test_the_same_frames_give_the_same_mp4(tmp_path: Path, frames: Frame) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        write(tmp_path / name, frames)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert b"moof" not in (tmp_path / "a.mp4").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif", "frames"])

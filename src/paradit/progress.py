@@ -20,7 +20,7 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str, total: int = 1) -> Iterator[None]:
-        """Time the body as stage `name`, of `total` steps."""
+        """Time the body as stage `name`, of `total` steps; 0: nobody knows how many."""
         start = time.monotonic()
         self.started(name, total)
         yield
@@ -37,6 +37,13 @@ class Progress:
     def stepped(self, name: str, done: int) -> None: ...
 
     def finished(self, name: str, seconds: float) -> None: ...
+
+    def queue(self, block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> None:
+        """Say how far a long video's queue of blocks is, after a round.
+
+        block: the cleanest one in it, from 1. num_blocks: of the video; None: without end. levels: how many
+        of its `steps` the noisiest has taken, and the cleanest.
+        """
 
     def warn(self, message: str) -> None:
         """Say what does not go as it was meant to, while the work goes on."""

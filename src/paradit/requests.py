@@ -20,6 +20,8 @@ DTYPES = ("bf16", "fp32")
 METHODS = ("full", "dualparal", "windowed", "fifo")
 """How latents are denoised: the whole video at once, or in blocks of frames: `dualparal`, and what it is
 compared to (docs/long_video.md)."""
+ENDLESS = 2**52 + 1
+"""As a number of frames: until it is stopped, which it will be before these are there."""
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
 """Diffusion schedules are trained on 1000 timesteps; more steps than that repeat some."""
@@ -56,6 +58,9 @@ class Request:
     """Latent frames of a block; not for `full`."""
     context_frames: int | None = None
     """Latent frames that a block reads of each neighbour; not for `full`."""
+    prompts_at: tuple[tuple[float, str], ...] = ()
+    """(seconds, text), of `dualparal`: from the first block on that begins then or later, what the
+    video shows."""
     vae_tile: int | None = None
     """The side, in pixels, of the square tiles that the picture is decoded in; `None`: as the model's card
     says, which for some is the picture whole."""
@@ -64,6 +69,11 @@ class Request:
     def in_blocks(self) -> bool:
         """Whether latents come block after block; of a resolved request."""
         return self.method != "full"
+
+    @property
+    def endless(self) -> bool:
+        """Whether the video goes on until it is stopped."""
+        return self.num_frames == ENDLESS
 
 
 def resolve(request: Request, spec: ModelSpec) -> Request:
@@ -101,7 +111,7 @@ def resolve(request: Request, spec: ModelSpec) -> Request:
         raise InputError(f"num_inference_steps is at most {MAX_STEPS}, got {filled.num_inference_steps}")
     if filled.dtype not in (None, *DTYPES):
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {filled.dtype!r}")
-    return _with_method(filled, spec)
+    return _with_prompts(_with_method(filled, spec), spec)
 
 
 def warnings_for(request: Request, spec: ModelSpec) -> list[str]:
@@ -145,6 +155,33 @@ def latent_shape(request: Request, spec: ModelSpec) -> tuple[int, int, int, int]
     return spec.vae.latent_shape(whole, request.height, request.width)
 
 
+def prompt_blocks(request: Request, spec: ModelSpec) -> list[int | None]:
+    """The first block, from 0, for each of a resolved request's `prompts_at`: one that begins then or later.
+
+    None: there is none.
+    """
+    assert request.block_frames and request.fps
+    last = _num_blocks(request, spec) - 1
+    found = []
+    for seconds, _ in request.prompts_at:
+        block = 0
+        while block <= last and _block_start(block, request, spec) < seconds:
+            block += 1
+        found.append(block if block <= last else None)
+    return found
+
+
+def _num_blocks(request: Request, spec: ModelSpec) -> int:
+    assert request.block_frames
+    return -(-latent_shape(request, spec)[1] // request.block_frames)
+
+
+def _block_start(block: int, request: Request, spec: ModelSpec) -> float:
+    """Seconds at which its first frame is shown."""
+    assert request.block_frames and request.fps
+    return max(0, (block * request.block_frames - 1) * spec.vae.temporal_compression + 1) / request.fps
+
+
 def frames_at_once(request: Request, spec: ModelSpec) -> int:
     """The frames that a resolved request's transformer sees at a time."""
     _, frames, *_ = latent_shape(request, spec)
@@ -154,7 +191,9 @@ def frames_at_once(request: Request, spec: ModelSpec) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds, written `60s`, `60` or `1.5min`. Raises `InputError`."""
+    """Seconds, written `60s`, `60` or `1.5min`; `inf`. Raises `InputError`."""
+    if text.strip().lower() == "inf":
+        return math.inf
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(s|min)?", text.strip().lower())
     if match is None or not float(match[1]):
         raise InputError(f"duration must be written like 60s or 1.5min, got {text!r}")
@@ -256,9 +295,11 @@ def _with_method(request: Request, spec: ModelSpec) -> Request:
     if method is None:
         # A little longer than it was trained on, a model may still do as a whole.
         most = trained[1] * (1 if request.trim else 2) if trained else math.inf
-        method = "dualparal" if request.num_frames > most else "full"
+        method = "dualparal" if request.num_frames > most or request.endless else "full"
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if request.endless and method != "dualparal":
+        raise InputError(f"method {method} needs to know the video's length: duration inf needs dualparal")
     if method == "full":
         if request.block_frames is not None or request.context_frames is not None:
             raise InputError("method full has no block_frames and context_frames: use method dualparal")
@@ -290,6 +331,40 @@ def _with_method(request: Request, spec: ModelSpec) -> Request:
             "them: use method dualparal"
         )
     return replace(request, method=method, block_frames=block, context_frames=context)
+
+
+def _with_prompts(request: Request, spec: ModelSpec) -> Request:
+    """With later prompts that are checked: text, order, and that there is a block for each."""
+    if not request.prompts_at:
+        return request
+    if request.method != "dualparal":
+        raise InputError(f"method {request.method} has one prompt for all frames: prompts_at need dualparal")
+    found, last = [], 0.0
+    for seconds, text in request.prompts_at:
+        at = _positive("the time of prompts_at", seconds, "the prompt itself holds from 0")
+        _check_text("the text of prompts_at", text)
+        if not text.strip():
+            raise InputError(f"the text of prompts_at is empty ({text!r}): say what the video should show")
+        if at <= last:
+            raise InputError(f"the times of prompts_at must rise, got {at:g} s after {last:g} s")
+        found.append((at, text))
+        last = at
+    request = replace(request, prompts_at=tuple(found))
+    blocks = prompt_blocks(request, spec)
+    if blocks[-1] is None:
+        assert request.num_frames and request.fps
+        start = _block_start(_num_blocks(request, spec) - 1, request, spec)
+        raise InputError(
+            f"prompts_at is for blocks that begin then or later, got {last:g} s: the last block of this "
+            f"video of {request.num_frames / request.fps:g} s begins at {start:g} s"
+        )
+    for (seconds, _), (later, _), block, same in zip(found, found[1:], blocks, blocks[1:], strict=False):
+        if block == same:
+            raise InputError(
+                f"the text of prompts_at for {seconds:g} s would never show: no block begins from then to "
+                f"{later:g} s, where the next text takes its place"
+            )
+    return request
 
 
 def _check_frames(num_frames: int, spec: ModelSpec, *, trim: bool) -> None:

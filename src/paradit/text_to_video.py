@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,6 +24,7 @@ from paradit.scheduling.memory import memory_by_rank, on_one_device, way_out
 from paradit.scheduling.stages import STAGES
 from paradit.stages.decode import decode, frames
 from paradit.stages.denoise import denoise
+from paradit.stages.denoise_blocks import denoise_blocks
 from paradit.stages.encode import encode, texts
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -48,7 +49,7 @@ class Video:
         tile = self.request.vae_tile
         made = decode(self.model, self.latents, tile, self.progress, lambda frames: np.stack(list(frames)))
         assert made is not None  # there are no other ranks
-        return made
+        return made[: self.request.num_frames]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,11 @@ def text_to_video(model: VideoModel, request: Request, progress: Progress, team:
     """
     team = team or Alone()
     prompts = _shared(encode(model, request, progress) if team.is_first else None, model, request, team)
-    latents = denoise(model, request, prompts, progress, team)
+    if request.method == "full":
+        latents = denoise(model, request, prompts, progress, team)
+    else:
+        blocks = denoise_blocks(model, request, prompts, progress, team, share=None)
+        latents = torch.cat(list(blocks), dim=2)
     return Video(latents=latents, request=request, model=model, progress=progress)
 
 
@@ -180,12 +185,15 @@ def generate(
     fps: float | None = None,
     dtype: str | None = None,
     vae_tile: int | None = None,
+    method: str = "full",
+    prompts_at: Iterable[tuple[float, str]] = (),
     progress: Progress | None = None,
 ) -> Generated:
     """Generate a video from a text, in this process. What is None takes the model's default.
 
     model: "shapes" (bundled), a folder in diffusers' format, or a hub id. dtype: "fp32" or "bf16". vae_tile:
-    the side, in pixels, of the tiles that frames are decoded in.
+    the side, in pixels, of the tiles that frames are decoded in. method: "full", or "dualparal" for long
+    videos. prompts_at: (seconds, text), what a long video shows from then on.
     Raises InputError, before anything is loaded, where something asked for cannot be had.
     """
     progress = progress or Progress()
@@ -204,7 +212,9 @@ def generate(
             fps=fps,
             dtype=dtype,
             vae_tile=vae_tile,
-            method="full",
+            method=method,
+            trim=method != "full",
+            prompts_at=tuple(prompts_at),
         ),
         spec,
     )

@@ -22,7 +22,7 @@ from paradit.placement import Placement
 from paradit.placement_text import read_fields, read_groups
 from paradit.requests import Request, frames_at_once, latent_shape, warnings_for
 from paradit.scheduling.block_queue import position_warning, queue_of
-from paradit.scheduling.layer_pipeline import split_layers
+from paradit.scheduling.layer_pipeline import split_layers, used_share
 from paradit.scheduling.memory import memory_by_rank
 from paradit.scheduling.stages import STAGES
 from paradit.trace.merge import collected
@@ -46,8 +46,9 @@ def generate(options: Options, report: Reporter) -> int:
     for job in jobs:
         placement.check(job.request, spec)
     _check_replicas(placement, len(jobs))
+    _check_endless(jobs, placement)
     jobs = [replace(job, request=placement.tiled(job.request, spec)) for job in jobs]
-    for warning in dict.fromkeys(line for job in jobs for line in _warnings(job.request, spec)):
+    for warning in dict.fromkeys(line for job in jobs for line in _warnings(job.request, spec, placement)):
         report.warn(warning)
     if options.explain:
         lines = (line for job in jobs for line in explain(options, job.request, placement, spec))
@@ -134,6 +135,15 @@ def _read_placement(placement: str | None) -> dict[str, Any]:
         raise InputError(f"placement file {placement!r} cannot be read: {error}") from None
 
 
+def _check_endless(jobs: list[Job], placement: Placement) -> None:
+    if not any(job.request.endless for job in jobs):
+        return
+    if ranks_of_torchrun():
+        raise InputError("under torchrun nobody stops a video of duration inf: use --ranks")
+    if placement.decode_degree > 1:
+        raise InputError("a video of duration inf is decoded by one rank: leave --decode-degree out")
+
+
 def _check_replicas(placement: Placement, count: int) -> None:
     if placement.replicas > count:
         raise InputError(
@@ -205,15 +215,42 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
         "cfg_degree": placement.cfg_degree,
         "pipeline_degree": placement.stage_grid(request, spec).num_stages,
         "shares": _shares(placement, request, spec, tokens),
+        **_queue(request, spec, placement),
     }
 
 
-def _warnings(request: Request, spec: ModelSpec) -> list[str]:
+def _queue(request: Request, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
+    """How a long video is cut into blocks, and how well the ranks that share them are used."""
+    if request.method != "dualparal":
+        return {}
+    queue = queue_of(request, latent_shape(request, spec)[1])
+    grid, branches = placement.stage_grid(request, spec), spec.num_branches(request.guidance_scale or 1.0)
+    channels, _, height, width = latent_shape(request, spec)
+    unknown: dict[str, Any] = {"num_frames": None, "num_blocks": None, "rounds": None, "flops": None}
+    unknown["latent_shape"] = [channels, None, height, width]
+    return {
+        "num_blocks": queue.num_blocks,
+        "rounds": queue.num_rounds,
+        "block_frames": queue.block_frames,
+        "context_frames": queue.context_frames,
+        "window_frames": queue.window_frames,
+        "used_share": round(used_share(queue, grid.num_stages, branches // grid.cfg_degree), 4),
+        **(unknown if request.endless else {}),
+    }
+
+
+def _warnings(request: Request, spec: ModelSpec, placement: Placement) -> list[str]:
     found = warnings_for(request, spec)
     if request.in_blocks:
         queue = queue_of(request, latent_shape(request, spec)[1])
         longer = position_warning(queue, spec.trained_latent_frames)
         found += [longer] if longer else []
+    if request.method == "dualparal":
+        stages = placement.stage_grid(request, spec).num_stages
+        share = _queue(request, spec, placement)["used_share"]
+        for number, what in ((queue.num_blocks or 0, "blocks"), (queue.num_steps, "steps")):
+            if number < stages:
+                found.append(f"{number} {what} are fewer than {stages} stages, which are used to {share:.0%}")
     return found
 
 

@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING
 
 from paradit.engine.job import Job
 from paradit.errors import InputError
-from paradit.requests import Request, parse_duration, parse_size, resolve
-from paradit.video.writer import check_file, check_folder_writable, check_target, video_format
+from paradit.requests import ENDLESS, Request, parse_duration, parse_size, resolve
+from paradit.video.writer import (
+    check_file,
+    check_folder_writable,
+    check_target,
+    growing_name,
+    video_format,
+)
 
 if TYPE_CHECKING:
     from paradit.models.spec import ModelSpec
@@ -25,6 +31,7 @@ class Options:
 
     prompt: str | None
     prompts_file: Path | None
+    prompt_at: list[str] | None
     model: str
     size: str | None
     num_frames: int | None
@@ -88,6 +95,7 @@ def make_jobs(options: Options, prompts: list[str], spec: ModelSpec) -> list[Job
         )
     for job in jobs:
         _check_files(job, options, numbered)
+        _check_endless(job)
     return jobs
 
 
@@ -152,10 +160,22 @@ def _request(options: Options, prompt: str, spec: ModelSpec) -> Request:
         fps=options.fps,
         dtype=options.dtype,
         method=options.method,
+        prompts_at=tuple(_prompt_at(text) for text in options.prompt_at or ()),
         block_frames=options.block_frames,
         context_frames=options.context_frames,
         vae_tile=options.vae_tile,
     )
+
+
+def _prompt_at(text: str) -> tuple[float, str]:
+    """`20s a blue square` as seconds and what the video shows from there on."""
+    time, _, prompt = text.strip().partition(" ")
+    try:
+        return parse_duration(time), prompt.strip()
+    except InputError:
+        raise InputError(
+            f"prompt_at must be a time and a text, such as 20s 'a blue ring', got {text!r}"
+        ) from None
 
 
 def _num_frames(options: Options, spec: ModelSpec) -> int | None:
@@ -166,8 +186,11 @@ def _num_frames(options: Options, spec: ModelSpec) -> int | None:
         raise InputError(
             f"give a duration ({options.duration}) or num_frames ({options.num_frames}), not both"
         )
-    fps = options.fps if options.fps is not None else spec.defaults.fps
-    return max(1, round(parse_duration(options.duration) * fps))
+    fps, seconds = (
+        options.fps if options.fps is not None else spec.defaults.fps,
+        parse_duration(options.duration),
+    )
+    return ENDLESS if math.isinf(seconds) else max(1, round(seconds * fps))
 
 
 def _output(output: str | None, prompt: str, number: str) -> str:
@@ -205,3 +228,21 @@ def _check_files(job: Job, options: Options, numbered: bool) -> None:
         check_target(job.output, fps=job.request.fps, overwrite=options.overwrite)
     if job.latents is not None:
         check_file("latents", job.latents, overwrite=options.overwrite)
+    part = growing_name(job.output)
+    if job.request.method != "full" and part is not None and part.exists() and not options.overwrite:
+        raise InputError(
+            f"output {job.output!r} is being written, or its run was killed: {str(part)!r} is there. Go on "
+            "by paradit resume, name another file, or use --overwrite"
+        )
+
+
+def _check_endless(job: Job) -> None:
+    """Refuse what cannot be of a video that goes on until it is stopped."""
+    if not job.request.endless:
+        return
+    if job.count > 1:
+        raise InputError("a video of duration inf is never done, and the next prompt waits: give one prompt")
+    if job.latents is not None:
+        raise InputError("the latents of a video of duration inf would fill the memory: leave --latents out")
+    if video_format(job.output) == ".gif":
+        raise InputError("a GIF is made of all its frames at once, not of duration inf: use .mp4 or .webm")

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from paradit import __version__
-from paradit.cli.commands import calibrate, decode, doctor, generate, plan, resume, trace
+from paradit.cli.commands import calibrate, decode, doctor, extend, generate, plan, resume, trace
 from paradit.cli.signals import Stopped, stop, stopping_cleanly
 from paradit.engine.job import Interrupted, RankError
 from paradit.engine.run import is_first_rank
@@ -74,8 +74,11 @@ def paradit(
         print(context.get_help())
 
 
-app.command(epilog=EXAMPLE)(generate.generate)
+app.command(epilog=EXAMPLE, cls=generate.GenerateCommand)(generate.generate)
 app.command(epilog="Example: paradit resume paradit-runs/a-red-circle-20261120-185300-3fa2")(resume.resume)
+app.command(epilog="Example: paradit extend paradit-runs/a-red-circle-20261120-185300-3fa2 --duration 30s")(
+    extend.extend
+)
 app.command(epilog="Example: paradit decode circle.safetensors -o circle.webm")(decode.decode)
 app.command(epilog="Example: paradit plan --model Wan-AI/Wan2.1-T2V-14B-Diffusers --gpus 8xL40")(plan.plan)
 app.command(epilog="Example: paradit calibrate -o machine.toml")(calibrate.calibrate)

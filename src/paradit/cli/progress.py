@@ -18,7 +18,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
-from paradit.cli.text import duration, memory_text, plan_text, result_text
+from paradit.cli.text import duration, memory_text, plan_text, queue_text, result_text
 from paradit.engine.job import Report
 from paradit.engine.run import is_first_rank
 from paradit.placement import Placement
@@ -38,6 +38,10 @@ class Reporter(Report):
         self._total: dict[str, int] = {}
         self._began: dict[str, float] = {}
         self._said: dict[str, float] = {}
+        self._frames = 0
+        """Written, of a long video."""
+        self._queue = ""
+        """How far its blocks are, as text."""
 
     def __enter__(self) -> Self:
         return self
@@ -84,6 +88,21 @@ class Reporter(Report):
         """The run can be gone on with."""
         self._say(f"paradit: to go on: paradit resume {shlex.quote(os.path.relpath(folder))}")
 
+    def extendable(self, folder: Path) -> None:
+        """Long videos are there, and can be made longer."""
+        path = shlex.quote(os.path.relpath(folder))
+        self._say(f"paradit: to make it longer: paradit extend {path} --duration 30s")
+
+    def growing(self, path: str) -> None:
+        """A long video can be watched while it grows."""
+        self._say(f"paradit: the video grows in {shlex.quote(path)}: it plays as far as it is there")
+
+    def wrote(self, num_frames: int) -> None:
+        self._frames = num_frames
+
+    def queue(self, block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> None:
+        self._queue = queue_text(block, num_blocks, levels, steps)
+
     def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
         """Every rank's peak memory."""
         print(memory_text(by_rank, stages), flush=True)
@@ -92,14 +111,21 @@ class Reporter(Report):
         self._total[name] = total
         self._began[name] = self._said[name] = time.monotonic()
         self._say(f"{name}: {total} steps" if total > 1 else name)
+        if name.startswith("denoise"):
+            self._frames, self._queue = 0, ""
 
     def stepped(self, name: str, done: int) -> None:
         now = time.monotonic()
         if now - self._said[name] >= PLAIN_SECONDS and done:
             self._said[name] = now
-            rate = done / (now - self._began[name])
-            left = duration((self._total[name] - done) / rate)
-            self._say(f"{name}: {done}/{self._total[name]}, {rate:.3g} steps/s, {left} left")
+            rate, total = done / (now - self._began[name]), self._total[name]
+            if total:
+                left = duration((total - done) / rate)
+                self._say(f"{name}: {done}/{total}, {rate:.3g} steps/s, {left} left")
+            else:
+                self._say(f"{name}: {done}, {rate:.3g} steps/s")
+            if self._queue and name.startswith("denoise"):
+                self._say(f"{self._queue}, {self._frames} frames written")
 
     def finished(self, name: str, seconds: float) -> None:
         self._say(f"{name}: done in {duration(seconds)}")
@@ -151,15 +177,25 @@ class JsonReporter(Reporter):
     def resumable(self, folder: Path) -> None:
         self._event("resumable", run_dir=str(folder))
 
+    def extendable(self, folder: Path) -> None:
+        self._event("extendable", run_dir=str(folder))
+
+    def growing(self, path: str) -> None:
+        self._event("growing", path=path)
+
+    def queue(self, block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> None:
+        about = {"block": block, "num_blocks": num_blocks, "levels": levels, "num_inference_steps": steps}
+        self._event("block", **about, frames_written=self._frames)
+
     def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
         self._event("memory", peak_memory_bytes_by_rank=by_rank, stages_by_rank=stages)
 
     def started(self, name: str, total: int) -> None:
         self._total[name] = total
-        self._event("stage_start", stage=name, total=total)
+        self._event("stage_start", stage=name, total=total or None)
 
     def stepped(self, name: str, done: int) -> None:
-        self._event("step", stage=name, done=done, total=self._total[name])
+        self._event("step", stage=name, done=done, total=self._total[name] or None)
 
     def finished(self, name: str, seconds: float) -> None:
         self._event("stage_end", stage=name, seconds=round(seconds, 4))
@@ -192,6 +228,9 @@ class TerminalReporter(Reporter):
 
     def started(self, name: str, total: int) -> None:
         self._total[name] = total
+        if name.startswith("denoise"):
+            self._frames = 0
+            self._tasks.pop("blocks", None)  # of the video before
         if self._bars is None:
             self._bars = Bars(
                 TextColumn("{task.description:<8}"),
@@ -202,7 +241,7 @@ class TerminalReporter(Reporter):
                 redirect_stdout=False,  # results are for stdout, wherever it goes
             )
             self._bars.start()
-        self._tasks[name] = self._bars.add_task(name, total=total)
+        self._tasks[name] = self._bars.add_task(name, total=total or None)
 
     def stepped(self, name: str, done: int) -> None:
         if self._bars is not None:
@@ -210,7 +249,16 @@ class TerminalReporter(Reporter):
 
     def finished(self, name: str, seconds: float) -> None:  # noqa: ARG002 (the bar shows them)
         if self._bars is not None:
-            self._bars.update(self._tasks[name], completed=self._total[name])
+            self._bars.update(self._tasks[name], completed=self._total[name] or None)
+
+    def queue(self, block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> None:
+        if self._bars is None:
+            return
+        if "blocks" not in self._tasks:
+            self._tasks["blocks"] = self._bars.add_task("blocks", total=num_blocks)
+        done = block - (levels[1] < steps)
+        queue = f"level {levels[0]}..{levels[1]}, {self._frames} frames written"
+        self._bars.update(self._tasks["blocks"], completed=done, queue=queue)
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -222,12 +270,14 @@ class TerminalReporter(Reporter):
 
 
 class _RateColumn(ProgressColumn):
-    """`12.3 s, 2.41 steps/s, 8.1 s left`; a stage of one step has only its seconds."""
+    """`12.3 s, 2.41 steps/s, 8.1 s left`; a stage of one step has only its seconds; blocks: their queue."""
 
     def get_table_column(self) -> Column:
         return Column(no_wrap=True)
 
     def render(self, task: Task) -> Text:
+        if "queue" in task.fields:
+            return Text(task.fields["queue"])
         elapsed = task.finished_time if task.finished else task.elapsed
         parts = [duration(elapsed or 0.0)]
         if task.total and task.total > 1 and elapsed and task.completed:

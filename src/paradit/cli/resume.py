@@ -52,5 +52,5 @@ def _check_outputs(run: Run, folder: RunFolder, overwrite: bool) -> None:
     if overwrite or run.overwrite:
         return
     for job in run.jobs:
-        if not folder.is_done(job) and os.path.lexists(job.output) and Path(job.output).is_file():
+        if not folder.has_video(job) and os.path.lexists(job.output) and Path(job.output).is_file():
             raise InputError(f"output {job.output!r} has come there since: move it away, or use --overwrite")

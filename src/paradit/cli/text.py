@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+QUEUE_BAR = 20
+
 
 def duration(seconds: float) -> str:
     """`0.42 s`, `12.3 s`, `4 min 05 s`, `2 h 03 min`."""
@@ -33,6 +35,8 @@ def result_text(result: dict[str, Any]) -> str:
         f"  {_video(result)}, seed {result['seed']}, model {result['model']}",
         f"  {stages}",
     ]
+    if "seconds_to_first_frame" in result:
+        lines[-1] += f"; first frame after {duration(result['seconds_to_first_frame'])}"
     if "peak_memory_bytes_by_rank" in result:
         by_rank = [amount(size, "B") for size in result["peak_memory_bytes_by_rank"]]
         place = "on the GPU " if result["device"] == "cuda" else ""
@@ -43,6 +47,15 @@ def result_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def queue_text(block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> str:
+    """`[################----] block 37 of 46, level 12..50`: the bar is how many blocks are done."""
+    bar, of = "", ""
+    if num_blocks:
+        filled = QUEUE_BAR * (block - 1 + (levels[1] == steps)) // num_blocks
+        bar, of = f"[{'#' * filled:-<{QUEUE_BAR}}] ", f" of {num_blocks}"
+    return f"{bar}block {block}{of}, level {levels[0]}..{levels[1]}"
+
+
 def memory_text(by_rank: list[int], stages: list[tuple[str, ...]]) -> str:
     """What each rank of a run whose stages are apart has needed."""
     each = (f"{', '.join(names)} {amount(size, 'B')}" for names, size in zip(stages, by_rank, strict=True))
@@ -51,7 +64,8 @@ def memory_text(by_rank: list[int], stages: list[tuple[str, ...]]) -> str:
 
 def plan_text(plan: dict[str, Any]) -> str:
     memory = ", ".join(f"{part} {amount(size, 'B')}" for part, size in plan["memory_bytes"].items())
-    latents = " x ".join(str(size) for size in plan["latent_shape"])
+    latents = " x ".join(str(size or "any") for size in plan["latent_shape"])
+    in_all = "" if plan["flops"] is None else f", {amount(plan['flops'], 'FLOP')} in all"
     guidance = plan["guidance_scale"]
     rows = {
         "prompt": plan["prompt"],
@@ -59,10 +73,12 @@ def plan_text(plan: dict[str, Any]) -> str:
         "video": _video(plan),
         "latents": f"{latents} (channels, frames, height, width), {plan['tokens']} tokens",
         "denoise": f"{plan['num_inference_steps']} steps, guidance {guidance:g}, seed {plan['seed']}",
-        "compute": f"{amount(plan['step_flops'], 'FLOP')} a step, {amount(plan['flops'], 'FLOP')} in all",
+        "compute": f"{amount(plan['step_flops'], 'FLOP')} a step{in_all}",
         "memory": f"about, in {plan['dtype']}: {memory}",
         "output": plan["path"],
     }
+    if "used_share" in plan:
+        rows["blocks"] = _blocks(plan)
     if plan["ranks"] > 1:
         rows["ranks"] = "; ".join(_share_text(share) for share in plan["shares"])
         peaks = (amount(parts["peak"], "B") for parts in plan["memory_bytes_by_rank"])
@@ -70,7 +86,18 @@ def plan_text(plan: dict[str, Any]) -> str:
     return "\n".join(f"{name + ':':<9}{value}" for name, value in rows.items())
 
 
+def _blocks(plan: dict[str, Any]) -> str:
+    """Of a long video."""
+    sizes = f"of {plan['block_frames']} latent frames, in windows of {plan['window_frames']}"
+    used = f"ranks used to {plan['used_share']:.1%}"
+    if plan["num_blocks"] is None:
+        return f"without end, {sizes}; {used}"
+    return f"{plan['num_blocks']} {sizes}; {plan['rounds']} rounds, {used}"
+
+
 def _video(fields: dict[str, Any]) -> str:
+    if fields["num_frames"] is None:
+        return f"until it is stopped, {fields['width']}x{fields['height']}, {fields['fps']:g} fps"
     size, length = f"{fields['width']}x{fields['height']}", duration(fields["num_frames"] / fields["fps"])
     return f"{fields['num_frames']} frames, {size}, {fields['fps']:g} fps ({length})"
 

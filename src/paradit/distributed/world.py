@@ -53,10 +53,16 @@ class World:
         """A transport among all ranks; `point_to_point` as for `Transport`."""
         return Transport(self.group or dist.group.WORLD, self.ranks, point_to_point=point_to_point)
 
-    def tell(self, word: str) -> None:
-        """Leave a word for the other processes."""
+    def tell(self, word: str, about: str = "") -> None:
+        """Leave a word for the other processes, and what is to be known about it."""
         assert self.store is not None
-        self.store.set(word, "")
+        self.store.set(word, about)
+
+    def word(self, word: str) -> str:
+        """What was left about a word that was `told`."""
+        assert self.store is not None
+        about: bytes = self.store.get(word)
+        return about.decode()
 
     def told(self, word: str) -> bool:
         """Whether a process has left this word; it does not wait for it."""

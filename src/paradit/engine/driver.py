@@ -120,6 +120,7 @@ class _World:
         """Of ranks that failed: how, and what they had to say."""
         self._denoising: set[int] = set()
         """Ranks that look, after every step, whether they are to stop."""
+        self._stopped = self._ended = False
 
     def start(
         self, spec: ModelSpec, folder: RunFolder, *, tracing: Tracing | None = None, warm_up: bool = False
@@ -152,7 +153,11 @@ class _World:
                 told = True
                 for rank in self._running:
                     self.launcher.tell(rank, "stop")
-            if self._stop.wanted and not self._denoising:
+            endless = self._jobs[0].request.endless
+            if endless and self._ended:
+                return None  # on its other ranks nobody knows of an end
+            # A video without end is decoded as far as it is, and told of.
+            if self._stop.wanted and not self._denoising and (not endless or self._stopped):
                 raise Interrupted
             if self._find_hanging():
                 return self._failure(folder)
@@ -177,6 +182,7 @@ class _World:
         if event in ("done", "stopped", "raised", "ended"):
             self._running.discard(rank)
             self._denoising.discard(rank)
+            self._stopped |= event == "stopped"
             if values:
                 self._last_words[rank] = event, str(values[0]).rstrip()
         elif event == "doing":
@@ -194,6 +200,7 @@ class _World:
             self._report.seconds[name] = self._report.seconds.get(name, 0.0) + seconds
         if event == "failed":
             self.failed.add(values[0])
+        self._ended |= event in ("result", "failed")
         getattr(self._report, event)(*values)
 
     def _find_hanging(self) -> bool:

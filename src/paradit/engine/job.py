@@ -80,6 +80,15 @@ class Report(Progress):
     def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
         """Peak memory (bytes) and stages of every rank, at the end of a run whose stages are apart."""
 
+    def growing(self, path: str) -> None:
+        """A long video grows in this file, which plays as far as it is there."""
+
+    def wrote(self, num_frames: int) -> None:
+        """So many frames of a long video are written."""
+
+    def extendable(self, folder: Path) -> None:
+        """Long videos are there, and what is in `folder` is enough to make them longer."""
+
     def doing(self, stage: str, index: int) -> None:
         """This rank begins a stage of request `index`."""
 

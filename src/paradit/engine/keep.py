@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
 
-from paradit.engine.job import Job
+from paradit.engine.job import Job, Report
 from paradit.files import write_whole
 from paradit.models.protocol import Frames
 from paradit.models.spec import ModelSpec
-from paradit.video.writer import open_video
+from paradit.video.writer import growing_name, open_video
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is in the file of a video."""
+
+    num_frames: int
+    first_frame: float
+    """When the first one was there, on the monotonic clock."""
 
 
 def keep(
@@ -24,12 +35,15 @@ def keep(
     frames: Generator[Frames],
     *,
     overwrite: bool,
+    report: Report | None = None,
     name_next: Callable[[Path], None] | None = None,
-) -> None:
+) -> Written:
     """Save a job's latents, where that is asked for, and write its frames as they come (`open_video`).
 
-    latents: None where they come with the frames.
+    latents: None where they come with the frames, as a long video's do: its file can be watched while it
+    grows.
     """
+    report = report or Report()
     if job.latents is not None and latents is not None:
         # Before the decode, which may run out of memory: the costly part is then safe.
         save_latents(job.latents, latents, job.about(spec))
@@ -37,6 +51,10 @@ def keep(
         job.make_folder.mkdir(exist_ok=True)
     request = job.request
     assert request.width and request.height and request.fps and request.num_frames
+    part = growing_name(job.output) if latents is None else None
+    if part is not None:
+        report.growing(str(part))
+    first_frame = 0.0
     with (
         closing(frames),
         open_video(
@@ -45,12 +63,16 @@ def keep(
             request.height,
             request.fps,
             overwrite=overwrite,
+            part=part,
             name_next=name_next,
         ) as file,
     ):
-        for number, frame in enumerate(frames):
-            if number < request.num_frames:  # the last latent frame may give more
+        for frame in frames:
+            if file.num_frames < request.num_frames:  # the last latent frame may give more
                 file.write(frame)
+                first_frame = first_frame or time.monotonic()
+                report.wrote(file.num_frames)
+    return Written(file.num_frames, first_frame)
 
 
 def save_latents(path: Path, latents: Tensor, about: dict[str, Any]) -> None:

@@ -19,6 +19,8 @@ from paradit.files import write_whole
 from paradit.models.spec import ModelSpec
 from paradit.sampling.block_state import QueueState
 from paradit.sampling.position import Position
+from paradit.scheduling.block_queue import BlockQueue
+from paradit.stages.denoise_blocks import Enough
 
 CHECKPOINT_SECONDS = 30.0
 """Work between two checkpoints, about, unless steps are counted."""
@@ -67,11 +69,11 @@ class Keeper:
 
     def finish(self, job: Job) -> None:
         """The request's video is there."""
-        self._folder.finish(job.index)
+        self._folder.finish(job)
 
-    def blocks(self, job: Job, device: torch.device) -> JobBlocks:
+    def blocks(self, job: Job, queue: BlockQueue, device: torch.device) -> JobBlocks:
         """Of a long video's denoising."""
-        return JobBlocks(self, self._folder, job, self._stop, device)
+        return JobBlocks(self, self._folder, job, self._stop, queue=queue, device=device)
 
     def read_checkpoint(self, job: Job, parse: Callable[[bytes], object] = Position.from_bytes) -> bytes:
         """The last one of a request; empty where there is none that `parse` can read."""
@@ -113,8 +115,18 @@ class Keeper:
 class JobBlocks:
     """`stages.denoise_blocks.BlockCheckpoints` of one request."""
 
-    def __init__(self, keeper: Keeper, folder: RunFolder, job: Job, stop: Stop, device: torch.device) -> None:
-        self._keeper, self._folder, self._job, self._stop, self._device = keeper, folder, job, stop, device
+    def __init__(
+        self,
+        keeper: Keeper,
+        folder: RunFolder,
+        job: Job,
+        stop: Stop,
+        *,
+        queue: BlockQueue,
+        device: torch.device,
+    ) -> None:
+        self._keeper, self._folder, self._job, self._stop = keeper, folder, job, stop
+        self._queue, self._device = queue, device
         self._rounds = 0
         self._began = time.monotonic()
 
@@ -133,14 +145,17 @@ class JobBlocks:
         self._keeper.write(self._folder.block(self._job.index, number), buffer.getvalue)
 
     def offer(self, state: QueueState) -> None:
-        """Keeps it if it is time to. Raises Interrupted where the run is to end."""
+        """Keeps it if it is time to. Raises Interrupted where the run is to end, or, endless, Enough."""
         self._rounds += 1
         now = time.monotonic()
+        if self._job.request.method == "dualparal" and state.round == self._queue.open_rounds:
+            self._keeper.write(self._folder.open_state(self._job.index), state.to_bytes)
         if self._stop.wanted or self._keeper.is_due(self._rounds, now - self._began):
             self._keeper.write(self._folder.checkpoint(self._job.index), state.to_bytes)
             self._rounds, self._began = 0, now
         if self._stop.wanted:
-            raise Interrupted
+            some_finished = self._queue.finished(state.round) > 0
+            raise Enough if self._job.request.endless and some_finished else Interrupted
 
 
 class JobCheckpoints:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -14,22 +15,21 @@ from torch import Tensor
 
 from paradit.distributed.channel import Channel
 from paradit.distributed.world import World
+from paradit.engine import teams
+from paradit.engine.coming import Coming, ComingFrom, FailedElsewhere, send_blocks
 from paradit.engine.job import Job, Report
-from paradit.engine.keep import keep, save_latents
+from paradit.engine.keep import Written, keep, save_latents
 from paradit.engine.keeper import Keeper
 from paradit.engine.replicas import replica_of
 from paradit.errors import InputError, OutOfMemory
 from paradit.memory import peak_memory_bytes
-from paradit.models.kernels import load_kernel
 from paradit.models.latent_blocks import LatentBlocks
 from paradit.models.protocol import Frames, Prompt
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 from paradit.requests import latent_shape
-from paradit.sampling.coprocess import Helped, Helper
 from paradit.sampling.layer_split import LayerShare
-from paradit.sampling.team import Alone, Team
-from paradit.sampling.together import together
+from paradit.sampling.team import Team
 from paradit.scheduling.block_queue import queue_of
 from paradit.scheduling.stages import AHEAD, decoder_of, program
 from paradit.stages.decode import decode
@@ -106,11 +106,11 @@ class _Rank:
         decoders, leader = placement.decode_groups, placement.denoise_ranks[0]
         self.decoder = next((n for n, group in enumerate(decoders) if self._rank in group), -1)
         self._writes = self._rank in (group[0] for group in decoders)
-        self._sharers = _sharers(placement, world)
+        self._sharers = teams.sharers(placement, world)
         team = world.part(placement.denoise_ranks) if world else None
-        self._helped, self._helper = _coprocess(placement, world, team)
-        self._team = _team(placement, spec, team, self._helped)
-        self._pipeline = _pipeline(placement, jobs, world)
+        self._helped, self._helper = teams.coprocess(placement, world, team)
+        self._team = teams.team(placement, spec, team, self._helped)
+        self._pipeline = teams.pipeline(placement, jobs, world)
         self._prompts = Channel(world, placement.encode_ranks[0], placement.denoise_ranks, AHEAD)
         self._latents = [Channel(world, leader, group, AHEAD) for group in decoders]
         # Where all ranks denoise, they meet after every request.
@@ -118,8 +118,11 @@ class _Rank:
         self._seconds: list[dict[str, float]] = [{} for _ in jobs]
         self._done: int | None = None
         self._helped_steps: dict[int, int] = {}
-        self._blocks: dict[int, Iterator[Tensor]] = {}
-        """Of long videos that are denoised and decoded here."""
+        self._coming: dict[int, Coming] = {}
+        """Of long videos."""
+        self._began = time.monotonic()
+        """When the first video was begun, or the one before was done."""
+        self._written: dict[int, Written] = {}
         self._layers: LayerShare | None = None
 
     def load(self, device: torch.device | None) -> None:
@@ -172,7 +175,8 @@ class _Rank:
         if self._layers is None and self._pipeline is not None:
             grid = self._placement.stage_grid(job.request, self._spec)
             self._layers = divide(self._model, job.request, prompts, self._pipeline, grid)
-        keeper = self._keeper if team.is_first else None
+        keeper, shape = self._keeper if team.is_first else None, self._latent_shape(index)
+        queue = queue_of(job.request, shape[2])
         blocks = denoise_blocks(
             self._model,
             job.request,
@@ -180,30 +184,27 @@ class _Rank:
             report,
             team,
             share=self._layers,
-            checkpoints=keeper.blocks(job, device) if keeper else None,
+            checkpoints=keeper.blocks(job, queue, device) if keeper else None,
             heeding=keeper.heeding_stop() if keeper else None,
         )
         if self.decoder >= 0 and team.is_first:
             # Each is decoded before the next is made.
-            self._blocks[index] = blocks
+            self._coming[index] = Coming(blocks)
             return
-        with self._timed(index, "denoise"):
-            for block in blocks:
-                self._latents[decoder_of(index, len(self._latents))].send(block.contiguous())
+        channel = self._latents[decoder_of(index, len(self._latents))]
+        try:
+            with self._timed(index, "denoise"):
+                if team.is_first:
+                    send_blocks(blocks, channel, queue, shape, device)
+                deque(blocks, maxlen=0)  # on the others none come
+        except FloatingPointError as error:  # on all of these ranks alike
+            if team.is_first:
+                self._fail(index, str(error))
 
     def _blocks_of(self, index: int) -> Iterator[Tensor]:
         """The blocks that are to be decoded, as they come."""
-        job, (_, *shape) = self._jobs[index], self._latent_shape(index)
-        collected = []
-        if index in self._blocks:
-            coming = self._blocks.pop(index)
-        else:
-            channel, queue = self._latents[self.decoder], queue_of(job.request, shape[1])
-            assert queue.num_blocks
-            sizes = [[1, shape[0], queue.frames_of(block), *shape[2:]] for block in range(queue.num_blocks)]
-            device = self._model.device
-            coming = (channel.receive(size, torch.float32, device) for size in sizes)
-        for block in coming:
+        job, collected = self._jobs[index], []
+        for block in self._coming[index]:
             if job.latents is not None:
                 collected.append(block)
             yield block
@@ -217,33 +218,47 @@ class _Rank:
         if isinstance(latents, Tensor) and not latents.isfinite().all():
             return  # it has failed already, and that was told
         whole = latents if isinstance(latents, Tensor) else None
-
-        def consume(frames: Generator[Frames]) -> None:
-            name_next = partial(self._keeper.name_next, job) if self._keeper else None
-            keep(job, self._spec, whole, frames, overwrite=self._overwrite, name_next=name_next)
-
         report = self._report if self._writes else Report()
+
+        def consume(frames: Generator[Frames]) -> Written:
+            name_next = partial(self._keeper.name_next, job) if self._keeper else None
+            overwrite = self._overwrite
+            return keep(
+                job, self._spec, whole, frames, overwrite=overwrite, report=report, name_next=name_next
+            )
+
         try:
             with self._timed(index, "decode"):
-                decode(self._model, latents, job.request.vae_tile, report, consume, world=self._sharers)
+                tile = job.request.vae_tile
+                written = decode(self._model, latents, tile, report, consume, world=self._sharers)
+        except FailedElsewhere:
+            pass
         except OSError as error:
             self._fail(index, f"{error.strerror or error}: {error.filename or job.output}")
         except (InputError, OutOfMemory, FloatingPointError) as error:
             if self._writes:  # memory runs out on all that share the decode alike
                 self._fail(index, str(error))
         else:
-            if self._keeper and self._writes:
-                self._keeper.finish(job)
             self._done = index if self._writes else None
+            if written is not None:
+                self._written[index] = written
+                if self._keeper:
+                    self._keeper.finish(job)
+        if self._world and index in self._coming and not job.request.endless:
+            self._coming[index].drain()  # the others come to its end too, if this has ended before
 
     def _latents_of(self, index: int) -> Tensor | LatentBlocks:
         """What is to be decoded: it comes from the rank that denoised it, or is there from an earlier run."""
-        if self._jobs[index].request.in_blocks:
-            return LatentBlocks(self._latent_shape(index), self._blocks_of(index))
+        request, shape = self._jobs[index].request, self._latent_shape(index)
+        if request.in_blocks:
+            if index not in self._coming:
+                channel, queue = self._latents[self.decoder], queue_of(request, shape[2])
+                self._coming[index] = ComingFrom(channel, queue, shape, self._model.device)
+            return LatentBlocks(shape, self._blocks_of(index), endless=request.endless)
         if index in self.denoised:
             assert self._keeper is not None
             return self._keeper.load_latents(self._jobs[index]).to(self._model.device)
-        shape, channel = self._latent_shape(index), self._latents[self.decoder]
+        channel = self._latents[self.decoder]
         self._help_until_latents(index)
         message = channel.receive([prod(shape) + 1], torch.float32, self._model.device)
         self._seconds[index].setdefault("denoise", message[-1].item())
@@ -251,14 +266,22 @@ class _Rank:
 
     def account(self, index: int) -> None:
         """After all that this rank does of a request in one go: tell of it, if it is done here."""
-        memory = self._peak_memory() if self._all_meet and index not in self.denoised else None
+        # A video without end is stopped where its first rank is; the others do not come here.
+        meet = self._all_meet and index not in self.denoised and not self._jobs[index].request.endless
+        memory = self._peak_memory() if meet else None
         if self._done != index:
             return
-        job = self._jobs[index]
+        job, seconds = self._jobs[index], self._seconds[index]
+        if index in self._coming:  # blocks were denoised, or waited for, while they were decoded
+            coming = self._coming.pop(index)
+            seconds["denoise"] = coming.denoise_seconds
+            seconds["decode"] = seconds.pop("decode") - coming.waited
         result = {
             **job.about(self._spec),
+            "num_frames": self._written[index].num_frames,
             "latents_path": str(job.latents) if job.latents else None,
-            "seconds": {name: round(took, 4) for name, took in self._seconds[index].items() if took > 0},
+            "seconds": {name: round(took, 4) for name, took in seconds.items() if took > 0},
+            "seconds_to_first_frame": round(self._written[index].first_frame - self._began, 4),
             "device": self._model.device.type,
         }
         if memory is not None:
@@ -266,6 +289,7 @@ class _Rank:
         if index in self._helped_steps:
             result["coprocessed_steps"] = self._helped_steps[index]
         self._report.result(result)
+        self._began = time.monotonic()
 
     def close(self) -> None:
         """Wait until all is taken that was sent; where ranks have not met before, tell of their memory."""
@@ -331,46 +355,3 @@ def _denoised(jobs: list[Job], keeper: Keeper | None, world: World | None) -> se
     if world:
         there = world.transport().broadcast(there.to(world.device))
     return set(there.nonzero().flatten().tolist())
-
-
-def _sharers(placement: Placement, world: World | None) -> World | None:
-    """The ranks that decode a video together with this one, if there are any."""
-    # With messages of their own: between the same two ranks prompts or latents may be on their way.
-    share = world is not None and placement.decode_degree > 1
-    return world.part(placement.decode_ranks, own_group=True) if share and world else None
-
-
-def _team(placement: Placement, spec: ModelSpec, part: World | None, helped: Helped | None) -> Team | None:
-    """This rank among those that denoise, `part`; None where it does not."""
-    kernel = load_kernel(placement.kernel)
-    if len(placement.denoise_ranks) == 1 and helped is None:
-        return Alone(kernel)
-    if part is None:
-        return None
-    num_branches = 1 if spec.embedded_guidance else 2
-    num_heads = spec.transformers[0].num_attention_heads
-    return together(part, placement, num_heads, num_branches, kernel, helped=helped)
-
-
-def _pipeline(placement: Placement, jobs: list[Job], world: World | None) -> World | None:
-    """The ranks that divide the layers among them, if any do: with messages of their own."""
-    long = any(job.request.method == "dualparal" for job in jobs)
-    if world is None or not long or len(placement.denoise_ranks) == 1:
-        return None
-    return world.part(placement.denoise_ranks, own_group=True)
-
-
-def _coprocess(
-    placement: Placement, world: World | None, team: World | None
-) -> tuple[Helped | None, Helper | None]:
-    """This rank's side of attention co-processing, if it is wanted and the rank has one."""
-    if not placement.coprocess:
-        return None, None
-    assert world is not None  # there are ranks that denoise, and others
-    union = world.part([*placement.denoise_ranks, *placement.helper_ranks], own_group=True)
-    kernel = load_kernel(placement.kernel)
-    if union is None:
-        return None, None
-    if team is None:
-        return None, Helper(union, len(placement.denoise_ranks), kernel)
-    return Helped(team, union, kernel), None

@@ -64,6 +64,15 @@ class ReplicaReport(Report):
     def failed(self, index: int, count: int, message: str) -> None:
         self.report.failed(index, count, message)
 
+    def growing(self, path: str) -> None:
+        self.report.growing(path)
+
+    def wrote(self, num_frames: int) -> None:
+        self.report.wrote(num_frames)
+
+    def queue(self, block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> None:
+        self.report.queue(block, num_blocks, levels, steps)
+
     def doing(self, stage: str, index: int) -> None:
         self.report.doing(stage, index)
 

@@ -55,7 +55,8 @@ def make(
 ) -> None:
     """Make what is left of a run. Of torchrun's ranks only the first has a folder.
 
-    At its end the folder is removed, unless something in it could be gone on with: `report.resumable`. Raises
+    At its end the folder is removed, unless something in it could be gone on with: `report.resumable`, or
+    `report.extendable` where long videos could be made longer. Raises
     RankError where the ranks that are started here cannot start, Interrupted after a stop.
     """
     if folder is None:
@@ -67,10 +68,20 @@ def make(
         try:
             _make(run, spec, folder, report, stop, tracing=tracing)
         finally:
-            if all(folder.is_done(job) for job in run.jobs) or not folder.has_something():
-                folder.remove()
-            else:
-                report.resumable(folder.path)
+            _leave(run, folder, report)
+
+
+def _leave(run: Run, folder: RunFolder, report: Report) -> None:
+    """Keep the folder for what can still come of it, or remove it."""
+    if all(folder.is_done(job) for job in run.jobs):
+        if any(folder.is_extendable(job) for job in run.jobs):
+            report.extendable(folder.path)
+        else:
+            folder.remove()
+    elif folder.has_something():
+        report.resumable(folder.path)
+    else:
+        folder.remove()
 
 
 def _make(

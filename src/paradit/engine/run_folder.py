@@ -3,13 +3,15 @@
     run.json            the requests, the model, the placement
     00000.step.pt       the last checkpoint of request 0, while it is denoised
     00000.block-0003.pt a finished block of a long video's latents
+    00000.open.pt       its queue before the video's end showed in any block
     00000.safetensors   its final latents, until its video is there
     00000.done          its video is there, or about to get its name
     rank-0.log          what the libraries of rank 0 had to say
     processes           who works, or worked, on it
     lock                held by the process that runs it
 
-Every file is whole under its name, or not there. Of a request that is done nothing but the mark is kept.
+Every file is whole under its name, or not there. Of a request that is done nothing but the mark is kept; of a
+long video also its blocks and its queue, from which it can be made longer.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from paradit.engine.job import Job, Run
 from paradit.errors import InputError
-from paradit.files import remove_parts, write_whole
+from paradit.files import remove, remove_parts, write_whole
 from paradit.placement_text import read_placement
 from paradit.requests import Request
+from paradit.video.writer import growing_name
 
 RUNS = "paradit-runs"
 """The folder of runs, beside their first video."""
@@ -50,12 +54,16 @@ class RunFolder:
         words = re.findall(r"\w+", first.request.prompt.lower())
         name = "-".join([*words[:4], time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(2)])
         path = beside / RUNS / name[-60:]  # a name has at most 255 bytes
+        folder = cls(path)
         try:
             path.mkdir(parents=True)
-            write_whole(path / "run.json", json.dumps(_as_json(run), indent=1).encode())
+            folder._write(run)
         except OSError as error:
             raise InputError(f"the run's folder {str(path)!r} cannot be made ({error.strerror})") from None
-        return cls(path)
+        return folder
+
+    def _write(self, run: Run) -> None:
+        write_whole(self.path / "run.json", json.dumps(_as_json(run), indent=1).encode())
 
     def read(self) -> Run:
         """What the run was asked for. Raises InputError where the folder is none of a run."""
@@ -76,7 +84,23 @@ class RunFolder:
         """A finished block of the request's latents, counted from 0."""
         return self.path / f"{index:05d}.block-{number:04d}.pt"
 
-    def is_done(self, job: Job) -> bool:
+    def open_state(self, index: int) -> Path:
+        """The request's queue of blocks before the video's end showed in any of them."""
+        return self.path / f"{index:05d}.open.pt"
+
+    def num_blocks(self, index: int) -> int:
+        """How many of the request's blocks are finished."""
+        return next(number for number in count() if not self.block(index, number).exists())
+
+    def reopen(self, run: Run) -> None:
+        """Have longer videos to make: the queue is that before their end showed, whatever happens here."""
+        for job in run.jobs:
+            if self.open_state(job.index).exists():
+                write_whole(self.checkpoint(job.index), self.open_state(job.index).read_bytes())
+            self._mark(job.index).unlink(missing_ok=True)
+        self._write(run)
+
+    def has_video(self, job: Job) -> bool:
         """Whether the request's video is there."""
         try:
             mark = self._mark(job.index).read_text()
@@ -84,19 +108,26 @@ class RunFolder:
             return False
         return mark == _DONE or mark == _inode(Path(job.output))
 
+    def is_done(self, job: Job) -> bool:
+        """Whether there is nothing left to do. A video without end is never done."""
+        return self.has_video(job) and not job.request.endless
+
+    def is_extendable(self, job: Job) -> bool:
+        """Whether the request's video is there, and can be made longer."""
+        return self.is_done(job) and self.open_state(job.index).exists()
+
     def name_next(self, index: int, video: Path) -> None:
         """The request's video is whole, and its name is next: a kill just then must leave no doubt."""
         with contextlib.suppress(OSError):  # a full disk: it would only be done once more
             self._mark(index).write_text(_inode(video))
 
-    def finish(self, index: int) -> None:
-        """The request's video has its name; what was safe of it is not needed any more."""
+    def finish(self, job: Job) -> None:
+        """The request's video has its name; what was safe of it and is not needed any more goes."""
         with contextlib.suppress(OSError):
-            self._mark(index).write_text(_DONE)
-        self.latents(index).unlink(missing_ok=True)
-        self.checkpoint(index).unlink(missing_ok=True)
-        for block in self.path.glob(f"{index:05d}.block-*.pt"):
-            block.unlink(missing_ok=True)
+            self._mark(job.index).write_text(_DONE)
+        self.latents(job.index).unlink(missing_ok=True)
+        if not job.request.endless:
+            self.checkpoint(job.index).unlink(missing_ok=True)
 
     def log(self, rank: int) -> Path:
         """What a rank's libraries write."""
@@ -133,6 +164,10 @@ class RunFolder:
         """Remove what these processes left half-written; without `pids`, all that have worked on it."""
         if pids is None:
             pids = self._processes()
+            for job in jobs:
+                part = growing_name(job.output)
+                if job.request.method != "full" and part is not None:
+                    remove(part)
         for folder in {self.path, *(Path(job.output).absolute().parent for job in jobs)}:
             remove_parts(folder, pids)
 
@@ -161,7 +196,8 @@ def _inode(path: Path) -> str:
 def unfinished(folder: Path) -> list[RunFolder]:
     """The runs below `folder` that could be gone on with, the oldest first."""
     found = [RunFolder(path.parent) for path in (folder / RUNS).glob("*/run.json")]
-    return sorted(found, key=lambda run: run.path.stat().st_mtime)
+    left = [run for run in found if not all(run.is_done(job) for job in run.read().jobs)]
+    return sorted(left, key=lambda run: run.path.stat().st_mtime)
 
 
 def _as_json(run: Run) -> dict[str, Any]:
@@ -180,7 +216,7 @@ def _as_json(run: Run) -> dict[str, Any]:
 def _from_json(found: dict[str, Any]) -> Run:
     jobs = [
         Job(
-            request=Request(**job["request"]),
+            request=_request(job["request"]),
             output=job["output"],
             latents=Path(job["latents"]) if job["latents"] else None,
             make_folder=Path(job["make_folder"]) if job["make_folder"] else None,
@@ -191,3 +227,7 @@ def _from_json(found: dict[str, Any]) -> Run:
     ]
     placement = read_placement(json.dumps(found["placement"]))
     return replace(Run(**{**found, "placement": placement, "jobs": ()}), jobs=tuple(jobs))
+
+
+def _request(found: dict[str, Any]) -> Request:
+    return Request(**{**found, "prompts_at": tuple((at, text) for at, text in found["prompts_at"])})

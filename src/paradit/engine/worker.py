@@ -82,6 +82,15 @@ class PipeReport(Report):
     def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
         self.send("memory", by_rank, stages)
 
+    def growing(self, path: str) -> None:
+        self.send("growing", path)
+
+    def wrote(self, num_frames: int) -> None:
+        self.send("wrote", num_frames)
+
+    def queue(self, block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> None:
+        self.send("queue", block, num_blocks, levels, steps)
+
     def doing(self, stage: str, index: int) -> None:
         self.send("doing", stage, index)
 

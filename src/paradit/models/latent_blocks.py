@@ -11,16 +11,20 @@ from torch import Tensor
 class LatentBlocks:
     """Latents [1, C, F, h, w] in blocks of frames; a block is asked for when those before it are used up."""
 
-    def __init__(self, shape: tuple[int, ...], blocks: Iterable[Tensor]) -> None:
-        """shape: [1, C, F, h, w], of all."""
+    def __init__(self, shape: tuple[int, ...], blocks: Iterable[Tensor], *, endless: bool = False) -> None:
+        """shape: [1, C, F, h, w], of all. endless: F is more than ever come."""
+        self.endless = endless
         self.shape = shape
         self._frames = (frame for block in blocks for frame in torch.split(block, 1, dim=2))
         self._index, self._frame = -1, torch.empty(0)
 
-    def frame(self, index: int) -> Tensor:
-        """[1, C, 1, h, w]: the next frame, or the one that was asked for last."""
+    def frame(self, index: int) -> Tensor | None:
+        """[1, C, 1, h, w]: the next frame, or the one that was asked for last. None: the video has ended."""
         if index == self._index + 1:
-            self._index, self._frame = index, next(self._frames)
+            frame = next(self._frames, None)
+            if frame is None:
+                return None
+            self._index, self._frame = index, frame
             if index + 1 == self.shape[2]:
                 next(self._frames, None)  # there is none; whoever makes the blocks comes to its end
         assert index == self._index, f"frame {index} is asked for after {self._index}"

@@ -8,9 +8,10 @@ computed does not depend on how many ranks there are, nor on when messages arriv
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from math import prod
 from typing import Any
 
@@ -24,6 +25,7 @@ from paradit.models.protocol import Prompt, Scheduler, VideoModel
 from paradit.progress import Progress
 from paradit.sampling.block_state import BlockState, HeadFeatures, QueueState, restore_solver, solver_state
 from paradit.sampling.block_window import Sharing, Window
+from paradit.sampling.early_end import EarlyEnd
 from paradit.sampling.forward import run, through_blocks
 from paradit.sampling.guidance import guide
 from paradit.sampling.layer_split import LayerShare
@@ -31,6 +33,7 @@ from paradit.sampling.noise import BlockNoise
 from paradit.sampling.stage_links import Shapes, StageLinks
 from paradit.scheduling.block_queue import BlockQueue, BlockStep, Context
 from paradit.scheduling.layer_pipeline import Collect, Compute, StageGrid, program
+from paradit.trace.spans import STEP, span
 
 Save = Callable[[QueueState], None]
 
@@ -48,16 +51,18 @@ class BlockPipeline:
         *,
         guidance_scales: tuple[float, ...],
         progress: Progress | None = None,
+        later: Sequence[tuple[int, Prompt]] = (),
         share: LayerShare | None = None,
         kernel: Kernel = sdpa,
         state: QueueState | None = None,
     ) -> None:
         """prompts: the prompt and, for guidance, the negative prompt; one is computed after the other. size:
-        (h, w) of the latents. guidance_scales: one for each of the model's experts. share: what
-        `divide_layers` gave this rank; None for one process. state: what `save` got, to go on from there.
+        (h, w) of the latents. guidance_scales: one for each of the model's experts. later: prompts that take
+        the prompt's place, each from a block on, counted from 0. share: what `divide_layers` gave this rank;
+        None for one process. state: what `save` got, to go on from there.
         """
         self._model, self._prompts, self._noise, self._size = model, prompts, noise, size
-        self._scales, self._kernel = guidance_scales, kernel
+        self._scales, self._kernel, self._later = guidance_scales, kernel, later
         self._progress = progress or Progress()
         grid, self._rank = (share.grid, share.world.rank) if share else (StageGrid(), 0)
         self._grid, self._sharing = grid, share.sharing if share else Sharing()
@@ -73,7 +78,8 @@ class BlockPipeline:
             step for step in range(1, queue.num_steps) if self._experts[step] != self._experts[step - 1]
         ]
         self._queue = replace(queue, expert_steps=tuple(changes))
-        self._contexts: dict[int, list[Any]] = {}
+        self._contexts: dict[tuple[int, int], Any] = {}
+        """By expert and text, which has its own number as an object."""
         self._windows: dict[tuple[int, Context, Context], Window] = {}
         self._first_round = state.round if state else 0
 
@@ -85,6 +91,10 @@ class BlockPipeline:
         """The first rank's blocks, by number."""
         if state is not None:
             self._restore(state)
+        self._round = self._first_round
+        """The one that was begun last."""
+        word = f"end of video {next(share.videos)} of {share.world.ranks}" if share else ""
+        self._early_end = EarlyEnd(share.world if share else None, word)
         self._links = StageLinks(share, self, model.dtype, model.device)
 
     @torch.no_grad()
@@ -92,21 +102,26 @@ class BlockPipeline:
         """The clean latents [1, C, F, h, w], fp32, of each block in order, on the first rank.
 
         Every rank goes through it; the others give none. save: called with this rank's state after every
-        `save_every` rounds. Steps of blocks are told as stage "denoise". Raises FloatingPointError, on the
-        first rank, where a block's latents become infinite or are no numbers.
+        `save_every` rounds. Steps of blocks are told as stage "denoise". Raises FloatingPointError where
+        a block's latents become infinite or are no numbers: on all ranks but those that are through already.
         """
-        steps_done = 0
+        steps_done = sum(len(self._queue.active(round)) for round in range(self._first_round))
         features: deque[dict[tuple[int, int], Features]] = deque()
-        for operation in program(self._queue, self._grid.num_stages, self._rank, self._first_round):
+        rounds = self._first_round, self._early_end.goes_on
+        for operation in program(self._queue, self._grid.num_stages, self._rank, *rounds):
             step = operation.step
             ends_round = step.block == self._queue.active(step.round)[0]
             saves = save is not None and ends_round and (step.round + 1) % save_every == 0
             if isinstance(operation, Compute):
-                self._compute(step)
+                about = {"block": step.block + 1, "step": step.step + 1}
+                with span(f"block {about['block']} step {about['step']}", STEP, **about):
+                    self._compute(step)
                 if saves:  # what the first rank holds of this round is complete only later
                     features.append({key: dict(part) for key, part in self._left.items()})
             else:
                 self._collect(step)
+                if self._early_end.reason:
+                    continue
                 steps_done += 1
                 self._progress.step("denoise", steps_done)
                 if step.step == self._queue.num_steps - 1:
@@ -115,12 +130,15 @@ class BlockPipeline:
                 assert save is not None
                 save(self._state(step.round + 1, features.popleft()))
         self._links.close()
+        if self._early_end.reason:
+            raise FloatingPointError(self._early_end.reason)
 
     def _compute(self, step: BlockStep) -> None:
         """Take a block-step through this rank's layers."""
+        self._round = step.round
         expert, links = self._experts[step.step], self._links
         transformer, window = self._model.experts[expert], self._window(step)
-        contexts = self._contexts_of(expert)
+        contexts = self._contexts_of(expert, step.block)
         latents = self._latents(step)
         timestep = self._model.model_timestep(self._timesteps[step.step], latents)
         embedded = None
@@ -200,10 +218,11 @@ class BlockPipeline:
         (latents,) = held.scheduler.step(
             prediction, self._timesteps[step.step], held.at(step.step), return_dict=False
         )
-        if not latents.isfinite().all():
-            raise FloatingPointError(
-                f"the latents of block {step.block + 1} are not finite after step {step.step + 1}"
-            )
+        if not latents.isfinite().all() and not self._early_end.reason:
+            reason = f"the latents of block {step.block + 1} are not finite after step {step.step + 1}"
+            if self._grid.num_ranks == 1:
+                raise FloatingPointError(reason)
+            self._early_end.tell(reason, self._round)
         held.latents, held.before, held.level = latents, held.latents, step.step + 1
         if held.level == self._queue.num_steps:  # its right neighbour is the last that reads a block
             self._held.pop(step.block - 1, None)
@@ -215,32 +234,41 @@ class BlockPipeline:
             self._windows[key] = Window(self._model.experts[0], step, self._size, self._sharing)
         return self._windows[key]
 
+    def _contexts_of(self, expert: int, block: int) -> list[Any]:
+        """What each branch of a block that this rank computes reads of its text."""
+        texts = list(self._prompts)
+        for first, text in self._later:
+            texts[0] = text if first <= block else texts[0]
+        return [self._context(expert, texts[branch]) for branch in self._branches]
+
     @torch.no_grad()  # also when the first receives are posted
-    def _contexts_of(self, expert: int) -> list[Any]:
-        """Of the branches that this rank computes."""
-        if expert not in self._contexts:
-            transformer = self._model.experts[expert]
-            self._contexts[expert] = [
-                transformer.context(*self._prompts[branch]) for branch in self._branches
-            ]
-        return self._contexts[expert]
+    def _context(self, expert: int, text: Prompt) -> Any:
+        key = expert, id(text)
+        if key not in self._contexts:
+            self._contexts[key] = self._model.experts[expert].context(*text)
+        return self._contexts[key]
 
     def _shape(self, frames: int) -> tuple[int, ...]:
         return (1, self._model.spec.vae.z_dim, frames, *self._size)
 
+    def _steps(self) -> Iterator[BlockStep]:
+        """Those whose messages are received."""
+        steps = self._queue.steps(self._first_round)
+        return takewhile(lambda step: self._early_end.goes_on(step.round), steps)
+
     def latents(self) -> Iterator[Shapes]:
         """As the two below: the shapes of what comes over `StageLinks`."""
-        return ([self._shape(step.computed_frames)] for step in self._queue.steps(self._first_round))
+        return ([self._shape(step.computed_frames)] for step in self._steps())
 
     def hops(self) -> Iterator[Shapes]:
-        for step in self._queue.steps(self._first_round):
+        for step in self._steps():
             expert = self._experts[step.step]
-            for context in self._contexts_of(expert):
+            for context in self._contexts_of(expert, step.block):
                 layout = self._window(step).my_layout
                 yield self._model.experts[expert].changing_shapes(context, layout)
 
     def predictions(self, place: int) -> Iterator[Shapes]:
-        for step in self._queue.steps(self._first_round):
+        for step in self._steps():
             window = self._window(step)
             yield [(1, len(window.own_of(place)), prod(self._shape(1)) // window.tokens)]
 

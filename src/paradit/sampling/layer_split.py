@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 
 import torch
 
@@ -36,6 +38,8 @@ class LayerShare:
     sharing: Sharing
     """Of this rank's tokens, within its stage."""
     layers: range
+    videos: Iterator[int] = field(default_factory=count)
+    """Numbers for what is made with it, in order: the same on all ranks."""
 
 
 @torch.no_grad()

@@ -117,6 +117,15 @@ class BlockQueue:
         return None if self.num_blocks is None else self.num_blocks + self.num_steps - 1
 
     @property
+    def open_rounds(self) -> int:
+        """After so many rounds nothing shows yet that the video has an end: a longer one goes on from there.
+
+        The last block may be shorter than it then is, so it must not have joined.
+        """
+        assert self.num_blocks
+        return self.num_blocks - 1
+
+    @property
     def window_frames(self) -> int:
         """Latent frames of the longest window, which are also its positions."""
         frames = self.block_frames + 2 * self.context_frames

@@ -8,9 +8,9 @@ Several ranks may do together what one rank does here: a stage (`StageGrid`).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, takewhile
 
 from paradit.errors import InputError
 from paradit.scheduling.block_queue import BlockQueue, BlockStep
@@ -86,13 +86,23 @@ def in_flight(num_stages: int) -> int:
     return 2 * num_stages
 
 
-def program(queue: BlockQueue, num_stages: int, rank: int, first_round: int = 0) -> Iterator[Operation]:
-    """What a rank does, in order, from a round on; all rounds before are over. Rank 0 alone collects."""
+def program(
+    queue: BlockQueue,
+    num_stages: int,
+    rank: int,
+    first_round: int = 0,
+    goes_on: Callable[[int], bool] = lambda _: True,
+) -> Iterator[Operation]:
+    """What a rank does, in order, from a round on; all rounds before are over. Rank 0 alone collects.
+
+    goes_on: whether there is a round, asked when it is come to.
+    """
+    steps = takewhile(lambda step: goes_on(step.round), queue.steps(first_round))
     if rank > 0:
-        yield from (Compute(step) for step in queue.steps(first_round))
+        yield from (Compute(step) for step in steps)
         return
     missing: deque[BlockStep] = deque()
-    for step in queue.steps(first_round):
+    for step in steps:
         needed = _needed(step)
         while missing and (
             len(missing) == in_flight(num_stages) or any((m.round, m.block) in needed for m in missing)
@@ -161,6 +171,14 @@ def duration(queue: BlockQueue, rank_costs: Sequence[float], parts: int = 1) -> 
                 free[rank] = arrived = max(free[rank], arrived) + cost / parts
         predicted[operation.step] = arrived
     return free[0]
+
+
+def used_share(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
+    """The part of equal ranks' time in which they compute; as with `MANY_BLOCKS`, where there are more."""
+    most = MANY_BLOCKS * queue.block_frames
+    played = replace(queue, num_frames=min(queue.num_frames or most, most))
+    busy = (played.num_blocks or 0) * queue.num_steps
+    return busy / (busy + idle_slots(played, num_ranks, parts))
 
 
 def idle_slots(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:

@@ -96,7 +96,8 @@ def frames(
     height, width = (size * vae.spatial_compression for size in latents.shape[3:])
     decoder = model.decoder(latents, park=park)
     samples = pictures(decoder, vae.grid(height, width, tile), attempt or Attempt(None, model.device))
-    with progress.stage("decode", total=latents.shape[2]):
+    endless = isinstance(latents, LatentBlocks) and latents.endless
+    with progress.stage("decode", total=0 if endless else latents.shape[2]):
         for latent_frame, part in enumerate(decoder.frames(samples)):
             progress.step("decode", latent_frame + 1)
             yield from part
@@ -111,7 +112,10 @@ def pictures(decoder: Decoder, grid: Grid, attempt: Attempt) -> Iterator[Tensor]
     mine = [decoder.pieces(tiles[number]) for number in hands[attempt.rank]]
     for index in range(decoder.num_pieces):
         shapes = [[decoder.piece_shape(index, tiles[number]) for number in hand] for hand in hands]
-        by_rank = attempt.gather([next(pieces) for pieces in mine], shapes)
+        made = [piece for pieces in mine if (piece := next(pieces, None)) is not None]
+        if mine and not made:
+            return  # the video was stopped, and there is but this rank
+        by_rank = attempt.gather(made, shapes)
         if attempt.rank == 0:
             by_tile = {
                 number: piece

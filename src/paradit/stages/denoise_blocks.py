@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -18,8 +18,14 @@ from paradit.sampling.block_state import QueueState, shared_state
 from paradit.sampling.layer_split import LayerShare, divide_layers, measure_layers
 from paradit.sampling.noise import PooledNoise
 from paradit.sampling.team import Team
-from paradit.scheduling.block_queue import queue_of
+from paradit.scheduling.block_queue import BlockQueue, queue_of
 from paradit.scheduling.layer_pipeline import StageGrid
+from paradit.stages.encode import by_block
+
+
+class Enough(Exception):
+    """A video without end is to end with the blocks that are finished."""
+
 
 CONTROLS = {"windowed": windows, "fifo": diagonal}
 """What makes the blocks in the methods that `dualparal` is compared to."""
@@ -38,7 +44,7 @@ class BlockCheckpoints(Protocol):
         """A block is finished."""
 
     def offer(self, state: QueueState) -> None:
-        """Called after every round; may keep the state, and may end the run."""
+        """Called after every round; may keep the state, and may end the run, or, by `Enough`, the video."""
 
 
 def divide(
@@ -65,8 +71,9 @@ def denoise_blocks(
     """The latents [1, C, f, h, w], fp32, of each block in order, on the first rank; none on the others.
 
     Every rank goes through it. share: what `divide` gave, for `dualparal` on several ranks; with the controls
-    the team shares every window. Told as stage "denoise", of as many steps as all blocks take. Raises
-    FloatingPointError, at least on the first rank, where latents become infinite or are no numbers.
+    the team shares every window. Told as stage "denoise", of as many steps as all blocks take, and by
+    `dualparal` after every round as its queue. Raises FloatingPointError where latents become infinite or are
+    no numbers, on all ranks but those that are through already.
     """
     team.agree("what is asked for", repr(request).encode())
     channels, frames, height, width = latent_shape(request, model.spec)
@@ -78,8 +85,17 @@ def denoise_blocks(
     finished = control.finished(queue, round) if control else queue.finished(round)
     noise = PooledNoise((channels, height, width), request.seed, queue.block_frames, queue.context_frames)
     scales = guidance.scales(model.spec, request.guidance_scale)
-    save = checkpoints.offer if checkpoints and team.is_first else None
-    with progress.stage("denoise", total=queue.num_blocks * queue.num_steps), heeding or nullcontext():
+    prompts, later = by_block(model.spec, request, prompts)
+    total = 0 if request.endless else queue.num_blocks * queue.num_steps
+
+    def after_round(state: QueueState) -> None:
+        if not control:
+            _tell_queue(progress, request, queue, state.round)
+        if checkpoints:
+            checkpoints.offer(state)
+
+    save = after_round if team.is_first else None
+    with progress.stage("denoise", total=total), heeding or nullcontext(), suppress(Enough):
         if checkpoints and team.is_first:
             yield from (checkpoints.block(number) for number in range(finished))
         if control:
@@ -104,6 +120,7 @@ def denoise_blocks(
                 (height, width),
                 guidance_scales=scales,
                 progress=progress,
+                later=later,
                 share=share,
                 state=state or (QueueState(round=round) if round else None),
             ).blocks(save)
@@ -112,3 +129,11 @@ def denoise_blocks(
                 checkpoints.keep(number, block)
             if team.is_first:
                 yield block
+
+
+def _tell_queue(progress: Progress, request: Request, queue: BlockQueue, rounds: int) -> None:
+    """How far the blocks are after so many rounds."""
+    blocks = queue.active(rounds - 1)
+    count = None if request.endless else queue.num_blocks
+    levels = rounds - blocks[-1], rounds - blocks[0]
+    progress.queue(blocks[0] + 1, count, levels, queue.num_steps)

@@ -1,4 +1,4 @@
-"""MP4 (H.264) and WebM (VP9) that players and browsers open, by PyAV."""
+"""MP4 (H.264) and WebM (VP9) that players and browsers open, also while they grow, by PyAV."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import av
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from av.video.stream import VideoStream
 
+from paradit.files import temporary_name
 from paradit.video.writer import Frame
 
 CODECS = {
@@ -18,7 +19,12 @@ CODECS = {
     ".mp4": ("mp4", "libx264", {"crf": "18", "preset": "medium", "mbtree": "0"}),
     ".webm": ("webm", "libvpx-vp9", {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "2"}),
 }
-FASTSTART = {".mp4": {"movflags": "+faststart"}}
+GROWING = {
+    # As fragments: what is there plays while the rest is still to come. A fragment is a quarter of a second.
+    ".mp4": {"movflags": "+frag_keyframe+delay_moov+default_base_moof", "frag_duration": "250000"},
+    ".webm": {"cluster_time_limit": "250"},
+}
+FASTSTART = {"movflags": "+faststart"}
 """The index goes to the front, so that a browser plays before it has the whole file."""
 
 PRECISE = (
@@ -31,11 +37,17 @@ PRECISE = (
 
 
 class EncodedWriter:
-    """Encodes each frame as it comes; only the encoder's look-ahead is held in memory."""
+    """Encodes each frame as it comes; only the encoder's look-ahead is held in memory.
+
+    The file plays while it grows. A finished MP4 is one piece again, with an index in front: players know its
+    length, seek, and count its frames, which many do not with fragments.
+    """
 
     def __init__(self, path: Path, kind: str, width: int, height: int, fps: float) -> None:
         container, codec, options = CODECS[kind]
-        self._file = av.open(str(path), "w", format=container, options=FASTSTART.get(kind, {}))
+        self._path, self._kind = path, kind
+        growing = {**GROWING[kind], "flush_packets": "1"}
+        self._file = av.open(str(path), "w", format=container, options=growing)
         # 1001 is the largest denominator in use: 23.976 is 24000/1001.
         rate = Fraction(fps).limit_denominator(1001)
         stream = self._file.add_stream(codec, rate=rate, options=dict(options))
@@ -61,6 +73,28 @@ class EncodedWriter:
 
     def finish(self) -> None:
         self._file.mux(self._stream.encode(None))
+        self._file.close()
+        if self._kind == ".mp4":
+            _join_fragments(self._path)
 
     def close(self) -> None:
         self._file.close()
+
+
+def _join_fragments(path: Path) -> None:
+    """Make one piece of an MP4 of fragments: the same packets, not encoded again."""
+    part = temporary_name(path)
+    try:
+        with (
+            av.open(str(path)) as fragments,
+            av.open(str(part), "w", format="mp4", options=FASTSTART) as whole,
+        ):
+            stream = fragments.streams.video[0]
+            copy = whole.add_stream_from_template(stream)
+            for packet in fragments.demux(stream):
+                if packet.dts is not None:  # the last one says that there are no more
+                    packet.stream = copy
+                    whole.mux(packet)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -60,19 +60,22 @@ def open_video(
     fps: float,
     *,
     overwrite: bool = False,
+    part: Path | None = None,
     name_next: Callable[[Path], None] | None = None,
 ) -> Iterator[Video]:
     """Write a video to `path`; the body calls `write` for each frame.
 
     The suffix says the format (`FORMATS`). The file has its name only once it is whole: whatever the
-    body raises, nothing is left behind. `name_next` is called with the whole file just before. Raises
-    `InputError` for what `check_target` refuses.
+    body raises, nothing is left behind. Until then it is `part`, beside it, or has a hidden name. `name_next`
+    is called with the whole file just before. Raises `InputError` for what `check_target` refuses.
     """
     check_target(path, fps=fps, overwrite=overwrite)
     if width % 2 or height % 2:
         raise InputError(f"a video has an even width and height, got {width}x{height}")
     target = Path(path)
-    part = temporary_name(target)
+    if part is None:
+        part = temporary_name(target)
+    remove(part)  # one that a run left which was killed
     try:
         writer = _open(video_format(path), part, width, height, fps)
         try:
@@ -115,6 +118,17 @@ def check_target(path: str | Path, *, fps: float | None = None, overwrite: bool 
     if content and not overwrite:
         raise InputError(f"output folder {str(path)!r} exists: name another one, or use --overwrite")
     check_folder_writable("output", target.absolute().parent)
+
+
+def growing_name(path: str | Path) -> Path | None:
+    """What a long video is called while it grows: `v.part.mp4` for `v.mp4`; None for a GIF, which does not.
+
+    MP4 and WebM play as far as they are there.
+    """
+    target = Path(path)
+    if video_format(path) == ".gif":
+        return None
+    return target.with_name(f"{target.stem}.part{target.suffix}")
 
 
 def check_file(option: str, path: Path, *, overwrite: bool = False) -> None:

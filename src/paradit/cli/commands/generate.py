@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+
+class GenerateCommand(TyperCommand):
+    """Takes `--prompt-at TIME TEXT`: typer has no options of two values that may be repeated."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        joined: list[str] = []
+        for arg in args:
+            if joined[-2:-1] == ["--prompt-at"] and " " not in joined[-1]:
+                joined[-1] += f" {arg}"
+            else:
+                joined.append(arg)
+        return super().parse_args(ctx, joined)
 
 
 def generate(  # noqa: PLR0917 (typer calls it by name)
@@ -16,6 +30,14 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         Path | None,
         typer.Option(
             help="One prompt a line instead; blank lines and lines with # are skipped.", metavar="FILE"
+        ),
+    ] = None,
+    prompt_at: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What a long video shows from TIME (such as 20s) on: in blocks that begin then or later. "
+            "May be repeated.",
+            metavar="TIME TEXT",
         ),
     ] = None,
     model: Annotated[
@@ -32,8 +54,8 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
     duration: Annotated[
         str | None,
         typer.Option(
-            help="Instead of frames: how long the video is, such as 60s or 1.5min. Longer than the model was "
-            "trained on: see --method.",
+            help="Instead of frames: how long the video is, such as 60s or 1.5min; inf: until Ctrl-C. Longer "
+            "than the model was trained on: see --method.",
             metavar="TIME",
         ),
     ] = None,

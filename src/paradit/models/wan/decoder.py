@@ -52,7 +52,10 @@ class WanDecoder:
         # On a CPU it is the same memory, but the heap stays in order: see `_parked`.
         park = not whole and (self._park or self._vae.device.type == "cpu")
         for index in range(self.num_pieces):
-            latents = self._latents.frame(index).to(self._vae.device, self._vae.dtype)
+            frame = self._latents.frame(index)
+            if frame is None:
+                return
+            latents = frame.to(self._vae.device, self._vae.dtype)
             z = _denormalise(self._vae, latents[..., rows, columns])
             yield self._next(z, cache, first=index == 0, park=park)
 

@@ -1,0 +1,120 @@
+"""`paradit extend`: make a run's long videos longer, from the last state in which their end did not show."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from paradit.cli.progress import Reporter
+from paradit.cli.signals import stop
+from paradit.engine.job import Job, Run
+from paradit.engine.run import check_devices, make, ranks_of_torchrun
+from paradit.engine.run_folder import RunFolder
+from paradit.errors import InputError
+from paradit.models.folder import download_weights, find_model
+from paradit.models.spec import ModelSpec, read_spec
+from paradit.placement import Placement
+from paradit.requests import latent_shape, parse_duration, resolve
+from paradit.scheduling.block_queue import queue_of
+from paradit.video.writer import check_target
+
+
+def extend(
+    path: Path,
+    report: Reporter,
+    *,
+    duration: str | None,
+    num_frames: int | None,
+    output: str | None,
+    ranks: int | None,
+    overwrite: bool,
+) -> int:
+    """Make the videos of a run longer by so much. Gives the exit code: 1 where one has failed.
+
+    Raises `InputError` where that cannot be, before torch is imported.
+    """
+    folder = RunFolder(path)
+    run = folder.read()
+    if ranks_of_torchrun():
+        raise InputError("ranks are started here, not by torchrun: use --ranks")
+    if output is not None and len(run.jobs) > 1:
+        raise InputError(
+            f"output {output!r} is one name, and the run has {len(run.jobs)} videos: leave it out"
+        )
+    model = find_model(run.model)
+    spec = read_spec(model)
+    jobs = []
+    for job in run.jobs:
+        more = _more_frames(duration, num_frames, job.request.fps or spec.defaults.fps)
+        jobs.append(_longer(job, folder, spec, more, output))
+    if output is not None:
+        check_target(output, fps=jobs[0].request.fps, overwrite=overwrite)
+    longer = replace(run, jobs=tuple(jobs), placement=_placement(run, ranks), overwrite=True)
+    for job in longer.jobs:
+        longer.placement.check(job.request, spec)
+    check_devices(longer.placement, longer.jobs[0].request.dtype)
+    download_weights(run.model, model)
+    for job in run.jobs:
+        if not job.request.endless:
+            queue = queue_of(job.request, latent_shape(job.request, spec)[1])
+            last = queue.num_blocks or 0
+            first = max(1, queue.finished(queue.open_rounds) + 1)
+            report.warn(
+                f"the video's end showed in blocks {first} to {last}, which are made again"
+                + (f" ({job.request.prompt!r})" if len(run.jobs) > 1 else "")
+            )
+    with folder.locked():
+        folder.reopen(longer)
+    make(longer, spec, folder, report, stop)
+    return int(report.failures > 0)
+
+
+def _more_frames(duration: str | None, num_frames: int | None, fps: float) -> int:
+    if (duration is None) == (num_frames is None):
+        raise InputError("say by how much: a --duration, such as 30s, or --num-frames")
+    seconds = parse_duration(duration) if duration is not None else 0.0
+    if math.isinf(seconds):
+        raise InputError(
+            "a video is made longer by a time that ends: use generate --duration inf from the start"
+        )
+    more = num_frames if num_frames is not None else round(seconds * fps)
+    if more < 1:
+        raise InputError(f"a video is made longer by at least one frame, got {num_frames or duration or 0}")
+    return more
+
+
+def _longer(job: Job, folder: RunFolder, spec: ModelSpec, more: int, output: str | None) -> Job:
+    """The job of a video that has so many frames more."""
+    request = job.request
+    assert request.num_frames and request.num_inference_steps and request.block_frames
+    if request.endless:
+        blocks = folder.num_blocks(job.index)
+        ratio, rounds = spec.vae.temporal_compression, blocks + request.num_inference_steps - 1
+        there = max(0, (blocks * request.block_frames - 1) * ratio + 1)
+        least = rounds * request.block_frames * ratio + 1 - there  # none of the queue's blocks is the last
+        if not blocks or more < least:
+            raise InputError(
+                f"the queue of {str(folder.path)!r} holds {rounds} blocks already: make the video longer by "
+                f"at least {least} frames"
+            )
+    elif not folder.is_extendable(job):
+        raise InputError(f"{job.output!r} cannot be made longer: {_why_not(job, folder)}")
+    else:
+        there = request.num_frames
+    longer = resolve(replace(request, num_frames=there + more, trim=True), spec)
+    return replace(job, request=longer, output=output if output is not None else job.output)
+
+
+def _why_not(job: Job, folder: RunFolder) -> str:
+    if not folder.is_done(job):
+        return f"it is not there yet (paradit resume {folder.path})"
+    return "it was made in one piece"
+
+
+def _placement(run: Run, ranks: int | None) -> Placement:
+    if ranks is None:
+        return run.placement
+    return replace(
+        run.placement, ranks=ranks, encode=None, denoise=None, decode=None, replicas=1, decode_degree=1
+    )

@@ -1,0 +1,55 @@
+"""The ranks that a rank works with, in each stage of a run."""
+
+from __future__ import annotations
+
+from paradit.distributed.world import World
+from paradit.engine.job import Job
+from paradit.models.kernels import load_kernel
+from paradit.models.spec import ModelSpec
+from paradit.placement import Placement
+from paradit.sampling.coprocess import Helped, Helper
+from paradit.sampling.team import Alone, Team
+from paradit.sampling.together import together
+
+
+def sharers(placement: Placement, world: World | None) -> World | None:
+    """The ranks that decode a video together with this one, if there are any."""
+    # With messages of their own: between the same two ranks prompts or latents may be on their way.
+    share = world is not None and placement.decode_degree > 1
+    return world.part(placement.decode_ranks, own_group=True) if share and world else None
+
+
+def team(placement: Placement, spec: ModelSpec, part: World | None, helped: Helped | None) -> Team | None:
+    """This rank among those that denoise, `part`; None where it does not."""
+    kernel = load_kernel(placement.kernel)
+    if len(placement.denoise_ranks) == 1 and helped is None:
+        return Alone(kernel)
+    if part is None:
+        return None
+    num_branches = 1 if spec.embedded_guidance else 2
+    num_heads = spec.transformers[0].num_attention_heads
+    return together(part, placement, num_heads, num_branches, kernel, helped=helped)
+
+
+def pipeline(placement: Placement, jobs: list[Job], world: World | None) -> World | None:
+    """The ranks that divide the layers among them, if any do: with messages of their own."""
+    long = any(job.request.method == "dualparal" for job in jobs)
+    if world is None or not long or len(placement.denoise_ranks) == 1:
+        return None
+    return world.part(placement.denoise_ranks, own_group=True)
+
+
+def coprocess(
+    placement: Placement, world: World | None, team: World | None
+) -> tuple[Helped | None, Helper | None]:
+    """This rank's side of attention co-processing, if it is wanted and the rank has one."""
+    if not placement.coprocess:
+        return None, None
+    assert world is not None  # there are ranks that denoise, and others
+    union = world.part([*placement.denoise_ranks, *placement.helper_ranks], own_group=True)
+    kernel = load_kernel(placement.kernel)
+    if union is None:
+        return None, None
+    if team is None:
+        return None, Helper(union, len(placement.denoise_ranks), kernel)
+    return Helped(team, union, kernel), None
