@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ class LatentBlocks:
         """shape: [1, C, F, h, w], of all. endless: F is more than ever come."""
         self.endless = endless
         self.shape = shape
-        self._frames = (frame for block in blocks for frame in torch.split(block, 1, dim=2))
+        self._blocks = iter(blocks)
+        self._frames = (frame for block in self._blocks for frame in torch.split(block, 1, dim=2))
         self._index, self._frame = -1, torch.empty(0)
 
     def frame(self, index: int) -> Tensor | None:
@@ -29,6 +30,10 @@ class LatentBlocks:
                 next(self._frames, None)  # there is none; whoever makes the blocks comes to its end
         assert index == self._index, f"frame {index} is asked for after {self._index}"
         return self._frame
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> LatentBlocks:
+        """What is left, each block as `change` makes it when it comes; of the same shape."""
+        return LatentBlocks(self.shape, map(change, self._blocks), endless=self.endless)
 
     def whole(self) -> Tensor:
         """All that is left, once it has come."""

@@ -51,20 +51,29 @@ class WanDecoder:
         cache: Cache = [None] * sum(isinstance(module, WanCausalConv3d) for module in modules)
         # On a CPU it is the same memory, but the heap stays in order: see `_parked`.
         park = not whole and (self._park or self._vae.device.type == "cpu")
+        # As in diffusers: all frames at once of the whole picture, of tiles one after the other. A product of
+        # so few rows may round otherwise.
+        coming = self._latents.mapped(self._before_decoder) if whole else self._latents
         for index in range(self.num_pieces):
-            frame = self._latents.frame(index)
+            frame = coming.frame(index)
             if frame is None:
                 return
-            latents = frame.to(self._vae.device, self._vae.dtype)
-            z = _denormalise(self._vae, latents[..., rows, columns])
+            z = frame if whole else self._before_decoder(frame[..., rows, columns])
             yield self._next(z, cache, first=index == 0, park=park)
+
+    def _before_decoder(self, latents: Tensor) -> Tensor:
+        """Normalised latents as the decoder proper takes them."""
+        z: Tensor = self._vae.post_quant_conv(
+            _denormalise(self._vae, latents.to(self._vae.device, self._vae.dtype))
+        )
+        return z
 
     def _next(self, z: Tensor, cache: Cache, *, first: bool, park: bool) -> Tensor:
         """The samples of a tile's next latent frame; brings its cache up to date."""
         vae = self._vae
         here = [part.to(z.device) if isinstance(part, Tensor) else part for part in cache]
         # The decoder counts its convolutions in feat_idx, from zero on each call.
-        sample: Tensor = vae.decoder(vae.post_quant_conv(z), feat_cache=here, feat_idx=[0], first_chunk=first)
+        sample: Tensor = vae.decoder(z, feat_cache=here, feat_idx=[0], first_chunk=first)
         cache[:] = _parked(here, cache) if park else here
         return sample
 
