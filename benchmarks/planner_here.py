@@ -66,6 +66,8 @@ WAYS = {
 }
 PORT = 29720
 PROMPTS = 10
+TIE = 0.2
+"""Events that are less than this part of a stage apart may come in any order."""
 DIFFERENCE = 0.05
 TRACED = ("together", "apart")
 """Ways whose schedule is settled beforehand; in others ranks take what comes first."""
@@ -209,8 +211,8 @@ def traced_rank(world: World, placement: Placement, steps: int, folder: str) -> 
         make_videos(jobs, spec, placement, Report(), overwrite=True, world=world)
 
 
-def same_order(placement: Placement, steps: int, seconds: dict[str, float]) -> dict[str, bool]:
-    """Whether stages begin and end in the simulated order: on each rank, and on both together."""
+def same_order(placement: Placement, steps: int, seconds: dict[str, float]) -> dict[str, Any]:
+    """Whether stages begin and end in the simulated order: on each rank; and how many pairs of all do."""
     with tempfile.TemporaryDirectory() as folder:
         run_world(traced_rank, 2, placement, steps, folder, timeout=900)
         spans = {path.name[0]: read_spans(path) for path in Path(folder).glob("*.jsonl")}
@@ -227,9 +229,21 @@ def same_order(placement: Placement, steps: int, seconds: dict[str, float]) -> d
         for rank in span.ranks
         for moment, at in (("begin", span.start), ("end", span.end))
     ]
-    orders = [[event[1:] for event in sorted(events, key=lambda e: e[0])] for events in (real, simulated)]
-    by_rank = [[[e for e in order if e[0] == rank] for rank in ("0", "1")] for order in orders]
-    return {"by_rank": by_rank[0] == by_rank[1], "together": orders[0] == orders[1]}
+    by_rank = [
+        [
+            [event[1:] for event in sorted(events, key=lambda e: e[0]) if event[1] == rank]
+            for rank in ("0", "1")
+        ]
+        for events in (real, simulated)
+    ]
+    at_real = {event[1:]: event[0] for event in real}
+    tie = TIE * min(seconds["denoise"], seconds["decode"])
+    apart = [
+        at_real[one[1:]] < at_real[other[1:]]
+        for one, other in combinations(sorted(simulated, key=lambda e: e[0]), 2)
+        if other[0] - one[0] > tie
+    ]
+    return {"by_rank": by_rank[0] == by_rank[1], "events_apart": len(apart), "in_order": sum(apart)}
 
 
 def judge(rows: list[dict[str, Any]]) -> dict[str, Any]:
