@@ -178,6 +178,7 @@ def speed(repeats: int) -> dict[str, Any]:
 
     result = {
         "seconds": {name: median(each) for name, each in seconds.items()},
+        "turns": seconds,
         "layers": layers,
         "over one rank": {name: ratio(name, "one rank") for name in grids(2)},
         "a block over one rank's": {name: steady(name) / steady("one rank") for name in grids(2)},
