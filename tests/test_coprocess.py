@@ -16,8 +16,9 @@ from paradit.attention.local import sdpa
 from paradit.attention.protocol import Attend
 from paradit.distributed.shares import Shares
 from paradit.distributed.world import World
-from paradit.engine import make
+from paradit.engine import make, teams
 from paradit.engine.job import Job
+from paradit.engine.keep import Written
 from paradit.errors import InputError
 from paradit.models.spec import read_spec
 from paradit.placement import Placement
@@ -211,10 +212,15 @@ def third(rows: int, _row: float, _ranks: int, helpers: Sequence[Any], _parts: i
 
 
 class Slow(Helped):
-    """Leaves decoders the time to be idle now and then."""
+    """Leaves decoders the time to be idle now and then; and begins only when they are, first of all."""
 
     def begin(self, step: Message) -> Attend | None:
         time.sleep(0.05)
+        deadline = time.monotonic() + 30
+        while self._leads and not any(self._sent) and time.monotonic() < deadline:
+            if all(self._world.told(coprocess._waits(helper, 0)) for helper in range(self._num_helpers)):
+                break
+            time.sleep(0.01)
         return super().begin(step)
 
 
@@ -227,13 +233,14 @@ def on_ranks(
     def plan(step: Message, idle: tuple[int, ...]) -> Sequence[int]:
         return any_split(step, idle, numbers)[:helpers]
 
-    make.Helped = partial(Slow, plan=plan if planned else None)  # type: ignore[misc, assignment]
+    teams.Helped = partial(Slow, plan=plan if planned else None)  # type: ignore[misc, assignment]
     coprocess.helpers_work = third  # type: ignore[assignment]
     keep = make.keep
 
-    def slow(*args: Any, **kwargs: Any) -> None:
-        keep(*args, **kwargs)
+    def slow(*args: Any, **kwargs: Any) -> Written:
+        written = keep(*args, **kwargs)
         time.sleep(0.15 * (world.rank % 3))  # so that decoders are busy at different times
+        return written
 
     make.keep = slow
     report = Kept()

@@ -134,7 +134,7 @@ def test_a_request_is_given_up_after_three_failures(tmp_path: Path) -> None:
 
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     run = Driven(tmp_path, [DENOISING, DIED, []], [DONE])
-    run.folder.finish(0)
+    run.folder.finish(run.run.jobs[0])
     Path(run.run.jobs[1].output).touch()
     run.folder.name_next(1, Path(run.run.jobs[1].output))  # killed just after it had its name
     run.drive()

@@ -30,9 +30,10 @@ def some_rows(
 
     On a CPU torch computes a block of rows at a time. The last block may be a small one, whose matrix
     products go through other instructions: up to 10 rows were seen to, by head dim, number of keys and
-    processor. So a row is repeated until the last block is no small one, unless it is that of the whole head
-    too: then the rows in it go by themselves, in a block as long. For head dims of 16 and more, and keys of
-    which blocks of 512 leave more than three over.
+    processor; and on some a lone small block differs from one that follows another. So a row is repeated
+    until the last block is no small one, unless it is that of the whole head too: then the rows in it go by
+    themselves, in a block as long that follows another. For head dims of 16 and more, and keys of which
+    blocks of 512 leave more than three over.
     """
     total, rows = num_rows or key.shape[1], query.shape[1]
     if query.device.type != "cpu" or rows == 0:
@@ -48,8 +49,9 @@ def some_rows(
         parts.append(kernel(body, key, value)[:, : rows - last])
     if last:
         tail = query[:, rows - last :]
-        before = tail[:, :1].expand(-1, few - last, -1, -1)
-        parts.append(kernel(torch.cat([before, tail], dim=1), key, value)[:, few - last :])
+        before = few - last + (_block(1) if total > few else 0)
+        filled = torch.cat([tail[:, :1].expand(-1, before, -1, -1), tail], dim=1)
+        parts.append(kernel(filled, key, value)[:, before:])
     return torch.cat(parts, dim=1)
 
 
