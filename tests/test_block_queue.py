@@ -234,10 +234,11 @@ def test_duration_is_that_of_the_slowest_rank_and_what_is_idle() -> None:
         (5, 50, 8, 40, 2, 8),  # two branches fill what one leaves idle
         (32, 4, 8, 40, 1, 4),  # fewer steps than ranks
         (1, 10, 4, 40, 2, 1),  # one block
-        (32, 50, 8, 6, 1, 2),  # four stages of six layers: the slowest has two of 1.5
+        (32, 50, 4, 6, 2, 4),  # the slowest has two layers of 1.5: less is lost than by exchanges
+        (32, 50, 8, 5, 1, 2),  # of four stages of five layers the slowest has two of 1.25
         (32, 50, 5, 4, 2, 1),  # more ranks than layers
         (None, 50, 4, 40, 2, 4),
-        (None, 2, 4, 40, 1, 2),
+        (None, 2, 8, 40, 1, 4),
     ],
 )
 def test_as_many_stages_as_are_used_well(  # noqa: PLR0917

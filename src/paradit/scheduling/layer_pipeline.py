@@ -15,7 +15,7 @@ from itertools import accumulate, takewhile
 from paradit.errors import InputError
 from paradit.scheduling.block_queue import BlockQueue, BlockStep
 
-WELL_USED = 0.9
+WELL_USED = 0.7
 """Stages that are busy for so much of the time, of what the fewest would be, are not made groups: those have
 an exchange in every layer."""
 MANY_BLOCKS = 64
