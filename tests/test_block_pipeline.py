@@ -71,9 +71,9 @@ CASES = [
 ]
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> VideoModel:
+def load(folder: Path, dtype: torch.dtype = torch.float32, *, layers: bool = True) -> VideoModel:
     spec = read_spec(folder)
-    model: VideoModel = loader(spec.pipeline_class)(spec, dtype, torch.device("cpu"))
+    model: VideoModel = loader(spec.pipeline_class)(spec, dtype, torch.device("cpu"), layers=layers)
     return model
 
 
@@ -123,7 +123,7 @@ def on_ranks(
     costs: LayerCosts | None,
     grid: StageGrid,
 ) -> list[list[Tensor]]:
-    model = load(folder)
+    model = load(folder, layers=False)
     share = divide_layers(model, world, costs, grid)
     return [list(pipeline(model, case, share).blocks()) for case in cases]
 
@@ -186,7 +186,7 @@ def test_groups_of_hunyuan_video(tmp_path: Path) -> None:
 
 
 def in_bf16(world: World, folder: Path) -> list[Tensor]:
-    model = load(folder, torch.bfloat16)
+    model = load(folder, torch.bfloat16, layers=False)
     share = divide_layers(model, world, None)
     return list(pipeline(model, CASES[0], share).blocks())
 
@@ -253,25 +253,30 @@ def test_idle_slots_of_real_runs(num_ranks: int, tmp_path: Path) -> None:
     assert idle == [idle_slots(case.queue, num_ranks, 1 + case.guided) for case in cases]
 
 
-def test_a_rank_holds_its_own_layers_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layers", [True, False], ids=["given up", "read"])
+def test_a_rank_holds_its_own_layers_only(layers: bool, tmp_path: Path) -> None:
     folder = save_folder("wan22_a14b", tmp_path, layers=3)
-    held = run_world(layers_held, 2, folder)
+    held = run_world(layers_held, 2, folder, layers)
     assert held == [(range(0, 1), [1, 1]), (range(1, 3), [2, 2])]
 
 
-def layers_held(world: World, folder: Path) -> tuple[range, list[int]]:
-    model = load(folder)
+def layers_held(world: World, folder: Path, layers: bool) -> tuple[range, list[int]]:
+    model = load(folder, layers=layers)
     share = divide_layers(model, world, LayerCosts((1.0,) * 3, embed=2.0) if world.rank == 0 else None)
     held = [len(expert.module.blocks) for expert in model.experts]
     assert held == [len(expert.blocks) for expert in model.experts]
     return share.layers, held
 
 
-def test_costs_are_measured(tmp_path: Path) -> None:
-    model = load(save_folder("wan21", tmp_path, layers=3))
+@pytest.mark.parametrize("layers", [True, False], ids=["all there", "none yet"])
+def test_costs_are_measured(layers: bool, tmp_path: Path) -> None:
+    """Of two kinds of layers, of which no more than one is there if none was."""
+    model = load(save_hunyuan_folder(tmp_path), layers=layers)
     costs = measure_layers(model, (3, *SIZE), model.encode_prompt("a circle"))
-    assert len(costs.layers) == 3
+    assert len(costs.layers) == 4
+    assert costs.layers[0] == costs.layers[1] != costs.layers[2] == costs.layers[3]
     assert min(*costs.layers, costs.head, costs.embed) > 0
+    assert len(model.experts[0].blocks) == (4 if layers else 1)
 
 
 @pytest.mark.parametrize("guided", [True, False])

@@ -11,9 +11,10 @@ import torch
 from diffusers import WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
+from paradit.errors import InputError
 from paradit.models.spec import read_spec
 from paradit.text_to_video import load
-from tiny import save_folder
+from tiny import save_folder, save_hunyuan_folder
 
 MIB = 2**20
 
@@ -23,14 +24,16 @@ import gc, json, sys, threading
 from pathlib import Path
 import torch
 from paradit.models.spec import read_spec
+from paradit.sampling.layer_split import measure_layers
 from paradit.text_to_video import load
 
 def memory():
     lines = [line.split() for line in open("/proc/self/smaps_rollup")]
     return {words[0]: int(words[1]) * 1024 for words in lines if words[0] in ("Anonymous:", "Rss:")}
 
-tiny, folder, dtype = sys.argv[1:]
-load(read_spec(Path(tiny)), dtype, stages=("encode", "denoise"))  # imports, and what they leave behind
+tiny, folder, dtype, part = sys.argv[1:]
+# Imports, and what they leave behind.
+load(read_spec(Path(tiny)), dtype, stages=("encode", "denoise"))
 gc.collect()
 before, peak, done = memory(), [], threading.Event()
 
@@ -40,12 +43,18 @@ def watch():
 
 watcher = threading.Thread(target=watch)
 watcher.start()
-model = load(read_spec(Path(folder)), dtype, stages=("encode", "denoise"))
+if part == "all":
+    model = load(read_spec(Path(folder)), dtype, stages=("encode", "denoise"))
+else:  # the first rank of a pipeline, or the last: both begin without layers, and the first one measures
+    model = load(read_spec(Path(folder)), dtype, stages=("denoise",), layers=False)
+    prompt = tuple(torch.zeros(shape, dtype=model.dtype) for shape in model.prompt_shapes)
+    measure_layers(model, (3, 4, 4), prompt)
+    model.experts[0].keep_layers(range(0, 6) if part == "first" else range(6, 12))
 done.set()
 watcher.join()
 gc.collect()
 after = memory()
-modules = [model.experts[0].module, model._pipeline.text_encoder]
+modules = [model.experts[0].module, model._pipeline.text_encoder or torch.nn.Module()]
 print(json.dumps({
     "weights": sum(p.nbytes for module in modules for p in module.parameters()),
     "own": after["Anonymous:"] - before["Anonymous:"],
@@ -80,24 +89,73 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux only")
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_no_copy_of_the_checkpoint(dtype: str, folder: Path, tmp_path: Path) -> None:
+linux_only = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux only")
+
+
+def measured(folder: Path, tmp_path: Path, dtype: str, part: str = "all") -> dict[str, int]:
     tiny = save_folder("wan21", tmp_path)
     ran = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tiny), str(folder), dtype],
+        [sys.executable, "-c", MEASURE, str(tiny), str(folder), dtype, part],
         capture_output=True,
         text=True,
         check=True,
         timeout=200,
     )
-    found = json.loads(ran.stdout)
+    found: dict[str, int] = json.loads(ran.stdout)
+    return found
+
+
+@linux_only
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_no_copy_of_the_checkpoint(dtype: str, folder: Path, tmp_path: Path) -> None:
+    found = measured(folder, tmp_path, dtype)
     # In the dtype that they are stored in, weights are a part of the files, which all processes share.
     needed = found["weights"] if dtype == "bf16" else 0
     assert found["own"] < needed + 20 * MIB
     assert found["own_peak"] < needed + 40 * MIB
     if dtype == "bf16":
         assert found["resident"] < needed + 30 * MIB
+
+
+@linux_only
+@pytest.mark.parametrize("part", ["first", "last"])
+def test_half_of_the_layers_is_half_of_the_memory(part: str, folder: Path, tmp_path: Path) -> None:
+    """At any time: as a rank of a pipeline of two loads them, which has measured a layer before."""
+    found = measured(folder, tmp_path, "bf16", part)
+    assert found["weights"] < 60 * MIB  # all are 105
+    assert found["own"] < found["weights"] + 20 * MIB
+    assert found["own_peak"] < found["weights"] + 40 * MIB
+    assert found["resident"] < found["weights"] + 30 * MIB
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", ["wan", "hunyuan_video"])
+def test_layers_read_later_are_the_same(family: str, dtype: str, folder: Path, tmp_path: Path) -> None:
+    """In any order; of a folder with shards and of one with a single file, values that are computed too."""
+    spec = read_spec(folder if family == "wan" else save_hunyuan_folder(tmp_path))
+    (expected,) = load(spec, dtype, stages=("denoise",)).experts
+    (found,) = load(spec, dtype, stages=("denoise",), layers=False).experts
+    assert found.blocks == []
+    everything: Any = range(len(found.layers.kinds))
+    for layers in (everything[-1:], everything[1:3], everything):
+        found.keep_layers(layers)
+        assert len(found.blocks) == len(layers)
+    values, wanted = (
+        dict([*one.module.named_parameters(), *one.module.named_buffers()]) for one in (found, expected)
+    )
+    assert list(values) == list(wanted)
+    for name, value in values.items():
+        assert value.dtype == wanted[name].dtype, name
+        assert torch.equal(value, wanted[name]), name
+
+
+def test_a_layer_that_is_not_stored(tmp_path: Path) -> None:
+    folder = save_folder("wan21", tmp_path)
+    config = folder / "transformer" / "config.json"
+    config.write_text(config.read_text().replace('"num_layers": 2', '"num_layers": 3'))
+    (transformer,) = load(read_spec(folder), stages=("denoise",), layers=False).experts
+    with pytest.raises(InputError, match=r"holds no weights for blocks\.2"):
+        transformer.keep_layers(range(1, 3))
 
 
 def test_loaded_weights_are_those_stored(folder: Path) -> None:

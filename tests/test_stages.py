@@ -257,6 +257,36 @@ def test_a_rank_loads_what_it_needs(model: Path) -> None:
     ]
 
 
+def held_before_and_after(world: World, model: Path, folder: Path) -> list[list[int]]:
+    """How many layers each expert has when they are divided, and then."""
+    from paradit.engine import make
+
+    divide, seen = make.divide, []
+
+    def watched(model: Any, *others: Any) -> Any:
+        seen.append([len(expert.module.blocks) for expert in model.experts])
+        share = divide(model, *others)
+        seen.append([len(expert.module.blocks) for expert in model.experts])
+        return share
+
+    make.divide = watched  # type: ignore[assignment]
+    spec, where = read_spec(model), Placement(ranks=2, pipeline_degree=2)
+    request = resolve(Request(prompt="a", method="dualparal", block_frames=1, context_frames=1), spec)
+    job = replace(jobs(model, folder)[0], request=request)
+    make_videos([job], spec, where, Report(), overwrite=False, world=world)
+    return seen
+
+
+def test_a_rank_of_a_pipeline_never_has_others_layers(tmp_path: Path) -> None:
+    settings = {"width": 32, "height": 32, "num_frames": 9, "num_inference_steps": 2}
+    model = save_folder("wan22_a14b", tmp_path / "tiny", layers=4, **settings)
+    seen = run_world(held_before_and_after, 2, model, tmp_path / "made")
+    for before, after in seen:
+        assert before == [0, 0]
+        assert after[0] == after[1]
+    assert sum(after[0] for _, after in seen) == 4
+
+
 def poisoned(world: World, model: Path, folder: Path, where: Placement) -> list[tuple[str, Any]]:
     """The second request gets noise that is no number, and the third one's folder is gone."""
     from paradit.stages import denoise as stage

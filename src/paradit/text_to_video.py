@@ -76,16 +76,20 @@ def load(
     device: torch.device | None = None,
     stages: Collection[str] = STAGES,
     compile: bool = False,
+    layers: bool = True,
 ) -> VideoModel:
     """Load a model to the GPU, in bf16, where there is one; else to the CPU, in fp32, unless told otherwise.
 
     Only what `stages` need is loaded: a process that only denoises has neither text encoder nor VAE.
-    `compile` compiles what is before and after the transformers' attention, when it is first used.
+    `compile` compiles what is before and after the transformers' attention, when it is first used. layers:
+    False where the transformers' are read later, by `keep_layers`, since a rank has a part of them only.
     """
     usual, dtype = _where_and_how(dtype)
     with (progress or Progress()).stage("load"):
         load_model = loader(spec.pipeline_class)
-        return load_model(spec, _DTYPES[dtype], device or usual, stages=stages, compile=compile)
+        return load_model(
+            spec, _DTYPES[dtype], device or usual, stages=stages, compile=compile, layers=layers
+        )
 
 
 def _where_and_how(dtype: str | None) -> tuple[torch.device, str]:

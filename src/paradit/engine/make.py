@@ -111,6 +111,7 @@ class _Rank:
         self._helped, self._helper = teams.coprocess(placement, world, team)
         self._team = teams.team(placement, spec, team, self._helped)
         self._pipeline = teams.pipeline(placement, jobs, world)
+        self._grid = placement.stage_grid(jobs[0].request, spec)
         self._prompts = Channel(world, placement.encode_ranks[0], placement.denoise_ranks, AHEAD)
         self._latents = [Channel(world, leader, group, AHEAD) for group in decoders]
         # Where all ranks denoise, they meet after every request.
@@ -128,9 +129,16 @@ class _Rank:
     def load(self, device: torch.device | None) -> None:
         """What this rank's stages need."""
         report = self._report if self._rank == 0 else Report()
-        dtype, compile = self._jobs[0].request.dtype, self._placement.compile
         with span("load", STAGE):
-            self._model = load(self._spec, dtype, report, device=device, stages=self.stages, compile=compile)
+            self._model = load(
+                self._spec,
+                self._jobs[0].request.dtype,
+                report,
+                device=device,
+                stages=self.stages,
+                compile=self._placement.compile,
+                layers=self._pipeline is None or self._grid.num_stages == 1,
+            )
         self._seconds[0].update(report.seconds)
 
     def encode(self, index: int) -> None:
@@ -173,8 +181,8 @@ class _Rank:
         """The same of a long video: its blocks go to the rank that decodes as they are finished."""
         job, device = self._jobs[index], self._model.device
         if self._layers is None and self._pipeline is not None:
-            grid = self._placement.stage_grid(job.request, self._spec)
-            self._layers = divide(self._model, job.request, prompts, self._pipeline, grid)
+            with report.stage("load"), self._timed(index, "load"):
+                self._layers = divide(self._model, job.request, prompts, self._pipeline, self._grid)
         keeper, shape = self._keeper if team.is_first else None, self._latent_shape(index)
         queue = queue_of(job.request, shape[2])
         blocks = denoise_blocks(
@@ -346,7 +354,8 @@ class _Rank:
         began = time.monotonic()
         with span(stage, STAGE, request=self._jobs[index].index):
             yield
-        self._seconds[index][stage] = time.monotonic() - began
+        seconds = self._seconds[index]
+        seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - began
 
 
 def _denoised(jobs: list[Job], keeper: Keeper | None, world: World | None) -> set[int]:

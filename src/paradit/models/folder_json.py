@@ -40,17 +40,19 @@ def own_settings(folder: Path, known: set[str]) -> dict[str, Any]:
 
 def stored_weights(component: Path) -> tuple[int, int]:
     """(parameters, bytes on disk) of a component's safetensors files; zeros where it has none."""
-    files = _weight_files(component)
+    files = weight_files(component)
     return sum(_parameters(file) for file in files), sum(file.stat().st_size for file in files)
 
 
-def _weight_files(component: Path) -> list[Path]:
+def weight_files(component: Path) -> list[Path]:
+    """A component's safetensors files; none where they are not all there."""
     # A sharded component's index names its files; others in the folder may be variants of the same weights.
     for index in sorted(component.glob("*.safetensors.index.json")):
         shards = [component / name for name in sorted(set(read_json(index)["weight_map"].values()))]
         # Of a hub model whose weights are not downloaded yet, the index is there and the shards are not.
         return shards if all(shard.exists() for shard in shards) else []
-    return sorted(component.glob("*.safetensors"))[:1]
+    plain = [component / f"{stem}.safetensors" for stem in ("diffusion_pytorch_model", "model")]
+    return [file for file in plain if file.exists()][:1]
 
 
 def _parameters(file: Path) -> int:

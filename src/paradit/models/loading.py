@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 import transformers.utils.logging
 
 from paradit.models.spec import ModelSpec
+from paradit.models.stored_weights import StoredWeights
 
 _COMPONENTS = {
     "encode": ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
@@ -22,17 +23,25 @@ _COMPONENTS = {
 
 
 def load_pipeline(
-    pipeline_class: Any, spec: ModelSpec, dtype: torch.dtype, device: torch.device, stages: Collection[str]
+    pipeline_class: Any,
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    stages: Collection[str],
+    *,
+    without_layers: Sequence[str] = (),
 ) -> Any:
     """A checked folder's pipeline from its safetensors, on `device`, with what `stages` need.
 
-    All in `dtype` but the VAE, which stays in fp32.
+    All in `dtype` but the VAE, which stays in fp32. without_layers: the transformers' lists of layers, where
+    those have no weights yet.
     """
     accepted = inspect.signature(pipeline_class.__init__).parameters
+    transformers = stored_transformers(spec, dtype, device) if without_layers and "denoise" in stages else {}
     left_out = [
         name
         for stage, names in _COMPONENTS.items()
-        if stage not in stages
+        if stage not in stages or (stage == "denoise" and transformers)
         for name in names
         if name in accepted
     ]
@@ -50,7 +59,18 @@ def load_pipeline(
         for component in pipeline.components.values():
             if isinstance(component, torch.nn.Module):
                 _let_go_of_files(component)
-    return pipeline.to(device)  # another GPU than the current one
+    pipeline.to(device)  # another GPU than the current one
+    for name, stored in transformers.items():
+        pipeline.register_modules(**{name: stored.without_layers(without_layers)})
+    return pipeline
+
+
+def stored_transformers(
+    spec: ModelSpec, dtype: torch.dtype, device: torch.device
+) -> dict[str, StoredWeights]:
+    """By the name of the pipeline's component."""
+    names = _COMPONENTS["denoise"][: len(spec.transformers)]
+    return {name: StoredWeights(spec.folder / name, dtype, device) for name in names}
 
 
 def _let_go_of_files(module: torch.nn.Module) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from paradit.attention.protocol import Layout
     from paradit.models.latent_blocks import LatentBlocks
+    from paradit.models.layers import Layers
     from paradit.models.spec import ModelSpec
     from paradit.tiles import Tile
 
@@ -73,8 +74,15 @@ class Transformer(Protocol):
     def branch(self, tokens: Any, context: Any) -> Any:
         """The same tokens for the prompts of another context, as many times as it has prompts."""
 
+    @property
+    def layers(self) -> Layers:
+        """Which of the model's layers `blocks` are."""
+
     def keep_layers(self, layers: range) -> None:
-        """Hold only these blocks from here on, so that the others' memory is free."""
+        """Hold only these blocks from here on, so that the others' memory is free.
+
+        Those that are not held are read from the model's folder, if it was loaded without layers.
+        """
 
     def resume(self, changing: Sequence[Tensor], timestep: Tensor, context: Any, layout: Any) -> Any:
         """The Tokens that another rank's blocks left, of which this is what they changed.

@@ -25,7 +25,7 @@ class Family:
     read_spec: str
     """(folder: Path) -> ModelSpec, without torch."""
     load: str
-    """(spec, dtype, device, *, stages, compile) -> VideoModel; loads what `stages` need."""
+    """(spec, dtype, device, *, stages, compile, layers) -> VideoModel; loads what `stages` need."""
     transformer: str
     """(module) -> Transformer, of a diffusers transformer."""
     replace_forward: str

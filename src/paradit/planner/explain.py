@@ -21,7 +21,6 @@ PARTS = {
     "latents": "the latents",
     "keys": "the neighbours' keys and values",
     "decode": "the decode",
-    "loaded": "the whole model, before its layers are divided",
 }
 
 
@@ -138,13 +137,11 @@ def misfits(plans: list[Plan], simulator: Simulator, said: Callable[[float], str
         by_rank = simulator.memory_parts(plan.simulated.way)
         rank = max(range(len(by_rank)), key=lambda number: by_rank[number]["peak"])
         peak = by_rank[rank]["peak"]
-        parts = {name: size for name, size in by_rank[rank].items() if name not in ("peak", "loaded")}
-        if by_rank[rank].get("loaded") == peak:
-            parts = {"loaded": peak}
+        parts = {name: size for name, size in by_rank[rank].items() if name != "peak"}
         largest = max(parts, key=parts.__getitem__)
         most = f"{said(parts[largest])} of it for {PARTS[largest]}"
         text = f"{said(peak)} on rank {rank}, limit {said(limit)}, {most}"
-        if largest not in ("weights", "text_cache", "loaded"):
+        if largest not in ("weights", "text_cache"):
             text += f" of {request.width}x{request.height}x{request.num_frames}"
         alike.setdefault((largest, _way_out(plan, simulator)), []).append(
             (by_rank[rank]["peak"], text, plan.name)

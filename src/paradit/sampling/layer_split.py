@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from typing import Any
 
 import torch
 
@@ -44,22 +45,29 @@ class LayerShare:
 
 @torch.no_grad()
 def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Prompt) -> LayerCosts:
-    """Seconds of each part for latents of (F, h, w); layers of a kind are taken to be alike."""
+    """Seconds of each part for latents of (F, h, w); layers of a kind are taken to be alike.
+
+    Where the model holds none of a kind, one of them takes the place of what it holds.
+    """
     transformer, device = model.experts[0], model.device
     latents = torch.zeros(1, model.spec.vae.z_dim, *shape, dtype=model.dtype, device=device)
     timestep = model.model_timestep(model.scheduler(2).timesteps[0], latents)
-    context, layout = transformer.context(*prompt), transformer.layout(shape)
-    tokens = transformer.embed(latents, timestep, context, layout)
-    attend = local()
+    layout, layers, attend = transformer.layout(shape), transformer.layers, local()
 
-    def layer(block: Block) -> None:
+    def layer(block: Block, tokens: Any) -> None:
         block.finish(tokens, run(attend(0, block.project(tokens), tokens.layout)))
 
-    kinds = {type(block): block for block in transformer.blocks}
-    by_kind = {kind: seconds(partial(layer, block), device) for kind, block in kinds.items()}
+    by_kind = {}
+    for kind in dict.fromkeys(layers.kinds):
+        first = layers.kinds.index(kind)
+        if first not in layers.held:
+            transformer.keep_layers(range(first, first + 1))
+        block = transformer.blocks[layers.held.index(first)]
+        tokens = transformer.embed(latents, timestep, transformer.context(*prompt), layout)
+        by_kind[kind] = seconds(partial(layer, block, tokens), device)
     return LayerCosts(
-        layers=tuple(by_kind[type(block)] for block in transformer.blocks),
-        embed=seconds(lambda: transformer.embed(latents, timestep, context, layout), device),
+        layers=tuple(by_kind[kind] for kind in layers.kinds),
+        embed=seconds(partial(transformer.embed, latents, timestep, tokens.context, layout), device),
         head=seconds(lambda: transformer.unpatchify(transformer.head(tokens), layout), device),
     )
 
@@ -73,7 +81,7 @@ def divide_layers(
     the ranks form stages; None: each is one. Raises InputError where there are more stages than layers.
     """
     grid = grid or StageGrid(world.size)
-    num_layers = len(model.experts[0].blocks)
+    num_layers = len(model.experts[0].layers.kinds)
     costs = costs or LayerCosts((1.0,) * num_layers)
     split = split_layers(costs.layers, grid.num_stages, costs.embed, costs.head)
     starts = torch.tensor([part.start for part in split] + [num_layers], device=world.device)

@@ -55,8 +55,7 @@ def _long(
 ) -> dict[str, int]:
     """The same parts for a rank of a long video in blocks, which has some of the layers.
 
-    "keys" are those that the next block's step reads; "loaded" is before layers are divided, when each rank
-    has them all, and the peak may be that.
+    "keys" are those that the next block's step reads.
     """
     assert request.height and request.width and request.guidance_scale
     stages, ranks = placement.stages_of(rank), placement.denoise_ranks
@@ -74,9 +73,8 @@ def _long(
         at_once=1,
         tile=request.vae_tile,
     )
-    loaded = parts["weights"]
     if "denoise" not in stages:
-        return {**parts, "keys": 0, "loaded": loaded}
+        return {**parts, "keys": 0}
     channels, frames, height, width = latent_shape(request, spec)
     queue = queue_of(request, frames)
     transformer = spec.transformers[0]
@@ -96,13 +94,12 @@ def _long(
     denoise = parts["text_cache"] + parts["activations"]
     # A rank that also decodes does so between two block-steps.
     working = parts["latents"] + parts["keys"] + max(denoise, parts["text_cache"] + parts["decode"])
-    return {**parts, "loaded": loaded, "peak": max(loaded, parts["weights"] + working)}
+    return {**parts, "peak": parts["weights"] + working}
 
 
 def on_one_device(by_rank: list[dict[str, int]], sharing: int) -> dict[str, int]:
-    """ "weights" at their most and "peak" of the fullest device, of which `sharing` ranks share one."""
-    found = {"weights": [parts.get("loaded", parts["weights"]) for parts in by_rank]}
-    found["peak"] = [parts["peak"] for parts in by_rank]
+    """ "weights" and "peak" of the fullest device, of which `sharing` ranks share one."""
+    found = {part: [parts[part] for parts in by_rank] for part in ("weights", "peak")}
     return {part: sum(sorted(sizes, reverse=True)[:sharing]) for part, sizes in found.items()}
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
 from paradit.models.hunyuan_video.spec import HunyuanVideoTransformerSpec
-from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
+from paradit.models.hunyuan_video.transformer import LAYERS, HunyuanVideoTransformer
 from paradit.models.latent_blocks import LatentBlocks
-from paradit.models.loading import fingerprint, load_pipeline
+from paradit.models.loading import fingerprint, load_pipeline, stored_transformers
 from paradit.models.protocol import Prompt, Scheduler
 from paradit.models.spec import ModelSpec
 from paradit.scheduling.stages import STAGES
@@ -27,12 +27,15 @@ def load(
     *,
     stages: Collection[str] = STAGES,
     compile: bool = False,
+    layers: bool = True,
 ) -> HunyuanVideoModel:
     """Load a checked folder's safetensors; the VAE stays in fp32.
 
-    Only what `stages` need.
+    Only what `stages` need. layers: whether the transformers have theirs at once, or by `keep_layers`.
     """
-    pipeline = load_pipeline(HunyuanVideoPipeline, spec, dtype, device, stages)
+    pipeline = load_pipeline(
+        HunyuanVideoPipeline, spec, dtype, device, stages, without_layers=() if layers else LAYERS
+    )
     return HunyuanVideoModel(pipeline, spec, dtype, compile=compile)
 
 
@@ -42,8 +45,11 @@ class HunyuanVideoModel:
     def __init__(self, pipeline: Any, spec: ModelSpec, dtype: torch.dtype, *, compile: bool = False) -> None:
         self.spec, self.dtype = spec, dtype
         self.device: torch.device = pipeline.device
-        modules = [pipeline.transformer] if pipeline.transformer is not None else []
-        self.experts = [HunyuanVideoTransformer(module, compile=compile) for module in modules]
+        self.experts = [
+            HunyuanVideoTransformer(getattr(pipeline, name), compile=compile, stored=stored)
+            for name, stored in stored_transformers(spec, dtype, self.device).items()
+            if getattr(pipeline, name) is not None
+        ]
         self._pipeline = pipeline
 
     @property

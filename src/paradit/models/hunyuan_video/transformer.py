@@ -20,7 +20,12 @@ from torch import Tensor
 
 from paradit.attention.rope import Rope, grid_positions
 from paradit.models.hunyuan_video.spec import refuse_image_conditions
+from paradit.models.layers import Layers
 from paradit.models.pieces import maybe_compiled
+from paradit.models.stored_weights import StoredWeights
+
+LAYERS = ("transformer_blocks", "single_transformer_blocks")
+"""The module's lists of layers, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,21 +163,20 @@ class HunyuanVideoTransformer:
     Raises InputError for a module that takes an image too.
     """
 
-    def __init__(self, module: Any, *, compile: bool = False) -> None:
-        """compile: what is before and after attention, with `torch.compile`."""
+    def __init__(self, module: Any, *, compile: bool = False, stored: StoredWeights | None = None) -> None:
+        """compile: what is before and after attention, with `torch.compile`. stored: for `Layers`."""
         # A HunyuanVideoTransformer3DModel; diffusers' configs and submodules are untyped.
         refuse_image_conditions(module.config)
         self.module = module
+        self.layers = Layers(module, LAYERS, stored)
         self._compile = compile
         self.blocks = self._cut()
         self.num_heads: int = module.config.num_attention_heads
 
     def keep_layers(self, layers: range) -> None:
         """Hold only these blocks, double ones before single ones, and what is before and after all."""
-        double, module = len(self.module.transformer_blocks), self.module
-        start, stop = max(0, layers.start - double), max(0, layers.stop - double)
-        module.transformer_blocks = module.transformer_blocks[layers.start : layers.stop]
-        module.single_transformer_blocks = module.single_transformer_blocks[start:stop]
+        self.blocks = []
+        self.layers.keep(layers)
         self.blocks = self._cut()
 
     def _cut(self) -> list[DoubleBlock | SingleBlock]:

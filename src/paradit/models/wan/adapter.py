@@ -11,11 +11,11 @@ from diffusers import WanPipeline
 from torch import Tensor
 
 from paradit.models.latent_blocks import LatentBlocks
-from paradit.models.loading import fingerprint, load_pipeline
+from paradit.models.loading import fingerprint, load_pipeline, stored_transformers
 from paradit.models.protocol import Prompt, Scheduler
 from paradit.models.spec import ModelSpec
 from paradit.models.wan.decoder import WanDecoder
-from paradit.models.wan.transformer import WanTransformer
+from paradit.models.wan.transformer import LAYERS, WanTransformer
 from paradit.scheduling.stages import STAGES
 
 
@@ -26,12 +26,15 @@ def load(
     *,
     stages: Collection[str] = STAGES,
     compile: bool = False,
+    layers: bool = True,
 ) -> WanModel:
     """Load a checked folder's safetensors; the VAE stays in fp32, as diffusers advises for Wan.
 
-    Only what `stages` need.
+    Only what `stages` need. layers: whether the transformers have theirs at once, or by `keep_layers`.
     """
-    pipeline = load_pipeline(WanPipeline, spec, dtype, device, stages)
+    pipeline = load_pipeline(
+        WanPipeline, spec, dtype, device, stages, without_layers=() if layers else LAYERS
+    )
     return WanModel(pipeline, spec, dtype, compile=compile)
 
 
@@ -41,8 +44,11 @@ class WanModel:
     def __init__(self, pipeline: Any, spec: ModelSpec, dtype: torch.dtype, *, compile: bool = False) -> None:
         self.spec, self.dtype = spec, dtype
         self.device: torch.device = pipeline.device
-        modules = [pipeline.transformer, pipeline.transformer_2]
-        self.experts = [WanTransformer(module, compile=compile) for module in modules if module is not None]
+        self.experts = [
+            WanTransformer(getattr(pipeline, name), compile=compile, stored=stored)
+            for name, stored in stored_transformers(spec, dtype, self.device).items()
+            if getattr(pipeline, name) is not None
+        ]
         self._pipeline = pipeline
 
     @property

@@ -16,7 +16,12 @@ from torch import Tensor
 
 from paradit.attention.local import sdpa
 from paradit.attention.rope import Rope, RopeTables, grid_positions
+from paradit.models.layers import Layers
 from paradit.models.pieces import maybe_compiled
+from paradit.models.stored_weights import StoredWeights
+
+LAYERS = ("blocks",)
+"""The module's lists of layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,17 +137,19 @@ class WanBlock:
 class WanTransformer:
     """A WanTransformer3DModel in pieces: embed, each block's project and finish, head, unpatchify."""
 
-    def __init__(self, module: Any, *, compile: bool = False) -> None:
-        """compile: what is before and after attention, with `torch.compile`."""
+    def __init__(self, module: Any, *, compile: bool = False, stored: StoredWeights | None = None) -> None:
+        """compile: what is before and after attention, with `torch.compile`. stored: for `Layers`."""
         # A WanTransformer3DModel; diffusers' configs and submodules are untyped.
         self.module = module
+        self.layers = Layers(module, LAYERS, stored)
         self._compile = compile
         self.blocks = self._cut()
         self.num_heads: int = module.config.num_attention_heads
 
     def keep_layers(self, layers: range) -> None:
         """Hold only these blocks, and what is before and after all of them."""
-        self.module.blocks = self.module.blocks[layers.start : layers.stop]
+        self.blocks = []
+        self.layers.keep(layers)
         self.blocks = self._cut()
 
     def _cut(self) -> list[WanBlock]:

@@ -1,0 +1,48 @@
+"""Which of a transformer's layers a rank holds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from torch.nn import ModuleList
+
+from paradit.models.stored_weights import StoredWeights
+
+
+class Layers:
+    """A module's layers, those of one list after those of another: all of them, or none yet."""
+
+    def __init__(self, module: Any, lists: Sequence[str], stored: StoredWeights | None = None) -> None:
+        """stored: where layers are read that have no weights yet (`StoredWeights.without_layers`)."""
+        self._module, self._lists, self._stored = module, lists, stored
+        parts = [(name, part) for name in lists for part in getattr(module, name)]
+        self.kinds = tuple(name for name, _ in parts)
+        """The list of every layer, held or not: what is in one is alike."""
+        empty = [any(parameter.is_meta for parameter in part.parameters()) for _, part in parts]
+        self._held = {layer: part for layer, (_, part) in enumerate(parts) if not empty[layer]}
+        self._empty = {layer: part for layer, (_, part) in enumerate(parts) if empty[layer]}
+        if self._empty:
+            self._show()
+
+    @property
+    def held(self) -> list[int]:
+        """Those that the module has, in order."""
+        return list(self._held)
+
+    def keep(self, layers: Collection[int]) -> None:
+        """Hold these and no others; what is missing is read, once the others' memory is free."""
+        self._held = {layer: part for layer, part in self._held.items() if layer in layers}
+        self._show()
+        for layer in sorted(set(layers) - self._held.keys()):
+            assert self._stored is not None, f"layer {layer} was given up"
+            name = self.kinds[layer]
+            number = layer - self.kinds.index(name)
+            self._held[layer] = self._stored.filled(self._empty[layer], f"{name}.{number}")
+        self._held = dict(sorted(self._held.items()))
+        self._show()
+
+    def _show(self) -> None:
+        for name in self._lists:
+            held = [part for layer, part in self._held.items() if self.kinds[layer] == name]
+            setattr(self._module, name, ModuleList(held))

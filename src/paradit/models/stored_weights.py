@@ -1,0 +1,85 @@
+"""A diffusers model whose weights are read from its folder part by part, each straight to the device.
+
+Where layers are divided over ranks, none may have room for all of them, so those of others are never read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
+from safetensors import safe_open
+
+from paradit.errors import InputError
+from paradit.models.folder_json import read_json, weight_files
+
+
+class StoredWeights:
+    """Those in a model's folder, as `from_pretrained` reads them: all in one dtype, but some in fp32."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self._folder, self._dtype, self._device = folder, dtype, device
+
+    def without_layers(self, lists: Sequence[str]) -> Any:
+        """The model, whose lists of layers have no weights yet: they are on the meta device."""
+        with init_empty_weights():
+            module = self._class.from_config(self._class.load_config(self._folder)).eval()
+        layers = {name: getattr(module, name) for name in lists}
+        for name in lists:
+            setattr(module, name, torch.nn.ModuleList())
+        self._fill(module, "")
+        module.to(self._device)  # what is computed, not stored
+        for name, part in layers.items():
+            setattr(module, name, part)
+        return module
+
+    def filled(self, part: Any, name: str) -> Any:
+        """A copy of a part of the model that is on the meta device, with its weights."""
+        part = copy.deepcopy(part)
+        self._fill(part, f"{name}.")
+        return part
+
+    def _fill(self, part: Any, prefix: str) -> None:
+        for file, names in self._by_file(f"{prefix}{name}" for name in part.state_dict()).items():
+            with safe_open(file, framework="pt") as stored:
+                for name in names:
+                    dtype = self._dtype_of(name)
+                    tensor = stored.get_tensor(name).to(dtype)
+                    if dtype != self._dtype and self._device.type == "cpu":
+                        tensor = tensor.clone()  # a part of the mapped file would hold all of it in memory
+                    set_module_tensor_to_device(
+                        part, name.removeprefix(prefix), self._device, tensor, dtype, clear_cache=False
+                    )
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        in_fp32 = self._class._keep_in_fp32_modules or ()
+        return torch.float32 if any(word in in_fp32 for word in name.split(".")) else self._dtype
+
+    def _by_file(self, names: Iterable[str]) -> dict[Path, list[str]]:
+        found = defaultdict(list)
+        for name in names:
+            if name not in self._files:
+                raise InputError(f"{self._folder} holds no weights for {name}: copy the model again")
+            found[self._files[name]].append(name)
+        return found
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        """By tensor."""
+        found = {}
+        for path in weight_files(self._folder):
+            with safe_open(path, framework="pt") as stored:
+                found.update(dict.fromkeys(stored.keys(), path))
+        return found
+
+    @cached_property
+    def _class(self) -> Any:
+        return getattr(diffusers, read_json(self._folder / "config.json")["_class_name"])
