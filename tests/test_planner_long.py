@@ -102,6 +102,26 @@ def test_work_is_conserved_and_nothing_that_shares_a_resource_overlaps() -> None
     assert sent == {"hidden states": 2 * 2 * steps, "prediction": steps, "latents": 7}
 
 
+def test_a_joint_model_s_text_travels_with_its_tokens() -> None:
+    spec = published_spec("HunyuanVideo")
+    sizes = {"num_frames": 33, "width": 160, "height": 96, "block_frames": 3, "context_frames": 0}
+    asked = Request(prompt="any", num_inference_steps=3, method="dualparal", **sizes)
+    one = LongVideo(
+        cluster=cluster(2),
+        spec=spec,
+        request=resolve(asked, spec),
+        placement=Placement(ranks=2, pipeline_degree=2),
+        dtype="bf16",
+        decode=0.0,
+    )
+    hops = [sent.message for sent in one.played().sent if sent.message.name == "hidden states"]
+    assert len(hops) == 3 * 3  # one branch
+    tokens = 3 * spec.tokens(1, 96, 160)
+    assert {max(map(max, message.table)) for message in hops} == {
+        2.0 * spec.transformers[0].width * (tokens + 256)
+    }
+
+
 def test_more_bandwidth_is_never_slower() -> None:
     draw = Random(1)
     for _ in range(12):

@@ -323,12 +323,11 @@ def _with_method(request: Request, spec: ModelSpec) -> Request:
             f"block_frames and two context_frames are at most {most} latent frames (the model's positions), "
             f"got {block} + 2 x {context}"
         )
-    if spec.embedded_guidance:
-        raise InputError(f"method {method} is not offered for the model {spec.name!r}: use method full")
-    if method == "fifo" and len(spec.transformers) > 1:
+    if method == "fifo" and (spec.one_timestep or len(spec.transformers) > 1):
+        has = "one for all frames" if spec.one_timestep else "two transformers for them"
         raise InputError(
-            f"method fifo has all noise levels in a window, and the model {spec.name!r} two transformers for "
-            "them: use method dualparal"
+            f"method fifo has all noise levels in a window, and the model {spec.name!r} {has}: "
+            "use method dualparal"
         )
     return replace(request, method=method, block_frames=block, context_frames=context)
 

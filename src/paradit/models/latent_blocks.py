@@ -35,10 +35,6 @@ class LatentBlocks:
         """What is left, each block as `change` makes it when it comes; of the same shape."""
         return LatentBlocks(self.shape, map(change, self._blocks), endless=self.endless)
 
-    def whole(self) -> Tensor:
-        """All that is left, once it has come."""
-        return torch.cat(list(self._frames), dim=2)
-
 
 def in_blocks(latents: Tensor | LatentBlocks) -> LatentBlocks:
     """Latents that are all there, as if they came."""

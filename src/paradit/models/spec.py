@@ -208,6 +208,8 @@ class ModelSpec:
     """Text tokens that a prompt is padded or cut to."""
     embedded_guidance: bool = False
     """Whether the transformer takes the guidance scale as an input, instead of a second branch."""
+    one_timestep: bool = False
+    """Whether all tokens must have the same."""
 
     @property
     def size_multiple(self) -> int:

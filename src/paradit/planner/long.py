@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from paradit.planner.costs import ITEMSIZE, block_seconds
+from paradit.planner.costs import ITEMSIZE, block_seconds, replicated_rows
 from paradit.planner.events import Compute, Message, Played, Post, Step, Wait, play
 from paradit.requests import latent_shape
 from paradit.scheduling.block_queue import BlockQueue, BlockStep, queue_of
@@ -137,7 +137,7 @@ class LongVideo:
                 batch=1,
                 dtype=self.dtype,
             )
-            attention = costs.attention(held * spec.num_attention_heads)
+            attention = costs.attention((held + self.text_rows) * spec.num_attention_heads)
             self._known[key] = layers * (3 * costs.value + attention + costs.finish)
         return self._known[key]
 
@@ -150,6 +150,11 @@ class LongVideo:
         """Of a latent frame."""
         assert self.request.height and self.request.width
         return self.spec.tokens(1, self.request.height, self.request.width)
+
+    @cached_property
+    def text_rows(self) -> int:
+        """Of the text, which goes through the layers with the tokens, in a joint-attention model."""
+        return replicated_rows(self.spec.transformers[0], self.spec.text_length)
 
     @cached_property
     def branches(self) -> int:
@@ -251,7 +256,7 @@ class _Stage:
     def _hop(self, place: int, index: int) -> Post:
         """Hidden states from one rank of the pipeline to that of the next stage; both post it."""
         tokens = self._steps[index // self._video.branches].computed_frames * self._video.tokens
-        values = tokens * self._video.spec.transformers[0].width
+        values = (tokens + self._video.text_rows) * self._video.spec.transformers[0].width
         message = self._message(place, place + self._grid.stage_ranks, "hidden states", values)
         return Post(("hop", self._pipe, place, index), message)
 

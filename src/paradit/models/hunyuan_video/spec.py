@@ -199,6 +199,7 @@ def read_spec(folder: Path) -> ModelSpec:
         text_encoder_dim=configs["text_encoder"].get("hidden_size", 4096),
         text_length=TEXT_LENGTH,
         embedded_guidance=True,
+        one_timestep=True,
     )
 
 
