@@ -23,7 +23,7 @@ from paradit.planner.explain import misfits, reasons
 from paradit.planner.hardware import Cluster, Device, Link, find_cluster
 from paradit.planner.search import GOALS, Plan, candidates, find_plans, with_tiles
 from paradit.planner.simulate import Simulator, Way
-from paradit.planner.step import Branch, forward, layer_of
+from paradit.planner.step import Branch, forward, layer_of, windowed
 from paradit.requests import Request, resolve
 from paradit.trace.summary import read_trace, summarize
 from test_rehearsal import (
@@ -96,7 +96,7 @@ def test_a_step_is_the_program_rehearsed(link: tuple[float, float], chunks: int,
 
 
 @pytest.mark.parametrize("streams", [1, 2])
-@pytest.mark.parametrize("attention", ["ring", "pipesp-paper"])
+@pytest.mark.parametrize("attention", ["ring", "pipesp-paper", "windowed"])
 @pytest.mark.parametrize("link", [(0.0, 2.0**-20), (0.25, 2.0**-12), (0.5, 2.0**-10)])
 def test_so_is_a_step_of_the_other_forms(
     link: tuple[float, float], attention: str, streams: int, monkeypatch: pytest.MonkeyPatch
@@ -105,7 +105,8 @@ def test_so_is_a_step_of_the_other_forms(
     form = Form(attention=attention, interleave=streams == 2)
     on = cluster(2, latency, 1 / seconds_per_byte)
     one = branch(on, SHARES, batch=2 // streams, part=1 / streams)
-    played = forward([(one, layer_of(one, form, 2 if attention == "ring" else 1))], LAYERS, streams, form.lag)
+    layer = windowed(one) if attention == "windowed" else layer_of(one, form, 2 if attention == "ring" else 1)
+    played = forward([(one, layer)], LAYERS, streams, form.lag)
     expected = rehearsed_otherwise(RehearsedLink(*link), form, streams, monkeypatch)
     assert played.seconds == pytest.approx(expected, rel=1e-12)
     assert played.computing == pytest.approx([WORK, WORK])

@@ -3,22 +3,35 @@
 from collections import defaultdict
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from paradit.distributed.world import World
 from paradit.models.published import published_spec
-from paradit.models.spec import stage_of
+from paradit.models.registry import loader
+from paradit.models.spec import read_spec, stage_of
 from paradit.placement import Form, Placement
 from paradit.planner.hardware import Cluster
 from paradit.planner.long import LongVideo
-from paradit.planner.search import GOALS, find_plans
+from paradit.planner.search import GOALS, find_plans, pipelines, shares_tokens, with_tiles
+from paradit.planner.search import kind_of as kind_of_way
 from paradit.planner.simulate import Simulator, Way
+from paradit.planner.stage_step import kind_of
 from paradit.requests import Request, resolve
+from paradit.sampling.block_pipeline import BlockPipeline
+from paradit.sampling.layer_split import divide_layers
+from paradit.sampling.noise import PooledNoise
 from paradit.scheduling.balance import play
-from paradit.scheduling.layer_pipeline import duration
+from paradit.scheduling.layer_pipeline import StageGrid, duration
 from paradit.scheduling.memory import memory_by_rank
+from paradit.testing import run_world
 from test_planner import cluster
+from tiny import save_folder
 
 SPEC = published_spec("Wan2.1-T2V-1.3B-Diffusers")
 FREE = {"latency": 0.0, "bandwidth": 1e30}
@@ -36,10 +49,11 @@ def request(latent_frames: int, steps: int = 6, **asked: int) -> Request:
     return resolve(made, SPEC)
 
 
-def video(on: Cluster, asked: Request, placement: Placement | None = None, decode: float = 0.0) -> LongVideo:
+def video(
+    on: Cluster, asked: Request, placement: Placement | None = None, *, sharers: int = 1, decode: float = 0.0
+) -> LongVideo:
     placement = placement or Placement(ranks=on.ranks)
-    stages = len(placement.denoise_ranks) // placement.cfg_degree
-    placement = replace(placement, pipeline_degree=stages)
+    placement = replace(placement, pipeline_degree=placement.branch_ranks // sharers)
     return LongVideo(cluster=on, spec=SPEC, request=asked, placement=placement, dtype="bf16", decode=decode)
 
 
@@ -49,7 +63,7 @@ def video(on: Cluster, asked: Request, placement: Placement | None = None, decod
 def test_without_messages_it_takes_what_the_schedule_counts(ranks: int, blocks: int, steps: int) -> None:
     one = video(cluster(ranks, **FREE), request(5 * blocks, steps, context_frames=0))
     step = next(one.queue.steps())
-    costs = [2 * one.step_seconds(place, step) for place in range(ranks)]
+    costs = [2 * one.step_seconds(place, kind_of(step)).seconds for place in range(ranks)]
     assert one.run().seconds == pytest.approx(duration(one.queue, costs, parts=2), rel=1e-9)
 
 
@@ -59,7 +73,7 @@ def test_branches_on_different_ranks_are_two_pipelines(stages: int, blocks: int,
     placement = Placement(ranks=2 * stages, cfg_degree=2)
     one = video(cluster(2 * stages, **FREE), request(5 * blocks, steps, context_frames=0), placement)
     step = next(one.queue.steps())
-    costs = [one.step_seconds(stage, step) for stage in range(stages)]
+    costs = [one.step_seconds(stage, kind_of(step)).seconds for stage in range(stages)]
     assert one.run().seconds == pytest.approx(duration(one.queue, costs), rel=1e-9)
     sent = defaultdict(int)
     for one_sent in one.played().sent:
@@ -70,23 +84,62 @@ def test_branches_on_different_ranks_are_two_pipelines(stages: int, blocks: int,
     assert sent == {name: number for name, number in found.items() if number}
 
 
-@pytest.mark.parametrize("placement", [Placement(ranks=3), Placement(ranks=3, denoise=(0, 1), decode=(2,))])
-def test_folded_blocks_are_played_blocks(placement: Placement) -> None:
-    one = video(cluster(3, bandwidth=3e8), request(5 * 23 + 2), placement, decode=0.2)
+@pytest.mark.parametrize(
+    ("placement", "sharers"),
+    [
+        (Placement(ranks=3), 1),
+        (Placement(ranks=3, denoise=(0, 1), decode=(2,)), 1),
+        (Placement(ranks=6), 3),
+        (Placement(ranks=9, denoise=tuple(range(8)), decode=(8,), cfg_degree=2), 2),
+    ],
+)
+def test_folded_blocks_are_played_blocks(placement: Placement, sharers: int) -> None:
+    on = cluster(placement.ranks, bandwidth=3e8, shared=1e9)
+    one = video(on, request(5 * 32 + 2), placement, sharers=sharers, decode=0.2)
     run = one.run()
     whole = one.played()
     assert run.seconds == pytest.approx(whole.seconds, rel=1e-6)
-    assert run.computing == pytest.approx(whole.computing, rel=1e-6)
+    spokesmen = [rank for rank, computing in enumerate(whole.computing) if computing]
+    assert len(spokesmen) == len(one.steps.teams) + (placement.decode is not None)
+    computing = [run.computing[rank] for rank in spokesmen]
+    assert computing == pytest.approx([whole.computing[rank] for rank in spokesmen], rel=1e-6)
+    # What is known without playing is a bound, and a near one.
+    assert 0.5 * run.seconds < one.least_seconds <= run.seconds
 
 
-def test_work_is_conserved_and_nothing_that_shares_a_resource_overlaps() -> None:
-    on = cluster(4, latency=1e-4, bandwidth=1e9, shared=2e9)
-    one = video(on, request(33), Placement(ranks=4, denoise=(0, 1, 2), decode=(3,)), decode=0.5)
+@pytest.mark.parametrize(("stages", "cfg_degree", "sharers"), [(1, 1, 4), (2, 1, 3), (3, 2, 2)])
+def test_free_messages_make_a_team_one_rank(stages: int, cfg_degree: int, sharers: int) -> None:
+    """Whose part of the work is that of the one that has most."""
+    ranks = stages * cfg_degree * sharers
+    one = video(
+        cluster(ranks, **FREE),
+        request(45, context_frames=0),
+        Placement(ranks=ranks, cfg_degree=cfg_degree),
+        sharers=sharers,
+    )
+    kind = kind_of(next(one.queue.steps()))
+    team = one.step_seconds(0, kind)
+    assert team.exposed == pytest.approx(0.0, abs=1e-12)
+    parts = 2 // cfg_degree
+    costs = [parts * max(one.step_seconds(stage, kind).computing) for stage in range(stages)]
+    assert one.run().seconds == pytest.approx(duration(one.queue, costs, parts=parts), rel=1e-9)
+    # All of the attention is computed by somebody.
+    shares = one.steps.shares(kind)
+    assert sum(shares.work) == shares.num_tokens * shares.num_heads
+
+
+@pytest.mark.parametrize("sharers", [1, 2])
+def test_work_is_conserved_and_nothing_that_shares_a_resource_overlaps(sharers: int) -> None:
+    on = cluster(3 * sharers + 1, latency=1e-4, bandwidth=1e9, shared=2e9)
+    denoise = tuple(range(3 * sharers))
+    placement = Placement(ranks=on.ranks, denoise=denoise, decode=(on.ranks - 1,))
+    one = video(on, request(33), placement, sharers=sharers, decode=0.5)
     played = one.played()
-    for place in range(3):
-        work = sum(2 * one.step_seconds(place, step) for step in one.queue.steps())
-        assert played.computing[place] == pytest.approx(work)
-    assert played.computing[3] == pytest.approx(0.5)
+    for stage in range(3):
+        kinds = [kind_of(step) for step in one.queue.steps()]
+        work = sum(2 * max(one.step_seconds(stage, kind).computing) for kind in kinds)
+        assert played.computing[stage * sharers] == pytest.approx(work)
+    assert played.computing[-1] == pytest.approx(0.5)
     uses = defaultdict(list)
     for use in [*played.uses, *played.waits]:
         uses[use.resource].append((use.begin, use.end))
@@ -99,7 +152,10 @@ def test_work_is_conserved_and_nothing_that_shares_a_resource_overlaps() -> None
     for one_sent in played.sent:
         sent[one_sent.message.name] += 1
     steps = len(list(one.queue.steps()))
-    assert sent == {"hidden states": 2 * 2 * steps, "prediction": steps, "latents": 7}
+    expected = {"hidden states": 2 * 2 * steps, "prediction": steps, "latents": 7}
+    if sharers > 1:  # its own latents go to a mate of the first rank's
+        expected |= {"exchanges": 3 * 2 * steps, "latents": 7 + steps}
+    assert sent == expected
 
 
 def test_a_joint_model_s_text_travels_with_its_tokens() -> None:
@@ -124,12 +180,19 @@ def test_a_joint_model_s_text_travels_with_its_tokens() -> None:
 
 def test_more_bandwidth_is_never_slower() -> None:
     draw = Random(1)
-    for _ in range(12):
-        ranks = draw.choice([2, 3, 5, 8])
-        on = cluster(ranks, latency=10 ** draw.uniform(-6, -3), bandwidth=10 ** draw.uniform(8, 11))
-        quick = replace(on.link, bandwidth=2 * on.link.bandwidth)
+    for _ in range(24):
+        stages, cfg_degree, sharers = draw.choice([2, 3, 5]), draw.choice([1, 2]), draw.choice([1, 2, 3])
+        placement = Placement(ranks=stages * cfg_degree * sharers, cfg_degree=cfg_degree)
+        shared = {"shared": 10 ** draw.uniform(8, 11)} if draw.random() < 0.5 else {}
+        latency, bandwidth = 10 ** draw.uniform(-6, -3), 10 ** draw.uniform(8, 11)
+        on = cluster(placement.ranks, latency, bandwidth, **shared)
+        quick = replace(on.link, bandwidth=2 * bandwidth)
+        quick = replace(quick, shared=2 * on.link.shared) if on.link.shared else quick
         asked = request(draw.randint(8, 60), draw.randint(2, 8), block_frames=draw.randint(3, 9))
-        before, after = (video(c, asked).run() for c in (on, replace(on, link=quick, network=quick)))
+        before, after = (
+            video(c, asked, placement, sharers=sharers).run()
+            for c in (on, replace(on, link=quick, network=quick))
+        )
         assert after.seconds <= before.seconds * (1 + 1e-9)
         assert after.first <= before.first * (1 + 1e-9)
 
@@ -171,3 +234,97 @@ def test_the_best_is_behind_no_method(goal: str) -> None:
     assert methods == {"full", "dualparal"}
     best = GOALS[goal](plans.best[0].simulated)
     assert all(best <= GOALS[goal](plan.simulated) for plan in plans.tried if plan.fits)
+
+
+@pytest.mark.parametrize("goal", GOALS)
+@pytest.mark.parametrize("part", [1.0, 0.3, 0.0])
+def test_ways_that_are_not_played_could_not_have_been_the_best(goal: str, part: float) -> None:
+    """With any setting: whether all fit, as they are or in tiles, or few, or none."""
+    asked = request(60, width=480, height=288)
+    on = cluster(6, bandwidth=2e9)
+    roomy = Simulator(on, SPEC, asked, long=asked)
+    ways = [Way(placement=one, method="dualparal") for one in pipelines(roomy, 2)]
+    needed = sorted(max(roomy.memory(way)) for way in ways)
+    memory = needed[round(part * (len(needed) - 1))] if part else needed[0] / 2
+    simulator = replace(roomy, cluster=replace(on, device=replace(on.device, memory=memory)))
+    plans = find_plans(simulator, 2, goal)
+    assert len(plans.tried) < len(ways)
+    assert plans.best[0].fits == bool(part)
+    ways = [way if simulator.fits(way) else with_tiles(simulator, way) or way for way in ways]
+    fitting = [way for way in ways if simulator.fits(way)] or ways
+    every = [simulator.simulate(way, 2, Form(attention="ulysses")) for way in fitting]
+    played = [plan.simulated for plan in plans.tried if plan.fits == plans.best[0].fits]
+    assert GOALS[goal](plans.best[0].simulated) == min(map(GOALS[goal], every))
+    for setting in (kind_of_way, shares_tokens, lambda way: way.placement.cfg_degree):
+        best: list[dict[object, tuple[float, ...]]] = [{}, {}]
+        for found, those in zip(best, (every, played), strict=True):
+            for one in those:
+                value, took = setting(one.way), GOALS[goal](one)
+                found[value] = min(took, found.get(value, took))
+        if plans.best[0].fits:
+            assert best[0] == best[1]
+    for one in every:
+        least = simulator.least(one.way, 2)
+        assert least.latency <= one.latency * (1 + 1e-9)
+        assert least.seconds <= one.seconds * (1 + 1e-9)
+
+
+GRIDS = [StageGrid(2, 1, 2), StageGrid(1, 2, 2), StageGrid(1, 1, 4), StageGrid(2, 2), StageGrid(4)]
+
+
+def small_video(folder: Path, grid: StageGrid) -> LongVideo:
+    """Five blocks of 12 tokens a frame, the last of one frame; three heads, which do not divide."""
+    asked = Request(
+        prompt="any",
+        width=64,
+        height=48,
+        num_frames=33,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        method="dualparal",
+        block_frames=2,
+        context_frames=1,
+    )
+    spec = read_spec(folder)
+    return LongVideo(
+        cluster=cluster(4),
+        spec=spec,
+        request=resolve(asked, spec),
+        placement=Placement(ranks=4, cfg_degree=grid.cfg_degree, pipeline_degree=grid.num_stages),
+        dtype="fp32",
+        decode=0.1,
+    )
+
+
+def bytes_sent(world: World, folder: Path) -> list[int]:
+    """By this rank, in a real run of each grid."""
+    found, sent, send = [], 0, World.send
+
+    def counting(self: World, tensor: Tensor, rank: int) -> Any:
+        nonlocal sent
+        sent += tensor.nbytes
+        return send(self, tensor, rank)
+
+    World.send = counting  # type: ignore[method-assign]
+    for grid in GRIDS:
+        spec, queue, sent = read_spec(folder), small_video(folder, grid).queue, 0
+        model = loader(spec.pipeline_class)(spec, torch.float32, torch.device("cpu"))
+        prompts = tuple(model.encode_prompt(text) for text in ("a red circle", "blurry"))
+        share = divide_layers(model, world, None, grid)
+        noise = PooledNoise((spec.vae.z_dim, 6, 8), 3, queue.block_frames, queue.context_frames)
+        pipeline = BlockPipeline(model, queue, prompts, noise, (6, 8), guidance_scales=(3.0,), share=share)
+        assert len(list(pipeline.blocks())) == (5 if world.rank == 0 else 0)
+        found.append(sent + (share.sharing.transport.bytes_sent if share.sharing.transport else 0))
+    return found
+
+
+def test_bytes_are_those_of_a_real_run(tmp_path: Path) -> None:
+    """Of every rank, message by message: latents, exchanges, hidden states and predictions."""
+    folder = save_folder("wan21", tmp_path, heads=3, layers=5)
+    by_rank = run_world(bytes_sent, 4, folder, timeout=240)
+    for number, grid in enumerate(GRIDS):
+        simulated = [0.0] * 4
+        for one in small_video(folder, grid).played().sent:
+            for rank, row in zip(one.message.ranks, one.message.table, strict=True):
+                simulated[rank] += sum(row)
+        assert simulated == [sent[number] for sent in by_rank], grid

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import paradit.attention.ring as ring_module
 from paradit.attention.ulysses import pipesp_paper
+from paradit.attention.window import windowed_over
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
 from paradit.placement import Form
@@ -41,8 +42,21 @@ def rehearsed(link: Link, chunks: int = 1, interleave: bool = False) -> float:
     return rehearse(form, SHARES, 0, link=link, streams=streams, blocks=[block] * LAYERS, kernel=Kernel())
 
 
+class Nowhere(rehearsal._RehearsedTokens):
+    """Tokens whose places are not asked for."""
+
+    positions, num_replicated = range(TOKENS // 2), 0
+
+    def shard(self, *_: int) -> Any:
+        return self
+
+    def followed_by(self, _: Any) -> Any:
+        return self
+
+
 def rehearsed_otherwise(link: Link, form: Form, streams: int, monkeypatch: pytest.MonkeyPatch) -> float:
-    """The same in one of the forms that no run rehearses: `ring`, or `pipesp-paper`."""
+    """The same in one of the forms that no run rehearses: `ring`, `pipesp-paper`, or that of long videos,
+    `windowed`."""
     clock = rehearsal._Clock()
     transport = rehearsal._RehearsedTransport(clock, link, 0, 2)
 
@@ -53,6 +67,9 @@ def rehearsed_otherwise(link: Link, form: Form, streams: int, monkeypatch: pytes
     if form.attention == "ring":
         monkeypatch.setattr(ring_module, "sdpa_with_lse", lambda q, k, v: (kernel(q, k, v), q[..., 0]))
         attend = ring_module.ring(SHARES.tokens, transport)
+    elif form.attention == "windowed":
+        exchange = UlyssesExchange(SHARES, transport, whole_heads=True)
+        attend = windowed_over(exchange, Nowhere(), kernel)
     else:
         by_head = UlyssesExchange(SHARES, transport, HEADS // 2)
         attend = pipesp_paper(UlyssesExchange(SHARES, transport), by_head, kernel)
@@ -60,7 +77,7 @@ def rehearsed_otherwise(link: Link, form: Form, streams: int, monkeypatch: pytes
     cost = BlockCost(value, (PROJECTION / streams,) * 3, FINISH / streams)
     blocks = [rehearsal._RehearsedBlock(cost, clock)] * LAYERS
     transformer: Any = rehearsal._RehearsedTransformer(blocks)
-    tokens: Any = rehearsal._RehearsedTokens()
+    tokens: Any = Nowhere()
     run_interleaved([forward(transformer, tokens, attend) for _ in range(streams)], form.lag)
     return clock.now
 

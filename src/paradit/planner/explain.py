@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from paradit.planner.search import GOALS, Plan, Plans, kind_of
+from paradit.planner.search import GOALS, Plan, Plans, kind_of, shares_tokens
 from paradit.planner.simulate import Simulated, Simulator
 from paradit.requests import Request
 from paradit.scheduling.memory import way_out
@@ -85,6 +85,12 @@ def _branches(one: Simulated) -> str:
     return "on ranks of their own" if one.way.placement.cfg_degree > 1 else "on the same ranks"
 
 
+def _tokens(one: Simulated) -> str:
+    if one.way.method != "dualparal":
+        return ""
+    return "on several ranks" if shares_tokens(one.way) else "on one rank"
+
+
 SWITCHES = (
     Switch(
         "method",
@@ -94,6 +100,7 @@ SWITCHES = (
     Switch("stages", lambda one: kind_of(one.way).partition(",")[0], _idle_decoder),
     Switch("co-processing", lambda one: "on" if one.way.coprocess else "off", _helped),
     Switch("guidance branches", _branches, _waits),
+    Switch("a stage's tokens", _tokens, lambda *_: ""),
     Switch("attention", _attention, _waits),
     Switch("interleaved", lambda one: "on" if one.form.interleave else "off", _waits),
     Switch("ranks that share a decode", lambda one: str(one.way.placement.decode_degree), lambda *_: ""),

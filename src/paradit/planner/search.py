@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+import gc
+import math
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from paradit.errors import InputError
 from paradit.placement import Form, Placement
-from paradit.planner.simulate import Simulated, Simulator, Way
+from paradit.planner.simulate import Least, Simulated, Simulator, Way
 from paradit.requests import Request
 from paradit.scheduling.balance import decoders_by_rule, name_of, ways
 from paradit.scheduling.memory import fitting_tile
 
-GOALS: dict[str, Callable[[Simulated], tuple[float, ...]]] = {
+
+class Taken(Protocol):
+    """What a way takes, or what it takes at least."""
+
+    @property
+    def latency(self) -> float:
+        """Of one video by itself."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all prompts."""
+
+    @property
+    def memory(self) -> tuple[int, ...]:
+        """Bytes of each rank."""
+
+
+GOALS: dict[str, Callable[[Taken], tuple[float, ...]]] = {
     "latency": lambda one: (one.latency, one.seconds),
     "throughput": lambda one: (one.seconds, one.latency),
     "memory": lambda one: (max(one.memory), one.seconds),
 }
 """What is to be least: of one video by itself, of all prompts, on the fullest rank."""
+IN_BLOCKS = Form(attention="ulysses")
+"""Of long videos, which have no other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +66,8 @@ class Plans:
     usual: list[Plan]
     """What is usually done, for comparison."""
     tried: list[Plan]
-    """All but the usual ones, whether they fit or not."""
+    """All but the usual ones, whether they fit or not; of a long video those that can be the best of their
+    kind."""
     compared: int
 
 
@@ -66,6 +89,8 @@ def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
     for way, form in candidates(simulator, num_prompts):
         if max(simulated(way, form).memory) > limit and (tiles := with_tiles(simulator, way)):
             simulated(tiles, form)
+    with _uncollected():
+        _play_long(simulator, num_prompts, goal, lambda way: simulated(way, IN_BLOCKS))
     plans = [_plan(one, limit) for (way, _), one in found.items() if not way.offload]
     chosen = [plan for plan in plans if plan.fits] or plans
     chosen.sort(key=lambda plan: GOALS[goal](plan.simulated))
@@ -73,6 +98,18 @@ def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
     for plan in chosen:
         best.setdefault(kind_of(plan.simulated.way), plan)
     return Plans(best=list(best.values()), usual=usual, tried=plans, compared=len(found))
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's search for cycles: a long video is millions of small objects, and none is in one."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def with_tiles(simulator: Simulator, way: Way) -> Way | None:
@@ -113,18 +150,52 @@ def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Wa
 def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Form]]:
     """Placements with all their forms of attention; of decoders about as many as PipeDiT's rule says.
 
-    A long video also in blocks, by every number of pipeline ranks that divides the cluster's, guidance
-    branches on the same ranks or on different ones.
+    Of a video as a whole; see `pipelines` for those in blocks.
     """
-    if simulator.request.method == "full":
-        for degree in (1, 2):
-            with suppress(InputError):
-                base = _checked(simulator, ranks=simulator.cluster.ranks, cfg_degree=degree)
-                for placement in _placements(simulator, base, num_prompts):
-                    yield from _with_forms(simulator, placement)
-    if simulator.long is not None:
-        for placement in _pipelines(simulator, num_prompts):
-            yield Way(placement=placement, method="dualparal"), Form(attention="ulysses")
+    if simulator.request.method != "full":
+        return
+    for degree in (1, 2):
+        with suppress(InputError):
+            base = _checked(simulator, ranks=simulator.cluster.ranks, cfg_degree=degree)
+            for placement in _placements(simulator, base, num_prompts):
+                yield from _with_forms(simulator, placement)
+
+
+def _play_long(
+    simulator: Simulator, num_prompts: int, goal: str, simulated: Callable[[Way], Simulated]
+) -> None:
+    """Have those of a long video's ways simulated that can be the best with some setting.
+
+    What a way takes at least is known at once, and the most promising ones come first.
+    """
+    measure, least = GOALS[goal], dict[Way, Least]()
+    for placement in pipelines(simulator, num_prompts):
+        way = Way(placement=placement, method="dualparal")
+        way = way if simulator.fits(way) else with_tiles(simulator, way) or way
+        least[way] = simulator.least(way, num_prompts)
+    fitting = {kind_of(way) for way in least if simulator.fits(way)}
+    # Where none of a kind fits, what is said of it is what the smallest lacks.
+    smallest: dict[str, Way] = {}
+    for way in sorted(least, key=lambda way: max(least[way].memory)):
+        smallest.setdefault(kind_of(way), way)
+    best: dict[Hashable, tuple[float, ...]] = {}
+    for way in sorted(least, key=lambda way: measure(least[way])):
+        if simulator.fits(way):
+            settings = [(name, of(way)) for name, of in _SETTINGS.items()]
+            worth = any(measure(least[way]) <= best.get(one, (math.inf,)) for one in settings)
+        else:
+            settings, kind = [("lacks", kind_of(way))], kind_of(way)
+            known = measure(least[way]) > best.get(settings[0], (math.inf,))
+            worth = kind not in fitting and (way == smallest[kind] or not known)
+        if worth:
+            took = measure(simulated(way))
+            for one in settings:
+                best[one] = min(took, best.get(one, took))
+
+
+def shares_tokens(way: Way) -> bool:
+    """Whether ranks of a long video's stage share its tokens."""
+    return way.placement.branch_ranks > (way.placement.pipeline_degree or 1)
 
 
 def _placements(simulator: Simulator, base: Placement, num_prompts: int) -> Iterator[Placement]:
@@ -141,21 +212,25 @@ def _placements(simulator: Simulator, base: Placement, num_prompts: int) -> Iter
                 yield shared
 
 
-def _pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
+def pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
+    """For a long video in blocks: any number of ranks that divides the cluster's, in any number of stages.
+
+    Guidance branches on the same ranks or on different ones; the ranks of a stage share its tokens.
+    """
     ranks, long = simulator.cluster.ranks, simulator.long
-    assert long is not None
+    if long is None:
+        return
     for degree in (number for number in range(ranks, 0, -1) if ranks % number == 0):
         for placement in ways(Placement(ranks=degree), num_prompts):
             # One decoder keeps up with many ranks.
             if placement.decode is not None and len(placement.decode) > 1:
                 continue
             for cfg_degree in range(1, simulator.branches + 1):
-                with suppress(InputError):
-                    # Ranks that share tokens within a stage are not simulated.
-                    stages = len(placement.denoise_ranks) // cfg_degree
-                    divided = replace(placement, cfg_degree=cfg_degree, pipeline_degree=stages)
-                    divided.check(long, simulator.spec)
-                    yield divided
+                for stages in range(len(placement.denoise_ranks) // cfg_degree, 0, -1):
+                    with suppress(InputError):
+                        divided = replace(placement, cfg_degree=cfg_degree, pipeline_degree=stages)
+                        divided.check(long, simulator.spec)
+                        yield divided
 
 
 def _checked(simulator: Simulator, **fields: int) -> Placement:
@@ -196,6 +271,15 @@ def kind_of(way: Way) -> str:
     return f"{kind}, co-processing" if way.coprocess else kind
 
 
+_SETTINGS: dict[str, Callable[[Way], Hashable]] = {
+    "kind": kind_of,
+    "branches": lambda way: way.placement.cfg_degree,
+    "sharing": shares_tokens,
+    "tiles": lambda way: way.tile,
+}
+"""Of a long video, in which plans are compared (`planner.explain.SWITCHES`)."""
+
+
 def placement_of(simulated: Simulated) -> Placement:
     """The way's placement with the form that was simulated."""
     way, form = simulated.way, simulated.form
@@ -219,6 +303,8 @@ def _name(simulated: Simulated) -> str:
     if way.method == "dualparal":
         stages = way.placement.pipeline_degree
         parts = [f"dualparal (approximate), {stages} pipeline {'stage' if stages == 1 else 'stages'}"]
+        sharers = way.placement.branch_ranks // (stages or 1)
+        parts += [f"tokens on {sharers} ranks"] if sharers > 1 else []
         parts += [name_of(way.placement)] if name_of(way.placement) != "together" else []
     else:
         parts = [name_of(way.placement)]

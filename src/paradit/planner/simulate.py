@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from math import prod
+from math import ceil, prod
 from typing import TYPE_CHECKING
 
 from paradit.distributed.shares import Shares
@@ -25,6 +25,7 @@ from paradit.planner.costs import (
 from paradit.planner.events import Played
 from paradit.planner.hardware import Cluster
 from paradit.planner.long import LongVideo
+from paradit.planner.stage_step import StageSteps
 from paradit.planner.step import Branch, Forward, Layer, forward, layer_of, play_layers
 from paradit.requests import latent_shape
 from paradit.scheduling.balance import play
@@ -74,6 +75,15 @@ class Simulated:
     """Which part of the run each rank is in no stage."""
     memory: tuple[int, ...]
     """Estimated peak bytes of each rank."""
+
+
+@dataclass(frozen=True)
+class Least:
+    """What a way takes at least, as of `Simulated`."""
+
+    latency: float
+    seconds: float
+    memory: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,15 +141,13 @@ class Simulator:
         before = sum(stages.values()) - run.seconds
         seconds = max(span.end for span in play(placement, num_requests, stages))
         videos = num_requests / placement.replicas
-        slowest = max(range(len(video.split)), key=lambda stage: len(video.split[stage]))
-        usual = max(video.queue.steps(), key=lambda step: (step.computed_frames, step.window_frames))
         return Simulated(
             way=way,
             form=form,
             seconds=seconds,
             latency=before + run.seconds,
             first_frame=before + run.first + video.decode / latent_shape(video.request, self.spec)[1],
-            step=video.branches * video.step_seconds(slowest, usual),
+            step=video.longest_step,
             stages=stages,
             exposed=1 - max(run.computing) / run.seconds,
             idle=tuple(1 - videos * computing / seconds for computing in run.computing),
@@ -148,14 +156,14 @@ class Simulator:
 
     def long_video(self, way: Way) -> LongVideo:
         """What is played of a long video's way."""
-        return LongVideo(
-            cluster=self.cluster,
-            spec=self.spec,
-            request=self.request_of(way),
-            placement=way.placement,
-            dtype=self.dtype,
-            decode=self._decode(way),
-        )
+        return _long_video(self, way)
+
+    def least(self, way: Way, num_requests: int) -> Least:
+        """What a long video's way takes at least, without being played."""
+        least = self.long_video(way).least_seconds
+        latency = sum(self._stages(way, least).values()) - self.decode_seconds(way)
+        each = ceil(num_requests / way.placement.replicas) * least
+        return Least(latency, max(latency, each), self.memory(way))
 
     def request_of(self, way: Way) -> Request:
         """As the way has it: its method, and its tiles."""
@@ -169,7 +177,7 @@ class Simulator:
         stages = {
             "encode": encode_seconds(self.spec, device, self.dtype, branches),
             "denoise": self.context + steps,
-            "decode": self._decode(way),
+            "decode": self.decode_seconds(way),
         }
         if way.offload:
             # Every rank fetches each model before its stage, over the host's one memory, and drops it after.
@@ -182,8 +190,8 @@ class Simulator:
         """Seconds that every rank which denoises takes for the texts, before the first step."""
         return context_seconds(self.spec, self.cluster.device, self.dtype, self.branches)
 
-    def _decode(self, way: Way) -> float:
-        """Seconds of a video's decode, by one rank or by several that share its tiles."""
+    def decode_seconds(self, way: Way) -> float:
+        """Of a video's decode, by one rank or by several that share its tiles."""
         request, ranks = self.request_of(way), way.placement.decode_groups[0]
         size, tile, device = self._size(request), request.vae_tile, self.cluster.device
         computed = decode_seconds(self.spec.vae, device, "fp32", size, tile=tile, ranks=len(ranks))
@@ -301,6 +309,24 @@ def _group(placement: Placement, share: float = 0.0) -> _Group:
         ring_degree=placement.ring_ranks,
         ring_inside=placement.mesh == "ulysses,ring",
     )
+
+
+@cache
+def _long_video(simulator: Simulator, way: Way) -> LongVideo:
+    return LongVideo(
+        cluster=simulator.cluster,
+        spec=simulator.spec,
+        request=simulator.request_of(way),
+        placement=way.placement,
+        dtype=simulator.dtype,
+        decode=simulator.decode_seconds(way),
+        known=_known_steps(simulator),
+    )
+
+
+@cache
+def _known_steps(simulator: Simulator) -> dict[tuple[tuple[int, ...], ...], StageSteps]:  # noqa: ARG001
+    return {}
 
 
 @cache

@@ -1,8 +1,8 @@
 """A denoising step, played layer by layer: what each rank computes, and what travels meanwhile.
 
-The orders are those of `attention.ulysses` and `attention.ring`, whose shares and boxes are asked for what
-travels (`distributed.shares`); `tests/test_planner.py` holds the times against a rehearsal of the program
-itself (`sampling.rehearsal`).
+The orders are those of `attention.ulysses`, `attention.ring` and `attention.window`, whose shares and boxes
+are asked for what travels (`distributed.shares`); `tests/test_planner.py` holds the times against a rehearsal
+of the program itself (`sampling.rehearsal`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from paradit.distributed.shares import Boxes, Shares, chunk_boxes, rows_between
+from paradit.distributed.shares import Boxes, ChunkBoxes, Shares, chunk_boxes, rows_between
 from paradit.placement import Form
 from paradit.planner.costs import BlockSeconds
 from paradit.planner.events import Compute, Message, Played, Post, Step, Wait, interleaved, play
@@ -118,14 +118,34 @@ def ulysses(branch: Branch, num_chunks: int = 1, *, interleaved: bool = False) -
 
 def pipesp_paper(branch: Branch) -> Layer:
     """As `attention.ulysses.pipesp_paper`: all comes in first, then head by head is computed and sent."""
-    (whole,) = chunk_boxes(branch.shares, 1)
+    return _in_first(branch, -(-max(branch.shares.work) // branch.shares.num_rows))
+
+
+def windowed(branch: Branch) -> Layer:
+    """As `attention.window.windowed_over`: all comes in, by whole heads; then all is computed, and sent."""
+    return _in_first(branch, 1, whole_heads=True)
+
+
+def window_moves(branch: Branch) -> list[Message]:
+    """What travels in a layer of `windowed`."""
+    (chunk,) = chunk_boxes(branch.shares, 1, whole_heads=True)
+    return [*_incoming(branch, chunk), branch.results(chunk.work)]
+
+
+def _incoming(branch: Branch, whole: ChunkBoxes) -> list[Message]:
+    """Values, keys and queries, each by itself."""
     heads = [[box] for box in whole.new_heads]
-    incoming = [
+    return [
         branch.move("values", branch.tokens, heads),
         branch.move("keys", branch.tokens, heads),
         branch.move("queries", branch.tokens, whole.work),
     ]
-    count = -(-max(branch.shares.work) // branch.shares.num_rows)
+
+
+def _in_first(branch: Branch, count: int, *, whole_heads: bool = False) -> Layer:
+    """All comes in before anything is computed; results leave in `count` chunks."""
+    (whole,) = chunk_boxes(branch.shares, 1, whole_heads=whole_heads)
+    incoming = _incoming(branch, whole)
     chunks = chunk_boxes(branch.shares, count)
     results = [branch.results(chunk.work) for chunk in chunks]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import accumulate, takewhile
 
 from paradit.errors import InputError
@@ -131,6 +132,11 @@ def split_layers(
     """
     if num_ranks > len(costs):
         raise InputError(f"{num_ranks} pipeline ranks for {len(costs)} layers: use at most {len(costs)}")
+    return list(_split(tuple(costs), num_ranks, embed_cost, head_cost))
+
+
+@cache
+def _split(costs: Sequence[float], num_ranks: int, embed_cost: float, head_cost: float) -> list[range]:
     sums = [0.0, *accumulate(costs)]
 
     def cost(rank: int, start: int, stop: int) -> float:

@@ -1,0 +1,130 @@
+"""A block-step in the layers of a pipeline's stage, whose ranks may share its tokens.
+
+Its exchanges are those of `planner.step`, played with all stages at once, as in the middle of a video: where
+their messages share a host, all are slower for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from paradit.distributed.shares import Shares
+from paradit.planner.costs import ITEMSIZE, BlockSeconds, block_seconds, replicated_rows
+from paradit.planner.step import Branch, forward, window_moves, windowed
+
+if TYPE_CHECKING:
+    from paradit.models.spec import ModelSpec
+    from paradit.planner.hardware import Cluster
+    from paradit.scheduling.block_queue import BlockStep
+
+Kind = tuple[int, int, int, int]
+"""Of a block-step, all that its costs depend on: its frames, those computed before and after them, and all
+that are attended to."""
+
+
+def kind_of(step: BlockStep) -> Kind:
+    return step.frames, step.left.computed, step.right.computed, step.window_frames
+
+
+PLAYED_LAYERS = 8
+"""So many together say what a layer's exchanges take."""
+
+
+@dataclass(frozen=True)
+class StageSeconds:
+    """What a stage's layers take."""
+
+    computing: tuple[float, ...]
+    """Of each of the ranks that share the tokens."""
+    exposed: float
+    """For which the one that computes longest waits for messages."""
+
+    @property
+    def seconds(self) -> float:
+        return max(self.computing) + self.exposed
+
+
+@dataclass(frozen=True, eq=False)
+class StageSteps:
+    """Block-steps of ranks that share tokens, in layers that are all alike, of one guidance branch."""
+
+    cluster: Cluster
+    spec: ModelSpec
+    dtype: str
+    teams: tuple[tuple[int, ...], ...]
+    """The cluster's ranks that share tokens, of all stages and branches."""
+    tokens: int
+    """Of a latent frame."""
+
+    @cached_property
+    def _known(self) -> dict[tuple[Kind, int], StageSeconds]:
+        return {}
+
+    def seconds(self, kind: Kind, layers: int) -> StageSeconds:
+        """In so many layers."""
+        if (kind, layers) not in self._known:
+            self._known[kind, layers] = StageSeconds(
+                self.computing(kind, layers), layers * self._layer(kind).exposed
+            )
+        return self._known[kind, layers]
+
+    def computing(self, kind: Kind, layers: int) -> tuple[float, ...]:
+        """Without the exchanges."""
+        shares, *_, window = self.shares(kind), *kind
+        costs = [self._costs(held, window * self.tokens) for held in shares.tokens]
+        return tuple(
+            layers * (3 * cost.value + cost.attention(work) + cost.finish)
+            for cost, work in zip(costs, shares.work, strict=True)
+        )
+
+    def sent(self, kind: Kind, layers: int) -> list[list[float]]:
+        """Bytes that the i-th of a team sends to the j-th in its exchanges."""
+        tables = [message.table for message in window_moves(self._branch(kind, self.teams[0]))]
+        ranks = range(len(self.teams[0]))
+        return [[layers * sum(table[i][j] for table in tables) for j in ranks] for i in ranks]
+
+    def shares(self, kind: Kind) -> Shares:
+        """Who holds and computes what, as `sampling.block_window`."""
+        frames, left, right, _ = kind
+        computed, heads = (left + frames + right) * self.tokens, self.spec.transformers[0].num_attention_heads
+        return Shares.equal(computed, heads, len(self.teams[0]), self.text_rows)
+
+    @cached_property
+    def text_rows(self) -> int:
+        """Of the text, which goes through the layers with the tokens, in a joint-attention model."""
+        return replicated_rows(self.spec.transformers[0], self.spec.text_length)
+
+    def _layer(self, kind: Kind) -> StageSeconds:
+        if (kind, 1) in self._known:
+            return self._known[kind, 1]
+        exposed, computing = 0.0, self.computing(kind, 1)
+        if len(computing) > 1:
+            branches = [self._branch(kind, team) for team in self.teams]
+            played = forward([(branch, windowed(branch)) for branch in branches], PLAYED_LAYERS)
+            exposed = max(0.0, played.seconds / PLAYED_LAYERS - max(computing))
+        self._known[kind, 1] = StageSeconds(computing, exposed)
+        return self._known[kind, 1]
+
+    def _branch(self, kind: Kind, team: tuple[int, ...]) -> Branch:
+        shares, *_, window = self.shares(kind), *kind
+        return Branch(
+            cluster=self.cluster,
+            ranks=team,
+            shares=shares,
+            costs=[self._costs(held, window * self.tokens) for held in shares.tokens],
+            row_bytes=self.spec.transformers[0].attention_head_dim * ITEMSIZE[self.dtype],
+            batch=1,
+        )
+
+    def _costs(self, held: int, tokens: int) -> BlockSeconds:
+        return block_seconds(
+            self.spec.transformers[0],
+            self.cluster.device,
+            held=held,
+            tokens=tokens,
+            text=self.spec.text_length,
+            batch=1,
+            dtype=self.dtype,
+        )
