@@ -107,7 +107,7 @@ def calibrated(found: Calibration) -> str:
             file=sys.stderr,
         )
     assert found.messages is not None
-    device = crowded(device, found.messages.crowding)
+    device = crowded(device, found.messages)
     return machine_file(device, fit_link(found.messages, found.copies, 2), 2, found.measured, [])
 
 
@@ -136,7 +136,7 @@ def overlap(links: list[str], repeats: int) -> dict[str, Any]:
             print(f"{link}: {messages}", flush=True)
             on = replace(
                 cluster,
-                device=crowded(cluster.device, messages.crowding),
+                device=crowded(cluster.device, messages),
                 link=replace(cluster.link, latency=messages.latency, bandwidth=messages.all),
             )
             for model in MODELS:

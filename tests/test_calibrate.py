@@ -97,7 +97,9 @@ def test_what_ranks_share_is_seen() -> None:
     copies = Copies(copied=1e10, memory=1e9, ahead=True, fetched=2e10)
 
     def link(pair: float, everyone: float, ranks: int) -> Link:
-        return fit_link(Messages(latency=1e-5, pair=pair, all=everyone, crowding=0.0), copies, ranks)
+        return fit_link(
+            Messages(latency=1e-5, pair=pair, all=everyone, crowding=0.0, posting=0.0), copies, ranks
+        )
 
     assert (link(2e10, 5e9, 4).bandwidth, link(2e10, 5e9, 4).shared) == (2e10, 2e10)
     assert (link(5e9, 2e10, 4).bandwidth, link(5e9, 2e10, 4).peer) == (2e10, 5e9)
@@ -133,11 +135,13 @@ def test_a_machine_is_measured_and_planned_for(ranks: int, tmp_path: Path) -> No
     device = fit_device(found.measured, found.copies, "a test")
     link = fit_link(found.messages, found.copies, ranks)
     path = tmp_path / "machine.toml"
-    path.write_text(machine_file(crowded(device, 0.25), link, ranks, found.measured, ["a test"]))
+    messages = Messages(latency=0.0, pair=1.0, all=1.0, crowding=0.25, posting=0.004)
+    path.write_text(machine_file(crowded(device, messages), link, ranks, found.measured, ["a test"]))
 
     cluster = find_cluster(str(path))
     assert cluster.ranks == ranks
     assert cluster.device.crowding == pytest.approx(0.25, rel=1e-4)
+    assert cluster.device.posting == 0.004
     for kind in ("product", "flash", "convolution"):
         assert cluster.device.rate(kind, "bf16") == pytest.approx(device.rate(kind, "bf16"), rel=1e-4)
     assert (cluster.link.latency, cluster.link.bandwidth) == pytest.approx(

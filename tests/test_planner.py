@@ -165,6 +165,24 @@ def test_events_by_hand() -> None:
         play([[Wait("nothing")]])
 
 
+def test_posting_takes_as_long_as_was_computed_at_most() -> None:
+    message = Message("any", (0,), {"port": 1.0}, 0.0, posting=2.0)
+    program = [
+        Compute("work", 1.0),
+        Post(1, message),
+        Post(2, message),
+        Compute("work", 5.0),
+        Post(3, message),
+    ]
+    # 1, its posting 1, the second one's none; 5 and 2; then the port is free.
+    assert play([[*program, Wait(3)]]).ends == [10.0]
+    # Nothing is begun where nothing travels.
+    slow = replace(cluster(2), device=replace(DEVICE, posting=1.0))
+    shares = Shares.equal(TOKENS, HEADS, 2)
+    for sent, taken in ((0.0, 0.0), (8.0, 1.0)):
+        assert branch(slow, shares).message("any", (0, 1), [[0.0, sent], [sent, 0.0]]).posting == taken
+
+
 def simulator(on: Cluster, model: str = "Wan2.1-T2V-1.3B-Diffusers", **asked: int) -> Simulator:
     spec = published_spec(model)
     asked = {"width": 480, "height": 288, "num_frames": 33, "num_inference_steps": 4} | asked

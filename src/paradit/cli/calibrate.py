@@ -30,7 +30,7 @@ def calibrate(output: Path, ranks: int | None, report: Reporter, *, overwrite: b
     check_ranks(number)
     found = measure(number, report)
     device = fit_device(found.measured, found.copies, f"paradit {__version__} calibrate, {date.today()}")
-    device = crowded(device, found.messages.crowding if found.messages else 0.0)
+    device = crowded(device, found.messages)
     about = [
         f"{device_name()}, {number} {'rank' if number == 1 else 'ranks'}: measured by",
         f"`paradit calibrate --ranks {number}`, version {__version__}, {date.today()}.",

@@ -36,12 +36,18 @@ from paradit.planner.calibration import (
     Work,
 )
 from paradit.progress import Progress
-from paradit.sampling.rehearsal import Link, measure_block, measure_link, now, seconds
+from paradit.sampling.rehearsal import Link, measure_link, now
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT_TOKENS = 32
 TIMES = 5
 """How often each is measured; the median counts: what is planned are usual times, not the best ones."""
+
+TURNS, EXCHANGES = 9, 5
+"""So often is measured what attention takes without messages, beside short ones and beside long ones; each
+time so many of them, one after the other: a rank that is late once stays late."""
+SMALL = 8
+"""Short ones have this part of the long ones' bytes."""
 
 LEAST_SECONDS = 0.1
 """For so long each is measured at least: ranks share the machine, and none must have it for itself."""
@@ -246,11 +252,13 @@ def _block(dtype: str, size: tuple[int, int, tuple[int, int, int]], device: torc
 
     block, tokens, spec = random_block(*size, text_tokens=TEXT_TOKENS, dtype=DTYPES[dtype], device=device)
 
-    def took() -> float:
-        costs = [measure_block(block, tokens) for _ in range(TIMES // 2 + 1)]
-        return median(sum(cost.projections) + cost.finish for cost in costs)
+    def work() -> object:
+        value, *others = block.project(tokens)
+        for projected in others:
+            tokens.layout.rope.apply(projected)
+        return block.finish(tokens, value)
 
-    return Block(dtype, spec, tokens.hidden_states.shape[1], TEXT_TOKENS), took
+    return Block(dtype, spec, tokens.hidden_states.shape[1], TEXT_TOKENS), lambda: _usual(work, device)
 
 
 def _decode(size: tuple[int, tuple[int, int, int]], device: torch.device) -> Prepared:
@@ -259,7 +267,7 @@ def _decode(size: tuple[int, tuple[int, int, int]], device: torch.device) -> Pre
     channels, pixels = size
     decode, spec = random_decoder(channels, device)
     latents = torch.randn(1, *spec.latent_shape(*pixels), device=device)
-    return Decode(spec, pixels), lambda: seconds(lambda: decode(latents), device)
+    return Decode(spec, pixels), lambda: _usual(lambda: decode(latents), device)
 
 
 def _measure_copies(transport: Transport, device: torch.device, size: int) -> Copies:
@@ -291,55 +299,67 @@ def measure_messages(transport: Transport, device: torch.device, size: int) -> M
     latency, everyone = (
         _largest(transport, one, device) for one in (together.latency, together.seconds_per_byte)
     )
+    posting, crowding = _beside(transport, size, device, everyone)
     return Messages(
         latency=latency,
         pair=1 / (pair or everyone),
         all=1 / everyone,
-        crowding=_crowding(transport, size, device),
+        crowding=crowding,
+        posting=posting,
     )
 
 
 def _usual_link(
     transport: Transport, size: int, device: torch.device, peers: Sequence[int] | None = None
 ) -> Link:
-    """The median of several measurements, each the best of some: one that is disturbed may be far off."""
+    """Of several measurements, each the best of some: one that is disturbed may be far off."""
     links = [measure_link(transport, size, device, peers) for _ in range(TIMES)]
+    sent = size * (transport.num_ranks - 1 if peers is None else max(1, len(peers)))
+    latency = min(link.latency for link in links)
+    usual = median(link.latency + sent * link.seconds_per_byte for link in links)
     # Messages so small that they take no longer than one byte would be infinitely quick.
-    return Link(
-        latency=median(link.latency for link in links),
-        seconds_per_byte=max(1e-13, median(link.seconds_per_byte for link in links)),
-    )
+    return Link(latency, max(1e-13, (usual - latency) / sent))
 
 
-def _crowding(transport: Transport, size: int, device: torch.device) -> float:
-    """How much longer attention takes beside messages, in parts of the time for which both go on."""
+def _beside(
+    transport: Transport, size: int, device: torch.device, seconds_per_byte: float
+) -> tuple[float, float]:
+    """How much longer attention takes beside an exchange: seconds however short it is, and parts of its time.
+
+    On a CPU a rank's thread that sends and the one that computes share cores: by gloo's locks the exchange
+    that comes last may cost a turn of the processor's scheduler, however few its bytes.
+    """
     query = torch.randn(1, 1024, 4, 64, device=device)
+    sizes = [size // SMALL, size]
+    message = torch.zeros(size, dtype=torch.uint8, device=device)
 
-    def send() -> Callable[[], object]:
-        outgoing = [torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(transport.num_ranks)]
-        return transport.start(outgoing, [size] * transport.num_ranks).wait
+    def send(size: int) -> Callable[[], object]:
+        return transport.start([message[:size]] * transport.num_ranks, [size] * transport.num_ranks).wait
 
     def once() -> object:
         return sdpa(query, query, query)
 
-    def there() -> None:
-        wait = send()
-        wait()
+    travels = [size * (transport.num_ranks - 1) * seconds_per_byte for size in sizes]
+    times = 1 + ceil(2 * travels[-1] / _slowest(transport, lambda: _usual(once, device), device))
 
-    travels = _slowest(transport, lambda: _usual(there, device, least=0.0), device)
-    times = 1 + ceil(travels / _slowest(transport, lambda: _usual(once, device), device))
+    def beside(size: int) -> float:
+        """Of an exchange, of several: attention begins before the messages, and goes on for longer."""
+        began = now(device)
+        for _ in range(EXCHANGES):
+            once()
+            wait = send(size) if size else None
+            for _ in range(times):
+                once()
+            if wait is not None:
+                wait()
+        return (now(device) - began) / EXCHANGES
 
-    def attend() -> object:
-        return [once() for _ in range(times)]
-
-    def both() -> None:
-        wait = send()
-        attend()
-        wait()
-
-    alone = _slowest(transport, lambda: _usual(attend, device), device)
-    beside = _slowest(transport, lambda: _usual(both, device, least=0.0), device)
-    return max(0.0, (beside - alone) / travels)  # attention takes longer than the messages
+    turns = [
+        [_slowest(transport, partial(beside, size), device) for size in (0, *sizes)] for _ in range(TURNS)
+    ]
+    more = [median(turn[index] - turn[0] for turn in turns) for index in (1, 2)]
+    crowding = max(0.0, (more[1] - more[0]) / (travels[1] - travels[0]))
+    return max(0.0, more[0] - crowding * travels[0]), crowding
 
 
 def _sizes(device: torch.device) -> Sizes:

@@ -45,18 +45,24 @@ class TransformerSpec:
         products only. The text's keys and values are computed once per request: see `context_flops`.
         """
         width = self.width
-        cross_attention = 4 * tokens * width**2 + 4 * tokens * text_tokens * width
+        cross_attention = self.num_layers * 4 * tokens * width**2 + self.cross_attention_flops(
+            tokens, text_tokens
+        )
         feed_forward = 4 * tokens * width * self.ffn_dim
         patch = prod(self.patch_size)
         ends = 2 * tokens * width * patch * (self.in_channels + self.out_channels)
         time = 2 * timesteps * (self.freq_dim * width + width**2 + 6 * width**2)
         projections = 8 * tokens * width**2
-        blocks = self.num_layers * (projections + cross_attention + feed_forward)
+        blocks = self.num_layers * (projections + feed_forward) + cross_attention
         return blocks + self.self_attention_flops(tokens, text_tokens) + ends + time
 
     def self_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
         """Those of `flops` that grow with the square of the tokens: of all layers, without projections."""
         return self.num_layers * 4 * tokens**2 * self.width
+
+    def cross_attention_flops(self, tokens: int, text_tokens: int) -> int:
+        """Those of `flops` that grow with tokens and text: of all layers, without projections."""
+        return self.num_layers * 4 * tokens * text_tokens * self.width
 
     def context_flops(self, text_tokens: int) -> int:
         """Operations on one prompt's embeddings, once per request: embedder, keys and values."""

@@ -146,6 +146,8 @@ class Messages:
     """Bytes/s of a rank, while all send to all."""
     crowding: float
     """How much longer computing takes beside messages, in parts of the time for which they travel."""
+    posting: float
+    """And by how many seconds for every exchange, however small."""
 
 
 def fit_device(measured: Sequence[Measured], copies: Copies, source: str) -> Device:
@@ -230,9 +232,12 @@ def fit_link(messages: Messages | None, copies: Copies, ranks: int) -> Link:
     )
 
 
-def crowded(device: Device, crowding: float) -> Device:
-    """The device, with so much longer computing beside messages."""
-    return replace(device, message_units=device.units * crowding / (1 + crowding))
+def crowded(device: Device, messages: Messages | None) -> Device:
+    """The device, with what messages take of its computing."""
+    if messages is None:
+        return device
+    message_units = device.units * messages.crowding / (1 + messages.crowding)
+    return replace(device, message_units=message_units, posting=messages.posting)
 
 
 def residuals(measured: Iterable[Measured], device: Device) -> list[float]:
@@ -273,7 +278,7 @@ def machine_file(
     """The text of a file that `planner.hardware.find_cluster` reads. about: lines for its head."""
     lines = [*(f"# {line}" for line in about), "", f"ranks = {ranks}", "machines = 1", ""]
     lines += ["[devices.this]", f'source = "{device.source}"', f"dense = {_inline(device.dense)}"]
-    for name in ("memory_bandwidth", "memory", "units", "message_units", "launch", "narrow"):
+    for name in ("memory_bandwidth", "memory", "units", "message_units", "launch", "narrow", "posting"):
         lines.append(f"{name} = {_number(getattr(device, name))}")
     lines += [f"ahead = {str(device.ahead).lower()}", "", "[devices.this.reach]"]
     for name, reach in device.reach.items():

@@ -66,8 +66,9 @@ def block_seconds(
     text: the prompt's tokens.
     """
     size = ITEMSIZE[dtype]
-    # All but self-attention, over the layers; the few operations before and after them are among it.
-    linear = (spec.flops(held, text) - spec.self_attention_flops(held, text)) / spec.num_layers
+    # All but attention, over the layers; the few operations before and after them are among it.
+    cross = spec.cross_attention_flops(held, text)
+    linear = (spec.flops(held, text) - spec.self_attention_flops(held, text) - cross) / spec.num_layers
     projection = 2 * held * spec.width**2
     weights = spec.num_parameters / spec.num_layers * size
     passes = PASSES * held * spec.width * size * batch
@@ -80,6 +81,7 @@ def block_seconds(
     part = spec.width**2 * size
     value = seconds(projection, part, passes / 8, KERNELS / 8)
     finish = seconds(linear - 3 * projection, weights - 3 * part, passes * 5 / 8, KERNELS * 5 / 8)
+    finish += batch * cross / spec.num_layers / device.rate(kernel, dtype)
     # Of a head's row; of joint attention the text's rows are some of them.
     rows = _attention_rows(spec, tokens, text)
     pieces = spec.num_layers * spec.num_attention_heads * rows

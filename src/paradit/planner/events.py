@@ -8,7 +8,7 @@ whatever that was given before. Deterministic: no clock, no random numbers.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Generator, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -33,6 +33,9 @@ class Message:
     latency: float
     table: Sequence[Sequence[float]] = field(default=(), repr=False)
     """Bytes from the i-th of the ranks to the j-th."""
+    posting: float = 0.0
+    """Seconds for which posting it keeps a rank, but no longer than it has computed since the last one: the
+    thread that sends and the one that computes have equal rights to a core."""
 
     @property
     def seconds(self) -> float:
@@ -98,7 +101,7 @@ class Played:
 
 def play(programs: Sequence[Program]) -> Played:
     """One program for each rank, 0 and on, from time 0. Raises RuntimeError where ranks wait for ever."""
-    running = [iter(program) for program in programs]
+    running = [_posting(program) for program in programs]
     ends, computing = [0.0] * len(running), [0.0] * len(running)
     free: dict[str, float] = {}
     posted: dict[Hashable, int] = {}
@@ -150,6 +153,18 @@ def play(programs: Sequence[Program]) -> Played:
     if waiting:
         raise RuntimeError(f"ranks wait for messages that never start: {waiting}")
     return Played(ends, computing, uses, sent, waits)
+
+
+def _posting(program: Program) -> Iterator[Step]:
+    """The program, with what posting takes."""
+    computed = 0.0
+    for step in program:
+        if isinstance(step, Compute):
+            computed += step.seconds
+        if isinstance(step, Post) and (taken := min(step.message.posting, computed)):
+            computed = 0.0
+            yield Compute("begin messages", taken)
+        yield step
 
 
 def interleaved(streams: Sequence[Iterable[Step]], lag: int = 0) -> Generator[Step, None, None]:

@@ -402,4 +402,4 @@ def _gather(simulator: Simulator, group: _Group) -> float:
     values = spec.out_channels * prod(spec.patch_size) * ITEMSIZE[simulator.dtype] * simulator.branches
     each = simulator.tokens / number * values
     busy, latency = simulator.cluster.transfer(group.ranks, [[each] * number] * number)
-    return max(busy.values()) + latency
+    return max(busy.values()) + latency + simulator.cluster.device.posting

@@ -53,7 +53,8 @@ class Branch:
     def message(self, name: str, ranks: Sequence[int], sent: Sequence[Sequence[float]]) -> Message:
         """Bytes from the i-th of `ranks` to the j-th."""
         busy, latency = self.cluster.transfer(ranks, sent)
-        return Message(name, tuple(ranks), busy, latency, sent)
+        posting = self.cluster.device.posting if busy else 0.0
+        return Message(name, tuple(ranks), busy, latency, sent, posting)
 
     def results(self, work: Boxes) -> Message:
         """Attended values on their way back."""

@@ -69,6 +69,10 @@ class HunyuanVideoTransformerSpec(TransformerSpec):
         """Those that grow with the square of the rows, the text's among them."""
         return self.num_layers * 4 * (tokens + text_tokens) ** 2 * self.width
 
+    def cross_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
+        """None: the text is among the tokens."""
+        return 0
+
     def context_flops(self, text_tokens: int) -> int:  # noqa: ARG002
         """None: the text is refined anew in every step, with its timestep."""
         return 0

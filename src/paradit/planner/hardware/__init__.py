@@ -27,7 +27,7 @@ from paradit.errors import InputError
 MAX_RANKS = 128
 _FIGURES = (
     *("dense", "memory_bandwidth", "memory", "units", "message_units", "launch", "ahead", "narrow"),
-    "source",
+    *("posting", "source"),
 )
 _REACH = ("product", "flash", "efficient", "convolution", "memory")
 
@@ -45,6 +45,7 @@ class Device:
     launch: float
     ahead: bool
     narrow: float
+    posting: float = 0.0
     reach: Mapping[str, float | Mapping[str, float]]
     """A number, or one for each dtype."""
     source: str
