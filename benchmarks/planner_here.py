@@ -3,10 +3,12 @@
     python benchmarks/planner_here.py overlap --links loopback 400mbit 100mbit --repeats 3
     python benchmarks/planner_here.py stages --steps 4 --repeats 3
     python benchmarks/planner_here.py stages --steps 30 --repeats 1
+    python benchmarks/planner_here.py long --repeats 2
 
 overlap: denoising steps of `attention_overlap.py`'s two transformers on two ranks of one core each, in
 several ways, over links of limited rate (needs root, `ip` and `tc`). stages: ten prompts of `stages.py` on
-two ranks, in several ways. Each part first measures the machine as `paradit calibrate` does, with the same
+two ranks, in several ways. long: denoising of `long_video.py`'s video in blocks and at once, on one rank and
+on two. Each part first measures the machine as `paradit calibrate` does, with the same
 kind of processes on the same link, simulates, and then measures; medians of turns. The results of all parts
 stand in one file.
 
@@ -31,6 +33,7 @@ import torch
 
 from attention_overlap import LATENT_SHAPE, MODELS, TEXT_TOKENS, Step, modules
 from links import Host, loopback, two_hosts
+from long_video import HEIGHT_WIDTH, QUEUE, SIZES, taking_turns
 from machine import RESULTS, command, write_results
 from pairs import Pair, join, serve
 from paradit.distributed.world import World, current_world
@@ -52,6 +55,7 @@ from paradit.scheduling.balance import play
 from paradit.testing import run_world
 from paradit.trace.merge import read_spans
 from paradit.trace.spans import STAGE, Tracing, recording
+from random_models import random_wan
 from stages import WAYS as STAGE_WAYS
 from stages import jobs_of, take
 
@@ -246,6 +250,55 @@ def same_order(placement: Placement, steps: int, seconds: dict[str, float]) -> d
     return {"by_rank": by_rank[0] == by_rank[1], "events_apart": len(apart), "in_order": sum(apart)}
 
 
+LONG_WAYS = {
+    "one rank": Placement(),
+    "stages": Placement(ranks=2, pipeline_degree=2),
+    "tokens shared": Placement(ranks=2, pipeline_degree=1),
+    "branches apart": Placement(ranks=2, cfg_degree=2, pipeline_degree=1),
+    "full, one rank": Placement(),
+    "full, tokens shared": Placement(ranks=2),
+}
+"""As `long_video.taking_turns` calls them."""
+
+
+def long(repeats: int) -> dict[str, Any]:
+    text, *_ = run_world(measured_here, 2, timeout=600)
+    found, *_ = run_world(taking_turns, 2, repeats, timeout=590)
+    module, _, _ = random_wan(SIZES, (1, 2, 2), 8)
+    spec = read_spec(find_model("shapes"))
+    spec = replace(spec, transformers=(wan_spec(dict(module.config)),), text_length=16)
+    rows = []
+    for name, placement in LONG_WAYS.items():
+        method = "full" if name.startswith("full") else "dualparal"
+        request = long_request(spec, method)
+        simulator = Simulator(cluster_of(text), spec, request, "fp32", long=request)
+        way = Way(placement=placement, method=method)
+        if method == "full":
+            simulated = QUEUE.num_steps * simulator.simulate(way, 1, Form(attention="ulysses")).step
+        else:
+            simulated = replace(simulator.long_video(way), decode=0.0).run().denoised
+        measured = median(found["seconds"][name])
+        rows.append({"case": "a long video", "way": name, "simulated": simulated, "measured": measured})
+    return {"machine_file": text, "repeats": repeats, "rows": rows}
+
+
+def long_request(spec: ModelSpec, method: str) -> Request:
+    scale, (height, width) = spec.vae.spatial_compression, HEIGHT_WIDTH
+    assert QUEUE.num_frames
+    blocks = {"block_frames": QUEUE.block_frames, "context_frames": QUEUE.context_frames}
+    asked = Request(
+        prompt="any",
+        method=method,
+        height=scale * height,
+        width=scale * width,
+        num_frames=spec.vae.temporal_compression * (QUEUE.num_frames - 1) + 1,
+        num_inference_steps=QUEUE.num_steps,
+        guidance_scale=3.0,
+        **(blocks if method == "dualparal" else {}),
+    )
+    return resolve(asked, spec)
+
+
 def judge(rows: list[dict[str, Any]]) -> dict[str, Any]:
     errors = [row["simulated"] / row["measured"] - 1 for row in rows]
     right = [
@@ -280,13 +333,15 @@ def main() -> None:
         worker(what, int(rank), address)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("part", choices=["overlap", "stages"])
+    parser.add_argument("part", choices=["overlap", "stages", "long"])
     parser.add_argument("--links", nargs="+", default=["loopback", "400mbit", "100mbit"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
     args = parser.parse_args()
     if args.part == "overlap":
         name, part = "overlap", overlap(args.links, args.repeats)
+    elif args.part == "long":
+        name, part = "long", long(args.repeats)
     else:
         name, part = f"stages, {args.steps} steps", stages(args.steps, args.repeats)
     part = {"command": command(), "judged": judge(part["rows"]), **part}
