@@ -6,6 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from paradit.models.spec import read_spec
+from paradit.placement import Placement
+from paradit.planner.hardware import find_cluster
+from paradit.planner.long import LongVideo
+from paradit.requests import Request, resolve
 from paradit.scheduling.block_queue import BlockQueue
 from paradit.scheduling.layer_pipeline import idle_slots
 from paradit.trace.spans import STEP
@@ -197,14 +202,26 @@ def test_a_dry_run_knows_blocks(model: Path, tmp_path: Path) -> None:
     assert warning.startswith("2 blocks are fewer than 4 stages, which are used to")
 
 
-def test_a_trace_shows_the_steps_of_blocks(model: Path, tmp_path: Path) -> None:
-    finished(tmp_path, *arguments(model, "--ranks", "2", "--trace", "t.json", frames=13))
+def test_a_trace_has_the_steps_of_blocks_in_the_simulated_order(model: Path, tmp_path: Path) -> None:
+    finished(tmp_path, *arguments(model, "--ranks", "2", "--trace", "t.json", frames=21))
     by_rank = read_trace(tmp_path / "t.json")
+    spec = read_spec(model)
+    sizes = {"num_frames": 21, "block_frames": 2, "context_frames": 1}
+    request = resolve(Request(prompt="any", method="dualparal", **sizes), spec)
+    simulated = LongVideo(
+        cluster=find_cluster("2xL40"),
+        spec=spec,
+        request=request,
+        placement=Placement(ranks=2, pipeline_degree=2),
+        dtype="fp32",
+        decode=0.1,
+    ).played()
     for rank in (0, 1):
         steps = [span for span in by_rank[rank] if span.category == STEP]
-        assert sorted((span.about["block"], span.about["step"]) for span in steps) == [
-            (block, step) for block in (1, 2) for step in (1, 2, 3, 4)
-        ]
+        found = [f"block {span.about['block'] - 1}, step {span.about['step'] - 1}" for span in steps]
+        assert len(found) == len(set(found)) == 3 * 4
+        uses = [use.name for use in simulated.uses if use.resource == f"rank {rank}"]
+        assert found == [name for name in dict.fromkeys(uses) if ", step " in name]
 
 
 def test_how_long_is_written(tmp_path: Path) -> None:
