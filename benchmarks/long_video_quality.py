@@ -59,12 +59,12 @@ MAIN: list[dict[str, Any]] = [
     {"method": "windowed", **DEFAULT},
     {"method": "fifo", **DEFAULT},
     {**DEFAULT, "noise": "independent"},
+    {**DEFAULT, "left_source": "cache"},
 ]
 OTHERS: list[dict[str, Any]] = [
     {"block_frames": 8, "context_frames": 2},
     {"block_frames": 8, "context_frames": 2, "noise": "independent"},
     {"block_frames": 5, "context_frames": 4},
-    {**DEFAULT, "left_source": "cache"},
     {**DEFAULT, "left_level": "one-cleaner"},
     {"method": "windowed", **DEFAULT, "noise": "independent"},
     {"method": "fifo", **DEFAULT, "noise": "independent"},

@@ -85,6 +85,7 @@ OPTIONS = [
     "--method",
     "--block-frames",
     "--context-frames",
+    "--left-context",
     "--ranks",
     "--placement",
     "--replicas",

@@ -148,6 +148,11 @@ def test_what_it_is_compared_to(model: Path, tmp_path: Path, method: str, option
         (["--block-frames", "0"], "block_frames must be at least 1, got 0"),
         (["--context-frames", "3"], "context_frames are a neighbour's, which has 2: use at most 2, got 3"),
         (["--block-frames", "60", "--context-frames", "8"], "at most 64 latent frames"),
+        (["--left-context", "disk"], "left_context must be latents or cache, got 'disk'"),
+        (
+            ["--method", "windowed", "--left-context", "cache"],
+            "method windowed has no left_context: use method",
+        ),
         (["--method", "full"], "method full has no block_frames and context_frames: use method dualparal"),
         (
             ["--ranks", "6", "--pipeline-degree", "6"],
@@ -175,6 +180,18 @@ def test_what_cannot_be_is_refused(model: Path, tmp_path: Path, options: list[st
     assert said in errors
     assert len(errors.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_left_context_from_the_cache(model: Path, alone: Path, tmp_path: Path) -> None:
+    """Other latents, and the same on any number of ranks."""
+    made = []
+    for ranks in (1, 2, 3):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        finished(folder, *arguments(model, "--left-context", "cache", "--ranks", str(ranks)))
+        made.append(load_file(folder / "l.safetensors")["latents"])
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+    assert not torch.equal(made[0], load_file(alone / "l.safetensors")["latents"])
 
 
 def test_what_a_dry_run_says_of_stages(model: Path, tmp_path: Path) -> None:

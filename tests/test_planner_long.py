@@ -37,7 +37,7 @@ SPEC = published_spec("Wan2.1-T2V-1.3B-Diffusers")
 FREE = {"latency": 0.0, "bandwidth": 1e30}
 
 
-def request(latent_frames: int, steps: int = 6, **asked: int) -> Request:
+def request(latent_frames: int, steps: int = 6, **asked: Any) -> Request:
     asked = {"width": 160, "height": 96, "block_frames": 5, "context_frames": 2} | asked
     made = Request(
         prompt="any",
@@ -210,6 +210,9 @@ def test_memory_does_not_grow_with_the_length() -> None:
     assert [parts["weights"] for parts in by_rank[1:]] == pytest.approx([transformer / 3] * 2)
     # Keys and values of two frames, of both branches, in a rank's ten layers.
     assert by_rank[1]["keys"] == 2 * 2 * 10 * 2 * SPEC.tokens(1, 96, 160) * 1536 * 2
+    # With left contexts from the cache, those of each block in the queue, 6, besides.
+    kept = memory_by_rank(placement, request(100, left_context="cache"), SPEC, 2)
+    assert kept[1]["keys"] == 7 * by_rank[1]["keys"]
     wider = memory_by_rank(placement, request(100, width=320), SPEC, 2)
     assert all(more["peak"] >= less["peak"] for more, less in zip(wider, by_rank, strict=True))
 
@@ -228,7 +231,8 @@ def test_replicas_make_a_video_each() -> None:
 @pytest.mark.parametrize("goal", GOALS)
 def test_the_best_is_behind_no_method(goal: str) -> None:
     asked = request(40, width=480, height=288)
-    whole = resolve(replace(asked, method="full", block_frames=None, context_frames=None), SPEC)
+    nothing = dict.fromkeys(("block_frames", "context_frames", "left_context"))
+    whole = resolve(replace(asked, method="full", **nothing), SPEC)
     plans = find_plans(Simulator(cluster(4), SPEC, whole, long=asked), 2, goal)
     methods = {plan.simulated.way.method for plan in plans.tried}
     assert methods == {"full", "dualparal"}

@@ -20,6 +20,7 @@ DTYPES = ("bf16", "fp32")
 METHODS = ("full", "dualparal", "windowed", "fifo")
 """How latents are denoised: the whole video at once, or in blocks of frames: `dualparal`, and what it is
 compared to (docs/long_video.md)."""
+LEFT_CONTEXTS = ("latents", "cache")
 ENDLESS = 2**52 + 1
 """As a number of frames: until it is stopped, which it will be before these are there."""
 MAX_SEED = 2**63 - 1
@@ -58,6 +59,9 @@ class Request:
     """Latent frames of a block; not for `full`."""
     context_frames: int | None = None
     """Latent frames that a block reads of each neighbour; not for `full`."""
+    left_context: str | None = None
+    """One of `LEFT_CONTEXTS`, of `dualparal`: whether a block computes its left neighbour's frames once more,
+    or reads the keys and values that it had for them."""
     prompts_at: tuple[tuple[float, str], ...] = ()
     """(seconds, text), of `dualparal`: from the first block on that begins then or later, what the
     video shows."""
@@ -298,6 +302,11 @@ def _with_method(request: Request, spec: ModelSpec) -> Request:
         method = "dualparal" if request.num_frames > most or request.endless else "full"
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    left = request.left_context
+    if left is not None and left not in LEFT_CONTEXTS:
+        raise InputError(f"left_context must be {' or '.join(LEFT_CONTEXTS)}, got {left!r}")
+    if left is not None and method != "dualparal":
+        raise InputError(f"method {method} has no left_context: use method dualparal")
     if request.endless and method != "dualparal":
         raise InputError(f"method {method} needs to know the video's length: duration inf needs dualparal")
     if method == "full":
@@ -329,7 +338,8 @@ def _with_method(request: Request, spec: ModelSpec) -> Request:
             f"method fifo has all noise levels in a window, and the model {spec.name!r} {has}: "
             "use method dualparal"
         )
-    return replace(request, method=method, block_frames=block, context_frames=context)
+    left = left or LEFT_CONTEXTS[0] if method == "dualparal" else None
+    return replace(request, method=method, block_frames=block, context_frames=context, left_context=left)
 
 
 def _with_prompts(request: Request, spec: ModelSpec) -> Request:

@@ -46,6 +46,7 @@ class Options:
     method: str | None
     block_frames: int | None
     context_frames: int | None
+    left_context: str | None
     ranks: int | None
     placement: str | None
     replicas: int
@@ -163,6 +164,7 @@ def _request(options: Options, prompt: str, spec: ModelSpec) -> Request:
         prompts_at=tuple(_prompt_at(text) for text in options.prompt_at or ()),
         block_frames=options.block_frames,
         context_frames=options.context_frames,
+        left_context=options.left_context,
         vae_tile=options.vae_tile,
     )
 

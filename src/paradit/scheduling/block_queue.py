@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from itertools import count
 
 from paradit.errors import InputError
-from paradit.requests import Request
+from paradit.requests import LEFT_CONTEXTS, Request
 
 LEVELS = ("same-level", "one-cleaner")
-SOURCES = ("latents", "cache")
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,9 @@ class BlockQueue:
             )
         if self.left_level not in LEVELS:
             raise InputError(f"left_level must be {' or '.join(LEVELS)}, got {self.left_level!r}")
-        if self.left_source not in SOURCES:
-            raise InputError(f"left_source must be {' or '.join(SOURCES)}, got {self.left_source!r}")
+        if self.left_source not in LEFT_CONTEXTS:
+            known = " or ".join(LEFT_CONTEXTS)
+            raise InputError(f"left_source must be {known}, got {self.left_source!r}")
         if self.left_source == "cache" and self.left_level != "same-level":
             raise InputError(
                 "left_source 'cache' has keys of the round before, which are at the same level: "
@@ -187,6 +187,7 @@ def queue_of(request: Request, frames: int) -> BlockQueue:
         block_frames=request.block_frames,
         context_frames=request.context_frames,
         num_steps=request.num_inference_steps,
+        left_source=request.left_context or LEFT_CONTEXTS[0],
     )
 
 

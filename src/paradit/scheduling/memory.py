@@ -86,9 +86,10 @@ def _long(
     tokens = spec.tokens(1, request.height, request.width)
     # A rank that shares tokens keeps the keys of the heads that it works on.
     keys = 2 * branches * held * queue.context_frames * tokens * transformer.width * dtype_bytes
-    parts["keys"] = keys // grid.sharers
-    # The first rank has every block that is in the queue: its latents at two levels, and what a solver keeps.
     active = min(queue.num_steps, queue.num_blocks or queue.num_steps)
+    # Of the right neighbour's first frames; and where left ones are kept, of each block's last ones.
+    parts["keys"] = keys * (1 + active * (queue.left_source == "cache")) // grid.sharers
+    # The first rank has every block that is in the queue: its latents at two levels, and what a solver keeps.
     block = channels * queue.block_frames * height * width * FP32_BYTES
     parts["latents"] = 5 * active * block if rank == ranks[0] else 0
     denoise = parts["text_cache"] + parts["activations"]

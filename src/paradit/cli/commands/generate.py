@@ -108,6 +108,15 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
             help="Latent frames that a block sees of each neighbour. [default: by the model]", metavar="N"
         ),
     ] = None,
+    left_context: Annotated[
+        str | None,
+        typer.Option(
+            help="How a block of dualparal sees the one before: latents: computed once more. cache: by the "
+            "keys and values of the block itself, kept for one round: less to compute, more memory. "
+            "[default: latents]",
+            metavar="NAME",
+        ),
+    ] = None,
     ranks: Annotated[
         int | None,
         typer.Option(
