@@ -28,7 +28,7 @@ from paradit.planner.costs import block_seconds, decode_seconds, encode_seconds
 from paradit.planner.events import Compute, Message, Post, Step, Wait
 from paradit.planner.hardware import Cluster, find_cluster
 from paradit.planner.simulate import Simulator, Way
-from paradit.planner.step import Branch, Layer, forward, ring
+from paradit.planner.step import Branch, Layer, Ring, forward
 from paradit.requests import Request, resolve
 from paradit.scheduling.balance import play
 
@@ -160,7 +160,7 @@ class Paper:
     def _step(self, model: str, size: str, row: str) -> float:
         branch = self.branch(model, size, row)
         if model == HYV and row in ROWS[1:3]:
-            layer = ring(branch, RANKS - 1)  # heads that do not divide; PipeSP has nothing to do there
+            layer = Ring(branch, RANKS - 1).layer  # heads that do not divide; PipeSP has nothing to do there
         else:
             layer = papers_layer(
                 branch, cross=model == OSP, pipelined=model == OSP and row in ROWS[2:], helps=row == ROWS[3]

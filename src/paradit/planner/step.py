@@ -8,7 +8,7 @@ of the program itself (`sampling.rehearsal`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -167,92 +167,124 @@ def _in_first(branch: Branch, count: int, *, whole_heads: bool = False) -> Layer
     return layer
 
 
-def ring(branch: Branch, degree: int, *, ring_inside: bool = False) -> Layer:
+@dataclass(frozen=True, eq=False)
+class Ring:
     """As `attention.ring`: keys and values go round among `degree` groups; Ulysses in each."""
-    shares = branch.shares
-    size = shares.num_ranks // degree
-    groups = [
-        [r for r in range(shares.num_ranks) if (r % degree if ring_inside else r // size) == group]
-        for group in range(degree)
-    ]
-    lengths = [sum(shares.tokens[rank] for rank in group) for group in groups]
-    inside, outside = [], []
-    for group, length in zip(groups, lengths, strict=True):
-        rows = length + shares.num_replicated
+
+    branch: Branch
+    degree: int
+    ring_inside: bool = False
+
+    @cached_property
+    def _size(self) -> int:
+        """Ranks of a group."""
+        return self.branch.shares.num_ranks // self.degree
+
+    @cached_property
+    def _groups(self) -> list[list[int]]:
+        """Ranks of the branch, by group."""
+        size, degree = self._size, self.degree
+        return [
+            [
+                rank
+                for rank in range(self.branch.shares.num_ranks)
+                if (rank % degree if self.ring_inside else rank // size) == group
+            ]
+            for group in range(degree)
+        ]
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        """Tokens of each group."""
+        return [sum(self.branch.shares.tokens[rank] for rank in group) for group in self._groups]
+
+    @cached_property
+    def _heads(self) -> float:
+        """Of a rank."""
+        return self.branch.shares.num_heads / self._size
+
+    @cached_property
+    def _inside(self) -> list[tuple[Message, Message, Message]]:
+        """Of each group: values, keys with queries, and results."""
+        return [
+            self._exchange(group, length) for group, length in zip(self._groups, self._lengths, strict=True)
+        ]
+
+    def _exchange(self, group: Sequence[int], length: int) -> tuple[Message, Message, Message]:
+        branch, shares = self.branch, self.branch.shares
         within = Shares(
             num_heads=shares.num_heads,
             tokens=tuple(shares.tokens[rank] for rank in group),
-            work=Shares.equal(rows, shares.num_heads, size).work,
+            work=Shares.equal(length + shares.num_replicated, shares.num_heads, self._size).work,
             num_replicated=shares.num_replicated,
         )
-        part = Branch(
-            cluster=branch.cluster,
+        part = replace(
+            branch,
             ranks=tuple(branch.ranks[rank] for rank in group),
             shares=within,
             costs=[branch.costs[rank] for rank in group],
-            row_bytes=branch.row_bytes,
-            batch=branch.batch,
         )
         (whole,) = chunk_boxes(within, 1, whole_heads=True)
         heads = [[box] for box in whole.new_heads]
-        inside.append(
-            [
-                part.move("values", part.tokens, heads),
-                _joined(part, [(part.tokens, heads), (part.tokens, whole.work)]),
-            ]
-        )
-        outside.append(part.results(whole.work))
-    heads_of_a_rank = shares.num_heads / size
-    place = {rank: (group, index) for group, ranks in enumerate(groups) for index, rank in enumerate(ranks)}
+        together = _joined(part, [(part.tokens, heads), (part.tokens, whole.work)])
+        return part.move("values", part.tokens, heads), together, part.results(whole.work)
 
-    def turn_message(index: int, turn: int) -> Message:
-        """Each group's keys and values one group on."""
-        members = [group[index] for group in groups]
+    @cached_property
+    def _turns(self) -> list[list[Message]]:
+        """Of the ranks with the same heads, turn by turn: each group's keys and values one group on."""
+        return [[self._turn(index, turn) for turn in range(self.degree - 1)] for index in range(self._size)]
+
+    def _turn(self, index: int, turn: int) -> Message:
+        degree = self.degree
         sent = [[0.0] * degree for _ in range(degree)]
         for group in range(degree):
             owner = (group - turn) % degree
-            sent[group][(group + 1) % degree] = 2 * branch.row_bytes * lengths[owner] * heads_of_a_rank
-        return branch.message("keys and values", [branch.ranks[rank] for rank in members], sent)
+            sent[group][(group + 1) % degree] = 2 * self.branch.row_bytes * self._lengths[owner] * self._heads
+        ranks = [self.branch.ranks[group[index]] for group in self._groups]
+        return self.branch.message("keys and values", ranks, sent)
 
-    turns = [[turn_message(index, turn) for turn in range(degree - 1)] for index in range(size)]
-
-    def layer(rank: int, key: Any) -> Iterator[Step]:
-        cost = branch.costs[rank]
-        group, index = place[rank]
+    def layer(self, rank: int, key: Any) -> Iterator[Step]:
+        cost = self.branch.costs[rank]
+        group = next(number for number, ranks in enumerate(self._groups) if rank in ranks)
+        values, together, results = self._inside[group]
         yield Compute("project", cost.value)
-        if size > 1:
-            yield Post((key, "v", group), inside[group][0])
+        if self._size > 1:
+            yield Post((key, "v", group), values)
             yield Compute("project", 2 * cost.value)
-            yield Post((key, "kq", group), inside[group][1])
+            yield Post((key, "kq", group), together)
             yield Wait((key, "v", group))
             yield Wait((key, "kq", group))
         else:
             yield Compute("project", cost.value)
-        rows = (lengths[group] + shares.num_replicated) * heads_of_a_rank
-        for turn in range(degree):
-            if turn + 1 < degree:
-                yield Post((key, "turn", index, turn), turns[index][turn])
-            if turn == 0 and size == 1:
-                yield Compute("project", cost.value)
-            owner = (group - turn) % degree
-            part = (lengths[owner] + (shares.num_replicated if turn == 0 else 0)) / shares.num_rows
-            beside = turns[index][turn].seconds if turn + 1 < degree else 0.0
-            yield branch.attention(rank, rows * part, beside)
-            yield Compute("merge", cost.merge * rows * branch.batch)
-            if turn + 1 < degree:
-                yield Wait((key, "turn", index, turn))
-        if size > 1:
-            yield Post((key, "out", group), outside[group])
+        yield from self._rotate(rank, group, key)
+        if self._size > 1:
+            yield Post((key, "out", group), results)
             yield Wait((key, "out", group))
         yield Compute("finish", cost.finish)
 
-    return layer
+    def _rotate(self, rank: int, group: int, key: Any) -> Iterator[Step]:
+        """Attention over one group's keys after the other, while the next ones are on their way."""
+        branch, shares, cost = self.branch, self.branch.shares, self.branch.costs[rank]
+        index = self._groups[group].index(rank)
+        rows = (self._lengths[group] + shares.num_replicated) * self._heads
+        for turn in range(self.degree):
+            coming = self._turns[index][turn] if turn + 1 < self.degree else None
+            if coming is not None:
+                yield Post((key, "turn", index, turn), coming)
+            if turn == 0 and self._size == 1:
+                yield Compute("project", cost.value)
+            owner = (group - turn) % self.degree
+            part = (self._lengths[owner] + (shares.num_replicated if turn == 0 else 0)) / shares.num_rows
+            yield branch.attention(rank, rows * part, coming.seconds if coming is not None else 0.0)
+            yield Compute("merge", cost.merge * rows * branch.batch)
+            if coming is not None:
+                yield Wait((key, "turn", index, turn))
 
 
 def layer_of(branch: Branch, form: Form, ring_degree: int = 1, *, ring_inside: bool = False) -> Layer:
     """A form of attention on the ranks of a branch."""
     if form.attention in ("ring", "usp") and ring_degree > 1:
-        return ring(branch, ring_degree, ring_inside=ring_inside)
+        return Ring(branch, ring_degree, ring_inside).layer
     if form.attention == "pipesp-paper":
         return pipesp_paper(branch)
     return ulysses(branch, form.chunks, interleaved=form.interleave)
