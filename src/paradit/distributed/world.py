@@ -54,9 +54,10 @@ class World:
         return Transport(self.group or dist.group.WORLD, self.ranks, point_to_point=point_to_point)
 
     def tell(self, word: str, about: str = "") -> None:
-        """Leave a word for the other processes, and what is to be known about it."""
+        """Leave a word for the other processes, and what is to be known about it; then it is there."""
         assert self.store is not None
         self.store.set(word, about)
+        self.store.check([word])  # the answer comes after what was set: TCPStore itself does not wait for any
 
     def word(self, word: str) -> str:
         """What was left about a word that was `told`."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from math import prod
 
 import torch
 from torch import Tensor
 
 from paradit.distributed.channel import Channel
+from paradit.sampling.early_end import Unwanted
 from paradit.scheduling.block_queue import BlockQueue
 
 BLOCK, ENDED, FAILED = range(3)
@@ -45,9 +47,10 @@ class Coming:
             self.waited += time.monotonic() - began
 
     def drain(self) -> None:
-        """Let the others come to the video's end, where nobody wants the rest of it."""
-        for _ in self._blocks:
-            pass
+        """Let the others come to the video's end, or to an early one where nobody wants the rest of it."""
+        with suppress(Unwanted, FailedElsewhere, FloatingPointError):
+            for _ in self._blocks:
+                pass
 
 
 class ComingFrom(Coming):
@@ -86,7 +89,7 @@ def send_blocks(
     shape: tuple[int, ...],
     device: torch.device,
 ) -> None:
-    """Send each block as it is done. Raises what `blocks` raise: FloatingPointError once that is told."""
+    """Send each block as it is done. Raises what `blocks` raise: FloatingPointError, Unwanted, once told."""
     began, sent = time.monotonic(), 0
 
     def send(block: Tensor, what: int) -> None:
@@ -100,8 +103,9 @@ def send_blocks(
         for block in blocks:
             send(block, BLOCK)
             sent += 1
-    except FloatingPointError:
-        send(nothing(), FAILED)
+    except (FloatingPointError, Unwanted):
+        if sent != queue.num_blocks:
+            send(nothing(), FAILED)
         raise
     if sent != queue.num_blocks:
         send(nothing(), ENDED)

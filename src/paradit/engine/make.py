@@ -28,6 +28,7 @@ from paradit.models.protocol import Frames, Prompt
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 from paradit.requests import latent_shape
+from paradit.sampling.early_end import Unwanted
 from paradit.sampling.layer_split import LayerShare
 from paradit.sampling.team import Team
 from paradit.scheduling.block_queue import queue_of
@@ -194,6 +195,7 @@ class _Rank:
             share=self._layers,
             checkpoints=keeper.blocks(job, queue, device) if keeper else None,
             heeding=keeper.heeding_stop() if keeper else None,
+            wanted=lambda: self._world is None or not self._world.told(self._unwanted(index)),
         )
         if self.decoder >= 0 and team.is_first:
             # Each is decoded before the next is made.
@@ -205,6 +207,8 @@ class _Rank:
                 if team.is_first:
                     send_blocks(blocks, channel, queue, shape, device)
                 deque(blocks, maxlen=0)  # on the others none come
+        except Unwanted:
+            pass  # whoever decodes it has told why
         except FloatingPointError as error:  # on all of these ranks alike
             if team.is_first:
                 self._fail(index, str(error))
@@ -235,6 +239,7 @@ class _Rank:
                 job, self._spec, whole, frames, overwrite=overwrite, report=report, name_next=name_next
             )
 
+        failed = True
         try:
             with self._timed(index, "decode"):
                 tile = job.request.vae_tile
@@ -247,13 +252,20 @@ class _Rank:
             if self._writes:  # memory runs out on all that share the decode alike
                 self._fail(index, str(error))
         else:
+            failed = False
             self._done = index if self._writes else None
             if written is not None:
                 self._written[index] = written
                 if self._keeper:
                     self._keeper.finish(job)
         if self._world and index in self._coming and not job.request.endless:
+            if failed:
+                self._world.tell(self._unwanted(index))
             self._coming[index].drain()  # the others come to its end too, if this has ended before
+
+    def _unwanted(self, index: int) -> str:
+        """The word that nobody needs more of a long video: its decode has failed."""
+        return f"video {self._jobs[index].index} is not wanted"
 
     def _latents_of(self, index: int) -> Tensor | LatentBlocks:
         """What is to be decoded: it comes from the rank that denoised it, or is there from an earlier run."""

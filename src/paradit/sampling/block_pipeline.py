@@ -25,7 +25,7 @@ from paradit.models.protocol import Prompt, Scheduler, VideoModel
 from paradit.progress import Progress
 from paradit.sampling.block_state import BlockState, HeadFeatures, QueueState, restore_solver, solver_state
 from paradit.sampling.block_window import Sharing, Window
-from paradit.sampling.early_end import EarlyEnd
+from paradit.sampling.early_end import UNWANTED, EarlyEnd
 from paradit.sampling.forward import run, through_blocks
 from paradit.sampling.guidance import guide
 from paradit.sampling.layer_split import LayerShare
@@ -55,14 +55,16 @@ class BlockPipeline:
         share: LayerShare | None = None,
         kernel: Kernel = sdpa,
         state: QueueState | None = None,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         """prompts: the prompt and, for guidance, the negative prompt; one is computed after the other. size:
         (h, w) of the latents. guidance_scales: one for each of the model's experts. later: prompts that take
         the prompt's place, each from a block on, counted from 0. share: what `divide_layers` gave this rank;
-        None for one process. state: what `save` got, to go on from there.
+        None for one process. state: what `save` got, to go on from there. wanted: asked on the first rank, in
+        every round and after every block, whether there is use for the rest.
         """
         self._model, self._prompts, self._noise, self._size = model, prompts, noise, size
-        self._scales, self._kernel, self._later = guidance_scales, kernel, later
+        self._scales, self._kernel, self._later, self._wanted = guidance_scales, kernel, later, wanted
         self._progress = progress or Progress()
         grid, self._rank = (share.grid, share.world.rank) if share else (StageGrid(), 0)
         self._grid, self._sharing = grid, share.sharing if share else Sharing()
@@ -94,7 +96,7 @@ class BlockPipeline:
         self._round = self._first_round
         """The one that was begun last."""
         word = f"end of video {next(share.videos)} of {share.world.ranks}" if share else ""
-        self._early_end = EarlyEnd(share.world if share else None, word)
+        self._early_end = EarlyEnd(share.world if share else None, word, self._queue)
         self._links = StageLinks(share, self, model.dtype, model.device)
 
     @torch.no_grad()
@@ -103,7 +105,8 @@ class BlockPipeline:
 
         Every rank goes through it; the others give none. save: called with this rank's state after every
         `save_every` rounds. Steps of blocks are told as stage "denoise". Raises FloatingPointError where
-        a block's latents become infinite or are no numbers: on all ranks but those that are through already.
+        a block's latents become infinite or are no numbers, and Unwanted where nobody wants the rest: on all
+        ranks but those that are through already.
         """
         steps_done = sum(len(self._queue.active(round)) for round in range(self._first_round))
         features: deque[dict[tuple[int, int], Features]] = deque()
@@ -113,6 +116,8 @@ class BlockPipeline:
             ends_round = step.block == self._queue.active(step.round)[0]
             saves = save is not None and ends_round and (step.round + 1) % save_every == 0
             if isinstance(operation, Compute):
+                if step.round > self._round:
+                    self._end_if_unwanted()
                 about = {"block": step.block + 1, "step": step.step + 1}
                 with span(f"block {about['block']} step {about['step']}", STEP, **about):
                     self._compute(step)
@@ -126,12 +131,16 @@ class BlockPipeline:
                 self._progress.step("denoise", steps_done)
                 if step.step == self._queue.num_steps - 1:
                     yield self._held[step.block].latents
+                    self._end_if_unwanted()
             if saves and isinstance(operation, Collect if self._links.is_leader else Compute):
                 assert save is not None
                 save(self._state(step.round + 1, features.popleft()))
         self._links.close()
-        if self._early_end.reason:
-            raise FloatingPointError(self._early_end.reason)
+        self._early_end.check()
+
+    def _end_if_unwanted(self) -> None:
+        if self._links.is_leader and not self._early_end.reason and not self._wanted():
+            self._early_end.tell(UNWANTED, self._round)
 
     def _compute(self, step: BlockStep) -> None:
         """Take a block-step through this rank's layers."""
@@ -220,8 +229,6 @@ class BlockPipeline:
         )
         if not latents.isfinite().all() and not self._early_end.reason:
             reason = f"the latents of block {step.block + 1} are not finite after step {step.step + 1}"
-            if self._grid.num_ranks == 1:
-                raise FloatingPointError(reason)
             self._early_end.tell(reason, self._round)
         held.latents, held.before, held.level = latents, held.latents, step.step + 1
         if held.level == self._queue.num_steps:  # its right neighbour is the last that reads a block

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from paradit.requests import Request, latent_shape
 from paradit.sampling import diagonal, guidance, windows
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.block_state import QueueState, shared_state
+from paradit.sampling.early_end import Unwanted
 from paradit.sampling.layer_split import LayerShare, divide_layers, measure_layers
 from paradit.sampling.noise import PooledNoise
 from paradit.sampling.team import Team
@@ -67,13 +68,15 @@ def denoise_blocks(
     share: LayerShare | None,
     checkpoints: BlockCheckpoints | None = None,
     heeding: Any = None,
+    wanted: Callable[[], bool] = lambda: True,
 ) -> Iterator[Tensor]:
     """The latents [1, C, f, h, w], fp32, of each block in order, on the first rank; none on the others.
 
     Every rank goes through it. share: what `divide` gave, for `dualparal` on several ranks; with the controls
     the team shares every window. Told as stage "denoise", of as many steps as all blocks take, and by
     `dualparal` after every round as its queue. Raises FloatingPointError where latents become infinite or are
-    no numbers, on all ranks but those that are through already.
+    no numbers, and Unwanted where `wanted`, asked on the first rank, says that there is no use for the rest:
+    on all ranks but those that are through already.
     """
     team.agree("what is asked for", repr(request).encode())
     channels, frames, height, width = latent_shape(request, model.spec)
@@ -123,12 +126,16 @@ def denoise_blocks(
                 later=later,
                 share=share,
                 state=state or (QueueState(round=round) if round else None),
+                wanted=wanted,
             ).blocks(save)
         for number, block in enumerate(blocks, finished):
             if checkpoints:
                 checkpoints.keep(number, block)
             if team.is_first:
                 yield block
+            # All ranks of a team get every block; a pipeline's ranks find their own end.
+            if control and not team.gather_number(int(wanted()))[0]:
+                raise Unwanted
 
 
 def _tell_queue(progress: Progress, request: Request, queue: BlockQueue, rounds: int) -> None:
