@@ -4,12 +4,17 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import paradit.engine.calibrate as calibrate_module
+from paradit.cli.calibrate import calibrate as calibrate_command
+from paradit.cli.progress import make_reporter
 from paradit.engine.calibrate import Sizes, calibrate
 from paradit.engine.job import Report
+from paradit.engine.this_machine import calibrated_cluster, calibrated_file
 from paradit.models.published import published_spec
 from paradit.models.wan.spec import transformer_spec, vae_spec
 from paradit.placement import Form, Placement
@@ -151,6 +156,22 @@ def test_a_machine_is_measured_and_planned_for(ranks: int, tmp_path: Path) -> No
     request = resolve(Request(prompt="any", width=96, height=96, num_frames=5), spec)
     way = Way(placement=Placement(ranks=ranks))
     assert Simulator(cluster, spec, request, "fp32").simulate(way, 2, Form(attention="ulysses")).seconds > 0
+
+
+def test_the_command_keeps_what_it_has_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate_module, "calibrate", partial(calibrate, sizes=TINY))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert calibrated_cluster(1) is None
+    with make_reporter(as_json=False) as report:
+        calibrate_command(tmp_path / "machine.toml", 1, report, overwrite=False)
+    assert calibrated_file(1).read_bytes() == (tmp_path / "machine.toml").read_bytes()
+    found = calibrated_cluster(1)
+    assert found is not None
+    assert found.ranks == 1
+    assert calibrated_cluster(2) is None
+    # One that cannot be read is none.
+    calibrated_file(1).write_text("ranks = 1")
+    assert calibrated_cluster(1) is None
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -55,7 +55,8 @@ TORCH_FREE = [
     "trace",
     "video",
     *LAYERS[2],
-    *("distributed.shares", "engine.job", "engine.run_folder", "cli"),
+    *("distributed.shares", "engine.job", "engine.run_folder", "engine.planned", "engine.this_machine"),
+    "cli",
 ]
 ONLY_IN = {
     "diffusers": ["models"],

@@ -165,7 +165,6 @@ def test_what_it_is_compared_to(model: Path, tmp_path: Path, method: str, option
         (["--pipeline-degree", "0"], "pipeline_degree must be at least 1, got 0"),
         (["--ranks", "2", "--attention", "ring"], "divides the layers over the ranks: leave attention out"),
         (["--placement", "denoise=0-1 decode=1"], "rank 1 cannot denoise a long video and decode it at the"),
-        (["--placement", "auto", "--ranks", "2"], "placement auto does not know method dualparal"),
         (
             ["--method", "fifo", "--placement", "denoise=0 decode=1", "--coprocess"],
             "coprocess is not offered with method fifo: leave it out",

@@ -25,6 +25,7 @@ def calibrate(output: Path, ranks: int | None, report: Reporter, *, overwrite: b
     from paradit.engine.auto import visible_ranks
     from paradit.engine.calibrate import calibrate as measure
     from paradit.engine.machine import check_ranks, device_name
+    from paradit.engine.this_machine import keep_calibrated
 
     number = visible_ranks() if ranks is None else ranks
     check_ranks(number)
@@ -40,6 +41,7 @@ def calibrate(output: Path, ranks: int | None, report: Reporter, *, overwrite: b
     text = machine_file(device, link, number, found.measured, about)
     write_whole(output, text.encode())
     find_cluster(str(output))  # it can be read
+    keep_calibrated(text, number)
     print(output)
     for kind in KINDS:
         error = 100 * median_error(found.measured, device, kind)

@@ -113,8 +113,15 @@ def _why_not(job: Job, folder: RunFolder) -> str:
 
 
 def _placement(run: Run, ranks: int | None) -> Placement:
+    """As it was. With other ranks all stages are together; branches and layers are divided as before, if that
+    can be.
+    """
+    before = run.placement
     if ranks is None:
-        return run.placement
-    return replace(
-        run.placement, ranks=ranks, encode=None, denoise=None, decode=None, replicas=1, decode_degree=1
-    )
+        return before
+    together = replace(
+        before, ranks=ranks, encode=None, denoise=None, decode=None, replicas=1, decode_degree=1,
+        cfg_degree=before.cfg_degree if ranks % before.cfg_degree == 0 else 1, pipeline_degree=None,
+    )  # fmt: skip
+    divides = before.pipeline_degree and together.branch_ranks % before.pipeline_degree == 0
+    return replace(together, pipeline_degree=before.pipeline_degree) if divides else together

@@ -13,8 +13,10 @@ from paradit.cli.signals import stop
 from paradit.cli.trace import check_trace
 from paradit.distributed.shares import Shares
 from paradit.engine.job import Job, Run
+from paradit.engine.planned import Open, planned
 from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_this_machine, ranks_of_torchrun
 from paradit.engine.run_folder import RunFolder
+from paradit.engine.this_machine import calibrated_cluster
 from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import ModelSpec, read_spec
@@ -42,7 +44,7 @@ def generate(options: Options, report: Reporter) -> int:
     spec = read_spec(folder)
     jobs = make_jobs(options, prompts, spec)
     check_trace(options)
-    placement = _placement(options)
+    placement, automatic = _planned(options, jobs, spec, _placement(options), report)
     for job in jobs:
         placement.check(job.request, spec)
     _check_replicas(placement, len(jobs))
@@ -54,12 +56,6 @@ def generate(options: Options, report: Reporter) -> int:
         lines = (line for job in jobs for line in explain(options, job.request, placement, spec))
         for line in dict.fromkeys(lines):
             report.explain(line)
-    automatic = options.placement == AUTO and placement.ranks > 1
-    unknown = next((job.request.method for job in jobs if job.request.in_blocks), None)
-    if automatic and unknown:
-        raise InputError(
-            f"placement auto does not know method {unknown}: leave --placement out, or name groups"
-        )
     if options.dry_run:
         if automatic:
             placement = _known_choice(jobs, spec, placement, report)
@@ -91,7 +87,7 @@ def _placement(options: Options) -> Placement:
         raise InputError(f"ranks is {options.ranks}, and torchrun started {there}: leave --ranks out")
     chosen = {
         "decode_degree": options.decode_degree,
-        "cfg_degree": options.cfg_degree,
+        "cfg_degree": 1 if options.cfg_degree is None else options.cfg_degree,
         "pipeline_degree": options.pipeline_degree,
         "attention": options.attention,
         "chunks": options.chunks,
@@ -121,6 +117,44 @@ def _placement(options: Options) -> Placement:
     if ranks is None:
         ranks = there or max(max(groups, default=0) + 1, replicas)
     return Placement(**{**chosen, "ranks": ranks})
+
+
+def _planned(
+    options: Options, jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter
+) -> tuple[Placement, bool]:
+    """How the ranks are used, and whether that is still to be chosen, by a warm-up.
+
+    As the planner thinks quickest where this machine is calibrated, with `--placement auto` and for long
+    videos of which nothing else is said.
+    """
+    for job in jobs:
+        base.check(job.request, spec)
+    automatic = options.placement == AUTO and base.ranks > 1
+    method = jobs[0].request.method
+    plain = Placement(ranks=base.ranks, cfg_degree=base.cfg_degree, kernel=base.kernel, compile=base.compile)
+    said_nothing = options.placement is None and base == plain and base.ranks > 1
+    by_itself = method == "dualparal" and said_nothing and not ranks_of_torchrun()
+    cluster = calibrated_cluster(base.ranks) if automatic or by_itself else None
+    if cluster is not None:
+        degrees = (1, 2) if options.cfg_degree is None else (options.cfg_degree,)
+        left = Open(cfg_degrees=degrees, replicas=automatic)
+        choice = planned(jobs, spec, base, cluster, left)
+        if choice is not None:
+            report.placement(choice.placement, choice.reason, choice.seconds)
+            return choice.placement, False
+    if automatic and method != "full":
+        report.placement(base, _by_rule(jobs[0].request, base, spec), {})
+        return base, False
+    return base, automatic
+
+
+def _by_rule(request: Request, base: Placement, spec: ModelSpec) -> str:
+    """Why a video in blocks is made with all stages together, where nothing is known of other ways."""
+    if request.method != "dualparal":
+        return f"together: the planner does not know method {request.method}"
+    stages = base.stage_grid(request, spec).num_stages
+    number = "1 stage" if stages == 1 else f"{stages} stages"
+    return f"together, {number}, by a rule of thumb: `paradit calibrate --ranks {base.ranks}` has it planned"
 
 
 def _read_placement(placement: str | None) -> dict[str, Any]:

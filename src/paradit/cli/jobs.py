@@ -51,7 +51,7 @@ class Options:
     placement: str | None
     replicas: int
     decode_degree: int
-    cfg_degree: int
+    cfg_degree: int | None
     pipeline_degree: int | None
     attention: str
     chunks: int | None

@@ -12,6 +12,7 @@ import torch
 from paradit.engine.driver import warm_up
 from paradit.engine.job import Job, Report, Run
 from paradit.engine.launcher import LocalLauncher, preloaded
+from paradit.engine.planned import largest
 from paradit.engine.worker import threads_per_rank
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
@@ -61,17 +62,6 @@ def measure_costs(jobs: list[Job], spec: ModelSpec, base: Placement, report: Rep
     assert heard.seconds_of_stages is not None
     Remembered().keep(_what(request, spec, base), json.dumps(asdict(heard.seconds_of_stages)))
     return heard.seconds_of_stages
-
-
-def largest(jobs: list[Job], spec: ModelSpec) -> Request:
-    """The resolved request with the most work, which stands for all."""
-
-    def work(request: Request) -> int:
-        assert request.num_frames and request.height and request.width and request.num_inference_steps
-        tokens = spec.tokens(request.num_frames, request.height, request.width)
-        return tokens * request.num_inference_steps
-
-    return max((job.request for job in jobs), key=work)
 
 
 class _Heard(Report):

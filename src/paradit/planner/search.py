@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from paradit.errors import InputError
 from paradit.placement import Form, Placement
-from paradit.planner.simulate import Least, Simulated, Simulator, Way
+from paradit.planner.simulate import Simulated, Simulator, Way
 from paradit.requests import Request
 from paradit.scheduling.balance import decoders_by_rule, name_of, ways
 from paradit.scheduling.memory import fitting_tile
@@ -89,8 +89,9 @@ def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
     for way, form in candidates(simulator, num_prompts):
         if max(simulated(way, form).memory) > limit and (tiles := with_tiles(simulator, way)):
             simulated(tiles, form)
-    with _uncollected():
-        _play_long(simulator, num_prompts, goal, lambda way: simulated(way, IN_BLOCKS))
+    long = [Way(placement=placement, method="dualparal") for placement in pipelines(simulator, num_prompts)]
+    long = [way if simulator.fits(way) else with_tiles(simulator, way) or way for way in long]
+    found |= {(one.way, one.form): one for one in play_long(simulator, long, num_prompts, goal)}
     plans = [_plan(one, limit) for (way, _), one in found.items() if not way.offload]
     chosen = [plan for plan in plans if plan.fits] or plans
     chosen.sort(key=lambda plan: GOALS[goal](plan.simulated))
@@ -161,18 +162,13 @@ def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Fo
                 yield from _with_forms(simulator, placement)
 
 
-def _play_long(
-    simulator: Simulator, num_prompts: int, goal: str, simulated: Callable[[Way], Simulated]
-) -> None:
-    """Have those of a long video's ways simulated that can be the best with some setting.
+def play_long(simulator: Simulator, ways: Iterable[Way], num_prompts: int, goal: str) -> Iterator[Simulated]:
+    """Those of a long video's ways that can be the best with some setting, simulated.
 
     What a way takes at least is known at once, and the most promising ones come first.
     """
-    measure, least = GOALS[goal], dict[Way, Least]()
-    for placement in pipelines(simulator, num_prompts):
-        way = Way(placement=placement, method="dualparal")
-        way = way if simulator.fits(way) else with_tiles(simulator, way) or way
-        least[way] = simulator.least(way, num_prompts)
+    measure = GOALS[goal]
+    least = {way: simulator.least(way, num_prompts) for way in ways}
     fitting = {kind_of(way) for way in least if simulator.fits(way)}
     # Where none of a kind fits, what is said of it is what the smallest lacks.
     smallest: dict[str, Way] = {}
@@ -188,9 +184,11 @@ def _play_long(
             known = measure(least[way]) > best.get(settings[0], (math.inf,))
             worth = kind not in fitting and (way == smallest[kind] or not known)
         if worth:
-            took = measure(simulated(way))
+            with _uncollected():
+                simulated = simulator.simulate(way, num_prompts, IN_BLOCKS)
             for one in settings:
-                best[one] = min(took, best.get(one, took))
+                best[one] = min(measure(simulated), best.get(one, (math.inf,)))
+            yield simulated
 
 
 def shares_tokens(way: Way) -> bool:

@@ -128,7 +128,8 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         str | None,
         typer.Option(
             help="Ranks of each stage, such as 'denoise=0-2 decode=3 encode=3', or a .json file; auto: "
-            "the quickest, by a short warm-up. [default: all denoise, the first also encodes and decodes]",
+            "the quickest, as planned where `paradit calibrate` has measured this machine, else by a short "
+            "warm-up. [default: all denoise, the first also encodes and decodes]",
             metavar="GROUPS|FILE.json|auto",
         ),
     ] = None,
@@ -145,14 +146,19 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         ),
     ] = 1,
     cfg_degree: Annotated[
-        int,
-        typer.Option(help="2: the two guidance branches on different ranks.", metavar="1|2"),
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="2: the two guidance branches on different ranks. [default: 1, or as planned where `paradit "
+            "calibrate` has measured this machine]",
+            metavar="1|2",
+        ),
+    ] = None,
     pipeline_degree: Annotated[
         int | None,
         typer.Option(
             help="Of dualparal: how many stages divide the layers; ranks of a stage share the tokens. "
-            "[default: as many as are used well]",
+            "[default: as planned, where `paradit calibrate` has measured this machine, or as many as are "
+            "used well]",
             metavar="N",
         ),
     ] = None,

@@ -1,0 +1,36 @@
+"""What `paradit calibrate` has measured here, kept where a run finds it. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import suppress
+from pathlib import Path
+
+from paradit.engine.worker import threads_per_rank
+from paradit.errors import InputError
+from paradit.files import write_whole
+from paradit.planner.hardware import Cluster, find_cluster
+
+
+def calibrated_file(ranks: int) -> Path:
+    """In the user's cache folder: of this machine with so many ranks, each with its present threads."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = f"{platform.node()}, {ranks} ranks of {threads_per_rank(ranks)} threads.toml"
+    return cache / "paradit" / "machines" / name
+
+
+def keep_calibrated(text: str, ranks: int) -> None:
+    """Keep a machine's file. Where it cannot be written, it is not."""
+    path = calibrated_file(ranks)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text.encode())
+
+
+def calibrated_cluster(ranks: int) -> Cluster | None:
+    """This machine, as it was measured with so many ranks. A file that cannot be read is as none."""
+    with suppress(InputError):
+        cluster = find_cluster(str(calibrated_file(ranks)))
+        return cluster if cluster.ranks == ranks else None
+    return None
