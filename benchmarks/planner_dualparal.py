@@ -120,6 +120,7 @@ def row(case: Case) -> dict[str, Any]:
             "full, Ulysses": seconds["full, one GPU"] / seconds["full, Ulysses"],
         },
         "memory_gain": memory["full, Ulysses"] / memory["dualparal"],
+        "memory_gain_with": memory_gains(case, simulator),
     }
 
 
@@ -128,6 +129,26 @@ def _denoising(simulator: Simulator, way: Way) -> int:
     parts = simulator.memory_parts(way)[1]
     names = ("weights", "text_cache", "activations", "latents", "keys")
     return sum(parts.get(name, 0) for name in names)
+
+
+def memory_gains(case: Case, simulator: Simulator) -> dict[str, float]:
+    """How many times as much memory Ulysses needs, by what else is on every GPU, in bf16.
+
+    DualParal's program computes both branches in one batch; ParaDiT's one after the other.
+    """
+    full, long = (_denoising(simulator, way) for way in (Way(placement=Placement(ranks=RANKS)), _long(RANKS)))
+    batched = long + simulator.memory_parts(_long(RANKS))[1]["activations"]
+    size = {one.component: 2 * one.parameters for one in case.spec.weights}
+    found = {}
+    for name, ours in (("one branch at a time", long), ("both in a batch", batched)):
+        vae = size["vae"]
+        resident = vae + size["text_encoder"]
+        found[f"nothing, {name}"] = full / ours
+        found[f"VAE, {name}"] = (full + vae) / (ours + vae)
+        found[f"VAE and text encoder, {name}"] = (full + resident) / (ours + resident)
+        # Dropped once texts are encoded, by DualParal alone: its peak may be that moment.
+        found[f"text encoder dropped, {name}"] = (full + resident) / max(resident, ours + vae)
+    return found
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -151,9 +172,24 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def memory_table(rows: list[dict[str, Any]]) -> str:
+    """As in docs/planner.md."""
+    contents = ("nothing", "VAE", "VAE and text encoder", "text encoder dropped")
+    lines = ["| model, context | " + " | ".join(contents) + " |", "|---" * (len(contents) + 1) + "|"]
+    for one in rows:
+        gains = one["memory_gain_with"]
+        cells = [
+            f"{gains[f'{c}, one branch at a time']:.2f}, {gains[f'{c}, both in a batch']:.2f}"
+            for c in contents
+        ]
+        lines.append(f"| {one['model']}, {one['context_frames']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     rows = [row(Case(model, context)) for model in MODELS for context in CONTEXTS]
     print(table(rows))
+    print(memory_table(rows))
     content = {"published": PUBLISHED, "frames": FRAMES, "ranks": RANKS, "block_frames": BLOCK, "rows": rows}
     write_results("planner_dualparal", content)
 
