@@ -22,6 +22,7 @@ from paradit.planner.search import GOALS, find_plans, pipelines, shares_tokens, 
 from paradit.planner.search import kind_of as kind_of_way
 from paradit.planner.simulate import Simulator, Way
 from paradit.planner.stage_step import kind_of
+from paradit.planner.timeline import timeline
 from paradit.requests import Request, resolve
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.layer_split import divide_layers
@@ -226,6 +227,20 @@ def test_replicas_make_a_video_each() -> None:
     assert two.seconds == pytest.approx(one.seconds, rel=1e-6)
     spans = play(Placement(ranks=4, replicas=2), 2, two.stages)
     assert {span.ranks for span in spans if span.stage == "denoise"} == {(0, 1), (2, 3)}
+
+
+def test_a_timeline_has_every_rank_of_a_team() -> None:
+    on, asked = cluster(5), request(20, 3)
+    simulator = Simulator(on, SPEC, asked, long=asked)
+    placement = Placement(ranks=5, denoise=(0, 1, 2, 3), decode=(4,), pipeline_degree=2)
+    way = Way(placement=placement, method="dualparal")
+    simulated = simulator.simulate(way, 1, Form(attention="ulysses"))
+    by_rank = timeline(simulator, simulated, 1)
+    steps = [[one for one in by_rank[rank] if one.name.startswith("block ")] for rank in range(4)]
+    assert [len(found) for found in steps] == [4 * 3 * 2] * 4  # of both branches
+    assert steps[0] == steps[1] != steps[2] == steps[3]
+    sent = [sum(one.about.get("sent", 0) for one in by_rank[rank]) for rank in range(5)]
+    assert min(sent[:4]) > 0 == sent[4]
 
 
 @pytest.mark.parametrize("goal", GOALS)

@@ -6,7 +6,7 @@ like it. Of a long video every block-step with its messages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from paradit.planner.events import Played
 from paradit.planner.simulate import Simulated, Simulator
@@ -54,7 +54,7 @@ def _add_steps(
                 by_rank[rank].append(_span(f"step {number + 1}", STEP, begin, begin + length))
     played, ranks = simulator.played_step(simulated.way, simulated.form)
     first = min(one.start for one in denoised)
-    for rank, span in _played_spans(played, ranks, first, LAYER, EXCHANGE):
+    for rank, span in _played_spans(played, [(rank,) for rank in ranks], first, LAYER, EXCHANGE):
         by_rank[rank].append(span)
 
 
@@ -62,24 +62,28 @@ def _add_blocks(
     by_rank: dict[int, list[Span]], simulator: Simulator, simulated: Simulated, denoised: list[balance.Span]
 ) -> None:
     placement = simulated.way.placement
-    played, size = simulator.long_video(simulated.way).played(), placement.replica_ranks
+    video, size = simulator.long_video(simulated.way), placement.replica_ranks
+    played = video.played()
+    # Of ranks that share tokens the first speaks for all.
+    teams = {team[0]: team for team in video.steps.teams}
+    programs = [teams.get(rank, (rank,)) for rank in range(placement.ranks)]
     for one in denoised:
         replica = one.ranks[0] // size
         start = one.start + simulator.context
-        for rank, span in _played_spans(played, range(placement.ranks), start, STEP, CHANNEL):
+        for rank, span in _played_spans(played, programs, start, STEP, CHANNEL):
             if rank // size == replica:
                 by_rank[rank].append(span)
 
 
 def _played_spans(
-    played: Played, ranks: Iterable[int], start: float, computing: str, waiting: str
+    played: Played, ranks: Iterable[Sequence[int]], start: float, computing: str, waiting: str
 ) -> Iterator[tuple[int, Span]]:
-    """(rank, span) of what was played from `start` on. ranks: of the cluster, as programs were counted."""
-    numbered = {f"rank {place}": rank for place, rank in enumerate(ranks)}
+    """(rank, span) of what was played from `start` on. ranks: of the cluster, which each program is of."""
+    numbered = {f"rank {place}": of for place, of in enumerate(ranks)}
     for category, uses in ((computing, played.uses), (waiting, played.waits)):
         for use in uses:
-            if use.resource in numbered and use.end > use.begin:
-                yield numbered[use.resource], _span(use.name, category, start + use.begin, start + use.end)
+            for rank in numbered.get(use.resource, ()) if use.end > use.begin else ():
+                yield rank, _span(use.name, category, start + use.begin, start + use.end)
     for sent in played.sent:
         message = sent.message
         for place, rank in enumerate(message.ranks):
