@@ -112,6 +112,16 @@ def test_so_is_a_step_of_the_other_forms(
     assert played.computing == pytest.approx([WORK, WORK])
 
 
+@pytest.mark.parametrize("link", [(0.0, 2.0**-20), (0.25, 2.0**-12), (0.5, 2.0**-10)])
+def test_so_is_a_step_of_usp(link: tuple[float, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    latency, seconds_per_byte = link
+    on, form = cluster(4, latency, 1 / seconds_per_byte), Form(attention="usp")
+    one = branch(on, Shares.equal(TOKENS, HEADS, 4))
+    played = forward([(one, layer_of(one, form, 2))], LAYERS)
+    expected = rehearsed_otherwise(RehearsedLink(*link), form, 1, monkeypatch)
+    assert played.seconds == pytest.approx(expected, rel=1e-12)
+
+
 def test_what_a_shared_host_does_to_all_at_once() -> None:
     # All that eight ranks send goes through one resource: as long as one after the other.
     on = cluster(8, latency=0.0, bandwidth=1e30, shared=1e6)

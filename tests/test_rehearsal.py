@@ -56,7 +56,7 @@ class Nowhere(rehearsal._RehearsedTokens):
 
 def rehearsed_otherwise(link: Link, form: Form, streams: int, monkeypatch: pytest.MonkeyPatch) -> float:
     """The same in one of the forms that no run rehearses: `ring`, `pipesp-paper`, or that of long videos,
-    `windowed`."""
+    `windowed`; and `usp` on four ranks, a ring of two groups."""
     clock = rehearsal._Clock()
     transport = rehearsal._RehearsedTransport(clock, link, 0, 2)
 
@@ -64,16 +64,21 @@ def rehearsed_otherwise(link: Link, form: Form, streams: int, monkeypatch: pytes
         clock.now += ROW * query.shape[0] * query.shape[1] * query.shape[2] * key.shape[1] / TOKENS
         return query
 
-    if form.attention == "ring":
+    held = TOKENS // (4 if form.attention == "usp" else 2)
+    if form.attention in ("ring", "usp"):
         monkeypatch.setattr(ring_module, "sdpa_with_lse", lambda q, k, v: (kernel(q, k, v), q[..., 0]))
+    if form.attention == "ring":
         attend = ring_module.ring(SHARES.tokens, transport)
+    elif form.attention == "usp":
+        within = UlyssesExchange(Shares.equal(2 * held, HEADS, 2), transport, whole_heads=True)
+        attend = ring_module.usp(within, SHARES.tokens, rehearsal._RehearsedTransport(clock, link, 0, 2))
     elif form.attention == "windowed":
         exchange = UlyssesExchange(SHARES, transport, whole_heads=True)
         attend = windowed_over(exchange, Nowhere(), kernel)
     else:
         by_head = UlyssesExchange(SHARES, transport, HEADS // 2)
         attend = pipesp_paper(UlyssesExchange(SHARES, transport), by_head, kernel)
-    value = torch.empty(2 // streams, TOKENS // 2, HEADS, DEPTH, device="meta")
+    value = torch.empty(2 // streams, held, HEADS, DEPTH, device="meta")
     cost = BlockCost(value, (PROJECTION / streams,) * 3, FINISH / streams)
     blocks = [rehearsal._RehearsedBlock(cost, clock)] * LAYERS
     transformer: Any = rehearsal._RehearsedTransformer(blocks)
