@@ -182,14 +182,14 @@ def test_what_cannot_be_is_refused(model: Path, tmp_path: Path, options: list[st
 
 
 def test_left_context_from_the_cache(model: Path, alone: Path, tmp_path: Path) -> None:
-    """Other latents, and the same on any number of ranks."""
+    """Other latents, and the same on one rank and on several."""
     made = []
-    for ranks in (1, 2, 3):
+    for ranks in (1, 3):
         folder = tmp_path / str(ranks)
         folder.mkdir()
         finished(folder, *arguments(model, "--left-context", "cache", "--ranks", str(ranks)))
         made.append(load_file(folder / "l.safetensors")["latents"])
-    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+    assert torch.equal(made[0], made[1])
     assert not torch.equal(made[0], load_file(alone / "l.safetensors")["latents"])
 
 
