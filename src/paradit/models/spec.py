@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
 from math import lcm, prod
@@ -83,7 +84,7 @@ class TransformerSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VaeSpec:
+class VaeSpec(ABC):
     """The video autoencoder: its latent geometry, and enough of its decoder to estimate memory."""
 
     z_dim: int
@@ -137,9 +138,9 @@ class VaeSpec:
         frames = (num_frames - 1) // self.temporal_compression + 1
         return self.z_dim, frames, height // self.spatial_compression, width // self.spatial_compression
 
+    @abstractmethod
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
         """Operations of decoding a whole video: convolutions and attention, as torch counts them."""
-        raise NotImplementedError
 
     def decode_bytes(self, height: int, width: int, tile: int | None = None, ranks: int = 1) -> int:
         """Estimate of the decoder's working memory for one latent frame, in fp32, with tiles of that side.

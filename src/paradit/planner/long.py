@@ -13,20 +13,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from itertools import repeat
 from typing import TYPE_CHECKING
 
 from paradit.planner.costs import ITEMSIZE
-from paradit.planner.events import Compute, Message, Played, Post, Step, Wait, play
+from paradit.planner.events import Compute, Message, Played, Step, Wait, play
+from paradit.planner.pipeline_team import DONE, Team
 from paradit.planner.stage_step import Kind, StageSeconds, StageSteps, kind_of
 from paradit.requests import latent_shape
-from paradit.scheduling.block_queue import BlockQueue, BlockStep, queue_of
+from paradit.scheduling.block_queue import BlockQueue, queue_of
 from paradit.scheduling.layer_pipeline import (
-    Collect,
-    Operation,
     StageGrid,
     in_flight,
-    program,
     split_layers,
 )
 
@@ -36,8 +33,6 @@ if TYPE_CHECKING:
     from paradit.planner.hardware import Cluster
     from paradit.requests import Request
 
-AHEAD = 2
-"""How many messages a rank is ready for beyond the one that it waits for (`distributed.channel.Expected`)."""
 SETTLED, MEASURED = 3, 4
 """Blocks that leave a full queue until each takes as long as the one before; and so many after them that tell
 how long that is. Every further one takes as long."""
@@ -88,7 +83,7 @@ class LongVideo:
             last = settled + MEASURED
             more = max(0, queue.num_blocks - (queue.num_steps + last + ahead + 1))
             played = self.played(more)
-            done = [use.end for use in played.uses if use.name.startswith(_DONE)]
+            done = [use.end for use in played.uses if use.name.startswith(DONE)]
             done = done[: queue.num_blocks - more]  # of the first replica
             steady, each = _pace(done[last - MEASURED : last + 1]) if more else (True, 0.0)
             if steady:
@@ -160,7 +155,7 @@ class LongVideo:
         if within in ranks:
             place = ranks.index(within)
             if self.grid.place(place) == 0:
-                yield from _Team(self, queue, first, place).program()
+                yield from Team(self, queue, first, place).program()
         elif within in self.placement.decode_ranks:
             assert queue.num_blocks
             for block in range(queue.num_blocks):
@@ -230,9 +225,6 @@ class LongVideo:
         return Message(name, ranks, busy, latency, sent)
 
 
-_DONE = "latents of block "
-
-
 def _pace(ends: Sequence[float]) -> tuple[bool, float]:
     """Whether one comes as steadily as the other, and how long after it."""
     half = len(ends) // 2
@@ -250,155 +242,3 @@ def _with_more(ends: list[float], last: int, more: int, each: float) -> list[flo
 def _kinds(queue: BlockQueue) -> Counter[Kind]:
     """How many block-steps of each kind a video has."""
     return Counter(map(kind_of, queue.steps()))
-
-
-@cache
-def _operations(queue: BlockQueue, num_stages: int, is_leader: bool) -> list[tuple[Operation, Kind]]:
-    """What a rank does, and the kind of its block-steps; but for the first one all do the same."""
-    found = program(queue, num_stages, 0 if is_leader else 1)
-    return [(operation, kind_of(operation.step)) for operation in found]
-
-
-class _Team:
-    """What ranks that share tokens do, as their first one says for all of them: it posts for each."""
-
-    def __init__(self, video: LongVideo, queue: BlockQueue, first: int, place: int) -> None:
-        """first: the cluster's rank that the placement's rank 0 is. place: of the team's first rank, among
-        those that denoise.
-        """
-        self._video, self._queue, self._pipe, self._place = video, queue, first, place
-        self._grid = grid = video.grid
-        self._ranks = [first + rank for rank in video.placement.denoise_ranks]
-        self._stage, self._is_leader = grid.stage(place), place == 0
-        self._is_last = self._stage == grid.num_stages - 1
-        self._operations = _operations(queue, grid.num_stages, self._is_leader)
-        self._kinds = [kind for operation, kind in self._operations if not isinstance(operation, Collect)]
-        self._messages: dict[tuple[str, int, Kind], Message] = {}
-        stage_ranks, sharers = grid.stage_ranks, grid.sharers
-        self._mates = range(0, stage_ranks, sharers)
-        """The places at which the first stage's teams begin."""
-        self._senders = range(grid.num_ranks - stage_ranks, grid.num_ranks, sharers)
-        """And the last stage's, which send predictions."""
-
-    def program(self) -> Iterator[Step]:
-        """In the order of `BlockPipeline.blocks`."""
-        hops = len(self._kinds) * self._video.branches
-        if self._stage:
-            for index in range(min(AHEAD, hops)):
-                yield from self._hop(self._place - self._grid.stage_ranks, index)
-        if self._is_leader:
-            for index in range(min(AHEAD, len(self._kinds))):
-                yield from self._predictions(index)
-        computed = collected = 0
-        for operation, kind in self._operations:
-            if isinstance(operation, Collect):
-                yield from self._collect(operation.step, collected)
-                collected += 1
-                continue
-            yield from self._share(computed)
-            name = f"block {operation.step.block}, step {operation.step.step}"
-            for branch in range(self._video.branches):
-                yield from self._compute(name, kind, computed * self._video.branches + branch)
-            if self._is_last:
-                yield from self._prediction(self._place, computed, as_leader=False)
-            computed += 1
-
-    def _share(self, index: int) -> Iterator[Step]:
-        """A block-step's latents, from the leader to the others of the first stage."""
-        if self._stage == 0 and not self._is_leader:
-            yield Wait(("latents", self._pipe, self._place, index))
-        for mate in self._mates if self._is_leader else ():
-            message = self._message("latents", mate, self._kinds[index])
-            if len(message.ranks) == 1:
-                continue
-            yield from repeat(Post(("latents", self._pipe, mate, index), message), len(message.ranks))
-            if mate == 0:  # its own team begins when all have them
-                yield Wait(("latents", self._pipe, mate, index))
-            elif index >= AHEAD:
-                yield Wait(("latents", self._pipe, mate, index - AHEAD))
-
-    def _compute(self, name: str, kind: Kind, index: int) -> Iterator[Step]:
-        hops, before = len(self._kinds) * self._video.branches, self._place - self._grid.stage_ranks
-        if self._stage:
-            if index + AHEAD < hops:
-                yield from self._hop(before, index + AHEAD)
-            yield Wait(("hop", self._pipe, before, index))
-        yield Compute(name, max(self._video.step_seconds(self._stage, kind).computing))
-        if self._grid.sharers > 1:
-            key = "exchanges", self._pipe, self._place, index
-            yield from repeat(Post(key, self._message("exchanges", self._place, kind)), self._grid.sharers)
-            yield Wait(key)
-        if not self._is_last:
-            yield from self._hop(self._place, index)
-            if index >= AHEAD:  # `HOP_DEPTH` may be on their way
-                yield Wait(("hop", self._pipe, self._place, index - AHEAD))
-
-    def _collect(self, step: BlockStep, index: int) -> Iterator[Step]:
-        if index + AHEAD < len(self._kinds):
-            yield from self._predictions(index + AHEAD)
-        for sender in self._senders:
-            if len(self._message("prediction", sender, self._kinds[index]).ranks) > 1:
-                yield Wait(("prediction", self._pipe, sender, index))
-        if step.step < self._queue.num_steps - 1:
-            return
-        yield Compute(f"{_DONE}{step.block}", 0.0)
-        video = self._video
-        if video.leader_decodes:
-            yield Compute(f"decode block {step.block}", video.decode_seconds(self._queue, step.block))
-            return
-        message = video.block_message(self._pipe, step.frames)
-        yield from repeat(Post(("block", self._pipe, step.block), message), 2)
-
-    def _hop(self, place: int, index: int) -> Iterator[Post]:
-        """Hidden states from one team of the pipeline to that of the next stage; both post it."""
-        message = self._message("hidden states", place, self._kinds[index // self._video.branches])
-        yield from repeat(Post(("hop", self._pipe, place, index), message), self._grid.sharers)
-
-    def _predictions(self, index: int) -> Iterator[Post]:
-        """From all that send one, as the leader awaits them."""
-        for sender in self._senders:
-            yield from self._prediction(sender, index, as_leader=True)
-
-    def _prediction(self, sender: int, index: int, *, as_leader: bool) -> Iterator[Post]:
-        """A team's parts, to the leader, whose own does not travel."""
-        message = self._message("prediction", sender, self._kinds[index])
-        if len(message.ranks) > 1:
-            times = 1 if as_leader else len(message.ranks) - 1
-            yield from repeat(Post(("prediction", self._pipe, sender, index), message), times)
-
-    def _message(self, name: str, place: int, kind: Kind) -> Message:
-        """To or from the team that begins at a place."""
-        if (name, place, kind) not in self._messages:
-            self._messages[name, place, kind] = self._new_message(name, place, kind)
-        return self._messages[name, place, kind]
-
-    def _new_message(self, name: str, place: int, kind: Kind) -> Message:
-        video, grid = self._video, self._grid
-        size, itemsize = grid.sharers, ITEMSIZE[video.dtype]
-        team = tuple(self._ranks[place : place + size])
-        if name == "exchanges":
-            stage = grid.stage(place)
-            busy = {f"{name} of {team}": video.step_seconds(stage, kind).exposed}
-            return Message(name, team, busy, 0.0, video.steps.sent(kind, len(video.split[stage])))
-        shares = [video.steps.shares(kind).tokens_of(number) for number in range(size)]
-        if name == "hidden states":
-            width = video.spec.transformers[0].width * itemsize
-            text = video.steps.text_rows
-            ranks = team + tuple(self._ranks[place + grid.stage_ranks :][:size])
-            sent = [[0.0] * 2 * size for _ in ranks]
-            for number, share in enumerate(shares):
-                sent[number][size + number] = float(width * (share.stop - share.start + text))
-            return video.message(name, ranks, sent)
-        leader, value = self._ranks[0], video.values_of_token * itemsize
-        others = [number for number, rank in enumerate(team) if rank != leader]
-        ranks = (leader, *(team[number] for number in others))
-        sent = [[0.0] * len(ranks) for _ in ranks]
-        frames, left, right, _ = kind
-        own = range(left * video.tokens, (left + frames) * video.tokens)
-        for index, number in enumerate(others, 1):
-            if name == "latents":
-                sent[0][index] = float(value * (left + frames + right) * video.tokens)
-            else:
-                mine = min(own.stop, shares[number].stop) - max(own.start, shares[number].start)
-                sent[index][0] = float(value * max(0, mine))
-        return video.message(name, ranks, sent)

@@ -101,33 +101,15 @@ def denoise_blocks(
     with progress.stage("denoise", total=total), heeding or nullcontext(), suppress(Enough):
         if checkpoints and team.is_first:
             yield from (checkpoints.block(number) for number in range(finished))
+        common: dict[str, Any] = {"guidance_scales": scales, "progress": progress}
         if control:
             team.agree("the model", model.fingerprint())
-            blocks = control.blocks(
-                model,
-                queue,
-                prompts,
-                noise,
-                guidance_scales=scales,
-                team=team,
-                progress=progress,
-                state=shared_state(state, team, model.device),
-                save=save,
-            )
+            common |= {"team": team, "state": shared_state(state, team, model.device)}
+            blocks = control.blocks(model, queue, prompts, noise, save=save, **common)
         else:
-            blocks = BlockPipeline(
-                model,
-                queue,
-                prompts,
-                noise,
-                (height, width),
-                guidance_scales=scales,
-                progress=progress,
-                later=later,
-                share=share,
-                state=state or (QueueState(round=round) if round else None),
-                wanted=wanted,
-            ).blocks(save)
+            common |= {"later": later, "share": share, "wanted": wanted}
+            common["state"] = state or (QueueState(round=round) if round else None)
+            blocks = BlockPipeline(model, queue, prompts, noise, (height, width), **common).blocks(save)
         for number, block in enumerate(blocks, finished):
             if checkpoints:
                 checkpoints.keep(number, block)

@@ -1,0 +1,124 @@
+"""A denoising step of a placement: who shares which branch with whom, and the gathering at its end.
+
+What its ranks do in a layer is `planner.step`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from math import prod
+from typing import TYPE_CHECKING
+
+from paradit.distributed.shares import Shares
+from paradit.placement import Form, Placement
+from paradit.planner.costs import ITEMSIZE, block_seconds, replicated_rows
+from paradit.planner.step import Branch, Forward, Layer, forward, layer_of
+
+if TYPE_CHECKING:
+    from paradit.planner.simulate import Simulator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """All of a placement that a step depends on."""
+
+    ranks: tuple[int, ...]
+    helpers: tuple[int, ...]
+    share: float
+    replicas: int
+    replica_ranks: int
+    cfg_degree: int
+    ring_degree: int
+    ring_inside: bool
+
+
+def group_of(placement: Placement, share: float = 0.0) -> Group:
+    """share: of each helper, in parts of an equal one."""
+    helpers = tuple(rank for rank in placement.decode_ranks if rank not in placement.denoise_ranks)
+    return Group(
+        ranks=placement.denoise_ranks,
+        helpers=helpers if share else (),
+        share=share,
+        replicas=placement.replicas,
+        replica_ranks=placement.replica_ranks,
+        cfg_degree=placement.cfg_degree,
+        ring_degree=placement.ring_ranks,
+        ring_inside=placement.mesh == "ulysses,ring",
+    )
+
+
+@cache
+def simulated_step(simulator: Simulator, group: Group, form: Form) -> Forward:
+    branches, streams = branches_of(simulator, group, form)
+    played = forward(branches, simulator.spec.transformers[0].num_layers, streams, form.lag)
+    return replace(played, seconds=played.seconds + _gather(simulator, group))
+
+
+def branches_of(simulator: Simulator, group: Group, form: Form) -> tuple[list[tuple[Branch, Layer]], int]:
+    """Of all replicas, with their layers; and in how many streams each is computed."""
+    spec, text = simulator.spec.transformers[0], simulator.spec.text_length
+    computed = simulator.branches // group.cfg_degree
+    # One process takes a branch after the other; several have them in one batch, or side by side.
+    together = len(group.ranks) > 1 and not form.interleave
+    batch = computed if together else 1
+    size = len(group.ranks) // group.cfg_degree
+    shares = _shares(simulator, size, group)
+    costs = {
+        held: block_seconds(
+            spec,
+            simulator.cluster.device,
+            held=held,
+            tokens=simulator.tokens,
+            text=text,
+            batch=batch,
+            dtype=simulator.dtype,
+        )
+        for held in set(shares.tokens)
+    }
+    branches = []
+    for replica in range(group.replicas):
+        first = replica * group.replica_ranks
+        for number in range(group.cfg_degree):
+            ranks = group.ranks[number * size : (number + 1) * size] + group.helpers
+            branch = Branch(
+                cluster=simulator.cluster,
+                ranks=tuple(first + rank for rank in ranks),
+                shares=shares,
+                costs=[costs[held] for held in shares.tokens],
+                row_bytes=batch * spec.attention_head_dim * ITEMSIZE[simulator.dtype],
+                batch=batch,
+            )
+            layer = layer_of(branch, form, group.ring_degree, ring_inside=group.ring_inside)
+            branches.append((branch, layer))
+    return branches, computed // batch
+
+
+def _shares(simulator: Simulator, size: int, group: Group) -> Shares:
+    spec = simulator.spec.transformers[0]
+    text = replicated_rows(spec, simulator.spec.text_length)
+    equal = Shares.equal(simulator.tokens, spec.num_attention_heads, size, text)
+    if not group.helpers:
+        return equal
+    pieces = spec.num_attention_heads * equal.num_rows
+    each = int(group.share * pieces / (size + len(group.helpers)))
+    left = pieces - each * len(group.helpers)
+    work = [left * (rank + 1) // size - left * rank // size for rank in range(size)]
+    return Shares(
+        num_heads=spec.num_attention_heads,
+        tokens=(*equal.tokens, *(0 for _ in group.helpers)),
+        work=(*work, *(each for _ in group.helpers)),
+        num_replicated=text,
+    )
+
+
+def _gather(simulator: Simulator, group: Group) -> float:
+    """Seconds until every rank has the predictions of all, at the end of a step."""
+    number = len(group.ranks)
+    if number == 1:
+        return 0.0
+    spec = simulator.spec.transformers[0]
+    values = spec.out_channels * prod(spec.patch_size) * ITEMSIZE[simulator.dtype] * simulator.branches
+    each = simulator.tokens / number * values
+    busy, latency = simulator.cluster.transfer(group.ranks, [[each] * number] * number)
+    return max(busy.values()) + latency + simulator.cluster.device.posting
