@@ -117,8 +117,12 @@ def _family(pid: int) -> list[psutil.Process]:
 
 def _ranks(pid: int) -> list[psutil.Process]:
     """Children of the fork server, which is itself a child of the command."""
-    return [
-        process
-        for process in _family(pid)
-        if process.ppid() != pid and re.search("forkserver|spawn_main", " ".join(process.cmdline()))
-    ]
+    return [process for process in _family(pid) if _is_rank(process, pid)]
+
+
+def _is_rank(process: psutil.Process, command: int) -> bool:
+    try:
+        started = " ".join(process.cmdline())
+        return process.ppid() != command and re.search("forkserver|spawn_main", started) is not None
+    except psutil.NoSuchProcess:  # it has just ended, such as what a library asks of the machine
+        return False

@@ -107,7 +107,8 @@ def test_a_stopped_rank_is_replaced(model: Path, folder: Path, whole: Path) -> N
     command.until_event("step", stage="denoise", done=6)
     command.ranks()[1].send_signal(signal.SIGSTOP)
     command.until_event("restarted")
-    assert "rank 1 (denoise of request 1): no sign of life for 4 s" in command.told[-1]["message"]
+    message = command.told[-1]["message"]
+    assert "rank 1 (denoise of request 1): no sign of life for 4 s" in message, message
     command.end_well()
     same_videos(folder, whole)
 
