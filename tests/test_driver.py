@@ -1,7 +1,9 @@
 """The driver over ranks that say what a test has them say: what is a failure, and what it does then."""
 
 import time
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,6 +109,17 @@ def test_ranks_that_get_nowhere(tmp_path: Path) -> None:
 def test_a_rank_that_is_silent(tmp_path: Path) -> None:
     (_, message), *_ = Driven(tmp_path, [DENOISING, [(0, ("alive", ()))]], [DONE]).drive()
     assert message.splitlines()[0] == "rank 1 (denoise of request 2): no sign of life for 1 s"
+
+
+def test_a_rank_that_starts_slowly_is_not_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its libraries come first; there must be news within the limit, of any rank."""
+    looks = count()
+    monkeypatch.setattr("paradit.engine.driver.time", SimpleNamespace(monotonic=lambda: next(looks) / 200))
+    first: Said = [(0, ("doing", ("load", None)))]
+    second: Said = [(1, ("alive", ()))]
+    waits: list[Said] = [[(0, ("alive", ()))]] * 40
+    assert Driven(tmp_path, [first, *waits, second, *waits, DONE]).drive() == []
+    assert next(looks) / 200 > 1.2
 
 
 def test_the_one_that_died_is_the_cause(tmp_path: Path) -> None:

@@ -103,12 +103,12 @@ def test_a_killed_command_goes_on(model: Path, folder: Path, whole: Path) -> Non
 
 
 def test_a_stopped_rank_is_replaced(model: Path, folder: Path, whole: Path) -> None:
-    command = Command(folder, *arguments(model, *APART, "--hang-limit", "4"))
+    command = Command(folder, *arguments(model, *APART, "--hang-limit", "8"))
     command.until_event("step", stage="denoise", done=6)
     command.ranks()[1].send_signal(signal.SIGSTOP)
     command.until_event("restarted")
     message = command.told[-1]["message"]
-    assert "rank 1 (denoise of request 1): no sign of life for 4 s" in message, message
+    assert "rank 1 (denoise of request 1): no sign of life for 8 s" in message, message
     command.end_well()
     same_videos(folder, whole)
 

@@ -114,8 +114,9 @@ class _World:
         ranks = range(run.placement.ranks)
         self._running = set(ranks)
         self._doing: list[tuple[str, int | None]] = [("load", None) for _ in ranks]
-        self._heard = [time.monotonic() for _ in ranks]
         self._progress = time.monotonic()
+        self._heard: dict[int, float] = {}
+        """When last. A rank that has never been heard is not silent: it may load its libraries for long."""
         self._last_words: dict[int, tuple[str, str]] = {}
         """Of ranks that failed: how, and what they had to say."""
         self._denoising: set[int] = set()
@@ -168,17 +169,17 @@ class _World:
         heard = self.launcher.hear(LISTEN_SECONDS)
         slept = time.monotonic() - before - LISTEN_SECONDS
         if slept > 1.0:  # this process was stopped itself, and perhaps the ranks with it
-            self._heard = [then + slept for then in self._heard]
+            self._heard = {rank: then + slept for rank, then in self._heard.items()}
             self._progress += slept
         return heard
 
     def _take(self, rank: int, message: Message) -> bool:
         """Take one message; whether it says that the rank has failed."""
         event, values = message
+        starts = rank not in self._heard
         self._heard[rank] = time.monotonic()
-        if event == "alive":
-            return False
-        self._progress = time.monotonic()
+        if event != "alive" or starts:
+            self._progress = self._heard[rank]
         if event in ("done", "stopped", "raised", "ended"):
             self._running.discard(rank)
             self._denoising.discard(rank)
@@ -187,7 +188,7 @@ class _World:
                 self._last_words[rank] = event, str(values[0]).rstrip()
         elif event == "doing":
             self._doing[rank] = values
-        else:
+        elif event != "alive":
             self._pass_on(rank, event, values)
         return event in ("raised", "ended")
 
@@ -207,7 +208,7 @@ class _World:
         """Whether ranks give no sign of life, or none gets any further; then that is their last word."""
         now, limit = time.monotonic(), self._run.hang_limit
         silence = min(limit, SILENCE_SECONDS)
-        silent = {rank for rank in self._running if now - self._heard[rank] > silence}
+        silent = {rank for rank in self._running if now - self._heard.get(rank, now) > silence}
         words = f"no sign of life for {silence:g} s"
         if not silent and now - self._progress > limit:
             silent, words = self._running, f"no progress for {limit:g} s"

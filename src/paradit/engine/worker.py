@@ -198,5 +198,6 @@ def _beat(report: PipeReport) -> None:
     """Say, again and again, that this process is there."""
     wait = threading.Event()
     with contextlib.suppress(OSError):
-        while not wait.wait(HEARTBEAT_SECONDS):
+        while True:
             report.send("alive")
+            wait.wait(HEARTBEAT_SECONDS)
