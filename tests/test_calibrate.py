@@ -47,6 +47,7 @@ GPU = Device(
     message_units=0.0,
     launch=5e-6,
     ahead=True,
+    softmax=10.0,
     narrow=20.0,
     reach={"product": 1.0, "flash": {"bf16": 0.4, "fp32": 0.3}, "convolution": 0.2, "memory": 0.7},
     source="none",
@@ -75,7 +76,7 @@ def works(scale: int) -> list[Work]:
             for rows in (64 * scale, 1024 * scale)
             for columns in (512, 2048)
         ]
-        found += [Attention(dtype, heads, 512 * scale, 2048 * scale, 128) for heads in (2, 8)]
+        found += [Attention(dtype, heads, 512 * scale, 2048 * scale, 64 * heads) for heads in (1, 2, 4)]
     found += [block(heads, 256 * scale) for heads in (4, 12, 24)]
     for channels in (16, 48, 96):
         found += [Decode(vae_spec({"base_dim": channels}), (5, 64, size)) for size in (64, 128)]
@@ -94,6 +95,7 @@ def test_a_device_is_found_again(device: Device, scale: int) -> None:
     for dtype in device.dense:
         assert found.rate("product", dtype) == pytest.approx(device.rate("product", dtype), rel=0.02)
         assert found.rate("flash", dtype) == pytest.approx(device.rate("flash", dtype), rel=0.02)
+    assert found.softmax == pytest.approx(device.softmax, rel=0.05)
     assert found.units == pytest.approx(device.units, rel=0.1)
     assert found.narrow == pytest.approx(device.narrow, rel=0.05)
 

@@ -168,8 +168,7 @@ def fit_device(measured: Sequence[Measured], copies: Copies, source: str) -> Dev
         source=source,
     )
     device = _fit_products(device, kinds[Product], dtypes)
-    for dtype in dtypes:
-        device = _fitted(partial(_with_attention, device, dtype), _of(dtype, kinds[Attention]), 1e-3, 10.0)
+    device = _fit_attention(device, kinds[Attention], dtypes)
     device = _fitted(partial(_with_reach, device, "memory"), kinds[Block], 1e-3, 10.0)
     return _fit_decodes(device, kinds[Decode])
 
@@ -184,6 +183,18 @@ def _fit_products(device: Device, measured: Sequence[Measured], dtypes: Iterable
         return found
 
     return _fitted(with_units, measured, 1e-2, 1e3)
+
+
+def _fit_attention(device: Device, measured: Sequence[Measured], dtypes: Iterable[str]) -> Device:
+    """Rates by dtype, and how they fall for narrow heads."""
+
+    def with_softmax(softmax: float) -> Device:
+        found = replace(device, softmax=softmax)
+        for dtype in dtypes:
+            found = _fitted(partial(_with_attention, found, dtype), _of(dtype, measured), 1e-3, 10.0)
+        return found
+
+    return _fitted(with_softmax, measured, 1e-2, 1e3)
 
 
 def _fit_decodes(device: Device, measured: Sequence[Measured]) -> Device:
@@ -278,7 +289,16 @@ def machine_file(
     """The text of a file that `planner.hardware.find_cluster` reads. about: lines for its head."""
     lines = [*(f"# {line}" for line in about), "", f"ranks = {ranks}", "machines = 1", ""]
     lines += ["[devices.this]", f'source = "{device.source}"', f"dense = {_inline(device.dense)}"]
-    for name in ("memory_bandwidth", "memory", "units", "message_units", "launch", "narrow", "posting"):
+    for name in (
+        "memory_bandwidth",
+        "memory",
+        "units",
+        "message_units",
+        "launch",
+        "softmax",
+        "narrow",
+        "posting",
+    ):
         lines.append(f"{name} = {_number(getattr(device, name))}")
     lines += [f"ahead = {str(device.ahead).lower()}", "", "[devices.this.reach]"]
     for name, reach in device.reach.items():

@@ -81,11 +81,12 @@ def block_seconds(
     part = spec.width**2 * size
     value = seconds(projection, part, passes / 8, KERNELS / 8)
     finish = seconds(linear - 3 * projection, weights - 3 * part, passes * 5 / 8, KERNELS * 5 / 8)
-    finish += batch * cross / spec.num_layers / device.rate(kernel, dtype)
+    attending = device.attention_rate(kernel, dtype, spec.attention_head_dim)
+    finish += batch * cross / spec.num_layers / attending
     # Of a head's row; of joint attention the text's rows are some of them.
     rows = _attention_rows(spec, tokens, text)
     pieces = spec.num_layers * spec.num_attention_heads * rows
-    head_row = spec.self_attention_flops(tokens, text) / pieces / device.rate(kernel, dtype)
+    head_row = spec.self_attention_flops(tokens, text) / pieces / attending
     return BlockSeconds(
         value=value if held else 0.0,
         finish=finish if held else 0.0,
@@ -105,7 +106,7 @@ def product_seconds(device: Device, dtype: str, rows: int, inner: int, columns: 
 
 def attention_seconds(device: Device, dtype: str, head_rows: int, keys: int, head_dim: int) -> float:
     """Attention by itself, of so many (head, query row) pieces over so many keys each."""
-    head_row = 4 * keys * head_dim / device.rate("flash", dtype)
+    head_row = 4 * keys * head_dim / device.attention_rate("flash", dtype, head_dim)
     return head_rows * head_row + _wave(device, head_row)
 
 

@@ -276,7 +276,8 @@ class Ring:
             owner = (group - turn) % self.degree
             part = (self._lengths[owner] + (shares.num_replicated if turn == 0 else 0)) / shares.num_rows
             yield branch.attention(rank, rows * part, coming.seconds if coming is not None else 0.0)
-            yield Compute("merge", cost.merge * rows * branch.batch)
+            if turn:  # the first part is what the others are merged with
+                yield Compute("merge", cost.merge * rows * branch.batch)
             if coming is not None:
                 yield Wait((key, "turn", index, turn))
 

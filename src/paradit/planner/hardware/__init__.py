@@ -25,9 +25,11 @@ from typing import Any
 from paradit.errors import InputError
 
 MAX_RANKS = 128
+HEAD_MULTIPLE = 16
+"""Attention kernels compute a head's channels in so many at once: vector and tensor cores are so wide."""
 _FIGURES = (
-    *("dense", "memory_bandwidth", "memory", "units", "message_units", "launch", "ahead", "narrow"),
-    *("posting", "source"),
+    *("dense", "memory_bandwidth", "memory", "units", "message_units", "launch", "ahead"),
+    *("softmax", "narrow", "posting", "source"),
 )
 _REACH = ("product", "flash", "efficient", "convolution", "memory")
 
@@ -44,6 +46,7 @@ class Device:
     message_units: float
     launch: float
     ahead: bool
+    softmax: float = 0.0
     narrow: float
     posting: float = 0.0
     reach: Mapping[str, float | Mapping[str, float]]
@@ -54,6 +57,11 @@ class Device:
         """FLOP/s that large kernels of a kind (`product`, `flash`, `efficient`, `convolution`) reach."""
         reach = self.reach[kind]
         return self.dense[dtype] * (reach[dtype] if isinstance(reach, Mapping) else reach)
+
+    def attention_rate(self, kernel: str, dtype: str, head_dim: int) -> float:
+        """FLOP/s of an attention kernel's two products: the narrower the heads, the more is besides them."""
+        computed = -(-head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
+        return self.rate(kernel, dtype) * head_dim / (computed + self.softmax)
 
     @property
     def copy_rate(self) -> float:
