@@ -127,7 +127,7 @@ class Paper:
         shares = Shares.equal(tokens, heads, holders, text)
         if helps:
             equal = Shares.equal(tokens, heads, RANKS, text)
-            shares = replace(equal, tokens=(*shares.tokens, 0))
+            shares = replace(equal, tokens=(*shares.tokens, 0), num_helpers=1)
         batch = 2 if open_sora else 1  # guidance branches
         costs = {
             held: block_seconds(
@@ -216,8 +216,8 @@ def papers_layer(branch: Branch, *, cross: bool, pipelined: bool, helps: bool) -
     """
     (whole,) = chunk_boxes(branch.shares, 1)
     heads = [[box] for box in whole.new_heads]
-    incoming = [branch.move("q", branch.tokens, whole.work)]
-    incoming += [branch.move(name, branch.tokens, heads) for name in ("k", "v")]
+    incoming = [branch.inward("q", whole.work)]
+    incoming += [branch.inward(name, heads) for name in ("k", "v")]
     count = -(-max(branch.shares.work) // branch.shares.num_rows) if pipelined else 1
     chunks = chunk_boxes(branch.shares, count)
     results = [branch.results(chunk.work) for chunk in chunks]
@@ -271,7 +271,7 @@ def _crossing(branch: Branch) -> tuple[Message, Message]:
     shares = Shares.equal(sum(held), branch.shares.num_heads, len(held))
     part = replace(branch, ranks=branch.ranks[: len(held)], shares=shares, costs=branch.costs[: len(held)])
     (whole,) = chunk_boxes(shares, 1)
-    return part.move("queries", part.tokens, whole.work), part.results(whole.work)
+    return part.inward("queries", whole.work), part.results(whole.work)
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,7 @@ class UlyssesExchange:
         replicated = [shares.replicated] if shares.num_replicated else []
         tokens = [[shares.tokens_of(rank)] for rank in ranks]
         helpers = shares.num_helpers
-        held = [
-            [*boxes, *replicated] if rank < shares.num_holders else boxes for rank, boxes in enumerate(tokens)
-        ]
+        held = [shares.held_by(rank) for rank in ranks]
         self.chunks: list[Chunk] = []
         for boxes in chunk_boxes(shares, num_chunks, whole_heads=whole_heads):
             work, heads = boxes.work, boxes.new_heads

@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 
 from torch import Tensor
 
-from paradit.distributed.shares import Box, Boxes, common_parts
+from paradit.distributed.shares import Box, Boxes, boxes_given, common_parts
 from paradit.distributed.transport import Transfer, Transport
 
 
@@ -21,7 +21,7 @@ class Redistribution:
     """From `source` boxes to `target` boxes; each box is a tensor [B, tokens, heads, D] on its rank.
 
     `replicated` are boxes that every rank but the last ones, the helpers, holds besides its source boxes.
-    They travel to helpers only: to the first from the first rank, to the second from the second, and so on.
+    They travel to helpers only (`boxes_given`).
     """
 
     def __init__(
@@ -33,9 +33,9 @@ class Redistribution:
         num_helpers: int = 0,
     ) -> None:
         self._source, self._target, self.transport = source, target, transport
-        self._replicated, self._num_holders = replicated, len(source) - num_helpers
-        rank = transport.rank
-        self.held = [*source[rank], *replicated] if rank < self._num_holders else list(source[rank])
+        self._replicated, self._num_helpers = replicated, num_helpers
+        rank, num_holders = transport.rank, len(source) - num_helpers
+        self.held = [*source[rank], *replicated] if rank < num_holders else list(source[rank])
         """This rank's boxes, of which it gives a tensor each."""
         self.boxes = target[rank]
         """What it gets."""
@@ -55,11 +55,7 @@ class Redistribution:
         )
 
     def _given(self, sender: int, receiver: int) -> Sequence[Box]:
-        """The boxes of which a rank sends another one what that needs."""
-        helper = receiver - self._num_holders
-        if helper >= 0 and sender == helper % self._num_holders:
-            return [*self._source[sender], *self._replicated]
-        return self._source[sender]
+        return boxes_given(self._source, sender, receiver, self._replicated, self._num_helpers)
 
     def move(self, tensors: Sequence[Tensor], like: Tensor, into: Sequence[Tensor] | None = None) -> Move:
         """This rank's tensors, one for each box that it holds, to be sent by `start`.

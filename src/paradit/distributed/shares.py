@@ -125,6 +125,11 @@ class Shares:
         """What every rank but the helpers holds besides."""
         return Box(0, self.num_heads, self.num_tokens, self.num_rows)
 
+    def held_by(self, rank: int) -> list[Box]:
+        """All that a rank holds, in that order; a helper's is one empty box."""
+        is_holder = self.num_replicated and rank < self.num_holders
+        return [self.tokens_of(rank), *([self.replicated] if is_holder else [])]
+
     def work_of(self, rank: int) -> list[Box]:
         """The query rows that a rank computes: the end of a head, whole heads, the beginning of one."""
         return list(_blocks(_range_of(self.work, rank), self.num_rows))
@@ -159,15 +164,30 @@ def common_parts(source: Sequence[Box], target: Sequence[Box]) -> list[tuple[int
     return [(i, j, box) for i, j, box in pairs if box is not None]
 
 
-def rows_between(source: Boxes, target: Boxes) -> list[list[int]]:
+def boxes_given(
+    source: Boxes, sender: int, receiver: int, replicated: Sequence[Box] = (), num_helpers: int = 0
+) -> Sequence[Box]:
+    """The boxes of which a rank sends another one what that needs.
+
+    `replicated` are boxes that every rank but the last ones, the helpers, holds besides its source boxes.
+    They travel to helpers only: to the first from the first rank, to the second from the second, and so on.
+    """
+    holders = len(source) - num_helpers
+    helper = receiver - holders
+    return [*source[sender], *replicated] if helper >= 0 and sender == helper % holders else source[sender]
+
+
+def rows_between(
+    source: Boxes, target: Boxes, replicated: Sequence[Box] = (), num_helpers: int = 0
+) -> list[list[int]]:
     """How many (token, head) rows each rank sends to each other one; none to itself."""
-    return [
-        [
-            0 if sender == receiver else sum(_common_rows(a, b) for a in boxes for b in others)
-            for receiver, others in enumerate(target)
-        ]
-        for sender, boxes in enumerate(source)
-    ]
+
+    def rows(sender: int, receiver: int) -> int:
+        boxes = boxes_given(source, sender, receiver, replicated, num_helpers)
+        return sum(_common_rows(a, b) for a in boxes for b in target[receiver])
+
+    ranks = range(len(source))
+    return [[0 if one == other else rows(one, other) for other in ranks] for one in ranks]
 
 
 def _common_rows(a: Box, b: Box) -> int:

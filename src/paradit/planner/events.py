@@ -56,6 +56,8 @@ class Wait:
     """Until a message that was posted is there."""
 
     key: Hashable
+    same_turn: bool = False
+    """Whether this wait belongs to the one before it: no other stream's turn comes between them."""
 
 
 Step = Compute | Post | Wait
@@ -180,7 +182,7 @@ def interleaved(streams: Sequence[Iterable[Step]], lag: int = 0) -> Generator[St
             if index in waits:
                 yield waits.pop(index)
             for step in stream:
-                if isinstance(step, Wait):
+                if isinstance(step, Wait) and not step.same_turn:
                     waits[index] = step
                     break
                 yield step

@@ -246,17 +246,25 @@ def _is_worth_a_look(simulator: Simulator, placement: Placement) -> bool:
 
 
 def _with_forms(simulator: Simulator, placement: Placement) -> Iterator[tuple[Way, Form]]:
-    heads = simulator.spec.transformers[0].num_attention_heads
-    for found in placement.forms(heads, simulator.branches):
-        form = replace(found, attention="ulysses") if found.chunks == 1 else found
+    forms = _forms(simulator, placement)
+    for form in forms:
         yield Way(placement=placement), form
-        if kind_of(Way(placement=placement)) == "apart" and placement.cfg_degree == 1:
+    if kind_of(Way(placement=placement)) == "apart" and placement.cfg_degree == 1:
+        # A single rank has branches side by side only with helpers.
+        helped = _forms(simulator, replace(placement, coprocess=True))
+        for form in dict.fromkeys([*forms, *helped]):
             yield Way(placement=placement, coprocess=True), form
     for attention in ("ring", "usp"):
         if placement.branch_ranks > 1:
             with suppress(InputError):
                 changed = replace(placement, attention=attention)
                 yield Way(placement=changed), Form(attention=attention)
+
+
+def _forms(simulator: Simulator, placement: Placement) -> list[Form]:
+    heads = simulator.spec.transformers[0].num_attention_heads
+    found = placement.forms(heads, simulator.branches)
+    return [replace(form, attention="ulysses") if form.chunks == 1 else form for form in found]
 
 
 def kind_of(way: Way) -> str:

@@ -40,14 +40,21 @@ class Branch:
     def tokens(self) -> Boxes:
         return [[self.shares.tokens_of(rank)] for rank in range(self.shares.num_ranks)]
 
-    @cached_property
-    def _held(self) -> Boxes:
+    def inward(self, name: str, *targets: Boxes) -> Message:
+        """A message of all ranks, of their tokens: a tensor to each of the targets."""
         text = [self.shares.replicated] if self.shares.num_replicated else []
-        return [[*boxes, *(text if len(boxes[0]) else [])] for boxes in self.tokens]
+        helpers = self.shares.num_helpers
+        return self._moved(name, [rows_between(self.tokens, target, text, helpers) for target in targets])
 
-    def move(self, name: str, source: Boxes, target: Boxes, times: int = 1) -> Message:
-        """A message of all ranks, with `times` tensors of the kind."""
-        sent = [[times * self.row_bytes * rows for rows in row] for row in rows_between(source, target)]
+    def results(self, work: Boxes) -> Message:
+        """Attended values on their way back."""
+        held = [self.shares.held_by(rank) for rank in range(self.shares.num_ranks)]
+        return self._moved("results", [rows_between(work, held)])
+
+    def _moved(self, name: str, tables: Sequence[Sequence[Sequence[int]]]) -> Message:
+        """As many rows as the tables say together."""
+        ranks = range(self.shares.num_ranks)
+        sent = [[self.row_bytes * sum(table[i][j] for table in tables) for j in ranks] for i in ranks]
         return self.message(name, self.ranks, sent)
 
     def message(self, name: str, ranks: Sequence[int], sent: Sequence[Sequence[float]]) -> Message:
@@ -56,13 +63,57 @@ class Branch:
         posting = self.cluster.device.posting if busy else 0.0
         return Message(name, tuple(ranks), busy, latency, sent, posting)
 
-    def results(self, work: Boxes) -> Message:
-        """Attended values on their way back."""
-        return self.move("results", work, self._held)
-
     def attention(self, rank: int, head_rows: float, beside: float = 0.0) -> Compute:
         """The `rank`-th of the ranks computes so many pieces of each video, beside so long messages."""
         return Compute("attention", self.costs[rank].attention(self.batch * head_rows, beside))
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """A message of all ranks of a branch, which those that hold tokens begin together.
+
+    Helpers compute other things meanwhile, and between two ranks messages travel when both are ready
+    (`distributed.transport`, `point_to_point`). So what a helper sends and gets is a message by itself.
+    """
+
+    branch: Branch
+    whole: Message
+
+    @property
+    def seconds(self) -> float:
+        return self.whole.seconds
+
+    @cached_property
+    def _parts(self) -> list[Message]:
+        """Of those that hold tokens, and of these with each helper; ranks without bytes take no part."""
+        shares, table = self.branch.shares, self.whole.table
+        if not shares.num_helpers:
+            return [self.whole]
+        parts = []
+        for last in range(shares.num_holders - 1, shares.num_ranks):
+
+            def size(i: int, j: int, last: int = last) -> float:
+                return table[i][j] if max(i, j, shares.num_holders - 1) == last else 0.0
+
+            some = [i for i in range(last + 1) if any(size(i, j) or size(j, i) for j in range(last + 1))]
+            sent = [[size(i, j) for j in some] for i in some]
+            parts.append(self.branch.message(self.whole.name, [self.branch.ranks[i] for i in some], sent))
+        return parts
+
+    def _of(self, rank: int, key: Any) -> list[Post]:
+        one = self.branch.ranks[rank]
+        own = [Post((key, number), part) for number, part in enumerate(self._parts) if one in part.ranks]
+        # Nothing to wait for, but a turn for another stream.
+        return own or [Post((key, "nothing", rank), self.branch.message(self.whole.name, [one], [[0.0]]))]
+
+    def post(self, rank: int, key: Any) -> Iterator[Step]:
+        """What the `rank`-th of the branch begins."""
+        yield from self._of(rank, key)
+
+    def wait(self, rank: int, key: Any) -> Iterator[Step]:
+        """Until all that it sends and gets has arrived."""
+        for number, post in enumerate(self._of(rank, key)):
+            yield Wait(post.key, same_turn=number > 0)
 
 
 Layer = Callable[[int, Any], Iterator[Step]]
@@ -75,16 +126,17 @@ def ulysses(branch: Branch, num_chunks: int = 1, *, interleaved: bool = False) -
     interleaved: another stream's messages travel at any time.
     """
     chunks = chunk_boxes(branch.shares, num_chunks)
-    tokens = branch.tokens
-    first, *others = chunks
     heads = [[[box] for box in chunk.new_heads] for chunk in chunks]
-    value = branch.move("values", tokens, heads[0])
+    value = Exchange(branch, branch.inward("values", heads[0]))
     # A chunk's keys and queries, or with its values, are one message.
     together = [
-        _joined(branch, [(tokens, heads[index])] * (1 if index == 0 else 2) + [(tokens, chunk.work)])
-        for index, chunk in enumerate([first, *others])
+        Exchange(
+            branch,
+            branch.inward("keys and queries", *[heads[index]] * (1 if index == 0 else 2), chunk.work),
+        )
+        for index, chunk in enumerate(chunks)
     ]
-    results = [branch.results(chunk.work) for chunk in chunks]
+    results = [Exchange(branch, branch.results(chunk.work)) for chunk in chunks]
     # The next chunk's way in and the last one's way out; and the other stream's layer.
     beside = [
         sum(
@@ -100,19 +152,18 @@ def ulysses(branch: Branch, num_chunks: int = 1, *, interleaved: bool = False) -
     def layer(rank: int, key: Any) -> Iterator[Step]:
         cost = branch.costs[rank]
         yield Compute("project", cost.value)
-        yield Post((key, "v"), value)
+        yield from value.post(rank, (key, "v"))
         yield Compute("project", 2 * cost.value)
         for index, message in enumerate(together):
-            yield Post((key, "in", index), message)
-        yield Wait((key, "v"))
+            yield from message.post(rank, (key, "in", index))
+        yield from value.wait(rank, (key, "v"))
         for index, chunk in enumerate(chunks):
-            yield Wait((key, "in", index))
+            yield from together[index].wait(rank, (key, "in", index))
             yield branch.attention(rank, sum(map(len, chunk.work[rank])), beside[index])
-            yield Post((key, "out", index), results[index])
-        if branch.shares.tokens[rank]:
-            for index in range(len(chunks)):
-                yield Wait((key, "out", index))
-            yield Compute("finish", cost.finish)
+            yield from results[index].post(rank, (key, "out", index))
+        for index, result in enumerate(results):
+            yield from result.wait(rank, (key, "out", index))
+        yield Compute("finish", cost.finish)
 
     return layer
 
@@ -137,9 +188,9 @@ def _incoming(branch: Branch, whole: ChunkBoxes) -> list[Message]:
     """Values, keys and queries, each by itself."""
     heads = [[box] for box in whole.new_heads]
     return [
-        branch.move("values", branch.tokens, heads),
-        branch.move("keys", branch.tokens, heads),
-        branch.move("queries", branch.tokens, whole.work),
+        branch.inward("values", heads),
+        branch.inward("keys", heads),
+        branch.inward("queries", whole.work),
     ]
 
 
@@ -226,8 +277,8 @@ class Ring:
         )
         (whole,) = chunk_boxes(within, 1, whole_heads=True)
         heads = [[box] for box in whole.new_heads]
-        together = _joined(part, [(part.tokens, heads), (part.tokens, whole.work)])
-        return part.move("values", part.tokens, heads), together, part.results(whole.work)
+        together = part.inward("keys and queries", heads, whole.work)
+        return part.inward("values", heads), together, part.results(whole.work)
 
     @cached_property
     def _turns(self) -> list[list[Message]]:
@@ -336,11 +387,3 @@ def play_layers(
 def _stream(layer: Layer, place: int, key: tuple[int, int], layers: int) -> Iterator[Step]:
     for number in range(layers):
         yield from layer(place, (*key, number))
-
-
-def _joined(branch: Branch, moves: Sequence[tuple[Boxes, Boxes]]) -> Message:
-    """Several moves in one message."""
-    tables = [rows_between(source, target) for source, target in moves]
-    ranks = range(branch.shares.num_ranks)
-    sent = [[branch.row_bytes * sum(table[i][j] for table in tables) for j in ranks] for i in ranks]
-    return branch.message("keys and queries", branch.ranks, sent)

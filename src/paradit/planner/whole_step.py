@@ -59,8 +59,9 @@ def branches_of(simulator: Simulator, group: Group, form: Form) -> tuple[list[tu
     """Of all replicas, with their layers; and in how many streams each is computed."""
     spec, text = simulator.spec.transformers[0], simulator.spec.text_length
     computed = simulator.branches // group.cfg_degree
-    # One process takes a branch after the other; several have them in one batch, or side by side.
-    together = len(group.ranks) > 1 and not form.interleave
+    # One process takes a branch after the other; several have them in one batch, or side by side, and so has
+    # one with helpers.
+    together = len(group.ranks) + len(group.helpers) > 1 and not form.interleave
     batch = computed if together else 1
     size = len(group.ranks) // group.cfg_degree
     shares = _shares(simulator, size, group)
@@ -102,14 +103,7 @@ def _shares(simulator: Simulator, size: int, group: Group) -> Shares:
         return equal
     pieces = spec.num_attention_heads * equal.num_rows
     each = int(group.share * pieces / (size + len(group.helpers)))
-    left = pieces - each * len(group.helpers)
-    work = [left * (rank + 1) // size - left * rank // size for rank in range(size)]
-    return Shares(
-        num_heads=spec.num_attention_heads,
-        tokens=(*equal.tokens, *(0 for _ in group.helpers)),
-        work=(*work, *(each for _ in group.helpers)),
-        num_replicated=text,
-    )
+    return equal.with_helpers([each] * len(group.helpers))
 
 
 def _gather(simulator: Simulator, group: Group) -> float:

@@ -253,17 +253,7 @@ class Helper(_Member):
     @torch.no_grad()
     def _help(self, agreed: Message) -> None:
         """In one step: the turns of its forwards are those of the ranks that denoise."""
-        attend = self.attend(agreed)
-        nothing = torch.empty(
-            agreed.batch,
-            0,
-            agreed.num_heads,
-            agreed.head_dim,
-            dtype=DTYPES[agreed.dtype],
-            device=self._world.device,
-        )
-        works = [_attentions(attend, nothing, agreed.num_layers) for _ in range(agreed.streams)]
-        run_interleaved(works, agreed.lag)
+        run_interleaved(helping(agreed, self.attend(agreed), self._world.device), agreed.lag)
 
 
 class _Nowhere:
@@ -274,6 +264,13 @@ class _Nowhere:
     def __init__(self, like: Tensor) -> None:
         none = like.new_empty(1, 0, 1, like.shape[3])
         self.rope = Rope(positions=none.new_empty(0, 3), cos=none, sin=none)
+
+
+def helping(agreed: Message, attend: Attend, device: torch.device) -> list[Generator[Wait, None, None]]:
+    """A helper's part of a step: of each of its forwards the attentions, by ranks that hold nothing."""
+    shape = agreed.batch, 0, agreed.num_heads, agreed.head_dim
+    nothing = torch.empty(shape, dtype=DTYPES[agreed.dtype], device=device)
+    return [_attentions(attend, nothing, agreed.num_layers) for _ in range(agreed.streams)]
 
 
 def _attentions(attend: Attend, nothing: Tensor, num_layers: int) -> Generator[Wait, None, None]:
