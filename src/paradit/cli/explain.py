@@ -8,6 +8,7 @@ from paradit.cli.text import amount
 from paradit.scheduling.memory import memory_by_rank
 
 if TYPE_CHECKING:
+    from paradit.cli.arrange import Arranged
     from paradit.cli.jobs import Options
     from paradit.models.spec import ModelSpec
     from paradit.placement import Placement
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
 BYTES = {"bf16": 2, "fp32": 4}
 
 
-def explain(options: Options, request: Request, placement: Placement, spec: ModelSpec) -> list[str]:
-    """Of a resolved request: its method, how attention is shared, what the fullest rank needs."""
+def explain(options: Options, request: Request, arranged: Arranged, spec: ModelSpec) -> list[str]:
+    """Of a resolved request: its method, why ranks are used as they are, what the fullest one needs."""
     return [
         _method(options, request, spec),
-        *([_attention(placement)] if placement.branch_ranks > 1 and not request.in_blocks else []),
-        _memory(request, placement, spec),
+        *arranged.why,
+        *_attention(request, arranged),
+        _memory(request, arranged.placement, spec),
     ]
 
 
@@ -36,11 +38,15 @@ def _method(options: Options, request: Request, spec: ModelSpec) -> str:
     return f"method {request.method}: {request.num_frames} frames are {than} than {limit}"
 
 
-def _attention(placement: Placement) -> str:
-    open_choices = placement.attention == "auto" or (placement.attention == "pipesp" and not placement.chunks)
-    if open_choices:
-        return f"attention {placement.attention}: the quickest form, as rehearsed in the first step"
-    return f"attention {placement.attention}: as asked for"
+def _attention(request: Request, arranged: Arranged) -> list[str]:
+    placement = arranged.placement
+    if placement.branch_ranks == 1 or request.in_blocks:
+        return []
+    if arranged.form:
+        return [arranged.form]
+    if placement.attention == "auto" or (placement.attention == "pipesp" and not placement.chunks):
+        return [f"attention {placement.attention}: the quickest form, as rehearsed in the first step"]
+    return [f"attention {placement.attention}: as asked for"]
 
 
 def _memory(request: Request, placement: Placement, spec: ModelSpec) -> str:

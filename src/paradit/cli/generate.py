@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from paradit.cli.arrange import arrange, asked_placement
 from paradit.cli.explain import explain
 from paradit.cli.jobs import Options, check_run, make_jobs, read_prompts
 from paradit.cli.progress import Reporter
@@ -13,24 +13,19 @@ from paradit.cli.signals import stop
 from paradit.cli.trace import check_trace
 from paradit.distributed.shares import Shares
 from paradit.engine.job import Job, Run
-from paradit.engine.planned import Open, planned
 from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_this_machine, ranks_of_torchrun
 from paradit.engine.run_folder import RunFolder
-from paradit.engine.this_machine import calibrated_cluster
 from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.placement import Placement
-from paradit.placement_text import read_fields, read_groups
 from paradit.requests import Request, frames_at_once, latent_shape, warnings_for
 from paradit.scheduling.block_queue import position_warning, queue_of
 from paradit.scheduling.layer_pipeline import split_layers, used_share
 from paradit.scheduling.memory import memory_by_rank
-from paradit.scheduling.stages import STAGES
 from paradit.trace.merge import collected
 
 BYTES = {"bf16": 2, "fp32": 4}
-AUTO = "auto"
 
 
 def generate(options: Options, report: Reporter) -> int:
@@ -44,7 +39,8 @@ def generate(options: Options, report: Reporter) -> int:
     spec = read_spec(folder)
     jobs = make_jobs(options, prompts, spec)
     check_trace(options)
-    placement, automatic = _planned(options, jobs, spec, _placement(options), report)
+    arranged = arrange(options, jobs, spec, asked_placement(options), report)
+    placement, automatic = arranged.placement, arranged.automatic
     for job in jobs:
         placement.check(job.request, spec)
     _check_replicas(placement, len(jobs))
@@ -53,7 +49,7 @@ def generate(options: Options, report: Reporter) -> int:
     for warning in dict.fromkeys(line for job in jobs for line in _warnings(job.request, spec, placement)):
         report.warn(warning)
     if options.explain:
-        lines = (line for job in jobs for line in explain(options, job.request, placement, spec))
+        lines = (line for job in jobs for line in explain(options, job.request, arranged, spec))
         for line in dict.fromkeys(lines):
             report.explain(line)
     if options.dry_run:
@@ -79,94 +75,6 @@ def generate(options: Options, report: Reporter) -> int:
     with collected(options.trace, layers=options.trace_layers) as tracing:
         make(run, spec, run_folder, report, stop, tracing=tracing)
     return int(report.failures > 0)
-
-
-def _placement(options: Options) -> Placement:
-    there = ranks_of_torchrun()
-    if there and options.ranks not in (None, there):
-        raise InputError(f"ranks is {options.ranks}, and torchrun started {there}: leave --ranks out")
-    chosen = {
-        "decode_degree": options.decode_degree,
-        "cfg_degree": 1 if options.cfg_degree is None else options.cfg_degree,
-        "pipeline_degree": options.pipeline_degree,
-        "attention": options.attention,
-        "chunks": options.chunks,
-        "interleave": options.interleave,
-        "ring_degree": options.ring_degree,
-        "mesh": options.mesh,
-        "kernel": options.kernel,
-        "compile": options.compile,
-        "replicas": options.replicas,
-        "coprocess": options.coprocess,
-        **_read_placement(options.placement),
-    }
-    groups = [ranks for stage in STAGES for ranks in chosen.get(stage) or ()]
-    automatic, replicas = options.placement == AUTO, chosen["replicas"]
-    if there and (groups or automatic or replicas > 1):
-        raise InputError(
-            "stages have ranks of their own, and replicas are, only with --ranks: leave torchrun, or "
-            "--placement and --replicas, out"
-        )
-    if automatic and replicas > 1:
-        raise InputError("--placement auto chooses the replicas: leave --replicas out")
-    ranks = options.ranks if options.ranks is not None else chosen.get("ranks")
-    if ranks is None and automatic:
-        from paradit.engine.auto import visible_ranks
-
-        ranks = visible_ranks()
-    if ranks is None:
-        ranks = there or max(max(groups, default=0) + 1, replicas)
-    return Placement(**{**chosen, "ranks": ranks})
-
-
-def _planned(
-    options: Options, jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter
-) -> tuple[Placement, bool]:
-    """How the ranks are used, and whether that is still to be chosen, by a warm-up.
-
-    As the planner thinks quickest where this machine is calibrated, with `--placement auto` and for long
-    videos of which nothing else is said.
-    """
-    for job in jobs:
-        base.check(job.request, spec)
-    automatic = options.placement == AUTO and base.ranks > 1
-    method = jobs[0].request.method
-    plain = Placement(ranks=base.ranks, cfg_degree=base.cfg_degree, kernel=base.kernel, compile=base.compile)
-    said_nothing = options.placement is None and base == plain and base.ranks > 1
-    by_itself = method == "dualparal" and said_nothing and not ranks_of_torchrun()
-    cluster = calibrated_cluster(base.ranks) if automatic or by_itself else None
-    if cluster is not None:
-        degrees = (1, 2) if options.cfg_degree is None else (options.cfg_degree,)
-        left = Open(cfg_degrees=degrees, replicas=automatic)
-        choice = planned(jobs, spec, base, cluster, left)
-        if choice is not None:
-            report.placement(choice.placement, choice.reason, choice.seconds)
-            return choice.placement, False
-    if automatic and method != "full":
-        report.placement(base, _by_rule(jobs[0].request, base, spec), {})
-        return base, False
-    return base, automatic
-
-
-def _by_rule(request: Request, base: Placement, spec: ModelSpec) -> str:
-    """Why a video in blocks is made with all stages together, where nothing is known of other ways."""
-    if request.method != "dualparal":
-        return f"together: the planner does not know method {request.method}"
-    stages = base.stage_grid(request, spec).num_stages
-    number = "1 stage" if stages == 1 else f"{stages} stages"
-    return f"together, {number}, by a rule of thumb: `paradit calibrate --ranks {base.ranks}` has it planned"
-
-
-def _read_placement(placement: str | None) -> dict[str, Any]:
-    """The fields that `--placement` gives: in a file, or as the ranks of stages."""
-    if placement in (None, AUTO):
-        return {}
-    if not placement.endswith(".json"):
-        return dict(read_groups(placement))
-    try:
-        return read_fields(Path(placement).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"placement file {placement!r} cannot be read: {error}") from None
 
 
 def _check_endless(jobs: list[Job], placement: Placement) -> None:

@@ -60,7 +60,7 @@ class Options:
     mesh: str
     kernel: str
     compile: bool
-    coprocess: bool
+    coprocess: bool | None
     latents: Path | None
     trace: Path | None
     trace_layers: bool

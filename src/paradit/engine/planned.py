@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from paradit.engine.job import Job
 from paradit.errors import InputError
 from paradit.models.spec import ModelSpec
-from paradit.placement import Placement
+from paradit.placement import Form, Placement
+from paradit.planner.explain import reasons
 from paradit.planner.hardware import Cluster
-from paradit.planner.search import GOALS, pipelines, play_long
+from paradit.planner.search import GOALS, Plan, Plans, pipelines, placement_of, play_long
 from paradit.planner.simulate import Simulated, Simulator, Way
 from paradit.requests import Request
-from paradit.scheduling.balance import Choice, name_of, ways
+from paradit.scheduling.balance import MARGIN, Choice, name_of, ways, worth_taking
 from paradit.scheduling.layer_pipeline import MANY_BLOCKS
 
 SHOWN = 3
@@ -31,6 +32,8 @@ class Open:
     cfg_degrees: Sequence[int] = (1, 2)
     replicas: bool = True
     """Whether ranks may form replicas."""
+    coprocess: bool = True
+    """Whether ranks that decode may help those that denoise."""
 
 
 def largest(jobs: list[Job], spec: ModelSpec) -> Request:
@@ -47,8 +50,46 @@ def largest(jobs: list[Job], spec: ModelSpec) -> Request:
 def planned(jobs: list[Job], spec: ModelSpec, base: Placement, cluster: Cluster, left: Open) -> Choice | None:
     """The quickest way of using the ranks of `base` that fits, else the one that needs least memory.
 
-    base: what is as it is asked for, all stages together. None for methods that the planner does not know.
+    With its form of attention. base: what is as it is asked for, all stages together. None for methods that
+    the planner does not know.
     """
+    simulator = _simulator(jobs, spec, cluster)
+    if simulator is None:
+        return None
+    goal, long = "throughput" if len(jobs) > 1 else "latency", simulator.long is not None
+    find = _in_blocks if long else _as_a_whole
+    found = list(dict.fromkeys(find(simulator, base, len(jobs), left)))
+    fitting = [way for way in found if simulator.fits(way)]
+    if not fitting:
+        goal, fitting = "memory", found
+    if long:
+        groups = [[one] for one in play_long(simulator, fitting, len(jobs), goal)]
+    else:
+        groups = [_in_each_form(simulator, way, len(jobs)) for way in fitting]
+    if not groups:
+        return None
+    groups.sort(key=lambda group: GOALS[goal](group[0]))
+    _put_plain_first(groups, goal)
+    what = "1 prompt" if len(jobs) == 1 else f"{len(jobs)} prompts"
+    what = f"{MANY_BLOCKS} blocks" if jobs[0].request.endless else what
+    choice = _choice([group[0] for group in groups], what)
+    return replace(choice, form=_form_line(groups[0]), why=_reasons(groups, goal))
+
+
+def planned_form(jobs: list[Job], spec: ModelSpec, placement: Placement, cluster: Cluster) -> Choice | None:
+    """A placement with what it leaves open of the form of attention decided; None where nothing is to be."""
+    simulator = _simulator(jobs, spec, cluster)
+    if simulator is None or simulator.long is not None:
+        return None
+    simulated = _in_each_form(simulator, Way(placement=placement, coprocess=placement.coprocess), len(jobs))
+    if len(simulated) == 1:
+        return None
+    line, seconds = _form_line(simulated), {_form_name(one.form): one.step for one in simulated}
+    return Choice(placement=placement_of(simulated[0]), seconds=seconds, reason=line, form=line)
+
+
+def _simulator(jobs: list[Job], spec: ModelSpec, cluster: Cluster) -> Simulator | None:
+    """Of the largest request; None for methods that the planner does not know."""
     request = largest(jobs, spec)
     if request.method not in ("full", "dualparal"):
         return None
@@ -57,22 +98,7 @@ def planned(jobs: list[Job], spec: ModelSpec, base: Placement, cluster: Cluster,
         frames = MANY_BLOCKS * request.block_frames * spec.vae.temporal_compression
         request = replace(request, num_frames=frames, trim=True)
     dtype = request.dtype or ("bf16" if cluster.device.ahead else "fp32")  # GPUs run ahead of Python
-    goal, long = "throughput" if len(jobs) > 1 else "latency", request.method == "dualparal"
-    simulator = Simulator(cluster, spec, request, dtype, request if long else None)
-    find = _in_blocks if long else _as_a_whole
-    found = list(dict.fromkeys(find(simulator, base, len(jobs), left)))
-    fitting = [way for way in found if simulator.fits(way)]
-    if not fitting:
-        goal, fitting = "memory", found
-    if long:
-        simulated = list(play_long(simulator, fitting, len(jobs), goal))
-    else:
-        simulated = [_with_best_form(simulator, way, len(jobs), goal) for way in fitting]
-    if not simulated:
-        return None
-    simulated.sort(key=GOALS[goal])
-    what = "1 prompt" if len(jobs) == 1 else f"{len(jobs)} prompts"
-    return _choice(simulated, f"{MANY_BLOCKS} blocks" if jobs[0].request.endless else what)
+    return Simulator(cluster, spec, request, dtype, request if request.method == "dualparal" else None)
 
 
 def _in_blocks(simulator: Simulator, base: Placement, num_prompts: int, left: Open) -> Iterator[Way]:
@@ -95,15 +121,27 @@ def _as_a_whole(simulator: Simulator, base: Placement, num_prompts: int, left: O
                 with suppress(InputError):
                     placement.check(simulator.request, simulator.spec)
                     yield Way(placement=placement)
+                    if left.coprocess:
+                        # Refused where nobody could help, or not with this attention.
+                        yield Way(placement=replace(placement, coprocess=True), coprocess=True)
 
 
-def _with_best_form(simulator: Simulator, way: Way, num_prompts: int, goal: str) -> Simulated:
-    """With the form of attention that will be found to be the quickest, of those that are left open."""
+def _in_each_form(simulator: Simulator, way: Way, num_prompts: int) -> list[Simulated]:
+    """In every form of attention that is left open; first in the one to take."""
     heads = simulator.spec.transformers[0].num_attention_heads
     forms = way.placement.forms(heads, simulator.branches)
     plain = [replace(form, attention="ulysses") if form.attention == "pipesp" and form.chunks == 1 else form
              for form in forms]  # fmt: skip
-    return min((simulator.simulate(way, num_prompts, form) for form in plain), key=GOALS[goal])
+    simulated = [simulator.simulate(way, num_prompts, form) for form in plain]
+    taken = simulated.pop(worth_taking([one.step for one in simulated]))
+    return [taken, *simulated]
+
+
+def _put_plain_first(groups: list[list[Simulated]], goal: str) -> None:
+    """The quickest way without co-processing, unless the quickest, which has it, is worth taking."""
+    plain = next(number for number, (one, *_) in enumerate(groups) if not one.way.coprocess)
+    if not worth_taking([GOALS[goal](groups[number][0])[0] for number in (plain, 0)]):
+        groups.insert(0, groups.pop(plain))
 
 
 def _choice(simulated: list[Simulated], what: str) -> Choice:
@@ -116,7 +154,31 @@ def _choice(simulated: list[Simulated], what: str) -> Choice:
     reason = f"{best}: about {took:.3g} s for {what}, as planned for this machine"
     if told:
         reason += f" ({told})"
-    return Choice(placement=simulated[0].way.placement, seconds=seconds, reason=reason)
+    return Choice(placement=placement_of(simulated[0]), seconds=seconds, reason=reason)
+
+
+def _reasons(groups: list[list[Simulated]], goal: str) -> tuple[str, ...]:
+    """The first of the first group is the best, of those that fit."""
+    if goal == "memory":
+        return ()
+    plans = [Plan(name="", simulated=one, fits=True) for group in groups for one in group]
+    tried = Plans(best=plans[:1], usual=[], tried=plans, compared=len(plans))
+    return tuple(reasons(tried, goal, lambda seconds: f"{seconds:.3g} s"))
+
+
+def _form_line(simulated: list[Simulated]) -> str:
+    """Of several forms the first is taken."""
+    if len(simulated) == 1:
+        return ""
+    taken, *others = simulated
+    told = "; ".join(f"{_form_name(one.form)} {one.step:.3g} s" for one in others)
+    said = f"attention {_form_name(taken.form)}: {taken.step:.3g} s a step, as planned for this machine"
+    return f"{said} ({told}); the plainest, unless another is {MARGIN:.0%} quicker"
+
+
+def _form_name(form: Form) -> str:
+    chunks = f" in {form.chunks} chunks" if form.chunks > 1 else ""
+    return form.attention + chunks + (", interleaved" if form.interleave else "")
 
 
 def _name(placement: Placement) -> str:
@@ -125,4 +187,5 @@ def _name(placement: Placement) -> str:
         parts.append(f"{placement.pipeline_degree} stage{'s' * (placement.pipeline_degree > 1)}")
         sharers = placement.branch_ranks // placement.pipeline_degree
         parts += [f"tokens on {sharers} ranks"] if sharers > 1 else []
-    return ", ".join(parts + (["CFG 2"] if placement.cfg_degree > 1 else []))
+    parts += ["CFG 2"] if placement.cfg_degree > 1 else []
+    return ", ".join(parts + (["co-processing"] if placement.coprocess else []))

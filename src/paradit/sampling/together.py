@@ -31,10 +31,8 @@ from paradit.sampling.rehearsal import (
     trace_link,
 )
 from paradit.sampling.remembered import Remembered
+from paradit.scheduling.balance import worth_taking
 from paradit.trace.spans import REHEARSAL, is_recording, span, unrecorded
-
-MARGIN = 0.03
-"""How much quicker than the plainest form, in parts of its time, another must come out to be taken."""
 
 
 class Together:
@@ -171,10 +169,7 @@ class Together:
             )
             for form in self._forms
         ]
-        slowest = [max(self.gather_number(round(1e9 * seconds))) for seconds in taken]
-        quickest = min(range(len(slowest)), key=slowest.__getitem__)
-        # The first is the plainest.
-        return quickest if slowest[quickest] < (1 - MARGIN) * slowest[0] else 0
+        return worth_taking([max(self.gather_number(round(1e9 * seconds))) for seconds in taken])
 
     def _streams(
         self,

@@ -8,7 +8,7 @@ together, denoising and decoding apart (DeDiVAE, arXiv 2511.12056), and replicas
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +20,8 @@ from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, program
 
 Step = tuple[str, int]
 """(stage, request)."""
+MARGIN = 0.03
+"""How much quicker than the plainest way, in parts of its time, another must come out to be taken."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,12 @@ def _must_have_begun(step: Step, placement: Placement) -> Step | None:
     return STAGES[STAGES.index(stage) + 1], request - ahead
 
 
+def worth_taking(seconds: Sequence[float]) -> int:
+    """Which of several ways: the first, the plainest, unless the quickest is more than `MARGIN` quicker."""
+    quickest = min(range(len(seconds)), key=seconds.__getitem__)
+    return quickest if seconds[quickest] < (1 - MARGIN) * seconds[0] else 0
+
+
 def decoders_by_rule(ranks: int, denoise: float, decode: float) -> int:
     """How many of the ranks decode, by PipeDiT's rule (arXiv 2511.12056, DeDiVAE).
 
@@ -202,6 +210,10 @@ class Choice:
     """The makespan of each way that was compared, by name."""
     reason: str
     """One line: the way, what it takes, and what the best of each other kind takes."""
+    form: str = ""
+    """One line: its form of attention, and what others would take; empty where no choice of it was open."""
+    why: tuple[str, ...] = ()
+    """Lines: what each of its other choices is, and what it would take with another."""
 
 
 def choose(

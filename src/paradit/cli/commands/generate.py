@@ -200,12 +200,12 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         typer.Option("--compile", help="Compile what is before and after attention; takes a minute once."),
     ] = False,
     coprocess: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--coprocess/--no-coprocess",
             help="Ranks that only decode take a share of the attention while they are idle.",
         ),
-    ] = False,
+    ] = None,
     latents: Annotated[
         Path | None,
         typer.Option(

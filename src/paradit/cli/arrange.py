@@ -1,0 +1,128 @@
+"""Which ranks do what: as the options say, as planned for this machine, or still to be measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paradit.cli.jobs import Options
+from paradit.cli.progress import Reporter
+from paradit.engine.job import Job
+from paradit.engine.planned import Open, planned, planned_form
+from paradit.engine.run import ranks_of_torchrun
+from paradit.engine.this_machine import calibrated_cluster
+from paradit.errors import InputError
+from paradit.models.spec import ModelSpec
+from paradit.placement import Placement
+from paradit.placement_text import read_fields, read_groups
+from paradit.requests import Request
+from paradit.scheduling.stages import STAGES
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arranged:
+    """How the ranks are used, as far as it is known before anything is loaded."""
+
+    placement: Placement
+    automatic: bool = False
+    """Whether that is still to be chosen, by a warm-up."""
+    form: str = ""
+    """Of a form of attention that was planned: which, and what others would take."""
+    why: tuple[str, ...] = ()
+    """Of a placement that was planned: its other choices."""
+
+
+def asked_placement(options: Options) -> Placement:
+    """As the options say; all stages together where that is to be chosen. Raises InputError."""
+    there = ranks_of_torchrun()
+    if there and options.ranks not in (None, there):
+        raise InputError(f"ranks is {options.ranks}, and torchrun started {there}: leave --ranks out")
+    chosen = {
+        "decode_degree": options.decode_degree,
+        "cfg_degree": 1 if options.cfg_degree is None else options.cfg_degree,
+        "pipeline_degree": options.pipeline_degree,
+        "attention": options.attention,
+        "chunks": options.chunks,
+        "interleave": options.interleave,
+        "ring_degree": options.ring_degree,
+        "mesh": options.mesh,
+        "kernel": options.kernel,
+        "compile": options.compile,
+        "replicas": options.replicas,
+        "coprocess": bool(options.coprocess),
+        **_read_placement(options.placement),
+    }
+    groups = [ranks for stage in STAGES for ranks in chosen.get(stage) or ()]
+    automatic, replicas = options.placement == AUTO, chosen["replicas"]
+    if there and (groups or automatic or replicas > 1):
+        raise InputError(
+            "stages have ranks of their own, and replicas are, only with --ranks: leave torchrun, or "
+            "--placement and --replicas, out"
+        )
+    if automatic and replicas > 1:
+        raise InputError("--placement auto chooses the replicas: leave --replicas out")
+    ranks = options.ranks if options.ranks is not None else chosen.get("ranks")
+    if ranks is None and automatic:
+        from paradit.engine.auto import visible_ranks
+
+        ranks = visible_ranks()
+    if ranks is None:
+        ranks = there or max(max(groups, default=0) + 1, replicas)
+    return Placement(**{**chosen, "ranks": ranks})
+
+
+def arrange(
+    options: Options, jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter
+) -> Arranged:
+    """How the ranks of the placement that is asked for are used.
+
+    Where this machine is calibrated as the planner thinks quickest: with `--placement auto`, long videos of
+    which nothing else is said, and else what is left open of the form of attention.
+    """
+    for job in jobs:
+        base.check(job.request, spec)
+    automatic = options.placement == AUTO and base.ranks > 1
+    method = jobs[0].request.method
+    plain = Placement(ranks=base.ranks, cfg_degree=base.cfg_degree, kernel=base.kernel, compile=base.compile)
+    said_nothing = options.placement is None and base == plain and base.ranks > 1
+    is_planned = automatic or (method == "dualparal" and said_nothing)
+    cluster = None if ranks_of_torchrun() else calibrated_cluster(base.ranks)
+    choice = None
+    if cluster is not None and is_planned:
+        degrees = (1, 2) if options.cfg_degree is None else (options.cfg_degree,)
+        left = Open(cfg_degrees=degrees, replicas=automatic, coprocess=options.coprocess is None)
+        choice = planned(jobs, spec, base, cluster, left)
+        if choice is not None:
+            report.placement(choice.placement, choice.reason, choice.seconds)
+    elif cluster is not None:
+        choice = planned_form(jobs, spec, base, cluster)
+    if choice is not None:
+        return Arranged(placement=choice.placement, form=choice.form, why=choice.why)
+    if automatic and method != "full":
+        report.placement(base, _by_rule(jobs[0].request, base, spec), {})
+        return Arranged(placement=base)
+    return Arranged(placement=base, automatic=automatic)
+
+
+def _by_rule(request: Request, base: Placement, spec: ModelSpec) -> str:
+    """Why a video in blocks is made with all stages together, where nothing is known of other ways."""
+    if request.method != "dualparal":
+        return f"together: the planner does not know method {request.method}"
+    stages = base.stage_grid(request, spec).num_stages
+    number = "1 stage" if stages == 1 else f"{stages} stages"
+    return f"together, {number}, by a rule of thumb: `paradit calibrate --ranks {base.ranks}` has it planned"
+
+
+def _read_placement(placement: str | None) -> dict[str, Any]:
+    """The fields that `--placement` gives: in a file, or as the ranks of stages."""
+    if placement in (None, AUTO):
+        return {}
+    if not placement.endswith(".json"):
+        return dict(read_groups(placement))
+    try:
+        return read_fields(Path(placement).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"placement file {placement!r} cannot be read: {error}") from None
