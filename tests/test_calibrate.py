@@ -137,7 +137,7 @@ class Heard(Report):
 def test_a_machine_is_measured_and_planned_for(ranks: int, tmp_path: Path) -> None:
     report = Heard()
     found = calibrate(ranks, report, TINY)
-    assert report.done == ["products", "attention", "blocks", "decode"] + ["messages"] * (ranks > 1)
+    assert report.done == ["computing"] + ["messages"] * (ranks > 1)
     assert (found.messages is None) == (ranks == 1)
     device = fit_device(found.measured, found.copies, "a test")
     link = fit_link(found.messages, found.copies, ranks)

@@ -49,8 +49,10 @@ time so many of them, one after the other: a rank that is late once stays late."
 SMALL = 8
 """Short ones have this part of the long ones' bytes."""
 
+ROUNDS = 3
+"""In which all that a device computes is measured."""
 LEAST_SECONDS = 0.1
-"""For so long each is measured at least: ranks share the machine, and none must have it for itself."""
+"""For so long each is measured in a round: ranks share the machine, and none must have it for itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,24 +213,24 @@ def _measure_messages(world: World, progress: Progress) -> Messages:
 def _measure_device(
     transport: Transport, device: torch.device, sizes: Sizes, progress: Progress
 ) -> list[Measured]:
-    """Products, attention, blocks and decodes."""
+    """Products, attention, blocks and decodes, in rounds over all of them.
+
+    So what else the machine does for some seconds is in one of each one's times, which is not the median.
+    """
     block_dtype = "fp32" if device.type == "cpu" else "bf16"
-    kinds: dict[str, list[Callable[[], Prepared]]] = {
-        "products": [partial(_product, dtype, size, device) for dtype in DTYPES for size in sizes.products],
-        "attention": [
-            partial(_attention, dtype, size, device) for dtype in DTYPES for size in sizes.attentions
-        ],
-        "blocks": [partial(_block, block_dtype, size, device) for size in sizes.blocks],
-        "decode": [partial(_decode, size, device) for size in sizes.decodes],
-    }
-    measured = []
-    for name, works in kinds.items():
-        with progress.stage(name, total=len(works)):
-            for done, prepare in enumerate(works, start=1):
-                work, took = prepare()
-                measured.append(Measured(work, _slowest(transport, took, device)))
-                progress.step(name, done)
-    return measured
+    works = [
+        *(_product(dtype, size, device) for dtype in DTYPES for size in sizes.products),
+        *(_attention(dtype, size, device) for dtype in DTYPES for size in sizes.attentions),
+        *(_block(block_dtype, size, device) for size in sizes.blocks),
+        *(_decode(size, device) for size in sizes.decodes),
+    ]
+    taken: list[list[float]] = [[] for _ in works]
+    with progress.stage("computing", total=ROUNDS * len(works)):
+        for number in range(ROUNDS * len(works)):
+            place = number % len(works)
+            taken[place].append(_slowest(transport, works[place][1], device))
+            progress.step("computing", number + 1)
+    return [Measured(work, median(times)) for (work, _), times in zip(works, taken, strict=True)]
 
 
 def _product(dtype: str, size: tuple[int, int], device: torch.device) -> Prepared:
@@ -366,15 +368,11 @@ def _sizes(device: torch.device) -> Sizes:
     return CUDA if device.type == "cuda" else CPU
 
 
-def _usual(work: Callable[[], object], device: torch.device, *, least: float = LEAST_SECONDS) -> float:
-    """What `work` usually takes, after it has been done once, while the other ranks are as busy.
-
-    least: seconds for which it is repeated at least; none where ranks send each other something, and must
-    all do so as often.
-    """
+def _usual(work: Callable[[], object], device: torch.device) -> float:
+    """What `work` usually takes, after it has been done once, while the other ranks are as busy."""
     work()
     taken: list[float] = []
-    while len(taken) < TIMES or sum(taken) < least:
+    while not taken or sum(taken) < LEAST_SECONDS:
         began = now(device)
         work()
         taken.append(now(device) - began)
