@@ -27,6 +27,7 @@ LAYERS = [
     ["placement", "placement_text"],
     ["distributed.shares"],
     ["scheduling.memory", "scheduling.balance"],
+    ["scheduling.fitting"],
     ["planner"],
     ["distributed"],
     ["attention"],

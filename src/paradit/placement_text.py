@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -51,6 +52,20 @@ def read_groups(text: str) -> dict[str, tuple[int, ...]]:
     if not groups:
         raise InputError("placement is empty: write 'denoise=0-5 decode=6 encode=6', or leave it out")
     return groups
+
+
+def write_groups(placement: Placement) -> str:
+    """The ranks of its stages, as `read_groups` reads them."""
+    groups = {"denoise": placement.denoise_ranks, "decode": placement.decode_ranks}
+    groups |= {"encode": placement.encode} if placement.encode is not None else {}
+    return " ".join(f"{stage}={_ranges(ranks)}" for stage, ranks in groups.items())
+
+
+def _ranges(ranks: Sequence[int]) -> str:
+    """Neighbours as `0-6`."""
+    if len(ranks) > 1 and list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
+        return f"{ranks[0]}-{ranks[-1]}"
+    return ",".join(map(str, ranks))
 
 
 def _ranks_of(stage: str, value: Any) -> tuple[int, ...]:

@@ -20,7 +20,8 @@ from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request, resolve
 from paradit.sampling.team import Alone, Team
-from paradit.scheduling.memory import memory_by_rank, on_one_device, way_out
+from paradit.scheduling.fitting import SURELY, options_that_fit
+from paradit.scheduling.memory import PARTS, largest_part, memory_by_rank, on_one_device
 from paradit.scheduling.stages import STAGES
 from paradit.stages.decode import decode, frames
 from paradit.stages.denoise import denoise
@@ -105,9 +106,15 @@ def room_bytes(
     local_ranks: how many share this machine's memory, where there is no GPU; None: all.
     """
     device, dtype = _where_and_how(request.dtype)
-    by_rank = memory_by_rank(placement, request, spec, _DTYPES[dtype].itemsize)
+    itemsize = _DTYPES[dtype].itemsize
+    by_rank = memory_by_rank(placement, placement.tiled(request, spec), spec, itemsize)
     sharing = 1 if device.type == "cuda" else local_ranks or placement.ranks
-    return {**on_one_device(by_rank, sharing), "total": total_memory_bytes(device)}
+    room = on_one_device(by_rank, sharing)
+    if device.type == "cpu" and spec.is_stored_in(itemsize):
+        # Processes that share a machine share its files' pages.
+        twice = max(0, room["weights"] - spec.weight_bytes(itemsize))
+        room = {part: size - twice for part, size in room.items()}
+    return {**room, "total": total_memory_bytes(device)}
 
 
 def check_memory(
@@ -115,35 +122,51 @@ def check_memory(
 ) -> str | None:
     """A warning where a resolved request may need more memory than a device has; before anything is loaded.
 
-    It says with what it would fit, as `paradit plan` does. As for `room_bytes`. Raises InputError where the
-    weights alone need more.
+    It says with which options it would fit. As for `room_bytes`. Raises InputError where the weights alone
+    need more, or it is surely too much (`scheduling.fitting.SURELY`).
     """
     placement = placement or Placement()
-    device, dtype = _where_and_how(request.dtype)
     room = room_bytes(spec, request, placement, local_ranks)
+    if room["peak"] <= room["total"]:
+        return None
+    device, dtype = _where_and_how(request.dtype)
     place = f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {room['total'] / 1e9:.1f} GB"
     each = ""
     if placement.ranks > 1:
-        each = (
-            " on the fullest rank" if device.type == "cuda" else f" on {local_ranks or placement.ranks} ranks"
-        )
+        number = local_ranks or placement.ranks
+        each = " on the fullest rank" if device.type == "cuda" else f" on {number} ranks"
+    options = _fitting_options(spec, request, placement, local_ranks)
     if room["weights"] > room["total"]:
-        hint = "; --dtype bf16 halves that" if dtype == "fp32" else ""
-        if each and placement.stages_of(placement.denoise_ranks[0]) == STAGES:
-            hint += "; stages on ranks of their own need less (--placement)"
         raise InputError(
             f"model {spec.name!r} needs {room['weights'] / 1e9:.1f} GB for its weights in {dtype}{each}, "
-            f"and {place}{hint}"
+            f"and {place}" + (f"; fits with {options}" if options else "")
         )
-    if room["peak"] > room["total"]:
+    by_rank = memory_by_rank(placement, placement.tiled(request, spec), spec, _DTYPES[dtype].itemsize)
+    said = (
+        f"about {room['peak'] / 1e9:.1f} GB of memory will be needed{each}, and {place}; most is for "
+        f"{PARTS[largest_part(by_rank)]}, and it fits with {options or 'a smaller --size only'}"
+    )
+    if room["peak"] > SURELY * room["total"]:
+        raise InputError(f"{_size(request)} is too much: {said}")
+    return said
 
-        def fits(changed: Request) -> bool:
-            needed = room_bytes(spec, changed, placement, local_ranks)
-            return needed["peak"] <= needed["total"]
 
-        out = way_out(request, spec, fits)
-        return f"about {room['peak'] / 1e9:.1f} GB of memory will be needed{each}, and {place}{out}"
-    return None
+def _fitting_options(spec: ModelSpec, request: Request, placement: Placement, local_ranks: int | None) -> str:
+    """With which a request that does not fit would."""
+    device, dtype = _where_and_how(request.dtype)
+
+    def fits(changed: Request, other: Placement) -> bool:
+        needed = room_bytes(spec, changed, other, local_ranks)
+        return needed["peak"] <= needed["total"]
+
+    more = device.type == "cuda" and local_ranks is None  # where ranks share a memory, more need more
+    most_ranks = torch.cuda.device_count() if more else placement.ranks
+    return options_that_fit(request, spec, placement, fits, most_ranks=most_ranks, halve=dtype == "fp32")
+
+
+def _size(request: Request) -> str:
+    frames = "" if request.endless else f", {request.num_frames} frames"
+    return f"{request.width}x{request.height}{frames}"
 
 
 def text_to_video(model: VideoModel, request: Request, progress: Progress, team: Team | None = None) -> Video:

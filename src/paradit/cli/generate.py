@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from paradit.cli.arrange import arrange, asked_placement
+from paradit.cli.arrange import Arranged, arrange, asked_placement
 from paradit.cli.explain import explain
 from paradit.cli.jobs import Options, check_run, make_jobs, read_prompts
 from paradit.cli.progress import Reporter
@@ -39,12 +39,14 @@ def generate(options: Options, report: Reporter) -> int:
     spec = read_spec(folder)
     jobs = make_jobs(options, prompts, spec)
     check_trace(options)
-    arranged = arrange(options, jobs, spec, asked_placement(options), report)
+    asked = asked_placement(options)
+    arranged = arrange(options, jobs, spec, asked, report)
     placement, automatic = arranged.placement, arranged.automatic
     for job in jobs:
         placement.check(job.request, spec)
     _check_replicas(placement, len(jobs))
     _check_endless(jobs, placement)
+    as_asked = jobs
     jobs = [replace(job, request=placement.tiled(job.request, spec)) for job in jobs]
     for warning in dict.fromkeys(line for job in jobs for line in _warnings(job.request, spec, placement)):
         report.warn(warning)
@@ -59,7 +61,7 @@ def generate(options: Options, report: Reporter) -> int:
             report.plan(plan(job, spec, placement))
         return 0
     check_devices(placement, options.dtype)
-    _check_memory(jobs, spec, placement, report, automatic=automatic)
+    _check_memory(as_asked, spec, arranged, asked, report)
     download_weights(options.model, folder)
     if automatic:
         placement = _choice(jobs, spec, placement, report)
@@ -115,16 +117,19 @@ def _known_choice(jobs: list[Job], spec: ModelSpec, base: Placement, report: Rep
 
 
 def _check_memory(
-    jobs: list[Job], spec: ModelSpec, placement: Placement, report: Reporter, *, automatic: bool
+    jobs: list[Job], spec: ModelSpec, arranged: Arranged, asked: Placement, report: Reporter
 ) -> None:
     # Imports torch, to know the device: after all other checks, and before weights are downloaded.
     from paradit.text_to_video import check_memory
 
-    if automatic:
+    placement = arranged.placement
+    if arranged.automatic:
         from paradit.engine.auto import most_affordable
 
         placement = most_affordable(jobs, spec, placement)
-    local_ranks = ranks_of_this_machine()
+    # A form that was planned is none that is asked for, and what would fit may need another.
+    form = {name: getattr(asked, name) for name in ("attention", "chunks", "interleave")}
+    placement, local_ranks = replace(placement, **form), ranks_of_this_machine()
     for warning in dict.fromkeys(check_memory(spec, job.request, placement, local_ranks) for job in jobs):
         if warning:
             report.warn(warning)

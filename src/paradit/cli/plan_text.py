@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from paradit.cli.text import amount, duration
 from paradit.models.published import find_published
 from paradit.models.registry import SUPPORTED_PIPELINES
+from paradit.placement_text import write_groups
 from paradit.planner.explain import bound_of, misfits, reasons
 from paradit.planner.search import Plan, Plans, kind_of
 from paradit.planner.simulate import Simulator
@@ -124,13 +125,8 @@ def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
     if options.guidance_scale is not None:
         words += ["--guidance-scale", f"{options.guidance_scale:g}"]
     words += ["--ranks", str(placement.ranks)]
-    groups = [
-        f"{stage}={_ranges(ranks)}"
-        for stage in ("denoise", "decode", "encode")
-        if (ranks := getattr(placement, stage)) is not None
-    ]
-    if groups:
-        words += ["--placement", " ".join(groups)]
+    if (placement.encode, placement.denoise, placement.decode) != (None, None, None):
+        words += ["--placement", write_groups(placement)]
     if placement.replicas > 1:
         words += ["--replicas", str(placement.replicas)]
     words += ["--decode-degree", str(placement.decode_degree)] if placement.decode_degree > 1 else []
@@ -146,13 +142,6 @@ def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
     if way.coprocess:
         words += ["--coprocess"]
     return shlex.join(words)
-
-
-def _ranges(ranks: Sequence[int]) -> str:
-    """Neighbours as `0-6`, as `--placement` reads them."""
-    if len(ranks) > 1 and list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
-        return f"{ranks[0]}-{ranks[-1]}"
-    return ",".join(map(str, ranks))
 
 
 def plan_json(plans: Plans, simulator: Simulator, options: PlanOptions) -> dict[str, Any]:

@@ -238,6 +238,27 @@ class ModelSpec:
         """
         return 1 if self.embedded_guidance or guidance_scale <= 1 else 2
 
+    def weight_bytes(
+        self, dtype_bytes: int, stages: Collection[str] = ("encode", "denoise", "decode")
+    ) -> int:
+        """Of what `stages` need, the VAE in fp32."""
+        return sum(
+            w.parameters * (FP32_BYTES if w.component == "vae" else dtype_bytes)
+            for w in self.weights
+            if stage_of(w.component) in stages
+        )
+
+    def is_stored_in(self, dtype_bytes: int) -> bool:
+        """Whether its files have the weights as they are used in a dtype of so many bytes.
+
+        On a CPU they are not copied then, and all processes of a machine share them.
+        """
+        used = {"vae": FP32_BYTES}  # files have headers, dtypes differ by a factor of two
+        return all(
+            w.parameters <= w.file_bytes / used.get(w.component, dtype_bytes) < 1.5 * w.parameters
+            for w in self.weights
+        )
+
     def tokens(self, num_frames: int, height: int, width: int) -> int:
         """Tokens of a video in the transformer."""
         _, *latent = self.vae.latent_shape(num_frames, height, width)
@@ -278,11 +299,7 @@ class ModelSpec:
         """
         tokens = self.tokens(num_frames, height, width)
         held = tokens if held is None else held
-        weights = sum(
-            w.parameters * (FP32_BYTES if w.component == "vae" else dtype_bytes)
-            for w in self.weights
-            if stage_of(w.component) in stages
-        )
+        weights = self.weight_bytes(dtype_bytes, stages)
         latents = prod(self.vae.latent_shape(num_frames, height, width)) * FP32_BYTES
         parts = {"weights": weights, "text_cache": 0, "activations": 0, "latents": 0, "decode": 0}
         if "decode" in stages:

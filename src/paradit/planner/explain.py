@@ -8,20 +8,12 @@ from dataclasses import dataclass, replace
 from paradit.planner.search import GOALS, Plan, Plans, kind_of, shares_tokens
 from paradit.planner.simulate import Simulated, Simulator
 from paradit.requests import Request
-from paradit.scheduling.memory import way_out
+from paradit.scheduling.memory import PARTS, way_out
 
 WAITING, DECODING = 0.15, 0.15
 """Parts of a step, and of a video, from which on these are said to bound a plan."""
 SAID = 0.05
 """The part of a step from which on waiting is worth a word."""
-PARTS = {
-    "weights": "the weights",
-    "text_cache": "the text's keys and values",
-    "activations": "denoising",
-    "latents": "the latents",
-    "keys": "the neighbours' keys and values",
-    "decode": "the decode",
-}
 
 
 def bound_of(simulated: Simulated) -> str:

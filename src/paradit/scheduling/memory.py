@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from paradit.models.spec import ModelSpec
     from paradit.requests import Request
 
+PARTS = {
+    "weights": "the weights",
+    "text_cache": "the text's keys and values",
+    "activations": "denoising",
+    "latents": "the latents",
+    "keys": "the neighbours' keys and values",
+    "decode": "the decode",
+}
+"""What they are for."""
+
 
 def memory_by_rank(
     placement: Placement, request: Request, spec: ModelSpec, dtype_bytes: int
@@ -102,6 +112,14 @@ def on_one_device(by_rank: list[dict[str, int]], sharing: int) -> dict[str, int]
     """ "weights" and "peak" of the fullest device, of which `sharing` ranks share one."""
     found = {part: [parts[part] for parts in by_rank] for part in ("weights", "peak")}
     return {part: sum(sorted(sizes, reverse=True)[:sharing]) for part, sizes in found.items()}
+
+
+def largest_part(by_rank: list[dict[str, int]]) -> str:
+    """What the fullest rank needs most for at its peak, as of `PARTS`."""
+    fullest = max(by_rank, key=lambda parts: parts["peak"])
+    stages = ("text_cache", "activations"), ("decode",)
+    at_peak = max(stages, key=lambda stage: sum(fullest[part] for part in stage))
+    return max(("weights", "latents", "keys", *at_peak), key=lambda part: fullest.get(part, 0))
 
 
 def fitting_tile(request: Request, spec: ModelSpec, fits: Callable[[Request], bool]) -> int | None:

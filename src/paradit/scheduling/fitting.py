@@ -1,0 +1,169 @@
+"""The nearest ways of making a video that fit, for one that does not: as options that can be typed."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from paradit.errors import InputError
+from paradit.placement import CFG_DEGREES, Placement
+from paradit.placement_text import write_groups
+from paradit.requests import latent_shape, resolve
+from paradit.scheduling.balance import ways
+from paradit.scheduling.memory import fitting_frames, fitting_tile
+
+if TYPE_CHECKING:
+    from paradit.models.spec import ModelSpec
+    from paradit.requests import Request
+
+SURELY = 1.1
+"""How many times what there is an estimated peak must be to be refused; below that it is warned of.
+
+Of the peaks that were measured (`benchmarks/memory.py`, docs/parallelism.md) none was more than 2 % below its
+estimate, and most were above it: what exchanges, convolutions and files need is not counted.
+"""
+
+
+@dataclass(frozen=True)
+class _Change:
+    words: list[str]
+    request: Request
+    placement: Placement
+
+
+class _Search:
+    def __init__(
+        self, request: Request, spec: ModelSpec, asked: Placement, fits: Callable[[Request, Placement], bool]
+    ) -> None:
+        self._request, self._spec, self._asked, self._fits = request, spec, asked, fits
+
+    def find(self, most_ranks: int, *, halve: bool) -> str:
+        as_asked = _Change([], self._request, self._asked)
+        changes = sorted(self._placements(self._asked.ranks), key=lambda change: len(change.words))
+        for ranks in range(self._asked.ranks + 1, most_ranks + 1):
+            changes += sorted(self._placements(ranks), key=lambda change: len(change.words))
+        if halve:
+            changes.append(replace(as_asked, words=["--dtype", "bf16"], request=self._of(dtype="bf16")))
+        found = self._tiled(as_asked) or next(filter(self._is_accepted, changes), None)
+        found = found or next((tiled for change in changes if (tiled := self._tiled(change))), None)
+        if found is not None:
+            return shlex.join(found.words)
+        shorter = [shlex.join(change.words) for change in self._shorter()]
+        return ", or with ".join(shorter)
+
+    def _of(self, **fields: object) -> Request:
+        return replace(self._request, **fields)  # type: ignore[arg-type]
+
+    def _is_accepted(self, change: _Change) -> bool:
+        with suppress(InputError):
+            change.placement.check(change.request, self._spec)
+            return self._fits(change.request, change.placement)
+        return False
+
+    def _tiled(self, change: _Change) -> _Change | None:
+        """With the largest decode tiles that fit."""
+        tile = fitting_tile(
+            change.request, self._spec, lambda tiled: self._is_accepted(replace(change, request=tiled))
+        )
+        if tile is None:
+            return None
+        words = [*change.words, "--vae-tile", str(tile)]
+        return _Change(words, replace(change.request, vae_tile=tile), change.placement)
+
+    def _placements(self, ranks: int) -> Iterator[_Change]:
+        """Other ways of using so many ranks for one video."""
+        asked, long = self._asked, self._request.method == "dualparal"
+        for cfg_degree in CFG_DEGREES:
+            with suppress(InputError):
+                for way in ways(self._as(ranks, cfg_degree), 1):
+                    for placement in self._divided(way) if long else self._shared(way):
+                        if placement != asked:
+                            yield _Change(_words(asked, placement), self._request, placement)
+
+    def _as(self, ranks: int, cfg_degree: int) -> Placement:
+        """All stages together, in the form of attention that is asked for."""
+        return replace(
+            self._asked,
+            ranks=ranks,
+            encode=None,
+            denoise=None,
+            decode=None,
+            replicas=1,
+            decode_degree=1,
+            cfg_degree=cfg_degree,
+            pipeline_degree=None,
+            coprocess=False,
+        )
+
+    def _shared(self, way: Placement) -> Iterator[Placement]:
+        """Its decode by one rank, or by all that decode."""
+        yield way
+        if way.decode is not None and len(way.decode) > 1:
+            yield replace(way, encode=way.decode[:1], decode_degree=len(way.decode))
+
+    def _divided(self, way: Placement) -> Iterator[Placement]:
+        """Its layers in any number of stages."""
+        if self._asked.pipeline_degree is None:
+            yield way
+        for stages in range(way.branch_ranks, 0, -1):
+            if way.branch_ranks % stages == 0:
+                yield replace(way, pipeline_degree=stages)
+
+    def _shorter(self) -> Iterator[_Change]:
+        """With fewer frames; and of more than the model was trained on, in blocks."""
+        request, spec = self._request, self._spec
+        if request.method != "full":
+            return
+        frames = fitting_frames(
+            request, spec, lambda shorter: self._is_accepted(_Change([], shorter, self._asked))
+        )
+        if frames is not None:
+            words = ["--num-frames", str(frames)]
+            if request.trim:  # it was given as a duration
+                assert request.fps
+                words = ["--duration", f"{math.floor(100 * frames / request.fps) / 100:g}s"]
+            yield _Change(words, self._of(num_frames=frames), self._asked)
+        if latent_shape(request, spec)[1] > spec.trained_latent_frames:
+            with suppress(InputError):
+                blocks = resolve(self._of(method="dualparal"), spec)
+                change = _Change(["--method", "dualparal"], blocks, self._asked)
+                if self._is_accepted(change):
+                    yield change
+
+
+def options_that_fit(
+    request: Request,
+    spec: ModelSpec,
+    placement: Placement,
+    fits: Callable[[Request, Placement], bool],
+    *,
+    most_ranks: int,
+    halve: bool,
+) -> str:
+    """Options with which a resolved request that does not fit would, the nearest; empty where there are none.
+
+    The largest decode tiles; else another placement of the ranks, with the fewest options changed; else more
+    ranks; else bf16; else one of these with tiles; else fewer frames, or blocks.
+    fits: whether a request does, placed so. most_ranks: that there may be. halve: whether bf16 is less.
+    """
+    return _Search(request, spec, placement, fits).find(most_ranks, halve=halve)
+
+
+def _words(asked: Placement, other: Placement) -> list[str]:
+    """What must be said to get from one placement to the other."""
+    words = []
+    if other.ranks != asked.ranks:
+        words += ["--ranks", str(other.ranks)]
+    groups = [(one.encode, one.denoise, one.decode) for one in (asked, other)]
+    if groups[0] != groups[1]:
+        words += ["--placement", write_groups(other)]
+    numbers = ("replicas", "decode_degree", "cfg_degree", "pipeline_degree")
+    for name in numbers:
+        value = getattr(other, name)
+        if value != getattr(asked, name) and value is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return words + (["--no-coprocess"] if asked.coprocess else [])

@@ -1,0 +1,184 @@
+"""What cannot fit is refused before anything is loaded, and what is said to fit is accepted."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+import paradit.cli.generate as command
+from paradit import text_to_video as story
+from paradit.cli.main import app
+from paradit.errors import InputError
+from paradit.models.spec import read_spec
+from paradit.placement import Placement
+from paradit.placement_text import read_groups, write_groups
+from paradit.scheduling.fitting import SURELY
+from runs import COMMAND
+from tiny import save_folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny-wan"
+    return save_folder(
+        "wan21", folder, heads=4, layers=4, width=64, height=64, num_frames=9, train_frames=[5, 9]
+    )
+
+
+class Accepted(Exception):
+    """All checks are done."""
+
+
+Generate = Callable[..., None]
+
+
+@pytest.fixture
+def generate(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generate:
+    """`paradit generate` up to where weights are downloaded."""
+
+    def accept(*_: object) -> None:
+        raise Accepted
+
+    def run(*options: str) -> None:
+        prompt = [] if "--prompts-file" in options else ["a"]
+        with pytest.raises(Accepted):
+            app(["generate", *prompt, "--model", str(model), *options], standalone_mode=False)
+
+    monkeypatch.setattr(command, "download_weights", accept)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+def on_gpus(monkeypatch: pytest.MonkeyPatch, memory: float, count: int) -> None:
+    """As if there were GPUs, as far as memory is checked."""
+    monkeypatch.setattr(story, "_where_and_how", lambda dtype: (torch.device("cuda"), dtype or "fp32"))
+    monkeypatch.setattr(story, "total_memory_bytes", lambda _: round(memory))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+BIG = ("--size", "512x512", "--num-frames", "5")
+SMALL = ("--size", "64x64")
+MANY = ("--size", "128x128", "--method", "full", "--dtype", "bf16", "--num-inference-steps", "4")
+LONG = ("--size", "128x128", "--method", "dualparal", "--duration", "6s")
+TWO = ("--ranks", "2")
+CASES = [
+    # Asked for; the GPU's memory in parts of what that needs; how many GPUs; what is said to fit.
+    (BIG, 0.8, 1, r"--vae-tile \d+"),
+    (
+        (*BIG, *TWO, "--vae-tile", "32"),
+        0.75,
+        2,
+        "--placement 'denoise=0-1 decode=0-1 encode=0' --decode-degree 2",
+    ),
+    ((*SMALL, *TWO, "--replicas", "2", "--prompts-file", "prompts"), 0.9, 2, "--replicas 1|--dtype bf16"),
+    ((*SMALL, *TWO, "--placement", "auto"), 0.6, 2, "--dtype bf16"),
+    ((*MANY, "--num-frames", "253"), 0.8, 8, r"--ranks \d"),
+    (SMALL, 0.7, 1, "--dtype bf16"),
+    (BIG, 0.7, 1, r"--dtype bf16 --vae-tile \d+"),
+    ((*MANY, "--num-frames", "253"), 0.85, 1, r"--num-frames \d+, or with --method dualparal"),
+    ((*MANY, "--duration", "15s"), 0.85, 1, r"--duration [\d.]+s, or with --method dualparal"),
+    ((*LONG, *TWO), 0.85, 2, "--"),
+    ((*LONG, *TWO, "--pipeline-degree", "1"), 0.85, 2, "--"),
+    ((*LONG, "--dtype", "bf16", "--vae-tile", "32"), 0.85, 4, "--ranks 2"),
+    ((*LONG, "--ranks", "3", "--placement", "denoise=0-1 decode=2"), 0.85, 3, "--"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(case[0]))
+def test_what_is_said_to_fit_is_accepted(
+    case: tuple[tuple[str, ...], float, int, str],
+    generate: Generate,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    options, part, gpus, said = case
+    (tmp_path / "prompts").write_text("a\nb\n")
+    needed = _needed(options, generate, monkeypatch)
+    on_gpus(monkeypatch, part * needed, gpus)
+    with pytest.raises(
+        InputError, match=rf"(is too much: about|for its weights) .* fits with {said}"
+    ) as refused:
+        generate(*options)
+    (found,) = re.findall(r"fits with (.*)$", str(refused.value))
+    capsys.readouterr()
+    for words in found.split(", or with "):
+        generate(*options, *shlex.split(words))
+        assert "of memory will be needed" not in capsys.readouterr().err
+
+
+def _needed(options: tuple[str, ...], generate: Generate, monkeypatch: pytest.MonkeyPatch) -> float:
+    """What the fullest rank is estimated to need as it is asked for."""
+    peaks: list[int] = []
+    on_gpus(monkeypatch, 1e12, 8)
+    room_bytes = story.room_bytes
+    with monkeypatch.context() as patched:
+
+        def noted(*arguments: object) -> dict[str, int]:
+            found = room_bytes(*arguments)  # type: ignore[arg-type]
+            peaks.append(found["peak"])
+            return found
+
+        patched.setattr(story, "room_bytes", noted)
+        generate(*options)
+    return float(max(peaks))
+
+
+def test_between_a_warning(
+    generate: Generate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needed = _needed(BIG, generate, monkeypatch)
+    for times, said in ((1.0, 0), (1.01, 1), (SURELY - 0.01, 1)):
+        on_gpus(monkeypatch, needed / times + 1, 1)
+        capsys.readouterr()
+        generate(*BIG)
+        assert capsys.readouterr().err.count("of memory will be needed, and the GPU has") == said
+    on_gpus(monkeypatch, needed / SURELY - 1, 1)
+    with pytest.raises(InputError, match=r"512x512, 5 frames is too much: about .* most is for the decode"):
+        generate(*BIG)
+    # A dry run may be for another machine.
+    app(["generate", "a", "--model", "shapes", "--size", "2048x2048", "--dry-run"], standalone_mode=False)
+
+
+def test_what_no_option_helps(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpus(monkeypatch, 1e5, 1)
+    with pytest.raises(InputError, match=r"for its weights in fp32, and the GPU has 0\.0 GB$"):
+        generate(*BIG)
+    on_gpus(monkeypatch, 2e7, 1)
+    with pytest.raises(InputError, match=r"and it fits with a smaller --size only$"):
+        generate("--size", "1024x1024", "--num-frames", "5")
+
+
+def test_a_machine_refuses(model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_max_seq_len": 65536}))
+    spec, there = read_spec(folder), psutil.virtual_memory().total
+    side = next(2**n for n in range(9, 17) if spec.memory_bytes(5, 2**n, 2**n, 4)["peak"] > SURELY * there)
+    asked = ["generate", "a", "--model", str(folder), "--size", f"{side}x{side}", "--num-frames", "5"]
+    done = subprocess.run(
+        [*COMMAND, *asked], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert re.match(rf"paradit: error: {side}x{side}, 5 frames is too much: about \d+", line)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_groups_are_read_as_they_are_written() -> None:
+    for placement in (
+        Placement(ranks=3),
+        Placement(ranks=3, denoise=(0, 1), decode=(2,)),
+        Placement(ranks=5, encode=(1,), denoise=(0, 2, 3), decode=(1, 4)),
+    ):
+        read = Placement(ranks=placement.ranks, **read_groups(write_groups(placement)))  # type: ignore[arg-type]
+        for stage in ("encode_ranks", "denoise_ranks", "decode_ranks"):
+            assert getattr(read, stage) == getattr(placement, stage)
