@@ -23,7 +23,7 @@ import json
 import sys
 import tempfile
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from statistics import mean, median
@@ -37,7 +37,7 @@ from long_video import HEIGHT_WIDTH, QUEUE, SIZES, taking_turns
 from machine import RESULTS, command, write_results
 from pairs import Pair, join, serve
 from paradit.distributed.world import World, current_world
-from paradit.engine.calibrate import CPU, Calibration, measure, measure_messages
+from paradit.engine.calibrate import Calibration, measure
 from paradit.engine.job import Report
 from paradit.engine.make import make_videos
 from paradit.models.folder import find_model
@@ -46,7 +46,7 @@ from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.models.wan.spec import transformer_spec as wan_spec
 from paradit.placement import Form, Placement
-from paradit.planner.calibration import Messages, crowded, fit_device, fit_link, machine_file, median_error
+from paradit.planner.calibration import crowded, fit_device, fit_link, machine_file, median_error
 from paradit.planner.hardware import Cluster, find_cluster
 from paradit.planner.simulate import Simulator, Way
 from paradit.progress import Progress
@@ -97,9 +97,7 @@ def worker(what: str, rank: int, address: str) -> None:
             step.take(name)
         serve(None, step.take)
         return
-    messages = measure_messages(world.transport(), world.device, CPU.message_bytes)
-    found = calibrated(measure(world, Progress())) if what == "machine" else None
-    serve({"messages": asdict(messages), "machine": found}, lambda _: None)
+    serve(calibrated(measure(world, Progress())), lambda _: None)
 
 
 def calibrated(found: Calibration) -> str:
@@ -127,25 +125,18 @@ def hosts_of(link: str) -> AbstractContextManager[list[Host]]:
 
 
 def overlap(links: list[str], repeats: int) -> dict[str, Any]:
-    with loopback() as hosts:
-        pair = Pair(__file__, ["machine"], hosts, PORT)
-        text = pair.ready[0]["machine"]
-        pair.close()
-    cluster, rows = cluster_of(text), []
+    rows, files = [], {}
     for number, link in enumerate(links):
         with hosts_of(link) as hosts:
-            pair = Pair(__file__, ["messages"], hosts, PORT + 1 + number)
-            messages = Messages(**pair.ready[0]["messages"])
-            pair.close()
-            print(f"{link}: {messages}", flush=True)
-            on = replace(
-                cluster,
-                device=crowded(cluster.device, messages),
-                link=replace(cluster.link, latency=messages.latency, bandwidth=messages.all),
-            )
             for model in MODELS:
-                simulator = Simulator(on, *small(model), "fp32")
-                pair = Pair(__file__, [model], hosts, PORT + 10 + 2 * number + MODELS.index(model))
+                # Before each case: how quick a core of this machine is changes from minute to minute.
+                port = PORT + 10 * number + 2 * MODELS.index(model)
+                pair = Pair(__file__, ["machine"], hosts, port)
+                (text, *_) = pair.ready
+                pair.close()
+                files[f"{model}, {link}"] = text
+                simulator = Simulator(cluster_of(text), *small(model), "fp32")
+                pair = Pair(__file__, [model], hosts, port + 1)
                 taken: dict[str, list[float]] = {name: [] for name in ways(model)}
                 for turn in range(repeats):
                     for name in list(taken) if turn % 2 else reversed(taken):
@@ -159,7 +150,7 @@ def overlap(links: list[str], repeats: int) -> dict[str, Any]:
                         "simulated": simulator.simulate(way, 1, form).step,
                         "measured": median(taken[name]),
                     })  # fmt: skip
-    return {"machine_file": text, "repeats": repeats, "rows": rows}
+    return {"machine_files": files, "repeats": repeats, "rows": rows}
 
 
 def small(model: str) -> tuple[ModelSpec, Request]:

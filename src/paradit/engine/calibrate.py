@@ -43,11 +43,13 @@ TEXT_TOKENS = 32
 TIMES = 5
 """How often each is measured; the median counts: what is planned are usual times, not the best ones."""
 
-TURNS, EXCHANGES = 9, 5
+TURNS, EXCHANGES = 15, 5
 """So often is measured what attention takes without messages, beside short ones and beside long ones; each
 time so many of them, one after the other: a rank that is late once stays late."""
 SMALL = 8
 """Short ones have this part of the long ones' bytes."""
+BESIDE_SECONDS = 0.01
+"""Long ones travel for so long, at most: what is looked for are milliseconds of the time meanwhile."""
 
 ROUNDS = 3
 """In which all that a device computes is measured."""
@@ -332,6 +334,8 @@ def _beside(
     that comes last may cost a turn of the processor's scheduler, however few its bytes.
     """
     query = torch.randn(1, 1024, 4, 64, device=device)
+    most = int(BESIDE_SECONDS / seconds_per_byte / (transport.num_ranks - 1))
+    size = max(SMALL, min(size, most))
     sizes = [size // SMALL, size]
     message = torch.zeros(size, dtype=torch.uint8, device=device)
 
