@@ -46,8 +46,9 @@ from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.models.wan.spec import transformer_spec as wan_spec
 from paradit.placement import Form, Placement
-from paradit.planner.calibration import crowded, fit_device, fit_link, machine_file, median_error
+from paradit.planner.calibration import fit_device, machine_file, median_error
 from paradit.planner.hardware import Cluster, find_cluster
+from paradit.planner.messages import crowded, fit_link
 from paradit.planner.simulate import Simulator, Way
 from paradit.progress import Progress
 from paradit.requests import Request, resolve

@@ -3,17 +3,24 @@
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
+from torch import Tensor
 
 import paradit.engine.calibrate as calibrate_module
 from paradit.cli.calibrate import calibrate as calibrate_command
 from paradit.cli.progress import make_reporter
+from paradit.distributed.transport import Transfer, Transport
+from paradit.distributed.world import World
 from paradit.engine.calibrate import Sizes, calibrate
 from paradit.engine.job import Report
+from paradit.engine.links import measure_pairs
 from paradit.engine.this_machine import calibrated_cluster, calibrated_file
 from paradit.models.published import published_spec
 from paradit.models.wan.spec import transformer_spec, vae_spec
@@ -24,19 +31,26 @@ from paradit.planner.calibration import (
     Copies,
     Decode,
     Measured,
-    Messages,
     Product,
     Work,
-    crowded,
     fit_device,
-    fit_link,
     machine_file,
     residuals,
 )
 from paradit.planner.costs import KERNELS
 from paradit.planner.hardware import Device, Link, find_cluster
+from paradit.planner.messages import (
+    Messages,
+    PairSeconds,
+    crowded,
+    fit_link,
+    fit_neighbours,
+    neighbours_of,
+    slowest_pair,
+)
 from paradit.planner.simulate import Simulator, Way
 from paradit.requests import Request, resolve
+from paradit.testing import run_world
 
 GPU = Device(
     name="this",
@@ -111,6 +125,104 @@ def test_what_ranks_share_is_seen() -> None:
     assert (link(2e10, 5e9, 4).bandwidth, link(2e10, 5e9, 4).shared) == (2e10, 2e10)
     assert (link(5e9, 2e10, 4).bandwidth, link(5e9, 2e10, 4).peer) == (2e10, 5e9)
     assert (link(5e9, 5e9, 2).shared, link(5e9, 5e9, 2).copy) == (None, 2e10)
+
+
+BRIDGE, OTHERS = PairSeconds(1e-5, 1 / 45e9), PairSeconds(2e-5, 1 / 14e9)
+
+
+def pairs(inner: list[PairSeconds], across: list[PairSeconds]) -> dict[tuple[int, int], list[PairSeconds]]:
+    return {(0, 1): inner, (1, 2): across, (2, 3): inner, (3, 0): across}
+
+
+def test_neighbours_with_a_link_of_their_own() -> None:
+    slow, quick = PairSeconds(3e-5, 1 / 30e9), PairSeconds(1e-5, 1 / 90e9)
+    assert neighbours_of(pairs([BRIDGE, slow], [OTHERS, OTHERS])) == slow
+    # Links that are alike: once disturbed, even of all pairs at a time, they are no bridges.
+    for inner, across in [
+        ([OTHERS, OTHERS], [OTHERS, OTHERS]),
+        ([BRIDGE, BRIDGE], [OTHERS, BRIDGE]),
+        ([BRIDGE, OTHERS], [OTHERS, OTHERS]),
+        ([OTHERS, OTHERS], [BRIDGE, quick]),
+    ]:
+        assert neighbours_of(pairs(inner, across)) is None
+    assert neighbours_of({(0, 1): [BRIDGE], (1, 2): [OTHERS], (2, 0): [OTHERS]}) is None
+    assert neighbours_of({}) is None
+    # Of pairs the slowest counts, each as it was when nothing disturbed it.
+    found = pairs([BRIDGE, OTHERS], [OTHERS, BRIDGE])
+    assert slowest_pair(found, neighbours_too=True) == BRIDGE.each_byte
+    assert slowest_pair(pairs([BRIDGE], [OTHERS]), neighbours_too=True) == OTHERS.each_byte
+
+
+@pytest.mark.parametrize("gpus", ["8xA6000", "4xA6000", "8xL40"])
+def test_a_machine_with_bridges_is_found_again(gpus: str, tmp_path: Path) -> None:
+    machine = find_cluster(gpus)
+    ranks, size = machine.ranks, 2.0**28
+
+    def rate(members: list[int]) -> float:
+        """Bytes/s of a rank, while these send each other."""
+        busy, _ = machine.transfer(members, [[size] * len(members)] * len(members))
+        return (len(members) - 1) * size / max(busy.values())
+
+    messages = Messages(
+        latency=machine.link.latency,
+        pair=rate([1, 2]),
+        all=rate([*range(ranks)]),
+        crowding=0.0,
+        posting=0.0,
+        neighbours=rate([0, 1]) if machine.pair else None,
+        neighbours_latency=machine.pair.latency if machine.pair else None,
+    )
+    copies = Copies(copied=1e12, memory=48e9, ahead=True)
+    link, own = fit_link(messages, copies, ranks), fit_neighbours(messages)
+    measured = [Measured(work, work.seconds(GPU)) for work in works(1)]
+    path = tmp_path / "machine.toml"
+    path.write_text(machine_file(GPU, link, ranks, measured, [], neighbours=own))
+    found = find_cluster(str(path))
+    assert (found.pair is None) == (machine.pair is None) == ("[links.pair]" not in path.read_text())
+    # What is sent to any others takes as long, among all and in pairs.
+    for members in ([*range(ranks)], [0, 1], [1, 2], [0, 3]):
+        table = [[size] * len(members)] * len(members)
+        (ours, latency), (theirs, expected) = (one.transfer(members, table) for one in (found, machine))
+        assert max(ours.values()) == pytest.approx(max(theirs.values()), rel=1e-4)
+        assert latency == pytest.approx(expected, rel=1e-4)
+
+
+class Slowed(Transport):
+    """Over gloo, with seconds for every byte from a rank to another."""
+
+    def __init__(self, world: World, each_byte: Callable[[int, int], float]) -> None:
+        super().__init__(world.group or dist.group.WORLD, world.ranks)
+        self._each_byte = each_byte
+
+    def start(self, outgoing: list[Tensor], sizes: Sequence[int]) -> Transfer:
+        taken = [
+            self._each_byte(self.rank, rank) * tensor.nbytes
+            for rank, tensor in enumerate(outgoing)
+            if rank != self.rank
+        ]
+        time.sleep(max(taken))
+        return super().start(outgoing, sizes)
+
+
+def measured_pairs(world: World, size: int) -> None:
+    def bridged(rank: int, other: int) -> float:
+        return (0.005 if rank // 2 == other // 2 else 0.04) / size
+
+    for each_byte, are_bridged in ((bridged, True), (lambda *_: 0.01 / size, False)):
+        found = measure_pairs(Slowed(world, each_byte), size, world.device)
+        assert {pair: len(times) for pair, times in found.items()} == {
+            (0, 1): 2,
+            (1, 2): 2,
+            (2, 3): 2,
+            (3, 0): 2,
+        }
+        own = neighbours_of(found)
+        assert (own is not None) == are_bridged, found
+        assert slowest_pair(found, neighbours_too=False) > (0.03 if are_bridged else 0.009) / size
+
+
+def test_bridges_are_measured() -> None:
+    run_world(measured_pairs, 4, 2**14)
 
 
 TINY = Sizes(

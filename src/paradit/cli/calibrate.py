@@ -9,8 +9,9 @@ from paradit import __version__
 from paradit.cli.progress import Reporter
 from paradit.errors import InputError
 from paradit.files import write_whole
-from paradit.planner.calibration import KINDS, crowded, fit_device, fit_link, machine_file, median_error
+from paradit.planner.calibration import KINDS, fit_device, machine_file, median_error
 from paradit.planner.hardware import MAX_RANKS, find_cluster
+from paradit.planner.messages import crowded, fit_link, fit_neighbours
 from paradit.video.writer import check_file
 
 
@@ -38,7 +39,8 @@ def calibrate(output: Path, ranks: int | None, report: Reporter, *, overwrite: b
         "For `paradit plan --gpus FILE.toml`.",
     ]
     link = fit_link(found.messages, found.copies, number)
-    text = machine_file(device, link, number, found.measured, about)
+    own = fit_neighbours(found.messages)
+    text = machine_file(device, link, number, found.measured, about, neighbours=own)
     write_whole(output, text.encode())
     find_cluster(str(output))  # it can be read
     keep_calibrated(text, number)

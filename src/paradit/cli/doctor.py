@@ -45,9 +45,11 @@ def _links(found: dict[str, Any] | None) -> Iterator[str]:
         yield "one device, no link"
         return
     pair, everyone = (amount(found[f"{which}_bytes_per_second"], "B/s") for which in ("pair", "all"))
+    own = found["neighbours_bytes_per_second"]
+    neighbours = f" ({amount(own, 'B/s')} between 0 and 1, 2 and 3, ...)" if own else ""
     yield (
         f"{found['ranks']} ranks over {found['over']}: latency {1e6 * found['latency_seconds']:.0f} us; "
-        f"a rank sends {pair} in a pair, {everyone} while all send to all"
+        f"a rank sends {pair} in a pair{neighbours}, {everyone} while all send to all"
     )
 
 

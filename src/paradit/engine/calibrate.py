@@ -22,6 +22,7 @@ from paradit.distributed.transport import Transport
 from paradit.distributed.world import World, join_world
 from paradit.engine.job import RankError, Report
 from paradit.engine.launcher import LocalLauncher
+from paradit.engine.links import TIMES, largest, measure_pairs, usual_link
 from paradit.engine.worker import PipeReport, threads_per_rank
 from paradit.memory import total_memory_bytes
 from paradit.placement import Placement
@@ -31,18 +32,15 @@ from paradit.planner.calibration import (
     Copies,
     Decode,
     Measured,
-    Messages,
     Product,
     Work,
 )
+from paradit.planner.messages import Messages, neighbours_of, slowest_pair
 from paradit.progress import Progress
-from paradit.sampling.rehearsal import Link, measure_link, now
+from paradit.sampling.rehearsal import now
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT_TOKENS = 32
-TIMES = 5
-"""How often each is measured; the median counts: what is planned are usual times, not the best ones."""
-
 TURNS, EXCHANGES = 15, 5
 """So often is measured what attention takes without messages, beside short ones and beside long ones; each
 time so many of them, one after the other: a rank that is late once stays late."""
@@ -293,15 +291,12 @@ def measure_messages(transport: Transport, device: torch.device, size: int) -> M
 
     All ranks of the transport call it together.
     """
-    rank, number = transport.rank, transport.num_ranks
-    together = _usual_link(transport, size, device)
-    pair = 0.0
-    for first in range(number - 1 if number > 2 else 0):  # one pair after the other; the slowest counts
-        mine = {first, first + 1}
-        link = _usual_link(transport, size, device, sorted(mine - {rank}) if rank in mine else [])
-        pair = max(pair, _largest(transport, link.seconds_per_byte if rank in mine else 0.0, device))
+    together = usual_link(transport, size, device)
+    pairs = measure_pairs(transport, size, device) if transport.num_ranks > 2 else {}
+    neighbours = neighbours_of(pairs)
+    pair = slowest_pair(pairs, neighbours_too=neighbours is None) if pairs else 0.0
     latency, everyone = (
-        _largest(transport, one, device) for one in (together.latency, together.seconds_per_byte)
+        largest(transport, one, device) for one in (together.latency, together.seconds_per_byte)
     )
     posting, crowding = _beside(transport, size, device, everyone)
     return Messages(
@@ -310,19 +305,9 @@ def measure_messages(transport: Transport, device: torch.device, size: int) -> M
         all=1 / everyone,
         crowding=crowding,
         posting=posting,
+        neighbours=1 / neighbours.each_byte if neighbours else None,
+        neighbours_latency=neighbours.latency if neighbours else None,
     )
-
-
-def _usual_link(
-    transport: Transport, size: int, device: torch.device, peers: Sequence[int] | None = None
-) -> Link:
-    """Of several measurements, each the best of some: one that is disturbed may be far off."""
-    links = [measure_link(transport, size, device, peers) for _ in range(TIMES)]
-    sent = size * (transport.num_ranks - 1 if peers is None else max(1, len(peers)))
-    latency = min(link.latency for link in links)
-    usual = median(link.latency + sent * link.seconds_per_byte for link in links)
-    # Messages so small that they take no longer than one byte would be infinitely quick.
-    return Link(latency, max(1e-13, (usual - latency) / sent))
 
 
 def _beside(
@@ -386,9 +371,4 @@ def _usual(work: Callable[[], object], device: torch.device) -> float:
 def _slowest(transport: Transport, took: Callable[[], float], device: torch.device) -> float:
     """What the slowest rank measures, while all do."""
     transport.all_gather(torch.zeros(1, device=device))  # all begin at once
-    return _largest(transport, took(), device)
-
-
-def _largest(transport: Transport, number: float, device: torch.device) -> float:
-    mine = torch.tensor([number], dtype=torch.float64, device=device)
-    return max(float(one) for one in transport.all_gather(mine))
+    return largest(transport, took(), device)

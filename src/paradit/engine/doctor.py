@@ -96,6 +96,7 @@ def _links() -> dict[str, Any] | None:
         "over": "NCCL" if gpus else "gloo",
         "latency_seconds": messages.latency,
         "pair_bytes_per_second": messages.pair,
+        "neighbours_bytes_per_second": messages.neighbours,
         "all_bytes_per_second": messages.all,
     }
 

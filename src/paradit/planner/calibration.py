@@ -135,21 +135,6 @@ class Copies:
     """Bytes/s of all ranks' copies from the host's memory at once; None where there is no other memory."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Messages:
-    """What messages between ranks took."""
-
-    latency: float
-    pair: float
-    """Bytes/s of a rank, while two of them send each other."""
-    all: float
-    """Bytes/s of a rank, while all send to all."""
-    crowding: float
-    """How much longer computing takes beside messages, in parts of the time for which they travel."""
-    posting: float
-    """And by how many seconds for every exchange, however small."""
-
-
 def fit_device(measured: Sequence[Measured], copies: Copies, source: str) -> Device:
     """The figures with which the formulas are nearest to what was measured: of each kind in turn."""
     kinds = {kind: [one for one in measured if isinstance(one.work, kind)] for kind in KINDS.values()}
@@ -225,32 +210,6 @@ def _with_attention(device: Device, dtype: str, value: float) -> Device:
     return replace(device, reach={**device.reach, "flash": {**reach, dtype: value}})
 
 
-def fit_link(messages: Messages | None, copies: Copies, ranks: int) -> Link:
-    """What a message takes; where all at once are slower than two, they share something.
-
-    messages: None where there is one rank, whose link is never used.
-    """
-    if messages is None:
-        return Link(name="within", latency=0.0, bandwidth=copies.copied, copy=copies.fetched)
-    shared = ranks * messages.all if ranks > 2 and messages.all < messages.pair else None
-    return Link(
-        name="within",
-        latency=messages.latency,
-        bandwidth=max(messages.pair, messages.all),
-        peer=messages.pair if ranks > 2 and messages.pair < messages.all else None,
-        shared=shared,
-        copy=copies.fetched,
-    )
-
-
-def crowded(device: Device, messages: Messages | None) -> Device:
-    """The device, with what messages take of its computing."""
-    if messages is None:
-        return device
-    message_units = device.units * messages.crowding / (1 + messages.crowding)
-    return replace(device, message_units=message_units, posting=messages.posting)
-
-
 def residuals(measured: Iterable[Measured], device: Device) -> list[float]:
     """(by the formulas - measured) / measured, of each measurement."""
     return [one.work.seconds(device) / one.seconds - 1 for one in measured]
@@ -284,7 +243,13 @@ KINDS = {"product": Product, "attention": Attention, "block": Block, "decode": D
 
 
 def machine_file(
-    device: Device, link: Link, ranks: int, measured: Sequence[Measured], about: Sequence[str]
+    device: Device,
+    link: Link,
+    ranks: int,
+    measured: Sequence[Measured],
+    about: Sequence[str],
+    *,
+    neighbours: Link | None = None,
 ) -> str:
     """The text of a file that `planner.hardware.find_cluster` reads. about: lines for its head."""
     lines = [*(f"# {line}" for line in about), "", f"ranks = {ranks}", "machines = 1", ""]
@@ -303,10 +268,8 @@ def machine_file(
     lines += [f"ahead = {str(device.ahead).lower()}", "", "[devices.this.reach]"]
     for name, reach in device.reach.items():
         lines.append(f"{name} = {_number(reach) if isinstance(reach, float) else _inline(reach)}")
-    lines += ["", "[links.within]", 'source = "the same measurement"']
-    for name in ("latency", "bandwidth", "peer", "shared", "copy"):
-        value = getattr(link, name)
-        lines += [] if value is None else [f"{name} = {_number(value)}"]
+    for one in (link, neighbours):
+        lines += _link_lines(one) if one is not None else []
     lines += ["", "[residuals]  # of each kind: seconds as measured, and as the formulas say"]
     for name, kind in KINDS.items():
         found = [one for one in measured if isinstance(one.work, kind)]
@@ -320,6 +283,14 @@ def machine_file(
         ]
         lines.append("]")
     return "\n".join(lines) + "\n"
+
+
+def _link_lines(link: Link) -> list[str]:
+    lines = ["", f"[links.{link.name}]", 'source = "the same measurement"']
+    for name in ("latency", "bandwidth", "peer", "shared", "copy"):
+        value = getattr(link, name)
+        lines += [] if value is None else [f"{name} = {_number(value)}"]
+    return lines
 
 
 def _inline(numbers: object) -> str:

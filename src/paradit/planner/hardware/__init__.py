@@ -8,6 +8,7 @@ what `paradit calibrate` measured on a machine. It has tables as in devices.toml
     machines = 1
     [devices.this]               # as in devices.toml; `reach` as measured, where it differs by dtype
     [links.within]               # as in links.toml
+    [links.pair]                 # of neighbours (0 and 1, 2 and 3, ...), where they have a link of their own
     [residuals]                  # what was measured, and what the formulas say of it; for people
 """
 
@@ -126,7 +127,7 @@ class Cluster:
         """The link that messages from one rank to another take."""
         if sender // self.devices != receiver // self.devices:
             return self.network
-        if self.pair is not None and sender // 2 == receiver // 2:
+        if self.pair is not None and are_neighbours(sender, receiver):
             return self.pair
         return self.link
 
@@ -157,6 +158,11 @@ class Cluster:
                         host = f"{link.name} of machine {machine}"
                         busy[host] = busy.get(host, 0.0) + size / link.shared
         return busy, latency
+
+
+def are_neighbours(rank: int, other: int) -> bool:
+    """Whether two ranks of a machine are such as have a link of their own, if any have."""
+    return rank // 2 == other // 2
 
 
 def find_cluster(name: str) -> Cluster:
@@ -205,9 +211,10 @@ def _cluster(
 def _read_machine(path: Path) -> Cluster:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-        this = {"link": "within", **content["devices"]["this"]}
-        tables = {**_table("devices"), "this": this}
-        links = _table("links") | content["links"]
+        this, own = content["devices"]["this"], content["links"]
+        pair = {"pair": "pair"} if "pair" in own else {}
+        tables = {**_table("devices"), "this": {"link": "within", **pair, **this}}
+        links = _table("links") | own
         return _cluster("this", tables, links, content["ranks"], content.get("machines", 1))
     except OSError as error:
         raise InputError(f"gpus {str(path)!r} cannot be read: {error.strerror}") from None
