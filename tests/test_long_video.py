@@ -10,7 +10,7 @@ from paradit.models.spec import read_spec
 from paradit.placement import Placement
 from paradit.planner.hardware import find_cluster
 from paradit.planner.long import LongVideo
-from paradit.requests import Request, resolve
+from paradit.requests import LEFT_CONTEXTS, Request, resolve
 from paradit.scheduling.block_queue import BlockQueue
 from paradit.scheduling.layer_pipeline import idle_slots
 from paradit.trace.spans import STEP
@@ -218,12 +218,17 @@ def test_a_dry_run_knows_blocks(model: Path, tmp_path: Path) -> None:
     assert warning.startswith("2 blocks are fewer than 4 stages, which are used to")
 
 
-def test_a_trace_has_the_steps_of_blocks_in_the_simulated_order(model: Path, tmp_path: Path) -> None:
-    finished(tmp_path, *arguments(model, "--ranks", "2", "--trace", "t.json", frames=21))
+@pytest.mark.parametrize("left_context", LEFT_CONTEXTS)
+def test_a_trace_has_the_steps_of_blocks_in_the_simulated_order(
+    left_context: str, model: Path, tmp_path: Path
+) -> None:
+    own = "--ranks", "2", "--trace", "t.json", "--left-context", left_context
+    finished(tmp_path, *arguments(model, *own, frames=21))
     by_rank = read_trace(tmp_path / "t.json")
     spec = read_spec(model)
     sizes = {"num_frames": 21, "block_frames": 2, "context_frames": 1}
-    request = resolve(Request(prompt="any", method="dualparal", **sizes), spec)
+    asked = Request(prompt="any", method="dualparal", left_context=left_context, **sizes)
+    request = resolve(asked, spec)
     simulated = LongVideo(
         cluster=find_cluster("2xL40"),
         spec=spec,

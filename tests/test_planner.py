@@ -395,6 +395,31 @@ def test_the_command() -> None:
     assert len(found["best"][0]["memory_bytes_by_rank"]) == len(found["best"][0]["idle_by_rank"]) <= 4
 
 
+def test_a_long_video_is_planned_with_its_own_blocks() -> None:
+    arguments = ("--model", "wan2.1-t2v-1.3b-diffusers", "--size", "480x288", "--gpus", "2xL40", "--duration")
+    blocks = ("--block-frames", "8", "--context-frames", "3", "--left-context", "cache")
+    usual, own = (json.loads(run(*arguments, "60s", "--json", *more).stdout) for more in ((), blocks))
+    sizes = ("block_frames", "context_frames", "left_context")
+    assert [usual[name] for name in sizes] == [13, 4, "latents"]
+    assert [own[name] for name in sizes] == [8, 3, "cache"]
+    for plan, shown in ((usual, False), (own, True)):
+        best = plan["best"][0]
+        assert (best["method"], " ".join(blocks) in best["command"]) == ("dualparal", shown)
+    # What the other left context would take; the cache has less to compute, and more to keep.
+    (line,) = [line for line in usual["reasons"] if line.startswith("left context: latents; cache ")]
+    assert "(-" in line
+    (line,) = [line for line in own["reasons"] if line.startswith("left context: cache; latents ")]
+    assert "(+" in line
+    for more, said in (
+        (("60s", "--left-context", "both"), "left_context must be latents or cache, got 'both'"),
+        (("60s", "--block-frames", "2", "--context-frames", "3"), "use at most 2, got 3"),
+        (("2s", "--block-frames", "8"), "longer than the 81 frames"),
+    ):
+        done = run(*arguments, *more)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert said in done.stderr
+
+
 @pytest.mark.parametrize("method", ["full", "dualparal"])
 def test_a_plan_as_a_trace_and_a_picture(method: str, tmp_path: Path) -> None:
     trace, plot = tmp_path / "plan.json", tmp_path / "plan.png"

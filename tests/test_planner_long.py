@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from paradit.distributed.world import World
+from paradit.engine.job import Job
+from paradit.engine.planned import Open, planned
 from paradit.models.published import published_spec
 from paradit.models.registry import loader
 from paradit.models.spec import read_spec, stage_of
@@ -23,7 +25,7 @@ from paradit.planner.search import kind_of as kind_of_way
 from paradit.planner.simulate import Simulator, Way
 from paradit.planner.stage_step import kind_of
 from paradit.planner.timeline import timeline
-from paradit.requests import Request, resolve
+from paradit.requests import LEFT_CONTEXTS, Request, resolve
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.layer_split import divide_layers
 from paradit.sampling.noise import PooledNoise
@@ -288,10 +290,34 @@ def test_ways_that_are_not_played_could_not_have_been_the_best(goal: str, part: 
         assert least.seconds <= one.seconds * (1 + 1e-9)
 
 
+def test_a_left_context_from_the_cache_is_not_computed() -> None:
+    for sharers in (1, 2):
+        made = [video(cluster(2), request(60, left_context=left), sharers=sharers) for left in LEFT_CONTEXTS]
+        usual = [max(map(kind_of, one.queue.steps()), key=lambda kind: kind[3]) for one in made]
+        assert [(kind[:3], kind[3]) for kind in usual] == [((5, 2, 0), 9), ((5, 0, 0), 9)]
+        computed, kept = (one.run() for one in made)
+        # Five frames instead of seven, and for those the same keys.
+        assert 5 / 7 * computed.seconds * 0.9 < kept.seconds < computed.seconds
+        assert made[1].least_seconds <= kept.seconds
+
+
+def test_a_run_is_planned_with_its_own_blocks() -> None:
+    def quickest(**asked: Any) -> float:
+        jobs = [Job(request=request(60, **asked), output="any.mp4", latents=None)]
+        choice = planned(jobs, SPEC, Placement(ranks=2), cluster(2), Open())
+        assert choice is not None
+        return min(choice.seconds.values())
+
+    usual = quickest()
+    assert quickest(left_context="cache") < usual
+    assert quickest(context_frames=0) < usual < quickest(block_frames=3)
+
+
 GRIDS = [StageGrid(2, 1, 2), StageGrid(1, 2, 2), StageGrid(1, 1, 4), StageGrid(2, 2), StageGrid(4)]
+CASES = [(grid, "latents") for grid in GRIDS] + [(grid, "cache") for grid in (GRIDS[0], GRIDS[2], GRIDS[4])]
 
 
-def small_video(folder: Path, grid: StageGrid) -> LongVideo:
+def small_video(folder: Path, grid: StageGrid, left_context: str) -> LongVideo:
     """Five blocks of 12 tokens a frame, the last of one frame; three heads, which do not divide."""
     asked = Request(
         prompt="any",
@@ -303,6 +329,7 @@ def small_video(folder: Path, grid: StageGrid) -> LongVideo:
         method="dualparal",
         block_frames=2,
         context_frames=1,
+        left_context=left_context,
     )
     spec = read_spec(folder)
     return LongVideo(
@@ -325,8 +352,8 @@ def bytes_sent(world: World, folder: Path) -> list[int]:
         return send(self, tensor, rank)
 
     World.send = counting  # type: ignore[method-assign]
-    for grid in GRIDS:
-        spec, queue, sent = read_spec(folder), small_video(folder, grid).queue, 0
+    for grid, left_context in CASES:
+        spec, queue, sent = read_spec(folder), small_video(folder, grid, left_context).queue, 0
         model = loader(spec.pipeline_class)(spec, torch.float32, torch.device("cpu"))
         prompts = tuple(model.encode_prompt(text) for text in ("a red circle", "blurry"))
         share = divide_layers(model, world, None, grid)
@@ -341,9 +368,9 @@ def test_bytes_are_those_of_a_real_run(tmp_path: Path) -> None:
     """Of every rank, message by message: latents, exchanges, hidden states and predictions."""
     folder = save_folder("wan21", tmp_path, heads=3, layers=5)
     by_rank = run_world(bytes_sent, 4, folder, timeout=240)
-    for number, grid in enumerate(GRIDS):
+    for number, (grid, left_context) in enumerate(CASES):
         simulated = [0.0] * 4
-        for one in small_video(folder, grid).played().sent:
+        for one in small_video(folder, grid, left_context).played().sent:
             for rank, row in zip(one.message.ranks, one.message.table, strict=True):
                 simulated[rank] += sum(row)
-        assert simulated == [sent[number] for sent in by_rank], grid
+        assert simulated == [sent[number] for sent in by_rank], (grid, left_context)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +39,9 @@ class PlanOptions:
     size: str | None
     num_frames: int | None
     duration: str | None
+    block_frames: int | None
+    context_frames: int | None
+    left_context: str | None
     num_inference_steps: int | None
     guidance_scale: float | None
     num_prompts: int
@@ -48,6 +51,12 @@ class PlanOptions:
     trace: Path | None
     plot: Path | None
     overwrite: bool
+
+    @property
+    def blocks(self) -> dict[str, int | str]:
+        """Those of a long video's blocks that were given."""
+        given = {name: getattr(self, name) for name in ("block_frames", "context_frames", "left_context")}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def plan(options: PlanOptions) -> None:
@@ -104,11 +113,7 @@ def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[Request, Request |
             raise InputError("give num_frames or a duration, not both")
         frames = max(1, round(parse_duration(options.duration) * spec.defaults.fps))
         asked = replace(asked, num_frames=frames, trim=True)
-    long = None
-    with suppress(InputError):  # what is wrong with the request itself is said below
-        long = resolve(replace(asked, method="dualparal"), spec)
-    if long is not None and latent_shape(long, spec)[1] <= spec.trained_latent_frames:
-        long = None
+    long = _in_blocks(asked, options, spec)
     try:
         return resolve(replace(asked, method="full"), spec), long
     except InputError:
@@ -116,6 +121,22 @@ def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[Request, Request |
         if long is None or latent_shape(long, spec)[1] <= most:
             raise
         return long, long
+
+
+def _in_blocks(asked: Request, options: PlanOptions, spec: ModelSpec) -> Request | None:
+    """The same in blocks; None where it is not longer than the model was trained on."""
+    blocks, long = options.blocks, None
+    with nullcontext() if blocks else suppress(InputError):  # what is wrong without blocks is said otherwise
+        long = resolve(replace(asked, method="dualparal", **blocks), spec)  # type: ignore[arg-type]
+    if long is None or latent_shape(long, spec)[1] > spec.trained_latent_frames:
+        return long
+    if blocks:
+        most = (spec.trained_latent_frames - 1) * spec.vae.temporal_compression + 1
+        raise InputError(
+            f"{' and '.join(blocks)}: of videos in blocks, which are planned where they are longer than the "
+            f"{most} frames that the model was trained on; got {long.num_frames}"
+        )
+    return None
 
 
 def _draw(best: Plan, simulator: Simulator, options: PlanOptions) -> None:

@@ -11,7 +11,7 @@ from paradit.cli.text import amount, duration
 from paradit.models.published import find_published
 from paradit.models.registry import SUPPORTED_PIPELINES
 from paradit.placement_text import write_groups
-from paradit.planner.explain import bound_of, misfits, reasons
+from paradit.planner.explain import bound_of, misfits, other_left_context, reasons
 from paradit.planner.search import Plan, Plans, kind_of
 from paradit.planner.simulate import Simulator
 
@@ -38,7 +38,7 @@ def plan_text(plans: Plans, simulator: Simulator, options: PlanOptions) -> str:
     if best[0].fits:
         lines += [f"{number}. {command(one, simulator, options)}" for number, one in enumerate(best, 1)]
     for title, found in (
-        ("why the first:", reasons(plans, options.goal, _said(options.goal))),
+        ("why the first:", _reasons(plans, simulator, options)),
         ("", _misfits(plans, simulator)),
         ("", list(_cautions(plans, simulator))),
     ):
@@ -48,6 +48,12 @@ def plan_text(plans: Plans, simulator: Simulator, options: PlanOptions) -> str:
 
 def _said(goal: str) -> Any:
     return duration if goal != "memory" else lambda size: amount(size, "B")
+
+
+def _reasons(plans: Plans, simulator: Simulator, options: PlanOptions) -> list[str]:
+    said = _said(options.goal)
+    other = other_left_context(plans.best[0], simulator, options.num_prompts, options.goal, said)
+    return [*reasons(plans, options.goal, said), *other]
 
 
 def _table(plans: Plans, simulator: Simulator) -> Iterator[str]:
@@ -94,9 +100,11 @@ def _cautions(plans: Plans, simulator: Simulator) -> Iterator[str]:
     if "dualparal" in shown:
         long = simulator.long
         assert long is not None
+        cached = ", of the one before by its keys of one round ago" if long.left_context == "cache" else ""
         yield (
             f"dualparal is approximate: blocks of {long.block_frames} latent frames, each of which sees "
-            f"{long.context_frames} of each neighbour and no more. Its first frames come with the first block"
+            f"{long.context_frames} of each neighbour and no more{cached}. Its first frames come with the "
+            "first block"
         )
     if simulator.long is not None and "full" in shown:
         frames = (trained - 1) * simulator.spec.vae.temporal_compression + 1
@@ -121,6 +129,8 @@ def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
     else:
         words += ["--num-frames", str(request.num_frames)]
     words += ["--method", way.method] if simulator.long is not None else []
+    for name, value in options.blocks.items() if way.method == "dualparal" else ():
+        words += [f"--{name.replace('_', '-')}", str(value)]
     words += ["--num-inference-steps", str(request.num_inference_steps)]
     if options.guidance_scale is not None:
         words += ["--guidance-scale", f"{options.guidance_scale:g}"]
@@ -177,6 +187,10 @@ def plan_json(plans: Plans, simulator: Simulator, options: PlanOptions) -> dict[
         "width": request.width,
         "height": request.height,
         "num_frames": request.num_frames,
+        **{
+            name: getattr(simulator.long, name, None)
+            for name in ("block_frames", "context_frames", "left_context")
+        },
         "num_inference_steps": request.num_inference_steps,
         "num_prompts": options.num_prompts,
         "dtype": options.dtype,
@@ -185,6 +199,6 @@ def plan_json(plans: Plans, simulator: Simulator, options: PlanOptions) -> dict[
         "compared": plans.compared,
         "best": [one(plan) for plan in plans.best],
         "usual": [one(plan) for plan in plans.usual],
-        "reasons": reasons(plans, options.goal, _said(options.goal)),
+        "reasons": _reasons(plans, simulator, options),
         "misfits": _misfits(plans, simulator),
     }

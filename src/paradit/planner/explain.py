@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from paradit.planner.search import GOALS, Plan, Plans, kind_of, shares_tokens
 from paradit.planner.simulate import Simulated, Simulator
-from paradit.requests import Request
+from paradit.requests import LEFT_CONTEXTS, Request
 from paradit.scheduling.memory import PARTS, way_out
 
 WAITING, DECODING = 0.15, 0.15
@@ -123,6 +123,24 @@ def reasons(plans: Plans, goal: str, said: Callable[[float], str]) -> list[str]:
         why = switch.why(best.simulated, other)
         found.append(f"{line}; {why}" if why else line)
     return found
+
+
+def other_left_context(
+    plan: Plan, simulator: Simulator, num_prompts: int, goal: str, said: Callable[[float], str]
+) -> list[str]:
+    """Of a plan in blocks: what it takes where blocks see the one before in the other way. As `reasons`."""
+    mine, long = plan.simulated, simulator.long
+    if mine.way.method != "dualparal" or not plan.fits:
+        return []
+    assert long is not None
+    (name,) = (one for one in LEFT_CONTEXTS if one != long.left_context)
+    changed = replace(long, left_context=name)
+    whole = changed if simulator.request.method == "dualparal" else simulator.request
+    instead = replace(simulator, request=whole, long=changed)
+    other = instead.simulate(mine.way, num_prompts, mine.form)
+    value, others = (GOALS[goal](one)[0] for one in (mine, other))
+    line = f"left context: {long.left_context}; {name} {said(others)} ({100 * (others / value - 1):+.0f} %)"
+    return [line if instead.fits(mine.way) else f"{line}; that does not fit"]
 
 
 def misfits(plans: list[Plan], simulator: Simulator, said: Callable[[float], str]) -> list[str]:

@@ -36,6 +36,25 @@ def plan(  # noqa: PLR0917 (typer calls it by name)
             metavar="TIME",
         ),
     ] = None,
+    block_frames: Annotated[
+        int | None,
+        typer.Option(help="Latent frames of a long video's block. [default: by the model]", metavar="N"),
+    ] = None,
+    context_frames: Annotated[
+        int | None,
+        typer.Option(
+            help="Latent frames that a block sees of each neighbour. [default: by the model]", metavar="N"
+        ),
+    ] = None,
+    left_context: Annotated[
+        str | None,
+        typer.Option(
+            help="How a block sees the one before: latents: computed once more. cache: by the keys and "
+            "values of the block itself, kept for one round: less to compute, more memory. "
+            "[default: latents]",
+            metavar="NAME",
+        ),
+    ] = None,
     num_inference_steps: Annotated[
         int | None, typer.Option(help="Denoising steps. [default: the model's]", metavar="N")
     ] = None,
