@@ -22,7 +22,7 @@ from paradit.distributed.transport import Transport
 from paradit.distributed.world import World, join_world
 from paradit.engine.job import RankError, Report
 from paradit.engine.launcher import LocalLauncher
-from paradit.engine.links import TIMES, largest, measure_pairs, usual_link
+from paradit.engine.links import largest, measure_pairs, usual_link
 from paradit.engine.worker import PipeReport, threads_per_rank
 from paradit.memory import total_memory_bytes
 from paradit.placement import Placement
