@@ -41,7 +41,7 @@ from paradit.sampling.rehearsal import now
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT_TOKENS = 32
-TURNS, EXCHANGES = 15, 5
+TURNS, EXCHANGES = 9, 5
 """So often is measured what attention takes without messages, beside short ones and beside long ones; each
 time so many of them, one after the other: a rank that is late once stays late."""
 SMALL = 8
