@@ -112,6 +112,9 @@ def test_tiles_cover_the_picture_once(size: tuple[int, int], side: int | None) -
         assert sorted(number for hand in hands for number in hand) == list(range(len(cut.tiles)))
         areas = [sum(cut.tiles[number].area for number in hand) for hand in hands]
         assert max(areas) - min(areas) <= max(tile.area for tile in cut.tiles)
+        assert cut.dealt_areas(ranks) == sorted(areas)
+    assert cut.largest_area == max(tile.area for tile in cut.tiles)
+    assert (cut.num_tiles, cut.area) == (len(cut.tiles), sum(tile.area for tile in cut.tiles))
 
 
 def test_frames_leave_at_once_and_nothing_grows_with_length(model: Any) -> None:

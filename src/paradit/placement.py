@@ -370,7 +370,7 @@ class Placement:
         size, multiple = (request.height, request.width), spec.vae.tile_multiple
 
         def number(tile: int) -> int:
-            return len(spec.vae.grid(*size, tile).tiles)
+            return spec.vae.grid(*size, tile).num_tiles
 
         if number(request.vae_tile) >= self.decode_degree:
             return

@@ -6,7 +6,10 @@ starts, sizes and overlaps as `AutoencoderKLWan.tiled_decode` and `AutoencoderKL
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
 
 SIDES_APART = 4
 """Tiles overlap by one part of this many of their side, so a side divides into as many."""
@@ -56,7 +59,39 @@ class Grid:
     @property
     def area(self) -> int:
         """Of all tiles, in latent pixels; more than the picture's, since they overlap."""
-        return sum(tile.area for tile in self.tiles)
+        return sum(span.size for span in self.rows) * sum(span.size for span in self.columns)
+
+    @property
+    def num_tiles(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    @property
+    def largest_area(self) -> int:
+        """Of the largest tile, in latent pixels."""
+        return max(span.size for span in self.rows) * max(span.size for span in self.columns)
+
+    def dealt_areas(self, num_ranks: int) -> list[int]:
+        """The areas that `dealt` gives the ranks, in ascending order.
+
+        Without going through the tiles: a huge picture has millions of them, but few sizes.
+        """
+        rows, columns = (Counter(span.size for span in spans) for spans in (self.rows, self.columns))
+        numbers: Counter[int] = Counter()
+        for (height, down), (width, across) in product(rows.items(), columns.items()):
+            numbers[height * width] += down * across
+        areas = [0] * num_ranks
+        for area in sorted(numbers, reverse=True):
+            left = numbers[area]
+            while left:
+                # Where no rank is ahead by more than a tile, each of them gets one before one gets two.
+                rounds = left // num_ranks if max(areas) - min(areas) <= area else 0
+                if rounds:
+                    areas = [so_far + rounds * area for so_far in areas]
+                    left -= rounds * num_ranks
+                else:
+                    areas[areas.index(min(areas))] += area
+                    left -= 1
+        return sorted(areas)
 
     def dealt(self, num_ranks: int) -> list[list[int]]:
         """For each rank the numbers of the tiles that it decodes, in ascending order.
@@ -73,6 +108,7 @@ class Grid:
         return [sorted(hand) for hand in hands]
 
 
+@lru_cache(maxsize=64)  # of a huge picture asked for again and again by a search
 def grid(height: int, width: int, side: int | None) -> Grid:
     """The tiles of a picture of `height` x `width` latent pixels; one where it is not larger than a tile.
 

@@ -154,15 +154,13 @@ class VaeSpec(ABC):
         tiles = self.grid(height, width, tile)
         level = self.decoder_dim * (self.spatial_compression // self.pixel_patch) ** 2
         convolutions = 2 * (self.num_res_blocks + 1)
-        areas = [tile.area for tile in tiles.tiles]
-        most = max(sum(areas[number] for number in hand) for hand in tiles.dealt(ranks))
-        kept = level * 2 * convolutions * most
-        working = level * 6 * self.temporal_compression * max(tile.area for tile in tiles.tiles)
+        kept = level * 2 * convolutions * tiles.dealt_areas(ranks)[-1]
+        working = level * 6 * self.temporal_compression * tiles.largest_area
         return FP32_BYTES * (kept + working + self.temporal_compression * self._waiting(tiles))
 
     def _waiting(self, tiles: Grid) -> int:
         """Values of a frame's samples in its tiles and, once they are put together, its picture."""
-        if len(tiles.tiles) == 1:
+        if tiles.num_tiles == 1:
             return 0
         picture = sum(span.kept for span in tiles.rows) * sum(span.kept for span in tiles.columns)
         return 3 * self.spatial_compression**2 * (tiles.area + picture)

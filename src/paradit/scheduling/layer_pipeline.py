@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import accumulate, takewhile
 
 from paradit.errors import InputError
@@ -193,6 +193,7 @@ def idle_slots(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
     return duration(queue, [1.0] * num_ranks, parts) - queue.num_blocks * queue.num_steps
 
 
+@lru_cache(maxsize=256)  # plays the pipeline; each rank of each way that is tried asks
 def choose_stages(queue: BlockQueue, num_ranks: int, num_layers: int, parts: int = 1) -> int:
     """How many stages to make of some ranks that could all share a branch's tokens too.
 

@@ -162,7 +162,7 @@ class HunyuanVideoVaeSpec(VaeSpec):
         of its middle block, which grows with the square of a tile's area, is not counted.)
         """
         tiles = self.grid(height, width, tile)
-        pixels = max(tile.area for tile in tiles.tiles) * self.spatial_compression**2
+        pixels = tiles.largest_area * self.spatial_compression**2
         values = 7 * self.decoder_dim * pixels + 2 * 3 * height * width + self._waiting(tiles)
         return FP32_BYTES * self.TILE_FRAMES * values
 
