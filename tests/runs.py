@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from paradit.video.reader import read_video
+from warm import Warm
 
 COMMAND = [sys.executable, "-c", "from paradit.cli.main import main; main()"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -30,20 +30,12 @@ class Command:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.folder = folder
-        self.process = subprocess.Popen(
-            [*COMMAND, *arguments, "--json"],
-            cwd=folder,
-            env=ENV,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self.process = Warm([*arguments, "--json"], folder, ENV)
         self.told: list[dict[str, Any]] = []
         self.began = time.monotonic()
 
     def until(self, found: Callable[[dict[str, Any]], bool]) -> bool:
         """Follow until an event that is `found`; False where the command ends before."""
-        assert self.process.stdout is not None
         for line in self.process.stdout:
             self.told.append(json.loads(line))
             assert time.monotonic() - self.began < LIMIT, "the command hangs"
@@ -66,6 +58,7 @@ class Command:
         assert not self.until(lambda _: False)
         _, errors = self.process.communicate(timeout=LIMIT)
         wait_until_gone(processes)
+        assert self.process.returncode is not None
         return self.process.returncode, errors
 
     def end_well(self) -> None:
@@ -79,7 +72,7 @@ class Command:
         processes = _family(self.process.pid)
         self.process.kill()
         self.until(lambda _: False)  # what it had told before
-        self.process.communicate()
+        self.process.communicate(timeout=LIMIT)
         wait_until_gone(processes)
 
 

@@ -1,0 +1,123 @@
+"""Commands that begin with torch and diffusers there already: each is forked from a process that has them.
+
+Those imports are most of what a small run takes. What is imported when, and how a command begins cold, is
+for tests/test_cli.py; ranks are started by the command itself, cold, as for a user.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+SERVER = "import sys; sys.path.append(sys.argv[2]); import warm; warm.serve(int(sys.argv[1]))"
+COMMAND = "; sys.path.pop(); from paradit.cli.main import main; main()"
+
+
+class Warm:
+    """A running `paradit`, to be followed as a `subprocess.Popen`."""
+
+    def __init__(self, arguments: Sequence[str | Path], folder: Path, env: Mapping[str, str]) -> None:
+        told, telling = os.pipe()
+        status, keeping = os.pipe()
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with this object)
+        asked = {"arguments": [*map(str, arguments)], "folder": str(folder), "env": dict(env)}
+        socket.send_fds(_server(), [json.dumps(asked).encode()], [telling, self._errors.fileno(), keeping])
+        os.close(telling)
+        os.close(keeping)
+        self.stdout, self._status = os.fdopen(told), os.fdopen(status)
+        self.pid = int(self._status.readline())
+        self.returncode: int | None = None
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """What is left of its output, and its errors, once it has ended. Raises TimeoutError."""
+        output = self.stdout.read()
+        if not select.select([self._status], [], [], timeout)[0]:
+            raise TimeoutError(f"the command has not ended within {timeout:g} s")
+        self.returncode = int(self._status.readline())
+        self._errors.seek(0)
+        errors = self._errors.read()
+        for file in (self.stdout, self._status, self._errors):
+            file.close()
+        return output, errors
+
+
+def run(
+    arguments: Sequence[str | Path], folder: Path, env: Mapping[str, str], timeout: float = 120.0
+) -> subprocess.CompletedProcess[str]:
+    """A whole command, and what it has said."""
+    process = Warm(arguments, folder, env)
+    output, errors = process.communicate(timeout)
+    assert process.returncode is not None
+    return subprocess.CompletedProcess([*arguments], process.returncode, output, errors)
+
+
+@cache
+def _server() -> socket.socket:
+    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    started = [sys.executable, "-c", SERVER + COMMAND, str(its.fileno()), str(Path(__file__).parent)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(started, env=env, pass_fds=[its.fileno()])
+    its.close()
+    atexit.register(process.wait)
+    atexit.register(mine.close)  # which ends it, and comes first
+    return mine
+
+
+def serve(number: int) -> None:
+    """Returns in each command's process only, with its arguments in `sys.argv`."""
+    import paradit.engine.make
+    import paradit.models.hunyuan_video.adapter
+    import paradit.models.wan.adapter  # noqa: F401
+
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how the keepers end
+    with socket.socket(fileno=number) as asking:
+        while True:
+            message, fds, *_ = socket.recv_fds(asking, 2**20, 3)
+            if not message:
+                os._exit(0)
+            if os.fork() == 0:
+                break
+            for fd in fds:
+                os.close(fd)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _keep(*fds)
+    asked = json.loads(message)
+    os.chdir(asked["folder"])
+    os.environ.clear()
+    os.environ.update(asked["env"])
+    sys.argv[1:] = asked["arguments"]
+
+
+def _keep(output: int, errors: int, status: int) -> None:
+    """Fork the command, and tell its id and, once it has ended, its exit code. Returns in the command."""
+    pid = os.fork()
+    if pid:
+        os.close(output)
+        os.close(errors)
+        os.write(status, f"{pid}\n".encode())
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os.write(status, f"{code}\n".encode())
+        os._exit(0)
+    os.dup2(output, 1)
+    os.dup2(errors, 2)
+    for fd in (output, errors, status):
+        os.close(fd)
