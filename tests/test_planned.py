@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import warm
 from paradit.engine.job import Job
 from paradit.engine.planned import Open, planned, planned_form
 from paradit.engine.this_machine import calibrated_file
@@ -222,12 +223,13 @@ def calibrated(monkeypatch: pytest.MonkeyPatch, cache: Path, ranks: int, latency
 
 def told(folder: Path, model: Path, *options: str, torch_free: bool = False) -> list[dict[str, Any]]:
     files = ["-o", "v.mp4", "--latents", "l.safetensors", "--overwrite", "--json"]
-    command = [*COMMAND, "generate", "a red circle", "--model", str(model), *files, *options]
+    arguments = ["generate", "a red circle", "--model", str(model), *files, *options]
     if torch_free:
-        command[2] = f"import sys; sys.modules['torch'] = None; {command[2]}"
-    done = subprocess.run(
-        command, cwd=folder, env={**os.environ}, capture_output=True, text=True, timeout=120, check=False
-    )
+        start, option, program = COMMAND
+        command = [start, option, f"import sys; sys.modules['torch'] = None; {program}", *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    else:
+        done = warm.run(arguments, folder, os.environ)
     assert (done.returncode, done.stderr) == (0, "")
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import warm
 from paradit.engine.job import Job, RankError, Report, Run, Stop
 from paradit.engine.run import make
 from paradit.engine.run_folder import RunFolder
@@ -20,7 +21,6 @@ from paradit.placement import Placement
 from paradit.requests import Request, resolve
 from tiny import save_folder
 
-COMMAND = [sys.executable, "-c", "from paradit.cli.main import main; main()", "generate", "a red circle"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -31,10 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(model: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    whole = [*COMMAND, "--model", str(model), *options]
-    return subprocess.run(
-        whole, cwd=folder, env=ENV, capture_output=True, text=True, timeout=120, check=False
-    )
+    return warm.run(["generate", "a red circle", "--model", str(model), *options], folder, ENV)
 
 
 def latents(model: Path, folder: Path, *options: str) -> torch.Tensor:
@@ -60,10 +57,7 @@ def in_many_prompts(model: Path, folder: Path, *options: str) -> list[dict[str, 
     """The events of a run with three prompts."""
     (folder / "prompts.txt").write_text("a red circle\na blue square\na green ring\n")
     arguments = ["--prompts-file", "prompts.txt", "--model", str(model), "--json", "--overwrite"]
-    done = subprocess.run(
-        [*COMMAND[:-1], *arguments, "--latents", "l.safetensors", *options],
-        cwd=folder, env=ENV, capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
+    done = warm.run(["generate", *arguments, "--latents", "l.safetensors", *options], folder, ENV)
     assert (done.returncode, done.stderr) == (0, "")
     return [json.loads(line) for line in done.stdout.splitlines()]
 
