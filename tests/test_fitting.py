@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -113,6 +114,42 @@ def test_what_is_said_to_fit_is_accepted(
     for words in found.split(", or with "):
         generate(*options, *shlex.split(words))
         assert "of memory will be needed" not in capsys.readouterr().err
+
+
+TILES = (*BIG, "--vae-tile", "32")
+FILES = [
+    # Asked for; what the file says; what of it stays; memory in parts of what is needed; what is said to fit.
+    (TILES, {"ranks": 2, "attention": "pipesp", "chunks": 2}, "attention chunks", 0.75, "--placement .*"),
+    (TILES, {"ranks": 2, "interleave": False, "compile": True}, "interleave compile", 0.75, "--placement .*"),
+    (SMALL, {"denoise": [0, 1], "decode": [2], "cfg_degree": 2}, "cfg_degree denoise", 0.6, "--dtype bf16"),
+    (SMALL, {"ranks": 2, "cfg_degree": 1, "chunks": 2}, "chunks", 0.75, "--cfg-degree 2"),
+    (SMALL, {"ranks": 2, "replicas": 2, "kernel": "_native_math"}, "kernel", 0.9, "--replicas 1 .*"),
+    (SMALL, {"denoise": [0], "decode": [1], "coprocess": True, "chunks": 2}, "chunks", 0.85, ".*"),
+]
+
+
+@pytest.mark.parametrize("case", FILES, ids=lambda case: " ".join(case[1]))
+def test_what_a_file_says_is_kept(
+    case: tuple[tuple[str, ...], dict[str, Any], str, float, str],
+    generate: Generate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where what is said to fit takes the file's place, and where it stands beside it."""
+    options, said, kept, part, words = case
+    Path("placement.json").write_text(json.dumps(said))
+    Path("prompts").write_text("a\nb\n")
+    options = (*options, "--prompts-file", "prompts", "--placement", "placement.json")
+    on_gpus(monkeypatch, part * _needed(options, generate, monkeypatch), 2 if "denoise" not in said else 3)
+    with pytest.raises(InputError) as refused:
+        generate(*options)
+    (found,) = re.findall(r"fits with (.*)$", str(refused.value))
+    placements: list[Placement] = []
+    monkeypatch.setattr(command, "check_devices", lambda placement, _: placements.append(placement))
+    generate(*options, *shlex.split(found))
+    for name in kept.split():
+        value = getattr(placements[0], name)
+        assert (list(value) if isinstance(value, tuple) else value) == said[name]
+    assert re.fullmatch(words, found)
 
 
 def _needed(options: tuple[str, ...], generate: Generate, monkeypatch: pytest.MonkeyPatch) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +36,19 @@ class Arranged:
 
 
 def asked_placement(options: Options) -> Placement:
-    """As the options say; all stages together where that is to be chosen. Raises InputError."""
+    """As the options say, else the file that they name. Raises InputError.
+
+    All stages together where that is to be chosen.
+    """
     there = ranks_of_torchrun()
     if there and options.ranks not in (None, there):
         raise InputError(f"ranks is {options.ranks}, and torchrun started {there}: leave --ranks out")
-    chosen = {
-        "decode_degree": options.decode_degree,
-        "cfg_degree": 1 if options.cfg_degree is None else options.cfg_degree,
-        "pipeline_degree": options.pipeline_degree,
-        "attention": options.attention,
-        "chunks": options.chunks,
-        "interleave": options.interleave,
-        "ring_degree": options.ring_degree,
-        "mesh": options.mesh,
-        "kernel": options.kernel,
-        "compile": options.compile,
-        "replicas": options.replicas,
-        "coprocess": bool(options.coprocess),
-        **_read_placement(options.placement),
-    }
+    names = [field.name for field in fields(Placement) if field.name not in ("ranks", *STAGES)]
+    said = {name: getattr(options, name) for name in names}
+    chosen = _read_placement(options.placement)
+    chosen |= {name: value for name, value in said.items() if value is not None}
     groups = [ranks for stage in STAGES for ranks in chosen.get(stage) or ()]
-    automatic, replicas = options.placement == AUTO, chosen["replicas"]
+    automatic, replicas = options.placement == AUTO, chosen.get("replicas", 1)
     if there and (groups or automatic or replicas > 1):
         raise InputError(
             "stages have ranks of their own, and replicas are, only with --ranks: leave torchrun, or "
@@ -86,8 +78,7 @@ def arrange(
         base.check(job.request, spec)
     automatic = options.placement == AUTO and base.ranks > 1
     method = jobs[0].request.method
-    plain = Placement(ranks=base.ranks, cfg_degree=base.cfg_degree, kernel=base.kernel, compile=base.compile)
-    said_nothing = options.placement is None and base == plain and base.ranks > 1
+    said_nothing = options.placement is None and base.ranks > 1 and _is_plain(base)
     is_planned = automatic or (method == "dualparal" and said_nothing)
     cluster = None if ranks_of_torchrun() else calibrated_cluster(base.ranks)
     choice = None
@@ -105,6 +96,13 @@ def arrange(
         report.placement(base, _by_rule(jobs[0].request, base, spec), {})
         return Arranged(placement=base)
     return Arranged(placement=base, automatic=automatic)
+
+
+def _is_plain(base: Placement) -> bool:
+    """Whether nothing is said of how its ranks are used, but for guidance branches."""
+    return base == Placement(
+        ranks=base.ranks, cfg_degree=base.cfg_degree, kernel=base.kernel, compile=base.compile
+    )
 
 
 def _by_rule(request: Request, base: Placement, spec: ModelSpec) -> str:

@@ -49,17 +49,17 @@ class Options:
     left_context: str | None
     ranks: int | None
     placement: str | None
-    replicas: int
-    decode_degree: int
+    replicas: int | None
+    decode_degree: int | None
     cfg_degree: int | None
     pipeline_degree: int | None
-    attention: str
+    attention: str | None
     chunks: int | None
     interleave: bool | None
     ring_degree: int | None
-    mesh: str
-    kernel: str
-    compile: bool
+    mesh: str | None
+    kernel: str | None
+    compile: bool | None
     coprocess: bool | None
     latents: Path | None
     trace: Path | None

@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from paradit.errors import InputError
@@ -15,6 +15,7 @@ from paradit.placement_text import write_groups
 from paradit.requests import latent_shape, resolve
 from paradit.scheduling.balance import ways
 from paradit.scheduling.memory import fitting_frames, fitting_tile
+from paradit.scheduling.stages import STAGES
 
 if TYPE_CHECKING:
     from paradit.models.spec import ModelSpec
@@ -51,7 +52,7 @@ class _Search:
         found = self._tiled(as_asked) or next(filter(self._is_accepted, changes), None)
         found = found or next((tiled for change in changes if (tiled := self._tiled(change))), None)
         if found is not None:
-            return shlex.join(found.words)
+            return shlex.join([*found.words, *_kept(found)])
         shorter = [shlex.join(change.words) for change in self._shorter()]
         return ", or with ".join(shorter)
 
@@ -165,5 +166,24 @@ def _words(asked: Placement, other: Placement) -> list[str]:
     for name in numbers:
         value = getattr(other, name)
         if value != getattr(asked, name) and value is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            words += [_option(name), str(value)]
     return words + (["--no-coprocess"] if asked.coprocess else [])
+
+
+def _kept(change: _Change) -> list[str]:
+    """What a new `--placement` must be said with: it may come in place of a file that said that too."""
+    words: list[str] = []
+    for field in fields(Placement):
+        value, option = getattr(change.placement, field.name), _option(field.name)
+        is_said = field.name in ("ranks", *STAGES) or option in change.words
+        if "--placement" not in change.words or is_said or value in (None, field.default):
+            continue
+        if isinstance(value, bool):
+            words.append(option if value else _option(f"no_{field.name}"))
+        else:
+            words += [option, str(value)]
+    return words
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

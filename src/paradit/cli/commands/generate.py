@@ -134,17 +134,20 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         ),
     ] = None,
     replicas: Annotated[
-        int,
-        typer.Option(help="Groups of ranks with a whole model each; each makes its own videos.", metavar="N"),
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Groups of ranks with a whole model each; each makes its own videos. [default: 1]",
+            metavar="N",
+        ),
+    ] = None,
     decode_degree: Annotated[
-        int,
+        int | None,
         typer.Option(
             help="How many decode ranks share a video by tiles (--vae-tile): 1, each decodes whole videos in "
-            "turn; or all of them.",
+            "turn; or all of them. [default: 1]",
             metavar="1|N",
         ),
-    ] = 1,
+    ] = None,
     cfg_degree: Annotated[
         int | None,
         typer.Option(
@@ -163,13 +166,13 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         ),
     ] = None,
     attention: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="How the ranks share attention: ulysses, pipesp, pipesp-paper, ring, usp; auto: the "
-            "quickest of ulysses, pipesp and interleave.",
+            "quickest of ulysses, pipesp and interleave. [default: auto]",
             metavar="NAME",
         ),
-    ] = "auto",
+    ] = None,
     chunks: Annotated[
         int | None,
         typer.Option(help="Parts in which pipesp's data travel. [default: the quickest]", metavar="N"),
@@ -186,19 +189,24 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
         typer.Option(help="Groups of ranks that form usp's ring. [default: 2]", metavar="N"),
     ] = None,
     mesh: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="usp's axes, that of neighbouring ranks last: ring,ulysses or ulysses,ring.", metavar="AXES"
+            help="usp's axes, that of neighbouring ranks last: ring,ulysses or ulysses,ring. [default: "
+            "ring,ulysses]",
+            metavar="AXES",
         ),
-    ] = "ring,ulysses",
+    ] = None,
     kernel: Annotated[
-        str,
-        typer.Option(help="What computes attention: flash, sage, ... (diffusers' names).", metavar="NAME"),
-    ] = "native",
+        str | None,
+        typer.Option(
+            help="What computes attention: flash, sage, ... (diffusers' names). [default: native]",
+            metavar="NAME",
+        ),
+    ] = None,
     compile: Annotated[
-        bool,
+        bool | None,
         typer.Option("--compile", help="Compile what is before and after attention; takes a minute once."),
-    ] = False,
+    ] = None,
     coprocess: Annotated[
         bool | None,
         typer.Option(
