@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import psutil
 import pytest
 import torch
 
+import paradit.cli.extend
 import paradit.cli.generate as command
+import paradit.cli.resume
 from paradit import text_to_video as story
-from paradit.cli.main import app
+from paradit.cli.main import _run, app
+from paradit.engine.run_folder import RunFolder
 from paradit.errors import InputError
 from paradit.models.spec import read_spec
 from paradit.placement import Placement
@@ -208,6 +212,57 @@ def test_a_machine_refuses(model: Path, tmp_path: Path) -> None:
     (line,) = done.stderr.splitlines()
     assert re.match(rf"paradit: error: {side}x{side}, 5 frames is too much: about \d+", line)
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_run_that_has_begun(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is refused before anything is loaded, and told to use options that it has, or to begin anew."""
+
+    def typed(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["paradit", *words])
+        capsys.readouterr()
+        return _run()
+
+    def refused(*words: str) -> str:
+        assert typed(*words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    def accept(*_: object) -> None:
+        raise Accepted
+
+    monkeypatch.chdir(tmp_path)
+    long = ("--method", "dualparal", "--num-frames", "34", "--num-inference-steps", "2")
+    assert typed("generate", "a", "--model", str(model), *SMALL, *long, "-o", "v.mp4") == 0
+    (path,) = (tmp_path / "paradit-runs").iterdir()
+    run = RunFolder(path).read()
+    begun = RunFolder.create(run).path
+    extend, resume = ("extend", str(path), "--num-frames", "9"), ("resume", str(begun), "--overwrite")
+    monkeypatch.setattr(paradit.cli.extend, "download_weights", accept)
+    monkeypatch.setattr(paradit.cli.resume, "download_weights", accept)
+    there = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+    peak = story.room_bytes(read_spec(model), run.jobs[0].request, run.placement)["peak"]
+    on_gpus(monkeypatch, 0.85 * peak, 2)
+    assert re.search(r"is too much: about .*, and it fits with --ranks 2$", refused(*extend))
+    anew = (
+        r"is too much: about .*: use a machine with more memory, or `paradit generate` anew with --ranks 2$"
+    )
+    assert re.search(anew, refused(*resume))
+    with pytest.raises(Accepted):
+        typed(*extend, "--ranks", "2")
+
+    on_gpus(monkeypatch, 1e5, 1)
+    for words in (extend, resume):
+        assert re.search(r"and the GPU has 0\.0 GB: use a machine with more memory$", refused(*words))
+
+    on_gpus(monkeypatch, peak / 1.05, 1)
+    for words in (extend, resume):
+        with pytest.raises(Accepted):
+            typed(*words)
+        assert "of memory will be needed, and the GPU has" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == there
 
 
 def test_groups_are_read_as_they_are_written() -> None:

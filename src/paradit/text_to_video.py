@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -118,12 +119,18 @@ def room_bytes(
 
 
 def check_memory(
-    spec: ModelSpec, request: Request, placement: Placement | None = None, local_ranks: int | None = None
+    spec: ModelSpec,
+    request: Request,
+    placement: Placement | None = None,
+    local_ranks: int | None = None,
+    *,
+    known: tuple[str, ...] | None = None,
 ) -> str | None:
     """A warning where a resolved request may need more memory than a device has; before anything is loaded.
 
     It says with which options it would fit. As for `room_bytes`. Raises InputError where the weights alone
     need more, or it is surely too much (`scheduling.fitting.SURELY`).
+    known: the options that whoever asks has, of a run that has begun; None: all of `generate`.
     """
     placement = placement or Placement()
     room = room_bytes(spec, request, placement, local_ranks)
@@ -139,16 +146,25 @@ def check_memory(
     if room["weights"] > room["total"]:
         raise InputError(
             f"model {spec.name!r} needs {room['weights'] / 1e9:.1f} GB for its weights in {dtype}{each}, "
-            f"and {place}" + (f"; fits with {options}" if options else "")
+            f"and {place}" + _advice(options, known, "; fits with ")
         )
     by_rank = memory_by_rank(placement, placement.tiled(request, spec), spec, _DTYPES[dtype].itemsize)
     said = (
         f"about {room['peak'] / 1e9:.1f} GB of memory will be needed{each}, and {place}; most is for "
-        f"{PARTS[largest_part(by_rank)]}, and it fits with {options or 'a smaller --size only'}"
+        f"{PARTS[largest_part(by_rank)]}"
+        + _advice(options or "a smaller --size only", known, ", and it fits with ")
     )
     if room["peak"] > SURELY * room["total"]:
         raise InputError(f"{_size(request)} is too much: {said}")
     return said
+
+
+def _advice(options: str, known: tuple[str, ...] | None, with_them: str) -> str:
+    """What to do, in words: a run that has begun takes few options."""
+    if known is None or (options and set(re.findall(r"--[a-z-]+", options)) <= set(known)):
+        return f"{with_them}{options}" if options else ""
+    anew = f", or `paradit generate` anew with {options}" if options else ""
+    return f": use a machine with more memory{anew}"
 
 
 def _fitting_options(spec: ModelSpec, request: Request, placement: Placement, local_ranks: int | None) -> str:

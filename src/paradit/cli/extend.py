@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from paradit.cli.memory import check_jobs
 from paradit.cli.progress import Reporter
 from paradit.cli.signals import stop
 from paradit.engine.job import Job, Run
@@ -54,6 +55,7 @@ def extend(
     for job in longer.jobs:
         longer.placement.check(job.request, spec)
     check_devices(longer.placement, longer.jobs[0].request.dtype)
+    check_jobs(longer.jobs, spec, longer.placement, report, known=("--ranks",))
     download_weights(run.model, model)
     for job in run.jobs:
         if not job.request.endless:

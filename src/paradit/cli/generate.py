@@ -8,12 +8,13 @@ from typing import Any
 from paradit.cli.arrange import Arranged, arrange, asked_placement
 from paradit.cli.explain import explain
 from paradit.cli.jobs import Options, check_run, make_jobs, read_prompts
+from paradit.cli.memory import check_jobs
 from paradit.cli.progress import Reporter
 from paradit.cli.signals import stop
 from paradit.cli.trace import check_trace
 from paradit.distributed.shares import Shares
 from paradit.engine.job import Job, Run
-from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_this_machine, ranks_of_torchrun
+from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_torchrun
 from paradit.engine.run_folder import RunFolder
 from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model
@@ -119,9 +120,6 @@ def _known_choice(jobs: list[Job], spec: ModelSpec, base: Placement, report: Rep
 def _check_memory(
     jobs: list[Job], spec: ModelSpec, arranged: Arranged, asked: Placement, report: Reporter
 ) -> None:
-    # Imports torch, to know the device: after all other checks, and before weights are downloaded.
-    from paradit.text_to_video import check_memory
-
     placement = arranged.placement
     if arranged.automatic:
         from paradit.engine.auto import most_affordable
@@ -129,10 +127,7 @@ def _check_memory(
         placement = most_affordable(jobs, spec, placement)
     # A form that was planned is none that is asked for, and what would fit may need another.
     form = {name: getattr(asked, name) for name in ("attention", "chunks", "interleave")}
-    placement, local_ranks = replace(placement, **form), ranks_of_this_machine()
-    for warning in dict.fromkeys(check_memory(spec, job.request, placement, local_ranks) for job in jobs):
-        if warning:
-            report.warn(warning)
+    check_jobs(jobs, spec, replace(placement, **form), report)
 
 
 def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:

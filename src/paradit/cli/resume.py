@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from paradit.cli.memory import check_jobs
 from paradit.cli.progress import Reporter
 from paradit.cli.signals import stop
 from paradit.engine.job import Run
@@ -30,8 +31,10 @@ def resume(path: Path | None, report: Reporter, *, overwrite: bool) -> int:
     model = find_model(run.model)
     spec = read_spec(model)
     check_devices(run.placement, run.jobs[0].request.dtype)
+    left = [job for job in run.jobs if not folder.is_done(job)]
+    check_jobs(left, spec, run.placement, report, known=())
     download_weights(run.model, model)
-    done = sum(folder.is_done(job) for job in run.jobs)
+    done = len(run.jobs) - len(left)
     if done:
         report.warn(f"{done} of {len(run.jobs)} videos are there already")
     # What is there now was checked just now.

@@ -1,0 +1,33 @@
+"""Whether videos fit into memory, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from paradit.cli.progress import Reporter
+from paradit.engine.job import Job
+from paradit.engine.run import ranks_of_this_machine
+from paradit.models.spec import ModelSpec
+from paradit.placement import Placement
+
+
+def check_jobs(
+    jobs: Iterable[Job],
+    spec: ModelSpec,
+    placement: Placement,
+    report: Reporter,
+    *,
+    known: tuple[str, ...] | None = None,
+) -> None:
+    """Warn of videos that may be too much, and refuse what surely is. Raises InputError.
+
+    known: as for `text_to_video.check_memory`.
+    """
+    # Imports torch, to know the device: after all other checks, and before weights are downloaded.
+    from paradit.text_to_video import check_memory
+
+    here = ranks_of_this_machine()
+    warnings = [check_memory(spec, job.request, placement, here, known=known) for job in jobs]
+    for warning in dict.fromkeys(warnings):
+        if warning:
+            report.warn(warning)
