@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from paradit.video.reader import read_video
-from warm import Warm
+from warm import start
 
 COMMAND = [sys.executable, "-c", "from paradit.cli.main import main; main()"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -30,12 +30,13 @@ class Command:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.folder = folder
-        self.process = Warm([*arguments, "--json"], folder, ENV)
+        self.process = start([*arguments, "--json"], folder, ENV)
         self.told: list[dict[str, Any]] = []
         self.began = time.monotonic()
 
     def until(self, found: Callable[[dict[str, Any]], bool]) -> bool:
         """Follow until an event that is `found`; False where the command ends before."""
+        assert self.process.stdout is not None
         for line in self.process.stdout:
             self.told.append(json.loads(line))
             assert time.monotonic() - self.began < LIMIT, "the command hangs"

@@ -206,9 +206,9 @@ class Slowed(Transport):
 
 def measured_pairs(world: World, size: int) -> None:
     def bridged(rank: int, other: int) -> float:
-        return (0.005 if rank // 2 == other // 2 else 0.04) / size
+        return (0.015 if rank // 2 == other // 2 else 0.12) / size
 
-    for each_byte, are_bridged in ((bridged, True), (lambda *_: 0.01 / size, False)):
+    for each_byte, are_bridged in ((bridged, True), (lambda *_: 0.03 / size, False)):
         found = measure_pairs(Slowed(world, each_byte), size, world.device)
         assert {pair: len(times) for pair, times in found.items()} == {
             (0, 1): 2,
@@ -218,7 +218,7 @@ def measured_pairs(world: World, size: int) -> None:
         }
         own = neighbours_of(found)
         assert (own is not None) == are_bridged, found
-        assert slowest_pair(found, neighbours_too=False) > (0.03 if are_bridged else 0.009) / size
+        assert slowest_pair(found, neighbours_too=False) > (0.09 if are_bridged else 0.027) / size
 
 
 def test_bridges_are_measured() -> None:

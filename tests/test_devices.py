@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from paradit.engine.devices import SHARE_GPUS, device_of
 from paradit.engine.run import check_devices
 from paradit.errors import InputError
 from paradit.placement import Placement
@@ -14,6 +15,9 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     check_devices(Placement(ranks=2), None)
     with pytest.raises(InputError, match="3 ranks need a GPU each, and this machine has 2: use at most 2"):
         check_devices(Placement(ranks=3), None)
+    monkeypatch.setenv(SHARE_GPUS, "1")
+    check_devices(Placement(ranks=3), None)
+    assert [device_of(rank).index for rank in range(3)] == [0, 1, 0]
 
 
 def test_a_cpu_runs_any_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,10 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+import torch
+
 SERVER = "import sys; sys.path.append(sys.argv[2]); import warm; warm.serve(int(sys.argv[1]))"
-COMMAND = "; sys.path.pop(); from paradit.cli.main import main; main()"
+COMMAND = "from paradit.cli.main import main; main()"
 
 
 class Warm:
@@ -63,16 +65,38 @@ def run(
     arguments: Sequence[str | Path], folder: Path, env: Mapping[str, str], timeout: float = 120.0
 ) -> subprocess.CompletedProcess[str]:
     """A whole command, and what it has said."""
-    process = Warm(arguments, folder, env)
+    process = start(arguments, folder, env)
     output, errors = process.communicate(timeout)
     assert process.returncode is not None
     return subprocess.CompletedProcess([*arguments], process.returncode, output, errors)
 
 
+def start(
+    arguments: Sequence[str | Path], folder: Path, env: Mapping[str, str]
+) -> Warm | subprocess.Popen[str]:
+    """A command, to be followed; cold where there is a GPU, since CUDA does not outlive a fork."""
+    if not torch.cuda.is_available():
+        return Warm(arguments, folder, env)
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 @cache
 def _server() -> socket.socket:
     mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    started = [sys.executable, "-c", SERVER + COMMAND, str(its.fileno()), str(Path(__file__).parent)]
+    started = [
+        sys.executable,
+        "-c",
+        SERVER + "; sys.path.pop(); " + COMMAND,
+        str(its.fileno()),
+        str(Path(__file__).parent),
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(started, env=env, pass_fds=[its.fileno()])
     its.close()

@@ -74,7 +74,7 @@ class Transport:
         received = sum(incoming[rank].nbytes for rank in others)
         self.bytes_sent += sent
         self.bytes_received += received
-        if self._group is None:
+        if self.num_ranks == 1:
             return Transfer([], incoming, [])
         traced = begin("messages", MESSAGE, sent=sent, received=received) if sent or received else None
         if self._by_messages or dist.get_backend(self._group) == "gloo":

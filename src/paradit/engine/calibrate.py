@@ -20,6 +20,7 @@ import torch
 from paradit.attention.local import sdpa
 from paradit.distributed.transport import Transport
 from paradit.distributed.world import World, join_world
+from paradit.engine.devices import device_of
 from paradit.engine.job import RankError, Report
 from paradit.engine.launcher import LocalLauncher
 from paradit.engine.links import largest, measure_pairs, usual_link
@@ -174,8 +175,7 @@ def _work(assignment: _Assignment, pipe: Connection) -> None:
     report, rank = PipeReport(pipe, assignment.rank, Placement()), assignment.rank
     try:
         torch.set_num_threads(assignment.threads)
-        device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
-        with join_world(rank, assignment.ranks, assignment.init_method, device=device) as world:
+        with join_world(rank, assignment.ranks, assignment.init_method, device=device_of(rank)) as world:
             found = assignment.measure(world, Progress() if rank else report)
         report.send("done", None if rank else found)
     except BaseException:

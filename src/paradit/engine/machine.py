@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from paradit.engine.devices import may_share_gpus
 from paradit.errors import InputError
 
 
@@ -43,5 +44,5 @@ def driver_version() -> str | None:
 def check_ranks(ranks: int) -> None:
     """Refuse more ranks than there are GPUs, where there are any. Raises InputError."""
     gpus = torch.cuda.device_count()
-    if gpus and ranks > gpus:
+    if gpus and ranks > gpus and not may_share_gpus():
         raise InputError(f"ranks must be at most {gpus}, the GPUs of this machine, got {ranks}")

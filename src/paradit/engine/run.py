@@ -35,13 +35,18 @@ def check_devices(placement: Placement, dtype: str | None) -> None:
     """
     import torch
 
+    from paradit.engine.devices import SHARE_GPUS, may_share_gpus
+
     cuda = torch.cuda.is_available()
     check_kernel_on(placement.kernel, "cuda" if cuda else "cpu", dtype or ("bf16" if cuda else "fp32"))
 
     ranks = ranks_of_this_machine() or placement.ranks
     there = torch.cuda.device_count()
-    if torch.cuda.is_available() and ranks > there:
-        raise InputError(f"{ranks} ranks need a GPU each, and this machine has {there}: use at most {there}")
+    if cuda and ranks > there and not may_share_gpus():
+        raise InputError(
+            f"{ranks} ranks need a GPU each, and this machine has {there}: use at most {there} (or, to try "
+            f"what many do, let them share: {SHARE_GPUS}=1, with NCCL 2.30 or later)"
+        )
 
 
 def make(

@@ -139,13 +139,13 @@ def make_as_rank(assignment: Assignment, report: Report, stop: Stop) -> None:
     import torch
 
     from paradit.distributed.world import join_world
+    from paradit.engine.devices import device_of
     from paradit.engine.keeper import Keeper
     from paradit.engine.make import make_videos
 
     torch.set_num_threads(assignment.threads)
     rank, run = assignment.rank, assignment.run
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", assignment.local_rank) if cuda else torch.device("cpu")
+    device = device_of(assignment.local_rank)
     folder = RunFolder(assignment.folder) if assignment.folder else None
     # The driver notices a dead rank at once; a long wait, such as for the decode, is no failure.
     with (
