@@ -85,7 +85,7 @@ class TransformerSpec:
 
 WORKING_MAPS = 14
 """Of a VAE's last level at once, the convolutions' own working memory counted. Measured: 13.7 on a GPU
-(benchmarks/planner_gpu.py, eight peaks within 1 %), and 13.4 to 15.4 in four decodes on a CPU."""
+(benchmarks/planner_gpu.py, eight peaks within 1 %); on a CPU tests/test_tiles.py holds the estimate."""
 
 
 @dataclass(frozen=True, kw_only=True)
