@@ -46,7 +46,7 @@ M = TypeVar("M", bound=torch.nn.Module)
 
 
 def transformer(
-    variant: str = "wan21", seed: int = 0, heads: int = 2, layers: int = 2
+    variant: str = "wan21", seed: int = 0, heads: int = 2, layers: int = 2, ffn_dim: int = 96
 ) -> WanTransformer3DModel:
     """A transformer of a variant, or "i2v", with every parameter random, norms and tables too."""
     extra = {
@@ -60,7 +60,7 @@ def transformer(
         "out_channels": 16,
         "text_dim": TEXT_DIM,
         "freq_dim": 32,
-        "ffn_dim": 96,
+        "ffn_dim": ffn_dim,
         "num_layers": layers,
         "rope_max_seq_len": 64,
     }
@@ -132,11 +132,12 @@ def text_encoder() -> UMT5EncoderModel:
     return UMT5EncoderModel(config).eval().requires_grad_(False)
 
 
-def save_folder(variant: str, folder: Path, heads: int = 2, layers: int = 2, **settings: object) -> Path:
+def save_folder(
+    variant: str, folder: Path, heads: int = 2, layers: int = 2, ffn_dim: int = 96, **settings: object
+) -> Path:
     """A whole model folder of a variant in diffusers' format; `settings` go into its paradit.json."""
-    experts = {"transformer": transformer(variant, heads=heads, layers=layers)}
-    if variant == "wan22_a14b":
-        experts["transformer_2"] = transformer(variant, seed=1, heads=heads, layers=layers)
+    seeds = {"transformer": 0, **({"transformer_2": 1} if variant == "wan22_a14b" else {})}
+    experts = {name: transformer(variant, seed, heads, layers, ffn_dim) for name, seed in seeds.items()}
     WanPipeline(
         tokenizer=tokenizer(),
         text_encoder=text_encoder(),

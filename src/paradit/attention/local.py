@@ -66,6 +66,8 @@ def local(kernel: Kernel = sdpa) -> Attend:
     def attend(layer: int, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
         yield from ()
         value, key, query = projection
-        return kernel(layout.rope.apply(query), layout.rope.apply(key), value)
+        query = layout.rope.apply(query)  # one after the other: what was rotated is needed no more
+        key = layout.rope.apply(key)
+        return kernel(query, key, value)
 
     return attend

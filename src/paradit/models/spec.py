@@ -75,17 +75,20 @@ class TransformerSpec:
         return 2 * self.num_layers * text_tokens * self.width
 
     def activation_bytes(self, tokens: int, text_tokens: int, dtype_bytes: int) -> int:  # noqa: ARG002
-        """Estimate of a block's working memory for one video, in a dtype of `dtype_bytes`."""
-        # Attention's peak: the residual, q, k, v, the attended values and one rotated copy. The
-        # feed-forward's: the residual, the norm's two fp32 copies, the inner activation before and after.
-        attention = 6 * self.width * dtype_bytes
-        feed_forward = self.width * (dtype_bytes + 2 * FP32_BYTES) + 2 * self.ffn_dim * dtype_bytes
-        return tokens * max(attention, feed_forward)
+        """Estimate of the blocks' working memory for one video, in a dtype of `dtype_bytes`."""
+        # Rotating: the embedded tokens, the residual, q, k, v, two fp32 copies, and what is made of them. The
+        # feed-forward's: the embedded tokens, the residual before attention and after it, the attended
+        # values, the normed ones, and the inner activation before and after.
+        rounded = dtype_bytes if dtype_bytes < FP32_BYTES else 0
+        rotating = self.width * (5 * dtype_bytes + 2 * FP32_BYTES + rounded)
+        feed_forward = (5 * self.width + 2 * self.ffn_dim) * dtype_bytes
+        rotary_tables = 2 * self.attention_head_dim * FP32_BYTES
+        return tokens * (max(rotating, feed_forward) + rotary_tables)
 
 
 WORKING_MAPS = 14
 """Of a VAE's last level at once, the convolutions' own working memory counted. Measured: 13.7 on a GPU
-(benchmarks/planner_gpu.py, eight peaks within 1 %); on a CPU tests/test_tiles.py holds the estimate."""
+(benchmarks/planner_gpu.py, eight peaks within 1 %); without it 13.0 (tests/test_memory.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +225,9 @@ class ModelSpec:
     """Whether the transformer takes the guidance scale as an input, instead of a second branch."""
     one_timestep: bool = False
     """Whether all tokens must have the same."""
+    latents_held: int = 9
+    """Tensors of latents' size that live while denoising: the noise, the sample, the predictions, and what
+    a multistep scheduler keeps and computes."""
 
     @property
     def size_multiple(self) -> int:
@@ -312,15 +318,14 @@ class ModelSpec:
             parts["latents"] = 2 * latents
             parts["decode"] = self.vae.decode_bytes(height, width, tile, decode_ranks)
         if "denoise" in stages:
-            # The sample, both predictions, and the two model outputs that a multistep scheduler keeps.
-            parts["latents"] = 5 * latents
+            parts["latents"] = self.latents_held * latents
             # For the expert at work.
             values = max(t.cached_values(self.text_length) for t in self.transformers)
             parts["text_cache"] = cached * values * dtype_bytes
             parts["activations"] = max(
                 at_once * self._activation_bytes(t, held, dtype_bytes)
-                # Every rank embeds all tokens, and keeps its own.
-                + (tokens - held) * (t.width * dtype_bytes + self._modulation_bytes(t))
+                # Every rank embeds all tokens.
+                + (tokens - held) * (t.width * dtype_bytes + self._modulation_bytes(t, dtype_bytes))
                 for t in self.transformers
             )
         denoise = parts["text_cache"] + parts["activations"]
@@ -328,11 +333,12 @@ class ModelSpec:
 
     def _activation_bytes(self, spec: TransformerSpec, tokens: int, dtype_bytes: int) -> int:
         working = spec.activation_bytes(tokens, self.text_length, dtype_bytes)
-        return working + tokens * self._modulation_bytes(spec)
+        of_a_block = 4 * spec.width * FP32_BYTES if self.expand_timesteps else 0
+        return working + tokens * (self._modulation_bytes(spec, dtype_bytes) + of_a_block)
 
-    def _modulation_bytes(self, spec: TransformerSpec) -> int:
-        """Of a token, where each has its own."""
-        return 6 * spec.width * 2 * FP32_BYTES if self.expand_timesteps else 0
+    def _modulation_bytes(self, spec: TransformerSpec, dtype_bytes: int) -> int:
+        """Of a token, where each has its own: its time embedding, and what blocks add their own to."""
+        return spec.width * (dtype_bytes + 6 * FP32_BYTES) if self.expand_timesteps else 0
 
 
 def convolution(inputs: int, outputs: int, kernel: int, positions: int) -> int:

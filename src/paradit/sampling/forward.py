@@ -27,6 +27,7 @@ def through_blocks(transformer: Transformer, tokens: Tokens, attend: Attend) -> 
         with layer_span(layer):
             attended = yield from attend(layer, block.project(tokens), tokens.layout)
             tokens = block.finish(tokens, attended)
+            del attended  # or it would be there still while the next block attends
     return tokens
 
 

@@ -32,6 +32,9 @@ TIME_CHANNELS = 256
 """Of the sinusoids that embed a timestep, or the guidance: fixed in HunyuanVideoConditionEmbedding."""
 REFINER_RATIO = 4
 """Of the token refiner's feed-forward, whatever `mlp_ratio` is: HunyuanVideoTokenRefiner's default."""
+WORKING_MAPS = 12
+"""Of the VAE's last level at once: 11.4 as torch's allocator counts (tests/test_memory.py), and about a
+twentieth more for convolutions on a GPU, as for Wan."""
 UNBOUNDED = 2**31
 """Rotary angles are computed for the positions that there are, not looked up."""
 
@@ -82,10 +85,10 @@ class HunyuanVideoTransformerSpec(TransformerSpec):
         return text_tokens * self.text_dim + self.pooled_dim
 
     def activation_bytes(self, tokens: int, text_tokens: int, dtype_bytes: int) -> int:
-        """Estimate of a block's working memory for one video, in a dtype of `dtype_bytes`."""
-        # A single block's feed-forward: the residual, the attended values, the norm's output, and the inner
-        # activation twice.
-        return (tokens + text_tokens) * (3 * self.width + 2 * self.ffn_dim) * dtype_bytes
+        """As of `TransformerSpec`, the text being among the tokens; rotary tables with it and without."""
+        rotary_tables = 2 * self.attention_head_dim * FP32_BYTES
+        both = super().activation_bytes(tokens + text_tokens, text_tokens, dtype_bytes)
+        return both + tokens * rotary_tables
 
     def _refiner_flops(self, text_tokens: int) -> int:
         width = self.width
@@ -156,14 +159,14 @@ class HunyuanVideoVaeSpec(VaeSpec):
     def decode_bytes(self, height: int, width: int, tile: int | None = None, ranks: int = 1) -> int:  # noqa: ARG002
         """Estimate of the decoder's working memory, in fp32, with tiles of that side.
 
-        In its last level one tile needs about seven maps of `decoder_dim` channels; the pixels of two groups
+        In its last level one tile needs `WORKING_MAPS` of `decoder_dim` channels; the pixels of two groups
         of frames are kept, to blend them; and tiles wait for the last one to be put together, also
         where `ranks` share them. (The attention
         of its middle block, which grows with the square of a tile's area, is not counted.)
         """
         tiles = self.grid(height, width, tile)
         pixels = tiles.largest_area * self.spatial_compression**2
-        values = 7 * self.decoder_dim * pixels + 2 * 3 * height * width + self._waiting(tiles)
+        values = WORKING_MAPS * self.decoder_dim * pixels + 2 * 3 * height * width + self._waiting(tiles)
         return FP32_BYTES * self.TILE_FRAMES * values
 
 
@@ -204,6 +207,7 @@ def read_spec(folder: Path) -> ModelSpec:
         text_length=TEXT_LENGTH,
         embedded_guidance=True,
         one_timestep=True,
+        latents_held=3,  # one prediction, and Euler's scheduler keeps nothing
     )
 
 

@@ -1,0 +1,83 @@
+"""What a run needs, as the planner estimates it, held against what torch's allocator is asked for."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLHunyuanVideo
+from diffusers.video_processor import VideoProcessor
+
+from allocated import allocated_peak
+from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
+from paradit.models.hunyuan_video.spec import vae_spec
+from paradit.models.spec import read_spec
+from paradit.models.wan.random_weights import random_decoder
+from paradit.progress import Progress
+from paradit.requests import Request, resolve
+from paradit.sampling.team import Alone
+from paradit.stages.denoise import denoise
+from paradit.text_to_video import load
+from tiny import save_folder, save_hunyuan_folder
+
+BYTES = {"fp32": 4, "bf16": 2}
+PROMPT = "a red circle " * 200
+"""As long as text can be."""
+
+
+@pytest.mark.parametrize("dtype", BYTES)
+@pytest.mark.parametrize("variant", ["wan21", "wan22_ti2v", "hunyuan"])
+def test_denoising(variant: str, dtype: str, tmp_path: Path) -> None:
+    """With a feed-forward as wide, against the tokens, as in published models."""
+    if variant == "hunyuan":
+        save_hunyuan_folder(tmp_path, heads=8)
+    else:
+        save_folder(variant, tmp_path, heads=8, ffn_dim=1280)
+    spec = read_spec(tmp_path)
+    model = load(spec, dtype)
+    asked = Request(prompt=PROMPT, num_inference_steps=3, width=256, height=256, num_frames=33, dtype=dtype)
+    request = resolve(asked, spec)
+    branches = spec.num_branches(request.guidance_scale)
+    prompts = (model.encode_prompt(PROMPT),) * branches
+    peak = allocated_peak(lambda: denoise(model, request, prompts, Progress(), Alone()))
+    parts = spec.rank_memory_bytes(33, 256, 256, BYTES[dtype], ["denoise"], cached=branches)
+    estimated = parts["latents"] + parts["text_cache"] + parts["activations"]
+    # What is small beside the tokens of a published model is in it: predictions in bf16 count as fp32.
+    assert 0.98 < estimated / peak < 1.04, f"{estimated / peak:.3f}"
+
+
+def wan_decoding(channels: int, frames: int, side: int) -> tuple[int, int]:
+    """A decode's peak, and the estimate."""
+    decode, spec = random_decoder(channels, torch.device("cpu"))
+    latents = torch.randn(1, *spec.latent_shape(frames, side, side))
+    return allocated_peak(lambda: decode(latents)), spec.decode_bytes(side, side)
+
+
+def hunyuan_decoding(channels: int, frames: int, side: int) -> tuple[int, int]:
+    vae = AutoencoderKLHunyuanVideo(block_out_channels=[channels * times for times in (1, 2, 4, 4)]).eval()
+    spec = vae_spec(dict(vae.config))
+    latents = torch.randn(1, *spec.latent_shape(frames, side, side))
+
+    def decode() -> None:
+        decoder = HunyuanVideoDecoder(vae, VideoProcessor(vae_scale_factor=8), latents)
+        (tile,) = spec.grid(side, side, None).tiles
+        for _ in decoder.frames(decoder.pieces(tile)):
+            pass
+
+    return allocated_peak(decode), spec.decode_bytes(side, side)
+
+
+@pytest.mark.parametrize(
+    ("decoding", "size"),
+    [
+        (wan_decoding, (32, 9, 128)),
+        (wan_decoding, (96, 9, 64)),
+        (hunyuan_decoding, (32, 17, 64)),
+        (hunyuan_decoding, (32, 33, 64)),
+        (hunyuan_decoding, (64, 17, 64)),
+    ],
+)
+def test_decoding(decoding: Callable[..., tuple[int, int]], size: tuple[int, int, int]) -> None:
+    """Convolutions' own working memory, which a GPU takes (benchmarks/planner_gpu.py), is in the estimate."""
+    peak, estimated = decoding(*size)
+    assert 1.03 < estimated / peak < 1.08, f"{estimated / peak:.3f}"
