@@ -13,10 +13,13 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import paradit.cli.decode
 import paradit.cli.extend
 import paradit.cli.generate as command
 import paradit.cli.resume
+import paradit.engine.decode
 from paradit import text_to_video as story
 from paradit.cli.main import _run, app
 from paradit.engine.run_folder import RunFolder
@@ -223,6 +226,36 @@ def test_a_machine_refuses(model: Path, tmp_path: Path) -> None:
     (line,) = done.stderr.splitlines()
     assert re.match(rf"paradit: error: {side}x{side}, 5 frames is too much: about \d+", line)
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_saved_latents(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = read_spec(model)
+    save_file({"latents": torch.zeros(1, *spec.vae.latent_shape(5, 512, 512))}, tmp_path / "l.safetensors")
+
+    def accept(*_: object) -> None:
+        raise Accepted
+
+    def decode(*options: str) -> None:
+        app(["decode", "l.safetensors", "--model", str(model), *options], standalone_mode=False)
+
+    def needed(tile: int | None) -> int:
+        return spec.rank_memory_bytes(5, 512, 512, 4, ["decode"], tile=tile)["peak"]
+
+    monkeypatch.setattr(paradit.cli.decode, "download_weights", accept)
+    monkeypatch.chdir(tmp_path)
+    for there, warned in ((needed(None), False), (0.99 * needed(None), True), (needed(128), False)):
+        monkeypatch.setattr(paradit.engine.decode, "total_memory_bytes", lambda _, there=there: round(there))
+        tile = [] if there > 0.9 * needed(None) else ["--vae-tile", "128"]
+        if tile:
+            with pytest.raises(
+                InputError, match=r"^the decode of 512x512 needs .* fits with --vae-tile 128$"
+            ):
+                decode()
+        with pytest.raises(Accepted):
+            decode(*tile)
+        assert ("it fits with --vae-tile 256" in capsys.readouterr().err) == warned
 
 
 def test_a_run_that_has_begun(

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 import warm
+from paradit.distributed.world import World
 from paradit.engine.job import Job
 from paradit.engine.planned import Open, planned, planned_form
 from paradit.engine.this_machine import calibrated_file
+from paradit.engine.worker import agree
 from paradit.models.published import published_spec
 from paradit.placement import Form, Placement
 from paradit.planner.explain import SWITCHES
@@ -23,6 +26,7 @@ from paradit.planner.search import GOALS, candidates, pipelines
 from paradit.planner.simulate import Simulator, Way
 from paradit.requests import ENDLESS, Request, resolve
 from paradit.scheduling.balance import MARGIN, Choice, worth_taking
+from paradit.testing import run_world
 from runs import COMMAND
 from test_planner import cluster
 from tiny import save_folder
@@ -311,6 +315,34 @@ def test_a_form_that_was_planned_is_not_rehearsed(
     assert not only(events, "placement")
     assert rehearsals(trace) == 0
     torch.testing.assert_close(load_file(tmp_path / "l.safetensors")["latents"], alone, rtol=0, atol=1e-5)
-    # What is asked for is not planned, nor what torchrun started.
+    # What is asked for is not planned.
     asked = told(tmp_path, model, "--ranks", "2", "--explain", "--attention", "ulysses", "--dry-run")
     assert "attention ulysses: as asked for" in [event["line"] for event in only(asked, "explain")]
+
+
+def test_torchrun_s_ranks_plan_by_the_same_file(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told(tmp_path, model)
+    alone = load_file(tmp_path / "l.safetensors")["latents"]
+    calibrated(monkeypatch, tmp_path / "cache", 2, 1e-5)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = ["-o", "v.mp4", "--latents", "l.safetensors", "--overwrite", "--json", "--explain"]
+    done = subprocess.run(
+        [*torchrun, "-m", "paradit", "generate", "a red circle", "--model", str(model), *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    (*_, line, _) = [event["line"] for event in only(events, "explain")]
+    assert re.match(r"attention (ulysses|pipesp).*: \S+ s a step, as planned for this machine \(", line)
+    torch.testing.assert_close(load_file(tmp_path / "l.safetensors")["latents"], alone, rtol=0, atol=1e-5)
+
+
+def with_its_own_placement(world: World) -> None:
+    agree(world, Placement(ranks=2, attention=("ulysses", "pipesp")[world.rank]))
+
+
+def test_ranks_with_different_placements_do_not_wait_for_each_other() -> None:
+    with pytest.raises(RuntimeError, match=r"rank 1 has Placement\(.*'pipesp'.*and rank 0 Placement\("):
+        run_world(with_its_own_placement, 2)

@@ -10,7 +10,7 @@ from paradit.cli.jobs import Options
 from paradit.cli.progress import Reporter
 from paradit.engine.job import Job
 from paradit.engine.planned import Open, planned, planned_form
-from paradit.engine.run import ranks_of_torchrun
+from paradit.engine.run import ranks_of_this_machine, ranks_of_torchrun
 from paradit.engine.this_machine import calibrated_cluster
 from paradit.errors import InputError
 from paradit.models.spec import ModelSpec
@@ -72,15 +72,17 @@ def arrange(
     """How the ranks of the placement that is asked for are used.
 
     Where this machine is calibrated as the planner thinks quickest: with `--placement auto`, long videos of
-    which nothing else is said, and else what is left open of the form of attention.
+    which nothing else is said, and else what is left open of the form of attention. Each of torchrun's ranks
+    plans for itself, by the same file, where all are on this machine; they have all stages together.
     """
     for job in jobs:
         base.check(job.request, spec)
     automatic = options.placement == AUTO and base.ranks > 1
     method = jobs[0].request.method
     said_nothing = options.placement is None and base.ranks > 1 and _is_plain(base)
-    is_planned = automatic or (method == "dualparal" and said_nothing)
-    cluster = None if ranks_of_torchrun() else calibrated_cluster(base.ranks)
+    there = ranks_of_torchrun()
+    is_planned = automatic or (method == "dualparal" and said_nothing and not there)
+    cluster = calibrated_cluster(base.ranks) if there in (None, ranks_of_this_machine()) else None
     choice = None
     if cluster is not None and is_planned:
         degrees = (1, 2) if options.cfg_degree is None else (options.cfg_degree,)

@@ -1,4 +1,4 @@
-"""`paradit decode`: check saved latents, then make their video. Imports no torch until all is checked."""
+"""`paradit decode`: check saved latents, then make their video. Imports torch only to know the memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def decode(
 ) -> None:
     """Make the video of latents that `paradit generate --latents` has saved.
 
-    Raises InputError for whatever cannot be had, before torch is imported and any file is made.
+    Raises InputError for whatever cannot be had, before anything is loaded and any file is made.
     """
     shape, about = _read(latents)
     folder = find_model(model)
@@ -50,10 +50,13 @@ def decode(
     request = resolve(request if vae_tile is None else replace(request, vae_tile=vae_tile), spec)
     job = Job(request=request, output=output if output is not None else f"{latents.stem}.mp4", latents=None)
     check_target(job.output, fps=request.fps, overwrite=overwrite)
+
+    # Imports torch, to know the device: after all other checks, and before weights are downloaded.
+    from paradit.engine.decode import check_memory, decode_saved
+
+    if warning := check_memory(request, spec):
+        report.warn(warning)
     download_weights(model, folder)
-
-    from paradit.engine.decode import decode_saved
-
     decode_saved(latents, job, spec, report, overwrite=overwrite)
 
 

@@ -12,7 +12,7 @@ import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paradit.engine.job import Interrupted, Job, Report, Run, Stop
 from paradit.engine.run_folder import RunFolder
@@ -20,6 +20,9 @@ from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 from paradit.scheduling.balance import StageSeconds
 from paradit.trace.spans import Tracing, recording
+
+if TYPE_CHECKING:
+    from paradit.distributed.world import World
 
 WAIT_SECONDS = 24 * 3600.0
 HEARTBEAT_SECONDS = 1.0
@@ -154,6 +157,7 @@ def make_as_rank(assignment: Assignment, report: Report, stop: Stop) -> None:
             rank, run.placement.ranks, assignment.init_method, device=device, timeout=WAIT_SECONDS
         ) as world,
     ):
+        agree(world, run.placement)
         if assignment.warm_up:
             from paradit.engine.warmup import measure
 
@@ -171,6 +175,18 @@ def make_as_rank(assignment: Assignment, report: Report, stop: Stop) -> None:
             device=device,
             keeper=Keeper(folder, stop, report, run.checkpoint_steps) if folder else None,
         )
+
+
+def agree(world: World, placement: Placement) -> None:
+    """Raise RuntimeError where this rank has another placement than the first, and so would wait for ever.
+
+    Each of torchrun's ranks plans by a file that might have changed meanwhile.
+    """
+    mine = repr(placement)
+    if world.rank == 0:
+        world.tell("placement", mine)
+    elif (others := world.word("placement")) != mine:
+        raise RuntimeError(f"rank {world.rank} has {mine}, and rank 0 {others}")
 
 
 def _speak_to(log: Path) -> None:
