@@ -167,7 +167,8 @@ def decode_seconds(
     # The fewer the channels, the more is read and written for each operation; the last level takes longest.
     rate /= 1 + device.narrow / vae.decoder_dim
     grid, scale = vae.grid(height, width, tile), vae.spatial_compression
-    if len(grid.tiles) == 1:
+    if grid.num_tiles == 1:
         return vae.decode_flops(*size) / rate
-    flops = [vae.decode_flops(frames, one.rows.size * scale, one.columns.size * scale) for one in grid.tiles]
-    return max(sum(flops[number] for number in hand) for hand in grid.dealt(ranks)) / rate
+    sizes = [(tile.rows.size, tile.columns.size) for tile in grid.tiles]
+    flops = {one: vae.decode_flops(frames, scale * one[0], scale * one[1]) for one in set(sizes)}
+    return max(sum(flops[sizes[number]] for number in hand) for hand in grid.dealt(ranks)) / rate
