@@ -118,9 +118,7 @@ def test_what_ranks_share_is_seen() -> None:
     copies = Copies(copied=1e10, memory=1e9, ahead=True, fetched=2e10)
 
     def link(pair: float, everyone: float, ranks: int) -> Link:
-        return fit_link(
-            Messages(latency=1e-5, pair=pair, all=everyone, crowding=0.0, posting=0.0), copies, ranks
-        )
+        return fit_link(Messages(latency=1e-5, pair=pair, all=everyone), copies, ranks)
 
     assert (link(2e10, 5e9, 4).bandwidth, link(2e10, 5e9, 4).shared) == (2e10, 2e10)
     assert (link(5e9, 2e10, 4).bandwidth, link(5e9, 2e10, 4).peer) == (2e10, 5e9)
@@ -167,8 +165,6 @@ def test_a_machine_with_bridges_is_found_again(gpus: str, tmp_path: Path) -> Non
         latency=machine.link.latency,
         pair=rate([1, 2]),
         all=rate([*range(ranks)]),
-        crowding=0.0,
-        posting=0.0,
         neighbours=rate([0, 1]) if machine.pair else None,
         neighbours_latency=machine.pair.latency if machine.pair else None,
     )

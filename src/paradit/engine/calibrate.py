@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from multiprocessing.connection import Connection
@@ -127,9 +127,9 @@ def calibrate(ranks: int, report: Report, sizes: Sizes | None = None) -> Calibra
     return found
 
 
-def calibrate_messages(ranks: int, report: Report) -> Messages:
-    """Only what messages between so many ranks take. Raises RankError where one fails."""
-    found: Messages = _on_ranks(_measure_messages, ranks, report)
+def calibrate_links(ranks: int, report: Report) -> Messages:
+    """Only what messages between so many idle ranks take. Raises RankError where one fails."""
+    found: Messages = _on_ranks(_measure_links, ranks, report)
     return found
 
 
@@ -201,14 +201,16 @@ def measure(world: World, progress: Progress, sizes: Sizes | None = None) -> Cal
     messages = None
     if world.size > 1:
         with progress.stage("messages"):
-            messages = measure_messages(transport, device, sizes.message_bytes)
+            messages = measure_links(transport, device, sizes.message_bytes)
+            posting, crowding = _beside(transport, sizes.message_bytes, device, 1 / messages.all)
+            messages = replace(messages, posting=posting, crowding=crowding)
     return Calibration(measured, copies, messages)
 
 
 @torch.no_grad()
-def _measure_messages(world: World, progress: Progress) -> Messages:
+def _measure_links(world: World, progress: Progress) -> Messages:
     with progress.stage("messages"):
-        return measure_messages(world.transport(), world.device, _sizes(world.device).message_bytes)
+        return measure_links(world.transport(), world.device, _sizes(world.device).message_bytes)
 
 
 def _measure_device(
@@ -287,8 +289,8 @@ def _measure_copies(transport: Transport, device: torch.device, size: int) -> Co
     return Copies(copied=2 * size / copied, memory=memory, ahead=True, fetched=rate)
 
 
-def measure_messages(transport: Transport, device: torch.device, size: int) -> Messages:
-    """Of so many bytes from each to each: between two ranks, all, and beside attention.
+def measure_links(transport: Transport, device: torch.device, size: int) -> Messages:
+    """Of so many bytes from each to each: between two ranks, and all.
 
     All ranks of the transport call it together.
     """
@@ -299,13 +301,10 @@ def measure_messages(transport: Transport, device: torch.device, size: int) -> M
     latency, everyone = (
         largest(transport, one, device) for one in (together.latency, together.seconds_per_byte)
     )
-    posting, crowding = _beside(transport, size, device, everyone)
     return Messages(
         latency=latency,
         pair=1 / (pair or everyone),
         all=1 / everyone,
-        crowding=crowding,
-        posting=posting,
         neighbours=1 / neighbours.each_byte if neighbours else None,
         neighbours_latency=neighbours.latency if neighbours else None,
     )

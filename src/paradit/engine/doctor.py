@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from paradit import __version__
-from paradit.engine.calibrate import calibrate_messages
+from paradit.engine.calibrate import calibrate_links
 from paradit.engine.job import Report
 from paradit.engine.machine import cores, cpu_name, driver_version
 from paradit.engine.worker import threads_per_rank
@@ -90,7 +90,7 @@ def _links() -> dict[str, Any] | None:
     if gpus == 1 or cores() == 1:
         return None
     ranks = gpus or 2
-    messages = calibrate_messages(ranks, Report())
+    messages = calibrate_links(ranks, Report())
     return {
         "ranks": ranks,
         "over": "NCCL" if gpus else "gloo",

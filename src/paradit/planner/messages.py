@@ -21,9 +21,9 @@ class Messages:
     """Bytes/s of a rank, while two send each other; no neighbours, where these have their own link."""
     all: float
     """Bytes/s of a rank, while all send to all."""
-    crowding: float
+    crowding: float = 0.0
     """How much longer computing takes beside messages, in parts of the time for which they travel."""
-    posting: float
+    posting: float = 0.0
     """And by how many seconds for every exchange, however small."""
     neighbours: float | None = None
     """Bytes/s of a rank, while 0 and 1, or 2 and 3, ... send each other; None: as others do."""
