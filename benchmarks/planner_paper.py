@@ -65,7 +65,7 @@ XDIT = {
 }  # fmt: skip
 FLASH_ATTENTION_2 = 0.35
 """Part of an H100's dense bf16 rate that it reaches (arXiv 2407.08608, which gives its third version 0.75).
-xDiT had it then; the hardware file says what torch's own kernel reaches since."""
+xDiT presumably had it then; the hardware file says what torch's own kernel reaches since."""
 
 
 @dataclass(frozen=True)
