@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,7 +41,7 @@ from paradit.progress import Progress
 from paradit.sampling import full_sequence
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.layer_split import LayerCosts, LayerShare, divide_layers, measure_layers
-from paradit.sampling.noise import PooledNoise
+from paradit.sampling.noise import PooledNoise, step_generator
 from paradit.sampling.together import together
 from paradit.scheduling.block_queue import BlockQueue
 from paradit.scheduling.layer_pipeline import StageGrid, duration
@@ -100,6 +101,7 @@ def in_full(model: VideoModel, world: World | None) -> Make:
             prompts(),
             num_inference_steps=QUEUE.num_steps,
             guidance_scales=(3.0,),
+            noise=partial(step_generator, 0),
             progress=Progress(),
             team=team,
         )

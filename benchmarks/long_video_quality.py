@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from paradit.progress import Progress
 from paradit.sampling import full_sequence
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.guidance import scales
-from paradit.sampling.noise import BlockNoise, IndependentNoise, PooledNoise, initial_noise
+from paradit.sampling.noise import BlockNoise, IndependentNoise, PooledNoise, initial_noise, step_generator
 from paradit.sampling.team import Alone
 from paradit.scheduling.block_queue import BlockQueue
 from paradit.shapes.evaluate import evaluate, evaluate_long
@@ -111,6 +112,7 @@ def make(model: VideoModel, row: Row) -> np.ndarray:
             prompts,
             num_inference_steps=defaults.num_inference_steps,
             guidance_scales=guidance_scales,
+            noise=partial(step_generator, row.seed),
             progress=Progress(),
         )
         return np.stack(list(decode_frames(model, latents, None, Progress())))

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,11 @@ from paradit.sampling.block_state import QueueState
 from paradit.sampling.forward import run
 from paradit.sampling.guidance import guide
 from paradit.sampling.layer_split import LayerCosts, LayerShare, divide_layers, measure_layers
-from paradit.sampling.noise import BlockNoise, PooledNoise
+from paradit.sampling.noise import BlockNoise, PooledNoise, step_generator
 from paradit.scheduling.block_queue import LEVELS, BlockQueue, BlockStep
 from paradit.scheduling.layer_pipeline import StageGrid, idle_slots
 from paradit.testing import run_world
-from tiny import VARIANTS, decoded, save_folder, save_hunyuan_folder
+from tiny import VARIANTS, decoded, drawing_scheduler, save_folder, save_hunyuan_folder
 
 SIZE = 4, 6
 """Of the latents."""
@@ -144,7 +145,8 @@ def check_ranks(
 
 @pytest.mark.parametrize(("num_ranks", "layers"), [(1, 2), (2, 5), (3, 4), (4, 4), (4, 7)])
 def test_same_bits_on_any_number_of_ranks(num_ranks: int, layers: int, tmp_path: Path) -> None:
-    check_ranks(save_folder("wan21", tmp_path, layers=layers), CASES, num_ranks)
+    folder = save_folder("wan21", tmp_path, layers=layers, scheduler=drawing_scheduler())
+    check_ranks(folder, CASES, num_ranks)
 
 
 @pytest.mark.parametrize("variant", ["wan22_a14b", "wan22_ti2v"])
@@ -291,6 +293,7 @@ def test_one_block_is_the_whole_video_at_once(guided: bool, tmp_path: Path) -> N
             tuple(model.encode_prompt(text) for text in texts),
             num_inference_steps=case.steps,
             guidance_scales=(3.0, 2.0),
+            noise=partial(step_generator, 0),
             progress=Progress(),
         )
         (made,) = pipeline(model, case).blocks()
@@ -365,14 +368,15 @@ class Plainly:
             values = transformer.head(part)[:, first:last]
             predictions.append(transformer.unpatchify(values, transformer.layout(tuple(own.shape[2:]))))
         guided = guide(predictions, (3.0, 2.0)[expert])
-        (after,) = self.schedulers[block].step(guided, timestep, own, return_dict=False)
+        noise = step_generator(3, step, block)
+        (after,) = self.schedulers[block].step(guided, timestep, own, generator=noise, return_dict=False)
         self.latents[block, step + 1] = after
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @torch.no_grad()
 def test_equals_the_method_written_plainly(case: Case, tmp_path: Path) -> None:
-    model = load(save_folder("wan22_a14b", tmp_path, layers=2))
+    model = load(save_folder("wan22_a14b", tmp_path, layers=2, scheduler=drawing_scheduler()))
     experts = [model.expert_at(timestep) for timestep in model.scheduler(case.steps).timesteps]
     assert 0 in experts
     assert case.steps < 4 or 1 in experts
@@ -383,7 +387,7 @@ def test_equals_the_method_written_plainly(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", [*CASES[:5], "hunyuan_video"], ids=str)
 def test_stopped_after_any_round_and_gone_on(case: Case | str, tmp_path: Path) -> None:
     if isinstance(case, Case):
-        folder = save_folder("wan22_a14b", tmp_path)
+        folder = save_folder("wan22_a14b", tmp_path, scheduler=drawing_scheduler())
     else:
         folder, case = save_hunyuan_folder(tmp_path), CASES[1]
     model, states, done = load(folder), [], []

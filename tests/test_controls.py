@@ -1,6 +1,7 @@
 """What DualParal is compared to: windows alone, and one noise level by frame."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -18,12 +19,12 @@ from paradit.progress import Progress
 from paradit.sampling import diagonal, full_sequence, windows
 from paradit.sampling.block_state import QueueState
 from paradit.sampling.guidance import guide
-from paradit.sampling.noise import BlockNoise, PooledNoise
+from paradit.sampling.noise import BlockNoise, PooledNoise, step_generator
 from paradit.sampling.team import Alone, Team
 from paradit.sampling.together import together
 from paradit.scheduling.block_queue import BlockQueue
 from paradit.testing import run_world
-from tiny import save_folder
+from tiny import drawing_scheduler, save_folder
 
 SIZE = 4, 6
 """Of the latents."""
@@ -76,7 +77,7 @@ def make(
 
 @pytest.mark.parametrize("queue", QUEUES, ids=NAMES)
 def test_windows_are_videos_of_their_own_faded_into_each_other(queue: BlockQueue, tmp_path: Path) -> None:
-    model = load(save_folder("wan22_a14b", tmp_path))
+    model = load(save_folder("wan22_a14b", tmp_path, scheduler=drawing_scheduler()))
     blocks, context = queue.block_frames, queue.context_frames
     pool = torch.cat([noise_for(model, queue).block(number) for number in range(queue.num_blocks)], dim=2)
     total, weights = torch.zeros(()), torch.zeros(queue.num_frames)
@@ -89,6 +90,7 @@ def test_windows_are_videos_of_their_own_faded_into_each_other(queue: BlockQueue
             prompts(model),
             num_inference_steps=queue.num_steps,
             guidance_scales=SCALES,
+            noise=partial(step_generator, 3, part=start // blocks),
             progress=Progress(),
         )
         weight = torch.ones(queue.num_frames)
@@ -118,6 +120,7 @@ def test_one_window_is_the_whole_video_at_once(tmp_path: Path) -> None:
         prompts(model),
         num_inference_steps=3,
         guidance_scales=SCALES[:1],
+        noise=partial(step_generator, 0),
         progress=Progress(),
     )
     (made,) = make(windows, model, QUEUES[3])
@@ -128,7 +131,7 @@ def test_one_window_is_the_whole_video_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("queue", QUEUES, ids=NAMES)
 def test_diagonally_as_written_down_plainly(variant: str, queue: BlockQueue, tmp_path: Path) -> None:
     """With the module's own `forward`, every frame with its own timestep."""
-    model = load(save_folder(variant, tmp_path))
+    model = load(save_folder(variant, tmp_path, scheduler=drawing_scheduler()))
     module, last = model.experts[0].module, queue.num_steps
     latents = torch.cat([noise_for(model, queue).block(n) for n in range(queue.num_blocks)], dim=2)
     solvers = [model.scheduler(last) for _ in range(queue.num_frames)]
@@ -155,6 +158,7 @@ def test_diagonally_as_written_down_plainly(variant: str, queue: BlockQueue, tmp
                     prediction[:, :, place : place + 1],
                     solvers[frame].timesteps[level[frame]],
                     before[:, :, frame : frame + 1],
+                    generator=step_generator(3, level[frame], frame),
                     return_dict=False,
                 )
     made = make(diagonal, model, queue)
@@ -165,7 +169,7 @@ def test_diagonally_as_written_down_plainly(variant: str, queue: BlockQueue, tmp
 @pytest.mark.parametrize("method", [windows, diagonal])
 @pytest.mark.parametrize("queue", QUEUES[:3], ids=NAMES[:3])
 def test_goes_on_from_a_saved_state(method: ModuleType, queue: BlockQueue, tmp_path: Path) -> None:
-    model = load(save_folder("wan21", tmp_path))
+    model = load(save_folder("wan21", tmp_path, scheduler=drawing_scheduler()))
     states: list[bytes] = []
     whole = make(method, model, queue, save=lambda state: states.append(state.to_bytes()))
     for content in islice(states, 2, None, 3):
@@ -185,7 +189,7 @@ def on_ranks(world: World, folder: Path, cfg_degree: int) -> list[list[Tensor]]:
 
 @pytest.mark.parametrize(("num_ranks", "cfg_degree"), [(2, 2), (3, 1)])
 def test_ranks_share_each_window(num_ranks: int, cfg_degree: int, tmp_path: Path) -> None:
-    folder = save_folder("wan21", tmp_path, heads=3)
+    folder = save_folder("wan21", tmp_path, heads=3, scheduler=drawing_scheduler())
     expected = [make(method, load(folder), QUEUES[0]) for method in (windows, diagonal)]
     for made in run_world(on_ranks, num_ranks, folder, cfg_degree):
         for blocks, wanted in zip(made, expected, strict=True):

@@ -19,7 +19,7 @@ import torch
 
 from paradit.sampling.position import Position
 from runs import Command, finished, run_folder, video
-from tiny import save_folder
+from tiny import drawing_scheduler, save_folder
 
 PROMPTS = ["a red circle", "a blue square", "a green ring", "a white triangle"]
 APART = ["--placement", "denoise=0-1 decode=2 encode=3"]
@@ -30,7 +30,8 @@ STEPS = 30
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-wan"
-    return save_folder("wan21", folder, heads=3, width=48, height=48, num_frames=9, num_inference_steps=STEPS)
+    sizes = {"width": 48, "height": 48, "num_frames": 9, "num_inference_steps": STEPS}
+    return save_folder("wan21", folder, heads=3, scheduler=drawing_scheduler(), **sizes)
 
 
 def arguments(model: Path, *options: str) -> list[str]:

@@ -254,3 +254,14 @@ def test_parallelize_gives_the_same_latents(folder):
         torch.testing.assert_close(during, alone, rtol=0, atol=1e-5)
         torch.testing.assert_close(guided, guided_alone, rtol=0, atol=1e-5)
         assert torch.equal(again, alone)
+
+
+def test_what_the_text_encoders_do_not_read_of_a_prompt(folder):
+    model = load(read_spec(folder), "fp32", stages=("encode",))
+    assert model.left_out("a red circle") == {}
+    assert model.left_out("ab " * 30) == {"CLIP": (77, "b ab ab ab ab")}
+    words = " ".join(["ab"] * 130) + " cd"
+    found = model.left_out(words)
+    assert found["CLIP"][0] == 77
+    assert found["Llama"][0] == 256
+    assert found["Llama"][1].endswith("cd")

@@ -1,5 +1,6 @@
 """A generation through the seam equals WanPipeline's, and the streamed decode the VAE's."""
 
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -9,7 +10,7 @@ import torch
 from diffusers import WanPipeline
 
 import paradit
-from paradit import text_to_video as story
+from paradit import room
 from paradit.errors import InputError
 from paradit.models.spec import read_spec
 from paradit.placement import Placement
@@ -134,46 +135,60 @@ def test_memory_is_checked_before_loading(tmp_path, monkeypatch):
     spec = read_spec(save_folder("wan21", tmp_path))
     request = resolve(Request(prompt="a", width=64, height=32, num_frames=5), spec)
     parts = spec.memory_bytes(5, 32, 64, 4)
-    has = partial(monkeypatch.setattr, story, "total_memory_bytes")
+    has = partial(monkeypatch.setattr, room, "total_memory_bytes")
     has(lambda _: parts["peak"])
-    assert story.check_memory(spec, request) is None
+    assert room.check_memory(spec, request) is None
     has(lambda _: parts["peak"] - 1)
-    assert "of memory will be needed, and this machine has" in story.check_memory(spec, request)
+    assert "of memory will be needed, and this machine has" in room.check_memory(spec, request)
     has(lambda _: round(parts["peak"] / 1.1) - 1)
     with pytest.raises(InputError, match=r"64x32, 5 frames is too much: about .* this machine has"):
-        story.check_memory(spec, request)
+        room.check_memory(spec, request)
     has(lambda _: parts["weights"] - 1)
     with pytest.raises(InputError, match=r"for its weights in fp32, and this machine has"):
-        story.check_memory(spec, request)
+        room.check_memory(spec, request)
 
 
 def test_memory_is_checked_by_rank(tmp_path, monkeypatch):
     spec = read_spec(save_folder("wan21", tmp_path))
     request = resolve(Request(prompt="a", width=64, height=32, num_frames=5), spec)
     parts, two = spec.memory_bytes(5, 32, 64, 4), Placement(ranks=2, replicas=2)
-    has = partial(monkeypatch.setattr, story, "total_memory_bytes")
+    has = partial(monkeypatch.setattr, room, "total_memory_bytes")
     # Without a GPU all ranks share it, and the pages of the files.
     needed = 2 * parts["peak"] - parts["weights"]
     has(lambda _: needed)
-    assert story.check_memory(spec, request, two) is None
+    assert room.check_memory(spec, request, two) is None
     has(lambda _: needed - 1)
-    assert "will be needed on 2 ranks, and this machine has" in story.check_memory(spec, request, two)
-    assert story.check_memory(spec, request, two, local_ranks=1) is None
+    assert "will be needed on 2 ranks, and this machine has" in room.check_memory(spec, request, two)
+    assert room.check_memory(spec, request, two, local_ranks=1) is None
     has(lambda _: parts["weights"] - 1)
     with pytest.raises(InputError, match=r"for its weights in fp32 on 2 ranks, and"):
-        story.check_memory(spec, request, two)
+        room.check_memory(spec, request, two)
     # In another dtype than the files', each has weights of its own.
     in_bf16 = replace(request, dtype="bf16")
     halved = spec.memory_bytes(5, 32, 64, 2)
     has(lambda _: 2 * halved["peak"])
-    assert story.check_memory(spec, in_bf16, two) is None
+    assert room.check_memory(spec, in_bf16, two) is None
     has(lambda _: 2 * halved["peak"] - 1)
-    assert "will be needed on 2 ranks" in story.check_memory(spec, in_bf16, two)
+    assert "will be needed on 2 ranks" in room.check_memory(spec, in_bf16, two)
 
     # With GPUs, each rank has its own.
-    monkeypatch.setattr(story, "_where_and_how", lambda _: (torch.device("cuda"), "fp32"))
+    monkeypatch.setattr(room, "where_and_how", lambda _: (torch.device("cuda"), "fp32"))
     has(lambda _: parts["peak"])
-    assert story.check_memory(spec, request, two) is None
+    assert room.check_memory(spec, request, two) is None
     has(lambda _: parts["weights"] - 1)
     with pytest.raises(InputError, match="on the fullest rank, and the GPU has"):
-        story.check_memory(spec, request, two)
+        room.check_memory(spec, request, two)
+
+
+def test_a_prompt_that_is_too_long_is_said_to_be(tmp_path):
+    folder = save_folder("wan21", tmp_path, width=32, height=32, num_frames=1, num_inference_steps=1)
+    fits = "a" * 511  # a byte is a token, and one marks the end
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        paradit.generate(fits, model=str(folder))
+    with pytest.warns(
+        UserWarning, match="longer than the 512 tokens that the text encoder reads: .* 'the end'"
+    ):
+        paradit.generate(f"{fits} the end", model=str(folder))
+    with pytest.warns(UserWarning, match=r"it leaves out 'b+ \[...\]'"):
+        paradit.generate("a red circle", negative_prompt=f"{fits}{'b' * 99} {'c' * 200}", model=str(folder))

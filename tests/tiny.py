@@ -12,9 +12,11 @@ import torch
 from diffusers import (
     AutoencoderKLHunyuanVideo,
     AutoencoderKLWan,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    SchedulerMixin,
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
@@ -132,19 +134,35 @@ def text_encoder() -> UMT5EncoderModel:
     return UMT5EncoderModel(config).eval().requires_grad_(False)
 
 
+def drawing_scheduler() -> DPMSolverMultistepScheduler:
+    """A scheduler that adds noise in every step, and remembers the step before."""
+    return DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=3.0,
+        algorithm_type="sde-dpmsolver++",
+    )
+
+
 def save_folder(
-    variant: str, folder: Path, heads: int = 2, layers: int = 2, ffn_dim: int = 96, **settings: object
+    variant: str,
+    folder: Path,
+    heads: int = 2,
+    layers: int = 2,
+    ffn_dim: int = 96,
+    *,
+    scheduler: SchedulerMixin | None = None,
+    **settings: object,
 ) -> Path:
-    """A whole model folder of a variant in diffusers' format; `settings` go into its paradit.json."""
+    """Save a whole model of a variant in diffusers' format; `settings` go into its paradit.json."""
     seeds = {"transformer": 0, **({"transformer_2": 1} if variant == "wan22_a14b" else {})}
     experts = {name: transformer(variant, seed, heads, layers, ffn_dim) for name, seed in seeds.items()}
     WanPipeline(
         tokenizer=tokenizer(),
         text_encoder=text_encoder(),
         vae=vae(variant),
-        scheduler=UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
+        scheduler=scheduler
+        or UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
         boundary_ratio=0.875 if variant == "wan22_a14b" else None,
         expand_timesteps=variant == "wan22_ti2v",
         **experts,
@@ -189,7 +207,11 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_hunyuan_folder(
-    folder: Path, heads: int = 2, guidance_embeds: bool = True, **settings: object
+    folder: Path,
+    heads: int = 2,
+    guidance_embeds: bool = True,
+    scheduler: SchedulerMixin | None = None,
+    **settings: object,
 ) -> Path:
     """A whole HunyuanVideo folder in diffusers' format; `settings` go into its paradit.json."""
     llama, clip = llama_tokenizer(), tokenizer()
@@ -220,7 +242,7 @@ def save_hunyuan_folder(
         tokenizer=llama,
         transformer=hunyuan_transformer(heads, guidance_embeds),
         vae=hunyuan_vae(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=7.0),
         text_encoder_2=text_encoder_2,
         tokenizer_2=clip,
     ).save_pretrained(folder)

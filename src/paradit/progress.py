@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -47,3 +48,4 @@ class Progress:
 
     def warn(self, message: str) -> None:
         """Say what does not go as it was meant to, while the work goes on."""
+        warnings.warn(message, stacklevel=2)

@@ -23,7 +23,7 @@ compared to (docs/long_video.md)."""
 LEFT_CONTEXTS = ("latents", "cache")
 ENDLESS = 2**52 + 1
 """As a number of frames: until it is stopped, which it will be before these are there."""
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**64 - 1
 MAX_STEPS = 1000
 """Diffusion schedules are trained on 1000 timesteps; more steps than that repeat some."""
 MIN_FPS, MAX_FPS = 0.1, 1000
@@ -252,7 +252,7 @@ def _check_seed(value: Any) -> int:
     number: int = _number("seed", value, operator.index, "whole number")
     if not 0 <= number <= MAX_SEED:
         nearest = 0 if number < 0 else MAX_SEED
-        raise InputError(f"seed must be from 0 to 2**63 - 1, got {number}: the nearest is {nearest}")
+        raise InputError(f"seed must be from 0 to 2**64 - 1, got {number}: the nearest is {nearest}")
     return number
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -11,25 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paradit.errors import InputError
-from paradit.memory import peak_memory_bytes, total_memory_bytes
+from paradit.memory import peak_memory_bytes
 from paradit.models.folder import BUNDLED, download_weights, find_model
 from paradit.models.protocol import Frames, Prompt, VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import ModelSpec, read_spec
-from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request, resolve
+from paradit.room import DTYPES, check_memory, where_and_how
 from paradit.sampling.team import Alone, Team
-from paradit.scheduling.fitting import SURELY, options_that_fit
-from paradit.scheduling.memory import PARTS, largest_part, memory_by_rank, on_one_device
+from paradit.scheduler_check import check_scheduler
 from paradit.scheduling.stages import STAGES
 from paradit.stages.decode import decode, frames
 from paradit.stages.denoise import denoise
 from paradit.stages.denoise_blocks import denoise_blocks
 from paradit.stages.encode import encode, texts
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,103 +81,10 @@ def load(
     `compile` compiles what is before and after the transformers' attention, when it is first used. layers:
     False where the transformers' are read later, by `keep_layers`, since a rank has a part of them only.
     """
-    usual, dtype = _where_and_how(dtype)
+    usual, dtype = where_and_how(dtype)
     with (progress or Progress()).stage("load"):
         load_model = loader(spec.pipeline_class)
-        return load_model(
-            spec, _DTYPES[dtype], device or usual, stages=stages, compile=compile, layers=layers
-        )
-
-
-def _where_and_how(dtype: str | None) -> tuple[torch.device, str]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return device, dtype or ("bf16" if device.type == "cuda" else "fp32")
-
-
-def room_bytes(
-    spec: ModelSpec, request: Request, placement: Placement, local_ranks: int | None = None
-) -> dict[str, int]:
-    """What the fullest device needs for "weights" and at its "peak", and what it has in "total"; estimated.
-
-    local_ranks: how many share this machine's memory, where there is no GPU; None: all.
-    """
-    device, dtype = _where_and_how(request.dtype)
-    itemsize = _DTYPES[dtype].itemsize
-    by_rank = memory_by_rank(placement, placement.tiled(request, spec), spec, itemsize)
-    sharing = 1 if device.type == "cuda" else local_ranks or placement.ranks
-    room = on_one_device(by_rank, sharing)
-    if device.type == "cpu" and spec.is_stored_in(itemsize):
-        # Processes that share a machine share its files' pages.
-        twice = max(0, room["weights"] - spec.weight_bytes(itemsize))
-        room = {part: size - twice for part, size in room.items()}
-    return {**room, "total": total_memory_bytes(device)}
-
-
-def check_memory(
-    spec: ModelSpec,
-    request: Request,
-    placement: Placement | None = None,
-    local_ranks: int | None = None,
-    *,
-    known: tuple[str, ...] | None = None,
-) -> str | None:
-    """A warning where a resolved request may need more memory than a device has; before anything is loaded.
-
-    It says with which options it would fit. As for `room_bytes`. Raises InputError where the weights alone
-    need more, or it is surely too much (`scheduling.fitting.SURELY`).
-    known: the options that whoever asks has, of a run that has begun; None: all of `generate`.
-    """
-    placement = placement or Placement()
-    room = room_bytes(spec, request, placement, local_ranks)
-    if room["peak"] <= room["total"]:
-        return None
-    device, dtype = _where_and_how(request.dtype)
-    place = f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {room['total'] / 1e9:.1f} GB"
-    each = ""
-    if placement.ranks > 1:
-        number = local_ranks or placement.ranks
-        each = " on the fullest rank" if device.type == "cuda" else f" on {number} ranks"
-    options = _fitting_options(spec, request, placement, local_ranks)
-    if room["weights"] > room["total"]:
-        raise InputError(
-            f"model {spec.name!r} needs {room['weights'] / 1e9:.1f} GB for its weights in {dtype}{each}, "
-            f"and {place}" + _advice(options, known, "; fits with ")
-        )
-    by_rank = memory_by_rank(placement, placement.tiled(request, spec), spec, _DTYPES[dtype].itemsize)
-    said = (
-        f"about {room['peak'] / 1e9:.1f} GB of memory will be needed{each}, and {place}; most is for "
-        f"{PARTS[largest_part(by_rank)]}"
-        + _advice(options or "a smaller --size only", known, ", and it fits with ")
-    )
-    if room["peak"] > SURELY * room["total"]:
-        raise InputError(f"{_size(request)} is too much: {said}")
-    return said
-
-
-def _advice(options: str, known: tuple[str, ...] | None, with_them: str) -> str:
-    """What to do, in words: a run that has begun takes few options."""
-    if known is None or (options and set(re.findall(r"--[a-z-]+", options)) <= set(known)):
-        return f"{with_them}{options}" if options else ""
-    anew = f", or `paradit generate` anew with {options}" if options else ""
-    return f": use a machine with more memory{anew}"
-
-
-def _fitting_options(spec: ModelSpec, request: Request, placement: Placement, local_ranks: int | None) -> str:
-    """With which a request that does not fit would."""
-    device, dtype = _where_and_how(request.dtype)
-
-    def fits(changed: Request, other: Placement) -> bool:
-        needed = room_bytes(spec, changed, other, local_ranks)
-        return needed["peak"] <= needed["total"]
-
-    more = device.type == "cuda" and local_ranks is None  # where ranks share a memory, more need more
-    most_ranks = torch.cuda.device_count() if more else placement.ranks
-    return options_that_fit(request, spec, placement, fits, most_ranks=most_ranks, halve=dtype == "fp32")
-
-
-def _size(request: Request) -> str:
-    frames = "" if request.endless else f", {request.num_frames} frames"
-    return f"{request.width}x{request.height}{frames}"
+        return load_model(spec, DTYPES[dtype], device or usual, stages=stages, compile=compile, layers=layers)
 
 
 def text_to_video(model: VideoModel, request: Request, progress: Progress, team: Team | None = None) -> Video:
@@ -261,6 +163,7 @@ def generate(
         ),
         spec,
     )
+    check_scheduler(spec, request)
     check_memory(spec, request)
     download_weights(model, folder)
     video = text_to_video(load(spec, request.dtype, progress), request, progress)

@@ -17,6 +17,7 @@ from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.placement import Placement
 from paradit.requests import latent_shape, parse_duration, resolve
+from paradit.scheduler_check import check_scheduler
 from paradit.scheduling.block_queue import queue_of
 from paradit.video.writer import check_target
 
@@ -54,6 +55,7 @@ def extend(
     longer = replace(run, jobs=tuple(jobs), placement=_placement(run, ranks), overwrite=True)
     for job in longer.jobs:
         longer.placement.check(job.request, spec)
+        check_scheduler(spec, job.request)
     check_devices(longer.placement, longer.jobs[0].request.dtype)
     check_jobs(longer.jobs, spec, longer.placement, report, known=("--ranks",))
     download_weights(run.model, model)

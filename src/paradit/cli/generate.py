@@ -21,6 +21,7 @@ from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.placement import Placement
 from paradit.requests import Request, frames_at_once, latent_shape, warnings_for
+from paradit.scheduler_check import check_scheduler
 from paradit.scheduling.block_queue import position_warning, queue_of
 from paradit.scheduling.layer_pipeline import split_layers, used_share
 from paradit.scheduling.memory import memory_by_rank
@@ -55,6 +56,8 @@ def generate(options: Options, report: Reporter) -> int:
         lines = (line for job in jobs for line in explain(options, job.request, arranged, spec))
         for line in dict.fromkeys(lines):
             report.explain(line)
+    for job in jobs:
+        check_scheduler(spec, job.request)
     if options.dry_run:
         if automatic:
             placement = _known_choice(jobs, spec, placement, report)

@@ -21,10 +21,10 @@ def check_jobs(
 ) -> None:
     """Warn of videos that may be too much, and refuse what surely is. Raises InputError.
 
-    known: as for `text_to_video.check_memory`.
+    known: as for `room.check_memory`.
     """
     # Imports torch, to know the device: after all other checks, and before weights are downloaded.
-    from paradit.text_to_video import check_memory
+    from paradit.room import check_memory
 
     here = ranks_of_this_machine()
     warnings = [check_memory(spec, job.request, placement, here, known=known) for job in jobs]

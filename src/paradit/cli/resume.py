@@ -15,6 +15,7 @@ from paradit.engine.run_folder import RUNS, RunFolder, unfinished
 from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import read_spec
+from paradit.scheduler_check import check_scheduler
 
 
 def resume(path: Path | None, report: Reporter, *, overwrite: bool) -> int:
@@ -32,6 +33,8 @@ def resume(path: Path | None, report: Reporter, *, overwrite: bool) -> int:
     spec = read_spec(model)
     check_devices(run.placement, run.jobs[0].request.dtype)
     left = [job for job in run.jobs if not folder.is_done(job)]
+    for job in left:
+        check_scheduler(spec, job.request)
     check_jobs(left, spec, run.placement, report, known=())
     download_weights(run.model, model)
     done = len(run.jobs) - len(left)

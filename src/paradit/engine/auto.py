@@ -17,9 +17,9 @@ from paradit.engine.worker import threads_per_rank
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 from paradit.requests import Request
+from paradit.room import room_bytes
 from paradit.sampling.remembered import Remembered
 from paradit.scheduling.balance import Choice, StageSeconds, affordable, choose
-from paradit.text_to_video import room_bytes
 
 
 def visible_ranks() -> int:

@@ -105,10 +105,12 @@ class Scheduler(Protocol):
 
     timesteps: Tensor
 
-    def step(
-        self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool
-    ) -> tuple[Tensor]:
-        """(the sample one step less noisy,)."""
+    @property
+    def step(self) -> Callable[..., tuple[Tensor, ...]]:
+        """(model_output, timestep, sample, *, return_dict, ...) -> the sample one step less noisy, first.
+
+        Many take a `generator` too, which they draw their noise from: see `sampling.solver.solver_step`.
+        """
 
 
 class Decoder(Protocol):
@@ -152,6 +154,12 @@ class VideoModel(Protocol):
         """The parts of a prompt, in `dtype`.
 
         guidance_scale is among them where the model was trained to read it; None means its default.
+        """
+
+    def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
+        """Return, by text encoder, how many tokens it reads and the end of the prompt that it does not read.
+
+        Only encoders for which the prompt is too long.
         """
 
     def scheduler(self, num_inference_steps: int) -> Scheduler:

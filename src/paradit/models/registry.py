@@ -30,6 +30,8 @@ class Family:
     """(module) -> Transformer, of a diffusers transformer."""
     replace_forward: str
     """(module, predict: Predict) -> undo; has the module compute its forward in another way."""
+    schedule: str
+    """(scheduler, num_inference_steps, device); sets a scheduler to its steps as the pipeline does."""
     components: tuple[str, ...] = _COMPONENTS
     """What a model folder must hold."""
 
@@ -45,12 +47,14 @@ _FAMILIES = {
         load="paradit.models.wan.adapter:load",
         transformer="paradit.models.wan.transformer:WanTransformer",
         replace_forward="paradit.models.wan.forward:replace_forward",
+        schedule="paradit.models.schedulers:set_by_count",
     ),
     "HunyuanVideoPipeline": Family(
         read_spec="paradit.models.hunyuan_video.spec:read_spec",
         load="paradit.models.hunyuan_video.adapter:load",
         transformer="paradit.models.hunyuan_video.transformer:HunyuanVideoTransformer",
         replace_forward="paradit.models.hunyuan_video.forward:replace_forward",
+        schedule="paradit.models.schedulers:set_by_sigmas",
         components=(*_COMPONENTS, "text_encoder_2", "tokenizer_2"),
     ),
 }
@@ -83,6 +87,12 @@ def seam(pipeline_class: str) -> tuple[Callable[[Any], Transformer], Callable[..
     """(what cuts a family's transformer in pieces, what replaces its forward); this imports torch."""
     found = family(pipeline_class)
     return _imported(found.transformer), _imported(found.replace_forward)
+
+
+def schedule(pipeline_class: str) -> Callable[[Any, int, Any], None]:
+    """What sets a scheduler to its steps as a family's pipeline does; calling this imports torch."""
+    found: Callable[[Any, int, Any], None] = _imported(family(pipeline_class).schedule)
+    return found
 
 
 def _imported(name: str) -> Any:

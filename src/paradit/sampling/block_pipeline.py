@@ -30,6 +30,7 @@ from paradit.sampling.forward import run, through_blocks
 from paradit.sampling.guidance import guide
 from paradit.sampling.layer_split import LayerShare
 from paradit.sampling.noise import BlockNoise
+from paradit.sampling.solver import solver_step
 from paradit.sampling.stage_links import Shapes, StageLinks
 from paradit.scheduling.block_queue import BlockQueue, BlockStep, Context
 from paradit.scheduling.layer_pipeline import Collect, Compute, StageGrid, program
@@ -224,9 +225,8 @@ class BlockPipeline:
         held, expert = self._held[step.block], self._experts[step.step]
         values = guide(self._links.predictions(), self._scales[expert])
         prediction = self._model.experts[expert].unpatchify(values, self._window(step).own_layout)
-        (latents,) = held.scheduler.step(
-            prediction, self._timesteps[step.step], held.at(step.step), return_dict=False
-        )
+        timestep, generator = self._timesteps[step.step], self._noise.step(step.block, step.step)
+        latents = solver_step(held.scheduler, prediction, timestep, held.at(step.step), generator)
         if not latents.isfinite().all() and not self._early_end.reason:
             reason = f"the latents of block {step.block + 1} are not finite after step {step.step + 1}"
             self._early_end.tell(reason, self._round)

@@ -23,6 +23,7 @@ from paradit.progress import Progress
 from paradit.sampling.block_state import BlockState, QueueState, restore_solver, solver_state
 from paradit.sampling.guidance import guide
 from paradit.sampling.noise import BlockNoise
+from paradit.sampling.solver import solver_step
 from paradit.sampling.team import Team
 from paradit.scheduling.block_queue import BlockQueue
 
@@ -84,7 +85,7 @@ def blocks(
         for own, seen in windows(queue, active):
             found.update(predictions(own, seen))
         for frame, prediction in found.items():
-            _step(held[frame], prediction, timesteps, frame)
+            _step(held[frame], prediction, timesteps, frame, noise)
         # As many blocks' steps as these frames' come to.
         done += len(active)
         of_blocks, of_frames = queue.num_blocks or 1, queue.num_frames or queue.block_frames
@@ -120,10 +121,9 @@ def finished(queue: BlockQueue, round: int) -> int:
     return ready // queue.block_frames if ready != queue.num_frames else queue.num_blocks or 0
 
 
-def _step(frame: _Frame, prediction: Tensor, timesteps: Tensor, number: int) -> None:
-    (frame.latents,) = frame.scheduler.step(
-        prediction, timesteps[frame.level], frame.latents, return_dict=False
-    )
+def _step(frame: _Frame, prediction: Tensor, timesteps: Tensor, number: int, noise: BlockNoise) -> None:
+    generator = noise.step(number, frame.level)
+    frame.latents = solver_step(frame.scheduler, prediction, timesteps[frame.level], frame.latents, generator)
     frame.level += 1
     if not frame.latents.isfinite().all():
         raise FloatingPointError(f"the latents of frame {number + 1} are not finite after step {frame.level}")

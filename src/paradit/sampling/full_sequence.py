@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from paradit.sampling.position import (
     restore,
     scheduler_state,
 )
+from paradit.sampling.solver import solver_step
 from paradit.sampling.team import Alone, Team
 from paradit.trace.spans import STEP, span
 
@@ -31,6 +33,7 @@ def denoise(
     *,
     num_inference_steps: int,
     guidance_scales: tuple[float, ...],
+    noise: Callable[[int], torch.Generator],
     progress: Progress,
     team: Team | None = None,
     checkpoints: Checkpoints | None = None,
@@ -38,7 +41,8 @@ def denoise(
     """The clean latents [B, C, F, h, w], fp32, from noise of that shape.
 
     prompts: the prompt and, for guidance, the negative prompt, as the model encodes them.
-    guidance_scales: one for each of the model's experts. team: who computes; this process alone unless given.
+    guidance_scales: one for each of the model's experts. noise: the generator of what a stochastic scheduler
+    adds in a step, counted from 0. team: who computes; this process alone unless given.
     checkpoints: where the work may have been begun, and is kept. Steps are told as stage "denoise". Raises
     FloatingPointError, naming the step, where the latents become infinite or are no numbers.
     """
@@ -69,7 +73,7 @@ def denoise(
                 layout,
             )
             prediction = guide(predictions, guidance_scales[expert])
-            (latents,) = scheduler.step(prediction, timestep, latents, return_dict=False)
+            latents = solver_step(scheduler, prediction, timestep, latents, noise(step))
             if not latents.isfinite().all():
                 raise FloatingPointError(f"the latents are not finite after step {step + 1}")
         progress.step("denoise", step + 1)

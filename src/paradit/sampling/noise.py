@@ -15,11 +15,23 @@ def initial_noise(shape: Sequence[int], seed: int, device: torch.device) -> Tens
     return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(seed)).to(device)
 
 
+def step_generator(seed: int, step: int, part: int | None = None) -> torch.Generator:
+    """Return the generator, on the CPU, of the noise that a scheduler adds in a step, counted from 0.
+
+    part: number of the frame block, or the latent frame, that takes the step by itself; None: the whole
+    video. Each step has a generator of its own, so that no state of one is saved, or shared between ranks.
+    """
+    return _generator("step" if part is None else f"step of part {part}", seed, step)
+
+
 class BlockNoise(Protocol):
     """The noise of each frame block, which depends on the seed and the block's number alone."""
 
     def block(self, number: int) -> Tensor:
         """[1, C, block_frames, h, w], fp32, on the CPU."""
+
+    def step(self, part: int, step: int) -> torch.Generator:
+        """The generator of what a scheduler adds in a step of a block, or of a latent frame by itself."""
 
 
 class IndependentNoise:
@@ -33,6 +45,9 @@ class IndependentNoise:
         channels, height, width = self._shape
         shape = 1, channels, self._frames, height, width
         return torch.randn(shape, generator=_generator("noise", self._seed, number))
+
+    def step(self, part: int, step: int) -> torch.Generator:
+        return step_generator(self._seed, step, part)
 
 
 class PooledNoise:
@@ -54,6 +69,9 @@ class PooledNoise:
 
     def block(self, number: int) -> Tensor:
         return self._pool[:, :, self.frames_of(number)]
+
+    def step(self, part: int, step: int) -> torch.Generator:
+        return step_generator(self._seed, step, part)
 
     def frames_of(self, number: int) -> list[int]:
         """Which frames of the pool a block takes, in order.

@@ -51,6 +51,7 @@ def blocks(
             prompts,
             num_inference_steps=queue.num_steps,
             guidance_scales=guidance_scales,
+            noise=partial(noise.step, number),
             progress=_Within(progress or Progress(), (number - begun) * queue.num_steps),
             team=team,
             checkpoints=_WholeWindows(offer),

@@ -11,7 +11,7 @@ from paradit.models.protocol import Prompt, VideoModel
 from paradit.progress import Progress
 from paradit.requests import Request, latent_shape
 from paradit.sampling import full_sequence, guidance
-from paradit.sampling.noise import initial_noise
+from paradit.sampling.noise import initial_noise, step_generator
 from paradit.sampling.position import Checkpoints
 from paradit.sampling.team import Team
 
@@ -35,7 +35,8 @@ def denoise(
     steps, guidance_scale = request.num_inference_steps, request.guidance_scale
     assert steps and guidance_scale, f"not a resolved request: {request}"
     shape = (1, *latent_shape(request, model.spec))
-    with progress.stage("denoise", total=steps):
+    evaluations = len(model.scheduler(steps).timesteps)  # some schedulers take two a step
+    with progress.stage("denoise", total=evaluations):
         noise = team.share(
             partial(initial_noise, shape, request.seed, model.device), shape, torch.float32, model.device
         )
@@ -45,6 +46,7 @@ def denoise(
             prompts,
             num_inference_steps=steps,
             guidance_scales=guidance.scales(model.spec, guidance_scale),
+            noise=partial(step_generator, request.seed),
             progress=progress,
             team=team,
             checkpoints=checkpoints,

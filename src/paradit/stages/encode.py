@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from paradit.models.protocol import Prompt, VideoModel
 from paradit.models.spec import ModelSpec
 from paradit.progress import Progress
 from paradit.requests import Request, prompt_blocks
+
+QUOTED = 200
+"""Most characters of a prompt's end that a warning quotes."""
 
 
 def texts(spec: ModelSpec, request: Request) -> list[str]:
@@ -37,5 +42,11 @@ def by_block(
 def encode(model: VideoModel, request: Request, progress: Progress) -> tuple[Prompt, ...]:
     """Each of the texts as the model encodes it; told as stage "encode"."""
     prompts = texts(model.spec, request)
+    for prompt in prompts:
+        for encoder, (length, rest) in model.left_out(prompt).items():
+            progress.warn(
+                f"the prompt is longer than the {length} tokens that {encoder} reads: it leaves out "
+                f"{textwrap.shorten(rest, QUOTED, placeholder=' [...]')!r}"
+            )
     with progress.stage("encode", total=len(prompts)):
         return tuple(model.encode_prompt(prompt, request.guidance_scale) for prompt in prompts)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 from torch import Tensor
 
 from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
@@ -15,9 +16,14 @@ from paradit.models.hunyuan_video.spec import HunyuanVideoTransformerSpec
 from paradit.models.hunyuan_video.transformer import LAYERS, HunyuanVideoTransformer
 from paradit.models.latent_blocks import LatentBlocks
 from paradit.models.loading import fingerprint, load_pipeline, stored_transformers
+from paradit.models.prompts import left_out
 from paradit.models.protocol import Prompt, Scheduler
+from paradit.models.schedulers import set_by_sigmas
 from paradit.models.spec import ModelSpec
 from paradit.scheduling.stages import STAGES
+
+CLIP_LENGTH = 77
+"""Number of tokens that HunyuanVideoPipeline has CLIP read."""
 
 
 def load(
@@ -79,12 +85,21 @@ class HunyuanVideoModel:
         guidance = torch.tensor([guidance_scale], dtype=self.dtype, device=self.device) * 1000.0
         return embeds.to(self.dtype), mask.to(self.dtype), pooled.to(self.dtype), guidance
 
+    def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
+        """Return what Llama and CLIP do not read of a prompt that is too long for them."""
+        template: Any = DEFAULT_PROMPT_TEMPLATE
+        text, length = template["template"].format(prompt), self.spec.text_length
+        llama = left_out(self._pipeline.tokenizer, text, length + template["crop_start"])
+        clip = left_out(self._pipeline.tokenizer_2, prompt, CLIP_LENGTH)
+        both = {"Llama": (length, llama), "CLIP": (CLIP_LENGTH, clip)}
+        return {name: found for name, found in both.items() if found[1]}
+
     def scheduler(self, num_inference_steps: int) -> Scheduler:
-        """One like the folder's, set to its steps: it counts them, for one request."""
-        scheduler: Any = _InFp32.from_config(self._pipeline.scheduler.config)  # type: ignore[no-untyped-call]
-        sigmas = np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1]
-        scheduler.set_timesteps(sigmas=sigmas, device=self.device)
-        scheduler.set_begin_index(0)
+        """A copy of the folder's scheduler, set to its steps: it counts them, for one request."""
+        scheduler: Any = copy.deepcopy(self._pipeline.scheduler)
+        if type(scheduler) is FlowMatchEulerDiscreteScheduler:
+            scheduler = in_fp32(scheduler)
+        set_by_sigmas(scheduler, num_inference_steps, self.device)
         own: Scheduler = scheduler
         return own
 
@@ -101,6 +116,12 @@ class HunyuanVideoModel:
         return HunyuanVideoDecoder(self._pipeline.vae, self._pipeline.video_processor, latents)
 
 
+def in_fp32(scheduler: Any) -> Any:
+    """Return a FlowMatchEulerDiscreteScheduler like this one, whose latents stay in fp32."""
+    made: Any = _InFp32.from_config(scheduler.config)  # type: ignore[no-untyped-call]
+    return made
+
+
 class _InFp32(FlowMatchEulerDiscreteScheduler):
     """FlowMatchEulerDiscreteScheduler, with latents that stay in fp32.
 
@@ -109,8 +130,16 @@ class _InFp32(FlowMatchEulerDiscreteScheduler):
     """
 
     def step(
-        self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = False
+        self,
+        model_output: Tensor,
+        timestep: Tensor,
+        sample: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        return_dict: bool = False,
     ) -> tuple[Tensor]:
         base: Any = super()
-        stepped: tuple[Tensor] = base.step(model_output.float(), timestep, sample, return_dict=return_dict)
+        stepped: tuple[Tensor] = base.step(
+            model_output.float(), timestep, sample, generator=generator, return_dict=return_dict
+        )
         return stepped

@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from diffusers import WanPipeline
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
 from paradit.models.latent_blocks import LatentBlocks
 from paradit.models.loading import fingerprint, load_pipeline, stored_transformers
+from paradit.models.prompts import left_out
 from paradit.models.protocol import Prompt, Scheduler
+from paradit.models.schedulers import set_by_count
 from paradit.models.spec import ModelSpec
 from paradit.models.wan.decoder import WanDecoder
 from paradit.models.wan.transformer import LAYERS, WanTransformer
@@ -71,11 +74,17 @@ class WanModel:
         )
         return (embeds.to(self.dtype),)
 
+    def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
+        """Return what the text encoder does not read of a prompt that is too long for it."""
+        length = self.spec.text_length
+        cleaned = prompt_clean(prompt)  # type: ignore[no-untyped-call]
+        rest = left_out(self._pipeline.tokenizer, cleaned, length)
+        return {"the text encoder": (length, rest)} if rest else {}
+
     def scheduler(self, num_inference_steps: int) -> Scheduler:
         """A copy of the folder's scheduler, set to its steps: it keeps a history, which is one request's."""
         scheduler = copy.deepcopy(self._pipeline.scheduler)
-        scheduler.set_timesteps(num_inference_steps, device=self.device)
-        scheduler.set_begin_index(0)
+        set_by_count(scheduler, num_inference_steps, self.device)
         own: Scheduler = scheduler
         return own
 

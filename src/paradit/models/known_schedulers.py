@@ -1,0 +1,69 @@
+"""Scheduler configurations that are known to run, so that none of them needs to be tried. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_KNOWN: dict[str, dict[str, Any]] = {
+    "UniPCMultistepScheduler": {
+        "num_train_timesteps": 1000,
+        "solver_order": 2,
+        "solver_type": "bh2",
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "predict_x0": True,
+        "lower_order_final": True,
+        "disable_corrector": [],
+        "final_sigmas_type": "zero",
+    },
+    "FlowMatchEulerDiscreteScheduler": {"num_train_timesteps": 1000},
+}
+"""Values of the published models' configurations, by class, that decide how the solver steps."""
+_NEEDED = {"UniPCMultistepScheduler": {"prediction_type", "use_flow_sigmas"}}
+"""Keys that must be given, since the class's default is another value."""
+_HARMLESS = {
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "solver_p": None,
+    "timestep_spacing": "linspace",
+    "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
+    "use_dynamic_shifting": False,
+    "time_shift_type": "exponential",
+    "sigma_min": None,
+    "sigma_max": None,
+    "shift_terminal": None,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+    "invert_sigmas": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "stochastic_sampling": False,
+}
+"""Defaults of both classes, which saved configurations repeat."""
+_SHIFTS = ("shift", "flow_shift")
+
+
+def is_known(name: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a scheduler class has a configuration like a published model's, at any shift."""
+    if name not in _KNOWN or _NEEDED.get(name, set()) - config.keys():
+        return False
+    known = _HARMLESS | _KNOWN[name]
+    for key, value in config.items():
+        if key.startswith("_"):
+            continue
+        if key in _SHIFTS:
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1000:
+                return False
+        elif key not in known or value != known[key]:
+            return False
+    return True

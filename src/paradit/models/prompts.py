@@ -1,0 +1,16 @@
+"""Text that a text encoder does not read, since a prompt is longer than it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def left_out(tokenizer: Any, text: str, length: int) -> str:
+    """Return the end of a text that a tokenizer cuts off at `length` tokens; empty if it cuts nothing."""
+    whole = tokenizer(text, verbose=False).input_ids
+    cut = tokenizer(text, max_length=length, truncation=True, verbose=False).input_ids
+    if len(whole) <= len(cut):
+        return ""
+    kept = next((place for place, (a, b) in enumerate(zip(whole, cut, strict=False)) if a != b), len(cut))
+    rest: str = tokenizer.decode(whole[kept:], skip_special_tokens=True)
+    return rest.strip()

@@ -1,0 +1,85 @@
+"""Can a model's scheduler be run? Found by running it on a few numbers, before any weights are loaded."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paradit.errors import InputError
+from paradit.models.schedulers import Schedule, load_scheduler, scheduler_name
+from paradit.sampling.block_state import restore_solver, solver_state
+from paradit.sampling.noise import step_generator
+from paradit.sampling.position import Position, restore, scheduler_state
+from paradit.sampling.solver import solver_step
+
+_CPU = torch.device("cpu")
+_INSTEAD = "put another one into the model's folder, such as FlowMatchEulerDiscreteScheduler"
+
+
+def try_scheduler(
+    folder: Path, schedule: Schedule, num_steps: int, channels: int, *, in_blocks: bool
+) -> None:
+    """Refuse a folder's scheduler that fails, or whose steps the seed does not decide. Raises InputError.
+
+    schedule: how the model's pipeline sets it to its steps. channels: those of the latents. in_blocks:
+    whether the video is denoised in frame blocks, each of which takes one evaluation a step.
+
+    The steps are run twice: in one go, and by a scheduler that is made anew before each step and put back to
+    the state that a checkpoint holds. A scheduler that draws from elsewhere than the generator that it is
+    given, or that keeps what cannot be saved, ends differently.
+    """
+    make = partial(_made, folder, schedule, num_steps)
+    about = f"the model's scheduler, {scheduler_name(folder)},"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            evaluations = len(make().timesteps)
+            at_once = _run(make, channels, lambda scheduler: scheduler)
+            resumed = _run(make, channels, partial(_put_back, make, in_blocks=in_blocks))
+    except Exception as error:  # whatever a class finds wrong with its configuration
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{about} cannot be run: {reason}; {_INSTEAD}") from None
+    if not torch.equal(at_once.nan_to_num(), resumed.nan_to_num()):
+        raise InputError(f"{about} draws noise that the seed does not decide; {_INSTEAD}")
+    if in_blocks and evaluations != num_steps:
+        raise InputError(
+            f"{about} evaluates the model {evaluations} times in {num_steps} steps, and frame blocks take "
+            "one evaluation a step: use method full"
+        )
+
+
+def _made(folder: Path, schedule: Schedule, num_steps: int) -> Any:
+    scheduler = load_scheduler(folder)
+    schedule(scheduler, num_steps, _CPU)
+    return scheduler
+
+
+def _run(make: Callable[[], Any], channels: int, between: Callable[[Any], Any]) -> Tensor:
+    """Take all steps, from numbers that are not all alike, with `between` before each but the first."""
+    scheduler = make()
+    latents = torch.linspace(-1, 1, channels * 8).view(1, channels, 2, 2, 2)
+    for step, timestep in enumerate(scheduler.timesteps):
+        if step:
+            scheduler = between(scheduler)
+        latents = solver_step(scheduler, 0.5 * latents + 0.1, timestep, latents, step_generator(0, step))
+    return latents
+
+
+def _put_back(make: Callable[[], Any], scheduler: Any, *, in_blocks: bool) -> Any:
+    """A new scheduler in the state that a checkpoint keeps of this one."""
+    fresh = make()
+    if in_blocks:
+        buffer = io.BytesIO()
+        torch.save(solver_state(scheduler, make()), buffer)
+        buffer.seek(0)
+        return restore_solver(fresh, torch.load(buffer, weights_only=True))
+    kept = Position(step=0, latents=torch.empty(0), scheduler=scheduler_state(scheduler)).to_bytes()
+    restore(fresh, Position.from_bytes(kept).scheduler, _CPU)
+    return fresh

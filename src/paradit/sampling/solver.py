@@ -1,0 +1,24 @@
+"""One step of a diffusers scheduler, whose noise, if it adds any, comes from a given generator."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor
+
+from paradit.models.protocol import Scheduler
+
+
+def solver_step(
+    scheduler: Scheduler, prediction: Tensor, timestep: Tensor, latents: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Return the latents [B, C, F, h, w] one step less noisy, fp32 as they came.
+
+    generator: source of what a stochastic scheduler draws, on the CPU, so that all devices draw the same.
+    Some schedulers round their result to the prediction's dtype; its values are kept.
+    """
+    draws = "generator" in inspect.signature(scheduler.step).parameters
+    arguments = {"generator": generator} if draws else {}
+    (stepped,) = scheduler.step(prediction, timestep, latents, return_dict=False, **arguments)[:1]
+    return stepped.to(latents.dtype)

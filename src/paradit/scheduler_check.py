@@ -1,0 +1,32 @@
+"""Refuse a model's scheduler that cannot be run, before weights are loaded. Torch-free if it is known."""
+
+from __future__ import annotations
+
+from paradit.models.folder_json import read_json
+from paradit.models.known_schedulers import is_known
+from paradit.models.registry import schedule
+from paradit.models.spec import ModelSpec
+from paradit.requests import Request
+
+
+def check_scheduler(spec: ModelSpec, request: Request) -> None:
+    """Check that the scheduler in a model's folder can make a resolved request's video. Raises InputError.
+
+    Imports torch and diffusers only for one that is not like a published model's.
+    """
+    path = spec.folder / "scheduler" / "scheduler_config.json"
+    if not path.exists():  # a published model that is known by its configurations only
+        return
+    name = str(read_json(spec.folder / "model_index.json")["scheduler"][1])
+    if is_known(name, read_json(path)):
+        return
+    from paradit.sampling.scheduler_trial import try_scheduler
+
+    assert request.num_inference_steps
+    try_scheduler(
+        spec.folder,
+        schedule(spec.pipeline_class),
+        request.num_inference_steps,
+        spec.vae.z_dim,
+        in_blocks=request.in_blocks,
+    )
