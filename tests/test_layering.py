@@ -58,7 +58,14 @@ TORCH_FREE = [
     "trace",
     "video",
     *LAYERS[2],
-    *("distributed.shares", "engine.job", "engine.run_folder", "engine.planned", "engine.this_machine"),
+    *(
+        "distributed.shares",
+        "engine.job",
+        "engine.reserve",
+        "engine.run_folder",
+        "engine.planned",
+        "engine.this_machine",
+    ),
     "cli",
 ]
 ONLY_IN = {

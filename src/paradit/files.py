@@ -1,14 +1,18 @@
-"""Files that are whole under their name, or not there. Torch-free."""
+"""Files that are whole under their name, or not there, and names that one process holds. Torch-free."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from paradit.errors import InputError
 
 
 def temporary_name(target: Path) -> Path:
@@ -16,8 +20,66 @@ def temporary_name(target: Path) -> Path:
     return target.absolute().parent / f".paradit-{os.getpid()}-{secrets.token_hex(4)}.part"
 
 
+def behind_links(path: str | Path) -> Path:
+    """Return the absolute path that is written when `path` is: what a link leads to, also if that is missing."""
+    return Path(os.path.realpath(path))
+
+
+@contextmanager
+def reserved(option: str, path: str | Path) -> Iterator[None]:
+    """Hold a file's name, which no other process can then reserve, however this one ends.
+
+    The name is held by a lock on a hidden file beside it, which the system frees with its holder. Where the
+    file system has no locks, nothing is held. option: how the message calls the file. Raises InputError if
+    another process holds it.
+    """
+    target = behind_links(path)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(_locked(_lock_of(target)))
+        except BlockingIOError:
+            raise InputError(
+                f"{option} {str(path)!r} is being written by another run: wait for its end, or name another file"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def _lock_of(target: Path) -> Path:
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[
+        :16
+    ]  # a name may be as long as names can be
+    return target.parent / f".paradit-{digest}.lock"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file that is there only while it is held. Raises BlockingIOError if it is taken."""
+    import fcntl  # not on Windows
+
+    while True:
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(path, file.fileno()):  # its last holder has just removed it
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that survives the machine's own end, or none. Raises OSError."""
+    """Write a file that survives the machine's own end, or none; through a link. Raises OSError."""
+    path = behind_links(path)
     part = temporary_name(path)
     try:
         with part.open("wb") as file:

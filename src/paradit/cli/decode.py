@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from paradit.cli.progress import Reporter
 from paradit.engine.job import Job
+from paradit.engine.reserve import files_reserved
 from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import ModelSpec, read_spec
@@ -56,8 +57,9 @@ def decode(
 
     if warning := check_memory(request, spec):
         report.warn(warning)
-    download_weights(model, folder)
-    decode_saved(latents, job, spec, report, overwrite=overwrite)
+    with files_reserved([job], overwrite=overwrite):
+        download_weights(model, folder)
+        decode_saved(latents, job, spec, report, overwrite=overwrite)
 
 
 def _read(path: Path) -> tuple[list[int], dict[str, str]]:

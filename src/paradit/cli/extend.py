@@ -10,6 +10,7 @@ from paradit.cli.memory import check_jobs
 from paradit.cli.progress import Reporter
 from paradit.cli.signals import stop
 from paradit.engine.job import Job, Run
+from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make, ranks_of_torchrun
 from paradit.engine.run_folder import RunFolder
 from paradit.errors import InputError
@@ -58,7 +59,6 @@ def extend(
         check_scheduler(spec, job.request)
     check_devices(longer.placement, longer.jobs[0].request.dtype)
     check_jobs(longer.jobs, spec, longer.placement, report, known=("--ranks",))
-    download_weights(run.model, model)
     for job in run.jobs:
         if not job.request.endless:
             queue = queue_of(job.request, latent_shape(job.request, spec)[1])
@@ -68,9 +68,11 @@ def extend(
                 f"the video's end showed in blocks {first} to {last}, which are made again"
                 + (f" ({job.request.prompt!r})" if len(run.jobs) > 1 else "")
             )
-    with folder.locked():
-        folder.reopen(longer)
-    make(longer, spec, folder, report, stop)
+    with files_reserved(longer.jobs, overwrite=True):
+        download_weights(run.model, model)
+        with folder.locked():
+            folder.reopen(longer)
+        make(longer, spec, folder, report, stop)
     return int(report.failures > 0)
 
 

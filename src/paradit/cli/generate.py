@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from paradit.cli.signals import stop
 from paradit.cli.trace import check_trace
 from paradit.distributed.shares import Shares
 from paradit.engine.job import Job, Run
+from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_torchrun
 from paradit.engine.run_folder import RunFolder
 from paradit.errors import InputError
@@ -66,20 +68,23 @@ def generate(options: Options, report: Reporter) -> int:
         return 0
     check_devices(placement, options.dtype)
     _check_memory(as_asked, spec, arranged, asked, report)
-    download_weights(options.model, folder)
-    if automatic:
-        placement = _choice(jobs, spec, placement, report)
-    run = Run(
-        model=options.model,
-        jobs=tuple(jobs),
-        placement=placement,
-        overwrite=options.overwrite,
-        checkpoint_steps=options.checkpoint_steps,
-        hang_limit=options.hang_limit,
-    )
-    run_folder = RunFolder.create(run) if is_first_rank() else None
-    with collected(options.trace, layers=options.trace_layers) as tracing:
-        make(run, spec, run_folder, report, stop, tracing=tracing)
+    with (
+        files_reserved(jobs, options.trace, overwrite=options.overwrite) if is_first_rank() else nullcontext()
+    ):
+        download_weights(options.model, folder)
+        if automatic:
+            placement = _choice(jobs, spec, placement, report)
+        run = Run(
+            model=options.model,
+            jobs=tuple(jobs),
+            placement=placement,
+            overwrite=options.overwrite,
+            checkpoint_steps=options.checkpoint_steps,
+            hang_limit=options.hang_limit,
+        )
+        run_folder = RunFolder.create(run) if is_first_rank() else None
+        with collected(options.trace, layers=options.trace_layers) as tracing:
+            make(run, spec, run_folder, report, stop, tracing=tracing)
     return int(report.failures > 0)
 
 

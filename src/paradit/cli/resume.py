@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from paradit.cli.memory import check_jobs
 from paradit.cli.progress import Reporter
 from paradit.cli.signals import stop
 from paradit.engine.job import Run
+from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_torchrun
 from paradit.engine.run_folder import RUNS, RunFolder, unfinished
 from paradit.errors import InputError
@@ -36,12 +38,14 @@ def resume(path: Path | None, report: Reporter, *, overwrite: bool) -> int:
     for job in left:
         check_scheduler(spec, job.request)
     check_jobs(left, spec, run.placement, report, known=())
-    download_weights(run.model, model)
     done = len(run.jobs) - len(left)
     if done:
         report.warn(f"{done} of {len(run.jobs)} videos are there already")
     # What is there now was checked just now.
-    make(replace(run, overwrite=True), spec, folder if is_first_rank() else None, report, stop)
+    run = replace(run, overwrite=True)
+    with files_reserved(left, overwrite=True) if is_first_rank() else nullcontext():
+        download_weights(run.model, model)
+        make(run, spec, folder if is_first_rank() else None, report, stop)
     return int(report.failures > 0)
 
 

@@ -47,8 +47,6 @@ def keep(
     if job.latents is not None and latents is not None:
         # Before the decode, which may run out of memory: the costly part is then safe.
         save_latents(job.latents, latents, job.about(spec))
-    if job.make_folder is not None:
-        job.make_folder.mkdir(exist_ok=True)
     request = job.request
     assert request.width and request.height and request.fps and request.num_frames
     part = growing_name(job.output) if latents is None else None

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from paradit.files import behind_links
 from paradit.trace.spans import CHANNEL, EXCHANGE, LAYER, MESSAGE, REHEARSAL, STAGE, STEP, Tracing
 
 _NESTED = {"stages": (STAGE, STEP, REHEARSAL), "waiting": (EXCHANGE, CHANNEL)}
@@ -56,6 +57,7 @@ def merge(folder: Path, target: Path) -> None:
     for path in sorted(folder.glob("*.jsonl")):
         rank, _ = path.stem.split("-")
         by_rank.setdefault(int(rank), []).extend(read_spans(path))
+    target = behind_links(target)
     part = target.with_name(f".{target.name[:200]}-{os.getpid()}.part")
     try:
         part.write_text(json.dumps(chrome_trace(by_rank)), encoding="utf-8")

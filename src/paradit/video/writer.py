@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from paradit.errors import InputError
-from paradit.files import remove, temporary_name
+from paradit.files import behind_links, remove, temporary_name
 
 FORMATS = (".mp4", ".webm", ".gif")
 """The suffixes that can be written; no suffix, or a final `/`, means a folder of PNG."""
@@ -66,13 +66,14 @@ def open_video(
     """Write a video to `path`; the body calls `write` for each frame.
 
     The suffix says the format (`FORMATS`). The file has its name only once it is whole: whatever the
-    body raises, nothing is left behind. Until then it is `part`, beside it, or has a hidden name. `name_next`
-    is called with the whole file just before. Raises `InputError` for what `check_target` refuses.
+    body raises, nothing is left behind. Until then it is `part`, beside it, or has a hidden name. A link is
+    written through. `name_next` is called with the whole file just before. Raises `InputError` for what
+    `check_target` refuses.
     """
     check_target(path, fps=fps, overwrite=overwrite)
     if width % 2 or height % 2:
         raise InputError(f"a video has an even width and height, got {width}x{height}")
-    target = Path(path)
+    target = behind_links(path)
     if part is None:
         part = temporary_name(target)
     remove(part)  # one that a run left which was killed
@@ -100,6 +101,8 @@ def check_target(path: str | Path, *, fps: float | None = None, overwrite: bool 
     """
     kind = video_format(path)
     target = Path(path)
+    if str(path) == "-":
+        raise InputError("output '-' is a stream, and a video needs a file that can be rewound: name a file")
     if kind and kind not in FORMATS:
         raise InputError(
             f"output {str(path)!r}: unknown suffix {kind!r}, known are {', '.join(FORMATS)} "
@@ -117,15 +120,15 @@ def check_target(path: str | Path, *, fps: float | None = None, overwrite: bool 
         raise InputError(f"output folder {str(path)!r} holds other files than frames: name a new folder")
     if content and not overwrite:
         raise InputError(f"output folder {str(path)!r} exists: name another one, or use --overwrite")
-    check_folder_writable("output", target.absolute().parent)
+    check_folder_writable("output", behind_links(path).parent)
 
 
 def growing_name(path: str | Path) -> Path | None:
-    """What a long video is called while it grows: `v.part.mp4` for `v.mp4`; None for a GIF, which does not.
+    """Return a long video's path while it grows: `v.part.mp4` for `v.mp4`; None for a GIF, which does not.
 
     MP4 and WebM play as far as they are there.
     """
-    target = Path(path)
+    target = behind_links(path)
     if video_format(path) == ".gif":
         return None
     return target.with_name(f"{target.stem}.part{target.suffix}")
@@ -142,11 +145,13 @@ def check_file(option: str, path: Path, *, overwrite: bool = False) -> None:
         raise InputError(f"{option} {str(path)!r} is no usable name: {error}") from None
     if is_folder:
         raise InputError(f"{option} {str(path)!r} is a folder: name a file")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{option} {str(path)!r} is a device or a pipe: name a file")
     if exists and not overwrite:
         raise InputError(f"{option} {str(path)!r} exists: name another file, or use --overwrite")
     if len(os.fsencode(path.name)) > 255:
         raise InputError(f"{option} {path.name[:20] + '...'!r} is too long a name: use at most 255 bytes")
-    check_folder_writable(option, path.parent)
+    check_folder_writable(option, behind_links(path).parent)
 
 
 def check_folder_writable(option: str, folder: Path) -> None:
