@@ -105,6 +105,7 @@ OPTIONS = [
     "--trace-layers",
     "--output",
     "--overwrite",
+    "--no-metadata",
     "--checkpoint-steps",
     "--hang-limit",
     "--json",
@@ -150,6 +151,10 @@ BAD = {
     "zero guidance": (["a", "--guidance-scale", "0"], "guidance_scale .* got 0"),
     "fps": (["a", "--fps", "inf"], "fps must be a finite .* got inf"),
     "seed": (["a", "--seed", "-1"], "seed .* got -1: the nearest is 0"),
+    "seed that is no number": (["a", "--seed", "1e3"], "seed must be a whole number or random, got '1e3'"),
+    "prompt with a dash": (["-a cat"], "a prompt that begins with a dash comes last: -- '-a cat'"),
+    "output to a stream": (["a", "-o", "-"], "'-' is a stream"),
+    "output to a device": (["a", "-o", "/dev/null", "--overwrite"], "'/dev/null' is a device or a pipe"),
     "dtype": (["a", "--dtype", "fp16"], "bf16, fp32, got 'fp16'"),
     "option": (["a", "--nonsense"], "No such option: --nonsense"),
     "missing model": (["a", "--model", "/none/tiny"], "'/none/tiny' is not there"),
@@ -171,7 +176,7 @@ BAD = {
     "trace folder": (["a", "--trace", "none/t.json"], "folder 'none' does not exist"),
     "layers of no trace": (["a", "--trace-layers"], "name its file by --trace FILE.json"),
     "latents suffix": (["a", "--latents", "a.pt"], "must end in .safetensors"),
-    "one of many": (["--prompts-file", "prompts.txt", "-o", "there"], "'there/01-two.mp4' exists"),
+    "one of many": (["--prompts-file", "prompts.txt", "-o", "there"], "'there/01-two-seed0.mp4' exists"),
     "placement": (["a", "--placement", "decode=x"], "placement is written like 'denoise=0-5 decode=6"),
     "idle rank": (["a", "--ranks", "3", "--placement", "denoise=0 decode=1"], "rank 2 does nothing"),
     "rank beyond": (["a", "--ranks", "2", "--placement", "decode=2"], "ranks from 0 to 1, got 2"),
@@ -195,7 +200,7 @@ def place(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("there.mp4", "there.safetensors", "there.json"):
         (folder / name).touch()
     (folder / "there").mkdir()
-    (folder / "there" / "01-two.mp4").touch()
+    (folder / "there" / "01-two-seed0.mp4").touch()
     for name in ("incomplete", "flux", "pickled"):
         shutil.copytree(model, folder / "broken" / name)
     (folder / "broken" / "incomplete" / "vae" / "config.json").unlink()
@@ -285,7 +290,13 @@ def test_dry_run(model: Path, tmp_path: Path) -> None:
         "paradit: warning: num_frames 13 is outside the 5 to 9 that the model 'tiny-wan' was trained on: "
         "the motion may break"
     ]
-    for words in ("13 frames, 64x32, 8 fps", "16 x 4 x 4 x 8", "32 tokens", "a-red-circle.mp4", "weights"):
+    for words in (
+        "13 frames, 64x32, 8 fps",
+        "16 x 4 x 4 x 8",
+        "32 tokens",
+        "a-red-circle-seed0.mp4",
+        "weights",
+    ):
         assert words in shown.stdout
     shown = run([*arguments, "--json"], tmp_path, NO_TORCH)
     warning, plan = map(json.loads, shown.stdout.splitlines())
@@ -316,15 +327,15 @@ def test_a_video_and_its_latents(model: Path, tmp_path: Path) -> None:
         ["generate", "A red circle!", "--model", model, "--latents", "l.safetensors", "--seed", "7"], tmp_path
     )
     assert ended.returncode == 0, ended.stderr
-    assert names(tmp_path) == ["a-red-circle.mp4", "l.safetensors"]
-    frames, fps = read_video(tmp_path / "a-red-circle.mp4")
+    assert names(tmp_path) == ["a-red-circle-seed7.mp4", "l.safetensors"]
+    frames, fps = read_video(tmp_path / "a-red-circle-seed7.mp4")
     assert (frames.shape, fps) == ((5, 32, 64, 3), 8)
     with safe_open(tmp_path / "l.safetensors", "pt") as file:
         assert file.get_slice("latents").get_shape() == [1, 16, 2, 4, 8]
         assert file.metadata()["prompt"] == "A red circle!"
         assert file.metadata()["seed"] == "7"
     lines = ended.stdout.splitlines()
-    assert lines[0] == "a-red-circle.mp4"
+    assert lines[0] == "a-red-circle-seed7.mp4"
     assert "5 frames, 64x32, 8 fps" in ended.stdout
     assert "denoise: 2 steps" in ended.stderr
     for stage in ("load", "encode", "denoise", "decode"):
@@ -342,7 +353,10 @@ def test_many_prompts_as_json(model: Path, tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     events = [json.loads(line) for line in ended.stdout.splitlines()]
     results = [event for event in events if event["event"] == "result"]
-    assert [result["path"] for result in results] == ["videos/00-red-thing.mp4", "videos/01-blue-thing.mp4"]
+    assert [result["path"] for result in results] == [
+        "videos/00-red-thing-seed0.mp4",
+        "videos/01-blue-thing-seed0.mp4",
+    ]
     assert [result["latents_path"] for result in results] == ["l-00.safetensors", "l-01.safetensors"]
     assert [event["stage"] for event in events if event["event"] == "stage_start"].count("load") == 1
     assert {"stage": "denoise", "done": 2, "total": 2} in [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import tiny
 from paradit.errors import InputError
 from paradit.models.folder import bundled_folder
 from paradit.models.spec import ModelSpec, read_spec
-from paradit.requests import Request, parse_size, resolve, warnings_for
+from paradit.requests import Request, chosen_seed, frames_for, parse_size, resolve, warnings_for
 
 DEFAULTS = {
     "width": 96,
@@ -179,3 +180,44 @@ def test_methods_in_blocks(spec: ModelSpec, tmp_path: Path) -> None:
     assert resolve(Request(prompt="x", method="windowed"), two).in_blocks
     with pytest.raises(InputError, match=r"fifo has all noise levels in a window, .* two transformers"):
         resolve(Request(prompt="x", method="fifo"), two)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"prompt": ["a", "b"]}, r"prompt must be a text, got \['a', 'b'\] \(list\)"),
+        ({"prompt": b"a"}, "prompt must be a text, got b'a' .bytes"),
+        ({"prompt": None}, "prompt must be a text, got None"),
+        ({"negative_prompt": 3}, "negative_prompt must be a text, got 3 .int"),
+        ({"width": "96"}, "width must be a whole number, got '96' .str"),
+        ({"num_frames": 9.5}, "num_frames must be a whole number, got 9.5 .float"),
+        ({"fps": [16]}, r"fps must be a number, got \[16\] .list"),
+        ({"dtype": ["fp32"]}, "dtype must be one of bf16, fp32, got"),
+        ({"method": 3}, "method must be one of .* got 3"),
+        ({"method": "dualparal", "block_frames": "7"}, "block_frames must be a whole number, got '7'"),
+        ({"method": "dualparal", "context_frames": -1}, "context_frames must be at least 0, got -1"),
+        ({"method": "dualparal", "prompts_at": 3}, "prompts_at must be pairs of seconds and a text, got 3"),
+        ({"method": "dualparal", "prompts_at": "ab"}, "prompts_at must be pairs"),
+        (
+            {"method": "dualparal", "prompts_at": [(1, b"x")]},
+            "the text of prompts_at must be a text, got b'x'",
+        ),
+        ({"prompt": "x" * 500, "seed": "y" * 500}, r"seed must be a whole number, got \.\.\. .str"),
+    ],
+)
+def test_values_of_a_wrong_type(fields: dict[str, Any], said: str, refusal: Callable[..., str]) -> None:
+    assert re.search(said, refusal(**fields))
+
+
+def test_a_seed_is_chosen() -> None:
+    assert chosen_seed("7") == chosen_seed(7) == 7
+    assert len({chosen_seed("random") for _ in range(5)}) > 1
+    assert all(0 <= chosen_seed("RANDOM") < 2**32 for _ in range(5))
+
+
+def test_frames_for_a_duration(spec: ModelSpec) -> None:
+    assert frames_for(None, 9, None, spec) == 9
+    assert frames_for("2s", None, None, spec) == frames_for(2, None, None, spec) == 32
+    assert frames_for("1.5min", None, 10, spec) == 900
+    with pytest.raises(InputError, match="not both"):
+        frames_for("2s", 9, None, spec)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from paradit.errors import InputError, OutOfMemory
+
 if TYPE_CHECKING:
     from paradit.parallel import parallelize
     from paradit.text_to_video import generate
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "generate", "parallelize"]
+__all__ = ["InputError", "OutOfMemory", "__version__", "generate", "parallelize"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ def temporary_name(target: Path) -> Path:
 
 
 def behind_links(path: str | Path) -> Path:
-    """Return the absolute path that is written when `path` is: what a link leads to, also if that is missing."""
+    """Return the absolute path that a path leads to through links, whether it is there or not."""
     return Path(os.path.realpath(path))
 
 
@@ -39,7 +39,7 @@ def reserved(option: str, path: str | Path) -> Iterator[None]:
             held.enter_context(_locked(_lock_of(target)))
         except BlockingIOError:
             raise InputError(
-                f"{option} {str(path)!r} is being written by another run: wait for its end, or name another file"
+                f"{option} {str(path)!r} is being written by another run: wait for it, or name another file"
             ) from None
         except OSError:  # a file system without locks
             pass

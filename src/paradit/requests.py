@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 import re
+import secrets
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -62,7 +65,7 @@ class Request:
     left_context: str | None = None
     """One of `LEFT_CONTEXTS`, of `dualparal`: whether a block computes its left neighbour's frames once more,
     or reads the keys and values that it had for them."""
-    prompts_at: tuple[tuple[float, str], ...] = ()
+    prompts_at: Iterable[tuple[float, str]] = ()
     """(seconds, text), of `dualparal`: from the first block on that begins then or later, what the
     video shows."""
     vae_tile: int | None = None
@@ -194,6 +197,33 @@ def frames_at_once(request: Request, spec: ModelSpec) -> int:
     return (frames - 1) * spec.vae.temporal_compression + 1
 
 
+def frames_for(
+    duration: str | float | None, num_frames: int | None, fps: float | None, spec: ModelSpec
+) -> int | None:
+    """Return the number of frames asked for, or that last as long as is asked for; None: the model's default.
+
+    Raises `InputError` if both are given.
+    """
+    if duration is None:
+        return num_frames
+    if num_frames is not None:
+        raise InputError(f"give a duration ({duration}) or num_frames ({num_frames}), not both")
+    seconds = parse_duration(str(duration))
+    if math.isinf(seconds):
+        return ENDLESS
+    return max(1, round(seconds * _check_fps(_default(fps, spec.defaults.fps))))
+
+
+def chosen_seed(seed: str | int) -> int:
+    """Return a seed that is written as a number, or one drawn now if it is `random`. Raises `InputError`."""
+    text = str(seed).strip() if isinstance(seed, (str, numbers.Integral)) else ""
+    if text.lower() == "random":
+        return secrets.randbelow(2**32)  # ten digits at most, to be typed again
+    if not re.fullmatch(r"[+-]?[0-9]{1,40}", text):
+        raise InputError(f"seed must be a whole number or random, got {_shown(seed)}")
+    return int(text)
+
+
 def parse_duration(text: str) -> float:
     """Seconds, written `60s`, `60` or `1.5min`; `inf`. Raises `InputError`."""
     if text.strip().lower() == "inf":
@@ -220,24 +250,32 @@ def _join(words: Iterable[str]) -> str:
     return ", ".join(words)
 
 
-def _check_text(name: str, text: str) -> None:
+def _check_text(name: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"{name} must be a text, got {_shown(text)}")
     try:
         text.encode()
     except UnicodeEncodeError:
         raise InputError(f"{name} is not valid text (UTF-8): {text!r}") from None
 
 
+def _shown(value: Any) -> str:
+    """A value of a wrong type, short enough for one line."""
+    kind = "" if value is None else f" ({type(value).__name__})"
+    return textwrap.shorten(repr(value), 80, placeholder=" ...") + kind
+
+
 def _number(name: str, value: Any, convert: Callable[[Any], Any], kind: str) -> Any:
     try:
         return convert(value)
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{name} must be a {kind}, got {value!r}") from None
+        raise InputError(f"{name} must be a {kind}, got {_shown(value)}") from None
 
 
-def _whole(name: str, value: Any) -> int:
+def _whole(name: str, value: Any, least: int = 1) -> int:
     number: int = _number(name, value, operator.index, "whole number")
-    if number < 1:
-        raise InputError(f"{name} must be at least 1, got {number}")
+    if number < least:
+        raise InputError(f"{name} must be at least {least}, got {number}")
     return number
 
 
@@ -316,11 +354,8 @@ def _with_method(request: Request, spec: ModelSpec) -> Request:
         return replace(request, method=method)
     # A window of a block and its neighbours' frames is as long as what the model was trained on.
     longest = spec.trained_latent_frames
-    context = _default(request.context_frames, round(longest / 5))
-    block = _default(request.block_frames, max(1, context, longest - 2 * context))
-    for name, value, least in (("block_frames", block, 1), ("context_frames", context, 0)):
-        if value < least:
-            raise InputError(f"{name} must be at least {least}, got {value}")
+    context = _whole("context_frames", _default(request.context_frames, round(longest / 5)), least=0)
+    block = _whole("block_frames", _default(request.block_frames, max(1, context, longest - 2 * context)))
     if context > block:
         raise InputError(
             f"context_frames are a neighbour's, which has {block}: use at most {block}, got {context}"
@@ -344,6 +379,12 @@ def _with_method(request: Request, spec: ModelSpec) -> Request:
 
 def _with_prompts(request: Request, spec: ModelSpec) -> Request:
     """With later prompts that are checked: text, order, and that there is a block for each."""
+    try:
+        prompts_at = tuple((at, text) for at, text in request.prompts_at)
+    except (TypeError, ValueError):
+        wanted = "prompts_at must be pairs of seconds and a text"
+        raise InputError(f"{wanted}, got {_shown(request.prompts_at)}") from None
+    request = replace(request, prompts_at=prompts_at)
     if not request.prompts_at:
         return request
     if request.method != "dualparal":

@@ -17,6 +17,12 @@ from paradit.scheduling.memory import PARTS, largest_part, memory_by_rank, on_on
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """Return the name of a dtype in requests."""
+    (name,) = (name for name, other in DTYPES.items() if other == dtype)
+    return name
+
+
 def where_and_how(dtype: str | None) -> tuple[torch.device, str]:
     """Return the device that this process computes on, and the dtype's name: the given one, or the usual."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from paradit.errors import InputError
+from paradit.files import reserved
+from paradit.kernels import DEFAULT
 from paradit.memory import peak_memory_bytes
 from paradit.models.folder import BUNDLED, download_weights, find_model
 from paradit.models.protocol import Frames, Prompt, VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.progress import Progress
-from paradit.requests import Request, resolve
-from paradit.room import DTYPES, check_memory, where_and_how
+from paradit.provenance import provenance, tags
+from paradit.requests import Request, chosen_seed, frames_for, resolve, warnings_for
+from paradit.room import DTYPES, check_memory, name_of, where_and_how
 from paradit.sampling.team import Alone, Team
 from paradit.scheduler_check import check_scheduler
 from paradit.scheduling.stages import STAGES
@@ -25,6 +32,10 @@ from paradit.stages.decode import decode, frames
 from paradit.stages.denoise import denoise
 from paradit.stages.denoise_blocks import denoise_blocks
 from paradit.stages.encode import encode, texts
+from paradit.video.writer import open_video
+
+_LOADING = Lock()
+"""Held while a model is loaded: diffusers and accelerate replace parts of torch then, for all threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +72,26 @@ class Generated:
     request: Request
     """As it was run, with the model's defaults filled in."""
     seconds: dict[str, float]
-    """By stage."""
+    """Seconds by stage."""
     peak_memory_bytes: int
+    about: dict[str, Any]
+    """What the video was made from, as `save` writes it into the file."""
+
+    def save(self, path: str | Path, *, overwrite: bool = False, metadata: bool = True) -> Path:
+        """Write the video to `path` and return it; the suffix says the format, as for `paradit generate`.
+
+        metadata: whether the file says what the video was made from. Raises InputError if it cannot be had.
+        """
+        target = Path(path).expanduser()
+        height, width = self.frames.shape[1:3]
+        about = tags(self.about) if metadata else None
+        with (
+            reserved("output", target),
+            open_video(target, width, height, self.fps, overwrite=overwrite, tags=about) as file,
+        ):
+            for frame in self.frames:
+                file.write(frame)
+        return target
 
 
 def load(
@@ -82,7 +111,7 @@ def load(
     False where the transformers' are read later, by `keep_layers`, since a rank has a part of them only.
     """
     usual, dtype = where_and_how(dtype)
-    with (progress or Progress()).stage("load"):
+    with _LOADING, (progress or Progress()).stage("load"):
         load_model = loader(spec.pipeline_class)
         return load_model(spec, DTYPES[dtype], device or usual, stages=stages, compile=compile, layers=layers)
 
@@ -119,53 +148,55 @@ def _shared(
 def generate(
     prompt: str,
     *,
-    model: str = BUNDLED,
+    model: str | Path = BUNDLED,
     width: int | None = None,
     height: int | None = None,
     num_frames: int | None = None,
+    duration: str | float | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     negative_prompt: str | None = None,
-    seed: int = 0,
+    seed: int | str = 0,
     fps: float | None = None,
     dtype: str | None = None,
     vae_tile: int | None = None,
-    method: str = "full",
+    method: str | None = None,
     prompts_at: Iterable[tuple[float, str]] = (),
     progress: Progress | None = None,
 ) -> Generated:
-    """Generate a video from a text, in this process. What is None takes the model's default.
+    """Generate a video from a text, in this process. What is None, `paradit generate` decides alike.
 
-    model: "shapes" (bundled), a folder in diffusers' format, or a hub id. dtype: "fp32" or "bf16". vae_tile:
-    the side, in pixels, of the tiles that frames are decoded in. method: "full", or "dualparal" for long
-    videos. prompts_at: (seconds, text), what a long video shows from then on.
-    Raises InputError, before anything is loaded, where something asked for cannot be had.
+    model: "shapes" (bundled), a folder in diffusers' format, or a hub id. duration: seconds, or a text like
+    "1.5min", instead of num_frames. seed: a number, or "random". dtype: "fp32" or "bf16". vae_tile: the side,
+    in pixels, of the tiles that frames are decoded in. method: "full", or for long videos "dualparal",
+    "windowed" or "fifo". prompts_at: (seconds, text), what a long video shows from then on. Without
+    `progress`, warnings are Python's.
+
+    May be called from several threads at once; each loads a model of its own. Raises InputError, before
+    anything is loaded, if something asked for cannot be had.
     """
     progress = progress or Progress()
-    folder = find_model(model)
+    folder = find_model(str(model))
     spec = read_spec(folder)
-    request = resolve(
-        Request(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            width=width,
-            height=height,
-            num_frames=num_frames,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            fps=fps,
-            dtype=dtype,
-            vae_tile=vae_tile,
-            method=method,
-            trim=method != "full",
-            prompts_at=tuple(prompts_at),
-        ),
-        spec,
+    asked = Request(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        width=width,
+        height=height,
+        num_frames=frames_for(duration, num_frames, fps, spec),
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        seed=chosen_seed(seed),
+        fps=fps,
+        dtype=dtype,
+        vae_tile=vae_tile,
+        method=method,
+        trim=duration is not None,
+        prompts_at=prompts_at,
     )
-    check_scheduler(spec, request)
-    check_memory(spec, request)
-    download_weights(model, folder)
+    request = resolve(asked, spec)
+    _check(request, spec, progress)
+    download_weights(str(model), folder)
     video = text_to_video(load(spec, request.dtype, progress), request, progress)
     return Generated(
         frames=video.all_frames(),
@@ -174,4 +205,16 @@ def generate(
         request=request,
         seconds=progress.seconds,
         peak_memory_bytes=peak_memory_bytes(video.latents.device),
+        about=provenance(request, spec, name_of(video.model.dtype), DEFAULT),
     )
+
+
+def _check(request: Request, spec: ModelSpec, progress: Progress) -> None:
+    """Refuse what cannot be made, and warn of what may not come out well, before anything is loaded."""
+    if request.endless:
+        raise InputError("a video of duration inf is written while it is made: use `paradit generate`")
+    check_scheduler(spec, request)
+    warnings = [*warnings_for(request, spec), check_memory(spec, request)]
+    for warning in warnings:
+        if warning:
+            progress.warn(warning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ def decode(
     fps: float | None,
     vae_tile: int | None,
     overwrite: bool,
+    metadata: bool,
 ) -> None:
     """Make the video of latents that `paradit generate --latents` has saved.
 
@@ -59,7 +61,26 @@ def decode(
         report.warn(warning)
     with files_reserved([job], overwrite=overwrite):
         download_weights(model, folder)
-        decode_saved(latents, job, spec, report, overwrite=overwrite)
+        decode_saved(
+            latents,
+            job,
+            spec,
+            report,
+            overwrite=overwrite,
+            about=_provenance(about, request) if metadata else None,
+        )
+
+
+def _provenance(about: dict[str, str], request: Request) -> dict[str, Any] | None:
+    """What the latents' file says that they were made from, with what is decided only now."""
+    try:
+        found = json.loads(about["provenance"])
+    except (KeyError, ValueError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    decided = {"fps": request.fps, "vae_tile": request.vae_tile}
+    return {**found, **{name: value for name, value in decided.items() if value is not None}}
 
 
 def _read(path: Path) -> tuple[list[int], dict[str, str]]:

@@ -12,7 +12,7 @@ from paradit.cli.signals import stop
 from paradit.engine.job import Job, Run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make, ranks_of_torchrun
-from paradit.engine.run_folder import RunFolder
+from paradit.engine.run_folder import RunFolder, find_run
 from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import ModelSpec, read_spec
@@ -37,7 +37,7 @@ def extend(
 
     Raises `InputError` where that cannot be, before torch is imported.
     """
-    folder = RunFolder(path)
+    folder = find_run(path)
     run = folder.read()
     if ranks_of_torchrun():
         raise InputError("ranks are started here, not by torchrun: use --ranks")

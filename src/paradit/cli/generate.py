@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +42,8 @@ def generate(options: Options, report: Reporter) -> int:
     folder = find_model(options.model)
     spec = read_spec(folder)
     jobs = make_jobs(options, prompts, spec)
+    if not options.seed.strip().isdecimal():
+        report.explain(f"seed {jobs[0].request.seed}")
     check_trace(options)
     asked = asked_placement(options)
     arranged = arrange(options, jobs, spec, asked, report)
@@ -64,13 +66,13 @@ def generate(options: Options, report: Reporter) -> int:
         if automatic:
             placement = _known_choice(jobs, spec, placement, report)
         for job in jobs:
+            if os.path.lexists(job.output) and not options.overwrite:
+                report.warn(f"output {job.output!r} exists: a run needs another name, or --overwrite")
             report.plan(plan(job, spec, placement))
         return 0
     check_devices(placement, options.dtype)
     _check_memory(as_asked, spec, arranged, asked, report)
-    with (
-        files_reserved(jobs, options.trace, overwrite=options.overwrite) if is_first_rank() else nullcontext()
-    ):
+    with files_reserved(jobs, options.trace, overwrite=options.overwrite):
         download_weights(options.model, folder)
         if automatic:
             placement = _choice(jobs, spec, placement, report)
@@ -81,6 +83,7 @@ def generate(options: Options, report: Reporter) -> int:
             overwrite=options.overwrite,
             checkpoint_steps=options.checkpoint_steps,
             hang_limit=options.hang_limit,
+            metadata=not options.no_metadata,
         )
         run_folder = RunFolder.create(run) if is_first_rank() else None
         with collected(options.trace, layers=options.trace_layers) as tracing:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from paradit.engine.job import Job
 from paradit.errors import InputError
-from paradit.requests import ENDLESS, Request, parse_duration, parse_size, resolve
+from paradit.requests import Request, chosen_seed, frames_for, parse_duration, parse_size, resolve
 from paradit.video.writer import (
     check_file,
     check_folder_writable,
@@ -39,7 +39,7 @@ class Options:
     num_inference_steps: int | None
     guidance_scale: float | None
     negative_prompt: str | None
-    seed: int
+    seed: str
     fps: float | None
     dtype: str | None
     vae_tile: int | None
@@ -66,6 +66,7 @@ class Options:
     trace_layers: bool
     output: str | None
     overwrite: bool
+    no_metadata: bool
     checkpoint_steps: int | None
     hang_limit: float
     json: bool
@@ -75,14 +76,15 @@ class Options:
 
 def make_jobs(options: Options, prompts: list[str], spec: ModelSpec) -> list[Job]:
     """A checked job for each prompt. Raises `InputError` for the first thing that cannot be."""
-    requests = [resolve(_request(options, prompt, spec), spec) for prompt in prompts]
+    seed = chosen_seed(options.seed)
+    requests = [resolve(_request(options, prompt, seed, spec), spec) for prompt in prompts]
     numbered = options.prompts_file is not None
     digits = max(2, len(str(len(prompts) - 1)))
     jobs = []
     folder = output_folder(options)
     for index, request in enumerate(requests):
         number = f"{index:0{digits}d}" if numbered else ""
-        output = _output(options.output, request.prompt, number)
+        output = _output(options.output, request, number)
         latents = _latents(options.latents, number)
         jobs.append(
             Job(
@@ -146,18 +148,18 @@ def slug(prompt: str) -> str:
     return name or (words[0][:SLUG_LENGTH] if words else "video")
 
 
-def _request(options: Options, prompt: str, spec: ModelSpec) -> Request:
+def _request(options: Options, prompt: str, seed: int, spec: ModelSpec) -> Request:
     width, height = parse_size(options.size) if options.size is not None else (None, None)
     return Request(
         prompt=prompt,
         negative_prompt=options.negative_prompt,
         width=width,
         height=height,
-        num_frames=_num_frames(options, spec),
+        num_frames=frames_for(options.duration, options.num_frames, options.fps, spec),
         trim=options.duration is not None,
         num_inference_steps=options.num_inference_steps,
         guidance_scale=options.guidance_scale,
-        seed=options.seed,
+        seed=seed,
         fps=options.fps,
         dtype=options.dtype,
         method=options.method,
@@ -180,27 +182,13 @@ def _prompt_at(text: str) -> tuple[float, str]:
         ) from None
 
 
-def _num_frames(options: Options, spec: ModelSpec) -> int | None:
-    """Those that are asked for, or that last as long as is asked for."""
-    if options.duration is None:
-        return options.num_frames
-    if options.num_frames is not None:
-        raise InputError(
-            f"give a duration ({options.duration}) or num_frames ({options.num_frames}), not both"
-        )
-    fps, seconds = (
-        options.fps if options.fps is not None else spec.defaults.fps,
-        parse_duration(options.duration),
-    )
-    return ENDLESS if math.isinf(seconds) else max(1, round(seconds * fps))
-
-
-def _output(output: str | None, prompt: str, number: str) -> str:
+def _output(output: str | None, request: Request, number: str) -> str:
     if output == "":
         raise InputError("output '' is empty: name a file, or leave the option out")
+    name = f"{slug(request.prompt)}-seed{request.seed}.mp4"
     if not number:
-        return output if output is not None else f"{slug(prompt)}.mp4"
-    name = f"{number}-{slug(prompt)}.mp4"
+        return output if output is not None else name
+    name = f"{number}-{name}"
     if output is None:
         return name
     if not video_format(output):
@@ -224,14 +212,15 @@ def _with_number(path: Path, number: str) -> str:
 
 def _check_files(job: Job, options: Options, numbered: bool) -> None:
     folder = output_folder(options) if numbered else None
+    overwrite = options.overwrite or options.dry_run  # which must show what else is wrong
     if folder is not None and not folder.exists():
         check_folder_writable("output", folder.absolute().parent)  # it will be made there
     else:
-        check_target(job.output, fps=job.request.fps, overwrite=options.overwrite)
+        check_target(job.output, fps=job.request.fps, overwrite=overwrite)
     if job.latents is not None:
-        check_file("latents", job.latents, overwrite=options.overwrite)
+        check_file("latents", job.latents, overwrite=overwrite)
     part = growing_name(job.output)
-    if job.request.method != "full" and part is not None and part.exists() and not options.overwrite:
+    if job.request.method != "full" and part is not None and part.exists() and not overwrite:
         raise InputError(
             f"output {job.output!r} is being written, or its run was killed: {str(part)!r} is there. Go on "
             "by paradit resume, name another file, or use --overwrite"

@@ -15,6 +15,7 @@ import typer
 
 from paradit import __version__
 from paradit.cli.commands import calibrate, decode, doctor, extend, generate, plan, resume, trace
+from paradit.cli.commands.command import Command
 from paradit.cli.signals import Stopped, stop, stopping_cleanly
 from paradit.engine.job import Interrupted, RankError
 from paradit.engine.run import is_first_rank
@@ -75,12 +76,17 @@ def paradit(
 
 
 app.command(epilog=EXAMPLE, cls=generate.GenerateCommand)(generate.generate)
-app.command(epilog="Example: paradit resume paradit-runs/a-red-circle-20261120-185300-3fa2")(resume.resume)
-app.command(epilog="Example: paradit extend paradit-runs/a-red-circle-20261120-185300-3fa2 --duration 30s")(
-    extend.extend
+app.command(cls=Command, epilog="Example: paradit resume paradit-runs/a-red-circle-20261120-185300-3fa2")(
+    resume.resume
 )
-app.command(epilog="Example: paradit decode circle.safetensors -o circle.webm")(decode.decode)
-app.command(epilog="Example: paradit plan --model Wan-AI/Wan2.1-T2V-14B-Diffusers --gpus 8xL40")(plan.plan)
-app.command(epilog="Example: paradit calibrate -o machine.toml")(calibrate.calibrate)
-app.command(epilog="Example: paradit doctor")(doctor.doctor)
+app.command(
+    cls=Command,
+    epilog="Example: paradit extend paradit-runs/a-red-circle-20261120-185300-3fa2 --duration 30s",
+)(extend.extend)
+app.command(cls=Command, epilog="Example: paradit decode circle.safetensors -o circle.webm")(decode.decode)
+app.command(cls=Command, epilog="Example: paradit plan --model Wan-AI/Wan2.1-T2V-14B-Diffusers --gpus 8xL40")(
+    plan.plan
+)
+app.command(cls=Command, epilog="Example: paradit calibrate -o machine.toml")(calibrate.calibrate)
+app.command(cls=Command, epilog="Example: paradit doctor")(doctor.doctor)
 app.add_typer(trace.app, name="trace")

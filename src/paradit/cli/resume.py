@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from paradit.cli.signals import stop
 from paradit.engine.job import Run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_torchrun
-from paradit.engine.run_folder import RUNS, RunFolder, unfinished
+from paradit.engine.run_folder import RUNS, RunFolder, find_run, unfinished
 from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import read_spec
@@ -25,7 +24,7 @@ def resume(path: Path | None, report: Reporter, *, overwrite: bool) -> int:
 
     Raises `InputError` where it cannot go on, before torch is imported.
     """
-    folder = RunFolder(path if path is not None else _only_one())
+    folder = find_run(path) if path is not None else RunFolder(_only_one())
     run = folder.read()
     there = ranks_of_torchrun()
     if there not in (None, run.placement.ranks):
@@ -43,7 +42,7 @@ def resume(path: Path | None, report: Reporter, *, overwrite: bool) -> int:
         report.warn(f"{done} of {len(run.jobs)} videos are there already")
     # What is there now was checked just now.
     run = replace(run, overwrite=True)
-    with files_reserved(left, overwrite=True) if is_first_rank() else nullcontext():
+    with files_reserved(left, overwrite=True):
         download_weights(run.model, model)
         make(run, spec, folder if is_first_rank() else None, report, stop)
     return int(report.failures > 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 
@@ -44,8 +45,19 @@ def check_memory(request: Request, spec: ModelSpec) -> str | None:
     return said
 
 
-def decode_saved(latents: Path, job: Job, spec: ModelSpec, report: Report, *, overwrite: bool) -> None:
-    """Decode the tensor `latents` of a checked safetensors file into the job's output."""
+def decode_saved(
+    latents: Path,
+    job: Job,
+    spec: ModelSpec,
+    report: Report,
+    *,
+    overwrite: bool,
+    about: dict[str, Any] | None = None,
+) -> None:
+    """Decode the tensor `latents` of a checked safetensors file into the job's output.
+
+    about: what the latents were made from, for the video's metadata.
+    """
     model = load(spec, job.request.dtype, report, stages=("decode",))
     tensor = load_file(latents)["latents"].to(model.device)
     decode(
@@ -53,7 +65,7 @@ def decode_saved(latents: Path, job: Job, spec: ModelSpec, report: Report, *, ov
         tensor,
         job.request.vae_tile,
         report,
-        lambda frames: keep(job, spec, tensor, frames, overwrite=overwrite),
+        lambda frames: keep(job, spec, tensor, frames, overwrite=overwrite, about=about),
     )
     memory = peak_memory_bytes(model.device)
     report.result({

@@ -63,6 +63,8 @@ class Run:
     """Denoising steps between checkpoints; None: about `engine.keeper.CHECKPOINT_SECONDS` of work."""
     hang_limit: float = 600.0
     """Seconds without progress on any rank after which the run is taken to hang."""
+    metadata: bool = True
+    """Whether videos say what they were made from (`provenance`)."""
 
 
 class Report(Progress):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -16,6 +17,7 @@ from paradit.engine.job import Job, Report
 from paradit.files import write_whole
 from paradit.models.protocol import Frames
 from paradit.models.spec import ModelSpec
+from paradit.provenance import tags
 from paradit.video.writer import growing_name, open_video
 
 
@@ -35,18 +37,19 @@ def keep(
     frames: Generator[Frames],
     *,
     overwrite: bool,
+    about: dict[str, Any] | None = None,
     report: Report | None = None,
     name_next: Callable[[Path], None] | None = None,
 ) -> Written:
     """Save a job's latents, where that is asked for, and write its frames as they come (`open_video`).
 
     latents: None where they come with the frames, as a long video's do: its file can be watched while it
-    grows.
+    grows. about: what the video was made from (`provenance`), for its metadata; None: nothing is said.
     """
     report = report or Report()
     if job.latents is not None and latents is not None:
         # Before the decode, which may run out of memory: the costly part is then safe.
-        save_latents(job.latents, latents, job.about(spec))
+        save_latents(job.latents, latents, job.about(spec), about)
     request = job.request
     assert request.width and request.height and request.fps and request.num_frames
     part = growing_name(job.output) if latents is None else None
@@ -63,6 +66,7 @@ def keep(
             overwrite=overwrite,
             part=part,
             name_next=name_next,
+            tags=tags(about) if about else None,
         ) as file,
     ):
         for frame in frames:
@@ -73,8 +77,15 @@ def keep(
     return Written(file.num_frames, first_frame)
 
 
-def save_latents(path: Path, latents: Tensor, about: dict[str, Any]) -> None:
-    """Save `[1, C, F, h, w]` under the key `latents`, whole or not at all."""
-    metadata = {key: str(value) for key, value in about.items() if value is not None}
+def save_latents(
+    path: Path, latents: Tensor, fields: dict[str, Any], about: dict[str, Any] | None = None
+) -> None:
+    """Save `[1, C, F, h, w]` under the key `latents`, whole or not at all.
+
+    fields: `Job.about`. about: what the video was made from, for the metadata of a video that is decoded.
+    """
+    metadata = {key: str(value) for key, value in fields.items() if value is not None}
+    if about:
+        metadata["provenance"] = json.dumps(about)
     # safetensors' own save_file makes files that only their owner may read.
     write_whole(path, save({"latents": latents.contiguous().cpu()}, metadata=metadata))

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import groupby
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,9 @@ from paradit.models.latent_blocks import LatentBlocks
 from paradit.models.protocol import Frames, Prompt
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
+from paradit.provenance import provenance
 from paradit.requests import latent_shape
+from paradit.room import name_of
 from paradit.sampling.early_end import Unwanted
 from paradit.sampling.layer_split import LayerShare
 from paradit.sampling.team import Team
@@ -48,6 +51,7 @@ def make_videos(
     report: Report,
     *,
     overwrite: bool,
+    metadata: bool = True,
     world: World | None = None,
     device: torch.device | None = None,
     keeper: Keeper | None = None,
@@ -67,13 +71,15 @@ def make_videos(
                 mine.placement,
                 mine.report,
                 overwrite=overwrite,
+                metadata=metadata,
                 world=mine.world,
                 device=device,
                 keeper=keeper,
             )
         mine.tell_memory()
         return
-    rank = _Rank(jobs, spec, placement, report, world=world, keeper=keeper, overwrite=overwrite)
+    files: dict[str, Any] = {"keeper": keeper, "overwrite": overwrite, "metadata": metadata}
+    rank = _Rank(jobs, spec, placement, report, world=world, **files)
     rank.load(device)
     steps = program(rank.stages, rank.decoder, len(placement.decode_groups), len(jobs), rank.denoised)
     for index, stages in groupby(steps, key=lambda step: step[1]):
@@ -97,9 +103,10 @@ class _Rank:
         world: World | None,
         keeper: Keeper | None,
         overwrite: bool,
+        metadata: bool,
     ) -> None:
         self._jobs, self._spec, self._placement, self._report = jobs, spec, placement, report
-        self._keeper, self._overwrite = keeper, overwrite
+        self._keeper, self._overwrite, self._metadata = keeper, overwrite, metadata
         self.denoised = _denoised(jobs, keeper, world)
         self._world = world
         self._rank = world.rank if world else 0
@@ -221,7 +228,8 @@ class _Rank:
                 collected.append(block)
             yield block
         if job.latents is not None and self._writes:
-            save_latents(job.latents, torch.cat(collected, dim=2), job.about(self._spec))
+            latents = torch.cat(collected, dim=2)
+            save_latents(job.latents, latents, job.about(self._spec), self._provenance(job))
 
     def decode(self, index: int) -> None:
         """The video of a request, and its file: all of it, or this rank's tiles for the one that writes."""
@@ -233,10 +241,15 @@ class _Rank:
         report = self._report if self._writes else Report()
 
         def consume(frames: Generator[Frames]) -> Written:
-            name_next = partial(self._keeper.name_next, job) if self._keeper else None
-            overwrite = self._overwrite
             return keep(
-                job, self._spec, whole, frames, overwrite=overwrite, report=report, name_next=name_next
+                job,
+                self._spec,
+                whole,
+                frames,
+                overwrite=self._overwrite,
+                about=self._provenance(job),
+                report=report,
+                name_next=partial(self._keeper.name_next, job) if self._keeper else None,
             )
 
         failed = True
@@ -262,6 +275,12 @@ class _Rank:
             if failed:
                 self._world.tell(self._unwanted(index))
             self._coming[index].drain()  # the others come to its end too, if this has ended before
+
+    def _provenance(self, job: Job) -> dict[str, Any] | None:
+        """What a video's metadata says, if it says anything."""
+        if not self._metadata:
+            return None
+        return provenance(job.request, self._spec, name_of(self._model.dtype), self._placement.kernel)
 
     def _unwanted(self, index: int) -> str:
         """The word that nobody needs more of a long video: its decode has failed."""

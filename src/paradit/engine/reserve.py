@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from paradit.engine.job import Job
+from paradit.engine.run import is_first_rank
 from paradit.files import reserved
 from paradit.video.writer import check_file, check_target
 
@@ -17,8 +18,11 @@ def files_reserved(jobs: Sequence[Job], trace: Path | None = None, *, overwrite:
     """Hold the names of all files that jobs write, and make the folder that is made for them.
 
     trace: another file that the run writes. Raises InputError if another run holds one of the names, or,
-    without `overwrite`, if a file has come there since it was checked.
+    without `overwrite`, if a file has come there since it was checked. torchrun's first rank does it for all.
     """
+    if not is_first_rank():
+        yield
+        return
     with ExitStack() as held:
         for folder in dict.fromkeys(job.make_folder for job in jobs):
             if folder is not None and not folder.exists():

@@ -101,7 +101,15 @@ def _make(
 
         keeper = Keeper(folder, stop, report, run.checkpoint_steps)
         with recording(tracing, rank=0):
-            make_videos(left, spec, run.placement, report, overwrite=run.overwrite, keeper=keeper)
+            make_videos(
+                left,
+                spec,
+                run.placement,
+                report,
+                overwrite=run.overwrite,
+                metadata=run.metadata,
+                keeper=keeper,
+            )
     else:
         from paradit.engine.driver import drive
         from paradit.engine.launcher import LocalLauncher, preloaded

@@ -17,7 +17,9 @@ long video also its blocks and its queue, from which it can be made longer.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
+import os
 import re
 import secrets
 import shutil
@@ -38,6 +40,8 @@ from paradit.video.writer import growing_name
 
 RUNS = "paradit-runs"
 """The folder of runs, beside their first video."""
+SHOWN_RUNS = 5
+"""Most runs that are named where one is not found."""
 
 
 class RunFolder:
@@ -66,11 +70,11 @@ class RunFolder:
         write_whole(self.path / "run.json", json.dumps(_as_json(run), indent=1).encode())
 
     def read(self) -> Run:
-        """What the run was asked for. Raises InputError where the folder is none of a run."""
+        """Return what the run was asked for. Raises InputError if the folder does not say it."""
         try:
             return _from_json(json.loads((self.path / "run.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{str(self.path)!r} is no folder of a run: {error}") from None
+            raise InputError(f"{str(self.path)!r} is not the folder of a run: {error}") from None
 
     def checkpoint(self, index: int) -> Path:
         """Of the request's denoising."""
@@ -191,6 +195,23 @@ def _inode(path: Path) -> str:
     except OSError:
         return ""
     return f"{found.st_dev}:{found.st_ino}"
+
+
+def find_run(path: Path) -> RunFolder:
+    """Return the run at `path`. Raises InputError if there is none, naming the runs that there are."""
+    if (path / "run.json").exists():
+        return RunFolder(path)
+    near = {path.absolute().parent, Path(RUNS).absolute(), path.absolute() / RUNS, path.absolute()}
+    found = sorted({other.parent for folder in near for other in folder.glob("*/run.json")})
+    names = {other.name: os.path.relpath(other) for other in found}
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
+    there = [names.pop(name) for name in close] + list(names.values())
+    if not there:
+        hint = f"there is no run below {str(Path(RUNS))!r} either: name a run's folder"
+    else:
+        more = f" and {len(there) - SHOWN_RUNS} more" if len(there) > SHOWN_RUNS else ""
+        hint = f"there is {', '.join(there[:SHOWN_RUNS])}{more}"
+    raise InputError(f"{str(path)!r} is not the folder of a run; {hint}")
 
 
 def unfinished(folder: Path) -> list[RunFolder]:

@@ -171,6 +171,7 @@ def make_as_rank(assignment: Assignment, report: Report, stop: Stop) -> None:
             run.placement,
             report,
             overwrite=run.overwrite,
+            metadata=run.metadata,
             world=world,
             device=device,
             keeper=Keeper(folder, stop, report, run.checkpoint_steps) if folder else None,

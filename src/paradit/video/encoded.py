@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,7 +23,8 @@ CODECS = {
 GROWING = {
     # As fragments: what is there plays while the rest is still to come. A fragment is a quarter of a second.
     ".mp4": {"movflags": "+frag_keyframe+delay_moov+default_base_moof", "frag_duration": "250000"},
-    ".webm": {"cluster_time_limit": "250"},
+    # Without random numbers for its tracks: the same frames make the same file.
+    ".webm": {"cluster_time_limit": "250", "fflags": "+bitexact"},
 }
 FASTSTART = {"movflags": "+faststart"}
 """The index goes to the front, so that a browser plays before it has the whole file."""
@@ -43,17 +45,21 @@ class EncodedWriter:
     length, seek, and count its frames, which many do not with fragments.
     """
 
-    def __init__(self, path: Path, kind: str, width: int, height: int, fps: float) -> None:
+    def __init__(
+        self, path: Path, kind: str, size: tuple[int, int], fps: float, tags: Mapping[str, str]
+    ) -> None:
+        """size: width and height, in pixels. tags: what the file says of itself."""
         container, codec, options = CODECS[kind]
-        self._path, self._kind = path, kind
+        self._path, self._kind, self._tags = path, kind, dict(tags)
         growing = {**GROWING[kind], "flush_packets": "1"}
         self._file = av.open(str(path), "w", format=container, options=growing)
+        self._file.metadata.update(self._tags)
         # 1001 is the largest denominator in use: 23.976 is 24000/1001.
         rate = Fraction(fps).limit_denominator(1001)
         stream = self._file.add_stream(codec, rate=rate, options=dict(options))
         assert isinstance(stream, VideoStream)
         self._stream = stream
-        self._stream.width, self._stream.height = width, height
+        self._stream.width, self._stream.height = size
         self._stream.pix_fmt = "yuv420p"
         # Untagged video is guessed at by size, and differently by each player.
         context = self._stream.codec_context
@@ -75,13 +81,13 @@ class EncodedWriter:
         self._file.mux(self._stream.encode(None))
         self._file.close()
         if self._kind == ".mp4":
-            _join_fragments(self._path)
+            _join_fragments(self._path, self._tags)
 
     def close(self) -> None:
         self._file.close()
 
 
-def _join_fragments(path: Path) -> None:
+def _join_fragments(path: Path, tags: Mapping[str, str]) -> None:
     """Make one piece of an MP4 of fragments: the same packets, not encoded again."""
     part = temporary_name(path)
     try:
@@ -89,6 +95,7 @@ def _join_fragments(path: Path) -> None:
             av.open(str(path)) as fragments,
             av.open(str(part), "w", format="mp4", options=FASTSTART) as whole,
         ):
+            whole.metadata.update(tags)
             stream = fragments.streams.video[0]
             copy = whole.add_stream_from_template(stream)
             for packet in fragments.demux(stream):

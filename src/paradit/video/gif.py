@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,8 +21,9 @@ class GifWriter:
     Frames that are equal are stored once, with the time of all.
     """
 
-    def __init__(self, path: Path, fps: float) -> None:
-        self._path, self._fps = path, fps
+    def __init__(self, path: Path, fps: float, tags: Mapping[str, str]) -> None:
+        """tags: what the file says of itself; GIF has room for the `comment`."""
+        self._path, self._fps, self._comment = path, fps, tags.get("comment", "")
         self._frames: list[Frame] = []
 
     def write(self, frame: Frame) -> None:
@@ -42,6 +44,7 @@ class GifWriter:
             duration=_durations(len(pictures), self._fps),
             loop=0,
             optimize=False,
+            **({"comment": self._comment.encode()} if self._comment else {}),
         )
 
     def close(self) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from paradit.video.writer import Frame
 
 
 class PngFolderWriter:
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, tags: Mapping[str, str]) -> None:
+        """tags: what each picture says of itself."""
+        self._path, self._tags = path, PngInfo()
+        for name, text in tags.items():
+            self._tags.add_itxt(name.capitalize(), text)
         self._count = 0
         path.mkdir()
 
     def write(self, frame: Frame) -> None:
-        Image.fromarray(frame).save(self._path / f"{self._count:05d}.png")
+        Image.fromarray(frame).save(self._path / f"{self._count:05d}.png", pnginfo=self._tags)
         self._count += 1
 
     def finish(self) -> None: ...

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -62,13 +62,14 @@ def open_video(
     overwrite: bool = False,
     part: Path | None = None,
     name_next: Callable[[Path], None] | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> Iterator[Video]:
     """Write a video to `path`; the body calls `write` for each frame.
 
     The suffix says the format (`FORMATS`). The file has its name only once it is whole: whatever the
     body raises, nothing is left behind. Until then it is `part`, beside it, or has a hidden name. A link is
     written through. `name_next` is called with the whole file just before. Raises `InputError` for what
-    `check_target` refuses.
+    `check_target` refuses. tags: what the file says of itself, such as `title` and `comment`.
     """
     check_target(path, fps=fps, overwrite=overwrite)
     if width % 2 or height % 2:
@@ -78,7 +79,7 @@ def open_video(
         part = temporary_name(target)
     remove(part)  # one that a run left which was killed
     try:
-        writer = _open(video_format(path), part, width, height, fps)
+        writer = _open(video_format(path), part, (width, height), fps, tags or {})
         try:
             video = Video(writer, width, height)
             yield video
@@ -120,7 +121,7 @@ def check_target(path: str | Path, *, fps: float | None = None, overwrite: bool 
         raise InputError(f"output folder {str(path)!r} holds other files than frames: name a new folder")
     if content and not overwrite:
         raise InputError(f"output folder {str(path)!r} exists: name another one, or use --overwrite")
-    check_folder_writable("output", behind_links(path).parent)
+    check_folder_writable("output", _folder_of(target))
 
 
 def growing_name(path: str | Path) -> Path | None:
@@ -151,7 +152,12 @@ def check_file(option: str, path: Path, *, overwrite: bool = False) -> None:
         raise InputError(f"{option} {str(path)!r} exists: name another file, or use --overwrite")
     if len(os.fsencode(path.name)) > 255:
         raise InputError(f"{option} {path.name[:20] + '...'!r} is too long a name: use at most 255 bytes")
-    check_folder_writable(option, behind_links(path).parent)
+    check_folder_writable(option, _folder_of(path))
+
+
+def _folder_of(path: Path) -> Path:
+    """The folder that is written to: of what a link leads to, else as it was named."""
+    return behind_links(path).parent if path.is_symlink() else path.parent
 
 
 def check_folder_writable(option: str, folder: Path) -> None:
@@ -175,19 +181,19 @@ def video_format(path: str | Path) -> str:
     return "" if is_folder and suffix not in FORMATS else suffix
 
 
-def _open(kind: str, part: Path, width: int, height: int, fps: float) -> Writer:
+def _open(kind: str, part: Path, size: tuple[int, int], fps: float, tags: Mapping[str, str]) -> Writer:
     # Formats are imported when they are asked for: PyAV and pillow take a while.
     if kind == ".gif":
         from paradit.video.gif import GifWriter
 
-        return GifWriter(part, fps)
+        return GifWriter(part, fps, tags)
     if kind == "":
         from paradit.video.png_folder import PngFolderWriter
 
-        return PngFolderWriter(part)
+        return PngFolderWriter(part, tags)
     from paradit.video.encoded import EncodedWriter
 
-    return EncodedWriter(part, kind, width, height, fps)
+    return EncodedWriter(part, kind, size, fps, tags)
 
 
 def _put(part: Path, target: Path) -> None:

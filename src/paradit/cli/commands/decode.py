@@ -33,6 +33,9 @@ def decode(  # noqa: PLR0917 (typer calls it by name)
         typer.Option(help="Decode in square tiles of this side. [default: as the run did]", metavar="PIXELS"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    no_metadata: Annotated[
+        bool, typer.Option("--no-metadata", help="Write no prompt, seed or model into the file.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
 ) -> None:
     """Make the video of saved latents, with nothing but the model's VAE."""
@@ -48,4 +51,5 @@ def decode(  # noqa: PLR0917 (typer calls it by name)
             fps=fps,
             vae_tile=vae_tile,
             overwrite=overwrite,
+            metadata=not no_metadata,
         )

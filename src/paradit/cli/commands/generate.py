@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+
+from paradit.cli.commands.command import Command
 
 
-class GenerateCommand(TyperCommand):
+class GenerateCommand(Command):
     """Takes `--prompt-at TIME TEXT`: typer has no options of two values that may be repeated."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -71,7 +72,12 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
     negative_prompt: Annotated[
         str | None, typer.Option(help="What the video does not show. [default: the model's]", metavar="TEXT")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same video.", metavar="S")] = 0,
+    seed: Annotated[
+        str,
+        typer.Option(
+            help="The same seed gives the same video; random: one is chosen, and said.", metavar="S"
+        ),
+    ] = "0",
     fps: Annotated[
         float | None, typer.Option(help="Frames per second of the file. [default: the model's]", metavar="F")
     ] = None,
@@ -237,11 +243,14 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
             "--output",
             "-o",
             help="OUT.mp4, .webm, .gif, or a folder for PNG. With --prompts-file: a folder for the "
-            "videos, or a name that gets numbers. [default: named after the prompt, .mp4]",
+            "videos, or a name that gets numbers. [default: named after the prompt and the seed, .mp4]",
             metavar="OUT",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    no_metadata: Annotated[
+        bool, typer.Option("--no-metadata", help="Write no prompt, seed or model into the video's file.")
+    ] = False,
     checkpoint_steps: Annotated[
         int | None,
         typer.Option(help="Denoising steps between checkpoints. [default: about 30 s of work]", metavar="N"),

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from paradit.cli.commands.command import Command
+
 app = typer.Typer(rich_markup_mode=None)
 
 
@@ -17,7 +19,7 @@ def trace(context: typer.Context) -> None:
         print(context.get_help())
 
 
-@app.command(epilog="Example: paradit trace summary trace.json")
+@app.command(cls=Command, epilog="Example: paradit trace summary trace.json")
 def summary(
     trace: Annotated[Path, typer.Argument(help="What --trace has written.", metavar="FILE")],
     json: Annotated[bool, typer.Option("--json", help="One JSON object a rank on stdout.")] = False,

@@ -1,0 +1,36 @@
+"""What all commands do with their arguments before they are read."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from typer import TyperException
+from typer.core import TyperCommand
+
+FILES = ("gpus", "latents", "model", "output", "placement", "plot", "prompts_file", "run_dir", "trace")
+"""Names of options and arguments that may be files, in which `~` is the user's home."""
+
+
+class Command(TyperCommand):
+    """A command whose files may begin with `~`, also if the shell leaves that as it is (`--output=~/a`)."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            rest = super().parse_args(ctx, list(args))
+        except TyperException as error:
+            if self.name == "generate" and (prompt := _dashed_prompt(args)):
+                error.message += f" (a prompt that begins with a dash comes last: -- {prompt!r})"
+            raise
+        for name in FILES:
+            value = ctx.params.get(name)
+            if value is not None and str(value).startswith("~"):
+                ctx.params[name] = type(value)(os.path.expanduser(value))  # noqa: PTH111 (never raises)
+        return rest
+
+
+def _dashed_prompt(args: list[str]) -> str | None:
+    """An argument that is taken for an option, but reads like a prompt."""
+    if "--" in args:
+        return None
+    return next((arg for arg in args if arg.startswith("-") and " " in arg and "=" not in arg), None)

@@ -1,0 +1,54 @@
+"""A hash of a model's folder: the same for equal copies, another for other weights. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from paradit.models.folder_json import read_json
+
+SAMPLES, SAMPLE_BYTES = 64, 4096
+"""Number and size of the pieces of a weights file that are read: whole files would take minutes."""
+_ABOUT_THE_FILE = ("_diffusers_version", "_name_or_path", "transformers_version")
+"""Keys of configurations that say who wrote the file, and where."""
+
+
+def model_hash(folder: Path) -> str:
+    """Return a hash of a model's configurations, tokenizers and weights; 16 hexadecimal digits.
+
+    Weights count by their files' headers, sizes and evenly spaced samples, so that it takes milliseconds.
+    Raises OSError if a file cannot be read.
+    """
+    index = read_json(folder / "model_index.json")
+    digest = hashlib.sha256(_canonical(index))
+    for component in sorted(name for name, value in index.items() if isinstance(value, list)):
+        for path in sorted((folder / component).glob("*")):
+            content = _content(path)
+            digest.update(f"{component}/{path.name} {len(content)}\n".encode())
+            digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+def _content(path: Path) -> bytes:
+    if path.suffix == ".safetensors":
+        return _samples(path)
+    if path.suffix == ".json":
+        return _canonical(read_json(path))
+    return path.read_bytes()
+
+
+def _canonical(config: dict[str, object]) -> bytes:
+    kept = {key: value for key, value in config.items() if key not in _ABOUT_THE_FILE}
+    return json.dumps(kept, sort_keys=True).encode()
+
+
+def _samples(path: Path) -> bytes:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = file.read(8)
+        parts = [str(size).encode(), file.read(min(size, int.from_bytes(length, "little")))]
+        for number in range(SAMPLES):
+            file.seek(number * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
+            parts.append(file.read(SAMPLE_BYTES))
+    return b"".join(parts)
