@@ -10,7 +10,6 @@ import pytest
 
 import tiny
 from paradit.errors import InputError
-from paradit.models import hub
 from paradit.models.folder import download_weights, find_model
 
 
@@ -119,43 +118,34 @@ def test_every_shard_must_be_there(model: Path) -> None:
     assert "transformer/part-2-of-2.safetensors is missing" in refusal(model)
 
 
+def test_an_index_that_names_no_files(model: Path) -> None:
+    weights = model / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.with_name(weights.name + ".index.json").write_text('{"weight_map": ["a"]}')
+    assert "must say by its weight_map which file each weight is in" in refusal(model)
+
+
+def test_weights_of_one_variant_only(model: Path) -> None:
+    stem = "diffusion_pytorch_model"
+    weights = model / "transformer" / f"{stem}.safetensors"
+    weights.rename(weights.with_name(f"{stem}.fp16.safetensors"))
+    assert find_model(str(model)) == model
+    index = weights.with_name(f"{stem}.safetensors.index.json")  # comes with the small files
+    index.write_text(json.dumps({"weight_map": {"a": f"{stem}-00001-of-00001.safetensors"}}))
+    assert find_model(str(model)) == model
+    vae = model / "vae" / f"{stem}.safetensors"
+    vae.rename(vae.with_name(f"{stem}.bf16.safetensors"))
+    assert "in different variants (bf16, fp16), of which one can be loaded" in refusal(model)
+
+
+def test_an_original_checkpoint_names_the_same_model_in_diffusers_format(model: Path) -> None:
+    (model / "model_index.json").unlink()
+    renamed = model.rename(model.with_name("Wan2.1-T2V-1.3B"))
+    assert "use 'Wan-AI/Wan2.1-T2V-1.3B-Diffusers'" in refusal(renamed)
+
+
 def test_weights_that_are_cut_off_or_not_there_at_all(model: Path) -> None:
     weights = model / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert "copy it again" in refusal(model)
     weights.write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "git lfs pull" in refusal(model)
-
-
-def test_a_hub_model_is_checked_before_its_weights(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()}
-    only_json = shutil.copytree(
-        whole, tmp_path / "0123abc", ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True
-    )
-    asked: list[tuple[str, Path, list[str]]] = []
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "download_configs", lambda _repo: (only_json, names))
-    monkeypatch.setattr(hub, "download_weights", lambda *args: asked.append(args))
-    assert find_model("org/name") == only_json
-    assert not asked
-    download_weights("org/name", only_json)
-    [(repo, folder, components)] = asked
-    assert (repo, folder) == ("org/name", only_json)
-    assert {"transformer", "vae", "text_encoder"} <= set(components)
-
-    names.remove("vae/diffusion_pytorch_model.safetensors")
-    assert "vae/diffusion_pytorch_model.safetensors is missing" in refusal("org/name")
-
-
-def test_the_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub
-
-    def no_connection(*_args: object, **_options: object) -> None:
-        raise OSError("no\nnetwork")
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", no_connection)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_connection)
-    assert "the hub does not answer" in refusal("org/name")

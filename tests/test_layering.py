@@ -18,9 +18,9 @@ LAYERS = [
     ["kernels", "tiles"],
     ["shapes"],
     [
-        *("models.spec", "models.registry", "models.hub", "models.wan.spec", "models.hunyuan_video.spec"),
+        *("models.spec", "models.registry", "models.wan.spec", "models.hunyuan_video.spec"),
+        *("models.hub", "models.hub_errors", "models.folder", "models.folder_check", "models.folder_json"),
         *("models.identity", "models.known_schedulers"),
-        *("models.folder", "models.folder_check", "models.folder_json"),
         *("models.published", "models.open_sora_plan"),
     ],
     ["requests"],

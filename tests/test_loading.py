@@ -12,6 +12,7 @@ from diffusers import WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
 from paradit.errors import InputError
+from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.text_to_video import load
 from tiny import save_folder, save_hunyuan_folder
@@ -176,3 +177,25 @@ def test_loaded_weights_are_those_stored(folder: Path) -> None:
     ):
         assert value.dtype == other.dtype, name
         assert torch.equal(value, other), name
+
+
+def test_weights_of_a_variant_are_loaded_if_there_are_no_others(tmp_path: Path) -> None:
+    """Of the transformer in shards of it, the text encoder in one file; the VAE's are the usual ones."""
+    folder = save_folder("wan21", tmp_path)
+    stored = {}
+    for name, kind in (("transformer", WanTransformer3DModel), ("text_encoder", UMT5EncoderModel)):
+        module = kind.from_pretrained(folder / name).half()
+        for file in (folder / name).glob("*.safetensors"):
+            file.unlink()
+        module.save_pretrained(folder / name, variant="fp16", max_shard_size="200KB")
+        stored[name] = module.float().state_dict()
+    assert len(list((folder / "transformer").glob("*.fp16-*.safetensors"))) > 1
+    assert (folder / "text_encoder" / "model.fp16.safetensors").exists()
+    spec = read_spec(find_model(str(folder)))
+    assert all(part.file_bytes > 0 for part in spec.weights)
+    model: Any = load(spec, "fp32")
+    (late,) = load(spec, "fp32", stages=("denoise",), layers=False).experts
+    late.keep_layers(range(2))
+    for name, module in (("transformer", late.module), *model._pipeline.components.items()):
+        for key, value in stored.get(name, {}).items():
+            assert torch.equal(module.state_dict()[key], value), (name, key)

@@ -15,6 +15,7 @@ from paradit.engine.job import Job
 from paradit.engine.reserve import files_reserved
 from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model
+from paradit.models.hub import snapshot_of
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.requests import Request, resolve
 from paradit.video.writer import check_target
@@ -100,7 +101,8 @@ def _request(
 ) -> Request:
     """The request that the latents are the result of, as far as that is known."""
     name, vae = about.get("model", spec.name), spec.vae
-    if name != spec.name:
+    snapshot = snapshot_of(spec.folder)  # whose revision earlier versions took for a hub model's name
+    if name not in (spec.name, snapshot and snapshot[1]):
         raise InputError(
             f"{str(path)!r} was made by the model {name!r}, not {spec.name!r}: give it by --model"
         )

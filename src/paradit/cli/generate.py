@@ -19,7 +19,7 @@ from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_torchrun
 from paradit.engine.run_folder import RunFolder
 from paradit.errors import InputError
-from paradit.models.folder import download_weights, find_model
+from paradit.models.folder import download_weights, find_model, spec_for_dry_run
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.placement import Placement
 from paradit.requests import Request, frames_at_once, latent_shape, warnings_for
@@ -39,8 +39,7 @@ def generate(options: Options, report: Reporter) -> int:
     """
     prompts = read_prompts(options)
     check_run(options)
-    folder = find_model(options.model)
-    spec = read_spec(folder)
+    spec = spec_for_dry_run(options.model) if options.dry_run else read_spec(find_model(options.model))
     jobs = make_jobs(options, prompts, spec)
     if not options.seed.strip().isdecimal():
         report.explain(f"seed {jobs[0].request.seed}")
@@ -73,7 +72,7 @@ def generate(options: Options, report: Reporter) -> int:
     check_devices(placement, options.dtype)
     _check_memory(as_asked, spec, arranged, asked, report)
     with files_reserved(jobs, options.trace, overwrite=options.overwrite):
-        download_weights(options.model, folder)
+        download_weights(options.model, spec.folder)
         if automatic:
             placement = _choice(jobs, spec, placement, report)
         run = Run(

@@ -90,7 +90,7 @@ def _check_target(name: str, path: Path | None, suffix: str, *, overwrite: bool)
 def _spec(model: str) -> ModelSpec:
     if find_published(model):
         return published_spec(model)
-    return read_spec(find_model(model))
+    return read_spec(find_model(model, weights=False))
 
 
 def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[Request, Request | None]:

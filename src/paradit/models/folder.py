@@ -6,14 +6,25 @@ A model is the bundled one by its name, a folder in diffusers' format, or a hub 
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from importlib import resources
 from pathlib import Path
 
 from paradit.errors import InputError
 from paradit.models import hub
-from paradit.models.folder_check import check_folder
+from paradit.models.folder_check import (
+    Incomplete,
+    check_folder,
+    has_weights,
+    missing_weights,
+    names_in,
+    no_index,
+    other_format,
+)
+from paradit.models.folder_json import components, read_json, wanted_weights
+from paradit.models.published import published_models, published_spec
+from paradit.models.registry import family
+from paradit.models.spec import ModelSpec, read_spec
 
 BUNDLED = "shapes"
 """Name of the model that the package brings."""
@@ -23,22 +34,21 @@ def bundled_folder() -> Path:
     return Path(str(resources.files("paradit"))) / "assets" / BUNDLED
 
 
-def find_model(name: str) -> Path:
+def find_model(name: str, *, weights: bool = True) -> Path:
     """Folder of the model called `name`, checked; of a hub model only the small files are downloaded.
 
-    Raises `InputError` where there is no such model, or it is incomplete, of an unsupported class, or
-    without safetensors. `download_weights` fetches the rest of a hub model.
+    `download_weights` fetches its weights. If the hub does not give the model, what is in its cache is taken,
+    whoever downloaded it; weights: whether all of them must be there then. Raises InputError if there is no
+    such model, or it is incomplete, of an unsupported class, or without safetensors.
     """
-    if name == BUNDLED:
-        folder = bundled_folder()
-    else:
-        folder = Path(name).expanduser()
-        if not folder.exists():
-            if not _may_be_hub_id(name):
-                raise InputError(_missing(name, folder))
-            folder, files = hub.download_configs(name)
-            check_folder(name, folder, files)
-            return folder
+    folder = bundled_folder() if name == BUNDLED else Path(name).expanduser()
+    if not folder.exists():
+        if not _may_be_hub_id(name):
+            raise InputError(_missing(name, folder))
+        try:
+            return _from_hub(name)
+        except hub.HubError as error:
+            return _from_cache(name, error, weights=weights)
     if not folder.is_dir():
         raise InputError(f"model {name!r} is not a folder: --model takes a folder in diffusers' format")
     try:
@@ -48,13 +58,77 @@ def find_model(name: str) -> Path:
     return folder
 
 
+def spec_for_dry_run(name: str) -> ModelSpec:
+    """Spec of a model that is not going to be loaded: needs no weights, and no hub for a published model.
+
+    Raises InputError as `find_model` does.
+    """
+    if name not in published_models() or not _may_be_hub_id(name):
+        return read_spec(find_model(name, weights=False))
+    try:
+        return read_spec(_from_cache(name, hub.HubError("it is not asked for"), weights=False))
+    except InputError:
+        spec = published_spec(name)
+        family(spec.pipeline_class)  # refuses what can be planned and not run
+        return spec
+
+
 def download_weights(name: str, folder: Path) -> None:
-    """Download the weights of hub model `name` into `folder`, which `find_model` gave; else do nothing."""
+    """Download those weights of hub model `name` that are not yet in `folder`, which `find_model` returned.
+
+    Does nothing for any other model. Raises InputError.
+    """
     if name == BUNDLED or Path(name).expanduser().exists():
         return
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    components = [part for part, value in index.items() if isinstance(value, list) and value[0] is not None]
-    hub.download_weights(name, folder, components)
+    here = hub.list_files(folder)
+    parts = [part for part in components(read_json(folder / "model_index.json")) if has_weights(part)]
+    lacking = [part for part in parts if missing_weights(folder, part, here)[0]]
+    if not lacking:
+        return
+    try:
+        revision = folder.name  # as the cache names its folders
+        files = hub.list_model(name, revision)
+        wanted = {part: wanted_weights(folder / part, names_in(part, files))[0] for part in lacking}
+        hub.download_files(name, revision, [f"{part}/{file}" for part in lacking for file in wanted[part]])
+    except hub.HubError as error:
+        raise InputError(f"the weights of model {name!r} cannot be downloaded: {error}") from None
+
+
+def _from_hub(name: str) -> Path:
+    files = hub.list_model(name)
+    if "model_index.json" not in files:
+        other = other_format(name) or (f"{name}-Diffusers" if hub.exists(f"{name}-Diffusers") else None)
+        raise InputError(no_index(name, other))
+    folder = hub.download_configs(name)
+    check_folder(name, folder, files)
+    return folder
+
+
+def _from_cache(name: str, error: hub.HubError, *, weights: bool) -> Path:
+    """The newest whole snapshot of a hub model in the cache. Raises InputError, which says `error` too."""
+    first: InputError | None = None
+    for folder in hub.snapshots(name):
+        try:
+            check_folder(name, folder, hub.list_files(folder), local=weights, weights=weights)
+            return folder
+        except InputError as problem:
+            first = first or problem
+        except OSError as problem:
+            first = first or InputError(f"model {name!r} cannot be read: {problem}")
+    if first is None:
+        raise InputError(
+            f"model {name!r} is not a folder here, was not downloaded earlier, and cannot be downloaded: "
+            f"{error}{_hint(name, error)}"
+        ) from None
+    if isinstance(first, Incomplete):
+        raise InputError(f"{first}, and cannot be downloaded: {error}") from None
+    raise first from None
+
+
+def _hint(name: str, error: hub.HubError) -> str:
+    close = difflib.get_close_matches(name, published_models(), n=1, cutoff=0.8) if error.is_missing else []
+    other = other_format(name) or next(iter(close), None)
+    return f" (did you mean {other!r}?)" if other else ""
 
 
 def _may_be_hub_id(name: str) -> bool:
@@ -65,6 +139,8 @@ def _may_be_hub_id(name: str) -> bool:
 
 
 def _missing(name: str, folder: Path) -> str:
+    if page := re.match(r"https?://(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)", name):
+        return f"model {name!r} is not there: its hub id is {page[1]!r}"
     siblings = (
         [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
     )

@@ -3,80 +3,139 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from paradit.errors import InputError
-from paradit.models.folder_json import read_json
+from paradit.models.folder_json import STEMS, components, read_json, wanted_weights
+from paradit.models.published import find_published
 from paradit.models.registry import SUPPORTED_PIPELINES, family
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+NETWORK_CONFIG = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
-def check_folder(name: str, folder: Path, files: set[str], local: bool = False) -> None:
-    """Check model `name` in `folder`, which holds `files` (relative paths, `/` between).
+class Incomplete(InputError):
+    """Something of a model is missing."""
 
-    `local` says that the weights are in the folder too (of a hub model only their names are known):
-    then their lengths are checked as well. Raises `InputError`.
+
+def check_folder(
+    name: str, folder: Path, files: set[str], *, local: bool = False, weights: bool = True
+) -> None:
+    """Check model `name` in `folder`, which holds `files` (relative paths, `/` between). Raises InputError.
+
+    local: whether the weights among the files are in the folder (those of a hub model may be known by their
+    names only): then their lengths are checked too. weights: whether all of them must be there.
     """
-    index = _read_json(name, folder, "model_index.json", files)
-    pipeline_class = index.get("_class_name")
-    if pipeline_class not in SUPPORTED_PIPELINES:
-        raise InputError(
-            f"model {name!r} is a {pipeline_class}, which is not supported: "
-            f"supported are {', '.join(sorted(SUPPORTED_PIPELINES))}"
-        )
-    for component in family(pipeline_class).components:
+    if "model_index.json" not in files:
+        raise Incomplete(no_index(name, other_format(name)))
+    index = read_json(folder / "model_index.json")
+    _check_class(name, index.get("_class_name"))
+    for component in family(index["_class_name"]).components:
         if not isinstance(index.get(component), list) or index[component][:1] == [None]:
-            raise InputError(f"model {name!r} is incomplete: model_index.json names no {component}")
-    for component, value in index.items():
-        # Options stand beside the components; a component that the model goes without is [null, null].
-        if isinstance(value, list) and len(value) == 2 and value[0] is not None:
-            _check_component(name, folder, component, files)
+            raise Incomplete(f"model {name!r} is incomplete: model_index.json names no {component}")
+    for component in components(index):
+        _check_component(name, folder, component, files)
+    if weights:
+        _check_weights(name, folder, filter(has_weights, components(index)), files)
     if local:
         for file in sorted(files):
             if file.endswith(".safetensors"):
                 _check_safetensors(name, folder, file)
 
 
-def _check_component(name: str, folder: Path, component: str, files: set[str]) -> None:
-    mine = {file for file in files if file.startswith(f"{component}/")}
-    if not mine:
-        raise InputError(f"model {name!r} is incomplete: the folder {component}/ is missing")
-    if component == "scheduler":
-        _read_json(name, folder, f"{component}/scheduler_config.json", files)
-    elif component.startswith("tokenizer"):
-        _read_json(name, folder, f"{component}/tokenizer_config.json", files)
-        if not any(f"{component}/{file}" in mine for file in TOKENIZER_FILES):
-            raise InputError(f"model {name!r} is incomplete: {component}/{TOKENIZER_FILES[0]} is missing")
-    elif component.endswith("processor") or component == "feature_extractor":
-        _read_json(name, folder, f"{component}/preprocessor_config.json", files)
-    else:
-        _read_json(name, folder, f"{component}/config.json", files)
-        _check_weights(name, folder, component, mine)
+def no_index(name: str, other: str | None) -> str:
+    """Why a model without model_index.json cannot be run; `other` is the same one in diffusers' format."""
+    hint = f": use {other!r}" if other else ""
+    return f"model {name!r} is incomplete or not in diffusers' format: model_index.json is missing{hint}"
 
 
-def _check_weights(name: str, folder: Path, component: str, mine: set[str]) -> None:
-    # transformers says `model`, diffusers `diffusion_pytorch_model`.
-    for stem in ("diffusion_pytorch_model", "model"):
-        if f"{component}/{stem}.safetensors" in mine:
-            return
-        index = f"{component}/{stem}.safetensors.index.json"
-        if index in mine:
-            shards = set(_read_json(name, folder, index, mine).get("weight_map", {}).values())
-            missing = sorted(shard for shard in shards if f"{component}/{shard}" not in mine)
-            if missing:
-                raise InputError(f"model {name!r} is incomplete: {component}/{missing[0]} is missing")
-            return
-    pickled = sorted(file for file in mine if file.endswith(PICKLED))
-    if pickled:
+def other_format(name: str) -> str | None:
+    """Hub id of a published model in diffusers' format, if `name` is the same one in another format."""
+    last = name.rstrip("/").rpartition("/")[2]
+    known = find_published(f"{last}-Diffusers") or find_published(last)
+    return known if known != name else None
+
+
+def _check_class(name: str, pipeline_class: Any) -> None:
+    if pipeline_class in SUPPORTED_PIPELINES:
+        return
+    supported = ", ".join(sorted(SUPPORTED_PIPELINES))
+    if "ImageToVideo" in str(pipeline_class):
         raise InputError(
-            f"model {name!r} holds pickled weights ({pickled[0]}), which can run code when they are loaded: "
-            "convert them to safetensors with diffusers' save_pretrained(folder, safe_serialization=True)"
+            f"model {name!r} makes videos from an image ({pipeline_class}), which is not offered yet: "
+            f"supported are {supported}"
         )
-    stem = "model" if component.startswith(("text_encoder", "image_encoder")) else "diffusion_pytorch_model"
-    raise InputError(f"model {name!r} is incomplete: {component}/{stem}.safetensors is missing")
+    raise InputError(
+        f"model {name!r} is a {pipeline_class}, which is not supported: supported are {supported}"
+    )
+
+
+def _check_component(name: str, folder: Path, component: str, files: set[str]) -> None:
+    """Check a component's small files."""
+    mine = names_in(component, files)
+    if not mine:
+        raise Incomplete(f"model {name!r} is incomplete: the folder {component}/ is missing")
+    _read_json(name, folder, f"{component}/{_config_file(component)}", files)
+    if component.startswith("tokenizer") and not mine.intersection(TOKENIZER_FILES):
+        raise Incomplete(f"model {name!r} is incomplete: {component}/{TOKENIZER_FILES[0]} is missing")
+
+
+def _config_file(component: str) -> str:
+    if component == "scheduler":
+        return "scheduler_config.json"
+    if component.startswith("tokenizer"):
+        return "tokenizer_config.json"
+    if component.endswith("processor") or component == "feature_extractor":
+        return "preprocessor_config.json"
+    return NETWORK_CONFIG
+
+
+def has_weights(component: str) -> bool:
+    """Whether a component is a network, by its name."""
+    return _config_file(component) == NETWORK_CONFIG
+
+
+def names_in(component: str, files: set[str]) -> set[str]:
+    """Names, within a component, of those of a model's files that are its."""
+    return {file.removeprefix(f"{component}/") for file in files if file.startswith(f"{component}/")}
+
+
+def _check_weights(name: str, folder: Path, parts: Iterable[str], files: set[str]) -> None:
+    variants = set()
+    for component in parts:
+        missing, variant = missing_weights(folder, component, files)
+        if missing:
+            _refuse_pickled(name, component, files)
+            raise Incomplete(f"model {name!r} is incomplete: {component}/{missing[0]} is missing")
+        variants |= {variant} if variant else set()
+    if len(variants) > 1:
+        raise InputError(
+            f"model {name!r} has its weights in different variants ({', '.join(sorted(variants))}), of which "
+            "one can be loaded: copy those without a variant"
+        )
+
+
+def missing_weights(folder: Path, component: str, files: set[str]) -> tuple[list[str], str | None]:
+    """Names of a component's weights that are not among `files`, and the variant of those that it has."""
+    names = names_in(component, files)
+    wanted, variant = wanted_weights(folder / component, names)
+    # transformers says `model`, diffusers `diffusion_pytorch_model`.
+    stem = STEMS[component.startswith(("text_encoder", "image_encoder"))]
+    return sorted({*wanted} - names) if wanted else [f"{stem}.safetensors"], variant
+
+
+def _refuse_pickled(name: str, component: str, files: set[str]) -> None:
+    mine = sorted(names_in(component, files))
+    pickled = [file for file in mine if file.endswith(PICKLED)]
+    if pickled and not any(file.endswith(".safetensors") for file in mine):
+        raise InputError(
+            f"model {name!r} holds pickled weights ({component}/{pickled[0]}), which can run code when they "
+            "are loaded: convert them to safetensors with diffusers' "
+            "save_pretrained(folder, safe_serialization=True)"
+        )
 
 
 def _check_safetensors(name: str, folder: Path, file: str) -> None:
@@ -92,14 +151,14 @@ def _check_safetensors(name: str, folder: Path, file: str) -> None:
         end = max((t["data_offsets"][1] for key, t in tensors.items() if key != "__metadata__"), default=0)
     except (ValueError, TypeError, KeyError, AttributeError):
         hint = ": it is a Git LFS pointer, run 'git lfs pull'" if start == b"version " else ""
-        raise InputError(f"model {name!r} is incomplete: {file} is not a safetensors file{hint}") from None
+        raise Incomplete(f"model {name!r} is incomplete: {file} is not a safetensors file{hint}") from None
     if size < 8 + length + end:
-        raise InputError(
+        raise Incomplete(
             f"model {name!r} is incomplete: {file} has {size} of {8 + length + end} bytes, copy it again"
         )
 
 
 def _read_json(name: str, folder: Path, file: str, files: set[str]) -> dict[str, Any]:
     if file not in files:
-        raise InputError(f"model {name!r} is incomplete: {file} is missing")
+        raise Incomplete(f"model {name!r} is incomplete: {file} is missing")
     return read_json(folder / file)

@@ -1,7 +1,14 @@
-"""Models on the Hugging Face hub: first the small files, to be checked, then the weights. Torch-free."""
+"""Models on the Hugging Face hub, and in its cache on this machine. Torch-free.
+
+Whatever is asked of the hub is asked within `_asking`, which turns every failure into a `HubError`.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from paradit.errors import InputError
@@ -9,59 +16,108 @@ from paradit.errors import InputError
 SMALL_FILES = ["*.json", "*.txt", "*.model"]
 """Configurations, indexes and tokenizers."""
 TIMEOUT = 10.0
-"""Seconds to wait for the hub to answer before what was downloaded earlier is looked at."""
+"""Seconds to wait for the hub to answer before its cache on this machine is looked at."""
 
 
-def download_configs(repo: str) -> tuple[Path, set[str]]:
-    """Folder with the small files of `repo`, and the names of all of its files.
+class HubError(InputError):
+    """The hub does not give what was asked for; the message is the reason, and what to do about it."""
 
-    Without a connection, what an earlier download left is taken. Raises `InputError` if there is nothing.
-    """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    is_missing = False
+    """Whether the hub says that there is no such model."""
 
+
+def list_model(repo: str, revision: str | None = None) -> set[str]:
+    """Names of all files of `repo` on the hub; of the newest revision if none is given. Raises HubError."""
+    from huggingface_hub import HfApi
+
+    with _asking(repo):
+        info = HfApi().model_info(repo, revision=revision, timeout=TIMEOUT)
+        return {file.rfilename for file in info.siblings or []}
+
+
+def exists(repo: str) -> bool:
+    """Whether the hub says that it has `repo`."""
     try:
-        info = HfApi().model_info(repo, timeout=TIMEOUT)
-        files = {file.rfilename for file in info.siblings or []}
+        list_model(repo)
+    except HubError:
+        return False
+    return True
+
+
+def download_configs(repo: str) -> Path:
+    """Download the small files of `repo`, and return the folder that they are in. Raises HubError."""
+    from huggingface_hub import snapshot_download
+
+    with _asking(repo), _quiet():
         # By no revision: only so does the cache note which one is the newest, for use without a connection.
-        folder = Path(snapshot_download(repo, allow_patterns=SMALL_FILES))
-    except GatedRepoError:
-        raise InputError(
-            f"model {repo!r} is gated: ask for access on its page, then 'hf auth login'"
-        ) from None
-    except RepositoryNotFoundError:
-        raise InputError(
-            f"model {repo!r} is neither a folder here nor on the hub (if it is private: 'hf auth login')"
-        ) from None
-    except Exception as error:  # connection errors: their classes differ between the hub's HTTP libraries
-        return _earlier_download(repo, error)
-    return folder, files
+        return Path(snapshot_download(repo, allow_patterns=SMALL_FILES))
 
 
-def download_weights(repo: str, folder: Path, components: list[str]) -> None:
-    """Download the safetensors of `components` of `repo` to `folder`, a snapshot by `download_configs`."""
+def download_files(repo: str, revision: str, names: Iterable[str]) -> None:
+    """Download files of `repo` by their names into the cache. Raises HubError."""
     from huggingface_hub import snapshot_download
 
-    patterns = [f"{component}/*.safetensors" for component in components]
-    # A snapshot's folder is named after its revision.
-    snapshot_download(repo, revision=folder.name, allow_patterns=patterns)
+    with _asking(repo):
+        snapshot_download(repo, revision=revision, allow_patterns=[escape(name) for name in names])
 
 
-def _earlier_download(repo: str, error: Exception) -> tuple[Path, set[str]]:
-    from huggingface_hub import snapshot_download
+def snapshots(repo: str) -> list[Path]:
+    """Folders of `repo` in the cache, whoever downloaded them: the newest known revision first."""
+    from huggingface_hub.constants import HF_HUB_CACHE
 
+    stored = Path(HF_HUB_CACHE).expanduser() / f"models--{repo.replace('/', '--')}"
+    newest = stored / "refs" / "main"
     try:
-        folder = Path(snapshot_download(repo, local_files_only=True))
-    except Exception:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"model {repo!r} is not a folder here, was not downloaded earlier, "
-            f"and the hub does not answer ({reason})"
-        ) from None
-    return folder, list_files(folder)
+        revision = newest.read_text(encoding="utf-8").strip() if newest.is_file() else ""
+        found = [path for path in (stored / "snapshots").glob("*") if path.is_dir()]
+        return sorted(found, key=lambda path: (path.name == revision, path.stat().st_mtime), reverse=True)
+    except OSError:
+        return []
+
+
+def snapshot_of(folder: Path) -> tuple[str, str] | None:
+    """Hub id and revision of a folder in a hub cache; None for any other folder."""
+    snapshots, stored = folder.resolve().parent, folder.resolve().parent.parent
+    if snapshots.name != "snapshots" or not stored.name.startswith("models--"):
+        return None
+    return stored.name.removeprefix("models--").replace("--", "/"), folder.resolve().name
 
 
 def list_files(folder: Path) -> set[str]:
     """The files in `folder` and its subfolders, which may be links; diffusers' format goes no deeper."""
     near = [path for entry in folder.iterdir() for path in (entry.iterdir() if entry.is_dir() else [entry])]
     return {path.relative_to(folder).as_posix() for path in near if path.is_file()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the hub's library from writing to the terminal: progress bars, and warnings of errors to come."""
+    from huggingface_hub.utils.logging import get_verbosity, set_verbosity
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    disabled, verbosity = are_progress_bars_disabled(), get_verbosity()
+    disable_progress_bars()
+    set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        set_verbosity(verbosity)
+        if not disabled:
+            enable_progress_bars()
+
+
+@contextmanager
+def _asking(repo: str) -> Iterator[None]:
+    """Raise HubError for whatever goes wrong within the context."""
+    try:
+        yield
+    except Exception as error:
+        from paradit.models.hub_errors import is_missing, reason
+
+        failed = HubError(reason(repo, error))
+        failed.is_missing = is_missing(error)
+        raise failed from None

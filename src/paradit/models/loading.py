@@ -11,6 +11,7 @@ import diffusers.utils.logging
 import torch
 import transformers.utils.logging
 
+from paradit.models.folder_json import stored_variant
 from paradit.models.spec import ModelSpec
 from paradit.models.stored_weights import StoredWeights
 
@@ -49,6 +50,7 @@ def load_pipeline(
         pipeline = pipeline_class.from_pretrained(
             spec.folder,
             dtype={"vae": torch.float32, "default": dtype},
+            variant=stored_variant(spec.folder),
             use_safetensors=True,
             local_files_only=True,
             # Tensor by tensor from the file to the device, each in its dtype: never a whole copy beside it.
@@ -70,7 +72,8 @@ def stored_transformers(
 ) -> dict[str, StoredWeights]:
     """By the name of the pipeline's component."""
     names = _COMPONENTS["denoise"][: len(spec.transformers)]
-    return {name: StoredWeights(spec.folder / name, dtype, device) for name in names}
+    variant = stored_variant(spec.folder)
+    return {name: StoredWeights(spec.folder / name, dtype, device, variant) for name in names}
 
 
 def _let_go_of_files(module: torch.nn.Module) -> None:

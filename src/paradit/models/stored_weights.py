@@ -25,8 +25,10 @@ from paradit.models.folder_json import read_json, weight_files
 class StoredWeights:
     """Those in a model's folder, as `from_pretrained` reads them: all in one dtype, but some in fp32."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-        self._folder, self._dtype, self._device = folder, dtype, device
+    def __init__(
+        self, folder: Path, dtype: torch.dtype, device: torch.device, variant: str | None = None
+    ) -> None:
+        self._folder, self._dtype, self._device, self._variant = folder, dtype, device, variant
 
     def without_layers(self, lists: Sequence[str]) -> Any:
         """The model, whose lists of layers have no weights yet: they are on the meta device."""
@@ -75,7 +77,7 @@ class StoredWeights:
     def _files(self) -> dict[str, Path]:
         """By tensor."""
         found = {}
-        for path in weight_files(self._folder):
+        for path in weight_files(self._folder, self._variant):
             with safe_open(path, framework="pt") as stored:
                 found.update(dict.fromkeys(stored.keys(), path))
         return found

@@ -41,7 +41,7 @@ def read_spec(folder: Path) -> ModelSpec:
                 parameters = _expected_parameters(folder, name, transformers)
             weights.append(Weights(component=name, parameters=parameters, file_bytes=file_bytes))
     return ModelSpec(
-        name=own.pop("name", folder.resolve().name),
+        name=own.pop("name"),
         folder=folder,
         pipeline_class=index["_class_name"],
         transformers=tuple(transformers.values()),

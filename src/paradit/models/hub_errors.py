@@ -1,0 +1,130 @@
+"""What can go wrong between here and the Hugging Face hub, and what to do, in a sentence each. Torch-free.
+
+Connection errors are known by the names of their classes: the hub's library has used several HTTP libraries.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from json import JSONDecodeError
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NETWORK = {errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT,
+           errno.EHOSTUNREACH, errno.ENETUNREACH}  # fmt: skip
+
+
+def reason(repo: str, error: Exception) -> str:
+    """Why something of `repo` cannot be downloaded, and what to do; to be said after a colon."""
+    for cause in _causes(error):
+        for said in (_offline(cause), _answer(repo, cause), _connection(cause), _cache(cause)):
+            if said:
+                return said
+    return f"{_first_line(error)} ({type(error).__name__})"
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether the hub says that there is no such model."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    return isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it was raised for; the chain may have no end."""
+    for _ in range(10):
+        if error is not None:
+            yield error
+            error = error.__cause__ or error.__context__
+
+
+def _offline(error: BaseException) -> str | None:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if not isinstance(error, OfflineModeIsEnabled):
+        return None
+    variable = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
+    return f"{variable} is set (unset it to use the hub)"
+
+
+def _answer(repo: str, error: BaseException) -> str | None:
+    """What the hub, or whatever answers in its place, means by its answer."""
+    from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub.errors import FileMetadataError, GatedRepoError
+
+    if isinstance(error, (FileMetadataError, JSONDecodeError, KeyError, TypeError)):  # as of a login page
+        return (
+            f"{_hub()} does not answer as a hub: check HF_ENDPOINT, and whether this network asks for a login"
+        )
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None:
+        return None
+    if isinstance(error, GatedRepoError):
+        return f"it is gated: ask for access on {ENDPOINT}/{repo}, and log in by 'hf auth login'"
+    if isinstance(error, Exception) and is_missing(error):
+        return "there is no such model on the hub, or it is private: then log in by 'hf auth login'"
+    if status == 401:
+        token = "in HF_TOKEN" if os.environ.get("HF_TOKEN") else "saved by 'hf auth login'"
+        return f"{_hub()} does not accept the token {token}: replace or remove it"
+    remedies = {
+        403: "see whether the token may read this model",
+        407: "set the proxy's user and password in HTTPS_PROXY",
+        429: "try again in a few minutes, or log in by 'hf auth login'",
+    }
+    remedy = remedies.get(status, "try again later" if status >= 500 else "check HF_ENDPOINT")
+    said = " ".join(str(getattr(error, "server_message", None) or "").split())
+    return f"{_hub()} answers with status {status}{said and f' ({said})'}: {remedy}"
+
+
+def _connection(error: BaseException) -> str | None:
+    """What keeps requests from reaching the hub."""
+    classes, said = {cls.__name__ for cls in type(error).__mro__}, _first_line(error)
+    if classes & {"LocalProtocolError", "UnicodeEncodeError"}:  # its message has the token
+        return "the token in HF_TOKEN, or saved by 'hf auth login', is not a valid one: replace or remove it"
+    if not classes & {"TransportError", "InvalidURL"}:
+        return None
+    if "ProxyError" in classes:
+        what = f"cannot be reached, as the proxy refuses ({said}): check HTTPS_PROXY"
+    elif "TimeoutException" in classes:
+        what = "does not answer in time: try again later"
+    elif classes & {"UnsupportedProtocol", "InvalidURL"}:
+        what = f"has a wrong address ({said}): set HF_ENDPOINT to one such as https://huggingface.co"
+    elif "SSL" in said:
+        what = f"cannot be reached securely ({said}): trust a proxy's certificate by SSL_CERT_FILE"
+    else:
+        what = f"cannot be reached ({said}): check the connection"
+    return f"{_hub()} {what}"
+
+
+def _cache(error: BaseException) -> str | None:
+    """What keeps files from being written to the hub's cache on this machine."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    number = error.errno if isinstance(error, OSError) else None
+    if found := re.search(r"\(os error (\d+)\)", str(error)):  # as the hub's store for large files has it
+        number = int(found[1])
+    if number is None or number in NETWORK:
+        return None
+    said = f"the hub's cache {HF_HUB_CACHE!r} cannot be written ({os.strerror(number)}):"
+    if number in FULL:
+        return f"{said} make room, or set HF_HOME to a folder on another disk; whole files are kept"
+    return f"{said} set HF_HOME to another folder"
+
+
+def _hub() -> str:
+    """The hub's address, and the proxy on the way to it, without the password that may be in it."""
+    from huggingface_hub.constants import ENDPOINT
+
+    parts, proxies = urlsplit(ENDPOINT), getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if proxy is None or proxy_bypass(parts.hostname or ""):
+        return f"the hub ({ENDPOINT})"
+    return f"the hub ({ENDPOINT} by the proxy {proxy.rpartition('@')[2]})"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

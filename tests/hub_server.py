@@ -1,0 +1,156 @@
+"""A small Hugging Face hub on loopback: as much of its HTTP interface as huggingface_hub needs for models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+TOKEN = "hf_of_this_hub"
+
+
+class HubServer(ThreadingHTTPServer):
+    """Serves folders as models by their ids. The fields may be changed at any time."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.store = f"http://localhost:{self.server_port}/store"  # another host, as the real hub's is
+        self.models: dict[str, Path] = {}
+        self.gated: set[str] = set()
+        """Models that need access, which nobody has."""
+        self.status = 200
+        """Anything else is the answer to everything."""
+        self.hangs = False
+        self.no_hub = False
+        """Whether a web page is the answer to everything."""
+        self.asked: list[str] = []
+        """Methods and paths of the requests."""
+
+    def commit(self, model: str) -> str:
+        """Hash of all that a model has now."""
+        digest = hashlib.sha1(usedforsecurity=False)
+        for name, path in self.files(model).items():
+            digest.update(name.encode() + path.read_bytes())
+        return digest.hexdigest()
+
+    def files(self, model: str) -> dict[str, Path]:
+        """A model's files by their names on the hub."""
+        folder = self.models[model]
+        found = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path for path in found}
+
+
+@contextmanager
+def serving(**models: Path) -> Iterator[HubServer]:
+    """A hub that answers within this context; `models` are named `org/KEYWORD`."""
+    with HubServer() as hub:
+        hub.models.update({f"org/{name}": folder for name, folder in models.items()})
+        thread = threading.Thread(target=hub.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield hub
+        finally:
+            hub.shutdown()
+            thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: HubServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        hub, path = self.server, unquote(urlsplit(self.path).path)
+        hub.asked.append(f"{self.command} {path}")
+        if hub.hangs:
+            time.sleep(60)
+        if hub.no_hub:
+            self._send(b"<html>Please log in to this network</html>")
+        elif hub.status != 200:
+            self._send(b"", hub.status)
+        elif self.headers.get("Authorization", f"Bearer {TOKEN}") != f"Bearer {TOKEN}":
+            self._refuse(401, message="Invalid credentials in Authorization header")
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+|/tree/[^/]+)?", path):
+            self._about(found[1], tree="/tree/" in path)
+        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+            self._file(found[1], found[2])
+        elif found := re.fullmatch(r"/store/([^/]+/[^/]+)/(.+)", path):
+            self._content(hub.files(found[1])[found[2]].read_bytes())
+        else:
+            self._refuse(404)
+
+    do_HEAD = do_GET
+
+    def do_CONNECT(self) -> None:
+        """Asked as a proxy, for a connection through it."""
+        self._send(b"", 407)
+
+    def log_message(self, *_: object) -> None:
+        """Be silent."""
+
+    def _about(self, model: str, *, tree: bool) -> None:
+        hub = self.server
+        if model not in hub.models:
+            self._refuse(404, "RepoNotFound", "Repository not found")
+            return
+        if tree:
+            told: Any = [
+                {"type": "file", "path": name, "size": path.stat().st_size, "oid": _hash(path)}
+                for name, path in hub.files(model).items()
+            ]
+        else:
+            names = [{"rfilename": name} for name in hub.files(model)]
+            told = {"id": model, "sha": hub.commit(model), "siblings": names}
+        self._send(json.dumps(told).encode(), type_="application/json")
+
+    def _file(self, model: str, name: str) -> None:
+        """Weights are stored elsewhere, as on the hub; where, is for everybody to know."""
+        hub = self.server
+        if model not in hub.models:
+            self._refuse(404, "RepoNotFound", "Repository not found")
+        elif model in hub.gated:
+            self._refuse(403, "GatedRepo", "Access to model is restricted")
+        elif name not in hub.files(model):
+            self._refuse(404, "EntryNotFound", "Entry not found", commit=hub.commit(model))
+        else:
+            path, commit = hub.files(model)[name], {"X-Repo-Commit": hub.commit(model)}
+            if name.endswith(".safetensors"):
+                linked = {"X-Linked-Etag": f'"{_hash(path)}"', "X-Linked-Size": str(path.stat().st_size)}
+                self._send(b"", 302, Location=f"{hub.store}/{model}/{name}", **commit, **linked)
+            else:
+                self._content(path.read_bytes(), ETag=f'"{_hash(path)}"', **commit)
+
+    def _content(self, content: bytes, **headers: str) -> None:
+        """The content, or what of it is asked for."""
+        if found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            start, size = int(found[1]), len(content)
+            headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+            self._send(content[start:], 206, **headers)
+        else:
+            self._send(content, **headers)
+
+    def _refuse(self, status: int, code: str = "", message: str = "", commit: str = "") -> None:
+        headers = {"X-Error-Code": code, "X-Error-Message": message, "X-Repo-Commit": commit}
+        self._send(b"", status, **{name: value for name, value in headers.items() if value})
+
+    def _send(self, body: bytes, status: int = 200, type_: str = "text/html", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": type_, "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
