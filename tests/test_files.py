@@ -13,10 +13,15 @@ import torch
 from PIL import Image
 
 import paradit
+from paradit.cli.run_model import complete_run_model, find_run_model
+from paradit.engine.job import Job, Run
 from paradit.errors import InputError
 from paradit.files import behind_links, reserved, write_whole
 from paradit.models.folder import bundled_folder
 from paradit.models.identity import model_hash
+from paradit.models.spec import read_spec
+from paradit.placement import Placement
+from paradit.requests import Request, resolve
 from runs import finished
 from tiny import save_folder
 
@@ -151,6 +156,25 @@ def test_a_model_hash_is_that_of_its_content(folder: Path, tmp_path: Path) -> No
     content[-1] ^= 1
     weights.write_bytes(content)
     assert model_hash(same) != model_hash(folder)
+
+
+def test_a_run_is_not_resumed_with_another_model(folder: Path, tmp_path: Path) -> None:
+    model = save_folder("wan21", tmp_path / "tiny", **SIZE)
+    spec = read_spec(model)
+    job = Job(request=resolve(Request(prompt="a cat"), spec), output="a.mp4", latents=None)
+    run = Run(
+        model="tiny",  # as it was called from another folder
+        model_folder=str(model),
+        model_hash=model_hash(model),
+        jobs=(job,),
+        placement=Placement(),
+    )
+    assert find_run_model(run) == model
+    complete_run_model(run, model)
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    (model / weights).write_bytes((folder / weights).read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match="the model 'tiny' has changed since the run began"):
+        complete_run_model(run, model)
 
 
 def test_videos_are_made_in_threads_side_by_side(folder: Path) -> None:

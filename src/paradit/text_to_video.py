@@ -176,6 +176,8 @@ def generate(
     anything is loaded, if something asked for cannot be had.
     """
     progress = progress or Progress()
+    if not isinstance(model, (str, Path)):
+        raise InputError(f"model must be a name or a folder, got {model!r} ({type(model).__name__})")
     folder = find_model(str(model))
     spec = read_spec(folder)
     asked = Request(

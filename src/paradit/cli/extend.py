@@ -8,13 +8,13 @@ from pathlib import Path
 
 from paradit.cli.memory import check_jobs
 from paradit.cli.progress import Reporter
+from paradit.cli.run_model import complete_run_model, find_run_model
 from paradit.cli.signals import stop
 from paradit.engine.job import Job, Run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make, ranks_of_torchrun
 from paradit.engine.run_folder import RunFolder, find_run
 from paradit.errors import InputError
-from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.placement import Placement
 from paradit.requests import latent_shape, parse_duration, resolve
@@ -45,7 +45,7 @@ def extend(
         raise InputError(
             f"output {output!r} is one name, and the run has {len(run.jobs)} videos: leave it out"
         )
-    model = find_model(run.model)
+    model = find_run_model(run)
     spec = read_spec(model)
     jobs = []
     for job in run.jobs:
@@ -69,7 +69,7 @@ def extend(
                 + (f" ({job.request.prompt!r})" if len(run.jobs) > 1 else "")
             )
     with files_reserved(longer.jobs, overwrite=True):
-        download_weights(run.model, model)
+        complete_run_model(run, model)
         with folder.locked():
             folder.reopen(longer)
         make(longer, spec, folder, report, stop)

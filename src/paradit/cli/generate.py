@@ -20,6 +20,7 @@ from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_torc
 from paradit.engine.run_folder import RunFolder
 from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model, spec_for_dry_run
+from paradit.models.identity import model_hash
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.placement import Placement
 from paradit.requests import Request, frames_at_once, latent_shape, warnings_for
@@ -77,6 +78,8 @@ def generate(options: Options, report: Reporter) -> int:
             placement = _choice(jobs, spec, placement, report)
         run = Run(
             model=options.model,
+            model_folder=str(spec.folder.absolute()),
+            model_hash=model_hash(spec.folder),
             jobs=tuple(jobs),
             placement=placement,
             overwrite=options.overwrite,

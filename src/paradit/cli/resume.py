@@ -8,13 +8,13 @@ from pathlib import Path
 
 from paradit.cli.memory import check_jobs
 from paradit.cli.progress import Reporter
+from paradit.cli.run_model import complete_run_model, find_run_model
 from paradit.cli.signals import stop
 from paradit.engine.job import Run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_torchrun
 from paradit.engine.run_folder import RUNS, RunFolder, find_run, unfinished
 from paradit.errors import InputError
-from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import read_spec
 from paradit.scheduler_check import check_scheduler
 
@@ -30,7 +30,7 @@ def resume(path: Path | None, report: Reporter, *, overwrite: bool) -> int:
     if there not in (None, run.placement.ranks):
         raise InputError(f"the run has {run.placement.ranks} ranks, and torchrun started {there}")
     _check_outputs(run, folder, overwrite)
-    model = find_model(run.model)
+    model = find_run_model(run)
     spec = read_spec(model)
     check_devices(run.placement, run.jobs[0].request.dtype)
     left = [job for job in run.jobs if not folder.is_done(job)]
@@ -43,7 +43,7 @@ def resume(path: Path | None, report: Reporter, *, overwrite: bool) -> int:
     # What is there now was checked just now.
     run = replace(run, overwrite=True)
     with files_reserved(left, overwrite=True):
-        download_weights(run.model, model)
+        complete_run_model(run, model)
         make(run, spec, folder if is_first_rank() else None, report, stop)
     return int(report.failures > 0)
 

@@ -56,6 +56,10 @@ class Run:
 
     model: str
     """As the user named it: bundled, a folder or a hub id."""
+    model_folder: str = ""
+    """Path to the model's files when the run began."""
+    model_hash: str = ""
+    """Hash of their content (`models.identity`)."""
     jobs: tuple[Job, ...]
     placement: Placement
     overwrite: bool = False

@@ -41,6 +41,10 @@ def find_model(name: str, *, weights: bool = True) -> Path:
     whoever downloaded it; weights: whether all of them must be there then. Raises InputError if there is no
     such model, or it is incomplete, of an unsupported class, or without safetensors.
     """
+    if not name.strip():
+        raise InputError(
+            f"model is empty ({name!r}): give '{BUNDLED}', a folder, or a hub id such as org/name"
+        )
     folder = bundled_folder() if name == BUNDLED else Path(name).expanduser()
     if not folder.exists():
         if not _may_be_hub_id(name):

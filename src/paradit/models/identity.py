@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from paradit.models.folder_json import read_json
+from paradit.models.folder_json import components, read_json, stored_variant, weight_files
 
 SAMPLES, SAMPLE_BYTES = 64, 4096
 """Number and size of the pieces of a weights file that are read: whole files would take minutes."""
@@ -17,13 +17,17 @@ _ABOUT_THE_FILE = ("_diffusers_version", "_name_or_path", "transformers_version"
 def model_hash(folder: Path) -> str:
     """Return a hash of a model's configurations, tokenizers and weights; 16 hexadecimal digits.
 
-    Weights count by their files' headers, sizes and evenly spaced samples, so that it takes milliseconds.
-    Raises OSError if a file cannot be read.
+    Only weights that are loaded count, by their files' headers, sizes and evenly spaced samples, so that it
+    takes milliseconds. Raises OSError if a file cannot be read.
     """
     index = read_json(folder / "model_index.json")
     digest = hashlib.sha256(_canonical(index))
-    for component in sorted(name for name, value in index.items() if isinstance(value, list)):
+    variant = stored_variant(folder)
+    for component in sorted(components(index)):
+        loaded = weight_files(folder / component, variant)
         for path in sorted((folder / component).glob("*")):
+            if path.suffix == ".safetensors" and path not in loaded:
+                continue
             content = _content(path)
             digest.update(f"{component}/{path.name} {len(content)}\n".encode())
             digest.update(content)

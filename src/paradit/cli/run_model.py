@@ -1,0 +1,30 @@
+"""The model that a run began with, so that it is resumed and extended with the same. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paradit.engine.job import Run
+from paradit.errors import InputError
+from paradit.models.folder import download_weights, find_model
+from paradit.models.identity import model_hash
+
+
+def find_run_model(run: Run) -> Path:
+    """Return the folder of a run's model: as it was, if it is still there, else by the model's name.
+
+    A hub model may have a newer revision by now, in another folder. Raises InputError as `find_model` does.
+    """
+    if run.model_folder and Path(run.model_folder).is_dir():
+        return find_model(run.model_folder)
+    return find_model(run.model)
+
+
+def complete_run_model(run: Run, folder: Path) -> None:
+    """Download what is missing of a run's model, and refuse another model than it had. Raises InputError."""
+    download_weights(run.model, folder)
+    if run.model_hash and model_hash(folder) != run.model_hash:
+        raise InputError(
+            f"the model {run.model!r} has changed since the run began, and its video would not be the same: "
+            "put the model back as it was, or begin anew with paradit generate"
+        )
