@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from paradit.attention.protocol import Kernel
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import current_world
 from paradit.errors import InputError
-from paradit.models.protocol import Transformer
-from paradit.models.registry import SUPPORTED_PIPELINES, seam
+from paradit.models.attached import Attached, look, samples
+from paradit.models.kernels import load_kernel
+from paradit.models.registry import SUPPORTED_PIPELINES, replacement
+from paradit.models.replaced import Replacement, check_free
 from paradit.sampling.together import Together
+
+SEEDS = (
+    "give pipe(...) a generator with the same seed on every rank; a scheduler that draws noise takes it from "
+    "torch's global generator, so also call torch.manual_seed(seed) on every rank before each pipe(...)"
+)
 
 
 def parallelize(pipe: Any) -> Callable[[], None]:
@@ -24,23 +32,24 @@ def parallelize(pipe: Any) -> Callable[[], None]:
     naming the rank. The function returned undoes it. Sequence parallelism by `UlyssesExchange`: exact, for
     any number of tokens, heads and ranks.
 
-    Raises InputError for another pipeline, or where no process group is initialised.
+    What is attached to the transformers (adapters, hooks, an attention backend) is looked for at each of
+    their calls. It is honoured, or InputError names it.
+
+    Raises InputError for another pipeline, if no process group is initialised, if the pipeline is
+    parallelized already, or for what is attached to its transformers and cannot be honoured.
     """
     pipeline_class = type(pipe).__name__
     if pipeline_class not in SUPPORTED_PIPELINES:
         supported = " or ".join(f"a {name}" for name in SUPPORTED_PIPELINES)
         raise InputError(f"parallelize takes {supported}, got {pipeline_class}")
-    world = current_world(pipe.device)
-    if world is None:
+    if current_world(pipe.device) is None:
         raise InputError("parallelize needs a process group: call torch.distributed.init_process_group first")
-    team = Together(Mesh(world))
-    transformer_class, replace_forward = seam(pipeline_class)
-    modules = [getattr(pipe, name, None) for name in ("transformer", "transformer_2")]
-    undos = [
-        replace_forward(module, _Forward(team, transformer_class(module)))
-        for module in modules
-        if module is not None
-    ]
+    how = replacement(pipeline_class)
+    names = [name for name in ("transformer", "transformer_2") if getattr(pipe, name, None) is not None]
+    for name in names:
+        look(getattr(pipe, name), how.opened, f"pipe.{name}")
+        check_free(getattr(pipe, name), f"pipe.{name}")
+    undos = [how.put_in_place(getattr(pipe, name), _Forward(pipe, name, how)) for name in names]
 
     def undo() -> None:
         for one in undos:
@@ -50,38 +59,53 @@ def parallelize(pipe: Any) -> Callable[[], None]:
 
 
 class _Forward:
-    """One transformer's forward on all ranks; keeps what does not change over the steps of a request."""
+    """One transformer's forward on all ranks.
 
-    def __init__(self, team: Together, transformer: Transformer) -> None:
-        self._team, self._transformer = team, transformer
-        self._contexts: list[tuple[tuple[Tensor | None, ...], Any]] = []
-        self._layout: tuple[torch.Size, Any] | None = None
+    Nothing of the transformer is kept from one call to the next: weights, adapters, layers and rotations may
+    be changed between any two.
+    """
+
+    def __init__(self, pipe: Any, name: str, how: Replacement) -> None:
+        self._pipe, self._attribute, self._how = pipe, name, how
+        self._module = getattr(pipe, name)
+        self._teams: dict[tuple[torch.device, str], Together] = {}
+        self._agreed = ""
+        """The description of the transformer whose weights were last compared."""
 
     @torch.no_grad()
     def __call__(self, latents: Tensor, timestep: Tensor, prompt: tuple[Tensor | None, ...]) -> Tensor:
-        self._agree("the noise", latents)
-        self._agree("the timestep", timestep)
-        self._agree("the prompt", *prompt)
-        transformer, layout = self._transformer, self._layout_of(latents)
-        tokens = transformer.embed(latents, timestep, self._context_of(prompt), layout)
-        return transformer.unpatchify(self._team.forward(transformer, tokens), layout)
+        # The pipeline may have a wrapper around the module by now.
+        attached = look(getattr(self._pipe, self._attribute), self._how.opened, f"pipe.{self._attribute}")
+        kernel = load_kernel(attached.backend)
+        team = self._team(latents.device, attached.backend, kernel)
+        self._agree(
+            team, attached, {"the noise": (latents,), "the timestep": (timestep,), "the prompt": prompt}
+        )
 
-    def _agree(self, name: str, *tensors: Tensor | None) -> None:
-        values = [tensor.float().cpu().numpy().tobytes() for tensor in tensors if tensor is not None]
-        self._team.agree(name, b"".join(values))
+        transformer = self._how.cut(self._module, kernel)
+        frames, height, width = latents.shape[2:]
+        layout = transformer.layout((frames, height, width))
+        tokens = transformer.embed(latents, timestep, transformer.context(*prompt), layout)
+        return transformer.unpatchify(team.forward(transformer, tokens), layout)
 
-    def _context_of(self, prompt: tuple[Tensor | None, ...]) -> Any:
-        for known, context in self._contexts:
-            if all(part is other for part, other in zip(known, prompt, strict=True)):
-                return context
-        context = self._transformer.context(*prompt)
-        # A request has two prompts, of its two guidance branches.
-        self._contexts = [*self._contexts[-1:], (prompt, context)]
-        return context
+    def _team(self, device: torch.device, backend: str, kernel: Kernel) -> Together:
+        if (device, backend) not in self._teams:
+            world = current_world(device)
+            assert world is not None, "the process group is gone"
+            self._teams[device, backend] = Together(Mesh(world), kernel=kernel)
+        return self._teams[device, backend]
 
-    def _layout_of(self, latents: Tensor) -> Any:
-        shape = latents.shape[2:]
-        if self._layout is None or self._layout[0] != shape:
-            frames, height, width = shape
-            self._layout = (shape, self._transformer.layout((frames, height, width)))
-        return self._layout[1]
+    def _agree(
+        self, team: Together, attached: Attached, inputs: Mapping[str, Sequence[Tensor | None]]
+    ) -> None:
+        """Raise RuntimeError if ranks differ in what is attached to the transformer, inputs, or weights."""
+        name, description = f"pipe.{self._attribute}", attached.description
+        values = {what: _bytes(*tensors) for what, tensors in inputs.items()}
+        team.agree_all({f"what is attached to {name}": description.encode()} | values, {"the noise": SEEDS})
+        if description != self._agreed:
+            team.agree(f"a weight of {name}", samples(self._module))
+            self._agreed = description
+
+
+def _bytes(*tensors: Tensor | None) -> bytes:
+    return b"".join(tensor.float().cpu().numpy().tobytes() for tensor in tensors if tensor is not None)

@@ -12,7 +12,8 @@ from paradit.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from paradit.models.protocol import Transformer, VideoModel
+    from paradit.models.protocol import VideoModel
+    from paradit.models.replaced import Replacement
     from paradit.models.spec import ModelSpec
 
 _COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
@@ -26,10 +27,8 @@ class Family:
     """(folder: Path) -> ModelSpec, without torch."""
     load: str
     """(spec, dtype, device, *, stages, compile, layers) -> VideoModel; loads what `stages` need."""
-    transformer: str
-    """(module) -> Transformer, of a diffusers transformer."""
-    replace_forward: str
-    """(module, predict: Predict) -> undo; has the module compute its forward in another way."""
+    replacement: str
+    """The `Replacement` of its diffusers transformers."""
     schedule: str
     """(scheduler, num_inference_steps, device); sets a scheduler to its steps as the pipeline does."""
     components: tuple[str, ...] = _COMPONENTS
@@ -45,15 +44,13 @@ _FAMILIES = {
     "WanPipeline": Family(
         read_spec="paradit.models.wan.spec:read_spec",
         load="paradit.models.wan.adapter:load",
-        transformer="paradit.models.wan.transformer:WanTransformer",
-        replace_forward="paradit.models.wan.forward:replace_forward",
+        replacement="paradit.models.wan.forward:REPLACEMENT",
         schedule="paradit.models.schedulers:set_by_count",
     ),
     "HunyuanVideoPipeline": Family(
         read_spec="paradit.models.hunyuan_video.spec:read_spec",
         load="paradit.models.hunyuan_video.adapter:load",
-        transformer="paradit.models.hunyuan_video.transformer:HunyuanVideoTransformer",
-        replace_forward="paradit.models.hunyuan_video.forward:replace_forward",
+        replacement="paradit.models.hunyuan_video.forward:REPLACEMENT",
         schedule="paradit.models.schedulers:set_by_sigmas",
         components=(*_COMPONENTS, "text_encoder_2", "tokenizer_2"),
     ),
@@ -83,10 +80,10 @@ def loader(pipeline_class: str) -> Callable[..., VideoModel]:
     return load
 
 
-def seam(pipeline_class: str) -> tuple[Callable[[Any], Transformer], Callable[..., Callable[[], None]]]:
-    """(what cuts a family's transformer in pieces, what replaces its forward); this imports torch."""
-    found = family(pipeline_class)
-    return _imported(found.transformer), _imported(found.replace_forward)
+def replacement(pipeline_class: str) -> Replacement:
+    """How a family's diffusers transformer is computed in another way; calling this imports torch."""
+    found: Replacement = _imported(family(pipeline_class).replacement)
+    return found
 
 
 def schedule(pipeline_class: str) -> Callable[[Any, int, Any], None]:

@@ -3,33 +3,101 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import update_wrapper
+from types import MethodType
 from typing import Any
 
+import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.utils.peft_utils import apply_lora_scale
 from torch import Tensor
+
+from paradit.attention.protocol import Kernel
+from paradit.errors import InputError
+from paradit.models.attached import Opened, is_own, name_of
+from paradit.models.protocol import Transformer
 
 Predict = Callable[[Tensor, Tensor, tuple[Tensor | None, ...]], Tensor]
 """(latents [B, C, F, H, W], timestep, the arguments of the transformer's `context`) -> prediction."""
 
 
-def put_in_place(module: Any, forward: Callable[..., Any]) -> Callable[[], None]:
-    """Have `module(...)` call `forward`; the function returned puts the module's own back."""
-    if "forward" in vars(module):
-        raise ValueError("this transformer's forward is replaced already: undo that first")
-    module.forward = forward
+@dataclass(frozen=True, kw_only=True)
+class Replacement:
+    """How a family's transformer is computed in another way."""
 
-    def undo() -> None:
-        del module.forward
+    opened: Opened
+    cut: Callable[[Any, Kernel], Transformer]
+    """(module, the kernel of attention that ranks do not share) -> its pieces."""
+    forward: Callable[[Predict], Callable[..., Any]]
+    """Return what stands in for the class's `forward`, with the same arguments."""
 
-    return undo
+    def put_in_place(self, module: Any, predict: Predict) -> Callable[[], None]:
+        """Have `module(...)` call `predict`; the function returned puts the module's own forward back.
+
+        It takes the place of the module's own forward, under the hooks of accelerate if it has any.
+        """
+        replaced = _Replaced(module, self.forward(predict))
+        setattr(module, _slot(module), replaced)
+
+        def undo() -> None:
+            replaced.active = False  # whoever wrapped it since then calls the module's own
+            if vars(module).get("_old_forward") is replaced:
+                module._old_forward = replaced.own
+            if vars(module).get("forward") is replaced:
+                del module.forward
+
+        return undo
+
+
+def check_free(module: Any, name: str) -> None:
+    """Raise InputError if a module, called `name` in messages, does not have its own forward."""
+    forward = vars(module).get(_slot(module))
+    if isinstance(forward, _Replaced):
+        if forward.active:
+            raise InputError(f"{name} is parallelized already: call what parallelize returned first")
+    elif forward is not None and not is_own(module, forward):
+        raise InputError(
+            f"parallelize cannot honour {name_of(forward)} in place of the forward of {name}: "
+            "put diffusers' own back"
+        )
 
 
 def refuse(attention_kwargs: dict[str, Any] | None) -> None:
-    """LoRA scales are not applied: raises ValueError where any are given."""
+    """Raise InputError if there are any; `scale`, which diffusers takes out, is not among them."""
     if attention_kwargs:
-        raise ValueError(f"attention_kwargs {sorted(attention_kwargs)} are not supported: fuse adapters")
+        raise InputError(f"attention_kwargs takes 'scale' here, got {', '.join(map(repr, attention_kwargs))}")
 
 
 def output(sample: Tensor, return_dict: bool) -> Any:
     """A prediction as diffusers' transformers give it."""
     return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+
+class _Replaced:
+    """What is called as a module's forward; after `active` is set to False, the module's own."""
+
+    def __init__(self, module: Any, forward: Callable[..., Any]) -> None:
+        self.own = MethodType(type(module).forward, module)
+        update_wrapper(self, self.own)
+        self._module, self._forward = module, forward
+        self.active = True
+
+    @torch.compiler.disable(reason="parallelize takes no compiled transformer")  # type: ignore[no-untyped-call,untyped-decorator]
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._scaled(*args, **kwargs) if self.active else self.own(*args, **kwargs)
+
+    def _scaled(self, *args: Any, **kwargs: Any) -> Any:
+        """With the module's adapters scaled by `attention_kwargs["scale"]`, as diffusers does it."""
+
+        def forward(_: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._forward(*args, **kwargs)
+
+        scale: Any = apply_lora_scale("attention_kwargs")
+        return scale(forward)(self._module, *args, **kwargs)
+
+
+def _slot(module: Any) -> str:
+    """The attribute that has the innermost forward."""
+    hooked = "_hf_hook" in vars(module) and "_old_forward" in vars(module)
+    return "_old_forward" if hooked else "forward"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -69,12 +69,23 @@ class Together:
         return self._world.broadcast(tensor)
 
     def agree(self, what: str, value: bytes) -> None:
-        digest = torch.frombuffer(bytearray(hashlib.sha256(value).digest()), dtype=torch.uint8)
-        digests = self._world.all_gather(digest.to(self._mesh.world.device))
-        others = [rank for rank, other in enumerate(digests) if not torch.equal(other, digests[0])]
-        if others:
-            ranks = "rank" if len(others) == 1 else "ranks"
-            raise RuntimeError(f"{ranks} {', '.join(map(str, others))}: {what} differs from that of rank 0")
+        self.agree_all({what: value})
+
+    def agree_all(self, values: Mapping[str, bytes], advice: Mapping[str, str] | None = None) -> None:
+        """Raise RuntimeError for the first of `values`, by what they are, that differs between processes.
+
+        advice: what the message says besides, by what differs. One message, however many values there are.
+        """
+        mine = b"".join(hashlib.sha256(value).digest() for value in values.values())
+        sent = torch.frombuffer(bytearray(mine), dtype=torch.uint8).to(self._mesh.world.device)
+        digests = torch.stack(self._world.all_gather(sent)).cpu().chunk(len(values), dim=1)
+        for what, by_rank in zip(values, digests, strict=True):
+            others = [rank for rank, digest in enumerate(by_rank) if not torch.equal(digest, by_rank[0])]
+            if others:
+                ranks = "rank" if len(others) == 1 else "ranks"
+                numbers = ", ".join(map(str, others))
+                hint = f": {advice[what]}" if advice and what in advice else ""
+                raise RuntimeError(f"{ranks} {numbers}: {what} differs from that of rank 0{hint}")
 
     def gather_number(self, number: int) -> list[int]:
         mine = torch.tensor([number], device=self._mesh.world.device)

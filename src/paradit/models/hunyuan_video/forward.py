@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from diffusers.models.attention_processor import Attention
+from diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle
+from diffusers.models.transformers import transformer_hunyuan_video as diffusers_hunyuan
 from torch import Tensor
 
-from paradit.models.replaced import Predict, output, put_in_place, refuse
+from paradit.attention.protocol import Kernel
+from paradit.models.attached import Opened
+from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
+from paradit.models.replaced import Predict, Replacement, output, refuse
 
 
-def replace_forward(module: Any, predict: Predict) -> Callable[[], None]:
-    """Have `module(...)` call `predict`; the function returned puts the module's own forward back.
+def _cut(module: Any, kernel: Kernel) -> HunyuanVideoTransformer:  # noqa: ARG001 (ranks share all attention)
+    return HunyuanVideoTransformer(module)
 
-    LoRA scales in `attention_kwargs` are not applied: merge the adapters first (`fuse_lora`).
-    """
 
+def _forward(predict: Predict) -> Callable[..., Any]:
     def forward(  # noqa: PLR0917 (the signature that it stands in for)
         hidden_states: Tensor,
         timestep: Tensor,
@@ -30,4 +35,23 @@ def replace_forward(module: Any, predict: Predict) -> Callable[[], None]:
         prompt = encoder_hidden_states, encoder_attention_mask, pooled_projections, guidance
         return output(predict(hidden_states, timestep, prompt), return_dict)
 
-    return put_in_place(module, forward)
+    return forward
+
+
+REPLACEMENT = Replacement(
+    opened=Opened(
+        modules={
+            "": diffusers_hunyuan.HunyuanVideoTransformer3DModel,
+            "transformer_blocks.*": diffusers_hunyuan.HunyuanVideoTransformerBlock,
+            "transformer_blocks.*.attn": Attention,
+            "transformer_blocks.*.norm1": AdaLayerNormZero,
+            "transformer_blocks.*.norm1_context": AdaLayerNormZero,
+            "single_transformer_blocks.*": diffusers_hunyuan.HunyuanVideoSingleTransformerBlock,
+            "single_transformer_blocks.*.attn": Attention,
+            "single_transformer_blocks.*.norm": AdaLayerNormZeroSingle,
+        },
+        processor=diffusers_hunyuan.HunyuanVideoAttnProcessor2_0,
+    ),
+    cut=_cut,
+    forward=_forward,
+)

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from diffusers.models.transformers import transformer_wan as diffusers_wan
 from torch import Tensor
 
-from paradit.models.replaced import Predict, output, put_in_place, refuse
+from paradit.attention.protocol import Kernel
+from paradit.models.attached import Opened
+from paradit.models.replaced import Predict, Replacement, output, refuse
+from paradit.models.wan.transformer import WanTransformer
 
 
-def replace_forward(module: Any, predict: Predict) -> Callable[[], None]:
-    """Have `module(...)` call `predict`; the function returned puts the module's own forward back.
+def _cut(module: Any, kernel: Kernel) -> WanTransformer:
+    return WanTransformer(module, kernel=kernel)
 
-    LoRA scales in `attention_kwargs` are not applied: merge the adapters first (`fuse_lora`).
-    """
 
+def _forward(predict: Predict) -> Callable[..., Any]:
     def forward(  # noqa: PLR0917 (the signature that it stands in for)
         hidden_states: Tensor,
         timestep: Tensor,
@@ -28,4 +31,21 @@ def replace_forward(module: Any, predict: Predict) -> Callable[[], None]:
         prompt = encoder_hidden_states, encoder_hidden_states_image
         return output(predict(hidden_states, timestep, prompt), return_dict)
 
-    return put_in_place(module, forward)
+    return forward
+
+
+REPLACEMENT = Replacement(
+    opened=Opened(
+        modules={
+            "": diffusers_wan.WanTransformer3DModel,
+            "rope": diffusers_wan.WanRotaryPosEmbed,
+            "condition_embedder": diffusers_wan.WanTimeTextImageEmbedding,
+            "blocks.*": diffusers_wan.WanTransformerBlock,
+            "blocks.*.attn1": diffusers_wan.WanAttention,
+            "blocks.*.attn2": diffusers_wan.WanAttention,
+        },
+        processor=diffusers_wan.WanAttnProcessor,
+    ),
+    cut=_cut,
+    forward=_forward,
+)

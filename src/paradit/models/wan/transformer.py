@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from paradit.attention.local import sdpa
+from paradit.attention.protocol import Kernel
 from paradit.attention.rope import Rope, RopeTables, grid_positions
 from paradit.models.layers import Layers
 from paradit.models.pieces import maybe_compiled
@@ -83,9 +84,11 @@ class WanBlock:
     For inference: what a submodule has just made is changed in place, for time and memory.
     """
 
-    def __init__(self, block: Any, layer: int, *, compile: bool) -> None:
+    def __init__(self, block: Any, layer: int, *, compile: bool, kernel: Kernel) -> None:
+        """kernel: what computes cross-attention."""
         self._block = block
         self._layer = layer
+        self._kernel = kernel
         self._normed = maybe_compiled(_normed, compile)
         self._value = maybe_compiled(_value, compile)
         self._key = maybe_compiled(_key, compile)
@@ -108,7 +111,8 @@ class WanBlock:
 
     def finish(self, tokens: Tokens, attended: Tensor) -> Tokens:
         """The tokens after the block, given their attended values [B, S, H, D]."""
-        x = self._finish(self._block, tokens.hidden_states, tokens.modulation, attended, self._read(tokens))
+        x, read = tokens.hidden_states, self._read(tokens)
+        x = self._finish(self._block, x, tokens.modulation, attended, read, kernel=self._kernel)
         return replace(tokens, hidden_states=x)
 
     def _read(self, tokens: Tokens) -> list[tuple[Tensor, Tensor]]:
@@ -137,12 +141,22 @@ class WanBlock:
 class WanTransformer:
     """A WanTransformer3DModel in pieces: embed, each block's project and finish, head, unpatchify."""
 
-    def __init__(self, module: Any, *, compile: bool = False, stored: StoredWeights | None = None) -> None:
-        """compile: what is before and after attention, with `torch.compile`. stored: for `Layers`."""
+    def __init__(
+        self,
+        module: Any,
+        *,
+        compile: bool = False,
+        stored: StoredWeights | None = None,
+        kernel: Kernel = sdpa,
+    ) -> None:
+        """compile: what is before and after attention, with `torch.compile`. stored: for `Layers`.
+
+        kernel: what computes cross-attention.
+        """
         # A WanTransformer3DModel; diffusers' configs and submodules are untyped.
         self.module = module
         self.layers = Layers(module, LAYERS, stored)
-        self._compile = compile
+        self._compile, self._kernel = compile, kernel
         self.blocks = self._cut()
         self.num_heads: int = module.config.num_attention_heads
 
@@ -153,8 +167,10 @@ class WanTransformer:
         self.blocks = self._cut()
 
     def _cut(self) -> list[WanBlock]:
-        blocks = enumerate(self.module.blocks)
-        return [WanBlock(block, layer, compile=self._compile) for layer, block in blocks]
+        return [
+            WanBlock(block, layer, compile=self._compile, kernel=self._kernel)
+            for layer, block in enumerate(self.module.blocks)
+        ]
 
     def layout(self, latent_shape: tuple[int, int, int]) -> Layout:
         """Where the tokens of latents of (F, H, W) are; once per request."""
@@ -250,7 +266,9 @@ class WanTransformer:
         embedder = self.module.condition_embedder
         frequencies = embedder.timesteps_proj(timestep.flatten()).unflatten(0, timestep.shape)
         weight = next(embedder.time_embedder.parameters())
-        temb = embedder.time_embedder(frequencies.to(weight.dtype)).to(dtype)
+        if weight.dtype != torch.int8:  # quantised: its activations are not
+            frequencies = frequencies.to(weight.dtype)
+        temb = embedder.time_embedder(frequencies).to(dtype)
         projected = embedder.time_proj(embedder.act_fn(temb))
         return temb, projected.unflatten(-1, (6, -1)).float()
 
@@ -294,24 +312,26 @@ def _finish(
     modulation: Tensor,
     attended: Tensor,
     read: list[tuple[Tensor, Tensor]],
+    *,
+    kernel: Kernel,
 ) -> Tensor:
     """The tokens [B, S, width] after the block; read: keys and values [B, T, H, D] for cross-attention."""
     gate, shift, scale, ffn_gate = _modulation(block.scale_shift_table, modulation, 2, 6)
     x = _out(attended, block.attn1).float().mul_(gate).add_(x).type_as(x)
 
     normed = block.norm2(x.float()).type_as(x)
-    x = _cross_attention(block.attn2, normed, read).add_(x)
+    x = _cross_attention(block.attn2, normed, read, kernel).add_(x)
 
     normed = block.norm3(x.float()).mul_(1 + scale).add_(shift).type_as(x)
     done: Tensor = block.ffn(normed).float().mul_(ffn_gate).add_(x).type_as(x)
     return done
 
 
-def _cross_attention(attn: Any, x: Tensor, read: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _cross_attention(attn: Any, x: Tensor, read: list[tuple[Tensor, Tensor]], kernel: Kernel) -> Tensor:
     query = _heads(attn.norm_q(attn.to_q(x)), attn)
-    out = sdpa(query, *read[0])
+    out = kernel(query, *read[0])
     for keys_values in read[1:]:
-        out = out + sdpa(query, *keys_values)
+        out = out + kernel(query, *keys_values)
     return _out(out, attn)
 
 

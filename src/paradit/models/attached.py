@@ -1,0 +1,213 @@
+"""What is attached to a diffusers transformer whose blocks are cut open, and whether that still works.
+
+The seam calls the submodules of a block, but neither the block nor its attention: a hook on a submodule runs,
+one on the block would be dropped. What would be dropped, or needs all tokens at once, is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from accelerate.hooks import AlignDevicesHook, SequentialHook
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from torch.nn import Module, Parameter
+
+from paradit.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """The modules of a family's transformer whose `forward` the seam does not call."""
+
+    modules: Mapping[str, type[Module]]
+    """Class by name in the transformer, with `*` for a number; the transformer itself is `""`."""
+    processor: type
+    """Class of the attention processors that the seam stands in for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attached:
+    """What is attached to a transformer, all of it honoured."""
+
+    backend: str
+    """Name of the attention backend, which is the same in all blocks."""
+    description: str
+    """The backend, and every submodule with its class and adapters; ranks must have the same."""
+
+
+Refusal = tuple[str, str]
+"""What cannot be honoured, and what to do instead."""
+
+_WHOLE = "leave the weights whole; parallelize shares out tokens, not weights"
+_OFFLOAD = "call pipe.enable_model_cpu_offload() instead"
+_PARALLEL = "diffusers' own parallelism", "load the transformer without it"
+_COMPILED = "torch.compile", "leave it uncompiled; parallelize cuts the blocks at their attention"
+_CLASSES = {
+    "DistributedDataParallel": ("DDP", "give the pipeline the module inside"),
+    "FullyShardedDataParallel": ("FSDP", _WHOLE),
+    "FSDPModule": ("FSDP (fully_shard)", _WHOLE),
+    "DTensor": ("sharded weights (DTensor)", _WHOLE),
+}
+"""By the class of a module or of a parameter."""
+_HOOKS = {
+    "faster_cache": "the step cache FasterCache",
+    "first_block_cache": "the step cache FirstBlockCache",
+    "mag_cache": "the step cache MagCache",
+    "pyramid_attention_broadcast": "the step cache PyramidAttentionBroadcast",
+    "sea_cache": "the step cache SeaCache",
+    "taylorseer_cache": "the step cache TaylorSeerCache",
+    "text_kv_cache": "the step cache TextKVCache",
+    "layer_skip": "layer skip",
+}
+"""By the file of diffusers.hooks that has a hook's class."""
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+def look(transformer: Module, opened: Opened, name: str) -> Attached:
+    """Return what is attached to a transformer, called `name` in messages; quick enough for every call.
+
+    Raises InputError for the first thing that cannot be honoured.
+    """
+    lines: list[str] = []
+    backends: dict[str, str] = {}
+    for path, part in transformer.named_modules():
+        place = f"{name}.{path}" if path else name
+        own = opened.modules.get(_NUMBER.sub("*", path))
+        for what, instead in _refusals(part, own, opened.processor, is_root=not path):
+            raise InputError(f"parallelize cannot honour {what} at {place}: {instead}")
+        if own is not None and hasattr(part, "processor"):
+            backends.setdefault(_backend(part.processor), place)
+        lines.append(f"{path} {type(part).__name__} {_adapters(part)}")
+    if len(backends) > 1:
+        several = " and ".join(f"{backend} at {place}" for backend, place in backends.items())
+        raise InputError(f"parallelize needs one attention backend, got {several}: set it on {name}")
+    (backend,) = backends
+    return Attached(backend=backend, description="\n".join([backend, *lines]))
+
+
+def samples(module: Module) -> bytes:
+    """The first and the last value of every weight that is a plain tensor, to tell weights apart."""
+    weights = [weight.detach().flatten() for weight in module.parameters() if type(weight) is Parameter]
+    ends = [values[[0, -1]].float() for values in weights if len(values)]
+    return torch.cat(ends).cpu().numpy().tobytes()
+
+
+def is_own(module: Module, forward: Any) -> bool:
+    """Whether `forward` is that of the module's class, bound to the module."""
+    return getattr(forward, "__self__", None) is module and forward.__func__ is type(module).forward
+
+
+def name_of(function: Any) -> str:
+    """The name of a function or callable object."""
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
+def _refusals(part: Any, own: type[Module] | None, processor: type, *, is_root: bool) -> Iterator[Refusal]:
+    """own: the class that a module which is cut open must have; None: the seam calls this module."""
+    if is_root:
+        yield from _modes(part)
+    yield from _accelerate_hooks(part, own, is_root=is_root)
+    yield from _weights(part)
+    if own is not None and type(part) is not own:
+        yield _stranger(part, own)
+    yield from _diffusers_hooks(part, own)
+    if own is not None:
+        if part._compiled_call_impl is not None:
+            yield _COMPILED
+        if not is_root:  # those of the transformer itself run
+            yield from _torch_hooks(part)
+        yield from _patches(part, own, "forward", is_root=is_root)
+        if hasattr(part, "processor"):
+            yield from _processor(part.processor, processor)
+
+
+def _modes(transformer: Any) -> Iterator[Refusal]:
+    if (cache := getattr(transformer, "_cache_config", None)) is not None:
+        yield f"the step cache {type(cache).__name__}", "call its disable_cache()"
+    if getattr(transformer, "_parallel_config", None) is not None:
+        yield _PARALLEL
+
+
+def _accelerate_hooks(part: Any, own: type[Module] | None, *, is_root: bool) -> Iterator[Refusal]:
+    hook = vars(part).get("_hf_hook")
+    for each in hook.hooks if isinstance(hook, SequentialHook) else [hook]:
+        if isinstance(each, AlignDevicesHook) and (each.offload or not is_root):
+            yield "sequential CPU offload" if each.offload else "a device map", _OFFLOAD
+        elif each is not None and own is not None and not is_root:
+            yield f"the accelerate hook {type(each).__name__}", "put it on the whole transformer"
+
+
+def _weights(part: Module) -> Iterator[Refusal]:
+    weights = [weight for weight in part._parameters.values() if weight is not None]
+    for kind in (type(part), *map(type, weights)):
+        if refusal := _of_class(kind):
+            yield refusal
+    if any(weight.is_meta for weight in weights):
+        yield "weights that are not loaded (on the meta device)", "load them first"
+
+
+@cache
+def _of_class(kind: type) -> Refusal | None:
+    return next((_CLASSES[base.__name__] for base in kind.__mro__ if base.__name__ in _CLASSES), None)
+
+
+def _stranger(part: Module, own: type[Module]) -> Refusal:
+    if type(part).__name__ == "OptimizedModule":
+        return _COMPILED
+    return f"a {type(part).__name__} in place of a {own.__name__}", "put the diffusers module back"
+
+
+def _diffusers_hooks(part: Module, own: type[Module] | None) -> Iterator[Refusal]:
+    registry = vars(part).get("_diffusers_hook")
+    for name, hook in registry.hooks.items() if registry is not None else ():
+        file = type(hook).__module__.removeprefix("diffusers.hooks.")
+        if file == "group_offloading":
+            yield "group offload", _OFFLOAD
+        elif file == "context_parallel":
+            yield _PARALLEL
+        elif file != "layerwise_casting" or own is not None:
+            yield _HOOKS.get(file, f"the diffusers hook {type(hook).__name__}"), f"remove its hook {name!r}"
+
+
+def _torch_hooks(part: Module) -> Iterator[Refusal]:
+    for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values()):
+        yield f"the forward hook {name_of(hook)}", "hook a layer inside, or the whole transformer"
+
+
+def _patches(part: Any, own: type, method: str, *, is_root: bool = False) -> Iterator[Refusal]:
+    """A method that somebody replaced, in the class or in the object."""
+    of_class = getattr(type(part), method)
+    if (of_class.__module__, of_class.__qualname__) != (own.__module__, f"{own.__qualname__}.{method}"):
+        yield f"{name_of(of_class)} in place of {own.__name__}.{method}", "put diffusers' own back"
+    replaced = vars(part).get(method)
+    if replaced is not None and not is_root and not is_own(part, replaced):
+        yield f"{name_of(replaced)} in place of its {method}", "put diffusers' own back"
+
+
+def _processor(processor: Any, own: type) -> Iterator[Refusal]:
+    if type(processor) is not own:
+        yield f"the attention processor {type(processor).__name__}", f"set a {own.__name__}"
+    yield from _patches(processor, own, "__call__")
+    if processor._parallel_config is not None:
+        yield _PARALLEL
+
+
+def _backend(processor: Any) -> str:
+    """The attention backend that diffusers would take: the processor's, or else the one set for all."""
+    registry: Any = _AttentionBackendRegistry
+    backend = processor._attention_backend or registry.get_active_backend()[0]
+    return str(getattr(backend, "value", backend))
+
+
+def _adapters(part: Module) -> str:
+    """What the adapters of a peft layer are set to; empty for other modules."""
+    state = vars(part)
+    if "scaling" not in state:
+        return ""
+    names = ("_active_adapter", "scaling", "merged_adapters", "_disable_adapters")
+    return str([state.get(name) for name in names])
