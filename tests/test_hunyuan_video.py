@@ -264,4 +264,4 @@ def test_what_the_text_encoders_do_not_read_of_a_prompt(folder):
     found = model.left_out(words)
     assert found["CLIP"][0] == 77
     assert found["Llama"][0] == 256
-    assert found["Llama"][1].endswith("cd")
+    assert "c ##d" in found["Llama"][1]
