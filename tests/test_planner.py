@@ -19,10 +19,10 @@ from paradit.models.published import published_models, published_spec
 from paradit.placement import Form, Placement
 from paradit.planner.costs import BlockSeconds
 from paradit.planner.events import Compute, Message, Post, Wait, play
-from paradit.planner.explain import misfits, reasons
+from paradit.planner.explain import compared, misfits, reasons
 from paradit.planner.hardware import Cluster, Device, Link, find_cluster
 from paradit.planner.search import GOALS, Plan, candidates, find_plans, with_tiles
-from paradit.planner.simulate import Simulator, Way
+from paradit.planner.simulate import Simulated, Simulator, Way
 from paradit.planner.step import Branch, forward, layer_of, windowed
 from paradit.requests import Request, resolve
 from paradit.trace.summary import read_trace, summarize
@@ -239,6 +239,44 @@ def test_the_best_is_behind_nothing_that_is_usual(goal: str) -> None:
         assert all(best <= GOALS[goal](plan.simulated) for plan in usual)
         # And the reasons say so: what the best is with another setting is not better.
         assert all("(-" not in line for line in reasons(plans, goal, str))
+
+
+STAGES_OF = {"encode_ranks", "denoise_ranks", "decode_ranks", "replicas", "decode_degree"}
+MAY_DIFFER = {
+    "method": {"method", "pipeline_degree", "attention", "chunks", "interleave"},
+    "stages": STAGES_OF,
+    "co-processing": {"coprocess"},
+    "guidance branches": {"cfg_degree", "pipeline_degree"},
+    "a stage's tokens": {"pipeline_degree"},
+    "attention": {"attention", "chunks"},
+    "interleaved": {"interleave"},
+    "ranks that share a decode": {"decode_degree"},
+}
+"""By switch, what two plans that differ in it alone may differ in, and what follows from it."""
+
+
+def whole_plan(one: Simulated) -> dict[str, object]:
+    placement = one.way.placement
+    names = ("ranks", *sorted(STAGES_OF), "cfg_degree", "pipeline_degree", "ring_degree", "mesh", "kernel")
+    return {**{name: getattr(placement, name) for name in names}, **vars(one.form),
+            **{name: value for name, value in vars(one.way).items() if name != "placement"}}  # fmt: skip
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_a_plan_is_compared_with_plans_that_differ_in_one_setting(goal: str) -> None:
+    spec, shown = published_spec("Wan2.1-T2V-1.3B-Diffusers"), set()
+    for frames, bandwidth in ((17, 1e9), (97, 1e11)):
+        asked = Request(prompt="any", num_frames=frames, width=320, height=192, num_inference_steps=4)
+        whole, blocks = (resolve(replace(asked, method=method), spec) for method in ("full", "dualparal"))
+        on, long = cluster(4, bandwidth=bandwidth), blocks if frames > 81 else None
+        plans = find_plans(Simulator(on, spec, whole, long=long), 2, goal)
+        best = whole_plan(plans.best[0].simulated)
+        for switch, other in compared(plans, goal):
+            different = {name for name, value in whole_plan(other).items() if value != best[name]}
+            assert different
+            assert different <= MAY_DIFFER[switch.name], switch.name
+            shown.add(switch.name)
+    assert len(shown) >= 3
 
 
 def test_memory_grows_with_the_video() -> None:

@@ -18,10 +18,12 @@ from paradit.models.published import published_spec
 from paradit.models.registry import loader
 from paradit.models.spec import read_spec, stage_of
 from paradit.placement import Form, Placement
+from paradit.planner.explain import compared
 from paradit.planner.hardware import Cluster
 from paradit.planner.long import LongVideo
-from paradit.planner.search import GOALS, find_plans, pipelines, shares_tokens, with_tiles
-from paradit.planner.search import kind_of as kind_of_way
+from paradit.planner.search import GOALS, find_plans, pipelines, with_tiles
+from paradit.planner.settings import differs_only_in
+from paradit.planner.settings import kind_of as kind_of_way
 from paradit.planner.simulate import Simulator, Way
 from paradit.planner.stage_step import kind_of
 from paradit.planner.timeline import timeline
@@ -260,7 +262,7 @@ def test_the_best_is_behind_no_method(goal: str) -> None:
 @pytest.mark.parametrize("goal", GOALS)
 @pytest.mark.parametrize("part", [1.0, 0.3, 0.0])
 def test_ways_that_are_not_played_could_not_have_been_the_best(goal: str, part: float) -> None:
-    """With any setting: whether all fit, as they are or in tiles, or few, or none."""
+    """Nor what the best is compared with: whether all fit, as they are or in tiles, or few, or none."""
     asked = request(60, width=480, height=288)
     on = cluster(6, bandwidth=2e9)
     roomy = Simulator(on, SPEC, asked, long=asked)
@@ -276,14 +278,23 @@ def test_ways_that_are_not_played_could_not_have_been_the_best(goal: str, part: 
     every = [simulator.simulate(way, 2, Form(attention="ulysses")) for way in fitting]
     played = [plan.simulated for plan in plans.tried if plan.fits == plans.best[0].fits]
     assert GOALS[goal](plans.best[0].simulated) == min(map(GOALS[goal], every))
-    for setting in (kind_of_way, shares_tokens, lambda way: way.placement.cfg_degree):
-        best: list[dict[object, tuple[float, ...]]] = [{}, {}]
-        for found, those in zip(best, (every, played), strict=True):
+    if plans.best[0].fits:
+        kinds: list[dict[str, tuple[float, ...]]] = [{}, {}]
+        for found, those in zip(kinds, (every, played), strict=True):
             for one in those:
-                value, took = setting(one.way), GOALS[goal](one)
-                found[value] = min(took, found.get(value, took))
-        if plans.best[0].fits:
-            assert best[0] == best[1]
+                kind, took = kind_of_way(one.way), GOALS[goal](one)
+                found[kind] = min(took, found.get(kind, took))
+        assert kinds[0] == kinds[1]
+        # What the best is compared with is the best of all that differ from it in one setting alone.
+        best = plans.best[0].simulated
+        for switch, other in compared(plans, goal):
+            alike = [
+                one
+                for one in every
+                if differs_only_in(switch.name, (best.way, best.form), (one.way, one.form))
+                and switch.of(one) != switch.of(best)
+            ]
+            assert GOALS[goal](other) == min(map(GOALS[goal], alike))
     for one in every:
         least = simulator.least(one.way, 2)
         assert least.latency <= one.latency * (1 + 1e-9)

@@ -12,7 +12,8 @@ from paradit.models.published import find_published
 from paradit.models.registry import SUPPORTED_PIPELINES
 from paradit.placement_text import write_groups
 from paradit.planner.explain import bound_of, misfits, other_left_context, reasons
-from paradit.planner.search import Plan, Plans, kind_of
+from paradit.planner.search import Plan, Plans
+from paradit.planner.settings import kind_of
 from paradit.planner.simulate import Simulator
 
 if TYPE_CHECKING:

@@ -15,7 +15,15 @@ from paradit.models.spec import ModelSpec
 from paradit.placement import Form, Placement
 from paradit.planner.explain import reasons
 from paradit.planner.hardware import Cluster
-from paradit.planner.search import GOALS, Plan, Plans, pipelines, placement_of, play_long
+from paradit.planner.search import (
+    GOALS,
+    Plan,
+    Plans,
+    pipelines,
+    placement_of,
+    play_long,
+    play_otherwise,
+)
 from paradit.planner.simulate import Simulated, Simulator, Way
 from paradit.requests import Request
 from paradit.scheduling.balance import MARGIN, Choice, name_of, ways, worth_taking
@@ -63,7 +71,7 @@ def planned(jobs: list[Job], spec: ModelSpec, base: Placement, cluster: Cluster,
     if not fitting:
         goal, fitting = "memory", found
     if long:
-        groups = [[one] for one in play_long(simulator, fitting, len(jobs), goal)]
+        groups = [[one] for one in _played(simulator, fitting, len(jobs), goal)]
     else:
         groups = [_in_each_form(simulator, way, len(jobs)) for way in fitting]
     if not groups:
@@ -124,6 +132,16 @@ def _as_a_whole(simulator: Simulator, base: Placement, num_prompts: int, left: O
                     if left.coprocess:
                         # Refused where nobody could help, or not with this attention.
                         yield Way(placement=replace(placement, coprocess=True), coprocess=True)
+
+
+def _played(simulator: Simulator, ways: list[Way], num_prompts: int, goal: str) -> list[Simulated]:
+    """A long video's ways that can be the best, and what the best is compared with."""
+    played = list(play_long(simulator, ways, num_prompts, goal))
+    best = min(played, key=GOALS[goal], default=None)
+    if best is None:
+        return []
+    left = [way for way in ways if way not in {one.way for one in played}]
+    return [*played, *play_otherwise(simulator, left, best, num_prompts, goal)]
 
 
 def _in_each_form(simulator: Simulator, way: Way, num_prompts: int) -> list[Simulated]:

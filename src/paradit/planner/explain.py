@@ -1,11 +1,12 @@
-"""Why a plan takes what it takes, why the best has its switches as they are, and what does not fit."""
+"""Why a plan takes what it takes, what the best takes with a switch set otherwise, and what does not fit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from paradit.planner.search import GOALS, Plan, Plans, kind_of, shares_tokens
+from paradit.planner.search import GOALS, Plan, Plans
+from paradit.planner.settings import differs_only_in, kind_of, sharers_of
 from paradit.planner.simulate import Simulated, Simulator
 from paradit.requests import LEFT_CONTEXTS, Request
 from paradit.scheduling.memory import PARTS, way_out
@@ -39,12 +40,13 @@ def decoder_busy(simulated: Simulated) -> float:
 
 @dataclass(frozen=True)
 class Switch:
-    """One choice of a plan."""
+    """One setting of a plan, in words."""
 
     name: str
+    """A setting in `planner.settings.SETTINGS`."""
     of: Callable[[Simulated], str]
     why: Callable[[Simulated, Simulated], str]
-    """(the best, the best that has it otherwise) -> what to say besides their times."""
+    """(the best, the best with another setting) -> what to say besides their times."""
 
 
 def _idle_decoder(best: Simulated, other: Simulated) -> str:
@@ -80,7 +82,8 @@ def _branches(one: Simulated) -> str:
 def _tokens(one: Simulated) -> str:
     if one.way.method != "dualparal":
         return ""
-    return "on several ranks" if shares_tokens(one.way) else "on one rank"
+    sharers = sharers_of(one.way)
+    return f"on {sharers} ranks" if sharers > 1 else "on one rank"
 
 
 SWITCHES = (
@@ -96,32 +99,43 @@ SWITCHES = (
     Switch("attention", _attention, _waits),
     Switch("interleaved", lambda one: "on" if one.form.interleave else "off", _waits),
     Switch("ranks that share a decode", lambda one: str(one.way.placement.decode_degree), lambda *_: ""),
-    Switch("decode tiles", lambda one: str(one.way.tile or "as usual"), lambda *_: ""),
 )
 
 
+def compared(plans: Plans, goal: str) -> Iterator[tuple[Switch, Simulated]]:
+    """For each switch of the best plan: the best of those that fit and differ from it in that switch alone.
+
+    A switch in which no plan differs so is left out.
+    """
+    best = plans.best[0].simulated
+    fitting = [plan.simulated for plan in plans.tried if plan.fits]
+    for switch in SWITCHES:
+        others = [
+            one
+            for one in fitting
+            if differs_only_in(switch.name, (best.way, best.form), (one.way, one.form))
+            and switch.of(one) != switch.of(best)
+        ]
+        if others:
+            yield switch, min(others, key=GOALS[goal])
+
+
 def reasons(plans: Plans, goal: str, said: Callable[[float], str]) -> list[str]:
-    """Of each switch of the best plan: as what it is set, and what the best takes with another setting.
+    """For each switch of the best plan: how it is set, and what that plan takes with another setting.
 
     said: seconds, or bytes where memory is the goal, as a person reads them.
     """
-    best = plans.best[0]
-    if not best.fits:
+    if not plans.best[0].fits:
         return []
-    found = []
-    for switch in SWITCHES:
-        mine = switch.of(best.simulated)
-        others = [plan for plan in plans.tried if plan.fits and switch.of(plan.simulated) != mine]
-        if switch.name != "method":
-            others = [one for one in others if one.simulated.way.method == best.simulated.way.method]
-        if not others:
-            continue
-        other = min(others, key=lambda plan: GOALS[goal](plan.simulated)).simulated
-        value, instead = (GOALS[goal](one)[0] for one in (best.simulated, other))
+    best, found = plans.best[0].simulated, []
+    for switch, other in compared(plans, goal):
+        value, instead = (GOALS[goal](one)[0] for one in (best, other))
         change = 100 * (instead / value - 1)
-        line = f"{switch.name}: {mine}; {switch.of(other)} {said(instead)} ({change:+.0f} %)"
-        why = switch.why(best.simulated, other)
+        line = f"{switch.name}: {switch.of(best)}; {switch.of(other)} {said(instead)} ({change:+.0f} %)"
+        why = switch.why(best, other)
         found.append(f"{line}; {why}" if why else line)
+    if best.way.tile:
+        found.append(f"decode tiles: {best.way.tile}; larger ones do not fit")
     return found
 
 

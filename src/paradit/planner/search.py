@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from paradit.errors import InputError
 from paradit.placement import Form, Placement
+from paradit.planner.settings import SETTINGS, differs_only_in, kind_of
 from paradit.planner.simulate import Simulated, Simulator, Way
 from paradit.requests import Request
 from paradit.scheduling.balance import decoders_by_rule, name_of, ways
@@ -67,7 +68,7 @@ class Plans:
     """What is usually done, for comparison."""
     tried: list[Plan]
     """All but the usual ones, whether they fit or not; of a long video those that can be the best of their
-    kind."""
+    kind, and those that the best of all is compared with."""
     compared: int
 
 
@@ -95,22 +96,15 @@ def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
     plans = [_plan(one, limit) for (way, _), one in found.items() if not way.offload]
     chosen = [plan for plan in plans if plan.fits] or plans
     chosen.sort(key=lambda plan: GOALS[goal](plan.simulated))
+    more: list[Simulated] = []
+    if chosen[0].fits:
+        left = [way for way in long if (way, IN_BLOCKS) not in found]
+        more = list(play_otherwise(simulator, left, chosen[0].simulated, num_prompts, goal))
+        plans += [_plan(one, limit) for one in more]
     best: dict[str, Plan] = {}
     for plan in chosen:
         best.setdefault(kind_of(plan.simulated.way), plan)
-    return Plans(best=list(best.values()), usual=usual, tried=plans, compared=len(found))
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without Python's search for cycles: a long video is millions of small objects, and none is in one."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+    return Plans(best=list(best.values()), usual=usual, tried=plans, compared=len(found) + len(more))
 
 
 def with_tiles(simulator: Simulator, way: Way) -> Way | None:
@@ -163,7 +157,7 @@ def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Fo
 
 
 def play_long(simulator: Simulator, ways: Iterable[Way], num_prompts: int, goal: str) -> Iterator[Simulated]:
-    """Those of a long video's ways that can be the best with some setting, simulated.
+    """Simulate a long video's ways that can be the best of their kind.
 
     What a way takes at least is known at once, and the most promising ones come first.
     """
@@ -174,26 +168,47 @@ def play_long(simulator: Simulator, ways: Iterable[Way], num_prompts: int, goal:
     smallest: dict[str, Way] = {}
     for way in sorted(least, key=lambda way: max(least[way].memory)):
         smallest.setdefault(kind_of(way), way)
-    best: dict[Hashable, tuple[float, ...]] = {}
+    best: dict[str, tuple[float, ...]] = {}
     for way in sorted(least, key=lambda way: measure(least[way])):
-        if simulator.fits(way):
-            settings = [(name, of(way)) for name, of in _SETTINGS.items()]
-            worth = any(measure(least[way]) <= best.get(one, (math.inf,)) for one in settings)
-        else:
-            settings, kind = [("lacks", kind_of(way))], kind_of(way)
-            known = measure(least[way]) > best.get(settings[0], (math.inf,))
-            worth = kind not in fitting and (way == smallest[kind] or not known)
+        kind = kind_of(way)
+        worth = measure(least[way]) <= best.get(kind, (math.inf,))
+        if not simulator.fits(way):
+            worth = kind not in fitting and (way == smallest[kind] or worth)
         if worth:
-            with _uncollected():
-                simulated = simulator.simulate(way, num_prompts, IN_BLOCKS)
-            for one in settings:
-                best[one] = min(measure(simulated), best.get(one, (math.inf,)))
+            simulated = _simulated(simulator, way, num_prompts)
+            best[kind] = min(measure(simulated), best.get(kind, (math.inf,)))
             yield simulated
 
 
-def shares_tokens(way: Way) -> bool:
-    """Whether ranks of a long video's stage share its tokens."""
-    return way.placement.branch_ranks > (way.placement.pipeline_degree or 1)
+def play_otherwise(
+    simulator: Simulator, ways: Iterable[Way], best: Simulated, num_prompts: int, goal: str
+) -> Iterator[Simulated]:
+    """Simulate what `best` is compared with, among ways of a long video.
+
+    For each setting: the best of those that fit and differ from it in that setting alone.
+    """
+    measure = GOALS[goal]
+    fitting = [way for way in ways if simulator.fits(way)]
+    for setting in SETTINGS:
+        others = [way for way in fitting if differs_only_in(setting, (way, IN_BLOCKS), (best.way, best.form))]
+        least = {way: measure(simulator.least(way, num_prompts)) for way in others}
+        found: tuple[float, ...] = (math.inf,)
+        for way in sorted(others, key=least.__getitem__):
+            if least[way] <= found:
+                simulated = _simulated(simulator, way, num_prompts)
+                found = min(found, measure(simulated))
+                yield simulated
+
+
+def _simulated(simulator: Simulator, way: Way, num_prompts: int) -> Simulated:
+    """Simulate a long video, without Python's search for cycles: millions of objects, and none is in one."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        return simulator.simulate(way, num_prompts, IN_BLOCKS)
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _placements(simulator: Simulator, base: Placement, num_prompts: int) -> Iterator[Placement]:
@@ -265,25 +280,6 @@ def _forms(simulator: Simulator, placement: Placement) -> list[Form]:
     heads = simulator.spec.transformers[0].num_attention_heads
     found = placement.forms(heads, simulator.branches)
     return [replace(form, attention="ulysses") if form.chunks == 1 else form for form in found]
-
-
-def kind_of(way: Way) -> str:
-    """together, apart, apart with co-processing, replicas; or in blocks."""
-    if way.method == "dualparal":
-        return "in blocks, replicas" if way.placement.replicas > 1 else "in blocks"
-    if way.placement.replicas > 1:
-        return "replicas"
-    kind = "apart" if name_of(way.placement).startswith("apart") else "together"
-    return f"{kind}, co-processing" if way.coprocess else kind
-
-
-_SETTINGS: dict[str, Callable[[Way], Hashable]] = {
-    "kind": kind_of,
-    "branches": lambda way: way.placement.cfg_degree,
-    "sharing": shares_tokens,
-    "tiles": lambda way: way.tile,
-}
-"""Of a long video, in which plans are compared (`planner.explain.SWITCHES`)."""
 
 
 def placement_of(simulated: Simulated) -> Placement:

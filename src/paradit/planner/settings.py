@@ -1,0 +1,68 @@
+"""The settings of a plan, and which plans differ from each other in one of them only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+from paradit.placement import Form
+from paradit.planner.simulate import Way
+from paradit.scheduling.balance import name_of
+
+
+def kind_of(way: Way) -> str:
+    """together, apart, apart with co-processing, replicas; or in blocks."""
+    if way.method == "dualparal":
+        return "in blocks, replicas" if way.placement.replicas > 1 else "in blocks"
+    if way.placement.replicas > 1:
+        return "replicas"
+    kind = "apart" if name_of(way.placement).startswith("apart") else "together"
+    return f"{kind}, co-processing" if way.coprocess else kind
+
+
+def sharers_of(way: Way) -> int:
+    """How many ranks share the tokens of a long video's pipeline stage; 1 for a video as a whole."""
+    return way.placement.branch_ranks // (way.placement.pipeline_degree or 1) if _in_blocks(way) else 1
+
+
+def _stages_of(way: Way) -> Hashable:
+    placement = way.placement
+    return placement.encode_ranks, placement.denoise_ranks, placement.decode_ranks, placement.replicas
+
+
+def _attention_of(way: Way, form: Form) -> Hashable:
+    placement = way.placement
+    return form.attention, form.chunks, placement.ring_degree, placement.mesh
+
+
+def _in_blocks(way: Way) -> bool:
+    return way.method == "dualparal"
+
+
+SETTINGS: dict[str, Callable[[Way, Form], Hashable]] = {
+    "method": lambda way, _: way.method,
+    "stages": lambda way, _: _stages_of(way),
+    "co-processing": lambda way, _: way.coprocess,
+    "guidance branches": lambda way, _: way.placement.cfg_degree,
+    "a stage's tokens": lambda way, _: sharers_of(way),
+    "attention": _attention_of,
+    "interleaved": lambda _, form: form.interleave,
+    "ranks that share a decode": lambda way, _: way.placement.decode_degree > 1,
+    "decode tiles": lambda way, _: way.tile,
+}
+"""What can be set of a plan. What follows from it is not a setting: a decode is shared by all ranks that
+decode, and a long video has as many pipeline stages as guidance branches and sharers of tokens leave."""
+_OF_ONE_METHOD = ("a stage's tokens", "attention", "interleaved")
+"""Settings that the other method does not have."""
+
+
+def differs_only_in(setting: str, one: tuple[Way, Form], other: tuple[Way, Form]) -> bool:
+    """Whether two plans differ in that setting and in no other."""
+    of, free = SETTINGS[setting], (setting, *(_OF_ONE_METHOD if setting == "method" else ()))
+    if of(*one) == of(*other) or _ranks_of(one[0]) != _ranks_of(other[0]):
+        return False
+    return all(of(*one) == of(*other) for name, of in SETTINGS.items() if name not in free)
+
+
+def _ranks_of(way: Way) -> Hashable:
+    """The ranks and what they run, which nothing is compared in."""
+    return way.placement.ranks, way.placement.kernel, way.placement.compile, way.offload
