@@ -13,7 +13,7 @@ PACKAGE = Path(paradit.__file__).parent
 
 # Lowest first; a module may import from its own line and the lines above it. The longest prefix counts.
 LAYERS = [
-    ["errors", "progress", "memory", "files"],
+    ["errors", "limits", "progress", "memory", "files"],
     ["trace"],
     ["kernels", "tiles"],
     ["shapes"],
@@ -48,6 +48,7 @@ TORCH_FREE = [
     "errors",
     "files",
     "kernels",
+    "limits",
     "progress",
     "tiles",
     "shapes",

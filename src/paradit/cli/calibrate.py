@@ -9,8 +9,9 @@ from paradit import __version__
 from paradit.cli.progress import Reporter
 from paradit.errors import InputError
 from paradit.files import write_whole
+from paradit.limits import MAX_RANKS, whole
 from paradit.planner.calibration import KINDS, fit_device, machine_file, median_error
-from paradit.planner.hardware import MAX_RANKS, find_cluster
+from paradit.planner.hardware import find_cluster
 from paradit.planner.messages import crowded, fit_link, fit_neighbours
 from paradit.video.writer import check_file
 
@@ -20,8 +21,8 @@ def calibrate(output: Path, ranks: int | None, report: Reporter, *, overwrite: b
     if output.suffix != ".toml":
         raise InputError(f"output {str(output)!r} must end in .toml: use {str(output) + '.toml'!r}")
     check_file("output", output, overwrite=overwrite)
-    if ranks is not None and not 1 <= ranks <= MAX_RANKS:
-        raise InputError(f"ranks must be 1 to {MAX_RANKS}, got {ranks}")
+    if ranks is not None:
+        whole("ranks", ranks, most=MAX_RANKS)
 
     from paradit.engine.auto import visible_ranks
     from paradit.engine.calibrate import calibrate as measure

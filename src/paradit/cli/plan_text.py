@@ -135,6 +135,7 @@ def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
     words += ["--num-inference-steps", str(request.num_inference_steps)]
     if options.guidance_scale is not None:
         words += ["--guidance-scale", f"{options.guidance_scale:g}"]
+    words += ["--dtype", options.dtype] if options.dtype != "bf16" else []  # the default on a GPU
     words += ["--ranks", str(placement.ranks)]
     if (placement.encode, placement.denoise, placement.decode) != (None, None, None):
         words += ["--placement", write_groups(placement)]

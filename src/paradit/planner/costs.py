@@ -13,8 +13,6 @@ from paradit.models.spec import ModelSpec, TransformerSpec, VaeSpec, stage_of
 from paradit.planner.hardware import Device
 
 ITEMSIZE = {"bf16": 2, "fp32": 4}
-CONVOLUTION_DTYPE_FACTOR = {"bf16": 1.0, "fp32": 2.0}
-"""torch lets cuDNN use TF32 for convolutions in fp32, as of the VAE: at half the rate of bf16."""
 TILE = 128
 """Rows, and columns, of a result that one streaming multiprocessor computes at once: usual for both kinds."""
 PASSES = 50
@@ -163,7 +161,7 @@ def decode_seconds(
     tile: the side of its tiles in pixels, which overlap; None: whole pictures. ranks: that share the tiles.
     """
     frames, height, width = size
-    rate = device.rate("convolution", "bf16") / CONVOLUTION_DTYPE_FACTOR[dtype]
+    rate = device.convolution_rate(dtype)
     # The fewer the channels, the more is read and written for each operation; the last level takes longest.
     rate /= 1 + device.narrow / vae.decoder_dim
     grid, scale = vae.grid(height, width, tile), vae.spatial_compression

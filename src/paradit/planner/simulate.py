@@ -96,6 +96,10 @@ class Simulator:
     long: Request | None = None
     """The same in blocks, where that is to be compared. Alone, where `request` is it too."""
 
+    def __post_init__(self) -> None:
+        """Raise InputError for a dtype that the devices do not compute in."""
+        self.cluster.device.check_dtype(self.dtype)
+
     def simulate(self, way: Way, num_requests: int, form: Form) -> Simulated:
         """A way, with a form of attention, for so many requests of the kind."""
         if way.method == "dualparal":

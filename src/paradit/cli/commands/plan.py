@@ -19,7 +19,7 @@ def plan(  # noqa: PLR0917 (typer calls it by name)
     gpus: Annotated[
         str,
         typer.Option(
-            help="Such as 8xL40, 2x8xH100 (two machines), or a measured machine's file.",
+            help="Such as 8xL40, 2x8xH100 (two machines), 'RTX 4090', or a measured machine's file.",
             metavar="NxGPU|FILE.toml",
         ),
     ],

@@ -1,8 +1,8 @@
 """Devices, links and how machines are made of them, read from data files. Torch-free.
 
-`8xL40` is a machine of eight; `2x8xH100` two machines of eight. A name may also be that of a `.toml` file:
-what `paradit calibrate` measured on a machine. It has tables as in devices.toml and links.toml, a device
-`this`, and `ranks`:
+`8xL40` is a machine of eight; `2x8xH100` two machines of eight (`notation.py`). A name may also be that of a
+`.toml` file: what `paradit calibrate` measured on a machine. It has tables as in devices.toml and links.toml,
+a device `this`, and `ranks`:
 
     ranks = 8                    # devices of a machine
     machines = 1
@@ -14,8 +14,6 @@ what `paradit calibrate` measured on a machine. It has tables as in devices.toml
 
 from __future__ import annotations
 
-import difflib
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from paradit.errors import InputError
+from paradit.limits import MAX_RANKS, amount, whole
+from paradit.planner.hardware.notation import read_gpus
 
-MAX_RANKS = 128
+MOST = 1e30
+"""The largest figure of a device or a link: one that stands for no limit."""
 HEAD_MULTIPLE = 16
 """Attention kernels compute a head's channels in so many at once: vector and tensor cores are so wide."""
 _FIGURES = (
@@ -54,6 +55,20 @@ class Device:
     """A number, or one for each dtype."""
     source: str
 
+    def __post_init__(self) -> None:
+        """Raise InputError for a figure that is not a number, or not one of its kind."""
+        parts = {f"reach of {part}": one for part, one in self.reach.items()}
+        above = {"memory_bandwidth": self.memory_bandwidth, "memory": self.memory, "units": self.units}
+        _check_figures({**above, "dense": self.dense, **parts})
+        least = ("message_units", "launch", "softmax", "narrow", "posting")
+        _check_figures({name: getattr(self, name) for name in least}, zero=True)
+
+    def check_dtype(self, dtype: str) -> None:
+        """Raise InputError for a dtype that the device does not compute in."""
+        if dtype not in self.dense:
+            has = " or ".join(self.dense)
+            raise InputError(f"dtype {dtype} is not one that a {self.name} computes in: use dtype {has}")
+
     def rate(self, kind: str, dtype: str) -> float:
         """FLOP/s that large kernels of a kind (`product`, `flash`, `efficient`, `convolution`) reach."""
         reach = self.reach[kind]
@@ -63,6 +78,15 @@ class Device:
         """FLOP/s of an attention kernel's two products: the narrower the heads, the more is besides them."""
         computed = -(-head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
         return self.rate(kernel, dtype) * head_dim / (computed + self.softmax)
+
+    def convolution_rate(self, dtype: str) -> float:
+        """FLOP/s that large convolutions reach.
+
+        torch lets cuDNN use TF32 for those in fp32, at half the rate of bf16. What has bf16 has TF32.
+        """
+        if "bf16" not in self.dense:
+            return self.rate("convolution", dtype)
+        return self.rate("convolution", "bf16") / (2.0 if dtype == "fp32" else 1.0)
 
     @property
     def copy_rate(self) -> float:
@@ -98,6 +122,12 @@ class Link:
     copy: float | None = None
     source: str = ""
 
+    def __post_init__(self) -> None:
+        """Raise InputError for a figure that is not a number, or not one of its kind."""
+        rates = {name: getattr(self, name) for name in ("bandwidth", "peer", "shared", "copy")}
+        _check_figures({name: rate for name, rate in rates.items() if rate is not None})
+        _check_figures({"latency": self.latency}, zero=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
@@ -113,6 +143,11 @@ class Cluster:
     """Between neighbours, where they have a link of their own."""
     network: Link
     """Between machines."""
+
+    def __post_init__(self) -> None:
+        """Raise InputError for more devices than are planned for."""
+        whole("machines", self.machines, most=MAX_RANKS)
+        whole("ranks", self.devices, most=MAX_RANKS // self.machines)
 
     @property
     def ranks(self) -> int:
@@ -160,30 +195,30 @@ class Cluster:
         return busy, latency
 
 
+def _check_figures(figures: Mapping[str, Any], *, zero: bool = False) -> None:
+    """Raise InputError for one, or one by dtype, that is not above zero; with `zero`, that is below."""
+    for name, value in figures.items():
+        for one in value.values() if isinstance(value, Mapping) else (value,):
+            if not (zero and one == 0):
+                amount(name, one, most=MOST)
+
+
 def are_neighbours(rank: int, other: int) -> bool:
     """Whether two ranks of a machine are such as have a link of their own, if any have."""
     return rank // 2 == other // 2
+
+
+def known_devices() -> list[str]:
+    """Names of the devices in devices.toml."""
+    return [name for name in _table("devices") if name != "defaults"]
 
 
 def find_cluster(name: str) -> Cluster:
     """A cluster by its notation, or from a `.toml` file. Raises InputError."""
     if name.endswith(".toml"):
         return _read_machine(Path(name))
-    match = re.fullmatch(r"(?:(?:(\d{1,4})x)?(\d{1,4})x)?([A-Za-z][\w-]*)", name.strip())
-    if match is None:
-        raise InputError(f"gpus are written like 8xL40 or 2x8xH100, or name a .toml file; got {name!r}")
-    machines, devices, device = int(match[1] or 1), int(match[2] or 1), match[3]
-    if not 1 <= machines * devices <= MAX_RANKS:
-        raise InputError(f"gpus must be 1 to {MAX_RANKS} in all, got {name!r}")
     tables, links = _table("devices"), _table("links")
-    known = {key.lower(): key for key in tables if key != "defaults"}
-    key = known.get(device.lower().replace("-", "").replace("_", ""))
-    if key is None:
-        close = difflib.get_close_matches(device.lower(), known, n=1)
-        hint = f"did you mean {known[close[0]]}? " if close else ""
-        raise InputError(
-            f"device {device!r} is not known: {hint}known are {', '.join(sorted(known.values()))}"
-        )
+    machines, devices, key = read_gpus(name, {key: tables[key] for key in known_devices()})
     return _cluster(key, tables, links, devices, machines)
 
 
@@ -222,7 +257,7 @@ def _read_machine(path: Path) -> Cluster:
         raise InputError(f"gpus {str(path)!r} is no TOML: {error}") from None
     except KeyError as error:
         raise InputError(f"gpus {str(path)!r} lacks {error.args[0]!r}") from None
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise InputError(f"gpus {str(path)!r} has a value that cannot be used: {error}") from None
 
 
