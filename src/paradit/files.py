@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from paradit.errors import InputError
+from paradit.limits import MAX_FILE
 
 
 def temporary_name(target: Path) -> Path:
@@ -75,6 +77,18 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+def read_text(path: Path, most: int = MAX_FILE) -> str:
+    """Read a small text file, with or without a byte order mark. Raises OSError, also for one of more bytes.
+
+    Raises UnicodeDecodeError for what is not UTF-8.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most} bytes")
+    return content.decode("utf-8-sig")
 
 
 def write_whole(path: Path, content: bytes) -> None:

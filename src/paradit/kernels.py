@@ -43,7 +43,7 @@ KERNELS = {
 
 def check_kernel(name: str, attention: str) -> None:
     """Refuse a kernel that is not there, or not for this way of sharing attention. Raises InputError."""
-    if name not in KERNELS:
+    if name not in list(KERNELS):  # what a file says need not be a text
         raise InputError(f"kernel must be one of {', '.join(KERNELS)}, got {name!r}")
     kernel = KERNELS[name]
     if kernel.package is not None and find_spec(kernel.package) is None:

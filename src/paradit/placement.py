@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from paradit import kernels
 from paradit.errors import InputError
+from paradit.limits import shown
+from paradit.placement_values import check_values
 from paradit.requests import frames_at_once, latent_shape
 from paradit.scheduling.block_queue import queue_of
 from paradit.scheduling.layer_pipeline import StageGrid, choose_stages
@@ -83,16 +85,15 @@ class Placement:
     """Whether ranks that decode and do not denoise take a share of the attention while they are idle."""
 
     def __post_init__(self) -> None:
-        if self.ranks < 1:
-            raise InputError(f"ranks must be at least 1, got {self.ranks}")
+        check_values(vars(self))
         self._check_replicas()
         self._check_groups()
         if self.decode_degree not in (1, len(self.decode_ranks)):
             number = len(self.decode_ranks)
             which = "1, since one rank decodes" if number == 1 else f"1 or {number}, all that decode"
-            raise InputError(f"decode_degree must be {which}, got {self.decode_degree}")
+            raise InputError(f"decode_degree must be {which}, got {shown(self.decode_degree)}")
         if self.cfg_degree not in CFG_DEGREES:
-            raise InputError(f"cfg_degree must be 1 or 2, got {self.cfg_degree}")
+            raise InputError(f"cfg_degree must be 1 or 2, got {shown(self.cfg_degree)}")
         if self.attention not in ATTENTIONS:
             raise InputError(f"attention must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}")
         if self.mesh not in MESHES:
@@ -103,8 +104,6 @@ class Placement:
                 f"{number} ranks do not divide into {self.cfg_degree} guidance branches: "
                 f"use {number + 1} ranks, or cfg_degree 1"
             )
-        if self.pipeline_degree is not None and self.pipeline_degree < 1:
-            raise InputError(f"pipeline_degree must be at least 1, got {self.pipeline_degree}")
         if self.branch_ranks % (self.pipeline_degree or 1):
             raise InputError(
                 f"{self._written_ranks()} do not divide into {self.pipeline_degree} pipeline stages: use a "
@@ -116,8 +115,6 @@ class Placement:
         self._check_coprocess()
 
     def _check_replicas(self) -> None:
-        if self.replicas < 1:
-            raise InputError(f"replicas must be at least 1, got {self.replicas}")
         if self.ranks % self.replicas:
             raise InputError(
                 f"{self.ranks} ranks do not divide into {self.replicas} replicas: "
@@ -148,8 +145,6 @@ class Placement:
             raise InputError(f"rank {_written(idle)} does nothing: give it a stage, or use fewer ranks")
 
     def _check_chunks(self) -> None:
-        if self.chunks is not None and self.chunks < 1:
-            raise InputError(f"chunks must be at least 1, got {self.chunks}")
         if self.chunks is not None and self.attention not in ("auto", "pipesp"):
             raise InputError(f"chunks are pipesp's, and attention is {self.attention!r}: leave --chunks out")
         if self.interleave and self.cfg_degree == 2:
@@ -160,8 +155,6 @@ class Placement:
             if self.ring_degree is not None or self.mesh != MESHES[0]:
                 raise InputError(f"ring_degree and mesh are usp's, and attention is {self.attention!r}")
             return
-        if self.ring_degree is not None and self.ring_degree < 1:
-            raise InputError(f"ring_degree must be at least 1, got {self.ring_degree}")
         ranks, degree = self.branch_ranks, self.ring_degree or 2
         if ranks % degree:
             raise InputError(

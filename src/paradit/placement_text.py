@@ -9,7 +9,9 @@ from dataclasses import fields
 from typing import Any
 
 from paradit.errors import InputError
+from paradit.limits import digits, shown
 from paradit.placement import Placement
+from paradit.placement_values import check_rank
 from paradit.scheduling.stages import STAGES
 
 
@@ -22,12 +24,12 @@ def read_fields(text: str) -> dict[str, Any]:
     """Some of a placement's fields from JSON. Raises InputError for what is none."""
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"the placement is no JSON: {error}") from None
     known = {field.name: field for field in fields(Placement)}
     if not isinstance(found, dict) or set(found) - set(known):
         unknown = ", ".join(sorted(set(found) - set(known))) if isinstance(found, dict) else found
-        raise InputError(f"a placement has the fields {', '.join(known)}, got {unknown}")
+        raise InputError(f"a placement has the fields {', '.join(known)}, got {shown(unknown)}")
     for name in STAGES:
         if found.get(name) is not None:
             found[name] = _ranks_of(name, found[name])
@@ -42,12 +44,13 @@ def read_groups(text: str) -> dict[str, tuple[int, ...]]:
         if match is None or match[1] not in STAGES:
             raise InputError(
                 "placement is written like 'denoise=0-5 decode=6 encode=6' or names a .json file, "
-                f"got {word!r}"
+                f"got {shown(word)}"
             )
         ranks: list[int] = []
         for part in match[2].split(","):
             first, _, last = part.partition("-")
-            ranks += range(int(first), int(last or first) + 1)
+            check_rank(match[1], digits(last or first))
+            ranks += range(digits(first), digits(last or first) + 1)
         groups[match[1]] = tuple(ranks)
     if not groups:
         raise InputError("placement is empty: write 'denoise=0-5 decode=6 encode=6', or leave it out")
@@ -70,5 +73,5 @@ def _ranges(ranks: Sequence[int]) -> str:
 
 def _ranks_of(stage: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(rank) is int for rank in value):
-        raise InputError(f"{stage} must be a list of ranks, got {value!r}")
+        raise InputError(f"{stage} must be a list of ranks, got {shown(value)}")
     return tuple(value)

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 import numbers
-import operator
 import re
 import secrets
-import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from paradit.errors import InputError
+from paradit.limits import (
+    MAX_FRAMES,
+    MAX_GUIDANCE,
+    MAX_PROMPT,
+    MAX_SECONDS,
+    MAX_SIDE,
+    MAX_TILE,
+    amount,
+    digits,
+    shown,
+    typed,
+    whole,
+)
 from paradit.models.folder import bundled_folder
 from paradit.shapes import world
 
@@ -92,16 +103,19 @@ def resolve(request: Request, spec: ModelSpec) -> Request:
     filled = replace(
         request,
         negative_prompt=_default(request.negative_prompt, defaults.negative_prompt),
-        width=_whole("width", _default(request.width, defaults.width)),
-        height=_whole("height", _default(request.height, defaults.height)),
-        num_frames=_whole("num_frames", _default(request.num_frames, defaults.num_frames)),
-        num_inference_steps=_whole(
-            "num_inference_steps", _default(request.num_inference_steps, defaults.num_inference_steps)
+        width=whole("width", _default(request.width, defaults.width)),
+        height=whole("height", _default(request.height, defaults.height)),
+        num_frames=_check_length(_default(request.num_frames, defaults.num_frames)),
+        num_inference_steps=whole(
+            "num_inference_steps",
+            _default(request.num_inference_steps, defaults.num_inference_steps),
+            most=MAX_STEPS,
         ),
-        guidance_scale=_positive(
+        guidance_scale=amount(
             "guidance_scale",
             _default(request.guidance_scale, defaults.guidance_scale),
-            "1 turns guidance off",
+            most=MAX_GUIDANCE,
+            hint="1 turns guidance off",
         ),
         seed=_check_seed(request.seed),
         fps=_check_fps(_default(request.fps, defaults.fps)),
@@ -114,8 +128,6 @@ def resolve(request: Request, spec: ModelSpec) -> Request:
         _check_text("negative_prompt", filled.negative_prompt)
     assert filled.width and filled.height and filled.num_frames and filled.num_inference_steps
     _check_size(filled.width, filled.height, spec)
-    if filled.num_inference_steps > MAX_STEPS:
-        raise InputError(f"num_inference_steps is at most {MAX_STEPS}, got {filled.num_inference_steps}")
     if filled.dtype not in (None, *DTYPES):
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {filled.dtype!r}")
     return _with_prompts(_with_method(filled, spec), spec)
@@ -169,9 +181,10 @@ def prompt_blocks(request: Request, spec: ModelSpec) -> list[int | None]:
     """
     assert request.block_frames and request.fps
     last = _num_blocks(request, spec) - 1
+    seconds_each = request.block_frames * spec.vae.temporal_compression / request.fps
     found = []
     for seconds, _ in request.prompts_at:
-        block = 0
+        block = int(seconds / seconds_each)  # that one, or one of the next few
         while block <= last and _block_start(block, request, spec) < seconds:
             block += 1
         found.append(block if block <= last else None)
@@ -207,20 +220,26 @@ def frames_for(
     if duration is None:
         return num_frames
     if num_frames is not None:
-        raise InputError(f"give a duration ({duration}) or num_frames ({num_frames}), not both")
-    seconds = parse_duration(str(duration))
+        lasting = shown(duration).strip("'")
+        raise InputError(f"give a duration ({lasting}) or num_frames ({shown(num_frames)}), not both")
+    if not isinstance(duration, str) and duration != math.inf:
+        seconds = amount("duration", duration, most=MAX_SECONDS)
+    else:
+        seconds = parse_duration(str(duration))
     if math.isinf(seconds):
         return ENDLESS
     return max(1, round(seconds * _check_fps(_default(fps, spec.defaults.fps))))
 
 
-def chosen_seed(seed: str | int) -> int:
+def chosen_seed(seed: Any) -> int:
     """Return a seed that is written as a number, or one drawn now if it is `random`. Raises `InputError`."""
-    text = str(seed).strip() if isinstance(seed, (str, numbers.Integral)) else ""
+    if isinstance(seed, numbers.Integral):
+        return int(seed)
+    text = seed.strip() if isinstance(seed, str) else ""
     if text.lower() == "random":
         return secrets.randbelow(2**32)  # ten digits at most, to be typed again
     if not re.fullmatch(r"[+-]?[0-9]{1,40}", text):
-        raise InputError(f"seed must be a whole number or random, got {_shown(seed)}")
+        raise InputError(f"seed must be a whole number or random, got {typed(seed)}")
     return int(text)
 
 
@@ -230,16 +249,17 @@ def parse_duration(text: str) -> float:
         return math.inf
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(s|min)?", text.strip().lower())
     if match is None or not float(match[1]):
-        raise InputError(f"duration must be written like 60s or 1.5min, got {text!r}")
-    return float(match[1]) * (60 if match[2] == "min" else 1)
+        raise InputError(f"duration must be written like 60s or 1.5min, got {shown(text)}")
+    return amount("duration", float(match[1]) * (60 if match[2] == "min" else 1), most=MAX_SECONDS)
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """Width and height of a size written `832x480`. Raises `InputError`."""
-    match = re.fullmatch(r"(-?[0-9]{1,9})x(-?[0-9]{1,9})", text.strip().lower())
+    match = re.fullmatch(r"(-?)([0-9]+)x(-?)([0-9]+)", text.strip().lower())
     if match is None:
-        raise InputError(f"size must be written WIDTHxHEIGHT, such as 832x480, got {text!r}")
-    return int(match[1]), int(match[2])
+        raise InputError(f"size must be written WIDTHxHEIGHT, such as 832x480, got {shown(text)}")
+    width, height = digits(match[2]), digits(match[4])
+    return -width if match[1] else width, -height if match[3] else height
 
 
 def _default(value: Any, default: Any) -> Any:
@@ -252,82 +272,62 @@ def _join(words: Iterable[str]) -> str:
 
 def _check_text(name: str, text: Any) -> None:
     if not isinstance(text, str):
-        raise InputError(f"{name} must be a text, got {_shown(text)}")
+        raise InputError(f"{name} must be a text, got {typed(text)}")
+    if len(text) > MAX_PROMPT:
+        raise InputError(f"{name} is at most {MAX_PROMPT} characters long, got {len(text)}")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InputError(f"{name} is not valid text (UTF-8): {text!r}") from None
+        raise InputError(f"{name} is not valid text (UTF-8): {shown(text)}") from None
 
 
-def _shown(value: Any) -> str:
-    """A value of a wrong type, short enough for one line."""
-    kind = "" if value is None else f" ({type(value).__name__})"
-    return textwrap.shorten(repr(value), 80, placeholder=" ...") + kind
-
-
-def _number(name: str, value: Any, convert: Callable[[Any], Any], kind: str) -> Any:
-    try:
-        return convert(value)
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{name} must be a {kind}, got {_shown(value)}") from None
-
-
-def _whole(name: str, value: Any, least: int = 1) -> int:
-    number: int = _number(name, value, operator.index, "whole number")
-    if number < least:
-        raise InputError(f"{name} must be at least {least}, got {number}")
-    return number
-
-
-def _positive(name: str, value: Any, hint: str) -> float:
-    number: float = _number(name, value, float, "number")
-    if not math.isfinite(number) or number <= 0:
-        raise InputError(f"{name} must be a finite number above 0, got {number:g} ({hint})")
-    return number
+def _check_length(value: Any) -> int:
+    number = whole("num_frames", value)
+    if number == ENDLESS:
+        return number
+    return whole("num_frames", number, most=MAX_FRAMES, hint="duration inf: until it is stopped")
 
 
 def _check_seed(value: Any) -> int:
-    number: int = _number("seed", value, operator.index, "whole number")
+    number = whole("seed", value, least=-math.inf)
     if not 0 <= number <= MAX_SEED:
         nearest = 0 if number < 0 else MAX_SEED
-        raise InputError(f"seed must be from 0 to 2**64 - 1, got {number}: the nearest is {nearest}")
+        raise InputError(f"seed must be from 0 to 2**64 - 1, got {shown(number)}: the nearest is {nearest}")
     return number
 
 
 def _check_fps(value: Any) -> float:
-    number = _positive("fps", value, "frames per second, such as 16")
-    if not MIN_FPS <= number <= MAX_FPS:
-        nearest = MIN_FPS if number < MIN_FPS else MAX_FPS
-        raise InputError(f"fps must be from {MIN_FPS} to {MAX_FPS}, got {number:g}: the nearest is {nearest}")
-    return number
+    return amount("fps", value, least=MIN_FPS, most=MAX_FPS, hint="frames per second, such as 16")
 
 
 def _check_tile(value: Any, spec: ModelSpec) -> int | None:
     if value is None:
         return None
-    tile: int = _number("vae_tile", value, operator.index, "whole number")
+    tile = whole("vae_tile", value, least=-math.inf, most=MAX_TILE)
     multiple = spec.vae.tile_multiple
     nearest = max(1, (tile + multiple // 2) // multiple) * multiple
     if tile != nearest:
         raise InputError(
             f"vae_tile must be a multiple of {multiple} pixels (tiles overlap by a quarter, in whole latent "
-            f"pixels), got {tile}: the nearest is {nearest}"
+            f"pixels), got {shown(tile)}: the nearest is {nearest}"
         )
     return tile
 
 
 def _check_size(width: int, height: int, spec: ModelSpec) -> None:
     multiple = math.lcm(spec.size_multiple, PIPELINE_MULTIPLE)
-    most = spec.transformers[0].max_positions * spec.size_multiple // multiple * multiple
+    positions = spec.transformers[0].max_positions * spec.size_multiple
+    most = min(positions, MAX_SIDE) // multiple * multiple
     # Half-way rounds up, and nothing rounds to zero.
     nearest = [min(max(1, (side + multiple // 2) // multiple) * multiple, most) for side in (width, height)]
     if [width, height] == nearest:
         return
     if max(width, height) > most:
-        why = f"at most {most} pixels a side (the model's positions)"
+        why = f"at most {most} pixels a side" + (" (the model's positions)" if positions <= MAX_SIDE else "")
     else:
         why = f"multiples of {multiple} pixels (the model's patches)"
-    raise InputError(f"size must be {why}, got {width}x{height}: the nearest is {nearest[0]}x{nearest[1]}")
+    got = f"{shown(width)}x{shown(height)}"
+    raise InputError(f"size must be {why}, got {got}: the nearest is {nearest[0]}x{nearest[1]}")
 
 
 def _with_method(request: Request, spec: ModelSpec) -> Request:
@@ -354,8 +354,10 @@ def _with_method(request: Request, spec: ModelSpec) -> Request:
         return replace(request, method=method)
     # A window of a block and its neighbours' frames is as long as what the model was trained on.
     longest = spec.trained_latent_frames
-    context = _whole("context_frames", _default(request.context_frames, round(longest / 5)), least=0)
-    block = _whole("block_frames", _default(request.block_frames, max(1, context, longest - 2 * context)))
+    context = _default(request.context_frames, round(longest / 5))
+    context = whole("context_frames", context, least=0, most=MAX_FRAMES)
+    block = _default(request.block_frames, max(1, context, longest - 2 * context))
+    block = whole("block_frames", block, most=MAX_FRAMES)
     if context > block:
         raise InputError(
             f"context_frames are a neighbour's, which has {block}: use at most {block}, got {context}"
@@ -383,7 +385,7 @@ def _with_prompts(request: Request, spec: ModelSpec) -> Request:
         prompts_at = tuple((at, text) for at, text in request.prompts_at)
     except (TypeError, ValueError):
         wanted = "prompts_at must be pairs of seconds and a text"
-        raise InputError(f"{wanted}, got {_shown(request.prompts_at)}") from None
+        raise InputError(f"{wanted}, got {typed(request.prompts_at)}") from None
     request = replace(request, prompts_at=prompts_at)
     if not request.prompts_at:
         return request
@@ -391,7 +393,8 @@ def _with_prompts(request: Request, spec: ModelSpec) -> Request:
         raise InputError(f"method {request.method} has one prompt for all frames: prompts_at need dualparal")
     found, last = [], 0.0
     for seconds, text in request.prompts_at:
-        at = _positive("the time of prompts_at", seconds, "the prompt itself holds from 0")
+        hint = "the prompt itself holds from 0"
+        at = amount("the time of prompts_at", seconds, most=MAX_SECONDS, hint=hint)
         _check_text("the text of prompts_at", text)
         if not text.strip():
             raise InputError(f"the text of prompts_at is empty ({text!r}): say what the video should show")

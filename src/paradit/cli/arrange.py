@@ -13,9 +13,11 @@ from paradit.engine.planned import Open, planned, planned_form
 from paradit.engine.run import ranks_of_this_machine, ranks_of_torchrun
 from paradit.engine.this_machine import calibrated_cluster
 from paradit.errors import InputError
+from paradit.files import read_text
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 from paradit.placement_text import read_fields, read_groups
+from paradit.placement_values import check_values
 from paradit.requests import Request
 from paradit.scheduling.stages import STAGES
 
@@ -47,6 +49,7 @@ def asked_placement(options: Options) -> Placement:
     said = {name: getattr(options, name) for name in names}
     chosen = _read_placement(options.placement)
     chosen |= {name: value for name, value in said.items() if value is not None}
+    check_values(chosen)
     groups = [ranks for stage in STAGES for ranks in chosen.get(stage) or ()]
     automatic, replicas = options.placement == AUTO, chosen.get("replicas", 1)
     if there and (groups or automatic or replicas > 1):
@@ -123,6 +126,6 @@ def _read_placement(placement: str | None) -> dict[str, Any]:
     if not placement.endswith(".json"):
         return dict(read_groups(placement))
     try:
-        return read_fields(Path(placement).read_text(encoding="utf-8"))
+        return read_fields(read_text(Path(placement)))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"placement file {placement!r} cannot be read: {error}") from None

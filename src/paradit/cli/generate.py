@@ -8,13 +8,13 @@ from typing import Any
 
 from paradit.cli.arrange import Arranged, arrange, asked_placement
 from paradit.cli.explain import explain
-from paradit.cli.jobs import Options, check_run, make_jobs, read_prompts
+from paradit.cli.jobs import Options, make_jobs, read_prompts
 from paradit.cli.memory import check_jobs
 from paradit.cli.progress import Reporter
 from paradit.cli.signals import stop
 from paradit.cli.trace import check_trace
 from paradit.distributed.shares import Shares
-from paradit.engine.job import Job, Run
+from paradit.engine.job import Job, Run, check_run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_torchrun
 from paradit.engine.run_folder import RunFolder
@@ -39,7 +39,7 @@ def generate(options: Options, report: Reporter) -> int:
     Raises `InputError` for whatever cannot be had, before torch is imported and any file is made.
     """
     prompts = read_prompts(options)
-    check_run(options)
+    check_run(options.checkpoint_steps, options.hang_limit)
     spec = spec_for_dry_run(options.model) if options.dry_run else read_spec(find_model(options.model))
     jobs = make_jobs(options, prompts, spec)
     if not options.seed.strip().isdecimal():

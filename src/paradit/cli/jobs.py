@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from paradit.engine.job import Job
 from paradit.errors import InputError
+from paradit.files import read_text
+from paradit.limits import MAX_PROMPTS, shown
 from paradit.requests import Request, chosen_seed, frames_for, parse_duration, parse_size, resolve
 from paradit.video.writer import (
     check_file,
@@ -102,14 +103,6 @@ def make_jobs(options: Options, prompts: list[str], spec: ModelSpec) -> list[Job
     return jobs
 
 
-def check_run(options: Options) -> None:
-    """Refuse what cannot be of how the run is kept. Raises `InputError`."""
-    if options.checkpoint_steps is not None and options.checkpoint_steps < 1:
-        raise InputError(f"checkpoint_steps must be at least 1, got {options.checkpoint_steps}")
-    if not options.hang_limit >= 1 or math.isinf(options.hang_limit):
-        raise InputError(f"hang_limit must be at least 1 second, got {options.hang_limit:g}")
-
-
 def read_prompts(options: Options) -> list[str]:
     """The prompts asked for, one or more. Raises `InputError`."""
     if options.prompts_file is None:
@@ -120,13 +113,17 @@ def read_prompts(options: Options) -> list[str]:
         raise InputError(f"give a prompt ({options.prompt!r}) or a --prompts-file, not both")
     path = options.prompts_file
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in read_text(path).splitlines()]
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"prompts file {str(path)!r} cannot be read: {reason}") from None
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise InputError(f"prompts file {str(path)!r} holds no prompt: it has one on each line")
+    if len(prompts) > MAX_PROMPTS:
+        raise InputError(
+            f"prompts file {str(path)!r} holds {len(prompts)} prompts: a run has at most {MAX_PROMPTS}"
+        )
     return prompts
 
 
@@ -176,9 +173,9 @@ def _prompt_at(text: str) -> tuple[float, str]:
     time, _, prompt = text.strip().partition(" ")
     try:
         return parse_duration(time), prompt.strip()
-    except InputError:
+    except InputError as error:
         raise InputError(
-            f"prompt_at must be a time and a text, such as 20s 'a blue ring', got {text!r}"
+            f"prompt_at must be a time and a text, such as 20s 'a blue ring', got {shown(text)}: {error}"
         ) from None
 
 

@@ -13,6 +13,7 @@ from paradit.cli.plan_text import plan_json, plan_text
 from paradit.cli.text import duration
 from paradit.errors import InputError
 from paradit.files import write_whole
+from paradit.limits import whole
 from paradit.models.folder import find_model
 from paradit.models.published import find_published, published_spec
 from paradit.models.spec import read_spec
@@ -20,14 +21,15 @@ from paradit.planner.hardware import find_cluster
 from paradit.planner.search import GOALS, Plan, find_plans
 from paradit.planner.simulate import Simulator
 from paradit.planner.timeline import timeline
-from paradit.requests import Request, latent_shape, parse_duration, parse_size, resolve
+from paradit.requests import Request, frames_for, latent_shape, parse_size, resolve
 from paradit.trace.merge import chrome_trace
 from paradit.video.writer import check_file
 
 if TYPE_CHECKING:
     from paradit.models.spec import ModelSpec
 
-MAX_PROMPTS = 1000
+MAX_PROMPTS, MAX_PLANNED = 1000, 100_000
+"""Prompts, and frames of a video, whose run is simulated one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +65,7 @@ def plan(options: PlanOptions) -> None:
     """Print the best plans and the usual ones; write the best one's trace and picture. Raises InputError."""
     if options.goal not in GOALS:
         raise InputError(f"goal must be one of {', '.join(GOALS)}, got {options.goal!r}")
-    if not 1 <= options.num_prompts <= MAX_PROMPTS:
-        raise InputError(f"num_prompts must be 1 to {MAX_PROMPTS}, got {options.num_prompts}")
+    whole("num_prompts", options.num_prompts, most=MAX_PROMPTS)
     for name, path, suffix in (("trace", options.trace, ".json"), ("plot", options.plot, ".png")):
         _check_target(name, path, suffix, overwrite=options.overwrite)
     cluster = find_cluster(options.gpus)
@@ -103,16 +104,16 @@ def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[Request, Request |
         prompt="any",
         width=width,
         height=height,
-        num_frames=options.num_frames,
+        num_frames=frames_for(options.duration, options.num_frames, None, spec),
+        trim=options.duration is not None,
         num_inference_steps=options.num_inference_steps,
         guidance_scale=options.guidance_scale,
         dtype=options.dtype,
     )
-    if options.duration is not None:
-        if options.num_frames is not None:
-            raise InputError("give num_frames or a duration, not both")
-        frames = max(1, round(parse_duration(options.duration) * spec.defaults.fps))
-        asked = replace(asked, num_frames=frames, trim=True)
+    if asked.endless:
+        raise InputError("a video of duration inf is never done: plan a duration that ends")
+    if asked.num_frames is not None:
+        whole("num_frames", asked.num_frames, most=MAX_PLANNED, hint="every block is simulated")
     long = _in_blocks(asked, options, spec)
     try:
         return resolve(replace(asked, method="full"), spec), long

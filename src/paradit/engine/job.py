@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paradit.limits import MAX_FRAMES, MAX_SECONDS, amount, whole
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 from paradit.progress import Progress
@@ -69,6 +70,16 @@ class Run:
     """Seconds without progress on any rank after which the run is taken to hang."""
     metadata: bool = True
     """Whether videos say what they were made from (`provenance`)."""
+
+    def __post_init__(self) -> None:
+        check_run(self.checkpoint_steps, self.hang_limit)
+
+
+def check_run(checkpoint_steps: int | None, hang_limit: float) -> None:
+    """Raise InputError for what cannot be of how a run is kept."""
+    if checkpoint_steps is not None:
+        whole("checkpoint_steps", checkpoint_steps, most=MAX_FRAMES)
+    amount("hang_limit", hang_limit, least=1, most=MAX_SECONDS, hint="seconds")
 
 
 class Report(Progress):

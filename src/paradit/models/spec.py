@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import lcm, prod
 from pathlib import Path
 from typing import ClassVar
 
+from paradit.limits import whole
 from paradit.models.folder_json import read_json
 from paradit.models.registry import spec_reader
 from paradit.tiles import SIDES_APART, Grid, grid
 
 FP32_BYTES = 4
+MAX_LAYERS, MAX_SIZE = 1000, 10**7
+"""Of a model: larger numbers in its folder are mistakes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,9 @@ class TransformerSpec:
     """Tokens along one axis of the video that the rotary tables reach."""
     num_parameters: int
     """Exact count of the diffusers class with this config."""
+
+    def __post_init__(self) -> None:
+        _check_sizes("the transformer", self)
 
     @property
     def width(self) -> int:
@@ -106,6 +112,9 @@ class VaeSpec(ABC):
 
     decoder_channels: tuple[int, ...] = ()
     """Of its levels, the last, full-resolution one first."""
+
+    def __post_init__(self) -> None:
+        _check_sizes("the VAE", self)
 
     LATENT_FRAMES_AT_ONCE = 1
     """How many are decoded together, once the first ones are."""
@@ -352,6 +361,22 @@ def resnet(inputs: int, outputs: int, positions: int) -> int:
     return (
         convolution(inputs, outputs, 27, positions) + convolution(outputs, outputs, 27, positions) + shortcut
     )
+
+
+# Sizes that may be 0: a model may lack such layers, and `calibrate` measures a layer without the ends.
+_MAY_BE_NONE = ("num_single_layers", "num_refiner_layers", "in_channels", "out_channels", "freq_dim")
+
+
+def _check_sizes(model: str, spec: TransformerSpec | VaeSpec) -> None:
+    """Raise InputError for a size that no model has."""
+    for field in fields(spec):
+        value = getattr(spec, field.name)
+        if "int" not in str(field.type) or field.name in ("num_parameters", "max_positions"):
+            continue
+        most = MAX_LAYERS if field.name.endswith("layers") else MAX_SIZE
+        least = 0 if field.name in _MAY_BE_NONE else 1
+        for one in value if isinstance(value, tuple) else (value,):
+            whole(f"{model}'s {field.name}", one, least=least, most=most)
 
 
 def stage_of(component: str) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from paradit.errors import InputError
+from paradit.files import read_text
 from paradit.limits import MAX_RANKS, amount, whole
 from paradit.planner.hardware.notation import read_gpus
 
@@ -245,7 +246,7 @@ def _cluster(
 
 def _read_machine(path: Path) -> Cluster:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_text(path))
         this, own = content["devices"]["this"], content["links"]
         pair = {"pair": "pair"} if "pair" in own else {}
         tables = {**_table("devices"), "this": {"link": "within", **pair, **this}}
