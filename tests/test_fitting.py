@@ -20,7 +20,7 @@ import paradit.cli.extend
 import paradit.cli.generate as command
 import paradit.cli.resume
 import paradit.engine.decode
-from paradit import text_to_video as story
+from paradit import room
 from paradit.cli.main import _run, app
 from paradit.engine.run_folder import RunFolder
 from paradit.errors import InputError
@@ -67,8 +67,8 @@ def generate(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ge
 
 def on_gpus(monkeypatch: pytest.MonkeyPatch, memory: float, count: int) -> None:
     """As if there were GPUs, as far as memory is checked."""
-    monkeypatch.setattr(story, "_where_and_how", lambda dtype: (torch.device("cuda"), dtype or "fp32"))
-    monkeypatch.setattr(story, "total_memory_bytes", lambda _: round(memory))
+    monkeypatch.setattr(room, "where_and_how", lambda dtype: (torch.device("cuda"), dtype or "fp32"))
+    monkeypatch.setattr(room, "total_memory_bytes", lambda _: round(memory))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
 
@@ -174,7 +174,7 @@ def _needed(options: tuple[str, ...], generate: Generate, monkeypatch: pytest.Mo
     """What the fullest rank is estimated to need as it is asked for."""
     peaks: list[int] = []
     on_gpus(monkeypatch, 1e12, 8)
-    room_bytes = story.room_bytes
+    room_bytes = room.room_bytes
     with monkeypatch.context() as patched:
 
         def noted(*arguments: object) -> dict[str, int]:
@@ -182,7 +182,7 @@ def _needed(options: tuple[str, ...], generate: Generate, monkeypatch: pytest.Mo
             peaks.append(found["peak"])
             return found
 
-        patched.setattr(story, "room_bytes", noted)
+        patched.setattr(room, "room_bytes", noted)
         generate(*options)
     return float(max(peaks))
 
@@ -283,11 +283,11 @@ def test_a_run_that_has_begun(
     run = RunFolder(path).read()
     begun = RunFolder.create(run).path
     extend, resume = ("extend", str(path), "--num-frames", "9"), ("resume", str(begun), "--overwrite")
-    monkeypatch.setattr(paradit.cli.extend, "download_weights", accept)
-    monkeypatch.setattr(paradit.cli.resume, "download_weights", accept)
+    monkeypatch.setattr(paradit.cli.extend, "complete_run_model", accept)
+    monkeypatch.setattr(paradit.cli.resume, "complete_run_model", accept)
     there = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
-    peak = story.room_bytes(read_spec(model), run.jobs[0].request, run.placement)["peak"]
+    peak = room.room_bytes(read_spec(model), run.jobs[0].request, run.placement)["peak"]
     on_gpus(monkeypatch, 0.85 * peak, 2)
     assert re.search(r"is too much: about .*, and it fits with --ranks 2$", refused(*extend))
     anew = (

@@ -129,7 +129,7 @@ def growing_name(path: str | Path) -> Path | None:
 
     MP4 and WebM play as far as they are there.
     """
-    target = behind_links(path)
+    target = behind_links(path) if Path(path).is_symlink() else Path(path)
     if video_format(path) == ".gif":
         return None
     return target.with_name(f"{target.stem}.part{target.suffix}")
