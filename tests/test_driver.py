@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from paradit.engine.driver import FAILURES, drive
-from paradit.engine.job import Interrupted, Job, RankError, Report, Run, Stop
+from paradit.engine.job import Interrupted, Job, Report, Run, Stop
 from paradit.engine.launcher import Message
 from paradit.engine.run_folder import RunFolder
 from paradit.engine.worker import Assignment
+from paradit.errors import RankError
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.placement import Placement

@@ -101,7 +101,7 @@ def make_all(rank: int, ranks: int, models: Path, folder: Path) -> None:
     """Be a rank that makes the videos of all ways with so many ranks; with one, all of them."""
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
-    with join_world(rank, ranks, f"file://{folder}/meet-{ranks}", device=device_of(rank)) as world:
+    with join_world(rank, ranks, folder / f"meet-{ranks}", device=device_of(rank)) as world:
         for number, (name, of, fields, asked) in enumerate(WAYS):
             if ranks not in (1, of):
                 continue

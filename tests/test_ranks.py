@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 import warm
-from paradit.engine.job import Job, RankError, Report, Run, Stop
+from paradit.engine.job import Job, Report, Run, Stop
 from paradit.engine.run import make
 from paradit.engine.run_folder import RunFolder
+from paradit.errors import RankError
 from paradit.models.spec import read_spec
 from paradit.placement import Placement
 from paradit.requests import Request, resolve

@@ -1,4 +1,4 @@
-"""The one exception that means: what the user asked for cannot be had."""
+"""Errors that the command line reports in plain words, without a traceback."""
 
 
 class InputError(ValueError):
@@ -10,3 +10,7 @@ class InputError(ValueError):
 
 class OutOfMemory(RuntimeError):
     """Memory ran out, and nothing smaller is left to try; the message says what was tried."""
+
+
+class RankError(RuntimeError):
+    """Ranks failed; the message has each one's number and its traceback or signal."""

@@ -10,10 +10,10 @@ from paradit.cli.jobs import Options
 from paradit.cli.progress import Reporter
 from paradit.engine.job import Job
 from paradit.engine.planned import Open, planned, planned_form
-from paradit.engine.run import ranks_of_this_machine, ranks_of_torchrun
 from paradit.engine.this_machine import calibrated_cluster
 from paradit.errors import InputError
 from paradit.files import read_text
+from paradit.launched import launched
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 from paradit.placement_text import read_fields, read_groups
@@ -42,9 +42,12 @@ def asked_placement(options: Options) -> Placement:
 
     All stages together where that is to be chosen.
     """
-    there = ranks_of_torchrun()
-    if there and options.ranks not in (None, there):
-        raise InputError(f"ranks is {options.ranks}, and torchrun started {there}: leave --ranks out")
+    here = launched()
+    there = here.ranks if here else None
+    if here and options.ranks not in (None, there):
+        raise InputError(
+            f"ranks is {options.ranks}, and torchrun started {there}: leave --ranks out, or {here.unset}"
+        )
     names = [field.name for field in fields(Placement) if field.name not in ("ranks", *STAGES)]
     said = {name: getattr(options, name) for name in names}
     chosen = _read_placement(options.placement)
@@ -83,9 +86,9 @@ def arrange(
     automatic = options.placement == AUTO and base.ranks > 1
     method = jobs[0].request.method
     said_nothing = options.placement is None and base.ranks > 1 and _is_plain(base)
-    there = ranks_of_torchrun()
-    is_planned = automatic or (method == "dualparal" and said_nothing and not there)
-    cluster = calibrated_cluster(base.ranks) if there in (None, ranks_of_this_machine()) else None
+    here = launched()
+    is_planned = automatic or (method == "dualparal" and said_nothing and not here)
+    cluster = calibrated_cluster(base.ranks) if not here or here.ranks == here.local_ranks else None
     choice = None
     if cluster is not None and is_planned:
         degrees = (1, 2) if options.cfg_degree is None else (options.cfg_degree,)

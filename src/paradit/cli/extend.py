@@ -12,9 +12,10 @@ from paradit.cli.run_model import complete_run_model, find_run_model
 from paradit.cli.signals import stop
 from paradit.engine.job import Job, Run
 from paradit.engine.reserve import files_reserved
-from paradit.engine.run import check_devices, make, ranks_of_torchrun
+from paradit.engine.run import check_devices, make
 from paradit.engine.run_folder import RunFolder, find_run
 from paradit.errors import InputError
+from paradit.launched import launched
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.placement import Placement
 from paradit.requests import latent_shape, parse_duration, resolve
@@ -39,8 +40,10 @@ def extend(
     """
     folder = find_run(path)
     run = folder.read()
-    if ranks_of_torchrun():
-        raise InputError("ranks are started here, not by torchrun: use --ranks")
+    if here := launched():
+        raise InputError(
+            f"ranks are started by paradit extend itself (--ranks): leave torchrun out, or {here.unset}"
+        )
     if output is not None and len(run.jobs) > 1:
         raise InputError(
             f"output {output!r} is one name, and the run has {len(run.jobs)} videos: leave it out"

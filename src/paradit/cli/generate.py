@@ -16,9 +16,10 @@ from paradit.cli.trace import check_trace
 from paradit.distributed.shares import Shares
 from paradit.engine.job import Job, Run, check_run
 from paradit.engine.reserve import files_reserved
-from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_torchrun
+from paradit.engine.run import check_devices, make
 from paradit.engine.run_folder import RunFolder
 from paradit.errors import InputError
+from paradit.launched import check_meeting_point, is_first_rank, launched
 from paradit.models.folder import download_weights, find_model, spec_for_dry_run
 from paradit.models.identity import model_hash
 from paradit.models.spec import ModelSpec, read_spec
@@ -70,6 +71,9 @@ def generate(options: Options, report: Reporter) -> int:
                 report.warn(f"output {job.output!r} exists: a run needs another name, or --overwrite")
             report.plan(plan(job, spec, placement))
         return 0
+    here = launched()
+    if here:
+        check_meeting_point(here)
     check_devices(placement, options.dtype)
     _check_memory(as_asked, spec, arranged, asked, report)
     with files_reserved(jobs, options.trace, overwrite=options.overwrite):
@@ -96,7 +100,7 @@ def generate(options: Options, report: Reporter) -> int:
 def _check_endless(jobs: list[Job], placement: Placement) -> None:
     if not any(job.request.endless for job in jobs):
         return
-    if ranks_of_torchrun():
+    if launched():
         raise InputError("under torchrun nobody stops a video of duration inf: use --ranks")
     if placement.decode_degree > 1:
         raise InputError("a video of duration inf is decoded by one rank: leave --decode-degree out")

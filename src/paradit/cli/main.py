@@ -1,12 +1,11 @@
 """The command `paradit`: its options, and how it ends. Imports no torch until a video is made.
 
 Exit codes: 0, 1 unexpected error (with its traceback), 2 what was asked for cannot be had (one line),
-130 Ctrl-C, 143 termination.
+130 Ctrl-C, 143 termination. That something cannot be said, as on a full or broken stream, ends no run.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from typing import Annotated
@@ -17,18 +16,22 @@ from paradit import __version__
 from paradit.cli.commands import calibrate, decode, doctor, extend, generate, plan, resume, trace
 from paradit.cli.commands.command import Command
 from paradit.cli.signals import Stopped, stop, stopping_cleanly
-from paradit.engine.job import Interrupted, RankError
-from paradit.engine.run import is_first_rank
-from paradit.errors import InputError, OutOfMemory
+from paradit.engine.job import Interrupted
+from paradit.errors import InputError, OutOfMemory, RankError
+from paradit.launched import forget_launcher, is_spoken_for
+from paradit.streams import code_of_output, make_safe
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
+JOINING = ("generate", "resume", "extend")
+"""Commands for which it matters whether a launcher has started this process as one of several ranks."""
 EXAMPLE = 'Example: paradit generate "a red circle moving right" -o circle.mp4'
 
 
 def main() -> None:
     """Run the command line and exit."""
     code = 0
+    make_safe()
     try:
         with stopping_cleanly():
             code = _run()
@@ -50,15 +53,11 @@ def _run() -> int:
     except (Interrupted, Stopped) as error:
         stopped = error if isinstance(error, Stopped) else Stopped(stop.signum)
         return _end(stopped.message, stopped.exit_code)
-    except BrokenPipeError:
-        # The reader of our output has gone; Python would complain about it once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _end(message: str, code: int) -> int:
     """Say the last word, on one line and by one rank, and give the exit code."""
-    if is_first_rank():
+    if not is_spoken_for():
         print("paradit:", " ".join(message.split()), file=sys.stderr, flush=True)
     return code
 
@@ -67,12 +66,15 @@ def _end(message: str, code: int) -> int:
 def paradit(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
+) -> int:
     """Generate video with diffusion transformers, on one or many GPUs."""
+    if context.invoked_subcommand not in JOINING:
+        forget_launcher()
     if version:
         print(__version__)
     elif context.invoked_subcommand is None:
         print(context.get_help())
+    return code_of_output()
 
 
 app.command(epilog=EXAMPLE, cls=generate.GenerateCommand)(generate.generate)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from paradit.cli.progress import Reporter
 from paradit.engine.job import Job
-from paradit.engine.run import ranks_of_this_machine
+from paradit.launched import launched
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 
@@ -26,8 +26,9 @@ def check_jobs(
     # Imports torch, to know the device: after all other checks, and before weights are downloaded.
     from paradit.room import check_memory
 
-    here = ranks_of_this_machine()
-    warnings = [check_memory(spec, job.request, placement, here, known=known) for job in jobs]
+    here = launched()
+    local_ranks = here.local_ranks if here else None
+    warnings = [check_memory(spec, job.request, placement, local_ranks, known=known) for job in jobs]
     for warning in dict.fromkeys(warnings):
         if warning:
             report.warn(warning)

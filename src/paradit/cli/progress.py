@@ -20,8 +20,8 @@ from rich.text import Text
 
 from paradit.cli.text import duration, memory_text, plan_text, queue_text, result_text
 from paradit.engine.job import Report
-from paradit.engine.run import is_first_rank
 from paradit.placement import Placement
+from paradit.streams import says_utf8
 
 PLAIN_SECONDS = 5.0
 """Where there is no terminal, a stage says at most this often how far it is."""
@@ -80,6 +80,9 @@ class Reporter(Report):
         number = f"[{index + 1}/{count}] " if count > 1 else ""
         self._say(f"paradit: failed: {number}{message}")
 
+    def waiting(self, message: str) -> None:
+        self._say(f"paradit: {message}")
+
     def restarted(self, message: str) -> None:
         """Ranks have failed, and new ones are started."""
         self._say(f"paradit: {message}")
@@ -135,13 +138,16 @@ class Reporter(Report):
 
 
 class SilentReporter(Reporter):
-    """Says nothing: the other ranks of torchrun have the first one to speak for them."""
+    """Says nothing but whom it waits for: a launcher's other ranks have the first one to speak for them."""
 
     def plan(self, plan: dict[str, Any]) -> None: ...
 
     def result(self, result: dict[str, Any]) -> None: ...
 
     def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None: ...
+
+    def waiting(self, message: str) -> None:
+        super()._say(f"paradit: {message}")  # perhaps there is no other rank to say it
 
     def _say(self, line: str) -> None: ...
 
@@ -201,7 +207,7 @@ class JsonReporter(Reporter):
         self._event("stage_end", stage=name, seconds=round(seconds, 4))
 
     def _event(self, event: str, **fields: Any) -> None:
-        print(json.dumps({"event": event, **fields}, ensure_ascii=False), flush=True)
+        print(json.dumps({"event": event, **fields}, ensure_ascii=not says_utf8()), flush=True)
 
 
 class TerminalReporter(Reporter):
@@ -288,9 +294,12 @@ class _RateColumn(ProgressColumn):
         return Text(", ".join(parts))
 
 
-def make_reporter(as_json: bool) -> Reporter:
-    """The reporter that suits the option `--json` and where stderr goes."""
-    if not is_first_rank():
+def make_reporter(as_json: bool, *, silent: bool = False) -> Reporter:
+    """The reporter that suits the option `--json` and where stderr goes.
+
+    silent: another rank speaks for this one.
+    """
+    if silent:
         return SilentReporter()
     if as_json:
         return JsonReporter()

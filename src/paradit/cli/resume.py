@@ -12,9 +12,10 @@ from paradit.cli.run_model import complete_run_model, find_run_model
 from paradit.cli.signals import stop
 from paradit.engine.job import Run
 from paradit.engine.reserve import files_reserved
-from paradit.engine.run import check_devices, is_first_rank, make, ranks_of_torchrun
+from paradit.engine.run import check_devices, make
 from paradit.engine.run_folder import RUNS, RunFolder, find_run, unfinished
 from paradit.errors import InputError
+from paradit.launched import check_meeting_point, is_first_rank, launched
 from paradit.models.spec import read_spec
 from paradit.scheduler_check import check_scheduler
 
@@ -26,12 +27,16 @@ def resume(path: Path | None, report: Reporter, *, overwrite: bool) -> int:
     """
     folder = find_run(path) if path is not None else RunFolder(_only_one())
     run = folder.read()
-    there = ranks_of_torchrun()
-    if there not in (None, run.placement.ranks):
-        raise InputError(f"the run has {run.placement.ranks} ranks, and torchrun started {there}")
+    here = launched()
+    if here and here.ranks != run.placement.ranks:
+        raise InputError(
+            f"the run has {run.placement.ranks} ranks, and torchrun started {here.ranks}: {here.unset}"
+        )
     _check_outputs(run, folder, overwrite)
     model = find_run_model(run)
     spec = read_spec(model)
+    if here:
+        check_meeting_point(here)
     check_devices(run.placement, run.jobs[0].request.dtype)
     left = [job for job in run.jobs if not folder.is_done(job)]
     for job in left:

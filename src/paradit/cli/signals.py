@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from paradit.engine.job import Stop
-from paradit.engine.run import is_first_rank
+from paradit.launched import is_spoken_for
 
 ECHO_SECONDS = 0.5
 """A second signal this soon after the first is the same one, passed on by a program around us."""
 STOPPING = b"\nparadit: ending after this step; once more ends at once\n"
 GRACE_SECONDS = 2.0
 """A Ctrl-C this soon after the one that ends the process is taken for the same: the clean-up goes on."""
+AGAIN_SECONDS = 0.25
+"""So often it is looked whether the exception of a signal is still to be raised, or was lost on its way."""
 
 
 class Stopped(BaseException):  # like KeyboardInterrupt: no `except Exception` may hold it up
@@ -35,23 +38,52 @@ stop = Stop()
 
 @contextmanager
 def stopping_cleanly() -> Iterator[None]:
-    """Within the body, SIGINT and SIGTERM raise `Stopped` in the main thread, or first set `stop`."""
-    first = last = -GRACE_SECONDS
+    """Within the body, SIGINT and SIGTERM raise `Stopped` in the main thread, or first set `stop`.
 
-    def on_signal(signum: int, _frame: FrameType | None) -> None:
-        nonlocal first, last
+    A library may swallow the exception, as Python itself does in callbacks, above all while modules are
+    imported. Then it is raised once more. It is not raised on a module's top level, from where torch calls
+    what must not raise: a quarter of a second later the import is somewhere else.
+    """
+    first = last = -GRACE_SECONDS
+    ending = signal.SIGINT.value
+
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        nonlocal first, last, ending
         now = time.monotonic()
         if stop.heeded and not stop.wanted:
             stop.wanted, stop.signum, first = True, signum, now
             with contextlib.suppress(OSError):
-                os.write(2, STOPPING if is_first_rank() else b"")
+                os.write(2, b"" if is_spoken_for() else STOPPING)
         elif now - first >= ECHO_SECONDS and now - last >= GRACE_SECONDS:
-            last = now
-            raise Stopped(signum)
+            last, ending = now, signum
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
+            on_alarm(signum, frame)
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    def on_alarm(_signum: int, frame: FrameType | None) -> None:
+        imports = frame is not None and frame.f_code.co_name == "<module>"
+        if not imports and not _is_stopping():
+            raise Stopped(ending)
+
+    handlers = {signal.SIGINT: on_signal, signal.SIGTERM: on_signal, signal.SIGALRM: on_alarm}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    hook, sys.unraisablehook = sys.unraisablehook, _say_unraisable
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_stopping() -> bool:
+    """Whether the main thread cleans up after `Stopped`, perhaps with other exceptions meanwhile."""
+    error = sys.exception()
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__context__
+    return error is not None
+
+
+def _say_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    if unraisable.exc_type is not Stopped:
+        sys.__unraisablehook__(unraisable)

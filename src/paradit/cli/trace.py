@@ -8,8 +8,8 @@ from pathlib import Path
 
 from paradit.cli.jobs import Options
 from paradit.cli.text import amount, duration
-from paradit.engine.run import ranks_of_torchrun
 from paradit.errors import InputError
+from paradit.launched import launched
 from paradit.trace.summary import RankSummary, read_trace, summarize
 from paradit.video.writer import check_file
 
@@ -25,7 +25,7 @@ def check_trace(options: Options) -> None:
         return
     if path.suffix != ".json":
         raise InputError(f"trace {str(path)!r} must end in .json: use {str(path) + '.json'!r}")
-    if ranks_of_torchrun():
+    if launched():
         raise InputError("a run is traced only with --ranks: leave torchrun, or --trace, out")
     check_file("trace", path, overwrite=options.overwrite)
 

@@ -6,18 +6,20 @@ process, so a process is in one world at a time.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
+from paradit.distributed.joining import Joining
 from paradit.distributed.transport import Transport
+from paradit.launched import Launched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,27 +138,25 @@ def current_world(device: torch.device) -> World | None:
 
 @contextmanager
 def join_world(
-    rank: int, size: int, init_method: str, *, device: torch.device | None = None, timeout: float = 600.0
+    rank: int,
+    size: int,
+    meet: Path | Launched,
+    *,
+    device: torch.device | None = None,
+    timeout: float = 600.0,
+    tell: Callable[[str], None] | None = None,
 ) -> Iterator[World]:
-    """Be rank `rank` of `size` processes that meet at `init_method`, such as `file:///path` or `env://`.
+    """Be rank `rank` of `size` processes that meet: by a file of that name, or where a launcher has said.
 
     gloo on CPUs, NCCL on GPUs. A collective that takes longer than `timeout` seconds raises RuntimeError.
+    Signals are heeded while others are waited for; `tell` is then told, after a few seconds, for whom.
     The group is taken down only on a normal end: after an error the others may never come to it, and
     waiting for them would hang.
     """
     device = device or torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    limit = timedelta(seconds=timeout)
-    store, *_ = next(rendezvous(init_method, rank, size, timeout=limit))
-    store.set_timeout(limit)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=PrefixStore("group", store),
-        rank=rank,
-        world_size=size,
-        timeout=limit,
-    )
+    store = Joining(rank, size, meet, device, timedelta(seconds=timeout)).join(tell)
     yield World(rank=rank, size=size, device=device, store=PrefixStore("words", store))
     dist.barrier()
     dist.destroy_process_group()

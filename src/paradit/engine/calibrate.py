@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from multiprocessing.connection import Connection
+from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
@@ -21,10 +22,11 @@ from paradit.attention.local import sdpa
 from paradit.distributed.transport import Transport
 from paradit.distributed.world import World, join_world
 from paradit.engine.devices import device_of
-from paradit.engine.job import RankError, Report
+from paradit.engine.job import Report
 from paradit.engine.launcher import LocalLauncher
 from paradit.engine.links import largest, measure_pairs, usual_link
 from paradit.engine.worker import PipeReport, threads_per_rank
+from paradit.errors import RankError
 from paradit.memory import total_memory_bytes
 from paradit.placement import Placement
 from paradit.planner.calibration import (
@@ -39,6 +41,7 @@ from paradit.planner.calibration import (
 from paradit.planner.messages import Messages, neighbours_of, slowest_pair
 from paradit.progress import Progress
 from paradit.sampling.rehearsal import now
+from paradit.streams import make_safe
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT_TOKENS = 32
@@ -143,7 +146,7 @@ def _on_ranks(measure: Measure, ranks: int, report: Report) -> Any:
     launcher, found = LocalLauncher(["paradit.engine.calibrate"], work=_work), None
     try:
         launcher.start([
-            _Assignment(measure, rank, ranks, "", threads_per_rank(ranks)) for rank in range(ranks)
+            _Assignment(measure, rank, ranks, threads_per_rank(ranks)) for rank in range(ranks)
         ])  # fmt: skip
         running = set(range(ranks))
         while running:
@@ -165,18 +168,19 @@ class _Assignment:
     measure: Measure
     rank: int
     ranks: int
-    init_method: str
     threads: int
+    meet: Path = Path()
 
 
 def _work(assignment: _Assignment, pipe: Connection) -> None:
     """The main function of a rank's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it decides
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
+    make_safe()
     report, rank = PipeReport(pipe, assignment.rank, Placement()), assignment.rank
     try:
         torch.set_num_threads(assignment.threads)
-        with join_world(rank, assignment.ranks, assignment.init_method, device=device_of(rank)) as world:
+        with join_world(rank, assignment.ranks, assignment.meet, device=device_of(rank)) as world:
             found = assignment.measure(world, Progress() if rank else report)
         report.send("done", None if rank else found)
     except BaseException:

@@ -112,6 +112,9 @@ class Report(Progress):
     def warn(self, message: str) -> None:
         """Something that the run goes on in spite of."""
 
+    def waiting(self, message: str) -> None:
+        """This rank has come to join the others, and waits: for whom, and where."""
+
     def restarted(self, message: str) -> None:
         """Ranks have failed; the run goes on from its checkpoints with new ones."""
 
@@ -120,10 +123,6 @@ class Report(Progress):
 
     def measured(self, seconds: StageSeconds) -> None:
         """What a warm-up has measured."""
-
-
-class RankError(RuntimeError):
-    """Ranks failed; the message has each one's number and its traceback or signal."""
 
 
 class Interrupted(BaseException):  # no `except Exception` may hold it up

@@ -28,7 +28,7 @@ class Launcher(Protocol):
     """A way to have processes: on this machine, or on others. Each world has a launcher of its own."""
 
     def start(self, assignments: list[Assignment]) -> None:
-        """A process for each assignment, with a place to meet in the place of `init_method`."""
+        """A process for each assignment, with a place where they `meet`."""
 
     def hear(self, timeout: float) -> list[tuple[int, Message]]:
         """What ranks have said, in the order of each; after `timeout` seconds perhaps nothing."""
@@ -55,13 +55,13 @@ class LocalLauncher:
 
     def start(self, assignments: Sequence[Any]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="paradit-")
-        meet = f"file://{Path(self._folder.name) / 'store'}"
+        meet = Path(self._folder.name) / "store"
         context: Any = _context(self._preload)
         spawned = context.get_start_method() == "spawn"
         for assignment in assignments:
             mine, theirs = context.Pipe()
             self._ranks[mine] = assignment.rank
-            process = context.Process(target=self._work, args=(replace(assignment, init_method=meet), theirs))
+            process = context.Process(target=self._work, args=(replace(assignment, meet=meet), theirs))
             with _ignoring_ctrl_c() if spawned else nullcontext():
                 process.start()
             theirs.close()

@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from paradit.engine.job import Job
-from paradit.engine.run import is_first_rank
 from paradit.files import reserved
+from paradit.launched import is_first_rank
 from paradit.video.writer import check_file, check_target
 
 

@@ -1,4 +1,4 @@
-"""Run jobs as a placement says: in this process, by ranks started here, or as one of torchrun's."""
+"""Run jobs as a placement says: in this process, by ranks started here, or as one of a launcher's."""
 
 from __future__ import annotations
 
@@ -8,24 +8,10 @@ from paradit.engine.job import Job, Report, Run, Stop
 from paradit.engine.run_folder import RunFolder
 from paradit.errors import InputError
 from paradit.kernels import check_kernel_on
+from paradit.launched import launched
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 from paradit.trace.spans import Tracing, recording
-
-
-def ranks_of_torchrun() -> int | None:
-    """How many ranks torchrun started, where this process is one of them."""
-    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
-
-
-def ranks_of_this_machine() -> int | None:
-    """How many of torchrun's ranks are on this machine; None without torchrun: all are."""
-    return int(os.environ["LOCAL_WORLD_SIZE"]) if "LOCAL_WORLD_SIZE" in os.environ else None
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the one that speaks."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def check_devices(placement: Placement, dtype: str | None) -> None:
@@ -40,7 +26,8 @@ def check_devices(placement: Placement, dtype: str | None) -> None:
     cuda = torch.cuda.is_available()
     check_kernel_on(placement.kernel, "cuda" if cuda else "cpu", dtype or ("bf16" if cuda else "fp32"))
 
-    ranks = ranks_of_this_machine() or placement.ranks
+    here = launched()
+    ranks = (here.local_ranks if here else None) or placement.ranks
     there = torch.cuda.device_count()
     if cuda and ranks > there and not may_share_gpus():
         raise InputError(
@@ -58,14 +45,14 @@ def make(
     *,
     tracing: Tracing | None = None,
 ) -> None:
-    """Make what is left of a run. Of torchrun's ranks only the first has a folder.
+    """Make what is left of a run. Of a launcher's ranks only the first has a folder.
 
     At its end the folder is removed, unless something in it could be gone on with: `report.resumable`, or
     `report.extendable` where long videos could be made longer. Raises
     RankError where the ranks that are started here cannot start, Interrupted after a stop.
     """
     if folder is None:
-        _as_one_of_torchrun(run, list(run.jobs), spec, None, report=report, stop=stop)
+        _as_launched(run, list(run.jobs), spec, None, report=report, stop=stop)
         return
     with folder.locked():
         folder.sweep(run.jobs)
@@ -93,8 +80,8 @@ def _make(
     run: Run, spec: ModelSpec, folder: RunFolder, report: Report, stop: Stop, *, tracing: Tracing | None
 ) -> None:
     left = [job for job in run.jobs if not folder.is_done(job)]
-    if ranks_of_torchrun():
-        _as_one_of_torchrun(run, left, spec, folder, report=report, stop=stop)
+    if launched():
+        _as_launched(run, left, spec, folder, report=report, stop=stop)
     elif run.placement.ranks == 1:
         from paradit.engine.keeper import Keeper
         from paradit.engine.make import make_videos
@@ -125,19 +112,21 @@ def _make(
         )
 
 
-def _as_one_of_torchrun(
+def _as_launched(
     run: Run, jobs: list[Job], spec: ModelSpec, folder: RunFolder | None, *, report: Report, stop: Stop
 ) -> None:
     from paradit.engine.worker import Assignment, make_as_rank, threads_per_rank
 
+    here = launched()
+    assert here is not None
     assignment = Assignment(
-        rank=int(os.environ["RANK"]),
-        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-        init_method="env://",
+        rank=here.rank,
+        local_rank=here.local_rank,
         run=run,
         jobs=jobs,
         spec=spec,
         folder=folder.path if folder else None,
-        threads=threads_per_rank(ranks_of_this_machine() or run.placement.ranks),
+        threads=threads_per_rank(here.local_ranks or run.placement.ranks),
+        meet=here,
     )
     make_as_rank(assignment, report, stop)

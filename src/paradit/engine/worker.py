@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from paradit.engine.job import Interrupted, Job, Report, Run, Stop
 from paradit.engine.run_folder import RunFolder
+from paradit.launched import Launched
 from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 from paradit.scheduling.balance import StageSeconds
+from paradit.streams import make_safe
 from paradit.trace.spans import Tracing, recording
 
 if TYPE_CHECKING:
@@ -35,8 +37,6 @@ class Assignment:
     rank: int
     local_rank: int
     """Among the ranks of its machine; which GPU it takes."""
-    init_method: str
-    """Where the ranks meet, as torch.distributed writes it."""
     run: Run
     jobs: list[Job]
     """Those of the run's that are left to do."""
@@ -44,6 +44,8 @@ class Assignment:
     folder: Path | None
     """Of the run; None: this rank keeps nothing."""
     threads: int
+    meet: Path | Launched = Path()
+    """Where the ranks meet: a file that whoever starts them names, or what a launcher has said."""
     tracing: Tracing | None = None
     warm_up: bool = False
     """Only measure what the stages of the first job take."""
@@ -120,6 +122,7 @@ def work(assignment: Assignment, pipe: Connection) -> None:
     folder = RunFolder(assignment.folder)
     folder.note_process(os.getpid())
     _speak_to(folder.log(assignment.rank))
+    make_safe()
     report = PipeReport(pipe, assignment.rank, assignment.run.placement)
     stop = Stop()
     threading.Thread(target=_listen, args=(pipe, folder, assignment.jobs, stop), daemon=True).start()
@@ -154,7 +157,12 @@ def make_as_rank(assignment: Assignment, report: Report, stop: Stop) -> None:
     with (
         recording(assignment.tracing, rank),
         join_world(
-            rank, run.placement.ranks, assignment.init_method, device=device, timeout=WAIT_SECONDS
+            rank,
+            run.placement.ranks,
+            assignment.meet,
+            device=device,
+            timeout=WAIT_SECONDS,
+            tell=report.waiting,
         ) as world,
     ):
         agree(world, run.placement)

@@ -133,7 +133,7 @@ def _run_rank(number: int, size: int, folder: Path, pipe: Connection, job: tuple
     with _stacks(folder, number).open("w") as file:
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
         try:
-            with join_world(number, size, f"file://{folder}/store", timeout=timeout) as world:
+            with join_world(number, size, folder / "store", timeout=timeout) as world:
                 result = work(world, *args)
             message = pickle.dumps((True, result))
         except BaseException:

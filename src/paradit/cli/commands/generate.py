@@ -277,7 +277,10 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
     from paradit.cli.generate import generate as run
     from paradit.cli.jobs import Options
     from paradit.cli.progress import make_reporter
+    from paradit.launched import launched
 
     options = Options(**given)
-    with make_reporter(json) as report:
+    here = launched()
+    silent = here is not None and here.rank > 0 and (here.by_torchrun or not dry_run)
+    with make_reporter(json, silent=silent) as report:
         return run(options, report)

@@ -79,10 +79,12 @@ def plan(  # noqa: PLR0917 (typer calls it by name)
         Path | None, typer.Option(help="Draw the best plan's run, a row for each rank.", metavar="OUT.png")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
-) -> None:
+) -> int:
     """What a run would take on some GPUs, simulated, and how best to use them; loads nothing."""
     given = locals()
     from paradit.cli.plan import PlanOptions
     from paradit.cli.plan import plan as run
+    from paradit.streams import code_of_output
 
     run(PlanOptions(**given))
+    return code_of_output()

@@ -25,6 +25,7 @@ def resume(
     """Go on with a run that was interrupted, killed, or in which requests have failed."""
     from paradit.cli.progress import make_reporter
     from paradit.cli.resume import resume as run
+    from paradit.launched import is_first_rank
 
-    with make_reporter(json) as report:
+    with make_reporter(json, silent=not is_first_rank()) as report:
         return run(run_dir, report, overwrite=overwrite)

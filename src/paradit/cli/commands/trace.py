@@ -23,8 +23,10 @@ def trace(context: typer.Context) -> None:
 def summary(
     trace: Annotated[Path, typer.Argument(help="What --trace has written.", metavar="FILE")],
     json: Annotated[bool, typer.Option("--json", help="One JSON object a rank on stdout.")] = False,
-) -> None:
+) -> int:
     """Each rank's time, busy, communicating or idle, and the part of the communication that was hidden."""
     from paradit.cli.trace import summary as run
+    from paradit.streams import code_of_output
 
     run(trace, as_json=json)
+    return code_of_output()

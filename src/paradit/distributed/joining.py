@@ -1,0 +1,165 @@
+"""Ranks that come together: where they meet, who is missing, and how to leave while waiting."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from threading import Event
+
+import torch
+import torch.distributed as dist
+from torch.distributed import FileStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from paradit.errors import InputError, RankError
+from paradit.launched import Launched, port_error
+from paradit.waiting import interruptibly
+
+POLL_SECONDS = 0.02
+LOOKS = 50
+"""After so many polls it is noted which ranks are missing."""
+TELL_SECONDS = 5.0
+"""So often the user is told who is missing, if that has changed."""
+CONNECT_SECONDS = 1.0
+GREETING_SECONDS = 30.0
+"""What answers at the address and does not greet as a store within this time is another program."""
+LEAVE_SECONDS = 1.0
+"""How long is waited for the thread that joins to end, once it is left."""
+NAMED = 8
+"""Most missing ranks that are named."""
+
+
+class Joining:
+    """One rank's way into its world."""
+
+    def __init__(
+        self, rank: int, size: int, meet: Path | Launched, device: torch.device, limit: timedelta
+    ) -> None:
+        """meet: the file of a store, or what a launcher has said."""
+        self._rank, self._size, self._meet = rank, size, meet
+        self._device, self._limit = device, limit
+        self._deadline = time.monotonic() + limit.total_seconds()
+        self._left, self._ended = Event(), Event()
+        self._why_alone = ""
+        """Why this rank has found no other; empty once it sees who is there."""
+        self._missing: list[int] = []
+
+    def join(self, tell: Callable[[str], None] | None) -> Store:
+        """Make the default process group, and return the ranks' store.
+
+        All waiting is done by another thread, and this one heeds signals. tell: told after a few seconds who
+        is missing, by the first rank that is there. Raises RankError where that takes too long, InputError
+        where another program answers in the ranks' place.
+        """
+        said = ""
+
+        def meanwhile() -> None:
+            nonlocal said
+            told, said = said, self._state()
+            if tell is not None and said and said != told:
+                tell(said)
+
+        try:
+            return interruptibly(self._join, meanwhile, TELL_SECONDS)
+        except BaseException:
+            self._left.set()
+            # A thread that comes back from C++ while Python ends would abort the process.
+            self._ended.wait(LEAVE_SECONDS)
+            raise
+
+    def _join(self) -> Store:
+        try:
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)  # each thread has a current device of its own
+            store = self._open()
+            store.set_timeout(self._limit)
+            self._wait_for_all(PrefixStore("here", store))
+            dist.init_process_group(
+                "nccl" if self._device.type == "cuda" else "gloo",
+                store=PrefixStore("group", store),
+                rank=self._rank,
+                world_size=self._size,
+                timeout=self._limit,
+            )
+            return store
+        finally:
+            self._ended.set()
+
+    def _open(self) -> Store:
+        if isinstance(self._meet, Path):
+            return FileStore(str(self._meet), self._size)
+        here = self._meet
+        if self._rank == 0 and not here.agent_store:
+            return self._keep_store(here)
+        self._wait_for_answer(here)
+        self._why_alone = "what answers there does not greet"
+        try:
+            return self._store(here.address, here.port)
+        except dist.DistNetworkError:
+            where = here.meeting_point
+            raise InputError(f"no rank, but another program answers at {where}: {here.unset}") from None
+
+    def _keep_store(self, here: Launched) -> Store:
+        """The store that the other ranks come to."""
+        try:
+            # By its own address, whatever others call this machine: it may not be reachable by that itself.
+            return self._store("localhost", here.port, is_master=True)
+        except dist.DistNetworkError as error:
+            if "EADDRINUSE" not in str(error):
+                raise
+            raise port_error(here, OSError(errno.EADDRINUSE, "")) from None
+
+    @staticmethod
+    def _store(address: str, port: int, *, is_master: bool = False) -> Store:
+        limit = timedelta(seconds=GREETING_SECONDS)
+        return TCPStore(address, port, is_master=is_master, timeout=limit, wait_for_workers=False)
+
+    def _wait_for_answer(self, here: Launched) -> None:
+        """Wait until something listens at the address: torch's own attempts are noisy."""
+        self._why_alone = "nothing answers there"
+        while True:
+            with suppress(OSError), socket.create_connection((here.address, here.port), CONNECT_SECONDS):
+                return
+            self._pause()
+
+    def _wait_for_all(self, here: Store) -> None:
+        """Say that this rank is here, and wait until all are."""
+        here.set(str(self._rank), "")
+        self._why_alone = ""
+        ranks = list(map(str, range(self._size)))
+        for number in count():
+            try:
+                if here.check(ranks):
+                    return
+                if number % LOOKS == 0:
+                    self._missing = [rank for rank in range(self._size) if not here.check([str(rank)])]
+            except dist.DistError:
+                raise RankError("rank 0: it has ended while others were still joining") from None
+            self._pause()
+
+    def _pause(self) -> None:
+        if self._left.wait(POLL_SECONDS):
+            raise RankError("nobody waits for this rank to join any more")
+        if time.monotonic() > self._deadline:
+            waited = f"after {self._limit.total_seconds():g} s"
+            raise RankError(f"{self._state() or f'rank {self._rank} waits for others'}, {waited}")
+
+    def _state(self) -> str:
+        """Who is waited for, where, and what to do about it; empty if a rank before this one says it."""
+        if self._why_alone:
+            missing, why = [0], f": {self._why_alone}"
+        else:
+            missing, why = self._missing, ""
+            if not missing or any(rank not in missing for rank in range(self._rank)):
+                return ""
+        names = ", ".join(map(str, missing[:NAMED])) + (", ..." if missing[NAMED:] else "")
+        who = f"rank {self._rank} waits for {'ranks' if missing[1:] else 'rank'} {names} of {self._size}"
+        if isinstance(self._meet, Path):
+            return who
+        return f"{who} at {self._meet.meeting_point}{why} (if none is to come: {self._meet.unset})"

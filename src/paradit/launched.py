@@ -1,0 +1,135 @@
+"""What a launcher such as torchrun has said to this process: the one place that reads its variables.
+
+Torch-free. Variables of a launcher may also be left in a shell by something else, so they are checked, and
+every complaint says what to unset.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+
+from paradit.errors import InputError
+from paradit.waiting import interruptibly
+
+AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+"""The variable that torchrun alone sets: whether its agent, and not the first rank, keeps the store."""
+NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+VARIABLES = (*NEEDED, "LOCAL_RANK", "LOCAL_WORLD_SIZE", AGENT_STORE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launched:
+    """This process as one of the ranks that a launcher has started."""
+
+    rank: int
+    ranks: int
+    local_rank: int
+    """The rank's number among those of its machine, which says which GPU it takes."""
+    local_ranks: int | None
+    """Number of ranks on this machine; None: the launcher has not said it."""
+    address: str
+    port: int
+    """Where the ranks meet."""
+    by_torchrun: bool
+    agent_store: bool
+    """Whether torchrun's agent keeps the store in which ranks meet; otherwise the first rank does."""
+    unset: str
+    """What to do where there is no such launcher."""
+
+    @property
+    def meeting_point(self) -> str:
+        """Address and port, as one writes them."""
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+def launched(environ: Mapping[str, str] = os.environ) -> Launched | None:
+    """This process's place among a launcher's ranks; None without RANK and WORLD_SIZE. Raises InputError.
+
+    An empty variable counts as one that is not set.
+    """
+    said = {name: environ[name].strip() for name in VARIABLES if environ.get(name, "").strip()}
+    if "RANK" not in said and "WORLD_SIZE" not in said:
+        return None
+    unset = f"unset {' '.join(said)}, or start all ranks with torchrun"
+    if missing := [name for name in NEEDED if name not in said]:
+        there = [name for name in NEEDED if name in said]
+        verb, other = ("is" if len(names) == 1 else "are" for names in (there, missing))
+        raise InputError(f"{_and(there)} {verb} set, and {_and(missing)} {other} not: {unset}")
+
+    def number(name: str, least: int, most: int, limit: str) -> int:
+        text = said[name]
+        value = int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else -1
+        if not least <= value <= most:
+            raise InputError(f"{name} must be a whole number from {least} to {limit}, got {text!r}: {unset}")
+        return value
+
+    ranks = number("WORLD_SIZE", 1, 10**9, "the number of ranks")
+    rank = number("RANK", 0, ranks - 1, f"{ranks - 1} (WORLD_SIZE is {ranks})")
+    local_ranks = None
+    if "LOCAL_WORLD_SIZE" in said:
+        local_ranks = number("LOCAL_WORLD_SIZE", 1, ranks, f"{ranks} (WORLD_SIZE)")
+    here = local_ranks or ranks
+    local_rank = rank % here
+    if "LOCAL_RANK" in said:
+        local_rank = number("LOCAL_RANK", 0, here - 1, f"{here - 1} ({here} ranks are on this machine)")
+    return Launched(
+        rank=rank,
+        ranks=ranks,
+        local_rank=local_rank,
+        local_ranks=local_ranks,
+        address=said["MASTER_ADDR"],
+        port=number("MASTER_PORT", 1, 65535, "65535"),
+        by_torchrun=AGENT_STORE in said,
+        agent_store=said.get(AGENT_STORE) == "True",
+        unset=unset,
+    )
+
+
+def is_first_rank() -> bool:
+    """Whether this process keeps the run's files: without a launcher, or as its first rank."""
+    here = launched()
+    return here is None or here.rank == 0
+
+
+def is_spoken_for(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun has started this process beside a first rank, which speaks for all. Never raises."""
+    return AGENT_STORE in environ and environ.get("RANK", "").strip() not in ("", "0")
+
+
+def forget_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Unset a launcher's variables, in a process that joins no ranks."""
+    for name in VARIABLES:
+        environ.pop(name, None)
+
+
+def check_meeting_point(here: Launched) -> None:
+    """Refuse an address that has no meaning, or a port that another program has. Raises InputError."""
+    try:
+        interruptibly(lambda: socket.getaddrinfo(here.address, here.port, type=socket.SOCK_STREAM))
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not a valid host name"
+        raise InputError(f"MASTER_ADDR {here.address!r} cannot be found ({why}): {here.unset}") from None
+    if here.rank or here.agent_store:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", here.port))
+            probe.listen(1)
+        except OSError as error:
+            raise port_error(here, error) from None
+
+
+def port_error(here: Launched, error: OSError) -> InputError:
+    """The first rank cannot listen on the port at which ranks meet."""
+    why = "in use by another program" if error.errno == errno.EADDRINUSE else f"not for us ({error.strerror})"
+    return InputError(f"MASTER_PORT {here.port} is {why}, and the ranks are to meet there: {here.unset}")
+
+
+def _and(names: list[str]) -> str:
+    return ", ".join(names[:-1]) + " and " + names[-1] if names[1:] else names[0]
