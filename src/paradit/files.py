@@ -27,6 +27,18 @@ def behind_links(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def name_words(text: str) -> list[str]:
+    """Return a text's words in lower case, but for those that file names cannot hold on this system."""
+    return [word for word in re.findall(r"\w+", text.lower()) if _is_nameable(word)]
+
+
+def _is_nameable(word: str) -> bool:
+    try:
+        return bool(os.fsencode(word))
+    except UnicodeEncodeError:
+        return False
+
+
 @contextmanager
 def reserved(option: str, path: str | Path) -> Iterator[None]:
     """Hold a file's name, which no other process can then reserve, however this one ends.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paradit.engine.job import Job
 from paradit.errors import InputError
-from paradit.files import read_text
+from paradit.files import name_words, read_text
 from paradit.limits import MAX_PROMPTS, shown
 from paradit.requests import Request, chosen_seed, frames_for, parse_duration, parse_size, resolve
 from paradit.video.writer import (
@@ -136,7 +135,7 @@ def output_folder(options: Options) -> Path | None:
 
 def slug(prompt: str) -> str:
     """A file name from a prompt: `A red circle, moving!` gives `a-red-circle-moving`."""
-    words = re.findall(r"\w+", prompt.lower())
+    words = name_words(prompt)
     name = ""
     for word in words:
         if len(name) + 1 + len(word) > SLUG_LENGTH:

@@ -20,7 +20,6 @@ import contextlib
 import difflib
 import json
 import os
-import re
 import secrets
 import shutil
 import time
@@ -33,7 +32,7 @@ from typing import Any
 
 from paradit.engine.job import Job, Run
 from paradit.errors import InputError
-from paradit.files import remove, remove_parts, write_whole
+from paradit.files import name_words, remove, remove_parts, write_whole
 from paradit.placement_text import read_placement
 from paradit.requests import Request
 from paradit.video.writer import growing_name
@@ -55,7 +54,7 @@ class RunFolder:
         """A new folder beside the run's first video. Raises InputError where it cannot be made."""
         first = run.jobs[0]
         beside = (first.make_folder or Path(first.output)).absolute().parent
-        words = re.findall(r"\w+", first.request.prompt.lower())
+        words = name_words(first.request.prompt)
         name = "-".join([*words[:4], time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(2)])
         path = beside / RUNS / name[-60:]  # a name has at most 255 bytes
         folder = cls(path)

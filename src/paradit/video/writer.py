@@ -141,7 +141,12 @@ def check_file(option: str, path: Path, *, overwrite: bool = False) -> None:
     `option` is how the message calls it. Raises `InputError`; makes no file.
     """
     try:
+        os.fsencode(path), str(path).encode()  # libraries take names as UTF-8
         exists, is_folder = os.path.lexists(path), path.is_dir()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{option} {str(path)!r} cannot be written in {error.encoding}: name another file"
+        ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{option} {str(path)!r} is no usable name: {error}") from None
     if is_folder:
