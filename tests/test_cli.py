@@ -417,16 +417,6 @@ def test_termination_while_writing(model: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["paradit-runs"], "the latents are safe"
 
 
-def test_a_reader_that_goes_away(model: Path, tmp_path: Path) -> None:
-    process = start(["--model", model], tmp_path)
-    assert process.stdout is not None and process.stderr is not None
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait(30) == 1
-    assert not names(tmp_path)
-
-
 def test_names_and_figures() -> None:
     assert slug("A red circle, moving right!") == "a-red-circle-moving-right"
     assert slug("...") == "video"

@@ -13,7 +13,7 @@ PACKAGE = Path(paradit.__file__).parent
 
 # Lowest first; a module may import from its own line and the lines above it. The longest prefix counts.
 LAYERS = [
-    ["errors", "limits", "progress", "memory", "files"],
+    ["errors", "limits", "progress", "memory", "files", "waiting", "streams", "launched"],
     ["trace"],
     ["kernels", "tiles"],
     ["shapes"],
@@ -48,10 +48,12 @@ TORCH_FREE = [
     "errors",
     "files",
     "kernels",
+    "launched",
     "limits",
     "progress",
     "tiles",
     "shapes",
+    "streams",
     "requests",
     "scheduling",
     "planner",
@@ -62,6 +64,7 @@ TORCH_FREE = [
     "scheduler_check",
     "trace",
     "video",
+    "waiting",
     *LAYERS[2],
     *(
         "distributed.shares",

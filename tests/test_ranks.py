@@ -133,8 +133,9 @@ def test_one_rank_has_nothing_to_choose(model: Path, tmp_path: Path) -> None:
 def test_what_torchrun_does_not_do(
     model: Path, tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ENV, "RANK", "0")
-    monkeypatch.setitem(ENV, "WORLD_SIZE", "2")
+    left = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in left.items():
+        monkeypatch.setitem(ENV, name, value)
     done = command(model, tmp_path, *options)
     assert done.returncode == 2
     assert re.fullmatch(r"paradit: error: .*only with --ranks: leave torchrun, or [^\n]*\n", done.stderr)

@@ -42,6 +42,9 @@ class Warm:
         self.pid = int(self._status.readline())
         self.returncode: int | None = None
 
+    def errors_so_far(self) -> str:
+        return os.pread(self._errors.fileno(), 2**20, 0).decode()  # a seek would move where it writes
+
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
             with suppress(ProcessLookupError):  # it has just ended, as of a stop after this very step

@@ -14,6 +14,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from paradit.errors import InputError
+from paradit.limits import MAX_RANKS, shown
 from paradit.waiting import interruptibly
 
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
@@ -65,10 +66,11 @@ def launched(environ: Mapping[str, str] = os.environ) -> Launched | None:
         text = said[name]
         value = int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else -1
         if not least <= value <= most:
-            raise InputError(f"{name} must be a whole number from {least} to {limit}, got {text!r}: {unset}")
+            limits = f"from {least} to {limit}"
+            raise InputError(f"{name} must be a whole number {limits}, got {shown(text)}: {unset}")
         return value
 
-    ranks = number("WORLD_SIZE", 1, 10**9, "the number of ranks")
+    ranks = number("WORLD_SIZE", 1, MAX_RANKS, str(MAX_RANKS))
     rank = number("RANK", 0, ranks - 1, f"{ranks - 1} (WORLD_SIZE is {ranks})")
     local_ranks = None
     if "LOCAL_WORLD_SIZE" in said:
@@ -113,7 +115,7 @@ def check_meeting_point(here: Launched) -> None:
         interruptibly(lambda: socket.getaddrinfo(here.address, here.port, type=socket.SOCK_STREAM))
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not a valid host name"
-        raise InputError(f"MASTER_ADDR {here.address!r} cannot be found ({why}): {here.unset}") from None
+        raise InputError(f"MASTER_ADDR {shown(here.address)} cannot be found ({why}): {here.unset}") from None
     if here.rank or here.agent_store:
         return
     with socket.socket() as probe:
