@@ -20,7 +20,7 @@ STOPPING = b"\nparadit: ending after this step; once more ends at once\n"
 GRACE_SECONDS = 2.0
 """A Ctrl-C this soon after the one that ends the process is taken for the same: the clean-up goes on."""
 AGAIN_SECONDS = 0.25
-"""So often it is looked whether the exception of a signal is still to be raised, or was lost on its way."""
+"""Seconds until a signal's exception that was not raised, or was lost on its way, is raised once more."""
 
 
 class Stopped(BaseException):  # like KeyboardInterrupt: no `except Exception` may hold it up

@@ -23,16 +23,16 @@ from paradit.waiting import interruptibly
 
 POLL_SECONDS = 0.02
 LOOKS = 50
-"""After so many polls it is noted which ranks are missing."""
+"""Polls between two looks at which ranks are missing."""
 TELL_SECONDS = 5.0
-"""So often the user is told who is missing, if that has changed."""
+"""Seconds until the user is told who is missing, and until the next time if that has changed."""
 CONNECT_SECONDS = 1.0
 GREETING_SECONDS = 30.0
-"""What answers at the address and does not greet as a store within this time is another program."""
+"""Seconds in which a store must greet: what answers at the address and does not is another program."""
 LEAVE_SECONDS = 1.0
-"""How long is waited for the thread that joins to end, once it is left."""
+"""Seconds that the thread that joins has for its end, once nobody waits for it."""
 NAMED = 8
-"""Most missing ranks that are named."""
+"""Number of missing ranks that are named, at most."""
 
 
 class Joining:
@@ -54,8 +54,8 @@ class Joining:
         """Make the default process group, and return the ranks' store.
 
         All waiting is done by another thread, and this one heeds signals. tell: told after a few seconds who
-        is missing, by the first rank that is there. Raises RankError where that takes too long, InputError
-        where another program answers in the ranks' place.
+        is missing, by the first rank that is there. Raises RankError if that takes too long, InputError if
+        another program answers in the ranks' place.
         """
         said = ""
 
