@@ -41,6 +41,7 @@ def test_what_a_launcher_says() -> None:
         port=29500,
         by_torchrun=False,
         agent_store=False,
+        attempt="",
         unset="unset RANK WORLD_SIZE MASTER_ADDR MASTER_PORT, or start all ranks with torchrun",
     )
     assert not is_spoken_for(SECOND)

@@ -39,6 +39,8 @@ class Launched:
     by_torchrun: bool
     agent_store: bool
     """Whether torchrun's agent keeps the store in which ranks meet; otherwise the first rank does."""
+    attempt: str
+    """Number of times that torchrun has started its ranks anew: its agent's store outlives them."""
     unset: str
     """What to do where there is no such launcher."""
 
@@ -88,6 +90,7 @@ def launched(environ: Mapping[str, str] = os.environ) -> Launched | None:
         port=number("MASTER_PORT", 1, 65535, "65535"),
         by_torchrun=AGENT_STORE in said,
         agent_store=said.get(AGENT_STORE) == "True",
+        attempt=environ.get("TORCHELASTIC_RESTART_COUNT", ""),
         unset=unset,
     )
 

@@ -77,7 +77,8 @@ class Joining:
         try:
             if self._device.type == "cuda":
                 torch.cuda.set_device(self._device)  # each thread has a current device of its own
-            store = self._open()
+            attempt = self._meet.attempt if isinstance(self._meet, Launched) else ""
+            store = PrefixStore(f"attempt {attempt}", self._open())
             store.set_timeout(self._limit)
             self._wait_for_all(PrefixStore("here", store))
             dist.init_process_group(
