@@ -60,6 +60,14 @@ def reserved(option: str, path: str | Path) -> Iterator[None]:
         yield
 
 
+def remove_left_lock(path: str | Path) -> None:
+    """Remove the hidden file of a name that was held by a process which has been killed."""
+    lock = _lock_of(behind_links(path))
+    if lock.exists():
+        with contextlib.suppress(OSError), _locked(lock):
+            pass
+
+
 def _lock_of(target: Path) -> Path:
     digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[
         :16

@@ -32,7 +32,7 @@ from typing import Any
 
 from paradit.engine.job import Job, Run
 from paradit.errors import InputError
-from paradit.files import name_words, remove, remove_parts, write_whole
+from paradit.files import name_words, remove, remove_left_lock, remove_parts, write_whole
 from paradit.placement_text import read_placement
 from paradit.requests import Request
 from paradit.video.writer import growing_name
@@ -168,6 +168,9 @@ class RunFolder:
         if pids is None:
             pids = self._processes()
             for job in jobs:
+                remove_left_lock(job.output)
+                if job.latents is not None:
+                    remove_left_lock(job.latents)
                 part = growing_name(job.output)
                 if job.request.method != "full" and part is not None:
                     remove(part)
