@@ -334,9 +334,8 @@ def test_the_summary_of_the_run(traced: Path) -> None:
 
 
 def test_torchrun_is_refused(model: Path, tmp_path: Path) -> None:
-    done = command(
-        tmp_path, "generate", "a", "--model", str(model), "--trace", "t.json", RANK="0", WORLD_SIZE="2"
-    )
+    torchrun = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    done = command(tmp_path, "generate", "a", "--model", str(model), "--trace", "t.json", **torchrun)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "leave torchrun, or --trace, out" in done.stderr
 

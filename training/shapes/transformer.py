@@ -63,7 +63,7 @@ class Pool:
 
     def __init__(self, folder: Path, vae: AutoencoderKLWan, run: Run) -> None:
         self.vae, self.run = vae, run
-        self.device = next(vae.parameters()).device
+        self.device, self.dtype = device_and_dtype()
         # What travels is learned last, so it is shown twice as often.
         self.scenes = [
             scene
@@ -97,7 +97,7 @@ class Pool:
         numbers = range(first, first + num_videos)
         videos = [draw(self.scene(i), MAX_FRAMES, np.random.default_rng((4, i)), SIZE) for i in numbers]
         pixels = torch.from_numpy(np.stack(videos)).to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        with autocast(self.device, torch.bfloat16):
+        with autocast(self.device, self.dtype):
             latents = self.vae.encode(pixels).latent_dist.mode().float()
         normalized = ((latents - self.mean) / self.std).cpu().numpy().astype(np.float16)
         for number, latent in zip(numbers, normalized, strict=True):
