@@ -1,0 +1,193 @@
+"""How the code is built, in figures: files, circles, types, long functions, and the way to the kernel.
+
+    python benchmarks/house.py [SRC ...]
+
+SRC: folders that hold `paradit`, such as `src` of several checkouts, for a column each.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+METHODS = ("full", "dualparal", "windowed", "fifo")
+FORMS = ("ulysses", "pipesp", "pipesp-paper", "ring", "usp")
+LONG = 40
+"""Lines of a function, above which it is counted."""
+HELP_TIMES = 5
+WATCH = """
+import os, sys, threading, traceback
+
+def watch(frame, event, argument):
+    name = getattr(argument, "__name__", "") if event == "c_call" else frame.f_code.co_name
+    file = frame.f_code.co_filename
+    start = event == "call" and name == "start" and file.endswith("multiprocessing/process.py")
+    if not start and not (event == "c_call" and name == "scaled_dot_product_attention"):
+        return
+    own = [f"{one.filename.rpartition('paradit/')[2]}:{one.name}" for one in traceback.extract_stack(frame)
+           if os.sep + "paradit" + os.sep in one.filename and "<module>" != one.name]
+    if not start and not (own and own[-1].startswith("attention/")):
+        return  # the text encoder's
+    kind = "start" if start else "kernel"
+    with open(os.path.join(os.environ["WATCHED"], f"{kind}-{os.getpid()}"), "w") as file:
+        file.write("\\n".join(own))
+    if not start:
+        sys.setprofile(None)
+
+sys.setprofile(watch)
+threading.setprofile(watch)
+"""
+
+
+def main() -> None:
+    sources = [Path(name).resolve() for name in sys.argv[1:]] or [Path(__file__).resolve().parents[1] / "src"]
+    columns = [figures(source) for source in sources]
+    for name in columns[0]:
+        print(f"{name:<58}", *(f"{column[name]:>10}" for column in columns))
+
+
+def figures(source: Path) -> dict[str, object]:
+    files = {path: ast.parse(path.read_text()) for path in sorted((source / "paradit").rglob("*.py"))}
+    functions = [
+        node for tree in files.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+    ]
+    one, several = frames(source, []), frames(source, ["--ranks", "2", "--attention", "ulysses"])
+    compared = {path: list(comparisons(tree)) for path, tree in files.items()}
+    return {
+        "files": len(files),
+        "lines": sum(len(path.read_text().splitlines()) for path in files),
+        f"functions over {LONG} lines": sum((f.end_lineno or 0) - f.lineno + 1 > LONG for f in functions),
+        "bare Any": sum(bare_any(tree) for tree in files.values()),
+        "circles between files": len(circles(source, files)),
+        "lines that compare a method or in_blocks": sum(len(lines) for lines in compared.values()),
+        "files that do": sum(bool(lines) for lines in compared.values()),
+        "lines that name a form of attention": sum(map(len, named(files, FORMS).values())),
+        "files that do so": len(named(files, FORMS)),
+        "own frames from main to the kernel, one process": one,
+        "own frames from main to the kernel, two ranks": several,
+        "seconds of --help, best of five": f"{help_seconds(source):.3f}",
+    }
+
+
+def bare_any(tree: ast.AST) -> int:
+    """Number of arguments, results and variables that are annotated with nothing but `Any`."""
+    found = 0
+    for node in ast.walk(tree):
+        notes = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+        found += sum(isinstance(note, ast.Name) and note.id == "Any" for note in notes)
+    return found
+
+
+def comparisons(tree: ast.AST) -> Iterator[int]:
+    """Lines that compare something with a method's name, or ask `in_blocks`."""
+    lines = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            if any(text in METHODS for text in texts if isinstance(text, str)):
+                lines.add(node.lineno)
+        if isinstance(node, ast.Attribute) and node.attr == "in_blocks":
+            lines.add(node.lineno)
+    return iter(lines)
+
+
+def named(files: dict[Path, ast.Module], names: tuple[str, ...]) -> dict[Path, set[int]]:
+    """Lines that hold one of the names as a text of its own, by file; docstrings do not count."""
+    found = {}
+    for path, tree in files.items():
+        lines = {n.lineno for n in ast.walk(tree) if isinstance(n, ast.Constant) and n.value in names}
+        if lines:
+            found[path] = lines
+    return found
+
+
+def circles(source: Path, files: dict[Path, ast.Module]) -> list[set[str]]:
+    """Groups of files that import each other, those for type checking counted; by Tarjan's algorithm."""
+    modules = {path: ".".join(path.relative_to(source).with_suffix("").parts) for path in files}
+    modules = {path: name.removesuffix(".__init__") for path, name in modules.items()}
+    known = set(modules.values())
+    edges: dict[str, set[str]] = {}
+    for path, tree in files.items():
+        edges[modules[path]] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    edges[modules[path]].add(inner if inner in known else node.module)
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[set[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in edges[name] & known:
+            if other not in index:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], index[other])
+        if low[name] == index[name]:
+            group = set(stack[stack.index(name) :])
+            del stack[stack.index(name) :]
+            if len(group) > 1:
+                found.append(group)
+
+    for name in sorted(edges):
+        if name not in index:
+            visit(name)
+    return found
+
+
+def frames(source: Path, options: list[str]) -> int:
+    """Number of own frames from the command's main function to the first attention, over all processes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "sitecustomize.py").write_text(WATCH)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{folder}:{source}",
+            "WATCHED": name,
+            "OMP_NUM_THREADS": "1",
+        }
+        words = [
+            "a red circle",
+            "--num-inference-steps",
+            "1",
+            "--num-frames",
+            "5",
+            "-o",
+            f"{name}/v.mp4",
+            *options,
+        ]
+        command = [sys.executable, "-m", "paradit", "generate", *words]
+        subprocess.run(command, env=environment, cwd=name, capture_output=True, check=True, timeout=300)
+        stacks = [path.read_text().splitlines() for path in sorted(folder.glob("kernel-*"))]
+        deepest = max(stacks, key=len)
+        started = [path.read_text().splitlines() for path in folder.glob("start-*")] if options else []
+        if os.environ.get("SHOW"):
+            print(*max(started, key=len, default=[]), "---", *deepest, sep="\n")
+        return len(deepest) + len(max(started, key=len, default=[]))
+
+
+def help_seconds(source: Path) -> float:
+    taken = []
+    for _ in range(HELP_TIMES):
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "paradit", "generate", "--help"]
+        subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": str(source)}, capture_output=True, check=True
+        )
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
+if __name__ == "__main__":
+    main()
