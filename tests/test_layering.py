@@ -16,6 +16,7 @@ LAYERS = [
     ["errors", "limits", "progress", "memory", "files", "waiting", "streams", "launched"],
     ["trace"],
     ["kernels", "tiles"],
+    ["config"],
     ["shapes"],
     [
         *("models.spec", "models.registry", "models.wan.spec", "models.hunyuan_video.spec"),
@@ -45,6 +46,7 @@ LAYERS = [
     ["__main__"],
 ]  # fmt: skip
 TORCH_FREE = [
+    "config",
     "errors",
     "files",
     "kernels",

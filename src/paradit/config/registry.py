@@ -1,0 +1,101 @@
+"""Named things of one kind, built in or brought by other packages; each is imported when it is asked for.
+
+Another package brings one by an entry point, whose name is the thing's and whose value is "module:object":
+
+    [project.entry-points."paradit.attention"]
+    zigzag = "my_package.zigzag:ZIGZAG"
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import warnings
+from collections.abc import Mapping
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar, cast
+
+from paradit.errors import InputError
+
+T = TypeVar("T")
+
+SWITCH = "PARADIT_PLUGINS"
+"""The environment variable that leaves plug-ins out when it is `off`."""
+
+
+class Registry(Generic[T]):
+    """Things of one kind by their names."""
+
+    def __init__(self, kind: str, group: str, builtin: Mapping[str, str]) -> None:
+        """kind: word for one of them in messages. group: entry points. builtin: "module:object" by name."""
+        self.kind, self._group, self._builtin = kind, group, dict(builtin)
+        self._found: dict[str, T] = {}
+        self._failed: set[str] = set()
+        """Plug-ins that were named in a warning."""
+
+    def names(self) -> tuple[str, ...]:
+        """Names, the built-in ones first; known without importing anything."""
+        return (*self._builtin, *self._plugins)
+
+    def find(self, name: str) -> T:
+        """Import what has a name. Raises InputError, which names the nearest, if there is none."""
+        if name not in self._found:
+            self._found[name] = self._import(name)
+        return self._found[name]
+
+    def all(self) -> list[T]:
+        """Everything that can be imported, in the order of the names."""
+        found = []
+        for name in self.names():
+            try:
+                found.append(self.find(name))
+            except InputError as error:  # a plug-in that fails is named, once, and left out
+                if name not in self._failed:
+                    warnings.warn(str(error), stacklevel=2)
+                self._failed.add(name)
+        return found
+
+    def identity(self) -> dict[str, str]:
+        """Plug-ins with their packages' versions: what all ranks must have alike."""
+        return {
+            name: f"{point.value} of {point.dist.name} {point.dist.version}" if point.dist else point.value
+            for name, point in self._plugins.items()
+        }
+
+    @cached_property
+    def _plugins(self) -> dict[str, EntryPoint]:
+        if os.environ.get(SWITCH, "").lower() == "off":
+            return {}
+        found: dict[str, EntryPoint] = {}
+        for point in sorted(entry_points(group=self._group), key=lambda point: point.name):
+            if point.name in self._builtin or point.name in found:
+                other = "is built in" if point.name in self._builtin else "comes from two packages"
+                warnings.warn(
+                    f"the {self.kind} {point.name!r} of {point.value} is left out: the name {other}",
+                    stacklevel=2,
+                )
+            else:
+                found[point.name] = point
+        return found
+
+    def _import(self, name: str) -> T:
+        if name in self._builtin:
+            module, _, attribute = self._builtin[name].partition(":")
+            return cast(T, getattr(import_module(module), attribute))
+        if name in self._plugins:
+            try:
+                return cast(T, self._plugins[name].load())
+            except Exception as error:  # whatever another package's module does
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise InputError(
+                    f"the {self.kind} {name!r}, a plug-in, cannot be imported: {reason}"
+                ) from error
+        raise InputError(self._unknown(name))
+
+    def _unknown(self, name: Any) -> str:
+        known = ", ".join(self.names())
+        close = difflib.get_close_matches(str(name), self.names(), n=1)
+        hint = f": did you mean {close[0]!r}?" if close else ""
+        return f"{self.kind} must be one of {known}, got {name!r}{hint}"
