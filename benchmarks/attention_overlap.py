@@ -35,9 +35,9 @@ from paradit.distributed.transport import Transfer, Transport
 from paradit.distributed.world import current_world
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.models.wan.transformer import WanTransformer
+from paradit.parallel.together import together
 from paradit.placement import Placement
 from paradit.sampling.guidance import guide
-from paradit.sampling.together import together
 from random_models import random_hunyuan_video, random_wan
 
 HEADS, HEAD_DIM, LAYERS, FFN = 8, 64, 5, 2048

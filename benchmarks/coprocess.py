@@ -22,11 +22,11 @@ from paradit.attention.local import sdpa
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import World
 from paradit.models.wan.transformer import WanTransformer
+from paradit.parallel.coprocess import Helped, Helper, Message
+from paradit.parallel.together import Together
 from paradit.placement import Form
-from paradit.sampling.coprocess import Helped, Helper, Message
-from paradit.sampling.rehearsal import MeasuredKernel, now
-from paradit.sampling.together import Together
 from paradit.testing import run_world
+from paradit.tuning.rehearsal import MeasuredKernel, now
 from random_models import random_wan
 
 HEADS, HEAD_DIM, FFN = 8, 64, 2048

@@ -16,11 +16,11 @@ from machine import write_results
 from paradit.distributed.world import World
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
+from paradit.parallel.team import Alone, Team
+from paradit.parallel.together import together
 from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request, resolve
-from paradit.sampling.team import Alone, Team
-from paradit.sampling.together import together
 from paradit.testing import run_world
 from paradit.text_to_video import load, text_to_video
 

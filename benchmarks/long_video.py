@@ -36,13 +36,13 @@ from paradit.models.protocol import VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import read_spec
 from paradit.models.wan.transformer import WanTransformer
+from paradit.parallel.together import together
 from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.sampling import full_sequence
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.layer_split import LayerCosts, LayerShare, divide_layers, measure_layers
 from paradit.sampling.noise import PooledNoise, step_generator
-from paradit.sampling.together import together
 from paradit.scheduling.block_queue import BlockQueue
 from paradit.scheduling.layer_pipeline import StageGrid, duration
 from paradit.testing import run_world

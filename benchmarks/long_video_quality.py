@@ -24,12 +24,12 @@ from paradit.models.folder import find_model
 from paradit.models.latent_blocks import LatentBlocks
 from paradit.models.protocol import VideoModel
 from paradit.models.spec import read_spec
+from paradit.parallel.team import Alone
 from paradit.progress import Progress
 from paradit.sampling import full_sequence
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.guidance import scales
 from paradit.sampling.noise import BlockNoise, IndependentNoise, PooledNoise, initial_noise, step_generator
-from paradit.sampling.team import Alone
 from paradit.scheduling.block_queue import BlockQueue
 from paradit.shapes.evaluate import evaluate, evaluate_long
 from paradit.shapes.world import Scene

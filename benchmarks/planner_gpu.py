@@ -39,6 +39,7 @@ from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec
 from paradit.models.wan.adapter import WanModel
 from paradit.models.wan.spec import transformer_spec as wan_spec
+from paradit.parallel.team import Alone
 from paradit.placement import Form, Placement
 from paradit.planner.calibration import fit_device, machine_file, median_error
 from paradit.planner.hardware import Cluster, find_cluster
@@ -46,10 +47,9 @@ from paradit.planner.messages import fit_link
 from paradit.planner.simulate import Simulator, Way
 from paradit.progress import Progress
 from paradit.requests import Request, resolve
-from paradit.sampling.rehearsal import now
-from paradit.sampling.team import Alone
 from paradit.stages.decode import frames
 from paradit.stages.denoise import denoise
+from paradit.tuning.rehearsal import now
 
 WAN_1B, WAN_14B = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"
 WAN_5B, HUNYUAN = "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "hunyuanvideo-community/HunyuanVideo"

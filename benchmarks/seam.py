@@ -24,7 +24,7 @@ from paradit.attention.local import local
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.models.wan.transformer import WanTransformer
-from paradit.sampling.forward import forward, run
+from paradit.parallel.forward import forward, run
 
 TEXT_TOKENS = 512
 

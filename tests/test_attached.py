@@ -23,7 +23,7 @@ import paradit
 from paradit.attention.local import local, sdpa
 from paradit.distributed.world import World
 from paradit.models.registry import replacement
-from paradit.sampling.forward import forward, run
+from paradit.parallel.forward import forward, run
 from paradit.testing import run_world
 from test_hunyuan_seam import inputs as hunyuan_inputs
 from test_wan_seam import inputs as wan_inputs

@@ -19,11 +19,11 @@ from paradit.models.latent_blocks import LatentBlocks
 from paradit.models.protocol import VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import read_spec
+from paradit.parallel.forward import run
 from paradit.progress import Progress
 from paradit.sampling import block_pipeline, full_sequence, stage_links
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.block_state import QueueState
-from paradit.sampling.forward import run
 from paradit.sampling.guidance import guide
 from paradit.sampling.layer_split import LayerCosts, LayerShare, divide_layers, measure_layers
 from paradit.sampling.noise import BlockNoise, PooledNoise, step_generator

@@ -11,7 +11,7 @@ import test_wan_seam
 from paradit.attention.local import local
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.models.wan.transformer import WanTransformer
-from paradit.sampling.forward import forward, run
+from paradit.parallel.forward import forward, run
 from tiny import hunyuan_transformer
 
 Predict = Callable[[bool, float], Tensor]

@@ -14,14 +14,14 @@ from paradit.distributed.world import World
 from paradit.models.protocol import VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import read_spec
+from paradit.parallel.team import Alone, Team
+from paradit.parallel.together import together
 from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.sampling import diagonal, full_sequence, windows
 from paradit.sampling.block_state import QueueState
 from paradit.sampling.guidance import guide
 from paradit.sampling.noise import BlockNoise, PooledNoise, step_generator
-from paradit.sampling.team import Alone, Team
-from paradit.sampling.together import together
 from paradit.scheduling.block_queue import BlockQueue
 from paradit.testing import run_world
 from tiny import drawing_scheduler, save_folder

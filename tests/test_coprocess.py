@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from paradit.attention.base import Attend
 from paradit.attention.local import sdpa
-from paradit.attention.protocol import Attend
 from paradit.distributed.shares import Shares
 from paradit.distributed.world import World
 from paradit.engine import make, teams
@@ -21,12 +21,12 @@ from paradit.engine.job import Job
 from paradit.engine.keep import Written
 from paradit.errors import InputError
 from paradit.models.spec import read_spec
+from paradit.parallel import coprocess
+from paradit.parallel.coprocess import Helped, Message
+from paradit.parallel.forward import run
 from paradit.placement import Placement
 from paradit.placement_text import read_groups, read_placement
 from paradit.requests import Request, resolve
-from paradit.sampling import coprocess
-from paradit.sampling.coprocess import Helped, Message
-from paradit.sampling.forward import run
 from paradit.scheduling.coprocess import TRIALS, HelperSpeed, Judge, helpers_work
 from paradit.testing import run_world
 from test_stages import Kept

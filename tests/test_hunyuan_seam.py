@@ -13,7 +13,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from paradit.attention.local import local, sdpa
 from paradit.errors import InputError
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
-from paradit.sampling.forward import forward, run
+from paradit.parallel.forward import forward, run
 from tiny import POOLED_DIM, TEXT_DIM, hunyuan_transformer, in_bf16
 
 SHAPES = [(1, 2, 4, 6), (2, 3, 2, 10), (1, 1, 6, 6), (1, 5, 10, 14)]

@@ -11,9 +11,9 @@ from paradit.models.spec import ModelSpec, read_spec
 from paradit.placement import Form, Placement
 from paradit.placement_text import read_placement
 from paradit.requests import Request, resolve
-from paradit.sampling.remembered import Remembered
 from paradit.scheduling.memory import memory_by_rank, on_one_device
 from paradit.scheduling.stages import STAGES
+from paradit.tuning.remembered import Remembered
 from tiny import save_folder
 
 

@@ -15,16 +15,16 @@ from paradit.attention.ulysses import ulysses
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
 from paradit.distributed.transport import Transfer, Transport
+from paradit.parallel.coprocess import HELP, Message, helping
+from paradit.parallel.forward import forward as forward_of
+from paradit.parallel.forward import run_interleaved
 from paradit.placement import Form, Placement
 from paradit.planner.costs import BlockSeconds
 from paradit.planner.simulate import HELPERS_WORK
 from paradit.planner.step import Branch, forward, layer_of, play_layers
 from paradit.planner.whole_step import branches_of, group_of
-from paradit.sampling import rehearsal
-from paradit.sampling.coprocess import HELP, Message, helping
-from paradit.sampling.forward import forward as forward_of
-from paradit.sampling.forward import run_interleaved
-from paradit.sampling.rehearsal import BlockCost, Link
+from paradit.tuning import rehearsal
+from paradit.tuning.rehearsal import BlockCost, Link
 from test_planner import cluster, simulator
 from test_rehearsal import DEPTH, FINISH, HEADS, LAYERS, PROJECTION, ROW, TOKENS
 

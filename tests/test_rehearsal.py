@@ -11,10 +11,10 @@ from paradit.attention.ulysses import pipesp_paper
 from paradit.attention.window import windowed_over
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
+from paradit.parallel.forward import forward, run_interleaved
 from paradit.placement import Form
-from paradit.sampling import rehearsal
-from paradit.sampling.forward import forward, run_interleaved
-from paradit.sampling.rehearsal import BlockCost, Link, MeasuredKernel, rehearse
+from paradit.tuning import rehearsal
+from paradit.tuning.rehearsal import BlockCost, Link, MeasuredKernel, rehearse
 
 LAYERS, TOKENS, HEADS, DEPTH = 6, 64, 8, 16
 PROJECTION, FINISH, ROW = 0.5, 4.5, 0.03125

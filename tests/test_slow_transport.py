@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from paradit.attention.protocol import Attend, Wait
+from paradit.attention.base import Attend, Wait
 from paradit.attention.ring import ring
 from paradit.distributed.shares import Shares
-from paradit.sampling.forward import run_interleaved
+from paradit.parallel.forward import run_interleaved
 from test_ulysses import FORMS, Form, Unrotated, layout_of, of_rank, random_qkv
 
 SECONDS = 0.01

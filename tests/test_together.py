@@ -12,13 +12,13 @@ from paradit.distributed.world import World
 from paradit.models.protocol import VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import read_spec
+from paradit.parallel.team import Team
+from paradit.parallel.together import Together, together
 from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request, resolve
 from paradit.sampling.full_sequence import denoise
 from paradit.sampling.noise import initial_noise, step_generator
-from paradit.sampling.team import Team
-from paradit.sampling.together import Together, together
 from paradit.testing import run_world
 from paradit.text_to_video import load, text_to_video
 from tiny import VARIANTS, drawing_scheduler, save_folder

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from paradit.attention.base import Attend
 from paradit.attention.local import sdpa, some_rows
-from paradit.attention.protocol import Attend
 from paradit.attention.rope import Rope
 from paradit.attention.ulysses import pipesp_paper, ulysses
 from paradit.distributed.exchange import UlyssesExchange

@@ -7,7 +7,7 @@ import torch
 
 from paradit.attention.local import local, sdpa
 from paradit.models.wan.transformer import WanTransformer
-from paradit.sampling.forward import forward, run
+from paradit.parallel.forward import forward, run
 from tiny import TEXT_DIM, VARIANTS, in_bf16, transformer
 
 SHAPES = [(1, 2, 4, 6), (2, 3, 2, 10), (1, 1, 6, 6)]

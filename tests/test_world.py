@@ -12,7 +12,7 @@ from paradit.attention.local import sdpa
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
 from paradit.distributed.world import World
-from paradit.sampling.forward import run
+from paradit.parallel.forward import run
 from paradit.testing import WorldError, run_world
 from test_ulysses import FORMS, SHARES, layout_of, of_rank, random_qkv
 

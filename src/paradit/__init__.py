@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from paradit.errors import InputError, OutOfMemory
 
 if TYPE_CHECKING:
-    from paradit.parallel import parallelize
+    from paradit.parallel.parallelize import parallelize
     from paradit.text_to_video import generate
 
 __version__ = "0.1.0"
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
 
         return generate
     if name == "parallelize":
-        from paradit.parallel import parallelize
+        from paradit.parallel.parallelize import parallelize
 
         return parallelize
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,11 +21,11 @@ from paradit.models.folder import BUNDLED, download_weights, find_model
 from paradit.models.protocol import Frames, Prompt, VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import ModelSpec, read_spec
+from paradit.parallel.team import Alone, Team
 from paradit.progress import Progress
 from paradit.provenance import provenance, tags
 from paradit.requests import Request, chosen_seed, frames_for, resolve, warnings_for
 from paradit.room import DTYPES, check_memory, name_of, where_and_how
-from paradit.sampling.team import Alone, Team
 from paradit.scheduler_check import check_scheduler
 from paradit.scheduling.stages import STAGES
 from paradit.stages.decode import decode, frames

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from paradit.attention.base import Attend, Kernel
 from paradit.attention.local import sdpa
-from paradit.attention.protocol import Attend, Kernel
 from paradit.attention.ring import ring, usp
 from paradit.attention.ulysses import pipesp_paper, ulysses
 from paradit.distributed.exchange import UlyssesExchange

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from paradit.attention.protocol import Attend, Kernel, Layout, Projection, Wait
+from paradit.attention.base import Attend, Kernel, Layout, Projection, Wait
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

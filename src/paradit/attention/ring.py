@@ -11,8 +11,8 @@ from collections.abc import Generator, Sequence
 import torch
 from torch import Tensor
 
+from paradit.attention.base import Attend, Layout, Projection, Wait
 from paradit.attention.partial import Merge, sdpa_with_lse
-from paradit.attention.protocol import Attend, Layout, Projection, Wait
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.redistribution import start
 from paradit.distributed.transport import Transfer, Transport

@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from paradit.attention.base import Attend, Kernel, Layout, Projection, Wait
 from paradit.attention.local import sdpa, some_rows
-from paradit.attention.protocol import Attend, Kernel, Layout, Projection, Wait
 from paradit.distributed.exchange import Chunk, UlyssesExchange
 from paradit.distributed.redistribution import Arrival, start
 from paradit.distributed.shares import Box

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paradit.attention.protocol import Attend, Kernel, Layout, Projection, Wait
+from paradit.attention.base import Attend, Kernel, Layout, Projection, Wait
 from paradit.attention.rope import Rope
 from paradit.attention.ulysses import Work
 from paradit.distributed.exchange import UlyssesExchange

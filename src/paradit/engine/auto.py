@@ -18,8 +18,8 @@ from paradit.models.spec import ModelSpec
 from paradit.placement import Placement
 from paradit.requests import Request
 from paradit.room import room_bytes
-from paradit.sampling.remembered import Remembered
 from paradit.scheduling.balance import Choice, StageSeconds, affordable, choose
+from paradit.tuning.remembered import Remembered
 
 
 def visible_ranks() -> int:

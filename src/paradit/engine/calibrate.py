@@ -40,8 +40,8 @@ from paradit.planner.calibration import (
 )
 from paradit.planner.messages import Messages, neighbours_of, slowest_pair
 from paradit.progress import Progress
-from paradit.sampling.rehearsal import now
 from paradit.streams import make_safe
+from paradit.tuning.rehearsal import now
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT_TOKENS = 32

@@ -27,13 +27,13 @@ from paradit.memory import peak_memory_bytes
 from paradit.models.latent_blocks import LatentBlocks
 from paradit.models.protocol import Frames, Prompt
 from paradit.models.spec import ModelSpec
+from paradit.parallel.team import Team
 from paradit.placement import Placement
 from paradit.provenance import provenance
 from paradit.requests import latent_shape
 from paradit.room import name_of
 from paradit.sampling.early_end import Unwanted
 from paradit.sampling.layer_split import LayerShare
-from paradit.sampling.team import Team
 from paradit.scheduling.block_queue import queue_of
 from paradit.scheduling.stages import AHEAD, decoder_of, program
 from paradit.stages.decode import decode

@@ -6,10 +6,10 @@ from paradit.distributed.world import World
 from paradit.engine.job import Job
 from paradit.models.kernels import load_kernel
 from paradit.models.spec import ModelSpec
+from paradit.parallel.coprocess import Helped, Helper
+from paradit.parallel.team import Alone, Team
+from paradit.parallel.together import together
 from paradit.placement import Placement
-from paradit.sampling.coprocess import Helped, Helper
-from paradit.sampling.team import Alone, Team
-from paradit.sampling.together import together
 
 
 def sharers(placement: Placement, world: World | None) -> World | None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from paradit.attention.base import Kernel
 from paradit.attention.local import sdpa
-from paradit.attention.protocol import Kernel
 from paradit.kernels import DEFAULT
 
 

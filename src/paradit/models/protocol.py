@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from paradit.attention.protocol import Layout
+    from paradit.attention.base import Layout
     from paradit.models.latent_blocks import LatentBlocks
     from paradit.models.layers import Layers
     from paradit.models.spec import ModelSpec

@@ -13,7 +13,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils.peft_utils import apply_lora_scale
 from torch import Tensor
 
-from paradit.attention.protocol import Kernel
+from paradit.attention.base import Kernel
 from paradit.errors import InputError
 from paradit.models.attached import Opened, is_own, name_of
 from paradit.models.protocol import Transformer

@@ -170,7 +170,7 @@ def _posting(program: Program) -> Iterator[Step]:
 
 
 def interleaved(streams: Sequence[Iterable[Step]], lag: int = 0) -> Generator[Step, None, None]:
-    """Streams of one rank side by side, in the order of `sampling.forward.run_interleaved`."""
+    """Streams of one rank side by side, in the order of `parallel.forward.run_interleaved`."""
     running = dict(enumerate(map(iter, streams)))
     waits: dict[int, Wait] = {}
     for turn in count():

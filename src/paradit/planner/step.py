@@ -2,7 +2,7 @@
 
 The orders are those of `attention.ulysses`, `attention.ring` and `attention.window`, whose shares and boxes
 are asked for what travels (`distributed.shares`); `tests/test_planner.py` holds the times against a rehearsal
-of the program itself (`sampling.rehearsal`).
+of the program itself (`tuning.rehearsal`).
 """
 
 from __future__ import annotations

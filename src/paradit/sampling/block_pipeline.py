@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paradit.attention.base import Attend, Kernel
 from paradit.attention.local import sdpa
-from paradit.attention.protocol import Attend, Kernel
 from paradit.attention.window import Features, Kept, Neighbour
 from paradit.models.protocol import Prompt, Scheduler, VideoModel
+from paradit.parallel.forward import run, through_blocks
 from paradit.progress import Progress
 from paradit.sampling.block_state import BlockState, HeadFeatures, QueueState, restore_solver, solver_state
 from paradit.sampling.block_window import Sharing, Window
 from paradit.sampling.early_end import UNWANTED, EarlyEnd
-from paradit.sampling.forward import run, through_blocks
 from paradit.sampling.guidance import guide
 from paradit.sampling.layer_split import LayerShare
 from paradit.sampling.noise import BlockNoise

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from paradit.models.protocol import Scheduler
+from paradit.parallel.team import Team
 from paradit.sampling.position import as_tensor
-from paradit.sampling.team import Team
 
 HeadFeatures = dict[tuple[int, int], tuple[Tensor, Tensor]]
 """By (layer, head): keys, before RoPE, and values [B, S, D] of some tokens."""

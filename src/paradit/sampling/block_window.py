@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from paradit.attention.protocol import Attend, Kernel
+from paradit.attention.base import Attend, Kernel
 from paradit.attention.rope import Rope
 from paradit.attention.window import Kept, Neighbour, windowed, windowed_over
 from paradit.distributed.exchange import UlyssesExchange

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from paradit.models.protocol import Prompt, Scheduler, VideoModel
+from paradit.parallel.team import Team
 from paradit.progress import Progress
 from paradit.sampling.block_state import BlockState, QueueState, restore_solver, solver_state
 from paradit.sampling.guidance import guide
 from paradit.sampling.noise import BlockNoise
 from paradit.sampling.solver import solver_step
-from paradit.sampling.team import Team
 from paradit.scheduling.block_queue import BlockQueue
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from paradit.models.protocol import Prompt, Scheduler, VideoModel
+from paradit.parallel.team import Alone, Team
 from paradit.progress import Progress
 from paradit.sampling.guidance import guide
 from paradit.sampling.position import (
@@ -21,7 +22,6 @@ from paradit.sampling.position import (
     scheduler_state,
 )
 from paradit.sampling.solver import solver_step
-from paradit.sampling.team import Alone, Team
 from paradit.trace.spans import STEP, span
 
 

@@ -13,10 +13,10 @@ import torch
 from paradit.attention.local import local
 from paradit.distributed.world import World
 from paradit.models.protocol import Block, Prompt, VideoModel
+from paradit.parallel.forward import run
 from paradit.sampling.block_window import Sharing
-from paradit.sampling.forward import run
-from paradit.sampling.rehearsal import seconds
 from paradit.scheduling.layer_pipeline import StageGrid, split_layers
+from paradit.tuning.rehearsal import seconds
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from paradit.models.protocol import Scheduler
-from paradit.sampling.team import Team
+from paradit.parallel.team import Team
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from paradit.models.protocol import Prompt, VideoModel
+from paradit.parallel.team import Team
 from paradit.progress import Progress
 from paradit.sampling import full_sequence
 from paradit.sampling.block_state import BlockState, QueueState
 from paradit.sampling.noise import BlockNoise
 from paradit.sampling.position import NoCheckpoints, Position
-from paradit.sampling.team import Team
 from paradit.scheduling.block_queue import BlockQueue
 
 

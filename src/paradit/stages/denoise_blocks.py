@@ -10,6 +10,7 @@ from torch import Tensor
 
 from paradit.distributed.world import World
 from paradit.models.protocol import Prompt, VideoModel
+from paradit.parallel.team import Team
 from paradit.progress import Progress
 from paradit.requests import Request, latent_shape
 from paradit.sampling import diagonal, guidance, windows
@@ -18,7 +19,6 @@ from paradit.sampling.block_state import QueueState, shared_state
 from paradit.sampling.early_end import Unwanted
 from paradit.sampling.layer_split import LayerShare, divide_layers, measure_layers
 from paradit.sampling.noise import PooledNoise
-from paradit.sampling.team import Team
 from paradit.scheduling.block_queue import BlockQueue, queue_of
 from paradit.scheduling.layer_pipeline import StageGrid
 from paradit.stages.encode import by_block

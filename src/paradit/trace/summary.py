@@ -74,7 +74,7 @@ def summarize(by_rank: Mapping[int, Iterable[Span]]) -> list[RankSummary]:
     """Each rank's summary, in the order of the ranks.
 
     Alone, a message takes the link's latency, and its rate for what is sent or received, whatever is more
-    (Hockney's model, as in `sampling.rehearsal`). `alone` and `exposed` are None without a measured link, and
+    (Hockney's model, as in `tuning.rehearsal`). `alone` and `exposed` are None without a measured link, and
     on CUDA, where the stream waits and not this process.
     """
     spans = [span for spans in by_rank.values() for span in spans]

@@ -10,7 +10,7 @@ from diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSin
 from diffusers.models.transformers import transformer_hunyuan_video as diffusers_hunyuan
 from torch import Tensor
 
-from paradit.attention.protocol import Kernel
+from paradit.attention.base import Kernel
 from paradit.models.attached import Opened
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.models.replaced import Predict, Replacement, output, refuse

@@ -8,7 +8,7 @@ from typing import Any
 from diffusers.models.transformers import transformer_wan as diffusers_wan
 from torch import Tensor
 
-from paradit.attention.protocol import Kernel
+from paradit.attention.base import Kernel
 from paradit.models.attached import Opened
 from paradit.models.replaced import Predict, Replacement, output, refuse
 from paradit.models.wan.transformer import WanTransformer

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paradit.attention.base import Kernel
 from paradit.attention.local import sdpa
-from paradit.attention.protocol import Kernel
 from paradit.attention.rope import Rope, RopeTables, grid_positions
 from paradit.models.layers import Layers
 from paradit.models.pieces import maybe_compiled

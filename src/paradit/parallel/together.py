@@ -11,18 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paradit.attention.base import Attend, Kernel, Wait
 from paradit.attention.forms import attend_on
 from paradit.attention.local import local, sdpa
-from paradit.attention.protocol import Attend, Kernel, Wait
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.redistribution import Redistribution, start
 from paradit.distributed.shares import Box, Shares
 from paradit.distributed.world import World
 from paradit.models.protocol import Prompt, Transformer
+from paradit.parallel.coprocess import DTYPES, Helped, Message
+from paradit.parallel.forward import forward, run_interleaved
 from paradit.placement import Form, Placement
-from paradit.sampling.coprocess import DTYPES, Helped, Message
-from paradit.sampling.forward import forward, run_interleaved
-from paradit.sampling.rehearsal import (
+from paradit.scheduling.balance import worth_taking
+from paradit.trace.spans import REHEARSAL, is_recording, span, unrecorded
+from paradit.tuning.rehearsal import (
     BlockCost,
     MeasuredKernel,
     measure_block,
@@ -30,9 +32,7 @@ from paradit.sampling.rehearsal import (
     rehearse,
     trace_link,
 )
-from paradit.sampling.remembered import Remembered
-from paradit.scheduling.balance import worth_taking
-from paradit.trace.spans import REHEARSAL, is_recording, span, unrecorded
+from paradit.tuning.remembered import Remembered
 
 
 class Together:

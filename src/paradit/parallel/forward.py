@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from paradit.attention.protocol import Attend, Wait
+from paradit.attention.base import Attend, Wait
 from paradit.models.protocol import Tokens, Transformer
 from paradit.trace.spans import layer_span
 

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from paradit.attention.base import Kernel
 from paradit.attention.local import local, sdpa
-from paradit.attention.protocol import Kernel
 from paradit.models.protocol import Prompt, Transformer
-from paradit.sampling.forward import forward, run
+from paradit.parallel.forward import forward, run
 
 
 class Team(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paradit.attention.protocol import Kernel
+from paradit.attention.base import Kernel
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import current_world
 from paradit.errors import InputError
@@ -16,7 +16,7 @@ from paradit.models.attached import Attached, look, samples
 from paradit.models.kernels import load_kernel
 from paradit.models.registry import SUPPORTED_PIPELINES, replacement
 from paradit.models.replaced import Replacement, check_free
-from paradit.sampling.together import Together
+from paradit.parallel.together import Together
 
 SEEDS = (
     "give pipe(...) a generator with the same seed on every rank; a scheduler that draws noise takes it from "

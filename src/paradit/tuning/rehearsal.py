@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paradit.attention.protocol import Kernel
+from paradit.attention.base import Kernel
 from paradit.attention.ulysses import ulysses
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
 from paradit.distributed.transport import Transfer, Transport
+from paradit.parallel.forward import forward, run_interleaved
 from paradit.placement import Form
-from paradit.sampling.forward import forward, run_interleaved
 from paradit.trace.spans import LINK, STAGE, begin, end, unrecorded
 
 TIMES = 2

@@ -1,0 +1,1 @@
+"""Several ranks that predict together, and one that does it alone."""

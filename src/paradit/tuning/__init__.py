@@ -1,0 +1,1 @@
+"""How quick this machine is in one way or another."""
