@@ -33,9 +33,9 @@ from machine import write_results
 from pairs import Pair, join, serve
 from paradit.distributed.transport import Transfer, Transport
 from paradit.distributed.world import current_world
+from paradit.engine.teams import together
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.models.wan.transformer import WanTransformer
-from paradit.parallel.together import together
 from paradit.placement import Placement
 from paradit.sampling.guidance import guide
 from random_models import random_hunyuan_video, random_wan

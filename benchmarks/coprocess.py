@@ -19,14 +19,15 @@ import torch
 
 from machine import write_results
 from paradit.attention.local import sdpa
+from paradit.attention.measured import MeasuredKernel
 from paradit.distributed.mesh import Mesh
+from paradit.distributed.timing import now
 from paradit.distributed.world import World
 from paradit.models.wan.transformer import WanTransformer
 from paradit.parallel.coprocess import Helped, Helper, Message
 from paradit.parallel.together import Together
 from paradit.placement import Form
 from paradit.testing import run_world
-from paradit.tuning.rehearsal import MeasuredKernel, now
 from random_models import random_wan
 
 HEADS, HEAD_DIM, FFN = 8, 64, 2048

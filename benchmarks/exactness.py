@@ -14,10 +14,10 @@ from torch import Tensor
 
 from machine import write_results
 from paradit.distributed.world import World
+from paradit.engine.teams import together
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.parallel.team import Alone, Team
-from paradit.parallel.together import together
 from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request, resolve

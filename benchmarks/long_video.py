@@ -31,12 +31,12 @@ from torch import Tensor
 
 from machine import RESULTS, write_results
 from paradit.distributed.world import World
+from paradit.engine.teams import together
 from paradit.models.folder import find_model
 from paradit.models.protocol import VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import read_spec
 from paradit.models.wan.transformer import WanTransformer
-from paradit.parallel.together import together
 from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.sampling import full_sequence

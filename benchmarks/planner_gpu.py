@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from machine import RESULTS, write_results
+from paradit.distributed.timing import now
 from paradit.engine.calibrate import Calibration, Sizes, calibrate
 from paradit.engine.job import Report
 from paradit.memory import peak_memory_bytes
@@ -49,7 +50,6 @@ from paradit.progress import Progress
 from paradit.requests import Request, resolve
 from paradit.stages.decode import frames
 from paradit.stages.denoise import denoise
-from paradit.tuning.rehearsal import now
 
 WAN_1B, WAN_14B = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"
 WAN_5B, HUNYUAN = "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "hunyuanvideo-community/HunyuanVideo"

@@ -17,11 +17,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
 import paradit
 from paradit.distributed.world import World
+from paradit.engine.teams import together
 from paradit.errors import InputError
 from paradit.models.folder import find_model
 from paradit.models.hunyuan_video.spec import clip_parameters, llama_parameters, transformer_spec
 from paradit.models.spec import read_spec
-from paradit.parallel.together import together
 from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request, resolve, warnings_for

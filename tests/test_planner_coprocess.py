@@ -14,6 +14,7 @@ from torch import Tensor
 from paradit.attention.ulysses import ulysses
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
+from paradit.distributed.timing import Link
 from paradit.distributed.transport import Transfer, Transport
 from paradit.parallel.coprocess import HELP, Message, helping
 from paradit.parallel.forward import forward as forward_of
@@ -24,7 +25,7 @@ from paradit.planner.simulate import HELPERS_WORK
 from paradit.planner.step import Branch, forward, layer_of, play_layers
 from paradit.planner.whole_step import branches_of, group_of
 from paradit.tuning import rehearsal
-from paradit.tuning.rehearsal import BlockCost, Link
+from paradit.tuning.rehearsal import BlockCost
 from test_planner import cluster, simulator
 from test_rehearsal import DEPTH, FINISH, HEADS, LAYERS, PROJECTION, ROW, TOKENS
 

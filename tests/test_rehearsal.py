@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 
 import paradit.attention.ring as ring_module
+from paradit.attention.measured import MeasuredKernel
 from paradit.attention.ulysses import pipesp_paper
 from paradit.attention.window import windowed_over
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
+from paradit.distributed.timing import Link
 from paradit.parallel.forward import forward, run_interleaved
 from paradit.placement import Form
 from paradit.tuning import rehearsal
-from paradit.tuning.rehearsal import BlockCost, Link, MeasuredKernel, rehearse
+from paradit.tuning.rehearsal import BlockCost, rehearse
 
 LAYERS, TOKENS, HEADS, DEPTH = 6, 64, 8, 16
 PROJECTION, FINISH, ROW = 0.5, 4.5, 0.03125

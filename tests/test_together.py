@@ -9,11 +9,12 @@ from torch import Tensor
 
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import World
+from paradit.engine.teams import together
 from paradit.models.protocol import VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import read_spec
 from paradit.parallel.team import Team
-from paradit.parallel.together import Together, together
+from paradit.parallel.together import Together
 from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request, resolve

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from paradit.attention.local import sdpa
+from paradit.distributed.timing import now
 from paradit.distributed.transport import Transport
 from paradit.distributed.world import World, join_world
 from paradit.engine.devices import device_of
@@ -41,7 +42,6 @@ from paradit.planner.calibration import (
 from paradit.planner.messages import Messages, neighbours_of, slowest_pair
 from paradit.progress import Progress
 from paradit.streams import make_safe
-from paradit.tuning.rehearsal import now
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT_TOKENS = 32

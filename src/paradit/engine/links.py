@@ -7,9 +7,9 @@ from statistics import median
 
 import torch
 
+from paradit.distributed.timing import Link, measure_link
 from paradit.distributed.transport import Transport
 from paradit.planner.messages import PairSeconds
-from paradit.tuning.rehearsal import Link, measure_link
 
 TIMES = 5
 """How often each is measured; the median counts: what is planned are usual times, not the best ones."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from paradit.attention.base import Kernel
+from paradit.attention.local import sdpa
+from paradit.distributed.mesh import Mesh
+from paradit.distributed.timing import trace_link
 from paradit.distributed.world import World
 from paradit.engine.job import Job
 from paradit.models.kernels import load_kernel
 from paradit.models.spec import ModelSpec
 from paradit.parallel.coprocess import Helped, Helper
 from paradit.parallel.team import Alone, Team
-from paradit.parallel.together import together
+from paradit.parallel.together import Together
 from paradit.placement import Placement
+from paradit.trace.spans import is_recording
+from paradit.tuning.quickest import quickest
 
 
 def sharers(placement: Placement, world: World | None) -> World | None:
@@ -29,6 +35,26 @@ def team(placement: Placement, spec: ModelSpec, part: World | None, helped: Help
     num_branches = 1 if spec.embedded_guidance else 2
     num_heads = spec.transformers[0].num_attention_heads
     return together(part, placement, num_heads, num_branches, kernel, helped=helped)
+
+
+def together(
+    world: World,
+    placement: Placement,
+    num_heads: int,
+    num_branches: int = 2,
+    kernel: Kernel = sdpa,
+    *,
+    helped: Helped | None = None,
+) -> Together:
+    """The team that a placement makes of a world, for a model of so many heads and guidance branches.
+
+    Of several forms of attention the one that is quickest here is taken.
+    """
+    ring_inside = placement.mesh == "ulysses,ring"
+    mesh = Mesh(world, placement.cfg_degree, placement.ring_ranks, ring_inside=ring_inside)
+    if is_recording():
+        trace_link(world.transport(), world.device)
+    return Together(mesh, placement.forms(num_heads, num_branches), kernel, helped, quickest)
 
 
 def pipeline(placement: Placement, jobs: list[Job], world: World | None) -> World | None:

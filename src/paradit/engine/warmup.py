@@ -10,12 +10,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from paradit.distributed.timing import seconds
 from paradit.distributed.world import World
+from paradit.engine.teams import together
 from paradit.models.kernels import load_kernel
 from paradit.models.protocol import Frames, Prompt, VideoModel
 from paradit.models.spec import ModelSpec
 from paradit.parallel.team import Alone, Team
-from paradit.parallel.together import together
 from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request
@@ -24,7 +25,6 @@ from paradit.scheduling.balance import StageSeconds
 from paradit.stages.decode import frames
 from paradit.stages.encode import encode
 from paradit.text_to_video import load
-from paradit.tuning.rehearsal import seconds
 from paradit.video.writer import Video, open_video
 
 

@@ -18,16 +18,17 @@ from torch import Tensor
 
 from paradit.attention.base import Attend, Kernel, Wait
 from paradit.attention.local import sdpa
+from paradit.attention.measured import MeasuredKernel
 from paradit.attention.rope import Rope
 from paradit.attention.ulysses import ulysses
 from paradit.distributed.channel import Channel
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
+from paradit.distributed.timing import measure_link, now
 from paradit.distributed.world import World
 from paradit.parallel.forward import run_interleaved
 from paradit.scheduling.coprocess import HelperSpeed, Judge, helpers_work
 from paradit.scheduling.stages import AHEAD
-from paradit.tuning.rehearsal import MeasuredKernel, measure_link, now
 
 ALONE, HELP, MEASURE, LATENTS, END = range(5)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,22 +17,49 @@ from paradit.attention.local import local, sdpa
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.redistribution import Redistribution, start
 from paradit.distributed.shares import Box, Shares
-from paradit.distributed.world import World
 from paradit.models.protocol import Prompt, Transformer
 from paradit.parallel.coprocess import DTYPES, Helped, Message
 from paradit.parallel.forward import forward, run_interleaved
-from paradit.placement import Form, Placement
-from paradit.scheduling.balance import worth_taking
-from paradit.trace.spans import REHEARSAL, is_recording, span, unrecorded
-from paradit.tuning.rehearsal import (
-    BlockCost,
-    MeasuredKernel,
-    measure_block,
-    measure_link,
-    rehearse,
-    trace_link,
-)
-from paradit.tuning.remembered import Remembered
+from paradit.placement import Form
+from paradit.trace.spans import REHEARSAL, span, unrecorded
+
+
+class Branches:
+    """What a rank needs of the prompts that it computes, made when it is asked for."""
+
+    def __init__(self, transformer: Transformer, prompts: Sequence[Prompt]) -> None:
+        self._transformer, self._prompts = transformer, prompts
+
+    @cached_property
+    def each(self) -> list[Any]:
+        """A context for each prompt."""
+        return [self._transformer.context(*prompt) for prompt in self._prompts]
+
+    @cached_property
+    def joined(self) -> Any:
+        """One context for all prompts."""
+        return self.each[0] if len(self._prompts) == 1 else self._transformer.join(self.each)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undecided:
+    """A step for which a form of attention is still to be chosen, as one of its ranks sees it."""
+
+    forms: Sequence[Form]
+    """The plainest first."""
+    transformer: Transformer
+    branches: Branches
+    tokens: Any
+    """All of the video's, embedded."""
+    shares: Shares
+    mesh: Mesh
+    kernel: Kernel
+    gather_number: Callable[[int], list[int]]
+    """(this rank's number) -> every rank's; all ranks call it together."""
+
+
+Choose = Callable[[Undecided], Form]
+"""Called on all ranks together, and returns the same on all of them."""
 
 
 class Together:
@@ -48,17 +75,21 @@ class Together:
         forms: Sequence[Form] = (Form(attention="ulysses"),),
         kernel: Kernel = sdpa,
         helped: Helped | None = None,
+        choose: Choose | None = None,
     ) -> None:
-        """forms: how attention may be done; of several, the one that comes out quickest when
-        they are rehearsed is taken, with what its parts are measured to take here.
+        """forms: how attention may be done. choose: which of several is taken, for each kind of step.
 
-        helped: by whom; they join the attention in the form that is taken."""
+        helped: by whom; they join the attention in the form that is taken.
+        """
+        if len(forms) > 1 and choose is None:
+            raise ValueError(f"of {len(forms)} forms of attention none is chosen")
+        self._choose = choose
         self._mesh, self._forms, self._kernel, self._helped = mesh, forms, kernel, helped
         self._world = mesh.world.transport()
         self.is_first = mesh.world.rank == 0
         self._attends: dict[tuple[Form, Shares], Attend] = {}
         self.chosen: dict[tuple[Shares, int], Form] = {}
-        """Which of several forms is quickest, by shares and number of branches."""
+        """Which of several forms was chosen, by shares and number of branches."""
 
     def share(
         self, make: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
@@ -93,10 +124,10 @@ class Together:
 
     def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> list[Any]:
         if self._mesh.cfg_degree == 1:
-            return [_Branches(transformer, prompts)]
+            return [Branches(transformer, prompts)]
         if len(prompts) != self._mesh.cfg_degree:
             raise ValueError(f"{len(prompts)} guidance branches on {self._mesh.cfg_degree} groups of ranks")
-        return [_Branches(transformer, [prompts[self._mesh.cfg_rank]])]
+        return [Branches(transformer, [prompts[self._mesh.cfg_rank]])]
 
     def predict(
         self, transformer: Transformer, latents: Tensor, timestep: Tensor, contexts: list[Any], layout: Any
@@ -116,7 +147,7 @@ class Together:
         (values,) = run_interleaved([self._forward(transformer, tokens, self._forms[0])])
         return values
 
-    def _values(self, transformer: Transformer, branches: _Branches, tokens: Any) -> list[Tensor]:
+    def _values(self, transformer: Transformer, branches: Branches, tokens: Any) -> list[Tensor]:
         form = self._form(transformer, branches, tokens)
         if self._helped is None:
             return run_interleaved(self._streams(transformer, branches, tokens, form), form.lag)
@@ -126,66 +157,32 @@ class Together:
         self._helped.end(step)
         return values
 
-    def _form(self, transformer: Transformer, branches: _Branches, tokens: Any) -> Form:
-        """The form that was asked for, or the quickest of several."""
+    def _form(self, transformer: Transformer, branches: Branches, tokens: Any) -> Form:
+        """The form that was asked for, or the one that is chosen of several."""
         if len(self._forms) == 1:
             return self._forms[0]
-        key = self._shares(transformer, tokens), len(branches.each)
+        assert self._choose is not None
+        shares = self._shares(transformer, tokens)
+        key = shares, len(branches.each)
         if key not in self.chosen:
-            with span("rehearse", REHEARSAL), unrecorded():
-                self.chosen[key] = self._choose(transformer, branches, tokens)
-        return self.chosen[key]
-
-    def _choose(self, transformer: Transformer, branches: _Branches, tokens: Any) -> Form:
-        """What is remembered of such work on this machine, or comes out quickest when it is rehearsed."""
-        x, shares = tokens.hidden_states, self._shares(transformer, tokens)
-        what = (
-            f"{shares}, {len(branches.each)} branches, width {x.shape[2]}, {x.dtype}, "
-            f"{torch.get_num_threads()} threads, {len(transformer.blocks)} layers, {self._forms}"
-        )
-        names = [str(form) for form in self._forms]
-        remembered = Remembered().find(what)
-        # The first rank's memory counts, for all.
-        index, *_ = self.gather_number(names.index(remembered) if remembered in names else -1)
-        if index < 0:
-            index = self._rehearse(transformer, branches, tokens)
-            if self.is_first:
-                Remembered().keep(what, names[index])
-        return self._forms[index]
-
-    def _rehearse(self, transformer: Transformer, branches: _Branches, tokens: Any) -> int:
-        """Which of the forms is quickest; the slowest rank's time counts, so that all decide alike."""
-        shares, transport = self._shares(transformer, tokens), self._mesh.ulysses
-        mine = shares.tokens_of(transport.rank)
-        device = tokens.hidden_states.device
-        kernel = MeasuredKernel(self._kernel, device)
-        kinds = [transformer.blocks[0], transformer.blocks[-1]]  # HunyuanVideo's differ
-        costs: dict[bool, list[BlockCost]] = {}
-        for interleave in {form.interleave for form in self._forms}:
-            context = branches.each[0] if interleave else branches.joined
-            part = transformer.branch(tokens, context).shard(mine.start, mine.stop)
-            costs[interleave] = [measure_block(block, part) for block in kinds] * 2
-        value = next(iter(costs.values()))[0].value
-        num_bytes = max(self.gather_number(value.nbytes // shares.num_ranks))
-        link = measure_link(transport, num_bytes, device)
-        taken = [
-            rehearse(
-                form,
-                shares,
-                transport.rank,
-                link=link,
-                streams=len(branches.each) if form.interleave else 1,
-                blocks=costs[form.interleave],
-                kernel=kernel,
+            step = Undecided(
+                forms=self._forms,
+                transformer=transformer,
+                branches=branches,
+                tokens=tokens,
+                shares=shares,
+                mesh=self._mesh,
+                kernel=self._kernel,
+                gather_number=self.gather_number,
             )
-            for form in self._forms
-        ]
-        return worth_taking([max(self.gather_number(round(1e9 * seconds))) for seconds in taken])
+            with span("rehearse", REHEARSAL), unrecorded():
+                self.chosen[key] = self._choose(step)
+        return self.chosen[key]
 
     def _streams(
         self,
         transformer: Transformer,
-        branches: _Branches,
+        branches: Branches,
         tokens: Any,
         form: Form,
         attend: Attend | None = None,
@@ -195,7 +192,7 @@ class Together:
         parts = [transformer.branch(tokens, context) for context in contexts]
         return [self._forward(transformer, part, form, attend) for part in parts]
 
-    def _step(self, transformer: Transformer, branches: _Branches, tokens: Any, form: Form) -> Message:
+    def _step(self, transformer: Transformer, branches: Branches, tokens: Any, form: Form) -> Message:
         """What helpers must know of a step."""
         x, streams = tokens.hidden_states, len(branches.each) if form.interleave else 1
         return Message(
@@ -239,37 +236,3 @@ class Together:
             num_ranks=self._mesh.branch.num_ranks,
             num_replicated=tokens.layout.num_replicated,
         )
-
-
-def together(
-    world: World,
-    placement: Placement,
-    num_heads: int,
-    num_branches: int = 2,
-    kernel: Kernel = sdpa,
-    *,
-    helped: Helped | None = None,
-) -> Together:
-    """The team that a placement makes of a world, for a model of so many heads and guidance branches."""
-    ring_inside = placement.mesh == "ulysses,ring"
-    mesh = Mesh(world, placement.cfg_degree, placement.ring_ranks, ring_inside=ring_inside)
-    if is_recording():
-        trace_link(world.transport(), world.device)
-    return Together(mesh, placement.forms(num_heads, num_branches), kernel, helped)
-
-
-class _Branches:
-    """What a rank needs of the prompts that it computes, made when it is asked for."""
-
-    def __init__(self, transformer: Transformer, prompts: Sequence[Prompt]) -> None:
-        self._transformer, self._prompts = transformer, prompts
-
-    @cached_property
-    def each(self) -> list[Any]:
-        """A context for each prompt."""
-        return [self._transformer.context(*prompt) for prompt in self._prompts]
-
-    @cached_property
-    def joined(self) -> Any:
-        """One context for all prompts."""
-        return self.each[0] if len(self._prompts) == 1 else self._transformer.join(self.each)

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from paradit.attention.local import local
+from paradit.distributed.timing import seconds
 from paradit.distributed.world import World
 from paradit.models.protocol import Block, Prompt, VideoModel
 from paradit.parallel.forward import run
 from paradit.sampling.block_window import Sharing
 from paradit.scheduling.layer_pipeline import StageGrid, split_layers
-from paradit.tuning.rehearsal import seconds
 
 
 @dataclass(frozen=True)
