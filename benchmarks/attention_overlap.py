@@ -52,7 +52,7 @@ WAYS = {
     "pipesp-paper": Placement(ranks=2, attention="pipesp-paper"),
     "pipesp auto": Placement(ranks=2, attention="pipesp"),
     "interleave": Placement(ranks=2, attention="ulysses", interleave=True),
-    "interleave, pipesp 2": Placement(ranks=2, attention="pipesp", chunks=2, interleave=True),
+    "interleave, pipesp 2": Placement.of(ranks=2, attention="pipesp", chunks=2, interleave=True),
     "ring": Placement(ranks=2, attention="ring"),
     "ring, interleaved": Placement(ranks=2, attention="ring", interleave=True),
     "auto": Placement(ranks=2),

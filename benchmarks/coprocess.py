@@ -20,13 +20,13 @@ import torch
 from machine import write_results
 from paradit.attention.local import sdpa
 from paradit.attention.measured import MeasuredKernel
+from paradit.attention.registry import Choice
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.timing import now
 from paradit.distributed.world import World
 from paradit.models.wan.transformer import WanTransformer
 from paradit.parallel.coprocess import Helped, Helper, Message
 from paradit.parallel.together import Together
-from paradit.placement import Form
 from paradit.testing import run_world
 from random_models import random_wan
 
@@ -34,9 +34,9 @@ HEADS, HEAD_DIM, FFN = 8, 64, 2048
 LAYERS = 4
 SHAPES = {"1,280 tokens": (5, 32, 32), "2,304 tokens": (9, 32, 32)}
 FORMS = {
-    "ulysses": Form(attention="ulysses"),
-    "pipesp": Form(attention="pipesp", chunks=4),
-    "interleave": Form(attention="ulysses", interleave=True),
+    "ulysses": Choice.of("ulysses"),
+    "pipesp": Choice.of("pipesp", chunks=4),
+    "interleave": Choice.of("ulysses", interleave=True),
 }
 SHARES = (0.15, 0.3)
 
@@ -56,18 +56,18 @@ class Turns:
         return self.helped._works.get((step, (0,)), [-1])
 
 
-def rank(world: World, shape: tuple[int, int, int], form: Form, repeats: int) -> dict[str, Any]:
+def rank(world: World, shape: tuple[int, int, int], choice: Choice, repeats: int) -> dict[str, Any]:
     union = world.part([0, 1], own_group=True)
     team = world.part([0])
     assert union is not None
     if team is None:
-        Helper(union, 1).until_latents()
+        Helper(union, 1, choices=[choice]).until_latents()
         return {}
     turns = Turns()
-    helped = turns.helped = Helped(team, union, plan=turns)
+    helped = turns.helped = Helped(team, union, choices=[choice], plan=turns)
     module, latents, embeds = random_wan((HEADS, HEAD_DIM, LAYERS, FFN), shape, 32)
     transformer = WanTransformer(module)
-    together = Together(Mesh(team), [form], sdpa, helped)
+    together = Together(Mesh(team), [choice], sdpa, helped)
     contexts = together.contexts(transformer, [(part,) for part in embeds])
     layout = transformer.layout(shape)
     tokens = shape[0] * shape[1] // 2 * shape[2] // 2

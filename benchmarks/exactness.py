@@ -7,7 +7,6 @@ promise is 1e-5.
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -28,8 +27,8 @@ PROMPT = "a red circle moving right on a dark background"
 PLACEMENTS = [
     *(Placement(ranks=ranks, attention="ulysses") for ranks in (2, 3, 4, 5)),
     *(Placement(ranks=ranks, attention="ulysses", cfg_degree=2) for ranks in (2, 4)),
-    Placement(ranks=2, attention="pipesp", chunks=2),
-    Placement(ranks=2, attention="pipesp", chunks=3, interleave=True),
+    Placement.of(ranks=2, attention="pipesp", chunks=2),
+    Placement.of(ranks=2, attention="pipesp", chunks=3, interleave=True),
     Placement(ranks=2, attention="ring"),
     Placement(ranks=4, attention="usp"),
 ]
@@ -48,10 +47,10 @@ def on_ranks(world: World, model_name: str, num_frames: int, placement: Placemen
 
 
 def name_of(placement: Placement) -> str:
-    chunks = f", {placement.chunks} chunks" if placement.chunks else ""
+    options = "".join(f", {value} {name}" for name, value in placement.options.items())
     interleaved = ", interleaved" if placement.interleave else ""
     cfg = ", cfg degree 2" if placement.cfg_degree == 2 else ""
-    return f"{placement.ranks} ranks, {placement.attention}{chunks}{interleaved}{cfg}"
+    return f"{placement.ranks} ranks, {placement.attention}{options}{interleaved}{cfg}"
 
 
 def main() -> None:
@@ -65,7 +64,7 @@ def main() -> None:
         for placement in PLACEMENTS:
             found = run_world(on_ranks, placement.ranks, args.model, num_frames, placement, timeout=600)
             difference = max(float((latents - expected).abs().max()) for latents in found)
-            rows.append({"frames": num_frames, **asdict(placement), "difference": difference})
+            rows.append({"frames": num_frames, **placement.flat(), "difference": difference})
             print(f"{num_frames} frames, {name_of(placement)}: {difference:.1e}", flush=True)
     write_results("exactness", {"largest_latent": float(expected.abs().max()), "rows": rows})
 

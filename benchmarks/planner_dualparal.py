@@ -14,9 +14,10 @@ from functools import partial
 from typing import Any
 
 from machine import write_results
+from paradit.attention.registry import Choice
 from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec
-from paradit.placement import Form, Placement
+from paradit.placement import Placement
 from paradit.planner.hardware import Cluster, find_cluster
 from paradit.planner.simulate import Simulator, Way
 from paradit.requests import Request, resolve
@@ -28,8 +29,8 @@ MODELS = {"1.3B": "Wan2.1-T2V-1.3B-Diffusers", "14B": "Wan2.1-T2V-14B-Diffusers"
 CONTEXTS = (8, 4, 2)
 """Latent frames of each neighbour: the repository's quick start, half of it, and a quarter."""
 FULL = {
-    "Ulysses": (Placement(ranks=RANKS), Form(attention="ulysses")),
-    "ring": (Placement(ranks=RANKS, attention="ring"), Form(attention="ring")),
+    "Ulysses": (Placement(ranks=RANKS), Choice.of("ulysses")),
+    "ring": (Placement(ranks=RANKS, attention="ring"), Choice.of("ring")),
 }
 
 
@@ -50,7 +51,7 @@ class Case:
         long = resolve(asked(method="dualparal", block_frames=BLOCK, context_frames=self.context), self.spec)
         return Simulator(cluster, self.spec, whole, long=long)
 
-    def full(self, cluster: Cluster, placement: Placement, form: Form) -> float:
+    def full(self, cluster: Cluster, placement: Placement, form: Choice) -> float:
         """Seconds of denoising all frames at once."""
         return self.simulator(cluster).simulate(Way(placement=placement), 1, form).stages["denoise"]
 
@@ -70,7 +71,7 @@ def windowed_ulysses(case: Case, cluster: Cluster) -> float:
     frames = 4 * (queue.block_frames + queue.context_frames) - 3
     asked = Request(prompt="any", width=832, height=480, num_frames=frames, method="full")
     one = Simulator(cluster, case.spec, resolve(asked, case.spec))
-    step = one.simulate(Way(placement=Placement(ranks=RANKS)), 1, Form(attention="ulysses")).step
+    step = one.simulate(Way(placement=Placement(ranks=RANKS)), 1, Choice.of("ulysses")).step
     assert queue.num_blocks
     # Keys of the right neighbour are read too: attention over so many more.
     return step * queue.num_blocks * queue.num_steps * _wider(case.spec, queue)
@@ -97,7 +98,7 @@ def row(case: Case) -> dict[str, Any]:
         "dualparal": case.in_blocks(cluster, RANKS),
         "dualparal, one GPU": case.in_blocks(cluster, 1),
         "windows, Ulysses": windowed_ulysses(case, cluster),
-        "full, one GPU": case.full(cluster, Placement(), Form(attention="ulysses")),
+        "full, one GPU": case.full(cluster, Placement(), Choice.of("ulysses")),
     }
     for name, (placement, form) in FULL.items():
         seconds[f"full, {name}"] = case.full(cluster, placement, form)

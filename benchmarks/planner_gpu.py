@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from machine import RESULTS, write_results
+from paradit.attention.registry import Choice
 from paradit.distributed.timing import now
 from paradit.engine.calibrate import Calibration, Sizes, calibrate
 from paradit.engine.job import Report
@@ -41,7 +42,7 @@ from paradit.models.spec import ModelSpec
 from paradit.models.wan.adapter import WanModel
 from paradit.models.wan.spec import transformer_spec as wan_spec
 from paradit.parallel.team import Alone
-from paradit.placement import Form, Placement
+from paradit.placement import Placement
 from paradit.planner.calibration import fit_device, machine_file, median_error
 from paradit.planner.hardware import Cluster, find_cluster
 from paradit.planner.messages import fit_link
@@ -180,7 +181,7 @@ def take(model: Any, request: Request) -> dict[str, float]:
 
 
 def simulated(cluster: Cluster, spec: ModelSpec, request: Request, dtype: str) -> dict[str, float]:
-    simulator, form = Simulator(cluster, spec, request, dtype), Form(attention="ulysses")
+    simulator, form = Simulator(cluster, spec, request, dtype), Choice.of("ulysses")
     ways = {tile: simulator.simulate(Way(placement=Placement(), tile=tile), 1, form) for tile in (None, TILE)}
     return {"step": ways[None].step} | {f"decode {tile}": way.stages["decode"] for tile, way in ways.items()}
 

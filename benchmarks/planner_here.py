@@ -36,6 +36,7 @@ from links import Host, loopback, two_hosts
 from long_video import HEIGHT_WIDTH, QUEUE, SIZES, taking_turns
 from machine import RESULTS, command, write_results
 from pairs import Pair, join, serve
+from paradit.attention.registry import Choice
 from paradit.distributed.world import World, current_world
 from paradit.engine.calibrate import Calibration, measure
 from paradit.engine.job import Report
@@ -45,7 +46,7 @@ from paradit.models.hunyuan_video.spec import transformer_spec as hunyuan_video_
 from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.models.wan.spec import transformer_spec as wan_spec
-from paradit.placement import Form, Placement
+from paradit.placement import Placement
 from paradit.planner.calibration import fit_device, machine_file, median_error
 from paradit.planner.hardware import Cluster, find_cluster
 from paradit.planner.messages import crowded, fit_link
@@ -61,13 +62,13 @@ from stages import WAYS as STAGE_WAYS
 from stages import jobs_of, take
 
 WAYS = {
-    "ulysses": Form(attention="ulysses"),
-    "pipesp 2": Form(attention="pipesp", chunks=2),
-    "pipesp 4": Form(attention="pipesp", chunks=4),
-    "pipesp-paper": Form(attention="pipesp-paper"),
-    "interleave": Form(attention="ulysses", interleave=True),
-    "interleave, pipesp 2": Form(attention="pipesp", chunks=2, interleave=True),
-    "ring": Form(attention="ring"),
+    "ulysses": Choice.of("ulysses"),
+    "pipesp 2": Choice.of("pipesp", chunks=2),
+    "pipesp 4": Choice.of("pipesp", chunks=4),
+    "pipesp-paper": Choice.of("pipesp-paper"),
+    "interleave": Choice.of("ulysses", interleave=True),
+    "interleave, pipesp 2": Choice.of("pipesp", chunks=2, interleave=True),
+    "ring": Choice.of("ring"),
 }
 PORT = 29720
 PROMPTS = 10
@@ -78,12 +79,11 @@ TRACED = ("together", "apart")
 """Ways whose schedule is settled beforehand; in others ranks take what comes first."""
 
 
-def placement_of(form: Form) -> Placement:
-    chunks = form.chunks if form.attention == "pipesp" else None
-    return Placement(ranks=2, attention=form.attention, chunks=chunks, interleave=form.interleave or None)
+def placement_of(form: Choice) -> Placement:
+    return Placement(ranks=2).chosen(form)
 
 
-def ways(model: str) -> dict[str, Form]:
+def ways(model: str) -> dict[str, Choice]:
     return {name: form for name, form in WAYS.items() if model == "wan" or not form.interleave}
 
 
@@ -184,7 +184,7 @@ def stages(steps: int, repeats: int) -> dict[str, Any]:
             taken[name].append(take(placement, PROMPTS, steps))
     for name, placement in STAGE_WAYS.items():
         way = Way(placement=placement, coprocess=placement.coprocess)
-        simulated = simulator.simulate(way, PROMPTS, Form(attention="ulysses"))
+        simulated = simulator.simulate(way, PROMPTS, Choice.of("ulysses"))
         seconds = dict(simulated.stages)
         rows.append({
             "case": f"{steps} steps",
@@ -266,7 +266,7 @@ def long(repeats: int) -> dict[str, Any]:
         simulator = Simulator(cluster_of(text), spec, request, "fp32", long=request)
         way = Way(placement=placement, method=method)
         if method == "full":
-            simulated = QUEUE.num_steps * simulator.simulate(way, 1, Form(attention="ulysses")).step
+            simulated = QUEUE.num_steps * simulator.simulate(way, 1, Choice.of("ulysses")).step
         else:
             simulated = replace(simulator.long_video(way), decode=0.0).run().denoised
         measured = median(found["seconds"][name])

@@ -20,15 +20,17 @@ from statistics import mean, median
 from typing import Any
 
 from machine import write_results
+from paradit.attention.registry import Choice
+from paradit.attention.rotation import RotationTiming
 from paradit.distributed.shares import Shares, chunk_boxes
 from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec
-from paradit.placement import Form, Placement
+from paradit.placement import Placement
 from paradit.planner.costs import block_seconds, decode_seconds, encode_seconds
 from paradit.planner.events import Compute, Message, Post, Step, Wait
 from paradit.planner.hardware import Cluster, find_cluster
 from paradit.planner.simulate import Simulator, Way
-from paradit.planner.step import Branch, Layer, Ring, forward
+from paradit.planner.step import Branch, Layer, forward
 from paradit.requests import Request, resolve
 from paradit.scheduling.balance import play
 
@@ -163,7 +165,8 @@ class Paper:
     def _step(self, model: str, size: str, row: str) -> float:
         branch = self.branch(model, size, row)
         if model == HYV and row in ROWS[1:3]:
-            layer = Ring(branch, RANKS - 1).layer  # heads that do not divide; PipeSP has nothing to do there
+            # Heads do not divide; PipeSP has nothing to do there.
+            layer = RotationTiming(branch, [[rank] for rank in range(RANKS - 1)]).layer
         else:
             layer = papers_layer(
                 branch, cross=model == OSP, pipelined=model == OSP and row in ROWS[2:], helps=row == ROWS[3]
@@ -388,7 +391,7 @@ def xdit() -> list[dict[str, Any]]:
         if now.device.name == "H100":
             reach = {**now.device.reach, "flash": FLASH_ATTENTION_2}
             then = replace(now, device=replace(now.device, reach=reach, softmax=0.0))
-        way, form = Way(placement=Placement(ranks=now.ranks)), Form(attention="ulysses")
+        way, form = Way(placement=Placement(ranks=now.ranks)), Choice.of("ulysses")
         predicted, with_torch = (
             Simulator(cluster, spec, request).simulate(way, 1, form).latency for cluster in (then, now)
         )

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import paradit.engine.calibrate as calibrate_module
+from paradit.attention.registry import Choice
 from paradit.cli.calibrate import calibrate as calibrate_command
 from paradit.cli.progress import make_reporter
 from paradit.distributed.transport import Transfer, Transport
@@ -24,7 +25,7 @@ from paradit.engine.links import measure_pairs
 from paradit.engine.this_machine import calibrated_cluster, calibrated_file
 from paradit.models.published import published_spec
 from paradit.models.wan.spec import transformer_spec, vae_spec
-from paradit.placement import Form, Placement
+from paradit.placement import Placement
 from paradit.planner.calibration import (
     Attention,
     Block,
@@ -265,7 +266,7 @@ def test_a_machine_is_measured_and_planned_for(ranks: int, tmp_path: Path) -> No
     spec = published_spec("Wan2.1-T2V-1.3B-Diffusers")
     request = resolve(Request(prompt="any", width=96, height=96, num_frames=5), spec)
     way = Way(placement=Placement(ranks=ranks))
-    assert Simulator(cluster, spec, request, "fp32").simulate(way, 2, Form(attention="ulysses")).seconds > 0
+    assert Simulator(cluster, spec, request, "fp32").simulate(way, 2, Choice.of("ulysses")).seconds > 0
 
 
 def test_the_command_keeps_what_it_has_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,7 +258,7 @@ def check(
     """With helpers and without: the same bits. How many steps of each request were helped."""
     made, helped = {}, []
     for name in ("without", "with"):
-        where = Placement(ranks=ranks, **read_groups(groups), **fields, coprocess=name == "with")
+        where = Placement.of(ranks=ranks, **read_groups(groups), **fields, coprocess=name == "with")
         told = run_world(
             on_ranks, ranks, model, jobs(model, folder / name, number), where, planned, timeout=180
         )
@@ -346,7 +346,7 @@ def test_steps_are_measured_and_judged(wan: Path, tmp_path: Path) -> None:
 )
 def test_what_cannot_be(groups: str, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Placement(ranks=3, **read_groups(groups), **fields, coprocess=True)
+        Placement.of(ranks=3, **read_groups(groups), **fields, coprocess=True)
 
 
 def test_it_is_written_to_json() -> None:

@@ -165,7 +165,7 @@ def test_what_a_file_says_is_kept(
     monkeypatch.setattr(command, "check_devices", lambda placement, _: placements.append(placement))
     generate(*options, *shlex.split(found))
     for name in kept.split():
-        value = getattr(placements[0], name)
+        value = placements[0].flat()[name]
         assert (list(value) if isinstance(value, tuple) else value) == said[name]
     assert re.fullmatch(words, found)
 

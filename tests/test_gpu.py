@@ -105,7 +105,7 @@ def make_all(rank: int, ranks: int, models: Path, folder: Path) -> None:
         for number, (name, of, fields, asked) in enumerate(WAYS):
             if ranks not in (1, of):
                 continue
-            placement = Placement() if ranks == 1 else Placement(ranks=ranks, **fields)
+            placement = Placement() if ranks == 1 else Placement.of(ranks=ranks, **fields)
             for dtype in ("fp32", "bf16"):
                 mine = jobs(models / name, folder_of(folder, number, dtype), dtype, asked)
                 make_videos(

@@ -27,13 +27,14 @@ LAYERS = [
     ["requests"],
     ["provenance"],
     ["scheduling"],
-    ["placement_values", "placement", "placement_text"],
     ["distributed.shares"],
+    ["planner.hardware", "planner.costs", "planner.events", "planner.step"],
+    ["distributed"],
+    ["attention"],
+    ["placement_values", "placement", "placement_text"],
     ["scheduling.memory", "scheduling.balance"],
     ["scheduling.fitting"],
     ["planner"],
-    ["distributed"],
-    ["attention"],
     ["models"],
     ["parallel"],
     ["sampling"],
@@ -48,6 +49,7 @@ LAYERS = [
     ["__main__"],
 ]  # fmt: skip
 TORCH_FREE = [
+    "attention.registry",
     "config",
     "errors",
     "files",
@@ -158,8 +160,11 @@ def test_collectives_stand_in_one_place() -> None:
             assert not any(covers("torch.distributed", i) for i in imports(path)), name
 
 
+FORMS = "from paradit.attention.registry import FORMS; FORMS.all()"
+
+
 @pytest.mark.parametrize(
-    "statement", ["import paradit", "import paradit.cli.main", "import paradit.requests"]
+    "statement", ["import paradit", "import paradit.cli.main", "import paradit.requests", FORMS]
 )
 def test_start_is_quick(statement: str) -> None:
     heavy = {"torch", "diffusers", "transformers"}

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from paradit.attention.registry import Choice
 from paradit.errors import InputError
 from paradit.kernels import KERNELS, check_kernel_on
 from paradit.models.spec import ModelSpec, read_spec
-from paradit.placement import Form, Placement
+from paradit.placement import Placement
 from paradit.placement_text import read_placement
 from paradit.requests import Request, resolve
 from paradit.scheduling.memory import memory_by_rank, on_one_device
@@ -44,7 +45,7 @@ from tiny import save_folder
 )
 def test_refused_by_name(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        Placement(ranks=6, **asked)
+        Placement.of(ranks=6, **asked)
 
 
 def test_kernels_say_where_they_run() -> None:
@@ -78,8 +79,9 @@ def test_the_names_are_those_of_diffusers() -> None:
     ],
 )
 def test_forms_the_plainest_first(asked: dict[str, Any], forms: list[tuple[str, int, bool]]) -> None:
-    assert Placement(**asked).forms(num_heads=12) == [
-        Form(attention=name, chunks=chunks, interleave=interleave) for name, chunks, interleave in forms
+    assert Placement.of(**asked).choices(num_heads=12) == [
+        Choice.of(name, chunks=chunks if name == "pipesp" else None, interleave=interleave)
+        for name, chunks, interleave in forms
     ]
 
 

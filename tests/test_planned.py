@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 import warm
+from paradit.attention import registry
 from paradit.distributed.world import World
 from paradit.engine.job import Job
 from paradit.engine.planned import Open, planned, planned_form
 from paradit.engine.this_machine import calibrated_file
 from paradit.engine.worker import agree
 from paradit.models.published import published_spec
-from paradit.placement import Form, Placement
+from paradit.placement import Placement
 from paradit.planner.explain import SWITCHES
 from paradit.planner.search import GOALS, candidates, pipelines
 from paradit.planner.simulate import Simulator, Way
@@ -32,7 +33,7 @@ from test_planner import cluster
 from tiny import save_folder
 
 SPEC = published_spec("Wan2.1-T2V-1.3B-Diffusers")
-FORM = Form(attention="ulysses")
+FORM = registry.Choice.plain()
 
 
 def jobs(number: int = 1, **asked: Any) -> list[Job]:
@@ -90,9 +91,7 @@ def test_a_video_as_a_whole_is_made_in_the_quickest_way() -> None:
         known = [
             simulator.simulate(way, number, form)
             for way, form in candidates(simulator, number)
-            if not way.coprocess
-            and way.placement.decode_degree == 1
-            and form.attention in ("ulysses", "pipesp")
+            if not way.coprocess and way.placement.decode_degree == 1 and form.name in ("ulysses", "pipesp")
         ]
         quickest = min(map(goal, known))[0]
         # A form that is a little quicker than the plainest is not taken.
@@ -109,7 +108,7 @@ def test_a_video_as_a_whole_is_made_in_the_quickest_way() -> None:
     [
         Placement(ranks=4),
         Placement(ranks=4, attention="pipesp"),
-        Placement(ranks=4, chunks=2),
+        Placement.of(ranks=4, chunks=2),
         Placement(ranks=4, cfg_degree=2),
         Placement(ranks=4, replicas=2),
         Placement(ranks=4, interleave=False, compile=True),
@@ -126,21 +125,21 @@ def test_what_is_open_of_the_form_is_planned(
     made, on = jobs(guidance_scale=guidance_scale), cluster(4, bandwidth=bandwidth)
     found = planned_form(made, SPEC, base, on)
     branches = 1 if guidance_scale == 1 else 2
-    open_forms = base.forms(SPEC.transformers[0].num_attention_heads, branches)
+    open_forms = base.choices(SPEC.transformers[0].num_attention_heads, branches)
     if len(open_forms) == 1:
         assert found is None
         return
     assert found is not None
     found.placement.check(made[0].request, SPEC)
     # All but the form stays, and no form is left open.
-    form = {name: getattr(base, name) for name in ("attention", "chunks", "interleave")}
+    form = {name: getattr(base, name) for name in ("attention", "options", "interleave")}
     assert replace(found.placement, **form) == base
-    (one,) = found.placement.forms(SPEC.transformers[0].num_attention_heads, branches)
-    assert replace(one, attention="pipesp") in [replace(form, attention="pipesp") for form in open_forms]
+    (one,) = found.placement.choices(SPEC.transformers[0].num_attention_heads, branches)
+    assert one in [form.simplest for form in open_forms]
     seconds = {}
     for other in open_forms:
         way = Way(placement=base, coprocess=base.coprocess)
-        plain = replace(other, attention="ulysses") if other.chunks == 1 else other
+        plain = other.simplest
         seconds[plain] = Simulator(on, SPEC, made[0].request).simulate(way, 1, plain).step
     plainest, quickest = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
     assert one == (quickest if seconds[quickest] < (1 - MARGIN) * seconds[plainest] else plainest)

@@ -13,17 +13,19 @@ import pytest
 from PIL import Image
 
 import paradit.planner.step as step_module
+from paradit.attention.registry import Choice
+from paradit.attention.window import window_layer
 from paradit.distributed.shares import Shares
 from paradit.errors import InputError
 from paradit.models.published import published_models, published_spec
-from paradit.placement import Form, Placement
+from paradit.placement import Placement
 from paradit.planner.costs import BlockSeconds
 from paradit.planner.events import Compute, Message, Post, Wait, play
 from paradit.planner.explain import compared, misfits, reasons
 from paradit.planner.hardware import Cluster, Device, Link, find_cluster
 from paradit.planner.search import GOALS, Plan, candidates, find_plans, with_tiles
 from paradit.planner.simulate import Simulated, Simulator, Way
-from paradit.planner.step import Branch, forward, layer_of, windowed
+from paradit.planner.step import Branch, Layer, forward
 from paradit.requests import Request, resolve
 from paradit.trace.summary import read_trace, summarize
 from test_rehearsal import (
@@ -41,7 +43,7 @@ from test_rehearsal import (
 )
 from test_rehearsal import Link as RehearsedLink
 
-ULYSSES = Form(attention="ulysses")
+ULYSSES = Choice.of("ulysses")
 DEVICE = Device(
     name="any",
     dense={"bf16": 100e12, "fp32": 20e12},
@@ -56,12 +58,16 @@ DEVICE = Device(
     source="none",
 )
 FORMS = [
-    (ULYSSES, 1),
-    (Form(attention="pipesp", chunks=3), 1),
-    (Form(attention="pipesp-paper"), 1),
-    (Form(attention="ring"), 4),
-    (Form(attention="usp"), 2),
+    ULYSSES,
+    Choice.of("pipesp", chunks=3),
+    Choice.of("pipesp-paper"),
+    Choice.of("ring"),
+    Choice.of("usp"),
 ]
+
+
+def layer_of(branch: Branch, choice: Choice) -> Layer:
+    return choice.form.layer(branch, choice)
 
 
 def cluster(ranks: int, latency: float = 1e-5, bandwidth: float = 1e10, **link: float) -> Cluster:
@@ -87,7 +93,7 @@ def branch(on: Cluster, shares: Shares, *, batch: int = 2, part: float = 1.0) ->
 def test_a_step_is_the_program_rehearsed(link: tuple[float, float], chunks: int, interleave: bool) -> None:
     latency, seconds_per_byte = link
     on = cluster(2, latency, 1 / seconds_per_byte)
-    form = Form(attention="pipesp", chunks=chunks, interleave=interleave)
+    form = Choice.of("pipesp", chunks=chunks, interleave=interleave)
     streams = 2 if interleave else 1
     one = branch(on, SHARES, batch=2 // streams, part=1 / streams)
     played = forward([(one, layer_of(one, form))], LAYERS, streams, form.lag)
@@ -102,11 +108,11 @@ def test_so_is_a_step_of_the_other_forms(
     link: tuple[float, float], attention: str, streams: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latency, seconds_per_byte = link
-    form = Form(attention=attention, interleave=streams == 2)
+    form = Choice.of(attention, interleave=streams == 2)
     on = cluster(2, latency, 1 / seconds_per_byte)
     one = branch(on, SHARES, batch=2 // streams, part=1 / streams)
-    layer = windowed(one) if attention == "windowed" else layer_of(one, form, 2 if attention == "ring" else 1)
-    played = forward([(one, layer)], LAYERS, streams, form.lag)
+    layer = window_layer(one) if attention == "windowed" else layer_of(one, form)
+    played = forward([(one, layer)], LAYERS, streams)
     expected = rehearsed_otherwise(RehearsedLink(*link), form, streams, monkeypatch)
     assert played.seconds == pytest.approx(expected, rel=1e-12)
     assert played.computing == pytest.approx([WORK, WORK])
@@ -115,9 +121,9 @@ def test_so_is_a_step_of_the_other_forms(
 @pytest.mark.parametrize("link", [(0.0, 2.0**-20), (0.25, 2.0**-12), (0.5, 2.0**-10)])
 def test_so_is_a_step_of_usp(link: tuple[float, float], monkeypatch: pytest.MonkeyPatch) -> None:
     latency, seconds_per_byte = link
-    on, form = cluster(4, latency, 1 / seconds_per_byte), Form(attention="usp")
+    on, form = cluster(4, latency, 1 / seconds_per_byte), Choice.of("usp")
     one = branch(on, Shares.equal(TOKENS, HEADS, 4))
-    played = forward([(one, layer_of(one, form, 2))], LAYERS)
+    played = forward([(one, layer_of(one, form))], LAYERS)
     expected = rehearsed_otherwise(RehearsedLink(*link), form, 1, monkeypatch)
     assert played.seconds == pytest.approx(expected, rel=1e-12)
 
@@ -126,18 +132,18 @@ def test_what_a_shared_host_does_to_all_at_once() -> None:
     # All that eight ranks send goes through one resource: as long as one after the other.
     on = cluster(8, latency=0.0, bandwidth=1e30, shared=1e6)
     one = branch(on, Shares.equal(TOKENS, HEADS, 8))
-    played = forward([(one, layer_of(one, Form(attention="pipesp-paper")))], LAYERS)
+    played = forward([(one, layer_of(one, Choice.of("pipesp-paper")))], LAYERS)
     sent = LAYERS * 4 * 2 * TOKENS * HEADS * DEPTH * 4 * 7 / 8
     assert sent / 1e6 <= played.seconds <= sent / 1e6 + max(played.computing)
 
 
-@pytest.mark.parametrize(("form", "degree"), FORMS)
-def test_folded_layers_are_played_layers(form: Form, degree: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_folded_layers_are_played_layers(form: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
     on = cluster(4, latency=0.01, bandwidth=2e4, shared=5e4)
     shares = Shares.equal(TOKENS, HEADS, 4, num_replicated=5)
     for streams in (1, 2):
         one = branch(on, shares)
-        layer = layer_of(one, form, degree)
+        layer = layer_of(one, form)
         folded = forward([(one, layer)], 20, streams)
         with monkeypatch.context() as patch:
             patch.setattr(step_module, "PLAYED_LAYERS", 20)
@@ -146,10 +152,10 @@ def test_folded_layers_are_played_layers(form: Form, degree: int, monkeypatch: p
         assert folded.computing == pytest.approx(whole.computing)
 
 
-@pytest.mark.parametrize(("form", "degree"), FORMS)
-def test_what_shares_a_resource_never_overlaps(form: Form, degree: int) -> None:
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_what_shares_a_resource_never_overlaps(form: Choice) -> None:
     one = branch(cluster(4, latency=0.01, bandwidth=2e4, shared=5e4), Shares.equal(TOKENS, HEADS, 4))
-    layer = layer_of(one, form, degree)
+    layer = layer_of(one, form)
     # Every layer of every rank needs its projections, its rows and its finish.
     played = play([[step for key in range(3) for step in layer(rank, key)] for rank in range(4)])
     assert sum(played.computing) == pytest.approx(
@@ -243,12 +249,12 @@ def test_the_best_is_behind_nothing_that_is_usual(goal: str) -> None:
 
 STAGES_OF = {"encode_ranks", "denoise_ranks", "decode_ranks", "replicas", "decode_degree"}
 MAY_DIFFER = {
-    "method": {"method", "pipeline_degree", "attention", "chunks", "interleave"},
+    "method": {"method", "pipeline_degree", "attention", "choice", "interleave"},
     "stages": STAGES_OF,
     "co-processing": {"coprocess"},
     "guidance branches": {"cfg_degree", "pipeline_degree"},
     "a stage's tokens": {"pipeline_degree"},
-    "attention": {"attention", "chunks"},
+    "attention": {"attention", "choice"},
     "interleaved": {"interleave"},
     "ranks that share a decode": {"decode_degree"},
 }
@@ -257,8 +263,9 @@ MAY_DIFFER = {
 
 def whole_plan(one: Simulated) -> dict[str, object]:
     placement = one.way.placement
-    names = ("ranks", *sorted(STAGES_OF), "cfg_degree", "pipeline_degree", "ring_degree", "mesh", "kernel")
-    return {**{name: getattr(placement, name) for name in names}, **vars(one.form),
+    names = ("ranks", *sorted(STAGES_OF), "cfg_degree", "pipeline_degree", "options", "kernel")
+    choice = {"attention": one.choice.name, "choice": one.choice.options, "interleave": one.choice.interleave}
+    return {**{name: getattr(placement, name) for name in names}, **choice,
             **{name: value for name, value in vars(one.way).items() if name != "placement"}}  # fmt: skip
 
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from paradit.attention.ulysses import ulysses
-from paradit.distributed.exchange import UlyssesExchange
+from paradit.attention.registry import Choice
+from paradit.distributed.mesh import Sharers
 from paradit.distributed.shares import Shares
 from paradit.distributed.timing import Link
 from paradit.distributed.transport import Transfer, Transport
 from paradit.parallel.coprocess import HELP, Message, helping
 from paradit.parallel.forward import forward as forward_of
 from paradit.parallel.forward import run_interleaved
-from paradit.placement import Form, Placement
+from paradit.placement import Placement
 from paradit.planner.costs import BlockSeconds
 from paradit.planner.simulate import HELPERS_WORK
-from paradit.planner.step import Branch, forward, layer_of, play_layers
+from paradit.planner.step import Branch, forward, play_layers
 from paradit.planner.whole_step import branches_of, group_of
 from paradit.tuning import rehearsal
 from paradit.tuning.rehearsal import BlockCost
@@ -210,7 +210,8 @@ def rehearsed(step: Message, num_holders: int, link: Link) -> tuple[list[float],
             return query
 
         transport = Rehearsed(ports, rank, shares.num_ranks)
-        attend = ulysses(UlyssesExchange(shares, transport, step.chunks), kernel)
+        choice = FORMS[step.choice]
+        attend = choice.form.join(Sharers(transport), choice, kernel)(shares)
         if rank >= num_holders:
             works: Any = helping(step, attend, torch.device("meta"))
         else:
@@ -229,7 +230,7 @@ def rehearsed(step: Message, num_holders: int, link: Link) -> tuple[list[float],
     return stage.now, list(ports.parts.values()), computed
 
 
-def helped_step(holders: int, work: Sequence[int], form: Form, text: int = 0) -> tuple[Message, Shares]:
+def helped_step(holders: int, work: Sequence[int], form: Choice, text: int = 0) -> tuple[Message, Shares]:
     streams = 2 if form.interleave else 1
     step = Message(
         kind=HELP,
@@ -239,7 +240,7 @@ def helped_step(holders: int, work: Sequence[int], form: Form, text: int = 0) ->
         num_heads=HEADS,
         head_dim=DEPTH,
         num_layers=LAYERS,
-        chunks=form.chunks,
+        choice=FORMS.index(form),
         streams=streams,
         lag=form.lag,
         work=tuple(work),
@@ -262,10 +263,10 @@ def branch(step: Message, shares: Shares, link: Link) -> Branch:
 
 
 FORMS = [
-    Form(attention="ulysses"),
-    Form(attention="ulysses", interleave=True),
-    Form(attention="pipesp", chunks=2),
-    Form(attention="pipesp", chunks=3, interleave=True),
+    Choice.of("ulysses"),
+    Choice.of("ulysses", interleave=True),
+    Choice.of("pipesp", chunks=2),
+    Choice.of("pipesp", chunks=3, interleave=True),
 ]
 LINKS = [(0.0, 2.0**-20), (0.25, 2.0**-12), (0.5, 2.0**-10), (0.01, 0.0007)]
 ROWS = TOKENS * HEADS
@@ -286,12 +287,12 @@ ROWS = TOKENS * HEADS
     ],
 )
 def test_a_step_with_help_is_the_program_rehearsed(
-    holders: int, work: list[int], text: int, link: tuple[float, float], form: Form
+    holders: int, work: list[int], text: int, link: tuple[float, float], form: Choice
 ) -> None:
     step, shares = helped_step(holders, work, form, text)
     ends, parts, computed = rehearsed(step, holders, Link(*link))
     one = branch(step, shares, Link(*link))
-    played = play_layers([(one, layer_of(one, form))], LAYERS, step.streams, step.lag)
+    played = play_layers([(one, form.form.layer(one, form))], LAYERS, step.streams, step.lag)
     assert list(played.ends) == pytest.approx(ends, rel=1e-12)
     own = LAYERS * (3 * PROJECTION + FINISH)
     assert list(played.computing) == pytest.approx(
@@ -322,10 +323,10 @@ def _pairs(message: Any) -> dict[tuple[int, int], float]:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_folded_layers_are_played_layers(form: Form) -> None:
+def test_folded_layers_are_played_layers(form: Choice) -> None:
     step, shares = helped_step(2, [ROWS // 4, ROWS // 8], form, text=4)
     one = branch(step, shares, Link(0.01, 0.0007))
-    layer = layer_of(one, form)
+    layer = form.form.layer(one, form)
     folded = forward([(one, layer)], 20, step.streams, step.lag)
     whole = play_layers([(one, layer)], 20, step.streams, step.lag)
     assert folded.seconds == pytest.approx(whole.seconds, rel=1e-3)
@@ -337,7 +338,7 @@ def test_folded_layers_are_played_layers(form: Form) -> None:
 def test_a_placement_is_simulated_as_its_ranks_agree(
     denoise: tuple[int, ...], model: str, interleave: bool
 ) -> None:
-    one, form = simulator(cluster(4), model), Form(attention="ulysses", interleave=interleave)
+    one, form = simulator(cluster(4), model), Choice.of("ulysses", interleave=interleave)
     placement = Placement(ranks=len(denoise) + 2, denoise=denoise, decode=(len(denoise), len(denoise) + 1))
     spec = one.spec.transformers[0]
     for share in HELPERS_WORK:

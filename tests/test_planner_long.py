@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from paradit.attention.registry import Choice
 from paradit.distributed.world import World
 from paradit.engine.job import Job
 from paradit.engine.planned import Open, planned
 from paradit.models.published import published_spec
 from paradit.models.registry import loader
 from paradit.models.spec import read_spec, stage_of
-from paradit.placement import Form, Placement
+from paradit.placement import Placement
 from paradit.planner.explain import compared
 from paradit.planner.hardware import Cluster
 from paradit.planner.long import LongVideo
@@ -225,7 +226,7 @@ def test_memory_does_not_grow_with_the_length() -> None:
 def test_replicas_make_a_video_each() -> None:
     on, asked = cluster(4), request(33)
     simulator = Simulator(on, SPEC, asked, long=asked)
-    form = Form(attention="ulysses")
+    form = Choice.of("ulysses")
     one = simulator.simulate(Way(placement=Placement(ranks=2), method="dualparal"), 1, form)
     two = simulator.simulate(Way(placement=Placement(ranks=4, replicas=2), method="dualparal"), 2, form)
     assert two.seconds == pytest.approx(one.seconds, rel=1e-6)
@@ -238,7 +239,7 @@ def test_a_timeline_has_every_rank_of_a_team() -> None:
     simulator = Simulator(on, SPEC, asked, long=asked)
     placement = Placement(ranks=5, denoise=(0, 1, 2, 3), decode=(4,), pipeline_degree=2)
     way = Way(placement=placement, method="dualparal")
-    simulated = simulator.simulate(way, 1, Form(attention="ulysses"))
+    simulated = simulator.simulate(way, 1, Choice.of("ulysses"))
     by_rank = timeline(simulator, simulated, 1)
     steps = [[one for one in by_rank[rank] if one.name.startswith("block ")] for rank in range(4)]
     assert [len(found) for found in steps] == [4 * 3 * 2] * 4  # of both branches
@@ -275,7 +276,7 @@ def test_ways_that_are_not_played_could_not_have_been_the_best(goal: str, part: 
     assert plans.best[0].fits == bool(part)
     ways = [way if simulator.fits(way) else with_tiles(simulator, way) or way for way in ways]
     fitting = [way for way in ways if simulator.fits(way)] or ways
-    every = [simulator.simulate(way, 2, Form(attention="ulysses")) for way in fitting]
+    every = [simulator.simulate(way, 2, Choice.of("ulysses")) for way in fitting]
     played = [plan.simulated for plan in plans.tried if plan.fits == plans.best[0].fits]
     assert GOALS[goal](plans.best[0].simulated) == min(map(GOALS[goal], every))
     if plans.best[0].fits:
@@ -291,7 +292,7 @@ def test_ways_that_are_not_played_could_not_have_been_the_best(goal: str, part: 
             alike = [
                 one
                 for one in every
-                if differs_only_in(switch.name, (best.way, best.form), (one.way, one.form))
+                if differs_only_in(switch.name, (best.way, best.choice), (one.way, one.choice))
                 and switch.of(one) != switch.of(best)
             ]
             assert GOALS[goal](other) == min(map(GOALS[goal], alike))

@@ -6,15 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-import paradit.attention.ring as ring_module
+from paradit.attention import partial
 from paradit.attention.measured import MeasuredKernel
-from paradit.attention.ulysses import pipesp_paper
+from paradit.attention.pipesp_paper import pipesp_paper
+from paradit.attention.registry import Choice
+from paradit.attention.ring import ring
+from paradit.attention.usp import usp
 from paradit.attention.window import windowed_over
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
 from paradit.distributed.timing import Link
 from paradit.parallel.forward import forward, run_interleaved
-from paradit.placement import Form
 from paradit.tuning import rehearsal
 from paradit.tuning.rehearsal import BlockCost, rehearse
 
@@ -40,7 +42,7 @@ def rehearsed(link: Link, chunks: int = 1, interleave: bool = False) -> float:
     streams = 2 if interleave else 1
     value = torch.empty(2 // streams, TOKENS // 2, HEADS, DEPTH, device="meta")
     block = BlockCost(value, (PROJECTION / streams,) * 3, FINISH / streams)
-    form = Form(attention="pipesp", chunks=chunks, interleave=interleave)
+    form = Choice.of("pipesp", chunks=chunks, interleave=interleave)
     return rehearse(form, SHARES, 0, link=link, streams=streams, blocks=[block] * LAYERS, kernel=Kernel())
 
 
@@ -56,7 +58,7 @@ class Nowhere(rehearsal._RehearsedTokens):
         return self
 
 
-def rehearsed_otherwise(link: Link, form: Form, streams: int, monkeypatch: pytest.MonkeyPatch) -> float:
+def rehearsed_otherwise(link: Link, form: Choice, streams: int, monkeypatch: pytest.MonkeyPatch) -> float:
     """The same in one of the forms that no run rehearses: `ring`, `pipesp-paper`, or that of long videos,
     `windowed`; and `usp` on four ranks, a ring of two groups."""
     clock = rehearsal._Clock()
@@ -66,15 +68,15 @@ def rehearsed_otherwise(link: Link, form: Form, streams: int, monkeypatch: pytes
         clock.now += ROW * query.shape[0] * query.shape[1] * query.shape[2] * key.shape[1] / TOKENS
         return query
 
-    held = TOKENS // (4 if form.attention == "usp" else 2)
-    if form.attention in ("ring", "usp"):
-        monkeypatch.setattr(ring_module, "sdpa_with_lse", lambda q, k, v: (kernel(q, k, v), q[..., 0]))
-    if form.attention == "ring":
-        attend = ring_module.ring(SHARES.tokens, transport)
-    elif form.attention == "usp":
+    held = TOKENS // (4 if form.name == "usp" else 2)
+    if form.name in ("ring", "usp"):
+        monkeypatch.setattr(partial, "sdpa_with_lse", lambda q, k, v: (kernel(q, k, v), q[..., 0]))
+    if form.name == "ring":
+        attend = ring(SHARES.tokens, transport)
+    elif form.name == "usp":
         within = UlyssesExchange(Shares.equal(2 * held, HEADS, 2), transport, whole_heads=True)
-        attend = ring_module.usp(within, SHARES.tokens, rehearsal._RehearsedTransport(clock, link, 0, 2))
-    elif form.attention == "windowed":
+        attend = usp(within, SHARES.tokens, rehearsal._RehearsedTransport(clock, link, 0, 2))
+    elif form.name == "windowed":
         exchange = UlyssesExchange(SHARES, transport, whole_heads=True)
         attend = windowed_over(exchange, Nowhere(), kernel)
     else:
@@ -85,7 +87,7 @@ def rehearsed_otherwise(link: Link, form: Form, streams: int, monkeypatch: pytes
     blocks = [rehearsal._RehearsedBlock(cost, clock)] * LAYERS
     transformer: Any = rehearsal._RehearsedTransformer(blocks)
     tokens: Any = Nowhere()
-    run_interleaved([forward(transformer, tokens, attend) for _ in range(streams)], form.lag)
+    run_interleaved([forward(transformer, tokens, attend) for _ in range(streams)])
     return clock.now
 
 
@@ -122,6 +124,6 @@ def test_latency_is_hidden_by_the_other_branch_not_by_chunks() -> None:
 def test_one_turn_behind_hides_as_much_or_more(ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
     link = Link(0.0, ratio * WORK / BYTES)
     behind = {chunks: rehearsed(link, chunks, interleave=True) for chunks in (2, 4)}
-    monkeypatch.setattr(Form, "lag", 0)
+    monkeypatch.setattr(Choice, "lag", 0)
     for chunks, took in behind.items():
         assert took <= rehearsed(link, chunks, interleave=True)

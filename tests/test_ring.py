@@ -8,7 +8,8 @@ from torch import Tensor
 
 from paradit.attention.local import sdpa
 from paradit.attention.partial import Merge, sdpa_with_lse
-from paradit.attention.ring import ring, usp
+from paradit.attention.ring import ring
+from paradit.attention.usp import usp
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
 from test_ulysses import DEPTH, Unrotated, run_together, world

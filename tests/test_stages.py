@@ -44,7 +44,7 @@ TOGETHER = [
 
 
 def placement(ranks: int, groups: str, **fields: Any) -> Placement:
-    return Placement(ranks=ranks, **(read_groups(groups) if groups else {}), **fields)
+    return Placement.of(ranks=ranks, **(read_groups(groups) if groups else {}), **fields)
 
 
 @pytest.mark.parametrize(

@@ -72,18 +72,18 @@ def placements(num_ranks: int) -> dict[str, Placement]:
     made = {
         "ulysses": Placement(ranks=num_ranks, attention="ulysses"),
         "auto": Placement(ranks=num_ranks),
-        "pipesp, 1 chunk": Placement(ranks=num_ranks, attention="pipesp", chunks=1),
-        "pipesp, 2 chunks": Placement(ranks=num_ranks, attention="pipesp", chunks=2),
-        "pipesp, 5 chunks": Placement(ranks=num_ranks, attention="pipesp", chunks=5),
+        "pipesp, 1 chunk": Placement.of(ranks=num_ranks, attention="pipesp", chunks=1),
+        "pipesp, 2 chunks": Placement.of(ranks=num_ranks, attention="pipesp", chunks=2),
+        "pipesp, 5 chunks": Placement.of(ranks=num_ranks, attention="pipesp", chunks=5),
         "pipesp-paper": Placement(ranks=num_ranks, attention="pipesp-paper"),
         "interleave": Placement(ranks=num_ranks, attention="ulysses", interleave=True),
-        "both": Placement(ranks=num_ranks, attention="pipesp", chunks=2, interleave=True),
+        "both": Placement.of(ranks=num_ranks, attention="pipesp", chunks=2, interleave=True),
         "ring": Placement(ranks=num_ranks, attention="ring"),
         "ring, interleaved": Placement(ranks=num_ranks, attention="ring", interleave=True),
     }
     if num_ranks == 4:
         made["usp"] = Placement(ranks=4, attention="usp")
-        made["usp, ring inside"] = Placement(ranks=4, attention="usp", mesh="ulysses,ring")
+        made["usp, ring inside"] = Placement.of(ranks=4, attention="usp", mesh="ulysses,ring")
         made["ring, cfg"] = Placement(ranks=4, attention="ring", cfg_degree=2)
     return made
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from paradit.attention.base import Attend
+from paradit.attention.chunked import chunked as attend_in_chunks
 from paradit.attention.local import sdpa, some_rows
+from paradit.attention.pipesp_paper import heads_of_a_rank, pipesp_paper
 from paradit.attention.rope import Rope
-from paradit.attention.ulysses import pipesp_paper, ulysses
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.redistribution import Redistribution, start
 from paradit.distributed.shares import Box, Shares
@@ -126,12 +127,12 @@ def attend_on_ranks(
 
 
 def chunked(num_chunks: int) -> Form:
-    return lambda shares, transport: ulysses(UlyssesExchange(shares, transport, num_chunks))
+    return lambda shares, transport: attend_in_chunks(UlyssesExchange(shares, transport, num_chunks), sdpa)
 
 
 def paper(shares: Shares, transport: MemoryTransport) -> Attend:
-    by_head = UlyssesExchange(shares, transport, -(-max(shares.work) // shares.num_rows))
-    return pipesp_paper(UlyssesExchange(shares, transport), by_head)
+    by_head = UlyssesExchange(shares, transport, heads_of_a_rank(shares))
+    return pipesp_paper(UlyssesExchange(shares, transport), by_head, sdpa)
 
 
 FORMS = {"plain": chunked(1), "2 chunks": chunked(2), "5 chunks": chunked(5), "paper": paper}

@@ -24,7 +24,7 @@ class Kernel:
     """Whether it runs on a CPU; all run on a GPU, given the right one."""
     dtypes: tuple[str, ...] = HALF
     lse: bool = False
-    """Whether we get its log-sum-exp, which a ring needs."""
+    """Whether we get its log-sum-exp, which some forms of attention need."""
 
 
 DEFAULT = "native"
@@ -41,15 +41,19 @@ KERNELS = {
 }
 
 
-def check_kernel(name: str, attention: str) -> None:
-    """Refuse a kernel that is not there, or not for this way of sharing attention. Raises InputError."""
+def check_kernel(name: str) -> None:
+    """Refuse a kernel that is not there. Raises InputError."""
     if name not in list(KERNELS):  # what a file says need not be a text
         raise InputError(f"kernel must be one of {', '.join(KERNELS)}, got {name!r}")
     kernel = KERNELS[name]
     if kernel.package is not None and find_spec(kernel.package) is None:
         there = ", ".join(n for n, k in KERNELS.items() if k.package is None or find_spec(k.package))
         raise InputError(f"kernel {name!r} needs the package {kernel.package!r}; there are: {there}")
-    if attention in ("ring", "usp") and not kernel.lse:
+
+
+def require_lse(name: str, attention: str) -> None:
+    """Refuse a kernel for a form of attention that needs its log-sum-exp. Raises InputError."""
+    if not KERNELS[name].lse:
         able = ", ".join(n for n, k in KERNELS.items() if k.lse)
         raise InputError(f"{attention} needs a kernel that gives its log-sum-exp: {able}, not {name!r}")
 

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 from paradit import kernels
+from paradit.attention.registry import (
+    AUTO,
+    FORMS,
+    Asked,
+    Choice,
+    automatic,
+    checked_options,
+    declared_options,
+)
+from paradit.config.values import NONE, Value, Values
 from paradit.errors import InputError
 from paradit.limits import shown
 from paradit.placement_values import check_values
@@ -19,32 +30,7 @@ if TYPE_CHECKING:
     from paradit.models.spec import ModelSpec
     from paradit.requests import Request
 
-ATTENTIONS = ("auto", "ulysses", "pipesp", "pipesp-paper", "ring", "usp")
-MESHES = ("ring,ulysses", "ulysses,ring")
 CFG_DEGREES = (1, 2)
-COPROCESSED = ("auto", "ulysses", "pipesp")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Form:
-    """One way in which the ranks of a branch share its attention, with all its choices made."""
-
-    attention: str
-    """One of `ATTENTIONS`, but for `auto`."""
-    chunks: int = 1
-    """Of `pipesp`; 1 is `ulysses`."""
-    interleave: bool = False
-    """Both branches side by side, each computing while the other's data travel; else in one batch."""
-
-    @property
-    def lag(self) -> int:
-        """How many turns the second branch is behind the first.
-
-        With chunks a layer has an odd number of turns. One turn behind, a branch computes its first chunk
-        while the other's last ones travel, which hid as much or more in every case that was rehearsed
-        (`tests/test_rehearsal.py` has some).
-        """
-        return int(self.interleave and self.chunks > 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +53,12 @@ class Placement:
     pipeline_degree: int | None = None
     """Of long videos in blocks: how many stages divide the layers; the ranks of a stage share each branch's
     tokens. None: as many as are used well (`choose_stages`)."""
-    attention: str = "auto"
-    """How the ranks of a branch share its attention; `auto` tries `ulysses`, `pipesp` and `interleave`."""
-    chunks: int | None = None
-    """Of `pipesp`; None: the quickest."""
+    attention: str = AUTO
+    """How the ranks of a branch share its attention: a form (`attention.registry`), or `auto`."""
+    options: Mapping[str, Value] = NONE
+    """Options that only some form of attention has; those that are not said are at their defaults."""
     interleave: bool | None = None
     """Let the two branches hide each other's communication; None: with `auto`, where it is quicker."""
-    ring_degree: int | None = None
-    """How many Ulysses groups form the ring of `usp`; None: 2."""
-    mesh: str = MESHES[0]
-    """`usp`'s axes, that between neighbouring ranks last."""
     kernel: str = kernels.DEFAULT
     """What computes attention: one of `paradit.kernels.KERNELS`."""
     compile: bool = False
@@ -94,10 +76,10 @@ class Placement:
             raise InputError(f"decode_degree must be {which}, got {shown(self.decode_degree)}")
         if self.cfg_degree not in CFG_DEGREES:
             raise InputError(f"cfg_degree must be 1 or 2, got {shown(self.cfg_degree)}")
-        if self.attention not in ATTENTIONS:
-            raise InputError(f"attention must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}")
-        if self.mesh not in MESHES:
-            raise InputError(f"mesh must be {' or '.join(MESHES)}, got {self.mesh!r}")
+        if self.attention not in (AUTO, *FORMS.names()):
+            known = ", ".join((AUTO, *FORMS.names()))
+            raise InputError(f"attention must be one of {known}, got {self.attention!r}")
+        object.__setattr__(self, "options", checked_options(self.attention, self.options))
         number = len(self.denoise_ranks)
         if number % self.cfg_degree:
             raise InputError(
@@ -109,10 +91,12 @@ class Placement:
                 f"{self._written_ranks()} do not divide into {self.pipeline_degree} pipeline stages: use a "
                 f"pipeline_degree of {_divisors(self.branch_ranks)}"
             )
-        kernels.check_kernel(self.kernel, self.attention)
-        self._check_chunks()
-        self._check_ring()
+        kernels.check_kernel(self.kernel)
+        if self.interleave and self.cfg_degree == 2:
+            raise InputError("interleave needs both branches on a rank: use cfg_degree 1, or no interleave")
         self._check_coprocess()
+        if self.attention != AUTO:
+            FORMS.find(self.attention).check(self._asked)
 
     def _check_replicas(self) -> None:
         if self.ranks % self.replicas:
@@ -144,24 +128,6 @@ class Placement:
         if idle:
             raise InputError(f"rank {_written(idle)} does nothing: give it a stage, or use fewer ranks")
 
-    def _check_chunks(self) -> None:
-        if self.chunks is not None and self.attention not in ("auto", "pipesp"):
-            raise InputError(f"chunks are pipesp's, and attention is {self.attention!r}: leave --chunks out")
-        if self.interleave and self.cfg_degree == 2:
-            raise InputError("interleave needs both branches on a rank: use cfg_degree 1, or no interleave")
-
-    def _check_ring(self) -> None:
-        if self.attention != "usp":
-            if self.ring_degree is not None or self.mesh != MESHES[0]:
-                raise InputError(f"ring_degree and mesh are usp's, and attention is {self.attention!r}")
-            return
-        ranks, degree = self.branch_ranks, self.ring_degree or 2
-        if ranks % degree:
-            raise InputError(
-                f"{ranks} ranks do not divide into a ring of {degree}: "
-                f"use a ring_degree of {_divisors(ranks)}"
-            )
-
     def _check_coprocess(self) -> None:
         if not self.coprocess:
             return
@@ -172,11 +138,25 @@ class Placement:
             )
         if self.cfg_degree == 2:
             raise InputError("coprocess needs both branches on a rank: use cfg_degree 1, or no coprocess")
-        if self.attention not in COPROCESSED:
-            raise InputError(
-                f"coprocess goes with attention {', '.join(COPROCESSED)}, got {self.attention!r}: use one of "
-                "these, or no coprocess"
-            )
+
+    @classmethod
+    def of(cls, **given: object) -> Placement:
+        """A placement from a flat set of fields, as JSON and the command line have them (see `flat`)."""
+        own = {field.name for field in fields(cls)}
+        mine = {name: value for name, value in given.items() if name in own}
+        others = {name: value for name, value in given.items() if name not in own}
+        return cls(**mine, options=Values(others))  # type: ignore[arg-type]
+
+    def flat(self) -> dict[str, object]:
+        """All fields by name, with the options of all forms of attention among them."""
+        found: dict[str, object] = {}
+        for field in fields(self):
+            if field.name == "options":
+                options = declared_options().values()
+                found |= {one.name: self.options.get(one.name, one.default) for one in options}
+            else:
+                found[field.name] = getattr(self, field.name)
+        return found
 
     @property
     def replica_ranks(self) -> int:
@@ -250,47 +230,45 @@ class Placement:
 
     def to_json(self) -> str:
         """All fields, as `placement_text.read_placement` reads them."""
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps(self.flat(), indent=2)
 
     @property
-    def ring_ranks(self) -> int:
-        """How many Ulysses groups form a ring; 1 where nothing goes round."""
-        if self.attention == "ring":
-            return self.branch_ranks
-        return (self.ring_degree or 2) if self.attention == "usp" else 1
+    def _asked(self) -> Asked:
+        return Asked(
+            ranks=self.branch_ranks,
+            options=Values(self.options),
+            kernel=self.kernel,
+            interleave=self.interleave,
+            coprocess=self.coprocess,
+        )
 
-    def forms(self, num_heads: int, num_branches: int = 2) -> list[Form]:
+    def choices(self, num_heads: int, num_branches: int = 2) -> list[Choice]:
         """The ways of sharing attention that are left open, the plainest first.
 
-        num_branches: of guidance, one or two.
+        num_branches: number of guidance branches, one or two.
         """
-        if self.branch_ranks == 1:
-            return [self._form_of_one(num_branches)]
-        name = "pipesp" if self.attention == "auto" else self.attention
+        is_open, alone = self.attention == AUTO, self.branch_ranks == 1
+        if alone and not self.coprocess:
+            return [Choice.plain()]
+        heads = -(-num_heads // self.branch_ranks)
+        found = (
+            automatic(self._asked, heads)
+            if is_open
+            else FORMS.find(self.attention).choices(self._asked, heads)
+        )
         interleaves = [bool(self.interleave)]
-        if self.interleave is None and self.attention == "auto" and self.cfg_degree < num_branches:
-            interleaves = [False, True]
-        heads_of_a_rank = -(-num_heads // self.branch_ranks)
-        chunks = [self.chunks or 1]
-        if self.chunks is None and name == "pipesp":
-            chunks = sorted({1, 2, heads_of_a_rank})
-        return [
-            Form(attention=name, chunks=number, interleave=interleave)
-            for number in chunks
-            for interleave in interleaves
-        ]
-
-    def _form_of_one(self, num_branches: int) -> Form:
-        """Of a single rank. It waits for helpers only, so there is nothing to rehearse."""
-        if not self.coprocess:
-            return Form(attention="ulysses")
-        interleave = self.interleave
-        if interleave is None:
+        if self.interleave is None and is_open and self.cfg_degree < num_branches:
             # One branch after the other is also what one process does.
-            interleave = self.attention == "auto" and num_branches == 2
-        if self.attention == "pipesp" or self.chunks:
-            return Form(attention="pipesp", chunks=self.chunks or 2, interleave=interleave)
-        return Form(attention="ulysses", interleave=interleave)
+            interleaves = [True] if alone else [False, True]
+        made = [replace(choice, interleave=interleave) for choice in found for interleave in interleaves]
+        # A rank by itself waits for helpers only, so there is nothing to rehearse.
+        return made[:1] if alone else made
+
+    def chosen(self, choice: Choice) -> Placement:
+        """The same with a choice that it leaves open made."""
+        return replace(
+            self, attention=choice.name, options=choice.options, interleave=choice.interleave or None
+        )
 
     def tiled(self, request: Request, spec: ModelSpec) -> Request:
         """A resolved request, with tiles where decode ranks share them."""
@@ -341,13 +319,10 @@ class Placement:
 
     def _check_layers(self, spec: ModelSpec) -> None:
         """Of a long video in blocks by dualparal: stages of ranks divide the layers."""
-        other = {
-            "attention": self.attention != "auto",
-            "chunks": self.chunks is not None,
-            "interleave": self.interleave is not None,
-        }
-        if any(other.values()):
-            named = ", ".join(name for name, given in other.items() if given)
+        other = ["attention"] if self.attention != AUTO else []
+        other += [*self.options, *(["interleave"] if self.interleave is not None else [])]
+        if other:
+            named = ", ".join(other)
             raise InputError(f"method dualparal divides the layers over the ranks: leave {named} out")
         layers, stages = _num_layers(spec), self.pipeline_degree or 1
         if stages > layers:
@@ -385,5 +360,5 @@ def _divisors(number: int) -> str:
     return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
-def _written(ranks: Any) -> str:
+def _written(ranks: Iterable[int]) -> str:
     return ", ".join(str(rank) for rank in ranks) or "none"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 from paradit.errors import InputError
@@ -17,7 +16,7 @@ from paradit.scheduling.stages import STAGES
 
 def read_placement(text: str) -> Placement:
     """From what `Placement.to_json` gives. Raises InputError where the text is none of a placement."""
-    return Placement(**read_fields(text))
+    return Placement.of(**read_fields(text))
 
 
 def read_fields(text: str) -> dict[str, Any]:
@@ -26,7 +25,7 @@ def read_fields(text: str) -> dict[str, Any]:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"the placement is no JSON: {error}") from None
-    known = {field.name: field for field in fields(Placement)}
+    known = Placement().flat()
     if not isinstance(found, dict) or set(found) - set(known):
         unknown = ", ".join(sorted(set(found) - set(known))) if isinstance(found, dict) else found
         raise InputError(f"a placement has the fields {', '.join(known)}, got {shown(unknown)}")

@@ -7,19 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from paradit.errors import InputError
-from paradit.limits import MAX_CHUNKS, MAX_RANKS, shown, whole
+from paradit.limits import MAX_RANKS, shown, whole
 from paradit.scheduling.stages import STAGES
 
 COUNTS = {
     **dict.fromkeys(("ranks", "replicas", "decode_degree", "cfg_degree"), MAX_RANKS),
-    **dict.fromkeys(("pipeline_degree", "ring_degree"), MAX_RANKS),
-    "chunks": MAX_CHUNKS,
+    "pipeline_degree": MAX_RANKS,
 }
 """The largest that each number in a placement may be."""
 ONE_OF_TWO = ("decode_degree", "cfg_degree")
 """Numbers whose two values the placement itself names."""
 FLAGS = ("interleave", "compile", "coprocess")
-OPEN = ("pipeline_degree", "ring_degree", "chunks", "interleave")
+OPEN = ("pipeline_degree", "interleave")
 """Fields that None leaves open."""
 
 

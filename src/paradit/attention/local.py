@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from paradit.attention.base import Attend, Kernel, Layout, Projection, Wait
+from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def _block(rows: int) -> int:
 def local(kernel: Kernel = sdpa) -> Attend:
     """Attention of all tokens; it never yields."""
 
-    def attend(layer: int, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
+    def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
         yield from ()
         value, key, query = projection
         query = layout.rope.apply(query)  # one after the other: what was rotated is needed no more

@@ -1,25 +1,29 @@
 """Attention in a window of a long video: a frame block's tokens also read keys and values of its neighbours.
 
 Keys are kept before RoPE (DualParal's feature cache, arXiv 2505.21070): the same frame is elsewhere in its
-own block's window than in its neighbour's.
+own block's window than in its neighbour's. Importing this imports no torch, so that the planner can.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor
+from paradit.attention.chunked import Work, all_in_first, incoming
+from paradit.distributed.shares import chunk_boxes
 
-from paradit.attention.base import Attend, Kernel, Layout, Projection, Wait
-from paradit.attention.rope import Rope
-from paradit.attention.ulysses import Work
-from paradit.distributed.exchange import UlyssesExchange
-from paradit.distributed.redistribution import start
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Features = dict[int, tuple[Tensor, Tensor]]
-"""By layer: keys, before RoPE, and values [B, S, H, D] of some tokens."""
+    from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
+    from paradit.attention.rope import Rope
+    from paradit.distributed.exchange import UlyssesExchange
+    from paradit.planner.events import Message
+    from paradit.planner.step import Branch, Layer
+
+Features: TypeAlias = "dict[tuple[int, str], tuple[Tensor, Tensor]]"
+"""By layer and name of the attention: keys, before RoPE, and values [B, S, H, D] of some tokens."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,13 @@ class Kept:
 def windowed(kernel: Kernel, neighbours: Sequence[Neighbour] = (), keep: Sequence[Kept] = ()) -> Attend:
     """Attention of tokens to each other and to their neighbours; it never yields.
 
-    `keep` may name the features that are read: in each layer they are read before they are replaced.
+    `keep` may name the features that are read: at each site they are read before they are replaced.
     """
 
-    def attend(layer: int, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
+    def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
         yield from ()
         value, key, query = projection
-        keys, values = _take(layer, key, value, neighbours, keep, rope=layout.rope)
+        keys, values = _take(site, key, value, neighbours, keep, rope=layout.rope)
         return kernel(layout.rope.apply(query), keys, values)
 
     return attend
@@ -62,14 +66,15 @@ def windowed_over(
     neighbours: Sequence[Neighbour] = (),
     keep: Sequence[Kept] = (),
 ) -> Attend:
-    """The same for tokens that are spread over ranks.
+    """Attention in a window whose tokens are spread over ranks. `window_layer` is its timing.
 
     A rank reads and keeps features of the heads that it works on, so nothing of them travels: keys cross
     the exchange before RoPE, and are rotated where they arrive. exchange: in one chunk, with whole heads.
     rope: of all tokens that are computed, but for the replicated ones.
     """
+    from paradit.distributed.redistribution import start
 
-    def attend(layer: int, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
+    def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
         send, (chunk,), mine = exchange.send, exchange.chunks, layout.rope
         value = next(projection)  # which travels while keys and queries are projected
         arrivals = [start([send(chunk.heads, value)])]
@@ -79,7 +84,7 @@ def windowed_over(
         ((all_values,),), ((all_keys,),), (queries,) = (arrival.wait() for arrival in arrivals)
         num_tokens = len(mine.positions)
         whole = rope.followed_by(mine.shard(num_tokens - layout.num_replicated, num_tokens))
-        keys, values = _take(layer, all_keys, all_values, neighbours, keep, rope=whole)
+        keys, values = _take(site, all_keys, all_values, neighbours, keep, rope=whole)
         work = Work(exchange, kernel, like=value)
         work.take_heads(chunk, [values], [keys])
         work.compute(chunk, queries)
@@ -89,7 +94,7 @@ def windowed_over(
 
 
 def _take(
-    layer: int,
+    site: Site,
     key: Tensor,
     value: Tensor,
     neighbours: Sequence[Neighbour],
@@ -98,10 +103,23 @@ def _take(
     rope: Rope,
 ) -> tuple[Tensor, Tensor]:
     """Keys, rotated, and values of tokens and of their neighbours; what is to be kept of the tokens is."""
-    read = [(neighbour.rope, *neighbour.features[layer]) for neighbour in neighbours]
+    from torch import cat
+
+    read = [(neighbour.rope, *neighbour.features[site.key]) for neighbour in neighbours]
     for kept in keep:
         part = slice(kept.start, kept.stop)
         # Copies, so that the rest of the window's keys and values need not stay.
-        kept.features[layer] = key[:, part].clone(), value[:, part].clone()
-    keys = torch.cat([rope.apply(key), *(rope.apply(k) for rope, k, _ in read)], dim=1)
-    return keys, torch.cat([value, *(v for _, _, v in read)], dim=1)
+        kept.features[site.key] = key[:, part].clone(), value[:, part].clone()
+    keys = cat([rope.apply(key), *(rope.apply(k) for rope, k, _ in read)], dim=1)
+    return keys, cat([value, *(v for _, _, v in read)], dim=1)
+
+
+def window_layer(branch: Branch) -> Layer:
+    """What a rank does in a layer of `windowed_over`: all comes in, by whole heads; then all is computed."""
+    return all_in_first(branch, 1, whole_heads=True)
+
+
+def window_moves(branch: Branch) -> list[Message]:
+    """What travels in a layer of `windowed_over`."""
+    (chunk,) = chunk_boxes(branch.shares, 1, whole_heads=True)
+    return [*incoming(branch, chunk), branch.results(chunk.work)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ def asked_placement(options: Options) -> Placement:
         raise InputError(
             f"ranks is {options.ranks}, and torchrun started {there}: leave --ranks out, or {here.unset}"
         )
-    names = [field.name for field in fields(Placement) if field.name not in ("ranks", *STAGES)]
-    said = {name: getattr(options, name) for name in names}
+    names = [name for name in Placement().flat() if name not in ("ranks", *STAGES)]
+    said = {name: getattr(options, name, None) for name in names}
     chosen = _read_placement(options.placement)
     chosen |= {name: value for name, value in said.items() if value is not None}
     check_values(chosen)
@@ -69,7 +69,7 @@ def asked_placement(options: Options) -> Placement:
         ranks = visible_ranks()
     if ranks is None:
         ranks = there or max(max(groups, default=0) + 1, replicas)
-    return Placement(**{**chosen, "ranks": ranks})
+    return Placement.of(**{**chosen, "ranks": ranks})
 
 
 def arrange(

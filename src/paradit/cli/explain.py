@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from paradit.attention.registry import AUTO
 from paradit.cli.text import amount
 from paradit.scheduling.memory import memory_by_rank
 
@@ -22,7 +23,7 @@ def explain(options: Options, request: Request, arranged: Arranged, spec: ModelS
     return [
         _method(options, request, spec),
         *arranged.why,
-        *_attention(request, arranged),
+        *_attention(request, arranged, spec),
         _memory(request, arranged.placement, spec),
     ]
 
@@ -38,13 +39,13 @@ def _method(options: Options, request: Request, spec: ModelSpec) -> str:
     return f"method {request.method}: {request.num_frames} frames are {than} than {limit}"
 
 
-def _attention(request: Request, arranged: Arranged) -> list[str]:
+def _attention(request: Request, arranged: Arranged, spec: ModelSpec) -> list[str]:
     placement = arranged.placement
     if placement.branch_ranks == 1 or request.in_blocks:
         return []
     if arranged.form:
         return [arranged.form]
-    if placement.attention == "auto" or (placement.attention == "pipesp" and not placement.chunks):
+    if placement.attention == AUTO or len(placement.choices(spec.transformers[0].num_attention_heads)) > 1:
         return [f"attention {placement.attention}: the quickest form, as rehearsed in the first step"]
     return [f"attention {placement.attention}: as asked for"]
 

@@ -143,8 +143,10 @@ def _check_memory(
 
         placement = most_affordable(jobs, spec, placement)
     # A form that was planned is none that is asked for, and what would fit may need another.
-    form = {name: getattr(asked, name) for name in ("attention", "chunks", "interleave")}
-    check_jobs(jobs, spec, replace(placement, **form), report)
+    as_asked = replace(
+        placement, attention=asked.attention, options=asked.options, interleave=asked.interleave
+    )
+    check_jobs(jobs, spec, as_asked, report)
 
 
 def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:

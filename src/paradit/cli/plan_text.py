@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from paradit.cli.text import amount, duration
@@ -149,7 +148,8 @@ def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
         words += ["--pipeline-degree", str(placement.pipeline_degree)]
     if placement.branch_ranks > 1 and way.method == "full":
         words += ["--attention", placement.attention]
-        words += ["--chunks", str(placement.chunks)] if placement.chunks else []
+        for name, option in placement.options.items():
+            words += [f"--{name.replace('_', '-')}", str(option)]
         words += ["--interleave"] if placement.interleave else []
     if way.coprocess:
         words += ["--coprocess"]
@@ -177,7 +177,7 @@ def plan_json(plans: Plans, simulator: Simulator, options: PlanOptions) -> dict[
             "coprocess": simulated.way.coprocess,
             "offload": simulated.way.offload,
             "vae_tile": simulator.request_of(simulated.way).vae_tile,
-            "placement": asdict(plan.placement),
+            "placement": plan.placement.flat(),
             "command": None if simulated.way.offload else command(plan, simulator, options),
         }
 

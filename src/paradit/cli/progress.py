@@ -7,7 +7,6 @@ import os
 import shlex
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -162,7 +161,7 @@ class JsonReporter(Reporter):
         self._event("explain", line=line)
 
     def placement(self, placement: Placement, reason: str, seconds: dict[str, float]) -> None:
-        self._event("placement", **asdict(placement), reason=reason, seconds=seconds)
+        self._event("placement", **placement.flat(), reason=reason, seconds=seconds)
 
     def request(self, index: int, count: int, prompt: str) -> None:
         self._event("request", index=index, count=count, prompt=prompt)

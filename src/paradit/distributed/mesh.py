@@ -1,52 +1,55 @@
-"""The ranks of one denoising group as a grid: guidance branches x ring x Ulysses."""
+"""The ranks of one denoising group as a grid: guidance branches x the ranks that share a branch's tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from paradit.distributed.transport import Transport
 from paradit.distributed.world import World
+
+Groups = Sequence[Sequence[int]]
+"""Ranks in groups, so that each is in one of them; in an order that all agree on."""
+
+
+class Sharers:
+    """Ranks that share a branch's attention, as one of them sees them."""
+
+    def __init__(self, transport: Transport, divide: Callable[[Groups], Transport] | None = None) -> None:
+        """transport: among all of them. divide: what `among` does; None: these cannot be divided."""
+        self.transport, self._divide = transport, divide
+
+    def among(self, groups: Groups) -> Transport:
+        """A transport among the ranks of this rank's group, in their order; all ranks call it together."""
+        if self._divide is None:
+            raise ValueError("these ranks cannot be divided into groups")
+        return self._divide(groups)
 
 
 class Mesh:
     """Ranks 0 to n/cfg - 1 compute the first branch, the next as many the second; or all compute both.
 
-    Within a branch, `ring_degree` Ulysses groups of neighbouring ranks form a ring (USP's usual order: the
-    ring crosses machines); with `ring_inside`, rings of neighbouring ranks do Ulysses among each other.
-    Every rank must make it, with the same degrees.
+    Every rank must make it, with the same degree.
     """
 
-    def __init__(
-        self, world: World, cfg_degree: int = 1, ring_degree: int = 1, *, ring_inside: bool = False
-    ) -> None:
-        if world.size % (cfg_degree * ring_degree):
-            raise ValueError(f"{world.size} ranks do not divide into {cfg_degree} x {ring_degree}")
-        self.world, self.cfg_degree, self.ring_degree = world, cfg_degree, ring_degree
-        size = world.size // cfg_degree
-        self.ulysses_degree = size // ring_degree
+    def __init__(self, world: World, cfg_degree: int = 1) -> None:
+        if world.size % cfg_degree:
+            raise ValueError(f"{world.size} ranks do not divide into {cfg_degree} branches")
+        self.world, self.cfg_degree = world, cfg_degree
+        self._size = size = world.size // cfg_degree
         self.cfg_rank, self.rank = divmod(world.rank, size)
         ranks = range(size)
-        if ring_inside:
-            groups = [[r for r in ranks if r % ring_degree == group] for group in range(ring_degree)]
-        else:
-            groups = [[r for r in ranks if r // self.ulysses_degree == group] for group in range(ring_degree)]
-        self.ulysses_groups = groups
-        """The ranks of each Ulysses group, by their number in the branch; in the order of the ring."""
-        rings = [list(column) for column in zip(*groups, strict=True)]
-
-        def in_each_branch(groups: list[list[int]]) -> list[list[int]]:
-            starts = range(0, world.size, size)
-            return [[first + rank for rank in group] for first in starts for group in groups]
-
-        self.branch = _own(world, in_each_branch([list(ranks)]))
+        self.branch = self._among([list(ranks)])
         """Among the ranks that share a branch's tokens."""
-        self.cfg = _own(world, [[branch * size + rank for branch in range(cfg_degree)] for rank in ranks])
+        self.cfg = self._own([[branch * size + rank for branch in range(cfg_degree)] for rank in ranks])
         """Among the ranks with the same tokens of different branches."""
-        self.ulysses = self.ring = self.branch
-        """Among the ranks of a Ulysses group, and among those with the same heads."""
-        if ring_degree > 1 and self.ulysses_degree > 1:
-            self.ulysses = _own(world, in_each_branch(groups))
-            self.ring = _own(world, in_each_branch(rings))
+        self.sharers = Sharers(self.branch, self._among)
+        """The ranks that share a branch's tokens, counted within it."""
 
+    def _among(self, groups: Groups) -> Transport:
+        """Among the ranks of a group of this rank's branch; the other branches are divided alike."""
+        starts = range(0, self.world.size, self._size)
+        return self._own([[first + rank for rank in group] for first in starts for group in groups])
 
-def _own(world: World, groups: list[list[int]]) -> Transport:
-    (transport,) = [transport for transport in world.transports(groups) if transport is not None]
-    return transport
+    def _own(self, groups: Groups) -> Transport:
+        (transport,) = [each for each in self.world.transports(groups) if each is not None]
+        return transport

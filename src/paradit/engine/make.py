@@ -116,7 +116,7 @@ class _Rank:
         self._writes = self._rank in (group[0] for group in decoders)
         self._sharers = teams.sharers(placement, world)
         team = world.part(placement.denoise_ranks) if world else None
-        self._helped, self._helper = teams.coprocess(placement, world, team)
+        self._helped, self._helper = teams.coprocess(placement, spec, world, team)
         self._team = teams.team(placement, spec, team, self._helped)
         self._pipeline = teams.pipeline(placement, jobs, world)
         self._grid = placement.stage_grid(jobs[0].request, spec)

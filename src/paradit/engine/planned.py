@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from paradit.engine.job import Job
 from paradit.errors import InputError
 from paradit.models.spec import ModelSpec
-from paradit.placement import Form, Placement
+from paradit.placement import Placement
 from paradit.planner.explain import reasons
 from paradit.planner.hardware import Cluster
 from paradit.planner.search import (
@@ -92,7 +92,7 @@ def planned_form(jobs: list[Job], spec: ModelSpec, placement: Placement, cluster
     simulated = _in_each_form(simulator, Way(placement=placement, coprocess=placement.coprocess), len(jobs))
     if len(simulated) == 1:
         return None
-    line, seconds = _form_line(simulated), {_form_name(one.form): one.step for one in simulated}
+    line, seconds = _form_line(simulated), {str(one.choice): one.step for one in simulated}
     return Choice(placement=placement_of(simulated[0]), seconds=seconds, reason=line, form=line)
 
 
@@ -147,10 +147,8 @@ def _played(simulator: Simulator, ways: list[Way], num_prompts: int, goal: str) 
 def _in_each_form(simulator: Simulator, way: Way, num_prompts: int) -> list[Simulated]:
     """In every form of attention that is left open; first in the one to take."""
     heads = simulator.spec.transformers[0].num_attention_heads
-    forms = way.placement.forms(heads, simulator.branches)
-    plain = [replace(form, attention="ulysses") if form.attention == "pipesp" and form.chunks == 1 else form
-             for form in forms]  # fmt: skip
-    simulated = [simulator.simulate(way, num_prompts, form) for form in plain]
+    choices = way.placement.choices(heads, simulator.branches)
+    simulated = [simulator.simulate(way, num_prompts, choice.simplest) for choice in choices]
     taken = simulated.pop(worth_taking([one.step for one in simulated]))
     return [taken, *simulated]
 
@@ -189,14 +187,9 @@ def _form_line(simulated: list[Simulated]) -> str:
     if len(simulated) == 1:
         return ""
     taken, *others = simulated
-    told = "; ".join(f"{_form_name(one.form)} {one.step:.3g} s" for one in others)
-    said = f"attention {_form_name(taken.form)}: {taken.step:.3g} s a step, as planned for this machine"
+    told = "; ".join(f"{one.choice} {one.step:.3g} s" for one in others)
+    said = f"attention {taken.choice}: {taken.step:.3g} s a step, as planned for this machine"
     return f"{said} ({told}); the plainest, unless another is {MARGIN:.0%} quicker"
-
-
-def _form_name(form: Form) -> str:
-    chunks = f" in {form.chunks} chunks" if form.chunks > 1 else ""
-    return form.attention + chunks + (", interleaved" if form.interleave else "")
 
 
 def _name(placement: Placement) -> str:

@@ -32,9 +32,12 @@ def team(placement: Placement, spec: ModelSpec, part: World | None, helped: Help
         return Alone(kernel)
     if part is None:
         return None
-    num_branches = 1 if spec.embedded_guidance else 2
     num_heads = spec.transformers[0].num_attention_heads
-    return together(part, placement, num_heads, num_branches, kernel, helped=helped)
+    return together(part, placement, num_heads, _num_branches(spec), kernel, helped=helped)
+
+
+def _num_branches(spec: ModelSpec) -> int:
+    return 1 if spec.embedded_guidance else 2
 
 
 def together(
@@ -50,11 +53,10 @@ def together(
 
     Of several forms of attention the one that is quickest here is taken.
     """
-    ring_inside = placement.mesh == "ulysses,ring"
-    mesh = Mesh(world, placement.cfg_degree, placement.ring_ranks, ring_inside=ring_inside)
+    mesh = Mesh(world, placement.cfg_degree)
     if is_recording():
         trace_link(world.transport(), world.device)
-    return Together(mesh, placement.forms(num_heads, num_branches), kernel, helped, quickest)
+    return Together(mesh, placement.choices(num_heads, num_branches), kernel, helped, quickest)
 
 
 def pipeline(placement: Placement, jobs: list[Job], world: World | None) -> World | None:
@@ -66,7 +68,7 @@ def pipeline(placement: Placement, jobs: list[Job], world: World | None) -> Worl
 
 
 def coprocess(
-    placement: Placement, world: World | None, team: World | None
+    placement: Placement, spec: ModelSpec, world: World | None, team: World | None
 ) -> tuple[Helped | None, Helper | None]:
     """This rank's side of attention co-processing, if it is wanted and the rank has one."""
     if not placement.coprocess:
@@ -74,8 +76,9 @@ def coprocess(
     assert world is not None  # there are ranks that denoise, and others
     union = world.part([*placement.denoise_ranks, *placement.helper_ranks], own_group=True)
     kernel = load_kernel(placement.kernel)
+    choices = placement.choices(spec.transformers[0].num_attention_heads, _num_branches(spec))
     if union is None:
         return None, None
     if team is None:
-        return None, Helper(union, len(placement.denoise_ranks), kernel)
-    return Helped(team, union, kernel), None
+        return None, Helper(union, len(placement.denoise_ranks), kernel, choices)
+    return Helped(team, union, kernel, choices), None

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paradit.attention.base import Attend, Kernel, Wait
+from paradit.attention.base import Attend, Kernel, Site, Wait
 from paradit.attention.local import sdpa
 from paradit.attention.measured import MeasuredKernel
+from paradit.attention.registry import Choice
 from paradit.attention.rope import Rope
-from paradit.attention.ulysses import ulysses
 from paradit.distributed.channel import Channel
-from paradit.distributed.exchange import UlyssesExchange
+from paradit.distributed.mesh import Sharers
 from paradit.distributed.shares import Shares
 from paradit.distributed.timing import measure_link, now
 from paradit.distributed.world import World
@@ -47,7 +47,8 @@ class Message:
     num_layers: int = 0
     dtype: int = 0
     """Its place in `DTYPES`."""
-    chunks: int = 0
+    choice: int = 0
+    """Which of the choices of attention that all ranks know."""
     streams: int = 0
     """How many forwards run side by side, and `lag` turns apart."""
     lag: int = 0
@@ -86,22 +87,24 @@ Plan = Callable[[Message, tuple[int, ...]], Sequence[int]]
 class _Member:
     """A rank that denoises or helps, as one of both together: those that denoise come first."""
 
-    def __init__(self, union: World, num_ranks: int, kernel: Kernel) -> None:
-        """num_ranks: how many denoise."""
+    def __init__(self, union: World, num_ranks: int, kernel: Kernel, choices: Sequence[Choice]) -> None:
+        """num_ranks: how many denoise. choices: of attention, the same on all ranks."""
         self._world, self._num_ranks = union, num_ranks
         self._num_helpers = union.size - num_ranks
         self._transport = union.transport(point_to_point=True)
         # NCCL wants all ranks in a group's first exchange.
         self._transport.all_gather(torch.zeros(1, device=union.device))
-        self._kernel, self._measured = kernel, MeasuredKernel(kernel, union.device)
-        self._attend = lru_cache(maxsize=64)(self._make_attend)
+        self._measured = MeasuredKernel(kernel, union.device)
+        self._choices, sharers = choices, Sharers(self._transport)
+        self._builds = [choice.form.join(sharers, choice, kernel) for choice in choices]
+        self._attend = lru_cache(maxsize=64)(self._new_attend)
 
-    def _make_attend(self, shares: Shares, chunks: int) -> Attend:
-        return ulysses(UlyssesExchange(shares, self._transport, chunks), self._kernel)
+    def _new_attend(self, shares: Shares, choice: int) -> Attend:
+        return self._builds[choice](shares)
 
     def attend(self, agreed: Message) -> Attend:
         """Attention as it was agreed."""
-        return self._attend(agreed.shares(self._num_ranks), agreed.chunks)
+        return self._attend(agreed.shares(self._num_ranks), agreed.choice)
 
     def _measure(self, agreed: Message) -> Tensor:
         """Seconds, fp64: of a row on this rank; of the link, its latency and those of a byte."""
@@ -123,12 +126,20 @@ class _Member:
 class Helped(_Member):
     """A rank that denoises: what was agreed for the step, and attention with those who help."""
 
-    def __init__(self, team: World, union: World, kernel: Kernel = sdpa, *, plan: Plan | None = None) -> None:
+    def __init__(
+        self,
+        team: World,
+        union: World,
+        kernel: Kernel = sdpa,
+        choices: Sequence[Choice] = (Choice.plain(),),
+        *,
+        plan: Plan | None = None,
+    ) -> None:
         """team: the ranks that denoise; union: they and the helpers, with a group of its own.
 
         plan: instead of measuring and judging; for tests.
         """
-        super().__init__(union, team.size, kernel)
+        super().__init__(union, team.size, kernel, choices)
         self._team, self._leads = team.transport(), team.rank == 0
         self._plan = plan or self._measured_plan
         helpers = range(self._num_helpers) if self._leads else ()
@@ -220,7 +231,7 @@ class Helped(_Member):
         figures = self._transport.start([mine[:0]] * self._world.size, sizes).wait()
         speeds = [_speed(step, figures[self._num_ranks + helper]) for helper in chosen]
         rows = step.num_heads * (step.num_tokens + step.num_replicated)
-        parts = step.chunks * step.streams
+        parts = self._choices[step.choice].parts * step.streams
         found = helpers_work(rows, row_seconds, self._num_ranks, speeds, parts)
         by_helper = dict(zip(chosen, found, strict=True))
         self._works[step, chosen] = [by_helper.get(helper, 0) for helper in range(self._num_helpers)]
@@ -229,8 +240,14 @@ class Helped(_Member):
 class Helper(_Member):
     """A decode rank that helps while it waits for latents."""
 
-    def __init__(self, union: World, num_ranks: int, kernel: Kernel = sdpa) -> None:
-        super().__init__(union, num_ranks, kernel)
+    def __init__(
+        self,
+        union: World,
+        num_ranks: int,
+        kernel: Kernel = sdpa,
+        choices: Sequence[Choice] = (Choice.plain(),),
+    ) -> None:
+        super().__init__(union, num_ranks, kernel, choices)
         self._number = union.rank - num_ranks
         self._channel = Channel(union, 0, [union.rank], AHEAD)
         self._size = len(Message(work=(0,) * self._num_helpers).pack(union.device))
@@ -278,7 +295,7 @@ def _attentions(attend: Attend, nothing: Tensor, num_layers: int) -> Generator[W
     """A forward of a rank that holds nothing: its attentions."""
     layout: Any = _Nowhere(nothing)
     for layer in range(num_layers):
-        yield from attend(layer, iter((nothing, nothing, nothing)), layout)
+        yield from attend(Site(layer), iter((nothing, nothing, nothing)), layout)
 
 
 def _speed(step: Message, figures: Tensor) -> HelperSpeed:

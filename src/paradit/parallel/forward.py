@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from paradit.attention.base import Attend, Wait
+from paradit.attention.base import Attend, Site, Wait
 from paradit.models.protocol import Tokens, Transformer
 from paradit.trace.spans import layer_span
 
@@ -25,7 +25,7 @@ def through_blocks(transformer: Transformer, tokens: Tokens, attend: Attend) -> 
     """The tokens after all blocks that the transformer holds."""
     for layer, block in enumerate(transformer.blocks):
         with layer_span(layer):
-            attended = yield from attend(layer, block.project(tokens), tokens.layout)
+            attended = yield from attend(Site(layer), block.project(tokens), tokens.layout)
             tokens = block.finish(tokens, attended)
             del attended  # or it would be there still while the next block attends
     return tokens

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from paradit.attention.base import Attend, Kernel, Wait
-from paradit.attention.forms import attend_on
 from paradit.attention.local import local, sdpa
+from paradit.attention.registry import Choice
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.redistribution import Redistribution, start
 from paradit.distributed.shares import Box, Shares
 from paradit.models.protocol import Prompt, Transformer
 from paradit.parallel.coprocess import DTYPES, Helped, Message
 from paradit.parallel.forward import forward, run_interleaved
-from paradit.placement import Form
 from paradit.trace.spans import REHEARSAL, span, unrecorded
 
 
@@ -45,7 +44,7 @@ class Branches:
 class Undecided:
     """A step for which a form of attention is still to be chosen, as one of its ranks sees it."""
 
-    forms: Sequence[Form]
+    choices: Sequence[Choice]
     """The plainest first."""
     transformer: Transformer
     branches: Branches
@@ -58,7 +57,7 @@ class Undecided:
     """(this rank's number) -> every rank's; all ranks call it together."""
 
 
-Choose = Callable[[Undecided], Form]
+Choose = Callable[[Undecided], Choice]
 """Called on all ranks together, and returns the same on all of them."""
 
 
@@ -72,24 +71,25 @@ class Together:
     def __init__(
         self,
         mesh: Mesh,
-        forms: Sequence[Form] = (Form(attention="ulysses"),),
+        choices: Sequence[Choice] = (Choice.plain(),),
         kernel: Kernel = sdpa,
         helped: Helped | None = None,
         choose: Choose | None = None,
     ) -> None:
-        """forms: how attention may be done. choose: which of several is taken, for each kind of step.
+        """choices: how attention may be done. choose: which of several is taken, for each kind of step.
 
-        helped: by whom; they join the attention in the form that is taken.
+        helped: by whom; they join the attention that is taken, and know the same choices.
         """
-        if len(forms) > 1 and choose is None:
-            raise ValueError(f"of {len(forms)} forms of attention none is chosen")
+        if len(choices) > 1 and choose is None:
+            raise ValueError(f"there are {len(choices)} choices of attention, and nothing that chooses")
+        self._mesh, self._choices, self._kernel, self._helped = mesh, choices, kernel, helped
         self._choose = choose
-        self._mesh, self._forms, self._kernel, self._helped = mesh, forms, kernel, helped
+        self._builds = {choice: choice.form.join(mesh.sharers, choice, kernel) for choice in choices}
         self._world = mesh.world.transport()
         self.is_first = mesh.world.rank == 0
-        self._attends: dict[tuple[Form, Shares], Attend] = {}
-        self.chosen: dict[tuple[Shares, int], Form] = {}
-        """Which of several forms was chosen, by shares and number of branches."""
+        self._attends: dict[tuple[Choice, Shares], Attend] = {}
+        self.chosen: dict[tuple[Shares, int], Choice] = {}
+        """Which of several was chosen, by shares and number of branches."""
 
     def share(
         self, make: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
@@ -143,30 +143,30 @@ class Together:
         return [transformer.unpatchify(prediction, layout) for prediction in predictions]
 
     def forward(self, transformer: Transformer, tokens: Any) -> Tensor:
-        """The prediction of all tokens, [B, S, patch values], on every rank; in the first of the forms."""
-        (values,) = run_interleaved([self._forward(transformer, tokens, self._forms[0])])
+        """The prediction of all tokens, [B, S, patch values], on every rank; by the first of the choices."""
+        (values,) = run_interleaved([self._forward(transformer, tokens, self._choices[0])])
         return values
 
     def _values(self, transformer: Transformer, branches: Branches, tokens: Any) -> list[Tensor]:
-        form = self._form(transformer, branches, tokens)
+        choice = self._chosen(transformer, branches, tokens)
         if self._helped is None:
-            return run_interleaved(self._streams(transformer, branches, tokens, form), form.lag)
-        step = self._step(transformer, branches, tokens, form)
-        streams = self._streams(transformer, branches, tokens, form, self._helped.begin(step))
-        values = run_interleaved(streams, form.lag)
+            return run_interleaved(self._streams(transformer, branches, tokens, choice), choice.lag)
+        step = self._step(transformer, branches, tokens, choice)
+        streams = self._streams(transformer, branches, tokens, choice, self._helped.begin(step))
+        values = run_interleaved(streams, choice.lag)
         self._helped.end(step)
         return values
 
-    def _form(self, transformer: Transformer, branches: Branches, tokens: Any) -> Form:
+    def _chosen(self, transformer: Transformer, branches: Branches, tokens: Any) -> Choice:
         """The form that was asked for, or the one that is chosen of several."""
-        if len(self._forms) == 1:
-            return self._forms[0]
+        if len(self._choices) == 1:
+            return self._choices[0]
         assert self._choose is not None
         shares = self._shares(transformer, tokens)
         key = shares, len(branches.each)
         if key not in self.chosen:
             step = Undecided(
-                forms=self._forms,
+                choices=self._choices,
                 transformer=transformer,
                 branches=branches,
                 tokens=tokens,
@@ -184,17 +184,17 @@ class Together:
         transformer: Transformer,
         branches: Branches,
         tokens: Any,
-        form: Form,
+        choice: Choice,
         attend: Attend | None = None,
     ) -> list[Generator[Wait, None, Tensor]]:
         """attend: attention with helpers; None: without."""
-        contexts = branches.each if form.interleave else [branches.joined]
+        contexts = branches.each if choice.interleave else [branches.joined]
         parts = [transformer.branch(tokens, context) for context in contexts]
-        return [self._forward(transformer, part, form, attend) for part in parts]
+        return [self._forward(transformer, part, choice, attend) for part in parts]
 
-    def _step(self, transformer: Transformer, branches: Branches, tokens: Any, form: Form) -> Message:
+    def _step(self, transformer: Transformer, branches: Branches, tokens: Any, choice: Choice) -> Message:
         """What helpers must know of a step."""
-        x, streams = tokens.hidden_states, len(branches.each) if form.interleave else 1
+        x, streams = tokens.hidden_states, len(branches.each) if choice.interleave else 1
         return Message(
             batch=len(x) * len(branches.each) // streams,
             num_tokens=x.shape[1],
@@ -203,22 +203,22 @@ class Together:
             head_dim=x.shape[2] // transformer.num_heads,
             num_layers=len(transformer.blocks),
             dtype=DTYPES.index(x.dtype),
-            chunks=form.chunks,
+            choice=self._choices.index(choice),
             streams=streams,
-            lag=form.lag,
+            lag=choice.lag,
         )
 
     def _forward(
-        self, transformer: Transformer, tokens: Any, form: Form, attend: Attend | None = None
+        self, transformer: Transformer, tokens: Any, choice: Choice, attend: Attend | None = None
     ) -> Generator[Wait, None, Tensor]:
         shares = self._shares(transformer, tokens)
         if shares.num_ranks == 1:  # with helpers in other steps, or never: nothing travels
             return (yield from forward(transformer, tokens, attend or local(self._kernel)))
-        if (form, shares) not in self._attends:
-            self._attends[form, shares] = attend_on(self._mesh, form, shares, self._kernel)
+        if (choice, shares) not in self._attends:
+            self._attends[choice, shares] = self._builds[choice](shares)
         mine = shares.tokens_of(self._mesh.rank)
         part = tokens.shard(mine.start, mine.stop)
-        values = yield from forward(transformer, part, attend or self._attends[form, shares])
+        values = yield from forward(transformer, part, attend or self._attends[choice, shares])
 
         held = [[replace(shares.tokens_of(rank), last_head=1)] for rank in range(shares.num_ranks)]
         everywhere = [[Box(0, 1, 0, shares.num_tokens)]] * shares.num_ranks

@@ -71,8 +71,7 @@ def _waits(best: Simulated, other: Simulated) -> str:
 
 
 def _attention(one: Simulated) -> str:
-    form = one.form
-    return form.attention + (f" in {form.chunks} chunks" if form.chunks > 1 else "")
+    return one.choice.form.written(one.choice.options)
 
 
 def _branches(one: Simulated) -> str:
@@ -97,7 +96,7 @@ SWITCHES = (
     Switch("guidance branches", _branches, _waits),
     Switch("a stage's tokens", _tokens, lambda *_: ""),
     Switch("attention", _attention, _waits),
-    Switch("interleaved", lambda one: "on" if one.form.interleave else "off", _waits),
+    Switch("interleaved", lambda one: "on" if one.choice.interleave else "off", _waits),
     Switch("ranks that share a decode", lambda one: str(one.way.placement.decode_degree), lambda *_: ""),
 )
 
@@ -113,7 +112,7 @@ def compared(plans: Plans, goal: str) -> Iterator[tuple[Switch, Simulated]]:
         others = [
             one
             for one in fitting
-            if differs_only_in(switch.name, (best.way, best.form), (one.way, one.form))
+            if differs_only_in(switch.name, (best.way, best.choice), (one.way, one.choice))
             and switch.of(one) != switch.of(best)
         ]
         if others:
@@ -151,7 +150,7 @@ def other_left_context(
     changed = replace(long, left_context=name)
     whole = changed if simulator.request.method == "dualparal" else simulator.request
     instead = replace(simulator, request=whole, long=changed)
-    other = instead.simulate(mine.way, num_prompts, mine.form)
+    other = instead.simulate(mine.way, num_prompts, mine.choice)
     value, others = (GOALS[goal](one)[0] for one in (mine, other))
     line = f"left context: {long.left_context}; {name} {said(others)} ({100 * (others / value - 1):+.0f} %)"
     return [line if instead.fits(mine.way) else f"{line}; that does not fit"]

@@ -9,8 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from paradit.attention.registry import FORMS, Choice
 from paradit.errors import InputError
-from paradit.placement import Form, Placement
+from paradit.placement import Placement
 from paradit.planner.settings import SETTINGS, differs_only_in, kind_of
 from paradit.planner.simulate import Simulated, Simulator, Way
 from paradit.requests import Request
@@ -40,7 +41,7 @@ GOALS: dict[str, Callable[[Taken], tuple[float, ...]]] = {
     "memory": lambda one: (max(one.memory), one.seconds),
 }
 """What is to be least: of one video by itself, of all prompts, on the fullest rank."""
-IN_BLOCKS = Form(attention="ulysses")
+IN_BLOCKS = Choice.plain()
 """Of long videos, which have no other."""
 
 
@@ -74,25 +75,25 @@ class Plans:
 
 def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
     """The best ways of making so many videos. Raises InputError where the cluster cannot be used at all."""
-    found: dict[tuple[Way, Form], Simulated] = {}
+    found: dict[tuple[Way, Choice], Simulated] = {}
 
-    def simulated(way: Way, form: Form) -> Simulated:
-        if (way, form) not in found:
-            found[way, form] = simulator.simulate(way, num_prompts, form)
-        return found[way, form]
+    def simulated(way: Way, choice: Choice) -> Simulated:
+        if (way, choice) not in found:
+            found[way, choice] = simulator.simulate(way, num_prompts, choice)
+        return found[way, choice]
 
     limit = simulator.cluster.device.memory
     usual = []
-    for name, way, form in usual_ways(simulator, num_prompts):
-        usual.append(_plan(simulated(way, form), limit, name))
+    for name, way, choice in usual_ways(simulator, num_prompts):
+        usual.append(_plan(simulated(way, choice), limit, name))
         if not usual[-1].fits and (tiles := with_tiles(simulator, way)):
-            usual.append(_plan(simulated(tiles, form), limit, f"{name}, tiles of {tiles.tile}"))
-    for way, form in candidates(simulator, num_prompts):
-        if max(simulated(way, form).memory) > limit and (tiles := with_tiles(simulator, way)):
-            simulated(tiles, form)
+            usual.append(_plan(simulated(tiles, choice), limit, f"{name}, tiles of {tiles.tile}"))
+    for way, choice in candidates(simulator, num_prompts):
+        if max(simulated(way, choice).memory) > limit and (tiles := with_tiles(simulator, way)):
+            simulated(tiles, choice)
     long = [Way(placement=placement, method="dualparal") for placement in pipelines(simulator, num_prompts)]
     long = [way if simulator.fits(way) else with_tiles(simulator, way) or way for way in long]
-    found |= {(one.way, one.form): one for one in play_long(simulator, long, num_prompts, goal)}
+    found |= {(one.way, one.choice): one for one in play_long(simulator, long, num_prompts, goal)}
     plans = [_plan(one, limit) for (way, _), one in found.items() if not way.offload]
     chosen = [plan for plan in plans if plan.fits] or plans
     chosen.sort(key=lambda plan: GOALS[goal](plan.simulated))
@@ -117,12 +118,12 @@ def with_tiles(simulator: Simulator, way: Way) -> Way | None:
     return replace(way, tile=tile) if tile else None
 
 
-def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Way, Form]]:
+def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Way, Choice]]:
     """One GPU; plain Ulysses; CFG and Ulysses; offloading; replicas; a long video's blocks on one GPU.
 
     Named; those that can be.
     """
-    ranks, plain = simulator.cluster.ranks, Form(attention="ulysses")
+    ranks, plain = simulator.cluster.ranks, Choice.plain()
     if simulator.long is not None:
         yield "one GPU, in blocks (approximate)", Way(placement=Placement(), method="dualparal"), plain
     if simulator.request.method == "dualparal":
@@ -142,7 +143,7 @@ def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Wa
             yield f"{ranks} replicas", Way(placement=_checked(simulator, ranks=ranks, replicas=ranks)), plain
 
 
-def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Form]]:
+def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Choice]]:
     """Placements with all their forms of attention; of decoders about as many as PipeDiT's rule says.
 
     Of a video as a whole; see `pipelines` for those in blocks.
@@ -190,7 +191,9 @@ def play_otherwise(
     measure = GOALS[goal]
     fitting = [way for way in ways if simulator.fits(way)]
     for setting in SETTINGS:
-        others = [way for way in fitting if differs_only_in(setting, (way, IN_BLOCKS), (best.way, best.form))]
+        others = [
+            way for way in fitting if differs_only_in(setting, (way, IN_BLOCKS), (best.way, best.choice))
+        ]
         least = {way: measure(simulator.least(way, num_prompts)) for way in others}
         found: tuple[float, ...] = (math.inf,)
         for way in sorted(others, key=least.__getitem__):
@@ -255,45 +258,39 @@ def _checked(simulator: Simulator, **fields: int) -> Placement:
 def _is_worth_a_look(simulator: Simulator, placement: Placement) -> bool:
     if kind_of(Way(placement=placement)) != "apart":
         return True
-    alone = simulator.simulate(Way(placement=Placement()), 1, Form(attention="ulysses"))
+    alone = simulator.simulate(Way(placement=Placement()), 1, Choice.plain())
     by_rule = decoders_by_rule(placement.ranks, alone.stages["denoise"], alone.stages["decode"])
     return len(placement.decode_ranks) in {1, by_rule, by_rule + 1}
 
 
-def _with_forms(simulator: Simulator, placement: Placement) -> Iterator[tuple[Way, Form]]:
-    forms = _forms(simulator, placement)
-    for form in forms:
-        yield Way(placement=placement), form
+def _with_forms(simulator: Simulator, placement: Placement) -> Iterator[tuple[Way, Choice]]:
+    choices = _choices(simulator, placement)
+    for choice in choices:
+        yield Way(placement=placement), choice
     if kind_of(Way(placement=placement)) == "apart" and placement.cfg_degree == 1:
         # A single rank has branches side by side only with helpers.
-        helped = _forms(simulator, replace(placement, coprocess=True))
-        for form in dict.fromkeys([*forms, *helped]):
-            yield Way(placement=placement, coprocess=True), form
-    for attention in ("ring", "usp"):
+        helped = _choices(simulator, replace(placement, coprocess=True))
+        for choice in dict.fromkeys([*choices, *helped]):
+            yield Way(placement=placement, coprocess=True), choice
+    for attention in (form.name for form in FORMS.all() if form.compared):
         if placement.branch_ranks > 1:
             with suppress(InputError):
                 changed = replace(placement, attention=attention)
-                yield Way(placement=changed), Form(attention=attention)
+                for choice in _choices(simulator, changed):
+                    yield Way(placement=changed), choice
 
 
-def _forms(simulator: Simulator, placement: Placement) -> list[Form]:
+def _choices(simulator: Simulator, placement: Placement) -> list[Choice]:
     heads = simulator.spec.transformers[0].num_attention_heads
-    found = placement.forms(heads, simulator.branches)
-    return [replace(form, attention="ulysses") if form.chunks == 1 else form for form in found]
+    return [choice.simplest for choice in placement.choices(heads, simulator.branches)]
 
 
 def placement_of(simulated: Simulated) -> Placement:
     """The way's placement with the form that was simulated."""
-    way, form = simulated.way, simulated.form
+    way = simulated.way
     if way.method == "dualparal":
         return way.placement
-    return replace(
-        way.placement,
-        attention=form.attention,
-        chunks=form.chunks if form.attention == "pipesp" else None,
-        interleave=form.interleave or None,
-        coprocess=way.coprocess,
-    )
+    return replace(way.placement.chosen(simulated.choice), coprocess=way.coprocess)
 
 
 def _plan(simulated: Simulated, limit: float, name: str = "") -> Plan:
@@ -301,7 +298,7 @@ def _plan(simulated: Simulated, limit: float, name: str = "") -> Plan:
 
 
 def _name(simulated: Simulated) -> str:
-    way, form = simulated.way, simulated.form
+    way, choice = simulated.way, simulated.choice
     if way.method == "dualparal":
         stages = way.placement.pipeline_degree
         parts = [f"dualparal (approximate), {stages} pipeline {'stage' if stages == 1 else 'stages'}"]
@@ -313,8 +310,8 @@ def _name(simulated: Simulated) -> str:
     if way.placement.cfg_degree > 1:
         parts.append("CFG 2")
     if way.placement.branch_ranks > 1 and way.method == "full":
-        parts.append(form.attention + (f" in {form.chunks}" if form.chunks > 1 else ""))
-        if form.interleave:
+        parts.append(choice.form.written(choice.options, short=True))
+        if choice.interleave:
             parts.append("interleaved")
     if way.coprocess:
         parts.append("co-processing")

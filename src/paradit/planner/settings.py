@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-from paradit.placement import Form
+from paradit.attention.registry import Choice
 from paradit.planner.simulate import Way
 from paradit.scheduling.balance import name_of
 
@@ -29,23 +29,18 @@ def _stages_of(way: Way) -> Hashable:
     return placement.encode_ranks, placement.denoise_ranks, placement.decode_ranks, placement.replicas
 
 
-def _attention_of(way: Way, form: Form) -> Hashable:
-    placement = way.placement
-    return form.attention, form.chunks, placement.ring_degree, placement.mesh
-
-
 def _in_blocks(way: Way) -> bool:
     return way.method == "dualparal"
 
 
-SETTINGS: dict[str, Callable[[Way, Form], Hashable]] = {
+SETTINGS: dict[str, Callable[[Way, Choice], Hashable]] = {
     "method": lambda way, _: way.method,
     "stages": lambda way, _: _stages_of(way),
     "co-processing": lambda way, _: way.coprocess,
     "guidance branches": lambda way, _: way.placement.cfg_degree,
     "a stage's tokens": lambda way, _: sharers_of(way),
-    "attention": _attention_of,
-    "interleaved": lambda _, form: form.interleave,
+    "attention": lambda _, choice: (choice.name, choice.options),
+    "interleaved": lambda _, choice: choice.interleave,
     "ranks that share a decode": lambda way, _: way.placement.decode_degree > 1,
     "decode tiles": lambda way, _: way.tile,
 }
@@ -55,7 +50,7 @@ _OF_ONE_METHOD = ("a stage's tokens", "attention", "interleaved")
 """Settings that the other method does not have."""
 
 
-def differs_only_in(setting: str, one: tuple[Way, Form], other: tuple[Way, Form]) -> bool:
+def differs_only_in(setting: str, one: tuple[Way, Choice], other: tuple[Way, Choice]) -> bool:
     """Whether two plans differ in that setting and in no other."""
     of, free = SETTINGS[setting], (setting, *(_OF_ONE_METHOD if setting == "method" else ()))
     if of(*one) == of(*other) or _ranks_of(one[0]) != _ranks_of(other[0]):

@@ -12,7 +12,8 @@ from functools import cache
 from math import ceil
 from typing import TYPE_CHECKING
 
-from paradit.placement import Form, Placement
+from paradit.attention.registry import Choice
+from paradit.placement import Placement
 from paradit.planner.costs import (
     ITEMSIZE,
     context_seconds,
@@ -57,7 +58,7 @@ class Simulated:
     """What came of a way."""
 
     way: Way
-    form: Form
+    choice: Choice
     seconds: float
     """Of all requests."""
     latency: float
@@ -100,14 +101,14 @@ class Simulator:
         """Raise InputError for a dtype that the devices do not compute in."""
         self.cluster.device.check_dtype(self.dtype)
 
-    def simulate(self, way: Way, num_requests: int, form: Form) -> Simulated:
+    def simulate(self, way: Way, num_requests: int, choice: Choice) -> Simulated:
         """A way, with a form of attention, for so many requests of the kind."""
         if way.method == "dualparal":
-            return self._simulate_long(way, num_requests, form)
+            return self._simulate_long(way, num_requests, choice)
         placement, steps = way.placement, self.request.num_inference_steps
         assert steps
-        alone = self._step(placement, form)
-        helped = self._helped(placement, form) if way.coprocess else alone
+        alone = self._step(placement, choice)
+        helped = self._helped(placement, choice) if way.coprocess else alone
         stages = self._stages(way, steps * alone.seconds)
         once = dict(stages)
         if way.coprocess:
@@ -124,7 +125,7 @@ class Simulator:
         latency = sum(once.values())
         return Simulated(
             way=way,
-            form=form,
+            choice=choice,
             seconds=seconds,
             latency=latency,
             first_frame=latency - once["decode"] * (1 - 1 / latent_shape(self.request, self.spec)[1]),
@@ -135,7 +136,7 @@ class Simulator:
             memory=self.memory(way),
         )
 
-    def _simulate_long(self, way: Way, num_requests: int, form: Form) -> Simulated:
+    def _simulate_long(self, way: Way, num_requests: int, choice: Choice) -> Simulated:
         video, placement = self.long_video(way), way.placement
         run = video.run()
         stages = self._stages(way, run.denoised)
@@ -145,7 +146,7 @@ class Simulator:
         videos = num_requests / placement.replicas
         return Simulated(
             way=way,
-            form=form,
+            choice=choice,
             seconds=seconds,
             latency=before + run.seconds,
             first_frame=before + run.first + video.decode / latent_shape(video.request, self.spec)[1],
@@ -225,22 +226,22 @@ class Simulator:
         busy = min(stages["denoise"], (stages["decode"] + encodes) / decoders)
         return (helped - alone) * (steps - busy / alone)
 
-    def _helped(self, placement: Placement, form: Form) -> Forward:
+    def _helped(self, placement: Placement, choice: Choice) -> Forward:
         """A step with the share for decoders that makes it quickest, none included."""
-        return simulated_step(self, self._helped_group(placement, form), form)
+        return simulated_step(self, self._helped_group(placement, choice), choice)
 
-    def _helped_group(self, placement: Placement, form: Form) -> Group:
+    def _helped_group(self, placement: Placement, choice: Choice) -> Group:
         groups = [group_of(placement, part) for part in (0.0, *HELPERS_WORK)]
-        return min(groups, key=lambda group: simulated_step(self, group, form).seconds)
+        return min(groups, key=lambda group: simulated_step(self, group, choice).seconds)
 
-    def _step(self, placement: Placement, form: Form) -> Forward:
-        return simulated_step(self, group_of(placement), form)
+    def _step(self, placement: Placement, choice: Choice) -> Forward:
+        return simulated_step(self, group_of(placement), choice)
 
-    def played_step(self, way: Way, form: Form) -> tuple[Played, list[int]]:
+    def played_step(self, way: Way, choice: Choice) -> tuple[Played, list[int]]:
         """A denoising step, every layer played, and the cluster's ranks that take part, in its order."""
-        group = self._helped_group(way.placement, form) if way.coprocess else group_of(way.placement)
-        branches, streams = branches_of(self, group, form)
-        played = play_layers(branches, self.spec.transformers[0].num_layers, streams, form.lag)
+        group = self._helped_group(way.placement, choice) if way.coprocess else group_of(way.placement)
+        branches, streams = branches_of(self, group, choice)
+        played = play_layers(branches, self.spec.transformers[0].num_layers, streams, choice.lag)
         return played, sorted(rank for branch, _ in branches for rank in branch.ranks)
 
     @property

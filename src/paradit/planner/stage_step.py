@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from paradit.attention.window import window_layer, window_moves
 from paradit.distributed.shares import Shares
 from paradit.planner.costs import ITEMSIZE, BlockSeconds, block_seconds, replicated_rows
-from paradit.planner.step import Branch, forward, window_moves, windowed
+from paradit.planner.step import Branch, forward
 
 if TYPE_CHECKING:
     from paradit.models.spec import ModelSpec
@@ -102,7 +103,7 @@ class StageSteps:
         exposed, computing = 0.0, self.computing(kind, 1)
         if len(computing) > 1:
             branches = [self._branch(kind, team) for team in self.teams]
-            played = forward([(branch, windowed(branch)) for branch in branches], PLAYED_LAYERS)
+            played = forward([(branch, window_layer(branch)) for branch in branches], PLAYED_LAYERS)
             exposed = max(0.0, played.seconds / PLAYED_LAYERS - max(computing))
         self._known[kind, 1] = StageSeconds(computing, exposed)
         return self._known[kind, 1]

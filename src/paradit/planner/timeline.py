@@ -52,7 +52,7 @@ def _add_steps(
             begin = one.start + number * length
             for rank in one.ranks:
                 by_rank[rank].append(_span(f"step {number + 1}", STEP, begin, begin + length))
-    played, ranks = simulator.played_step(simulated.way, simulated.form)
+    played, ranks = simulator.played_step(simulated.way, simulated.choice)
     first = min(one.start for one in denoised)
     for rank, span in _played_spans(played, [(rank,) for rank in ranks], first, LAYER, EXCHANGE):
         by_rank[rank].append(span)

@@ -10,10 +10,11 @@ from functools import cache
 from math import prod
 from typing import TYPE_CHECKING
 
+from paradit.attention.registry import Choice
 from paradit.distributed.shares import Shares
-from paradit.placement import Form, Placement
+from paradit.placement import Placement
 from paradit.planner.costs import ITEMSIZE, block_seconds, replicated_rows
-from paradit.planner.step import Branch, Forward, Layer, forward, layer_of
+from paradit.planner.step import Branch, Forward, Layer, forward
 
 if TYPE_CHECKING:
     from paradit.planner.simulate import Simulator
@@ -29,8 +30,6 @@ class Group:
     replicas: int
     replica_ranks: int
     cfg_degree: int
-    ring_degree: int
-    ring_inside: bool
 
 
 def group_of(placement: Placement, share: float = 0.0) -> Group:
@@ -43,25 +42,23 @@ def group_of(placement: Placement, share: float = 0.0) -> Group:
         replicas=placement.replicas,
         replica_ranks=placement.replica_ranks,
         cfg_degree=placement.cfg_degree,
-        ring_degree=placement.ring_ranks,
-        ring_inside=placement.mesh == "ulysses,ring",
     )
 
 
 @cache
-def simulated_step(simulator: Simulator, group: Group, form: Form) -> Forward:
-    branches, streams = branches_of(simulator, group, form)
-    played = forward(branches, simulator.spec.transformers[0].num_layers, streams, form.lag)
+def simulated_step(simulator: Simulator, group: Group, choice: Choice) -> Forward:
+    branches, streams = branches_of(simulator, group, choice)
+    played = forward(branches, simulator.spec.transformers[0].num_layers, streams, choice.lag)
     return replace(played, seconds=played.seconds + _gather(simulator, group))
 
 
-def branches_of(simulator: Simulator, group: Group, form: Form) -> tuple[list[tuple[Branch, Layer]], int]:
+def branches_of(simulator: Simulator, group: Group, choice: Choice) -> tuple[list[tuple[Branch, Layer]], int]:
     """Of all replicas, with their layers; and in how many streams each is computed."""
     spec, text = simulator.spec.transformers[0], simulator.spec.text_length
     computed = simulator.branches // group.cfg_degree
     # One process takes a branch after the other; several have them in one batch, or side by side, and so has
     # one with helpers.
-    together = len(group.ranks) + len(group.helpers) > 1 and not form.interleave
+    together = len(group.ranks) + len(group.helpers) > 1 and not choice.interleave
     batch = computed if together else 1
     size = len(group.ranks) // group.cfg_degree
     shares = _shares(simulator, size, group)
@@ -90,8 +87,7 @@ def branches_of(simulator: Simulator, group: Group, form: Form) -> tuple[list[tu
                 row_bytes=batch * spec.attention_head_dim * ITEMSIZE[simulator.dtype],
                 batch=batch,
             )
-            layer = layer_of(branch, form, group.ring_degree, ring_inside=group.ring_inside)
-            branches.append((branch, layer))
+            branches.append((branch, choice.form.layer(branch, choice)))
     return branches, computed // batch
 
 

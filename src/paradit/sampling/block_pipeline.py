@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paradit.attention.base import Attend, Kernel
+from paradit.attention.base import Attend, Kernel, Site
 from paradit.attention.local import sdpa
 from paradit.attention.window import Features, Kept, Neighbour
 from paradit.models.protocol import Prompt, Scheduler, VideoModel
@@ -296,7 +296,7 @@ class BlockPipeline:
             left_features={
                 key: {
                     (layer + self._first_layer, head): (keys[:, :, index], values[:, :, index])
-                    for layer, (keys, values) in features.items()
+                    for (layer, _), (keys, values) in features.items()
                     for index, head in enumerate(self._heads)
                 }
                 for key, features in left.items()
@@ -315,7 +315,8 @@ class BlockPipeline:
 
         self._left = {
             (block, branch): {
-                layer: joined(features, layer) for layer in range(len(self._model.experts[0].blocks))
+                Site(layer).key: joined(features, layer)
+                for layer in range(len(self._model.experts[0].blocks))
             }
             for (block, branch), features in state.left_features.items()
             if branch in self._branches

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from paradit.attention.base import Site
 from paradit.attention.local import local
 from paradit.distributed.timing import seconds
 from paradit.distributed.world import World
@@ -55,7 +56,7 @@ def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Promp
     layout, layers, attend = transformer.layout(shape), transformer.layers, local()
 
     def layer(block: Block, tokens: Any) -> None:
-        block.finish(tokens, run(attend(0, block.project(tokens), tokens.layout)))
+        block.finish(tokens, run(attend(Site(0), block.project(tokens), tokens.layout)))
 
     by_kind = {}
     for kind in dict.fromkeys(layers.kinds):

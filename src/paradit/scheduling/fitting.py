@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from paradit.errors import InputError
@@ -173,13 +173,14 @@ def _words(asked: Placement, other: Placement) -> list[str]:
 def _kept(change: _Change) -> list[str]:
     """What a new `--placement` must be said with: it may come in place of a file that said that too."""
     words: list[str] = []
-    for field in fields(Placement):
-        value, option = getattr(change.placement, field.name), _option(field.name)
-        is_said = field.name in ("ranks", *STAGES) or option in change.words
-        if "--placement" not in change.words or is_said or value in (None, field.default):
+    usual = Placement().flat()
+    for name, value in change.placement.flat().items():
+        option = _option(name)
+        is_said = name in ("ranks", *STAGES) or option in change.words
+        if "--placement" not in change.words or is_said or value in (None, usual[name]):
             continue
         if isinstance(value, bool):
-            words.append(option if value else _option(f"no_{field.name}"))
+            words.append(option if value else _option(f"no_{name}"))
         else:
             words += [option, str(value)]
     return words

@@ -5,25 +5,25 @@ from __future__ import annotations
 import torch
 
 from paradit.attention.measured import MeasuredKernel
+from paradit.attention.registry import Choice
 from paradit.distributed.timing import Link, measure_link
 from paradit.parallel.together import Undecided
-from paradit.placement import Form
 from paradit.scheduling.balance import worth_taking
 from paradit.tuning.rehearsal import BlockCost, measure_block, rehearse
 from paradit.tuning.remembered import Remembered
 
 
-def quickest(step: Undecided) -> Form:
-    """The form that is remembered for such a step on this machine, or that a rehearsal finds quickest.
+def quickest(step: Undecided) -> Choice:
+    """The choice that is remembered for such a step on this machine, or that a rehearsal finds quickest.
 
     All ranks of the mesh call it together, and get the same.
     """
     x = step.tokens.hidden_states
     what = (
         f"{step.shares}, {len(step.branches.each)} branches, width {x.shape[2]}, {x.dtype}, "
-        f"{torch.get_num_threads()} threads, {len(step.transformer.blocks)} layers, {step.forms}"
+        f"{torch.get_num_threads()} threads, {len(step.transformer.blocks)} layers, {step.choices}"
     )
-    names = [str(form) for form in step.forms]
+    names = [str(choice) for choice in step.choices]
     remembered = Remembered().find(what)
     # The first rank's memory counts, for all.
     index, *_ = step.gather_number(names.index(remembered) if remembered in names else -1)
@@ -31,25 +31,26 @@ def quickest(step: Undecided) -> Form:
         index = _rehearsed(step)
         if step.mesh.world.rank == 0:
             Remembered().keep(what, names[index])
-    return step.forms[index]
+    return step.choices[index]
 
 
 def _rehearsed(step: Undecided) -> int:
-    """Which form is quickest; the slowest rank's time counts, so that all decide alike."""
-    costs = {interleave: _costs(step, interleave) for interleave in {form.interleave for form in step.forms}}
+    """Which choice is quickest; the slowest rank's time counts, so that all decide alike."""
+    ways = {choice.interleave for choice in step.choices}
+    costs = {interleave: _costs(step, interleave) for interleave in ways}
     kernel = MeasuredKernel(step.kernel, step.tokens.hidden_states.device)
     link = _link(step, next(iter(costs.values())))
     taken = [
         rehearse(
-            form,
+            choice,
             step.shares,
             step.mesh.branch.rank,
             link=link,
-            streams=len(step.branches.each) if form.interleave else 1,
-            blocks=costs[form.interleave],
+            streams=len(step.branches.each) if choice.interleave else 1,
+            blocks=costs[choice.interleave],
             kernel=kernel,
         )
-        for form in step.forms
+        for choice in step.choices
     ]
     return worth_taking([max(step.gather_number(round(1e9 * seconds))) for seconds in taken])
 

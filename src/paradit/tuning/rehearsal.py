@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from paradit.attention.measured import MeasuredKernel
-from paradit.attention.ulysses import ulysses
-from paradit.distributed.exchange import UlyssesExchange
+from paradit.attention.registry import Choice
+from paradit.distributed.mesh import Groups, Sharers
 from paradit.distributed.shares import Shares
 from paradit.distributed.timing import TIMES, Link, now, seconds
 from paradit.distributed.transport import Transfer, Transport
 from paradit.parallel.forward import forward, run_interleaved
-from paradit.placement import Form
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def _rows_of(block: Any, tokens: Any, rope: Any, device: torch.device) -> list[f
 
 
 def rehearse(
-    form: Form,
+    choice: Choice,
     shares: Shares,
     rank: int,
     *,
@@ -70,12 +69,16 @@ def rehearse(
     blocks: Sequence[BlockCost],
     kernel: MeasuredKernel,
 ) -> float:
-    """The seconds that blocks take in a form, `ulysses` or `pipesp`, on one rank.
+    """The seconds that blocks take on one rank, by a choice of attention that needs no log-sum-exp.
 
     streams: how many run side by side; each has blocks of these costs.
     """
     clock = _Clock()
-    exchange = UlyssesExchange(shares, _RehearsedTransport(clock, link, rank, shares.num_ranks), form.chunks)
+    transport = _RehearsedTransport(clock, link, rank, shares.num_ranks)
+
+    def divide(groups: Groups) -> _RehearsedTransport:
+        (mine,) = [group for group in groups if rank in group]
+        return _RehearsedTransport(clock, link, list(mine).index(rank), len(mine))
 
     def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # noqa: ARG001
         clock.now += kernel.seconds(query, key)
@@ -83,8 +86,8 @@ def rehearse(
 
     tokens: Any = _RehearsedTokens()
     transformer: Any = _RehearsedTransformer([_RehearsedBlock(block, clock) for block in blocks])
-    attend = ulysses(exchange, attended)
-    run_interleaved([forward(transformer, tokens, attend) for _ in range(streams)], form.lag)
+    attend = choice.form.join(Sharers(transport, divide), choice, attended)(shares)
+    run_interleaved([forward(transformer, tokens, attend) for _ in range(streams)], choice.lag)
     return clock.now
 
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
+from typer.models import OptionInfo
 
+from paradit.attention.registry import declared_options, help_text
 from paradit.cli.commands.command import Command
+
+
+def _of_attention(name: str) -> OptionInfo:
+    """An option that only some form of attention has."""
+    option = declared_options()[name].option
+    return cast(OptionInfo, typer.Option(help=option.help, metavar=option.metavar))
 
 
 class GenerateCommand(Command):
@@ -173,15 +181,11 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
     ] = None,
     attention: Annotated[
         str | None,
-        typer.Option(
-            help="How the ranks share attention: ulysses, pipesp, pipesp-paper, ring, usp; auto: the "
-            "quickest of ulysses, pipesp and interleave. [default: auto]",
-            metavar="NAME",
-        ),
+        typer.Option(help=help_text(), metavar="NAME"),
     ] = None,
     chunks: Annotated[
         int | None,
-        typer.Option(help="Parts in which pipesp's data travel. [default: the quickest]", metavar="N"),
+        _of_attention("chunks"),
     ] = None,
     interleave: Annotated[
         bool | None,
@@ -192,15 +196,11 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
     ] = None,
     ring_degree: Annotated[
         int | None,
-        typer.Option(help="Groups of ranks that form usp's ring. [default: 2]", metavar="N"),
+        _of_attention("ring_degree"),
     ] = None,
     mesh: Annotated[
         str | None,
-        typer.Option(
-            help="usp's axes, that of neighbouring ranks last: ring,ulysses or ulysses,ring. [default: "
-            "ring,ulysses]",
-            metavar="AXES",
-        ),
+        _of_attention("mesh"),
     ] = None,
     kernel: Annotated[
         str | None,

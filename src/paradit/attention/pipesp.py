@@ -1,0 +1,94 @@
+"""PipeSP: Ulysses in chunks, in both directions (after arXiv 2511.12056, whose own form is `pipesp_paper`).
+
+While one chunk is computed, the next ones travel in and the results of the one before travel out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from paradit.attention.chunked import chunked_layer
+from paradit.attention.registry import Asked, Choice, Form
+from paradit.config.options import Option, read
+from paradit.config.values import Value, Values
+from paradit.limits import MAX_CHUNKS
+
+if TYPE_CHECKING:
+    from paradit.attention.base import Attend, Kernel
+    from paradit.distributed.mesh import Sharers
+    from paradit.distributed.shares import Shares
+    from paradit.planner.step import Branch, Layer
+
+CHUNKS_BY_ITSELF = 2
+"""Chunks of a single rank, which waits for helpers only and rehearses nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunks:
+    """How many there are."""
+
+    chunks: Annotated[
+        int | None,
+        Option(
+            help="Parts in which pipesp's data travel. [default: the quickest]",
+            metavar="N",
+            least=1,
+            most=MAX_CHUNKS,
+        ),
+    ] = None
+
+
+class PipeSP(Form):
+    name = "pipesp"
+    help = "Ulysses in chunks: while one is computed, others travel in and their results out."
+    exactness = "exact, with the bits of one process"
+    options = Chunks
+    automatic = helped = True
+
+    def misplaced(self, attention: str) -> str:
+        return f"chunks are {self.name}'s, and attention is {attention!r}: leave --chunks out"
+
+    def choices(self, asked: Asked, heads: int) -> list[Choice]:
+        chunks = read(Chunks, asked.options).chunks
+        if chunks is not None:
+            numbers = [chunks]
+        elif asked.ranks == 1:
+            numbers = [CHUNKS_BY_ITSELF]
+        else:
+            numbers = sorted({1, 2, heads})
+        return [Choice(self.name, Values(chunks=number)) for number in numbers]
+
+    def candidates(self, asked: Asked, heads: int) -> list[Choice]:
+        # A rank by itself has plain Ulysses, unless chunks are asked for.
+        return [] if asked.ranks == 1 and not asked.options else self.choices(asked, heads)
+
+    def lag(self, choice: Choice) -> int:
+        # With chunks a layer has an odd number of turns. One turn behind, a branch computes its first chunk
+        # while the other's last ones travel, which hid as much or more in every case that was rehearsed
+        # (`tests/test_rehearsal.py` has some).
+        return int(choice.interleave and self.parts(choice) > 1)
+
+    def parts(self, choice: Choice) -> int:
+        return read(Chunks, choice.options).chunks or 1
+
+    def simplest(self, choice: Choice) -> Choice:
+        return Choice.plain(interleave=choice.interleave) if self.parts(choice) == 1 else choice
+
+    def written(self, options: Mapping[str, Value], *, short: bool = False) -> str:
+        chunks = read(Chunks, options).chunks or 1
+        return self.name + (f" in {chunks}{'' if short else ' chunks'}" if chunks > 1 else "")
+
+    def join(self, sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:
+        from paradit.attention.chunked import chunked
+        from paradit.distributed.exchange import UlyssesExchange
+
+        number = self.parts(choice)
+        return lambda shares: chunked(UlyssesExchange(shares, sharers.transport, number), kernel)
+
+    def layer(self, branch: Branch, choice: Choice) -> Layer:
+        return chunked_layer(branch, self.parts(choice), interleaved=choice.interleave)
+
+
+PIPESP = PipeSP()
