@@ -11,21 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from paradit.attention.base import Site
 from paradit.attention.registry import Choice
 from paradit.distributed.mesh import Sharers
 from paradit.distributed.shares import Shares
 from paradit.distributed.timing import Link
 from paradit.distributed.transport import Transfer, Transport
 from paradit.parallel.coprocess import HELP, Message, helping
-from paradit.parallel.forward import forward as forward_of
-from paradit.parallel.forward import run_interleaved
+from paradit.parallel.forward import run_interleaved, through_blocks
 from paradit.placement import Placement
 from paradit.planner.costs import BlockSeconds
 from paradit.planner.simulate import HELPERS_WORK
 from paradit.planner.step import Branch, forward, play_layers
 from paradit.planner.whole_step import branches_of, group_of
 from paradit.tuning import rehearsal
-from paradit.tuning.rehearsal import BlockCost
+from paradit.tuning.rehearsal import AttentionCost, BlockCost, rehearsed_tokens
 from test_planner import cluster, simulator
 from test_rehearsal import DEPTH, FINISH, HEADS, LAYERS, PROJECTION, ROW, TOKENS
 
@@ -213,17 +213,16 @@ def rehearsed(step: Message, num_holders: int, link: Link) -> tuple[list[float],
         choice = FORMS[step.choice]
         attend = choice.form.join(Sharers(transport), choice, kernel)(shares)
         if rank >= num_holders:
-            works: Any = helping(step, attend, torch.device("meta"))
+            sites = [Site(layer) for layer in range(LAYERS)]
+            works: Any = helping(step, sites, attend, torch.device("meta"))
         else:
             held = shares.tokens[rank] + shares.num_replicated
             value = torch.empty(step.batch, held, HEADS, DEPTH, device="meta")
             part = 1 / step.streams
-            cost = BlockCost(value, (PROJECTION * part,) * 3, FINISH * part)
-            transformer: Any = rehearsal._RehearsedTransformer(
-                [rehearsal._RehearsedBlock(cost, clock)] * LAYERS
-            )
-            tokens: Any = rehearsal._RehearsedTokens()
-            works = [forward_of(transformer, tokens, attend) for _ in range(step.streams)]
+            cost = BlockCost((AttentionCost(value, (PROJECTION * part,) * 3),), FINISH * part)
+            blocks = [rehearsal._RehearsedBlock(cost, clock)] * LAYERS
+            tokens = rehearsed_tokens(value)
+            works = [through_blocks(blocks, tokens, attend) for _ in range(step.streams)]
         return lambda: run_interleaved(works, step.lag)
 
     stage.run([program(rank) for rank in range(shares.num_ranks)])
@@ -239,7 +238,6 @@ def helped_step(holders: int, work: Sequence[int], form: Choice, text: int = 0) 
         num_replicated=text,
         num_heads=HEADS,
         head_dim=DEPTH,
-        num_layers=LAYERS,
         choice=FORMS.index(form),
         streams=streams,
         lag=form.lag,

@@ -1,7 +1,5 @@
 """Forms of attention rehearsed against a clock: with costs that are given, the times are known."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -16,9 +14,9 @@ from paradit.attention.window import windowed_over
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
 from paradit.distributed.timing import Link
-from paradit.parallel.forward import forward, run_interleaved
+from paradit.parallel.forward import run_interleaved, through_blocks
 from paradit.tuning import rehearsal
-from paradit.tuning.rehearsal import BlockCost, rehearse
+from paradit.tuning.rehearsal import AttentionCost, BlockCost, rehearse, rehearsed_tokens
 
 LAYERS, TOKENS, HEADS, DEPTH = 6, 64, 8, 16
 PROJECTION, FINISH, ROW = 0.5, 4.5, 0.03125
@@ -38,24 +36,16 @@ class Kernel(MeasuredKernel):
         return ROW * query.shape[0] * query.shape[1] * query.shape[2]
 
 
+def block_cost(value: Tensor, streams: int) -> BlockCost:
+    return BlockCost((AttentionCost(value, (PROJECTION / streams,) * 3),), FINISH / streams)
+
+
 def rehearsed(link: Link, chunks: int = 1, interleave: bool = False) -> float:
     streams = 2 if interleave else 1
     value = torch.empty(2 // streams, TOKENS // 2, HEADS, DEPTH, device="meta")
-    block = BlockCost(value, (PROJECTION / streams,) * 3, FINISH / streams)
+    block = block_cost(value, streams)
     form = Choice.of("pipesp", chunks=chunks, interleave=interleave)
     return rehearse(form, SHARES, 0, link=link, streams=streams, blocks=[block] * LAYERS, kernel=Kernel())
-
-
-class Nowhere(rehearsal._RehearsedTokens):
-    """Tokens whose places are not asked for."""
-
-    positions, num_replicated = range(TOKENS // 2), 0
-
-    def shard(self, *_: int) -> Any:
-        return self
-
-    def followed_by(self, _: Any) -> Any:
-        return self
 
 
 def rehearsed_otherwise(link: Link, form: Choice, streams: int, monkeypatch: pytest.MonkeyPatch) -> float:
@@ -69,6 +59,7 @@ def rehearsed_otherwise(link: Link, form: Choice, streams: int, monkeypatch: pyt
         return query
 
     held = TOKENS // (4 if form.name == "usp" else 2)
+    value = torch.empty(2 // streams, held, HEADS, DEPTH, device="meta")
     if form.name in ("ring", "usp"):
         monkeypatch.setattr(partial, "sdpa_with_lse", lambda q, k, v: (kernel(q, k, v), q[..., 0]))
     if form.name == "ring":
@@ -78,16 +69,13 @@ def rehearsed_otherwise(link: Link, form: Choice, streams: int, monkeypatch: pyt
         attend = usp(within, SHARES.tokens, rehearsal._RehearsedTransport(clock, link, 0, 2))
     elif form.name == "windowed":
         exchange = UlyssesExchange(SHARES, transport, whole_heads=True)
-        attend = windowed_over(exchange, Nowhere(), kernel)
+        attend = windowed_over(exchange, rehearsed_tokens(value).layout.rope, kernel)
     else:
         by_head = UlyssesExchange(SHARES, transport, HEADS // 2)
         attend = pipesp_paper(UlyssesExchange(SHARES, transport), by_head, kernel)
-    value = torch.empty(2 // streams, held, HEADS, DEPTH, device="meta")
-    cost = BlockCost(value, (PROJECTION / streams,) * 3, FINISH / streams)
-    blocks = [rehearsal._RehearsedBlock(cost, clock)] * LAYERS
-    transformer: Any = rehearsal._RehearsedTransformer(blocks)
-    tokens: Any = Nowhere()
-    run_interleaved([forward(transformer, tokens, attend) for _ in range(streams)])
+    blocks = [rehearsal._RehearsedBlock(block_cost(value, streams), clock)] * LAYERS
+    tokens = rehearsed_tokens(value)
+    run_interleaved([through_blocks(blocks, tokens, attend) for _ in range(streams)])
     return clock.now
 
 

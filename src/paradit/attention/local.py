@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor
@@ -58,6 +58,24 @@ def some_rows(
 def _block(rows: int) -> int:
     """How many query rows torch's attention on a CPU computes at a time, of so many."""
     return 32 if rows < 192 else 64 if rows < 768 else 256
+
+
+def unattended(after_each: Callable[[], None] = lambda: None) -> Attend:
+    """Nothing is attended to: values stand for the attended ones, once keys and queries are rotated.
+
+    So a block takes what it takes without its attention. after_each: called after each of v, k and q.
+    """
+
+    def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
+        yield from ()
+        value = next(projection)
+        after_each()
+        for projected in projection:
+            layout.rope.apply(projected)
+            after_each()
+        return value
+
+    return attend
 
 
 def local(kernel: Kernel = sdpa) -> Attend:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from paradit.attention.local import sdpa
+from paradit.attention.local import sdpa, unattended
 from paradit.distributed.timing import now
 from paradit.distributed.transport import Transport
 from paradit.distributed.world import World, join_world
@@ -29,6 +29,7 @@ from paradit.engine.links import largest, measure_pairs, usual_link
 from paradit.engine.worker import PipeReport, threads_per_rank
 from paradit.errors import RankError
 from paradit.memory import total_memory_bytes
+from paradit.parallel.forward import run
 from paradit.placement import Placement
 from paradit.planner.calibration import (
     Attention,
@@ -262,10 +263,7 @@ def _block(dtype: str, size: tuple[int, int, tuple[int, int, int]], device: torc
     block, tokens, spec = random_block(*size, text_tokens=TEXT_TOKENS, dtype=DTYPES[dtype], device=device)
 
     def work() -> object:
-        value, *others = block.project(tokens)
-        for projected in others:
-            tokens.layout.rope.apply(projected)
-        return block.finish(tokens, value)
+        return run(block.run(tokens, unattended()))
 
     return Block(dtype, spec, tokens.hidden_states.shape[1], TEXT_TOKENS), lambda: _usual(work, device)
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from torch.nn import ModuleList
 
 from paradit.models.stored_weights import StoredWeights
+from paradit.models.untyped import Untyped
 
 
 class Layers:
     """A module's layers, those of one list after those of another: all of them, or none yet."""
 
-    def __init__(self, module: Any, lists: Sequence[str], stored: StoredWeights | None = None) -> None:
+    def __init__(self, module: Untyped, lists: Sequence[str], stored: StoredWeights | None = None) -> None:
         """stored: where layers are read that have no weights yet (`StoredWeights.without_layers`)."""
         self._module, self._lists, self._stored = module, lists, stored
         parts = [(name, part) for name in lists for part in getattr(module, name)]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeAlias, TypeVar, cast
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
 
-    from paradit.attention.base import Layout
+    from paradit.attention.base import Attend, Layout, Projection, Site, Wait
     from paradit.models.latent_blocks import LatentBlocks
     from paradit.models.layers import Layers
     from paradit.models.spec import ModelSpec
@@ -23,81 +25,130 @@ Prompt: TypeAlias = "tuple[Tensor, ...]"
 """What a transformer reads besides latents and timestep: the arguments of its `context`, each [1, ...]."""
 
 
-class Tokens(Protocol):
-    """A family's tokens, with all that its blocks need to know of them; a frozen dataclass."""
+class Context(Protocol):
+    """What a transformer reads of prompts, once they are known."""
 
     @property
-    def hidden_states(self) -> Tensor: ...
+    def batch(self) -> int:
+        """Number of prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens(ABC):
+    """A video's tokens on their way through the blocks, with all that a block needs to know of them."""
+
+    hidden_states: Tensor
+    """[B, S, width], the video's."""
+    layout: Layout
 
     @property
-    def layout(self) -> Layout: ...
-
-    @property
+    @abstractmethod
     def changing(self) -> tuple[Tensor, ...]:
         """What blocks change: what travels between ranks that hold different layers."""
 
-    def shard(self, start: int, stop: int) -> Any:
+    @abstractmethod
+    def shard(self, start: int, stop: int) -> Self:
         """The video's tokens start to stop only."""
 
 
-class Block(Protocol):
-    """A transformer block, cut at its self-attention."""
+T = TypeVar("T", bound=Tokens)
+C = TypeVar("C", bound=Context)
+L = TypeVar("L", bound="Layout")
 
-    def project(self, tokens: Any) -> Iterator[Tensor]:
+
+class Block(Generic[T]):
+    """A transformer block, whose attentions are computed by whatever is given.
+
+    A block that attends once says what comes before and after its attention. One that attends several times
+    overrides `sites` and `run` instead; all its attentions have the same heads.
+    """
+
+    site: Site
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Its attentions, in order."""
+        return (self.site,)
+
+    def project(self, tokens: T) -> Projection:
         """v, then k, then q: [B, S, H, D], before RoPE."""
+        raise NotImplementedError(f"{type(self).__name__} overrides neither run nor project")
 
-    def finish(self, tokens: Any, attended: Tensor) -> Any:
+    def finish(self, tokens: T, attended: Tensor) -> T:
         """The tokens after the block, given their attended values [B, S, H, D]."""
+        raise NotImplementedError(f"{type(self).__name__} overrides neither run nor finish")
+
+    def run(self, tokens: T, attend: Attend) -> Generator[Wait, None, T]:
+        """The tokens after the block; yields where `attend` would wait."""
+        attended = yield from attend(self.site, self.project(tokens), tokens.layout)
+        return self.finish(tokens, attended)
 
 
-class Transformer(Protocol):
-    """A diffusion transformer in pieces."""
+class CutTransformer(ABC, Generic[T, C, L]):
+    """A diffusion transformer in pieces, with tokens, contexts and layouts of its family's own."""
 
     num_heads: int
+    blocks: Sequence[Block[T]]
+    layers: Layers
+    """Which of the model's layers `blocks` are."""
+    context: Callable[..., C]
+    """(the parts of B prompts, each [B, ...]) -> what `embed` and the blocks read; once per request."""
 
     @property
-    def blocks(self) -> Sequence[Block]: ...
+    def sites(self) -> list[Site]:
+        """The attentions of a forward through `blocks`, in order."""
+        return [site for block in self.blocks for site in block.sites]
 
-    def layout(self, latent_shape: tuple[int, int, int]) -> Any:
+    @abstractmethod
+    def layout(self, latent_shape: tuple[int, int, int]) -> L:
         """Where the tokens of latents of (F, H, W) are; once per request."""
 
-    @property
-    def context(self) -> Callable[..., Any]:
-        """(the parts of B prompts, each [B, ...]) -> what `embed` and the blocks read; once per request."""
-
-    def join(self, contexts: Sequence[Any]) -> Any:
+    @abstractmethod
+    def join(self, contexts: Sequence[C]) -> C:
         """One context for the prompts of all."""
 
-    def embed(self, latents: Tensor, timestep: Tensor, context: Any, layout: Any) -> Any:
-        """The Tokens of latents [B, C, F, H, W]."""
+    @abstractmethod
+    def embed(self, latents: Tensor, timestep: Tensor, context: C, layout: L) -> T:
+        """The tokens of latents [B, C, F, H, W]."""
 
-    def branch(self, tokens: Any, context: Any) -> Any:
+    @abstractmethod
+    def branch(self, tokens: T, context: C) -> T:
         """The same tokens for the prompts of another context, as many times as it has prompts."""
 
-    @property
-    def layers(self) -> Layers:
-        """Which of the model's layers `blocks` are."""
-
+    @abstractmethod
     def keep_layers(self, layers: range) -> None:
         """Hold only these blocks from here on, so that the others' memory is free.
 
         Those that are not held are read from the model's folder, if it was loaded without layers.
         """
 
-    def resume(self, changing: Sequence[Tensor], timestep: Tensor, context: Any, layout: Any) -> Any:
-        """The Tokens that another rank's blocks left, of which this is what they changed.
+    @abstractmethod
+    def resume(self, changing: Sequence[Tensor], timestep: Tensor, context: C, layout: L) -> T:
+        """The tokens that another rank's blocks left, of which `changing` is what they changed.
 
         timestep, context and layout are those with which the tokens were embedded.
         """
 
-    def changing_shapes(self, context: Any, layout: Any) -> tuple[tuple[int, ...], ...]:
-        """Of what `Tokens.changing` gives."""
+    @abstractmethod
+    def changing_shapes(self, context: C, layout: L) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the tensors in `Tokens.changing`."""
 
-    def head(self, tokens: Any) -> Tensor:
+    @abstractmethod
+    def head(self, tokens: T) -> Tensor:
         """Each token's part of the prediction, [B, S, patch values]; a rank may do it for its own tokens."""
 
-    def unpatchify(self, values: Tensor, layout: Any) -> Tensor:
+    @abstractmethod
+    def unpatchify(self, values: Tensor, layout: L) -> Tensor:
         """The prediction [B, C, F, H, W], from all tokens' parts."""
+
+
+Transformer: TypeAlias = "CutTransformer[Tokens, Context, Layout]"
+"""A transformer of any family. Whoever has one gives it nothing but its own tokens, contexts and layouts."""
+
+
+def of_any_family(transformer: CutTransformer[T, C, L]) -> Transformer:
+    """A family's transformer, as those see it who know no family."""
+    return cast("Transformer", transformer)
 
 
 class Scheduler(Protocol):

@@ -17,6 +17,7 @@ from paradit.attention.base import Kernel
 from paradit.errors import InputError
 from paradit.models.attached import Opened, is_own, name_of
 from paradit.models.protocol import Transformer
+from paradit.models.untyped import Untyped
 
 Predict = Callable[[Tensor, Tensor, tuple[Tensor | None, ...]], Tensor]
 """(latents [B, C, F, H, W], timestep, the arguments of the transformer's `context`) -> prediction."""
@@ -27,12 +28,12 @@ class Replacement:
     """How a family's transformer is computed in another way."""
 
     opened: Opened
-    cut: Callable[[Any, Kernel], Transformer]
+    cut: Callable[[Untyped, Kernel], Transformer]
     """(module, the kernel of attention that ranks do not share) -> its pieces."""
     forward: Callable[[Predict], Callable[..., Any]]
     """Return what stands in for the class's `forward`, with the same arguments."""
 
-    def put_in_place(self, module: Any, predict: Predict) -> Callable[[], None]:
+    def put_in_place(self, module: Untyped, predict: Predict) -> Callable[[], None]:
         """Have `module(...)` call `predict`; the function returned puts the module's own forward back.
 
         It takes the place of the module's own forward, under the hooks of accelerate if it has any.
@@ -50,7 +51,7 @@ class Replacement:
         return undo
 
 
-def check_free(module: Any, name: str) -> None:
+def check_free(module: Untyped, name: str) -> None:
     """Raise InputError if a module, called `name` in messages, does not have its own forward."""
     forward = vars(module).get(_slot(module))
     if isinstance(forward, _Replaced):
@@ -69,7 +70,7 @@ def refuse(attention_kwargs: dict[str, Any] | None) -> None:
         raise InputError(f"attention_kwargs takes 'scale' here, got {', '.join(map(repr, attention_kwargs))}")
 
 
-def output(sample: Tensor, return_dict: bool) -> Any:
+def output(sample: Tensor, return_dict: bool) -> Untyped:
     """A prediction as diffusers' transformers give it."""
     return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
@@ -77,27 +78,27 @@ def output(sample: Tensor, return_dict: bool) -> Any:
 class _Replaced:
     """What is called as a module's forward; after `active` is set to False, the module's own."""
 
-    def __init__(self, module: Any, forward: Callable[..., Any]) -> None:
+    def __init__(self, module: Untyped, forward: Callable[..., Any]) -> None:
         self.own = MethodType(type(module).forward, module)
         update_wrapper(self, self.own)
         self._module, self._forward = module, forward
         self.active = True
 
     @torch.compiler.disable(reason="parallelize takes no compiled transformer")  # type: ignore[no-untyped-call,untyped-decorator]
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Untyped, **kwargs: Untyped) -> Untyped:
         return self._scaled(*args, **kwargs) if self.active else self.own(*args, **kwargs)
 
-    def _scaled(self, *args: Any, **kwargs: Any) -> Any:
+    def _scaled(self, *args: Untyped, **kwargs: Untyped) -> Untyped:
         """With the module's adapters scaled by `attention_kwargs["scale"]`, as diffusers does it."""
 
-        def forward(_: Any, *args: Any, **kwargs: Any) -> Any:
+        def forward(_: Untyped, *args: Untyped, **kwargs: Untyped) -> Untyped:
             return self._forward(*args, **kwargs)
 
-        scale: Any = apply_lora_scale("attention_kwargs")
+        scale: Untyped = apply_lora_scale("attention_kwargs")
         return scale(forward)(self._module, *args, **kwargs)
 
 
-def _slot(module: Any) -> str:
+def _slot(module: Untyped) -> str:
     """The attribute that has the innermost forward."""
     hooked = "_hf_hook" in vars(module) and "_old_forward" in vars(module)
     return "_old_forward" if hooked else "forward"

@@ -8,15 +8,16 @@ waits for latents listens to it: it helps in a step, and listens again, until it
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
-from functools import lru_cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from paradit.attention.base import Attend, Kernel, Site, Wait
+from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
 from paradit.attention.local import sdpa
 from paradit.attention.measured import MeasuredKernel
 from paradit.attention.registry import Choice
@@ -26,6 +27,7 @@ from paradit.distributed.mesh import Sharers
 from paradit.distributed.shares import Shares
 from paradit.distributed.timing import measure_link, now
 from paradit.distributed.world import World
+from paradit.models.protocol import Block, Tokens
 from paradit.parallel.forward import run_interleaved
 from paradit.scheduling.coprocess import HelperSpeed, Judge, helpers_work
 from paradit.scheduling.stages import AHEAD
@@ -44,7 +46,8 @@ class Message:
     num_replicated: int = 0
     num_heads: int = 0
     head_dim: int = 0
-    num_layers: int = 0
+    sites: int = 0
+    """Which of the lists of attentions that a forward has, of those that the leader has told of."""
     dtype: int = 0
     """Its place in `DTYPES`."""
     choice: int = 0
@@ -149,6 +152,19 @@ class Helped(_Member):
         self._works: dict[tuple[Message, tuple[int, ...]], list[int]] = {}
         self._agreed, self._began = Message(), 0.0
         self._steps = 0
+        self._sites: dict[tuple[tuple[int, str], ...], int] = {}
+
+    def number_of(self, sites: Sequence[Site]) -> int:
+        """The number under which helpers know a forward's attentions.
+
+        Every rank that denoises calls it; helpers hold no blocks to ask.
+        """
+        keys = tuple(site.key for site in sites)
+        if keys not in self._sites:
+            self._sites[keys] = len(self._sites)
+            if self._leads:
+                self._world.tell(_attentions(self._sites[keys]), json.dumps(keys))
+        return self._sites[keys]
 
     def begin(self, step: Message) -> Attend | None:
         """Agree on a step of this kind: its attention with helpers, or None where nobody helps.
@@ -252,6 +268,7 @@ class Helper(_Member):
         self._channel = Channel(union, 0, [union.rank], AHEAD)
         self._size = len(Message(work=(0,) * self._num_helpers).pack(union.device))
         self._received = 0
+        self._sites = cache(self._read_sites)
 
     def until_latents(self) -> int:
         """Help until this rank's next latents come, or no more steps do: how many of theirs were helped."""
@@ -271,31 +288,53 @@ class Helper(_Member):
     @torch.no_grad()
     def _help(self, agreed: Message) -> None:
         """In one step: the turns of its forwards are those of the ranks that denoise."""
-        run_interleaved(helping(agreed, self.attend(agreed), self._world.device), agreed.lag)
+        works = helping(agreed, self._sites(agreed.sites), self.attend(agreed), self._world.device)
+        run_interleaved(works, agreed.lag)
+
+    def _read_sites(self, number: int) -> list[Site]:
+        return [Site(layer, name) for layer, name in json.loads(self._world.word(_attentions(number)))]
 
 
-class _Nowhere:
-    """The layout of no tokens."""
+@dataclass(frozen=True, kw_only=True)
+class _NoTokens(Tokens):
+    """What a rank holds that holds nothing."""
 
-    num_replicated = 0
+    @property
+    def changing(self) -> tuple[Tensor, ...]:
+        return ()
 
-    def __init__(self, like: Tensor) -> None:
-        none = like.new_empty(1, 0, 1, like.shape[3])
-        self.rope = Rope(positions=none.new_empty(0, 3), cos=none, sin=none)
+    def shard(self, start: int, stop: int) -> Self:  # noqa: ARG002
+        return self
 
 
-def helping(agreed: Message, attend: Attend, device: torch.device) -> list[Generator[Wait, None, None]]:
-    """A helper's part of a step: of each of its forwards the attentions, by ranks that hold nothing."""
+class _Hollow(Block[_NoTokens]):
+    """An attention alone, on a rank that holds no weights. A helper does not know the step."""
+
+    def __init__(self, site: Site, nothing: Tensor) -> None:
+        self.site, self._nothing = site, nothing
+
+    def project(self, tokens: _NoTokens) -> Projection:  # noqa: ARG002
+        return iter((self._nothing, self._nothing, self._nothing))
+
+    def finish(self, tokens: _NoTokens, attended: Tensor) -> _NoTokens:  # noqa: ARG002
+        return tokens
+
+
+def helping(
+    agreed: Message, sites: Sequence[Site], attend: Attend, device: torch.device
+) -> list[Generator[Wait, None, None]]:
+    """A helper's part of a step: the attentions of each of its forwards, by a rank that holds nothing."""
     shape = agreed.batch, 0, agreed.num_heads, agreed.head_dim
     nothing = torch.empty(shape, dtype=DTYPES[agreed.dtype], device=device)
-    return [_attentions(attend, nothing, agreed.num_layers) for _ in range(agreed.streams)]
+    none = nothing.new_empty(1, 0, 1, agreed.head_dim)
+    layout = Layout(rope=Rope(positions=none.new_empty(0, 3), cos=none, sin=none))
+    tokens = _NoTokens(hidden_states=nothing.flatten(2), layout=layout)
 
+    def follow() -> Generator[Wait, None, None]:
+        for site in sites:
+            yield from _Hollow(site, nothing).run(tokens, attend)
 
-def _attentions(attend: Attend, nothing: Tensor, num_layers: int) -> Generator[Wait, None, None]:
-    """A forward of a rank that holds nothing: its attentions."""
-    layout: Any = _Nowhere(nothing)
-    for layer in range(num_layers):
-        yield from attend(Site(layer), iter((nothing, nothing, nothing)), layout)
+    return [follow() for _ in range(agreed.streams)]
 
 
 def _speed(step: Message, figures: Tensor) -> HelperSpeed:
@@ -304,6 +343,11 @@ def _speed(step: Message, figures: Tensor) -> HelperSpeed:
     link = seconds_per_byte * step.batch * step.head_dim * DTYPES[step.dtype].itemsize
     rows = step.num_tokens + step.num_replicated
     return HelperSpeed(compute=row, link=link, fixed=2 * latency + 2 * rows * link)
+
+
+def _attentions(number: int) -> str:
+    """The word under which the leader says which attentions a forward has."""
+    return f"attentions {number}"
 
 
 def _waits(helper: int, number: int) -> str:

@@ -3,41 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import TypeVar
 
 from torch import Tensor
 
-from paradit.attention.base import Attend, Site, Wait
-from paradit.models.protocol import Tokens, Transformer
+from paradit.attention.base import Attend, Layout, Projection, Site, Wait
+from paradit.models.protocol import Block, C, CutTransformer, L, T
 from paradit.trace.spans import layer_span
 
-T = TypeVar("T")
+R = TypeVar("R")
 
 
-def forward(transformer: Transformer, tokens: Tokens, attend: Attend) -> Generator[Wait, None, Tensor]:
-    """Each token's part of the prediction, [B, S, patch values]; yields where `attend` would wait."""
-    tokens = yield from through_blocks(transformer, tokens, attend)
+def forward(
+    transformer: CutTransformer[T, C, L], tokens: T, attend: Attend, step: int = 0
+) -> Generator[Wait, None, Tensor]:
+    """Each token's part of the prediction, [B, S, patch values]; yields where `attend` would wait.
+
+    step: the denoising step, where it is known.
+    """
+    tokens = yield from through_blocks(transformer.blocks, tokens, attend, step)
     return transformer.head(tokens)
 
 
-def through_blocks(transformer: Transformer, tokens: Tokens, attend: Attend) -> Generator[Wait, None, Tokens]:
-    """The tokens after all blocks that the transformer holds."""
-    for layer, block in enumerate(transformer.blocks):
-        with layer_span(layer):
-            attended = yield from attend(Site(layer), block.project(tokens), tokens.layout)
-            tokens = block.finish(tokens, attended)
-            del attended  # or it would be there still while the next block attends
+def through_blocks(
+    blocks: Sequence[Block[T]], tokens: T, attend: Attend, step: int = 0
+) -> Generator[Wait, None, T]:
+    """The tokens after these blocks, which attend in a denoising step."""
+    attend = in_step(attend, step)
+    for place, block in enumerate(blocks):
+        with layer_span(place):
+            tokens = yield from block.run(tokens, attend)
     return tokens
 
 
-def run_interleaved(works: Sequence[Generator[Wait, None, T]], lag: int = 0) -> list[T]:
+def in_step(attend: Attend, step: int) -> Attend:
+    """Attention that is told the step too, which blocks do not know."""
+
+    def attend_in_step(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
+        if site.pattern is not None:
+            raise NotImplementedError(f"no form of attention here has patterns, as of {site}")
+        return attend(replace(site, step=step), projection, layout)
+
+    return attend_in_step
+
+
+def run_interleaved(works: Sequence[Generator[Wait, None, R]], lag: int = 0) -> list[R]:
     """Drive generators to their ends, side by side: while one's data are on their way, the others compute.
 
     In turn, so that on every rank messages are sent and expected in the same order. lag: how many turns each
     begins after the one before it.
     """
-    results: dict[int, T] = {}
+    results: dict[int, R] = {}
     waits: dict[int, Wait] = {}
     running = dict(enumerate(works))
     for turn in count():
@@ -56,7 +74,7 @@ def run_interleaved(works: Sequence[Generator[Wait, None, T]], lag: int = 0) -> 
     return [results[index] for index in range(len(works))]
 
 
-def run(work: Generator[Wait, None, T]) -> T:
+def run(work: Generator[Wait, None, R]) -> R:
     """Drive a generator to its end, alone: wait wherever it would wait."""
     (result,) = run_interleaved([work])
     return result

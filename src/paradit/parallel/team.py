@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from paradit.attention.base import Kernel
+from paradit.attention.base import Kernel, Layout
 from paradit.attention.local import local, sdpa
-from paradit.models.protocol import Prompt, Transformer
+from paradit.models.protocol import Context, Prompt, Transformer
 from paradit.parallel.forward import forward, run
+
+
+class Branches:
+    """What a process needs of the prompts whose branches it computes, made when it is asked for."""
+
+    def __init__(self, transformer: Transformer, prompts: Sequence[Prompt]) -> None:
+        self._transformer, self._prompts = transformer, prompts
+
+    @cached_property
+    def each(self) -> list[Context]:
+        """A context for each prompt."""
+        return [self._transformer.context(*prompt) for prompt in self._prompts]
+
+    @cached_property
+    def joined(self) -> Context:
+        """One context for all prompts."""
+        return self.each[0] if len(self._prompts) == 1 else self._transformer.join(self.each)
 
 
 class Team(Protocol):
@@ -31,13 +49,23 @@ class Team(Protocol):
     def gather_number(self, number: int) -> list[int]:
         """Every process's number, by rank."""
 
-    def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> list[Any]:
+    def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> Branches:
         """What this process needs of the prompts; once per expert."""
 
     def predict(
-        self, transformer: Transformer, latents: Tensor, timestep: Tensor, contexts: list[Any], layout: Any
+        self,
+        transformer: Transformer,
+        latents: Tensor,
+        timestep: Tensor,
+        contexts: Branches,
+        layout: Layout,
+        *,
+        step: int = 0,
     ) -> list[Tensor]:
-        """The prediction [B, C, F, h, w] for each prompt, on every process."""
+        """The prediction [B, C, F, h, w] for each prompt, on every process.
+
+        step: the denoising step, where it is known.
+        """
 
 
 class Alone:
@@ -63,16 +91,25 @@ class Alone:
     def gather_number(self, number: int) -> list[int]:
         return [number]
 
-    def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> list[Any]:
-        return [transformer.context(*prompt) for prompt in prompts]
+    def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> Branches:
+        branches = Branches(transformer, prompts)
+        assert branches.each  # made now
+        return branches
 
     def predict(
-        self, transformer: Transformer, latents: Tensor, timestep: Tensor, contexts: list[Any], layout: Any
+        self,
+        transformer: Transformer,
+        latents: Tensor,
+        timestep: Tensor,
+        contexts: Branches,
+        layout: Layout,
+        *,
+        step: int = 0,
     ) -> list[Tensor]:
         # Both branches see the same tokens until they meet the text.
-        tokens = transformer.embed(latents, timestep, contexts[0], layout)
-        branches = [transformer.branch(tokens, context) for context in contexts]
+        tokens = transformer.embed(latents, timestep, contexts.each[0], layout)
+        branches = [transformer.branch(tokens, context) for context in contexts.each]
         return [
-            transformer.unpatchify(run(forward(transformer, branch, self._attend)), layout)
+            transformer.unpatchify(run(forward(transformer, branch, self._attend, step)), layout)
             for branch in branches
         ]

@@ -5,39 +5,41 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from paradit.attention.base import Attend, Kernel, Wait
+from paradit.attention.base import Attend, Kernel, Layout, Wait
 from paradit.attention.local import local, sdpa
 from paradit.attention.registry import Choice
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.redistribution import Redistribution, start
 from paradit.distributed.shares import Box, Shares
-from paradit.models.protocol import Prompt, Transformer
+from paradit.models.protocol import Prompt, Tokens, Transformer
 from paradit.parallel.coprocess import DTYPES, Helped, Message
 from paradit.parallel.forward import forward, run_interleaved
+from paradit.parallel.team import Branches
 from paradit.trace.spans import REHEARSAL, span, unrecorded
 
 
-class Branches:
-    """What a rank needs of the prompts that it computes, made when it is asked for."""
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A denoising step, as it begins: the video's tokens, and the branches for which they are computed."""
 
-    def __init__(self, transformer: Transformer, prompts: Sequence[Prompt]) -> None:
-        self._transformer, self._prompts = transformer, prompts
+    transformer: Transformer
+    branches: Branches
+    tokens: Tokens
+    """All of the video's, embedded."""
+    number: int = 0
 
-    @cached_property
-    def each(self) -> list[Any]:
-        """A context for each prompt."""
-        return [self._transformer.context(*prompt) for prompt in self._prompts]
-
-    @cached_property
-    def joined(self) -> Any:
-        """One context for all prompts."""
-        return self.each[0] if len(self._prompts) == 1 else self._transformer.join(self.each)
+    def shares(self, num_ranks: int) -> Shares:
+        """Equal ones."""
+        return Shares.equal(
+            num_tokens=self.tokens.hidden_states.shape[1],
+            num_heads=self.transformer.num_heads,
+            num_ranks=num_ranks,
+            num_replicated=self.tokens.layout.num_replicated,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +48,7 @@ class Undecided:
 
     choices: Sequence[Choice]
     """The plainest first."""
-    transformer: Transformer
-    branches: Branches
-    tokens: Any
-    """All of the video's, embedded."""
+    step: Step
     shares: Shares
     mesh: Mesh
     kernel: Kernel
@@ -122,86 +121,90 @@ class Together:
         mine = torch.tensor([number], device=self._mesh.world.device)
         return [int(other) for other in self._world.all_gather(mine)]
 
-    def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> list[Any]:
+    def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> Branches:
         if self._mesh.cfg_degree == 1:
-            return [Branches(transformer, prompts)]
+            return Branches(transformer, prompts)
         if len(prompts) != self._mesh.cfg_degree:
             raise ValueError(f"{len(prompts)} guidance branches on {self._mesh.cfg_degree} groups of ranks")
-        return [Branches(transformer, [prompts[self._mesh.cfg_rank]])]
+        return Branches(transformer, [prompts[self._mesh.cfg_rank]])
 
     def predict(
-        self, transformer: Transformer, latents: Tensor, timestep: Tensor, contexts: list[Any], layout: Any
+        self,
+        transformer: Transformer,
+        latents: Tensor,
+        timestep: Tensor,
+        contexts: Branches,
+        layout: Layout,
+        *,
+        step: int = 0,
     ) -> list[Tensor]:
-        (branches,) = contexts
         # Embedded once, as one process does it: one time embedding is another product than two.
-        tokens = transformer.embed(latents, timestep, branches.each[0], layout)
-        values = torch.cat(self._values(transformer, branches, tokens))
+        tokens = transformer.embed(latents, timestep, contexts.each[0], layout)
+        begun = Step(transformer=transformer, branches=contexts, tokens=tokens, number=step)
+        values = torch.cat(self._values(begun))
         if self._mesh.cfg_degree > 1:
             predictions = self._mesh.cfg.all_gather(values)
         else:
             predictions = list(torch.split(values, len(latents)))
         return [transformer.unpatchify(prediction, layout) for prediction in predictions]
 
-    def forward(self, transformer: Transformer, tokens: Any) -> Tensor:
+    def forward(self, transformer: Transformer, tokens: Tokens) -> Tensor:
         """The prediction of all tokens, [B, S, patch values], on every rank; by the first of the choices."""
-        (values,) = run_interleaved([self._forward(transformer, tokens, self._choices[0])])
+        step = Step(transformer=transformer, branches=Branches(transformer, []), tokens=tokens)
+        (values,) = run_interleaved([self._forward(step, tokens, self._choices[0])])
         return values
 
-    def _values(self, transformer: Transformer, branches: Branches, tokens: Any) -> list[Tensor]:
-        choice = self._chosen(transformer, branches, tokens)
+    def _values(self, step: Step) -> list[Tensor]:
+        choice = self._chosen(step)
         if self._helped is None:
-            return run_interleaved(self._streams(transformer, branches, tokens, choice), choice.lag)
-        step = self._step(transformer, branches, tokens, choice)
-        streams = self._streams(transformer, branches, tokens, choice, self._helped.begin(step))
+            return run_interleaved(self._streams(step, choice), choice.lag)
+        message = self._message(step, choice)
+        streams = self._streams(step, choice, self._helped.begin(message))
         values = run_interleaved(streams, choice.lag)
-        self._helped.end(step)
+        self._helped.end(message)
         return values
 
-    def _chosen(self, transformer: Transformer, branches: Branches, tokens: Any) -> Choice:
-        """The form that was asked for, or the one that is chosen of several."""
+    def _chosen(self, step: Step) -> Choice:
+        """The choice that was asked for, or the one that is made of several."""
         if len(self._choices) == 1:
             return self._choices[0]
         assert self._choose is not None
-        shares = self._shares(transformer, tokens)
-        key = shares, len(branches.each)
+        shares = step.shares(self._mesh.branch.num_ranks)
+        key = shares, len(step.branches.each)
         if key not in self.chosen:
-            step = Undecided(
+            undecided = Undecided(
                 choices=self._choices,
-                transformer=transformer,
-                branches=branches,
-                tokens=tokens,
+                step=step,
                 shares=shares,
                 mesh=self._mesh,
                 kernel=self._kernel,
                 gather_number=self.gather_number,
             )
             with span("rehearse", REHEARSAL), unrecorded():
-                self.chosen[key] = self._choose(step)
+                self.chosen[key] = self._choose(undecided)
         return self.chosen[key]
 
     def _streams(
-        self,
-        transformer: Transformer,
-        branches: Branches,
-        tokens: Any,
-        choice: Choice,
-        attend: Attend | None = None,
+        self, step: Step, choice: Choice, attend: Attend | None = None
     ) -> list[Generator[Wait, None, Tensor]]:
         """attend: attention with helpers; None: without."""
-        contexts = branches.each if choice.interleave else [branches.joined]
-        parts = [transformer.branch(tokens, context) for context in contexts]
-        return [self._forward(transformer, part, choice, attend) for part in parts]
+        contexts = step.branches.each if choice.interleave else [step.branches.joined]
+        parts = [step.transformer.branch(step.tokens, context) for context in contexts]
+        return [self._forward(step, part, choice, attend) for part in parts]
 
-    def _step(self, transformer: Transformer, branches: Branches, tokens: Any, choice: Choice) -> Message:
+    def _message(self, step: Step, choice: Choice) -> Message:
         """What helpers must know of a step."""
-        x, streams = tokens.hidden_states, len(branches.each) if choice.interleave else 1
+        assert self._helped is not None
+        x, transformer = step.tokens.hidden_states, step.transformer
+        branches = len(step.branches.each)
+        streams = branches if choice.interleave else 1
         return Message(
-            batch=len(x) * len(branches.each) // streams,
+            batch=len(x) * branches // streams,
             num_tokens=x.shape[1],
-            num_replicated=tokens.layout.num_replicated,
+            num_replicated=step.tokens.layout.num_replicated,
             num_heads=transformer.num_heads,
             head_dim=x.shape[2] // transformer.num_heads,
-            num_layers=len(transformer.blocks),
+            sites=self._helped.number_of(transformer.sites),
             dtype=DTYPES.index(x.dtype),
             choice=self._choices.index(choice),
             streams=streams,
@@ -209,16 +212,17 @@ class Together:
         )
 
     def _forward(
-        self, transformer: Transformer, tokens: Any, choice: Choice, attend: Attend | None = None
+        self, step: Step, tokens: Tokens, choice: Choice, attend: Attend | None = None
     ) -> Generator[Wait, None, Tensor]:
-        shares = self._shares(transformer, tokens)
+        """What some branches predict of all tokens, on every rank. tokens: all of these branches'."""
+        shares, transformer = step.shares(self._mesh.branch.num_ranks), step.transformer
         if shares.num_ranks == 1:  # with helpers in other steps, or never: nothing travels
-            return (yield from forward(transformer, tokens, attend or local(self._kernel)))
+            return (yield from forward(transformer, tokens, attend or local(self._kernel), step.number))
         if (choice, shares) not in self._attends:
             self._attends[choice, shares] = self._builds[choice](shares)
         mine = shares.tokens_of(self._mesh.rank)
         part = tokens.shard(mine.start, mine.stop)
-        values = yield from forward(transformer, part, attend or self._attends[choice, shares])
+        values = yield from forward(transformer, part, attend or self._attends[choice, shares], step.number)
 
         held = [[replace(shares.tokens_of(rank), last_head=1)] for rank in range(shares.num_ranks)]
         everywhere = [[Box(0, 1, 0, shares.num_tokens)]] * shares.num_ranks
@@ -228,11 +232,3 @@ class Together:
         yield arrival
         ((all_values,),) = arrival.wait()
         return all_values[:, :, 0]
-
-    def _shares(self, transformer: Transformer, tokens: Any) -> Shares:
-        return Shares.equal(
-            num_tokens=tokens.hidden_states.shape[1],
-            num_heads=transformer.num_heads,
-            num_ranks=self._mesh.branch.num_ranks,
-            num_replicated=tokens.layout.num_replicated,
-        )

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from torch import Tensor
 from paradit.attention.base import Attend, Kernel, Site
 from paradit.attention.local import sdpa
 from paradit.attention.window import Features, Kept, Neighbour
+from paradit.models.protocol import Context as TextContext
 from paradit.models.protocol import Prompt, Scheduler, VideoModel
 from paradit.parallel.forward import run, through_blocks
 from paradit.progress import Progress
@@ -69,7 +69,6 @@ class BlockPipeline:
         self._progress = progress or Progress()
         grid, self._rank = (share.grid, share.world.rank) if share else (StageGrid(), 0)
         self._grid, self._sharing = grid, share.sharing if share else Sharing()
-        self._first_layer = share.layers.start if share else 0
         if grid.cfg_degree not in (1, len(prompts)):
             raise ValueError(f"{len(prompts)} guidance branches on {grid.cfg_degree} groups of ranks")
         self._branches = range(len(prompts)) if grid.cfg_degree == 1 else [grid.branch(self._rank)]
@@ -81,7 +80,7 @@ class BlockPipeline:
             step for step in range(1, queue.num_steps) if self._experts[step] != self._experts[step - 1]
         ]
         self._queue = replace(queue, expert_steps=tuple(changes))
-        self._contexts: dict[tuple[int, int], Any] = {}
+        self._contexts: dict[tuple[int, int], TextContext] = {}
         """By expert and text, which has its own number as an object."""
         self._windows: dict[tuple[int, Context, Context], Window] = {}
         self._first_round = state.round if state else 0
@@ -164,7 +163,7 @@ class BlockPipeline:
                     links.handed_on(), window.mine_of(timestep), context, window.my_layout
                 )
             attend = self._attend(step, branch, window, tokens.layout.num_replicated)
-            tokens = run(through_blocks(transformer, tokens, attend))
+            tokens = run(through_blocks(transformer.blocks, tokens, attend, step.step))
             if links.is_last:
                 own = window.own_of(self._sharing.place)
                 first = window.mine.start
@@ -241,7 +240,7 @@ class BlockPipeline:
             self._windows[key] = Window(self._model.experts[0], step, self._size, self._sharing)
         return self._windows[key]
 
-    def _contexts_of(self, expert: int, block: int) -> list[Any]:
+    def _contexts_of(self, expert: int, block: int) -> list[TextContext]:
         """What each branch of a block that this rank computes reads of its text."""
         texts = list(self._prompts)
         for first, text in self._later:
@@ -249,7 +248,7 @@ class BlockPipeline:
         return [self._context(expert, texts[branch]) for branch in self._branches]
 
     @torch.no_grad()  # also when the first receives are posted
-    def _context(self, expert: int, text: Prompt) -> Any:
+    def _context(self, expert: int, text: Prompt) -> TextContext:
         key = expert, id(text)
         if key not in self._contexts:
             self._contexts[key] = self._model.experts[expert].context(*text)
@@ -295,8 +294,8 @@ class BlockPipeline:
             },
             left_features={
                 key: {
-                    (layer + self._first_layer, head): (keys[:, :, index], values[:, :, index])
-                    for (layer, _), (keys, values) in features.items()
+                    (*site, head): (keys[:, :, index], values[:, :, index])
+                    for site, (keys, values) in features.items()
                     for index, head in enumerate(self._heads)
                 }
                 for key, features in left.items()
@@ -308,16 +307,13 @@ class BlockPipeline:
             scheduler = restore_solver(self._model.scheduler(self._queue.num_steps), block.solver)
             self._held[number] = _Held(block.level, block.latents, block.before, scheduler)
 
-        def joined(features: HeadFeatures, layer: int) -> tuple[Tensor, Tensor]:
-            parts = (features[layer + self._first_layer, head] for head in self._heads)
+        def joined(features: HeadFeatures, site: Site) -> tuple[Tensor, Tensor]:
+            parts = (features[(*site.key, head)] for head in self._heads)
             keys, values = zip(*parts, strict=True)
             return torch.stack(keys, dim=2), torch.stack(values, dim=2)
 
         self._left = {
-            (block, branch): {
-                Site(layer).key: joined(features, layer)
-                for layer in range(len(self._model.experts[0].blocks))
-            }
+            (block, branch): {site.key: joined(features, site) for site in self._model.experts[0].sites}
             for (block, branch), features in state.left_features.items()
             if branch in self._branches
         }

@@ -7,19 +7,20 @@ block's number. Nor are the right neighbours' keys: every round begins without a
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from paradit.attention.base import Site
 from paradit.models.protocol import Scheduler
 from paradit.parallel.team import Team
 from paradit.sampling.position import as_tensor
 
-HeadFeatures = dict[tuple[int, int], tuple[Tensor, Tensor]]
-"""By (layer, head): keys, before RoPE, and values [B, S, D] of some tokens."""
+HeadFeatures = dict[tuple[int, str, int], tuple[Tensor, Tensor]]
+"""By (layer, name of the attention, head): keys, before RoPE, and values [B, S, D] of some tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class BlockState:
     """[1, C, F, h, w], fp32."""
     before: Tensor | None
     """The same one step earlier, for a right neighbour that reads its own level."""
-    solver: dict[str, Any]
+    solver: dict[str, object]
     """What the block's own scheduler remembers."""
 
 
@@ -60,7 +61,8 @@ class QueueState:
         """On a device. Raises an exception for what is no state."""
         found = torch.load(io.BytesIO(content), map_location=device or "cpu", weights_only=True)
         blocks = {number: BlockState(**block) for number, block in found["blocks"].items()}
-        return cls(**{**found, "blocks": blocks})
+        features = {of: _named(parts) for of, parts in found["left_features"].items()}
+        return cls(**{**found, "blocks": blocks, "left_features": features})
 
 
 def shared_state(state: QueueState | None, team: Team, device: torch.device) -> QueueState | None:
@@ -73,7 +75,15 @@ def shared_state(state: QueueState | None, team: Team, device: torch.device) -> 
     return QueueState.from_bytes(kept.cpu().numpy().tobytes(), device)
 
 
-def solver_state(scheduler: Scheduler, fresh: Scheduler) -> dict[str, Any]:
+def _named(features: Mapping[tuple[int | str, ...], tuple[Tensor, Tensor]]) -> HeadFeatures:
+    """Features by attention; 0.1 had one in each block, which it did not name."""
+    found: HeadFeatures = {}
+    for (layer, *name, head), parts in features.items():
+        found[int(layer), str(name[0]) if name else Site(0).name, int(head)] = parts
+    return found
+
+
+def solver_state(scheduler: Scheduler, fresh: Scheduler) -> dict[str, object]:
     """What a diffusers scheduler has come to remember since it was as `fresh`."""
     return {
         name: list(value) if isinstance(value, list) else value
@@ -82,14 +92,14 @@ def solver_state(scheduler: Scheduler, fresh: Scheduler) -> dict[str, Any]:
     }
 
 
-def restore_solver(fresh: Scheduler, state: dict[str, Any]) -> Scheduler:
+def restore_solver(fresh: Scheduler, state: dict[str, object]) -> Scheduler:
     """A scheduler that remembers it again."""
     copied = {name: list(value) if isinstance(value, list) else value for name, value in state.items()}
     vars(fresh).update(copied)
     return fresh
 
 
-def _same(value: Any, other: Any) -> bool:
+def _same(value: object, other: object) -> bool:
     if isinstance(value, list | tuple) and isinstance(other, list | tuple):
         return len(value) == len(other) and all(map(_same, value, other))
     if isinstance(value, Tensor) and isinstance(other, Tensor):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 from torch import Tensor
 
-from paradit.attention.base import Attend, Kernel
+from paradit.attention.base import Attend, Kernel, Layout
 from paradit.attention.rope import Rope
 from paradit.attention.window import Kept, Neighbour, windowed, windowed_over
 from paradit.distributed.exchange import UlyssesExchange
@@ -73,7 +72,7 @@ class Window:
         return self.shares[self._sharing.place]
 
     @property
-    def my_layout(self) -> Any:
+    def my_layout(self) -> Layout:
         """Of this rank's tokens."""
         return replace(self.layout, rope=self.layout.rope.shard(self.mine.start, self.mine.stop))
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from paradit.models.protocol import Prompt, Scheduler, VideoModel
-from paradit.parallel.team import Alone, Team
+from paradit.parallel.team import Alone, Branches, Team
 from paradit.progress import Progress
 from paradit.sampling.guidance import guide
 from paradit.sampling.position import (
@@ -56,7 +55,7 @@ def denoise(
         restore(scheduler, begun.scheduler, latents.device)
         progress.step("denoise", begun.step)
     serving: int | None = None
-    contexts: list[Any] = []
+    contexts: Branches | None = None
     for step in range(begun.step if begun else 0, len(scheduler.timesteps)):
         timestep = scheduler.timesteps[step]
         with span(f"step {step + 1}", STEP):
@@ -65,12 +64,14 @@ def denoise(
             if expert != serving:
                 # Timesteps only fall, so an expert that was left does not come back.
                 serving, contexts = expert, team.contexts(transformer, prompts)
+            assert contexts is not None
             predictions = team.predict(
                 transformer,
                 latents.to(model.dtype),
                 model.model_timestep(timestep, latents),
                 contexts,
                 layout,
+                step=step,
             )
             prediction = guide(predictions, guidance_scales[expert])
             latents = solver_step(scheduler, prediction, timestep, latents, noise(step))

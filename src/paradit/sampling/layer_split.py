@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Any
 
 import torch
 
-from paradit.attention.base import Site
 from paradit.attention.local import local
 from paradit.distributed.timing import seconds
 from paradit.distributed.world import World
-from paradit.models.protocol import Block, Prompt, VideoModel
+from paradit.models.protocol import Block, Prompt, Tokens, VideoModel
 from paradit.parallel.forward import run
 from paradit.sampling.block_window import Sharing
 from paradit.scheduling.layer_pipeline import StageGrid, split_layers
@@ -55,8 +53,8 @@ def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Promp
     timestep = model.model_timestep(model.scheduler(2).timesteps[0], latents)
     layout, layers, attend = transformer.layout(shape), transformer.layers, local()
 
-    def layer(block: Block, tokens: Any) -> None:
-        block.finish(tokens, run(attend(Site(0), block.project(tokens), tokens.layout)))
+    def layer(block: Block[Tokens], tokens: Tokens) -> None:
+        run(block.run(tokens, attend))
 
     by_kind = {}
     for kind in dict.fromkeys(layers.kinds):
@@ -64,11 +62,12 @@ def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Promp
         if first not in layers.held:
             transformer.keep_layers(range(first, first + 1))
         block = transformer.blocks[layers.held.index(first)]
-        tokens = transformer.embed(latents, timestep, transformer.context(*prompt), layout)
+        context = transformer.context(*prompt)
+        tokens = transformer.embed(latents, timestep, context, layout)
         by_kind[kind] = seconds(partial(layer, block, tokens), device)
     return LayerCosts(
         layers=tuple(by_kind[kind] for kind in layers.kinds),
-        embed=seconds(partial(transformer.embed, latents, timestep, tokens.context, layout), device),
+        embed=seconds(partial(transformer.embed, latents, timestep, context, layout), device),
         head=seconds(lambda: transformer.unpatchify(transformer.head(tokens), layout), device),
     )
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class Position:
     step: int
     latents: Tensor
     """[B, C, F, h, w], fp32."""
-    scheduler: dict[str, Any]
+    scheduler: dict[str, object]
     """What `scheduler_state` gives: a multistep solver remembers its last steps."""
 
     def to_bytes(self) -> bytes:
@@ -65,12 +65,12 @@ def last_position(checkpoints: Checkpoints, team: Team, device: torch.device) ->
     return Position.from_bytes(kept.cpu().numpy().tobytes())
 
 
-def scheduler_state(scheduler: Scheduler) -> dict[str, Any]:
+def scheduler_state(scheduler: Scheduler) -> dict[str, object]:
     """All that a diffusers scheduler has in its attributes, as tensors, numbers and lists of these."""
     return {name: value for name, value in vars(scheduler).items() if _is_plain(value)}
 
 
-def restore(scheduler: Scheduler, state: dict[str, Any], device: torch.device) -> None:
+def restore(scheduler: Scheduler, state: dict[str, object], device: torch.device) -> None:
     """Put a scheduler, set to the same number of steps for latents on `device`, back to a state."""
     for name, value in state.items():
         now = getattr(scheduler, name, None)  # some come with the first step
@@ -78,13 +78,13 @@ def restore(scheduler: Scheduler, state: dict[str, Any], device: torch.device) -
         setattr(scheduler, name, _on(now.device if isinstance(now, Tensor) else device, value))
 
 
-def _on(device: torch.device, value: Any) -> Any:
+def _on(device: torch.device, value: object) -> object:
     if isinstance(value, list):
         return [_on(device, item) for item in value]
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, list):
         return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, (Tensor, bool, int, float))

@@ -1,62 +1,88 @@
 """How long a forward takes in one form or another: it is rehearsed against a clock, with measured costs.
 
-What is rehearsed is the program that runs, `forward` with its attention and its exchange, so no schedule is
-described twice. But its tensors hold nothing (torch's device "meta"), its blocks and its kernel only let the
-time pass that theirs were seen to take, and its messages share a link of a latency and a rate: Hockney's
-alpha-beta model (Parallel Computing 20, 1994), for one rank, with the others like it.
+What is rehearsed is the program that runs, `through_blocks` with its attention and its exchange, so no
+schedule is described twice. But its tensors hold nothing (torch's device "meta"), its blocks and its kernel
+only let the time pass that theirs were seen to take, and its messages share a link of a latency and a rate:
+Hockney's alpha-beta model (Parallel Computing 20, 1994), for one rank, with the others like it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from paradit.attention.base import Attend, Layout, Projection, Site, Wait
+from paradit.attention.local import unattended
 from paradit.attention.measured import MeasuredKernel
 from paradit.attention.registry import Choice
+from paradit.attention.rope import Rope
 from paradit.distributed.mesh import Groups, Sharers
 from paradit.distributed.shares import Shares
-from paradit.distributed.timing import TIMES, Link, now, seconds
+from paradit.distributed.timing import TIMES, Link, now
 from paradit.distributed.transport import Transfer, Transport
-from paradit.parallel.forward import forward, run_interleaved
+from paradit.models.protocol import Block, T, Tokens
+from paradit.parallel.forward import run, run_interleaved, through_blocks
+
+
+@dataclass(frozen=True)
+class AttentionCost:
+    """What comes before one of a block's attentions, on a rank that holds a part of the tokens."""
+
+    value: Tensor
+    """[B, S, H, D], empty: what is attended to."""
+    projections: tuple[float, ...]
+    """Seconds for v, k and q, with their RoPE; the first with all since the attention before."""
 
 
 @dataclass(frozen=True)
 class BlockCost:
-    """What a block takes of a rank that holds a part of the tokens."""
+    """What a block takes besides its attentions, on a rank that holds a part of the tokens."""
 
-    value: Tensor
-    """[B, S, H, D], empty: what `project` gives."""
-    projections: tuple[float, ...]
-    """Seconds for v, k and q, with their RoPE."""
+    attentions: tuple[AttentionCost, ...]
     finish: float
+    """Seconds for what comes after the last attention."""
 
 
-def measure_block(block: Any, tokens: Any) -> BlockCost:
-    """A block's pieces, on a rank's tokens."""
-    device, rope = tokens.hidden_states.device, tokens.layout.rope
-    rows = [_rows_of(block, tokens, rope, device) for _ in range(TIMES + 1)][1:]
-    value = next(iter(block.project(tokens)))
+def measure_block(block: Block[T], tokens: T) -> BlockCost:
+    """Measure a block's pieces on a rank's tokens, by an attention that only reads the clock."""
+    device = tokens.hidden_states.device
+    rows = [_laps(block, tokens, device) for _ in range(TIMES + 1)][1:]
+    *projections, finish = (min(times) for times in zip(*(laps for laps, _ in rows), strict=True))
+    values = rows[0][1]
+    each = len(projections) // len(values)
     return BlockCost(
-        value=torch.empty_like(value, device="meta"),
-        projections=tuple(min(times) for times in zip(*rows, strict=True)),
-        finish=seconds(lambda: block.finish(tokens, value), device),
+        attentions=tuple(
+            AttentionCost(value, tuple(projections[number * each : (number + 1) * each]))
+            for number, value in enumerate(values)
+        ),
+        finish=finish,
     )
 
 
-def _rows_of(block: Any, tokens: Any, rope: Any, device: torch.device) -> list[float]:
-    """Seconds for v, k and q, the last two with their RoPE."""
-    taken, began = [], now(device)
-    for index, projected in enumerate(block.project(tokens)):
-        if index:
-            rope.apply(projected)
+def _laps(block: Block[T], tokens: T, device: torch.device) -> tuple[list[float], list[Tensor]]:
+    """Seconds for v, k and q of each attention, then for what comes last; and what is attended to, empty."""
+    laps: list[float] = []
+    values: list[Tensor] = []
+    last = now(device)
+
+    def lap() -> None:
+        nonlocal last
         moment = now(device)
-        taken.append(moment - began)
-        began = moment
-    return taken
+        laps.append(moment - last)
+        last = moment
+
+    def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
+        attended = yield from unattended(lap)(site, projection, layout)
+        values.append(torch.empty_like(attended, device="meta"))
+        return attended
+
+    run(block.run(tokens, attend))
+    lap()
+    return laps, values
 
 
 def rehearse(
@@ -84,10 +110,10 @@ def rehearse(
         clock.now += kernel.seconds(query, key)
         return query
 
-    tokens: Any = _RehearsedTokens()
-    transformer: Any = _RehearsedTransformer([_RehearsedBlock(block, clock) for block in blocks])
     attend = choice.form.join(Sharers(transport, divide), choice, attended)(shares)
-    run_interleaved([forward(transformer, tokens, attend) for _ in range(streams)], choice.lag)
+    rehearsed = [_RehearsedBlock(block, clock) for block in blocks]
+    tokens = rehearsed_tokens(blocks[0].attentions[0].value)
+    run_interleaved([through_blocks(rehearsed, tokens, attend) for _ in range(streams)], choice.lag)
     return clock.now
 
 
@@ -127,33 +153,51 @@ class _RehearsedTransfer(Transfer):
         return super().wait()
 
 
-class _RehearsedBlock:
+class _RehearsedBlock(Block["RehearsedTokens"]):
+    """Lets the time pass that a block was seen to take."""
+
     def __init__(self, cost: BlockCost, clock: _Clock) -> None:
         self._cost, self._clock = cost, clock
 
-    def project(self, _tokens: Any) -> Iterator[Tensor]:
-        for taken in self._cost.projections:
-            self._clock.now += taken
-            yield self._cost.value
-
-    def finish(self, tokens: Any, _attended: Tensor) -> Any:
+    def run(self, tokens: RehearsedTokens, attend: Attend) -> Generator[Wait, None, RehearsedTokens]:
+        for number, cost in enumerate(self._cost.attentions):
+            yield from attend(Site(0, str(number)), self._projected(cost), tokens.layout)
         self._clock.now += self._cost.finish
         return tokens
 
-
-class _RehearsedTransformer:
-    def __init__(self, blocks: list[_RehearsedBlock]) -> None:
-        self.blocks = blocks
-
-    def head(self, tokens: Any) -> Any:
-        return tokens
+    def _projected(self, cost: AttentionCost) -> Projection:
+        for taken in cost.projections:
+            self._clock.now += taken
+            yield cost.value
 
 
-class _RehearsedTokens:
-    """Have no values; the time of RoPE is in the projections'."""
-
-    def __init__(self) -> None:
-        self.layout = self.rope = self
+class _StillRope(Rope):
+    """Rotates nothing: the time of RoPE is in the projections'."""
 
     def apply(self, x: Tensor) -> Tensor:
         return x
+
+    def shard(self, start: int, stop: int) -> Rope:  # noqa: ARG002
+        return self
+
+    def followed_by(self, other: Rope) -> Rope:  # noqa: ARG002
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class RehearsedTokens(Tokens):
+    """Tokens that have no values."""
+
+    @property
+    def changing(self) -> tuple[Tensor, ...]:
+        return (self.hidden_states,)
+
+    def shard(self, start: int, stop: int) -> Self:  # noqa: ARG002
+        return self
+
+
+def rehearsed_tokens(value: Tensor) -> RehearsedTokens:
+    """Tokens for blocks that give values [B, S, H, D] like this one."""
+    positions = torch.empty(value.shape[1], 3, device="meta")
+    layout = Layout(rope=_StillRope(positions=positions, cos=positions, sin=positions))
+    return RehearsedTokens(hidden_states=value.flatten(2), layout=layout)

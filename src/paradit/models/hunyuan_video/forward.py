@@ -13,11 +13,13 @@ from torch import Tensor
 from paradit.attention.base import Kernel
 from paradit.models.attached import Opened
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
+from paradit.models.protocol import Transformer, of_any_family
 from paradit.models.replaced import Predict, Replacement, output, refuse
+from paradit.models.untyped import Untyped
 
 
-def _cut(module: Any, kernel: Kernel) -> HunyuanVideoTransformer:  # noqa: ARG001 (ranks share all attention)
-    return HunyuanVideoTransformer(module)
+def _cut(module: Untyped, kernel: Kernel) -> Transformer:  # noqa: ARG001 (ranks share all attention)
+    return of_any_family(HunyuanVideoTransformer(module))
 
 
 def _forward(predict: Predict) -> Callable[..., Any]:
@@ -30,7 +32,7 @@ def _forward(predict: Predict) -> Callable[..., Any]:
         guidance: Tensor | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
-    ) -> Any:
+    ) -> Untyped:
         refuse(attention_kwargs)
         prompt = encoder_hidden_states, encoder_attention_mask, pooled_projections, guidance
         return output(predict(hidden_states, timestep, prompt), return_dict)

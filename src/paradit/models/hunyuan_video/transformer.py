@@ -13,36 +13,39 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from paradit.attention.base import Layout, Site
 from paradit.attention.rope import Rope, grid_positions
 from paradit.models.hunyuan_video.spec import refuse_image_conditions
 from paradit.models.layers import Layers
 from paradit.models.pieces import maybe_compiled
+from paradit.models.protocol import Block, CutTransformer, Tokens
 from paradit.models.stored_weights import StoredWeights
+from paradit.models.untyped import Untyped
 
 LAYERS = ("transformer_blocks", "single_transformer_blocks")
 """The module's lists of layers, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Where a video's tokens are, and how many of the text follow them."""
+class HunyuanLayout(Layout):
+    """Where a video's tokens are, and how many of the text, which are replicated, follow them.
+
+    The text's are known with the prompt, so `embed` gives the tokens a layout with them.
+    """
 
     grid: tuple[int, int, int]
     """Tokens of the video by (frames, height, width)."""
-    rope: Rope
-    num_replicated: int = 0
-    """Tokens of the text: known with the prompt, so `embed` gives the tokens a layout with them."""
 
-    def with_text(self, length: int) -> Layout:
+    def with_text(self, length: int) -> HunyuanLayout:
         """The whole video's layout with a text of `length` tokens after it, instead of any that is there."""
         return replace(self, num_replicated=length).shard(0, prod(self.grid), _still(self.rope, length))
 
-    def shard(self, start: int, stop: int, text: Rope | None = None) -> Layout:
+    def shard(self, start: int, stop: int, text: Rope | None = None) -> HunyuanLayout:
         """Of the video's tokens start to stop only, and all of the text's."""
         if text is None:
             end = len(self.rope.positions)
@@ -51,7 +54,7 @@ class Layout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
+class HunyuanContext:
     """What the transformer reads of B prompts of one length, without padding."""
 
     prompt_embeds: Tensor
@@ -68,25 +71,23 @@ class Context:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
+class HunyuanTokens(Tokens):
     """Tokens on their way through the blocks, with all that a block needs to know of them."""
 
-    hidden_states: Tensor
-    """[B, S, width], the video's."""
+    layout: HunyuanLayout
     encoder_hidden_states: Tensor
     """[B, T, width], the text's."""
     temb: Tensor
     """[B, width]: of the timestep, the guidance and the pooled text."""
     timestep: Tensor
     """[B]."""
-    context: Context
-    layout: Layout
+    context: HunyuanContext
 
     @property
     def changing(self) -> tuple[Tensor, Tensor]:
         return self.hidden_states, self.encoder_hidden_states
 
-    def shard(self, start: int, stop: int | None) -> Tokens:
+    def shard(self, start: int, stop: int | None) -> Self:
         """The video's tokens start to stop, and all of the text's."""
         start, stop, _ = slice(start, stop).indices(self.hidden_states.shape[1])
         return replace(
@@ -94,22 +95,22 @@ class Tokens:
         )
 
 
-class DoubleBlock:
+class DoubleBlock(Block[HunyuanTokens]):
     """One HunyuanVideoTransformerBlock, before and after its attention: the text has weights of its own.
 
     For inference, as is `SingleBlock`: what a submodule has just made is changed in place, for time and
     memory.
     """
 
-    def __init__(self, block: Any, *, compile: bool) -> None:
-        self._block = block
+    def __init__(self, block: Untyped, site: Site, *, compile: bool) -> None:
+        self.site, self._block = site, block
         self._normed = maybe_compiled(_normed, compile)
         self._value = maybe_compiled(_double_value, compile)
         self._key = maybe_compiled(_double_key, compile)
         self._query = maybe_compiled(_double_query, compile)
         self._finish = maybe_compiled(_double_finish, compile)
 
-    def project(self, tokens: Tokens) -> Iterator[Tensor]:
+    def project(self, tokens: HunyuanTokens) -> Iterator[Tensor]:
         """v, then k, then q: [B, S + T, H, D], the video's and the text's, normed, before RoPE."""
         block, attn = self._block, self._block.attn
         video = self._normed(block.norm1, tokens.hidden_states, tokens.temb, 6)
@@ -118,29 +119,29 @@ class DoubleBlock:
         yield self._key(attn, video, text)
         yield self._query(attn, video, text)
 
-    def finish(self, tokens: Tokens, attended: Tensor) -> Tokens:
+    def finish(self, tokens: HunyuanTokens, attended: Tensor) -> HunyuanTokens:
         """The tokens after the block, given their attended values [B, S + T, H, D]."""
         both = tokens.hidden_states, tokens.encoder_hidden_states
         video, text = self._finish(self._block, both, tokens.temb, attended)
         return replace(tokens, hidden_states=video, encoder_hidden_states=text)
 
 
-class SingleBlock:
+class SingleBlock(Block[HunyuanTokens]):
     """One HunyuanVideoSingleTransformerBlock: one set of weights for video and text.
 
     Its feed-forward runs beside its attention, on the same normed tokens; `finish` norms them again, where
     the module keeps the inner activation over the attention.
     """
 
-    def __init__(self, block: Any, *, compile: bool) -> None:
-        self._block = block
+    def __init__(self, block: Untyped, site: Site, *, compile: bool) -> None:
+        self.site, self._block = site, block
         self._both_normed = maybe_compiled(_both_normed, compile)
         self._value = maybe_compiled(_single_value, compile)
         self._key = maybe_compiled(_single_key, compile)
         self._query = maybe_compiled(_single_query, compile)
         self._finish = maybe_compiled(_single_finish, compile)
 
-    def project(self, tokens: Tokens) -> Iterator[Tensor]:
+    def project(self, tokens: HunyuanTokens) -> Iterator[Tensor]:
         """v, then k, then q: [B, S + T, H, D], the video's and the text's, normed, before RoPE."""
         attn = self._block.attn
         x = self._both_normed(
@@ -150,20 +151,22 @@ class SingleBlock:
         yield self._key(attn, x)
         yield self._query(attn, x)
 
-    def finish(self, tokens: Tokens, attended: Tensor) -> Tokens:
+    def finish(self, tokens: HunyuanTokens, attended: Tensor) -> HunyuanTokens:
         """The tokens after the block, given their attended values [B, S + T, H, D]."""
         both = tokens.hidden_states, tokens.encoder_hidden_states
         video, text = self._finish(self._block, both, tokens.temb, attended)
         return replace(tokens, hidden_states=video, encoder_hidden_states=text)
 
 
-class HunyuanVideoTransformer:
+class HunyuanVideoTransformer(CutTransformer[HunyuanTokens, HunyuanContext, HunyuanLayout]):
     """A HunyuanVideoTransformer3DModel in pieces: embed, each block's project and finish, head, unpatchify.
 
     Raises InputError for a module that takes an image too.
     """
 
-    def __init__(self, module: Any, *, compile: bool = False, stored: StoredWeights | None = None) -> None:
+    def __init__(
+        self, module: Untyped, *, compile: bool = False, stored: StoredWeights | None = None
+    ) -> None:
         """compile: what is before and after attention, with `torch.compile`. stored: for `Layers`."""
         # A HunyuanVideoTransformer3DModel; diffusers' configs and submodules are untyped.
         refuse_image_conditions(module.config)
@@ -180,12 +183,12 @@ class HunyuanVideoTransformer:
         self.blocks = self._cut()
 
     def _cut(self) -> list[DoubleBlock | SingleBlock]:
-        return [
-            *(DoubleBlock(block, compile=self._compile) for block in self.module.transformer_blocks),
-            *(SingleBlock(block, compile=self._compile) for block in self.module.single_transformer_blocks),
-        ]
+        double, single = self.module.transformer_blocks, self.module.single_transformer_blocks
+        kinds = [DoubleBlock] * len(double) + [SingleBlock] * len(single)
+        parts = zip(kinds, (*double, *single), self.layers.held, strict=True)
+        return [kind(block, Site(layer), compile=self._compile) for kind, block, layer in parts]
 
-    def layout(self, latent_shape: tuple[int, int, int]) -> Layout:
+    def layout(self, latent_shape: tuple[int, int, int]) -> HunyuanLayout:
         """Where the tokens of latents of (F, H, W) are, without any text; once per request."""
         config, device = self.module.config, self.module.proj_out.weight.device
         frames, height, width = latent_shape
@@ -195,7 +198,7 @@ class HunyuanVideoTransformer:
         rope = Rope(
             positions=grid_positions(grid, device=device), cos=cos[None, :, None], sin=sin[None, :, None]
         )
-        return Layout(grid=grid, rope=rope)
+        return HunyuanLayout(grid=grid, rope=rope)
 
     def context(
         self,
@@ -203,7 +206,7 @@ class HunyuanVideoTransformer:
         prompt_attention_mask: Tensor,
         pooled_projections: Tensor,
         guidance: Tensor | None = None,
-    ) -> Context:
+    ) -> HunyuanContext:
         """What is read of prompts: [B, T, text_embed_dim], [B, T], [B, pooled_projection_dim], [B].
 
         Raises ValueError where the mask does not leave the same first tokens of every prompt.
@@ -216,34 +219,38 @@ class HunyuanVideoTransformer:
                 f"prompts of {', '.join(map(str, lengths))} tokens: those of a batch must have the same "
                 "number, at least one, and their padding after it"
             )
-        return Context(
+        return HunyuanContext(
             # Contiguous, since how a linear rounds depends on the strides.
             prompt_embeds=prompt_embeds[:, :length].contiguous(),
             pooled_projections=pooled_projections,
             guidance=guidance,
         )
 
-    def join(self, contexts: Sequence[Context]) -> Context:
+    def join(self, contexts: Sequence[HunyuanContext]) -> HunyuanContext:
         """One context for the prompts of all, which must be of one length."""
         guidance = [context.guidance for context in contexts if context.guidance is not None]
-        return Context(
+        return HunyuanContext(
             prompt_embeds=torch.cat([context.prompt_embeds for context in contexts]),
             pooled_projections=torch.cat([context.pooled_projections for context in contexts]),
             guidance=torch.cat(guidance) if guidance else None,
         )
 
-    def embed(self, latents: Tensor, timestep: Tensor, context: Context, layout: Layout) -> Tokens:
+    def embed(
+        self, latents: Tensor, timestep: Tensor, context: HunyuanContext, layout: HunyuanLayout
+    ) -> HunyuanTokens:
         """The tokens of latents [B, C, F, H, W] at timestep [B], in the dtype that the prompt has."""
         hidden_states = self.module.x_embedder(latents).contiguous()
         return self._with_text(hidden_states, timestep, context, layout)
 
-    def branch(self, tokens: Tokens, context: Context) -> Tokens:
+    def branch(self, tokens: HunyuanTokens, context: HunyuanContext) -> HunyuanTokens:
         """The video's tokens, embedded only, with the prompts of another context; repeated for each."""
         if context is tokens.context:
             return tokens
         return self._with_text(tokens.hidden_states, tokens.timestep, context, tokens.layout)
 
-    def _with_text(self, hidden_states: Tensor, timestep: Tensor, context: Context, layout: Layout) -> Tokens:
+    def _with_text(
+        self, hidden_states: Tensor, timestep: Tensor, context: HunyuanContext, layout: HunyuanLayout
+    ) -> HunyuanTokens:
         module, times = self.module, context.batch // len(hidden_states)
         if times > 1:
             hidden_states, timestep = torch.cat([hidden_states] * times), timestep.repeat(times)
@@ -252,7 +259,7 @@ class HunyuanVideoTransformer:
         # averages in fp32 then.
         ones = torch.ones(context.prompt_embeds.shape[:2], device=hidden_states.device)
         text = module.context_embedder(context.prompt_embeds, timestep, ones)
-        return Tokens(
+        return HunyuanTokens(
             hidden_states=hidden_states,
             encoder_hidden_states=text,
             temb=temb,
@@ -262,12 +269,12 @@ class HunyuanVideoTransformer:
         )
 
     def resume(
-        self, changing: Sequence[Tensor], timestep: Tensor, context: Context, layout: Layout
-    ) -> Tokens:
-        """The Tokens that another rank's blocks left, of which `changing` is what they changed."""
+        self, changing: Sequence[Tensor], timestep: Tensor, context: HunyuanContext, layout: HunyuanLayout
+    ) -> HunyuanTokens:
+        """The tokens that another rank's blocks left, of which `changing` is what they changed."""
         hidden_states, text = changing
         temb, _ = self.module.time_text_embed(timestep, context.pooled_projections, context.guidance)
-        return Tokens(
+        return HunyuanTokens(
             hidden_states=hidden_states,
             encoder_hidden_states=text,
             temb=temb,
@@ -276,18 +283,20 @@ class HunyuanVideoTransformer:
             layout=layout.with_text(text.shape[1]),
         )
 
-    def changing_shapes(self, context: Context, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def changing_shapes(
+        self, context: HunyuanContext, layout: HunyuanLayout
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of the video's tokens [B, S, width] and the text's [B, T, width]; a layout without text."""
         width = self.module.config.num_attention_heads * self.module.config.attention_head_dim
         sizes = len(layout.rope.positions), context.prompt_embeds.shape[1]
         return (context.batch, sizes[0], width), (context.batch, sizes[1], width)
 
-    def head(self, tokens: Tokens) -> Tensor:
+    def head(self, tokens: HunyuanTokens) -> Tensor:
         """Each video token's part of the prediction, [B, S, patch values]; of its own tokens on a rank."""
         values: Tensor = self.module.proj_out(self.module.norm_out(tokens.hidden_states, tokens.temb))
         return values
 
-    def unpatchify(self, values: Tensor, layout: Layout) -> Tensor:
+    def unpatchify(self, values: Tensor, layout: HunyuanLayout) -> Tensor:
         """[B, S, patch values] of all of a video's tokens -> the prediction [B, C, F, H, W]."""
         config = self.module.config
         patch = config.patch_size_t, config.patch_size, config.patch_size
@@ -296,7 +305,7 @@ class HunyuanVideoTransformer:
         return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def _modulation(norm: Any, temb: Tensor, count: int) -> tuple[Tensor, ...]:
+def _modulation(norm: Untyped, temb: Tensor, count: int) -> tuple[Tensor, ...]:
     """The shifts, scales and gates of an AdaLayerNormZero, each [B, 1, width].
 
     Computed where they are needed, before and after the attention: it is a product of one row.
@@ -305,28 +314,28 @@ def _modulation(norm: Any, temb: Tensor, count: int) -> tuple[Tensor, ...]:
     return rows[:, None].chunk(count, dim=2)
 
 
-def _normed(norm: Any, x: Tensor, temb: Tensor, count: int) -> Tensor:
+def _normed(norm: Untyped, x: Tensor, temb: Tensor, count: int) -> Tensor:
     shift, scale, *_ = _modulation(norm, temb, count)
     normed: Tensor = norm.norm(x)
     return normed.mul_(1 + scale).add_(shift)
 
 
-def _double_value(attn: Any, video: Tensor, text: Tensor) -> Tensor:
+def _double_value(attn: Untyped, video: Tensor, text: Tensor) -> Tensor:
     return torch.cat([_heads(attn.to_v(video), attn), _heads(attn.add_v_proj(text), attn)], dim=1)
 
 
-def _double_key(attn: Any, video: Tensor, text: Tensor) -> Tensor:
+def _double_key(attn: Untyped, video: Tensor, text: Tensor) -> Tensor:
     key = attn.norm_k(_heads(attn.to_k(video), attn))
     return torch.cat([key, attn.norm_added_k(_heads(attn.add_k_proj(text), attn))], dim=1)
 
 
-def _double_query(attn: Any, video: Tensor, text: Tensor) -> Tensor:
+def _double_query(attn: Untyped, video: Tensor, text: Tensor) -> Tensor:
     query = attn.norm_q(_heads(attn.to_q(video), attn))
     return torch.cat([query, attn.norm_added_q(_heads(attn.add_q_proj(text), attn))], dim=1)
 
 
 def _double_finish(
-    block: Any, both: tuple[Tensor, Tensor], temb: Tensor, attended: Tensor
+    block: Untyped, both: tuple[Tensor, Tensor], temb: Tensor, attended: Tensor
 ) -> tuple[Tensor, Tensor]:
     video, text = _split(attended.flatten(2, 3), both[0].shape[1])
     projection, dropout = block.attn.to_out
@@ -337,7 +346,9 @@ def _double_finish(
     return video, text
 
 
-def _after(x: Tensor, attended: Tensor, modulation: Sequence[Tensor], norm: Any, feed_forward: Any) -> Tensor:
+def _after(
+    x: Tensor, attended: Tensor, modulation: Sequence[Tensor], norm: Untyped, feed_forward: Untyped
+) -> Tensor:
     """One stream after a double block: residual, norm and feed-forward."""
     gate, shift, scale, ffn_gate = modulation
     x = attended.mul_(gate).add_(x)
@@ -345,26 +356,26 @@ def _after(x: Tensor, attended: Tensor, modulation: Sequence[Tensor], norm: Any,
     return out.mul_(ffn_gate).add_(x)
 
 
-def _both_normed(norm: Any, video: Tensor, text: Tensor, temb: Tensor) -> Tensor:
+def _both_normed(norm: Untyped, video: Tensor, text: Tensor, temb: Tensor) -> Tensor:
     return _normed(norm, torch.cat([video, text], dim=1), temb, 3)
 
 
-def _single_value(attn: Any, x: Tensor) -> Tensor:
+def _single_value(attn: Untyped, x: Tensor) -> Tensor:
     return _heads(attn.to_v(x), attn)
 
 
-def _single_key(attn: Any, x: Tensor) -> Tensor:
+def _single_key(attn: Untyped, x: Tensor) -> Tensor:
     key: Tensor = attn.norm_k(_heads(attn.to_k(x), attn))
     return key
 
 
-def _single_query(attn: Any, x: Tensor) -> Tensor:
+def _single_query(attn: Untyped, x: Tensor) -> Tensor:
     query: Tensor = attn.norm_q(_heads(attn.to_q(x), attn))
     return query
 
 
 def _single_finish(
-    block: Any, both: tuple[Tensor, Tensor], temb: Tensor, attended: Tensor
+    block: Untyped, both: tuple[Tensor, Tensor], temb: Tensor, attended: Tensor
 ) -> tuple[Tensor, Tensor]:
     _, _, gate = _modulation(block.norm, temb, 3)
     inner = block.act_mlp(block.proj_mlp(_both_normed(block.norm, *both, temb)))
@@ -378,7 +389,7 @@ def _split(both: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return both[:, :length], both[:, length:]
 
 
-def _heads(x: Tensor, attn: Any) -> Tensor:
+def _heads(x: Tensor, attn: Untyped) -> Tensor:
     # -1 for the head dim would be ambiguous for a rank that holds no tokens.
     return x.view(*x.shape[:2], attn.heads, x.shape[2] // attn.heads)
 

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from paradit.attention.base import Kernel
 from paradit.models.attached import Opened
+from paradit.models.protocol import Transformer, of_any_family
 from paradit.models.replaced import Predict, Replacement, output, refuse
+from paradit.models.untyped import Untyped
 from paradit.models.wan.transformer import WanTransformer
 
 
-def _cut(module: Any, kernel: Kernel) -> WanTransformer:
-    return WanTransformer(module, kernel=kernel)
+def _cut(module: Untyped, kernel: Kernel) -> Transformer:
+    return of_any_family(WanTransformer(module, kernel=kernel))
 
 
 def _forward(predict: Predict) -> Callable[..., Any]:
@@ -26,7 +28,7 @@ def _forward(predict: Predict) -> Callable[..., Any]:
         encoder_hidden_states_image: Tensor | None = None,
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    ) -> Untyped:
         refuse(attention_kwargs)
         prompt = encoder_hidden_states, encoder_hidden_states_image
         return output(predict(hidden_states, timestep, prompt), return_dict)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
@@ -13,9 +12,10 @@ from torch import Tensor
 
 from paradit.models.protocol import Frames
 from paradit.models.spec import TransformerSpec, VaeSpec
+from paradit.models.untyped import Untyped
 from paradit.models.wan.decoder import WanDecoder
 from paradit.models.wan.spec import transformer_spec, vae_spec
-from paradit.models.wan.transformer import Tokens, WanBlock, WanTransformer
+from paradit.models.wan.transformer import WanBlock, WanTokens, WanTransformer
 
 TEXT_DIM = 64
 
@@ -29,13 +29,13 @@ def random_block(
     text_tokens: int,
     dtype: torch.dtype,
     device: torch.device,
-) -> tuple[WanBlock, Tokens, TransformerSpec]:
+) -> tuple[WanBlock, WanTokens, TransformerSpec]:
     """A block, a video's tokens for it, and the block's spec without what stands before and after blocks.
 
     latent_shape: (frames, height, width); a token is 2x2 of it. The feed-forward is four times as wide.
     """
     with device:
-        module: Any = WanTransformer3DModel(  # type: ignore[no-untyped-call]
+        module: Untyped = WanTransformer3DModel(  # type: ignore[no-untyped-call]
             num_attention_heads=heads,
             attention_head_dim=head_dim,
             num_layers=1,
@@ -60,7 +60,7 @@ def random_block(
 def random_decoder(channels: int, device: torch.device) -> tuple[Callable[[Tensor], list[Frames]], VaeSpec]:
     """All frames of normalised latents [1, C, F, h, w], by a VAE with so many channels in its last level."""
     with device:
-        vae: Any = AutoencoderKLWan(base_dim=channels)  # type: ignore[no-untyped-call]
+        vae: Untyped = AutoencoderKLWan(base_dim=channels)  # type: ignore[no-untyped-call]
     vae.eval()
     spec = vae_spec(dict(vae.config))
     processor = VideoProcessor(vae_scale_factor=spec.spatial_compression)

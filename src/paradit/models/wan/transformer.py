@@ -9,35 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from paradit.attention.base import Kernel
+from paradit.attention.base import Kernel, Layout, Site
 from paradit.attention.local import sdpa
-from paradit.attention.rope import Rope, RopeTables, grid_positions
+from paradit.attention.rope import RopeTables, grid_positions
 from paradit.models.layers import Layers
 from paradit.models.pieces import maybe_compiled
+from paradit.models.protocol import Block, CutTransformer, Tokens
 from paradit.models.stored_weights import StoredWeights
+from paradit.models.untyped import Untyped
 
 LAYERS = ("blocks",)
 """The module's lists of layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Where a video's tokens are."""
+class WanLayout(Layout):
+    """Where a video's tokens are; the text is not among them, but read by cross-attention."""
 
     grid: tuple[int, int, int]
     """Tokens by (frames, height, width)."""
-    rope: Rope
-    num_replicated: int = 0
-    """The text is not among the tokens: it is read by cross-attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
+class WanContext:
     """What cross-attention reads, for each layer: keys and values [B, T, H, D]."""
 
     text: tuple[tuple[Tensor, Tensor], ...]
@@ -50,23 +49,21 @@ class Context:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
+class WanTokens(Tokens):
     """Tokens on their way through the blocks, with all that a block needs to know of them."""
 
-    hidden_states: Tensor
-    """[B, S, width]."""
+    layout: WanLayout
     modulation: Tensor
     """[B, 6, width], or [B, S, 6, width] where each token has its own timestep; fp32."""
     temb: Tensor
     """[B, width] or [B, S, width]: the time embedding, for the head."""
-    context: Context
-    layout: Layout
+    context: WanContext
 
     @property
     def changing(self) -> tuple[Tensor]:
         return (self.hidden_states,)
 
-    def shard(self, start: int, stop: int) -> Tokens:
+    def shard(self, start: int, stop: int) -> Self:
         """Tokens start to stop only, for a rank that holds just these; the grid stays the whole video's."""
         per_token = self.temb.ndim == 3
         return replace(
@@ -78,16 +75,16 @@ class Tokens:
         )
 
 
-class WanBlock:
+class WanBlock(Block[WanTokens]):
     """One WanTransformerBlock, before and after its self-attention.
 
     For inference: what a submodule has just made is changed in place, for time and memory.
     """
 
-    def __init__(self, block: Any, layer: int, *, compile: bool, kernel: Kernel) -> None:
-        """kernel: what computes cross-attention."""
-        self._block = block
-        self._layer = layer
+    def __init__(self, block: Untyped, site: Site, place: int, *, compile: bool, kernel: Kernel) -> None:
+        """place: the block's among those that are held. kernel: what computes cross-attention."""
+        self.site = site
+        self._block, self._place = block, place
         self._kernel = kernel
         self._normed = maybe_compiled(_normed, compile)
         self._value = maybe_compiled(_value, compile)
@@ -95,7 +92,7 @@ class WanBlock:
         self._query = maybe_compiled(_query, compile)
         self._finish = maybe_compiled(_finish, compile)
 
-    def project(self, tokens: Tokens) -> Iterator[Tensor]:
+    def project(self, tokens: WanTokens) -> Iterator[Tensor]:
         """v, then k, then q: [B, S, H, D], normed, before RoPE."""
         block, attn = self._block, self._block.attn1
         x = self._normed(block, tokens.hidden_states, tokens.modulation)
@@ -109,15 +106,15 @@ class WanBlock:
             yield self._key(attn, x)
             yield self._query(attn, x)
 
-    def finish(self, tokens: Tokens, attended: Tensor) -> Tokens:
+    def finish(self, tokens: WanTokens, attended: Tensor) -> WanTokens:
         """The tokens after the block, given their attended values [B, S, H, D]."""
         x, read = tokens.hidden_states, self._read(tokens)
         x = self._finish(self._block, x, tokens.modulation, attended, read, kernel=self._kernel)
         return replace(tokens, hidden_states=x)
 
-    def _read(self, tokens: Tokens) -> list[tuple[Tensor, Tensor]]:
+    def _read(self, tokens: WanTokens) -> list[tuple[Tensor, Tensor]]:
         """The keys and values that this layer's cross-attention reads: of the text, and of an image."""
-        return [part[self._layer] for part in (tokens.context.text, tokens.context.image) if part is not None]
+        return [part[self._place] for part in (tokens.context.text, tokens.context.image) if part is not None]
 
     def text_keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-attention's keys and values [B, T, H, D] of embedded text [B, T, width]."""
@@ -138,12 +135,12 @@ class WanBlock:
         return _heads(attn.norm_added_k(key), attn), _heads(value, attn)
 
 
-class WanTransformer:
+class WanTransformer(CutTransformer[WanTokens, WanContext, WanLayout]):
     """A WanTransformer3DModel in pieces: embed, each block's project and finish, head, unpatchify."""
 
     def __init__(
         self,
-        module: Any,
+        module: Untyped,
         *,
         compile: bool = False,
         stored: StoredWeights | None = None,
@@ -157,7 +154,7 @@ class WanTransformer:
         self.module = module
         self.layers = Layers(module, LAYERS, stored)
         self._compile, self._kernel = compile, kernel
-        self.blocks = self._cut()
+        self.blocks: list[WanBlock] = self._cut()
         self.num_heads: int = module.config.num_attention_heads
 
     def keep_layers(self, layers: range) -> None:
@@ -168,18 +165,18 @@ class WanTransformer:
 
     def _cut(self) -> list[WanBlock]:
         return [
-            WanBlock(block, layer, compile=self._compile, kernel=self._kernel)
-            for layer, block in enumerate(self.module.blocks)
+            WanBlock(block, Site(layer), place, compile=self._compile, kernel=self._kernel)
+            for place, (layer, block) in enumerate(zip(self.layers.held, self.module.blocks, strict=True))
         ]
 
-    def layout(self, latent_shape: tuple[int, int, int]) -> Layout:
+    def layout(self, latent_shape: tuple[int, int, int]) -> WanLayout:
         """Where the tokens of latents of (F, H, W) are; once per request."""
         frames, height, width = (
             size // patch for size, patch in zip(latent_shape, self.module.config.patch_size, strict=True)
         )
         tables = self.rope_tables()
         positions = grid_positions((frames, height, width), device=tables.cos[0].device)
-        return Layout(grid=(frames, height, width), rope=tables.at(positions))
+        return WanLayout(grid=(frames, height, width), rope=tables.at(positions))
 
     def rope_tables(self) -> RopeTables:
         """The module's rotary tables, which too hold each angle twice."""
@@ -189,7 +186,7 @@ class WanTransformer:
         sin[:, 0::2].neg_()
         return RopeTables(cos=rope.freqs_cos.split(channels, dim=1), sin=sin.split(channels, dim=1))
 
-    def context(self, prompt_embeds: Tensor, image_embeds: Tensor | None = None) -> Context:
+    def context(self, prompt_embeds: Tensor, image_embeds: Tensor | None = None) -> WanContext:
         """What cross-attention reads of prompt_embeds [B, T, text_dim]; once per prompt.
 
         Raises ValueError where a model that attends to an image gets none.
@@ -203,12 +200,12 @@ class WanTransformer:
             # As parts of one tensor, like the module has them: how a linear rounds depends on the strides.
             both = torch.cat([image, text], dim=1)
             image, text = both[:, : image.shape[1]], both[:, image.shape[1] :]
-        return Context(
+        return WanContext(
             text=tuple(block.text_keys_values(text) for block in self.blocks),
             image=None if image is None else tuple(block.image_keys_values(image) for block in self.blocks),
         )
 
-    def join(self, contexts: Sequence[Context]) -> Context:
+    def join(self, contexts: Sequence[WanContext]) -> WanContext:
         """One context for the prompts of all."""
 
         def joined(layers: Sequence[tuple[tuple[Tensor, Tensor], ...]]) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -218,11 +215,11 @@ class WanTransformer:
             )
 
         images = [context.image for context in contexts if context.image is not None]
-        return Context(
+        return WanContext(
             text=joined([context.text for context in contexts]), image=joined(images) if images else None
         )
 
-    def embed(self, latents: Tensor, timestep: Tensor, context: Context, layout: Layout) -> Tokens:
+    def embed(self, latents: Tensor, timestep: Tensor, context: WanContext, layout: WanLayout) -> WanTokens:
         """The tokens of latents [B, C, F, H, W], which have the dtype that prompt_embeds had.
 
         timestep is [B], or [B, S] where each token has its own. To embed once for several prompts, see
@@ -230,11 +227,11 @@ class WanTransformer:
         """
         hidden_states = self.module.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
         temb, modulation = self._time(timestep, latents.dtype)
-        return Tokens(
+        return WanTokens(
             hidden_states=hidden_states, modulation=modulation, temb=temb, context=context, layout=layout
         )
 
-    def branch(self, tokens: Tokens, context: Context) -> Tokens:
+    def branch(self, tokens: WanTokens, context: WanContext) -> WanTokens:
         """The same tokens for the prompts of another context, as many times as it has prompts."""
         times = context.batch // len(tokens.hidden_states)
         if times == 1:
@@ -248,16 +245,16 @@ class WanTransformer:
         )
 
     def resume(
-        self, changing: Sequence[Tensor], timestep: Tensor, context: Context, layout: Layout
-    ) -> Tokens:
-        """The Tokens that another rank's blocks left, of which `changing` is what they changed."""
+        self, changing: Sequence[Tensor], timestep: Tensor, context: WanContext, layout: WanLayout
+    ) -> WanTokens:
+        """The tokens that another rank's blocks left, of which `changing` is what they changed."""
         (hidden_states,) = changing
         temb, modulation = self._time(timestep, hidden_states.dtype)
-        return Tokens(
+        return WanTokens(
             hidden_states=hidden_states, modulation=modulation, temb=temb, context=context, layout=layout
         )
 
-    def changing_shapes(self, context: Context, layout: Layout) -> tuple[tuple[int, ...]]:
+    def changing_shapes(self, context: WanContext, layout: WanLayout) -> tuple[tuple[int, ...]]:
         """Of the hidden states [B, S, width]."""
         config, num_tokens = self.module.config, len(layout.rope.positions)
         return ((context.batch, num_tokens, config.num_attention_heads * config.attention_head_dim),)
@@ -272,7 +269,7 @@ class WanTransformer:
         projected = embedder.time_proj(embedder.act_fn(temb))
         return temb, projected.unflatten(-1, (6, -1)).float()
 
-    def head(self, tokens: Tokens) -> Tensor:
+    def head(self, tokens: WanTokens) -> Tensor:
         """Each token's part of the prediction, [B, S, patch values]; a rank may do it for its own tokens."""
         module, x = self.module, tokens.hidden_states
         shift, scale = _rows(module.scale_shift_table + tokens.temb.unsqueeze(-2))
@@ -280,34 +277,34 @@ class WanTransformer:
         values: Tensor = module.proj_out(x)
         return values
 
-    def unpatchify(self, values: Tensor, layout: Layout) -> Tensor:
+    def unpatchify(self, values: Tensor, layout: WanLayout) -> Tensor:
         """[B, S, patch values] of all of a video's tokens -> the prediction [B, C, F, H, W]."""
         x = values.reshape(len(values), *layout.grid, *self.module.config.patch_size, -1)
         x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)  # [B, C, F, pf, H, ph, W, pw]
         return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def _normed(block: Any, x: Tensor, modulation: Tensor) -> Tensor:
+def _normed(block: Untyped, x: Tensor, modulation: Tensor) -> Tensor:
     """What q, k and v are projected from."""
     shift, scale = _modulation(block.scale_shift_table, modulation, 0, 2)
     normed: Tensor = block.norm1(x.float()).mul_(1 + scale).add_(shift).type_as(x)
     return normed
 
 
-def _value(attn: Any, x: Tensor) -> Tensor:
+def _value(attn: Untyped, x: Tensor) -> Tensor:
     return _heads(attn.to_v(x), attn)
 
 
-def _key(attn: Any, x: Tensor) -> Tensor:
+def _key(attn: Untyped, x: Tensor) -> Tensor:
     return _heads(attn.norm_k(attn.to_k(x)), attn)
 
 
-def _query(attn: Any, x: Tensor) -> Tensor:
+def _query(attn: Untyped, x: Tensor) -> Tensor:
     return _heads(attn.norm_q(attn.to_q(x)), attn)
 
 
 def _finish(
-    block: Any,
+    block: Untyped,
     x: Tensor,
     modulation: Tensor,
     attended: Tensor,
@@ -327,7 +324,7 @@ def _finish(
     return done
 
 
-def _cross_attention(attn: Any, x: Tensor, read: list[tuple[Tensor, Tensor]], kernel: Kernel) -> Tensor:
+def _cross_attention(attn: Untyped, x: Tensor, read: list[tuple[Tensor, Tensor]], kernel: Kernel) -> Tensor:
     query = _heads(attn.norm_q(attn.to_q(x)), attn)
     out = kernel(query, *read[0])
     for keys_values in read[1:]:
@@ -345,12 +342,12 @@ def _rows(table: Tensor) -> tuple[Tensor, ...]:
     return table.unbind(2) if table.ndim == 4 else table.chunk(table.shape[1], dim=1)
 
 
-def _heads(x: Tensor, attn: Any) -> Tensor:
+def _heads(x: Tensor, attn: Untyped) -> Tensor:
     # -1 for the head dim would be ambiguous for a rank that holds no tokens.
     return x.view(*x.shape[:2], attn.heads, x.shape[2] // attn.heads)
 
 
-def _out(attended: Tensor, attn: Any) -> Tensor:
+def _out(attended: Tensor, attn: Untyped) -> Tensor:
     # to_out is the projection and its dropout.
     projection, dropout = attn.to_out
     out: Tensor = dropout(projection(attended.flatten(2, 3)))
