@@ -1,5 +1,6 @@
 """Placements: what cannot be is refused by name, and what is left open becomes a few ways to try."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,13 @@ def test_what_was_quickest_is_remembered(tmp_path: Path) -> None:
     assert Remembered(path).find("a shape") is None
     path.chmod(0o400)
     Remembered(tmp_path / "cache" / "quickest.json" / "no folder").keep("a shape", "ulysses")
+
+
+def test_what_many_remember_at_once_is_all_there(tmp_path: Path) -> None:
+    path = tmp_path / "quickest.json"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: Remembered(path).keep(f"shape {number}", "ulysses"), range(40)))
+    assert {Remembered(path).find(f"shape {number}") for number in range(40)} == {"ulysses"}
 
 
 def test_replicas() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from paradit.attention.registry import Choice
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import World
 from paradit.engine.teams import together
@@ -14,7 +15,7 @@ from paradit.models.protocol import VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import read_spec
 from paradit.parallel.team import Team
-from paradit.parallel.together import Together
+from paradit.parallel.together import Together, Undecided
 from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.requests import Request, resolve
@@ -153,3 +154,22 @@ def test_a_rank_with_other_weights_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("guided", "cfg_degree", "num_ranks"), [(True, 2, 4), (True, 2, 2), (False, 1, 2)])
 def test_guidance_branches(guided: bool, cfg_degree: int, num_ranks: int, tmp_path: Path) -> None:
     check(save_folder("wan21", tmp_path), (9, 48, 48), guided, cfg_degree, num_ranks)
+
+
+def offered(world: World, folder: Path, guided: bool) -> set[bool]:
+    """Whether the choices of attention that a step has left to be made are interleaved."""
+    interleaved: set[bool] = set()
+
+    def first(undecided: Undecided) -> Choice:
+        interleaved.update(choice.interleave for choice in undecided.choices)
+        return undecided.choices[0]
+
+    choices = Placement(ranks=2).choices(read_spec(folder).transformers[0].num_attention_heads)
+    final_latents(folder, (5, 32, 32), guided, Together(Mesh(world, 1), choices, choose=first))
+    return interleaved
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_one_branch_is_not_interleaved_with_another(guided: bool, tmp_path: Path) -> None:
+    folder = save_folder("wan21", tmp_path)
+    assert run_world(offered, 2, folder, guided) == [{False, True} if guided else {False}] * 2

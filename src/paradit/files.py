@@ -69,20 +69,34 @@ def remove_left_lock(path: str | Path) -> None:
 
 
 def _lock_of(target: Path) -> Path:
-    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[
-        :16
-    ]  # a name may be as long as names can be
+    # A name may be as long as names can be, and its lock's is longer.
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
     return target.parent / f".paradit-{digest}.lock"
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file that is there only while it is held. Raises BlockingIOError if it is taken."""
+def changing(path: Path) -> Iterator[None]:
+    """Read, change and write a file while no other process does, after waiting for those that do.
+
+    Where the file system has no locks, nothing is held.
+    """
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            held.enter_context(_locked(_lock_of(behind_links(path)), wait=True))
+        yield
+
+
+@contextmanager
+def _locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a file that is there only while it is held.
+
+    Raises BlockingIOError if it is taken and is not to be waited for.
+    """
     import fcntl  # not on Windows
 
     while True:
         with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if not _is_at(path, file.fileno()):  # its last holder has just removed it
                 continue
             try:

@@ -166,14 +166,18 @@ class Together:
 
     def _chosen(self, step: Step) -> Choice:
         """The choice that was asked for, or the one that is made of several."""
-        if len(self._choices) == 1:
-            return self._choices[0]
+        branches = len(step.branches.each)
+        # One branch by itself has none to be interleaved with.
+        choices = [choice for choice in self._choices if branches > 1 or not choice.interleave]
+        choices = choices or list(self._choices)
+        if len(choices) == 1:
+            return choices[0]
         assert self._choose is not None
         shares = step.shares(self._mesh.branch.num_ranks)
-        key = shares, len(step.branches.each)
+        key = shares, branches
         if key not in self.chosen:
             undecided = Undecided(
-                choices=self._choices,
+                choices=choices,
                 step=step,
                 shares=shares,
                 mesh=self._mesh,

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from paradit.files import changing, write_whole
+
 
 class Remembered:
     """What was quickest, in a file of the user's cache folder.
@@ -30,9 +32,9 @@ class Remembered:
         """Remember it, beside what other processes remember meanwhile."""
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            part = self._path.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps({**self._read(), f"{_machine()}: {what}": best}, indent=1))
-            part.replace(self._path)
+            with changing(self._path):
+                content = json.dumps({**self._read(), f"{_machine()}: {what}": best}, indent=1)
+                write_whole(self._path, content.encode())
 
     def _read(self) -> dict[str, object]:
         with contextlib.suppress(OSError, ValueError):
