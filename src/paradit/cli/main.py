@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from paradit import __version__
-from paradit.cli.commands import calibrate, decode, doctor, extend, generate, plan, resume, trace
+from paradit.cli.commands import calibrate, decode, doctor, extend, generate, plan, resume, runs, trace
 from paradit.cli.commands.command import Command
 from paradit.cli.signals import Stopped, stop, stopping_cleanly
 from paradit.engine.job import Interrupted
@@ -85,6 +85,7 @@ app.command(
     cls=Command,
     epilog="Example: paradit extend paradit-runs/a-red-circle-20261120-185300-3fa2 --duration 30s",
 )(extend.extend)
+app.command(cls=Command, epilog="Example: paradit runs --remove a-red-circle-20261120-185300-3fa2")(runs.runs)
 app.command(cls=Command, epilog="Example: paradit decode circle.safetensors -o circle.webm")(decode.decode)
 app.command(cls=Command, epilog="Example: paradit plan --model Wan-AI/Wan2.1-T2V-14B-Diffusers --gpus 8xL40")(
     plan.plan

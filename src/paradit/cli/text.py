@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 QUEUE_BAR = 20
@@ -26,6 +27,19 @@ def amount(value: float, unit: str) -> str:
         value /= 1000
         prefixes.pop(0)
     return f"{value:.3g} {prefixes[0]}{unit}"
+
+
+def table(rows: Sequence[Sequence[str]], left: Collection[str] = ()) -> str:
+    """Return rows of cells as lines; the first row has the columns' names.
+
+    left: names of the columns that begin at the left.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = zip(row, rows[0], widths, strict=True)
+        lines.append("  ".join(c.ljust(w) if name in left else c.rjust(w) for c, name, w in cells).rstrip())
+    return "\n".join(lines)
 
 
 def result_text(result: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from paradit.cli.jobs import Options
-from paradit.cli.text import amount, duration
+from paradit.cli.text import amount, duration, table
 from paradit.errors import InputError
 from paradit.launched import launched
 from paradit.trace.summary import RankSummary, read_trace, summarize
@@ -37,10 +37,7 @@ def summary(path: Path, *, as_json: bool) -> None:
         for rank in ranks:
             print(json.dumps({**asdict(rank), "hidden": rank.hidden}))
         return
-    rows = [_COLUMNS, *(_row(rank) for rank in ranks)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    print(table([_COLUMNS, *(_row(rank) for rank in ranks)]))
 
 
 def _row(rank: RankSummary) -> tuple[str, ...]:

@@ -158,6 +158,14 @@ class RunFolder:
                 raise InputError(f"{str(self.path)!r} is being run already, by another process") from None
             yield
 
+    def is_running(self) -> bool:
+        """Return whether a process runs it now."""
+        try:
+            with self.locked():
+                return False
+        except InputError:
+            return True
+
     def note_process(self, pid: int) -> None:
         """A process that may write the run's videos."""
         with contextlib.suppress(OSError), (self.path / "processes").open("a") as file:

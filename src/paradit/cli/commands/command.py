@@ -8,7 +8,18 @@ from typing import Any
 from typer import TyperException
 from typer.core import TyperCommand
 
-FILES = ("gpus", "latents", "model", "output", "placement", "plot", "prompts_file", "run_dir", "trace")
+FILES = (
+    "folder",
+    "gpus",
+    "latents",
+    "model",
+    "output",
+    "placement",
+    "plot",
+    "prompts_file",
+    "run_dir",
+    "trace",
+)
 """Names of options and arguments that may be files, in which `~` is the user's home."""
 
 

@@ -1,0 +1,124 @@
+"""`paradit runs`: which runs there are below a folder, how large they are, and what can come of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from paradit.cli.text import amount, table
+from paradit.engine.run_folder import RUNS, RunFolder, find_run
+from paradit.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One run's folder, as it is found."""
+
+    run: str
+    """Path to it, as `resume`, `extend` and `--remove` take it."""
+    state: str
+    """`running`, `unfinished`, `extendable`, `done` or `damaged`."""
+    videos: int | None
+    """Number of videos asked for; None if it cannot be read."""
+    videos_done: int | None
+    size_bytes: int
+    changed: float
+    """Seconds since 1970 at which a file in it was last written."""
+    model: str | None
+    why: str | None = None
+    """The reason for which a damaged one cannot be read."""
+
+
+def list_runs(folder: Path, *, as_json: bool) -> None:
+    """Print the runs below a folder, the newest first. Raises InputError if there is no such folder."""
+    found = sorted(_found(folder), key=lambda one: -one.changed)
+    if as_json:
+        for one in found:
+            print(json.dumps(asdict(one)))
+        return
+    if not found:
+        print(f"no runs in {str(_runs(folder))!r}")
+        return
+    rows = [("run", "changed", "size", "model", "state"), *(_row(one) for one in found)]
+    print(table(rows, left=("run", "model", "state")))
+    if len(found) > 1:
+        print(f"{len(found)} runs, {amount(sum(one.size_bytes for one in found), 'B')}")
+
+
+def remove_runs(folder: Path, names: list[str], *, as_json: bool) -> None:
+    """Remove these runs' folders, or none of them. Raises InputError if one is not there, or is running."""
+    there = [_named(folder, name) for name in names]
+    for run in there:
+        if run.is_running():
+            raise InputError(f"{str(run.path)!r} is being run: stop it first")
+    for run in there:
+        size = _size(run.path)
+        run.remove()
+        if as_json:
+            print(json.dumps({"run": str(run.path), "state": "removed", "size_bytes": size}))
+        else:
+            print(f"removed {run.path} ({amount(size, 'B')})")
+
+
+def _named(folder: Path, name: str) -> RunFolder:
+    """Return the run with a name, or at a path."""
+    inside = _runs(folder) / name
+    return find_run(inside if (inside / "run.json").exists() else Path(name))
+
+
+def _runs(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise InputError(f"{str(folder)!r} is not a folder")
+    return folder if folder.name == RUNS else folder / RUNS
+
+
+def _found(folder: Path) -> Iterator[Found]:
+    for path in _runs(folder).glob("*/run.json"):
+        try:
+            yield _look_at(RunFolder(path.parent))
+        except FileNotFoundError:  # it has just ended, and its folder with it
+            continue
+
+
+def _look_at(run: RunFolder) -> Found:
+    state, why, model, videos, done = "damaged", None, None, None, None
+    try:
+        asked = run.read()
+    except InputError as error:
+        why = str(error)
+    else:
+        ready = [job for job in asked.jobs if run.is_done(job)]
+        model, videos, done = asked.model, len(asked.jobs), len(ready)
+        if len(ready) < len(asked.jobs):
+            state = "unfinished"
+        else:
+            state = "extendable" if any(run.is_extendable(job) for job in ready) else "done"
+    return Found(
+        run=str(run.path),
+        state="running" if run.is_running() else state,
+        videos=videos,
+        videos_done=done,
+        size_bytes=_size(run.path),
+        changed=max(path.stat().st_mtime for path in run.path.iterdir()),
+        model=model,
+        why=why,
+    )
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _row(one: Found) -> tuple[str, ...]:
+    states = {
+        "running": f"running, {one.videos_done} of {one.videos} videos done",
+        "unfinished": f"{one.videos_done} of {one.videos} videos done: paradit resume",
+        "extendable": "can be made longer: paradit extend",
+        "done": "done",
+        "damaged": f"damaged: {one.why}",
+    }
+    changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.changed))
+    return one.run, changed, amount(one.size_bytes, "B"), one.model or "?", states[one.state]
