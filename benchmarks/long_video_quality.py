@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from machine import write_results
+from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.folder import find_model
-from paradit.models.latent_blocks import LatentBlocks
 from paradit.models.protocol import VideoModel
 from paradit.models.spec import read_spec
 from paradit.parallel.team import Alone

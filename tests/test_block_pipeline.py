@@ -15,7 +15,7 @@ from torch import Tensor
 from paradit.attention.local import sdpa
 from paradit.distributed import channel
 from paradit.distributed.world import World
-from paradit.models.latent_blocks import LatentBlocks
+from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.protocol import VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import read_spec

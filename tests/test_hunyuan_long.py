@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from paradit.models.latent_blocks import LatentBlocks
+from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.spec import read_spec
 from paradit.text_to_video import load
 from paradit.video.reader import read_video

@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from paradit.distributed.attempt import Attempt
-from paradit.models.latent_blocks import LatentBlocks
+from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.protocol import Frames, VideoModel
 from paradit.stages.decode import pictures
 

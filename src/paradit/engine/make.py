@@ -24,7 +24,7 @@ from paradit.engine.keeper import Keeper
 from paradit.engine.replicas import replica_of
 from paradit.errors import InputError, OutOfMemory
 from paradit.memory import peak_memory_bytes
-from paradit.models.latent_blocks import LatentBlocks
+from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.protocol import Frames, Prompt
 from paradit.models.spec import ModelSpec
 from paradit.parallel.team import Team

@@ -8,7 +8,7 @@ from paradit.distributed.mesh import Mesh
 from paradit.distributed.timing import trace_link
 from paradit.distributed.world import World
 from paradit.engine.job import Job
-from paradit.models.kernels import load_kernel
+from paradit.models.common.kernels import load_kernel
 from paradit.models.spec import ModelSpec
 from paradit.parallel.coprocess import Helped, Helper
 from paradit.parallel.team import Alone, Team

@@ -13,7 +13,7 @@ import torch
 from paradit.distributed.timing import seconds
 from paradit.distributed.world import World
 from paradit.engine.teams import together
-from paradit.models.kernels import load_kernel
+from paradit.models.common.kernels import load_kernel
 from paradit.models.protocol import Frames, Prompt, VideoModel
 from paradit.models.spec import ModelSpec
 from paradit.parallel.team import Alone, Team

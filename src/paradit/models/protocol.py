@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paradit.attention.base import Attend, Layout, Projection, Site, Wait
-    from paradit.models.latent_blocks import LatentBlocks
-    from paradit.models.layers import Layers
+    from paradit.models.common.latent_blocks import LatentBlocks
+    from paradit.models.common.layers import Layers
     from paradit.models.spec import ModelSpec
     from paradit.tiles import Tile
 

@@ -12,8 +12,8 @@ from paradit.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from paradit.models.common.replaced import Replacement
     from paradit.models.protocol import VideoModel
-    from paradit.models.replaced import Replacement
     from paradit.models.spec import ModelSpec
 
 _COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
@@ -45,13 +45,13 @@ _FAMILIES = {
         read_spec="paradit.models.wan.spec:read_spec",
         load="paradit.models.wan.adapter:load",
         replacement="paradit.models.wan.forward:REPLACEMENT",
-        schedule="paradit.models.schedulers:set_by_count",
+        schedule="paradit.models.common.schedulers:set_by_count",
     ),
     "HunyuanVideoPipeline": Family(
         read_spec="paradit.models.hunyuan_video.spec:read_spec",
         load="paradit.models.hunyuan_video.adapter:load",
         replacement="paradit.models.hunyuan_video.forward:REPLACEMENT",
-        schedule="paradit.models.schedulers:set_by_sigmas",
+        schedule="paradit.models.common.schedulers:set_by_sigmas",
         components=(*_COMPONENTS, "text_encoder_2", "tokenizer_2"),
     ),
 }

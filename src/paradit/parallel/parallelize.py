@@ -12,10 +12,10 @@ from paradit.attention.base import Kernel
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import current_world
 from paradit.errors import InputError
-from paradit.models.attached import Attached, look, samples
-from paradit.models.kernels import load_kernel
+from paradit.models.common.attached import Attached, look, samples
+from paradit.models.common.kernels import load_kernel
+from paradit.models.common.replaced import Replacement, check_free
 from paradit.models.registry import SUPPORTED_PIPELINES, replacement
-from paradit.models.replaced import Replacement, check_free
 from paradit.parallel.together import Together
 
 SEEDS = (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from paradit.errors import InputError
-from paradit.models.schedulers import Schedule, load_scheduler, scheduler_name
+from paradit.models.common.schedulers import Schedule, load_scheduler, scheduler_name
 from paradit.sampling.block_state import restore_solver, solver_state
 from paradit.sampling.noise import step_generator
 from paradit.sampling.position import Position, restore, scheduler_state

@@ -11,14 +11,14 @@ from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 from torch import Tensor
 
+from paradit.models.common.latent_blocks import LatentBlocks
+from paradit.models.common.loading import fingerprint, load_pipeline, stored_transformers
+from paradit.models.common.prompts import left_out
+from paradit.models.common.schedulers import set_by_sigmas
 from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
 from paradit.models.hunyuan_video.spec import HunyuanVideoTransformerSpec
 from paradit.models.hunyuan_video.transformer import LAYERS, HunyuanVideoTransformer
-from paradit.models.latent_blocks import LatentBlocks
-from paradit.models.loading import fingerprint, load_pipeline, stored_transformers
-from paradit.models.prompts import left_out
 from paradit.models.protocol import Prompt, Scheduler
-from paradit.models.schedulers import set_by_sigmas
 from paradit.models.spec import ModelSpec
 from paradit.scheduling.stages import STAGES
 

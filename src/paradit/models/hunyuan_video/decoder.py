@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paradit.models.latent_blocks import LatentBlocks, in_blocks
+from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
 from paradit.models.protocol import Frames
 from paradit.tiles import Tile
 

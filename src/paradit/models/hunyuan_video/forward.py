@@ -11,11 +11,11 @@ from diffusers.models.transformers import transformer_hunyuan_video as diffusers
 from torch import Tensor
 
 from paradit.attention.base import Kernel
-from paradit.models.attached import Opened
+from paradit.models.common.attached import Opened
+from paradit.models.common.replaced import Predict, Replacement, output, refuse
+from paradit.models.common.untyped import Untyped
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.models.protocol import Transformer, of_any_family
-from paradit.models.replaced import Predict, Replacement, output, refuse
-from paradit.models.untyped import Untyped
 
 
 def _cut(module: Untyped, kernel: Kernel) -> Transformer:  # noqa: ARG001 (ranks share all attention)

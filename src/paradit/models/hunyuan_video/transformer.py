@@ -20,12 +20,12 @@ from torch import Tensor
 
 from paradit.attention.base import Layout, Site
 from paradit.attention.rope import Rope, grid_positions
+from paradit.models.common.layers import Layers
+from paradit.models.common.pieces import maybe_compiled
+from paradit.models.common.stored_weights import StoredWeights
+from paradit.models.common.untyped import Untyped
 from paradit.models.hunyuan_video.spec import refuse_image_conditions
-from paradit.models.layers import Layers
-from paradit.models.pieces import maybe_compiled
 from paradit.models.protocol import Block, CutTransformer, Tokens
-from paradit.models.stored_weights import StoredWeights
-from paradit.models.untyped import Untyped
 
 LAYERS = ("transformer_blocks", "single_transformer_blocks")
 """The module's lists of layers, in order."""

@@ -11,11 +11,11 @@ from diffusers import WanPipeline
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
-from paradit.models.latent_blocks import LatentBlocks
-from paradit.models.loading import fingerprint, load_pipeline, stored_transformers
-from paradit.models.prompts import left_out
+from paradit.models.common.latent_blocks import LatentBlocks
+from paradit.models.common.loading import fingerprint, load_pipeline, stored_transformers
+from paradit.models.common.prompts import left_out
+from paradit.models.common.schedulers import set_by_count
 from paradit.models.protocol import Prompt, Scheduler
-from paradit.models.schedulers import set_by_count
 from paradit.models.spec import ModelSpec
 from paradit.models.wan.decoder import WanDecoder
 from paradit.models.wan.transformer import LAYERS, WanTransformer

@@ -14,7 +14,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from torch import Tensor
 
-from paradit.models.latent_blocks import LatentBlocks, in_blocks
+from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
 from paradit.models.protocol import Frames
 from paradit.tiles import Tile
 

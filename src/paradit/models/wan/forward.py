@@ -9,10 +9,10 @@ from diffusers.models.transformers import transformer_wan as diffusers_wan
 from torch import Tensor
 
 from paradit.attention.base import Kernel
-from paradit.models.attached import Opened
+from paradit.models.common.attached import Opened
+from paradit.models.common.replaced import Predict, Replacement, output, refuse
+from paradit.models.common.untyped import Untyped
 from paradit.models.protocol import Transformer, of_any_family
-from paradit.models.replaced import Predict, Replacement, output, refuse
-from paradit.models.untyped import Untyped
 from paradit.models.wan.transformer import WanTransformer
 
 

@@ -10,9 +10,9 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
+from paradit.models.common.untyped import Untyped
 from paradit.models.protocol import Frames
 from paradit.models.spec import TransformerSpec, VaeSpec
-from paradit.models.untyped import Untyped
 from paradit.models.wan.decoder import WanDecoder
 from paradit.models.wan.spec import transformer_spec, vae_spec
 from paradit.models.wan.transformer import WanBlock, WanTokens, WanTransformer

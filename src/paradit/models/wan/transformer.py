@@ -17,11 +17,11 @@ from torch import Tensor
 from paradit.attention.base import Kernel, Layout, Site
 from paradit.attention.local import sdpa
 from paradit.attention.rope import RopeTables, grid_positions
-from paradit.models.layers import Layers
-from paradit.models.pieces import maybe_compiled
+from paradit.models.common.layers import Layers
+from paradit.models.common.pieces import maybe_compiled
+from paradit.models.common.stored_weights import StoredWeights
+from paradit.models.common.untyped import Untyped
 from paradit.models.protocol import Block, CutTransformer, Tokens
-from paradit.models.stored_weights import StoredWeights
-from paradit.models.untyped import Untyped
 
 LAYERS = ("blocks",)
 """The module's lists of layers."""

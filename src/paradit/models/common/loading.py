@@ -11,9 +11,9 @@ import diffusers.utils.logging
 import torch
 import transformers.utils.logging
 
+from paradit.models.common.stored_weights import StoredWeights
 from paradit.models.folder_json import stored_variant
 from paradit.models.spec import ModelSpec
-from paradit.models.stored_weights import StoredWeights
 
 _COMPONENTS = {
     "encode": ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from paradit.attention.base import Kernel
 from paradit.errors import InputError
-from paradit.models.attached import Opened, is_own, name_of
+from paradit.models.common.attached import Opened, is_own, name_of
+from paradit.models.common.untyped import Untyped
 from paradit.models.protocol import Transformer
-from paradit.models.untyped import Untyped
 
 Predict = Callable[[Tensor, Tensor, tuple[Tensor | None, ...]], Tensor]
 """(latents [B, C, F, H, W], timestep, the arguments of the transformer's `context`) -> prediction."""

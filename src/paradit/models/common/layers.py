@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 
 from torch.nn import ModuleList
 
-from paradit.models.stored_weights import StoredWeights
-from paradit.models.untyped import Untyped
+from paradit.models.common.stored_weights import StoredWeights
+from paradit.models.common.untyped import Untyped
 
 
 class Layers:

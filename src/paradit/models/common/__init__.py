@@ -1,0 +1,1 @@
+"""What all model families share: loading, layers, schedulers, prompts, replaced forwards, decoding."""
