@@ -31,12 +31,12 @@ from torch import Tensor
 from links import Host, two_hosts
 from machine import write_results
 from pairs import Pair, join, serve
+from paradit.config.placement import Placement
 from paradit.distributed.transport import Transfer, Transport
 from paradit.distributed.world import current_world
 from paradit.engine.teams import together
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.models.wan.transformer import WanTransformer
-from paradit.placement import Placement
 from paradit.sampling.guidance import guide
 from random_models import random_hunyuan_video, random_wan
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from machine import write_results
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, resolve
 from paradit.distributed.world import World
 from paradit.engine.teams import together
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.parallel.team import Alone, Team
-from paradit.placement import Placement
 from paradit.progress import Progress
-from paradit.requests import Request, resolve
 from paradit.testing import run_world
 from paradit.text_to_video import load, text_to_video
 

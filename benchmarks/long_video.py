@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from machine import RESULTS, write_results
+from paradit.config.placement import Placement
 from paradit.distributed.world import World
 from paradit.engine.teams import together
 from paradit.models.folder import find_model
@@ -37,7 +38,6 @@ from paradit.models.protocol import VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import read_spec
 from paradit.models.wan.transformer import WanTransformer
-from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.sampling import full_sequence
 from paradit.sampling.block_pipeline import BlockPipeline

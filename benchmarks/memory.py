@@ -22,14 +22,14 @@ from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLWan
 
 from machine import write_results
 from paradit.cli.text import amount
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, resolve
 from paradit.distributed.world import World
 from paradit.engine.job import Job, Report
 from paradit.engine.make import make_videos
 from paradit.memory import peak_memory_bytes
 from paradit.models.folder import find_model
 from paradit.models.spec import ModelSpec, Weights, read_spec
-from paradit.placement import Placement
-from paradit.requests import Request, resolve
 from paradit.scheduling.memory import memory_by_rank
 from paradit.testing import run_world
 

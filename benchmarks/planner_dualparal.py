@@ -15,12 +15,12 @@ from typing import Any
 
 from machine import write_results
 from paradit.attention.registry import Choice
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, resolve
 from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec
-from paradit.placement import Placement
 from paradit.planner.hardware import Cluster, find_cluster
 from paradit.planner.simulate import Simulator, Way
-from paradit.requests import Request, resolve
 from paradit.scheduling.block_queue import BlockQueue
 
 FRAMES, RANKS, BLOCK = 1025, 8, 8

@@ -31,6 +31,8 @@ from torch import Tensor
 
 from machine import RESULTS, write_results
 from paradit.attention.registry import Choice
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, resolve
 from paradit.distributed.timing import now
 from paradit.engine.calibrate import Calibration, Sizes, calibrate
 from paradit.engine.job import Report
@@ -42,13 +44,11 @@ from paradit.models.spec import ModelSpec
 from paradit.models.wan.adapter import WanModel
 from paradit.models.wan.spec import transformer_spec as wan_spec
 from paradit.parallel.team import Alone
-from paradit.placement import Placement
 from paradit.planner.calibration import fit_device, machine_file, median_error
 from paradit.planner.hardware import Cluster, find_cluster
 from paradit.planner.messages import fit_link
 from paradit.planner.simulate import Simulator, Way
 from paradit.progress import Progress
-from paradit.requests import Request, resolve
 from paradit.stages.decode import frames
 from paradit.stages.denoise import denoise
 

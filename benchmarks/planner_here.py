@@ -37,6 +37,8 @@ from long_video import HEIGHT_WIDTH, QUEUE, SIZES, taking_turns
 from machine import RESULTS, command, write_results
 from pairs import Pair, join, serve
 from paradit.attention.registry import Choice
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, resolve
 from paradit.distributed.world import World, current_world
 from paradit.engine.calibrate import Calibration, measure
 from paradit.engine.job import Report
@@ -46,13 +48,11 @@ from paradit.models.hunyuan_video.spec import transformer_spec as hunyuan_video_
 from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.models.wan.spec import transformer_spec as wan_spec
-from paradit.placement import Placement
 from paradit.planner.calibration import fit_device, machine_file, median_error
 from paradit.planner.hardware import Cluster, find_cluster
 from paradit.planner.messages import crowded, fit_link
 from paradit.planner.simulate import Simulator, Way
 from paradit.progress import Progress
-from paradit.requests import Request, resolve
 from paradit.scheduling.balance import play
 from paradit.testing import run_world
 from paradit.trace.merge import read_spans

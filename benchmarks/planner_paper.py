@@ -22,16 +22,16 @@ from typing import Any
 from machine import write_results
 from paradit.attention.registry import Choice
 from paradit.attention.rotation import RotationTiming
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, resolve
 from paradit.distributed.shares import Shares, chunk_boxes
 from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec
-from paradit.placement import Placement
 from paradit.planner.costs import block_seconds, decode_seconds, encode_seconds
 from paradit.planner.events import Compute, Message, Post, Step, Wait
 from paradit.planner.hardware import Cluster, find_cluster
 from paradit.planner.simulate import Simulator, Way
 from paradit.planner.step import Branch, Layer, forward
-from paradit.requests import Request, resolve
 from paradit.scheduling.balance import play
 
 ROOT = Path(__file__).parent

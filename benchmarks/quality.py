@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from machine import write_results
+from paradit.config.requests import Request, resolve
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.progress import Progress
-from paradit.requests import Request, resolve
 from paradit.shapes.evaluate import Verdict, evaluate
 from paradit.shapes.world import Scene, all_scenes, draw
 from paradit.text_to_video import load, text_to_video

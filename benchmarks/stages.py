@@ -17,6 +17,8 @@ from statistics import median
 from typing import Any
 
 from machine import write_results
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, resolve
 from paradit.distributed.world import World
 from paradit.engine.auto import choose_placement
 from paradit.engine.job import Job, Report
@@ -24,8 +26,6 @@ from paradit.engine.make import make_videos
 from paradit.engine.warmup import measure
 from paradit.models.folder import find_model
 from paradit.models.spec import ModelSpec, read_spec
-from paradit.placement import Placement
-from paradit.requests import Request, resolve
 from paradit.scheduling.balance import Choice, StageSeconds
 from paradit.shapes.world import all_scenes
 from paradit.testing import run_world

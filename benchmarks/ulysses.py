@@ -54,10 +54,10 @@ def worker(system: str, name: str, rank: int, address: str) -> None:
 
 
 def ours(module, latents, timestep, prompts):  # type: ignore[no-untyped-def]
+    from paradit.config.placement import Placement
     from paradit.distributed.world import current_world
     from paradit.engine.teams import together
     from paradit.models.wan.transformer import WanTransformer
-    from paradit.placement import Placement
 
     world = current_world(torch.device("cpu"))
     assert world is not None

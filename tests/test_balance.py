@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from paradit.errors import InputError
-from paradit.placement import Placement
-from paradit.placement_text import read_groups
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
+from paradit.config.placement_text import read_groups
 from paradit.scheduling.balance import (
     Choice,
     StageSeconds,

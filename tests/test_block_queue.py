@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.scheduling.block_queue import LEVELS, BlockQueue, BlockStep, position_warning

@@ -17,6 +17,8 @@ import paradit.engine.calibrate as calibrate_module
 from paradit.attention.registry import Choice
 from paradit.cli.calibrate import calibrate as calibrate_command
 from paradit.cli.progress import make_reporter
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, resolve
 from paradit.distributed.transport import Transfer, Transport
 from paradit.distributed.world import World
 from paradit.engine.calibrate import Sizes, calibrate
@@ -25,7 +27,6 @@ from paradit.engine.links import measure_pairs
 from paradit.engine.this_machine import calibrated_cluster, calibrated_file
 from paradit.models.published import published_spec
 from paradit.models.wan.spec import transformer_spec, vae_spec
-from paradit.placement import Placement
 from paradit.planner.calibration import (
     Attention,
     Block,
@@ -50,7 +51,6 @@ from paradit.planner.messages import (
     slowest_pair,
 )
 from paradit.planner.simulate import Simulator, Way
-from paradit.requests import Request, resolve
 from paradit.testing import run_world
 
 GPU = Device(

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from paradit.config.placement import Placement
 from paradit.distributed.world import World
 from paradit.engine.teams import together
 from paradit.models.protocol import VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import read_spec
 from paradit.parallel.team import Alone, Team
-from paradit.placement import Placement
 from paradit.progress import Progress
 from paradit.sampling import diagonal, full_sequence, windows
 from paradit.sampling.block_state import QueueState

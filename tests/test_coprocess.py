@@ -14,19 +14,19 @@ from torch import Tensor
 
 from paradit.attention.base import Attend
 from paradit.attention.local import sdpa
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
+from paradit.config.placement_text import read_groups, read_placement
+from paradit.config.requests import Request, resolve
 from paradit.distributed.shares import Shares
 from paradit.distributed.world import World
 from paradit.engine import make, teams
 from paradit.engine.job import Job
 from paradit.engine.keep import Written
-from paradit.errors import InputError
 from paradit.models.spec import read_spec
 from paradit.parallel import coprocess
 from paradit.parallel.coprocess import Helped, Message
 from paradit.parallel.forward import run
-from paradit.placement import Placement
-from paradit.placement_text import read_groups, read_placement
-from paradit.requests import Request, resolve
 from paradit.scheduling.coprocess import TRIALS, HelperSpeed, Judge, helpers_work
 from paradit.testing import run_world
 from test_stages import Kept

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
 from paradit.engine.devices import SHARE_GPUS, device_of
 from paradit.engine.run import check_devices
-from paradit.errors import InputError
-from paradit.placement import Placement
 
 
 def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

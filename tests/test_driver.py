@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
+from paradit.config.errors import RankError
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, resolve
 from paradit.engine.driver import FAILURES, drive
 from paradit.engine.job import Interrupted, Job, Report, Run, Stop
 from paradit.engine.launcher import Message
 from paradit.engine.run_folder import RunFolder
 from paradit.engine.worker import Assignment
-from paradit.errors import RankError
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
-from paradit.placement import Placement
-from paradit.requests import Request, resolve
 
 Said = list[tuple[int, Message]]
 DENOISING: Said = [

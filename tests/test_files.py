@@ -14,14 +14,14 @@ from PIL import Image
 
 import paradit
 from paradit.cli.run_model import complete_run_model, find_run_model
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, resolve
 from paradit.engine.job import Job, Run
-from paradit.errors import InputError
 from paradit.files import behind_links, reserved, write_whole
 from paradit.models.folder import bundled_folder
 from paradit.models.identity import model_hash
 from paradit.models.spec import read_spec
-from paradit.placement import Placement
-from paradit.requests import Request, resolve
 from runs import finished
 from tiny import save_folder
 

@@ -22,11 +22,11 @@ import paradit.cli.resume
 import paradit.engine.decode
 from paradit import room
 from paradit.cli.main import _run, app
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
+from paradit.config.placement_text import read_groups, write_groups
 from paradit.engine.run_folder import RunFolder
-from paradit.errors import InputError
 from paradit.models.spec import read_spec
-from paradit.placement import Placement
-from paradit.placement_text import read_groups, write_groups
 from paradit.scheduling.fitting import SURELY
 from runs import COMMAND
 from tiny import save_folder

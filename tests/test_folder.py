@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.models.folder import download_weights, find_model
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.multiprocessing
 from safetensors.torch import load_file
 
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, resolve
 from paradit.distributed.world import join_world
 from paradit.engine.devices import SHARE_GPUS, device_of, may_share_gpus
 from paradit.engine.job import Job, Report
@@ -19,9 +21,7 @@ from paradit.engine.make import make_videos
 from paradit.memory import peak_memory_bytes
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
-from paradit.placement import Placement
 from paradit.progress import Progress
-from paradit.requests import Request, resolve
 from paradit.scheduling.memory import memory_by_rank
 from paradit.text_to_video import load, text_to_video
 from runs import Command, finished

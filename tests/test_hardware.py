@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
+from paradit.config.placement import Form, Placement
+from paradit.config.requests import Request, resolve
 from paradit.models.published import published_spec
-from paradit.placement import Form, Placement
 from paradit.planner.hardware import find_cluster, known_devices
 from paradit.planner.simulate import Simulator, Way
-from paradit.requests import Request, resolve
 from test_planner import run
 
 WRITTEN = {

@@ -29,7 +29,7 @@ COMMAND = "from paradit.cli.main import main; main()"
 # Only as a process starts does the hub's library read its variables.
 FIND = """
 import json, sys
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.models.folder import download_weights, find_model
 from paradit.models.spec import read_spec
 for name in sys.argv[1:]:

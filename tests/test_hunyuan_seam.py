@@ -11,7 +11,7 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
 from paradit.attention.local import local, sdpa
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.parallel.forward import forward, run
 from tiny import POOLED_DIM, TEXT_DIM, hunyuan_transformer, in_bf16

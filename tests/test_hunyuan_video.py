@@ -16,15 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
 import paradit
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, resolve, warnings_for
 from paradit.distributed.world import World
 from paradit.engine.teams import together
-from paradit.errors import InputError
 from paradit.models.folder import find_model
 from paradit.models.hunyuan_video.spec import clip_parameters, llama_parameters, transformer_spec
 from paradit.models.spec import read_spec
-from paradit.placement import Placement
 from paradit.progress import Progress
-from paradit.requests import Request, resolve, warnings_for
 from paradit.testing import run_world
 from paradit.text_to_video import load, text_to_video
 from tiny import POOLED_DIM, TEXT_DIM, decoded, hunyuan_transformer, save_hunyuan_folder

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.launched import Launched, check_meeting_point, is_spoken_for, launched
 from tiny import save_folder
 from warm import Warm, run

@@ -13,9 +13,9 @@ PACKAGE = Path(paradit.__file__).parent
 
 # Lowest first; a module may import from its own line and the lines above it. The longest prefix counts.
 LAYERS = [
-    ["errors", "limits", "progress", "memory", "files", "waiting", "streams", "launched"],
+    ["config.errors", "config.limits", "progress", "memory", "files", "waiting", "streams", "launched"],
     ["trace"],
-    ["kernels", "tiles"],
+    ["kernels"],
     ["config"],
     ["shapes"],
     [
@@ -24,14 +24,14 @@ LAYERS = [
         *("models.identity", "models.known_schedulers"),
         *("models.published", "models.open_sora_plan"),
     ],
-    ["requests"],
+    ["config.requests"],
     ["provenance"],
     ["scheduling"],
     ["distributed.shares"],
     ["planner.hardware", "planner.costs", "planner.events", "planner.step"],
     ["distributed"],
     ["attention"],
-    ["placement_values", "placement", "placement_text"],
+    ["config.placement_values", "config.placement", "config.placement_text"],
     ["scheduling.memory", "scheduling.balance"],
     ["scheduling.fitting"],
     ["planner"],
@@ -51,21 +51,14 @@ LAYERS = [
 TORCH_FREE = [
     "attention.registry",
     "config",
-    "errors",
     "files",
     "kernels",
     "launched",
-    "limits",
     "progress",
-    "tiles",
     "shapes",
     "streams",
-    "requests",
     "scheduling",
     "planner",
-    "placement",
-    "placement_values",
-    "placement_text",
     "provenance",
     "scheduler_check",
     "trace",
@@ -164,7 +157,7 @@ FORMS = "from paradit.attention.registry import FORMS; FORMS.all()"
 
 
 @pytest.mark.parametrize(
-    "statement", ["import paradit", "import paradit.cli.main", "import paradit.requests", FORMS]
+    "statement", ["import paradit", "import paradit.cli.main", "import paradit.config.requests", FORMS]
 )
 def test_start_is_quick(statement: str) -> None:
     heavy = {"torch", "diffusers", "transformers"}

@@ -16,16 +16,16 @@ import pytest
 import typer
 
 from paradit.cli.main import app
+from paradit.config.errors import InputError
+from paradit.config.limits import MAX_PROMPT, MAX_PROMPTS, MAX_RANKS
+from paradit.config.placement import Placement
+from paradit.config.placement_text import read_groups, read_placement
+from paradit.config.requests import ENDLESS, Request, frames_for, parse_size, prompt_blocks, resolve
 from paradit.engine.job import Run
 from paradit.engine.run_folder import RunFolder
-from paradit.errors import InputError
-from paradit.limits import MAX_PROMPT, MAX_PROMPTS, MAX_RANKS
 from paradit.models.folder import bundled_folder
 from paradit.models.spec import read_spec
-from paradit.placement import Placement
-from paradit.placement_text import read_groups, read_placement
 from paradit.planner.hardware import find_cluster
-from paradit.requests import ENDLESS, Request, frames_for, parse_size, prompt_blocks, resolve
 from test_planner import MACHINE
 
 BIG, HUGE = 10**30, 10**5000

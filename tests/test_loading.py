@@ -11,7 +11,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.text_to_video import load

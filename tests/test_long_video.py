@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from paradit.config.placement import Placement
+from paradit.config.requests import LEFT_CONTEXTS, Request, resolve
 from paradit.models.spec import read_spec
-from paradit.placement import Placement
 from paradit.planner.hardware import find_cluster
 from paradit.planner.long import LongVideo
-from paradit.requests import LEFT_CONTEXTS, Request, resolve
 from paradit.scheduling.block_queue import BlockQueue
 from paradit.scheduling.layer_pipeline import idle_slots
 from paradit.trace.spans import STEP

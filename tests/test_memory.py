@@ -9,13 +9,13 @@ from diffusers import AutoencoderKLHunyuanVideo
 from diffusers.video_processor import VideoProcessor
 
 from allocated import allocated_peak
+from paradit.config.requests import Request, resolve
 from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
 from paradit.models.hunyuan_video.spec import vae_spec
 from paradit.models.spec import read_spec
 from paradit.models.wan.random_weights import random_decoder
 from paradit.parallel.team import Alone
 from paradit.progress import Progress
-from paradit.requests import Request, resolve
 from paradit.stages.denoise import denoise
 from paradit.text_to_video import load
 from tiny import save_folder, save_hunyuan_folder

@@ -8,8 +8,8 @@ from diffusers import DiffusionPipeline, WanPipeline
 from torch import Tensor
 
 import paradit
+from paradit.config.errors import InputError
 from paradit.distributed.world import World
-from paradit.errors import InputError
 from paradit.testing import run_world
 from tiny import VARIANTS, save_folder
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from paradit.attention.registry import Choice
-from paradit.errors import InputError
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
+from paradit.config.placement_text import read_placement
+from paradit.config.requests import Request, resolve
 from paradit.kernels import KERNELS, check_kernel_on
 from paradit.models.spec import ModelSpec, read_spec
-from paradit.placement import Placement
-from paradit.placement_text import read_placement
-from paradit.requests import Request, resolve
 from paradit.scheduling.memory import memory_by_rank, on_one_device
 from paradit.scheduling.stages import STAGES
 from paradit.tuning.remembered import Remembered

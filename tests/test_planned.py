@@ -15,17 +15,17 @@ from safetensors.torch import load_file
 
 import warm
 from paradit.attention import registry
+from paradit.config.placement import Placement
+from paradit.config.requests import ENDLESS, Request, resolve
 from paradit.distributed.world import World
 from paradit.engine.job import Job
 from paradit.engine.planned import Open, planned, planned_form
 from paradit.engine.this_machine import calibrated_file
 from paradit.engine.worker import agree
 from paradit.models.published import published_spec
-from paradit.placement import Placement
 from paradit.planner.explain import SWITCHES
 from paradit.planner.search import GOALS, candidates, pipelines
 from paradit.planner.simulate import Simulator, Way
-from paradit.requests import ENDLESS, Request, resolve
 from paradit.scheduling.balance import MARGIN, Choice, worth_taking
 from paradit.testing import run_world
 from runs import COMMAND

@@ -15,10 +15,11 @@ from PIL import Image
 import paradit.planner.step as step_module
 from paradit.attention.registry import Choice
 from paradit.attention.window import window_layer
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, resolve
 from paradit.distributed.shares import Shares
-from paradit.errors import InputError
 from paradit.models.published import published_models, published_spec
-from paradit.placement import Placement
 from paradit.planner.costs import BlockSeconds
 from paradit.planner.events import Compute, Message, Post, Wait, play
 from paradit.planner.explain import compared, misfits, reasons
@@ -26,7 +27,6 @@ from paradit.planner.hardware import Cluster, Device, Link, find_cluster
 from paradit.planner.search import GOALS, Plan, candidates, find_plans, with_tiles
 from paradit.planner.simulate import Simulated, Simulator, Way
 from paradit.planner.step import Branch, Layer, forward
-from paradit.requests import Request, resolve
 from paradit.trace.summary import read_trace, summarize
 from test_rehearsal import (
     DEPTH,

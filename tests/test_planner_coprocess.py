@@ -13,13 +13,13 @@ from torch import Tensor
 
 from paradit.attention.base import Site
 from paradit.attention.registry import Choice
+from paradit.config.placement import Placement
 from paradit.distributed.mesh import Sharers
 from paradit.distributed.shares import Shares
 from paradit.distributed.timing import Link
 from paradit.distributed.transport import Transfer, Transport
 from paradit.parallel.coprocess import HELP, Message, helping
 from paradit.parallel.forward import run_interleaved, through_blocks
-from paradit.placement import Placement
 from paradit.planner.costs import BlockSeconds
 from paradit.planner.simulate import HELPERS_WORK
 from paradit.planner.step import Branch, forward, play_layers

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from paradit.attention.registry import Choice
+from paradit.config.placement import Placement
+from paradit.config.requests import LEFT_CONTEXTS, Request, resolve
 from paradit.distributed.world import World
 from paradit.engine.job import Job
 from paradit.engine.planned import Open, planned
 from paradit.models.published import published_spec
 from paradit.models.registry import loader
 from paradit.models.spec import read_spec, stage_of
-from paradit.placement import Placement
 from paradit.planner.explain import compared
 from paradit.planner.hardware import Cluster
 from paradit.planner.long import LongVideo
@@ -28,7 +29,6 @@ from paradit.planner.settings import kind_of as kind_of_way
 from paradit.planner.simulate import Simulator, Way
 from paradit.planner.stage_step import kind_of
 from paradit.planner.timeline import timeline
-from paradit.requests import LEFT_CONTEXTS, Request, resolve
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.layer_split import divide_layers
 from paradit.sampling.noise import PooledNoise

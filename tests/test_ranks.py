@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 import warm
+from paradit.config.errors import RankError
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, resolve
 from paradit.engine.job import Job, Report, Run, Stop
 from paradit.engine.run import make
 from paradit.engine.run_folder import RunFolder
-from paradit.errors import RankError
 from paradit.models.spec import read_spec
-from paradit.placement import Placement
-from paradit.requests import Request, resolve
 from tiny import save_folder
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -21,8 +21,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import paradit
+from paradit.config.errors import InputError
 from paradit.distributed.world import World
-from paradit.errors import InputError
 from paradit.testing import run_world
 from test_attached import FAMILIES, attention, blocks, generate, like, load
 from test_wan_seam import inputs as wan_inputs

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from paradit.config.errors import InputError
 from paradit.config.registry import Registry
-from paradit.errors import InputError
 
 GROUP = "paradit.dishes"
 BUILTIN = {"soup": "kitchen.soup:SOUP", "stew": "kitchen.stew:STEW"}

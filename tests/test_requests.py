@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import tiny
-from paradit.errors import InputError
+from paradit.config.errors import InputError
+from paradit.config.requests import Request, chosen_seed, frames_for, parse_size, resolve, warnings_for
 from paradit.models.folder import bundled_folder
 from paradit.models.spec import ModelSpec, read_spec
-from paradit.requests import Request, chosen_seed, frames_for, parse_size, resolve, warnings_for
 
 DEFAULTS = {
     "width": 96,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from paradit.config.placement import Placement
+from paradit.config.requests import Request
 from paradit.engine.job import Job, Run
 from paradit.engine.run_folder import RunFolder
-from paradit.placement import Placement
-from paradit.requests import Request
 
 
 def paradit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -25,11 +25,11 @@ from diffusers import (
 )
 from torch import Tensor
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
+from paradit.config.requests import Request, resolve
 from paradit.models.known_schedulers import is_known
 from paradit.models.spec import read_spec
 from paradit.progress import Progress
-from paradit.requests import Request, resolve
 from paradit.sampling.noise import initial_noise, step_generator
 from paradit.scheduler_check import check_scheduler
 from paradit.text_to_video import load, text_to_video

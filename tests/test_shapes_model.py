@@ -11,9 +11,9 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from transformers import UMT5EncoderModel
 
 import paradit
+from paradit.config.requests import Request, resolve, warnings_for
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
-from paradit.requests import Request, resolve, warnings_for
 from paradit.shapes.evaluate import evaluate
 from paradit.shapes.world import OTHER_FORMS, WORDS, Scene
 

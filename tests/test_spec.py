@@ -10,7 +10,7 @@ from diffusers import WanTransformer3DModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import UMT5Config, UMT5EncoderModel
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.models.registry import SUPPORTED_PIPELINES, family
 from paradit.models.spec import read_spec
 from paradit.models.wan.spec import text_encoder_parameters, transformer_spec

@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
+from paradit.config.placement_text import read_fields, read_groups, read_placement
+from paradit.config.requests import Request, resolve
 from paradit.distributed.world import World
 from paradit.engine.job import Job, Report
 from paradit.engine.make import make_videos
-from paradit.errors import InputError
 from paradit.models.spec import read_spec
-from paradit.placement import Placement
-from paradit.placement_text import read_fields, read_groups, read_placement
-from paradit.requests import Request, resolve
 from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, program
 from paradit.testing import run_world
 from tiny import save_folder, save_hunyuan_folder

@@ -11,11 +11,11 @@ from diffusers import WanPipeline
 
 import paradit
 from paradit import room
-from paradit.errors import InputError
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, resolve
 from paradit.models.spec import read_spec
-from paradit.placement import Placement
 from paradit.progress import Progress
-from paradit.requests import Request, resolve
 from paradit.sampling import guidance
 from paradit.text_to_video import load, text_to_video
 from tiny import VARIANTS, decoded, save_folder

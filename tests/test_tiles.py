@@ -14,19 +14,19 @@ from diffusers import AutoencoderKLWan
 from PIL import Image
 from torch import Tensor
 
+from paradit.config.errors import InputError, OutOfMemory
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, resolve
+from paradit.config.tiles import grid
 from paradit.distributed.attempt import Attempt
 from paradit.distributed.world import World
 from paradit.engine.make import make_videos
-from paradit.errors import InputError, OutOfMemory
 from paradit.models.spec import read_spec
 from paradit.models.wan.decoder import _denormalise
-from paradit.placement import Placement
 from paradit.progress import Progress
-from paradit.requests import Request, resolve
 from paradit.stages.decode import decode, frames, pictures
 from paradit.testing import run_world
 from paradit.text_to_video import load
-from paradit.tiles import grid
 from test_stages import Kept, jobs, placement
 from tiny import VARIANTS, decoded, save_folder, save_hunyuan_folder
 
@@ -313,7 +313,7 @@ import psutil, torch
 from paradit.engine.job import Job, Report
 from paradit.engine.keep import keep
 from paradit.models.spec import read_spec
-from paradit.requests import Request, resolve
+from paradit.config.requests import Request, resolve
 from paradit.stages.decode import decode
 from paradit.text_to_video import load
 

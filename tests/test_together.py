@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from paradit.attention.registry import Choice
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, resolve
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import World
 from paradit.engine.teams import together
@@ -16,9 +18,7 @@ from paradit.models.registry import loader
 from paradit.models.spec import read_spec
 from paradit.parallel.team import Team
 from paradit.parallel.together import Together, Undecided
-from paradit.placement import Placement
 from paradit.progress import Progress
-from paradit.requests import Request, resolve
 from paradit.sampling.full_sequence import denoise
 from paradit.sampling.noise import initial_noise, step_generator
 from paradit.testing import run_world

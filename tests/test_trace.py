@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import torch
 
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
 from paradit.distributed.channel import Channel
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.redistribution import Redistribution
 from paradit.distributed.shares import Box, Shares
 from paradit.distributed.transport import Transport
 from paradit.distributed.world import World
-from paradit.errors import InputError
 from paradit.models.spec import read_spec
-from paradit.placement import Placement
 from paradit.scheduling.balance import play
 from paradit.testing import run_world
 from paradit.trace import spans

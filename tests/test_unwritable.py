@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
+from paradit.config.placement import Placement
+from paradit.config.placement_text import read_groups
+from paradit.config.requests import Request, resolve
 from paradit.distributed.world import World
 from paradit.engine.job import Job, Report
 from paradit.engine.make import make_videos
 from paradit.models.spec import read_spec
 from paradit.models.wan.transformer import WanBlock
-from paradit.placement import Placement
-from paradit.placement_text import read_groups
-from paradit.requests import Request, resolve
 from paradit.scheduling.stages import AHEAD
 from paradit.testing import run_world
 from paradit.video.reader import read_video

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.shapes.world import Scene, draw
 from paradit.video.contact_sheet import contact_sheet
 from paradit.video.reader import read_video

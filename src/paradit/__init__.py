@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from paradit.errors import InputError, OutOfMemory
+from paradit.config.errors import InputError, OutOfMemory
 
 if TYPE_CHECKING:
     from paradit.parallel.parallelize import parallelize

@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from paradit.errors import InputError
-from paradit.limits import MAX_FILE
+from paradit.config.errors import InputError
+from paradit.config.limits import MAX_FILE
 
 
 def temporary_name(target: Path) -> Path:

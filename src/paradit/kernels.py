@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 
 HALF = ("bf16",)
 ANY = ("bf16", "fp32")

@@ -13,8 +13,8 @@ import socket
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
-from paradit.errors import InputError
-from paradit.limits import MAX_RANKS, shown
+from paradit.config.errors import InputError
+from paradit.config.limits import MAX_RANKS, shown
 from paradit.waiting import interruptibly
 
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"

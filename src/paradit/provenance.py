@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 from paradit import __version__
+from paradit.config.requests import Request
 from paradit.models.identity import model_hash
 from paradit.models.spec import ModelSpec
-from paradit.requests import Request
 
 _DECIDING = (
     *("prompt", "negative_prompt", "prompts_at", "seed", "width", "height", "num_frames", "fps"),

@@ -6,11 +6,11 @@ import re
 
 import torch
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
+from paradit.config.requests import Request
 from paradit.memory import total_memory_bytes
 from paradit.models.spec import ModelSpec
-from paradit.placement import Placement
-from paradit.requests import Request
 from paradit.scheduling.fitting import SURELY, options_that_fit
 from paradit.scheduling.memory import PARTS, largest_part, memory_by_rank, on_one_device
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from paradit.config.requests import Request
 from paradit.models.folder_json import read_json
 from paradit.models.known_schedulers import is_known
 from paradit.models.registry import schedule
 from paradit.models.spec import ModelSpec
-from paradit.requests import Request
 
 
 def check_scheduler(spec: ModelSpec, request: Request) -> None:

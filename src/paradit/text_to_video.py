@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
+from paradit.config.requests import Request, chosen_seed, frames_for, resolve, warnings_for
 from paradit.files import reserved
 from paradit.kernels import DEFAULT
 from paradit.memory import peak_memory_bytes
@@ -24,7 +25,6 @@ from paradit.models.spec import ModelSpec, read_spec
 from paradit.parallel.team import Alone, Team
 from paradit.progress import Progress
 from paradit.provenance import provenance, tags
-from paradit.requests import Request, chosen_seed, frames_for, resolve, warnings_for
 from paradit.room import DTYPES, check_memory, name_of, where_and_how
 from paradit.scheduler_check import check_scheduler
 from paradit.scheduling.stages import STAGES

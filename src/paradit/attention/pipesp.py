@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from paradit.attention.chunked import chunked_layer
 from paradit.attention.registry import Asked, Choice, Form
+from paradit.config.limits import MAX_CHUNKS
 from paradit.config.options import Option, read
 from paradit.config.values import Value, Values
-from paradit.limits import MAX_CHUNKS
 
 if TYPE_CHECKING:
     from paradit.attention.base import Attend, Kernel

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from paradit.config.errors import InputError
 from paradit.config.options import Declared, declared, read
 from paradit.config.registry import Registry
 from paradit.config.values import NONE, Value, Values
-from paradit.errors import InputError
 from paradit.kernels import require_lse
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from paradit.attention.registry import Asked, Choice, Form
 from paradit.attention.rotation import Rotation, RotationTiming
+from paradit.config.errors import InputError
+from paradit.config.limits import MAX_RANKS
 from paradit.config.options import Option, read
 from paradit.distributed.shares import Shares
-from paradit.errors import InputError
-from paradit.limits import MAX_RANKS
 
 if TYPE_CHECKING:
     from torch import Tensor

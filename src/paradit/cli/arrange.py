@@ -8,17 +8,17 @@ from typing import Any
 
 from paradit.cli.jobs import Options
 from paradit.cli.progress import Reporter
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
+from paradit.config.placement_text import read_fields, read_groups
+from paradit.config.placement_values import check_values
+from paradit.config.requests import Request
 from paradit.engine.job import Job
 from paradit.engine.planned import Open, planned, planned_form
 from paradit.engine.this_machine import calibrated_cluster
-from paradit.errors import InputError
 from paradit.files import read_text
 from paradit.launched import launched
 from paradit.models.spec import ModelSpec
-from paradit.placement import Placement
-from paradit.placement_text import read_fields, read_groups
-from paradit.placement_values import check_values
-from paradit.requests import Request
 from paradit.scheduling.stages import STAGES
 
 AUTO = "auto"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from paradit import __version__
 from paradit.cli.progress import Reporter
-from paradit.errors import InputError
+from paradit.config.errors import InputError
+from paradit.config.limits import MAX_RANKS, whole
 from paradit.files import write_whole
-from paradit.limits import MAX_RANKS, whole
 from paradit.planner.calibration import KINDS, fit_device, machine_file, median_error
 from paradit.planner.hardware import find_cluster
 from paradit.planner.messages import crowded, fit_link, fit_neighbours

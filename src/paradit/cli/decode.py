@@ -11,13 +11,13 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from paradit.cli.progress import Reporter
+from paradit.config.errors import InputError
+from paradit.config.requests import Request, resolve
 from paradit.engine.job import Job
 from paradit.engine.reserve import files_reserved
-from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model
 from paradit.models.hub import snapshot_of
 from paradit.models.spec import ModelSpec, read_spec
-from paradit.requests import Request, resolve
 from paradit.video.writer import check_target
 
 _KNOWN: dict[str, Callable[[str], Any]] = {

@@ -11,9 +11,9 @@ from paradit.scheduling.memory import memory_by_rank
 if TYPE_CHECKING:
     from paradit.cli.arrange import Arranged
     from paradit.cli.jobs import Options
+    from paradit.config.placement import Placement
+    from paradit.config.requests import Request
     from paradit.models.spec import ModelSpec
-    from paradit.placement import Placement
-    from paradit.requests import Request
 
 BYTES = {"bf16": 2, "fp32": 4}
 

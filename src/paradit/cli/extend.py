@@ -10,15 +10,15 @@ from paradit.cli.memory import check_jobs
 from paradit.cli.progress import Reporter
 from paradit.cli.run_model import complete_run_model, find_run_model
 from paradit.cli.signals import stop
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
+from paradit.config.requests import latent_shape, parse_duration, resolve
 from paradit.engine.job import Job, Run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make
 from paradit.engine.run_folder import RunFolder, find_run
-from paradit.errors import InputError
 from paradit.launched import launched
 from paradit.models.spec import ModelSpec, read_spec
-from paradit.placement import Placement
-from paradit.requests import latent_shape, parse_duration, resolve
 from paradit.scheduler_check import check_scheduler
 from paradit.scheduling.block_queue import queue_of
 from paradit.video.writer import check_target

@@ -13,18 +13,18 @@ from paradit.cli.memory import check_jobs
 from paradit.cli.progress import Reporter
 from paradit.cli.signals import stop
 from paradit.cli.trace import check_trace
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, frames_at_once, latent_shape, warnings_for
 from paradit.distributed.shares import Shares
 from paradit.engine.job import Job, Run, check_run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make
 from paradit.engine.run_folder import RunFolder
-from paradit.errors import InputError
 from paradit.launched import check_meeting_point, is_first_rank, launched
 from paradit.models.folder import download_weights, find_model, spec_for_dry_run
 from paradit.models.identity import model_hash
 from paradit.models.spec import ModelSpec, read_spec
-from paradit.placement import Placement
-from paradit.requests import Request, frames_at_once, latent_shape, warnings_for
 from paradit.scheduler_check import check_scheduler
 from paradit.scheduling.block_queue import position_warning, queue_of
 from paradit.scheduling.layer_pipeline import split_layers, used_share

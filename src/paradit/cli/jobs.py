@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paradit.config.errors import InputError
+from paradit.config.limits import MAX_PROMPTS, shown
+from paradit.config.requests import Request, chosen_seed, frames_for, parse_duration, parse_size, resolve
 from paradit.engine.job import Job
-from paradit.errors import InputError
 from paradit.files import name_words, read_text
-from paradit.limits import MAX_PROMPTS, shown
-from paradit.requests import Request, chosen_seed, frames_for, parse_duration, parse_size, resolve
 from paradit.video.writer import (
     check_file,
     check_folder_writable,

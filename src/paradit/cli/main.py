@@ -16,8 +16,8 @@ from paradit import __version__
 from paradit.cli.commands import calibrate, decode, doctor, extend, generate, plan, resume, runs, trace
 from paradit.cli.commands.command import Command
 from paradit.cli.signals import Stopped, stop, stopping_cleanly
+from paradit.config.errors import InputError, OutOfMemory, RankError
 from paradit.engine.job import Interrupted
-from paradit.errors import InputError, OutOfMemory, RankError
 from paradit.launched import forget_launcher, is_spoken_for
 from paradit.streams import code_of_output, make_safe
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from paradit.cli.progress import Reporter
+from paradit.config.placement import Placement
 from paradit.engine.job import Job
 from paradit.launched import launched
 from paradit.models.spec import ModelSpec
-from paradit.placement import Placement
 
 
 def check_jobs(

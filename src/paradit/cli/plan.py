@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from paradit.cli.plan_text import plan_json, plan_text
 from paradit.cli.text import duration
-from paradit.errors import InputError
+from paradit.config.errors import InputError
+from paradit.config.limits import whole
+from paradit.config.requests import Request, frames_for, latent_shape, parse_size, resolve
 from paradit.files import write_whole
-from paradit.limits import whole
 from paradit.models.folder import find_model
 from paradit.models.published import find_published, published_spec
 from paradit.models.spec import read_spec
@@ -21,7 +22,6 @@ from paradit.planner.hardware import find_cluster
 from paradit.planner.search import GOALS, Plan, find_plans
 from paradit.planner.simulate import Simulator
 from paradit.planner.timeline import timeline
-from paradit.requests import Request, frames_for, latent_shape, parse_size, resolve
 from paradit.trace.merge import chrome_trace
 from paradit.video.writer import check_file
 

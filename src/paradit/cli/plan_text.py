@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from paradit.cli.text import amount, duration
+from paradit.config.placement_text import write_groups
 from paradit.models.published import find_published
 from paradit.models.registry import SUPPORTED_PIPELINES
-from paradit.placement_text import write_groups
 from paradit.planner.explain import bound_of, misfits, other_left_context, reasons
 from paradit.planner.search import Plan, Plans
 from paradit.planner.settings import kind_of

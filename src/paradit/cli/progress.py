@@ -18,8 +18,8 @@ from rich.table import Column
 from rich.text import Text
 
 from paradit.cli.text import duration, memory_text, plan_text, queue_text, result_text
+from paradit.config.placement import Placement
 from paradit.engine.job import Report
-from paradit.placement import Placement
 from paradit.streams import says_utf8
 
 PLAIN_SECONDS = 5.0

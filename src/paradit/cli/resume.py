@@ -10,11 +10,11 @@ from paradit.cli.memory import check_jobs
 from paradit.cli.progress import Reporter
 from paradit.cli.run_model import complete_run_model, find_run_model
 from paradit.cli.signals import stop
+from paradit.config.errors import InputError
 from paradit.engine.job import Run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make
 from paradit.engine.run_folder import RUNS, RunFolder, find_run, unfinished
-from paradit.errors import InputError
 from paradit.launched import check_meeting_point, is_first_rank, launched
 from paradit.models.spec import read_spec
 from paradit.scheduler_check import check_scheduler

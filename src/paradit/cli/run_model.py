@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paradit.config.errors import InputError
 from paradit.engine.job import Run
-from paradit.errors import InputError
 from paradit.models.folder import download_weights, find_model
 from paradit.models.identity import model_hash
 

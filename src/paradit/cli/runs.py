@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from paradit.cli.text import amount, table
+from paradit.config.errors import InputError
 from paradit.engine.run_folder import RUNS, RunFolder, find_run
-from paradit.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from paradit.cli.jobs import Options
 from paradit.cli.text import amount, duration, table
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.launched import launched
 from paradit.trace.summary import RankSummary, read_trace, summarize
 from paradit.video.writer import check_file

@@ -12,9 +12,9 @@ from functools import cache
 from types import NoneType
 from typing import Annotated, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from paradit.config.errors import InputError
+from paradit.config.limits import shown, typed, whole
 from paradit.config.values import Value
-from paradit.errors import InputError
-from paradit.limits import shown, typed, whole
 
 T = TypeVar("T")
 

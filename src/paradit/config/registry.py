@@ -17,7 +17,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 
 T = TypeVar("T")
 

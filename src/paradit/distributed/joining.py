@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed import FileStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from paradit.errors import InputError, RankError
+from paradit.config.errors import InputError, RankError
 from paradit.launched import Launched, port_error
 from paradit.waiting import interruptibly
 

@@ -9,14 +9,14 @@ from functools import partial
 
 import torch
 
+from paradit.config.placement import Placement
+from paradit.config.requests import Request
 from paradit.engine.driver import warm_up
 from paradit.engine.job import Job, Report, Run
 from paradit.engine.launcher import LocalLauncher, preloaded
 from paradit.engine.planned import largest
 from paradit.engine.worker import threads_per_rank
 from paradit.models.spec import ModelSpec
-from paradit.placement import Placement
-from paradit.requests import Request
 from paradit.room import room_bytes
 from paradit.scheduling.balance import Choice, StageSeconds, affordable, choose
 from paradit.tuning.remembered import Remembered

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 
 from paradit.attention.local import sdpa, unattended
+from paradit.config.errors import RankError
+from paradit.config.placement import Placement
 from paradit.distributed.timing import now
 from paradit.distributed.transport import Transport
 from paradit.distributed.world import World, join_world
@@ -27,10 +29,8 @@ from paradit.engine.job import Report
 from paradit.engine.launcher import LocalLauncher
 from paradit.engine.links import largest, measure_pairs, usual_link
 from paradit.engine.worker import PipeReport, threads_per_rank
-from paradit.errors import RankError
 from paradit.memory import total_memory_bytes
 from paradit.parallel.forward import run
-from paradit.placement import Placement
 from paradit.planner.calibration import (
     Attention,
     Block,

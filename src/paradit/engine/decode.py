@@ -7,13 +7,13 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from paradit.config.errors import InputError
+from paradit.config.requests import Request
 from paradit.engine.devices import device_of
 from paradit.engine.job import Job, Report
 from paradit.engine.keep import keep
-from paradit.errors import InputError
 from paradit.memory import peak_memory_bytes, total_memory_bytes
 from paradit.models.spec import FP32_BYTES, ModelSpec
-from paradit.requests import Request
 from paradit.scheduling.fitting import SURELY
 from paradit.scheduling.memory import fitting_tile
 from paradit.stages.decode import decode

@@ -10,11 +10,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from paradit.config.errors import RankError
 from paradit.engine.job import Interrupted, Job, Report, Run, Stop
 from paradit.engine.launcher import Launcher, Message
 from paradit.engine.run_folder import RunFolder
 from paradit.engine.worker import Assignment, threads_per_rank
-from paradit.errors import RankError
 from paradit.models.spec import ModelSpec
 from paradit.trace.spans import Tracing
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paradit.limits import MAX_FRAMES, MAX_SECONDS, amount, whole
+from paradit.config.limits import MAX_FRAMES, MAX_SECONDS, amount, whole
+from paradit.config.placement import Placement
+from paradit.config.requests import Request
 from paradit.models.spec import ModelSpec
-from paradit.placement import Placement
 from paradit.progress import Progress
-from paradit.requests import Request
 from paradit.scheduling.balance import StageSeconds
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from paradit.config.errors import InputError
 from paradit.engine.devices import may_share_gpus
-from paradit.errors import InputError
 
 
 def device_name() -> str:

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paradit.config.errors import InputError, OutOfMemory
+from paradit.config.placement import Placement
+from paradit.config.requests import latent_shape
 from paradit.distributed.channel import Channel
 from paradit.distributed.world import World
 from paradit.engine import teams
@@ -22,15 +25,12 @@ from paradit.engine.job import Job, Report
 from paradit.engine.keep import Written, keep, save_latents
 from paradit.engine.keeper import Keeper
 from paradit.engine.replicas import replica_of
-from paradit.errors import InputError, OutOfMemory
 from paradit.memory import peak_memory_bytes
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.protocol import Frames, Prompt
 from paradit.models.spec import ModelSpec
 from paradit.parallel.team import Team
-from paradit.placement import Placement
 from paradit.provenance import provenance
-from paradit.requests import latent_shape
 from paradit.room import name_of
 from paradit.sampling.early_end import Unwanted
 from paradit.sampling.layer_split import LayerShare

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
+from paradit.config.requests import Request
 from paradit.engine.job import Job
-from paradit.errors import InputError
 from paradit.models.spec import ModelSpec
-from paradit.placement import Placement
 from paradit.planner.explain import reasons
 from paradit.planner.hardware import Cluster
 from paradit.planner.search import (
@@ -25,7 +26,6 @@ from paradit.planner.search import (
     play_otherwise,
 )
 from paradit.planner.simulate import Simulated, Simulator, Way
-from paradit.requests import Request
 from paradit.scheduling.balance import MARGIN, Choice, name_of, ways, worth_taking
 from paradit.scheduling.layer_pipeline import MANY_BLOCKS
 

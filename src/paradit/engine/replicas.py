@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from paradit.config.placement import Placement
 from paradit.distributed.world import World
 from paradit.engine.job import Job, Report
 from paradit.memory import peak_memory_bytes
-from paradit.placement import Placement
 
 
 @dataclass(frozen=True, kw_only=True)

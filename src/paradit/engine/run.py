@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
 from paradit.engine.job import Job, Report, Run, Stop
 from paradit.engine.run_folder import RunFolder
-from paradit.errors import InputError
 from paradit.kernels import check_kernel_on
 from paradit.launched import launched
 from paradit.models.spec import ModelSpec
-from paradit.placement import Placement
 from paradit.trace.spans import Tracing, recording
 
 

@@ -30,11 +30,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from paradit.config.errors import InputError
+from paradit.config.placement_text import read_placement
+from paradit.config.requests import Request
 from paradit.engine.job import Job, Run
-from paradit.errors import InputError
 from paradit.files import name_words, remove, remove_left_lock, remove_parts, write_whole
-from paradit.placement_text import read_placement
-from paradit.requests import Request
 from paradit.video.writer import growing_name
 
 RUNS = "paradit-runs"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from paradit.attention.base import Kernel
 from paradit.attention.local import sdpa
+from paradit.config.placement import Placement
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.timing import trace_link
 from paradit.distributed.world import World
@@ -13,7 +14,6 @@ from paradit.models.spec import ModelSpec
 from paradit.parallel.coprocess import Helped, Helper
 from paradit.parallel.team import Alone, Team
 from paradit.parallel.together import Together
-from paradit.placement import Placement
 from paradit.trace.spans import is_recording
 from paradit.tuning.quickest import quickest
 

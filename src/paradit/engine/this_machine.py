@@ -7,8 +7,8 @@ import platform
 from contextlib import suppress
 from pathlib import Path
 
+from paradit.config.errors import InputError
 from paradit.engine.worker import threads_per_rank
-from paradit.errors import InputError
 from paradit.files import write_whole
 from paradit.planner.hardware import Cluster, find_cluster
 

@@ -10,6 +10,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from paradit.config.placement import Placement
+from paradit.config.requests import Request
 from paradit.distributed.timing import seconds
 from paradit.distributed.world import World
 from paradit.engine.teams import together
@@ -17,9 +19,7 @@ from paradit.models.common.kernels import load_kernel
 from paradit.models.protocol import Frames, Prompt, VideoModel
 from paradit.models.spec import ModelSpec
 from paradit.parallel.team import Alone, Team
-from paradit.placement import Placement
 from paradit.progress import Progress
-from paradit.requests import Request
 from paradit.sampling.noise import initial_noise
 from paradit.scheduling.balance import StageSeconds
 from paradit.stages.decode import frames

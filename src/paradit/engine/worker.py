@@ -14,11 +14,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paradit.config.placement import Placement
 from paradit.engine.job import Interrupted, Job, Report, Run, Stop
 from paradit.engine.run_folder import RunFolder
 from paradit.launched import Launched
 from paradit.models.spec import ModelSpec
-from paradit.placement import Placement
 from paradit.scheduling.balance import StageSeconds
 from paradit.streams import make_safe
 from paradit.trace.spans import Tracing, recording

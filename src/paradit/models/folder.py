@@ -10,7 +10,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.models import hub
 from paradit.models.folder_check import (
     Incomplete,

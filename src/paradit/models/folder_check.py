@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.models.folder_json import STEMS, components, read_json, wanted_weights
 from paradit.models.published import find_published
 from paradit.models.registry import SUPPORTED_PIPELINES, family

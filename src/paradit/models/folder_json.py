@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.models import hub
 
 STEMS = ("diffusion_pytorch_model", "model")

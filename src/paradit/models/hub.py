@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 
 SMALL_FILES = ["*.json", "*.txt", "*.model"]
 """Configurations, indexes and tokenizers."""

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paradit.attention.base import Attend, Layout, Projection, Site, Wait
+    from paradit.config.tiles import Tile
     from paradit.models.common.latent_blocks import LatentBlocks
     from paradit.models.common.layers import Layers
     from paradit.models.spec import ModelSpec
-    from paradit.tiles import Tile
 
 
 Frames: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.models.open_sora_plan import spec as open_sora_plan
 from paradit.models.registry import spec_reader
 from paradit.models.spec import ModelSpec

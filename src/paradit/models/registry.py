@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,10 +9,10 @@ from math import lcm, prod
 from pathlib import Path
 from typing import ClassVar
 
-from paradit.limits import whole
+from paradit.config.limits import whole
+from paradit.config.tiles import SIDES_APART, Grid, grid
 from paradit.models.folder_json import read_json
 from paradit.models.registry import spec_reader
-from paradit.tiles import SIDES_APART, Grid, grid
 
 FP32_BYTES = 4
 MAX_LAYERS, MAX_SIZE = 1000, 10**7

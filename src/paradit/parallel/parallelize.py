@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from paradit.attention.base import Kernel
+from paradit.config.errors import InputError
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import current_world
-from paradit.errors import InputError
 from paradit.models.common.attached import Attached, look, samples
 from paradit.models.common.kernels import load_kernel
 from paradit.models.common.replaced import Replacement, check_free

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from paradit.config.requests import LEFT_CONTEXTS, Request
 from paradit.planner.search import GOALS, Plan, Plans
 from paradit.planner.settings import differs_only_in, kind_of, sharers_of
 from paradit.planner.simulate import Simulated, Simulator
-from paradit.requests import LEFT_CONTEXTS, Request
 from paradit.scheduling.memory import PARTS, way_out
 
 WAITING, DECODING = 0.15, 0.15

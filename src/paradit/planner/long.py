@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
+from paradit.config.requests import latent_shape
 from paradit.planner.costs import ITEMSIZE
 from paradit.planner.events import Compute, Message, Played, Step, Wait, play
 from paradit.planner.pipeline_team import DONE, Team
 from paradit.planner.stage_step import Kind, StageSeconds, StageSteps, kind_of
-from paradit.requests import latent_shape
 from paradit.scheduling.block_queue import BlockQueue, queue_of
 from paradit.scheduling.layer_pipeline import (
     StageGrid,
@@ -28,10 +28,10 @@ from paradit.scheduling.layer_pipeline import (
 )
 
 if TYPE_CHECKING:
+    from paradit.config.placement import Placement
+    from paradit.config.requests import Request
     from paradit.models.spec import ModelSpec
-    from paradit.placement import Placement
     from paradit.planner.hardware import Cluster
-    from paradit.requests import Request
 
 SETTLED, MEASURED = 3, 4
 """Blocks that leave a full queue until each takes as long as the one before; and so many after them that tell

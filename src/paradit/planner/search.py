@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from paradit.attention.registry import FORMS, Choice
-from paradit.errors import InputError
-from paradit.placement import Placement
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
+from paradit.config.requests import Request
 from paradit.planner.settings import SETTINGS, differs_only_in, kind_of
 from paradit.planner.simulate import Simulated, Simulator, Way
-from paradit.requests import Request
 from paradit.scheduling.balance import decoders_by_rule, name_of, ways
 from paradit.scheduling.memory import fitting_tile
 

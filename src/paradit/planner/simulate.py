@@ -13,7 +13,8 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from paradit.attention.registry import Choice
-from paradit.placement import Placement
+from paradit.config.placement import Placement
+from paradit.config.requests import latent_shape
 from paradit.planner.costs import (
     ITEMSIZE,
     context_seconds,
@@ -26,13 +27,12 @@ from paradit.planner.long import LongVideo
 from paradit.planner.stage_step import StageSteps
 from paradit.planner.step import Forward, play_layers
 from paradit.planner.whole_step import Group, branches_of, group_of, simulated_step
-from paradit.requests import latent_shape
 from paradit.scheduling.balance import play
 from paradit.scheduling.memory import memory_by_rank
 
 if TYPE_CHECKING:
+    from paradit.config.requests import Request
     from paradit.models.spec import ModelSpec
-    from paradit.requests import Request
 
 HELPERS_WORK = (1.0, 0.75, 0.5, 0.25)
 """Shares of a co-processing decoder that are tried, in parts of an equal one."""
@@ -48,7 +48,7 @@ class Way:
     offload: bool = False
     """Weights move between host and device for every request (a rival; ParaDiT does not do it)."""
     method: str = "full"
-    """How it is denoised: one of `requests.METHODS`."""
+    """How it is denoised: one of `config.requests.METHODS`."""
     tile: int | None = None
     """The side of decode tiles, in pixels; None: what the request and the placement say."""
 

@@ -11,8 +11,8 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from paradit.attention.registry import Choice
+from paradit.config.placement import Placement
 from paradit.distributed.shares import Shares
-from paradit.placement import Placement
 from paradit.planner.costs import ITEMSIZE, block_seconds, replicated_rows
 from paradit.planner.step import Branch, Forward, Layer, forward
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.models.common.schedulers import Schedule, load_scheduler, scheduler_name
 from paradit.sampling.block_state import restore_solver, solver_state
 from paradit.sampling.noise import step_generator

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 
-from paradit.errors import InputError
-from paradit.placement import Placement
+from paradit.config.errors import InputError
+from paradit.config.placement import Placement
 from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, program
 
 Step = tuple[str, int]

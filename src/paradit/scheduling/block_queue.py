@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 
-from paradit.errors import InputError
-from paradit.requests import LEFT_CONTEXTS, Request
+from paradit.config.errors import InputError
+from paradit.config.requests import LEFT_CONTEXTS, Request
 
 LEVELS = ("same-level", "one-cleaner")
 

@@ -9,17 +9,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from paradit.errors import InputError
-from paradit.placement import CFG_DEGREES, Placement
-from paradit.placement_text import write_groups
-from paradit.requests import latent_shape, resolve
+from paradit.config.errors import InputError
+from paradit.config.placement import CFG_DEGREES, Placement
+from paradit.config.placement_text import write_groups
+from paradit.config.requests import latent_shape, resolve
 from paradit.scheduling.balance import ways
 from paradit.scheduling.memory import fitting_frames, fitting_tile
 from paradit.scheduling.stages import STAGES
 
 if TYPE_CHECKING:
+    from paradit.config.requests import Request
     from paradit.models.spec import ModelSpec
-    from paradit.requests import Request
 
 SURELY = 1.1
 """How many times what there is an estimated peak must be to be refused; below that it is warned of.

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from paradit.config.placement import Placement
+from paradit.config.requests import frames_at_once, latent_shape
 from paradit.distributed.shares import Shares
 from paradit.models.spec import FP32_BYTES, stage_of
-from paradit.placement import Placement
-from paradit.requests import frames_at_once, latent_shape
 from paradit.scheduling.block_queue import queue_of
 from paradit.scheduling.layer_pipeline import split_layers
 
 if TYPE_CHECKING:
+    from paradit.config.requests import Request
     from paradit.models.spec import ModelSpec
-    from paradit.requests import Request
 
 PARTS = {
     "weights": "the weights",

@@ -9,15 +9,15 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from paradit.config.errors import OutOfMemory
+from paradit.config.tiles import Grid
 from paradit.distributed.attempt import FAILED, NO_MEMORY, Attempt, Ended
 from paradit.distributed.world import World
-from paradit.errors import OutOfMemory
 from paradit.memory import give_back_unused, ran_out
 from paradit.models.common.blending import join
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.protocol import Decoder, Frames, VideoModel
 from paradit.progress import Progress
-from paradit.tiles import Grid
 
 T = TypeVar("T")
 

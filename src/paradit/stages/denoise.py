@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from paradit.config.requests import Request, latent_shape
 from paradit.models.protocol import Prompt, VideoModel
 from paradit.parallel.team import Team
 from paradit.progress import Progress
-from paradit.requests import Request, latent_shape
 from paradit.sampling import full_sequence, guidance
 from paradit.sampling.noise import initial_noise, step_generator
 from paradit.sampling.position import Checkpoints

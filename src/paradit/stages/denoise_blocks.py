@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from paradit.config.requests import Request, latent_shape
 from paradit.distributed.world import World
 from paradit.models.protocol import Prompt, VideoModel
 from paradit.parallel.team import Team
 from paradit.progress import Progress
-from paradit.requests import Request, latent_shape
 from paradit.sampling import diagonal, guidance, windows
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.block_state import QueueState, shared_state

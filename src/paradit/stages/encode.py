@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import textwrap
 
+from paradit.config.requests import Request, prompt_blocks
 from paradit.models.protocol import Prompt, VideoModel
 from paradit.models.spec import ModelSpec
 from paradit.progress import Progress
-from paradit.requests import Request, prompt_blocks
 
 QUOTED = 200
 """Most characters of a prompt's end that a warning quotes."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.trace.merge import Span
 from paradit.trace.spans import CHANNEL, EXCHANGE, LINK, MESSAGE, STAGE, STEP
 

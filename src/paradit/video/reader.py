@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.video.encoded import PRECISE
 from paradit.video.writer import Frame
 

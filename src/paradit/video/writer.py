@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.files import behind_links, remove, temporary_name
 
 FORMATS = (".mp4", ".webm", ".gif")

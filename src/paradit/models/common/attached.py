@@ -17,7 +17,7 @@ from accelerate.hooks import AlignDevicesHook, SequentialHook
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch.nn import Module, Parameter
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

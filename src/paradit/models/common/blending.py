@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from paradit.tiles import Grid
+from paradit.config.tiles import Grid
 
 
 def join(grid: Grid, pieces: Sequence[Tensor], scale: int) -> Tensor:

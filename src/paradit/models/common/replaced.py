@@ -14,7 +14,7 @@ from diffusers.utils.peft_utils import apply_lora_scale
 from torch import Tensor
 
 from paradit.attention.base import Kernel
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.models.common.attached import Opened, is_own, name_of
 from paradit.models.common.untyped import Untyped
 from paradit.models.protocol import Transformer

@@ -18,7 +18,7 @@ from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from safetensors import safe_open
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.models.folder_json import read_json, weight_files
 
 

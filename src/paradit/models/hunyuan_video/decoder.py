@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paradit.config.tiles import Tile
 from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
 from paradit.models.protocol import Frames
-from paradit.tiles import Tile
 
 
 class HunyuanVideoDecoder:

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 from paradit.models.folder_json import is_given, own_settings, read_json, stored_weights
 from paradit.models.spec import (
     FP32_BYTES,

@@ -14,9 +14,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from torch import Tensor
 
+from paradit.config.tiles import Tile
 from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
 from paradit.models.protocol import Frames
-from paradit.tiles import Tile
 
 Cache: TypeAlias = "list[Tensor | str | None]"
 """What each causal convolution keeps of the frames before; a word says that there were none."""

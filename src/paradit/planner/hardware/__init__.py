@@ -21,9 +21,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
+from paradit.config.limits import MAX_RANKS, amount, whole
 from paradit.files import read_text
-from paradit.limits import MAX_RANKS, amount, whole
 from paradit.planner.hardware.notation import read_gpus
 
 MOST = 1e30

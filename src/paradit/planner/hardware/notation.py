@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from paradit.errors import InputError
-from paradit.limits import MAX_RANKS, digits, shown
+from paradit.config.errors import InputError
+from paradit.config.limits import MAX_RANKS, digits, shown
 
 _BY = r"\s*[xX*\u00d7]\s*"
 _NAMED = re.compile(r"[^\W\d_xX]|\d{3}")

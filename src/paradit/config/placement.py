@@ -17,18 +17,18 @@ from paradit.attention.registry import (
     checked_options,
     declared_options,
 )
+from paradit.config.errors import InputError
+from paradit.config.limits import shown
+from paradit.config.placement_values import check_values
+from paradit.config.requests import frames_at_once, latent_shape
 from paradit.config.values import NONE, Value, Values
-from paradit.errors import InputError
-from paradit.limits import shown
-from paradit.placement_values import check_values
-from paradit.requests import frames_at_once, latent_shape
 from paradit.scheduling.block_queue import queue_of
 from paradit.scheduling.layer_pipeline import StageGrid, choose_stages
 from paradit.scheduling.stages import STAGES
 
 if TYPE_CHECKING:
+    from paradit.config.requests import Request
     from paradit.models.spec import ModelSpec
-    from paradit.requests import Request
 
 CFG_DEGREES = (1, 2)
 

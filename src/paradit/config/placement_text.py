@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from paradit.errors import InputError
-from paradit.limits import digits, shown
-from paradit.placement import Placement
-from paradit.placement_values import check_rank
+from paradit.config.errors import InputError
+from paradit.config.limits import digits, shown
+from paradit.config.placement import Placement
+from paradit.config.placement_values import check_rank
 from paradit.scheduling.stages import STAGES
 
 

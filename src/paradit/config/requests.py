@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from paradit.errors import InputError
-from paradit.limits import (
+from paradit.config.errors import InputError
+from paradit.config.limits import (
     MAX_FRAMES,
     MAX_GUIDANCE,
     MAX_PROMPT,

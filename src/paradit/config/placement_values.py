@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from paradit.errors import InputError
-from paradit.limits import MAX_RANKS, shown, whole
+from paradit.config.errors import InputError
+from paradit.config.limits import MAX_RANKS, shown, whole
 from paradit.scheduling.stages import STAGES
 
 COUNTS = {

@@ -9,7 +9,7 @@ import math
 import operator
 from typing import Any
 
-from paradit.errors import InputError
+from paradit.config.errors import InputError
 
 MAX_RANKS = 128
 """Ranks of a run, and GPUs of a plan: more than machines that share a video have."""
