@@ -158,6 +158,7 @@ BAD = {
     "dtype": (["a", "--dtype", "fp16"], "bf16, fp32, got 'fp16'"),
     "option": (["a", "--nonsense"], "No such option: --nonsense"),
     "missing model": (["a", "--model", "/none/tiny"], "'/none/tiny' is not there"),
+    "model of nobody": (["a", "--model", "~nobody/tiny"], "'~nobody/tiny' is not there"),
     "misspelt model": (["a", "--model", "broken/pikcled"], "did you mean 'broken/pickled'"),
     "incomplete model": (["a", "--model", "broken/incomplete"], "vae/config.json is missing"),
     "unsupported class": (["a", "--model", "broken/flux"], "FluxPipeline.*supported are .*WanPipeline"),
@@ -166,6 +167,10 @@ BAD = {
     "missing output folder": (["a", "-o", "none/a.mp4"], "folder 'none' does not exist"),
     "output in a file": (["a", "-o", "prompts.txt/a.mp4"], "is not a folder"),
     "output that cannot be written": (["a", "-o", "/proc/a.mp4"], "'/proc' cannot be written"),
+    "output too long while it grows": (
+        ["a", "-o", "é" * 125 + ".mp4", "--method", "dualparal"],
+        r"output, while it grows, '.*\.\.\. is not a usable name: File name too long \(at most 255 bytes",
+    ),
     "output suffix": (["a", "-o", "a.avi"], "'.avi', known are .mp4, .webm, .gif"),
     "output exists": (["a", "-o", "there.mp4"], "'there.mp4' exists.*--overwrite"),
     "output is a folder with other files": (["a", "-o", "broken"], "other files"),

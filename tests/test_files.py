@@ -195,6 +195,27 @@ def test_videos_are_made_in_threads_side_by_side(folder: Path) -> None:
     assert torch.equal(second, paradit.generate("a cat", model=folder, seed=1).latents)
 
 
+def test_what_cannot_be_from_python(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"progress must be a paradit.progress.Progress, got 'x' .str."):
+        paradit.generate("a cat", model=folder, progress="x")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"model .* is not a usable name: File name too long"):
+        paradit.generate("a cat", model="m" * 300)
+    made = paradit.generate("a cat", model=folder)
+    for path in (None, 3, b"a.mp4", ["a.mp4"]):
+        with pytest.raises(InputError, match="output must be a path, got "):
+            made.save(path)  # type: ignore[arg-type]
+    for name, said in {
+        "a\0.mp4": "is not a usable name: embedded null byte",
+        "\udcff.mp4": "cannot be written in utf-8",
+        "~nobody/a.mp4": "the folder '~nobody' does not exist",
+        ".": "is the current or a mounted one",
+    }.items():
+        with pytest.raises(InputError, match=said):
+            made.save(name, overwrite=True)
+    assert not names(tmp_path)
+
+
 def test_a_script_needs_no_main_guard(folder: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tiny
@@ -192,7 +193,11 @@ def test_methods_in_blocks(spec: ModelSpec, tmp_path: Path) -> None:
         ({"width": "96"}, "width must be a whole number, got '96' .str"),
         ({"num_frames": 9.5}, "num_frames must be a whole number, got 9.5 .float"),
         ({"fps": [16]}, r"fps must be a number, got \[16\] .list"),
+        ({"fps": "16"}, "fps must be a number, got '16' .str"),
+        ({"guidance_scale": b"3"}, "guidance_scale must be a number, got b'3' .bytes"),
         ({"dtype": ["fp32"]}, "dtype must be one of bf16, fp32, got"),
+        ({"dtype": np.array([1, 2])}, "dtype must be one of bf16, fp32, got array"),
+        ({"method": 10**5000}, r"method must be one of .* got about 10\*\*"),
         ({"method": 3}, "method must be one of .* got 3"),
         ({"method": "dualparal", "block_frames": "7"}, "block_frames must be a whole number, got '7'"),
         ({"method": "dualparal", "context_frames": -1}, "context_frames must be at least 0, got -1"),
@@ -211,6 +216,8 @@ def test_values_of_a_wrong_type(fields: dict[str, Any], said: str, refusal: Call
 
 def test_a_seed_is_chosen() -> None:
     assert chosen_seed("7") == chosen_seed(7) == 7
+    with pytest.raises(InputError, match="seed must be a whole number or random, got True"):
+        chosen_seed(True)
     assert len({chosen_seed("random") for _ in range(5)}) > 1
     assert all(0 <= chosen_seed("RANDOM") < 2**32 for _ in range(5))
 
@@ -221,3 +228,5 @@ def test_frames_for_a_duration(spec: ModelSpec) -> None:
     assert frames_for("1.5min", None, 10, spec) == 900
     with pytest.raises(InputError, match="not both"):
         frames_for("2s", 9, None, spec)
+    with pytest.raises(InputError, match="duration must be a number, got array"):
+        frames_for(np.array([1, 2]), None, None, spec)  # type: ignore[arg-type]

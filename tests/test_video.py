@@ -130,12 +130,16 @@ def test_targets_that_are_refused(tmp_path: Path) -> None:
         "file/a.mp4": "is not a folder",
         "file": "is a file",
         "mine": "other files",
-        "x" * 300 + ".mp4": "no usable name|too long",
+        "x" * 300 + ".mp4": "not a usable name: File name too long .at most 255 bytes",
+        "a\0.mp4": "not a usable name: embedded null byte",
     }.items():
         with pytest.raises(InputError, match=reason):
             check_target(tmp_path / name, overwrite=True)
     with pytest.raises(InputError, match="cannot be written"):
         check_target("/proc/a.mp4")  # not even root writes there
+    for folder in (".", Path.cwd()):
+        with pytest.raises(InputError, match="is the current or a mounted one"):
+            check_target(folder, overwrite=True)
     with pytest.raises(InputError, match="at most 50"):
         check_target(tmp_path / "a.gif", fps=60)
     with pytest.raises(InputError, match="even width"), open_video(tmp_path / "a.mp4", 63, 48, 16):

@@ -12,9 +12,10 @@ import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from paradit.config.errors import InputError
-from paradit.config.limits import MAX_FILE
+from paradit.config.limits import MAX_FILE, shown, typed
 
 
 def temporary_name(target: Path) -> Path:
@@ -25,6 +26,32 @@ def temporary_name(target: Path) -> Path:
 def behind_links(path: str | Path) -> Path:
     """Return the absolute path that a path leads to through links, whether it is there or not."""
     return Path(os.path.realpath(path))
+
+
+def named(option: str, path: Any) -> Path:
+    """Return the path that a user names, in which `~` is a home, whether it is there or not.
+
+    option: how the message calls it. Raises InputError for what no file can be called.
+    """
+    try:
+        found = Path(os.path.expanduser(path))  # noqa: PTH111 (never raises for a home that is not there)
+        str(found).encode()  # libraries take names as UTF-8
+        found.lstat()
+    except TypeError:
+        raise InputError(f"{option} must be a path, got {typed(path)}") from None
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{option} {shown(path)} cannot be written in {error.encoding}: name another"
+        ) from None
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        why = str(error)
+        if isinstance(error, OSError):
+            limits = " (at most 255 bytes, 4095 with its folders)" * (error.errno == errno.ENAMETOOLONG)
+            why = f"{error.strerror}{limits}"
+        raise InputError(f"{option} {shown(str(path))} is not a usable name: {why}") from None
+    return found
 
 
 def name_words(text: str) -> list[str]:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from paradit.config.errors import InputError
+from paradit.config.limits import typed
 from paradit.config.requests import Request, chosen_seed, frames_for, resolve, warnings_for
-from paradit.files import reserved
+from paradit.files import named, reserved
 from paradit.kernels import DEFAULT
 from paradit.memory import peak_memory_bytes
 from paradit.models.folder import BUNDLED, download_weights, find_model
@@ -82,7 +83,7 @@ class Generated:
 
         metadata: whether the file says what the video was made from. Raises InputError if it cannot be had.
         """
-        target = Path(path).expanduser()
+        target = named("output", path)
         height, width = self.frames.shape[1:3]
         about = tags(self.about) if metadata else None
         with (
@@ -175,9 +176,12 @@ def generate(
     May be called from several threads at once; each loads a model of its own. Raises InputError, before
     anything is loaded, if something asked for cannot be had.
     """
-    progress = progress or Progress()
+    if progress is None:
+        progress = Progress()
+    if not isinstance(progress, Progress):
+        raise InputError(f"progress must be a paradit.progress.Progress, got {typed(progress)}")
     if not isinstance(model, (str, Path)):
-        raise InputError(f"model must be a name or a folder, got {model!r} ({type(model).__name__})")
+        raise InputError(f"model must be a name or a folder, got {typed(model)}")
     folder = find_model(str(model))
     spec = read_spec(folder)
     asked = Request(

@@ -10,7 +10,7 @@ from paradit.config.errors import InputError
 from paradit.config.limits import MAX_PROMPTS, shown
 from paradit.config.requests import Request, chosen_seed, frames_for, parse_duration, parse_size, resolve
 from paradit.engine.job import Job
-from paradit.files import name_words, read_text
+from paradit.files import name_words, named, read_text
 from paradit.video.writer import (
     check_file,
     check_folder_writable,
@@ -215,8 +215,8 @@ def _check_files(job: Job, options: Options, numbered: bool) -> None:
         check_target(job.output, fps=job.request.fps, overwrite=overwrite)
     if job.latents is not None:
         check_file("latents", job.latents, overwrite=overwrite)
-    part = growing_name(job.output)
-    if job.request.method != "full" and part is not None and part.exists() and not overwrite:
+    part = growing_name(job.output) if job.request.in_blocks else None
+    if part is not None and named("output, while it grows,", part).exists() and not overwrite:
         raise InputError(
             f"output {job.output!r} is being written, or its run was killed: {str(part)!r} is there. Go on "
             "by paradit resume, name another file, or use --overwrite"

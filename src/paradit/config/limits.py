@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Collection
 from typing import Any
 
 from paradit.config.errors import InputError
@@ -52,7 +53,7 @@ def whole(name: str, value: Any, *, most: float = math.inf, least: float = 1, hi
 def amount(name: str, value: Any, *, most: float, least: float = 0.0, hint: str = "") -> float:
     """Return a finite number above zero and within its limits. Raises InputError."""
     try:
-        if isinstance(value, bool):
+        if isinstance(value, (bool, str, bytes, bytearray)):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -66,6 +67,12 @@ def amount(name: str, value: Any, *, most: float, least: float = 0.0, hint: str 
             f"{name} must be from {least:.9g} to {most:.9g}, got {number:g}: the nearest is {nearest:.9g}"
         )
     return number
+
+
+def one_of(name: str, value: Any, choices: Collection[str]) -> None:
+    """Raise InputError for what is not one of these words."""
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, got {shown(value)}")
 
 
 def digits(text: str) -> int:

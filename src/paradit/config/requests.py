@@ -20,6 +20,7 @@ from paradit.config.limits import (
     MAX_TILE,
     amount,
     digits,
+    one_of,
     shown,
     typed,
     whole,
@@ -128,8 +129,8 @@ def resolve(request: Request, spec: ModelSpec) -> Request:
         _check_text("negative_prompt", filled.negative_prompt)
     assert filled.width and filled.height and filled.num_frames and filled.num_inference_steps
     _check_size(filled.width, filled.height, spec)
-    if filled.dtype not in (None, *DTYPES):
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {filled.dtype!r}")
+    if filled.dtype is not None:
+        one_of("dtype", filled.dtype, DTYPES)
     return _with_prompts(_with_method(filled, spec), spec)
 
 
@@ -222,10 +223,10 @@ def frames_for(
     if num_frames is not None:
         lasting = shown(duration).strip("'")
         raise InputError(f"give a duration ({lasting}) or num_frames ({shown(num_frames)}), not both")
-    if not isinstance(duration, str) and duration != math.inf:
-        seconds = amount("duration", duration, most=MAX_SECONDS)
-    else:
+    if isinstance(duration, str) or (isinstance(duration, float) and duration == math.inf):
         seconds = parse_duration(str(duration))
+    else:
+        seconds = amount("duration", duration, most=MAX_SECONDS)
     if math.isinf(seconds):
         return ENDLESS
     return max(1, round(seconds * _check_fps(_default(fps, spec.defaults.fps))))
@@ -233,7 +234,8 @@ def frames_for(
 
 def chosen_seed(seed: Any) -> int:
     """Return a seed that is written as a number, or one drawn now if it is `random`. Raises `InputError`."""
-    if isinstance(seed, numbers.Integral):
+    is_flag = isinstance(seed, bool)
+    if not is_flag and isinstance(seed, numbers.Integral):
         return int(seed)
     text = seed.strip() if isinstance(seed, str) else ""
     if text.lower() == "random":
@@ -338,11 +340,10 @@ def _with_method(request: Request, spec: ModelSpec) -> Request:
         # A little longer than it was trained on, a model may still do as a whole.
         most = trained[1] * (1 if request.trim else 2) if trained else math.inf
         method = "dualparal" if request.num_frames > most or request.endless else "full"
-    if method not in METHODS:
-        raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    one_of("method", method, METHODS)
     left = request.left_context
-    if left is not None and left not in LEFT_CONTEXTS:
-        raise InputError(f"left_context must be {' or '.join(LEFT_CONTEXTS)}, got {left!r}")
+    if left is not None:
+        one_of("left_context", left, LEFT_CONTEXTS)
     if left is not None and method != "dualparal":
         raise InputError(f"method {method} has no left_context: use method dualparal")
     if request.endless and method != "dualparal":

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from paradit.config.errors import InputError
+from paradit.files import named
 from paradit.models import hub
 from paradit.models.folder_check import (
     Incomplete,
@@ -45,7 +46,7 @@ def find_model(name: str, *, weights: bool = True) -> Path:
         raise InputError(
             f"model is empty ({name!r}): give '{BUNDLED}', a folder, or a hub id such as org/name"
         )
-    folder = bundled_folder() if name == BUNDLED else Path(name).expanduser()
+    folder = bundled_folder() if name == BUNDLED else named("model", name)
     if not folder.exists():
         if not _may_be_hub_id(name):
             raise InputError(_missing(name, folder))

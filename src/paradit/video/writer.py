@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from paradit.config.errors import InputError
-from paradit.files import behind_links, remove, temporary_name
+from paradit.files import behind_links, named, remove, temporary_name
 
 FORMATS = (".mp4", ".webm", ".gif")
 """The suffixes that can be written; no suffix, or a final `/`, means a folder of PNG."""
@@ -116,6 +116,11 @@ def check_target(path: str | Path, *, fps: float | None = None, overwrite: bool 
     if kind or not os.path.isdir(target):  # noqa: PTH112
         check_file("output", target, overwrite=overwrite)
         return
+    if os.path.ismount(target) or os.path.samefile(target, os.curdir):  # noqa: PTH121
+        raise InputError(
+            f"output folder {str(path)!r} is the current or a mounted one, which no new one can replace: "
+            f"name one in it, such as {str(target / 'frames')!r}"
+        )
     content = [entry.name for entry in target.iterdir()]
     if any(not re.fullmatch(r"\d{5,}\.png", name) for name in content):
         raise InputError(f"output folder {str(path)!r} holds other files than frames: name a new folder")
@@ -140,23 +145,13 @@ def check_file(option: str, path: Path, *, overwrite: bool = False) -> None:
 
     `option` is how the message calls it. Raises `InputError`; makes no file.
     """
-    try:
-        os.fsencode(path), str(path).encode()  # libraries take names as UTF-8
-        exists, is_folder = os.path.lexists(path), path.is_dir()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{option} {str(path)!r} cannot be written in {error.encoding}: name another file"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{option} {str(path)!r} is no usable name: {error}") from None
-    if is_folder:
+    path = named(option, path)
+    if path.is_dir():
         raise InputError(f"{option} {str(path)!r} is a folder: name a file")
     if path.exists() and not path.is_file():
         raise InputError(f"{option} {str(path)!r} is a device or a pipe: name a file")
-    if exists and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise InputError(f"{option} {str(path)!r} exists: name another file, or use --overwrite")
-    if len(os.fsencode(path.name)) > 255:
-        raise InputError(f"{option} {path.name[:20] + '...'!r} is too long a name: use at most 255 bytes")
     check_folder_writable(option, _folder_of(path))
 
 
