@@ -208,7 +208,7 @@ def test_what_cannot_be_from_python(folder: Path, tmp_path: Path, monkeypatch: p
     for name, said in {
         "a\0.mp4": "is not a usable name: embedded null byte",
         "\udcff.mp4": "cannot be written in utf-8",
-        "~nobody/a.mp4": "the folder '~nobody' does not exist",
+        "~nosuchuser/a.mp4": "the folder '~nosuchuser' does not exist",
         ".": "is the current or a mounted one",
     }.items():
         with pytest.raises(InputError, match=said):
