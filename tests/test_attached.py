@@ -382,12 +382,12 @@ def test_schedulers_that_draw_noise_need_one_global_seed(folders: dict[str, Path
 @pytest.mark.parametrize("family", FAMILIES)
 def test_opened_modules_are_those_that_the_seam_does_not_call(family: str) -> None:
     if family == "wan21":
-        module, how = transformer("i2v"), replacement("WanPipeline")
+        module, how = transformer("i2v"), replacement(["WanTransformer3DModel"])
         latents, text = wan_inputs(module, (1, 2, 4, 6), text_length=512)
         prompt: tuple[Tensor, ...] = (text, torch.randn(1, 5, module.config.image_dim))
         arguments = (latents, torch.tensor([700]), *prompt)
     else:
-        module, how = hunyuan_transformer(), replacement("HunyuanVideoPipeline")
+        module, how = hunyuan_transformer(), replacement(["HunyuanVideoTransformer3DModel"])
         latents, timestep, prompt = hunyuan_inputs(module, (1, 2, 4, 6))
         arguments = (latents, timestep, *prompt)
     called: set[str] = set()

@@ -2,16 +2,26 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, WanPipeline
+from diffusers import (
+    AllegroTransformer3DModel,
+    DiffusionPipeline,
+    UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanVideoToVideoPipeline,
+)
+from PIL import Image
 from torch import Tensor
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 import paradit
 from paradit.config.errors import InputError
 from paradit.distributed.world import World
 from paradit.testing import run_world
-from tiny import VARIANTS, save_folder
+from tiny import VARIANTS, save_folder, text_encoder, tokenizer, transformer, vae
 
 
 def generate(pipe: WanPipeline, seed: int = 4) -> Tensor:
@@ -51,6 +61,55 @@ def test_gives_the_same_latents(variant: str, tmp_path: Path) -> None:
         assert torch.equal(again, alone)
 
 
+def image_to_video() -> WanImageToVideoPipeline:
+    torch.manual_seed(5)
+    config = CLIPVisionConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=2,
+                              num_attention_heads=2, image_size=28, patch_size=14)  # fmt: skip
+    return WanImageToVideoPipeline(
+        **like_wan(),
+        transformer=transformer("i2v"),
+        image_encoder=CLIPVisionModel(config).eval(),
+        image_processor=CLIPImageProcessor(size=28, crop_size=28),
+    )
+
+
+def like_wan() -> dict[str, object]:
+    return {
+        "tokenizer": tokenizer(),
+        "text_encoder": text_encoder(),
+        "vae": vae("wan21"),
+        "scheduler": UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+    }
+
+
+def from_pictures(pipe: DiffusionPipeline, **pictures: object) -> Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(4)
+    asked = {"height": 48, "width": 48, "num_inference_steps": 3, "generator": generator}
+    return pipe(prompt="a red circle", output_type="latent", **asked, **pictures).frames
+
+
+def with_other_pipelines(_: World) -> list[tuple[Tensor, Tensor]]:
+    picture = Image.fromarray(np.arange(48 * 48 * 3, dtype=np.uint8).reshape(48, 48, 3))
+    pipes = [
+        (image_to_video(), {"image": picture, "num_frames": 9}),
+        (WanVideoToVideoPipeline(**like_wan(), transformer=transformer()), {"video": [picture] * 9}),
+    ]
+    made = []
+    for pipe, pictures in pipes:
+        alone = from_pictures(pipe, **pictures)
+        paradit.parallelize(pipe)
+        made.append((from_pictures(pipe, **pictures), alone))
+    return made
+
+
+def test_takes_every_pipeline_whose_transformer_is_known() -> None:
+    for made in run_world(with_other_pipelines, 2):
+        for together, alone in made:
+            assert alone.shape[1] == 16 and alone.std() > 0.1
+            torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
 def with_other_noise(world: World, folder: Path) -> None:
     pipe = load(folder)
     paradit.parallelize(pipe)
@@ -69,6 +128,14 @@ def test_needs_a_process_group(tmp_path: Path) -> None:
 
 def test_refuses_other_pipelines() -> None:
     with pytest.raises(
-        InputError, match="takes a WanPipeline or a HunyuanVideoPipeline, got DiffusionPipeline"
+        InputError,
+        match="a pipeline with a WanTransformer3DModel or a HunyuanVideoTransformer3DModel, got Diff",
     ):
         paradit.parallelize(DiffusionPipeline())
+
+
+def test_refuses_other_transformers_by_name() -> None:
+    pipe = DiffusionPipeline()
+    pipe.transformer = AllegroTransformer3DModel(num_layers=1, num_attention_heads=1, attention_head_dim=24)
+    with pytest.raises(InputError, match="got DiffusionPipeline with AllegroTransformer3DModel"):
+        paradit.parallelize(pipe)

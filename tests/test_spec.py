@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import UMT5Config, UMT5EncoderModel
 
 from paradit.config.errors import InputError
-from paradit.models.registry import SUPPORTED_PIPELINES, family
+from paradit.models.registry import FAMILIES, family, supported_pipelines
 from paradit.models.spec import read_spec
 from paradit.models.wan.spec import text_encoder_parameters, transformer_spec
 from tiny import save_folder, transformer
@@ -156,5 +156,7 @@ def test_a_model_whose_weights_are_not_downloaded_yet(tmp_path):
 
 
 def test_supported_classes():
-    assert SUPPORTED_PIPELINES == ("WanPipeline", "HunyuanVideoPipeline")
-    assert family("WanPipeline").load.endswith(":load")
+    assert supported_pipelines() == ("WanPipeline", "HunyuanVideoPipeline")
+    assert family("WanPipeline") is FAMILIES.find("wan")
+    with pytest.raises(InputError, match="supported: WanPipeline, HunyuanVideoPipeline"):
+        family("OpenSoraPlanPipeline")  # planned only

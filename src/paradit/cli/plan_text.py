@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from paradit.cli.text import amount, duration
 from paradit.config.placement_text import write_groups
 from paradit.models.published import find_published
-from paradit.models.registry import SUPPORTED_PIPELINES
+from paradit.models.registry import supported_pipelines
 from paradit.planner.explain import bound_of, misfits, other_left_context, reasons
 from paradit.planner.search import Plan, Plans
 from paradit.planner.settings import kind_of
@@ -118,7 +118,7 @@ def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
     """The command line that runs a plan."""
     spec, way, placement = simulator.spec, one.simulated.way, one.placement
     request = simulator.request_of(way)
-    if spec.pipeline_class not in SUPPORTED_PIPELINES:
+    if spec.pipeline_class not in supported_pipelines():
         return f"(ParaDiT does not run {spec.name})"
     words = ["paradit", "generate"]
     words += ["PROMPT"] if options.num_prompts == 1 else ["--prompts-file", "prompts.txt"]

@@ -30,6 +30,7 @@ from paradit.engine.launcher import LocalLauncher
 from paradit.engine.links import largest, measure_pairs, usual_link
 from paradit.engine.worker import PipeReport, threads_per_rank
 from paradit.memory import total_memory_bytes
+from paradit.models.registry import samples
 from paradit.parallel.forward import run
 from paradit.planner.calibration import (
     Attention,
@@ -258,9 +259,9 @@ def _attention(dtype: str, size: tuple[int, int, int, int], device: torch.device
 
 
 def _block(dtype: str, size: tuple[int, int, tuple[int, int, int]], device: torch.device) -> Prepared:
-    from paradit.models.wan.random_weights import random_block  # diffusers: messages need none of it
-
-    block, tokens, spec = random_block(*size, text_tokens=TEXT_TOKENS, dtype=DTYPES[dtype], device=device)
+    block, tokens, spec = samples().random_block(
+        *size, text_tokens=TEXT_TOKENS, dtype=DTYPES[dtype], device=device
+    )
 
     def work() -> object:
         return run(block.run(tokens, unattended()))
@@ -269,10 +270,8 @@ def _block(dtype: str, size: tuple[int, int, tuple[int, int, int]], device: torc
 
 
 def _decode(size: tuple[int, tuple[int, int, int]], device: torch.device) -> Prepared:
-    from paradit.models.wan.random_weights import random_decoder
-
     channels, pixels = size
-    decode, spec = random_decoder(channels, device)
+    decode, spec = samples().random_decoder(channels, device)
     latents = torch.randn(1, *spec.latent_shape(*pixels), device=device)
     return Decode(spec, pixels), lambda: _usual(lambda: decode(latents), device)
 

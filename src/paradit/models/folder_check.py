@@ -10,7 +10,7 @@ from typing import Any
 from paradit.config.errors import InputError
 from paradit.models.folder_json import STEMS, components, read_json, wanted_weights
 from paradit.models.published import find_published
-from paradit.models.registry import SUPPORTED_PIPELINES, family
+from paradit.models.registry import family, supported_pipelines
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 NETWORK_CONFIG = "config.json"
@@ -60,9 +60,9 @@ def other_format(name: str) -> str | None:
 
 
 def _check_class(name: str, pipeline_class: Any) -> None:
-    if pipeline_class in SUPPORTED_PIPELINES:
+    if pipeline_class in supported_pipelines():
         return
-    supported = ", ".join(sorted(SUPPORTED_PIPELINES))
+    supported = ", ".join(sorted(supported_pipelines()))
     if "ImageToVideo" in str(pipeline_class):
         raise InputError(
             f"model {name!r} makes videos from an image ({pipeline_class}), which is not offered yet: "

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from importlib import resources
@@ -21,7 +20,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from paradit.config.errors import InputError
-from paradit.models.open_sora_plan import spec as open_sora_plan
 from paradit.models.registry import spec_reader
 from paradit.models.spec import ModelSpec
 
@@ -60,15 +58,9 @@ def published_spec(name: str) -> ModelSpec:
         for component in configs.keys() - {"model_index", "vae_parameters"}:
             (folder / component).mkdir()
             (folder / component / "config.json").write_text(json.dumps(configs[component]))
-        spec = _reader(configs["model_index"]["_class_name"])(folder)
+        spec = spec_reader(configs["model_index"]["_class_name"])(folder)
     weights = tuple(
         replace(part, parameters=configs["vae_parameters"]) if part.component == "vae" else part
         for part in spec.weights
     )
     return replace(spec, name=known, folder=Path(known), weights=weights)
-
-
-def _reader(pipeline_class: str) -> Callable[[Path], ModelSpec]:
-    if pipeline_class == open_sora_plan.PIPELINE_CLASS:
-        return open_sora_plan.read_spec
-    return spec_reader(pipeline_class)

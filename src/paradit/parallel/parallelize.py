@@ -15,7 +15,7 @@ from paradit.distributed.world import current_world
 from paradit.models.common.attached import Attached, look, samples
 from paradit.models.common.kernels import load_kernel
 from paradit.models.common.replaced import Replacement, check_free
-from paradit.models.registry import SUPPORTED_PIPELINES, replacement
+from paradit.models.registry import replacement, supported_transformers
 from paradit.parallel.together import Together
 
 SEEDS = (
@@ -25,27 +25,24 @@ SEEDS = (
 
 
 def parallelize(pipe: Any) -> Callable[[], None]:
-    """Spread a `WanPipeline`'s or `HunyuanVideoPipeline`'s transformers over all ranks.
+    """Spread a diffusers pipeline's transformers over all ranks, if a model family knows their class.
 
-    `pipe(prompt, ...)` then runs as before. Every rank loads the pipeline, calls this, and calls the pipeline
-    with the same arguments, a `generator` of the same seed among them; inputs that differ raise RuntimeError
-    naming the rank. The function returned undoes it. Sequence parallelism by `UlyssesExchange`: exact, for
-    any number of tokens, heads and ranks.
+    Which pipeline it is does not matter: one that makes videos from an image works alike. `pipe(prompt, ...)`
+    then runs as before. Every rank loads the pipeline, calls this, and calls the pipeline with the same
+    arguments, a `generator` of the same seed among them; inputs that differ raise RuntimeError naming the
+    rank. The function returned undoes it. Sequence parallelism by `UlyssesExchange`: exact, for any number of
+    tokens, heads and ranks.
 
     What is attached to the transformers (adapters, hooks, an attention backend) is looked for at each of
     their calls. It is honoured, or InputError names it.
 
-    Raises InputError for another pipeline, if no process group is initialised, if the pipeline is
-    parallelized already, or for what is attached to its transformers and cannot be honoured.
+    Raises InputError for a pipeline with other transformers, if no process group is initialised, if the
+    pipeline is parallelized already, or for what is attached to its transformers and cannot be honoured.
     """
-    pipeline_class = type(pipe).__name__
-    if pipeline_class not in SUPPORTED_PIPELINES:
-        supported = " or ".join(f"a {name}" for name in SUPPORTED_PIPELINES)
-        raise InputError(f"parallelize takes {supported}, got {pipeline_class}")
+    names = [name for name in ("transformer", "transformer_2") if getattr(pipe, name, None) is not None]
+    how = _replacement(pipe, names)
     if current_world(pipe.device) is None:
         raise InputError("parallelize needs a process group: call torch.distributed.init_process_group first")
-    how = replacement(pipeline_class)
-    names = [name for name in ("transformer", "transformer_2") if getattr(pipe, name, None) is not None]
     for name in names:
         look(getattr(pipe, name), how.opened, f"pipe.{name}")
         check_free(getattr(pipe, name), f"pipe.{name}")
@@ -56,6 +53,18 @@ def parallelize(pipe: Any) -> Callable[[], None]:
             one()
 
     return undo
+
+
+def _replacement(pipe: Any, names: Sequence[str]) -> Replacement:
+    """How the transformers of these names are computed in another way."""
+    kinds = [kind.__name__ for name in names for kind in type(getattr(pipe, name)).__mro__]
+    # A wrapped transformer shows its own class no more; what it is wrapped in is refused later, by name.
+    found = replacement([*kinds, type(pipe).__name__])
+    if found is None or not names:
+        known = " or a ".join(supported_transformers())
+        got = " with ".join([type(pipe).__name__, *(type(getattr(pipe, name)).__name__ for name in names)])
+        raise InputError(f"parallelize takes a pipeline with a {known}, got {got}")
+    return found
 
 
 class _Forward:

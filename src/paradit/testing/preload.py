@@ -7,9 +7,13 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from importlib import import_module
+
 import torch
 
-import paradit.models.hunyuan_video.adapter
-import paradit.models.wan.adapter  # noqa: F401 (brings diffusers)
+from paradit.models.registry import FAMILIES
 
+for family in FAMILIES.all():
+    if family.load is not None:
+        import_module(family.module)  # brings diffusers
 torch.set_num_threads(1)

@@ -1,1 +1,13 @@
 """HunyuanVideo from text, over diffusers' classes."""
+
+from paradit.models.registry import COMPONENTS, Family
+
+FAMILY = Family(
+    pipelines=("HunyuanVideoPipeline",),
+    read_spec="paradit.models.hunyuan_video.spec:read_spec",
+    load="paradit.models.hunyuan_video.adapter:load",
+    schedule="paradit.models.common.schedulers:set_by_sigmas",
+    components=(*COMPONENTS, "text_encoder_2", "tokenizer_2"),
+    transformers=("HunyuanVideoTransformer3DModel",),
+    replacement="paradit.models.hunyuan_video.forward:REPLACEMENT",
+)

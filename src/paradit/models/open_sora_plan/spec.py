@@ -16,7 +16,6 @@ from paradit.models.folder_json import read_json
 from paradit.models.spec import Defaults, ModelSpec, TransformerSpec, VaeSpec, Weights, convolution, resnet
 from paradit.models.wan.spec import text_encoder_parameters
 
-PIPELINE_CLASS = "OpenSoraPlanPipeline"
 TEXT_LENGTH = 512
 DEFAULTS = Defaults(width=640, height=352, num_frames=93, fps=18, num_inference_steps=100, guidance_scale=7.5)
 

@@ -1,1 +1,12 @@
 """Wan 2.1, Wan 2.2 A14B and Wan 2.2 TI2V-5B, over diffusers' classes."""
+
+from paradit.models.registry import Family
+
+FAMILY = Family(
+    pipelines=("WanPipeline",),
+    read_spec="paradit.models.wan.spec:read_spec",
+    load="paradit.models.wan.adapter:load",
+    transformers=("WanTransformer3DModel",),
+    replacement="paradit.models.wan.forward:REPLACEMENT",
+    samples="paradit.models.wan.random_weights",
+)
