@@ -31,7 +31,7 @@ LAYERS = [
     ["planner.hardware", "planner.costs", "planner.events", "planner.step"],
     ["distributed"],
     ["attention"],
-    ["config.placement_values", "config.placement", "config.placement_text"],
+    ["config.placement", "config.placement_text"],
     ["scheduling.memory", "scheduling.balance"],
     ["scheduling.fitting"],
     ["planner"],

@@ -51,7 +51,7 @@ NO_COUNTS = (BIG, HUGE, -BIG, -HUGE, 10**6, 0, -1, 1.5, 1e308, math.nan, math.in
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts_of_a_placement(name: str) -> None:
     for value in NO_COUNTS:
-        assert refusal(Placement, **({"ranks": 4} | {name: value})).startswith(f"{name} ")
+        assert refusal(Placement.of, **({"ranks": 4} | {name: value})).startswith(f"{name} ")
         if value not in (HUGE, -HUGE):
             content = json.dumps({"ranks": 4} | {name: value})
             assert refusal(read_placement, content).startswith(f"{name} ")
@@ -60,14 +60,16 @@ def test_counts_of_a_placement(name: str) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"ranks": ' + "9" * 6000 + "}", "the placement is no JSON"),
-        ("[" * 100_000, "the placement is no JSON"),
+        ('{"ranks": ' + "9" * 6000 + "}", "the placement cannot be read as JSON"),
+        ("[" * 100_000, "the placement cannot be read as JSON"),
         ('{"ranks": null}', "ranks must be a whole number, got None"),
         (json.dumps({"denoise": [BIG]}), f"denoise has a rank {BIG}: ranks are 0 to 127"),
         (json.dumps({"denoise": list(range(10**5))}), "denoise has at most 128 ranks, got 100000"),
         (json.dumps({"compile": 10**9}), "compile must be true or false, got 1000000000"),
-        (json.dumps({"kernel": {}}), "kernel must be one of native, "),
-        (json.dumps({"x" * 10**5: 1}), "a placement has the fields ranks, "),
+        (json.dumps({"kernel": {}}), "kernel must be a text, got {} (dict)"),
+        (json.dumps({"x" * 10**5: 1}), "... is not known; known are ranks, "),
+        ("[]", "the placement must hold a JSON object, got []"),
+        (json.dumps({"rank": 4}), "the field 'rank' is not known: did you mean 'ranks'?"),
     ],
 )
 def test_files_of_a_placement(content: str, said: str) -> None:
@@ -85,7 +87,6 @@ def test_ranks_of_a_stage() -> None:
     for ranks in (
         5,
         "ab",
-        [1],
         (1.5,),
         (True,),
         (BIG,),

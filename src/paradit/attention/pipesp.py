@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from paradit.attention.chunked import chunked_layer
 from paradit.attention.registry import Asked, Choice, Form
 from paradit.config.limits import MAX_CHUNKS
-from paradit.config.options import Option, read
+from paradit.config.options import Option, decode
 from paradit.config.values import Value, Values
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class PipeSP(Form):
         return f"chunks are {self.name}'s, and attention is {attention!r}: leave --chunks out"
 
     def choices(self, asked: Asked, heads: int) -> list[Choice]:
-        chunks = read(Chunks, asked.options).chunks
+        chunks = decode(Chunks, asked.options).chunks
         if chunks is not None:
             numbers = [chunks]
         elif asked.ranks == 1:
@@ -71,13 +71,13 @@ class PipeSP(Form):
         return int(choice.interleave and self.parts(choice) > 1)
 
     def parts(self, choice: Choice) -> int:
-        return read(Chunks, choice.options).chunks or 1
+        return decode(Chunks, choice.options).chunks or 1
 
     def simplest(self, choice: Choice) -> Choice:
         return Choice.plain(interleave=choice.interleave) if self.parts(choice) == 1 else choice
 
     def written(self, options: Mapping[str, Value], *, short: bool = False) -> str:
-        chunks = read(Chunks, options).chunks or 1
+        chunks = decode(Chunks, options).chunks or 1
         return self.name + (f" in {chunks}{'' if short else ' chunks'}" if chunks > 1 else "")
 
     def join(self, sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:

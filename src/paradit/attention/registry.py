@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paradit.config.errors import InputError
-from paradit.config.options import Declared, declared, read
+from paradit.config.options import Declared, declared, decode
 from paradit.config.registry import Registry
 from paradit.config.values import NONE, Value, Values
 from paradit.kernels import require_lse
@@ -209,7 +209,7 @@ def checked_options(attention: str, options: Mapping[str, Value | None]) -> Valu
     for form in _with_options_first(attention) if given else ():
         names = declared(form.options)
         mine = {name: left.pop(name) for name in names if name in left}
-        read(form.options, mine)
+        decode(form.options, mine)
         said = {name: value for name, value in mine.items() if value != names[name].default}
         if said and not (form.name == attention or (attention == AUTO and form.automatic)):
             raise InputError(form.misplaced(attention))

@@ -10,7 +10,7 @@ from paradit.attention.registry import Asked, Choice, Form
 from paradit.attention.rotation import Rotation, RotationTiming
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_RANKS
-from paradit.config.options import Option, read
+from paradit.config.options import Option, decode
 from paradit.distributed.shares import Shares
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Usp(Form):
 
     def check(self, asked: Asked) -> None:
         super().check(asked)
-        degree = read(Grid, asked.options).degree
+        degree = decode(Grid, asked.options).degree
         if asked.ranks % degree:
             able = ", ".join(str(n) for n in range(1, asked.ranks + 1) if asked.ranks % n == 0)
             raise InputError(
@@ -110,7 +110,7 @@ class Usp(Form):
         from paradit.distributed.exchange import UlyssesExchange
 
         rank, num_ranks = sharers.transport.rank, sharers.transport.num_ranks
-        groups = read(Grid, choice.options).groups(num_ranks)
+        groups = decode(Grid, choice.options).groups(num_ranks)
         within = sharers.among(groups)
         ring = sharers.among(list(zip(*groups, strict=True)))
         (mine,) = [number for number, group in enumerate(groups) if rank in group]
@@ -130,7 +130,7 @@ class Usp(Form):
         return build
 
     def layer(self, branch: Branch, choice: Choice) -> Layer:
-        groups = read(Grid, choice.options).groups(branch.shares.num_ranks)
+        groups = decode(Grid, choice.options).groups(branch.shares.num_ranks)
         return RotationTiming(branch, groups).layer
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from paradit.cli.jobs import Options
 from paradit.cli.progress import Reporter
 from paradit.config.errors import InputError
-from paradit.config.placement import Placement
+from paradit.config.options import named, read_values
+from paradit.config.placement import Placement, placement_fields
 from paradit.config.placement_text import read_fields, read_groups
-from paradit.config.placement_values import check_values
 from paradit.config.requests import Request
 from paradit.engine.job import Job
 from paradit.engine.planned import Open, planned, planned_form
@@ -48,11 +48,11 @@ def asked_placement(options: Options) -> Placement:
         raise InputError(
             f"ranks is {options.ranks}, and torchrun started {there}: leave --ranks out, or {here.unset}"
         )
-    names = [name for name in Placement().flat() if name not in ("ranks", *STAGES)]
+    names = [name for name in placement_fields() if name not in ("ranks", *STAGES)]
     said = {name: getattr(options, name, None) for name in names}
     chosen = _read_placement(options.placement)
     chosen |= {name: value for name, value in said.items() if value is not None}
-    check_values(chosen)
+    chosen = read_values(placement_fields(), chosen)
     groups = [ranks for stage in STAGES for ranks in chosen.get(stage) or ()]
     automatic, replicas = options.placement == AUTO, chosen.get("replicas", 1)
     if there and (groups or automatic or replicas > 1):
@@ -129,6 +129,7 @@ def _read_placement(placement: str | None) -> dict[str, Any]:
     if not placement.endswith(".json"):
         return dict(read_groups(placement))
     try:
-        return read_fields(read_text(Path(placement)))
+        with named(f"placement file {placement!r}"):
+            return read_fields(read_text(Path(placement)))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"placement file {placement!r} cannot be read: {error}") from None

@@ -1,96 +1,234 @@
 """Options, each declared once: in the frozen dataclass that it belongs to, with its type, limits and help.
 
 chunks: Annotated[int | None, Option(help="Parts in which data travel.", metavar="N", least=1)] = None
+
+Fields of such classes are read strictly, wherever their values come from: `decode` reads plain values, as
+JSON and TOML have them, and `check` judges an object that Python code has made.
 """
 
 from __future__ import annotations
 
+import difflib
+import json
 import math
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
-from functools import cache
-from types import NoneType
-from typing import Annotated, Literal, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, dataclass, fields
+from numbers import Real
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
 
 from paradit.config.errors import InputError
-from paradit.config.limits import shown, typed, whole
-from paradit.config.values import Value
+from paradit.config.limits import amount, shown, typed, whole
 
 T = TypeVar("T")
 
-KINDS = {bool: "true or false", int: "a whole number", str: "a text"}
-"""Types that an option may have, and how a message calls their values."""
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a text"}
+PLURALS = {bool: "true or false", int: "whole numbers", float: "numbers", str: "texts"}
+"""Types, as messages call their values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
     """What there is to say of a field besides its type and its default."""
 
-    help: str
-    metavar: str
-    least: int | None = None
-    most: int | None = None
+    help: str = ""
+    metavar: str = ""
+    least: float | None = None
+    """Least that a number may be, or each in a list; None: any. See `ABOVE_ZERO`."""
+    most: float | None = None
+    fixed: bool = False
+    """Whether nothing but the default is supported."""
+
+
+ABOVE_ZERO = 5e-324
+"""`least` of a number that may be as small as it likes, but not zero."""
+PLAIN = Option()
+"""The option of a field that has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """A field that is an option."""
+    """A field of a dataclass."""
 
     name: str
-    kind: type
-    """One of `KINDS`."""
-    among: tuple[Value, ...]
-    """All values that it may have; empty: any of its kind."""
-    default: Value | None
-    """None: not said."""
+    hint: object
+    """The type without the option; a union with None is a field that may be left open."""
+    default: object
+    """`MISSING` if the field must be given."""
     option: Option
 
-    def check(self, value: object) -> None:
-        """Refuse a value that it cannot have. Raises InputError."""
-        if self.among:
-            if value not in self.among:
-                raise InputError(
-                    f"{self.name} must be {' or '.join(map(str, self.among))}, got {shown(value)}"
-                )
-        elif self.kind is int:
-            least, most = self.option.least, self.option.most
-            whole(
-                self.name,
-                value,
-                least=-math.inf if least is None else least,
-                most=math.inf if most is None else most,
-            )
-        elif type(value) is not self.kind:
-            raise InputError(f"{self.name} must be {KINDS[self.kind]}, got {typed(value)}")
+    @property
+    def kind(self) -> object:
+        """The type without None."""
+        parts = [part for part in _parts(self.hint) if part is not NoneType]
+        return parts[0] if len(parts) == 1 else self.hint
+
+    @property
+    def among(self) -> tuple[object, ...]:
+        """All values that the field may have; empty: any of its type."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    def read(self, value: object) -> object:
+        """Return a plain value as the field's type has it. Raises InputError."""
+        if value is None and NoneType in _parts(self.hint):
+            return None
+        if self.kind in (int, float):
+            found = self._number(self.kind, value)
+        else:
+            plain = str(value) if isinstance(value, Path) else value
+            try:
+                found = msgspec.convert(plain, self.hint, dec_hook=_path)
+            except (msgspec.ValidationError, RecursionError):
+                got = shown(value) if self.among else typed(value)
+                raise InputError(f"{self.name} must be {_wanted(self.kind)}, got {got}") from None
+            for number in _numbers(found):
+                self._number(type(number), number)
+        if self.option.fixed and found != self.default:
+            raise InputError(f"{self.name} {shown(found)} is not supported: only {shown(self.default)} is")
+        return found
+
+    def _number(self, kind: type, value: object) -> int | float:
+        least, most = self.option.least, self.option.most
+        most = math.inf if most is None else most
+        if kind is int:
+            return whole(self.name, value, least=-math.inf if least is None else least, most=most)
+        if type(value) is bool or not isinstance(value, Real):
+            raise InputError(f"{self.name} must be a number, got {typed(value)}")
+        if value == 0 and least == 0:
+            return 0.0
+        if least is None and value <= 0 and math.isfinite(value):
+            return float(value)
+        return amount(self.name, value, least=least or 0.0, most=most)
 
 
-@cache
+_FIELDS: dict[type, Mapping[str, Declared]] = {}
+_OPTIONS: dict[type, Mapping[str, Declared]] = {}
+
+
+def all_fields(cls: type) -> Mapping[str, Declared]:
+    """The fields of a dataclass, in their order."""
+    if cls not in _FIELDS:
+        hints = get_type_hints(cls, include_extras=True)
+        _FIELDS[cls] = {field.name: _declared(field, hints[field.name]) for field in fields(cls)}
+    return _FIELDS[cls]
+
+
 def declared(cls: type) -> Mapping[str, Declared]:
-    """The options of a dataclass, in their order."""
-    hints = get_type_hints(cls, include_extras=True)
-    found = {}
-    for field in fields(cls):
-        annotated, option = get_args(hints[field.name])
-        assert get_origin(hints[field.name]) is Annotated
-        assert isinstance(option, Option)
-        kinds = [kind for kind in get_args(annotated) or (annotated,) if kind is not NoneType]
-        among = get_args(annotated) if get_origin(annotated) is Literal else ()
-        found[field.name] = Declared(
-            name=field.name,
-            kind=type(among[0]) if among else kinds[0],
-            among=among,
-            default=None if field.default is MISSING else field.default,
-            option=option,
-        )
+    """The fields of a dataclass that are declared with an `Option`, in their order."""
+    if cls not in _OPTIONS:
+        _OPTIONS[cls] = {name: field for name, field in all_fields(cls).items() if field.option is not PLAIN}
+    return _OPTIONS[cls]
+
+
+def _declared(field: Field[object], hint: object) -> Declared:
+    kind, *more = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    option = next((one for one in more if isinstance(one, Option)), PLAIN)
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    return Declared(name=field.name, hint=kind, default=default, option=option)
+
+
+def check(made: object) -> None:
+    """Judge an object's declared fields, and set them as their types have them. Raises InputError."""
+    for name, field in declared(type(made)).items():
+        object.__setattr__(made, name, field.read(getattr(made, name)))
+
+
+def decode(cls: type[T], data: object, where: str = "") -> T:
+    """Read plain values into a dataclass.
+
+    where: what they come from, such as a file's path, for messages. Raises InputError, in one line, for a
+    wrong type, a number beyond its limits, a name that is not known, and one that is missing.
+    """
+    known: type = cls
+    with named(where):
+        values = read_values(all_fields(known), data)
+        for name, field in all_fields(known).items():
+            if field.default is MISSING and name not in values:
+                raise InputError(f"{name} is missing: it must be {_wanted(field.kind)}")
+        return cls(**values)
+
+
+def decode_known(cls: type[T], data: Mapping[str, object], where: str = "") -> T:
+    """Read what a dataclass knows of plain values, whatever else is among them; else as `decode`."""
+    known: type = cls
+    return decode(cls, {name: value for name, value in data.items() if name in all_fields(known)}, where)
+
+
+def read_values(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
+    """Read the plain values of some fields. Raises InputError as `decode` does."""
+    if not isinstance(data, Mapping):
+        raise InputError(f"an object with {_some(known)} is wanted, got {typed(data)}")
+    for name in data:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise InputError(f"the field {shown(name)} is not known{hint}; known are {_some(known)}")
+    return {name: known[name].read(value) for name, value in data.items()}
+
+
+def read_object(text: str | bytes, what: str) -> dict[str, Any]:
+    """Read a JSON object. what: the file, say, for messages. Raises InputError."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} cannot be read as JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{what} must hold a JSON object, got {typed(found)}")
     return found
 
 
-def read(cls: type[T], values: Mapping[str, object]) -> T:
-    """The options that `values` say, the others at their defaults. Raises InputError for a wrong value."""
-    options: type = cls
-    known = declared(options)
-    for name, value in values.items():
-        if name not in known:
-            raise InputError(f"{name} is not one of the options {', '.join(known)}")
-        known[name].check(value)
-    return cls(**values)
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Begin the message of an InputError with what was being read."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}" if where else str(error)) from None
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return a question after the nearest of the known names, if there is one."""
+    close = difflib.get_close_matches(str(name)[:100], known, n=1)
+    return f": did you mean {close[0]!r}?" if close else ""
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _path(kind: type, value: object) -> object:
+    """Make what msgspec does not know; of what is returned it checks the type."""
+    return Path(value) if kind is Path and isinstance(value, str) else value
+
+
+def _parts(kind: object) -> tuple[object, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _numbers(value: object) -> Iterator[int | float]:
+    """All numbers in a value, at any depth."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple):
+        for one in value:
+            yield from _numbers(one)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def _wanted(kind: object) -> str:
+    """What a message asks for."""
+    parts, among = _parts(kind), get_args(kind)
+    if len(parts) > 1:
+        return " or ".join(map(_wanted, parts))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, among))
+    if get_origin(kind) is tuple:
+        number = "" if among[-1] is ... else f"{len(among)} "
+        return f"a list of {number}{PLURALS.get(among[0], 'values')}"
+    if get_origin(kind) is Mapping:
+        return f"an object of {PLURALS.get(among[1], 'values')}"
+    return WORDS.get(kind) or f"a {kind.__name__}" if isinstance(kind, type) else "a value"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
 
 from paradit import kernels
 from paradit.attention.registry import (
@@ -18,8 +18,8 @@ from paradit.attention.registry import (
     declared_options,
 )
 from paradit.config.errors import InputError
-from paradit.config.limits import shown
-from paradit.config.placement_values import check_values
+from paradit.config.limits import MAX_RANKS, shown
+from paradit.config.options import Declared, Option, check, declared
 from paradit.config.requests import frames_at_once, latent_shape
 from paradit.config.values import NONE, Value, Values
 from paradit.scheduling.block_queue import queue_of
@@ -31,43 +31,47 @@ if TYPE_CHECKING:
     from paradit.models.spec import ModelSpec
 
 CFG_DEGREES = (1, 2)
+COUNT = Option(least=1, most=MAX_RANKS)
+ONE_OF_TWO = Option(most=MAX_RANKS)
+"""A number whose two values the placement itself names."""
+RANKS = Option()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """How many ranks there are, and how they share one video's denoising."""
 
-    ranks: int = 1
-    encode: tuple[int, ...] | None = None
+    ranks: Annotated[int, COUNT] = 1
+    encode: Annotated[tuple[int, ...] | None, RANKS] = None
     """The rank with the text encoder; None: the first that decodes, where that is given, or that denoises."""
-    denoise: tuple[int, ...] | None = None
+    denoise: Annotated[tuple[int, ...] | None, RANKS] = None
     """The ranks with the transformer; None: all."""
-    decode: tuple[int, ...] | None = None
+    decode: Annotated[tuple[int, ...] | None, RANKS] = None
     """The ranks with the VAE, each of which decodes whole videos; None: the first that denoises."""
-    replicas: int = 1
+    replicas: Annotated[int, COUNT] = 1
     """Equal groups of neighbouring ranks, each with a whole model, each making every so-many-th video."""
-    decode_degree: int = 1
+    decode_degree: Annotated[int, ONE_OF_TWO] = 1
     """How many of them share a video, by tiles: 1, each decodes whole videos in turn; or all."""
-    cfg_degree: int = 1
+    cfg_degree: Annotated[int, ONE_OF_TWO] = 1
     """2: the two guidance branches on different ranks; 1: all ranks compute both."""
-    pipeline_degree: int | None = None
+    pipeline_degree: Annotated[int | None, COUNT] = None
     """Of long videos in blocks: how many stages divide the layers; the ranks of a stage share each branch's
     tokens. None: as many as are used well (`choose_stages`)."""
-    attention: str = AUTO
+    attention: Annotated[str, Option()] = AUTO
     """How the ranks of a branch share its attention: a form (`attention.registry`), or `auto`."""
     options: Mapping[str, Value] = NONE
     """Options that only some form of attention has; those that are not said are at their defaults."""
-    interleave: bool | None = None
+    interleave: Annotated[bool | None, Option()] = None
     """Let the two branches hide each other's communication; None: with `auto`, where it is quicker."""
-    kernel: str = kernels.DEFAULT
+    kernel: Annotated[str, Option()] = kernels.DEFAULT
     """What computes attention: one of `paradit.kernels.KERNELS`."""
-    compile: bool = False
+    compile: Annotated[bool, Option()] = False
     """Whether what is before and after attention is compiled."""
-    coprocess: bool = False
+    coprocess: Annotated[bool, Option()] = False
     """Whether ranks that decode and do not denoise take a share of the attention while they are idle."""
 
     def __post_init__(self) -> None:
-        check_values(vars(self))
+        check(self)
         self._check_replicas()
         self._check_groups()
         if self.decode_degree not in (1, len(self.decode_ranks)):
@@ -116,6 +120,10 @@ class Placement:
             ranks = getattr(self, stage)
             if ranks is None:
                 continue
+            if len(ranks) > MAX_RANKS:
+                raise InputError(f"{stage} has at most {MAX_RANKS} ranks, got {len(ranks)}")
+            for rank in ranks:
+                check_rank(stage, rank)
             if not ranks or len(set(ranks)) < len(ranks) or not 0 <= min(ranks) <= max(ranks) < self.ranks:
                 raise InputError(
                     f"{stage} must be different ranks from 0 to {self.ranks - 1}, got {_written(ranks)}"
@@ -142,20 +150,16 @@ class Placement:
     @classmethod
     def of(cls, **given: object) -> Placement:
         """A placement from a flat set of fields, as JSON and the command line have them (see `flat`)."""
-        own = {field.name for field in fields(cls)}
-        mine = {name: value for name, value in given.items() if name in own}
-        others = {name: value for name, value in given.items() if name not in own}
+        mine = {name: value for name, value in given.items() if name in declared(cls)}
+        others = {name: value for name, value in given.items() if name not in mine}
         return cls(**mine, options=Values(others))  # type: ignore[arg-type]
 
     def flat(self) -> dict[str, object]:
         """All fields by name, with the options of all forms of attention among them."""
-        found: dict[str, object] = {}
-        for field in fields(self):
-            if field.name == "options":
-                options = declared_options().values()
-                found |= {one.name: self.options.get(one.name, one.default) for one in options}
-            else:
-                found[field.name] = getattr(self, field.name)
+        found = {}
+        for name, field in placement_fields().items():
+            is_own = name in declared(Placement)
+            found[name] = getattr(self, name) if is_own else self.options.get(name, field.default)
         return found
 
     @property
@@ -350,6 +354,20 @@ class Placement:
             + (f"a vae_tile of {enough}, or " if enough else "")
             + "a decode_degree of 1"
         )
+
+
+def placement_fields() -> Mapping[str, Declared]:
+    """All fields of a placement, with the options of all forms of attention where those of the form are."""
+    found: dict[str, Declared] = {}
+    for name, field in declared(Placement).items():
+        found |= {name: field} if name != "interleave" else {**declared_options(), name: field}
+    return found
+
+
+def check_rank(stage: str, rank: int) -> None:
+    """Raise InputError for a rank of a stage that no run has."""
+    if abs(rank) >= MAX_RANKS:
+        raise InputError(f"{stage} has a rank {shown(rank)}: ranks are 0 to {MAX_RANKS - 1} at most")
 
 
 def _num_layers(spec: ModelSpec) -> int:

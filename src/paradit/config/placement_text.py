@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from paradit.config.errors import InputError
 from paradit.config.limits import digits, shown
-from paradit.config.placement import Placement
-from paradit.config.placement_values import check_rank
+from paradit.config.options import read_object, read_values
+from paradit.config.placement import Placement, check_rank, placement_fields
 from paradit.scheduling.stages import STAGES
 
 
 def read_placement(text: str) -> Placement:
-    """From what `Placement.to_json` gives. Raises InputError where the text is none of a placement."""
+    """Read what `Placement.to_json` writes. Raises InputError for what is not a placement."""
     return Placement.of(**read_fields(text))
 
 
 def read_fields(text: str) -> dict[str, Any]:
-    """Some of a placement's fields from JSON. Raises InputError for what is none."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"the placement is no JSON: {error}") from None
-    known = Placement().flat()
-    if not isinstance(found, dict) or set(found) - set(known):
-        unknown = ", ".join(sorted(set(found) - set(known))) if isinstance(found, dict) else found
-        raise InputError(f"a placement has the fields {', '.join(known)}, got {shown(unknown)}")
-    for name in STAGES:
-        if found.get(name) is not None:
-            found[name] = _ranks_of(name, found[name])
-    return found
+    """Read some of a placement's fields from JSON. Raises InputError for what is not one."""
+    return read_values(placement_fields(), read_object(text, "the placement"))
 
 
 def read_groups(text: str) -> dict[str, tuple[int, ...]]:
@@ -68,9 +56,3 @@ def _ranges(ranks: Sequence[int]) -> str:
     if len(ranks) > 1 and list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
         return f"{ranks[0]}-{ranks[-1]}"
     return ",".join(map(str, ranks))
-
-
-def _ranks_of(stage: str, value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(rank) is int for rank in value):
-        raise InputError(f"{stage} must be a list of ranks, got {shown(value)}")
-    return tuple(value)
