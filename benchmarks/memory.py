@@ -25,11 +25,12 @@ from paradit.cli.text import amount
 from paradit.config.placement import Placement
 from paradit.config.requests import Request, resolve
 from paradit.distributed.world import World
-from paradit.engine.job import Job, Report
+from paradit.engine.job import Job
 from paradit.engine.make import make_videos
 from paradit.memory import peak_memory_bytes
 from paradit.models.folder import find_model
 from paradit.models.spec import ModelSpec, Weights, read_spec
+from paradit.progress import Progress
 from paradit.scheduling.memory import memory_by_rank
 from paradit.testing import run_world
 
@@ -99,7 +100,7 @@ def measured(world: World, way: str, folder: str) -> int:
     def make(**asked: Any) -> None:
         request = resolve(Request(prompt="a red circle", num_inference_steps=2, **asked), spec)
         job = Job(request=request, output=f"{folder}/a.mp4", latents=None)
-        make_videos([job], spec, placement, Report(), overwrite=True, world=world)
+        make_videos([job], spec, placement, Progress(), overwrite=True, world=world)
         gc.collect()
 
     make(width=32, height=32, num_frames=5)

@@ -35,7 +35,6 @@ from paradit.config.placement import Placement
 from paradit.config.requests import Request, resolve
 from paradit.distributed.timing import now
 from paradit.engine.calibrate import Calibration, Sizes, calibrate
-from paradit.engine.job import Report
 from paradit.memory import peak_memory_bytes
 from paradit.models.hunyuan_video.adapter import HunyuanVideoModel
 from paradit.models.hunyuan_video.spec import transformer_spec as hunyuan_video_spec
@@ -48,7 +47,7 @@ from paradit.planner.calibration import fit_device, machine_file, median_error
 from paradit.planner.hardware import Cluster, find_cluster
 from paradit.planner.messages import fit_link
 from paradit.planner.simulate import Simulator, Way
-from paradit.progress import Progress
+from paradit.progress import Event, Progress, Stepped
 from paradit.stages.decode import frames
 from paradit.stages.denoise import denoise
 
@@ -82,12 +81,13 @@ class Steps(Progress):
     """Keeps when each step has ended, on the device."""
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
+        super().__init__(self.hear)
         self.ends: list[float] = []
         self._device = device
 
-    def stepped(self, name: str, done: int) -> None:  # noqa: ARG002
-        self.ends.append(now(self._device))
+    def hear(self, event: Event) -> None:
+        if isinstance(event, Stepped):
+            self.ends.append(now(self._device))
 
 
 def random_model(name: str, layers: dict[str, int], dtype: torch.dtype, device: torch.device) -> Any:
@@ -243,7 +243,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     name = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
-    text = calibrated(calibrate(1, Report(), TINY_SIZES if asked.tiny else None))
+    text = calibrated(calibrate(1, Progress(), TINY_SIZES if asked.tiny else None))
     known = clusters(asked.gpus, text)
     rows: list[dict[str, Any]] = []
     for model_name, layers, sizes in TINY if asked.tiny else CASES:

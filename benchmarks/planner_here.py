@@ -41,7 +41,6 @@ from paradit.config.placement import Placement
 from paradit.config.requests import Request, resolve
 from paradit.distributed.world import World, current_world
 from paradit.engine.calibrate import Calibration, measure
-from paradit.engine.job import Report
 from paradit.engine.make import make_videos
 from paradit.models.folder import find_model
 from paradit.models.hunyuan_video.spec import transformer_spec as hunyuan_video_spec
@@ -204,7 +203,7 @@ def traced_rank(world: World, placement: Placement, steps: int, folder: str) -> 
     spec = read_spec(find_model("shapes"))
     jobs = jobs_of(spec, PROMPTS, steps, folder)
     with recording(Tracing(Path(folder)), world.rank):
-        make_videos(jobs, spec, placement, Report(), overwrite=True, world=world)
+        make_videos(jobs, spec, placement, Progress(), overwrite=True, world=world)
 
 
 def same_order(placement: Placement, steps: int, seconds: dict[str, float]) -> dict[str, Any]:

@@ -14,18 +14,19 @@ import argparse
 import tempfile
 import time
 from statistics import median
-from typing import Any
 
 from machine import write_results
 from paradit.config.placement import Placement
 from paradit.config.requests import Request, resolve
 from paradit.distributed.world import World
 from paradit.engine.auto import choose_placement
-from paradit.engine.job import Job, Report
+from paradit.engine.events import Began, Finished
+from paradit.engine.job import Job
 from paradit.engine.make import make_videos
 from paradit.engine.warmup import measure
 from paradit.models.folder import find_model
 from paradit.models.spec import ModelSpec, read_spec
+from paradit.progress import Event, Progress
 from paradit.scheduling.balance import Choice, StageSeconds
 from paradit.shapes.world import all_scenes
 from paradit.testing import run_world
@@ -41,20 +42,21 @@ AUTO = Placement(ranks=2, attention="ulysses")
 STEPS = (4, 30)
 
 
-class Clock(Report):
+class Clock(Progress):
     """When the first request began, when the last video was there, and what the stages took."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(self.hear)
         self.began = self.ended = 0.0
         self.stages: list[dict[str, float]] = []
 
-    def request(self, index: int, count: int, prompt: str) -> None:  # noqa: ARG002
-        self.began = self.began or time.time()
-
-    def result(self, result: dict[str, Any]) -> None:
-        self.ended = time.time()
-        self.stages.append(result["seconds"])
+    def hear(self, event: Event) -> None:
+        match event:
+            case Began():
+                self.began = self.began or time.time()
+            case Finished():
+                self.ended = time.time()
+                self.stages.append(event.result["seconds"])
 
 
 def jobs_of(spec: ModelSpec, num_prompts: int, steps: int, folder: str) -> list[Job]:

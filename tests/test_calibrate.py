@@ -22,7 +22,6 @@ from paradit.config.requests import Request, resolve
 from paradit.distributed.transport import Transfer, Transport
 from paradit.distributed.world import World
 from paradit.engine.calibrate import Sizes, calibrate
-from paradit.engine.job import Report
 from paradit.engine.links import measure_pairs
 from paradit.engine.this_machine import calibrated_cluster, calibrated_file
 from paradit.models.published import published_spec
@@ -51,6 +50,7 @@ from paradit.planner.messages import (
     slowest_pair,
 )
 from paradit.planner.simulate import Simulator, Way
+from paradit.progress import Event, Progress, StageEnded
 from paradit.testing import run_world
 
 GPU = Device(
@@ -232,14 +232,15 @@ TINY = Sizes(
 )
 
 
-class Heard(Report):
+class Heard(Progress):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(self.hear)
         self.done: list[str] = []
 
-    def finished(self, name: str, seconds: float) -> None:
-        assert seconds > 0
-        self.done.append(name)
+    def hear(self, event: Event) -> None:
+        if isinstance(event, StageEnded):
+            assert event.seconds > 0
+            self.done.append(event.stage)
 
 
 @pytest.mark.parametrize("ranks", [1, 3])

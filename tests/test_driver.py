@@ -12,18 +12,20 @@ from paradit.config.errors import RankError
 from paradit.config.placement import Placement
 from paradit.config.requests import Request, resolve
 from paradit.engine.driver import FAILURES, drive
-from paradit.engine.job import Interrupted, Job, Report, Run, Stop
+from paradit.engine.events import Doing, Failed, Restarted
+from paradit.engine.job import Interrupted, Job, Run, Stop
 from paradit.engine.launcher import Message
 from paradit.engine.run_folder import RunFolder
 from paradit.engine.worker import Assignment
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
+from paradit.progress import Event, Progress, StageStarted
 
 Said = list[tuple[int, Message]]
 DENOISING: Said = [
-    (0, ("doing", ("denoise", 1))),
-    (0, ("started", ("denoise", 9))),
-    (1, ("doing", ("denoise", 1))),
+    (0, ("event", (Doing(job=1, stage="denoise"),))),
+    (0, ("event", (StageStarted(job=1, stage="denoise", total=9),))),
+    (1, ("event", (Doing(job=1, stage="denoise"),))),
 ]
 DIED: Said = [(1, ("ended", ("ended by SIGKILL",)))]
 DONE: Said = [(0, ("done", ())), (1, ("done", ()))]
@@ -51,16 +53,17 @@ class Script:
         self.ended = True
 
 
-class Kept(Report):
+class Kept(Progress):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(self.hear)
         self.said: list[tuple[str, Any]] = []
 
-    def failed(self, index: int, count: int, message: str) -> None:
-        self.said.append(("failed", (index, count, message)))
-
-    def restarted(self, message: str) -> None:
-        self.said.append(("restarted", message))
+    def hear(self, event: Event) -> None:
+        match event:
+            case Failed():
+                self.said.append(("failed", (event.job, event.count, event.message)))
+            case Restarted():
+                self.said.append(("restarted", event.message))
 
 
 class Driven:
@@ -116,7 +119,7 @@ def test_a_rank_that_starts_slowly_is_not_silent(tmp_path: Path, monkeypatch: py
     """Its libraries come first; there must be news within the limit, of any rank."""
     looks = count()
     monkeypatch.setattr("paradit.engine.driver.time", SimpleNamespace(monotonic=lambda: next(looks) / 200))
-    first: Said = [(0, ("doing", ("load", None)))]
+    first: Said = [(0, ("event", (Doing(stage="load"),)))]
     second: Said = [(1, ("alive", ()))]
     waits: list[Said] = [[(0, ("alive", ()))]] * 40
     assert Driven(tmp_path, [first, *waits, second, *waits, DONE]).drive() == []

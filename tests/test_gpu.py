@@ -16,7 +16,7 @@ from paradit.config.placement import Placement
 from paradit.config.requests import Request, resolve
 from paradit.distributed.world import join_world
 from paradit.engine.devices import SHARE_GPUS, device_of, may_share_gpus
-from paradit.engine.job import Job, Report
+from paradit.engine.job import Job
 from paradit.engine.make import make_videos
 from paradit.memory import peak_memory_bytes
 from paradit.models.folder import find_model
@@ -109,7 +109,7 @@ def make_all(rank: int, ranks: int, models: Path, folder: Path) -> None:
             for dtype in ("fp32", "bf16"):
                 mine = jobs(models / name, folder_of(folder, number, dtype), dtype, asked)
                 make_videos(
-                    mine, read_spec(models / name), placement, Report(), overwrite=True,
+                    mine, read_spec(models / name), placement, Progress(), overwrite=True,
                     world=world if ranks > 1 else None, device=world.device,
                 )  # fmt: skip
 

@@ -67,6 +67,7 @@ TORCH_FREE = [
     *LAYERS[2],
     *(
         "distributed.shares",
+        "engine.events",
         "engine.job",
         "engine.reserve",
         "engine.run_folder",

@@ -16,10 +16,11 @@ import warm
 from paradit.config.errors import RankError
 from paradit.config.placement import Placement
 from paradit.config.requests import Request, resolve
-from paradit.engine.job import Job, Report, Run, Stop
+from paradit.engine.job import Job, Run, Stop
 from paradit.engine.run import make
 from paradit.engine.run_folder import RunFolder
 from paradit.models.spec import read_spec
+from paradit.progress import Progress
 from tiny import save_folder
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -164,7 +165,7 @@ def test_a_rank_that_cannot_start_says_so_itself(tmp_path: Path) -> None:
     job = Job(request=request, output=str(tmp_path / "a.mp4"), latents=None)
     run = Run(model=str(model), jobs=(job,), placement=Placement(ranks=2))
     with pytest.raises(RankError, match=r"(?s)rank 0 \(load\): Traceback.*rank 1 \(load\): Traceback"):
-        make(run, spec, RunFolder.create(run), Report(), Stop())
+        make(run, spec, RunFolder.create(run), Progress(), Stop())
     assert [path.name for path in tmp_path.iterdir()] == ["tiny-wan"]
 
 

@@ -16,9 +16,11 @@ from paradit.config.placement import Placement
 from paradit.config.placement_text import read_fields, read_groups, read_placement
 from paradit.config.requests import Request, resolve
 from paradit.distributed.world import World
-from paradit.engine.job import Job, Report
+from paradit.engine.events import Began, Failed, Finished, MemoryUsed
+from paradit.engine.job import Job
 from paradit.engine.make import make_videos
 from paradit.models.spec import read_spec
+from paradit.progress import Event, Progress
 from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, program
 from paradit.testing import run_world
 from tiny import save_folder, save_hunyuan_folder
@@ -124,24 +126,23 @@ def test_files_that_hold_no_placement(text: str) -> None:
         read_fields(text)
 
 
-class Kept(Report):
+class Kept(Progress):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(self.hear)
         self.told: list[tuple[str, Any]] = []
 
-    def request(self, index: int, count: int, prompt: str) -> None:
-        self.told.append(("request", (index, count, prompt)))
-
-    def result(self, result: dict[str, Any]) -> None:
-        self.told.append(("result", result))
-
-    def failed(self, index: int, count: int, message: str) -> None:
-        self.told.append(("failed", (index, count, message)))
-
-    def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
-        self.told.append(("memory", (by_rank, stages)))
+    def hear(self, event: Event) -> None:
+        match event:
+            case Began():
+                self.told.append(("request", (event.job, event.count, event.prompt)))
+            case Finished():
+                self.told.append(("result", event.result))
+            case Failed():
+                self.told.append(("failed", (event.job, event.count, event.message)))
+            case MemoryUsed():
+                self.told.append(("memory", (event.by_rank, event.stages)))
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +274,7 @@ def held_before_and_after(world: World, model: Path, folder: Path) -> list[list[
     spec, where = read_spec(model), Placement(ranks=2, pipeline_degree=2)
     request = resolve(Request(prompt="a", method="dualparal", block_frames=1, context_frames=1), spec)
     job = replace(jobs(model, folder)[0], request=request)
-    make_videos([job], spec, where, Report(), overwrite=False, world=world)
+    make_videos([job], spec, where, Progress(), overwrite=False, world=world)
     return seen
 
 

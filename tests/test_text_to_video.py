@@ -15,7 +15,7 @@ from paradit.config.errors import InputError
 from paradit.config.placement import Placement
 from paradit.config.requests import Request, resolve
 from paradit.models.spec import read_spec
-from paradit.progress import Progress
+from paradit.progress import Progress, Stepped
 from paradit.sampling import guidance
 from paradit.text_to_video import load, text_to_video
 from tiny import VARIANTS, decoded, save_folder
@@ -117,18 +117,11 @@ def test_generate(tmp_path):
 
 
 def test_progress_is_told(tmp_path):
-    class Told(Progress):
-        def __init__(self):
-            super().__init__()
-            self.steps = []
-
-        def stepped(self, name, done):
-            self.steps.append((name, done))
-
-    progress = Told()
+    told = []
     folder = save_folder("wan21", tmp_path)
-    paradit.generate(PROMPT, model=str(folder), **SIZE, progress=progress)
-    assert progress.steps == [("denoise", i) for i in (1, 2, 3, 4)] + [("decode", i) for i in (1, 2, 3)]
+    paradit.generate(PROMPT, model=str(folder), **SIZE, progress=Progress(told.append))
+    steps = [(event.stage, event.done) for event in told if isinstance(event, Stepped)]
+    assert steps == [("denoise", i) for i in (1, 2, 3, 4)] + [("decode", i) for i in (1, 2, 3)]
 
 
 def test_memory_is_checked_before_loading(tmp_path, monkeypatch):

@@ -310,14 +310,15 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import psutil, torch
-from paradit.engine.job import Job, Report
+from paradit.engine.job import Job
 from paradit.engine.keep import keep
 from paradit.models.spec import read_spec
+from paradit.progress import Progress
 from paradit.config.requests import Request, resolve
 from paradit.stages.decode import decode
 from paradit.text_to_video import load
 
-class Said(Report):
+class Said(Progress):
     def warn(self, message):
         print(message)
 
@@ -327,7 +328,7 @@ model = load(spec, "fp32", stages=("decode",))
 request = resolve(Request(prompt="a", width=256, height=256, num_frames=17), spec)
 job = Job(request=request, output=output, latents=None)
 latents = torch.randn(1, 16, 5, 32, 32)
-decode(model, latents[..., :4, :4], None, Report(), list)  # what is loaded only when it is needed
+decode(model, latents[..., :4, :4], None, Progress(), list)  # what is loaded only when it is needed
 most = psutil.Process().memory_info().vms + 300 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
 def consume(frames):

@@ -10,10 +10,12 @@ from paradit.config.placement import Placement
 from paradit.config.placement_text import read_groups
 from paradit.config.requests import Request, resolve
 from paradit.distributed.world import World
-from paradit.engine.job import Job, Report
+from paradit.engine.events import Doing, Failed, Finished, Wrote
+from paradit.engine.job import Job
 from paradit.engine.make import make_videos
 from paradit.models.spec import read_spec
 from paradit.models.wan.transformer import WanBlock
+from paradit.progress import Event, Progress
 from paradit.scheduling.stages import AHEAD
 from paradit.testing import run_world
 from paradit.video.reader import read_video
@@ -26,11 +28,11 @@ MOST = 2**16
 """Bytes of a file: the long video would have more, the short one has less."""
 
 
-class Followed(Report):
+class Followed(Progress):
     """What is told of two videos, and how many layers were computed for each."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(self.hear)
         self.told: list[tuple[Any, ...]] = []
         self.written, self.computed, self._index = [0, 0], [0, 0], 0
         finish = WanBlock.finish
@@ -41,17 +43,16 @@ class Followed(Report):
 
         WanBlock.finish = counted  # type: ignore[method-assign]
 
-    def doing(self, stage: str, index: int) -> None:  # noqa: ARG002
-        self._index = index
-
-    def wrote(self, num_frames: int) -> None:
-        self.written[self._index] = num_frames
-
-    def failed(self, index: int, count: int, message: str) -> None:
-        self.told.append(("failed", index, count, message))
-
-    def result(self, result: dict[str, Any]) -> None:
-        self.told.append(("result", result["path"]))
+    def hear(self, event: Event) -> None:
+        match event:
+            case Doing(job=int(index)):
+                self._index = index
+            case Wrote():
+                self.written[self._index] = event.num_frames
+            case Failed():
+                self.told.append(("failed", event.job, event.count, event.message))
+            case Finished():
+                self.told.append(("result", event.result["path"]))
 
 
 @pytest.fixture(scope="module")

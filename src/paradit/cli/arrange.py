@@ -13,6 +13,7 @@ from paradit.config.options import named, read_values
 from paradit.config.placement import Placement, placement_fields
 from paradit.config.placement_text import read_fields, read_groups
 from paradit.config.requests import Request
+from paradit.engine.events import Placed
 from paradit.engine.job import Job
 from paradit.engine.planned import Open, planned, planned_form
 from paradit.engine.this_machine import calibrated_cluster
@@ -95,13 +96,15 @@ def arrange(
         left = Open(cfg_degrees=degrees, replicas=automatic, coprocess=options.coprocess is None)
         choice = planned(jobs, spec, base, cluster, left)
         if choice is not None:
-            report.placement(choice.placement, choice.reason, choice.seconds)
+            report.emit(
+                Placed(placement=choice.placement.flat(), reason=choice.reason, seconds=choice.seconds)
+            )
     elif cluster is not None:
         choice = planned_form(jobs, spec, base, cluster)
     if choice is not None:
         return Arranged(placement=choice.placement, form=choice.form, why=choice.why)
     if automatic and method != "full":
-        report.placement(base, _by_rule(jobs[0].request, base, spec), {})
+        report.emit(Placed(placement=base.flat(), reason=_by_rule(jobs[0].request, base, spec), seconds={}))
         return Arranged(placement=base)
     return Arranged(placement=base, automatic=automatic)
 

@@ -17,6 +17,7 @@ from paradit.config.errors import InputError
 from paradit.config.placement import Placement
 from paradit.config.requests import Request, frames_at_once, latent_shape, warnings_for
 from paradit.distributed.shares import Shares
+from paradit.engine.events import Explained, Placed, Planned
 from paradit.engine.job import Job, Run, check_run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make
@@ -44,7 +45,7 @@ def generate(options: Options, report: Reporter) -> int:
     spec = spec_for_dry_run(options.model) if options.dry_run else read_spec(find_model(options.model))
     jobs = make_jobs(options, prompts, spec)
     if not options.seed.strip().isdecimal():
-        report.explain(f"seed {jobs[0].request.seed}")
+        report.emit(Explained(line=f"seed {jobs[0].request.seed}"))
     check_trace(options)
     asked = asked_placement(options)
     arranged = arrange(options, jobs, spec, asked, report)
@@ -60,7 +61,7 @@ def generate(options: Options, report: Reporter) -> int:
     if options.explain:
         lines = (line for job in jobs for line in explain(options, job.request, arranged, spec))
         for line in dict.fromkeys(lines):
-            report.explain(line)
+            report.emit(Explained(line=line))
     for job in jobs:
         check_scheduler(spec, job.request)
     if options.dry_run:
@@ -69,7 +70,7 @@ def generate(options: Options, report: Reporter) -> int:
         for job in jobs:
             if os.path.lexists(job.output) and not options.overwrite:
                 report.warn(f"output {job.output!r} exists: a run needs another name, or --overwrite")
-            report.plan(plan(job, spec, placement))
+            report.emit(Planned(plan=plan(job, spec, placement)))
         return 0
     here = launched()
     if here:
@@ -120,7 +121,7 @@ def _choice(jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter)
 
     costs = known_costs(jobs, spec, base) or measure_costs(jobs, spec, base, report)
     choice = choose_placement(jobs, spec, base, costs)
-    report.placement(choice.placement, choice.reason, choice.seconds)
+    report.emit(Placed(placement=choice.placement.flat(), reason=choice.reason, seconds=choice.seconds))
     return choice.placement
 
 
@@ -130,7 +131,8 @@ def _known_choice(jobs: list[Job], spec: ModelSpec, base: Placement, report: Rep
 
     if known_costs(jobs, spec, base) is not None:
         return _choice(jobs, spec, base, report)
-    report.placement(base, "together, until a warm-up of the run itself has measured the stages", {})
+    reason = "together, until a warm-up of the run itself has measured the stages"
+    report.emit(Placed(placement=base.flat(), reason=reason, seconds={}))
     return base
 
 

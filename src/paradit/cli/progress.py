@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, assert_never, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
@@ -18,29 +18,57 @@ from rich.table import Column
 from rich.text import Text
 
 from paradit.cli.text import duration, memory_text, plan_text, queue_text, result_text
-from paradit.config.placement import Placement
-from paradit.engine.job import Report
+from paradit.engine.events import (
+    AnyEvent,
+    Began,
+    Doing,
+    Explained,
+    Extendable,
+    Failed,
+    Finished,
+    Growing,
+    MemoryUsed,
+    Missed,
+    Placed,
+    Planned,
+    Restarted,
+    Resumable,
+    Waiting,
+    Wrote,
+)
+from paradit.progress import (
+    Event,
+    Progress,
+    QueueMoved,
+    StageEnded,
+    StageEvent,
+    StageStarted,
+    Stepped,
+    Warned,
+)
 from paradit.streams import says_utf8
+
+Fields = tuple[str, dict[str, Any]] | None
 
 PLAIN_SECONDS = 5.0
 """Where there is no terminal, a stage says at most this often how far it is."""
 
 
-class Reporter(Report):
+class Reporter(Progress):
     """Plain lines: progress and warnings on stderr, results on stdout. Use it as a context manager."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(self._hear)
         self.failures = 0
         """Requests that have failed."""
-        # By stage: several may run at once.
-        self._total: dict[str, int] = {}
-        self._began: dict[str, float] = {}
-        self._said: dict[str, float] = {}
-        self._frames = 0
-        """Written, of a long video."""
-        self._queue = ""
-        """How far its blocks are, as text."""
+        self._count: dict[int | None, int] = {}
+        """How many requests there are, by request."""
+        self._rows: dict[tuple[int | None, str], _Row] = {}
+        """By request and stage: several may run at once."""
+        self._frames: dict[int | None, int] = {}
+        """Written, of long videos."""
+        self._queue: dict[int | None, str] = {}
+        """How far their blocks are, as text."""
 
     def __enter__(self) -> Self:
         return self
@@ -49,193 +77,229 @@ class Reporter(Report):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def warn(self, message: str) -> None:
-        self._say(f"paradit: warning: {message}")
+    def _hear(self, event: Event) -> None:
+        """Take an event: what all readers keep is kept here, then it is shown."""
+        match event:
+            case Began():
+                self._count[event.job] = event.count
+            case Failed():
+                self.failures += 1
+            case Wrote():
+                self._frames[event.job] = event.num_frames
+            case StageStarted():
+                self._rows[event.job, event.stage] = _Row(self._name(event), event.total)
+        self.show(cast(AnyEvent, event))
 
-    def explain(self, line: str) -> None:
-        """Why something is done as it is: `--explain`."""
-        self._say(f"paradit: {line}")
+    def show(self, event: AnyEvent) -> None:
+        """Show an event, of any class."""
+        match event:
+            case StageStarted():
+                self._say(
+                    f"{self._name(event)}: {event.total} steps" if event.total > 1 else self._name(event)
+                )
+            case Stepped():
+                self._show_step(event)
+            case StageEnded():
+                self._say(f"{self._name(event)}: done in {duration(event.seconds)}")
+                if event.stage.startswith("decode") and (queue := self._queue.pop(event.job, "")):
+                    self._say(f"{queue}, {self._frames.get(event.job, 0)} frames written")
+            case QueueMoved():
+                levels = event.levels
+                self._queue[event.job] = queue_text(event.block, event.num_blocks, levels, event.steps)
+            case Finished():
+                print(result_text(event.result), flush=True)
+            case MemoryUsed():
+                print(memory_text(event.by_rank, event.stages), flush=True)
+            case Planned():
+                print(plan_text(event.plan), flush=True)
+            case Wrote() | Doing():
+                pass
+            case _:
+                if line := self._line(event):
+                    self._say(line)
 
-    def placement(self, placement: Placement, reason: str, seconds: dict[str, float]) -> None:  # noqa: ARG002
-        """What `--placement auto` has chosen, and why; and the seconds of all that it compared, by name."""
-        self._say(f"paradit: placement: {reason}")
+    def _line(  # noqa: PLR0911 (one for each class)
+        self,
+        event: Warned | Began | Growing | Failed | Waiting | Restarted | Resumable | Extendable | Explained
+        | Placed | Missed,
+    ) -> str:  # fmt: skip
+        """What is said of an event that is one line."""
+        match event:
+            case Began():
+                return f"{self._number(event)}{event.prompt}" if event.count > 1 else ""
+            case Warned():
+                return f"paradit: warning: {event.message}"
+            case Explained():
+                return f"paradit: {event.line}"
+            case Placed():
+                return f"paradit: placement: {event.reason}"
+            case Failed():
+                return f"paradit: failed: {_number(event.job, event.count)}{event.message}"
+            case Waiting() | Restarted():
+                return f"paradit: {event.message}"
+            case Resumable():
+                return f"paradit: to go on: paradit resume {_path(event.folder)}"
+            case Extendable():
+                return f"paradit: to make it longer: paradit extend {_path(event.folder)} --duration 30s"
+            case Growing():
+                path = shlex.quote(event.path)
+                return f"paradit: the video grows in {path}: it plays as far as it is there"
+            case Missed():
+                return f"paradit: {event.count} earlier events are not kept"
+            case _:
+                assert_never(event)
 
-    def request(self, index: int, count: int, prompt: str) -> None:
-        """Request `index` (from 0) of `count` begins."""
-        if count > 1:
-            self._say(f"[{index + 1}/{count}] {prompt}")
-
-    def plan(self, plan: dict[str, Any]) -> None:
-        """What a dry run found."""
-        print(plan_text(plan), flush=True)
-
-    def result(self, result: dict[str, Any]) -> None:
-        """A video is there."""
-        print(result_text(result), flush=True)
-
-    def failed(self, index: int, count: int, message: str) -> None:
-        """A request has failed."""
-        self.failures += 1
-        number = f"[{index + 1}/{count}] " if count > 1 else ""
-        self._say(f"paradit: failed: {number}{message}")
-
-    def waiting(self, message: str) -> None:
-        self._say(f"paradit: {message}")
-
-    def restarted(self, message: str) -> None:
-        """Ranks have failed, and new ones are started."""
-        self._say(f"paradit: {message}")
-
-    def resumable(self, folder: Path) -> None:
-        """The run can be gone on with."""
-        self._say(f"paradit: to go on: paradit resume {shlex.quote(os.path.relpath(folder))}")
-
-    def extendable(self, folder: Path) -> None:
-        """Long videos are there, and can be made longer."""
-        path = shlex.quote(os.path.relpath(folder))
-        self._say(f"paradit: to make it longer: paradit extend {path} --duration 30s")
-
-    def growing(self, path: str) -> None:
-        """A long video can be watched while it grows."""
-        self._say(f"paradit: the video grows in {shlex.quote(path)}: it plays as far as it is there")
-
-    def wrote(self, num_frames: int) -> None:
-        self._frames = num_frames
-
-    def queue(self, block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> None:
-        self._queue = queue_text(block, num_blocks, levels, steps)
-
-    def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
-        """Every rank's peak memory."""
-        print(memory_text(by_rank, stages), flush=True)
-
-    def started(self, name: str, total: int) -> None:
-        self._total[name] = total
-        self._began[name] = self._said[name] = time.monotonic()
-        self._say(f"{name}: {total} steps" if total > 1 else name)
-        if name.startswith("denoise"):
-            self._frames, self._queue = 0, ""
-
-    def stepped(self, name: str, done: int) -> None:
+    def _show_step(self, event: Stepped) -> None:
+        row = self._rows.get((event.job, event.stage))
         now = time.monotonic()
-        if now - self._said[name] >= PLAIN_SECONDS and done:
-            self._said[name] = now
-            rate, total = done / (now - self._began[name]), self._total[name]
-            if total:
-                left = duration((total - done) / rate)
-                self._say(f"{name}: {done}/{total}, {rate:.3g} steps/s, {left} left")
-            else:
-                self._say(f"{name}: {done}, {rate:.3g} steps/s")
-            if self._queue and name.startswith("denoise"):
-                self._say(f"{self._queue}, {self._frames} frames written")
+        if row is None or now - row.said < PLAIN_SECONDS or not event.done:
+            return
+        row.said = now
+        rate = event.done / (now - row.began)
+        if row.total:
+            left = duration((row.total - event.done) / rate)
+            self._say(f"{row.name}: {event.done}/{row.total}, {rate:.3g} steps/s, {left} left")
+        else:
+            self._say(f"{row.name}: {event.done}, {rate:.3g} steps/s")
+        queue = self._queue.get(event.job)
+        if queue and event.stage.startswith("denoise"):
+            self._say(f"{queue}, {self._frames.get(event.job, 0)} frames written")
 
-    def finished(self, name: str, seconds: float) -> None:
-        self._say(f"{name}: done in {duration(seconds)}")
+    def _name(self, event: StageEvent) -> str:
+        """The stage, after its request's number if there are several."""
+        return f"{self._number(event)}{event.stage}"
+
+    def _number(self, event: Event) -> str:
+        return _number(event.job, self._count.get(event.job, 1))
 
     def _say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+class _Row:
+    """A stage that is under way."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total = name, total
+        self.began = self.said = time.monotonic()
+
+
+def _number(job: int | None, count: int) -> str:
+    return f"[{job + 1}/{count}] " if job is not None and count > 1 else ""
+
+
+def _path(folder: str) -> str:
+    return shlex.quote(os.path.relpath(Path(folder)))
+
+
 class SilentReporter(Reporter):
     """Says nothing but whom it waits for: a launcher's other ranks have the first one to speak for them."""
 
-    def plan(self, plan: dict[str, Any]) -> None: ...
-
-    def result(self, result: dict[str, Any]) -> None: ...
-
-    def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None: ...
-
-    def waiting(self, message: str) -> None:
-        super()._say(f"paradit: {message}")  # perhaps there is no other rank to say it
-
-    def _say(self, line: str) -> None: ...
+    def show(self, event: AnyEvent) -> None:
+        if isinstance(event, Waiting):  # perhaps there is no other rank to say it
+            super().show(event)
 
 
 class JsonReporter(Reporter):
     """One JSON object a line on stdout, each with its `event`."""
 
-    def warn(self, message: str) -> None:
-        self._event("warning", message=message)
+    def show(self, event: AnyEvent) -> None:
+        if (found := self._fields(event)) is not None:
+            name, fields = found
+            print(json.dumps({"event": name, **fields}, ensure_ascii=not says_utf8()), flush=True)
 
-    def explain(self, line: str) -> None:
-        self._event("explain", line=line)
-
-    def placement(self, placement: Placement, reason: str, seconds: dict[str, float]) -> None:
-        self._event("placement", **placement.flat(), reason=reason, seconds=seconds)
-
-    def request(self, index: int, count: int, prompt: str) -> None:
-        self._event("request", index=index, count=count, prompt=prompt)
-
-    def plan(self, plan: dict[str, Any]) -> None:
-        self._event("plan", **plan)
-
-    def result(self, result: dict[str, Any]) -> None:
-        self._event("result", **result)
-
-    def failed(self, index: int, count: int, message: str) -> None:
-        self.failures += 1
-        self._event("failed", index=index, count=count, message=message)
-
-    def restarted(self, message: str) -> None:
-        self._event("restarted", message=message)
-
-    def resumable(self, folder: Path) -> None:
-        self._event("resumable", run_dir=str(folder))
-
-    def extendable(self, folder: Path) -> None:
-        self._event("extendable", run_dir=str(folder))
-
-    def growing(self, path: str) -> None:
-        self._event("growing", path=path)
-
-    def queue(self, block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> None:
-        about = {"block": block, "num_blocks": num_blocks, "levels": levels, "num_inference_steps": steps}
-        self._event("block", **about, frames_written=self._frames)
-
-    def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
-        self._event("memory", peak_memory_bytes_by_rank=by_rank, stages_by_rank=stages)
-
-    def started(self, name: str, total: int) -> None:
-        self._total[name] = total
-        self._event("stage_start", stage=name, total=total or None)
-
-    def stepped(self, name: str, done: int) -> None:
-        self._event("step", stage=name, done=done, total=self._total[name] or None)
-
-    def finished(self, name: str, seconds: float) -> None:
-        self._event("stage_end", stage=name, seconds=round(seconds, 4))
-
-    def _event(self, event: str, **fields: Any) -> None:
-        print(json.dumps({"event": event, **fields}, ensure_ascii=not says_utf8()), flush=True)
+    def _fields(self, event: AnyEvent) -> Fields:  # noqa: PLR0911, PLR0912 (one for each class)
+        """The name of an event in JSON, and its fields; None if it is not told of."""
+        match event:
+            case StageStarted():
+                return "stage_start", {"stage": event.stage, "total": event.total or None}
+            case Stepped():
+                row = self._rows.get((event.job, event.stage))
+                total = row.total if row is not None else 0
+                return "step", {"stage": event.stage, "done": event.done, "total": total or None}
+            case StageEnded():
+                return "stage_end", {"stage": event.stage, "seconds": round(event.seconds, 4)}
+            case QueueMoved():
+                about = {"block": event.block, "num_blocks": event.num_blocks, "levels": event.levels}
+                written = self._frames.get(event.job, 0)
+                return "block", {**about, "num_inference_steps": event.steps, "frames_written": written}
+            case Began():
+                return "request", {"index": event.job, "count": event.count, "prompt": event.prompt}
+            case Failed():
+                return "failed", {"index": event.job, "count": event.count, "message": event.message}
+            case Finished():
+                return "result", event.result
+            case Planned():
+                return "plan", event.plan
+            case MemoryUsed():
+                return "memory", {
+                    "peak_memory_bytes_by_rank": event.by_rank, "stages_by_rank": event.stages,
+                }  # fmt: skip
+            case Placed():
+                return "placement", {**event.placement, "reason": event.reason, "seconds": event.seconds}
+            case Warned():
+                return "warning", {"message": event.message}
+            case Explained():
+                return "explain", {"line": event.line}
+            case Restarted():
+                return "restarted", {"message": event.message}
+            case Resumable():
+                return "resumable", {"run_dir": event.folder}
+            case Extendable():
+                return "extendable", {"run_dir": event.folder}
+            case Growing():
+                return "growing", {"path": event.path}
+            case Missed():
+                return "missed", {"count": event.count}
+            case Waiting():
+                self._say(f"paradit: {event.message}")
+            case Wrote() | Doing():
+                pass
+            case _:
+                assert_never(event)
+        return None
 
 
 class TerminalReporter(Reporter):
-    """A line a stage with a bar, steps, rate and time left, on a terminal's stderr."""
+    """A line a stage with a bar, steps, rate and time left, on a terminal's stderr.
+
+    A stage that is done becomes a line above the bars, so that nothing draws it again.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._console = Console(stderr=True)
         self._bars: Bars | None = None
-        self._tasks: dict[str, Any] = {}
+        self._tasks: dict[tuple[int | None, str], Any] = {}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
 
-    def result(self, result: dict[str, Any]) -> None:
-        self._stop()  # stdout may be the same terminal
-        super().result(result)
+    def show(self, event: AnyEvent) -> None:
+        match event:
+            case StageStarted():
+                total = event.total or None
+                self._tasks[event.job, event.stage] = self._live().add_task(self._name(event), total=total)
+            case Stepped():
+                self._update(event.job, event.stage, completed=event.done)
+            case StageEnded():
+                self._end(event.job, event.stage)
+                if event.stage.startswith("decode"):
+                    self._end(event.job, "blocks")
+            case QueueMoved():
+                self._show_queue(event)
+            case Wrote():
+                if queue := self._queue.get(event.job):
+                    self._update(event.job, "blocks", queue=f"{queue}, {event.num_frames} frames written")
+            case Finished() | Restarted() | MemoryUsed():
+                self._stop()  # stdout may be the same terminal; what ranks were doing is not done any more
+                super().show(event)
+            case _:
+                super().show(event)
 
-    def restarted(self, message: str) -> None:
-        self._stop()  # what the ranks that are gone were doing is not done any more
-        super().restarted(message)
-
-    def started(self, name: str, total: int) -> None:
-        self._total[name] = total
-        if name.startswith("denoise"):
-            self._frames = 0
-            self._tasks.pop("blocks", None)  # of the video before
+    def _live(self) -> Bars:
         if self._bars is None:
             self._bars = Bars(
                 TextColumn("{task.description:<8}"),
@@ -246,24 +310,35 @@ class TerminalReporter(Reporter):
                 redirect_stdout=False,  # results are for stdout, wherever it goes
             )
             self._bars.start()
-        self._tasks[name] = self._bars.add_task(name, total=total or None)
+        return self._bars
 
-    def stepped(self, name: str, done: int) -> None:
-        if self._bars is not None:
-            self._bars.update(self._tasks[name], completed=done)
+    def _update(self, job: int | None, stage: str, **fields: Any) -> None:
+        if self._bars is not None and (job, stage) in self._tasks:
+            self._bars.update(self._tasks[job, stage], **fields)
 
-    def finished(self, name: str, seconds: float) -> None:  # noqa: ARG002 (the bar shows them)
-        if self._bars is not None:
-            self._bars.update(self._tasks[name], completed=self._total[name] or None)
+    def _end(self, job: int | None, stage: str) -> None:
+        """Print a row for good, and take it off the bars."""
+        task = self._tasks.pop((job, stage), None)
+        if task is None or self._bars is None:
+            return
+        (found,) = [one for one in self._bars.tasks if one.id == task]
+        self._bars.update(task, completed=found.total or found.completed)
+        self._bars.stop_task(task)
+        row = self._bars.make_tasks_table([found])
+        self._bars.remove_task(task)
+        self._console.print(row)
 
-    def queue(self, block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> None:
+    def _show_queue(self, event: QueueMoved) -> None:
         if self._bars is None:
             return
-        if "blocks" not in self._tasks:
-            self._tasks["blocks"] = self._bars.add_task("blocks", total=num_blocks)
-        done = block - (levels[1] < steps)
-        queue = f"level {levels[0]}..{levels[1]}, {self._frames} frames written"
-        self._bars.update(self._tasks["blocks"], completed=done, queue=queue)
+        if (event.job, "blocks") not in self._tasks:
+            name = f"{self._number(event)}blocks"
+            self._tasks[event.job, "blocks"] = self._bars.add_task(name, total=event.num_blocks)
+        done = event.block - (event.levels[1] < event.steps)
+        levels = f"level {event.levels[0]}..{event.levels[1]}"
+        self._queue[event.job] = levels
+        queue = f"{levels}, {self._frames.get(event.job, 0)} frames written"
+        self._update(event.job, "blocks", completed=done, queue=queue)
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -272,6 +347,7 @@ class TerminalReporter(Reporter):
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
+            self._tasks.clear()
 
 
 class _RateColumn(ProgressColumn):

@@ -12,11 +12,12 @@ import torch
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.engine.driver import warm_up
-from paradit.engine.job import Job, Report, Run
+from paradit.engine.job import Job, Run
 from paradit.engine.launcher import LocalLauncher, preloaded
 from paradit.engine.planned import largest
 from paradit.engine.worker import threads_per_rank
 from paradit.models.spec import ModelSpec
+from paradit.progress import Progress
 from paradit.room import room_bytes
 from paradit.scheduling.balance import Choice, StageSeconds, affordable, choose
 from paradit.tuning.remembered import Remembered
@@ -49,28 +50,18 @@ def known_costs(jobs: list[Job], spec: ModelSpec, base: Placement) -> StageSecon
     return None
 
 
-def measure_costs(jobs: list[Job], spec: ModelSpec, base: Placement, report: Report) -> StageSeconds:
+def measure_costs(jobs: list[Job], spec: ModelSpec, base: Placement, report: Progress) -> StageSeconds:
     """Measure on `base`'s ranks, in a world that ends with that, and remember it; told as stage "warm-up".
 
     Raises RankError where a rank fails.
     """
-    request, heard = largest(jobs, spec), _Heard()
+    request = largest(jobs, spec)
     (job,) = [job for job in jobs if job.request is request][:1]
     run = Run(model=spec.name, jobs=(job,), placement=base)
     with report.stage("warm-up"):
-        warm_up(run, spec, heard, LocalLauncher(preloaded(spec)))
-    assert heard.seconds_of_stages is not None
-    Remembered().keep(_what(request, spec, base), json.dumps(asdict(heard.seconds_of_stages)))
-    return heard.seconds_of_stages
-
-
-class _Heard(Report):
-    """Keeps what was measured."""
-
-    seconds_of_stages: StageSeconds | None = None
-
-    def measured(self, seconds: StageSeconds) -> None:
-        self.seconds_of_stages = seconds
+        costs = warm_up(run, spec, LocalLauncher(preloaded(spec)))
+    Remembered().keep(_what(request, spec, base), json.dumps(asdict(costs)))
+    return costs
 
 
 def _spare_bytes(spec: ModelSpec, request: Request, placement: Placement) -> int:

@@ -20,15 +20,13 @@ import torch
 
 from paradit.attention.local import sdpa, unattended
 from paradit.config.errors import RankError
-from paradit.config.placement import Placement
 from paradit.distributed.timing import now
 from paradit.distributed.transport import Transport
 from paradit.distributed.world import World, join_world
 from paradit.engine.devices import device_of
-from paradit.engine.job import Report
 from paradit.engine.launcher import LocalLauncher
 from paradit.engine.links import largest, measure_pairs, usual_link
-from paradit.engine.worker import PipeReport, threads_per_rank
+from paradit.engine.worker import Pipe, threads_per_rank
 from paradit.memory import total_memory_bytes
 from paradit.models.registry import samples
 from paradit.parallel.forward import run
@@ -123,7 +121,7 @@ class Calibration:
     """None: there is one rank."""
 
 
-def calibrate(ranks: int, report: Report, sizes: Sizes | None = None) -> Calibration:
+def calibrate(ranks: int, report: Progress, sizes: Sizes | None = None) -> Calibration:
     """Measure this machine with so many ranks, each on a GPU of its own or with its part of the cores.
 
     sizes: None: those of the kind of device. Raises RankError where a rank fails.
@@ -132,7 +130,7 @@ def calibrate(ranks: int, report: Report, sizes: Sizes | None = None) -> Calibra
     return found
 
 
-def calibrate_links(ranks: int, report: Report) -> Messages:
+def calibrate_links(ranks: int, report: Progress) -> Messages:
     """Only what messages between so many idle ranks take. Raises RankError where one fails."""
     found: Messages = _on_ranks(_measure_links, ranks, report)
     return found
@@ -143,7 +141,7 @@ Prepared = tuple[Work, Callable[[], float]]
 """Work that is ready to be measured, and what measures its seconds."""
 
 
-def _on_ranks(measure: Measure, ranks: int, report: Report) -> Any:
+def _on_ranks(measure: Measure, ranks: int, report: Progress) -> Any:
     """What `measure` gives on the first rank, while all run it."""
     launcher, found = LocalLauncher(["paradit.engine.calibrate"], work=_work), None
     try:
@@ -159,7 +157,7 @@ def _on_ranks(measure: Measure, ranks: int, report: Report) -> Any:
                     running.discard(rank)
                     found = values[0] if rank == 0 else found
                 else:
-                    getattr(report, event)(*values)
+                    report.emit(*values)
     finally:
         launcher.end()
     return found
@@ -179,15 +177,15 @@ def _work(assignment: _Assignment, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it decides
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
     make_safe()
-    report, rank = PipeReport(pipe, assignment.rank, Placement()), assignment.rank
+    driver, rank = Pipe(pipe), assignment.rank
     try:
         torch.set_num_threads(assignment.threads)
         with join_world(rank, assignment.ranks, assignment.meet, device=device_of(rank)) as world:
-            found = assignment.measure(world, Progress() if rank else report)
-        report.send("done", None if rank else found)
+            found = assignment.measure(world, Progress() if rank else Progress(driver.emit))
+        driver.send("done", None if rank else found)
     except BaseException:
         with suppress(OSError):
-            report.send("raised", traceback.format_exc())
+            driver.send("raised", traceback.format_exc())
     os._exit(0)
 
 

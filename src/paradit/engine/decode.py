@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 from paradit.config.errors import InputError
 from paradit.config.requests import Request
 from paradit.engine.devices import device_of
-from paradit.engine.job import Job, Report
+from paradit.engine.events import Finished
+from paradit.engine.job import Job
 from paradit.engine.keep import keep
 from paradit.memory import peak_memory_bytes, total_memory_bytes
 from paradit.models.spec import FP32_BYTES, ModelSpec
+from paradit.progress import Progress
 from paradit.scheduling.fitting import SURELY
 from paradit.scheduling.memory import fitting_tile
 from paradit.stages.decode import decode
@@ -49,7 +51,7 @@ def decode_saved(
     latents: Path,
     job: Job,
     spec: ModelSpec,
-    report: Report,
+    report: Progress,
     *,
     overwrite: bool,
     about: dict[str, Any] | None = None,
@@ -68,11 +70,12 @@ def decode_saved(
         lambda frames: keep(job, spec, tensor, frames, overwrite=overwrite, about=about),
     )
     memory = peak_memory_bytes(model.device)
-    report.result({
+    result = {
         **job.about(spec),
         "latents_path": str(latents),
         "seconds": {name: round(took, 4) for name, took in report.seconds.items()},
         "device": model.device.type,
         "peak_memory_bytes": memory,
         "peak_memory_bytes_by_rank": [memory],
-    })  # fmt: skip
+    }
+    report.emit(Finished(job=job.index, result=result))

@@ -19,11 +19,11 @@ import torch
 
 from paradit import __version__
 from paradit.engine.calibrate import calibrate_links
-from paradit.engine.job import Report
 from paradit.engine.machine import cores, cpu_name, driver_version
 from paradit.engine.worker import threads_per_rank
 from paradit.kernels import KERNELS
 from paradit.memory import total_memory_bytes
+from paradit.progress import Progress
 from paradit.video.writer import FORMATS, open_video
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "av", "numpy")
@@ -90,7 +90,7 @@ def _links() -> dict[str, Any] | None:
     if gpus == 1 or cores() == 1:
         return None
     ranks = gpus or 2
-    messages = calibrate_links(ranks, Report())
+    messages = calibrate_links(ranks, Progress())
     return {
         "ranks": ranks,
         "over": "NCCL" if gpus else "gloo",

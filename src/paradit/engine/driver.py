@@ -8,14 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from paradit.config.errors import RankError
-from paradit.engine.job import Interrupted, Job, Report, Run, Stop
+from paradit.engine.events import Doing, Failed, Finished, Restarted
+from paradit.engine.job import Interrupted, Job, Run, Stop
 from paradit.engine.launcher import Launcher, Message
 from paradit.engine.run_folder import RunFolder
 from paradit.engine.worker import Assignment, threads_per_rank
 from paradit.models.spec import ModelSpec
+from paradit.progress import Event, Progress, StageEnded, StageStarted
+from paradit.scheduling.balance import StageSeconds
 from paradit.trace.spans import Tracing
 
 FAILURES = 3
@@ -45,7 +47,7 @@ def drive(
     spec: ModelSpec,
     folder: RunFolder,
     *,
-    report: Report,
+    report: Progress,
     stop: Stop,
     make_launcher: Callable[[], Launcher],
     tracing: Tracing | None = None,
@@ -81,20 +83,20 @@ def drive(
             message = (
                 f"{job.request.prompt!r}: given up after {FAILURES} failures, the last one:\n{failure.text}"
             )
-            report.failed(job.index, job.count, message)
+            report.emit(Failed(job=job.index, count=job.count, message=message))
         else:
             what = "the start" if failure.request is None else f"request {failure.request + 1}"
             again = f"starting anew, from what is saved (failure {count} of {FAILURES} in {what})"
-            report.restarted(f"{failure.text}\n{again}")
+            report.emit(Restarted(message=f"{failure.text}\n{again}"))
 
 
-def warm_up(run: Run, spec: ModelSpec, report: Report, launcher: Launcher) -> None:
-    """Have a run's ranks measure what the stages of its first job take: `Report.measured`.
+def warm_up(run: Run, spec: ModelSpec, launcher: Launcher) -> StageSeconds:
+    """Have a run's ranks measure what the stages of its first job take.
 
     Raises RankError where one fails.
     """
     with TemporaryDirectory(prefix="paradit-") as path:
-        folder, world = RunFolder(Path(path)), _World(run, list(run.jobs), report, Stop(), launcher)
+        folder, world = RunFolder(Path(path)), _World(run, list(run.jobs), Progress(), Stop(), launcher)
         try:
             world.start(spec, folder, warm_up=True)
             failure = world.follow(folder)
@@ -102,16 +104,20 @@ def warm_up(run: Run, spec: ModelSpec, report: Report, launcher: Launcher) -> No
             launcher.end()
     if failure is not None:
         raise RankError(failure.text)
+    assert world.measured is not None
+    return world.measured
 
 
 class _World:
     """The ranks of one try, as the driver knows them."""
 
-    def __init__(self, run: Run, jobs: list[Job], report: Report, stop: Stop, launcher: Launcher) -> None:
+    def __init__(self, run: Run, jobs: list[Job], report: Progress, stop: Stop, launcher: Launcher) -> None:
         self._run, self._jobs, self._report, self._stop = run, jobs, report, stop
         self.launcher = launcher
         self.failed: set[int] = set()
         """Requests that have failed by themselves."""
+        self.measured: StageSeconds | None = None
+        """What a warm-up has measured."""
         ranks = range(run.placement.ranks)
         self._running = set(ranks)
         self._doing: list[tuple[str, int | None]] = [("load", None) for _ in ranks]
@@ -186,23 +192,28 @@ class _World:
             self._stopped |= event == "stopped"
             if values:
                 self._last_words[rank] = event, str(values[0]).rstrip()
-        elif event == "doing":
-            self._doing[rank] = values
-        elif event != "alive":
-            self._pass_on(rank, event, values)
+        elif event == "measured":
+            (self.measured,) = values
+        elif event == "event":
+            self._pass_on(rank, values[0])
         return event in ("raised", "ended")
 
-    def _pass_on(self, rank: int, event: str, values: tuple[Any, ...]) -> None:
-        if event in ("started", "finished") and values[0].startswith("denoise"):
-            (self._denoising.add if event == "started" else self._denoising.discard)(rank)
+    def _pass_on(self, rank: int, event: Event) -> None:
+        match event:
+            case Doing():
+                self._doing[rank] = event.stage, event.job
+            case StageStarted() if event.stage.startswith("denoise"):
+                self._denoising.add(rank)
+            case StageEnded():
+                self._report.seconds[event.stage] = self._report.seconds.get(event.stage, 0.0) + event.seconds
+                if event.stage.startswith("denoise"):
+                    self._denoising.discard(rank)
+            case Failed():
+                assert event.job is not None
+                self.failed.add(event.job)
         self._stop.heeded = bool(self._denoising)
-        if event == "finished":
-            name, seconds = values
-            self._report.seconds[name] = self._report.seconds.get(name, 0.0) + seconds
-        if event == "failed":
-            self.failed.add(values[0])
-        self._ended |= event in ("result", "failed")
-        getattr(self._report, event)(*values)
+        self._ended |= isinstance(event, Finished | Failed)
+        self._report.emit(event)
 
     def _find_hanging(self) -> bool:
         """Whether ranks give no sign of life, or none gets any further; then that is their last word."""

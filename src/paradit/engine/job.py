@@ -1,4 +1,4 @@
-"""What a run is asked to do, and how it tells of it. Torch-free."""
+"""What a run is asked to do. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from paradit.config.limits import MAX_FRAMES, MAX_SECONDS, amount, whole
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.models.spec import ModelSpec
-from paradit.progress import Progress
-from paradit.scheduling.balance import StageSeconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,49 +78,6 @@ def check_run(checkpoint_steps: int | None, hang_limit: float) -> None:
     if checkpoint_steps is not None:
         whole("checkpoint_steps", checkpoint_steps, most=MAX_FRAMES)
     amount("hang_limit", hang_limit, least=1, most=MAX_SECONDS, hint="seconds")
-
-
-class Report(Progress):
-    """A run's progress, and its results as they come."""
-
-    def request(self, index: int, count: int, prompt: str) -> None:
-        """Request `index` (from 0) of `count` begins."""
-
-    def result(self, result: dict[str, Any]) -> None:
-        """A video is there: `Job.about`, seconds by stage, and peak memory by rank where ranks have met."""
-
-    def failed(self, index: int, count: int, message: str) -> None:
-        """Request `index` of `count` has failed, and the others go on."""
-
-    def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
-        """Peak memory (bytes) and stages of every rank, at the end of a run whose stages are apart."""
-
-    def growing(self, path: str) -> None:
-        """A long video grows in this file, which plays as far as it is there."""
-
-    def wrote(self, num_frames: int) -> None:
-        """So many frames of a long video are written."""
-
-    def extendable(self, folder: Path) -> None:
-        """Long videos are there, and what is in `folder` is enough to make them longer."""
-
-    def doing(self, stage: str, index: int) -> None:
-        """This rank begins a stage of request `index`."""
-
-    def warn(self, message: str) -> None:
-        """Something that the run goes on in spite of."""
-
-    def waiting(self, message: str) -> None:
-        """This rank has come to join the others, and waits: for whom, and where."""
-
-    def restarted(self, message: str) -> None:
-        """Ranks have failed; the run goes on from its checkpoints with new ones."""
-
-    def resumable(self, folder: Path) -> None:
-        """The run ends before its end, and what is safe of it is in `folder`."""
-
-    def measured(self, seconds: StageSeconds) -> None:
-        """What a warm-up has measured."""
 
 
 class Interrupted(BaseException):  # no `except Exception` may hold it up

@@ -13,10 +13,12 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from paradit.engine.job import Job, Report
+from paradit.engine.events import Growing, Wrote
+from paradit.engine.job import Job
 from paradit.files import write_whole
 from paradit.models.protocol import Frames
 from paradit.models.spec import ModelSpec
+from paradit.progress import Progress
 from paradit.provenance import tags
 from paradit.video.writer import growing_name, open_video
 
@@ -38,7 +40,7 @@ def keep(
     *,
     overwrite: bool,
     about: dict[str, Any] | None = None,
-    report: Report | None = None,
+    report: Progress | None = None,
     name_next: Callable[[Path], None] | None = None,
 ) -> Written:
     """Save a job's latents, where that is asked for, and write its frames as they come (`open_video`).
@@ -46,7 +48,7 @@ def keep(
     latents: None where they come with the frames, as a long video's do: its file can be watched while it
     grows. about: what the video was made from (`provenance`), for its metadata; None: nothing is said.
     """
-    report = report or Report()
+    report = report or Progress()
     if job.latents is not None and latents is not None:
         # Before the decode, which may run out of memory: the costly part is then safe.
         save_latents(job.latents, latents, job.about(spec), about)
@@ -54,7 +56,7 @@ def keep(
     assert request.width and request.height and request.fps and request.num_frames
     part = growing_name(job.output) if latents is None else None
     if part is not None:
-        report.growing(str(part))
+        report.emit(Growing(job=job.index, path=str(part)))
     first_frame = 0.0
     with (
         closing(frames),
@@ -73,7 +75,7 @@ def keep(
             if file.num_frames < request.num_frames:  # the last latent frame may give more
                 file.write(frame)
                 first_frame = first_frame or time.monotonic()
-                report.wrote(file.num_frames)
+                report.emit(Wrote(job=job.index, num_frames=file.num_frames))
     return Written(file.num_frames, first_frame)
 
 

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from paradit.engine.job import Interrupted, Job, Report, Stop
+from paradit.engine.job import Interrupted, Job, Stop
 from paradit.engine.keep import save_latents
 from paradit.engine.run_folder import RunFolder
 from paradit.files import write_whole
 from paradit.models.spec import ModelSpec
+from paradit.progress import Progress
 from paradit.sampling.block_state import QueueState
 from paradit.sampling.position import Position
 from paradit.scheduling.block_queue import BlockQueue
@@ -29,7 +30,7 @@ CHECKPOINT_SECONDS = 30.0
 class Keeper:
     """One rank's, for all requests."""
 
-    def __init__(self, folder: RunFolder, stop: Stop, report: Report, steps: int | None = None) -> None:
+    def __init__(self, folder: RunFolder, stop: Stop, report: Progress, steps: int | None = None) -> None:
         """steps: between two checkpoints; None: by time."""
         self._folder, self._stop, self._report, self._steps = folder, stop, report, steps
         self._warned = False

@@ -21,7 +21,8 @@ from paradit.distributed.channel import Channel
 from paradit.distributed.world import World
 from paradit.engine import teams
 from paradit.engine.coming import Coming, ComingFrom, FailedElsewhere, send_blocks
-from paradit.engine.job import Job, Report
+from paradit.engine.events import Began, Doing, Failed, Finished, MemoryUsed
+from paradit.engine.job import Job
 from paradit.engine.keep import Written, keep, save_latents
 from paradit.engine.keeper import Keeper
 from paradit.engine.replicas import replica_of
@@ -30,6 +31,7 @@ from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.protocol import Frames, Prompt
 from paradit.models.spec import ModelSpec
 from paradit.parallel.team import Team
+from paradit.progress import Progress
 from paradit.provenance import provenance
 from paradit.room import name_of
 from paradit.sampling.early_end import Unwanted
@@ -48,7 +50,7 @@ def make_videos(
     jobs: list[Job],
     spec: ModelSpec,
     placement: Placement,
-    report: Report,
+    report: Progress,
     *,
     overwrite: bool,
     metadata: bool = True,
@@ -84,7 +86,7 @@ def make_videos(
     steps = program(rank.stages, rank.decoder, len(placement.decode_groups), len(jobs), rank.denoised)
     for index, stages in groupby(steps, key=lambda step: step[1]):
         for stage, _ in stages:
-            report.doing(stage, jobs[index].index)
+            report.emit(Doing(job=jobs[index].index, stage=stage))
             getattr(rank, stage)(index)
         rank.account(index)
     rank.close()
@@ -98,7 +100,7 @@ class _Rank:
         jobs: list[Job],
         spec: ModelSpec,
         placement: Placement,
-        report: Report,
+        report: Progress,
         *,
         world: World | None,
         keeper: Keeper | None,
@@ -136,7 +138,7 @@ class _Rank:
 
     def load(self, device: torch.device | None) -> None:
         """What this rank's stages need."""
-        report = self._report if self._rank == 0 else Report()
+        report = Progress(self._report.emit) if self._rank == 0 else Progress()
         with span("load", STAGE):
             self._model = load(
                 self._spec,
@@ -153,9 +155,9 @@ class _Rank:
         """The texts of a request, sent to all ranks that denoise."""
         job = self._jobs[index]
         request = job.request
-        self._report.request(job.index, job.count, request.prompt)
+        self._report.emit(Began(job=job.index, count=job.count, prompt=request.prompt))
         with self._timed(index, "encode"):
-            prompts = encode(self._model, request, self._report)
+            prompts = encode(self._model, request, self._telling(job))
         self._prompts.send(torch.cat([part.flatten() for prompt in prompts for part in prompt]))
 
     def denoise(self, index: int) -> None:
@@ -164,7 +166,7 @@ class _Rank:
         request = job.request
         assert team is not None
         prompts = self._receive_prompts(len(texts(self._spec, request)))
-        report = self._report if team.is_first else Report()
+        report = self._telling(job if team.is_first else None)
         if request.in_blocks:
             self._denoise_blocks(index, prompts, report, team)
             return
@@ -185,7 +187,7 @@ class _Rank:
             took = latents.new_tensor([self._seconds[index].get("denoise", 0.0)])
             self._latents[decoder_of(index, len(self._latents))].send(torch.cat([latents.flatten(), took]))
 
-    def _denoise_blocks(self, index: int, prompts: tuple[Prompt, ...], report: Report, team: Team) -> None:
+    def _denoise_blocks(self, index: int, prompts: tuple[Prompt, ...], report: Progress, team: Team) -> None:
         """The same of a long video: its blocks go to the rank that decodes as they are finished."""
         job, device = self._jobs[index], self._model.device
         if self._layers is None and self._pipeline is not None:
@@ -238,7 +240,7 @@ class _Rank:
         if isinstance(latents, Tensor) and not latents.isfinite().all():
             return  # it has failed already, and that was told
         whole = latents if isinstance(latents, Tensor) else None
-        report = self._report if self._writes else Report()
+        report = self._telling(job if self._writes else None)
 
         def consume(frames: Generator[Frames]) -> Written:
             return keep(
@@ -327,7 +329,7 @@ class _Rank:
             result.update(peak_memory_bytes=max(memory), peak_memory_bytes_by_rank=memory)
         if index in self._helped_steps:
             result["coprocessed_steps"] = self._helped_steps[index]
-        self._report.result(result)
+        self._report.emit(Finished(job=job.index, result=result))
         self._began = time.monotonic()
 
     def close(self) -> None:
@@ -342,7 +344,7 @@ class _Rank:
             memory = self._peak_memory()
             if self._rank == 0:
                 stages = [self._placement.stages_of(rank) for rank in range(len(memory))]
-                self._report.memory(memory, stages)
+                self._report.emit(MemoryUsed(by_rank=memory, stages=stages))
 
     def _tell_of_latents(self, index: int) -> None:
         """That those of a request come now: to the rank that decodes them, where it helps."""
@@ -378,7 +380,12 @@ class _Rank:
 
     def _fail(self, index: int, reason: str) -> None:
         job = self._jobs[index]
-        self._report.failed(job.index, job.count, f"{job.request.prompt!r}: {reason}")
+        message = f"{job.request.prompt!r}: {reason}"
+        self._report.emit(Failed(job=job.index, count=job.count, message=message))
+
+    def _telling(self, job: Job | None) -> Progress:
+        """What tells of a job; of none, what tells nothing but warnings."""
+        return Progress(self._report.emit, job.index) if job is not None else Progress()
 
     @contextmanager
     def _timed(self, index: int, stage: str) -> Iterator[None]:

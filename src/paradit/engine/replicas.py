@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
 from paradit.config.placement import Placement
 from paradit.distributed.world import World
-from paradit.engine.job import Job, Report
+from paradit.engine.events import Finished, MemoryUsed
+from paradit.engine.job import Job
 from paradit.memory import peak_memory_bytes
+from paradit.progress import Emit, Event, Progress, renaming
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,9 @@ class Replica:
     placement: Placement
     world: World | None
     """Of its own ranks; None where it is one process."""
-    report: ReplicaReport
+    report: Progress
+    emit: Emit
+    """Tells of the whole run."""
 
     def tell_memory(self) -> None:
         """Each rank's peak memory, told by the first; ranks of all replicas call it, at the end."""
@@ -32,58 +35,25 @@ class Replica:
         mine = torch.tensor([peak_memory_bytes(device)], device=device)
         memory = [int(one) for one in self.everyone.transport().all_gather(mine)]
         if self.everyone.rank == 0:
-            self.report.report.memory(
-                memory, [self.whole.stages_of(rank) for rank in range(self.whole.ranks)]
-            )
+            stages = [self.whole.stages_of(rank) for rank in range(self.whole.ranks)]
+            self.emit(MemoryUsed(by_rank=memory, stages=stages))
 
 
-class ReplicaReport(Report):
-    """Tells a run's report of one replica: stages have the replica's number in their names."""
+def _of_replica(emit: Emit, replica: int) -> Emit:
+    """What tells of one replica: stages have its number in their names."""
 
-    def __init__(self, report: Report, replica: int) -> None:
-        super().__init__()
-        self.report, self._replica = report, replica
+    def emit_own(event: Event) -> None:
+        if isinstance(event, Finished):
+            # What its own ranks needed so far says nothing of the run's: that is told at the end.
+            own = ("peak_memory_bytes", "peak_memory_bytes_by_rank")
+            result = {name: value for name, value in event.result.items() if name not in own}
+            event = replace(event, result=result)
+        emit(event)
 
-    def started(self, name: str, total: int) -> None:
-        self.report.started(self._named(name), total)
-
-    def stepped(self, name: str, done: int) -> None:
-        self.report.stepped(self._named(name), done)
-
-    def finished(self, name: str, seconds: float) -> None:
-        self.report.finished(self._named(name), seconds)
-
-    def request(self, index: int, count: int, prompt: str) -> None:
-        self.report.request(index, count, prompt)
-
-    def result(self, result: dict[str, Any]) -> None:
-        # What its own ranks needed so far says nothing of the run's: that is told at the end.
-        own = ("peak_memory_bytes", "peak_memory_bytes_by_rank")
-        self.report.result({name: value for name, value in result.items() if name not in own})
-
-    def failed(self, index: int, count: int, message: str) -> None:
-        self.report.failed(index, count, message)
-
-    def growing(self, path: str) -> None:
-        self.report.growing(path)
-
-    def wrote(self, num_frames: int) -> None:
-        self.report.wrote(num_frames)
-
-    def queue(self, block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> None:
-        self.report.queue(block, num_blocks, levels, steps)
-
-    def doing(self, stage: str, index: int) -> None:
-        self.report.doing(stage, index)
-
-    def warn(self, message: str) -> None:
-        self.report.warn(message)
-
-    def _named(self, stage: str) -> str:
-        return f"{stage} in replica {self._replica}"
+    return renaming(emit_own, lambda stage: f"{stage} in replica {replica}")
 
 
-def replica_of(world: World, placement: Placement, jobs: list[Job], report: Report) -> Replica:
+def replica_of(world: World, placement: Placement, jobs: list[Job], report: Progress) -> Replica:
     """This rank's replica. Every rank calls it, with the same placement and jobs."""
     size, number = placement.replica_ranks, world.rank // placement.replica_ranks
     # Groups are made by all ranks, in the same order.
@@ -97,5 +67,6 @@ def replica_of(world: World, placement: Placement, jobs: list[Job], report: Repo
         jobs=jobs[number :: placement.replicas],
         placement=placement.replica,
         world=parts[number],
-        report=ReplicaReport(report, number),
+        report=Progress(_of_replica(report.emit, number)),
+        emit=report.emit,
     )

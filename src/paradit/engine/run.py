@@ -6,11 +6,13 @@ import os
 
 from paradit.config.errors import InputError
 from paradit.config.placement import Placement
-from paradit.engine.job import Job, Report, Run, Stop
+from paradit.engine.events import Extendable, Resumable
+from paradit.engine.job import Job, Run, Stop
 from paradit.engine.run_folder import RunFolder
 from paradit.kernels import check_kernel_on
 from paradit.launched import launched
 from paradit.models.spec import ModelSpec
+from paradit.progress import Progress
 from paradit.trace.spans import Tracing, recording
 
 
@@ -40,16 +42,16 @@ def make(
     run: Run,
     spec: ModelSpec,
     folder: RunFolder | None,
-    report: Report,
+    report: Progress,
     stop: Stop,
     *,
     tracing: Tracing | None = None,
 ) -> None:
     """Make what is left of a run. Of a launcher's ranks only the first has a folder.
 
-    At its end the folder is removed, unless something in it could be gone on with: `report.resumable`, or
-    `report.extendable` where long videos could be made longer. Raises
-    RankError where the ranks that are started here cannot start, Interrupted after a stop.
+    At its end the folder is removed, unless something in it could be gone on with (`Resumable`), or long
+    videos could be made longer (`Extendable`). Raises RankError if the ranks that are started here cannot
+    start, Interrupted after a stop.
     """
     if folder is None:
         _as_launched(run, list(run.jobs), spec, None, report=report, stop=stop)
@@ -63,21 +65,21 @@ def make(
             _leave(run, folder, report)
 
 
-def _leave(run: Run, folder: RunFolder, report: Report) -> None:
+def _leave(run: Run, folder: RunFolder, report: Progress) -> None:
     """Keep the folder for what can still come of it, or remove it."""
     if all(folder.is_done(job) for job in run.jobs):
         if any(folder.is_extendable(job) for job in run.jobs):
-            report.extendable(folder.path)
+            report.emit(Extendable(folder=str(folder.path)))
         else:
             folder.remove()
     elif folder.has_something():
-        report.resumable(folder.path)
+        report.emit(Resumable(folder=str(folder.path)))
     else:
         folder.remove()
 
 
 def _make(
-    run: Run, spec: ModelSpec, folder: RunFolder, report: Report, stop: Stop, *, tracing: Tracing | None
+    run: Run, spec: ModelSpec, folder: RunFolder, report: Progress, stop: Stop, *, tracing: Tracing | None
 ) -> None:
     left = [job for job in run.jobs if not folder.is_done(job)]
     if launched():
@@ -113,7 +115,7 @@ def _make(
 
 
 def _as_launched(
-    run: Run, jobs: list[Job], spec: ModelSpec, folder: RunFolder | None, *, report: Report, stop: Stop
+    run: Run, jobs: list[Job], spec: ModelSpec, folder: RunFolder | None, *, report: Progress, stop: Stop
 ) -> None:
     from paradit.engine.worker import Assignment, make_as_rank, threads_per_rank
 

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paradit.config.placement import Placement
-from paradit.engine.job import Interrupted, Job, Report, Run, Stop
+from paradit.engine.events import Waiting
+from paradit.engine.job import Interrupted, Job, Run, Stop
 from paradit.engine.run_folder import RunFolder
 from paradit.launched import Launched
 from paradit.models.spec import ModelSpec
+from paradit.progress import Event, Progress, renaming
 from paradit.scheduling.balance import StageSeconds
 from paradit.streams import make_safe
 from paradit.trace.spans import Tracing, recording
@@ -58,56 +60,24 @@ def threads_per_rank(ranks: int) -> int:
     return int(wanted) if wanted.isdecimal() and int(wanted) else max(1, cores // ranks)
 
 
-class PipeReport(Report):
-    """Sends every event to the driver; a stage that several ranks do at once has the rank in its name."""
+class Pipe:
+    """Sends messages to the driver; several threads may."""
 
-    def __init__(self, pipe: Connection, rank: int, placement: Placement) -> None:
-        super().__init__()
+    def __init__(self, pipe: Connection) -> None:
         self._pipe, self._one_at_a_time = pipe, threading.Lock()
-        self._names = {"decode": f"decode on rank {rank}"} if len(placement.decode_ranks) > 1 else {}
-
-    def started(self, name: str, total: int) -> None:
-        self.send("started", self._names.get(name, name), total)
-
-    def stepped(self, name: str, done: int) -> None:
-        self.send("stepped", self._names.get(name, name), done)
-
-    def finished(self, name: str, seconds: float) -> None:
-        self.send("finished", self._names.get(name, name), seconds)
-
-    def request(self, index: int, count: int, prompt: str) -> None:
-        self.send("request", index, count, prompt)
-
-    def result(self, result: dict[str, Any]) -> None:
-        self.send("result", result)
-
-    def failed(self, index: int, count: int, message: str) -> None:
-        self.send("failed", index, count, message)
-
-    def memory(self, by_rank: list[int], stages: list[tuple[str, ...]]) -> None:
-        self.send("memory", by_rank, stages)
-
-    def growing(self, path: str) -> None:
-        self.send("growing", path)
-
-    def wrote(self, num_frames: int) -> None:
-        self.send("wrote", num_frames)
-
-    def queue(self, block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> None:
-        self.send("queue", block, num_blocks, levels, steps)
-
-    def doing(self, stage: str, index: int) -> None:
-        self.send("doing", stage, index)
-
-    def warn(self, message: str) -> None:
-        self.send("warn", message)
-
-    def measured(self, seconds: StageSeconds) -> None:
-        self.send("measured", seconds)
 
     def send(self, event: str, *values: Any) -> None:
         with self._one_at_a_time:
             self._pipe.send((event, values))
+
+    def emit(self, event: Event) -> None:
+        self.send("event", event)
+
+
+def _progress(pipe: Pipe, rank: int, placement: Placement) -> Progress:
+    """What tells the driver; a stage that several ranks do at once has the rank in its name."""
+    names = {"decode": f"decode on rank {rank}"} if len(placement.decode_ranks) > 1 else {}
+    return Progress(renaming(pipe.emit, lambda stage: names.get(stage, stage)))
 
 
 def work(assignment: Assignment, pipe: Connection) -> None:
@@ -123,25 +93,28 @@ def work(assignment: Assignment, pipe: Connection) -> None:
     folder.note_process(os.getpid())
     _speak_to(folder.log(assignment.rank))
     make_safe()
-    report = PipeReport(pipe, assignment.rank, assignment.run.placement)
+    driver = Pipe(pipe)
+    report = _progress(driver, assignment.rank, assignment.run.placement)
     stop = Stop()
     threading.Thread(target=_listen, args=(pipe, folder, assignment.jobs, stop), daemon=True).start()
-    threading.Thread(target=_beat, args=(report,), daemon=True).start()
+    threading.Thread(target=_beat, args=(driver,), daemon=True).start()
     try:
-        make_as_rank(assignment, report, stop)
+        measured = make_as_rank(assignment, report, stop)
+        if measured is not None:
+            driver.send("measured", measured)
         last: tuple[str, ...] = ("done",)
     except Interrupted:
         last = ("stopped",)
     except BaseException:
         last = ("raised", traceback.format_exc())
     with contextlib.suppress(OSError):  # the driver may be gone
-        report.send(*last)
+        driver.send(*last)
     # No orderly exit: it would wait for messages that ranks which failed never send.
     os._exit(last[0] == "raised")
 
 
-def make_as_rank(assignment: Assignment, report: Report, stop: Stop) -> None:
-    """Be a rank in this process: make the videos with the others."""
+def make_as_rank(assignment: Assignment, report: Progress, stop: Stop) -> StageSeconds | None:
+    """Be a rank in this process: make the videos with the others, or return what a warm-up has measured."""
     import torch
 
     from paradit.distributed.world import join_world
@@ -162,7 +135,7 @@ def make_as_rank(assignment: Assignment, report: Report, stop: Stop) -> None:
             assignment.meet,
             device=device,
             timeout=WAIT_SECONDS,
-            tell=report.waiting,
+            tell=lambda message: report.emit(Waiting(message=message)),
         ) as world,
     ):
         agree(world, run.placement)
@@ -170,9 +143,7 @@ def make_as_rank(assignment: Assignment, report: Report, stop: Stop) -> None:
             from paradit.engine.warmup import measure
 
             seconds = measure(world, assignment.spec, assignment.jobs[0].request, run.placement)
-            if rank == 0:
-                report.measured(seconds)
-            return
+            return seconds if rank == 0 else None
         make_videos(
             assignment.jobs,
             assignment.spec,
@@ -184,6 +155,7 @@ def make_as_rank(assignment: Assignment, report: Report, stop: Stop) -> None:
             device=device,
             keeper=Keeper(folder, stop, report, run.checkpoint_steps) if folder else None,
         )
+    return None
 
 
 def agree(world: World, placement: Placement) -> None:
@@ -219,10 +191,10 @@ def _listen(pipe: Connection, folder: RunFolder, jobs: list[Job], stop: Stop) ->
     os._exit(1)
 
 
-def _beat(report: PipeReport) -> None:
+def _beat(driver: Pipe) -> None:
     """Say, again and again, that this process is there."""
     wait = threading.Event()
     with contextlib.suppress(OSError):
         while True:
-            report.send("alive")
+            driver.send("alive")
             wait.wait(HEARTBEAT_SECONDS)

@@ -94,6 +94,8 @@ def frames(
     """
     vae = model.spec.vae
     height, width = (size * vae.spatial_compression for size in latents.shape[3:])
+    if isinstance(latents, LatentBlocks):
+        latents.wait()  # which is no part of the decode's time
     decoder = model.decoder(latents, park=park)
     samples = pictures(decoder, vae.grid(height, width, tile), attempt or Attempt(None, model.device))
     endless = isinstance(latents, LatentBlocks) and latents.endless

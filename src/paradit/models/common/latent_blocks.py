@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -15,9 +16,17 @@ class LatentBlocks:
         """shape: [1, C, F, h, w], of all. endless: F is more than ever come."""
         self.endless = endless
         self.shape = shape
-        self._blocks = iter(blocks)
-        self._frames = (frame for block in self._blocks for frame in torch.split(block, 1, dim=2))
+        self._blocks: Iterator[Tensor] = iter(blocks)
+        self._frames = self._split()
         self._index, self._frame = -1, torch.empty(0)
+
+    def _split(self) -> Iterator[Tensor]:
+        for block in self._blocks:
+            yield from torch.split(block, 1, dim=2)
+
+    def wait(self) -> None:
+        """Return once the first block is there, or it is known that none comes."""
+        self._blocks = chain(list(islice(self._blocks, 1)), self._blocks)
 
     def frame(self, index: int) -> Tensor | None:
         """[1, C, 1, h, w]: the next frame, or the one that was asked for last. None: the video has ended."""
