@@ -158,7 +158,7 @@ BAD = {
     "dtype": (["a", "--dtype", "fp16"], "bf16, fp32, got 'fp16'"),
     "option": (["a", "--nonsense"], "No such option: --nonsense"),
     "missing model": (["a", "--model", "/none/tiny"], "'/none/tiny' is not there"),
-    "model of nobody": (["a", "--model", "~nobody/tiny"], "'~nobody/tiny' is not there"),
+    "model of nobody": (["a", "--model", "~nosuchuser/tiny"], "'~nosuchuser/tiny' is not there"),
     "misspelt model": (["a", "--model", "broken/pikcled"], "did you mean 'broken/pickled'"),
     "incomplete model": (["a", "--model", "broken/incomplete"], "vae/config.json is missing"),
     "unsupported class": (["a", "--model", "broken/flux"], "FluxPipeline.*supported are .*WanPipeline"),

@@ -282,6 +282,11 @@ def patched_and_odd(_: World, folder: Path, experts: Path) -> None:
         paradit.parallelize(pipe)
 
     pipe = load(folder)
+    pipe.transformer = torch.nn.Sequential(pipe.transformer)  # and the pipe has no device any more
+    with pytest.raises(InputError, match=r"a Sequential in place of a WanTransformer3DModel at pipe"):
+        paradit.parallelize(pipe)
+
+    pipe = load(folder)
     config = LoraConfig(r=2, target_modules=[], target_parameters=["0.scale_shift_table"])
     pipe.transformer.add_adapter(config)
     with pytest.raises(InputError, match="a ParamWrapper in place of a WanTransformerBlock at pipe"):

@@ -40,9 +40,8 @@ def named(option: str, path: Any) -> Path:
     except TypeError:
         raise InputError(f"{option} must be a path, got {typed(path)}") from None
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"{option} {shown(path)} cannot be written in {error.encoding}: name another"
-        ) from None
+        why = f"cannot be written in {error.encoding}: name another"
+        raise InputError(f"{option} {shown(str(path))} {why}") from None
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:

@@ -41,11 +41,11 @@ def parallelize(pipe: Any) -> Callable[[], None]:
     """
     names = [name for name in ("transformer", "transformer_2") if getattr(pipe, name, None) is not None]
     how = _replacement(pipe, names)
-    if current_world(pipe.device) is None:
-        raise InputError("parallelize needs a process group: call torch.distributed.init_process_group first")
     for name in names:
         look(getattr(pipe, name), how.opened, f"pipe.{name}")
         check_free(getattr(pipe, name), f"pipe.{name}")
+    if current_world(pipe.device) is None:
+        raise InputError("parallelize needs a process group: call torch.distributed.init_process_group first")
     undos = [how.put_in_place(getattr(pipe, name), _Forward(pipe, name, how)) for name in names]
 
     def undo() -> None:
