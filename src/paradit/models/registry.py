@@ -33,13 +33,11 @@ class Family:
     """Classes of the pipelines that are loaded from a folder, as its model_index.json names them."""
     read_spec: str
     """(folder: Path) -> ModelSpec, without torch."""
-    load: str | None = None
-    """(spec, dtype, device, *, stages, compile, layers) -> VideoModel; loads what `stages` need.
+    model: str | None = None
+    """The `PipelineModel` (`models.common.model`) that loads and runs them.
 
     None: its models can be planned for, but not run.
     """
-    schedule: str = "paradit.models.common.schedulers:set_by_count"
-    """(scheduler, num_inference_steps, device); sets a scheduler to its steps as the pipeline does."""
     components: tuple[str, ...] = COMPONENTS
     """Components that a model folder must hold."""
     transformers: tuple[str, ...] = ()
@@ -52,8 +50,8 @@ class Family:
     @property
     def module(self) -> str:
         """The module that loads models, with all that it imports."""
-        assert self.load is not None, f"{self.pipelines} are not run"
-        return self.load.partition(":")[0]
+        assert self.model is not None, f"{self.pipelines} are not run"
+        return self.model.partition(":")[0]
 
 
 FAMILIES: Registry[Family] = Registry(
@@ -69,7 +67,7 @@ FAMILIES: Registry[Family] = Registry(
 
 def supported_pipelines() -> tuple[str, ...]:
     """The `_class_name`s of model_index.json that we can run."""
-    return tuple(name for one in FAMILIES.all() if one.load is not None for name in one.pipelines)
+    return tuple(name for one in FAMILIES.all() if one.model is not None for name in one.pipelines)
 
 
 def supported_transformers() -> tuple[str, ...]:
@@ -80,7 +78,7 @@ def supported_transformers() -> tuple[str, ...]:
 def family(pipeline_class: str) -> Family:
     """The family that runs a diffusers pipeline class; InputError names the supported ones otherwise."""
     found = _with(pipeline_class)
-    if found is None or found.load is None:
+    if found is None or found.model is None:
         supported = ", ".join(supported_pipelines())
         raise InputError(f"pipeline class {pipeline_class!r} is not supported; supported: {supported}")
     return found
@@ -94,9 +92,18 @@ def spec_reader(pipeline_class: str) -> Callable[[Path], ModelSpec]:
 
 
 def loader(pipeline_class: str) -> Callable[..., VideoModel]:
-    """The function that loads a family's models; calling this imports torch and diffusers."""
-    load: Callable[..., VideoModel] = _imported(family(pipeline_class).load or "")
+    """The function that loads a family's models; calling this imports torch and diffusers.
+
+    (spec, dtype, device, *, stages, compile, layers) -> VideoModel, with what `stages` need.
+    """
+    load: Callable[..., VideoModel] = _imported(f"{family(pipeline_class).model}.load")
     return load
+
+
+def schedule(pipeline_class: str) -> Schedule:
+    """What sets a scheduler to its steps as a family's pipeline does; calling this imports torch."""
+    found: Schedule = _imported(f"{family(pipeline_class).model}.schedule")
+    return found
 
 
 def replacement(class_names: Iterable[str]) -> Replacement | None:
@@ -112,12 +119,6 @@ def replacement(class_names: Iterable[str]) -> Replacement | None:
             found: Replacement = _imported(by_class[name].replacement)
             return found
     return None
-
-
-def schedule(pipeline_class: str) -> Schedule:
-    """What sets a scheduler to its steps as a family's pipeline does; calling this imports torch."""
-    found: Schedule = _imported(family(pipeline_class).schedule)
-    return found
 
 
 def samples() -> Any:

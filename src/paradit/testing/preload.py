@@ -14,6 +14,6 @@ import torch
 from paradit.models.registry import FAMILIES
 
 for family in FAMILIES.all():
-    if family.load is not None:
+    if family.model is not None:
         import_module(family.module)  # brings diffusers
 torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Compiling a transformer's pieces: regions without communication, the same for every layer."""
+"""A transformer's pieces: regions without communication, the same for every layer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch import Tensor
+
+from paradit.models.common.untyped import Untyped
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -17,3 +20,9 @@ def maybe_compiled(piece: F, compile: bool) -> F:
     compilation of their own.
     """
     return torch.compile(piece, dynamic=False) if compile else piece  # type: ignore[return-value]
+
+
+def heads(x: Tensor, attn: Untyped) -> Tensor:
+    """[B, S, width] as [B, S, H, D], with as many heads as an attention module has."""
+    # -1 for the head dim would be ambiguous for a rank that holds no tokens.
+    return x.view(*x.shape[:2], attn.heads, x.shape[2] // attn.heads)

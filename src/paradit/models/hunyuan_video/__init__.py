@@ -5,8 +5,7 @@ from paradit.models.registry import COMPONENTS, Family
 FAMILY = Family(
     pipelines=("HunyuanVideoPipeline",),
     read_spec="paradit.models.hunyuan_video.spec:read_spec",
-    load="paradit.models.hunyuan_video.adapter:load",
-    schedule="paradit.models.common.schedulers:set_by_sigmas",
+    model="paradit.models.hunyuan_video.adapter:HunyuanVideoModel",
     components=(*COMPONENTS, "text_encoder_2", "tokenizer_2"),
     transformers=("HunyuanVideoTransformer3DModel",),
     replacement="paradit.models.hunyuan_video.forward:REPLACEMENT",

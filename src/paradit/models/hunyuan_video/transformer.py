@@ -12,45 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import prod
-from typing import Self
 
 import torch
 from torch import Tensor
 
-from paradit.attention.base import Layout, Site
+from paradit.attention.base import Site
 from paradit.attention.rope import Rope, grid_positions
-from paradit.models.common.layers import Layers
-from paradit.models.common.pieces import maybe_compiled
+from paradit.models.common.cut import CutModule
+from paradit.models.common.joint import JointLayout, JointTokens, split
+from paradit.models.common.pieces import heads, maybe_compiled
 from paradit.models.common.stored_weights import StoredWeights
 from paradit.models.common.untyped import Untyped
 from paradit.models.hunyuan_video.spec import refuse_image_conditions
-from paradit.models.protocol import Block, CutTransformer, Tokens
-
-LAYERS = ("transformer_blocks", "single_transformer_blocks")
-"""The module's lists of layers, in order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HunyuanLayout(Layout):
-    """Where a video's tokens are, and how many of the text, which are replicated, follow them.
-
-    The text's are known with the prompt, so `embed` gives the tokens a layout with them.
-    """
-
-    grid: tuple[int, int, int]
-    """Tokens of the video by (frames, height, width)."""
-
-    def with_text(self, length: int) -> HunyuanLayout:
-        """The whole video's layout with a text of `length` tokens after it, instead of any that is there."""
-        return replace(self, num_replicated=length).shard(0, prod(self.grid), _still(self.rope, length))
-
-    def shard(self, start: int, stop: int, text: Rope | None = None) -> HunyuanLayout:
-        """Of the video's tokens start to stop only, and all of the text's."""
-        if text is None:
-            end = len(self.rope.positions)
-            text = self.rope.shard(end - self.num_replicated, end)
-        return replace(self, rope=self.rope.shard(start, stop).followed_by(text))
+from paradit.models.protocol import Block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,28 +45,14 @@ class HunyuanContext:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HunyuanTokens(Tokens):
+class HunyuanTokens(JointTokens):
     """Tokens on their way through the blocks, with all that a block needs to know of them."""
 
-    layout: HunyuanLayout
-    encoder_hidden_states: Tensor
-    """[B, T, width], the text's."""
     temb: Tensor
     """[B, width]: of the timestep, the guidance and the pooled text."""
     timestep: Tensor
     """[B]."""
     context: HunyuanContext
-
-    @property
-    def changing(self) -> tuple[Tensor, Tensor]:
-        return self.hidden_states, self.encoder_hidden_states
-
-    def shard(self, start: int, stop: int | None) -> Self:
-        """The video's tokens start to stop, and all of the text's."""
-        start, stop, _ = slice(start, stop).indices(self.hidden_states.shape[1])
-        return replace(
-            self, hidden_states=self.hidden_states[:, start:stop], layout=self.layout.shard(start, stop)
-        )
 
 
 class DoubleBlock(Block[HunyuanTokens]):
@@ -158,37 +118,28 @@ class SingleBlock(Block[HunyuanTokens]):
         return replace(tokens, hidden_states=video, encoder_hidden_states=text)
 
 
-class HunyuanVideoTransformer(CutTransformer[HunyuanTokens, HunyuanContext, HunyuanLayout]):
+class HunyuanVideoTransformer(CutModule[HunyuanTokens, HunyuanContext, JointLayout]):
     """A HunyuanVideoTransformer3DModel in pieces: embed, each block's project and finish, head, unpatchify.
 
     Raises InputError for a module that takes an image too.
     """
 
+    LISTS = ("transformer_blocks", "single_transformer_blocks")
+
     def __init__(
         self, module: Untyped, *, compile: bool = False, stored: StoredWeights | None = None
     ) -> None:
-        """compile: what is before and after attention, with `torch.compile`. stored: for `Layers`."""
-        # A HunyuanVideoTransformer3DModel; diffusers' configs and submodules are untyped.
         refuse_image_conditions(module.config)
-        self.module = module
-        self.layers = Layers(module, LAYERS, stored)
-        self._compile = compile
-        self.blocks = self._cut()
-        self.num_heads: int = module.config.num_attention_heads
+        super().__init__(module, compile=compile, stored=stored)
 
-    def keep_layers(self, layers: range) -> None:
-        """Hold only these blocks, double ones before single ones, and what is before and after all."""
-        self.blocks = []
-        self.layers.keep(layers)
-        self.blocks = self._cut()
-
-    def _cut(self) -> list[DoubleBlock | SingleBlock]:
+    def cut(self) -> list[Block[HunyuanTokens]]:
+        """Double blocks before single ones."""
         double, single = self.module.transformer_blocks, self.module.single_transformer_blocks
         kinds = [DoubleBlock] * len(double) + [SingleBlock] * len(single)
         parts = zip(kinds, (*double, *single), self.layers.held, strict=True)
         return [kind(block, Site(layer), compile=self._compile) for kind, block, layer in parts]
 
-    def layout(self, latent_shape: tuple[int, int, int]) -> HunyuanLayout:
+    def layout(self, latent_shape: tuple[int, int, int]) -> JointLayout:
         """Where the tokens of latents of (F, H, W) are, without any text; once per request."""
         config, device = self.module.config, self.module.proj_out.weight.device
         frames, height, width = latent_shape
@@ -198,7 +149,7 @@ class HunyuanVideoTransformer(CutTransformer[HunyuanTokens, HunyuanContext, Huny
         rope = Rope(
             positions=grid_positions(grid, device=device), cos=cos[None, :, None], sin=sin[None, :, None]
         )
-        return HunyuanLayout(grid=grid, rope=rope)
+        return JointLayout(grid=grid, rope=rope)
 
     def context(
         self,
@@ -236,7 +187,7 @@ class HunyuanVideoTransformer(CutTransformer[HunyuanTokens, HunyuanContext, Huny
         )
 
     def embed(
-        self, latents: Tensor, timestep: Tensor, context: HunyuanContext, layout: HunyuanLayout
+        self, latents: Tensor, timestep: Tensor, context: HunyuanContext, layout: JointLayout
     ) -> HunyuanTokens:
         """The tokens of latents [B, C, F, H, W] at timestep [B], in the dtype that the prompt has."""
         hidden_states = self.module.x_embedder(latents).contiguous()
@@ -249,7 +200,7 @@ class HunyuanVideoTransformer(CutTransformer[HunyuanTokens, HunyuanContext, Huny
         return self._with_text(tokens.hidden_states, tokens.timestep, context, tokens.layout)
 
     def _with_text(
-        self, hidden_states: Tensor, timestep: Tensor, context: HunyuanContext, layout: HunyuanLayout
+        self, hidden_states: Tensor, timestep: Tensor, context: HunyuanContext, layout: JointLayout
     ) -> HunyuanTokens:
         module, times = self.module, context.batch // len(hidden_states)
         if times > 1:
@@ -269,7 +220,7 @@ class HunyuanVideoTransformer(CutTransformer[HunyuanTokens, HunyuanContext, Huny
         )
 
     def resume(
-        self, changing: Sequence[Tensor], timestep: Tensor, context: HunyuanContext, layout: HunyuanLayout
+        self, changing: Sequence[Tensor], timestep: Tensor, context: HunyuanContext, layout: JointLayout
     ) -> HunyuanTokens:
         """The tokens that another rank's blocks left, of which `changing` is what they changed."""
         hidden_states, text = changing
@@ -284,7 +235,7 @@ class HunyuanVideoTransformer(CutTransformer[HunyuanTokens, HunyuanContext, Huny
         )
 
     def changing_shapes(
-        self, context: HunyuanContext, layout: HunyuanLayout
+        self, context: HunyuanContext, layout: JointLayout
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of the video's tokens [B, S, width] and the text's [B, T, width]; a layout without text."""
         width = self.module.config.num_attention_heads * self.module.config.attention_head_dim
@@ -296,7 +247,7 @@ class HunyuanVideoTransformer(CutTransformer[HunyuanTokens, HunyuanContext, Huny
         values: Tensor = self.module.proj_out(self.module.norm_out(tokens.hidden_states, tokens.temb))
         return values
 
-    def unpatchify(self, values: Tensor, layout: HunyuanLayout) -> Tensor:
+    def unpatchify(self, values: Tensor, layout: JointLayout) -> Tensor:
         """[B, S, patch values] of all of a video's tokens -> the prediction [B, C, F, H, W]."""
         config = self.module.config
         patch = config.patch_size_t, config.patch_size, config.patch_size
@@ -321,23 +272,23 @@ def _normed(norm: Untyped, x: Tensor, temb: Tensor, count: int) -> Tensor:
 
 
 def _double_value(attn: Untyped, video: Tensor, text: Tensor) -> Tensor:
-    return torch.cat([_heads(attn.to_v(video), attn), _heads(attn.add_v_proj(text), attn)], dim=1)
+    return torch.cat([heads(attn.to_v(video), attn), heads(attn.add_v_proj(text), attn)], dim=1)
 
 
 def _double_key(attn: Untyped, video: Tensor, text: Tensor) -> Tensor:
-    key = attn.norm_k(_heads(attn.to_k(video), attn))
-    return torch.cat([key, attn.norm_added_k(_heads(attn.add_k_proj(text), attn))], dim=1)
+    key = attn.norm_k(heads(attn.to_k(video), attn))
+    return torch.cat([key, attn.norm_added_k(heads(attn.add_k_proj(text), attn))], dim=1)
 
 
 def _double_query(attn: Untyped, video: Tensor, text: Tensor) -> Tensor:
-    query = attn.norm_q(_heads(attn.to_q(video), attn))
-    return torch.cat([query, attn.norm_added_q(_heads(attn.add_q_proj(text), attn))], dim=1)
+    query = attn.norm_q(heads(attn.to_q(video), attn))
+    return torch.cat([query, attn.norm_added_q(heads(attn.add_q_proj(text), attn))], dim=1)
 
 
 def _double_finish(
     block: Untyped, both: tuple[Tensor, Tensor], temb: Tensor, attended: Tensor
 ) -> tuple[Tensor, Tensor]:
-    video, text = _split(attended.flatten(2, 3), both[0].shape[1])
+    video, text = split(attended.flatten(2, 3), both[0].shape[1])
     projection, dropout = block.attn.to_out
     _, _, *modulation = _modulation(block.norm1, temb, 6)
     video = _after(both[0], dropout(projection(video)), modulation, block.norm2, block.ff)
@@ -361,16 +312,16 @@ def _both_normed(norm: Untyped, video: Tensor, text: Tensor, temb: Tensor) -> Te
 
 
 def _single_value(attn: Untyped, x: Tensor) -> Tensor:
-    return _heads(attn.to_v(x), attn)
+    return heads(attn.to_v(x), attn)
 
 
 def _single_key(attn: Untyped, x: Tensor) -> Tensor:
-    key: Tensor = attn.norm_k(_heads(attn.to_k(x), attn))
+    key: Tensor = attn.norm_k(heads(attn.to_k(x), attn))
     return key
 
 
 def _single_query(attn: Untyped, x: Tensor) -> Tensor:
-    query: Tensor = attn.norm_q(_heads(attn.to_q(x), attn))
+    query: Tensor = attn.norm_q(heads(attn.to_q(x), attn))
     return query
 
 
@@ -380,21 +331,5 @@ def _single_finish(
     _, _, gate = _modulation(block.norm, temb, 3)
     inner = block.act_mlp(block.proj_mlp(_both_normed(block.norm, *both, temb)))
     out = block.proj_out(torch.cat([attended.flatten(2, 3), inner], dim=2)).mul_(gate)
-    video, text = _split(out, both[0].shape[1])
+    video, text = split(out, both[0].shape[1])
     return video.add_(both[0]), text.add_(both[1])
-
-
-def _split(both: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The video's rows, of which there are `length`, and the text's, of [B, S + T, width]."""
-    return both[:, :length], both[:, length:]
-
-
-def _heads(x: Tensor, attn: Untyped) -> Tensor:
-    # -1 for the head dim would be ambiguous for a rank that holds no tokens.
-    return x.view(*x.shape[:2], attn.heads, x.shape[2] // attn.heads)
-
-
-def _still(like: Rope, length: int) -> Rope:
-    """The text is not rotated: that is position 0, an angle of 0."""
-    one = like.cos.new_ones(1, length, 1, like.cos.shape[3])
-    return Rope(positions=like.positions.new_zeros(length, 3), cos=one, sin=torch.zeros_like(one))

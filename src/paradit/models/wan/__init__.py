@@ -5,7 +5,7 @@ from paradit.models.registry import Family
 FAMILY = Family(
     pipelines=("WanPipeline",),
     read_spec="paradit.models.wan.spec:read_spec",
-    load="paradit.models.wan.adapter:load",
+    model="paradit.models.wan.adapter:WanModel",
     transformers=("WanTransformer3DModel",),
     replacement="paradit.models.wan.forward:REPLACEMENT",
     samples="paradit.models.wan.random_weights",

@@ -2,91 +2,34 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection
-from typing import Any
-
 import torch
 from diffusers import WanPipeline
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
 from paradit.models.common.latent_blocks import LatentBlocks
-from paradit.models.common.loading import fingerprint, load_pipeline, stored_transformers
-from paradit.models.common.prompts import left_out
-from paradit.models.common.schedulers import set_by_count
-from paradit.models.protocol import Prompt, Scheduler
-from paradit.models.spec import ModelSpec
+from paradit.models.common.model import PipelineModel
+from paradit.models.common.untyped import Untyped
 from paradit.models.wan.decoder import WanDecoder
-from paradit.models.wan.transformer import LAYERS, WanTransformer
-from paradit.scheduling.stages import STAGES
+from paradit.models.wan.transformer import WanTransformer
 
 
-def load(
-    spec: ModelSpec,
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    stages: Collection[str] = STAGES,
-    compile: bool = False,
-    layers: bool = True,
-) -> WanModel:
-    """Load a checked folder's safetensors; the VAE stays in fp32, as diffusers advises for Wan.
-
-    Only what `stages` need. layers: whether the transformers have theirs at once, or by `keep_layers`.
-    """
-    pipeline = load_pipeline(
-        WanPipeline, spec, dtype, device, stages, without_layers=() if layers else LAYERS
-    )
-    return WanModel(pipeline, spec, dtype, compile=compile)
-
-
-class WanModel:
+class WanModel(PipelineModel):
     """A WanPipeline's components, as a VideoModel."""
 
-    def __init__(self, pipeline: Any, spec: ModelSpec, dtype: torch.dtype, *, compile: bool = False) -> None:
-        self.spec, self.dtype = spec, dtype
-        self.device: torch.device = pipeline.device
-        self.experts = [
-            WanTransformer(getattr(pipeline, name), compile=compile, stored=stored)
-            for name, stored in stored_transformers(spec, dtype, self.device).items()
-            if getattr(pipeline, name) is not None
-        ]
-        self._pipeline = pipeline
+    PIPELINE, TRANSFORMER = WanPipeline, WanTransformer
 
-    @property
-    def prompt_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of the one part of a prompt: (1, T, text_dim)."""
-        return ((1, self.spec.text_length, self.spec.transformers[0].text_dim),)
-
-    def fingerprint(self) -> bytes:
-        """The same where the experts' weights are; cheap."""
-        return fingerprint(expert.module for expert in self.experts)
-
-    @torch.no_grad()
-    def encode_prompt(self, prompt: str, guidance_scale: float | None = None) -> Prompt:  # noqa: ARG002
-        """(embeddings [1, T, text_dim],): the text encoder's, zero after the prompt's end."""
-        embeds, _ = self._pipeline.encode_prompt(
-            prompt,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.spec.text_length,
-            device=self.device,
-        )
-        return (embeds.to(self.dtype),)
+    @staticmethod
+    def schedule(scheduler: Untyped, num_inference_steps: int, device: torch.device) -> None:
+        """Set a scheduler to its steps as WanPipeline does: by their number alone."""
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        scheduler.set_begin_index(0)
+        if not hasattr(scheduler, "sigmas"):
+            raise AttributeError("it has no sigmas, which WanPipeline reads in every step")
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
         """Return what the text encoder does not read of a prompt that is too long for it."""
-        length = self.spec.text_length
-        cleaned = prompt_clean(prompt)  # type: ignore[no-untyped-call]
-        rest = left_out(self._pipeline.tokenizer, cleaned, length)
-        return {"the text encoder": (length, rest)} if rest else {}
-
-    def scheduler(self, num_inference_steps: int) -> Scheduler:
-        """A copy of the folder's scheduler, set to its steps: it keeps a history, which is one request's."""
-        scheduler = copy.deepcopy(self._pipeline.scheduler)
-        set_by_count(scheduler, num_inference_steps, self.device)
-        own: Scheduler = scheduler
-        return own
+        return super().left_out(prompt_clean(prompt))  # type: ignore[no-untyped-call]
 
     def expert_at(self, timestep: Tensor) -> int:
         """0, or 1 where a second expert serves the timesteps below the boundary (Wan 2.2 A14B)."""

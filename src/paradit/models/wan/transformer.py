@@ -17,14 +17,11 @@ from torch import Tensor
 from paradit.attention.base import Kernel, Layout, Site
 from paradit.attention.local import sdpa
 from paradit.attention.rope import RopeTables, grid_positions
-from paradit.models.common.layers import Layers
-from paradit.models.common.pieces import maybe_compiled
+from paradit.models.common.cut import CutModule
+from paradit.models.common.pieces import heads, maybe_compiled
 from paradit.models.common.stored_weights import StoredWeights
 from paradit.models.common.untyped import Untyped
-from paradit.models.protocol import Block, CutTransformer, Tokens
-
-LAYERS = ("blocks",)
-"""The module's lists of layers."""
+from paradit.models.protocol import Block, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +95,9 @@ class WanBlock(Block[WanTokens]):
         x = self._normed(block, tokens.hidden_states, tokens.modulation)
         if attn.fused_projections:
             query, key, value = attn.to_qkv(x).chunk(3, dim=-1)
-            yield _heads(value, attn)
-            yield _heads(attn.norm_k(key), attn)
-            yield _heads(attn.norm_q(query), attn)
+            yield heads(value, attn)
+            yield heads(attn.norm_k(key), attn)
+            yield heads(attn.norm_q(query), attn)
         else:
             yield self._value(attn, x)
             yield self._key(attn, x)
@@ -123,7 +120,7 @@ class WanBlock(Block[WanTokens]):
             key, value = attn.to_kv(text).chunk(2, dim=-1)
         else:
             key, value = attn.to_k(text), attn.to_v(text)
-        return _heads(attn.norm_k(key), attn), _heads(value, attn)
+        return heads(attn.norm_k(key), attn), heads(value, attn)
 
     def image_keys_values(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The same of an embedded image [B, T, width], for image-to-video models."""
@@ -132,11 +129,14 @@ class WanBlock(Block[WanTokens]):
             key, value = attn.to_added_kv(image).chunk(2, dim=-1)
         else:
             key, value = attn.add_k_proj(image), attn.add_v_proj(image)
-        return _heads(attn.norm_added_k(key), attn), _heads(value, attn)
+        return heads(attn.norm_added_k(key), attn), heads(value, attn)
 
 
-class WanTransformer(CutTransformer[WanTokens, WanContext, WanLayout]):
+class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
     """A WanTransformer3DModel in pieces: embed, each block's project and finish, head, unpatchify."""
+
+    LISTS = ("blocks",)
+    blocks: Sequence[WanBlock]
 
     def __init__(
         self,
@@ -146,24 +146,11 @@ class WanTransformer(CutTransformer[WanTokens, WanContext, WanLayout]):
         stored: StoredWeights | None = None,
         kernel: Kernel = sdpa,
     ) -> None:
-        """compile: what is before and after attention, with `torch.compile`. stored: for `Layers`.
+        """kernel: what computes cross-attention. For the others see `CutModule`."""
+        self._kernel = kernel
+        super().__init__(module, compile=compile, stored=stored)
 
-        kernel: what computes cross-attention.
-        """
-        # A WanTransformer3DModel; diffusers' configs and submodules are untyped.
-        self.module = module
-        self.layers = Layers(module, LAYERS, stored)
-        self._compile, self._kernel = compile, kernel
-        self.blocks: list[WanBlock] = self._cut()
-        self.num_heads: int = module.config.num_attention_heads
-
-    def keep_layers(self, layers: range) -> None:
-        """Hold only these blocks, and what is before and after all of them."""
-        self.blocks = []
-        self.layers.keep(layers)
-        self.blocks = self._cut()
-
-    def _cut(self) -> list[WanBlock]:
+    def cut(self) -> list[WanBlock]:
         return [
             WanBlock(block, Site(layer), place, compile=self._compile, kernel=self._kernel)
             for place, (layer, block) in enumerate(zip(self.layers.held, self.module.blocks, strict=True))
@@ -292,15 +279,15 @@ def _normed(block: Untyped, x: Tensor, modulation: Tensor) -> Tensor:
 
 
 def _value(attn: Untyped, x: Tensor) -> Tensor:
-    return _heads(attn.to_v(x), attn)
+    return heads(attn.to_v(x), attn)
 
 
 def _key(attn: Untyped, x: Tensor) -> Tensor:
-    return _heads(attn.norm_k(attn.to_k(x)), attn)
+    return heads(attn.norm_k(attn.to_k(x)), attn)
 
 
 def _query(attn: Untyped, x: Tensor) -> Tensor:
-    return _heads(attn.norm_q(attn.to_q(x)), attn)
+    return heads(attn.norm_q(attn.to_q(x)), attn)
 
 
 def _finish(
@@ -325,7 +312,7 @@ def _finish(
 
 
 def _cross_attention(attn: Untyped, x: Tensor, read: list[tuple[Tensor, Tensor]], kernel: Kernel) -> Tensor:
-    query = _heads(attn.norm_q(attn.to_q(x)), attn)
+    query = heads(attn.norm_q(attn.to_q(x)), attn)
     out = kernel(query, *read[0])
     for keys_values in read[1:]:
         out = out + kernel(query, *keys_values)
@@ -340,11 +327,6 @@ def _modulation(table: Tensor, modulation: Tensor, start: int, stop: int) -> tup
 def _rows(table: Tensor) -> tuple[Tensor, ...]:
     # [B, n, width] is the same for all tokens and keeps a token axis of 1; [B, S, n, width] has one row each.
     return table.unbind(2) if table.ndim == 4 else table.chunk(table.shape[1], dim=1)
-
-
-def _heads(x: Tensor, attn: Untyped) -> Tensor:
-    # -1 for the head dim would be ambiguous for a rank that holds no tokens.
-    return x.view(*x.shape[:2], attn.heads, x.shape[2] // attn.heads)
 
 
 def _out(attended: Tensor, attn: Untyped) -> Tensor:

@@ -1,0 +1,67 @@
+"""Joint attention: a video's tokens, and after them the text's, which every rank holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from paradit.attention.base import Layout
+from paradit.attention.rope import Rope
+from paradit.models.protocol import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointLayout(Layout):
+    """Where a video's tokens are, and how many of the text, which are replicated, follow them.
+
+    The text's are known with the prompt, so `embed` gives the tokens a layout with them.
+    """
+
+    grid: tuple[int, int, int]
+    """Tokens of the video by (frames, height, width)."""
+
+    def with_text(self, length: int) -> Self:
+        """The whole video's layout with a text of `length` tokens after it, instead of any that is there."""
+        return replace(self, num_replicated=length).shard(0, prod(self.grid), _still(self.rope, length))
+
+    def shard(self, start: int, stop: int, text: Rope | None = None) -> Self:
+        """The layout of the video's tokens start to stop only, and of all of the text's."""
+        if text is None:
+            end = len(self.rope.positions)
+            text = self.rope.shard(end - self.num_replicated, end)
+        return replace(self, rope=self.rope.shard(start, stop).followed_by(text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointTokens(Tokens):
+    """A video's tokens, and beside them the text's."""
+
+    layout: JointLayout
+    encoder_hidden_states: Tensor
+    """[B, T, width], the text's."""
+
+    @property
+    def changing(self) -> tuple[Tensor, Tensor]:
+        return self.hidden_states, self.encoder_hidden_states
+
+    def shard(self, start: int, stop: int | None) -> Self:
+        """The video's tokens start to stop, and all of the text's."""
+        start, stop, _ = slice(start, stop).indices(self.hidden_states.shape[1])
+        return replace(
+            self, hidden_states=self.hidden_states[:, start:stop], layout=self.layout.shard(start, stop)
+        )
+
+
+def split(both: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The video's rows, of which there are `length`, and the text's, of [B, S + T, width]."""
+    return both[:, :length], both[:, length:]
+
+
+def _still(like: Rope, length: int) -> Rope:
+    """The text is not rotated: that is position 0, an angle of 0."""
+    one = like.cos.new_ones(1, length, 1, like.cos.shape[3])
+    return Rope(positions=like.positions.new_zeros(length, 3), cos=one, sin=torch.zeros_like(one))
