@@ -11,36 +11,42 @@ import pytest
 from paradit.config.errors import RankError
 from paradit.config.placement import Placement
 from paradit.config.requests import Request, resolve
+from paradit.engine.channel import EVENT, Message
 from paradit.engine.driver import FAILURES, drive
 from paradit.engine.events import Doing, Failed, Restarted
 from paradit.engine.job import Interrupted, Job, Run, Stop
-from paradit.engine.launcher import Message
 from paradit.engine.run_folder import RunFolder
-from paradit.engine.worker import Assignment
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.progress import Event, Progress, StageStarted
 
 Said = list[tuple[int, Message]]
+
+
+def event(told: Event) -> Message:
+    return EVENT, (type(told).__name__, vars(told))
+
+
 DENOISING: Said = [
-    (0, ("event", (Doing(job=1, stage="denoise"),))),
-    (0, ("event", (StageStarted(job=1, stage="denoise", total=9),))),
-    (1, ("event", (Doing(job=1, stage="denoise"),))),
+    (0, event(Doing(job=1, stage="denoise"))),
+    (0, event(StageStarted(job=1, stage="denoise", total=9))),
+    (1, event(Doing(job=1, stage="denoise"))),
 ]
 DIED: Said = [(1, ("ended", ("ended by SIGKILL",)))]
 DONE: Said = [(0, ("done", ())), (1, ("done", ()))]
 
 
 class Script:
-    """A launcher whose ranks say what they are given, and then, for ever, what is last."""
+    """Ranks that say what they are given, and then, for ever, what is last."""
 
-    def __init__(self, said: list[Said]) -> None:
+    def __init__(self, said: list[Said], log: list[str] | None = None) -> None:
         self.said, self.ended = said, False
         self.told: list[tuple[int, str]] = []
-        self.assignments: list[Assignment] = []
+        self.jobs: list[Job] = []
+        self.lines = log or []
 
-    def start(self, assignments: list[Assignment]) -> None:
-        self.assignments = assignments
+    def log(self, rank: int) -> list[str]:
+        return self.lines if rank == 1 else []
 
     def hear(self, timeout: float) -> Said:  # noqa: ARG002
         time.sleep(0.02)
@@ -70,8 +76,8 @@ class Driven:
     """A run of three requests on two ranks, in as many worlds as there are scripts."""
 
     def __init__(self, folder: Path, *worlds: list[Said], stop: Stop | None = None) -> None:
-        self.spec = read_spec(find_model("shapes"))
-        request = resolve(Request(prompt="a red circle"), self.spec)
+        spec = read_spec(find_model("shapes"))
+        request = resolve(Request(prompt="a red circle"), spec)
         jobs = [
             Job(request=request, output=str(folder / f"{index}.mp4"), latents=None, index=index, count=3)
             for index in range(3)
@@ -82,15 +88,12 @@ class Driven:
         self.left = list(self.worlds)
 
     def drive(self) -> list[tuple[str, Any]]:
+        def start(_: Run, jobs: list[Job]) -> Any:
+            self.left[0].jobs = jobs
+            return self.left.pop(0)
+
         try:
-            drive(
-                self.run,
-                self.spec,
-                self.folder,
-                report=self.report,
-                stop=self.stop,
-                make_launcher=lambda: self.left.pop(0),
-            )
+            drive(self.run, self.folder, report=self.report, stop=self.stop, start=start)
         finally:
             assert all(world.ended for world in self.worlds if world not in self.left)
         assert not self.left
@@ -119,7 +122,7 @@ def test_a_rank_that_starts_slowly_is_not_silent(tmp_path: Path, monkeypatch: py
     """Its libraries come first; there must be news within the limit, of any rank."""
     looks = count()
     monkeypatch.setattr("paradit.engine.driver.time", SimpleNamespace(monotonic=lambda: next(looks) / 200))
-    first: Said = [(0, ("event", (Doing(stage="load"),)))]
+    first: Said = [(0, event(Doing(stage="load")))]
     second: Said = [(1, ("alive", ()))]
     waits: list[Said] = [[(0, ("alive", ()))]] * 40
     assert Driven(tmp_path, [first, *waits, second, *waits, DONE]).drive() == []
@@ -129,7 +132,7 @@ def test_a_rank_that_starts_slowly_is_not_silent(tmp_path: Path, monkeypatch: py
 def test_the_one_that_died_is_the_cause(tmp_path: Path) -> None:
     raised: Said = [(0, ("raised", ("Traceback\n  ...\nRuntimeError: connection closed by peer",)))]
     run = Driven(tmp_path, [DENOISING, raised, DIED, []], [DONE])
-    run.folder.log(1).write_text("terminate called after throwing\n")
+    run.worlds[0].lines = ["terminate called after throwing"]
     (_, message), *_ = run.drive()
     assert message.splitlines()[:3] == [
         "rank 0 (denoise of request 2): RuntimeError: connection closed by peer",
@@ -145,7 +148,7 @@ def test_a_request_is_given_up_after_three_failures(tmp_path: Path) -> None:
     assert (event, index, count) == ("failed", 1, 3)
     assert "given up after 3 failures" in message
     assert "rank 1 (denoise of request 2): ended by SIGKILL" in message
-    left = [[job.index for job in world.assignments[0].jobs] for world in run.worlds]
+    left = [[job.index for job in world.jobs] for world in run.worlds]
     assert left == [[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 2]]
 
 
@@ -155,7 +158,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     Path(run.run.jobs[1].output).touch()
     run.folder.name_next(1, Path(run.run.jobs[1].output))  # killed just after it had its name
     run.drive()
-    assert [job.index for job in run.worlds[1].assignments[0].jobs] == [2]
+    assert [job.index for job in run.worlds[1].jobs] == [2]
 
 
 def test_ranks_that_cannot_start(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ LAYERS = [
     ["stages"],
     ["scheduler_check", "room"],
     ["text_to_video"],
-    ["testing"],
     ["engine"],
+    ["testing"],
     ["cli", "server"],
     ["__main__"],
 ]  # fmt: skip

@@ -47,7 +47,7 @@ def die(world: World) -> None:
 
 
 def test_a_killed_rank_is_named() -> None:
-    with pytest.raises(WorldError, match="rank 1 of 2: the process died: SIGKILL"):
+    with pytest.raises(WorldError, match="rank 1 of 2: ended by SIGKILL"):
         run_world(die, 2)
 
 

@@ -9,13 +9,14 @@ from functools import partial
 
 import torch
 
+from paradit.config.errors import RankError
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
-from paradit.engine.driver import warm_up
-from paradit.engine.job import Job, Run
-from paradit.engine.launcher import LocalLauncher, preloaded
+from paradit.engine.job import Job
+from paradit.engine.launchers import LAUNCHERS, threads_per_rank
 from paradit.engine.planned import largest
-from paradit.engine.worker import threads_per_rank
+from paradit.engine.started import call_on_ranks, preloaded
+from paradit.engine.warmup import measure
 from paradit.models.spec import ModelSpec
 from paradit.progress import Progress
 from paradit.room import room_bytes
@@ -56,10 +57,12 @@ def measure_costs(jobs: list[Job], spec: ModelSpec, base: Placement, report: Pro
     Raises RankError where a rank fails.
     """
     request = largest(jobs, spec)
-    (job,) = [job for job in jobs if job.request is request][:1]
-    run = Run(model=spec.name, jobs=(job,), placement=base)
     with report.stage("warm-up"):
-        costs = warm_up(run, spec, LocalLauncher(preloaded(spec)))
+        launcher, preload = LAUNCHERS.find("local")(), preloaded(spec)
+        called = call_on_ranks(launcher, base.ranks, measure, spec, request, base, preload=preload)
+    if called.failures:
+        raise RankError("\n".join(f"rank {rank}: {why}" for rank, why in called.failures.items()))
+    costs: StageSeconds = called.results[0]
     Remembered().keep(_what(request, spec, base), json.dumps(asdict(costs)))
     return costs
 

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
-from multiprocessing.connection import Connection
-from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
@@ -22,11 +15,10 @@ from paradit.attention.local import sdpa, unattended
 from paradit.config.errors import RankError
 from paradit.distributed.timing import now
 from paradit.distributed.transport import Transport
-from paradit.distributed.world import World, join_world
-from paradit.engine.devices import device_of
-from paradit.engine.launcher import LocalLauncher
+from paradit.distributed.world import World
+from paradit.engine.launchers import LAUNCHERS
 from paradit.engine.links import largest, measure_pairs, usual_link
-from paradit.engine.worker import Pipe, threads_per_rank
+from paradit.engine.started import call_on_ranks
 from paradit.memory import total_memory_bytes
 from paradit.models.registry import samples
 from paradit.parallel.forward import run
@@ -41,7 +33,6 @@ from paradit.planner.calibration import (
 )
 from paradit.planner.messages import Messages, neighbours_of, slowest_pair
 from paradit.progress import Progress
-from paradit.streams import make_safe
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT_TOKENS = 32
@@ -143,56 +134,15 @@ Prepared = tuple[Work, Callable[[], float]]
 
 def _on_ranks(measure: Measure, ranks: int, report: Progress) -> Any:
     """What `measure` gives on the first rank, while all run it."""
-    launcher, found = LocalLauncher(["paradit.engine.calibrate"], work=_work), None
-    try:
-        launcher.start([
-            _Assignment(measure, rank, ranks, threads_per_rank(ranks)) for rank in range(ranks)
-        ])  # fmt: skip
-        running = set(range(ranks))
-        while running:
-            for rank, (event, values) in launcher.hear(1.0):
-                if event in ("raised", "ended"):
-                    raise RankError(f"rank {rank}: {values[0]}")
-                if event == "done":
-                    running.discard(rank)
-                    found = values[0] if rank == 0 else found
-                else:
-                    report.emit(*values)
-    finally:
-        launcher.end()
-    return found
+    launcher, preload = LAUNCHERS.find("local")(), ["paradit.engine.calibrate"]
+    called = call_on_ranks(launcher, ranks, _with_progress, measure, emit=report.emit, preload=preload)
+    for rank, why in called.failures.items():
+        raise RankError(f"rank {rank}: {why}")
+    return called.results[0]
 
 
-@dataclass(frozen=True)
-class _Assignment:
-    measure: Measure
-    rank: int
-    ranks: int
-    threads: int
-    meet: Path = Path()
-
-
-def _work(assignment: _Assignment, pipe: Connection) -> None:
-    """The main function of a rank's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it decides
-    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
-    make_safe()
-    driver, rank = Pipe(pipe), assignment.rank
-    try:
-        torch.set_num_threads(assignment.threads)
-        with join_world(rank, assignment.ranks, assignment.meet, device=device_of(rank)) as world:
-            found = assignment.measure(world, Progress() if rank else Progress(driver.emit))
-        driver.send("done", None if rank else found)
-    except BaseException:
-        with suppress(OSError):
-            driver.send("raised", traceback.format_exc())
-    os._exit(0)
-
-
-def _end_with(pipe: Connection) -> None:
-    with suppress(OSError, EOFError):
-        pipe.recv()
-    os._exit(1)
+def _with_progress(world: World, progress: Progress, measure: Measure) -> Any:
+    return measure(world, progress)
 
 
 @torch.no_grad()

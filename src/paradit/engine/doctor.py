@@ -19,8 +19,8 @@ import torch
 
 from paradit import __version__
 from paradit.engine.calibrate import calibrate_links
+from paradit.engine.launchers import threads_per_rank
 from paradit.engine.machine import cores, cpu_name, driver_version
-from paradit.engine.worker import threads_per_rank
 from paradit.kernels import KERNELS
 from paradit.memory import total_memory_bytes
 from paradit.progress import Progress

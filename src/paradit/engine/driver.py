@@ -6,19 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from paradit.config.errors import RankError
+from paradit.engine.channel import Message, event_of
 from paradit.engine.events import Doing, Failed, Finished, Restarted
 from paradit.engine.job import Interrupted, Job, Run, Stop
-from paradit.engine.launcher import Launcher, Message
 from paradit.engine.run_folder import RunFolder
-from paradit.engine.worker import Assignment, threads_per_rank
-from paradit.models.spec import ModelSpec
+from paradit.engine.started import LAST_WORDS, LISTEN_SECONDS, Ranks
 from paradit.progress import Event, Progress, StageEnded, StageStarted
-from paradit.scheduling.balance import StageSeconds
-from paradit.trace.spans import Tracing
 
 FAILURES = 3
 """After so many failures in its work a request is given up; and the run, after so many before any work."""
@@ -26,7 +21,6 @@ SILENCE_SECONDS = 60.0
 """A rank without a heartbeat for so long hangs, or for the hang limit if that is shorter."""
 LAST_WORDS_SECONDS = 1.0
 """How long after the first failure other ranks are heard: one may know the cause of the other's."""
-LISTEN_SECONDS = 0.2
 LOG_LINES = 12
 
 
@@ -44,28 +38,25 @@ class Failure:
 
 def drive(
     run: Run,
-    spec: ModelSpec,
     folder: RunFolder,
     *,
     report: Progress,
     stop: Stop,
-    make_launcher: Callable[[], Launcher],
-    tracing: Tracing | None = None,
+    start: Callable[[Run, list[Job]], Ranks],
 ) -> None:
     """Make what is left of a run. Raises RankError where ranks cannot even start, Interrupted after a stop.
 
-    warm_up: only measure what the stages of the first job take.
+    start: starts the ranks of a world for these jobs of a run.
     Whatever happens, also an exception in this process such as Ctrl-C, no process is left behind.
     """
     failures: Counter[int | None] = Counter()
     given_up: set[int] = set()
     while left := [job for job in run.jobs if job.index not in given_up and not folder.is_done(job)]:
-        world = _World(run, left, report, stop, make_launcher())
+        world = _World(run, left, report, stop, start(run, left))
         try:
-            world.start(spec, folder, tracing=tracing)
-            failure = world.follow(folder)
+            failure = world.follow()
         finally:
-            world.launcher.end()
+            world.ranks.end()
             folder.sweep(run.jobs)
         given_up |= world.failed
         run = replace(run, overwrite=True)  # what is there now, this run has made
@@ -90,34 +81,14 @@ def drive(
             report.emit(Restarted(message=f"{failure.text}\n{again}"))
 
 
-def warm_up(run: Run, spec: ModelSpec, launcher: Launcher) -> StageSeconds:
-    """Have a run's ranks measure what the stages of its first job take.
-
-    Raises RankError where one fails.
-    """
-    with TemporaryDirectory(prefix="paradit-") as path:
-        folder, world = RunFolder(Path(path)), _World(run, list(run.jobs), Progress(), Stop(), launcher)
-        try:
-            world.start(spec, folder, warm_up=True)
-            failure = world.follow(folder)
-        finally:
-            launcher.end()
-    if failure is not None:
-        raise RankError(failure.text)
-    assert world.measured is not None
-    return world.measured
-
-
 class _World:
     """The ranks of one try, as the driver knows them."""
 
-    def __init__(self, run: Run, jobs: list[Job], report: Progress, stop: Stop, launcher: Launcher) -> None:
+    def __init__(self, run: Run, jobs: list[Job], report: Progress, stop: Stop, started: Ranks) -> None:
         self._run, self._jobs, self._report, self._stop = run, jobs, report, stop
-        self.launcher = launcher
+        self.ranks = started
         self.failed: set[int] = set()
         """Requests that have failed by themselves."""
-        self.measured: StageSeconds | None = None
-        """What a warm-up has measured."""
         ranks = range(run.placement.ranks)
         self._running = set(ranks)
         self._doing: list[tuple[str, int | None]] = [("load", None) for _ in ranks]
@@ -130,36 +101,17 @@ class _World:
         """Ranks that look, after every step, whether they are to stop."""
         self._stopped = self._ended = False
 
-    def start(
-        self, spec: ModelSpec, folder: RunFolder, *, tracing: Tracing | None = None, warm_up: bool = False
-    ) -> None:
-        ranks = self._run.placement.ranks
-        self.launcher.start([
-            Assignment(
-                rank=rank,
-                local_rank=rank,
-                run=self._run,
-                jobs=self._jobs,
-                spec=spec,
-                folder=folder.path,
-                threads=threads_per_rank(ranks),
-                tracing=tracing,
-                warm_up=warm_up,
-            )
-            for rank in range(ranks)
-        ])  # fmt: skip
-
-    def follow(self, folder: RunFolder) -> Failure | None:
+    def follow(self) -> Failure | None:
         """Pass on events until every rank is done, or one has failed. Raises Interrupted after a stop."""
         told = False
         while self._running:
             failed = [self._take(rank, message) for rank, message in self._listen()]
             if any(failed):
-                return self._failure(folder)
+                return self._failure()
             if self._stop.wanted and not told:
                 told = True
                 for rank in self._running:
-                    self.launcher.tell(rank, "stop")
+                    self.ranks.tell(rank, "stop")
             endless = self._jobs[0].request.endless
             if endless and self._ended:
                 return None  # on its other ranks nobody knows of an end
@@ -167,12 +119,12 @@ class _World:
             if self._stop.wanted and not self._denoising and (not endless or self._stopped):
                 raise Interrupted
             if self._find_hanging():
-                return self._failure(folder)
+                return self._failure()
         return None
 
     def _listen(self) -> list[tuple[int, Message]]:
         before = time.monotonic()
-        heard = self.launcher.hear(LISTEN_SECONDS)
+        heard = self.ranks.hear(LISTEN_SECONDS)
         slept = time.monotonic() - before - LISTEN_SECONDS
         if slept > 1.0:  # this process was stopped itself, and perhaps the ranks with it
             self._heard = {rank: then + slept for rank, then in self._heard.items()}
@@ -186,16 +138,14 @@ class _World:
         self._heard[rank] = time.monotonic()
         if event != "alive" or starts:
             self._progress = self._heard[rank]
-        if event in ("done", "stopped", "raised", "ended"):
+        if event in LAST_WORDS:
             self._running.discard(rank)
             self._denoising.discard(rank)
             self._stopped |= event == "stopped"
             if values:
                 self._last_words[rank] = event, str(values[0]).rstrip()
-        elif event == "measured":
-            (self.measured,) = values
         elif event == "event":
-            self._pass_on(rank, values[0])
+            self._pass_on(rank, event_of(*values))
         return event in ("raised", "ended")
 
     def _pass_on(self, rank: int, event: Event) -> None:
@@ -226,14 +176,14 @@ class _World:
         self._last_words.update(dict.fromkeys(silent, ("hangs", words)))
         if silent:
             for rank in self._running:
-                self.launcher.tell(rank, "stacks")
+                self.ranks.tell(rank, "stacks")
         return bool(silent)
 
-    def _failure(self, folder: RunFolder) -> Failure:
+    def _failure(self) -> Failure:
         """Hear the others' last words, and make a failure of it all."""
         deadline = time.monotonic() + LAST_WORDS_SECONDS
         while self._running and time.monotonic() < deadline:
-            for rank, message in self.launcher.hear(LISTEN_SECONDS):
+            for rank, message in self.ranks.hear(LISTEN_SECONDS):
                 self._take(rank, message)
         # Ranks raise where another has gone; that is the one to know of.
         causes = {rank: text for rank, (event, text) in self._last_words.items() if event != "raised"}
@@ -243,18 +193,10 @@ class _World:
             if causes and rank not in causes:
                 text = text.splitlines()[-1]  # noqa: PLW2901
             lines.append(f"rank {rank} ({self._about(rank)}): {text}")
-            lines += _tail(folder, rank) if rank in causes else []
+            if rank in causes:
+                lines += [f"  | {line}" for line in self.ranks.log(rank)[-LOG_LINES:]]
         return Failure("\n".join(lines), requests[0], not causes and requests[0] is None)
 
     def _about(self, rank: int) -> str:
         stage, request = self._doing[rank]
         return stage if request is None else f"{stage} of request {request + 1}"
-
-
-def _tail(folder: RunFolder, rank: int) -> list[str]:
-    """The last lines of a rank's log."""
-    try:
-        lines = folder.log(rank).read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    return [f"  | {line}" for line in lines[-LOG_LINES:]]

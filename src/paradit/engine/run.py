@@ -101,34 +101,27 @@ def _make(
             )
     else:
         from paradit.engine.driver import drive
-        from paradit.engine.launcher import LocalLauncher, preloaded
+        from paradit.engine.launchers import LAUNCHERS
+        from paradit.engine.started import Ranks, preloaded
+        from paradit.engine.worker import Assignment
 
-        drive(
-            run,
-            spec,
-            folder,
-            report=report,
-            stop=stop,
-            make_launcher=lambda: LocalLauncher(preloaded(spec)),
-            tracing=tracing,
-        )
+        def start(run: Run, jobs: list[Job]) -> Ranks:
+            work = Assignment(run=run, jobs=jobs, spec=spec, folder=folder.path, tracing=tracing)
+            return Ranks(LAUNCHERS.find("local")(), run.placement.ranks, work, preloaded(spec))
+
+        drive(run, folder, report=report, stop=stop, start=start)
 
 
 def _as_launched(
     run: Run, jobs: list[Job], spec: ModelSpec, folder: RunFolder | None, *, report: Progress, stop: Stop
 ) -> None:
-    from paradit.engine.worker import Assignment, make_as_rank, threads_per_rank
+    from paradit.engine.devices import device_of
+    from paradit.engine.launchers import threads_per_rank
+    from paradit.engine.worker import Assignment, Place, make_as_rank
 
     here = launched()
     assert here is not None
-    assignment = Assignment(
-        rank=here.rank,
-        local_rank=here.local_rank,
-        run=run,
-        jobs=jobs,
-        spec=spec,
-        folder=folder.path if folder else None,
-        threads=threads_per_rank(here.local_ranks or run.placement.ranks),
-        meet=here,
-    )
-    make_as_rank(assignment, report, stop)
+    assignment = Assignment(run=run, jobs=jobs, spec=spec, folder=folder.path if folder else None)
+    threads = threads_per_rank(here.local_ranks or run.placement.ranks)
+    place = Place(here.rank, device_of(here.local_rank), threads, here)
+    make_as_rank(assignment, place, report, stop)

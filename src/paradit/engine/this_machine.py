@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from paradit.config.errors import InputError
-from paradit.engine.worker import threads_per_rank
+from paradit.engine.launchers import threads_per_rank
 from paradit.files import write_whole
 from paradit.planner.hardware import Cluster, find_cluster
 

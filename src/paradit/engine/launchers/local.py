@@ -1,0 +1,172 @@
+"""Processes on this machine."""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paradit.engine.devices import device_of
+from paradit.engine.launchers import Capabilities, Machine, Seat, Work, num_cores, threads_per_rank
+
+END_SECONDS = 2.0
+"""Seconds in which a process that has hung up is taken to be about to end."""
+_STARTING = threading.Lock()
+"""Held while a process is started, since that changes the whole process for a moment."""
+
+
+class LocalLauncher:
+    """Starts ranks by a fork server, or by new interpreters if there is a GPU. `Launcher` says what for."""
+
+    capabilities = Capabilities(replaces=True, shared_folder=True)
+
+    def __init__(
+        self,
+        *,
+        threads: int | None = None,
+        device: str | None = None,
+        environ: Mapping[str, str] | None = None,
+        with_main: bool = False,
+    ) -> None:
+        """threads: of each rank; None: its part of the cores. device: of all; None: a GPU each if there is
+        one.
+
+        environ: variables that ranks have besides. with_main: ranks import the main module too, since their
+        work comes from there.
+        """
+        self._threads, self._device, self._environ = threads, device, dict(environ or {})
+        self._with_main = with_main
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._processes: list[BaseProcess] = []
+        self._logs: dict[int, Connection] = {}
+
+    def machines(self) -> list[Machine]:
+        return [Machine(name="localhost", cores=num_cores(), gpus=torch.cuda.device_count())]
+
+    def start(
+        self, ranks: int, work: Work, *, address: str, token: str, preload: Sequence[str]
+    ) -> list[Seat]:
+        self._folder = tempfile.TemporaryDirectory(prefix="paradit-")
+        seats = [
+            Seat(
+                rank=rank,
+                ranks=ranks,
+                machine="localhost",
+                local_rank=rank,
+                local_ranks=ranks,
+                threads=self._threads or threads_per_rank(ranks),
+                device=self._device or str(device_of(rank)),
+                meet=Path(self._folder.name) / "store",
+                address=address,
+                token=token,
+            )
+            for rank in range(ranks)
+        ]
+        with _STARTING, _deaf_to_ctrl_c():
+            context = _context(list(preload))
+            with _without_main(self._with_main):
+                for seat in seats:
+                    mine, theirs = context.Pipe(duplex=False)
+                    process = context.Process(
+                        target=_main, args=(work, seat, theirs, self._environ), daemon=True
+                    )
+                    process.start()
+                    theirs.close()
+                    os.set_blocking(mine.fileno(), False)
+                    self._logs[seat.rank] = mine
+                    self._processes.append(process)
+        return seats
+
+    def ended(self) -> dict[int, str]:
+        codes = {rank: process.exitcode for rank, process in enumerate(self._processes)}
+        return {rank: _how(code) for rank, code in codes.items() if code is not None}
+
+    def said(self) -> dict[int, str]:
+        found = {}
+        for rank, pipe in self._logs.items():
+            content = b""
+            try:
+                while part := os.read(pipe.fileno(), 2**16):
+                    content += part
+            except OSError:  # there is no more for now
+                pass
+            if content:
+                found[rank] = content.decode(errors="replace")
+        return found
+
+    def end(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join()
+        for pipe in self._logs.values():
+            pipe.close()
+        self._processes, self._logs = [], {}
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+
+def _main(work: Work, seat: Seat, log: Connection, environ: Mapping[str, str]) -> None:
+    """The main function of a process: all that libraries write goes to whoever has started it."""
+    # Ctrl-C reaches every process of a terminal; the one that has started this one decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (1, 2):
+        os.dup2(log.fileno(), number)
+    log.close()
+    os.environ.update(environ)
+    faulthandler.enable()
+    torch.set_num_threads(seat.threads)
+    work(seat)
+
+
+def _how(code: int) -> str:
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def _context(preload: list[str]) -> Any:
+    # A process that was forked cannot use CUDA if the one it comes from has so much as asked for it.
+    if torch.cuda.is_available() or "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(preload)
+    forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """A process started within, by any thread, is deaf to a terminal's Ctrl-C from its first moment."""
+    resource_tracker.ensure_running()  # it would end the blocking
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _without_main(with_main: bool) -> Iterator[None]:
+    """Processes started within do not run the main module again: scripts need no `if __name__ == ...`."""
+    main = sys.modules["__main__"]
+    if not with_main:
+        sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -1,0 +1,214 @@
+"""The processes of a world, as the one who has started them knows them; and work that is done by some."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from faulthandler import dump_traceback
+from typing import Any
+
+from paradit.engine.channel import ENDED, EVENT, Connection, Hub, Message, event_of
+from paradit.engine.launchers import Launcher, Seat, Work
+from paradit.models.registry import family
+from paradit.models.spec import ModelSpec
+from paradit.progress import Emit, Progress
+
+LISTEN_SECONDS = 0.2
+LOG_LINES = 200
+"""Most lines of a rank's log that are kept."""
+GRACE_SECONDS = 2.0
+"""Seconds after the first failure in which other ranks may still say what has happened to them."""
+LAST_WORDS = ("done", "stopped", "raised", "returned", ENDED)
+"""Words after which a rank says no more."""
+
+
+def preloaded(spec: ModelSpec) -> list[str]:
+    """The modules that every rank of this model imports."""
+    return ["paradit.engine.make", family(spec.pipeline_class).module]
+
+
+class Ranks:
+    """Started processes: what they say, and the last lines of what they write."""
+
+    def __init__(self, launcher: Launcher, ranks: int, work: Work, preload: Sequence[str] = ()) -> None:
+        self._launcher, self._hub = launcher, Hub()
+        self._quiet: set[int] = set()
+        """Ranks that have said their last word."""
+        self._logs: dict[int, deque[str]] = {rank: deque(maxlen=LOG_LINES) for rank in range(ranks)}
+        self._rest: dict[int, str] = {}
+        """By rank, the line that is not written whole yet."""
+        address, token = self._hub.address, self._hub.token
+        try:
+            self.seats = launcher.start(ranks, work, address=address, token=token, preload=preload)
+        except BaseException:
+            self.end()
+            raise
+
+    def hear(self, timeout: float = LISTEN_SECONDS) -> list[tuple[int, Message]]:
+        """Return what ranks have said; a rank's last message is one of `LAST_WORDS`.
+
+        For one that has ended without a word that is `ended`, with how.
+        """
+        found = []
+        for rank, message in self._hub.hear(timeout):
+            if rank not in self._quiet:
+                if message[0] == ENDED:
+                    message = ENDED, (self._how_it_ended(rank),)  # noqa: PLW2901
+                found.append((rank, message))
+            if message[0] in LAST_WORDS:
+                self._quiet.add(rank)
+        for rank, how in self._launcher.ended().items():
+            if rank not in self._quiet and not self._hub.knows(rank):
+                self._quiet.add(rank)
+                found.append((rank, (ENDED, (how,))))
+        self._read_logs()
+        return found
+
+    def tell(self, rank: int, word: str, *values: Any) -> None:
+        """Say something to a rank."""
+        self._hub.tell(rank, word, *values)
+
+    def tell_all(self, word: str, *values: Any) -> None:
+        """Say something to all ranks."""
+        for seat in self.seats:
+            self._hub.tell(seat.rank, word, *values)
+
+    def log(self, rank: int) -> list[str]:
+        """Return the last lines that a rank's libraries have written."""
+        self._read_logs()
+        return [*self._logs[rank], *([rest] if (rest := self._rest.get(rank)) else [])]
+
+    def end(self) -> None:
+        """End all processes, at once. May be called twice."""
+        self._launcher.end()
+        self._hub.close()
+
+    def _read_logs(self) -> None:
+        for rank, text in self._launcher.said().items():
+            *lines, self._rest[rank] = (self._rest.get(rank, "") + text).split("\n")
+            self._logs[rank] += lines
+
+    def _how_it_ended(self, rank: int) -> str:
+        deadline = time.monotonic() + GRACE_SECONDS
+        while rank not in (ended := self._launcher.ended()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return ended.get(rank, "hung up")
+
+
+def listen(
+    connection: Connection, hear: Callable[[str, tuple[Any, ...]], None], left: Callable[[], None]
+) -> None:
+    """In a thread of a rank's process: take what the driver says, at any time; without a driver, end.
+
+    left: called before that end.
+    """
+
+    def take() -> None:
+        try:
+            while True:
+                word, values = connection.receive()
+                if word == "stacks":
+                    dump_traceback(sys.stderr, all_threads=True)
+                else:
+                    hear(word, values)
+        except EOFError:
+            left()
+            os._exit(1)
+
+    threading.Thread(target=take, name="listen to the driver", daemon=True).start()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Called:
+    """What has come of some work on every rank."""
+
+    results: dict[int, Any]
+    """By rank."""
+    failures: dict[int, str]
+    """By rank, in the order in which they were heard of: its traceback, or how it has ended."""
+
+
+def call_on_ranks(
+    launcher: Launcher,
+    ranks: int,
+    work: Callable[..., Any],
+    *args: Any,
+    timeout: float = 24 * 3600.0,
+    emit: Emit | None = None,
+    preload: Sequence[str] = (),
+) -> Called:
+    """Have every rank of a world call `work(world, *args)`, and return what that returns.
+
+    emit: takes what the first rank tells; `work` then gets a `Progress` after the world. `work` is a
+    function of a module, so that it can be pickled, as can `args` and the results.
+    """
+    content = pickle.dumps((work, args, timeout, emit is not None))
+    started = Ranks(launcher, ranks, _Call(content), preload)
+    results: dict[int, Any] = {}
+    failures: dict[int, str] = {}
+    deadline = time.monotonic() + timeout
+    try:
+        while len(results) + len(failures) < ranks and time.monotonic() < deadline:
+            for rank, (word, values) in started.hear(min(LISTEN_SECONDS, timeout)):
+                if word == "returned":
+                    results[rank] = pickle.loads(values[0])
+                elif word == EVENT and emit is not None:
+                    emit(event_of(*values))
+                elif word in LAST_WORDS:
+                    failures[rank] = values[0]
+                    # Others will wait in vain: they are heard soon, or never.
+                    deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        why = (
+            "was still running when another rank failed" if failures else f"did not end within {timeout:g} s"
+        )
+        silent = [rank for rank in range(ranks) if rank not in results and rank not in failures]
+        failures.update(_stacks(started, silent, why))
+    finally:
+        started.end()
+    return Called(results=results, failures=failures)
+
+
+def _stacks(started: Ranks, silent: list[int], why: str) -> dict[int, str]:
+    """Where ranks are that do not end."""
+    for rank in silent:
+        started.tell(rank, "stacks")
+    if silent:
+        time.sleep(LISTEN_SECONDS)
+    return {rank: "\n".join([why, *started.log(rank)]) for rank in silent}
+
+
+class _Call:
+    """The main function of a rank that calls some work once."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __call__(self, seat: Seat) -> None:
+        from torch import device
+
+        from paradit.distributed.world import join_world
+
+        connection = Connection(seat.address, seat.token, seat.rank)
+        listen(connection, lambda *_: None, lambda: None)
+        try:
+            work, args, timeout, telling = pickle.loads(self._content)
+            if telling:
+                args = Progress(connection.emit if seat.rank == 0 else lambda _: None), *args
+            with join_world(
+                seat.rank, seat.ranks, seat.meet, device=device(seat.device), timeout=timeout
+            ) as world:
+                result = work(world, *args)
+            last: tuple[str, bytes | str] = "returned", pickle.dumps(result)
+        except BaseException:
+            last = "raised", traceback.format_exc()
+        with suppress(OSError):
+            connection.send(*last)
+        os._exit(0)
