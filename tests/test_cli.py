@@ -154,6 +154,7 @@ BAD = {
     "seed that is no number": (["a", "--seed", "1e3"], "seed must be a whole number or random, got '1e3'"),
     "prompt with a dash": (["-a cat"], "a prompt that begins with a dash comes last: -- '-a cat'"),
     "output to a stream": (["a", "-o", "-"], "'-' is a stream"),
+    "outputs to a stream": (["--prompts-file", "prompts.txt", "-o", "-"], "'-' is a stream"),
     "output to a device": (["a", "-o", "/dev/null", "--overwrite"], "'/dev/null' is a device or a pipe"),
     "dtype": (["a", "--dtype", "fp16"], "bf16, fp32, got 'fp16'"),
     "option": (["a", "--nonsense"], "No such option: --nonsense"),
@@ -232,6 +233,8 @@ def test_bad_input_gets_one_line(model: Path, place: Path, case: str) -> None:
     ("arguments", "says"),
     [
         (["none.safetensors"], "'none.safetensors' cannot be read"),
+        (["MODEL/transformer"], "is a folder: name a file that --latents wrote"),
+        (["x" * 5000], "latents 'x*... is not a usable name: File name too long"),
         (["prompts.txt"], "'prompts.txt' cannot be read"),
         (["MODEL/transformer/diffusion_pytorch_model.safetensors"], "holds no tensor 'latents'"),
         (["other.safetensors"], "made by the model 'another', not"),

@@ -33,6 +33,8 @@ def named(option: str, path: Any) -> Path:
 
     option: how the message calls it. Raises InputError for what no file can be called.
     """
+    if isinstance(path, str) and path == "-":
+        raise InputError(f"{option} '-' is a stream: name a file, or ./- for one of that name")
     try:
         found = Path(os.path.expanduser(path))  # noqa: PTH111 (never raises for a home that is not there)
         str(found).encode()  # libraries take names as UTF-8

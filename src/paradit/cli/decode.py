@@ -86,6 +86,8 @@ def _provenance(about: dict[str, str], request: Request) -> dict[str, Any] | Non
 
 def _read(path: Path) -> tuple[list[int], dict[str, str]]:
     """The shape of the latents, and what is said of them."""
+    if path.is_dir():
+        raise InputError(f"latents {str(path)!r} is a folder: name a file that --latents wrote")
     try:
         with safe_open(path, framework="numpy") as file:
             if "latents" not in file.keys():  # noqa: SIM118 (it is no dict)

@@ -181,6 +181,8 @@ def _prompt_at(text: str) -> tuple[float, str]:
 def _output(output: str | None, request: Request, number: str) -> str:
     if output == "":
         raise InputError("output '' is empty: name a file, or leave the option out")
+    if output is not None:
+        named("output", output)
     name = f"{slug(request.prompt)}-seed{request.seed}.mp4"
     if not number:
         return output if output is not None else name

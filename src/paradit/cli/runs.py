@@ -11,6 +11,7 @@ from pathlib import Path
 from paradit.cli.text import amount, table
 from paradit.config.errors import InputError
 from paradit.engine.run_folder import RUNS, RunFolder, find_run
+from paradit.files import named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +66,9 @@ def remove_runs(folder: Path, names: list[str], *, as_json: bool) -> None:
 
 def _named(folder: Path, name: str) -> RunFolder:
     """Return the run with a name, or at a path."""
-    inside = _runs(folder) / name
-    return find_run(inside if (inside / "run.json").exists() else Path(name))
+    path = named("run", name)
+    inside = _runs(folder) / path
+    return find_run(inside if (inside / "run.json").exists() else path)
 
 
 def _runs(folder: Path) -> Path:

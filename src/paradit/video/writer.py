@@ -100,10 +100,8 @@ def check_target(path: str | Path, *, fps: float | None = None, overwrite: bool 
 
     Raises `InputError`: unknown suffix, an `fps` that the format has not, or what `check_file` refuses.
     """
-    kind = video_format(path)
-    target = Path(path)
-    if str(path) == "-":
-        raise InputError("output '-' is a stream, and a video needs a file that can be rewound: name a file")
+    named("output", path)
+    kind, target = video_format(path), Path(path)
     if kind and kind not in FORMATS:
         raise InputError(
             f"output {str(path)!r}: unknown suffix {kind!r}, known are {', '.join(FORMATS)} "
@@ -145,7 +143,7 @@ def check_file(option: str, path: Path, *, overwrite: bool = False) -> None:
 
     `option` is how the message calls it. Raises `InputError`; makes no file.
     """
-    path = named(option, path)
+    named(option, path)
     if path.is_dir():
         raise InputError(f"{option} {str(path)!r} is a folder: name a file")
     if path.exists() and not path.is_file():

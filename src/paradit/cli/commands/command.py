@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from typer import TyperException
 from typer.core import TyperCommand
 
-FILES = (
-    "folder",
-    "gpus",
-    "latents",
-    "model",
-    "output",
-    "placement",
-    "plot",
-    "prompts_file",
-    "run_dir",
-    "trace",
-)
-"""Names of options and arguments that may be files, in which `~` is the user's home."""
+from paradit.files import named
+
+NAMES = ("gpus", "model", "output", "placement")
+"""Texts that may name a file, in which `~` is the user's home; other files are options of type Path."""
 
 
 class Command(TyperCommand):
@@ -33,10 +25,11 @@ class Command(TyperCommand):
             if self.name == "generate" and (prompt := _dashed_prompt(args)):
                 error.message += f" (a prompt that begins with a dash comes last: -- {prompt!r})"
             raise
-        for name in FILES:
-            value = ctx.params.get(name)
-            if value is not None and str(value).startswith("~"):
-                ctx.params[name] = type(value)(os.path.expanduser(value))  # noqa: PTH111 (never raises)
+        for name, value in ctx.params.items():
+            if isinstance(value, Path):
+                ctx.params[name] = named(name, value)
+            elif name in NAMES and isinstance(value, str):
+                ctx.params[name] = os.path.expanduser(value)  # noqa: PTH111 (never raises)
         return rest
 
 
