@@ -67,10 +67,10 @@ def transformer(
         "rope_max_seq_len": 64,
     }
     torch.manual_seed(seed)
-    return _all_random(WanTransformer3DModel(**(config | extra)))
+    return all_random(WanTransformer3DModel(**(config | extra)))
 
 
-def _all_random(model: M) -> M:
+def all_random(model: M) -> M:
     """Norm weights of one and zero biases would hide mistakes."""
     model.eval().requires_grad_(False)
     for parameter in model.parameters():
@@ -187,7 +187,7 @@ def hunyuan_transformer(heads: int = 2, guidance_embeds: bool = True) -> Hunyuan
         pooled_projection_dim=POOLED_DIM,
         rope_axes_dim=(8, 12, 12),
     )
-    return _all_random(model)
+    return all_random(model)
 
 
 def hunyuan_vae() -> AutoencoderKLHunyuanVideo:

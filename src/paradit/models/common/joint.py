@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from paradit.attention.base import Layout
-from paradit.attention.rope import Rope
+from paradit.attention.rope import Rope, grid_positions
 from paradit.models.protocol import Tokens
 
 
@@ -23,6 +23,17 @@ class JointLayout(Layout):
 
     grid: tuple[int, int, int]
     """Tokens of the video by (frames, height, width)."""
+
+    @classmethod
+    def of(cls, grid: tuple[int, int, int], cos: Tensor, sin: Tensor) -> Self:
+        """The layout of a video without text, by diffusers' tables [S, D], in which neighbours are alike."""
+        signs = torch.ones_like(sin[0])
+        signs[0::2] = -1
+        positions = grid_positions(grid, device=cos.device)
+        return cls(
+            grid=grid,
+            rope=Rope(positions=positions, cos=cos[None, :, None], sin=(sin * signs)[None, :, None]),
+        )
 
     def with_text(self, length: int) -> Self:
         """The whole video's layout with a text of `length` tokens after it, instead of any that is there."""

@@ -10,11 +10,11 @@ from typing import Any
 
 from paradit.config.errors import InputError
 from paradit.models.folder_json import is_given, own_settings, read_json, stored_weights
+from paradit.models.joint_spec import JointTransformerSpec
 from paradit.models.spec import (
     FP32_BYTES,
     Defaults,
     ModelSpec,
-    TransformerSpec,
     VaeSpec,
     Weights,
     convolution,
@@ -44,7 +44,7 @@ _FOLDER_KEYS = {"name", "width", "height", "num_frames", "fps", "num_inference_s
 
 
 @dataclass(frozen=True, kw_only=True)
-class HunyuanVideoTransformerSpec(TransformerSpec):
+class HunyuanVideoTransformerSpec(JointTransformerSpec):
     """A HunyuanVideoTransformer3DModel: `num_layers` counts its double and its single blocks."""
 
     num_single_layers: int
@@ -53,42 +53,17 @@ class HunyuanVideoTransformerSpec(TransformerSpec):
     guidance_embeds: bool
 
     def flops(self, tokens: int, text_tokens: int, timesteps: int = 1) -> int:
-        """Operations of one forward; the text is among the tokens of every block."""
-        assert timesteps == 1, "all tokens have one timestep"
-        width, rows = self.width, tokens + text_tokens
-        num_double = self.num_layers - self.num_single_layers
-        projections = 8 * rows * width**2
-        feed_forward = 4 * rows * width * self.ffn_dim
+        """Operations of one forward; the text is refined anew in every step, with its timestep."""
         # A single block's last projection takes the attended values and the inner ones together.
-        blocks = self.num_layers * (projections + feed_forward)
-        blocks += self.self_attention_flops(tokens, text_tokens)
-        modulation = 2 * width**2 * (num_double * 12 + self.num_single_layers * 3 + 2)
-        patch = prod(self.patch_size)
-        ends = 2 * tokens * width * patch * (self.in_channels + self.out_channels)
+        num_double = self.num_layers - self.num_single_layers
+        modulation = 2 * self.width**2 * (num_double * 12 + self.num_single_layers * 3 + 2)
         embedded = 2 * (self._time_products() + self._two_linears(self.pooled_dim))
-        return blocks + modulation + ends + embedded + self._refiner_flops(text_tokens)
-
-    def self_attention_flops(self, tokens: int, text_tokens: int) -> int:
-        """Those that grow with the square of the rows, the text's among them."""
-        return self.num_layers * 4 * (tokens + text_tokens) ** 2 * self.width
-
-    def cross_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
-        """None: the text is among the tokens."""
-        return 0
-
-    def context_flops(self, text_tokens: int) -> int:  # noqa: ARG002
-        """None: the text is refined anew in every step, with its timestep."""
-        return 0
+        blocks = super().flops(tokens, text_tokens, timesteps)
+        return blocks + modulation + embedded + self._refiner_flops(text_tokens)
 
     def cached_values(self, text_tokens: int) -> int:
-        """Values that are kept of one prompt over the steps: what the text encoders give."""
-        return text_tokens * self.text_dim + self.pooled_dim
-
-    def activation_bytes(self, tokens: int, text_tokens: int, dtype_bytes: int) -> int:
-        """As of `TransformerSpec`, the text being among the tokens; rotary tables with it and without."""
-        rotary_tables = 2 * self.attention_head_dim * FP32_BYTES
-        both = super().activation_bytes(tokens + text_tokens, text_tokens, dtype_bytes)
-        return both + tokens * rotary_tables
+        """Values that are kept of one prompt over the steps: what the text encoders return."""
+        return super().cached_values(text_tokens) + self.pooled_dim
 
     def _refiner_flops(self, text_tokens: int) -> int:
         width = self.width

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from paradit.attention.base import Site
-from paradit.attention.rope import Rope, grid_positions
 from paradit.models.common.cut import CutModule
 from paradit.models.common.joint import JointLayout, JointTokens, split
 from paradit.models.common.pieces import heads, maybe_compiled
@@ -145,11 +144,7 @@ class HunyuanVideoTransformer(CutModule[HunyuanTokens, HunyuanContext, JointLayo
         frames, height, width = latent_shape
         grid = frames // config.patch_size_t, height // config.patch_size, width // config.patch_size
         cos, sin = self.module.rope(torch.empty(1, 1, *latent_shape, device=device))
-        sin[:, 0::2].neg_()
-        rope = Rope(
-            positions=grid_positions(grid, device=device), cos=cos[None, :, None], sin=sin[None, :, None]
-        )
-        return JointLayout(grid=grid, rope=rope)
+        return JointLayout.of(grid, cos, sin)
 
     def context(
         self,
