@@ -15,7 +15,8 @@ GROUP = "paradit.dishes"
 BUILTIN = {"soup": "kitchen.soup:SOUP", "stew": "kitchen.stew:STEW"}
 DISHES = """
 import sys
-from paradit.config.registry import Registry
+from paradit.config import registry
+from paradit.config.registry import Registry, plugins
 
 dishes = Registry("dish", "paradit.dishes", {"soup": "kitchen.soup:SOUP", "stew": "kitchen.stew:STEW"})
 """
@@ -103,6 +104,7 @@ except Exception as error:
     assert error == "InputError the dish 'ash', a plug-in, cannot be imported: no coal"
     assert done.stderr.count("the dish 'ash', a plug-in, cannot be imported: no coal") == 1
     assert done.stderr.count("the dish 'cake', a plug-in, cannot be imported") == 1
+    assert len(done.stderr.splitlines()) == 2
 
 
 def test_built_in_names_are_not_shadowed(kitchen: Path) -> None:
@@ -116,13 +118,14 @@ def test_built_in_names_are_not_shadowed(kitchen: Path) -> None:
 
 def test_plug_ins_can_be_left_out(kitchen: Path) -> None:
     plug_in(kitchen, "bakery", {"bread": "bakery:BREAD"}, "BREAD = 'fresh bread'")
-    script = "print(*dishes.names(), dishes.identity())"
-    assert said(kitchen, script, PARADIT_PLUGINS="off") == ["soup stew {}"]
+    script = "print(*dishes.names(), plugins())"
+    assert said(kitchen, script, PARADIT_PLUGINS="off") == ["soup stew []"]
 
 
 def test_the_identity_says_plug_ins_and_versions(kitchen: Path) -> None:
     plug_in(kitchen, "bakery", {"bread": "bakery:BREAD"}, "BREAD = 'fresh bread'")
-    assert said(kitchen, "print(dishes.identity())") == ["{'bread': 'bakery:BREAD of bakery 1.2'}"]
+    script = "registry.GROUPS = ['paradit.dishes']; print(*plugins())"
+    assert said(kitchen, script) == ["paradit.dishes bread of bakery 1.2"]
 
 
 def test_what_is_built_in_fails_aloud() -> None:

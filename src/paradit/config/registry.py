@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar, cast
+from multiprocessing import parent_process
+from typing import Generic, TypeVar, cast
 
 from paradit.config.errors import InputError
 
@@ -23,6 +24,22 @@ T = TypeVar("T")
 
 SWITCH = "PARADIT_PLUGINS"
 """The environment variable that leaves plug-ins out when it is `off`."""
+GROUPS = ("paradit.attention", "paradit.launchers", "paradit.methods", "paradit.models")
+
+
+class PluginWarning(UserWarning):
+    """A plug-in is left out."""
+
+
+def plugins() -> list[str]:
+    """All plug-ins, each with its package's version: what all ranks must have alike. Imports none of them."""
+    if _left_out():
+        return []
+    return sorted(
+        f"{group} {point.name}" + (f" of {point.dist.name} {point.dist.version}" if point.dist else "")
+        for group in GROUPS
+        for point in entry_points(group=group)
+    )
 
 
 class Registry(Generic[T]):
@@ -53,29 +70,19 @@ class Registry(Generic[T]):
                 found.append(self.find(name))
             except InputError as error:  # a plug-in that fails is named, once, and left out
                 if name not in self._failed:
-                    warnings.warn(str(error), stacklevel=2)
+                    _warn(str(error))
                 self._failed.add(name)
         return found
 
-    def identity(self) -> dict[str, str]:
-        """Plug-ins with their packages' versions: what all ranks must have alike."""
-        return {
-            name: f"{point.value} of {point.dist.name} {point.dist.version}" if point.dist else point.value
-            for name, point in self._plugins.items()
-        }
-
     @cached_property
     def _plugins(self) -> dict[str, EntryPoint]:
-        if os.environ.get(SWITCH, "").lower() == "off":
+        if _left_out():
             return {}
         found: dict[str, EntryPoint] = {}
         for point in sorted(entry_points(group=self._group), key=lambda point: point.name):
             if point.name in self._builtin or point.name in found:
                 other = "is built in" if point.name in self._builtin else "comes from two packages"
-                warnings.warn(
-                    f"the {self.kind} {point.name!r} of {point.value} is left out: the name {other}",
-                    stacklevel=2,
-                )
+                _warn(f"the {self.kind} {point.name!r} of {point.value} is left out: the name {other}")
             else:
                 found[point.name] = point
         return found
@@ -94,8 +101,18 @@ class Registry(Generic[T]):
                 ) from error
         raise InputError(self._unknown(name))
 
-    def _unknown(self, name: Any) -> str:
+    def _unknown(self, name: object) -> str:
         known = ", ".join(self.names())
         close = difflib.get_close_matches(str(name), self.names(), n=1)
         hint = f": did you mean {close[0]!r}?" if close else ""
         return f"{self.kind} must be one of {known}, got {name!r}{hint}"
+
+
+def _left_out() -> bool:
+    return os.environ.get(SWITCH, "").lower() == "off"
+
+
+def _warn(message: str) -> None:
+    """Say it in one line, and not once more for each rank that this process starts."""
+    if parent_process() is None:
+        warnings.warn_explicit(message, PluginWarning, "paradit", 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from torch.distributed import FileStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from paradit.config.errors import InputError, RankError
+from paradit.config.registry import SWITCH, plugins
 from paradit.launched import Launched, port_error
 from paradit.waiting import interruptibly
 
@@ -80,7 +82,9 @@ class Joining:
             attempt = self._meet.attempt if isinstance(self._meet, Launched) else ""
             store = PrefixStore(f"attempt {attempt}", self._open())
             store.set_timeout(self._limit)
-            self._wait_for_all(PrefixStore("here", store))
+            here = PrefixStore("here", store)
+            self._wait_for_all(here)
+            self._compare_plugins(here)
             dist.init_process_group(
                 "nccl" if self._device.type == "cuda" else "gloo",
                 store=PrefixStore("group", store),
@@ -131,7 +135,7 @@ class Joining:
 
     def _wait_for_all(self, here: Store) -> None:
         """Say that this rank is here, and wait until all are."""
-        here.set(str(self._rank), "")
+        here.set(str(self._rank), json.dumps(plugins()))
         self._why_alone = ""
         ranks = list(map(str, range(self._size)))
         for number in count():
@@ -143,6 +147,17 @@ class Joining:
             except dist.DistError:
                 raise RankError("rank 0: it has ended while others were still joining") from None
             self._pause()
+
+    def _compare_plugins(self, here: Store) -> None:
+        """Raise InputError, on all ranks alike, if a rank has other plug-ins than the first."""
+        first, *others = (set(json.loads(here.get(str(rank)))) for rank in range(self._size))
+        for rank, plugins_there in enumerate(others, 1):
+            if more := sorted(first ^ plugins_there):
+                has = 0 if more[0] in first else rank
+                raise InputError(
+                    f"ranks 0 and {rank} have different plug-ins: only rank {has} has {more[0]}; install the "
+                    f"same ones for all, or set {SWITCH}=off"
+                )
 
     def _pause(self) -> None:
         if self._left.wait(POLL_SECONDS):
