@@ -1,0 +1,1 @@
+"""A form of attention that ParaDiT does not have."""
