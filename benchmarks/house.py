@@ -67,7 +67,7 @@ def figures(source: Path) -> dict[str, object]:
         "circles between files": len(circles(source, files)),
         "lines that compare a method or in_blocks": sum(len(lines) for lines in compared.values()),
         "files that do": sum(bool(lines) for lines in compared.values()),
-        "lines that name a form of attention": sum(map(len, named(files, FORMS).values())),
+        "lines elsewhere that name a form of attention": sum(map(len, named(files, FORMS).values())),
         "files that do so": len(named(files, FORMS)),
         "own frames from main to the kernel, one process": one,
         "own frames from main to the kernel, two ranks": several,
@@ -98,9 +98,14 @@ def comparisons(tree: ast.AST) -> Iterator[int]:
 
 
 def named(files: dict[Path, ast.Module], names: tuple[str, ...]) -> dict[Path, set[int]]:
-    """Lines that hold one of the names as a text of its own, by file; docstrings do not count."""
+    """Lines that hold one of the names as a text of its own, by file; docstrings do not count.
+
+    Not those of attention/, where the forms are, nor of shapes/, where a ring is a shape.
+    """
     found = {}
     for path, tree in files.items():
+        if {"attention", "shapes"} & set(path.parts):
+            continue
         lines = {n.lineno for n in ast.walk(tree) if isinstance(n, ast.Constant) and n.value in names}
         if lines:
             found[path] = lines

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 """Asked for instead of a form: the quickest choice of the forms that say that it may try them."""
-PLAIN = "ulysses"
-"""The form that everything else is compared to, and that a rank by itself has."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ class Choice:
 
     @classmethod
     def plain(cls, *, interleave: bool = False) -> Choice:
-        """The plainest choice of all."""
-        return cls(PLAIN, interleave=interleave)
+        """The plainest choice of all, that everything else is compared to: the first form there is."""
+        return cls(FORMS.names()[0], interleave=interleave)
 
     @property
     def form(self) -> Form:

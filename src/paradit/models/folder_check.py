@@ -59,7 +59,7 @@ def other_format(name: str) -> str | None:
     return known if known != name else None
 
 
-def _check_class(name: str, pipeline_class: Any) -> None:
+def _check_class(name: str, pipeline_class: object) -> None:
     if pipeline_class in supported_pipelines():
         return
     supported = ", ".join(sorted(supported_pipelines()))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from operator import attrgetter
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from paradit.config.errors import InputError
@@ -121,7 +122,7 @@ def replacement(class_names: Iterable[str]) -> Replacement | None:
     return None
 
 
-def samples() -> Any:
+def samples() -> ModuleType:
     """The module with parts of random weights of the first family that has them; imports torch."""
     return import_module(next(one.samples for one in FAMILIES.all() if one.samples))
 

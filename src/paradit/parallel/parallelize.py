@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from paradit.distributed.world import current_world
 from paradit.models.common.attached import Attached, look, samples
 from paradit.models.common.kernels import load_kernel
 from paradit.models.common.replaced import Replacement, check_free
+from paradit.models.common.untyped import Untyped
 from paradit.models.registry import replacement, supported_transformers
 from paradit.parallel.together import Together
 
@@ -24,7 +24,7 @@ SEEDS = (
 )
 
 
-def parallelize(pipe: Any) -> Callable[[], None]:
+def parallelize(pipe: Untyped) -> Callable[[], None]:
     """Spread a diffusers pipeline's transformers over all ranks, if a model family knows their class.
 
     Which pipeline it is does not matter: one that makes videos from an image works alike. `pipe(prompt, ...)`
@@ -55,7 +55,7 @@ def parallelize(pipe: Any) -> Callable[[], None]:
     return undo
 
 
-def _replacement(pipe: Any, names: Sequence[str]) -> Replacement:
+def _replacement(pipe: Untyped, names: Sequence[str]) -> Replacement:
     """How the transformers of these names are computed in another way."""
     kinds = [kind.__name__ for name in names for kind in type(getattr(pipe, name)).__mro__]
     # A wrapped transformer shows its own class no more; what it is wrapped in is refused later, by name.
@@ -74,7 +74,7 @@ class _Forward:
     be changed between any two.
     """
 
-    def __init__(self, pipe: Any, name: str, how: Replacement) -> None:
+    def __init__(self, pipe: Untyped, name: str, how: Replacement) -> None:
         self._pipe, self._attribute, self._how = pipe, name, how
         self._module = getattr(pipe, name)
         self._teams: dict[tuple[torch.device, str], Together] = {}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from paradit.config.errors import InputError
 from paradit.models.common.schedulers import Schedule, load_scheduler, scheduler_name
+from paradit.models.common.untyped import Untyped
 from paradit.sampling.block_state import restore_solver, solver_state
 from paradit.sampling.noise import step_generator
 from paradit.sampling.position import Position, restore, scheduler_state
@@ -55,7 +56,7 @@ def try_scheduler(
         )
 
 
-def _made(folder: Path, schedule: Schedule, num_steps: int) -> Any:
+def _made(folder: Path, schedule: Schedule, num_steps: int) -> Untyped:
     scheduler = load_scheduler(folder)
     schedule(scheduler, num_steps, _CPU)
     return scheduler
@@ -72,7 +73,7 @@ def _run(make: Callable[[], Any], channels: int, between: Callable[[Any], Any]) 
     return latents
 
 
-def _put_back(make: Callable[[], Any], scheduler: Any, *, in_blocks: bool) -> Any:
+def _put_back(make: Callable[[], Any], scheduler: Untyped, *, in_blocks: bool) -> Untyped:
     """A new scheduler in the state that a checkpoint keeps of this one."""
     fresh = make()
     if in_blocks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -67,7 +67,7 @@ def denoise_blocks(
     *,
     share: LayerShare | None,
     checkpoints: BlockCheckpoints | None = None,
-    heeding: Any = None,
+    heeding: AbstractContextManager[object] | None = None,
     wanted: Callable[[], bool] = lambda: True,
 ) -> Iterator[Tensor]:
     """The latents [1, C, f, h, w], fp32, of each block in order, on the first rank; none on the others.

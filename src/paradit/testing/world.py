@@ -7,7 +7,7 @@ world of its own: nothing is left over from a failure.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from paradit.engine.launchers.local import LocalLauncher
 from paradit.engine.started import call_on_ranks
@@ -22,7 +22,7 @@ class WorldError(RuntimeError):
     """Some rank failed, or did not end in time; the message has every rank's own words."""
 
 
-def run_world(work: Callable[..., T], num_ranks: int, *args: Any, timeout: float = 60.0) -> list[T]:
+def run_world(work: Callable[..., T], num_ranks: int, *args: object, timeout: float = 60.0) -> list[T]:
     """`work(world, *args)` on `num_ranks` gloo processes, one thread each: the results, by rank.
 
     `work` is a function of a module, so that it can be pickled, as can `args` and the results. It asserts

@@ -73,7 +73,7 @@ def is_recording() -> bool:
     return _recorder is not None
 
 
-def span(name: str, category: str, /, **about: Any) -> AbstractContextManager[None]:
+def span(name: str, category: str, /, **about: object) -> AbstractContextManager[None]:
     """The time that the body takes. about: plain values, shown with it."""
     return _NOTHING if _recorder is None else _Span(_recorder, name, category, about)
 
@@ -85,12 +85,12 @@ def layer_span(layer: int) -> AbstractContextManager[None]:
     return _Span(_recorder, f"layer {layer}", LAYER, {})
 
 
-def begin(name: str, category: str, /, **about: Any) -> int | None:
+def begin(name: str, category: str, /, **about: object) -> int | None:
     """Begin a span that `end` ends, elsewhere; None where nothing is recorded."""
     return None if _recorder is None else _recorder.begin(name, category, about)
 
 
-def end(number: int | None, **about: Any) -> None:
+def end(number: int | None, **about: object) -> None:
     """End what `begin` gave; about: what is only known now."""
     if number is not None and _recorder is not None:
         _recorder.end(number, about)
@@ -126,7 +126,7 @@ class _Recorder:
     def close(self) -> None:
         self._file.close()
 
-    def _write(self, *fields: Any) -> None:
+    def _write(self, *fields: object) -> None:
         with suppress(OSError):  # a full disk: the work counts, not what is told of it
             self._file.write(json.dumps(fields) + "\n")
 

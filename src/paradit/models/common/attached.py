@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from accelerate.hooks import AlignDevicesHook, SequentialHook
@@ -18,6 +17,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch.nn import Module, Parameter
 
 from paradit.config.errors import InputError
+from paradit.models.common.untyped import Untyped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +97,19 @@ def samples(module: Module) -> bytes:
     return torch.cat(ends).cpu().numpy().tobytes()
 
 
-def is_own(module: Module, forward: Any) -> bool:
+def is_own(module: Module, forward: Untyped) -> bool:
     """Whether `forward` is that of the module's class, bound to the module."""
     return getattr(forward, "__self__", None) is module and forward.__func__ is type(module).forward
 
 
-def name_of(function: Any) -> str:
+def name_of(function: Untyped) -> str:
     """The name of a function or callable object."""
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
-def _refusals(part: Any, own: type[Module] | None, processor: type, *, is_root: bool) -> Iterator[Refusal]:
+def _refusals(
+    part: Untyped, own: type[Module] | None, processor: type, *, is_root: bool
+) -> Iterator[Refusal]:
     """own: the class that a module which is cut open must have; None: the seam calls this module."""
     if is_root:
         yield from _modes(part)
@@ -126,14 +128,14 @@ def _refusals(part: Any, own: type[Module] | None, processor: type, *, is_root: 
             yield from _processor(part.processor, processor)
 
 
-def _modes(transformer: Any) -> Iterator[Refusal]:
+def _modes(transformer: Untyped) -> Iterator[Refusal]:
     if (cache := getattr(transformer, "_cache_config", None)) is not None:
         yield f"the step cache {type(cache).__name__}", "call its disable_cache()"
     if getattr(transformer, "_parallel_config", None) is not None:
         yield _PARALLEL
 
 
-def _accelerate_hooks(part: Any, own: type[Module] | None, *, is_root: bool) -> Iterator[Refusal]:
+def _accelerate_hooks(part: Untyped, own: type[Module] | None, *, is_root: bool) -> Iterator[Refusal]:
     hook = vars(part).get("_hf_hook")
     for each in hook.hooks if isinstance(hook, SequentialHook) else [hook]:
         if isinstance(each, AlignDevicesHook) and (each.offload or not is_root):
@@ -179,7 +181,7 @@ def _torch_hooks(part: Module) -> Iterator[Refusal]:
         yield f"the forward hook {name_of(hook)}", "hook a layer inside, or the whole transformer"
 
 
-def _patches(part: Any, own: type, method: str, *, is_root: bool = False) -> Iterator[Refusal]:
+def _patches(part: Untyped, own: type, method: str, *, is_root: bool = False) -> Iterator[Refusal]:
     """A method that somebody replaced, in the class or in the object."""
     of_class = getattr(type(part), method)
     if (of_class.__module__, of_class.__qualname__) != (own.__module__, f"{own.__qualname__}.{method}"):
@@ -189,7 +191,7 @@ def _patches(part: Any, own: type, method: str, *, is_root: bool = False) -> Ite
         yield f"{name_of(replaced)} in place of its {method}", "put diffusers' own back"
 
 
-def _processor(processor: Any, own: type) -> Iterator[Refusal]:
+def _processor(processor: Untyped, own: type) -> Iterator[Refusal]:
     if type(processor) is not own:
         yield f"the attention processor {type(processor).__name__}", f"set a {own.__name__}"
     yield from _patches(processor, own, "__call__")
@@ -197,9 +199,9 @@ def _processor(processor: Any, own: type) -> Iterator[Refusal]:
         yield _PARALLEL
 
 
-def _backend(processor: Any) -> str:
+def _backend(processor: Untyped) -> str:
     """The attention backend that diffusers would take: the processor's, or else the one set for all."""
-    registry: Any = _AttentionBackendRegistry
+    registry: Untyped = _AttentionBackendRegistry
     backend = processor._attention_backend or registry.get_active_backend()[0]
     return str(getattr(backend, "value", backend))
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from paradit.attention.base import Kernel
 from paradit.attention.local import sdpa
 from paradit.kernels import DEFAULT
+from paradit.models.common.untyped import Untyped
 
 
 def load_kernel(name: str) -> Kernel:
@@ -17,7 +16,7 @@ def load_kernel(name: str) -> Kernel:
         return sdpa
     from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
-    backend: Any = AttentionBackendName(name)
+    backend: Untyped = AttentionBackendName(name)
 
     def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out: Tensor = dispatch_attention_fn(query, key, value, backend=backend)

@@ -12,6 +12,7 @@ import torch
 import transformers.utils.logging
 
 from paradit.models.common.stored_weights import StoredWeights
+from paradit.models.common.untyped import Untyped
 from paradit.models.folder_json import stored_variant
 from paradit.models.spec import ModelSpec
 
@@ -24,14 +25,14 @@ _COMPONENTS = {
 
 
 def load_pipeline(
-    pipeline_class: Any,
+    pipeline_class: Untyped,
     spec: ModelSpec,
     dtype: torch.dtype,
     device: torch.device,
     stages: Collection[str],
     *,
     without_layers: Sequence[str] = (),
-) -> Any:
+) -> Untyped:
     """A checked folder's pipeline from its safetensors, on `device`, with what `stages` need.
 
     All in `dtype` but the VAE, which stays in fp32. without_layers: the transformers' lists of layers, where

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from paradit.models.common.untyped import Untyped
 
 
-def left_out(tokenizer: Any, text: str, length: int) -> str:
+def left_out(tokenizer: Untyped, text: str, length: int) -> str:
     """Return the end of a text that a tokenizer cuts off at `length` tokens; empty if it cuts nothing."""
     whole = tokenizer(text, verbose=False).input_ids
     cut = tokenizer(text, max_length=length, truncation=True, verbose=False).input_ids

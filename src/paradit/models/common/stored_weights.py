@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import torch
@@ -19,6 +18,7 @@ from accelerate.utils import set_module_tensor_to_device
 from safetensors import safe_open
 
 from paradit.config.errors import InputError
+from paradit.models.common.untyped import Untyped
 from paradit.models.folder_json import read_json, weight_files
 
 
@@ -30,7 +30,7 @@ class StoredWeights:
     ) -> None:
         self._folder, self._dtype, self._device, self._variant = folder, dtype, device, variant
 
-    def without_layers(self, lists: Sequence[str]) -> Any:
+    def without_layers(self, lists: Sequence[str]) -> Untyped:
         """The model, whose lists of layers have no weights yet: they are on the meta device."""
         with init_empty_weights():
             module = self._class.from_config(self._class.load_config(self._folder)).eval()
@@ -43,13 +43,13 @@ class StoredWeights:
             setattr(module, name, part)
         return module
 
-    def filled(self, part: Any, name: str) -> Any:
+    def filled(self, part: Untyped, name: str) -> Untyped:
         """A copy of a part of the model that is on the meta device, with its weights."""
         part = copy.deepcopy(part)
         self._fill(part, f"{name}.")
         return part
 
-    def _fill(self, part: Any, prefix: str) -> None:
+    def _fill(self, part: Untyped, prefix: str) -> None:
         for file, names in self._by_file(f"{prefix}{name}" for name in part.state_dict()).items():
             with safe_open(file, framework="pt") as stored:
                 for name in names:
@@ -83,5 +83,5 @@ class StoredWeights:
         return found
 
     @cached_property
-    def _class(self) -> Any:
+    def _class(self) -> Untyped:
         return getattr(diffusers, read_json(self._folder / "config.json")["_class_name"])

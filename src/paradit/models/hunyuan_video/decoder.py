@@ -10,20 +10,20 @@ VAE's `decode`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from paradit.config.tiles import Tile
 from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
+from paradit.models.common.untyped import Untyped
 from paradit.models.protocol import Frames
 
 
 class HunyuanVideoDecoder:
     """Decodes a video's latents, a piece being the samples of a group of latent frames."""
 
-    def __init__(self, vae: Any, video_processor: Any, latents: Tensor | LatentBlocks) -> None:
+    def __init__(self, vae: Untyped, video_processor: Untyped, latents: Tensor | LatentBlocks) -> None:
         """Of scaled latents [1, C, F, h, w]. vae: AutoencoderKLHunyuanVideo. video_processor: diffusers'."""
         self._vae, self._video_processor = vae, video_processor
         self._groups = _Groups(vae, in_blocks(latents))
@@ -76,7 +76,7 @@ class HunyuanVideoDecoder:
 class _Groups:
     """The groups of latent frames that are decoded together, as the frames come."""
 
-    def __init__(self, vae: Any, latents: LatentBlocks) -> None:
+    def __init__(self, vae: Untyped, latents: LatentBlocks) -> None:
         self._vae, self._latents, self._num_frames = vae, latents, latents.shape[2]
         ratio = vae.temporal_compression_ratio
         size: int = vae.tile_sample_min_num_frames // ratio

@@ -8,7 +8,7 @@ with length: every tile of the picture has a cache of its own, and all advance t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from paradit.config.tiles import Tile
 from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
+from paradit.models.common.untyped import Untyped
 from paradit.models.protocol import Frames
 
 Cache: TypeAlias = "list[Tensor | str | None]"
@@ -25,7 +26,9 @@ Cache: TypeAlias = "list[Tensor | str | None]"
 class WanDecoder:
     """Decodes a video's latents, a piece being the samples of one latent frame."""
 
-    def __init__(self, vae: Any, video_processor: Any, latents: Tensor | LatentBlocks, *, park: bool) -> None:
+    def __init__(
+        self, vae: Untyped, video_processor: Untyped, latents: Tensor | LatentBlocks, *, park: bool
+    ) -> None:
         """Of normalised latents [1, C, F, h, w]. vae: AutoencoderKLWan. video_processor: diffusers'.
 
         park: keep tiles' caches in the machine's memory while other tiles decode, not on the GPU.
@@ -103,7 +106,7 @@ def _parked(cache: Cache, before: Cache) -> Cache:
     return parked
 
 
-def _denormalise(vae: Any, latents: Tensor) -> Tensor:
+def _denormalise(vae: Untyped, latents: Tensor) -> Tensor:
     # Divided by the inverse, not multiplied: that is how WanPipeline rounds.
     mean, std = (
         torch.tensor(values).view(1, -1, 1, 1, 1).to(latents)
