@@ -121,7 +121,7 @@ def test_every_shard_must_be_there(model: Path) -> None:
 def test_an_index_that_names_no_files(model: Path) -> None:
     weights = model / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.with_name(weights.name + ".index.json").write_text('{"weight_map": ["a"]}')
-    assert "must say by its weight_map which file each weight is in" in refusal(model)
+    assert "weight_map must be an object of texts, got ['a'] (list)" in refusal(model)
 
 
 def test_weights_of_one_variant_only(model: Path) -> None:

@@ -17,12 +17,19 @@ from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
 import paradit
 from paradit.config.errors import InputError
+from paradit.config.options import decode_known
 from paradit.config.placement import Placement
 from paradit.config.requests import Request, resolve, warnings_for
 from paradit.distributed.world import World
 from paradit.engine.teams import together
 from paradit.models.folder import find_model
-from paradit.models.hunyuan_video.spec import clip_parameters, llama_parameters, transformer_spec
+from paradit.models.hunyuan_video.spec import (
+    ClipSizes,
+    LlamaSizes,
+    clip_parameters,
+    llama_parameters,
+    transformer_spec,
+)
 from paradit.models.spec import read_spec
 from paradit.progress import Progress
 from paradit.testing import run_world
@@ -113,7 +120,8 @@ def test_text_encoder_counts_are_the_classes(llama, clip):
     with torch.device("meta"):
         models = LlamaModel(LlamaConfig(**llama)), CLIPTextModel(CLIPTextConfig(**clip))
     counts = tuple(sum(p.numel() for p in model.parameters()) for model in models)
-    assert (llama_parameters(llama), clip_parameters(clip)) == counts
+    sizes = llama_parameters(LlamaSizes(**llama)), clip_parameters(decode_known(ClipSizes, clip))
+    assert sizes == counts
 
 
 def test_reads_a_folder(folder):

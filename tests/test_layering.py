@@ -19,7 +19,7 @@ LAYERS = [
     ["config"],
     ["shapes"],
     [
-        *("models.spec", "models.joint_spec", "models.registry"),
+        *("models.defaults", "models.spec", "models.joint_spec", "models.registry"),
         *("models.wan.spec", "models.hunyuan_video.spec"),
         *("models.hub", "models.hub_errors", "models.folder", "models.folder_check", "models.folder_json"),
         *("models.identity", "models.known_schedulers"),

@@ -163,12 +163,12 @@ def test_how_a_run_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("num_layers", 10**9, "the transformer's num_layers is at most 1000, got 1000000000"),
-        ("num_layers", BIG, "the transformer's num_layers is at most 1000"),
-        ("num_layers", 0, "the transformer's num_layers must be at least 1, got 0"),
-        ("num_attention_heads", 1e308, "the transformer's num_attention_heads must be a whole number"),
-        ("attention_head_dim", "x", "the transformer's attention_head_dim must be a whole number"),
-        ("patch_size", [1, 0, 2], "the transformer's patch_size must be at least 1, got 0"),
+        ("num_layers", 10**9, "config.json: num_layers is at most 1000, got 1000000000"),
+        ("num_layers", BIG, "config.json: num_layers is at most 1000"),
+        ("num_layers", 0, "config.json: num_layers must be at least 1, got 0"),
+        ("num_attention_heads", 1e308, "config.json: num_attention_heads must be a whole number"),
+        ("attention_head_dim", "x", "config.json: attention_head_dim must be a whole number"),
+        ("patch_size", [1, 0, 2], "config.json: patch_size must be at least 1, got 0"),
     ],
 )
 def test_folders_of_a_model(name: str, value: Any, said: str, tmp_path: Path) -> None:
@@ -184,14 +184,14 @@ def test_folders_of_a_model(name: str, value: Any, said: str, tmp_path: Path) ->
         ("ranks = 2", "ranks = 1000000000", "ranks is at most 128"),
         ("ranks = 2", "ranks = 64\nmachines = 64", "ranks is at most 2"),
         ("ranks = 2", "ranks = 2\nmachines = 1000000000000", "machines is at most 128"),
-        ("ranks = 2", "ranks = " + "9" * 6000, "has a value that cannot be used: Exceeds"),
+        ("ranks = 2", "ranks = " + "9" * 6000, "is no TOML: Exceeds"),
         ("memory = 8e9", "memory = nan", "memory must be a finite number above 0, got nan"),
         ("memory = 8e9", 'memory = "8 GB"', "memory must be a number, got '8 GB'"),
         ("bandwidth = 1e9", "bandwidth = 0", "bandwidth must be a finite number above 0, got 0"),
         ("bandwidth = 1e9", "bandwidth = 1e308", "bandwidth must be from 0 to 1e+30"),
         ("bf16 = 1e12", "bf16 = inf", "dense must be a finite number above 0, got inf"),
         ("latency = 5e-5", "latency = -1", "latency must be a finite number above 0, got -1"),
-        ("reach = { flash = 0.4 }", "reach = 0.4", "has a value that cannot be used"),
+        ("reach = { flash = 0.4 }", "reach = 0.4", "reach must be an object of values, got 0.4 (float)"),
     ],
 )
 def test_files_of_a_machine(before: str, after: str, said: str, tmp_path: Path) -> None:

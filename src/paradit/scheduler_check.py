@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paradit.config.requests import Request
-from paradit.models.folder_json import read_json
+from paradit.models.folder_json import read_index, read_json
 from paradit.models.known_schedulers import is_known
 from paradit.models.registry import schedule
 from paradit.models.spec import ModelSpec
@@ -17,7 +17,7 @@ def check_scheduler(spec: ModelSpec, request: Request) -> None:
     path = spec.folder / "scheduler" / "scheduler_config.json"
     if not path.exists():  # a published model that is known by its configurations only
         return
-    name = str(read_json(spec.folder / "model_index.json")["scheduler"][1])
+    name = str(read_index(spec.folder)["scheduler"][1])
     if is_known(name, read_json(path)):
         return
     from paradit.sampling.scheduler_trial import try_scheduler

@@ -14,11 +14,12 @@ from paradit.cli.progress import Reporter
 from paradit.cli.signals import stop
 from paradit.cli.trace import check_trace
 from paradit.config.errors import InputError
+from paradit.config.options import declared, read_values
 from paradit.config.placement import Placement
 from paradit.config.requests import Request, frames_at_once, latent_shape, warnings_for
 from paradit.distributed.shares import Shares
 from paradit.engine.events import Explained, Placed, Planned
-from paradit.engine.job import Job, Run, check_run
+from paradit.engine.job import Job, Run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make
 from paradit.engine.run_folder import RunFolder
@@ -41,7 +42,8 @@ def generate(options: Options, report: Reporter) -> int:
     Raises `InputError` for whatever cannot be had, before torch is imported and any file is made.
     """
     prompts = read_prompts(options)
-    check_run(options.checkpoint_steps, options.hang_limit)
+    kept = {"checkpoint_steps": options.checkpoint_steps, "hang_limit": options.hang_limit}
+    read_values(declared(Run), kept)
     spec = spec_for_dry_run(options.model) if options.dry_run else read_spec(find_model(options.model))
     jobs = make_jobs(options, prompts, spec)
     if not options.seed.strip().isdecimal():

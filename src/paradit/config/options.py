@@ -59,7 +59,12 @@ class Declared:
     """The type without the option; a union with None is a field that may be left open."""
     default: object
     """`MISSING` if the field must be given."""
-    option: Option
+    option: Option = PLAIN
+
+    @classmethod
+    def of(cls, name: str, hint: object, default: object = MISSING) -> Declared:
+        """A field that stands in no dataclass."""
+        return cls(name=name, hint=hint, default=default)
 
     @property
     def kind(self) -> object:
@@ -85,6 +90,8 @@ class Declared:
             except (msgspec.ValidationError, RecursionError):
                 got = shown(value) if self.among else typed(value)
                 raise InputError(f"{self.name} must be {_wanted(self.kind)}, got {got}") from None
+            if isinstance(found, str | Path) and "\0" in str(found):
+                raise InputError(f"{self.name} must be a text without NUL, got {shown(found)}")
             for number in _numbers(found):
                 self._number(type(number), number)
         if self.option.fixed and found != self.default:
@@ -102,7 +109,7 @@ class Declared:
             return 0.0
         if least is None and value <= 0 and math.isfinite(value):
             return float(value)
-        return amount(self.name, value, least=least or 0.0, most=most)
+        return amount(self.name, value, least=0.0 if least in (None, ABOVE_ZERO) else least, most=most)
 
 
 _FIELDS: dict[type, Mapping[str, Declared]] = {}
@@ -145,17 +152,22 @@ def decode(cls: type[T], data: object, where: str = "") -> T:
     """
     known: type = cls
     with named(where):
-        values = read_values(all_fields(known), data)
-        for name, field in all_fields(known).items():
-            if field.default is MISSING and name not in values:
-                raise InputError(f"{name} is missing: it must be {_wanted(field.kind)}")
-        return cls(**values)
+        return cls(**read_all(all_fields(known), data))
 
 
 def decode_known(cls: type[T], data: Mapping[str, object], where: str = "") -> T:
     """Read what a dataclass knows of plain values, whatever else is among them; else as `decode`."""
     known: type = cls
     return decode(cls, {name: value for name, value in data.items() if name in all_fields(known)}, where)
+
+
+def read_all(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
+    """Read the plain values of all fields that have no default, and others. Raises InputError."""
+    values = read_values(known, data)
+    for name, field in known.items():
+        if field.default is MISSING and name not in values:
+            raise InputError(f"{name} is missing: it must be {_wanted(field.kind)}")
+    return values
 
 
 def read_values(known: Mapping[str, Declared], data: object) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from functools import partial
 
 import torch
 
-from paradit.config.errors import RankError
+from paradit.config.errors import InputError, RankError
+from paradit.config.options import decode, read_object
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.engine.job import Job
@@ -46,8 +47,8 @@ def most_affordable(jobs: list[Job], spec: ModelSpec, base: Placement) -> Placem
 def known_costs(jobs: list[Job], spec: ModelSpec, base: Placement) -> StageSeconds | None:
     """What an earlier warm-up of such jobs has measured on this machine, if there was one."""
     remembered = Remembered().find(_what(largest(jobs, spec), spec, base))
-    with suppress(TypeError, ValueError):
-        return StageSeconds(**json.loads(remembered or ""))
+    with suppress(InputError):
+        return decode(StageSeconds, read_object(remembered or "", "what is remembered"))
     return None
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from paradit.config.limits import MAX_FRAMES, MAX_SECONDS, amount, whole
+from paradit.config.limits import MAX_FRAMES, MAX_SECONDS
+from paradit.config.options import Option, check
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.models.spec import ModelSpec
@@ -62,22 +63,15 @@ class Run:
     jobs: tuple[Job, ...]
     placement: Placement
     overwrite: bool = False
-    checkpoint_steps: int | None = None
+    checkpoint_steps: Annotated[int | None, Option(least=1, most=MAX_FRAMES)] = None
     """Denoising steps between checkpoints; None: about `engine.keeper.CHECKPOINT_SECONDS` of work."""
-    hang_limit: float = 600.0
+    hang_limit: Annotated[float, Option(least=1, most=MAX_SECONDS)] = 600.0
     """Seconds without progress on any rank after which the run is taken to hang."""
     metadata: bool = True
     """Whether videos say what they were made from (`provenance`)."""
 
     def __post_init__(self) -> None:
-        check_run(self.checkpoint_steps, self.hang_limit)
-
-
-def check_run(checkpoint_steps: int | None, hang_limit: float) -> None:
-    """Raise InputError for what cannot be of how a run is kept."""
-    if checkpoint_steps is not None:
-        whole("checkpoint_steps", checkpoint_steps, most=MAX_FRAMES)
-    amount("hang_limit", hang_limit, least=1, most=MAX_SECONDS, hint="seconds")
+        check(self)
 
 
 class Interrupted(BaseException):  # no `except Exception` may hold it up

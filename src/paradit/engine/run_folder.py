@@ -25,18 +25,22 @@ import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from paradit.config.errors import InputError
-from paradit.config.placement_text import read_placement
+from paradit.config.limits import shown
+from paradit.config.options import Declared, all_fields, named, read_all, read_object, read_values
+from paradit.config.placement import Placement, placement_fields
 from paradit.config.requests import Request
 from paradit.engine.job import Job, Run
 from paradit.files import name_words, remove, remove_left_lock, remove_parts, write_whole
 from paradit.video.writer import growing_name
 
+VERSION = 1
+"""What `run.json` has the form of; 0 is that of 0.1, which did not say."""
 RUNS = "paradit-runs"
 """The folder of runs, beside their first video."""
 SHOWN_RUNS = 5
@@ -71,8 +75,8 @@ class RunFolder:
     def read(self) -> Run:
         """Return what the run was asked for. Raises InputError if the folder does not say it."""
         try:
-            return _from_json(json.loads((self.path / "run.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return _from_json(read_object((self.path / "run.json").read_text(encoding="utf-8"), "run.json"))
+        except (OSError, ValueError) as error:
             raise InputError(f"{str(self.path)!r} is not the folder of a run: {error}") from None
 
     def checkpoint(self, index: int) -> Path:
@@ -241,24 +245,34 @@ def _as_json(run: Run) -> dict[str, Any]:
         }
         for job in run.jobs
     ]
-    return {**vars(run), "placement": json.loads(run.placement.to_json()), "jobs": jobs}
+    return {"version": VERSION, **vars(run), "placement": json.loads(run.placement.to_json()), "jobs": jobs}
 
 
 def _from_json(found: dict[str, Any]) -> Run:
-    jobs = [
-        Job(
-            request=_request(job["request"]),
-            output=job["output"],
-            latents=Path(job["latents"]) if job["latents"] else None,
-            make_folder=Path(job["make_folder"]) if job["make_folder"] else None,
-            index=index,
-            count=len(found["jobs"]),
-        )
-        for index, job in enumerate(found["jobs"])
-    ]
-    placement = read_placement(json.dumps(found["placement"]))
-    return replace(Run(**{**found, "placement": placement, "jobs": ()}), jobs=tuple(jobs))
+    """Read what `_as_json` writes, in any version up to this. Raises InputError."""
+    if type(version := found.pop("version", 0)) is not int or version not in range(VERSION + 1):
+        raise InputError(f"its version is {shown(version)}, and this paradit reads those up to {VERSION}")
+    parts = {
+        "jobs": Declared.of("jobs", tuple[dict[str, Any], ...]),
+        "placement": Declared.of("placement", dict[str, Any]),
+    }
+    values = read_all({**all_fields(Run), **parts}, found)
+    jobs, number = [], len(values["jobs"])
+    for index, job in enumerate(values["jobs"]):
+        with named(f"job {index}"):
+            fields = read_all(_JOB | {"request": Declared.of("request", dict[str, Any])}, job)
+            jobs.append(Job(**{**fields, "request": _request(fields["request"])}, index=index, count=number))
+    with named("placement"):
+        placement = Placement.of(**read_values(placement_fields(), values["placement"]))
+    if not jobs:
+        raise InputError("it has no jobs")
+    return Run(**{**values, "placement": placement, "jobs": tuple(jobs)})
+
+
+_JOB = {name: field for name, field in all_fields(Job).items() if name not in ("index", "count")}
 
 
 def _request(found: dict[str, Any]) -> Request:
-    return Request(**{**found, "prompts_at": tuple((at, text) for at, text in found["prompts_at"])})
+    prompts_at = Declared.of("prompts_at", tuple[tuple[float, str], ...], ())
+    with named("request"):
+        return Request(**read_all({**all_fields(Request), "prompts_at": prompts_at}, found))

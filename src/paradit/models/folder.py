@@ -22,7 +22,7 @@ from paradit.models.folder_check import (
     no_index,
     other_format,
 )
-from paradit.models.folder_json import components, read_json, wanted_weights
+from paradit.models.folder_json import components, read_index, wanted_weights
 from paradit.models.published import published_models, published_spec
 from paradit.models.registry import family
 from paradit.models.spec import ModelSpec, read_spec
@@ -86,7 +86,7 @@ def download_weights(name: str, folder: Path) -> None:
     if name == BUNDLED or Path(name).expanduser().exists():
         return
     here = hub.list_files(folder)
-    parts = [part for part in components(read_json(folder / "model_index.json")) if has_weights(part)]
+    parts = [part for part in components(read_index(folder)) if has_weights(part)]
     lacking = [part for part in parts if missing_weights(folder, part, here)[0]]
     if not lacking:
         return

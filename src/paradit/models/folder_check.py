@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from paradit.config.errors import InputError
-from paradit.models.folder_json import STEMS, components, read_json, wanted_weights
+from paradit.models.folder_json import (
+    STEMS,
+    components,
+    read_header,
+    read_index,
+    read_json,
+    wanted_weights,
+)
 from paradit.models.published import find_published
 from paradit.models.registry import family, supported_pipelines
 
@@ -31,10 +37,10 @@ def check_folder(
     """
     if "model_index.json" not in files:
         raise Incomplete(no_index(name, other_format(name)))
-    index = read_json(folder / "model_index.json")
-    _check_class(name, index.get("_class_name"))
+    index = read_index(folder)
+    _check_class(name, index["_class_name"])
     for component in family(index["_class_name"]).components:
-        if not isinstance(index.get(component), list) or index[component][:1] == [None]:
+        if component not in components(index):
             raise Incomplete(f"model {name!r} is incomplete: model_index.json names no {component}")
     for component in components(index):
         _check_component(name, folder, component, files)
@@ -141,17 +147,15 @@ def _refuse_pickled(name: str, component: str, files: set[str]) -> None:
 def _check_safetensors(name: str, folder: Path, file: str) -> None:
     """Hold the file's length against its own header: an interrupted copy is found before loading."""
     path = folder / file
-    with path.open("rb") as stream:
-        start = stream.read(8)
-        length = int.from_bytes(start, "little")
-        size = path.stat().st_size
-        header = stream.read(length) if len(start) == 8 and length < size else b""
+    size = path.stat().st_size
     try:
-        tensors = json.loads(header)
-        end = max((t["data_offsets"][1] for key, t in tensors.items() if key != "__metadata__"), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        hint = ": it is a Git LFS pointer, run 'git lfs pull'" if start == b"version " else ""
+        length, tensors = read_header(path)
+    except ValueError:
+        with path.open("rb") as stream:
+            pointer = stream.read(8) == b"version "
+        hint = ": it is a Git LFS pointer, run 'git lfs pull'" if pointer else ""
         raise Incomplete(f"model {name!r} is incomplete: {file} is not a safetensors file{hint}") from None
+    end = max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
     if size < 8 + length + end:
         raise Incomplete(
             f"model {name!r} is incomplete: {file} has {size} of {8 + length + end} bytes, copy it again"

@@ -2,59 +2,69 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from paradit.config.errors import InputError
+from paradit.config.options import Declared, declared, decode_known, named, read_object, read_values
 from paradit.models import hub
+from paradit.models.defaults import Defaults
 
 STEMS = ("diffusion_pytorch_model", "model")
 """Names of weights, as diffusers' classes and as transformers' write them."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; InputError where the file is not one."""
+    """Read a JSON object from a file. Raises InputError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must hold a JSON object")
-    return value
+        raise InputError(f"{path} cannot be read as JSON: {error}") from None
+    return read_object(text, str(path))
 
 
-def is_given(index: Mapping[str, Any], component: str) -> bool:
-    """Whether model_index.json names a component; it writes an absent one as [null, null]."""
-    return bool(index.get(component, [None])[0])
+_CLASS_NAME = Declared.of("_class_name", str)
+_COMPONENT = tuple[str | None, str | None]
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Read a folder's model_index.json, and check its class and its components. Raises InputError."""
+    path = folder / "model_index.json"
+    index = read_json(path)
+    with named(str(path)):
+        _CLASS_NAME.read(index.get("_class_name"))
+        for name, value in index.items():
+            if isinstance(value, list):
+                Declared.of(name, _COMPONENT).read(value)
+    return index
 
 
 def components(index: Mapping[str, Any]) -> list[str]:
     """Names of the components in a model_index.json, beside which stand options and absent components."""
-    return [
-        name
-        for name, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and value[0] is not None
-    ]
+    return [name for name, value in index.items() if isinstance(value, list) and None not in value]
 
 
-def own_settings(folder: Path, known: set[str]) -> dict[str, Any]:
-    """Settings of `paradit.json`, if there is one, and the model's name, which else is its hub id or folder.
+def own_settings(folder: Path, defaults: Defaults, without: Collection[str] = ()) -> tuple[str, Defaults]:
+    """Return a model's name, which is its hub id or folder, and its defaults, both as `paradit.json` says.
 
-    Raises InputError for a key that is not `known`.
+    without: names of defaults that such models do not have. Raises InputError.
     """
     path = folder / "paradit.json"
     snapshot = hub.snapshot_of(folder)
+    name = Declared.of("name", str)
+    fields = {field: one for field, one in declared(Defaults).items() if field not in without}
     own: dict[str, Any] = {"name": snapshot[0] if snapshot else folder.resolve().name}
-    own |= read_json(path) if path.exists() else {}
-    if unknown := sorted(own.keys() - known):
-        raise InputError(f"{path}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    if own.get("train_frames") is not None:
-        own["train_frames"] = tuple(own["train_frames"])
-    return own
+    if path.exists():
+        with named(str(path)):
+            own |= read_values({"name": name, **fields}, read_json(path))
+            return own.pop("name"), replace(defaults, **own)
+    return own["name"], defaults
 
 
 def stored_weights(component: Path) -> tuple[int, int]:
@@ -96,7 +106,7 @@ def wanted_weights(
 
 def stored_variant(folder: Path) -> str | None:
     """The variant that a model's weights are loaded from, if the usual ones are not all in the folder."""
-    for name in components(read_json(folder / "model_index.json")):
+    for name in components(read_index(folder)):
         _, variant = wanted_weights(folder / name, _names(folder / name))
         if variant is not None:
             return variant
@@ -113,18 +123,37 @@ def _variants(names: Collection[str]) -> set[str]:
     return {match[1] or match[2] for match in found if match}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Weights:
+    """An index of weights: which file each is in."""
+
+    weight_map: Mapping[str, str]
+
+
 def _shards(index: Path) -> list[str]:
-    files = read_json(index).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise InputError(f"{index} must say by its weight_map which file each weight is in")
-    return sorted(set(files.values()))
+    return sorted(set(decode_known(_Weights, read_json(index), str(index)).weight_map.values()))
+
+
+class StoredTensor(msgspec.Struct):
+    """An entry of a safetensors file's header."""
+
+    shape: tuple[int, ...] = ()
+    data_offsets: tuple[int, int] = (0, 0)
+
+
+def read_header(file: Path) -> tuple[int, dict[str, StoredTensor]]:
+    """Return the length of a safetensors file's header, and its tensors by name. Raises ValueError."""
+    # 8 bytes little-endian say how long the JSON is.
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(length) if length < file.stat().st_size else b""
+    tensors = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
+    tensors.pop("__metadata__", None)
+    return length, {name: msgspec.json.decode(one, type=StoredTensor) for name, one in tensors.items()}
 
 
 def _parameters(file: Path) -> int:
-    # A safetensors file begins with the length of its JSON header, 8 bytes little-endian.
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > file.stat().st_size:
-            raise InputError(f"{file} is not a safetensors file")
-        header = json.loads(stream.read(length))
-    return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    try:
+        return sum(prod(tensor.shape) for tensor in read_header(file)[1].values())
+    except ValueError:
+        raise InputError(f"{file} is not a safetensors file") from None

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import lcm, prod
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from paradit.config.limits import whole
+from paradit.config.options import ABOVE_ZERO, Option
 from paradit.config.tiles import SIDES_APART, Grid, grid
-from paradit.models.folder_json import read_json
+from paradit.models.defaults import Defaults
+from paradit.models.folder_json import read_index
 from paradit.models.registry import spec_reader
 
 FP32_BYTES = 4
-MAX_LAYERS, MAX_SIZE = 1000, 10**7
-"""Of a model: larger numbers in its folder are mistakes."""
+CONFIG = "config.json"
+MAX_SIZE, MAX_LEVELS = 10**7, 16
+"""Of a model: larger numbers in its configurations are mistakes."""
+Size = Annotated[int, Option(least=1, most=MAX_SIZE)]
+Layers = Annotated[int, Option(least=1, most=1000)]
+Positive = Annotated[float, Option(least=ABOVE_ZERO, most=MAX_SIZE)]
+FIXED = Option(fixed=True)
+"""A key of a configuration of which only the default is supported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +43,6 @@ class TransformerSpec:
     """Tokens along one axis of the video that the rotary tables reach."""
     num_parameters: int
     """Exact count of the diffusers class with this config."""
-
-    def __post_init__(self) -> None:
-        _check_sizes("the transformer", self)
 
     @property
     def width(self) -> int:
@@ -113,9 +117,6 @@ class VaeSpec(ABC):
     decoder_channels: tuple[int, ...] = ()
     """Of its levels, the last, full-resolution one first."""
 
-    def __post_init__(self) -> None:
-        _check_sizes("the VAE", self)
-
     LATENT_FRAMES_AT_ONCE = 1
     """How many are decoded together, once the first ones are."""
     TILE_PIXELS: ClassVar[int] = 256
@@ -183,23 +184,6 @@ class VaeSpec(ABC):
             return 0
         picture = sum(span.kept for span in tiles.rows) * sum(span.kept for span in tiles.columns)
         return 3 * self.spatial_compression**2 * (tiles.area + picture)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Defaults:
-    """What a request gets where it does not say."""
-
-    width: int
-    height: int
-    num_frames: int
-    fps: int
-    num_inference_steps: int
-    guidance_scale: float
-    guidance_scale_2: float | None = None
-    """Guidance of the low-noise expert, for models that have one; None means guidance_scale."""
-    negative_prompt: str = ""
-    train_frames: tuple[int, int] | None = None
-    """Shortest and longest video, in frames, that the model was trained on, where known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,22 +347,6 @@ def resnet(inputs: int, outputs: int, positions: int) -> int:
     )
 
 
-# Sizes that may be 0: a model may lack such layers, and `calibrate` measures a layer without the ends.
-_MAY_BE_NONE = ("num_single_layers", "num_refiner_layers", "in_channels", "out_channels", "freq_dim")
-
-
-def _check_sizes(model: str, spec: TransformerSpec | VaeSpec) -> None:
-    """Raise InputError for a size that no model has."""
-    for field in fields(spec):
-        value = getattr(spec, field.name)
-        if "int" not in str(field.type) or field.name in ("num_parameters", "max_positions"):
-            continue
-        most = MAX_LAYERS if field.name.endswith("layers") else MAX_SIZE
-        least = 0 if field.name in _MAY_BE_NONE else 1
-        for one in value if isinstance(value, tuple) else (value,):
-            whole(f"{model}'s {field.name}", one, least=least, most=most)
-
-
 def stage_of(component: str) -> str:
     """The stage that a component's weights are for."""
     if component == "vae":
@@ -391,5 +359,5 @@ def read_spec(folder: Path) -> ModelSpec:
 
     Raises InputError for a pipeline class that is not supported.
     """
-    pipeline_class = read_json(folder / "model_index.json")["_class_name"]
+    pipeline_class = read_index(folder)["_class_name"]
     return spec_reader(pipeline_class)(folder)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from paradit.attention.base import Site
+from paradit.config.options import Option, decode
 from paradit.models.protocol import Scheduler
 from paradit.parallel.team import Team
 from paradit.sampling.position import as_tensor
@@ -27,7 +29,7 @@ HeadFeatures = dict[tuple[int, str, int], tuple[Tensor, Tensor]]
 class BlockState:
     """A frame block between two steps."""
 
-    level: int
+    level: Annotated[int, Option(least=0)]
     """How many steps it has taken."""
     latents: Tensor
     """[1, C, F, h, w], fp32."""
@@ -58,11 +60,23 @@ class QueueState:
 
     @classmethod
     def from_bytes(cls, content: bytes, device: torch.device | None = None) -> QueueState:
-        """On a device. Raises an exception for what is no state."""
+        """Read a state, onto a device. Raises InputError, or what torch raises, for anything else."""
         found = torch.load(io.BytesIO(content), map_location=device or "cpu", weights_only=True)
-        blocks = {number: BlockState(**block) for number, block in found["blocks"].items()}
-        features = {of: _named(parts) for of, parts in found["left_features"].items()}
-        return cls(**{**found, "blocks": blocks, "left_features": features})
+        state = decode(_Stored, found)
+        return cls(
+            round=state.round,
+            blocks={number: decode(BlockState, block) for number, block in state.blocks.items()},
+            left_features={of: _named(parts) for of, parts in state.left_features.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """A state as `to_bytes` writes it."""
+
+    round: Annotated[int, Option(least=0)]
+    blocks: dict[int, dict[str, object]]
+    left_features: dict[tuple[int, int], dict[tuple[int | str, ...], tuple[Tensor, Tensor]]]
 
 
 def shared_state(state: QueueState | None, team: Team, device: torch.device) -> QueueState | None:

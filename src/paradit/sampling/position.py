@@ -6,11 +6,12 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
 
+from paradit.config.options import Option, decode
 from paradit.models.protocol import Scheduler
 from paradit.parallel.team import Team
 
@@ -19,7 +20,7 @@ from paradit.parallel.team import Team
 class Position:
     """After `step` steps."""
 
-    step: int
+    step: Annotated[int, Option(least=0)]
     latents: Tensor
     """[B, C, F, h, w], fp32."""
     scheduler: dict[str, object]
@@ -32,8 +33,8 @@ class Position:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Position:
-        """On the CPU. Raises an exception for what is no position."""
-        return cls(**torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+        """Read a position, onto the CPU. Raises InputError, or what torch raises, for anything else."""
+        return decode(cls, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
 
 class Checkpoints(Protocol):

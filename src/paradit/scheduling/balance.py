@@ -13,11 +13,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
+from typing import Annotated
 
 from paradit.config.errors import InputError
+from paradit.config.limits import MAX_SECONDS
+from paradit.config.options import Option
 from paradit.config.placement import Placement
 from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, program
 
+Seconds = Annotated[float, Option(least=0, most=MAX_SECONDS)]
 Step = tuple[str, int]
 """(stage, request)."""
 MARGIN = 0.03
@@ -39,16 +43,16 @@ class Span:
 class StageSeconds:
     """What the stages of a request take, as measured on so many ranks."""
 
-    ranks: int
-    encode: float
+    ranks: Annotated[int, Option(least=1)]
+    encode: Seconds
     """Of all its texts."""
-    context: float
+    context: Seconds
     """What every rank computes of the texts before the first step."""
-    step: float
+    step: Seconds
     """A denoising step on one rank."""
-    step_together: float
+    step_together: Seconds
     """A denoising step on all ranks."""
-    decode: float
+    decode: Seconds
 
     def denoise(self, num_ranks: int, num_inference_steps: int) -> float:
         """On so many ranks: what one rank takes divided by them, and what sharing adds to that.

@@ -9,7 +9,7 @@ import diffusers
 import torch
 
 from paradit.models.common.untyped import Untyped
-from paradit.models.folder_json import read_json
+from paradit.models.folder_json import read_index, read_json
 
 Schedule = Callable[[Untyped, int, torch.device], None]
 """(scheduler, num_inference_steps, device): sets a scheduler to its steps; raises what it raises."""
@@ -17,7 +17,7 @@ Schedule = Callable[[Untyped, int, torch.device], None]
 
 def scheduler_name(folder: Path) -> str:
     """Return the class of a model folder's scheduler, which its model_index.json names."""
-    return str(read_json(folder / "model_index.json")["scheduler"][1])
+    return str(read_index(folder)["scheduler"][1])
 
 
 def load_scheduler(folder: Path) -> Untyped:

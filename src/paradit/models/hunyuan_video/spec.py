@@ -6,20 +6,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from paradit.config.errors import InputError
-from paradit.models.folder_json import is_given, own_settings, read_json, stored_weights
+from paradit.config.options import Option, decode_known
+from paradit.models.defaults import Defaults
+from paradit.models.folder_json import components, own_settings, read_index, read_json, stored_weights
 from paradit.models.joint_spec import JointTransformerSpec
 from paradit.models.spec import (
+    CONFIG,
+    FIXED,
     FP32_BYTES,
-    Defaults,
+    MAX_SIZE,
+    Layers,
     ModelSpec,
+    Positive,
+    Size,
     VaeSpec,
     Weights,
     convolution,
     resnet,
 )
+
+LayersOrNone = Annotated[int, Option(least=0, most=1000)]
 
 # HunyuanVideoPipeline.__call__'s max_sequence_length and defaults; 24 frames per second is Tencent's own
 # (github.com/Tencent-Hunyuan/HunyuanVideo).
@@ -39,8 +48,84 @@ UNBOUNDED = 2**31
 """Rotary angles are computed for the positions that there are, not looked up."""
 
 _COMPONENTS = ("text_encoder", "text_encoder_2", "transformer", "vae")
-_FOLDER_KEYS = {"name", "width", "height", "num_frames", "fps", "num_inference_steps", "guidance_scale",
-                "train_frames"}  # fmt: skip
+_BLOCKS = ("HunyuanVideoDownBlock3D",) * 4, ("HunyuanVideoUpBlock3D",) * 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """What a HunyuanVideoTransformer3DModel takes, at its class's defaults."""
+
+    _class_name: Annotated[str, FIXED] = "HunyuanVideoTransformer3DModel"
+    in_channels: Size = 16
+    out_channels: Annotated[int | None, Option(least=1, most=MAX_SIZE)] = 16
+    num_attention_heads: Size = 24
+    attention_head_dim: Size = 128
+    num_layers: LayersOrNone = 20
+    num_single_layers: LayersOrNone = 40
+    num_refiner_layers: LayersOrNone = 2
+    mlp_ratio: Positive = 4.0
+    patch_size: Size = 2
+    patch_size_t: Size = 1
+    qk_norm: Annotated[str, FIXED] = "rms_norm"
+    guidance_embeds: bool = True
+    text_embed_dim: Size = 4096
+    pooled_projection_dim: Size = 768
+    rope_theta: Positive = 256.0
+    rope_axes_dim: Annotated[tuple[int, int, int], Option(least=2, most=MAX_SIZE)] = (16, 56, 56)
+    image_condition_type: Annotated[str | None, FIXED] = None
+
+    def __post_init__(self) -> None:
+        if not self.num_layers + self.num_single_layers:
+            raise InputError("num_layers and num_single_layers must not both be 0")
+        if sum(self.rope_axes_dim) != self.attention_head_dim:
+            got = f"{self.rope_axes_dim} and {self.attention_head_dim}"
+            raise InputError(f"rope_axes_dim must add up to attention_head_dim, got {got}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeConfig:
+    """What an AutoencoderKLHunyuanVideo takes, at its class's defaults."""
+
+    _class_name: Annotated[str, FIXED] = "AutoencoderKLHunyuanVideo"
+    in_channels: Size = 3
+    out_channels: Size = 3
+    latent_channels: Size = 16
+    down_block_types: Annotated[tuple[str, ...], FIXED] = _BLOCKS[0]
+    up_block_types: Annotated[tuple[str, ...], FIXED] = _BLOCKS[1]
+    block_out_channels: Annotated[tuple[int, int, int, int], Option(least=1, most=MAX_SIZE)] = (
+        *(128, 256, 512, 512),
+    )
+    layers_per_block: Layers = 2
+    act_fn: Annotated[str, FIXED] = "silu"
+    norm_num_groups: Size = 32
+    scaling_factor: Positive = 0.476986
+    spatial_compression_ratio: Annotated[int, FIXED] = 8
+    temporal_compression_ratio: Annotated[int, FIXED] = 4
+    mid_block_add_attention: Annotated[bool, FIXED] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaSizes:
+    """What is read of a LlamaModel's config, at its class's defaults."""
+
+    vocab_size: Size = 32000
+    hidden_size: Size = 4096
+    intermediate_size: Size = 11008
+    num_hidden_layers: Layers = 32
+    num_attention_heads: Size = 32
+    num_key_value_heads: Annotated[int | None, Option(least=1, most=MAX_SIZE)] = None
+    head_dim: Annotated[int | None, Option(least=1, most=MAX_SIZE)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSizes:
+    """What is read of a CLIPTextModel's config, at its class's defaults."""
+
+    vocab_size: Size = 49408
+    hidden_size: Size = 512
+    intermediate_size: Size = 2048
+    num_hidden_layers: Layers = 12
+    max_position_embeddings: Size = 77
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,37 +233,38 @@ class HunyuanVideoVaeSpec(VaeSpec):
 def read_spec(folder: Path) -> ModelSpec:
     """The spec of a checked HunyuanVideoPipeline folder; `paradit.json` in it overrides the defaults.
 
-    Raises InputError for JSON that cannot be read, an unknown key in paradit.json, or a model that takes an
-    image.
+    Raises InputError for a value, in any of its files, that cannot be.
     """
-    index = read_json(folder / "model_index.json")
-    configs = {
-        name: read_json(folder / name / "config.json") for name in _COMPONENTS if is_given(index, name)
-    }
-    own = own_settings(folder, _FOLDER_KEYS)
-    transformer = transformer_spec(configs["transformer"])
+    index = read_index(folder)
+    names = [name for name in _COMPONENTS if name in components(index)]
+    files = {name: folder / name / CONFIG for name in names}
+    configs = {name: read_json(path) for name, path in files.items()}
+    name, defaults = own_settings(folder, DEFAULTS, ("guidance_scale_2", "negative_prompt"))
+    transformer = transformer_spec(configs["transformer"], str(files["transformer"]))
+    llama = decode_known(LlamaSizes, configs["text_encoder"], str(files["text_encoder"]))
+    clip = decode_known(ClipSizes, configs["text_encoder_2"], str(files["text_encoder_2"]))
     expected = {
-        "text_encoder": llama_parameters(configs["text_encoder"]),
-        "text_encoder_2": clip_parameters(configs["text_encoder_2"]),
+        "text_encoder": llama_parameters(llama),
+        "text_encoder_2": clip_parameters(clip),
         "transformer": transformer.num_parameters,
     }
     weights = []
-    for name in configs:
-        parameters, file_bytes = stored_weights(folder / name)
+    for part in names:
+        parameters, file_bytes = stored_weights(folder / part)
         if not parameters:  # not downloaded yet; the VAE's, which are few, stay unknown
-            parameters = expected.get(name, 0)
-        weights.append(Weights(component=name, parameters=parameters, file_bytes=file_bytes))
+            parameters = expected.get(part, 0)
+        weights.append(Weights(component=part, parameters=parameters, file_bytes=file_bytes))
     return ModelSpec(
-        name=own.pop("name"),
+        name=name,
         folder=folder,
         pipeline_class=index["_class_name"],
         transformers=(transformer,),
         boundary_ratio=None,
         expand_timesteps=False,
-        vae=vae_spec(configs["vae"]),
-        defaults=replace(DEFAULTS, **own),
+        vae=vae_spec(configs["vae"], str(files["vae"])),
+        defaults=defaults,
         weights=tuple(weights),
-        text_encoder_dim=configs["text_encoder"].get("hidden_size", 4096),
+        text_encoder_dim=llama.hidden_size,
         text_length=TEXT_LENGTH,
         embedded_guidance=True,
         one_timestep=True,
@@ -186,31 +272,25 @@ def read_spec(folder: Path) -> ModelSpec:
     )
 
 
-def refuse_image_conditions(config: Mapping[str, Any]) -> None:
-    """Raises InputError for a transformer that takes an image beside the text."""
-    if condition := config.get("image_condition_type"):
-        raise InputError(f"HunyuanVideo with an image (image_condition_type {condition!r}) is not supported")
+def transformer_spec(config: Mapping[str, object], where: str = "") -> HunyuanVideoTransformerSpec:
+    """The sizes in a HunyuanVideoTransformer3DModel config. where: its file, for messages.
 
-
-def transformer_spec(config: Mapping[str, Any]) -> HunyuanVideoTransformerSpec:
-    """The sizes in a HunyuanVideoTransformer3DModel config; missing keys take that class's defaults."""
-    refuse_image_conditions(config)
-    heads, head_dim = config.get("num_attention_heads", 24), config.get("attention_head_dim", 128)
-    in_channels, patch = config.get("in_channels", 16), config.get("patch_size", 2)
-    num_single = config.get("num_single_layers", 40)
+    Raises InputError, also for a transformer that takes an image beside the text.
+    """
+    found = decode_known(TransformerConfig, config, where)
     spec = HunyuanVideoTransformerSpec(
-        num_attention_heads=heads,
-        attention_head_dim=head_dim,
-        num_layers=config.get("num_layers", 20) + num_single,
-        num_single_layers=num_single,
-        num_refiner_layers=config.get("num_refiner_layers", 2),
-        ffn_dim=int(heads * head_dim * config.get("mlp_ratio", 4.0)),
-        patch_size=(config.get("patch_size_t", 1), patch, patch),
-        in_channels=in_channels,
-        out_channels=config.get("out_channels", 16) or in_channels,
-        text_dim=config.get("text_embed_dim", 4096),
-        pooled_dim=config.get("pooled_projection_dim", 768),
-        guidance_embeds=config.get("guidance_embeds", True),
+        num_attention_heads=found.num_attention_heads,
+        attention_head_dim=found.attention_head_dim,
+        num_layers=found.num_layers + found.num_single_layers,
+        num_single_layers=found.num_single_layers,
+        num_refiner_layers=found.num_refiner_layers,
+        ffn_dim=int(found.num_attention_heads * found.attention_head_dim * found.mlp_ratio),
+        patch_size=(found.patch_size_t, found.patch_size, found.patch_size),
+        in_channels=found.in_channels,
+        out_channels=found.out_channels or found.in_channels,
+        text_dim=found.text_embed_dim,
+        pooled_dim=found.pooled_projection_dim,
+        guidance_embeds=found.guidance_embeds,
         freq_dim=TIME_CHANNELS,
         max_positions=UNBOUNDED,
         num_parameters=0,
@@ -245,34 +325,32 @@ def _linear(inputs: int, outputs: int) -> int:
     return inputs * outputs + outputs
 
 
-def llama_parameters(config: Mapping[str, Any]) -> int:
-    """Exact count of a LlamaModel with this config; missing keys take that class's defaults."""
-    width, inner = config.get("hidden_size", 4096), config.get("intermediate_size", 11008)
-    heads = config.get("num_attention_heads", 32)
-    head_dim = config.get("head_dim") or width // heads
-    key_value_heads = config.get("num_key_value_heads") or heads
-    attention = 2 * width * heads * head_dim + 2 * width * key_value_heads * head_dim
-    layer = attention + 3 * width * inner + 2 * width
-    vocabulary = config.get("vocab_size", 32000) * width
-    return int(vocabulary + config.get("num_hidden_layers", 32) * layer + width)
+def llama_parameters(config: LlamaSizes) -> int:
+    """Exact count of a LlamaModel with this config."""
+    width, heads = config.hidden_size, config.num_attention_heads
+    head_dim = config.head_dim or width // heads
+    attention = 2 * width * heads * head_dim + 2 * width * (config.num_key_value_heads or heads) * head_dim
+    layer = attention + 3 * width * config.intermediate_size + 2 * width
+    return config.vocab_size * width + config.num_hidden_layers * layer + width
 
 
-def clip_parameters(config: Mapping[str, Any]) -> int:
-    """Exact count of a CLIPTextModel with this config; missing keys take that class's defaults."""
-    width, inner = config.get("hidden_size", 512), config.get("intermediate_size", 2048)
-    embeddings = config.get("vocab_size", 49408) + config.get("max_position_embeddings", 77)
+def clip_parameters(config: ClipSizes) -> int:
+    """Exact count of a CLIPTextModel with this config."""
+    width, inner = config.hidden_size, config.intermediate_size
+    embeddings = config.vocab_size + config.max_position_embeddings
     layer = 4 * _linear(width, width) + _linear(width, inner) + _linear(inner, width) + 4 * width
-    return int(embeddings * width + config.get("num_hidden_layers", 12) * layer + 2 * width)
+    return embeddings * width + config.num_hidden_layers * layer + 2 * width
 
 
-def vae_spec(config: Mapping[str, Any]) -> HunyuanVideoVaeSpec:
-    """The latent geometry in an AutoencoderKLHunyuanVideo config; missing keys take that class's defaults."""
+def vae_spec(config: Mapping[str, object], where: str = "") -> HunyuanVideoVaeSpec:
+    """The latent geometry in an AutoencoderKLHunyuanVideo config. where: its file. Raises InputError."""
+    found = decode_known(VaeConfig, config, where)
     return HunyuanVideoVaeSpec(
-        z_dim=config.get("latent_channels", 16),
-        temporal_compression=config.get("temporal_compression_ratio", 4),
-        spatial_compression=config.get("spatial_compression_ratio", 8),
-        decoder_dim=config.get("block_out_channels", (128,))[0],
-        decoder_channels=tuple(config.get("block_out_channels", (128, 256, 512, 512))),
+        z_dim=found.latent_channels,
+        temporal_compression=found.temporal_compression_ratio,
+        spatial_compression=found.spatial_compression_ratio,
+        decoder_dim=found.block_out_channels[0],
+        decoder_channels=found.block_out_channels,
         pixel_patch=1,
-        num_res_blocks=config.get("layers_per_block", 2),
+        num_res_blocks=found.layers_per_block,
     )

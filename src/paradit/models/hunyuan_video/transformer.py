@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from paradit.attention.base import Site
+from paradit.config.options import decode_known
 from paradit.models.common.cut import CutModule
 from paradit.models.common.joint import JointLayout, JointTokens, split
 from paradit.models.common.pieces import heads, maybe_compiled
 from paradit.models.common.stored_weights import StoredWeights
 from paradit.models.common.untyped import Untyped
-from paradit.models.hunyuan_video.spec import refuse_image_conditions
+from paradit.models.hunyuan_video.spec import TransformerConfig
 from paradit.models.protocol import Block
 
 
@@ -120,7 +121,7 @@ class SingleBlock(Block[HunyuanTokens]):
 class HunyuanVideoTransformer(CutModule[HunyuanTokens, HunyuanContext, JointLayout]):
     """A HunyuanVideoTransformer3DModel in pieces: embed, each block's project and finish, head, unpatchify.
 
-    Raises InputError for a module that takes an image too.
+    Raises InputError for a module with a configuration that is not supported, such as one with an image.
     """
 
     LISTS = ("transformer_blocks", "single_transformer_blocks")
@@ -128,7 +129,7 @@ class HunyuanVideoTransformer(CutModule[HunyuanTokens, HunyuanContext, JointLayo
     def __init__(
         self, module: Untyped, *, compile: bool = False, stored: StoredWeights | None = None
     ) -> None:
-        refuse_image_conditions(module.config)
+        decode_known(TransformerConfig, module.config)
         super().__init__(module, compile=compile, stored=stored)
 
     def cut(self) -> list[Block[HunyuanTokens]]:

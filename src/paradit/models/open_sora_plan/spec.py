@@ -6,15 +6,25 @@ Its checkpoints are not in diffusers' pipeline format, and ParaDiT does not run 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
 
-from paradit.models.folder_json import read_json
-from paradit.models.spec import Defaults, ModelSpec, TransformerSpec, VaeSpec, Weights, convolution, resnet
-from paradit.models.wan.spec import text_encoder_parameters
+from paradit.config.options import decode_known
+from paradit.models.defaults import Defaults
+from paradit.models.folder_json import read_index, read_json
+from paradit.models.spec import (
+    CONFIG,
+    Layers,
+    ModelSpec,
+    Size,
+    TransformerSpec,
+    VaeSpec,
+    Weights,
+    convolution,
+    resnet,
+)
+from paradit.models.wan.spec import text_encoder_config, text_encoder_parameters
 
 TEXT_LENGTH = 512
 DEFAULTS = Defaults(width=640, height=352, num_frames=93, fps=18, num_inference_steps=100, guidance_scale=7.5)
@@ -72,49 +82,71 @@ class WfVaeSpec(VaeSpec):
         return total + convolution(top, 24, 9, rows)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """What is read of an OpenSoraT2V_v1_3's config."""
+
+    num_attention_heads: Size
+    attention_head_dim: Size
+    num_layers: Layers
+    patch_size: Size
+    patch_size_t: Size
+    in_channels: Size
+    out_channels: Size
+    caption_channels: Size
+    sparse_n: Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeConfig:
+    """What is read of a WFVAEModel's config."""
+
+    latent_dim: Size
+    base_channels: Size
+    decoder_num_resblocks: Layers
+    decoder_energy_flow_hidden_size: Size
+
+
 def read_spec(folder: Path) -> ModelSpec:
     """The spec of a folder with the class's configurations, as `models.published` has them."""
-    index = read_json(folder / "model_index.json")
-    configs = {name: read_json(folder / name / "config.json") for name in ("transformer", "vae")}
-    text = read_json(folder / "text_encoder" / "config.json")
-    transformer = transformer_spec(configs["transformer"])
+    index, text = read_index(folder), text_encoder_config(folder / "text_encoder" / CONFIG)
+    transformer, vae = (folder / name / CONFIG for name in ("transformer", "vae"))
+    spec = transformer_spec(decode_known(TransformerConfig, read_json(transformer), str(transformer)))
     counts = {
         "text_encoder": text_encoder_parameters(text),
-        "transformer": transformer.num_parameters,
+        "transformer": spec.num_parameters,
         "vae": 0,
     }
     return ModelSpec(
         name=folder.name,
         folder=folder,
         pipeline_class=index["_class_name"],
-        transformers=(transformer,),
+        transformers=(spec,),
         boundary_ratio=None,
         expand_timesteps=False,
-        vae=vae_spec(configs["vae"]),
+        vae=vae_spec(decode_known(VaeConfig, read_json(vae), str(vae))),
         defaults=DEFAULTS,
         weights=tuple(Weights(component=c, parameters=n, file_bytes=0) for c, n in counts.items()),
-        text_encoder_dim=text["d_model"],
+        text_encoder_dim=text.d_model,
         text_length=TEXT_LENGTH,
     )
 
 
-def transformer_spec(config: Mapping[str, Any]) -> OpenSoraPlanTransformerSpec:
+def transformer_spec(config: TransformerConfig) -> OpenSoraPlanTransformerSpec:
     """The sizes in an OpenSoraT2V_v1_3 config."""
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    patch = config["patch_size"]
     spec = OpenSoraPlanTransformerSpec(
-        num_attention_heads=config["num_attention_heads"],
-        attention_head_dim=config["attention_head_dim"],
-        num_layers=config["num_layers"],
-        ffn_dim=4 * width,
-        patch_size=(config["patch_size_t"], patch, patch),
-        in_channels=config["in_channels"],
-        out_channels=config["out_channels"],
-        text_dim=config["caption_channels"],
+        num_attention_heads=config.num_attention_heads,
+        attention_head_dim=config.attention_head_dim,
+        num_layers=config.num_layers,
+        ffn_dim=4 * config.num_attention_heads * config.attention_head_dim,
+        patch_size=(config.patch_size_t, config.patch_size, config.patch_size),
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        text_dim=config.caption_channels,
         freq_dim=256,
         max_positions=2**31,
         num_parameters=0,
-        sparsity=config["sparse_n"],
+        sparsity=config.sparse_n,
     )
     return replace(spec, num_parameters=_count_parameters(spec))
 
@@ -132,16 +164,16 @@ def _count_parameters(spec: OpenSoraPlanTransformerSpec) -> int:
     return ends + text + time + spec.num_layers * block
 
 
-def vae_spec(config: Mapping[str, Any]) -> WfVaeSpec:
+def vae_spec(config: VaeConfig) -> WfVaeSpec:
     """The geometry in a WFVAEModel config."""
-    base = config["base_channels"]
+    base = config.base_channels
     return WfVaeSpec(
-        z_dim=config["latent_dim"],
+        z_dim=config.latent_dim,
         temporal_compression=4,
         spatial_compression=8,
         decoder_dim=base,
         decoder_channels=(base, 2 * base, 4 * base),
         pixel_patch=2,
-        num_res_blocks=config["decoder_num_resblocks"],
-        flow_channels=config["decoder_energy_flow_hidden_size"],
+        num_res_blocks=config.decoder_num_resblocks,
+        flow_channels=config.decoder_energy_flow_hidden_size,
     )

@@ -6,10 +6,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from paradit.models.folder_json import is_given, own_settings, read_json, stored_weights
-from paradit.models.spec import Defaults, ModelSpec, TransformerSpec, VaeSpec, Weights, convolution, resnet
+from paradit.config.errors import InputError
+from paradit.config.options import ABOVE_ZERO, Option, decode_known
+from paradit.models.defaults import Defaults
+from paradit.models.folder_json import components, own_settings, read_index, read_json, stored_weights
+from paradit.models.spec import (
+    CONFIG,
+    FIXED,
+    MAX_LEVELS,
+    MAX_SIZE,
+    Layers,
+    ModelSpec,
+    Positive,
+    Size,
+    TransformerSpec,
+    VaeSpec,
+    Weights,
+    convolution,
+    resnet,
+)
 
 # WanPipeline.__call__'s max_sequence_length.
 TEXT_LENGTH = 512
@@ -19,86 +36,220 @@ WAN_2_1 = Defaults(width=832, height=480, num_frames=81, fps=16, num_inference_s
 WAN_2_2_A14B = replace(WAN_2_1, num_inference_steps=40, guidance_scale=4.0, guidance_scale_2=3.0)
 WAN_2_2_TI2V = replace(WAN_2_1, width=1280, height=704, num_frames=121, fps=24)
 
+LATENTS_MEAN = (
+    -0.7571,
+    -0.7089,
+    -0.9113,
+    0.1075,
+    -0.1745,
+    0.9653,
+    -0.1517,
+    1.5508,
+    0.4134,
+    -0.0715,
+    0.5517,
+    -0.3632,
+    -0.1922,
+    -0.9497,
+    0.2503,
+    -0.2921,
+)
+LATENTS_STD = (
+    2.8184,
+    1.4541,
+    2.3275,
+    2.6558,
+    1.2196,
+    1.7708,
+    2.6052,
+    2.0743,
+    3.2687,
+    2.1526,
+    2.8652,
+    1.5579,
+    1.6382,
+    1.1253,
+    2.8251,
+    1.916,
+)
+"""AutoencoderKLWan's own."""
+
 _COMPONENTS = ("text_encoder", "transformer", "transformer_2", "vae")
-_FOLDER_KEYS = {"name", "width", "height", "num_frames", "fps", "num_inference_steps", "guidance_scale",
-                "guidance_scale_2", "negative_prompt", "train_frames"}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """What a WanPipeline takes beside components, at its class's defaults."""
+
+    boundary_ratio: Annotated[float | None, Option(least=0, most=1)] = None
+    expand_timesteps: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """What a WanTransformer3DModel takes, at its class's defaults."""
+
+    _class_name: Annotated[str, FIXED] = "WanTransformer3DModel"
+    patch_size: Annotated[tuple[int, int, int], Option(least=1, most=MAX_SIZE)] = (1, 2, 2)
+    num_attention_heads: Size = 40
+    attention_head_dim: Size = 128
+    in_channels: Size = 16
+    out_channels: Annotated[int | None, Option(least=1, most=MAX_SIZE)] = 16
+    text_dim: Size = 4096
+    freq_dim: Size = 256
+    ffn_dim: Size = 13824
+    num_layers: Layers = 40
+    cross_attn_norm: bool = True
+    qk_norm: Annotated[str | None, FIXED] = "rms_norm_across_heads"
+    eps: Positive = 1e-6
+    image_dim: Annotated[int | None, Option(least=1, most=MAX_SIZE)] = None
+    added_kv_proj_dim: Annotated[int | None, Option(least=1, most=MAX_SIZE)] = None
+    rope_max_seq_len: Size = 1024
+    pos_embed_seq_len: Annotated[int | None, Option(least=1, most=MAX_SIZE)] = None
+
+    def __post_init__(self) -> None:
+        if self.attention_head_dim % 2:
+            raise InputError(f"attention_head_dim must be even, got {self.attention_head_dim}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeConfig:
+    """What an AutoencoderKLWan takes, at its class's defaults."""
+
+    _class_name: Annotated[str, FIXED] = "AutoencoderKLWan"
+    base_dim: Size = 96
+    decoder_base_dim: Annotated[int | None, Option(least=1, most=MAX_SIZE)] = None
+    z_dim: Size = 16
+    dim_mult: Annotated[tuple[int, ...], Option(least=1, most=1000)] = (1, 2, 4, 4)
+    num_res_blocks: Layers = 2
+    attn_scales: Annotated[tuple[float, ...], FIXED] = ()
+    temperal_downsample: tuple[bool, ...] = (False, True, True)
+    dropout: Annotated[float, Option(least=0, most=1)] = 0.0
+    latents_mean: tuple[float, ...] = LATENTS_MEAN
+    latents_std: Annotated[tuple[float, ...], Option(least=ABOVE_ZERO)] = LATENTS_STD
+    is_residual: bool = False
+    in_channels: Size = 3
+    out_channels: Size = 3
+    patch_size: Annotated[int | None, Option(least=1, most=16)] = None
+    scale_factor_temporal: Size = 4
+    scale_factor_spatial: Size = 8
+
+    def __post_init__(self) -> None:
+        levels = len(self.dim_mult)
+        if not 1 <= levels <= MAX_LEVELS or len(self.temperal_downsample) != levels - 1:
+            raise InputError(
+                f"dim_mult must have 1 to {MAX_LEVELS} numbers, and temperal_downsample one less, "
+                f"got {levels} and {len(self.temperal_downsample)}"
+            )
+        temporal, spatial = 2 ** sum(self.temperal_downsample), 2 ** (levels - 1) * (self.patch_size or 1)
+        for name, value in (("scale_factor_temporal", temporal), ("scale_factor_spatial", spatial)):
+            if getattr(self, name) != value:
+                raise InputError(f"{name} must be {value} with these levels, got {getattr(self, name)}")
+        for name, values in (("latents_mean", self.latents_mean), ("latents_std", self.latents_std)):
+            if len(values) != self.z_dim and values not in (LATENTS_MEAN, LATENTS_STD):
+                raise InputError(
+                    f"{name} must have a number for each of z_dim {self.z_dim}, got {len(values)}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig:
+    """What is read of a UMT5EncoderModel's config."""
+
+    vocab_size: Size
+    d_model: Size
+    d_kv: Size
+    d_ff: Size
+    num_layers: Layers
+    num_heads: Size
+    relative_attention_num_buckets: Size = 32
 
 
 def read_spec(folder: Path) -> ModelSpec:
     """The spec of a checked WanPipeline folder; `paradit.json` in it overrides the defaults.
 
-    Raises InputError for JSON that cannot be read, or an unknown key in paradit.json.
+    Raises InputError for a value, in any of its files, that cannot be.
     """
-    index = read_json(folder / "model_index.json")
-    own = own_settings(folder, _FOLDER_KEYS)
-    experts = [name for name in ("transformer", "transformer_2") if is_given(index, name)]
-    transformers = {name: transformer_spec(read_json(folder / name / "config.json")) for name in experts}
+    index = read_index(folder)
+    pipeline = decode_known(PipelineConfig, index, str(folder / "model_index.json"))
+    name, defaults = own_settings(folder, _published_defaults(pipeline))
+    there = components(index)
+    transformers: dict[str, TransformerSpec] = {
+        name: transformer_spec(read_json(folder / name / CONFIG), str(folder / name / CONFIG))
+        for name in ("transformer", "transformer_2")
+        if name in there
+    }
+    text_encoder = text_encoder_config(folder / "text_encoder" / CONFIG)
     weights = []
-    for name in _COMPONENTS:
-        if is_given(index, name):
-            parameters, file_bytes = stored_weights(folder / name)
+    for part in _COMPONENTS:
+        if part in there:
+            parameters, file_bytes = stored_weights(folder / part)
             if not parameters:  # not downloaded yet; the VAE's, which are few, stay unknown
-                parameters = _expected_parameters(folder, name, transformers)
-            weights.append(Weights(component=name, parameters=parameters, file_bytes=file_bytes))
+                parameters = _expected_parameters(part, transformers, text_encoder)
+            weights.append(Weights(component=part, parameters=parameters, file_bytes=file_bytes))
     return ModelSpec(
-        name=own.pop("name"),
+        name=name,
         folder=folder,
         pipeline_class=index["_class_name"],
         transformers=tuple(transformers.values()),
-        boundary_ratio=index.get("boundary_ratio"),
-        expand_timesteps=index.get("expand_timesteps", False),
-        vae=vae_spec(read_json(folder / "vae" / "config.json")),
-        defaults=replace(_published_defaults(index), **own),
+        boundary_ratio=pipeline.boundary_ratio,
+        expand_timesteps=pipeline.expand_timesteps,
+        vae=vae_spec(read_json(folder / "vae" / CONFIG), str(folder / "vae" / CONFIG)),
+        defaults=defaults,
         weights=tuple(weights),
-        text_encoder_dim=read_json(folder / "text_encoder" / "config.json")["d_model"],
+        text_encoder_dim=text_encoder.d_model,
         text_length=TEXT_LENGTH,
     )
 
 
-def _published_defaults(index: Mapping[str, Any]) -> Defaults:
-    if index.get("expand_timesteps"):
+def text_encoder_config(path: Path) -> TextEncoderConfig:
+    """Read a UMT5EncoderModel's config. Raises InputError."""
+    return decode_known(TextEncoderConfig, read_json(path), str(path))
+
+
+def _published_defaults(pipeline: PipelineConfig) -> Defaults:
+    if pipeline.expand_timesteps:
         return WAN_2_2_TI2V
-    return WAN_2_1 if index.get("boundary_ratio") is None else WAN_2_2_A14B
+    return WAN_2_1 if pipeline.boundary_ratio is None else WAN_2_2_A14B
 
 
-def transformer_spec(config: Mapping[str, Any]) -> TransformerSpec:
-    """The sizes in a WanTransformer3DModel config; missing keys take that class's defaults."""
-    in_channels = config.get("in_channels", 16)
-    patch_time, patch_height, patch_width = config.get("patch_size", (1, 2, 2))
+def transformer_spec(config: Mapping[str, object], where: str = "") -> TransformerSpec:
+    """The sizes in a WanTransformer3DModel config. where: its file, for messages. Raises InputError."""
+    found = decode_known(TransformerConfig, config, where)
     spec = TransformerSpec(
-        num_attention_heads=config.get("num_attention_heads", 40),
-        attention_head_dim=config.get("attention_head_dim", 128),
-        num_layers=config.get("num_layers", 40),
-        ffn_dim=config.get("ffn_dim", 13824),
-        patch_size=(patch_time, patch_height, patch_width),
-        in_channels=in_channels,
-        out_channels=config.get("out_channels", 16) or in_channels,
-        text_dim=config.get("text_dim", 4096),
-        freq_dim=config.get("freq_dim", 256),
-        max_positions=config.get("rope_max_seq_len", 1024),
+        num_attention_heads=found.num_attention_heads,
+        attention_head_dim=found.attention_head_dim,
+        num_layers=found.num_layers,
+        ffn_dim=found.ffn_dim,
+        patch_size=found.patch_size,
+        in_channels=found.in_channels,
+        out_channels=found.out_channels or found.in_channels,
+        text_dim=found.text_dim,
+        freq_dim=found.freq_dim,
+        max_positions=found.rope_max_seq_len,
         num_parameters=0,
     )
-    return replace(spec, num_parameters=_count_parameters(spec, config))
+    return replace(spec, num_parameters=_count_parameters(spec, found))
 
 
-def _count_parameters(spec: TransformerSpec, config: Mapping[str, Any]) -> int:
+def _count_parameters(spec: TransformerSpec, config: TransformerConfig) -> int:
     width, patch = spec.width, prod(spec.patch_size)
     embedding = _linear(spec.in_channels * patch, width)
     time = _linear(spec.freq_dim, width) + _linear(width, width) + _linear(width, 6 * width)
     text = _linear(spec.text_dim, width) + _linear(width, width)
     image = 0
-    if image_dim := config.get("image_dim"):
+    if image_dim := config.image_dim:
         # norm, two linears, norm, and the position table.
         image = 2 * image_dim + _linear(image_dim, image_dim) + _linear(image_dim, width) + 2 * width
-        image += (config.get("pos_embed_seq_len") or 0) * image_dim
+        image += (config.pos_embed_seq_len or 0) * image_dim
     head = _linear(width, spec.out_channels * patch) + 2 * width
 
     attention = 4 * _linear(width, width) + 2 * width  # with the norms of q and k
     feed_forward = _linear(width, spec.ffn_dim) + _linear(spec.ffn_dim, width)
     block = 2 * attention + feed_forward + 6 * width
-    if config.get("cross_attn_norm", True):
+    if config.cross_attn_norm:
         block += 2 * width
-    if added := config.get("added_kv_proj_dim"):
+    if added := config.added_kv_proj_dim:
         block += 2 * _linear(added, width) + width
     return embedding + time + text + image + spec.num_layers * block + head
 
@@ -107,20 +258,20 @@ def _linear(inputs: int, outputs: int) -> int:
     return inputs * outputs + outputs
 
 
-def _expected_parameters(folder: Path, component: str, transformers: Mapping[str, TransformerSpec]) -> int:
+def _expected_parameters(
+    component: str, transformers: Mapping[str, TransformerSpec], text_encoder: TextEncoderConfig
+) -> int:
     if component in transformers:
         return transformers[component].num_parameters
-    if component == "text_encoder":
-        return text_encoder_parameters(read_json(folder / component / "config.json"))
-    return 0
+    return text_encoder_parameters(text_encoder) if component == "text_encoder" else 0
 
 
-def text_encoder_parameters(config: Mapping[str, Any]) -> int:
+def text_encoder_parameters(config: TextEncoderConfig) -> int:
     """Exact count of a UMT5EncoderModel with this config, whose feed-forward is gated."""
-    width, inner = config["d_model"], config["num_heads"] * config["d_kv"]
-    position_bias = config.get("relative_attention_num_buckets", 32) * config["num_heads"]
-    layer = 4 * width * inner + 3 * width * config["d_ff"] + 2 * width + position_bias
-    return int(config["vocab_size"] * width + config["num_layers"] * layer + width)
+    width, inner = config.d_model, config.num_heads * config.d_kv
+    position_bias = config.relative_attention_num_buckets * config.num_heads
+    layer = 4 * width * inner + 3 * width * config.d_ff + 2 * width + position_bias
+    return config.vocab_size * width + config.num_layers * layer + width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,19 +308,19 @@ class WanVaeSpec(VaeSpec):
         return total + convolution(inputs, self.out_channels, 27, frames * area)
 
 
-def vae_spec(config: Mapping[str, Any]) -> WanVaeSpec:
-    """The latent geometry in an AutoencoderKLWan config; missing keys take that class's defaults."""
-    base_dim = config.get("decoder_base_dim") or config.get("base_dim", 96)
-    multipliers = config.get("dim_mult", (1, 2, 4, 4))
+def vae_spec(config: Mapping[str, object], where: str = "") -> WanVaeSpec:
+    """The latent geometry in an AutoencoderKLWan config. where: its file, for messages. Raises InputError."""
+    found = decode_known(VaeConfig, config, where)
+    base_dim = found.decoder_base_dim or found.base_dim
     return WanVaeSpec(
-        z_dim=config.get("z_dim", 16),
-        temporal_compression=config.get("scale_factor_temporal", 4),
-        spatial_compression=config.get("scale_factor_spatial", 8),
-        decoder_dim=base_dim * multipliers[0],
-        decoder_channels=tuple(base_dim * multiplier for multiplier in multipliers),
-        pixel_patch=config.get("patch_size") or 1,
-        num_res_blocks=config.get("num_res_blocks", 2),
-        is_residual=config.get("is_residual", False),
-        temporal_upsample=tuple(config.get("temperal_downsample", (False, True, True)))[::-1],
-        out_channels=config.get("out_channels", 3),
+        z_dim=found.z_dim,
+        temporal_compression=found.scale_factor_temporal,
+        spatial_compression=found.scale_factor_spatial,
+        decoder_dim=base_dim * found.dim_mult[0],
+        decoder_channels=tuple(base_dim * multiplier for multiplier in found.dim_mult),
+        pixel_patch=found.patch_size or 1,
+        num_res_blocks=found.num_res_blocks,
+        is_residual=found.is_residual,
+        temporal_upsample=found.temperal_downsample[::-1],
+        out_channels=found.out_channels,
     )

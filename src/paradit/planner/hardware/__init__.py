@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from paradit.config.errors import InputError
-from paradit.config.limits import MAX_RANKS, amount, whole
+from paradit.config.limits import MAX_RANKS, shown, whole
+from paradit.config.options import ABOVE_ZERO, Declared, Option, all_fields, check, decode, named
 from paradit.files import read_text
 from paradit.planner.hardware.notation import read_gpus
 
@@ -30,11 +31,10 @@ MOST = 1e30
 """The largest figure of a device or a link: one that stands for no limit."""
 HEAD_MULTIPLE = 16
 """Attention kernels compute a head's channels in so many at once: vector and tensor cores are so wide."""
-_FIGURES = (
-    *("dense", "memory_bandwidth", "memory", "units", "message_units", "launch", "ahead"),
-    *("softmax", "narrow", "posting", "source"),
-)
-_REACH = ("product", "flash", "efficient", "convolution", "memory")
+_LINKS = ("link", "pair", "network")
+"""What a device's table says of its links, beside its figures; and `size`, by which people know it."""
+Figure = Annotated[float, Option(least=ABOVE_ZERO, most=MOST)]
+FigureOrNone = Annotated[float, Option(least=0, most=MOST)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,27 +42,29 @@ class Device:
     """One GPU; see devices.toml for the fields."""
 
     name: str
-    dense: Mapping[str, float]
-    memory_bandwidth: float
-    memory: float
-    units: float
-    message_units: float
-    launch: float
+    dense: Annotated[Mapping[str, float], Option(least=ABOVE_ZERO, most=MOST)]
+    memory_bandwidth: Figure
+    memory: Figure
+    units: Figure
+    message_units: FigureOrNone
+    launch: FigureOrNone
     ahead: bool
-    softmax: float = 0.0
-    narrow: float
-    posting: float = 0.0
-    reach: Mapping[str, float | Mapping[str, float]]
+    softmax: FigureOrNone = 0.0
+    narrow: FigureOrNone
+    posting: FigureOrNone = 0.0
+    reach: Annotated[Mapping[str, float | Mapping[str, float]], Option(least=ABOVE_ZERO, most=MOST)]
     """A number, or one for each dtype."""
     source: str
 
     def __post_init__(self) -> None:
         """Raise InputError for a figure that is not a number, or not one of its kind."""
-        parts = {f"reach of {part}": one for part, one in self.reach.items()}
-        above = {"memory_bandwidth": self.memory_bandwidth, "memory": self.memory, "units": self.units}
-        _check_figures({**above, "dense": self.dense, **parts})
-        least = ("message_units", "launch", "softmax", "narrow", "posting")
-        _check_figures({name: getattr(self, name) for name in least}, zero=True)
+        check(self)
+        if not {"bf16", "fp32"} & set(self.dense):
+            raise InputError(f"dense must have bf16 or fp32, got {shown(dict(self.dense))}")
+        for part, reach in self.reach.items():
+            if isinstance(reach, Mapping) and (part == "memory" or self.dense.keys() - reach.keys()):
+                wanted = "a number" if part == "memory" else "a number, or one for each dtype"
+                raise InputError(f"reach of {part} must be {wanted}, got {shown(reach)}")
 
     def check_dtype(self, dtype: str) -> None:
         """Raise InputError for a dtype that the device does not compute in."""
@@ -116,18 +118,16 @@ class Link:
     """See links.toml for the fields."""
 
     name: str
-    latency: float
-    bandwidth: float
-    peer: float | None = None
-    shared: float | None = None
-    copy: float | None = None
+    latency: FigureOrNone
+    bandwidth: Figure
+    peer: Annotated[float | None, Option(least=ABOVE_ZERO, most=MOST)] = None
+    shared: Annotated[float | None, Option(least=ABOVE_ZERO, most=MOST)] = None
+    copy: Annotated[float | None, Option(least=ABOVE_ZERO, most=MOST)] = None
     source: str = ""
 
     def __post_init__(self) -> None:
         """Raise InputError for a figure that is not a number, or not one of its kind."""
-        rates = {name: getattr(self, name) for name in ("bandwidth", "peer", "shared", "copy")}
-        _check_figures({name: rate for name, rate in rates.items() if rate is not None})
-        _check_figures({"latency": self.latency}, zero=True)
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,14 +196,6 @@ class Cluster:
         return busy, latency
 
 
-def _check_figures(figures: Mapping[str, Any], *, zero: bool = False) -> None:
-    """Raise InputError for one, or one by dtype, that is not above zero; with `zero`, that is below."""
-    for name, value in figures.items():
-        for one in value.values() if isinstance(value, Mapping) else (value,):
-            if not (zero and one == 0):
-                amount(name, one, most=MOST)
-
-
 def are_neighbours(rank: int, other: int) -> bool:
     """Whether two ranks of a machine are such as have a link of their own, if any have."""
     return rank // 2 == other // 2
@@ -228,14 +220,22 @@ def _cluster(
 ) -> Cluster:
     defaults = tables["defaults"]
     table = defaults | tables[name]
-    device = Device(
-        name=name,
-        reach={part: {**defaults["reach"], **table["reach"]}[part] for part in _REACH},
-        **{key: table[key] for key in _FIGURES},
-    )
+    reach = all_fields(Device)["reach"].read(table["reach"])
+    assert isinstance(reach, dict)
+    if unknown := reach.keys() - defaults["reach"].keys():
+        raise InputError(
+            f"reach of {shown(min(unknown))} is not known; known are {', '.join(defaults['reach'])}"
+        )
+    figures = {key: value for key, value in table.items() if key not in (*_LINKS, "size")}
+    device = decode(Device, {**figures, "name": name, "reach": {**defaults["reach"], **reach}})
 
     def link(kind: str) -> Link | None:
-        return Link(name=table[kind], **links[table[kind]]) if kind in table else None
+        if kind not in table:
+            return None
+        wanted = Declared.of(kind, str).read(table[kind])
+        if wanted not in links:
+            raise InputError(f"there is no table [links.{wanted}]")
+        return decode(Link, {**links[str(wanted)], "name": wanted}, f"links.{wanted}")
 
     within, network = link("link"), link("network")
     assert within is not None and network is not None
@@ -244,22 +244,32 @@ def _cluster(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _MachineFile:
+    """What `paradit calibrate` writes."""
+
+    ranks: int
+    machines: int = 1
+    devices: Mapping[Literal["this"], dict[str, Any]]
+    links: Mapping[str, dict[str, Any]]
+    residuals: dict[str, Any] = field(default_factory=dict)
+    """For people."""
+
+
 def _read_machine(path: Path) -> Cluster:
     try:
         content = tomllib.loads(read_text(path))
-        this, own = content["devices"]["this"], content["links"]
-        pair = {"pair": "pair"} if "pair" in own else {}
-        tables = {**_table("devices"), "this": {"link": "within", **pair, **this}}
-        links = _table("links") | own
-        return _cluster("this", tables, links, content["ranks"], content.get("machines", 1))
     except OSError as error:
         raise InputError(f"gpus {str(path)!r} cannot be read: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"gpus {str(path)!r} is no TOML: {error}") from None
-    except KeyError as error:
-        raise InputError(f"gpus {str(path)!r} lacks {error.args[0]!r}") from None
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"gpus {str(path)!r} has a value that cannot be used: {error}") from None
+    with named(f"gpus {str(path)!r}"):
+        found = decode(_MachineFile, content)
+        if "this" not in found.devices:
+            raise InputError("there is no table [devices.this]")
+        pair = {"pair": "pair"} if "pair" in found.links else {}
+        tables = {**_table("devices"), "this": {"link": "within", **pair, **found.devices["this"]}}
+        return _cluster("this", tables, {**_table("links"), **found.links}, found.ranks, found.machines)
 
 
 def _table(name: str) -> dict[str, Any]:

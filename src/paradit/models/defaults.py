@@ -1,0 +1,34 @@
+"""What a model's folder says that a request gets where it does not say itself. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from paradit.config.errors import InputError
+from paradit.config.limits import MAX_FRAMES, MAX_GUIDANCE, MAX_PROMPT, MAX_SIDE
+from paradit.config.options import ABOVE_ZERO, Option, check
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What a request gets where it does not say; `paradit.json` in a model's folder has such fields."""
+
+    width: Annotated[int, Option(least=1, most=MAX_SIDE)]
+    height: Annotated[int, Option(least=1, most=MAX_SIDE)]
+    num_frames: Annotated[int, Option(least=1, most=MAX_FRAMES)]
+    fps: Annotated[float, Option(least=0.1, most=1000)]
+    num_inference_steps: Annotated[int, Option(least=1, most=1000)]
+    guidance_scale: Annotated[float, Option(least=ABOVE_ZERO, most=MAX_GUIDANCE)]
+    guidance_scale_2: Annotated[float | None, Option(least=ABOVE_ZERO, most=MAX_GUIDANCE)] = None
+    """Guidance of the low-noise expert, for models that have one; None means guidance_scale."""
+    negative_prompt: Annotated[str, Option()] = ""
+    train_frames: Annotated[tuple[int, int] | None, Option(least=1, most=MAX_FRAMES)] = None
+    """Shortest and longest video, in frames, that the model was trained on, where known."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        if len(self.negative_prompt) > MAX_PROMPT:
+            raise InputError(f"negative_prompt is at most {MAX_PROMPT} characters long")
+        if self.train_frames and self.train_frames[0] > self.train_frames[1]:
+            raise InputError(f"train_frames must be the shortest and the longest, got {self.train_frames}")
