@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from paradit.models.defaults import Defaults
 from paradit.models.folder_json import own_settings, read_json, stored_weights
 from paradit.models.joint_spec import JointTransformerSpec
-from paradit.models.spec import Defaults, ModelSpec, VaeSpec, Weights, convolution, resnet
+from paradit.models.spec import ModelSpec, VaeSpec, Weights, convolution, resnet
 
 # CogVideoXPipeline.__call__'s defaults, and its model card's 8 frames per second.
 DEFAULTS = Defaults(width=720, height=480, num_frames=49, fps=8, num_inference_steps=50, guidance_scale=6.0)
-OWN = {"name", "width", "height", "num_frames", "fps", "num_inference_steps", "guidance_scale"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,14 @@ class CogVideoXVaeSpec(VaeSpec):
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    own = own_settings(folder, OWN)
+    name, defaults = own_settings(folder, DEFAULTS)
     parts = ("text_encoder", "transformer", "vae")
     text, transformer, vae = (read_json(folder / part / "config.json") for part in parts)
     weights = {part: stored_weights(folder / part) for part in parts}  # counts are the files'
     width = transformer["num_attention_heads"] * transformer["attention_head_dim"]
     channels = tuple(vae["block_out_channels"])
     return ModelSpec(
-        name=own.pop("name"),
+        name=name,
         folder=folder,
         pipeline_class="CogVideoXPipeline",
         transformers=(
@@ -69,7 +69,7 @@ def read_spec(folder: Path) -> ModelSpec:
             pixel_patch=1,
             num_res_blocks=vae["layers_per_block"],
         ),
-        defaults=replace(DEFAULTS, **own),
+        defaults=defaults,
         weights=tuple(Weights(component=p, parameters=n, file_bytes=b) for p, (n, b) in weights.items()),
         text_encoder_dim=text["d_model"],
         text_length=transformer["max_text_seq_length"],
