@@ -195,6 +195,20 @@ def test_videos_are_made_in_threads_side_by_side(folder: Path) -> None:
     assert torch.equal(second, paradit.generate("a cat", model=folder, seed=1).latents)
 
 
+def test_what_is_set_in_torch_changes_nothing(folder: Path) -> None:
+    plain = paradit.generate("a cat", model=folder).latents
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        assert torch.equal(paradit.generate("a cat", model=folder).latents, plain)
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.get_default_device().type == "meta"
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(InputError, match=r"default dtype must be float32, got torch\.float64"):
+            paradit.generate("a cat", model=folder)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_what_cannot_be_from_python(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"progress must be a paradit.progress.Progress, got 'x' .str."):

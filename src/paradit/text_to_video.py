@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Collection, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -146,6 +147,25 @@ def _shared(
     )
 
 
+@contextmanager
+def _plain_torch() -> Iterator[None]:
+    """Within, this thread's torch computes as if its user had set nothing: no autocast, no default device.
+
+    Raises InputError for a default dtype, which is that of all threads.
+    """
+    dtype = torch.get_default_dtype()
+    if dtype != torch.float32:
+        raise InputError(f"torch's default dtype must be float32, got {dtype}: see torch.set_default_dtype")
+    with ExitStack() as undone:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                undone.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            undone.enter_context(torch.device("cpu"))
+        yield
+
+
+@_plain_torch()
 def generate(
     prompt: str,
     *,
