@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from machine import write_results
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.distributed.world import World
 from paradit.engine.teams import together
 from paradit.models.folder import find_model

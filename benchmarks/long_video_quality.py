@@ -26,7 +26,7 @@ from paradit.models.protocol import VideoModel
 from paradit.models.spec import read_spec
 from paradit.parallel.team import Alone
 from paradit.progress import Progress
-from paradit.sampling import full_sequence
+from paradit.sampling import diagonal, full_sequence, windows
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.guidance import scales
 from paradit.sampling.noise import BlockNoise, IndependentNoise, PooledNoise, initial_noise, step_generator
@@ -34,10 +34,10 @@ from paradit.scheduling.block_queue import BlockQueue
 from paradit.shapes.evaluate import evaluate, evaluate_long
 from paradit.shapes.world import Scene
 from paradit.stages.decode import frames as decode_frames
-from paradit.stages.denoise_blocks import CONTROLS
 from paradit.text_to_video import load
 from paradit.video.contact_sheet import contact_sheet
 
+BLOCKS = {"windowed": windows.blocks, "fifo": diagonal.blocks}
 SCENES = [
     Scene("red", "circle", "moving right", "dark"),
     Scene("yellow", "ring", "bouncing", "blue"),
@@ -129,9 +129,7 @@ def make(model: VideoModel, row: Row) -> np.ndarray:
         )
         blocks = pipeline.blocks()
     else:
-        blocks = CONTROLS[method].blocks(
-            model, queue, prompts, noise, guidance_scales=guidance_scales, team=Alone()
-        )
+        blocks = BLOCKS[method](model, queue, prompts, noise, guidance_scales=guidance_scales, team=Alone())
     latents = LatentBlocks(shape, blocks)
     return np.stack(list(decode_frames(model, latents, None, Progress())))
 

@@ -22,8 +22,9 @@ from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLWan
 
 from machine import write_results
 from paradit.cli.text import amount
+from paradit.config.methods.base import method_of, resolve
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.distributed.world import World
 from paradit.engine.job import Job
 from paradit.engine.make import make_videos
@@ -31,7 +32,6 @@ from paradit.memory import peak_memory_bytes
 from paradit.models.folder import find_model
 from paradit.models.spec import ModelSpec, Weights, read_spec
 from paradit.progress import Progress
-from paradit.scheduling.memory import memory_by_rank
 from paradit.testing import run_world
 
 RANKS, REPEATS = 4, 3
@@ -88,7 +88,7 @@ def estimated(spec: ModelSpec, size: tuple[int, int, int], ranks: int, dtype_byt
     width, height, num_frames = size
     request = resolve(Request(prompt="a", width=width, height=height, num_frames=num_frames), spec)
     return {
-        name: memory_by_rank(placement, request, spec, dtype_bytes)
+        name: method_of(request).method_of(request).memory_by_rank(placement, request, spec, dtype_bytes)
         for name, placement in placements(ranks).items()
     }
 

@@ -15,11 +15,13 @@ from typing import Any
 
 from machine import write_results
 from paradit.attention.registry import Choice
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec
 from paradit.planner.hardware import Cluster, find_cluster
+from paradit.planner.in_blocks import long_video
 from paradit.planner.simulate import Simulator, Way
 from paradit.scheduling.block_queue import BlockQueue
 
@@ -57,7 +59,7 @@ class Case:
 
     def in_blocks(self, cluster: Cluster, ranks: int) -> float:
         """The same of DualParal. It decodes when all is denoised, so no decode is in between."""
-        video = replace(self.simulator(cluster).long_video(_long(ranks)), decode=0.0)
+        video = replace(long_video(self.simulator(cluster), _long(ranks)), decode=0.0)
         return video.run().denoised
 
 
@@ -67,7 +69,7 @@ def windowed_ulysses(case: Case, cluster: Cluster) -> float:
     A window of the block and its contexts goes through all layers as a video of its own would; keys that a
     pipeline's rank has cached are computed once more, so it is a little too slow.
     """
-    queue = case.simulator(cluster).long_video(_long(RANKS)).queue
+    queue = long_video(case.simulator(cluster), _long(RANKS)).queue
     frames = 4 * (queue.block_frames + queue.context_frames) - 3
     asked = Request(prompt="any", width=832, height=480, num_frames=frames, method="full")
     one = Simulator(cluster, case.spec, resolve(asked, case.spec))

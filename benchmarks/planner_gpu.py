@@ -31,8 +31,9 @@ from torch import Tensor
 
 from machine import RESULTS, write_results
 from paradit.attention.registry import Choice
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.distributed.timing import now
 from paradit.engine.calibrate import Calibration, Sizes, calibrate
 from paradit.memory import peak_memory_bytes
@@ -48,6 +49,7 @@ from paradit.planner.hardware import Cluster, find_cluster
 from paradit.planner.messages import fit_link
 from paradit.planner.simulate import Simulator, Way
 from paradit.progress import Event, Progress, Stepped
+from paradit.sampling.sampler import Work
 from paradit.stages.decode import frames
 from paradit.stages.denoise import denoise
 
@@ -160,7 +162,8 @@ def take(model: Any, request: Request) -> dict[str, float]:
 
     def denoised(request: Request) -> tuple[Tensor, list[float]]:
         progress = Steps(device)
-        latents = denoise(model, request, prompts, progress, Alone())
+        work = Work(model=model, request=request, prompts=prompts, progress=progress, team=Alone())
+        (latents,) = denoise(work)
         return latents, [after - before for before, after in pairwise(progress.ends)]
 
     def decoded(latents: Tensor, tile: int | None) -> float:

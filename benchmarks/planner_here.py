@@ -37,8 +37,9 @@ from long_video import HEIGHT_WIDTH, QUEUE, SIZES, taking_turns
 from machine import RESULTS, command, write_results
 from pairs import Pair, join, serve
 from paradit.attention.registry import Choice
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.distributed.world import World, current_world
 from paradit.engine.calibrate import Calibration, measure
 from paradit.engine.make import make_videos
@@ -49,6 +50,7 @@ from paradit.models.spec import ModelSpec, read_spec
 from paradit.models.wan.spec import transformer_spec as wan_spec
 from paradit.planner.calibration import fit_device, machine_file, median_error
 from paradit.planner.hardware import Cluster, find_cluster
+from paradit.planner.in_blocks import long_video
 from paradit.planner.messages import crowded, fit_link
 from paradit.planner.simulate import Simulator, Way
 from paradit.progress import Progress
@@ -267,7 +269,7 @@ def long(repeats: int) -> dict[str, Any]:
         if method == "full":
             simulated = QUEUE.num_steps * simulator.simulate(way, 1, Choice.of("ulysses")).step
         else:
-            simulated = replace(simulator.long_video(way), decode=0.0).run().denoised
+            simulated = replace(long_video(simulator, way), decode=0.0).run().denoised
         measured = median(found["seconds"][name])
         rows.append({"case": "a long video", "way": name, "simulated": simulated, "measured": measured})
     return {"machine_file": text, "repeats": repeats, "rows": rows}

@@ -22,8 +22,9 @@ from typing import Any
 from machine import write_results
 from paradit.attention.registry import Choice
 from paradit.attention.rotation import RotationTiming
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.distributed.shares import Shares, chunk_boxes
 from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from machine import write_results
-from paradit.config.requests import Request, resolve
+from paradit.config.methods.base import resolve
+from paradit.config.requests import Request
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.progress import Progress

@@ -16,8 +16,9 @@ import time
 from statistics import median
 
 from machine import write_results
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.distributed.world import World
 from paradit.engine.auto import choose_placement
 from paradit.engine.events import Began, Finished

@@ -17,8 +17,9 @@ import paradit.engine.calibrate as calibrate_module
 from paradit.attention.registry import Choice
 from paradit.cli.calibrate import calibrate as calibrate_command
 from paradit.cli.progress import make_reporter
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.distributed.transport import Transfer, Transport
 from paradit.distributed.world import World
 from paradit.engine.calibrate import Sizes, calibrate

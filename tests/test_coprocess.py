@@ -15,9 +15,10 @@ from torch import Tensor
 from paradit.attention.base import Attend
 from paradit.attention.local import sdpa
 from paradit.config.errors import InputError
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
 from paradit.config.placement_text import read_groups, read_placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.distributed.shares import Shares
 from paradit.distributed.world import World
 from paradit.engine import make, teams

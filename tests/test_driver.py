@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from paradit.config.errors import RankError
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.engine.channel import EVENT, Message
 from paradit.engine.driver import FAILURES, drive
 from paradit.engine.events import Doing, Failed, Restarted

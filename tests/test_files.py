@@ -15,8 +15,9 @@ from PIL import Image
 import paradit
 from paradit.cli.run_model import complete_run_model, find_run_model
 from paradit.config.errors import InputError
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.engine.job import Job, Run
 from paradit.files import behind_links, reserved, write_whole
 from paradit.models.folder import bundled_folder

@@ -12,8 +12,9 @@ import torch
 import torch.multiprocessing
 from safetensors.torch import load_file
 
+from paradit.config.methods.base import method_of, resolve
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.distributed.world import join_world
 from paradit.engine.devices import SHARE_GPUS, device_of, may_share_gpus
 from paradit.engine.job import Job
@@ -22,7 +23,6 @@ from paradit.memory import peak_memory_bytes
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.progress import Progress
-from paradit.scheduling.memory import memory_by_rank
 from paradit.text_to_video import load, text_to_video
 from runs import Command, finished
 from tiny import save_folder, save_hunyuan_folder
@@ -81,7 +81,7 @@ def jobs(model: Path, folder: Path, dtype: str, asked: dict[str, Any]) -> list[J
     return [
         Job(
             request=resolve(
-                Request(prompt=prompt, seed=number, dtype=dtype, trim=bool(asked.get("method")), **asked),
+                Request.of(prompt=prompt, seed=number, dtype=dtype, trim=bool(asked.get("method")), **asked),
                 spec,
             ),
             output=str(folder / f"{number}.mp4"),
@@ -154,7 +154,7 @@ def test_as_on_the_cpu(name: str, models: Path) -> None:
     made = {}
     for device in ("cpu", "cuda"):
         for dtype in ("fp32", "bf16"):
-            request = resolve(Request(prompt=PROMPTS[0], dtype=dtype), spec)
+            request = resolve(Request.of(prompt=PROMPTS[0], dtype=dtype), spec)
             model = load(spec, dtype, device=torch.device(device))
             made[device, dtype] = text_to_video(model, request, Progress()).latents.cpu()
     expected = made.pop(("cpu", "fp32"))
@@ -169,12 +169,12 @@ def test_the_peak_is_at_most_the_estimated_one() -> None:
     own = 64e6  # what cuBLAS and cuDNN take for themselves, whatever the model
     spec = read_spec(find_model("shapes"))
     for dtype, itemsize in (("fp32", 4), ("bf16", 2)):
-        request = resolve(Request(prompt=PROMPTS[0], num_inference_steps=2, dtype=dtype), spec)
+        request = resolve(Request.of(prompt=PROMPTS[0], num_inference_steps=2, dtype=dtype), spec)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         video = text_to_video(load(spec, dtype), request, Progress())
         video.all_frames()
-        (estimated,) = memory_by_rank(Placement(), request, spec, itemsize)
+        (estimated,) = method_of(request).memory_by_rank(Placement(), request, spec, itemsize)
         peak = peak_memory_bytes(video.latents.device)
         print(dtype, peak / estimated["peak"])
         assert peak < 1.1 * estimated["peak"] + own, dtype

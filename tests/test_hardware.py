@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from paradit.attention.registry import Choice
 from paradit.config.errors import InputError
-from paradit.config.placement import Form, Placement
-from paradit.config.requests import Request, resolve
+from paradit.config.methods.base import resolve
+from paradit.config.placement import Placement
+from paradit.config.requests import Request
 from paradit.models.published import published_spec
 from paradit.planner.hardware import find_cluster, known_devices
 from paradit.planner.simulate import Simulator, Way
@@ -90,7 +92,7 @@ def test_every_device_is_planned_for(name: str) -> None:
         assert cluster.device.source
         way = Way(placement=Placement(ranks=cluster.ranks))
         simulator = Simulator(cluster, spec, request, "fp32")
-        found = simulator.simulate(way, 2, Form(attention="ulysses"))
+        found = simulator.simulate(way, 2, Choice.of("ulysses"))
         assert 0 < found.step < found.latency < found.seconds < math.inf
     # Another name for it is that of its data sheet, with its memory.
     page = (Path(__file__).parents[1] / "docs" / "planner.md").read_text(encoding="utf-8")

@@ -17,9 +17,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
 import paradit
 from paradit.config.errors import InputError
+from paradit.config.methods.base import resolve
 from paradit.config.options import decode_known
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, resolve, warnings_for
+from paradit.config.requests import Request
 from paradit.distributed.world import World
 from paradit.engine.teams import together
 from paradit.models.folder import find_model
@@ -31,6 +32,7 @@ from paradit.models.hunyuan_video.spec import (
     transformer_spec,
 )
 from paradit.models.spec import read_spec
+from paradit.models.warnings import warnings_for
 from paradit.progress import Progress
 from paradit.testing import run_world
 from paradit.text_to_video import load, text_to_video

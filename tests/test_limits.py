@@ -18,9 +18,11 @@ import typer
 from paradit.cli.main import app
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_PROMPT, MAX_PROMPTS, MAX_RANKS
+from paradit.config.methods.base import resolve
+from paradit.config.methods.blocks import in_blocks
 from paradit.config.placement import Placement
 from paradit.config.placement_text import read_groups, read_placement
-from paradit.config.requests import ENDLESS, Request, frames_for, parse_size, prompt_blocks, resolve
+from paradit.config.requests import ENDLESS, Request, frames_for, parse_size
 from paradit.engine.job import Run
 from paradit.engine.run_folder import RunFolder
 from paradit.models.folder import bundled_folder
@@ -95,7 +97,7 @@ def test_ranks_of_a_stage() -> None:
         range(10**9),
         tuple(range(10**6)),
     ):
-        assert refusal(Placement, ranks=4, denoise=ranks).startswith("denoise ")
+        assert refusal(Placement.of, ranks=4, denoise=ranks).startswith("denoise ")
 
 
 NUMBERS = (
@@ -114,13 +116,13 @@ NO_NUMBERS = (BIG, HUGE, -HUGE, 1e308, math.nan, math.inf, True, "x")
 def test_numbers_of_a_request(field: str) -> None:
     for value in NO_NUMBERS:
         asked = {"prompt": "a", "num_frames": 97, "method": "dualparal"} | {field: value}
-        said = refusal(resolve, Request(**asked), SPEC)
+        said = refusal(resolve, Request.of(**asked), SPEC)
         assert said.startswith(("size ", f"{field} "))
 
 
 def test_texts_and_times() -> None:
     for name in ("prompt", "negative_prompt"):
-        said = refusal(resolve, Request(**({"prompt": "a"} | {name: "a" * 10**8})), SPEC)
+        said = refusal(resolve, Request.of(**({"prompt": "a"} | {name: "a" * 10**8})), SPEC)
         assert said == f"{name} is at most {MAX_PROMPT} characters long, got 100000000"
     for duration in (
         BIG,
@@ -143,7 +145,7 @@ def test_texts_and_times() -> None:
         assert "prompts_at" in refusal(resolve, asked, SPEC)
     # What can be is found at once too: seven latent frames of four at 16 a second, but for the first.
     late = Request(prompt="a", num_frames=ENDLESS, prompts_at=((1.75, "b"), (9_000_000.0, "c")))
-    assert prompt_blocks(resolve(late, SPEC), SPEC) == [2, 5_142_858]
+    assert in_blocks(resolve(late, SPEC)).prompt_blocks(SPEC) == [2, 5_142_858]
 
 
 def test_how_a_run_is_kept(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
-from paradit.config.requests import LEFT_CONTEXTS, Request, resolve
+from paradit.config.requests import Request
 from paradit.models.spec import read_spec
 from paradit.planner.hardware import find_cluster
 from paradit.planner.long import LongVideo
-from paradit.scheduling.block_queue import BlockQueue
+from paradit.scheduling.block_queue import LEFT_SOURCES, BlockQueue
 from paradit.scheduling.layer_pipeline import idle_slots
 from paradit.trace.spans import STEP
 from paradit.trace.summary import read_trace
@@ -218,7 +219,7 @@ def test_a_dry_run_knows_blocks(model: Path, tmp_path: Path) -> None:
     assert warning.startswith("2 blocks are fewer than 4 stages, which are used to")
 
 
-@pytest.mark.parametrize("left_context", LEFT_CONTEXTS)
+@pytest.mark.parametrize("left_context", LEFT_SOURCES)
 def test_a_trace_has_the_steps_of_blocks_in_the_simulated_order(
     left_context: str, model: Path, tmp_path: Path
 ) -> None:
@@ -227,13 +228,13 @@ def test_a_trace_has_the_steps_of_blocks_in_the_simulated_order(
     by_rank = read_trace(tmp_path / "t.json")
     spec = read_spec(model)
     sizes = {"num_frames": 21, "block_frames": 2, "context_frames": 1}
-    asked = Request(prompt="any", method="dualparal", left_context=left_context, **sizes)
+    asked = Request.of(prompt="any", method="dualparal", left_context=left_context, **sizes)
     request = resolve(asked, spec)
     simulated = LongVideo(
         cluster=find_cluster("2xL40"),
         spec=spec,
         request=request,
-        placement=Placement(ranks=2, pipeline_degree=2),
+        placement=Placement.of(ranks=2, pipeline_degree=2),
         dtype="fp32",
         decode=0.1,
     ).played()

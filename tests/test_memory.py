@@ -9,13 +9,15 @@ from diffusers import AutoencoderKLHunyuanVideo
 from diffusers.video_processor import VideoProcessor
 
 from allocated import allocated_peak
-from paradit.config.requests import Request, resolve
+from paradit.config.methods.base import resolve
+from paradit.config.requests import Request
 from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
 from paradit.models.hunyuan_video.spec import vae_spec
 from paradit.models.spec import read_spec
 from paradit.models.wan.random_weights import random_decoder
 from paradit.parallel.team import Alone
 from paradit.progress import Progress
+from paradit.sampling.sampler import Work
 from paradit.stages.denoise import denoise
 from paradit.text_to_video import load
 from tiny import save_folder, save_hunyuan_folder
@@ -39,7 +41,8 @@ def test_denoising(variant: str, dtype: str, tmp_path: Path) -> None:
     request = resolve(asked, spec)
     branches = spec.num_branches(request.guidance_scale)
     prompts = (model.encode_prompt(PROMPT),) * branches
-    peak = allocated_peak(lambda: denoise(model, request, prompts, Progress(), Alone()))
+    work = Work(model=model, request=request, prompts=prompts, progress=Progress(), team=Alone())
+    peak = allocated_peak(lambda: next(denoise(work)))
     parts = spec.rank_memory_bytes(33, 256, 256, BYTES[dtype], ["denoise"], cached=branches)
     estimated = parts["latents"] + parts["text_cache"] + parts["activations"]
     # What is small beside the tokens of a published model is in it: predictions in bf16 count as fp32.

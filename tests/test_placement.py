@@ -8,12 +8,13 @@ import pytest
 
 from paradit.attention.registry import Choice
 from paradit.config.errors import InputError
+from paradit.config.methods.base import method_of, resolve
 from paradit.config.placement import Placement
 from paradit.config.placement_text import read_placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.kernels import KERNELS, check_kernel_on
 from paradit.models.spec import ModelSpec, read_spec
-from paradit.scheduling.memory import memory_by_rank, on_one_device
+from paradit.scheduling.memory import on_one_device
 from paradit.scheduling.stages import STAGES
 from paradit.tuning.remembered import Remembered
 from tiny import save_folder
@@ -126,7 +127,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
 
 def needed(spec: ModelSpec, placement: Placement, **asked: Any) -> list[dict[str, int]]:
     request = resolve(Request(prompt="a", width=128, height=128, num_frames=9, **asked), spec)
-    return memory_by_rank(placement, request, spec, 2)
+    return method_of(request).method_of(request).memory_by_rank(placement, request, spec, 2)
 
 
 def test_one_rank_needs_what_one_process_needs(spec: ModelSpec) -> None:

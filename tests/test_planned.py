@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 
 import warm
 from paradit.attention import registry
+from paradit.config.methods.base import check_placement, resolve
+from paradit.config.methods.dualparal import in_stages, stages_of
 from paradit.config.placement import Placement
-from paradit.config.requests import ENDLESS, Request, resolve
+from paradit.config.requests import ENDLESS, Request
 from paradit.distributed.world import World
 from paradit.engine.job import Job
 from paradit.engine.planned import Open, planned, planned_form
@@ -24,7 +26,8 @@ from paradit.engine.this_machine import calibrated_file
 from paradit.engine.worker import agree
 from paradit.models.published import published_spec
 from paradit.planner.explain import SWITCHES
-from paradit.planner.search import GOALS, candidates, pipelines
+from paradit.planner.in_blocks import pipelines
+from paradit.planner.search import GOALS, candidates
 from paradit.planner.simulate import Simulator, Way
 from paradit.scheduling.balance import MARGIN, Choice, worth_taking
 from paradit.testing import run_world
@@ -38,7 +41,7 @@ FORM = registry.Choice.plain()
 
 def jobs(number: int = 1, **asked: Any) -> list[Job]:
     asked = {"width": 480, "height": 288, "num_frames": 33, "num_inference_steps": 6} | asked
-    request = resolve(Request(prompt="any", dtype="bf16", **asked), SPEC)
+    request = resolve(Request.of(prompt="any", dtype="bf16", **asked), SPEC)
     return [Job(request=request, output=f"{index}.mp4", latents=None, index=index) for index in range(number)]
 
 
@@ -51,7 +54,7 @@ def choice(made: list[Job], base: Placement, left: Open | None = None, **link: f
     assert found == planned(made, SPEC, base, cluster(base.ranks, **link), left or Open())
     assert found.reason.startswith(next(iter(found.seconds)))
     for job in made:
-        found.placement.check(job.request, SPEC)
+        check_placement(found.placement, job.request, SPEC)
     return found
 
 
@@ -75,8 +78,8 @@ def test_what_was_asked_for_stays() -> None:
     for cfg_degree in (1, 2):
         found = choice(jobs(**LONG), base, Open(cfg_degrees=(cfg_degree,)))
         assert found.placement.cfg_degree == cfg_degree
-    found = choice(jobs(**LONG), replace(base, pipeline_degree=2), bandwidth=1e12, latency=0.0)
-    assert found.placement.pipeline_degree == 2
+    found = choice(jobs(**LONG), in_stages(base, 2), bandwidth=1e12, latency=0.0)
+    assert stages_of(found.placement) == 2
     many = jobs(8, **LONG)
     assert choice(many, base).placement.replicas > 1
     assert choice(many, base, Open(replicas=False)).placement.replicas == 1
@@ -130,7 +133,7 @@ def test_what_is_open_of_the_form_is_planned(
         assert found is None
         return
     assert found is not None
-    found.placement.check(made[0].request, SPEC)
+    check_placement(found.placement, made[0].request, SPEC)
     # All but the form stays, and no form is left open.
     form = {name: getattr(base, name) for name in ("attention", "options", "interleave")}
     assert replace(found.placement, **form) == base

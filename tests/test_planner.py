@@ -16,8 +16,9 @@ import paradit.planner.step as step_module
 from paradit.attention.registry import Choice
 from paradit.attention.window import window_layer
 from paradit.config.errors import InputError
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.distributed.shares import Shares
 from paradit.models.published import published_models, published_spec
 from paradit.planner.costs import BlockSeconds
@@ -202,7 +203,7 @@ def test_posting_takes_as_long_as_was_computed_at_most() -> None:
 def simulator(on: Cluster, model: str = "Wan2.1-T2V-1.3B-Diffusers", **asked: int) -> Simulator:
     spec = published_spec(model)
     asked = {"width": 480, "height": 288, "num_frames": 33, "num_inference_steps": 4} | asked
-    return Simulator(on, spec, resolve(Request(prompt="any", **asked), spec))
+    return Simulator(on, spec, resolve(Request.of(prompt="any", **asked), spec))
 
 
 def random_cases(number: int) -> list[tuple[Cluster, dict[str, int]]]:
@@ -273,7 +274,7 @@ def whole_plan(one: Simulated) -> dict[str, object]:
 def test_a_plan_is_compared_with_plans_that_differ_in_one_setting(goal: str) -> None:
     spec, shown = published_spec("Wan2.1-T2V-1.3B-Diffusers"), set()
     for frames, bandwidth in ((17, 1e9), (97, 1e11)):
-        asked = Request(prompt="any", num_frames=frames, width=320, height=192, num_inference_steps=4)
+        asked = Request.of(prompt="any", num_frames=frames, width=320, height=192, num_inference_steps=4)
         whole, blocks = (resolve(replace(asked, method=method), spec) for method in ("full", "dualparal"))
         on, long = cluster(4, bandwidth=bandwidth), blocks if frames > 81 else None
         plans = find_plans(Simulator(on, spec, whole, long=long), 2, goal)
@@ -355,7 +356,7 @@ def test_replicas_share_the_host() -> None:
 def test_published_models_are_planned(model: str) -> None:
     spec = published_spec(model)
     assert all(weights.parameters > 0 for weights in spec.weights)
-    request = resolve(Request(prompt="any"), spec)
+    request = resolve(Request.of(prompt="any"), spec)
     simulated = Simulator(find_cluster("8xH100"), spec, request).simulate(
         Way(placement=Placement(ranks=8)), 2, ULYSSES
     )

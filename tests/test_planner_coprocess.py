@@ -21,8 +21,8 @@ from paradit.distributed.transport import Transfer, Transport
 from paradit.parallel.coprocess import HELP, Message, helping
 from paradit.parallel.forward import run_interleaved, through_blocks
 from paradit.planner.costs import BlockSeconds
-from paradit.planner.simulate import HELPERS_WORK
 from paradit.planner.step import Branch, forward, play_layers
+from paradit.planner.whole import HELPERS_WORK
 from paradit.planner.whole_step import branches_of, group_of
 from paradit.tuning import rehearsal
 from paradit.tuning.rehearsal import AttentionCost, BlockCost, rehearsed_tokens

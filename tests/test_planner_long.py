@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from paradit.attention.registry import Choice
+from paradit.config.methods.base import method_of, resolve
+from paradit.config.methods.dualparal import QueueRequest, in_stages
 from paradit.config.placement import Placement
-from paradit.config.requests import LEFT_CONTEXTS, Request, resolve
+from paradit.config.requests import Request, ResolvedRequest
 from paradit.distributed.world import World
 from paradit.engine.job import Job
 from paradit.engine.planned import Open, planned
@@ -22,10 +24,10 @@ from paradit.models.registry import loader
 from paradit.models.spec import read_spec, stage_of
 from paradit.planner.explain import compared
 from paradit.planner.hardware import Cluster
+from paradit.planner.in_blocks import pipelines
 from paradit.planner.long import LongVideo
-from paradit.planner.search import GOALS, find_plans, pipelines, with_tiles
+from paradit.planner.search import GOALS, find_plans, with_tiles
 from paradit.planner.settings import differs_only_in
-from paradit.planner.settings import kind_of as kind_of_way
 from paradit.planner.simulate import Simulator, Way
 from paradit.planner.stage_step import kind_of
 from paradit.planner.timeline import timeline
@@ -33,8 +35,8 @@ from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.layer_split import divide_layers
 from paradit.sampling.noise import PooledNoise
 from paradit.scheduling.balance import play
+from paradit.scheduling.block_queue import LEFT_SOURCES
 from paradit.scheduling.layer_pipeline import StageGrid, duration
-from paradit.scheduling.memory import memory_by_rank
 from paradit.testing import run_world
 from test_planner import cluster
 from tiny import save_folder
@@ -43,23 +45,30 @@ SPEC = published_spec("Wan2.1-T2V-1.3B-Diffusers")
 FREE = {"latency": 0.0, "bandwidth": 1e30}
 
 
-def request(latent_frames: int, steps: int = 6, **asked: Any) -> Request:
+def request(latent_frames: int, steps: int = 6, **asked: Any) -> QueueRequest:
     asked = {"width": 160, "height": 96, "block_frames": 5, "context_frames": 2} | asked
-    made = Request(
+    made = Request.of(
         prompt="any",
         num_frames=4 * latent_frames - 3,
         num_inference_steps=steps,
         method="dualparal",
         **asked,
     )
-    return resolve(made, SPEC)
+    resolved = resolve(made, SPEC)
+    assert isinstance(resolved, QueueRequest)
+    return resolved
 
 
 def video(
-    on: Cluster, asked: Request, placement: Placement | None = None, *, sharers: int = 1, decode: float = 0.0
+    on: Cluster,
+    asked: QueueRequest,
+    placement: Placement | None = None,
+    *,
+    sharers: int = 1,
+    decode: float = 0.0,
 ) -> LongVideo:
     placement = placement or Placement(ranks=on.ranks)
-    placement = replace(placement, pipeline_degree=placement.branch_ranks // sharers)
+    placement = in_stages(placement, placement.branch_ranks // sharers)
     return LongVideo(cluster=on, spec=SPEC, request=asked, placement=placement, dtype="bf16", decode=decode)
 
 
@@ -167,12 +176,12 @@ def test_work_is_conserved_and_nothing_that_shares_a_resource_overlaps(sharers: 
 def test_a_joint_model_s_text_travels_with_its_tokens() -> None:
     spec = published_spec("HunyuanVideo")
     sizes = {"num_frames": 33, "width": 160, "height": 96, "block_frames": 3, "context_frames": 0}
-    asked = Request(prompt="any", num_inference_steps=3, method="dualparal", **sizes)
+    asked = Request.of(prompt="any", num_inference_steps=3, method="dualparal", **sizes)
     one = LongVideo(
         cluster=cluster(2),
         spec=spec,
         request=resolve(asked, spec),
-        placement=Placement(ranks=2, pipeline_degree=2),
+        placement=Placement.of(ranks=2, pipeline_degree=2),
         dtype="bf16",
         decode=0.0,
     )
@@ -203,23 +212,27 @@ def test_more_bandwidth_is_never_slower() -> None:
         assert after.first <= before.first * (1 + 1e-9)
 
 
+def by_rank_of(placement: Placement, asked: ResolvedRequest) -> list[dict[str, int]]:
+    return method_of(asked).method_of(asked).memory_by_rank(placement, asked, SPEC, 2)
+
+
 def test_memory_does_not_grow_with_the_length() -> None:
     placement = Placement(ranks=3)
 
     def peaks(latent_frames: int) -> list[int]:
-        return [parts["peak"] for parts in memory_by_rank(placement, request(latent_frames), SPEC, 2)]
+        return [parts["peak"] for parts in by_rank_of(placement, request(latent_frames))]
 
     assert peaks(20) <= peaks(30) <= peaks(100) == peaks(1000)
-    by_rank = memory_by_rank(placement, request(100), SPEC, 2)
+    by_rank = by_rank_of(placement, request(100))
     transformer = 2 * sum(w.parameters for w in SPEC.weights if stage_of(w.component) == "denoise")
     # Each has its layers; the first one also the other stages.
     assert [parts["weights"] for parts in by_rank[1:]] == pytest.approx([transformer / 3] * 2)
     # Keys and values of two frames, of both branches, in a rank's ten layers.
     assert by_rank[1]["keys"] == 2 * 2 * 10 * 2 * SPEC.tokens(1, 96, 160) * 1536 * 2
     # With left contexts from the cache, those of each block in the queue, 6, besides.
-    kept = memory_by_rank(placement, request(100, left_context="cache"), SPEC, 2)
+    kept = by_rank_of(placement, request(100, left_context="cache"))
     assert kept[1]["keys"] == 7 * by_rank[1]["keys"]
-    wider = memory_by_rank(placement, request(100, width=320), SPEC, 2)
+    wider = by_rank_of(placement, request(100, width=320))
     assert all(more["peak"] >= less["peak"] for more, less in zip(wider, by_rank, strict=True))
 
 
@@ -237,7 +250,7 @@ def test_replicas_make_a_video_each() -> None:
 def test_a_timeline_has_every_rank_of_a_team() -> None:
     on, asked = cluster(5), request(20, 3)
     simulator = Simulator(on, SPEC, asked, long=asked)
-    placement = Placement(ranks=5, denoise=(0, 1, 2, 3), decode=(4,), pipeline_degree=2)
+    placement = Placement.of(ranks=5, denoise=(0, 1, 2, 3), decode=(4,), pipeline_degree=2)
     way = Way(placement=placement, method="dualparal")
     simulated = simulator.simulate(way, 1, Choice.of("ulysses"))
     by_rank = timeline(simulator, simulated, 1)
@@ -252,7 +265,7 @@ def test_a_timeline_has_every_rank_of_a_team() -> None:
 def test_the_best_is_behind_no_method(goal: str) -> None:
     asked = request(40, width=480, height=288)
     nothing = dict.fromkeys(("block_frames", "context_frames", "left_context"))
-    whole = resolve(replace(asked, method="full", **nothing), SPEC)
+    whole = resolve(asked.asked(method="full", **nothing), SPEC)
     plans = find_plans(Simulator(cluster(4), SPEC, whole, long=asked), 2, goal)
     methods = {plan.simulated.way.method for plan in plans.tried}
     assert methods == {"full", "dualparal"}
@@ -283,7 +296,7 @@ def test_ways_that_are_not_played_could_not_have_been_the_best(goal: str, part: 
         kinds: list[dict[str, tuple[float, ...]]] = [{}, {}]
         for found, those in zip(kinds, (every, played), strict=True):
             for one in those:
-                kind, took = kind_of_way(one.way), GOALS[goal](one)
+                kind, took = one.way.kind, GOALS[goal](one)
                 found[kind] = min(took, found.get(kind, took))
         assert kinds[0] == kinds[1]
         # What the best is compared with is the best of all that differ from it in one setting alone.
@@ -297,14 +310,14 @@ def test_ways_that_are_not_played_could_not_have_been_the_best(goal: str, part: 
             ]
             assert GOALS[goal](other) == min(map(GOALS[goal], alike))
     for one in every:
-        least = simulator.least(one.way, 2)
+        least = one.way.player.least(simulator, one.way, 2)
         assert least.latency <= one.latency * (1 + 1e-9)
         assert least.seconds <= one.seconds * (1 + 1e-9)
 
 
 def test_a_left_context_from_the_cache_is_not_computed() -> None:
     for sharers in (1, 2):
-        made = [video(cluster(2), request(60, left_context=left), sharers=sharers) for left in LEFT_CONTEXTS]
+        made = [video(cluster(2), request(60, left_context=left), sharers=sharers) for left in LEFT_SOURCES]
         usual = [max(map(kind_of, one.queue.steps()), key=lambda kind: kind[3]) for one in made]
         assert [(kind[:3], kind[3]) for kind in usual] == [((5, 2, 0), 9), ((5, 0, 0), 9)]
         computed, kept = (one.run() for one in made)
@@ -331,7 +344,7 @@ CASES = [(grid, "latents") for grid in GRIDS] + [(grid, "cache") for grid in (GR
 
 def small_video(folder: Path, grid: StageGrid, left_context: str) -> LongVideo:
     """Five blocks of 12 tokens a frame, the last of one frame; three heads, which do not divide."""
-    asked = Request(
+    asked = Request.of(
         prompt="any",
         width=64,
         height=48,
@@ -348,7 +361,7 @@ def small_video(folder: Path, grid: StageGrid, left_context: str) -> LongVideo:
         cluster=cluster(4),
         spec=spec,
         request=resolve(asked, spec),
-        placement=Placement(ranks=4, cfg_degree=grid.cfg_degree, pipeline_degree=grid.num_stages),
+        placement=Placement.of(ranks=4, cfg_degree=grid.cfg_degree, pipeline_degree=grid.num_stages),
         dtype="fp32",
         decode=0.1,
     )

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 import warm
 from paradit.config.errors import RankError
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.engine.job import Job, Run, Stop
 from paradit.engine.run import make
 from paradit.engine.run_folder import RunFolder

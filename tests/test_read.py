@@ -26,9 +26,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paradit.config.errors import InputError
+from paradit.config.methods.base import resolve
 from paradit.config.options import all_fields
 from paradit.config.placement_text import read_placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.engine.run_folder import RunFolder
 from paradit.models.folder import bundled_folder, find_model
 from paradit.models.hunyuan_video import spec as hunyuan_video

@@ -14,9 +14,12 @@ import pytest
 
 import tiny
 from paradit.config.errors import InputError
-from paradit.config.requests import Request, chosen_seed, frames_for, parse_size, resolve, warnings_for
+from paradit.config.methods.base import resolve
+from paradit.config.methods.blocks import BlocksRequest
+from paradit.config.requests import Request, chosen_seed, frames_for, parse_size
 from paradit.models.folder import bundled_folder
 from paradit.models.spec import ModelSpec, read_spec
+from paradit.models.warnings import warnings_for
 
 DEFAULTS = {
     "width": 96,
@@ -41,7 +44,7 @@ def refusal(spec: ModelSpec) -> Callable[..., str]:
 
     def ask(**fields: Any) -> str:
         with pytest.raises(InputError) as caught:
-            resolve(Request(**({"prompt": "a red circle"} | fields)), spec)
+            resolve(Request.of(**({"prompt": "a red circle"} | fields)), spec)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -69,8 +72,9 @@ def test_what_is_given_stays(spec: ModelSpec) -> None:
         dtype="bf16",
         method="full",
     )
-    assert resolve(given, spec) == given
-    assert resolve(given, spec) == resolve(resolve(given, spec), spec)
+    resolved = resolve(given, spec)
+    assert vars(resolved).items() <= vars(given).items()
+    assert resolve(resolved.asked(), spec) == resolved
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n\t"])
@@ -116,8 +120,9 @@ def test_long_videos_are_made_in_blocks(spec: ModelSpec) -> None:
         assert request.method == method
         assert request.num_frames == num_frames
         # A window is as long as what the model was trained on: 13 latent frames.
-        blocks = (7, 3) if method == "dualparal" else (None, None)
-        assert (request.block_frames, request.context_frames) == blocks
+        if isinstance(request, BlocksRequest):
+            assert (request.block_frames, request.context_frames) == (7, 3)
+        assert resolve(request.asked(), spec) == request
 
 
 @pytest.mark.parametrize("field", ["width", "height", "num_frames", "num_inference_steps"])
@@ -159,7 +164,7 @@ def test_parse_size() -> None:
 
 def test_warnings(spec: ModelSpec) -> None:
     def warnings(spec: ModelSpec, **fields: Any) -> list[str]:
-        request = Request(**({"prompt": "a cat on a mat"} | fields))
+        request = Request.of(**({"prompt": "a cat on a mat"} | fields))
         return warnings_for(resolve(request, spec), spec)
 
     bundled = replace(spec, folder=bundled_folder(), name="shapes")
@@ -176,9 +181,10 @@ def test_warnings(spec: ModelSpec) -> None:
 def test_methods_in_blocks(spec: ModelSpec, tmp_path: Path) -> None:
     for method in ("windowed", "fifo"):
         request = resolve(Request(prompt="x", num_frames=99, method=method), spec)
-        assert (request.in_blocks, request.block_frames, request.context_frames) == (True, 7, 3)
+        assert isinstance(request, BlocksRequest)
+        assert (request.block_frames, request.context_frames) == (7, 3)
     two = read_spec(tiny.save_folder("wan22_a14b", tmp_path / "two"))
-    assert resolve(Request(prompt="x", method="windowed"), two).in_blocks
+    assert isinstance(resolve(Request(prompt="x", method="windowed"), two), BlocksRequest)
     with pytest.raises(InputError, match=r"fifo has all noise levels in a window, .* two transformers"):
         resolve(Request(prompt="x", method="fifo"), two)
 

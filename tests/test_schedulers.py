@@ -26,7 +26,8 @@ from diffusers import (
 from torch import Tensor
 
 from paradit.config.errors import InputError
-from paradit.config.requests import Request, resolve
+from paradit.config.methods.base import resolve
+from paradit.config.requests import Request
 from paradit.models.known_schedulers import is_known
 from paradit.models.spec import read_spec
 from paradit.progress import Progress
@@ -68,7 +69,7 @@ def folder_with(scheduler: SchedulerMixin, path: Path, *, hunyuan: bool = False)
 
 def ours(folder: Path, **settings: object) -> Tensor:
     spec = read_spec(folder)
-    request = resolve(Request(prompt=PROMPT, seed=SEED, **(SIZE | settings)), spec)  # type: ignore[arg-type]
+    request = resolve(Request.of(prompt=PROMPT, seed=SEED, **(SIZE | settings)), spec)  # type: ignore[arg-type]
     check_scheduler(spec, request)
     return text_to_video(load(spec, "fp32"), request, Progress()).latents
 
@@ -201,7 +202,7 @@ def test_all_of_diffusers_run_or_are_refused_in_one_line(tmp_path: Path) -> None
     for hunyuan in (False, True):
         folder = folder_with(FlowMatchEulerDiscreteScheduler(), tmp_path / str(hunyuan), hunyuan=hunyuan)
         spec = read_spec(folder)
-        request = resolve(Request(prompt=PROMPT, **SIZE), spec)  # type: ignore[arg-type]
+        request = resolve(Request.of(prompt=PROMPT, **SIZE), spec)  # type: ignore[arg-type]
         for name in dir(diffusers):
             if not name.endswith("Scheduler") or not inspect.isclass(getattr(diffusers, name)):
                 continue

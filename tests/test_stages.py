@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from paradit.config.errors import InputError
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
 from paradit.config.placement_text import read_fields, read_groups, read_placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.distributed.world import World
 from paradit.engine.events import Began, Failed, Finished, MemoryUsed
 from paradit.engine.job import Job
@@ -117,7 +118,7 @@ def test_placements_are_written_in_two_ways() -> None:
 )
 def test_placements_that_cannot_be(ranks: int, groups: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Placement(ranks=ranks, **read_groups(groups))
+        Placement.of(ranks=ranks, **read_groups(groups))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"rank": 2}', '{"decode": 1}', '{"decode": ["1"]}'])
@@ -156,7 +157,7 @@ def jobs(model: Path, folder: Path) -> list[Job]:
     spec = read_spec(model)
     return [
         Job(
-            request=resolve(Request(prompt=prompt, seed=number), spec),
+            request=resolve(Request.of(prompt=prompt, seed=number), spec),
             output=str(folder / f"{number}.mp4"),
             latents=folder / f"{number}.safetensors",
             index=number,
@@ -271,8 +272,8 @@ def held_before_and_after(world: World, model: Path, folder: Path) -> list[list[
         return share
 
     make.divide = watched  # type: ignore[assignment]
-    spec, where = read_spec(model), Placement(ranks=2, pipeline_degree=2)
-    request = resolve(Request(prompt="a", method="dualparal", block_frames=1, context_frames=1), spec)
+    spec, where = read_spec(model), Placement.of(ranks=2, pipeline_degree=2)
+    request = resolve(Request.of(prompt="a", method="dualparal", block_frames=1, context_frames=1), spec)
     job = replace(jobs(model, folder)[0], request=request)
     make_videos([job], spec, where, Progress(), overwrite=False, world=world)
     return seen

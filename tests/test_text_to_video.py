@@ -12,8 +12,9 @@ from diffusers import WanPipeline
 import paradit
 from paradit import room
 from paradit.config.errors import InputError
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.models.spec import read_spec
 from paradit.progress import Progress, Stepped
 from paradit.sampling import guidance

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from paradit.config.errors import InputError, OutOfMemory
+from paradit.config.methods.base import check_placement, resolve
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.config.tiles import grid
 from paradit.distributed.attempt import Attempt
 from paradit.distributed.world import World
@@ -210,11 +211,11 @@ def test_too_few_tiles(tmp_path: Path) -> None:
     where = Placement(ranks=3, denoise=(0,), decode=(0, 1, 2), decode_degree=3)
     request = resolve(Request(prompt="a", width=96, height=96, num_frames=5), spec)
     with pytest.raises(InputError, match=r"tiles of 256 pixels \(1\): use a vae_tile of 64, or a decode_deg"):
-        where.check(request, spec)
-    where.check(replace(request, vae_tile=64), spec)
+        check_placement(where, request, spec)
+    check_placement(where, replace(request, vae_tile=64), spec)
     tiny = resolve(Request(prompt="a", width=16, height=16, num_frames=5), spec)
     with pytest.raises(InputError, match=r"16x16 has tiles of 256 pixels \(1\): use a decode_degree of 1"):
-        where.check(tiny, spec)
+        check_placement(where, tiny, spec)
 
 
 def decoded_together(
@@ -314,7 +315,8 @@ from paradit.engine.job import Job
 from paradit.engine.keep import keep
 from paradit.models.spec import read_spec
 from paradit.progress import Progress
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
+from paradit.config.methods.base import resolve
 from paradit.stages.decode import decode
 from paradit.text_to_video import load
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from paradit.attention.registry import Choice
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import World
 from paradit.engine.teams import together

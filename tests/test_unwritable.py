@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
 from paradit.config.placement_text import read_groups
-from paradit.config.requests import Request, resolve
+from paradit.config.requests import Request
 from paradit.distributed.world import World
 from paradit.engine.events import Doing, Failed, Finished, Wrote
 from paradit.engine.job import Job
@@ -73,7 +74,7 @@ def on_ranks(
     jobs = [
         Job(
             request=resolve(
-                Request(prompt="a", method=method, num_frames=4 * blocks * BLOCK - 3, **sizes), spec
+                Request.of(prompt="a", method=method, num_frames=4 * blocks * BLOCK - 3, **sizes), spec
             ),
             output=str(folder / f"{index}.mp4"),
             latents=None,

@@ -6,25 +6,21 @@ import json
 from typing import Any
 
 from paradit import __version__
-from paradit.config.requests import Request
+from paradit.config.requests import ResolvedRequest
 from paradit.models.identity import model_hash
 from paradit.models.spec import ModelSpec
 
-_DECIDING = (
-    *("prompt", "negative_prompt", "prompts_at", "seed", "width", "height", "num_frames", "fps"),
-    *("num_inference_steps", "guidance_scale", "method", "block_frames", "context_frames", "left_context"),
-    "vae_tile",
-)
-"""Fields of a request that decide frames and their times."""
+_NOT_DECIDING = ("trim", "dtype")
+"""Fields of a request that decide neither frames nor their times; the dtype is that of the run."""
 
 
-def provenance(request: Request, spec: ModelSpec, dtype: str, kernel: str) -> dict[str, Any]:
+def provenance(request: ResolvedRequest, spec: ModelSpec, dtype: str, kernel: str) -> dict[str, Any]:
     """Return what decides a resolved request's frames: itself, the model, and this version.
 
     dtype, kernel: what the transformers ran in, and what computed attention. Neither the placement, nor the
     time, nor the command is among it, so that equal frames make equal files.
     """
-    fields = {name: getattr(request, name) for name in _DECIDING}
+    fields = {name: value for name, value in vars(request).items() if name not in _NOT_DECIDING}
     if request.endless:
         del fields["num_frames"]
     return {

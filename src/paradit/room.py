@@ -7,12 +7,13 @@ import re
 import torch
 
 from paradit.config.errors import InputError
+from paradit.config.methods.base import method_of
 from paradit.config.placement import Placement
-from paradit.config.requests import Request
+from paradit.config.requests import ResolvedRequest
 from paradit.memory import total_memory_bytes
 from paradit.models.spec import ModelSpec
 from paradit.scheduling.fitting import SURELY, options_that_fit
-from paradit.scheduling.memory import PARTS, largest_part, memory_by_rank, on_one_device
+from paradit.scheduling.memory import PARTS, largest_part, on_one_device
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -30,7 +31,7 @@ def where_and_how(dtype: str | None) -> tuple[torch.device, str]:
 
 
 def room_bytes(
-    spec: ModelSpec, request: Request, placement: Placement, local_ranks: int | None = None
+    spec: ModelSpec, request: ResolvedRequest, placement: Placement, local_ranks: int | None = None
 ) -> dict[str, int]:
     """What the fullest device needs for "weights" and at its "peak", and what it has in "total"; estimated.
 
@@ -38,7 +39,7 @@ def room_bytes(
     """
     device, dtype = where_and_how(request.dtype)
     itemsize = DTYPES[dtype].itemsize
-    by_rank = memory_by_rank(placement, placement.tiled(request, spec), spec, itemsize)
+    by_rank = method_of(request).memory_by_rank(placement, placement.tiled(request, spec), spec, itemsize)
     sharing = 1 if device.type == "cuda" else local_ranks or placement.ranks
     room = on_one_device(by_rank, sharing)
     if device.type == "cpu" and spec.is_stored_in(itemsize):
@@ -50,7 +51,7 @@ def room_bytes(
 
 def check_memory(
     spec: ModelSpec,
-    request: Request,
+    request: ResolvedRequest,
     placement: Placement | None = None,
     local_ranks: int | None = None,
     *,
@@ -78,7 +79,8 @@ def check_memory(
             f"model {spec.name!r} needs {room['weights'] / 1e9:.1f} GB for its weights in {dtype}{each}, "
             f"and {place}" + _advice(options, known, "; fits with ")
         )
-    by_rank = memory_by_rank(placement, placement.tiled(request, spec), spec, DTYPES[dtype].itemsize)
+    tiled = placement.tiled(request, spec)
+    by_rank = method_of(request).memory_by_rank(placement, tiled, spec, DTYPES[dtype].itemsize)
     said = (
         f"about {room['peak'] / 1e9:.1f} GB of memory will be needed{each}, and {place}; most is for "
         f"{PARTS[largest_part(by_rank)]}"
@@ -97,11 +99,13 @@ def _advice(options: str, known: tuple[str, ...] | None, with_them: str) -> str:
     return f": use a machine with more memory{anew}"
 
 
-def _fitting_options(spec: ModelSpec, request: Request, placement: Placement, local_ranks: int | None) -> str:
+def _fitting_options(
+    spec: ModelSpec, request: ResolvedRequest, placement: Placement, local_ranks: int | None
+) -> str:
     """With which a request that does not fit would."""
     device, dtype = where_and_how(request.dtype)
 
-    def fits(changed: Request, other: Placement) -> bool:
+    def fits(changed: ResolvedRequest, other: Placement) -> bool:
         needed = room_bytes(spec, changed, other, local_ranks)
         return needed["peak"] <= needed["total"]
 
@@ -110,6 +114,6 @@ def _fitting_options(spec: ModelSpec, request: Request, placement: Placement, lo
     return options_that_fit(request, spec, placement, fits, most_ranks=most_ranks, halve=dtype == "fp32")
 
 
-def _size(request: Request) -> str:
+def _size(request: ResolvedRequest) -> str:
     frames = "" if request.endless else f", {request.num_frames} frames"
     return f"{request.width}x{request.height}{frames}"

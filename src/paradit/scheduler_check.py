@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from paradit.config.requests import Request
+from paradit.config.methods.base import method_of
+from paradit.config.requests import ResolvedRequest
 from paradit.models.folder_json import read_index, read_json
 from paradit.models.known_schedulers import is_known
 from paradit.models.registry import schedule
 from paradit.models.spec import ModelSpec
 
 
-def check_scheduler(spec: ModelSpec, request: Request) -> None:
+def check_scheduler(spec: ModelSpec, request: ResolvedRequest) -> None:
     """Check that the scheduler in a model's folder can make a resolved request's video. Raises InputError.
 
     Imports torch and diffusers only for one that is not like a published model's.
@@ -22,11 +23,10 @@ def check_scheduler(spec: ModelSpec, request: Request) -> None:
         return
     from paradit.sampling.scheduler_trial import try_scheduler
 
-    assert request.num_inference_steps
     try_scheduler(
         spec.folder,
         schedule(spec.pipeline_class),
         request.num_inference_steps,
         spec.vae.z_dim,
-        in_blocks=request.in_blocks,
+        in_blocks=method_of(request).streams,
     )

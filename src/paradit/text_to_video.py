@@ -16,7 +16,8 @@ from torch import Tensor
 
 from paradit.config.errors import InputError
 from paradit.config.limits import typed
-from paradit.config.requests import Request, chosen_seed, frames_for, resolve, warnings_for
+from paradit.config.methods.base import resolve
+from paradit.config.requests import Request, ResolvedRequest, chosen_seed, frames_for
 from paradit.files import named, reserved
 from paradit.kernels import DEFAULT
 from paradit.memory import peak_memory_bytes
@@ -24,16 +25,17 @@ from paradit.models.folder import BUNDLED, download_weights, find_model
 from paradit.models.protocol import Frames, Prompt, VideoModel
 from paradit.models.registry import loader
 from paradit.models.spec import ModelSpec, read_spec
+from paradit.models.warnings import warnings_for
 from paradit.parallel.team import Alone, Team
 from paradit.progress import Progress
 from paradit.provenance import provenance, tags
 from paradit.room import DTYPES, check_memory, name_of, where_and_how
+from paradit.sampling.sampler import Work
 from paradit.scheduler_check import check_scheduler
 from paradit.scheduling.stages import STAGES
 from paradit.stages.decode import decode, frames
 from paradit.stages.denoise import denoise
-from paradit.stages.denoise_blocks import denoise_blocks
-from paradit.stages.encode import encode, texts
+from paradit.stages.encode import encode
 from paradit.video.writer import open_video
 
 _LOADING = Lock()
@@ -46,7 +48,7 @@ class Video:
 
     latents: Tensor
     """[1, C, F, h, w], fp32."""
-    request: Request
+    request: ResolvedRequest
     model: VideoModel
     progress: Progress
 
@@ -71,7 +73,7 @@ class Generated:
     latents: Tensor
     """[1, C, F, h, w], fp32."""
     fps: float
-    request: Request
+    request: ResolvedRequest
     """As it was run, with the model's defaults filled in."""
     seconds: dict[str, float]
     """Seconds by stage."""
@@ -118,23 +120,23 @@ def load(
         return load_model(spec, DTYPES[dtype], device or usual, stages=stages, compile=compile, layers=layers)
 
 
-def text_to_video(model: VideoModel, request: Request, progress: Progress, team: Team | None = None) -> Video:
+def text_to_video(
+    model: VideoModel, request: ResolvedRequest, progress: Progress, team: Team | None = None
+) -> Video:
     """Generate the video of a resolved request. Its frames are decoded later, by `Video.frames`.
 
     Every process of a `team` calls it with the same request; each gets the latents.
     """
     team = team or Alone()
     prompts = _shared(encode(model, request, progress) if team.is_first else None, model, request, team)
-    if request.method == "full":
-        latents = denoise(model, request, prompts, progress, team)
-    else:
-        blocks = denoise_blocks(model, request, prompts, progress, team, share=None)
-        latents = torch.cat(list(blocks), dim=2)
+    work = Work(model=model, request=request, prompts=prompts, progress=progress, team=team)
+    blocks = list(denoise(work))
+    latents = torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0]
     return Video(latents=latents, request=request, model=model, progress=progress)
 
 
 def _shared(
-    prompts: tuple[Prompt, ...] | None, model: VideoModel, request: Request, team: Team
+    prompts: tuple[Prompt, ...] | None, model: VideoModel, request: ResolvedRequest, team: Team
 ) -> tuple[Prompt, ...]:
     """The first process's prompts, on all of them."""
     parts = (part for prompt in prompts or () for part in prompt)
@@ -143,7 +145,7 @@ def _shared(
             team.share(partial(next, parts), shape, model.dtype, model.device)
             for shape in model.prompt_shapes
         )
-        for _ in texts(model.spec, request)
+        for _ in request.texts(model.spec)
     )
 
 
@@ -227,7 +229,7 @@ def generate(
     return Generated(
         frames=video.all_frames(),
         latents=video.latents.cpu(),
-        fps=request.fps or spec.defaults.fps,
+        fps=request.fps,
         request=request,
         seconds=progress.seconds,
         peak_memory_bytes=peak_memory_bytes(video.latents.device),
@@ -235,7 +237,7 @@ def generate(
     )
 
 
-def _check(request: Request, spec: ModelSpec, progress: Progress) -> None:
+def _check(request: ResolvedRequest, spec: ModelSpec, progress: Progress) -> None:
     """Refuse what cannot be made, and warn of what may not come out well, before anything is loaded."""
     if request.endless:
         raise InputError("a video of duration inf is written while it is made: use `paradit generate`")

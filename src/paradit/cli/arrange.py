@@ -9,10 +9,10 @@ from typing import Any
 from paradit.cli.jobs import Options
 from paradit.cli.progress import Reporter
 from paradit.config.errors import InputError
+from paradit.config.methods.base import check_placement, method_of
 from paradit.config.options import named, read_values
 from paradit.config.placement import Placement, placement_fields
 from paradit.config.placement_text import read_fields, read_groups
-from paradit.config.requests import Request
 from paradit.engine.events import Placed
 from paradit.engine.job import Job
 from paradit.engine.planned import Open, planned, planned_form
@@ -83,12 +83,12 @@ def arrange(
     plans for itself, by the same file, where all are on this machine; they have all stages together.
     """
     for job in jobs:
-        base.check(job.request, spec)
+        check_placement(base, job.request, spec)
     automatic = options.placement == AUTO and base.ranks > 1
-    method = jobs[0].request.method
+    method = method_of(jobs[0].request)
     said_nothing = options.placement is None and base.ranks > 1 and _is_plain(base)
     here = launched()
-    is_planned = automatic or (method == "dualparal" and said_nothing and not here)
+    is_planned = automatic or (method.planned_unasked and said_nothing and not here)
     cluster = calibrated_cluster(base.ranks) if not here or here.ranks == here.local_ranks else None
     choice = None
     if cluster is not None and is_planned:
@@ -103,8 +103,9 @@ def arrange(
         choice = planned_form(jobs, spec, base, cluster)
     if choice is not None:
         return Arranged(placement=choice.placement, form=choice.form, why=choice.why)
-    if automatic and method != "full":
-        report.emit(Placed(placement=base.flat(), reason=_by_rule(jobs[0].request, base, spec), seconds={}))
+    by_rule = method.by_rule(base, jobs[0].request, spec) if automatic else None
+    if by_rule is not None:
+        report.emit(Placed(placement=base.flat(), reason=by_rule, seconds={}))
         return Arranged(placement=base)
     return Arranged(placement=base, automatic=automatic)
 
@@ -114,15 +115,6 @@ def _is_plain(base: Placement) -> bool:
     return base == Placement(
         ranks=base.ranks, cfg_degree=base.cfg_degree, kernel=base.kernel, compile=base.compile
     )
-
-
-def _by_rule(request: Request, base: Placement, spec: ModelSpec) -> str:
-    """Why a video in blocks is made with all stages together, where nothing is known of other ways."""
-    if request.method != "dualparal":
-        return f"together: the planner does not know method {request.method}"
-    stages = base.stage_grid(request, spec).num_stages
-    number = "1 stage" if stages == 1 else f"{stages} stages"
-    return f"together, {number}, by a rule of thumb: `paradit calibrate --ranks {base.ranks}` has it planned"
 
 
 def _read_placement(placement: str | None) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from paradit.cli.progress import Reporter
 from paradit.config.errors import InputError
-from paradit.config.requests import Request, resolve
+from paradit.config.methods.base import resolve
+from paradit.config.requests import Request, ResolvedRequest
 from paradit.engine.job import Job
 from paradit.engine.reserve import files_reserved
 from paradit.models.folder import download_weights, find_model
@@ -50,8 +51,8 @@ def decode(
     shape, about = _read(latents)
     folder = find_model(model)
     spec = read_spec(folder)
-    request = _request(latents, shape, about, fps, spec)
-    request = resolve(request if vae_tile is None else replace(request, vae_tile=vae_tile), spec)
+    asked = _request(latents, shape, about, fps, spec)
+    request = resolve(asked if vae_tile is None else replace(asked, vae_tile=vae_tile), spec)
     job = Job(request=request, output=output if output is not None else f"{latents.stem}.mp4", latents=None)
     check_target(job.output, fps=request.fps, overwrite=overwrite)
 
@@ -72,7 +73,7 @@ def decode(
         )
 
 
-def _provenance(about: dict[str, str], request: Request) -> dict[str, Any] | None:
+def _provenance(about: dict[str, str], request: ResolvedRequest) -> dict[str, Any] | None:
     """What the latents' file says that they were made from, with what is decided only now."""
     try:
         found = json.loads(about["provenance"])

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 
 from paradit.attention.registry import AUTO
 from paradit.cli.text import amount
-from paradit.scheduling.memory import memory_by_rank
+from paradit.config.methods.base import method_of
 
 if TYPE_CHECKING:
     from paradit.cli.arrange import Arranged
     from paradit.cli.jobs import Options
     from paradit.config.placement import Placement
-    from paradit.config.requests import Request
+    from paradit.config.requests import ResolvedRequest
     from paradit.models.spec import ModelSpec
 
 BYTES = {"bf16": 2, "fp32": 4}
 
 
-def explain(options: Options, request: Request, arranged: Arranged, spec: ModelSpec) -> list[str]:
+def explain(options: Options, request: ResolvedRequest, arranged: Arranged, spec: ModelSpec) -> list[str]:
     """Of a resolved request: its method, why ranks are used as they are, what the fullest one needs."""
     return [
         _method(options, request, spec),
@@ -28,20 +28,20 @@ def explain(options: Options, request: Request, arranged: Arranged, spec: ModelS
     ]
 
 
-def _method(options: Options, request: Request, spec: ModelSpec) -> str:
+def _method(options: Options, request: ResolvedRequest, spec: ModelSpec) -> str:
     if options.method is not None:
         return f"method {request.method}: as asked for"
     trained = spec.defaults.train_frames
     if trained is None:
         return f"method {request.method}: the length that the model was trained on is not known"
     limit = f"{'' if request.trim else 'twice '}the {trained[1]} of training"
-    than = "more" if request.in_blocks else "no more"
+    than = "more" if request.num_frames > (1 if request.trim else 2) * trained[1] else "no more"
     return f"method {request.method}: {request.num_frames} frames are {than} than {limit}"
 
 
-def _attention(request: Request, arranged: Arranged, spec: ModelSpec) -> list[str]:
+def _attention(request: ResolvedRequest, arranged: Arranged, spec: ModelSpec) -> list[str]:
     placement = arranged.placement
-    if placement.branch_ranks == 1 or request.in_blocks:
+    if placement.branch_ranks == 1 or method_of(request).divides_layers:
         return []
     if arranged.form:
         return [arranged.form]
@@ -50,9 +50,9 @@ def _attention(request: Request, arranged: Arranged, spec: ModelSpec) -> list[st
     return [f"attention {placement.attention}: as asked for"]
 
 
-def _memory(request: Request, placement: Placement, spec: ModelSpec) -> str:
+def _memory(request: ResolvedRequest, placement: Placement, spec: ModelSpec) -> str:
     dtype = request.dtype or "fp32"
-    by_rank = memory_by_rank(placement, request, spec, BYTES[dtype])
+    by_rank = method_of(request).memory_by_rank(placement, request, spec, BYTES[dtype])
     rank = max(range(len(by_rank)), key=lambda number: by_rank[number]["peak"])
     parts = ", ".join(f"{name} {amount(size, 'B')}" for name, size in by_rank[rank].items() if name != "peak")
     return f"memory, in {dtype}: at most about {amount(by_rank[rank]['peak'], 'B')}, on rank {rank} ({parts})"

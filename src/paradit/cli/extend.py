@@ -11,8 +11,10 @@ from paradit.cli.progress import Reporter
 from paradit.cli.run_model import complete_run_model, find_run_model
 from paradit.cli.signals import stop
 from paradit.config.errors import InputError
+from paradit.config.methods.base import check_placement, method_of
 from paradit.config.placement import Placement
-from paradit.config.requests import latent_shape, parse_duration, resolve
+from paradit.config.requests import parse_duration
+from paradit.config.values import NONE
 from paradit.engine.job import Job, Run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make
@@ -20,7 +22,6 @@ from paradit.engine.run_folder import RunFolder, find_run
 from paradit.launched import launched
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.scheduler_check import check_scheduler
-from paradit.scheduling.block_queue import queue_of
 from paradit.video.writer import check_target
 
 
@@ -52,23 +53,21 @@ def extend(
     spec = read_spec(model)
     jobs = []
     for job in run.jobs:
-        more = _more_frames(duration, num_frames, job.request.fps or spec.defaults.fps)
+        more = _more_frames(duration, num_frames, job.request.fps)
         jobs.append(_longer(job, folder, spec, more, output))
     if output is not None:
         check_target(output, fps=jobs[0].request.fps, overwrite=overwrite)
-    longer = replace(run, jobs=tuple(jobs), placement=_placement(run, ranks), overwrite=True)
+    longer = replace(run, jobs=tuple(jobs), placement=_placement(run, ranks, spec), overwrite=True)
     for job in longer.jobs:
-        longer.placement.check(job.request, spec)
+        check_placement(longer.placement, job.request, spec)
         check_scheduler(spec, job.request)
     check_devices(longer.placement, longer.jobs[0].request.dtype)
     check_jobs(longer.jobs, spec, longer.placement, report, known=("--ranks",))
     for job in run.jobs:
         if not job.request.endless:
-            queue = queue_of(job.request, latent_shape(job.request, spec)[1])
-            last = queue.num_blocks or 0
-            first = max(1, queue.finished(queue.open_rounds) + 1)
+            again = method_of(job.request).made_again(job.request, spec)
             report.warn(
-                f"the video's end showed in blocks {first} to {last}, which are made again"
+                f"the video's end showed in blocks {again[0]} to {again[-1]}, which are made again"
                 + (f" ({job.request.prompt!r})" if len(run.jobs) > 1 else "")
             )
     with files_reserved(longer.jobs, overwrite=True):
@@ -95,23 +94,10 @@ def _more_frames(duration: str | None, num_frames: int | None, fps: float) -> in
 
 def _longer(job: Job, folder: RunFolder, spec: ModelSpec, more: int, output: str | None) -> Job:
     """The job of a video that has so many frames more."""
-    request = job.request
-    assert request.num_frames and request.num_inference_steps and request.block_frames
-    if request.endless:
-        blocks = folder.num_blocks(job.index)
-        ratio, rounds = spec.vae.temporal_compression, blocks + request.num_inference_steps - 1
-        there = max(0, (blocks * request.block_frames - 1) * ratio + 1)
-        least = rounds * request.block_frames * ratio + 1 - there  # none of the queue's blocks is the last
-        if not blocks or more < least:
-            raise InputError(
-                f"the queue of {str(folder.path)!r} holds {rounds} blocks already: make the video longer by "
-                f"at least {least} frames"
-            )
-    elif not folder.is_extendable(job):
+    finished = folder.num_blocks(job.index) if job.request.endless else None
+    if finished is None and not folder.is_extendable(job):
         raise InputError(f"{job.output!r} cannot be made longer: {_why_not(job, folder)}")
-    else:
-        there = request.num_frames
-    longer = resolve(replace(request, num_frames=there + more, trim=True), spec)
+    longer = method_of(job.request).longer(job.request, spec, more, finished, str(folder.path))
     return replace(job, request=longer, output=output if output is not None else job.output)
 
 
@@ -121,7 +107,7 @@ def _why_not(job: Job, folder: RunFolder) -> str:
     return "it was made in one piece"
 
 
-def _placement(run: Run, ranks: int | None) -> Placement:
+def _placement(run: Run, ranks: int | None, spec: ModelSpec) -> Placement:
     """As it was. With other ranks all stages are together; branches and layers are divided as before, if that
     can be.
     """
@@ -130,7 +116,10 @@ def _placement(run: Run, ranks: int | None) -> Placement:
         return before
     together = replace(
         before, ranks=ranks, encode=None, denoise=None, decode=None, replicas=1, decode_degree=1,
-        cfg_degree=before.cfg_degree if ranks % before.cfg_degree == 0 else 1, pipeline_degree=None,
+        cfg_degree=before.cfg_degree if ranks % before.cfg_degree == 0 else 1,
     )  # fmt: skip
-    divides = before.pipeline_degree and together.branch_ranks % before.pipeline_degree == 0
-    return replace(together, pipeline_degree=before.pipeline_degree) if divides else together
+    try:
+        check_placement(together, run.jobs[0].request, spec)
+    except InputError:
+        return replace(together, method_options=NONE)
+    return together

@@ -14,9 +14,10 @@ from paradit.cli.progress import Reporter
 from paradit.cli.signals import stop
 from paradit.cli.trace import check_trace
 from paradit.config.errors import InputError
+from paradit.config.methods.base import check_placement, method_of
 from paradit.config.options import declared, read_values
 from paradit.config.placement import Placement
-from paradit.config.requests import Request, frames_at_once, latent_shape, warnings_for
+from paradit.config.requests import ResolvedRequest, frames_at_once, latent_shape
 from paradit.distributed.shares import Shares
 from paradit.engine.events import Explained, Placed, Planned
 from paradit.engine.job import Job, Run
@@ -27,10 +28,9 @@ from paradit.launched import check_meeting_point, is_first_rank, launched
 from paradit.models.folder import download_weights, find_model, spec_for_dry_run
 from paradit.models.identity import model_hash
 from paradit.models.spec import ModelSpec, read_spec
+from paradit.models.warnings import warnings_for
 from paradit.scheduler_check import check_scheduler
-from paradit.scheduling.block_queue import position_warning, queue_of
-from paradit.scheduling.layer_pipeline import split_layers, used_share
-from paradit.scheduling.memory import memory_by_rank
+from paradit.scheduling.layer_pipeline import split_layers
 from paradit.trace.merge import collected
 
 BYTES = {"bf16": 2, "fp32": 4}
@@ -53,12 +53,12 @@ def generate(options: Options, report: Reporter) -> int:
     arranged = arrange(options, jobs, spec, asked, report)
     placement, automatic = arranged.placement, arranged.automatic
     for job in jobs:
-        placement.check(job.request, spec)
+        check_placement(placement, job.request, spec)
     _check_replicas(placement, len(jobs))
     _check_endless(jobs, placement)
     as_asked = jobs
     jobs = [replace(job, request=placement.tiled(job.request, spec)) for job in jobs]
-    for warning in dict.fromkeys(line for job in jobs for line in _warnings(job.request, spec, placement)):
+    for warning in dict.fromkeys(line for job in jobs for line in warnings_for(job.request, spec, placement)):
         report.warn(warning)
     if options.explain:
         lines = (line for job in jobs for line in explain(options, job.request, arranged, spec))
@@ -155,14 +155,12 @@ def _check_memory(
 
 def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
     """What a job would do and need, from the spec alone."""
-    request, transformer = job.request, spec.transformers[0]
-    assert request.num_frames and request.height and request.width and request.guidance_scale
+    request, method, transformer = job.request, method_of(job.request), spec.transformers[0]
     size = (frames_at_once(request, spec), request.height, request.width)
     tokens = spec.tokens(*size)
     dtype = request.dtype or "fp32"  # the default on a CPU, and the larger one
     branches = spec.num_branches(request.guidance_scale)
     step = branches * transformer.flops(tokens, spec.text_length)
-    steps = request.num_inference_steps or 0
     text = branches * sum(expert.context_flops(spec.text_length) for expert in spec.transformers)
     return {
         **job.about(spec),
@@ -171,66 +169,27 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
         "latent_shape": list(latent_shape(request, spec)),
         "tokens": tokens,
         "step_flops": step,
-        "flops": step * steps * _blocks(request, spec) + text,
+        "flops": step * request.num_inference_steps * request.num_blocks(spec) + text,
         "dtype": dtype,
         "memory_bytes": spec.memory_bytes(*size, BYTES[dtype], request.vae_tile),
-        "memory_bytes_by_rank": memory_by_rank(placement, request, spec, BYTES[dtype]),
+        "memory_bytes_by_rank": method.memory_by_rank(placement, request, spec, BYTES[dtype]),
         "ranks": placement.ranks,
         "replicas": placement.replicas,
         "cfg_degree": placement.cfg_degree,
-        "pipeline_degree": placement.stage_grid(request, spec).num_stages,
+        "pipeline_degree": method.grid(placement, request, spec).num_stages,
         "shares": _shares(placement, request, spec, tokens),
-        **_queue(request, spec, placement),
+        **method.dry_run(placement, request, spec),
     }
 
 
-def _queue(request: Request, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
-    """How a long video is cut into blocks, and how well the ranks that share them are used."""
-    if request.method != "dualparal":
-        return {}
-    queue = queue_of(request, latent_shape(request, spec)[1])
-    grid, branches = placement.stage_grid(request, spec), spec.num_branches(request.guidance_scale or 1.0)
-    channels, _, height, width = latent_shape(request, spec)
-    unknown: dict[str, Any] = {"num_frames": None, "num_blocks": None, "rounds": None, "flops": None}
-    unknown["latent_shape"] = [channels, None, height, width]
-    return {
-        "num_blocks": queue.num_blocks,
-        "rounds": queue.num_rounds,
-        "block_frames": queue.block_frames,
-        "context_frames": queue.context_frames,
-        "window_frames": queue.window_frames,
-        "used_share": round(used_share(queue, grid.num_stages, branches // grid.cfg_degree), 4),
-        **(unknown if request.endless else {}),
-    }
-
-
-def _warnings(request: Request, spec: ModelSpec, placement: Placement) -> list[str]:
-    found = warnings_for(request, spec)
-    if request.in_blocks:
-        queue = queue_of(request, latent_shape(request, spec)[1])
-        longer = position_warning(queue, spec.trained_latent_frames)
-        found += [longer] if longer else []
-    if request.method == "dualparal":
-        stages = placement.stage_grid(request, spec).num_stages
-        share = _queue(request, spec, placement)["used_share"]
-        for number, what in ((queue.num_blocks or 0, "blocks"), (queue.num_steps, "steps")):
-            if number < stages:
-                found.append(f"{number} {what} are fewer than {stages} stages, which are used to {share:.0%}")
-    return found
-
-
-def _blocks(request: Request, spec: ModelSpec) -> int:
-    """How many blocks of frames go through the transformer in each step."""
-    _, frames, *_ = latent_shape(request, spec)
-    return -(-frames // (request.block_frames or frames))
-
-
-def _shares(placement: Placement, request: Request, spec: ModelSpec, tokens: int) -> list[dict[str, Any]]:
+def _shares(
+    placement: Placement, request: ResolvedRequest, spec: ModelSpec, tokens: int
+) -> list[dict[str, Any]]:
     """Each rank's stages and layers; tokens held and attention rows computed, of each of its branches.
 
     Layers as if all took the same time; a run measures them.
     """
-    grid, transformer = placement.stage_grid(request, spec), spec.transformers[0]
+    grid, transformer = method_of(request).grid(placement, request, spec), spec.transformers[0]
     shares = Shares.equal(tokens, transformer.num_attention_heads, grid.sharers)
     layers = split_layers([1.0] * transformer.num_layers, grid.num_stages)
     found = []

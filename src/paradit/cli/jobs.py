@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_PROMPTS, shown
-from paradit.config.requests import Request, chosen_seed, frames_for, parse_duration, parse_size, resolve
+from paradit.config.methods.base import method_of, resolve
+from paradit.config.methods.registry import declared_options
+from paradit.config.requests import (
+    Request,
+    ResolvedRequest,
+    chosen_seed,
+    frames_for,
+    parse_duration,
+    parse_size,
+)
+from paradit.config.values import Values
 from paradit.engine.job import Job
 from paradit.files import name_words, named, read_text
 from paradit.video.writer import (
@@ -160,9 +170,7 @@ def _request(options: Options, prompt: str, seed: int, spec: ModelSpec) -> Reque
         dtype=options.dtype,
         method=options.method,
         prompts_at=tuple(_prompt_at(text) for text in options.prompt_at or ()),
-        block_frames=options.block_frames,
-        context_frames=options.context_frames,
-        left_context=options.left_context,
+        options=Values({name: getattr(options, name, None) for name in declared_options()}),
         vae_tile=options.vae_tile,
     )
 
@@ -178,7 +186,7 @@ def _prompt_at(text: str) -> tuple[float, str]:
         ) from None
 
 
-def _output(output: str | None, request: Request, number: str) -> str:
+def _output(output: str | None, request: ResolvedRequest, number: str) -> str:
     if output == "":
         raise InputError("output '' is empty: name a file, or leave the option out")
     if output is not None:
@@ -217,7 +225,7 @@ def _check_files(job: Job, options: Options, numbered: bool) -> None:
         check_target(job.output, fps=job.request.fps, overwrite=overwrite)
     if job.latents is not None:
         check_file("latents", job.latents, overwrite=overwrite)
-    part = growing_name(job.output) if job.request.in_blocks else None
+    part = growing_name(job.output) if method_of(job.request).streams else None
     if part is not None and named("output, while it grows,", part).exists() and not overwrite:
         raise InputError(
             f"output {job.output!r} is being written, or its run was killed: {str(part)!r} is there. Go on "

@@ -13,7 +13,10 @@ from paradit.cli.plan_text import plan_json, plan_text
 from paradit.cli.text import duration
 from paradit.config.errors import InputError
 from paradit.config.limits import whole
-from paradit.config.requests import Request, frames_for, latent_shape, parse_size, resolve
+from paradit.config.methods.base import planned_methods, resolve
+from paradit.config.methods.registry import declared_options
+from paradit.config.requests import Request, ResolvedRequest, frames_for, latent_shape, parse_size
+from paradit.config.values import Value, Values
 from paradit.files import write_whole
 from paradit.models.folder import find_model
 from paradit.models.published import find_published, published_spec
@@ -55,9 +58,9 @@ class PlanOptions:
     overwrite: bool
 
     @property
-    def blocks(self) -> dict[str, int | str]:
+    def blocks(self) -> dict[str, Value]:
         """Those of a long video's blocks that were given."""
-        given = {name: getattr(self, name) for name in ("block_frames", "context_frames", "left_context")}
+        given = {name: getattr(self, name) for name in declared_options()}
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -94,7 +97,7 @@ def _spec(model: str) -> ModelSpec:
     return read_spec(find_model(model, weights=False))
 
 
-def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[Request, Request | None]:
+def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[ResolvedRequest, ResolvedRequest | None]:
     """What is asked for as a whole, and in blocks where it is longer than the model was trained on.
 
     Where it cannot be made as a whole, both are in blocks.
@@ -115,8 +118,9 @@ def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[Request, Request |
     if asked.num_frames is not None:
         whole("num_frames", asked.num_frames, most=MAX_PLANNED, hint="every block is simulated")
     long = _in_blocks(asked, options, spec)
+    at_once = next(method.name for method in planned_methods() if not method.streams)
     try:
-        return resolve(replace(asked, method="full"), spec), long
+        return resolve(replace(asked, method=at_once), spec), long
     except InputError:
         most = spec.transformers[0].max_positions
         if long is None or latent_shape(long, spec)[1] <= most:
@@ -124,11 +128,12 @@ def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[Request, Request |
         return long, long
 
 
-def _in_blocks(asked: Request, options: PlanOptions, spec: ModelSpec) -> Request | None:
+def _in_blocks(asked: Request, options: PlanOptions, spec: ModelSpec) -> ResolvedRequest | None:
     """The same in blocks; None where it is not longer than the model was trained on."""
     blocks, long = options.blocks, None
+    method = next((method.name for method in planned_methods() if method.streams), None)
     with nullcontext() if blocks else suppress(InputError):  # what is wrong without blocks is said otherwise
-        long = resolve(replace(asked, method="dualparal", **blocks), spec)  # type: ignore[arg-type]
+        long = resolve(replace(asked, method=method, options=Values(blocks)), spec) if method else None
     if long is None or latent_shape(long, spec)[1] > spec.trained_latent_frames:
         return long
     if blocks:

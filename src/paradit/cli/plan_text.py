@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from paradit.cli.text import amount, duration
+from paradit.config.methods.base import find_method
+from paradit.config.methods.registry import METHODS
 from paradit.config.placement_text import write_groups
 from paradit.models.published import find_published
 from paradit.models.registry import supported_pipelines
-from paradit.planner.explain import bound_of, misfits, other_left_context, reasons
+from paradit.planner.explain import bound_of, misfits, otherwise, reasons
 from paradit.planner.search import Plan, Plans
-from paradit.planner.settings import kind_of
-from paradit.planner.simulate import Simulator
+from paradit.planner.simulate import Simulator, player_of
 
 if TYPE_CHECKING:
     from paradit.cli.plan import PlanOptions
@@ -52,7 +53,7 @@ def _said(goal: str) -> Any:
 
 def _reasons(plans: Plans, simulator: Simulator, options: PlanOptions) -> list[str]:
     said = _said(options.goal)
-    other = other_left_context(plans.best[0], simulator, options.num_prompts, options.goal, said)
+    other = otherwise(plans.best[0], simulator, options.num_prompts, options.goal, said)
     return [*reasons(plans, options.goal, said), *other]
 
 
@@ -81,11 +82,11 @@ def _cells(one: Plan) -> tuple[str, str, str, str, str]:
 
 def _misfits(plans: Plans, simulator: Simulator) -> list[str]:
     """Of the usual plans, and of the smallest of each kind of which none fits: why they do not fit."""
-    fitting = {kind_of(plan.simulated.way) for plan in plans.tried if plan.fits}
+    fitting = {plan.simulated.way.kind for plan in plans.tried if plan.fits}
     lacking: dict[str, Plan] = {}
     for plan in sorted(plans.tried, key=lambda plan: max(plan.simulated.memory)):
-        if kind_of(plan.simulated.way) not in fitting:
-            lacking.setdefault(kind_of(plan.simulated.way), plan)
+        if plan.simulated.way.kind not in fitting:
+            lacking.setdefault(plan.simulated.way.kind, plan)
     usual = [plan for plan in plans.usual if not plan.fits]
     found = misfits([*usual, *lacking.values()], simulator, lambda size: amount(size, "B"))
     if not fitting:
@@ -95,23 +96,10 @@ def _misfits(plans: Plans, simulator: Simulator) -> list[str]:
 
 def _cautions(plans: Plans, simulator: Simulator) -> Iterator[str]:
     """What is not exact about the plans that are shown."""
-    request, trained = simulator.request, simulator.spec.trained_latent_frames
-    shown = [plan.simulated.way.method for plan in (*plans.best[:SHOWN], *plans.usual)]
-    if "dualparal" in shown:
-        long = simulator.long
-        assert long is not None
-        cached = ", of the one before by its keys of one round ago" if long.left_context == "cache" else ""
-        yield (
-            f"dualparal is approximate: blocks of {long.block_frames} latent frames, each of which sees "
-            f"{long.context_frames} of each neighbour and no more{cached}. Its first frames come with the "
-            "first block"
-        )
-    if simulator.long is not None and "full" in shown:
-        frames = (trained - 1) * simulator.spec.vae.temporal_compression + 1
-        yield (
-            f"full sequence denoises {request.num_frames} frames at once, and the model was trained on up to "
-            f"{frames}: exact, but the motion may break"
-        )
+    shown = {plan.simulated.way.method for plan in (*plans.best[:SHOWN], *plans.usual)}
+    for name in reversed(METHODS.names()):
+        if name in shown:
+            yield from player_of(name).cautions(simulator)
 
 
 def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
@@ -129,7 +117,7 @@ def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
     else:
         words += ["--num-frames", str(request.num_frames)]
     words += ["--method", way.method] if simulator.long is not None else []
-    for name, value in options.blocks.items() if way.method == "dualparal" else ():
+    for name, value in options.blocks.items() if find_method(way.method).streams else ():
         words += [f"--{name.replace('_', '-')}", str(value)]
     words += ["--num-inference-steps", str(request.num_inference_steps)]
     if options.guidance_scale is not None:
@@ -144,9 +132,9 @@ def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
     words += ["--vae-tile", str(way.tile)] if way.tile else []
     if placement.cfg_degree > 1:
         words += ["--cfg-degree", str(placement.cfg_degree)]
-    if placement.pipeline_degree and placement.branch_ranks > 1:
-        words += ["--pipeline-degree", str(placement.pipeline_degree)]
-    if placement.branch_ranks > 1 and way.method == "full":
+    for name, value in placement.method_options.items() if placement.branch_ranks > 1 else ():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    if placement.branch_ranks > 1 and not find_method(way.method).divides_layers:
         words += ["--attention", placement.attention]
         for name, option in placement.options.items():
             words += [f"--{name.replace('_', '-')}", str(option)]

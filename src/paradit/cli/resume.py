@@ -11,7 +11,7 @@ from paradit.cli.progress import Reporter
 from paradit.cli.run_model import complete_run_model, find_run_model
 from paradit.cli.signals import stop
 from paradit.config.errors import InputError
-from paradit.config.requests import resolve
+from paradit.config.methods.base import resolve
 from paradit.engine.job import Run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make
@@ -36,7 +36,9 @@ def resume(path: Path | None, report: Reporter, *, overwrite: bool) -> int:
     _check_outputs(run, folder, overwrite)
     model = find_run_model(run)
     spec = read_spec(model)
-    run = replace(run, jobs=tuple(replace(job, request=resolve(job.request, spec)) for job in run.jobs))
+    run = replace(
+        run, jobs=tuple(replace(job, request=resolve(job.request.asked(), spec)) for job in run.jobs)
+    )
     if here:
         check_meeting_point(here)
     check_devices(run.placement, run.jobs[0].request.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from paradit import kernels
 from paradit.attention.registry import (
@@ -19,16 +19,12 @@ from paradit.attention.registry import (
 )
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_RANKS, shown
+from paradit.config.methods.registry import checked_placement_options, declared_placement_options
 from paradit.config.options import Declared, Option, check, declared
-from paradit.config.requests import frames_at_once, latent_shape
+from paradit.config.requests import ResolvedRequest
 from paradit.config.values import NONE, Value, Values
-from paradit.scheduling.block_queue import queue_of
-from paradit.scheduling.layer_pipeline import StageGrid, choose_stages
+from paradit.models.spec import ModelSpec
 from paradit.scheduling.stages import STAGES
-
-if TYPE_CHECKING:
-    from paradit.config.requests import Request
-    from paradit.models.spec import ModelSpec
 
 CFG_DEGREES = (1, 2)
 COUNT = Option(least=1, most=MAX_RANKS)
@@ -54,9 +50,8 @@ class Placement:
     """How many of them share a video, by tiles: 1, each decodes whole videos in turn; or all."""
     cfg_degree: Annotated[int, ONE_OF_TWO] = 1
     """2: the two guidance branches on different ranks; 1: all ranks compute both."""
-    pipeline_degree: Annotated[int | None, COUNT] = None
-    """Of long videos in blocks: how many stages divide the layers; the ranks of a stage share each branch's
-    tokens. None: as many as are used well (`choose_stages`)."""
+    method_options: Mapping[str, Value] = NONE
+    """Options that only some method of denoising has, such as `pipeline_degree`."""
     attention: Annotated[str, Option()] = AUTO
     """How the ranks of a branch share its attention: a form (`attention.registry`), or `auto`."""
     options: Mapping[str, Value] = NONE
@@ -84,16 +79,12 @@ class Placement:
             known = ", ".join((AUTO, *FORMS.names()))
             raise InputError(f"attention must be one of {known}, got {self.attention!r}")
         object.__setattr__(self, "options", checked_options(self.attention, self.options))
+        object.__setattr__(self, "method_options", checked_placement_options(self.method_options))
         number = len(self.denoise_ranks)
         if number % self.cfg_degree:
             raise InputError(
                 f"{number} ranks do not divide into {self.cfg_degree} guidance branches: "
                 f"use {number + 1} ranks, or cfg_degree 1"
-            )
-        if self.branch_ranks % (self.pipeline_degree or 1):
-            raise InputError(
-                f"{self._written_ranks()} do not divide into {self.pipeline_degree} pipeline stages: use a "
-                f"pipeline_degree of {_divisors(self.branch_ranks)}"
             )
         kernels.check_kernel(self.kernel)
         if self.interleave and self.cfg_degree == 2:
@@ -106,7 +97,7 @@ class Placement:
         if self.ranks % self.replicas:
             raise InputError(
                 f"{self.ranks} ranks do not divide into {self.replicas} replicas: "
-                f"use replicas of {_divisors(self.ranks)}"
+                f"use replicas of {divisors(self.ranks)}"
             )
         groups = [stage for stage in STAGES if getattr(self, stage) is not None]
         if self.replicas > 1 and groups:
@@ -126,15 +117,15 @@ class Placement:
                 check_rank(stage, rank)
             if not ranks or len(set(ranks)) < len(ranks) or not 0 <= min(ranks) <= max(ranks) < self.ranks:
                 raise InputError(
-                    f"{stage} must be different ranks from 0 to {self.ranks - 1}, got {_written(ranks)}"
+                    f"{stage} must be different ranks from 0 to {self.ranks - 1}, got {written(ranks)}"
                 )
         if len(self.encode_ranks) > 1:
             raise InputError(
-                f"one rank encodes, got {_written(self.encode_ranks)}: use encode={self.encode_ranks[0]}"
+                f"one rank encodes, got {written(self.encode_ranks)}: use encode={self.encode_ranks[0]}"
             )
         idle = [rank for rank in range(self.ranks) if not self.stages_of(rank)]
         if idle:
-            raise InputError(f"rank {_written(idle)} does nothing: give it a stage, or use fewer ranks")
+            raise InputError(f"rank {written(idle)} does nothing: give it a stage, or use fewer ranks")
 
     def _check_coprocess(self) -> None:
         if not self.coprocess:
@@ -150,16 +141,18 @@ class Placement:
     @classmethod
     def of(cls, **given: object) -> Placement:
         """A placement from a flat set of fields, as JSON and the command line have them (see `flat`)."""
-        mine = {name: value for name, value in given.items() if name in declared(cls)}
-        others = {name: value for name, value in given.items() if name not in mine}
-        return cls(**mine, options=Values(others))  # type: ignore[arg-type]
+        own, of_methods = declared(cls), declared_placement_options()
+        mine = {name: value for name, value in given.items() if name in own}
+        method = {name: value for name, value in given.items() if name in of_methods}
+        others = {name: value for name, value in given.items() if name not in {*own, *of_methods}}
+        return cls(**mine, options=Values(others), method_options=Values(method))  # type: ignore[arg-type]
 
     def flat(self) -> dict[str, object]:
-        """All fields by name, with the options of all forms of attention among them."""
-        found = {}
+        """All fields by name, with the options of all forms of attention and of all methods among them."""
+        found, said = {}, {**self.options, **self.method_options}
         for name, field in placement_fields().items():
             is_own = name in declared(Placement)
-            found[name] = getattr(self, name) if is_own else self.options.get(name, field.default)
+            found[name] = getattr(self, name) if is_own else said.get(name, field.default)
         return found
 
     @property
@@ -210,28 +203,6 @@ class Placement:
         """How many ranks share a branch's tokens."""
         return len(self.denoise_ranks) // self.cfg_degree
 
-    def _written_ranks(self) -> str:
-        branches = " for each guidance branch" if self.cfg_degree > 1 else ""
-        return f"{self.branch_ranks} rank{'s' * (self.branch_ranks > 1)}{branches}"
-
-    def stage_grid(self, request: Request, spec: ModelSpec) -> StageGrid:
-        """How the denoise ranks divide layers, branches and tokens of a resolved request.
-
-        Without blocks of frames all ranks have all layers.
-        """
-        if request.method != "dualparal":
-            return StageGrid(1, self.cfg_degree, self.branch_ranks)
-        stages = self.pipeline_degree
-        if stages is None:
-            assert request.guidance_scale
-            stages = choose_stages(
-                queue_of(request, latent_shape(request, spec)[1]),
-                self.branch_ranks,
-                _num_layers(spec),
-                spec.num_branches(request.guidance_scale) // self.cfg_degree,
-            )
-        return StageGrid(stages, self.cfg_degree, self.branch_ranks // stages)
-
     def to_json(self) -> str:
         """All fields, as `placement_text.read_placement` reads them."""
         return json.dumps(self.flat(), indent=2)
@@ -274,15 +245,14 @@ class Placement:
             self, attention=choice.name, options=choice.options, interleave=choice.interleave or None
         )
 
-    def tiled(self, request: Request, spec: ModelSpec) -> Request:
-        """A resolved request, with tiles where decode ranks share them."""
+    def tiled(self, request: ResolvedRequest, spec: ModelSpec) -> ResolvedRequest:
+        """A request, with tiles where decode ranks share them."""
         if self.decode_degree == 1 or request.vae_tile is not None:
             return request
         return replace(request, vae_tile=spec.vae.TILE_PIXELS)
 
-    def check(self, request: Request, spec: ModelSpec) -> None:
-        """Refuse what this placement cannot do for a resolved request. Raises InputError."""
-        assert request.num_frames and request.height and request.width and request.guidance_scale
+    def check_branches(self, request: ResolvedRequest, spec: ModelSpec) -> None:
+        """Refuse what needs two guidance branches if a request has one. Raises InputError."""
         for option, wanted in (("cfg_degree 2", self.cfg_degree == 2), ("interleave", self.interleave)):
             if wanted and spec.num_branches(request.guidance_scale) == 1:
                 instead = "cfg_degree 1" if self.cfg_degree == 2 else "no interleave"
@@ -292,53 +262,11 @@ class Placement:
                 else:
                     instead += ", or a guidance_scale above 1"
                 raise InputError(f"{option} needs two guidance branches, and {why}: use {instead}")
-        if request.in_blocks:
-            self._check_blocks(request)
-        if request.method == "dualparal":
-            self._check_layers(spec)
-        elif self.pipeline_degree is not None:
-            raise InputError(
-                f"pipeline_degree is method dualparal's, and this video's is {request.method}: leave it out"
-            )
-        tokens = spec.tokens(frames_at_once(request, spec), request.height, request.width)
-        grid = self.stage_grid(request, spec)
-        if grid.sharers > tokens:
-            most = tokens * grid.num_stages * self.cfg_degree
-            raise InputError(
-                f"{len(self.denoise_ranks)} ranks are more than there is work for: this video has {tokens} "
-                f"tokens, use at most {most}"
-            )
-        self._check_tiles(self.tiled(request, spec), spec)
 
-    def _check_blocks(self, request: Request) -> None:
-        """Of a long video, whose blocks are decoded while others are denoised."""
-        if self.coprocess:
-            raise InputError(f"coprocess is not offered with method {request.method}: leave it out")
-        both = set(self.decode_ranks) & set(self.denoise_ranks[1:])
-        if both:
-            raise InputError(
-                f"rank {_written(sorted(both))} cannot denoise a long video and decode it at the same time: "
-                f"decode on rank {self.denoise_ranks[0]}, or on ranks of its own"
-            )
-
-    def _check_layers(self, spec: ModelSpec) -> None:
-        """Of a long video in blocks by dualparal: stages of ranks divide the layers."""
-        other = ["attention"] if self.attention != AUTO else []
-        other += [*self.options, *(["interleave"] if self.interleave is not None else [])]
-        if other:
-            named = ", ".join(other)
-            raise InputError(f"method dualparal divides the layers over the ranks: leave {named} out")
-        layers, stages = _num_layers(spec), self.pipeline_degree or 1
-        if stages > layers:
-            most = max(n for n in range(1, layers + 1) if self.branch_ranks % n == 0)
-            raise InputError(
-                f"{stages} pipeline stages cannot divide {layers} layers: use a pipeline_degree of {most}"
-            )
-
-    def _check_tiles(self, request: Request, spec: ModelSpec) -> None:
-        if self.decode_degree == 1:
+    def check_tiles(self, request: ResolvedRequest, spec: ModelSpec) -> None:
+        """Refuse a picture that has too few tiles for the ranks that share its decode. Raises InputError."""
+        if self.decode_degree == 1 or request.vae_tile is None:
             return
-        assert request.height and request.width and request.vae_tile
         size, multiple = (request.height, request.width), spec.vae.tile_multiple
 
         def number(tile: int) -> int:
@@ -357,10 +285,11 @@ class Placement:
 
 
 def placement_fields() -> Mapping[str, Declared]:
-    """All fields of a placement, with the options of all forms of attention where those of the form are."""
+    """All fields of a placement, with the options of all forms of attention and of all methods among them."""
+    before = {"attention": declared_placement_options, "interleave": declared_options}
     found: dict[str, Declared] = {}
     for name, field in declared(Placement).items():
-        found |= {name: field} if name != "interleave" else {**declared_options(), name: field}
+        found |= {**(before[name]() if name in before else {}), name: field}
     return found
 
 
@@ -370,13 +299,11 @@ def check_rank(stage: str, rank: int) -> None:
         raise InputError(f"{stage} has a rank {shown(rank)}: ranks are 0 to {MAX_RANKS - 1} at most")
 
 
-def _num_layers(spec: ModelSpec) -> int:
-    return min(transformer.num_layers for transformer in spec.transformers)
-
-
-def _divisors(number: int) -> str:
+def divisors(number: int) -> str:
+    """Return the numbers that divide a number, as a person writes them."""
     return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
-def _written(ranks: Iterable[int]) -> str:
+def written(ranks: Iterable[int]) -> str:
+    """Return ranks as a person writes them."""
     return ", ".join(str(rank) for rank in ranks) or "none"

@@ -19,6 +19,7 @@ from multiprocessing import parent_process
 from typing import Generic, TypeVar, cast
 
 from paradit.config.errors import InputError
+from paradit.config.limits import shown
 
 T = TypeVar("T")
 
@@ -58,6 +59,8 @@ class Registry(Generic[T]):
 
     def find(self, name: str) -> T:
         """Import what has a name. Raises InputError, which names the nearest, if there is none."""
+        if not isinstance(name, str):  # whatever a file or a program says
+            raise InputError(self._unknown(name))
         if name not in self._found:
             self._found[name] = self._import(name)
         return self._found[name]
@@ -103,9 +106,9 @@ class Registry(Generic[T]):
 
     def _unknown(self, name: object) -> str:
         known = ", ".join(self.names())
-        close = difflib.get_close_matches(str(name), self.names(), n=1)
+        close = difflib.get_close_matches(shown(name), self.names(), n=1)
         hint = f": did you mean {close[0]!r}?" if close else ""
-        return f"{self.kind} must be one of {known}, got {name!r}{hint}"
+        return f"{self.kind} must be one of {known}, got {shown(name)}{hint}"
 
 
 def _left_out() -> bool:

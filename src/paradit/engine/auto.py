@@ -10,9 +10,10 @@ from functools import partial
 import torch
 
 from paradit.config.errors import InputError, RankError
+from paradit.config.methods.base import check_placement
 from paradit.config.options import decode, read_object
 from paradit.config.placement import Placement
-from paradit.config.requests import Request
+from paradit.config.requests import ResolvedRequest
 from paradit.engine.job import Job
 from paradit.engine.launchers import LAUNCHERS, threads_per_rank
 from paradit.engine.planned import largest
@@ -33,7 +34,6 @@ def visible_ranks() -> int:
 def choose_placement(jobs: list[Job], spec: ModelSpec, base: Placement, costs: StageSeconds) -> Choice:
     """The quickest way of using the ranks of `base` for these jobs, where the stages take `costs`."""
     request = largest(jobs, spec)
-    assert request.num_inference_steps
     spare = partial(_spare_bytes, spec, request)
     return choose(base, len(jobs), request.num_inference_steps, costs, spare)
 
@@ -68,17 +68,16 @@ def measure_costs(jobs: list[Job], spec: ModelSpec, base: Placement, report: Pro
     return costs
 
 
-def _spare_bytes(spec: ModelSpec, request: Request, placement: Placement) -> int:
+def _spare_bytes(spec: ModelSpec, request: ResolvedRequest, placement: Placement) -> int:
     """What is left of the fullest device's memory. Raises InputError for a placement that cannot be."""
-    placement.check(request, spec)
+    check_placement(placement, request, spec)
     room = room_bytes(spec, request, placement)
     return room["total"] - room["peak"]
 
 
-def _what(request: Request, spec: ModelSpec, base: Placement) -> str:
+def _what(request: ResolvedRequest, spec: ModelSpec, base: Placement) -> str:
     """All that what is measured depends on."""
     texts = [w.parameters for w in spec.weights if w.component.startswith("text")]
-    assert request.guidance_scale
     shape = (request.width, request.height, request.num_frames, spec.num_branches(request.guidance_scale))
     dtype, threads = request.dtype or "usual", threads_per_rank(base.ranks)
     return f"stages of {spec.transformers}, {spec.vae}, {texts}, {shape}, {dtype}, {threads} threads, {base}"

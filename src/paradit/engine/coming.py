@@ -12,7 +12,6 @@ from torch import Tensor
 
 from paradit.distributed.channel import Channel
 from paradit.sampling.early_end import Unwanted
-from paradit.scheduling.block_queue import BlockQueue
 
 BLOCK, ENDED, FAILED = range(3)
 """What a message is: a block, or that none follows."""
@@ -56,11 +55,9 @@ class Coming:
 class ComingFrom(Coming):
     """Blocks that another rank sends by `send_blocks`; FailedElsewhere where it fails."""
 
-    def __init__(
-        self, channel: Channel, queue: BlockQueue, shape: tuple[int, ...], device: torch.device
-    ) -> None:
-        """shape: [1, C, F, h, w], of the video."""
-        super().__init__(self._received(channel, queue, shape, device))
+    def __init__(self, channel: Channel, shapes: Iterator[tuple[int, ...]], device: torch.device) -> None:
+        """shapes: [1, C, f, h, w] of each block."""
+        super().__init__(self._received(channel, shapes, device))
         self._took = 0.0
 
     @property
@@ -68,11 +65,9 @@ class ComingFrom(Coming):
         return self._took
 
     def _received(
-        self, channel: Channel, queue: BlockQueue, shape: tuple[int, ...], device: torch.device
+        self, channel: Channel, shapes: Iterator[tuple[int, ...]], device: torch.device
     ) -> Iterator[Tensor]:
-        assert queue.num_blocks
-        for number in range(queue.num_blocks):
-            size = *shape[:2], queue.frames_of(number), *shape[3:]
+        for size in shapes:
             message = channel.receive([prod(size) + 2], torch.float32, device)
             what, self._took = message[-2:].tolist()
             if what == FAILED:
@@ -83,29 +78,28 @@ class ComingFrom(Coming):
 
 
 def send_blocks(
-    blocks: Iterator[Tensor],
-    channel: Channel,
-    queue: BlockQueue,
-    shape: tuple[int, ...],
-    device: torch.device,
+    blocks: Iterator[Tensor], channel: Channel, shapes: Iterator[tuple[int, ...]], device: torch.device
 ) -> None:
-    """Send each block as it is done. Raises what `blocks` raise: FloatingPointError, Unwanted, once told."""
-    began, sent = time.monotonic(), 0
+    """Send each block as it is done. Raises what `blocks` raise: FloatingPointError, Unwanted, once told.
+
+    shapes: [1, C, f, h, w] of all blocks that are to come.
+    """
+    began = time.monotonic()
 
     def send(block: Tensor, what: int) -> None:
         about = block.new_tensor([what, time.monotonic() - began])
         channel.send(torch.cat([block.flatten(), about]))
 
-    def nothing() -> Tensor:
-        return torch.zeros(*shape[:2], queue.frames_of(sent), *shape[3:], device=device)
+    def send_nothing(what: int) -> None:
+        """Where a block is still waited for: in its place."""
+        if (shape := next(shapes, None)) is not None:
+            send(torch.zeros(shape, device=device), what)
 
     try:
         for block in blocks:
             send(block, BLOCK)
-            sent += 1
+            next(shapes)
     except (FloatingPointError, Unwanted):
-        if sent != queue.num_blocks:
-            send(nothing(), FAILED)
+        send_nothing(FAILED)
         raise
-    if sent != queue.num_blocks:
-        send(nothing(), ENDED)
+    send_nothing(ENDED)

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from paradit.config.errors import InputError
-from paradit.config.requests import Request
+from paradit.config.requests import ResolvedRequest
 from paradit.engine.devices import device_of
 from paradit.engine.events import Finished
 from paradit.engine.job import Job
@@ -22,15 +22,14 @@ from paradit.stages.decode import decode
 from paradit.text_to_video import load
 
 
-def check_memory(request: Request, spec: ModelSpec) -> str | None:
+def check_memory(request: ResolvedRequest, spec: ModelSpec) -> str | None:
     """A warning where a resolved request's decode may need more memory than there is, by the estimate.
 
     Raises InputError where it surely does (`scheduling.fitting.SURELY`).
     """
     total = total_memory_bytes(device_of(0))
 
-    def needed(tiled: Request) -> int:
-        assert tiled.num_frames and tiled.height and tiled.width
+    def needed(tiled: ResolvedRequest) -> int:
         size = tiled.num_frames, tiled.height, tiled.width
         return spec.rank_memory_bytes(*size, FP32_BYTES, ("decode",), tile=tiled.vae_tile)["peak"]
 

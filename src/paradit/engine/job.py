@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from paradit.config.limits import MAX_FRAMES, MAX_SECONDS
 from paradit.config.options import Option, check
 from paradit.config.placement import Placement
-from paradit.config.requests import Request
+from paradit.config.requests import ResolvedRequest
 from paradit.models.spec import ModelSpec
 
 
@@ -18,8 +18,7 @@ from paradit.models.spec import ModelSpec
 class Job:
     """One video to make, and where to put it."""
 
-    request: Request
-    """A resolved one."""
+    request: ResolvedRequest
     output: str
     latents: Path | None
     make_folder: Path | None = None

@@ -53,7 +53,6 @@ def keep(
         # Before the decode, which may run out of memory: the costly part is then safe.
         save_latents(job.latents, latents, job.about(spec), about)
     request = job.request
-    assert request.width and request.height and request.fps and request.num_frames
     part = growing_name(job.output) if latents is None else None
     if part is not None:
         report.emit(Growing(job=job.index, path=str(part)))

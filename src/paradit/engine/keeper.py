@@ -18,10 +18,7 @@ from paradit.engine.run_folder import RunFolder
 from paradit.files import write_whole
 from paradit.models.spec import ModelSpec
 from paradit.progress import Progress
-from paradit.sampling.block_state import QueueState
-from paradit.sampling.position import Position
-from paradit.scheduling.block_queue import BlockQueue
-from paradit.stages.denoise_blocks import Enough
+from paradit.sampling.sampler import Enough
 
 CHECKPOINT_SECONDS = 30.0
 """Work between two checkpoints, about, unless steps are counted."""
@@ -35,9 +32,9 @@ class Keeper:
         self._folder, self._stop, self._report, self._steps = folder, stop, report, steps
         self._warned = False
 
-    def checkpoints(self, job: Job) -> JobCheckpoints:
-        """Of a request's denoising."""
-        return JobCheckpoints(self, job, self._stop)
+    def checkpoints(self, job: Job, device: torch.device) -> JobCheckpoints:
+        """What is kept of a request's denoising. device: where finished blocks are wanted."""
+        return JobCheckpoints(self, self._folder, job, self._stop, device)
 
     @contextmanager
     def heeding_stop(self) -> Iterator[None]:
@@ -72,11 +69,7 @@ class Keeper:
         """The request's video is there."""
         self._folder.finish(job)
 
-    def blocks(self, job: Job, queue: BlockQueue, device: torch.device) -> JobBlocks:
-        """Of a long video's denoising."""
-        return JobBlocks(self, self._folder, job, self._stop, queue=queue, device=device)
-
-    def read_checkpoint(self, job: Job, parse: Callable[[bytes], object] = Position.from_bytes) -> bytes:
+    def read_checkpoint(self, job: Job, parse: Callable[[bytes], object]) -> bytes:
         """The last one of a request; empty where there is none that `parse` can read."""
         path = self._folder.checkpoint(job.index)
         try:
@@ -88,10 +81,6 @@ class Keeper:
             self._report.warn(f"checkpoint {str(path)!r} cannot be read, the request begins anew: {error}")
             return b""
         return content
-
-    def write_checkpoint(self, job: Job, position: Position) -> None:
-        """A later one takes its place."""
-        self.write(self._folder.checkpoint(job.index), position.to_bytes)
 
     def write(self, path: Path, content: Callable[[], bytes]) -> None:
         """What can be gone on from, if it can be written."""
@@ -113,27 +102,29 @@ class Keeper:
         return True
 
 
-class JobBlocks:
-    """`stages.denoise_blocks.BlockCheckpoints` of one request."""
+class JobCheckpoints:
+    """`sampling.sampler.Checkpoints` of one request."""
 
-    def __init__(
-        self,
-        keeper: Keeper,
-        folder: RunFolder,
-        job: Job,
-        stop: Stop,
-        *,
-        queue: BlockQueue,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, keeper: Keeper, folder: RunFolder, job: Job, stop: Stop, device: torch.device) -> None:
         self._keeper, self._folder, self._job, self._stop = keeper, folder, job, stop
-        self._queue, self._device = queue, device
-        self._rounds = 0
+        self._device = device
+        self._steps = 0
         self._began = time.monotonic()
 
-    def last(self) -> QueueState | None:
-        content = self._keeper.read_checkpoint(self._job, QueueState.from_bytes)
-        return QueueState.from_bytes(content, self._device) if content else None
+    def last(self, parse: Callable[[bytes], object]) -> bytes:
+        return self._keeper.read_checkpoint(self._job, parse)
+
+    def offer(self, state: Callable[[], bytes], *, finished: int = 0, is_open: bool = False) -> None:
+        """Keep a state if it is time to. Raises Interrupted if the run is to end, or, endless, Enough."""
+        self._steps += 1
+        now = time.monotonic()
+        if is_open:
+            self._keeper.write(self._folder.open_state(self._job.index), state)
+        if self._stop.wanted or self._keeper.is_due(self._steps, now - self._began):
+            self._keeper.write(self._folder.checkpoint(self._job.index), state)
+            self._steps, self._began = 0, now
+        if self._stop.wanted:
+            raise Enough if self._job.request.endless and finished else Interrupted
 
     def block(self, number: int) -> Tensor:
         path = self._folder.block(self._job.index, number)
@@ -144,38 +135,3 @@ class JobBlocks:
         buffer = io.BytesIO()
         torch.save(latents.cpu(), buffer)
         self._keeper.write(self._folder.block(self._job.index, number), buffer.getvalue)
-
-    def offer(self, state: QueueState) -> None:
-        """Keeps it if it is time to. Raises Interrupted where the run is to end, or, endless, Enough."""
-        self._rounds += 1
-        now = time.monotonic()
-        if self._job.request.method == "dualparal" and state.round == self._queue.open_rounds:
-            self._keeper.write(self._folder.open_state(self._job.index), state.to_bytes)
-        if self._stop.wanted or self._keeper.is_due(self._rounds, now - self._began):
-            self._keeper.write(self._folder.checkpoint(self._job.index), state.to_bytes)
-            self._rounds, self._began = 0, now
-        if self._stop.wanted:
-            some_finished = self._queue.finished(state.round) > 0
-            raise Enough if self._job.request.endless and some_finished else Interrupted
-
-
-class JobCheckpoints:
-    """`sampling.position.Checkpoints` of one request."""
-
-    def __init__(self, keeper: Keeper, job: Job, stop: Stop) -> None:
-        self._keeper, self._job, self._stop = keeper, job, stop
-        self._steps = 0
-        self._began = time.monotonic()
-
-    def last(self) -> bytes:
-        return self._keeper.read_checkpoint(self._job)
-
-    def offer(self, position: Callable[[], Position]) -> None:
-        """Keeps it if it is time to. Raises Interrupted where the run is to end."""
-        self._steps += 1
-        now = time.monotonic()
-        if self._stop.wanted or self._keeper.is_due(self._steps, now - self._began):
-            self._keeper.write_checkpoint(self._job, position())
-            self._steps, self._began = 0, now
-        if self._stop.wanted:
-            raise Interrupted

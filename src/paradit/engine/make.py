@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from math import prod
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from paradit.config.errors import InputError, OutOfMemory
+from paradit.config.methods.base import method_of
 from paradit.config.placement import Placement
 from paradit.config.requests import latent_shape
 from paradit.distributed.channel import Channel
@@ -36,12 +37,11 @@ from paradit.provenance import provenance
 from paradit.room import name_of
 from paradit.sampling.early_end import Unwanted
 from paradit.sampling.layer_split import LayerShare
-from paradit.scheduling.block_queue import queue_of
+from paradit.sampling.sampler import Work, sampler_of
 from paradit.scheduling.stages import AHEAD, decoder_of, program
 from paradit.stages.decode import decode
 from paradit.stages.denoise import denoise
-from paradit.stages.denoise_blocks import denoise_blocks, divide
-from paradit.stages.encode import encode, texts
+from paradit.stages.encode import encode
 from paradit.text_to_video import load
 from paradit.trace.spans import STAGE, span
 
@@ -121,7 +121,7 @@ class _Rank:
         self._helped, self._helper = teams.coprocess(placement, spec, world, team)
         self._team = teams.team(placement, spec, team, self._helped)
         self._pipeline = teams.pipeline(placement, jobs, world)
-        self._grid = placement.stage_grid(jobs[0].request, spec)
+        self._grid = method_of(jobs[0].request).grid(placement, jobs[0].request, spec)
         self._prompts = Channel(world, placement.encode_ranks[0], placement.denoise_ranks, AHEAD)
         self._latents = [Channel(world, leader, group, AHEAD) for group in decoders]
         # Where all ranks denoise, they meet after every request.
@@ -165,16 +165,14 @@ class _Rank:
         team, job = self._team, self._jobs[index]
         request = job.request
         assert team is not None
-        prompts = self._receive_prompts(len(texts(self._spec, request)))
+        prompts = self._receive_prompts(len(request.texts(self._spec)))
         report = self._telling(job if team.is_first else None)
-        if request.in_blocks:
+        if method_of(request).streams:
             self._denoise_blocks(index, prompts, report, team)
             return
-        checkpoints = self._keeper.checkpoints(job) if self._keeper else None
-        heeding = self._keeper.heeding_stop() if self._keeper else nullcontext()
         try:
-            with self._timed(index, "denoise"), heeding:
-                latents = denoise(self._model, request, prompts, report, team, checkpoints=checkpoints)
+            with self._timed(index, "denoise"):
+                (latents,) = self._denoised_blocks(job, prompts, report, team)
         except FloatingPointError as error:  # on all of these ranks alike
             latents = torch.full(self._latent_shape(index), torch.nan, device=self._model.device)
             if team.is_first:
@@ -189,23 +187,13 @@ class _Rank:
 
     def _denoise_blocks(self, index: int, prompts: tuple[Prompt, ...], report: Progress, team: Team) -> None:
         """The same of a long video: its blocks go to the rank that decodes as they are finished."""
-        job, device = self._jobs[index], self._model.device
+        job = self._jobs[index]
         if self._layers is None and self._pipeline is not None:
             with report.stage("load"), self._timed(index, "load"):
-                self._layers = divide(self._model, job.request, prompts, self._pipeline, self._grid)
-        keeper, shape = self._keeper if team.is_first else None, self._latent_shape(index)
-        queue = queue_of(job.request, shape[2])
-        blocks = denoise_blocks(
-            self._model,
-            job.request,
-            prompts,
-            report,
-            team,
-            share=self._layers,
-            checkpoints=keeper.blocks(job, queue, device) if keeper else None,
-            heeding=keeper.heeding_stop() if keeper else None,
-            wanted=lambda: self._world is None or not self._world.told(self._unwanted(index)),
-        )
+                self._layers = sampler_of(job.request).divide(
+                    self._model, job.request, prompts, self._pipeline, self._grid
+                )
+        blocks = self._denoised_blocks(job, prompts, report, team)
         if self.decoder >= 0 and team.is_first:
             # Each is decoded before the next is made.
             self._coming[index] = Coming(blocks)
@@ -214,13 +202,34 @@ class _Rank:
         try:
             with self._timed(index, "denoise"):
                 if team.is_first:
-                    send_blocks(blocks, channel, queue, shape, device)
+                    send_blocks(blocks, channel, self._block_shapes(job), self._model.device)
                 deque(blocks, maxlen=0)  # on the others none come
         except Unwanted:
             pass  # whoever decodes it has told why
         except FloatingPointError as error:  # on all of these ranks alike
             if team.is_first:
                 self._fail(index, str(error))
+
+    def _denoised_blocks(
+        self, job: Job, prompts: tuple[Prompt, ...], report: Progress, team: Team
+    ) -> Iterator[Tensor]:
+        """The blocks of a request's latents as they are finished; of some methods one, which is all."""
+        keeper, device = self._keeper if team.is_first else None, self._model.device
+        work = Work(
+            model=self._model,
+            request=job.request,
+            prompts=prompts,
+            progress=report,
+            team=team,
+            share=self._layers,
+            checkpoints=keeper.checkpoints(job, device) if keeper else None,
+            wanted=lambda: self._world is None or not self._world.told(self._unwanted(job)),
+        )
+        return denoise(work, self._keeper.heeding_stop() if self._keeper else None)
+
+    def _block_shapes(self, job: Job) -> Iterator[tuple[int, ...]]:
+        channels, _, *size = latent_shape(job.request, self._spec)
+        return ((1, channels, frames, *size) for frames in job.request.block_sizes(self._spec))
 
     def _blocks_of(self, index: int) -> Iterator[Tensor]:
         """The blocks that are to be decoded, as they come."""
@@ -275,7 +284,7 @@ class _Rank:
                     self._keeper.finish(job)
         if self._world and index in self._coming and not job.request.endless:
             if failed:
-                self._world.tell(self._unwanted(index))
+                self._world.tell(self._unwanted(job))
             self._coming[index].drain()  # the others come to its end too, if this has ended before
 
     def _provenance(self, job: Job) -> dict[str, Any] | None:
@@ -284,17 +293,17 @@ class _Rank:
             return None
         return provenance(job.request, self._spec, name_of(self._model.dtype), self._placement.kernel)
 
-    def _unwanted(self, index: int) -> str:
+    def _unwanted(self, job: Job) -> str:
         """The word that nobody needs more of a long video: its decode has failed."""
-        return f"video {self._jobs[index].index} is not wanted"
+        return f"video {job.index} is not wanted"
 
     def _latents_of(self, index: int) -> Tensor | LatentBlocks:
         """What is to be decoded: it comes from the rank that denoised it, or is there from an earlier run."""
         request, shape = self._jobs[index].request, self._latent_shape(index)
-        if request.in_blocks:
+        if method_of(request).streams:
             if index not in self._coming:
-                channel, queue = self._latents[self.decoder], queue_of(request, shape[2])
-                self._coming[index] = ComingFrom(channel, queue, shape, self._model.device)
+                channel, shapes = self._latents[self.decoder], self._block_shapes(self._jobs[index])
+                self._coming[index] = ComingFrom(channel, shapes, self._model.device)
             return LatentBlocks(shape, self._blocks_of(index), endless=request.endless)
         if index in self.denoised:
             assert self._keeper is not None

@@ -10,8 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from paradit.config.errors import InputError
+from paradit.config.methods.base import check_placement, method_of
 from paradit.config.placement import Placement
-from paradit.config.requests import Request
+from paradit.config.requests import ResolvedRequest
 from paradit.engine.job import Job
 from paradit.models.spec import ModelSpec
 from paradit.planner.explain import reasons
@@ -20,7 +21,7 @@ from paradit.planner.search import (
     GOALS,
     Plan,
     Plans,
-    pipelines,
+    long_ways,
     placement_of,
     play_long,
     play_otherwise,
@@ -44,11 +45,10 @@ class Open:
     """Whether ranks that decode may help those that denoise."""
 
 
-def largest(jobs: list[Job], spec: ModelSpec) -> Request:
+def largest(jobs: list[Job], spec: ModelSpec) -> ResolvedRequest:
     """The resolved request with the most work, which stands for all."""
 
-    def work(request: Request) -> int:
-        assert request.num_frames and request.height and request.width and request.num_inference_steps
+    def work(request: ResolvedRequest) -> int:
         tokens = spec.tokens(request.num_frames, request.height, request.width)
         return tokens * request.num_inference_steps
 
@@ -99,27 +99,25 @@ def planned_form(jobs: list[Job], spec: ModelSpec, placement: Placement, cluster
 def _simulator(jobs: list[Job], spec: ModelSpec, cluster: Cluster) -> Simulator | None:
     """Of the largest request; None for methods that the planner does not know."""
     request = largest(jobs, spec)
-    if request.method not in ("full", "dualparal"):
+    if method_of(request).player is None:
         return None
     if request.endless:
-        assert request.block_frames
-        frames = MANY_BLOCKS * request.block_frames * spec.vae.temporal_compression
+        frames = MANY_BLOCKS * next(request.block_sizes(spec)) * spec.vae.temporal_compression
         request = replace(request, num_frames=frames, trim=True)
     dtype = request.dtype or ("bf16" if cluster.device.ahead else "fp32")  # GPUs run ahead of Python
-    return Simulator(cluster, spec, request, dtype, request if request.method == "dualparal" else None)
+    return Simulator(cluster, spec, request, dtype, request if method_of(request).streams else None)
 
 
 def _in_blocks(simulator: Simulator, base: Placement, num_prompts: int, left: Open) -> Iterator[Way]:
-    for placement in pipelines(simulator, num_prompts):
+    for way in long_ways(simulator, num_prompts):
+        placement = way.placement
         if (
             placement.ranks == base.ranks
             and placement.cfg_degree in left.cfg_degrees
             and (placement.replicas == 1 or left.replicas)
-            and base.pipeline_degree in (None, placement.pipeline_degree)
+            and placement.method_options.items() >= base.method_options.items()
         ):
-            yield Way(
-                placement=replace(placement, kernel=base.kernel, compile=base.compile), method="dualparal"
-            )
+            yield replace(way, placement=replace(placement, kernel=base.kernel, compile=base.compile))
 
 
 def _as_a_whole(simulator: Simulator, base: Placement, num_prompts: int, left: Open) -> Iterator[Way]:
@@ -127,7 +125,7 @@ def _as_a_whole(simulator: Simulator, base: Placement, num_prompts: int, left: O
         with suppress(InputError):
             for placement in ways(replace(base, cfg_degree=cfg_degree), num_prompts):
                 with suppress(InputError):
-                    placement.check(simulator.request, simulator.spec)
+                    check_placement(placement, simulator.request, simulator.spec)
                     yield Way(placement=placement)
                     if left.coprocess:
                         # Refused where nobody could help, or not with this attention.
@@ -164,7 +162,7 @@ def _choice(simulated: list[Simulated], what: str) -> Choice:
     """simulated: the best one first. what: takes so long."""
     seconds: dict[str, float] = {}
     for one in simulated:
-        seconds.setdefault(_name(one.way.placement), one.seconds)
+        seconds.setdefault(_name(one.way), one.seconds)
     (best, took), *others = seconds.items()
     told = "; ".join(f"{name} {time:.3g} s" for name, time in others[:SHOWN])
     reason = f"{best}: about {took:.3g} s for {what}, as planned for this machine"
@@ -192,11 +190,8 @@ def _form_line(simulated: list[Simulated]) -> str:
     return f"{said} ({told}); the plainest, unless another is {MARGIN:.0%} quicker"
 
 
-def _name(placement: Placement) -> str:
-    parts = [name_of(placement)]
-    if placement.pipeline_degree:
-        parts.append(f"{placement.pipeline_degree} stage{'s' * (placement.pipeline_degree > 1)}")
-        sharers = placement.branch_ranks // placement.pipeline_degree
-        parts += [f"tokens on {sharers} ranks"] if sharers > 1 else []
+def _name(way: Way) -> str:
+    placement = way.placement
+    parts = [name_of(placement), *way.player.divided(way)]
     parts += ["CFG 2"] if placement.cfg_degree > 1 else []
     return ", ".join(parts + (["co-processing"] if placement.coprocess else []))

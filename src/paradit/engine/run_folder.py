@@ -32,9 +32,10 @@ from typing import Any
 
 from paradit.config.errors import InputError
 from paradit.config.limits import shown
+from paradit.config.methods.base import method_of, read_resolved
 from paradit.config.options import Declared, all_fields, named, read_all, read_object, read_values
 from paradit.config.placement import Placement, placement_fields
-from paradit.config.requests import Request
+from paradit.config.requests import ResolvedRequest
 from paradit.engine.job import Job, Run
 from paradit.files import name_words, remove, remove_left_lock, remove_parts, write_whole
 from paradit.video.writer import growing_name
@@ -184,7 +185,7 @@ class RunFolder:
                 if job.latents is not None:
                     remove_left_lock(job.latents)
                 part = growing_name(job.output)
-                if job.request.method != "full" and part is not None:
+                if method_of(job.request).streams and part is not None:
                     remove(part)
         for folder in {self.path, *(Path(job.output).absolute().parent for job in jobs)}:
             remove_parts(folder, pids)
@@ -272,7 +273,6 @@ def _from_json(found: dict[str, Any]) -> Run:
 _JOB = {name: field for name, field in all_fields(Job).items() if name not in ("index", "count")}
 
 
-def _request(found: dict[str, Any]) -> Request:
-    prompts_at = Declared.of("prompts_at", tuple[tuple[float, str], ...], ())
+def _request(found: dict[str, Any]) -> ResolvedRequest:
     with named("request"):
-        return Request(**read_all({**all_fields(Request), "prompts_at": prompts_at}, found))
+        return read_resolved(found)

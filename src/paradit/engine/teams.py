@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from paradit.attention.base import Kernel
 from paradit.attention.local import sdpa
+from paradit.config.methods.base import method_of
 from paradit.config.placement import Placement
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.timing import trace_link
@@ -61,7 +62,7 @@ def together(
 
 def pipeline(placement: Placement, jobs: list[Job], world: World | None) -> World | None:
     """The ranks that divide the layers among them, if any do: with messages of their own."""
-    long = any(job.request.method == "dualparal" for job in jobs)
+    long = any(method_of(job.request).divides_layers for job in jobs)
     if world is None or not long or len(placement.denoise_ranks) == 1:
         return None
     return world.part(placement.denoise_ranks, own_group=True)

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from paradit.config.placement import Placement
-from paradit.config.requests import Request
+from paradit.config.requests import ResolvedRequest
 from paradit.distributed.timing import seconds
 from paradit.distributed.world import World
 from paradit.engine.teams import together
@@ -29,7 +29,7 @@ from paradit.video.writer import Video, open_video
 
 
 @torch.no_grad()
-def measure(world: World, spec: ModelSpec, request: Request, placement: Placement) -> StageSeconds:
+def measure(world: World, spec: ModelSpec, request: ResolvedRequest, placement: Placement) -> StageSeconds:
     """What the stages of a resolved request take; all ranks of the world call it.
 
     Each loads one stage's weights after the other, never all at once: there may be no memory for that. What
@@ -39,11 +39,11 @@ def measure(world: World, spec: ModelSpec, request: Request, placement: Placemen
 
 
 class _Warmup:
-    def __init__(self, world: World, spec: ModelSpec, request: Request, placement: Placement) -> None:
+    def __init__(self, world: World, spec: ModelSpec, request: ResolvedRequest, placement: Placement) -> None:
         self._world, self._spec, self._request, self._placement = world, spec, request, placement
         self._transport = world.transport()
         sizes = request.num_frames, request.height, request.width
-        self._shape = (1, *spec.vae.latent_shape(*sizes))  # type: ignore[arg-type]
+        self._shape = (1, *spec.vae.latent_shape(*sizes))
 
     def measure(self) -> StageSeconds:
         prompts, encode = self._encode()
@@ -69,7 +69,7 @@ class _Warmup:
         _, _, frames, height, width = self._shape
         layout = transformer.layout((frames, height, width))
         latents = initial_noise(self._shape, self._request.seed, device).to(model.dtype)
-        first, *_ = model.scheduler(self._request.num_inference_steps or 1).timesteps
+        first, *_ = model.scheduler(self._request.num_inference_steps).timesteps
         timestep = model.model_timestep(first, latents)
 
         def of(team: Team) -> float:
@@ -93,7 +93,6 @@ class _Warmup:
         more = min(at_once, num_latent_frames - first)
         times = (num_latent_frames - first) / more if more else 0.0
         ratio = self._spec.vae.temporal_compression
-        assert request.width and request.height and request.fps
         sizes = request.width, request.height, request.fps
 
         def taken() -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from paradit.config.requests import LEFT_CONTEXTS, Request
+from paradit.config.requests import ResolvedRequest
 from paradit.planner.search import GOALS, Plan, Plans
-from paradit.planner.settings import differs_only_in, kind_of, sharers_of
+from paradit.planner.settings import differs_only_in
 from paradit.planner.simulate import Simulated, Simulator
 from paradit.scheduling.memory import PARTS, way_out
 
@@ -21,12 +21,10 @@ def bound_of(simulated: Simulated) -> str:
     """What takes the time, in a few words."""
     stages = simulated.stages
     if simulated.exposed > WAITING:
-        if simulated.way.method == "dualparal":
-            return f"the pipeline: its busiest rank waits {100 * simulated.exposed:.0f} % of the time"
-        return f"messages: {100 * simulated.exposed:.0f} % of a step waits for them"
+        return simulated.way.player.waits(simulated)
     if stages["decode"] > max(stages["denoise"], DECODING * simulated.latency):
         return "decoding"
-    if stages["decode"] > DECODING * simulated.latency and not kind_of(simulated.way).startswith("apart"):
+    if stages["decode"] > DECODING * simulated.latency and not simulated.way.kind.startswith("apart"):
         return f"computing; decoding is {100 * stages['decode'] / simulated.latency:.0f} % of a video"
     return "computing"
 
@@ -51,14 +49,14 @@ class Switch:
 
 def _idle_decoder(best: Simulated, other: Simulated) -> str:
     for one in (best, other):
-        if kind_of(one.way).startswith("apart"):
+        if one.way.kind.startswith("apart"):
             return f"where they are apart, decoders are busy {100 * decoder_busy(one):.0f} % of the time"
     return ""
 
 
 def _helped(best: Simulated, other: Simulated) -> str:
     plain = other if best.way.coprocess else best
-    if not kind_of(plain.way).startswith("apart"):
+    if not plain.way.kind.startswith("apart"):
         return ""
     one = len(plain.way.placement.decode_ranks) == 1
     return f"{'the decoder is' if one else 'decoders are'} busy {100 * decoder_busy(plain):.0f} % of the time"
@@ -78,23 +76,17 @@ def _branches(one: Simulated) -> str:
     return "on ranks of their own" if one.way.placement.cfg_degree > 1 else "on the same ranks"
 
 
-def _tokens(one: Simulated) -> str:
-    if one.way.method != "dualparal":
-        return ""
-    sharers = sharers_of(one.way)
-    return f"on {sharers} ranks" if sharers > 1 else "on one rank"
+def _approximate(best: Simulated, other: Simulated) -> str:
+    ways = [one.way for one in (best, other) if one.way.player.approximate]
+    return f"{ways[0].method} {ways[0].player.approximate}" if ways else ""
 
 
 SWITCHES = (
-    Switch(
-        "method",
-        lambda one: "dualparal" if one.way.method == "dualparal" else "full sequence",
-        lambda *_: "dualparal is approximate: a frame sees its block and some neighbours only",
-    ),
-    Switch("stages", lambda one: kind_of(one.way).partition(",")[0], _idle_decoder),
+    Switch("method", lambda one: one.way.player.title(one.way), _approximate),
+    Switch("stages", lambda one: one.way.kind.partition(",")[0], _idle_decoder),
     Switch("co-processing", lambda one: "on" if one.way.coprocess else "off", _helped),
     Switch("guidance branches", _branches, _waits),
-    Switch("a stage's tokens", _tokens, lambda *_: ""),
+    Switch("a stage's tokens", lambda one: one.way.player.tokens(one.way), lambda *_: ""),
     Switch("attention", _attention, _waits),
     Switch("interleaved", lambda one: "on" if one.choice.interleave else "off", _waits),
     Switch("ranks that share a decode", lambda one: str(one.way.placement.decode_degree), lambda *_: ""),
@@ -138,22 +130,17 @@ def reasons(plans: Plans, goal: str, said: Callable[[float], str]) -> list[str]:
     return found
 
 
-def other_left_context(
+def otherwise(
     plan: Plan, simulator: Simulator, num_prompts: int, goal: str, said: Callable[[float], str]
 ) -> list[str]:
-    """Of a plan in blocks: what it takes where blocks see the one before in the other way. As `reasons`."""
-    mine, long = plan.simulated, simulator.long
-    if mine.way.method != "dualparal" or not plan.fits:
-        return []
-    assert long is not None
-    (name,) = (one for one in LEFT_CONTEXTS if one != long.left_context)
-    changed = replace(long, left_context=name)
-    whole = changed if simulator.request.method == "dualparal" else simulator.request
-    instead = replace(simulator, request=whole, long=changed)
-    other = instead.simulate(mine.way, num_prompts, mine.choice)
-    value, others = (GOALS[goal](one)[0] for one in (mine, other))
-    line = f"left context: {long.left_context}; {name} {said(others)} ({100 * (others / value - 1):+.0f} %)"
-    return [line if instead.fits(mine.way) else f"{line}; that does not fit"]
+    """What a plan takes with other settings of its method, which no placement has. As `reasons`."""
+    mine, found = plan.simulated, []
+    compared = mine.way.player.compared(simulator, mine, num_prompts) if plan.fits else ()
+    for setting, value, other_value, other, fits in compared:
+        took, others = (GOALS[goal](one)[0] for one in (mine, other))
+        line = f"{setting}: {value}; {other_value} {said(others)} ({100 * (others / took - 1):+.0f} %)"
+        found.append(line if fits else f"{line}; that does not fit")
+    return found
 
 
 def misfits(plans: list[Plan], simulator: Simulator, said: Callable[[float], str]) -> list[str]:
@@ -187,7 +174,7 @@ def misfits(plans: list[Plan], simulator: Simulator, said: Callable[[float], str
 def _way_out(plan: Plan, simulator: Simulator) -> str:
     way = plan.simulated.way
 
-    def fits(request: Request) -> bool:
+    def fits(request: ResolvedRequest) -> bool:
         changed = replace(simulator, request=request, long=request)
         return changed.fits(replace(way, tile=request.vae_tile))
 

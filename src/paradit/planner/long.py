@@ -15,12 +15,15 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
-from paradit.config.requests import latent_shape
+from paradit.config.methods.base import method_of
+from paradit.config.methods.blocks import BlocksRequest
+from paradit.config.placement import Placement
+from paradit.models.spec import ModelSpec
 from paradit.planner.costs import ITEMSIZE
 from paradit.planner.events import Compute, Message, Played, Step, Wait, play
 from paradit.planner.pipeline_team import DONE, Team
 from paradit.planner.stage_step import Kind, StageSeconds, StageSteps, kind_of
-from paradit.scheduling.block_queue import BlockQueue, queue_of
+from paradit.scheduling.block_queue import BlockQueue
 from paradit.scheduling.layer_pipeline import (
     StageGrid,
     in_flight,
@@ -28,9 +31,6 @@ from paradit.scheduling.layer_pipeline import (
 )
 
 if TYPE_CHECKING:
-    from paradit.config.placement import Placement
-    from paradit.config.requests import Request
-    from paradit.models.spec import ModelSpec
     from paradit.planner.hardware import Cluster
 
 SETTLED, MEASURED = 3, 4
@@ -60,7 +60,7 @@ class LongVideo:
 
     cluster: Cluster
     spec: ModelSpec
-    request: Request
+    request: BlocksRequest
     placement: Placement
     dtype: str
     decode: float
@@ -70,7 +70,7 @@ class LongVideo:
 
     @cached_property
     def queue(self) -> BlockQueue:
-        return queue_of(self.request, latent_shape(self.request, self.spec)[1])
+        return self.request.queue(self.spec)
 
     def run(self) -> LongRun:
         """Played as far as is needed to know the rest."""
@@ -170,7 +170,7 @@ class LongVideo:
     @cached_property
     def grid(self) -> StageGrid:
         """Where the ranks that denoise stand."""
-        return self.placement.stage_grid(self.request, self.spec)
+        return method_of(self.request).grid(self.placement, self.request, self.spec)
 
     @cached_property
     def split(self) -> list[range]:
@@ -197,13 +197,11 @@ class LongVideo:
     @cached_property
     def tokens(self) -> int:
         """Of a latent frame."""
-        assert self.request.height and self.request.width
         return self.spec.tokens(1, self.request.height, self.request.width)
 
     @cached_property
     def branches(self) -> int:
         """How many each rank computes, one after the other."""
-        assert self.request.guidance_scale
         return self.spec.num_branches(self.request.guidance_scale) // self.grid.cfg_degree
 
     @property

@@ -11,11 +11,12 @@ from typing import Protocol
 
 from paradit.attention.registry import FORMS, Choice
 from paradit.config.errors import InputError
+from paradit.config.methods.base import check_placement
 from paradit.config.placement import Placement
-from paradit.config.requests import Request
-from paradit.planner.settings import SETTINGS, differs_only_in, kind_of
-from paradit.planner.simulate import Simulated, Simulator, Way
-from paradit.scheduling.balance import decoders_by_rule, name_of, ways
+from paradit.config.requests import ResolvedRequest
+from paradit.planner.settings import SETTINGS, differs_only_in
+from paradit.planner.simulate import Simulated, Simulator, Way, player_of
+from paradit.scheduling.balance import decoders_by_rule, ways
 from paradit.scheduling.memory import fitting_tile
 
 
@@ -91,7 +92,7 @@ def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
     for way, choice in candidates(simulator, num_prompts):
         if max(simulated(way, choice).memory) > limit and (tiles := with_tiles(simulator, way)):
             simulated(tiles, choice)
-    long = [Way(placement=placement, method="dualparal") for placement in pipelines(simulator, num_prompts)]
+    long = long_ways(simulator, num_prompts)
     long = [way if simulator.fits(way) else with_tiles(simulator, way) or way for way in long]
     found |= {(one.way, one.choice): one for one in play_long(simulator, long, num_prompts, goal)}
     plans = [_plan(one, limit) for (way, _), one in found.items() if not way.offload]
@@ -104,14 +105,14 @@ def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
         plans += [_plan(one, limit) for one in more]
     best: dict[str, Plan] = {}
     for plan in chosen:
-        best.setdefault(kind_of(plan.simulated.way), plan)
+        best.setdefault(plan.simulated.way.kind, plan)
     return Plans(best=list(best.values()), usual=usual, tried=plans, compared=len(found) + len(more))
 
 
 def with_tiles(simulator: Simulator, way: Way) -> Way | None:
     """A way that does not fit, decoding in the largest tiles with which it does; None where none helps."""
 
-    def fits(request: Request) -> bool:
+    def fits(request: ResolvedRequest) -> bool:
         return simulator.fits(replace(way, tile=request.vae_tile))
 
     tile = fitting_tile(simulator.request_of(way), simulator.spec, fits)
@@ -125,8 +126,9 @@ def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Wa
     """
     ranks, plain = simulator.cluster.ranks, Choice.plain()
     if simulator.long is not None:
-        yield "one GPU, in blocks (approximate)", Way(placement=Placement(), method="dualparal"), plain
-    if simulator.request.method == "dualparal":
+        way = Way(placement=Placement(), method=simulator.long.method)
+        yield "one GPU, in blocks (approximate)", way, plain
+    if simulator.only_long:
         return
     yield "one GPU", Way(placement=Placement()), plain
     if ranks == 1:
@@ -148,7 +150,7 @@ def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Ch
 
     Of a video as a whole; see `pipelines` for those in blocks.
     """
-    if simulator.request.method != "full":
+    if simulator.only_long:
         return
     for degree in (1, 2):
         with suppress(InputError):
@@ -163,15 +165,15 @@ def play_long(simulator: Simulator, ways: Iterable[Way], num_prompts: int, goal:
     What a way takes at least is known at once, and the most promising ones come first.
     """
     measure = GOALS[goal]
-    least = {way: simulator.least(way, num_prompts) for way in ways}
-    fitting = {kind_of(way) for way in least if simulator.fits(way)}
+    least = {way: way.player.least(simulator, way, num_prompts) for way in ways}
+    fitting = {way.kind for way in least if simulator.fits(way)}
     # Where none of a kind fits, what is said of it is what the smallest lacks.
     smallest: dict[str, Way] = {}
     for way in sorted(least, key=lambda way: max(least[way].memory)):
-        smallest.setdefault(kind_of(way), way)
+        smallest.setdefault(way.kind, way)
     best: dict[str, tuple[float, ...]] = {}
     for way in sorted(least, key=lambda way: measure(least[way])):
-        kind = kind_of(way)
+        kind = way.kind
         worth = measure(least[way]) <= best.get(kind, (math.inf,))
         if not simulator.fits(way):
             worth = kind not in fitting and (way == smallest[kind] or worth)
@@ -194,7 +196,7 @@ def play_otherwise(
         others = [
             way for way in fitting if differs_only_in(setting, (way, IN_BLOCKS), (best.way, best.choice))
         ]
-        least = {way: measure(simulator.least(way, num_prompts)) for way in others}
+        least = {way: measure(way.player.least(simulator, way, num_prompts)) for way in others}
         found: tuple[float, ...] = (math.inf,)
         for way in sorted(others, key=least.__getitem__):
             if least[way] <= found:
@@ -224,39 +226,25 @@ def _placements(simulator: Simulator, base: Placement, num_prompts: int) -> Iter
             # A picture with fewer tiles than that is refused.
             with suppress(InputError):
                 shared = replace(placement, encode=decoders[:1], decode=decoders, decode_degree=len(decoders))
-                shared.check(simulator.request, simulator.spec)
+                check_placement(shared, simulator.request, simulator.spec)
                 yield shared
 
 
-def pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
-    """For a long video in blocks: any number of ranks that divides the cluster's, in any number of stages.
-
-    Guidance branches on the same ranks or on different ones; the ranks of a stage share its tokens.
-    """
-    ranks, long = simulator.cluster.ranks, simulator.long
-    if long is None:
-        return
-    for degree in (number for number in range(ranks, 0, -1) if ranks % number == 0):
-        for placement in ways(Placement(ranks=degree), num_prompts):
-            # One decoder keeps up with many ranks.
-            if placement.decode is not None and len(placement.decode) > 1:
-                continue
-            for cfg_degree in range(1, simulator.branches + 1):
-                for stages in range(len(placement.denoise_ranks) // cfg_degree, 0, -1):
-                    with suppress(InputError):
-                        divided = replace(placement, cfg_degree=cfg_degree, pipeline_degree=stages)
-                        divided.check(long, simulator.spec)
-                        yield divided
+def long_ways(simulator: Simulator, num_prompts: int) -> list[Way]:
+    """The ways of making a long video in blocks, if it is to be compared."""
+    if simulator.long is None:
+        return []
+    return list(player_of(simulator.long.method).ways(simulator, num_prompts))
 
 
 def _checked(simulator: Simulator, **fields: int) -> Placement:
     placement = Placement(**fields)  # type: ignore[arg-type]
-    placement.check(simulator.request, simulator.spec)
+    check_placement(placement, simulator.request, simulator.spec)
     return placement
 
 
 def _is_worth_a_look(simulator: Simulator, placement: Placement) -> bool:
-    if kind_of(Way(placement=placement)) != "apart":
+    if Way(placement=placement).kind != "apart":
         return True
     alone = simulator.simulate(Way(placement=Placement()), 1, Choice.plain())
     by_rule = decoders_by_rule(placement.ranks, alone.stages["denoise"], alone.stages["decode"])
@@ -267,7 +255,7 @@ def _with_forms(simulator: Simulator, placement: Placement) -> Iterator[tuple[Wa
     choices = _choices(simulator, placement)
     for choice in choices:
         yield Way(placement=placement), choice
-    if kind_of(Way(placement=placement)) == "apart" and placement.cfg_degree == 1:
+    if Way(placement=placement).kind == "apart" and placement.cfg_degree == 1:
         # A single rank has branches side by side only with helpers.
         helped = _choices(simulator, replace(placement, coprocess=True))
         for choice in dict.fromkeys([*choices, *helped]):
@@ -287,10 +275,7 @@ def _choices(simulator: Simulator, placement: Placement) -> list[Choice]:
 
 def placement_of(simulated: Simulated) -> Placement:
     """The way's placement with the form that was simulated."""
-    way = simulated.way
-    if way.method == "dualparal":
-        return way.placement
-    return replace(way.placement.chosen(simulated.choice), coprocess=way.coprocess)
+    return simulated.way.player.placement(simulated)
 
 
 def _plan(simulated: Simulated, limit: float, name: str = "") -> Plan:
@@ -298,21 +283,10 @@ def _plan(simulated: Simulated, limit: float, name: str = "") -> Plan:
 
 
 def _name(simulated: Simulated) -> str:
-    way, choice = simulated.way, simulated.choice
-    if way.method == "dualparal":
-        stages = way.placement.pipeline_degree
-        parts = [f"dualparal (approximate), {stages} pipeline {'stage' if stages == 1 else 'stages'}"]
-        sharers = way.placement.branch_ranks // (stages or 1)
-        parts += [f"tokens on {sharers} ranks"] if sharers > 1 else []
-        parts += [name_of(way.placement)] if name_of(way.placement) != "together" else []
-    else:
-        parts = [name_of(way.placement)]
-    if way.placement.cfg_degree > 1:
-        parts.append("CFG 2")
-    if way.placement.branch_ranks > 1 and way.method == "full":
-        parts.append(choice.form.written(choice.options, short=True))
-        if choice.interleave:
-            parts.append("interleaved")
+    way = simulated.way
+    parts, shared = way.player.name(way, simulated.choice)
+    parts += ["CFG 2"] if way.placement.cfg_degree > 1 else []
+    parts += shared
     if way.coprocess:
         parts.append("co-processing")
     if way.tile:

@@ -6,22 +6,6 @@ from collections.abc import Callable, Hashable
 
 from paradit.attention.registry import Choice
 from paradit.planner.simulate import Way
-from paradit.scheduling.balance import name_of
-
-
-def kind_of(way: Way) -> str:
-    """together, apart, apart with co-processing, replicas; or in blocks."""
-    if way.method == "dualparal":
-        return "in blocks, replicas" if way.placement.replicas > 1 else "in blocks"
-    if way.placement.replicas > 1:
-        return "replicas"
-    kind = "apart" if name_of(way.placement).startswith("apart") else "together"
-    return f"{kind}, co-processing" if way.coprocess else kind
-
-
-def sharers_of(way: Way) -> int:
-    """How many ranks share the tokens of a long video's pipeline stage; 1 for a video as a whole."""
-    return way.placement.branch_ranks // (way.placement.pipeline_degree or 1) if _in_blocks(way) else 1
 
 
 def _stages_of(way: Way) -> Hashable:
@@ -29,16 +13,12 @@ def _stages_of(way: Way) -> Hashable:
     return placement.encode_ranks, placement.denoise_ranks, placement.decode_ranks, placement.replicas
 
 
-def _in_blocks(way: Way) -> bool:
-    return way.method == "dualparal"
-
-
 SETTINGS: dict[str, Callable[[Way, Choice], Hashable]] = {
     "method": lambda way, _: way.method,
     "stages": lambda way, _: _stages_of(way),
     "co-processing": lambda way, _: way.coprocess,
     "guidance branches": lambda way, _: way.placement.cfg_degree,
-    "a stage's tokens": lambda way, _: sharers_of(way),
+    "a stage's tokens": lambda way, _: way.player.sharers(way),
     "attention": lambda _, choice: (choice.name, choice.options),
     "interleaved": lambda _, choice: choice.interleave,
     "ranks that share a decode": lambda way, _: way.placement.decode_degree > 1,

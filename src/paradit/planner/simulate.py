@@ -1,41 +1,33 @@
-"""A whole run, simulated: denoising steps by `planner.step`, stages by the schedule that the engine follows.
+"""A whole run, simulated: denoising by its method's player, stages by the schedule that the engine follows.
 
-Long videos in blocks by `planner.long`. What is left out: what travels between stages (megabytes), files, and
-Python between steps.
+What is left out: what travels between stages (megabytes), files, and Python between steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
-from math import ceil
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import cast
 
 from paradit.attention.registry import Choice
+from paradit.config.errors import InputError
+from paradit.config.methods.base import find_method, method_of
+from paradit.config.methods.registry import METHODS
 from paradit.config.placement import Placement
-from paradit.config.requests import latent_shape
+from paradit.config.requests import ResolvedRequest, latent_shape
+from paradit.models.spec import ModelSpec
 from paradit.planner.costs import (
     ITEMSIZE,
     context_seconds,
     decode_seconds,
     encode_seconds,
 )
-from paradit.planner.events import Played
 from paradit.planner.hardware import Cluster
-from paradit.planner.long import LongVideo
-from paradit.planner.stage_step import StageSteps
-from paradit.planner.step import Forward, play_layers
-from paradit.planner.whole_step import Group, branches_of, group_of, simulated_step
-from paradit.scheduling.balance import play
-from paradit.scheduling.memory import memory_by_rank
-
-if TYPE_CHECKING:
-    from paradit.config.requests import Request
-    from paradit.models.spec import ModelSpec
-
-HELPERS_WORK = (1.0, 0.75, 0.5, 0.25)
-"""Shares of a co-processing decoder that are tried, in parts of an equal one."""
+from paradit.scheduling import balance
+from paradit.trace.merge import Span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +39,20 @@ class Way:
     """Decoders that do not denoise take a share of the attention while they are idle."""
     offload: bool = False
     """Weights move between host and device for every request (a rival; ParaDiT does not do it)."""
-    method: str = "full"
-    """How it is denoised: one of `config.requests.METHODS`."""
+    method: str = field(default_factory=lambda: METHODS.names()[0])
+    """How it is denoised: a method that the planner has a player for."""
     tile: int | None = None
     """The side of decode tiles, in pixels; None: what the request and the placement say."""
+
+    @property
+    def player(self) -> Player:
+        """What simulates it."""
+        return player_of(self.method)
+
+    @property
+    def kind(self) -> str:
+        """Its kind; the best of each kind is shown."""
+        return self.player.kind(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,97 +87,123 @@ class Least:
     memory: tuple[int, ...]
 
 
+class Player(ABC):
+    """What the planner knows of a method: how its ways are simulated, and what is said of them."""
+
+    approximate = ""
+    """What is approximate about the method, to be said after its name; empty: it is exact."""
+
+    @abstractmethod
+    def request(self, simulator: Simulator) -> ResolvedRequest:
+        """Return which of the simulator's requests it makes."""
+
+    @abstractmethod
+    def simulate(self, simulator: Simulator, way: Way, num_requests: int, choice: Choice) -> Simulated:
+        """Simulate so many requests."""
+
+    @abstractmethod
+    def least(self, simulator: Simulator, way: Way, num_requests: int) -> Least:
+        """Return what a way takes at least, without being played."""
+
+    @abstractmethod
+    def kind(self, way: Way) -> str:
+        """Return the kind of a way; the best of each kind is shown."""
+
+    @abstractmethod
+    def title(self, way: Way) -> str:
+        """Return what the method is called beside another."""
+
+    @abstractmethod
+    def name(self, way: Way, choice: Choice) -> tuple[list[str], list[str]]:
+        """Return how ranks are used, and how they share attention, in words."""
+
+    @abstractmethod
+    def waits(self, simulated: Simulated) -> str:
+        """Return what bounds a way whose ranks wait for much of the time."""
+
+    @abstractmethod
+    def placement(self, simulated: Simulated) -> Placement:
+        """Return the placement that runs it."""
+
+    def ways(self, simulator: Simulator, num_requests: int) -> Iterator[Way]:  # noqa: ARG002
+        """The ways of making a long video, if it makes such; those of videos as a whole are in `search`."""
+        yield from ()
+
+    def divided(self, way: Way) -> list[str]:  # noqa: ARG002
+        """Return how ranks divide layers and tokens, in a few words."""
+        return []
+
+    def sharers(self, way: Way) -> int:  # noqa: ARG002
+        """Number of ranks that share the tokens of a pipeline's stage; 1 for a video as a whole."""
+        return 1
+
+    def tokens(self, way: Way) -> str:  # noqa: ARG002
+        """Return on how many ranks a stage's tokens are, in words; empty if that is not a setting."""
+        return ""
+
+    @abstractmethod
+    def cautions(self, simulator: Simulator) -> Iterator[str]:
+        """What is not exact, or not sure, about its videos."""
+
+    def compared(
+        self,
+        simulator: Simulator,  # noqa: ARG002
+        simulated: Simulated,  # noqa: ARG002
+        num_requests: int,  # noqa: ARG002
+    ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
+        """For settings that no placement has: name, both values, what comes of the other, whether it fits."""
+        yield from ()
+
+    @abstractmethod
+    def spans(
+        self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]
+    ) -> Iterator[tuple[int, Span]]:
+        """Steps, messages and layers of each rank, beside the stages. denoised: where the requests are."""
+
+
+@cache
+def player_of(method: str) -> Player:
+    """Return what simulates a method. Raises InputError if the planner does not know it."""
+    name = find_method(method).player
+    if name is None:
+        raise InputError(f"the planner does not know method {method}")
+    module, _, attribute = name.partition(":")
+    return cast(Player, getattr(import_module(module), attribute))
+
+
 @dataclass(frozen=True, eq=False)
 class Simulator:
     """Ways of making one kind of video with a model on a cluster. Steps that were played are remembered."""
 
     cluster: Cluster
     spec: ModelSpec
-    request: Request
+    request: ResolvedRequest
     """Resolved; of several, the largest."""
     dtype: str = "bf16"
-    long: Request | None = None
+    long: ResolvedRequest | None = None
     """The same in blocks, where that is to be compared. Alone, where `request` is it too."""
 
     def __post_init__(self) -> None:
         """Raise InputError for a dtype that the devices do not compute in."""
         self.cluster.device.check_dtype(self.dtype)
 
+    @property
+    def only_long(self) -> bool:
+        """Whether the video can be made in blocks only."""
+        return self.request == self.long
+
     def simulate(self, way: Way, num_requests: int, choice: Choice) -> Simulated:
         """A way, with a form of attention, for so many requests of the kind."""
-        if way.method == "dualparal":
-            return self._simulate_long(way, num_requests, choice)
-        placement, steps = way.placement, self.request.num_inference_steps
-        assert steps
-        alone = self._step(placement, choice)
-        helped = self._helped(placement, choice) if way.coprocess else alone
-        stages = self._stages(way, steps * alone.seconds)
-        once = dict(stages)
-        if way.coprocess:
-            once["denoise"] += steps * (helped.seconds - alone.seconds)
-            stages["denoise"] += self._help(placement, stages, steps, alone.seconds, helped.seconds)
-            if num_requests == 1:
-                stages = once
-        spans = play(placement, num_requests, stages)
-        seconds = max(span.end for span in spans)
-        busy = [0.0] * placement.ranks
-        for span in spans:
-            for rank in span.ranks:
-                busy[rank] += span.end - span.start
-        latency = sum(once.values())
-        return Simulated(
-            way=way,
-            choice=choice,
-            seconds=seconds,
-            latency=latency,
-            first_frame=latency - once["decode"] * (1 - 1 / latent_shape(self.request, self.spec)[1]),
-            step=helped.seconds,
-            stages=stages,
-            exposed=helped.exposed / helped.seconds,
-            idle=tuple(1 - part / seconds for part in busy),
-            memory=self.memory(way),
-        )
+        return way.player.simulate(self, way, num_requests, choice)
 
-    def _simulate_long(self, way: Way, num_requests: int, choice: Choice) -> Simulated:
-        video, placement = self.long_video(way), way.placement
-        run = video.run()
-        stages = self._stages(way, run.denoised)
-        stages["decode"] = run.seconds - run.denoised
-        before = sum(stages.values()) - run.seconds
-        seconds = max(span.end for span in play(placement, num_requests, stages))
-        videos = num_requests / placement.replicas
-        return Simulated(
-            way=way,
-            choice=choice,
-            seconds=seconds,
-            latency=before + run.seconds,
-            first_frame=before + run.first + video.decode / latent_shape(video.request, self.spec)[1],
-            step=video.longest_step,
-            stages=stages,
-            exposed=1 - max(run.computing) / run.seconds,
-            idle=tuple(1 - videos * computing / seconds for computing in run.computing),
-            memory=self.memory(way),
-        )
-
-    def long_video(self, way: Way) -> LongVideo:
-        """What is played of a long video's way."""
-        return _long_video(self, way)
-
-    def least(self, way: Way, num_requests: int) -> Least:
-        """What a long video's way takes at least, without being played."""
-        least = self.long_video(way).least_seconds
-        latency = sum(self._stages(way, least).values()) - self.decode_seconds(way)
-        each = ceil(num_requests / way.placement.replicas) * least
-        return Least(latency, max(latency, each), self.memory(way))
-
-    def request_of(self, way: Way) -> Request:
+    def request_of(self, way: Way) -> ResolvedRequest:
         """As the way has it: its method, and its tiles."""
-        request = self.long if way.method == "dualparal" else self.request
-        assert request is not None
+        request = way.player.request(self)
         request = way.placement.tiled(request, self.spec)
         return replace(request, vae_tile=way.tile) if way.tile else request
 
-    def _stages(self, way: Way, steps: float) -> dict[str, float]:
+    def stages_of(self, way: Way, steps: float) -> dict[str, float]:
+        """Seconds of each stage of one request, if its steps take so long."""
         device, branches = self.cluster.device, self.branches
         stages = {
             "encode": encode_seconds(self.spec, device, self.dtype, branches),
@@ -196,13 +224,13 @@ class Simulator:
     def decode_seconds(self, way: Way) -> float:
         """Of a video's decode, by one rank or by several that share its tiles."""
         request, ranks = self.request_of(way), way.placement.decode_groups[0]
-        size, tile, device = self._size(request), request.vae_tile, self.cluster.device
+        size, tile, device = self.size_of(request), request.vae_tile, self.cluster.device
         computed = decode_seconds(self.spec.vae, device, "fp32", size, tile=tile, ranks=len(ranks))
         return computed + self._gather_tiles(request, ranks)
 
-    def _gather_tiles(self, request: Request, ranks: tuple[int, ...]) -> float:
+    def _gather_tiles(self, request: ResolvedRequest, ranks: tuple[int, ...]) -> float:
         """Seconds until the first rank has the others' samples, in fp32, a latent frame's at a time."""
-        frames, height, width = self._size(request)
+        frames, height, width = self.size_of(request)
         grid = self.spec.vae.grid(height, width, request.vae_tile)
         value = 3 * ITEMSIZE["fp32"] * self.spec.vae.spatial_compression**2 * frames
         areas = [tile.area for tile in grid.tiles]
@@ -211,52 +239,24 @@ class Simulator:
         busy, latency = self.cluster.transfer(ranks, sent)
         return max(busy.values(), default=0.0) + latency * latent_shape(request, self.spec)[1]
 
-    def _size(self, request: Request) -> tuple[int, int, int]:
+    def size_of(self, request: ResolvedRequest) -> tuple[int, int, int]:
         """Frames, of which the last may be left out, height and width."""
         _, frames, *_ = latent_shape(request, self.spec)
-        assert request.height and request.width
         return (frames - 1) * self.spec.vae.temporal_compression + 1, request.height, request.width
-
-    def _help(
-        self, placement: Placement, stages: Mapping[str, float], steps: int, alone: float, helped: float
-    ) -> float:
-        """What help changes of a request's denoising: decoders give it while they are in no stage."""
-        decoders = len(placement.decode_groups)
-        encodes = stages["encode"] if placement.encode_ranks[0] in placement.decode_ranks else 0.0
-        busy = min(stages["denoise"], (stages["decode"] + encodes) / decoders)
-        return (helped - alone) * (steps - busy / alone)
-
-    def _helped(self, placement: Placement, choice: Choice) -> Forward:
-        """A step with the share for decoders that makes it quickest, none included."""
-        return simulated_step(self, self._helped_group(placement, choice), choice)
-
-    def _helped_group(self, placement: Placement, choice: Choice) -> Group:
-        groups = [group_of(placement, part) for part in (0.0, *HELPERS_WORK)]
-        return min(groups, key=lambda group: simulated_step(self, group, choice).seconds)
-
-    def _step(self, placement: Placement, choice: Choice) -> Forward:
-        return simulated_step(self, group_of(placement), choice)
-
-    def played_step(self, way: Way, choice: Choice) -> tuple[Played, list[int]]:
-        """A denoising step, every layer played, and the cluster's ranks that take part, in its order."""
-        group = self._helped_group(way.placement, choice) if way.coprocess else group_of(way.placement)
-        branches, streams = branches_of(self, group, choice)
-        played = play_layers(branches, self.spec.transformers[0].num_layers, streams, choice.lag)
-        return played, sorted(rank for branch, _ in branches for rank in branch.ranks)
 
     @property
     def branches(self) -> int:
-        assert self.request.guidance_scale
         return self.spec.num_branches(self.request.guidance_scale)
 
     @property
     def tokens(self) -> int:
         """Of the video."""
-        return self.spec.tokens(*self._size(self.request))
+        return self.spec.tokens(*self.size_of(self.request))
 
     def memory_parts(self, way: Way) -> list[dict[str, int]]:
         """Estimated bytes of each rank, by part."""
-        parts = memory_by_rank(way.placement, self.request_of(way), self.spec, ITEMSIZE[self.dtype])
+        request, itemsize = self.request_of(way), ITEMSIZE[self.dtype]
+        parts = method_of(request).memory_by_rank(way.placement, request, self.spec, itemsize)
         if not way.offload:
             return parts
         # One model at a time, of two experts the one at work.
@@ -276,28 +276,10 @@ class Simulator:
         return max(self.memory(way)) <= self.cluster.device.memory
 
     def _weights(self, stage: str) -> int:
-        size = self._size(self.request)
+        size = self.size_of(self.request)
         return self.spec.rank_memory_bytes(*size, ITEMSIZE[self.dtype], (stage,))["weights"]
 
     @property
     def _copy_rate(self) -> float:
         link = self.cluster.link
         return link.copy or link.bandwidth
-
-
-@cache
-def _long_video(simulator: Simulator, way: Way) -> LongVideo:
-    return LongVideo(
-        cluster=simulator.cluster,
-        spec=simulator.spec,
-        request=simulator.request_of(way),
-        placement=way.placement,
-        dtype=simulator.dtype,
-        decode=simulator.decode_seconds(way),
-        known=_known_steps(simulator),
-    )
-
-
-@cache
-def _known_steps(simulator: Simulator) -> dict[tuple[tuple[int, ...], ...], StageSteps]:  # noqa: ARG001
-    return {}

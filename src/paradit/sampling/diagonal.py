@@ -23,6 +23,7 @@ from paradit.parallel.team import Team
 from paradit.progress import Progress
 from paradit.sampling.block_state import BlockState, QueueState, restore_solver, solver_state
 from paradit.sampling.guidance import guide
+from paradit.sampling.in_blocks import TeamSampler
 from paradit.sampling.noise import BlockNoise
 from paradit.sampling.solver import solver_step
 from paradit.scheduling.block_queue import BlockQueue
@@ -149,3 +150,6 @@ def _restored(model: VideoModel, queue: BlockQueue, state: QueueState | None) ->
         )
         for number, block in (state.blocks.items() if state else ())
     }
+
+
+SAMPLER = TeamSampler(blocks, finished)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from paradit.config.requests import ResolvedRequest, latent_shape
 from paradit.models.protocol import Prompt, Scheduler, VideoModel
 from paradit.parallel.team import Alone, Branches, Team
 from paradit.progress import Progress
-from paradit.sampling.guidance import guide
-from paradit.sampling.position import (
-    Checkpoints,
-    NoCheckpoints,
-    Position,
-    last_position,
-    restore,
-    scheduler_state,
-)
+from paradit.sampling.guidance import guide, scales
+from paradit.sampling.noise import initial_noise, step_generator
+from paradit.sampling.position import Position, last_position, restore, scheduler_state
+from paradit.sampling.sampler import Checkpoints, Sampler, Work
 from paradit.sampling.solver import solver_step
 from paradit.trace.spans import STEP, span
 
@@ -45,7 +41,7 @@ def denoise(
     checkpoints: where the work may have been begun, and is kept. Steps are told as stage "denoise". Raises
     FloatingPointError, naming the step, where the latents become infinite or are no numbers.
     """
-    team, checkpoints = team or Alone(), checkpoints or NoCheckpoints()
+    team = team or Alone()
     _, _, frames, height, width = latents.shape
     layout = model.experts[0].layout((frames, height, width))
     scheduler = model.scheduler(num_inference_steps)
@@ -78,10 +74,38 @@ def denoise(
             if not latents.isfinite().all():
                 raise FloatingPointError(f"the latents are not finite after step {step + 1}")
         progress.step("denoise", step + 1)
-        if team.is_first:
+        if checkpoints and team.is_first:
             checkpoints.offer(partial(_position, step + 1, latents, scheduler))
     return latents
 
 
-def _position(step: int, latents: Tensor, scheduler: Scheduler) -> Position:
-    return Position(step=step, latents=latents, scheduler=scheduler_state(scheduler))
+def _position(step: int, latents: Tensor, scheduler: Scheduler) -> bytes:
+    return Position(step=step, latents=latents, scheduler=scheduler_state(scheduler)).to_bytes()
+
+
+class FullSequence(Sampler):
+    """All latents at once, on every rank of the team."""
+
+    def total(self, model: VideoModel, request: ResolvedRequest) -> int:
+        return len(model.scheduler(request.num_inference_steps).timesteps)  # some schedulers take two a step
+
+    def blocks(self, work: Work) -> Iterator[Tensor]:
+        model, request, team = work.model, work.request, work.team
+        team.agree("the model", model.fingerprint())
+        shape = (1, *latent_shape(request, model.spec))
+        yield denoise(
+            model,
+            team.share(
+                partial(initial_noise, shape, request.seed, model.device), shape, torch.float32, model.device
+            ),
+            work.prompts,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scales=scales(model.spec, request.guidance_scale),
+            noise=partial(step_generator, request.seed),
+            progress=work.progress,
+            team=team,
+            checkpoints=work.checkpoints,
+        )
+
+
+SAMPLER = FullSequence()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from paradit.config.options import Option, decode
 from paradit.models.protocol import Scheduler
 from paradit.parallel.team import Team
+from paradit.sampling.sampler import Checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,28 +37,9 @@ class Position:
         return decode(cls, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
 
-class Checkpoints(Protocol):
-    """Keeps positions of one request's denoising; the first process of a team has one."""
-
-    def last(self) -> bytes:
-        """The last position that was kept; empty where there is none."""
-
-    def offer(self, position: Callable[[], Position]) -> None:
-        """Called after every step; may keep the position, and may end the run."""
-
-
-class NoCheckpoints:
-    """Keeps nothing."""
-
-    def last(self) -> bytes:
-        return b""
-
-    def offer(self, position: Callable[[], Position]) -> None: ...
-
-
-def last_position(checkpoints: Checkpoints, team: Team, device: torch.device) -> Position | None:
+def last_position(checkpoints: Checkpoints | None, team: Team, device: torch.device) -> Position | None:
     """What the first process has kept last, on all processes of the team."""
-    content = checkpoints.last() if team.is_first else b""
+    content = checkpoints.last(Position.from_bytes) if checkpoints and team.is_first else b""
     size, *_ = team.gather_number(len(content))
     if not size:
         return None

@@ -18,8 +18,8 @@ from paradit.parallel.team import Team
 from paradit.progress import Progress
 from paradit.sampling import full_sequence
 from paradit.sampling.block_state import BlockState, QueueState
+from paradit.sampling.in_blocks import TeamSampler
 from paradit.sampling.noise import BlockNoise
-from paradit.sampling.position import NoCheckpoints, Position
 from paradit.scheduling.block_queue import BlockQueue
 
 
@@ -111,15 +111,23 @@ def _state(round: int, windows: dict[int, Tensor], steps: int) -> QueueState:
     return QueueState(round=round, blocks=kept)
 
 
-class _WholeWindows(NoCheckpoints):
+class _WholeWindows:
     """Nothing is kept of a window that is not whole; but after every step the run may be ended."""
 
     def __init__(self, offer: Callable[[], None] | None) -> None:
         self._offer = offer
 
-    def offer(self, position: Callable[[], Position]) -> None:  # noqa: ARG002
+    def last(self, parse: Callable[[bytes], object]) -> bytes:  # noqa: ARG002
+        return b""
+
+    def offer(self, state: Callable[[], bytes], *, finished: int = 0, is_open: bool = False) -> None:  # noqa: ARG002
         if self._offer:
             self._offer()
+
+    def block(self, number: int) -> Tensor:
+        raise LookupError(number)
+
+    def keep(self, number: int, latents: Tensor) -> None: ...
 
 
 class _Within(Progress):
@@ -131,3 +139,6 @@ class _Within(Progress):
 
     def stepped(self, name: str, done: int) -> None:
         self._progress.step(name, self._before + done)
+
+
+SAMPLER = TeamSampler(blocks, finished)

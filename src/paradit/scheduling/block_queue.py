@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import count
 
 from paradit.config.errors import InputError
-from paradit.config.requests import LEFT_CONTEXTS, Request
 
 LEVELS = ("same-level", "one-cleaner")
+LEFT_SOURCES = ("latents", "cache")
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class BlockQueue:
             )
         if self.left_level not in LEVELS:
             raise InputError(f"left_level must be {' or '.join(LEVELS)}, got {self.left_level!r}")
-        if self.left_source not in LEFT_CONTEXTS:
-            known = " or ".join(LEFT_CONTEXTS)
+        if self.left_source not in LEFT_SOURCES:
+            known = " or ".join(LEFT_SOURCES)
             raise InputError(f"left_source must be {known}, got {self.left_source!r}")
         if self.left_source == "cache" and self.left_level != "same-level":
             raise InputError(
@@ -177,18 +177,6 @@ class BlockQueue:
             source = "latents" if step in self.expert_steps else "cache"
             right = Context(frames, step - 1, source)
         return BlockStep(round, block, step, self.frames_of(block), left, right)
-
-
-def queue_of(request: Request, frames: int) -> BlockQueue:
-    """How a resolved request's latent frames are cut into blocks."""
-    assert request.block_frames and request.context_frames is not None and request.num_inference_steps
-    return BlockQueue(
-        num_frames=frames,
-        block_frames=request.block_frames,
-        context_frames=request.context_frames,
-        num_steps=request.num_inference_steps,
-        left_source=request.left_context or LEFT_CONTEXTS[0],
-    )
 
 
 def position_warning(queue: BlockQueue, trained_frames: int) -> str | None:

@@ -7,19 +7,18 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from paradit.config.errors import InputError
+from paradit.config.methods.base import all_methods, check_placement, method_of, resolve
+from paradit.config.methods.registry import declared_placement_options
 from paradit.config.placement import CFG_DEGREES, Placement
 from paradit.config.placement_text import write_groups
-from paradit.config.requests import latent_shape, resolve
+from paradit.config.requests import ResolvedRequest, latent_shape
+from paradit.config.values import NONE
+from paradit.models.spec import ModelSpec
 from paradit.scheduling.balance import ways
 from paradit.scheduling.memory import fitting_frames, fitting_tile
 from paradit.scheduling.stages import STAGES
-
-if TYPE_CHECKING:
-    from paradit.config.requests import Request
-    from paradit.models.spec import ModelSpec
 
 SURELY = 1.1
 """How many times what there is an estimated peak must be to be refused; below that it is warned of.
@@ -32,13 +31,17 @@ Estimates are at most 4 % over what torch's allocator is asked for while denoisi
 @dataclass(frozen=True)
 class _Change:
     words: list[str]
-    request: Request
+    request: ResolvedRequest
     placement: Placement
 
 
 class _Search:
     def __init__(
-        self, request: Request, spec: ModelSpec, asked: Placement, fits: Callable[[Request, Placement], bool]
+        self,
+        request: ResolvedRequest,
+        spec: ModelSpec,
+        asked: Placement,
+        fits: Callable[[ResolvedRequest, Placement], bool],
     ) -> None:
         self._request, self._spec, self._asked, self._fits = request, spec, asked, fits
 
@@ -56,12 +59,12 @@ class _Search:
         shorter = [shlex.join(change.words) for change in self._shorter()]
         return ", or with ".join(shorter)
 
-    def _of(self, **fields: object) -> Request:
+    def _of(self, **fields: object) -> ResolvedRequest:
         return replace(self._request, **fields)  # type: ignore[arg-type]
 
     def _is_accepted(self, change: _Change) -> bool:
         with suppress(InputError):
-            change.placement.check(change.request, self._spec)
+            check_placement(change.placement, change.request, self._spec)
             return self._fits(change.request, change.placement)
         return False
 
@@ -77,11 +80,11 @@ class _Search:
 
     def _placements(self, ranks: int) -> Iterator[_Change]:
         """Other ways of using so many ranks for one video."""
-        asked, long = self._asked, self._request.method == "dualparal"
+        asked, method = self._asked, method_of(self._request)
         for cfg_degree in CFG_DEGREES:
             with suppress(InputError):
                 for way in ways(self._as(ranks, cfg_degree), 1):
-                    for placement in self._divided(way) if long else self._shared(way):
+                    for placement in method.divisions(way, asked):
                         if placement != asked:
                             yield _Change(_words(asked, placement), self._request, placement)
 
@@ -96,28 +99,14 @@ class _Search:
             replicas=1,
             decode_degree=1,
             cfg_degree=cfg_degree,
-            pipeline_degree=None,
+            method_options=NONE,
             coprocess=False,
         )
-
-    def _shared(self, way: Placement) -> Iterator[Placement]:
-        """Its decode by one rank, or by all that decode."""
-        yield way
-        if way.decode is not None and len(way.decode) > 1:
-            yield replace(way, encode=way.decode[:1], decode_degree=len(way.decode))
-
-    def _divided(self, way: Placement) -> Iterator[Placement]:
-        """Its layers in any number of stages."""
-        if self._asked.pipeline_degree is None:
-            yield way
-        for stages in range(way.branch_ranks, 0, -1):
-            if way.branch_ranks % stages == 0:
-                yield replace(way, pipeline_degree=stages)
 
     def _shorter(self) -> Iterator[_Change]:
         """With fewer frames; and of more than the model was trained on, in blocks."""
         request, spec = self._request, self._spec
-        if request.method != "full":
+        if method_of(request).streams:
             return
         frames = fitting_frames(
             request, spec, lambda shorter: self._is_accepted(_Change([], shorter, self._asked))
@@ -125,22 +114,22 @@ class _Search:
         if frames is not None:
             words = ["--num-frames", str(frames)]
             if request.trim:  # it was given as a duration
-                assert request.fps
                 words = ["--duration", f"{math.floor(100 * frames / request.fps) / 100:g}s"]
             yield _Change(words, self._of(num_frames=frames), self._asked)
         if latent_shape(request, spec)[1] > spec.trained_latent_frames:
-            with suppress(InputError):
-                blocks = resolve(self._of(method="dualparal"), spec)
-                change = _Change(["--method", "dualparal"], blocks, self._asked)
+            with suppress(InputError, StopIteration):
+                name = next(method.name for method in all_methods() if method.streams)
+                blocks = resolve(request.asked(method=name), spec)
+                change = _Change(["--method", name], blocks, self._asked)
                 if self._is_accepted(change):
                     yield change
 
 
 def options_that_fit(
-    request: Request,
+    request: ResolvedRequest,
     spec: ModelSpec,
     placement: Placement,
-    fits: Callable[[Request, Placement], bool],
+    fits: Callable[[ResolvedRequest, Placement], bool],
     *,
     most_ranks: int,
     halve: bool,
@@ -162,10 +151,10 @@ def _words(asked: Placement, other: Placement) -> list[str]:
     groups = [(one.encode, one.denoise, one.decode) for one in (asked, other)]
     if groups[0] != groups[1]:
         words += ["--placement", write_groups(other)]
-    numbers = ("replicas", "decode_degree", "cfg_degree", "pipeline_degree")
-    for name in numbers:
-        value = getattr(other, name)
-        if value != getattr(asked, name) and value is not None:
+    before, after = asked.flat(), other.flat()
+    for name in ("replicas", "decode_degree", "cfg_degree", *declared_placement_options()):
+        value = after[name]
+        if value != before[name] and value is not None:
             words += [_option(name), str(value)]
     return words + (["--no-coprocess"] if asked.coprocess else [])
 

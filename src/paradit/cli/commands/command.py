@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import typer
 from typer import TyperException
 from typer.core import TyperCommand
+from typer.models import OptionInfo
 
+from paradit.attention import registry as forms
+from paradit.config.methods import registry as methods
 from paradit.files import named
 
 NAMES = ("gpus", "model", "output", "placement")
@@ -38,3 +42,10 @@ def _dashed_prompt(args: list[str]) -> str | None:
     if "--" in args:
         return None
     return next((arg for arg in args if arg.startswith("-") and " " in arg and "=" not in arg), None)
+
+
+def declared_option(name: str) -> OptionInfo:
+    """Return an option that only some form of attention, or some method, has."""
+    of_methods = {**methods.declared_options(), **methods.declared_placement_options()}
+    option = {**forms.declared_options(), **of_methods}[name].option
+    return cast(OptionInfo, typer.Option(help=option.help, metavar=option.metavar))

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
-from typer.models import OptionInfo
 
-from paradit.attention.registry import declared_options, help_text
-from paradit.cli.commands.command import Command
-
-
-def _of_attention(name: str) -> OptionInfo:
-    """An option that only some form of attention has."""
-    option = declared_options()[name].option
-    return cast(OptionInfo, typer.Option(help=option.help, metavar=option.metavar))
+from paradit.attention import registry as forms
+from paradit.cli.commands.command import Command, declared_option
+from paradit.config.methods import registry as methods
 
 
 class GenerateCommand(Command):
@@ -101,36 +95,10 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
             metavar="PIXELS",
         ),
     ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="full: the whole video at once. dualparal: long ones in blocks of frames, whose layers the "
-            "ranks divide; approximate: a frame sees its neighbours only, at other noise levels. To compare "
-            "it to: windowed: each block alone with its context, overlaps blended; approximate: nothing "
-            "passes between them. fifo: a noise level for each frame; approximate: a frame sees its "
-            "neighbours only, at levels that the model may not be trained on together. [default: full, and "
-            "dualparal far beyond the length that the model was trained on]",
-            metavar="NAME",
-        ),
-    ] = None,
-    block_frames: Annotated[
-        int | None, typer.Option(help="Latent frames of a block. [default: by the model]", metavar="N")
-    ] = None,
-    context_frames: Annotated[
-        int | None,
-        typer.Option(
-            help="Latent frames that a block sees of each neighbour. [default: by the model]", metavar="N"
-        ),
-    ] = None,
-    left_context: Annotated[
-        str | None,
-        typer.Option(
-            help="How a block of dualparal sees the one before: latents: computed once more. cache: by the "
-            "keys and values of the block itself, kept for one round: less to compute, more memory. "
-            "[default: latents]",
-            metavar="NAME",
-        ),
-    ] = None,
+    method: Annotated[str | None, typer.Option(help=methods.help_text(), metavar="NAME")] = None,
+    block_frames: Annotated[int | None, declared_option("block_frames")] = None,
+    context_frames: Annotated[int | None, declared_option("context_frames")] = None,
+    left_context: Annotated[str | None, declared_option("left_context")] = None,
     ranks: Annotated[
         int | None,
         typer.Option(
@@ -170,22 +138,14 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
             metavar="1|2",
         ),
     ] = None,
-    pipeline_degree: Annotated[
-        int | None,
-        typer.Option(
-            help="Of dualparal: how many stages divide the layers; ranks of a stage share the tokens. "
-            "[default: as planned, where `paradit calibrate` has measured this machine, or as many as are "
-            "used well]",
-            metavar="N",
-        ),
-    ] = None,
+    pipeline_degree: Annotated[int | None, declared_option("pipeline_degree")] = None,
     attention: Annotated[
         str | None,
-        typer.Option(help=help_text(), metavar="NAME"),
+        typer.Option(help=forms.help_text(), metavar="NAME"),
     ] = None,
     chunks: Annotated[
         int | None,
-        _of_attention("chunks"),
+        declared_option("chunks"),
     ] = None,
     interleave: Annotated[
         bool | None,
@@ -196,11 +156,11 @@ def generate(  # noqa: PLR0917 (typer calls it by name)
     ] = None,
     ring_degree: Annotated[
         int | None,
-        _of_attention("ring_degree"),
+        declared_option("ring_degree"),
     ] = None,
     mesh: Annotated[
         str | None,
-        _of_attention("mesh"),
+        declared_option("mesh"),
     ] = None,
     kernel: Annotated[
         str | None,

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from paradit.cli.commands.command import declared_option
+
 
 def plan(  # noqa: PLR0917 (typer calls it by name)
     model: Annotated[
@@ -36,25 +38,9 @@ def plan(  # noqa: PLR0917 (typer calls it by name)
             metavar="TIME",
         ),
     ] = None,
-    block_frames: Annotated[
-        int | None,
-        typer.Option(help="Latent frames of a long video's block. [default: by the model]", metavar="N"),
-    ] = None,
-    context_frames: Annotated[
-        int | None,
-        typer.Option(
-            help="Latent frames that a block sees of each neighbour. [default: by the model]", metavar="N"
-        ),
-    ] = None,
-    left_context: Annotated[
-        str | None,
-        typer.Option(
-            help="How a block sees the one before: latents: computed once more. cache: by the keys and "
-            "values of the block itself, kept for one round: less to compute, more memory. "
-            "[default: latents]",
-            metavar="NAME",
-        ),
-    ] = None,
+    block_frames: Annotated[int | None, declared_option("block_frames")] = None,
+    context_frames: Annotated[int | None, declared_option("context_frames")] = None,
+    left_context: Annotated[str | None, declared_option("left_context")] = None,
     num_inference_steps: Annotated[
         int | None, typer.Option(help="Denoising steps. [default: the model's]", metavar="N")
     ] = None,

@@ -1,0 +1,168 @@
+"""What all methods in blocks of frames have in common: their options, their checks, and later prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
+
+from paradit.config.errors import InputError
+from paradit.config.limits import MAX_FRAMES, MAX_SECONDS, amount
+from paradit.config.methods.base import Method
+from paradit.config.options import Option
+from paradit.config.placement import Placement, written
+from paradit.config.requests import ResolvedRequest, check_text, latent_shape
+from paradit.models.spec import ModelSpec
+from paradit.scheduling.block_queue import BlockQueue, position_warning
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockOptions:
+    """Sizes of blocks."""
+
+    block_frames: Annotated[
+        int | None,
+        Option(
+            help="Latent frames of a block. [default: by the model]", metavar="N", least=1, most=MAX_FRAMES
+        ),
+    ] = None
+    context_frames: Annotated[
+        int | None,
+        Option(
+            help="Latent frames that a block sees of each neighbour. [default: by the model]",
+            metavar="N",
+            least=0,
+            most=MAX_FRAMES,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlocksRequest(ResolvedRequest):
+    """A video in blocks of frames."""
+
+    block_frames: int
+    """Latent frames of a block."""
+    context_frames: int
+    """Latent frames that a block reads of each neighbour."""
+
+    def queue(self, spec: ModelSpec) -> BlockQueue:
+        """How its latent frames are cut into blocks."""
+        return BlockQueue(
+            num_frames=latent_shape(self, spec)[1],
+            block_frames=self.block_frames,
+            context_frames=self.context_frames,
+            num_steps=self.num_inference_steps,
+        )
+
+    def block_sizes(self, spec: ModelSpec) -> Iterator[int]:
+        queue = self.queue(spec)
+        return map(queue.frames_of, queue.blocks())
+
+    def num_blocks(self, spec: ModelSpec) -> int:
+        return -(-latent_shape(self, spec)[1] // self.block_frames)
+
+    def window_frames(self, frames: int) -> int:
+        return min(frames, self.block_frames + 2 * self.context_frames)
+
+    def start_of(self, block: int, spec: ModelSpec) -> float:
+        """Seconds at which a block's first frame is shown."""
+        return max(0, (block * self.block_frames - 1) * spec.vae.temporal_compression + 1) / self.fps
+
+    def prompt_blocks(self, spec: ModelSpec) -> list[int | None]:
+        """For each of `prompts_at` the first block, from 0, that begins then or later, if there is one."""
+        last = self.num_blocks(spec) - 1
+        seconds_each = self.block_frames * spec.vae.temporal_compression / self.fps
+        found = []
+        for seconds, _ in self.prompts_at:
+            block = int(seconds / seconds_each)  # that one, or one of the next few
+            while block <= last and self.start_of(block, spec) < seconds:
+                block += 1
+            found.append(block if block <= last else None)
+        return found
+
+
+class InBlocks(Method):
+    """A method whose latents come block after block."""
+
+    options: type = BlockOptions
+    resolved: ClassVar[type[BlocksRequest]] = BlocksRequest
+    streams = True
+
+    def chosen(self, options: BlockOptions, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
+        # A window of a block and its neighbours' frames is as long as what the model was trained on.
+        longest = spec.trained_latent_frames
+        context = options.context_frames
+        context = round(longest / 5) if context is None else context
+        block = options.block_frames
+        block = max(1, context, longest - 2 * context) if block is None else block
+        if context > block:
+            raise InputError(
+                f"context_frames are a neighbour's, which has {block}: use at most {block}, got {context}"
+            )
+        transformer = spec.transformers[0]
+        most = transformer.max_positions * transformer.patch_size[0]
+        if block + 2 * context > most:
+            raise InputError(
+                f"block_frames and two context_frames are at most {most} latent frames (the model's "
+                f"positions), got {block} + 2 x {context}"
+            )
+        return {"block_frames": block, "context_frames": context}
+
+    def check_ranks(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> None:
+        # Blocks are decoded while others are denoised.
+        if placement.coprocess:
+            raise InputError(f"coprocess is not offered with method {self.name}: leave it out")
+        both = set(placement.decode_ranks) & set(placement.denoise_ranks[1:])
+        if both:
+            raise InputError(
+                f"rank {written(sorted(both))} cannot denoise a long video and decode it at the same time: "
+                f"decode on rank {placement.denoise_ranks[0]}, or on ranks of its own"
+            )
+        super().check_ranks(placement, request, spec)
+
+    def warnings(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> list[str]:
+        found = super().warnings(placement, request, spec)
+        longer = position_warning(in_blocks(request).queue(spec), spec.trained_latent_frames)
+        return [*found, longer] if longer else found
+
+    def by_rule(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> str:  # noqa: ARG002
+        return f"together: the planner does not know method {self.name}"
+
+
+def in_blocks(request: ResolvedRequest) -> BlocksRequest:
+    """The request of a method in blocks, as one."""
+    assert isinstance(request, BlocksRequest), request
+    return request
+
+
+def with_later_prompts(
+    request: BlocksRequest, prompts_at: list[tuple[Any, Any]], spec: ModelSpec
+) -> BlocksRequest:
+    """Return a request with its later prompts, if each is a text, in order, and has a block."""
+    found, last = [], 0.0
+    for seconds, text in prompts_at:
+        hint = "the prompt itself holds from 0"
+        at = amount("the time of prompts_at", seconds, most=MAX_SECONDS, hint=hint)
+        check_text("the text of prompts_at", text)
+        if at <= last:
+            raise InputError(f"the times of prompts_at must rise, got {at:g} s after {last:g} s")
+        found.append((at, text))
+        last = at
+    if not found:
+        return request
+    request = replace(request, prompts_at=tuple(found))
+    blocks = request.prompt_blocks(spec)
+    if blocks[-1] is None:
+        start = request.start_of(request.num_blocks(spec) - 1, spec)
+        raise InputError(
+            f"prompts_at is for blocks that begin then or later, got {last:g} s: the last block of this "
+            f"video of {request.num_frames / request.fps:g} s begins at {start:g} s"
+        )
+    for (seconds, _), (later, _), block, same in zip(found, found[1:], blocks, blocks[1:], strict=False):
+        if block == same:
+            raise InputError(
+                f"the text of prompts_at for {seconds:g} s would never show: no block begins from then to "
+                f"{later:g} s, where the next text takes its place"
+            )
+    return request

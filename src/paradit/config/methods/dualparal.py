@@ -1,0 +1,259 @@
+"""`dualparal`: a queue of blocks, whose layers the ranks divide (DualParal, arXiv 2505.21070)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+from paradit.attention.registry import AUTO
+from paradit.config.errors import InputError
+from paradit.config.limits import MAX_RANKS
+from paradit.config.methods.base import resolve
+from paradit.config.methods.blocks import BlockOptions, BlocksRequest, InBlocks, with_later_prompts
+from paradit.config.methods.full import is_long
+from paradit.config.options import Option
+from paradit.config.placement import Placement, divisors
+from paradit.config.requests import ResolvedRequest, frames_at_once, latent_shape
+from paradit.config.values import Values
+from paradit.distributed.shares import Shares
+from paradit.models.spec import FP32_BYTES, ModelSpec, stage_of
+from paradit.scheduling.block_queue import BlockQueue
+from paradit.scheduling.layer_pipeline import StageGrid, choose_stages, split_layers, used_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueOptions(BlockOptions):
+    """How blocks are cut, and see each other."""
+
+    left_context: Annotated[
+        Literal["latents", "cache"],
+        Option(
+            help="How a block of dualparal sees the one before: latents: computed once more. cache: by the "
+            "keys and values of the block itself, kept for one round: less to compute, more memory. "
+            "[default: latents]",
+            metavar="NAME",
+        ),
+    ] = "latents"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOptions:
+    """How the layers are divided."""
+
+    pipeline_degree: Annotated[
+        int | None,
+        Option(
+            help="Of dualparal: how many stages divide the layers; ranks of a stage share the tokens. "
+            "[default: as planned, where `paradit calibrate` has measured this machine, or as many as are "
+            "used well]",
+            metavar="N",
+            least=1,
+            most=MAX_RANKS,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueRequest(BlocksRequest):
+    """A video in a queue of blocks."""
+
+    left_context: str
+    """Whether a block computes its left neighbour's frames once more (`latents`), or reads the keys and
+    values that it had for them (`cache`)."""
+
+    def queue(self, spec: ModelSpec) -> BlockQueue:
+        return replace(super().queue(spec), left_source=self.left_context)
+
+
+class DualParal(InBlocks):
+    name = "dualparal"
+    help = (
+        "long ones in blocks of frames, whose layers the ranks divide; approximate: a frame sees its "
+        "neighbours only, at other noise levels"
+    )
+    default_for = " far beyond the length that the model was trained on"
+    options = QueueOptions
+    placement_options = PipelineOptions
+    resolved: ClassVar[type[QueueRequest]] = QueueRequest
+    sampler = "paradit.sampling.dualparal:SAMPLER"
+    player = "paradit.planner.in_blocks:IN_BLOCKS"
+    endless = later_prompts = divides_layers = planned_unasked = True
+
+    def suits(self, fields: Mapping[str, Any], spec: ModelSpec) -> bool:
+        return is_long(fields, spec)
+
+    def chosen(self, options: BlockOptions, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+        left = cast(QueueOptions, options).left_context
+        return {**super().chosen(options, fields, spec), "left_context": left}
+
+    def with_prompts(
+        self, request: ResolvedRequest, prompts_at: list[tuple[Any, Any]], spec: ModelSpec
+    ) -> ResolvedRequest:
+        return with_later_prompts(cast(QueueRequest, request), prompts_at, spec)
+
+    def check_ranks(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> None:
+        super().check_ranks(placement, request, spec)
+        other = ["attention"] if placement.attention != AUTO else []
+        other += [*placement.options, *(["interleave"] if placement.interleave is not None else [])]
+        if other:
+            named = ", ".join(other)
+            raise InputError(f"method {self.name} divides the layers over the ranks: leave {named} out")
+        ranks, degree = placement.branch_ranks, stages_of(placement) or 1
+        if ranks % degree:
+            branches = " for each guidance branch" if placement.cfg_degree > 1 else ""
+            raise InputError(
+                f"{ranks} rank{'s' * (ranks > 1)}{branches} do not divide into {degree} pipeline stages: use "
+                f"a pipeline_degree of {divisors(ranks)}"
+            )
+        layers = _num_layers(spec)
+        if degree > layers:
+            most = max(n for n in range(1, layers + 1) if ranks % n == 0)
+            raise InputError(
+                f"{degree} pipeline stages cannot divide {layers} layers: use a pipeline_degree of {most}"
+            )
+
+    def grid(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> StageGrid:
+        stages = stages_of(placement)
+        if stages is None:
+            stages = choose_stages(
+                cast(QueueRequest, request).queue(spec),
+                placement.branch_ranks,
+                _num_layers(spec),
+                spec.num_branches(request.guidance_scale) // placement.cfg_degree,
+            )
+        return StageGrid(stages, placement.cfg_degree, placement.branch_ranks // stages)
+
+    def divisions(self, placement: Placement, asked: Placement) -> Iterator[Placement]:
+        if stages_of(asked) is None:
+            yield placement
+        for stages in range(placement.branch_ranks, 0, -1):
+            if placement.branch_ranks % stages == 0:
+                yield in_stages(placement, stages)
+
+    def memory_by_rank(
+        self, placement: Placement, request: ResolvedRequest, spec: ModelSpec, dtype_bytes: int
+    ) -> list[dict[str, int]]:
+        return [
+            self._memory(placement, cast(QueueRequest, request), spec, dtype_bytes, rank)
+            for rank in (rank % placement.replica_ranks for rank in range(placement.ranks))
+        ]
+
+    def _memory(
+        self, placement: Placement, request: QueueRequest, spec: ModelSpec, dtype_bytes: int, rank: int
+    ) -> dict[str, int]:
+        """The parts of a rank, which has some of the layers; "keys" are those that the next step reads."""
+        stages, ranks = placement.stages_of(rank), placement.denoise_ranks
+        size = (frames_at_once(request, spec), request.height, request.width)
+        grid = self.grid(placement, request, spec)
+        place = ranks.index(rank) if rank in ranks else 0
+        branches = spec.num_branches(request.guidance_scale) // grid.cfg_degree
+        shares = Shares.equal(spec.tokens(*size), spec.transformers[0].num_attention_heads, grid.sharers)
+        parts = spec.rank_memory_bytes(
+            *size,
+            dtype_bytes,
+            stages,
+            held=shares.tokens[grid.place(place)],
+            cached=branches,
+            at_once=1,
+            tile=request.vae_tile,
+        )
+        if "denoise" not in stages:
+            return {**parts, "keys": 0}
+        channels, _, height, width = latent_shape(request, spec)
+        queue, transformer = request.queue(spec), spec.transformers[0]
+        held = len(split_layers([1.0] * transformer.num_layers, grid.num_stages)[grid.stage(place)])
+        part = held / transformer.num_layers
+        whole = sum(w.parameters for w in spec.weights if stage_of(w.component) == "denoise") * dtype_bytes
+        parts["weights"] -= round(whole * (1 - part))
+        parts["text_cache"] = round(parts["text_cache"] * part)
+        tokens = spec.tokens(1, request.height, request.width)
+        # A rank that shares tokens keeps the keys of the heads that it works on.
+        keys = 2 * branches * held * queue.context_frames * tokens * transformer.width * dtype_bytes
+        active = min(queue.num_steps, queue.num_blocks or queue.num_steps)
+        # Of the right neighbour's first frames; and where left ones are kept, of each block's last ones.
+        parts["keys"] = keys * (1 + active * (queue.left_source == "cache")) // grid.sharers
+        # The first rank has every block that is in the queue: its latents at two levels, and what a solver
+        # keeps.
+        block = channels * queue.block_frames * height * width * FP32_BYTES
+        parts["latents"] = 5 * active * block if rank == ranks[0] else 0
+        denoise = parts["text_cache"] + parts["activations"]
+        # A rank that also decodes does so between two block-steps.
+        working = parts["latents"] + parts["keys"] + max(denoise, parts["text_cache"] + parts["decode"])
+        return {**parts, "peak": parts["weights"] + working}
+
+    def dry_run(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> dict[str, Any]:
+        """How the video is cut into blocks, and how well the ranks that share them are used."""
+        queue = cast(QueueRequest, request).queue(spec)
+        channels, _, height, width = latent_shape(request, spec)
+        unknown: dict[str, Any] = {"num_frames": None, "num_blocks": None, "rounds": None, "flops": None}
+        unknown["latent_shape"] = [channels, None, height, width]
+        return {
+            "num_blocks": queue.num_blocks,
+            "rounds": queue.num_rounds,
+            "block_frames": queue.block_frames,
+            "context_frames": queue.context_frames,
+            "window_frames": queue.window_frames,
+            "used_share": self._used_share(placement, request, spec),
+            **(unknown if request.endless else {}),
+        }
+
+    def warnings(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> list[str]:
+        found = super().warnings(placement, request, spec)
+        queue = cast(QueueRequest, request).queue(spec)
+        stages = self.grid(placement, request, spec).num_stages
+        for number, what in ((queue.num_blocks or 0, "blocks"), (queue.num_steps, "steps")):
+            if number < stages:
+                share = self._used_share(placement, request, spec)
+                found.append(f"{number} {what} are fewer than {stages} stages, which are used to {share:.0%}")
+        return found
+
+    def _used_share(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> float:
+        grid = self.grid(placement, request, spec)
+        branches = spec.num_branches(request.guidance_scale) // grid.cfg_degree
+        return round(used_share(cast(QueueRequest, request).queue(spec), grid.num_stages, branches), 4)
+
+    def longer(
+        self, request: ResolvedRequest, spec: ModelSpec, more: int, finished: int | None, where: str
+    ) -> ResolvedRequest:
+        request, there = cast(QueueRequest, request), request.num_frames
+        if finished is not None:
+            rounds = finished + request.num_inference_steps - 1
+            frames = request.block_frames * spec.vae.temporal_compression
+            there = max(0, finished * frames - spec.vae.temporal_compression + 1)
+            least = rounds * frames + 1 - there  # none of the queue's blocks is the last
+            if not finished or more < least:
+                raise InputError(
+                    f"the queue of {where!r} holds {rounds} blocks already: make the video longer by at "
+                    f"least {least} frames"
+                )
+        return resolve(request.asked(num_frames=there + more, trim=True), spec)
+
+    def made_again(self, request: ResolvedRequest, spec: ModelSpec) -> range:
+        queue = cast(QueueRequest, request).queue(spec)
+        return range(max(1, queue.finished(queue.open_rounds) + 1), (queue.num_blocks or 0) + 1)
+
+    def by_rule(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> str:
+        stages = self.grid(placement, request, spec).num_stages
+        number = "1 stage" if stages == 1 else f"{stages} stages"
+        return (
+            f"together, {number}, by a rule of thumb: `paradit calibrate --ranks {placement.ranks}` has it "
+            "planned"
+        )
+
+
+def stages_of(placement: Placement) -> int | None:
+    """Number of stages that a placement says; None: as many as are used well."""
+    return cast(int | None, placement.method_options.get("pipeline_degree"))
+
+
+def in_stages(placement: Placement, stages: int | None) -> Placement:
+    """Return a placement with the layers divided into so many stages."""
+    return replace(placement, method_options=Values(pipeline_degree=stages))
+
+
+def _num_layers(spec: ModelSpec) -> int:
+    return min(transformer.num_layers for transformer in spec.transformers)
+
+
+DUALPARAL = DualParal()

@@ -1,0 +1,33 @@
+"""`fifo`: a noise level for each frame, which all move on together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from paradit.config.errors import InputError
+from paradit.config.methods.blocks import BlockOptions, InBlocks
+from paradit.config.methods.registry import methods_with
+from paradit.models.spec import ModelSpec
+
+
+class Fifo(InBlocks):
+    name = "fifo"
+    help = (
+        "to compare dualparal to: a noise level for each frame; approximate: a frame sees its neighbours "
+        "only, at levels that the model may not be trained on together"
+    )
+    sampler = "paradit.sampling.diagonal:SAMPLER"
+
+    def chosen(self, options: BlockOptions, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+        found = super().chosen(options, fields, spec)
+        if spec.one_timestep or len(spec.transformers) > 1:
+            has = "one for all frames" if spec.one_timestep else "two transformers for them"
+            raise InputError(
+                f"method {self.name} has all noise levels in a window, and the model {spec.name!r} {has}: "
+                f"use method {methods_with('block_frames')[0]}"
+            )
+        return found
+
+
+FIFO = Fifo()

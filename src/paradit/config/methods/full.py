@@ -1,0 +1,62 @@
+"""`full`: the whole video at once, as diffusers' pipelines denoise it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from paradit.config.errors import InputError
+from paradit.config.methods.base import Method
+from paradit.config.placement import Placement
+from paradit.config.requests import ENDLESS, ResolvedRequest
+from paradit.models.spec import ModelSpec
+
+
+class Full(Method):
+    name = "full"
+    help = "the whole video at once"
+    default_for = ""
+    sampler = "paradit.sampling.full_sequence:SAMPLER"
+    player = "paradit.planner.whole:WHOLE"
+
+    def suits(self, fields: Mapping[str, Any], spec: ModelSpec) -> bool:
+        return not is_long(fields, spec)
+
+    def chosen(self, options: Any, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
+        num_frames, compression = fields["num_frames"], spec.vae.temporal_compression
+        below = (num_frames - 1) // compression * compression + 1
+        if num_frames != below and not fields["trim"]:
+            raise InputError(
+                f"num_frames must be {compression}n+1 (the first frame, then {compression} to a latent "
+                f"frame), got {num_frames}: use {below} or {below + compression}"
+            )
+        transformer = spec.transformers[0]
+        most = (transformer.max_positions * transformer.patch_size[0] - 1) * compression + 1
+        if num_frames > most:
+            raise InputError(f"num_frames is at most {most} (the model's positions), got {num_frames}")
+        return {}
+
+    def warnings(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> list[str]:
+        found = super().warnings(placement, request, spec)
+        trained = spec.defaults.train_frames
+        if trained and not trained[0] <= request.num_frames <= trained[1]:
+            found.append(
+                f"num_frames {request.num_frames} is outside the {trained[0]} to {trained[1]} that the model "
+                f"'{spec.name}' was trained on: the motion may break"
+            )
+        return found
+
+    def by_rule(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> None:  # noqa: ARG002
+        return None
+
+
+def is_long(fields: Mapping[str, Any], spec: ModelSpec) -> bool:
+    """Whether a video is to be made in blocks if nothing is said. fields: of `resolved_fields`."""
+    trained = spec.defaults.train_frames
+    # A little longer than it was trained on, a model may still do as a whole.
+    most = trained[1] * (1 if fields["trim"] else 2) if trained else math.inf
+    return bool(fields["num_frames"] > most or fields["num_frames"] == ENDLESS)
+
+
+FULL = Full()

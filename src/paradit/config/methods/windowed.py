@@ -1,0 +1,17 @@
+"""`windowed`: each block alone with its context, and overlaps blended."""
+
+from __future__ import annotations
+
+from paradit.config.methods.blocks import InBlocks
+
+
+class Windowed(InBlocks):
+    name = "windowed"
+    help = (
+        "to compare dualparal to: each block alone with its context, overlaps blended; approximate: nothing "
+        "passes between them"
+    )
+    sampler = "paradit.sampling.windows:SAMPLER"
+
+
+WINDOWED = Windowed()

@@ -1,0 +1,34 @@
+"""What will run but hardly give what was meant: said before a run, of the model and of the method."""
+
+from __future__ import annotations
+
+from paradit.config.methods.base import method_of
+from paradit.config.placement import Placement
+from paradit.config.requests import ResolvedRequest
+from paradit.models.folder import bundled_folder
+from paradit.models.spec import ModelSpec
+
+
+def warnings_for(request: ResolvedRequest, spec: ModelSpec, placement: Placement | None = None) -> list[str]:
+    """Return warnings, one line each."""
+    of_model = _of_bundled(request, spec) if spec.folder == bundled_folder() else []
+    return [*of_model, *method_of(request).warnings(placement or Placement(), request, spec)]
+
+
+def _of_bundled(request: ResolvedRequest, spec: ModelSpec) -> list[str]:
+    """What the bundled model does not know, which was trained on a small world."""
+    from paradit.shapes import world  # brings numpy
+
+    found, defaults = [], spec.defaults
+    if not world.known_words(request.prompt):
+        found.append(
+            f"no word of the prompt is known to the model '{spec.name}', which knows the colours "
+            f"{', '.join(world.COLORS)}; the shapes {', '.join(world.SHAPES)}; the motions "
+            f"{', '.join(world.MOTIONS)}; the backgrounds {', '.join(world.BACKGROUNDS)}"
+        )
+    if (request.width, request.height) != (defaults.width, defaults.height):
+        found.append(
+            f"size {request.width}x{request.height} is not the {defaults.width}x{defaults.height} that the "
+            f"model '{spec.name}' was trained on: the picture may break"
+        )
+    return found

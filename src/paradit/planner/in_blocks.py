@@ -1,0 +1,176 @@
+"""The player of long videos whose layers the ranks divide (DualParal), by `planner.long`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from math import ceil
+
+from paradit.attention.registry import Choice
+from paradit.config.errors import InputError
+from paradit.config.methods.base import check_placement
+from paradit.config.methods.dualparal import QueueRequest, in_stages, stages_of
+from paradit.config.placement import Placement
+from paradit.planner.long import LongVideo
+from paradit.planner.simulate import Least, Player, Simulated, Simulator, Way
+from paradit.planner.stage_step import StageSteps
+from paradit.planner.timeline import played_spans
+from paradit.scheduling import balance
+from paradit.scheduling.balance import name_of, play, ways
+from paradit.scheduling.block_queue import LEFT_SOURCES
+from paradit.trace.merge import Span
+from paradit.trace.spans import CHANNEL, STEP
+
+
+class InBlocks(Player):
+    """A queue of blocks, whose layers the ranks divide."""
+
+    approximate = "is approximate: a frame sees its block and some neighbours only"
+
+    def request(self, simulator: Simulator) -> QueueRequest:
+        assert isinstance(simulator.long, QueueRequest)
+        return simulator.long
+
+    def simulate(self, simulator: Simulator, way: Way, num_requests: int, choice: Choice) -> Simulated:
+        video, placement = long_video(simulator, way), way.placement
+        run = video.run()
+        stages = simulator.stages_of(way, run.denoised)
+        stages["decode"] = run.seconds - run.denoised
+        before = sum(stages.values()) - run.seconds
+        seconds = max(span.end for span in play(placement, num_requests, stages))
+        videos = num_requests / placement.replicas
+        return Simulated(
+            way=way,
+            choice=choice,
+            seconds=seconds,
+            latency=before + run.seconds,
+            first_frame=before + run.first + video.decode / (video.queue.num_frames or 1),
+            step=video.longest_step,
+            stages=stages,
+            exposed=1 - max(run.computing) / run.seconds,
+            idle=tuple(1 - videos * computing / seconds for computing in run.computing),
+            memory=simulator.memory(way),
+        )
+
+    def least(self, simulator: Simulator, way: Way, num_requests: int) -> Least:
+        least = long_video(simulator, way).least_seconds
+        latency = sum(simulator.stages_of(way, least).values()) - simulator.decode_seconds(way)
+        each = ceil(num_requests / way.placement.replicas) * least
+        return Least(latency, max(latency, each), simulator.memory(way))
+
+    def kind(self, way: Way) -> str:
+        return "in blocks, replicas" if way.placement.replicas > 1 else "in blocks"
+
+    def title(self, way: Way) -> str:
+        return way.method
+
+    def name(self, way: Way, choice: Choice) -> tuple[list[str], list[str]]:  # noqa: ARG002
+        stages, sharers = stages_of(way.placement), self.sharers(way)
+        parts = [f"{way.method} (approximate), {stages} pipeline {'stage' if stages == 1 else 'stages'}"]
+        parts += [f"tokens on {sharers} ranks"] if sharers > 1 else []
+        return parts + ([name_of(way.placement)] if name_of(way.placement) != "together" else []), []
+
+    def waits(self, simulated: Simulated) -> str:
+        return f"the pipeline: its busiest rank waits {100 * simulated.exposed:.0f} % of the time"
+
+    def placement(self, simulated: Simulated) -> Placement:
+        return simulated.way.placement
+
+    def ways(self, simulator: Simulator, num_requests: int) -> Iterator[Way]:
+        for placement in pipelines(simulator, num_requests):
+            yield Way(placement=placement, method=self.request(simulator).method)
+
+    def divided(self, way: Way) -> list[str]:
+        stages, sharers = stages_of(way.placement), self.sharers(way)
+        parts = [f"{stages} stage{'s' * (stages > 1)}"] if stages else []
+        return parts + ([f"tokens on {sharers} ranks"] if sharers > 1 else [])
+
+    def sharers(self, way: Way) -> int:
+        return way.placement.branch_ranks // (stages_of(way.placement) or 1)
+
+    def tokens(self, way: Way) -> str:
+        sharers = self.sharers(way)
+        return f"on {sharers} ranks" if sharers > 1 else "on one rank"
+
+    def cautions(self, simulator: Simulator) -> Iterator[str]:
+        long = self.request(simulator)
+        cached = ", of the one before by its keys of one round ago" if long.left_context == "cache" else ""
+        yield (
+            f"{long.method} is approximate: blocks of {long.block_frames} latent frames, each of which sees "
+            f"{long.context_frames} of each neighbour and no more{cached}. Its first frames come with the "
+            "first block"
+        )
+
+    def compared(
+        self, simulator: Simulator, simulated: Simulated, num_requests: int
+    ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
+        """Where blocks see the one before in the other way."""
+        long = self.request(simulator)
+        (name,) = (one for one in LEFT_SOURCES if one != long.left_context)
+        changed = replace(long, left_context=name)
+        whole = changed if simulator.only_long else simulator.request
+        instead = replace(simulator, request=whole, long=changed)
+        other = instead.simulate(simulated.way, num_requests, simulated.choice)
+        yield "left context", long.left_context, name, other, instead.fits(simulated.way)
+
+    def spans(
+        self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]
+    ) -> Iterator[tuple[int, Span]]:
+        """Every block-step with its messages."""
+        placement = simulated.way.placement
+        video, size = long_video(simulator, simulated.way), placement.replica_ranks
+        played = video.played()
+        # Of ranks that share tokens the first speaks for all.
+        teams = {team[0]: team for team in video.steps.teams}
+        programs = [teams.get(rank, (rank,)) for rank in range(placement.ranks)]
+        for one in denoised:
+            replica, start = one.ranks[0] // size, one.start + simulator.context
+            for rank, span in played_spans(played, programs, start, STEP, CHANNEL):
+                if rank // size == replica:
+                    yield rank, span
+
+
+def pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
+    """For a long video in blocks: any number of ranks that divides the cluster's, in any number of stages.
+
+    Guidance branches on the same ranks or on different ones; the ranks of a stage share its tokens.
+    """
+    ranks, long = simulator.cluster.ranks, simulator.long
+    assert long is not None
+    for degree in (number for number in range(ranks, 0, -1) if ranks % number == 0):
+        for placement in ways(Placement(ranks=degree), num_prompts):
+            # One decoder keeps up with many ranks.
+            if placement.decode is not None and len(placement.decode) > 1:
+                continue
+            for cfg_degree in range(1, simulator.branches + 1):
+                for stages in range(len(placement.denoise_ranks) // cfg_degree, 0, -1):
+                    with suppress(InputError):
+                        divided = in_stages(replace(placement, cfg_degree=cfg_degree), stages)
+                        check_placement(divided, long, simulator.spec)
+                        yield divided
+
+
+@cache
+def long_video(simulator: Simulator, way: Way) -> LongVideo:
+    """What is played of a long video's way."""
+    request = simulator.request_of(way)
+    assert isinstance(request, QueueRequest)
+    return LongVideo(
+        cluster=simulator.cluster,
+        spec=simulator.spec,
+        request=request,
+        placement=way.placement,
+        dtype=simulator.dtype,
+        decode=simulator.decode_seconds(way),
+        known=_known_steps(simulator),
+    )
+
+
+@cache
+def _known_steps(simulator: Simulator) -> dict[tuple[tuple[int, ...], ...], StageSteps]:  # noqa: ARG001
+    return {}
+
+
+IN_BLOCKS = InBlocks()

@@ -1,0 +1,143 @@
+"""The player of videos that are denoised as a whole: every step alike, by `planner.whole_step`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from paradit.attention.registry import Choice
+from paradit.config.placement import Placement
+from paradit.config.requests import ResolvedRequest, latent_shape
+from paradit.planner.events import Played
+from paradit.planner.simulate import Least, Player, Simulated, Simulator, Way
+from paradit.planner.step import play_layers
+from paradit.planner.timeline import played_spans, span_of
+from paradit.planner.whole_step import Group, branches_of, group_of, simulated_step
+from paradit.scheduling import balance
+from paradit.scheduling.balance import name_of, play
+from paradit.trace.merge import Span
+from paradit.trace.spans import EXCHANGE, LAYER, STEP
+
+HELPERS_WORK = (1.0, 0.75, 0.5, 0.25)
+"""Shares of a co-processing decoder that are tried, in parts of an equal one."""
+
+
+class Whole(Player):
+    """All latents at once."""
+
+    def request(self, simulator: Simulator) -> ResolvedRequest:
+        return simulator.request
+
+    def simulate(self, simulator: Simulator, way: Way, num_requests: int, choice: Choice) -> Simulated:
+        placement, steps = way.placement, simulator.request.num_inference_steps
+        alone = simulated_step(simulator, group_of(placement), choice)
+        helped = alone
+        if way.coprocess:
+            helped = simulated_step(simulator, helped_group(simulator, placement, choice), choice)
+        stages = simulator.stages_of(way, steps * alone.seconds)
+        once = dict(stages)
+        if way.coprocess:
+            once["denoise"] += steps * (helped.seconds - alone.seconds)
+            stages["denoise"] += _help(placement, stages, steps, alone.seconds, helped.seconds)
+            if num_requests == 1:
+                stages = once
+        spans = play(placement, num_requests, stages)
+        seconds = max(span.end for span in spans)
+        busy = [0.0] * placement.ranks
+        for span in spans:
+            for rank in span.ranks:
+                busy[rank] += span.end - span.start
+        latency = sum(once.values())
+        frames = latent_shape(simulator.request, simulator.spec)[1]
+        return Simulated(
+            way=way,
+            choice=choice,
+            seconds=seconds,
+            latency=latency,
+            first_frame=latency - once["decode"] * (1 - 1 / frames),
+            step=helped.seconds,
+            stages=stages,
+            exposed=helped.exposed / helped.seconds,
+            idle=tuple(1 - part / seconds for part in busy),
+            memory=simulator.memory(way),
+        )
+
+    def least(self, simulator: Simulator, way: Way, num_requests: int) -> Least:
+        raise NotImplementedError("videos as a whole are played at once")
+
+    def kind(self, way: Way) -> str:
+        """together, apart, apart with co-processing, or replicas."""
+        if way.placement.replicas > 1:
+            return "replicas"
+        kind = "apart" if name_of(way.placement).startswith("apart") else "together"
+        return f"{kind}, co-processing" if way.coprocess else kind
+
+    def title(self, way: Way) -> str:  # noqa: ARG002
+        return "full sequence"
+
+    def name(self, way: Way, choice: Choice) -> tuple[list[str], list[str]]:
+        shared = []
+        if way.placement.branch_ranks > 1:
+            shared = [choice.form.written(choice.options, short=True)]
+            shared += ["interleaved"] if choice.interleave else []
+        return [name_of(way.placement)], shared
+
+    def waits(self, simulated: Simulated) -> str:
+        return f"messages: {100 * simulated.exposed:.0f} % of a step waits for them"
+
+    def placement(self, simulated: Simulated) -> Placement:
+        way = simulated.way
+        return replace(way.placement.chosen(simulated.choice), coprocess=way.coprocess)
+
+    def cautions(self, simulator: Simulator) -> Iterator[str]:
+        if simulator.long is None:
+            return
+        trained, ratio = simulator.spec.trained_latent_frames, simulator.spec.vae.temporal_compression
+        yield (
+            f"full sequence denoises {simulator.request.num_frames} frames at once, and the model was "
+            f"trained on up to {(trained - 1) * ratio + 1}: exact, but the motion may break"
+        )
+
+    def spans(
+        self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]
+    ) -> Iterator[tuple[int, Span]]:
+        """Steps of every request; messages, waits and layers of the first step: the others are like it."""
+        steps = simulator.request.num_inference_steps
+        for one in denoised:
+            length = (one.end - one.start) / steps
+            for number in range(steps):
+                begin = one.start + number * length
+                for rank in one.ranks:
+                    yield rank, span_of(f"step {number + 1}", STEP, begin, begin + length)
+        played, ranks = played_step(simulator, simulated.way, simulated.choice)
+        first = min(one.start for one in denoised)
+        yield from played_spans(played, [(rank,) for rank in ranks], first, LAYER, EXCHANGE)
+
+
+def played_step(simulator: Simulator, way: Way, choice: Choice) -> tuple[Played, list[int]]:
+    """A denoising step, every layer played, and the cluster's ranks that take part, in its order."""
+    group = group_of(way.placement)
+    if way.coprocess:
+        group = helped_group(simulator, way.placement, choice)
+    branches, streams = branches_of(simulator, group, choice)
+    played = play_layers(branches, simulator.spec.transformers[0].num_layers, streams, choice.lag)
+    return played, sorted(rank for branch, _ in branches for rank in branch.ranks)
+
+
+def helped_group(simulator: Simulator, placement: Placement, choice: Choice) -> Group:
+    """The group with the share for decoders that makes a step quickest, none included."""
+    groups = [group_of(placement, part) for part in (0.0, *HELPERS_WORK)]
+    return min(groups, key=lambda group: simulated_step(simulator, group, choice).seconds)
+
+
+def _help(
+    placement: Placement, stages: Mapping[str, float], steps: int, alone: float, helped: float
+) -> float:
+    """What help changes of a request's denoising: decoders give it while they are in no stage."""
+    decoders = len(placement.decode_groups)
+    encodes = stages["encode"] if placement.encode_ranks[0] in placement.decode_ranks else 0.0
+    busy = min(stages["denoise"], (stages["decode"] + encodes) / decoders)
+    return (helped - alone) * (steps - busy / alone)
+
+
+WHOLE = Whole()

@@ -1,0 +1,83 @@
+"""The sampler of `dualparal`: a queue of blocks whose layers the ranks divide, by `BlockPipeline`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from paradit.config.methods.blocks import BlocksRequest, in_blocks
+from paradit.config.requests import ResolvedRequest, latent_shape
+from paradit.distributed.world import World
+from paradit.models.protocol import Prompt, VideoModel
+from paradit.sampling.block_pipeline import BlockPipeline
+from paradit.sampling.block_state import QueueState
+from paradit.sampling.in_blocks import Begun, BlockSampler
+from paradit.sampling.layer_split import LayerShare, divide_layers, measure_layers
+from paradit.sampling.sampler import Work
+from paradit.scheduling.block_queue import BlockQueue
+from paradit.scheduling.layer_pipeline import StageGrid
+
+
+class QueueSampler(BlockSampler):
+    """Blocks in a queue, on the ranks of a layer pipeline."""
+
+    def divide(
+        self,
+        model: VideoModel,
+        request: ResolvedRequest,
+        prompts: tuple[Prompt, ...],
+        world: World,
+        grid: StageGrid,
+    ) -> LayerShare:
+        _, _, height, width = latent_shape(request, model.spec)
+        window = (in_blocks(request).queue(model.spec).window_frames, height, width)
+        costs = measure_layers(model, window, prompts[0]) if world.rank == 0 else None
+        return divide_layers(model, world, costs, grid)
+
+    def finished(self, queue: BlockQueue, round: int) -> int:
+        return queue.finished(round)
+
+    def fresh(self, begun: Begun) -> Iterator[Tensor]:
+        work, (_, _, *size) = begun.work, latent_shape(begun.request, begun.work.model.spec)
+        prompts, later = by_block(begun.request, work)
+        return BlockPipeline(
+            work.model,
+            begun.queue,
+            prompts,
+            begun.noise,
+            (size[0], size[1]),
+            guidance_scales=begun.guidance_scales,
+            progress=work.progress,
+            later=later,
+            share=work.share,
+            wanted=work.wanted,
+            state=begun.state or (QueueState(round=begun.round) if begun.round else None),
+        ).blocks(begun.save)
+
+    def after_round(self, work: Work, queue: BlockQueue, state: QueueState) -> None:
+        blocks = queue.active(state.round - 1)
+        count = None if work.request.endless else queue.num_blocks
+        levels = state.round - blocks[-1], state.round - blocks[0]
+        work.progress.queue(blocks[0] + 1, count, levels, queue.num_steps)
+        if work.checkpoints:
+            is_open = state.round == queue.open_rounds
+            work.checkpoints.offer(state.to_bytes, finished=queue.finished(state.round), is_open=is_open)
+
+
+def by_block(request: BlocksRequest, work: Work) -> tuple[tuple[Prompt, ...], list[tuple[int, Prompt]]]:
+    """The encoded prompt and negative prompt, and the prompts that take the first one's place.
+
+    Of the latter each with the block, from 0, that it is the first for.
+    """
+    spec = work.model.spec
+    of_text = dict(zip(request.texts(spec), work.prompts, strict=True))
+    later = [
+        (block, of_text[text])
+        for block, (_, text) in zip(request.prompt_blocks(spec), request.prompts_at, strict=True)
+        if block is not None
+    ]
+    return work.prompts[: spec.num_branches(request.guidance_scale)], later
+
+
+SAMPLER = QueueSampler()

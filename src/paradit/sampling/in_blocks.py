@@ -1,0 +1,122 @@
+"""What all samplers of long videos have in common: what is kept of one, and where it goes on."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from paradit.config.methods.blocks import BlocksRequest, in_blocks
+from paradit.config.requests import ResolvedRequest, latent_shape
+from paradit.models.protocol import VideoModel
+from paradit.sampling import guidance
+from paradit.sampling.block_state import QueueState, shared_state
+from paradit.sampling.early_end import Unwanted
+from paradit.sampling.noise import PooledNoise
+from paradit.sampling.sampler import Sampler, Work
+from paradit.scheduling.block_queue import BlockQueue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A long video's denoising, as far as it has come."""
+
+    work: Work
+    request: BlocksRequest
+    queue: BlockQueue
+    noise: PooledNoise
+    guidance_scales: tuple[float, ...]
+    state: QueueState | None
+    """What was kept last, on the first rank."""
+    round: int
+    """The next one, on all ranks."""
+    save: Callable[[QueueState], None] | None
+    """Called after every round, on the first rank."""
+
+
+class BlockSampler(Sampler):
+    """A sampler whose blocks come one after the other."""
+
+    def total(self, model: VideoModel, request: ResolvedRequest) -> int:
+        queue = in_blocks(request).queue(model.spec)
+        return 0 if request.endless else (queue.num_blocks or 0) * queue.num_steps
+
+    def blocks(self, work: Work) -> Iterator[Tensor]:
+        request, team, checkpoints = in_blocks(work.request), work.team, work.checkpoints
+        channels, _, height, width = latent_shape(request, work.model.spec)
+        queue = request.queue(work.model.spec)
+        state = None
+        if checkpoints and team.is_first and (content := checkpoints.last(QueueState.from_bytes)):
+            state = QueueState.from_bytes(content, work.model.device)
+        round, *_ = team.gather_number(state.round if state else 0)
+        finished = self.finished(queue, round)
+        noise = PooledNoise((channels, height, width), request.seed, queue.block_frames, queue.context_frames)
+        begun = Begun(
+            work=work,
+            request=request,
+            queue=queue,
+            noise=noise,
+            guidance_scales=guidance.scales(work.model.spec, request.guidance_scale),
+            state=state,
+            round=round,
+            save=partial(self.after_round, work, queue) if team.is_first else None,
+        )
+        if checkpoints and team.is_first:
+            yield from (checkpoints.block(number) for number in range(finished))
+        for number, block in enumerate(self.fresh(begun), finished):
+            if checkpoints:
+                checkpoints.keep(number, block)
+            if team.is_first:
+                yield block
+            self.after_block(work)
+
+    def after_round(self, work: Work, queue: BlockQueue, state: QueueState) -> None:
+        """Called on the first rank after every round."""
+        if work.checkpoints:
+            work.checkpoints.offer(state.to_bytes, finished=queue.finished(state.round))
+
+    def after_block(self, work: Work) -> None:
+        """Called on all ranks that got a block."""
+
+    @abstractmethod
+    def finished(self, queue: BlockQueue, round: int) -> int:
+        """Return how many blocks are done before a round."""
+
+    @abstractmethod
+    def fresh(self, begun: Begun) -> Iterator[Tensor]:
+        """Make the blocks that are not done yet."""
+
+
+class TeamSampler(BlockSampler):
+    """A sampler of which all ranks of the team share every window, so that each gets every block."""
+
+    def __init__(
+        self, blocks: Callable[..., Iterator[Tensor]], finished: Callable[[BlockQueue, int], int]
+    ) -> None:
+        """blocks, finished: as those of `sampling.windows`."""
+        self._blocks, self._finished = blocks, finished
+
+    def finished(self, queue: BlockQueue, round: int) -> int:
+        return self._finished(queue, round)
+
+    def fresh(self, begun: Begun) -> Iterator[Tensor]:
+        work = begun.work
+        work.team.agree("the model", work.model.fingerprint())
+        return self._blocks(
+            work.model,
+            begun.queue,
+            work.prompts,
+            begun.noise,
+            guidance_scales=begun.guidance_scales,
+            team=work.team,
+            progress=work.progress,
+            state=shared_state(begun.state, work.team, work.model.device),
+            save=begun.save,
+        )
+
+    def after_block(self, work: Work) -> None:
+        if not work.team.gather_number(int(work.wanted()))[0]:
+            raise Unwanted
