@@ -33,9 +33,9 @@ from machine import RESULTS, write_results
 from paradit.config.placement import Placement
 from paradit.distributed.world import World
 from paradit.engine.teams import together
+from paradit.models.families import loader
 from paradit.models.folder import find_model
 from paradit.models.protocol import VideoModel
-from paradit.models.registry import loader
 from paradit.models.spec import read_spec
 from paradit.models.wan.transformer import WanTransformer
 from paradit.progress import Progress

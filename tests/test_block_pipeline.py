@@ -16,8 +16,8 @@ from paradit.attention.local import sdpa
 from paradit.distributed import channel
 from paradit.distributed.world import World
 from paradit.models.common.latent_blocks import LatentBlocks
+from paradit.models.families import loader
 from paradit.models.protocol import VideoModel
-from paradit.models.registry import loader
 from paradit.models.spec import read_spec
 from paradit.parallel.forward import run
 from paradit.progress import Progress

@@ -13,8 +13,8 @@ from torch import Tensor
 from paradit.config.placement import Placement
 from paradit.distributed.world import World
 from paradit.engine.teams import together
+from paradit.models.families import loader
 from paradit.models.protocol import VideoModel
-from paradit.models.registry import loader
 from paradit.models.spec import read_spec
 from paradit.parallel.team import Alone, Team
 from paradit.progress import Progress

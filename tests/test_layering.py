@@ -23,7 +23,7 @@ LAYERS = [
         *("models.wan.spec", "models.hunyuan_video.spec"),
         *("models.hub", "models.hub_errors", "models.folder", "models.folder_check", "models.folder_json"),
         *("models.identity", "models.known_schedulers"),
-        *("models.published", "models.open_sora_plan"),
+        *("models.published", "models.open_sora_plan", "models.families"),
     ],
     ["config.requests"],
     ["scheduling"],

@@ -19,8 +19,8 @@ from paradit.config.requests import Request, ResolvedRequest
 from paradit.distributed.world import World
 from paradit.engine.job import Job
 from paradit.engine.planned import Open, planned
+from paradit.models.families import loader
 from paradit.models.published import published_spec
-from paradit.models.registry import loader
 from paradit.models.spec import read_spec, stage_of
 from paradit.planner.explain import compared
 from paradit.planner.hardware import Cluster

@@ -14,8 +14,8 @@ from paradit.config.requests import Request
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import World
 from paradit.engine.teams import together
+from paradit.models.families import loader
 from paradit.models.protocol import VideoModel
-from paradit.models.registry import loader
 from paradit.models.spec import read_spec
 from paradit.parallel.team import Team
 from paradit.parallel.together import Together, Undecided

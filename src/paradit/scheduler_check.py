@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from paradit.config.methods.base import method_of
 from paradit.config.requests import ResolvedRequest
+from paradit.models.families import schedule
 from paradit.models.folder_json import read_index, read_json
 from paradit.models.known_schedulers import is_known
-from paradit.models.registry import schedule
 from paradit.models.spec import ModelSpec
 
 

@@ -21,9 +21,9 @@ from paradit.config.requests import Request, ResolvedRequest, chosen_seed, frame
 from paradit.files import named, reserved
 from paradit.kernels import DEFAULT
 from paradit.memory import peak_memory_bytes
+from paradit.models.families import loader
 from paradit.models.folder import BUNDLED, download_weights, find_model
 from paradit.models.protocol import Frames, Prompt, VideoModel
-from paradit.models.registry import loader
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.models.warnings import warnings_for
 from paradit.parallel.team import Alone, Team

@@ -20,7 +20,7 @@ from paradit.engine.launchers import LAUNCHERS
 from paradit.engine.links import largest, measure_pairs, usual_link
 from paradit.engine.started import call_on_ranks
 from paradit.memory import total_memory_bytes
-from paradit.models.registry import samples
+from paradit.models.families import samples
 from paradit.parallel.forward import run
 from paradit.planner.calibration import (
     Attention,

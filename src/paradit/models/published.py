@@ -20,8 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from paradit.config.errors import InputError
-from paradit.models.registry import spec_reader
-from paradit.models.spec import ModelSpec
+from paradit.models.spec import ModelSpec, read_spec
 
 
 @cache
@@ -58,7 +57,7 @@ def published_spec(name: str) -> ModelSpec:
         for component in configs.keys() - {"model_index", "vae_parameters"}:
             (folder / component).mkdir()
             (folder / component / "config.json").write_text(json.dumps(configs[component]))
-        spec = spec_reader(configs["model_index"]["_class_name"])(folder)
+        spec = read_spec(folder)
     weights = tuple(
         replace(part, parameters=configs["vae_parameters"]) if part.component == "vae" else part
         for part in spec.weights

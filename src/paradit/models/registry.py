@@ -5,23 +5,13 @@ To add one, see docs/adding_a_model.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from operator import attrgetter
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paradit.config.errors import InputError
 from paradit.config.registry import Registry
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from paradit.models.common.replaced import Replacement
-    from paradit.models.common.schedulers import Schedule
-    from paradit.models.protocol import VideoModel
-    from paradit.models.spec import ModelSpec
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 
@@ -78,59 +68,19 @@ def supported_transformers() -> tuple[str, ...]:
 
 def family(pipeline_class: str) -> Family:
     """The family that runs a diffusers pipeline class; InputError names the supported ones otherwise."""
-    found = _with(pipeline_class)
+    found = find_family(pipeline_class)
     if found is None or found.model is None:
         supported = ", ".join(supported_pipelines())
         raise InputError(f"pipeline class {pipeline_class!r} is not supported; supported: {supported}")
     return found
 
 
-def spec_reader(pipeline_class: str) -> Callable[[Path], ModelSpec]:
-    """The torch-free reader of a family's model folders, also of one that can only be planned for."""
-    found = _with(pipeline_class) or family(pipeline_class)
-    reader: Callable[[Path], ModelSpec] = _imported(found.read_spec)
-    return reader
-
-
-def loader(pipeline_class: str) -> Callable[..., VideoModel]:
-    """The function that loads a family's models; calling this imports torch and diffusers.
-
-    (spec, dtype, device, *, stages, compile, layers) -> VideoModel, with what `stages` need.
-    """
-    load: Callable[..., VideoModel] = _imported(f"{family(pipeline_class).model}.load")
-    return load
-
-
-def schedule(pipeline_class: str) -> Schedule:
-    """What sets a scheduler to its steps as a family's pipeline does; calling this imports torch."""
-    found: Schedule = _imported(f"{family(pipeline_class).model}.schedule")
-    return found
-
-
-def replacement(class_names: Iterable[str]) -> Replacement | None:
-    """How a transformer is computed in another way, by the first of these classes that a family knows.
-
-    class_names: of transformers, or of pipelines. Calling this imports torch. None if no family knows one.
-    """
-    by_class = {
-        name: one for one in FAMILIES.all() if one.replacement for name in (*one.pipelines, *one.transformers)
-    }
-    for name in class_names:
-        if name in by_class:
-            found: Replacement = _imported(by_class[name].replacement)
-            return found
-    return None
-
-
-def samples() -> ModuleType:
-    """The module with parts of random weights of the first family that has them; imports torch."""
-    return import_module(next(one.samples for one in FAMILIES.all() if one.samples))
-
-
-def _with(pipeline_class: str) -> Family | None:
+def find_family(pipeline_class: str) -> Family | None:
+    """The family of a pipeline class, also one that can only be planned for; None if there is none."""
     return next((one for one in FAMILIES.all() if pipeline_class in one.pipelines), None)
 
 
-def _imported(name: str) -> Any:
+def imported(name: str) -> Any:
+    """What a family says as "module:name"."""
     module, _, path = name.partition(":")
     return attrgetter(path)(import_module(module))

@@ -13,7 +13,7 @@ from paradit.config.options import ABOVE_ZERO, Option
 from paradit.config.tiles import SIDES_APART, Grid, grid
 from paradit.models.defaults import Defaults
 from paradit.models.folder_json import read_index
-from paradit.models.registry import spec_reader
+from paradit.models.registry import family, find_family, imported
 
 FP32_BYTES = 4
 CONFIG = "config.json"
@@ -355,9 +355,11 @@ def stage_of(component: str) -> str:
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """The spec of a checked model folder (`models.folder.find_model`).
+    """The spec of a checked model folder (`models.folder.find_model`), or of configurations alone.
 
     Raises InputError for a pipeline class that is not supported.
     """
     pipeline_class = read_index(folder)["_class_name"]
-    return spec_reader(pipeline_class)(folder)
+    found = find_family(pipeline_class) or family(pipeline_class)
+    spec: ModelSpec = imported(found.read_spec)(folder)
+    return spec
