@@ -11,8 +11,9 @@ from PIL import Image
 from paradit.config.errors import InputError
 from paradit.shapes.world import Scene, draw
 from paradit.video.contact_sheet import contact_sheet
+from paradit.video.frame import Frame
 from paradit.video.reader import read_video
-from paradit.video.writer import Frame, check_target, growing_name, open_video
+from paradit.video.writer import check_target, growing_name, open_video
 
 WIDTH, HEIGHT, NUM_FRAMES = 64, 48, 9
 

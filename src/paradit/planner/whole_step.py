@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from paradit.attention.registry import Choice
 from paradit.config.placement import Placement
@@ -17,7 +17,27 @@ from paradit.planner.costs import ITEMSIZE, block_seconds, replicated_rows
 from paradit.planner.step import Branch, Forward, Layer, forward
 
 if TYPE_CHECKING:
-    from paradit.planner.simulate import Simulator
+    from paradit.models.spec import ModelSpec
+    from paradit.planner.hardware import Cluster
+
+
+class Video(Protocol):
+    """A video on a cluster, as far as its steps depend on it."""
+
+    @property
+    def cluster(self) -> Cluster: ...
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def branches(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +66,13 @@ def group_of(placement: Placement, share: float = 0.0) -> Group:
 
 
 @cache
-def simulated_step(simulator: Simulator, group: Group, choice: Choice) -> Forward:
+def simulated_step(simulator: Video, group: Group, choice: Choice) -> Forward:
     branches, streams = branches_of(simulator, group, choice)
     played = forward(branches, simulator.spec.transformers[0].num_layers, streams, choice.lag)
     return replace(played, seconds=played.seconds + _gather(simulator, group))
 
 
-def branches_of(simulator: Simulator, group: Group, choice: Choice) -> tuple[list[tuple[Branch, Layer]], int]:
+def branches_of(simulator: Video, group: Group, choice: Choice) -> tuple[list[tuple[Branch, Layer]], int]:
     """Of all replicas, with their layers; and in how many streams each is computed."""
     spec, text = simulator.spec.transformers[0], simulator.spec.text_length
     computed = simulator.branches // group.cfg_degree
@@ -91,7 +111,7 @@ def branches_of(simulator: Simulator, group: Group, choice: Choice) -> tuple[lis
     return branches, computed // batch
 
 
-def _shares(simulator: Simulator, size: int, group: Group) -> Shares:
+def _shares(simulator: Video, size: int, group: Group) -> Shares:
     spec = simulator.spec.transformers[0]
     text = replicated_rows(spec, simulator.spec.text_length)
     equal = Shares.equal(simulator.tokens, spec.num_attention_heads, size, text)
@@ -102,7 +122,7 @@ def _shares(simulator: Simulator, size: int, group: Group) -> Shares:
     return equal.with_helpers([each] * len(group.helpers))
 
 
-def _gather(simulator: Simulator, group: Group) -> float:
+def _gather(simulator: Video, group: Group) -> float:
     """Seconds until every rank has the predictions of all, at the end of a step."""
     number = len(group.ranks)
     if number == 1:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from paradit.video.writer import Frame
+from paradit.video.frame import Frame
 
 MARGIN = 4
 TEXT_SIZE = 14

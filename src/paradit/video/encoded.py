@@ -11,7 +11,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from av.video.stream import VideoStream
 
 from paradit.files import temporary_name
-from paradit.video.writer import Frame
+from paradit.video.frame import Frame
 
 CODECS = {
     # suffix: container, codec, its options (about the same quality: no loss that one sees)

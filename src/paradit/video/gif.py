@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from paradit.video.writer import Frame
+from paradit.video.frame import Frame
 
 PALETTE_FRAMES = 16
 """So many frames, evenly spaced, choose the palette that all share: one palette does not flicker."""

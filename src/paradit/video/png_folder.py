@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from paradit.video.writer import Frame
+from paradit.video.frame import Frame
 
 
 class PngFolderWriter:

@@ -9,7 +9,7 @@ import numpy as np
 
 from paradit.config.errors import InputError
 from paradit.video.encoded import PRECISE
-from paradit.video.writer import Frame
+from paradit.video.frame import Frame
 
 
 def read_video(path: str | Path) -> tuple[Frame, float]:

@@ -15,14 +15,12 @@ import numpy as np
 
 from paradit.config.errors import InputError
 from paradit.files import behind_links, named, remove, temporary_name
+from paradit.video.frame import Frame
 
 FORMATS = (".mp4", ".webm", ".gif")
 """The suffixes that can be written; no suffix, or a final `/`, means a folder of PNG."""
 GIF_MAX_FPS = 50
 """Players slow a GIF down whose frames are shorter than 2/100 s."""
-
-Frame = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-"""One picture, uint8 `[H, W, 3]`, RGB."""
 
 
 class Writer(Protocol):
