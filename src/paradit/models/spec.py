@@ -204,10 +204,10 @@ class ModelSpec:
     pipeline_class: str
     transformers: tuple[TransformerSpec, ...]
     """One, or two experts: the high-noise one first."""
-    boundary_ratio: float | None
+    boundary_ratio: float | None = None
     """The low-noise expert serves timesteps below this part of the training timesteps."""
-    expand_timesteps: bool
-    """Whether each token has a timestep of its own (Wan 2.2 TI2V)."""
+    expand_timesteps: bool = False
+    """Whether each token has a timestep of its own."""
     vae: VaeSpec
     defaults: Defaults
     weights: tuple[Weights, ...]

@@ -14,21 +14,11 @@ from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_regi
 from torch import Tensor
 
 from paradit.attention.base import Site
-from paradit.models.common.cut import CutModule
-from paradit.models.common.joint import JointLayout, JointTokens, split
+from paradit.models.common.joint import JointContext, JointLayout, JointModule, JointTokens, split
 from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
 from paradit.models.common.model import PipelineModel
 from paradit.models.common.pieces import heads
 from paradit.models.protocol import Block, Frames
-
-
-@dataclass(frozen=True)
-class Context:
-    prompt_embeds: Tensor
-
-    @property
-    def batch(self) -> int:
-        return len(self.prompt_embeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +52,9 @@ class JointBlock(Block[Tokens]):
         return replace(tokens, hidden_states=video, encoder_hidden_states=text)
 
 
-class Transformer(CutModule[Tokens, Context, JointLayout]):
+class Transformer(JointModule[Tokens, JointContext]):
     LISTS = ("transformer_blocks",)
-    context = staticmethod(Context)
+    context = staticmethod(JointContext)
 
     def cut(self) -> list[JointBlock]:
         parts = zip(self.module.transformer_blocks, self.layers.held, strict=True)
@@ -82,22 +72,22 @@ class Transformer(CutModule[Tokens, Context, JointLayout]):
             cos, sin = get_3d_rotary_pos_embed(*size, device=cos.device)
         return JointLayout.of(grid, cos, sin)
 
-    def join(self, contexts: Sequence[Context]) -> Context:
-        return Context(torch.cat([context.prompt_embeds for context in contexts]))
+    def join(self, contexts: Sequence[JointContext]) -> JointContext:
+        return JointContext(torch.cat([context.prompt_embeds for context in contexts]))
 
-    def embed(self, latents: Tensor, timestep: Tensor, context: Context, layout: JointLayout) -> Tokens:
+    def embed(self, latents: Tensor, timestep: Tensor, context: JointContext, layout: JointLayout) -> Tokens:
         joint = self.module.patch_embed(context.prompt_embeds, latents.transpose(1, 2))
         length = context.prompt_embeds.shape[1]
         return self.resume((joint[:, length:].contiguous(), joint[:, :length]), timestep, context, layout)
 
-    def branch(self, tokens: Tokens, context: Context) -> Tokens:
+    def branch(self, tokens: Tokens, context: JointContext) -> Tokens:
         times = context.batch // len(tokens.hidden_states)
         text = self.module.patch_embed.text_proj(context.prompt_embeds)
         video, timestep = torch.cat([tokens.hidden_states] * times), tokens.timestep.repeat(times)
         return self.resume((video, text), timestep, context, tokens.layout)
 
     def resume(
-        self, changing: Sequence[Tensor], timestep: Tensor, context: Context, layout: JointLayout
+        self, changing: Sequence[Tensor], timestep: Tensor, context: JointContext, layout: JointLayout
     ) -> Tokens:
         video, text = changing
         return Tokens(
@@ -107,11 +97,6 @@ class Transformer(CutModule[Tokens, Context, JointLayout]):
             temb=self.module.time_embedding(self.module.time_proj(timestep).to(video.dtype)),
             layout=layout.with_text(context.prompt_embeds.shape[1]),
         )
-
-    def changing_shapes(self, context: Context, layout: JointLayout) -> tuple[tuple[int, ...], ...]:
-        width = self.num_heads * self.module.config.attention_head_dim
-        rows = len(layout.rope.positions), context.prompt_embeds.shape[1]
-        return tuple((context.batch, count, width) for count in rows)
 
     def head(self, tokens: Tokens) -> Tensor:
         module = self.module

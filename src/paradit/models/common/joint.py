@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from paradit.attention.base import Layout
 from paradit.attention.rope import Rope, grid_positions
-from paradit.models.protocol import Tokens
+from paradit.models.common.cut import CutModule
+from paradit.models.protocol import T, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,18 @@ class JointLayout(Layout):
         return replace(self, rope=self.rope.shard(start, stop).followed_by(text))
 
 
+@dataclass(frozen=True)
+class JointContext:
+    """What the transformer reads of B prompts of one length, without padding."""
+
+    prompt_embeds: Tensor
+    """[B, T, text_dim]."""
+
+    @property
+    def batch(self) -> int:
+        return len(self.prompt_embeds)
+
+
 @dataclass(frozen=True, kw_only=True)
 class JointTokens(Tokens):
     """A video's tokens, and beside them the text's."""
@@ -65,6 +78,19 @@ class JointTokens(Tokens):
         return replace(
             self, hidden_states=self.hidden_states[:, start:stop], layout=self.layout.shard(start, stop)
         )
+
+
+J = TypeVar("J", bound=JointContext)
+
+
+class JointModule(CutModule[T, J, JointLayout]):
+    """A diffusers module in pieces, whose blocks change the video's tokens and the text's."""
+
+    def changing_shapes(self, context: J, layout: JointLayout) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of the video's tokens [B, S, width] and the text's [B, T, width]; a layout without text."""
+        width = self.num_heads * self.module.config.attention_head_dim
+        rows = len(layout.rope.positions), context.prompt_embeds.shape[1]
+        return (context.batch, rows[0], width), (context.batch, rows[1], width)
 
 
 def split(both: Tensor, length: int) -> tuple[Tensor, Tensor]:

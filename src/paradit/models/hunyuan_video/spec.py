@@ -259,8 +259,6 @@ def read_spec(folder: Path) -> ModelSpec:
         folder=folder,
         pipeline_class=index["_class_name"],
         transformers=(transformer,),
-        boundary_ratio=None,
-        expand_timesteps=False,
         vae=vae_spec(configs["vae"], str(files["vae"])),
         defaults=defaults,
         weights=tuple(weights),

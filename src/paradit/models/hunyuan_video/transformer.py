@@ -18,8 +18,7 @@ from torch import Tensor
 
 from paradit.attention.base import Site
 from paradit.config.options import decode_known
-from paradit.models.common.cut import CutModule
-from paradit.models.common.joint import JointLayout, JointTokens, split
+from paradit.models.common.joint import JointContext, JointLayout, JointModule, JointTokens, split
 from paradit.models.common.pieces import heads, maybe_compiled
 from paradit.models.common.stored_weights import StoredWeights
 from paradit.models.common.untyped import Untyped
@@ -28,20 +27,13 @@ from paradit.models.protocol import Block
 
 
 @dataclass(frozen=True, kw_only=True)
-class HunyuanContext:
+class HunyuanContext(JointContext):
     """What the transformer reads of B prompts of one length, without padding."""
 
-    prompt_embeds: Tensor
-    """[B, T, text_embed_dim]."""
     pooled_projections: Tensor
     """[B, pooled_projection_dim]."""
     guidance: Tensor | None
     """[B], a thousand times the guidance scale, for models that read it."""
-
-    @property
-    def batch(self) -> int:
-        """How many prompts."""
-        return len(self.prompt_embeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +110,7 @@ class SingleBlock(Block[HunyuanTokens]):
         return replace(tokens, hidden_states=video, encoder_hidden_states=text)
 
 
-class HunyuanVideoTransformer(CutModule[HunyuanTokens, HunyuanContext, JointLayout]):
+class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
     """A HunyuanVideoTransformer3DModel in pieces: embed, each block's project and finish, head, unpatchify.
 
     Raises InputError for a module with a configuration that is not supported, such as one with an image.
@@ -229,14 +221,6 @@ class HunyuanVideoTransformer(CutModule[HunyuanTokens, HunyuanContext, JointLayo
             context=context,
             layout=layout.with_text(text.shape[1]),
         )
-
-    def changing_shapes(
-        self, context: HunyuanContext, layout: JointLayout
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of the video's tokens [B, S, width] and the text's [B, T, width]; a layout without text."""
-        width = self.module.config.num_attention_heads * self.module.config.attention_head_dim
-        sizes = len(layout.rope.positions), context.prompt_embeds.shape[1]
-        return (context.batch, sizes[0], width), (context.batch, sizes[1], width)
 
     def head(self, tokens: HunyuanTokens) -> Tensor:
         """Each video token's part of the prediction, [B, S, patch values]; of its own tokens on a rank."""

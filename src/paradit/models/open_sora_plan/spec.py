@@ -122,8 +122,6 @@ def read_spec(folder: Path) -> ModelSpec:
         folder=folder,
         pipeline_class=index["_class_name"],
         transformers=(spec,),
-        boundary_ratio=None,
-        expand_timesteps=False,
         vae=vae_spec(decode_known(VaeConfig, read_json(vae), str(vae))),
         defaults=DEFAULTS,
         weights=tuple(Weights(component=c, parameters=n, file_bytes=0) for c, n in counts.items()),
