@@ -81,19 +81,22 @@ class Declared:
         """Return a plain value as the field's type has it. Raises InputError."""
         if value is None and NoneType in _parts(self.hint):
             return None
+        found: object
         if self.kind in (int, float):
             found = self._number(self.kind, value)
+        elif self.kind is str and isinstance(value, str):
+            found = value  # also a file's name that is not UTF-8
         else:
             plain = str(value) if isinstance(value, Path) else value
             try:
                 found = msgspec.convert(plain, self.hint, dec_hook=_path)
-            except (msgspec.ValidationError, RecursionError):
+            except (msgspec.ValidationError, UnicodeError, RecursionError):
                 got = shown(value) if self.among else typed(value)
                 raise InputError(f"{self.name} must be {_wanted(self.kind)}, got {got}") from None
-            if isinstance(found, str | Path) and "\0" in str(found):
-                raise InputError(f"{self.name} must be a text without NUL, got {shown(found)}")
-            for number in _numbers(found):
+            for number in _numbers(found) if self.option is not PLAIN else ():
                 self._number(type(number), number)
+        if isinstance(found, str | Path) and "\0" in str(found):
+            raise InputError(f"{self.name} must be a text without NUL, got {shown(found)}")
         if self.option.fixed and found != self.default:
             raise InputError(f"{self.name} {shown(found)} is not supported: only {shown(self.default)} is")
         return found

@@ -125,7 +125,7 @@ class VaeConfig:
     attn_scales: Annotated[tuple[float, ...], FIXED] = ()
     temperal_downsample: tuple[bool, ...] = (False, True, True)
     dropout: Annotated[float, Option(least=0, most=1)] = 0.0
-    latents_mean: tuple[float, ...] = LATENTS_MEAN
+    latents_mean: Annotated[tuple[float, ...], Option()] = LATENTS_MEAN
     latents_std: Annotated[tuple[float, ...], Option(least=ABOVE_ZERO)] = LATENTS_STD
     is_residual: bool = False
     in_channels: Size = 3
