@@ -88,7 +88,7 @@ def estimated(spec: ModelSpec, size: tuple[int, int, int], ranks: int, dtype_byt
     width, height, num_frames = size
     request = resolve(Request(prompt="a", width=width, height=height, num_frames=num_frames), spec)
     return {
-        name: method_of(request).method_of(request).memory_by_rank(placement, request, spec, dtype_bytes)
+        name: method_of(request).memory_by_rank(placement, request, spec, dtype_bytes)
         for name, placement in placements(ranks).items()
     }
 

@@ -127,7 +127,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
 
 def needed(spec: ModelSpec, placement: Placement, **asked: Any) -> list[dict[str, int]]:
     request = resolve(Request(prompt="a", width=128, height=128, num_frames=9, **asked), spec)
-    return method_of(request).method_of(request).memory_by_rank(placement, request, spec, 2)
+    return method_of(request).memory_by_rank(placement, request, spec, 2)
 
 
 def test_one_rank_needs_what_one_process_needs(spec: ModelSpec) -> None:

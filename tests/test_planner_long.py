@@ -213,7 +213,7 @@ def test_more_bandwidth_is_never_slower() -> None:
 
 
 def by_rank_of(placement: Placement, asked: ResolvedRequest) -> list[dict[str, int]]:
-    return method_of(asked).method_of(asked).memory_by_rank(placement, asked, SPEC, 2)
+    return method_of(asked).memory_by_rank(placement, asked, SPEC, 2)
 
 
 def test_memory_does_not_grow_with_the_length() -> None:
