@@ -1,4 +1,4 @@
-"""A package that is installed beside this one brings a form of attention and a family (tests/plugin)."""
+"""A package that is installed beside this one brings a form of attention, a method and a family."""
 
 import json
 import os
@@ -121,9 +121,27 @@ def test_makes_the_videos_of_diffusers_on_one_and_two_ranks(
         assert expected.std() > 0.1
 
 
+def test_a_method_makes_videos_on_one_and_two_ranks(env: dict[str, str], tmp_path: Path) -> None:
+    words = ["generate", PROMPT, "--method", "clips", "--block-frames", "2", "--size", "32x32", "--json"]
+    words += ["--num-frames", "17", "--num-inference-steps", "2", "--overwrite"]
+    made = []
+    for ranks in ([], ["--ranks", "2"]):
+        files = ["--latents", "l.safetensors", "-o", "v.mp4"]
+        done = command(env, *words, *files, *ranks, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        made.append(load_file(tmp_path / "l.safetensors")["latents"])
+    assert made[0].shape[2] == 5
+    torch.testing.assert_close(made[0], made[1], rtol=0, atol=1e-5)
+    refused = command(env, *words, "--prompt-at", "0.5s", "a blue ring", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "method clips has one prompt for all frames: prompts_at need dualparal" in refused.stdout
+
+
 def test_help_and_plan_know_them(env: dict[str, str], model: Path) -> None:
     off = env | {"PARADIT_PLUGINS": "off"}
-    assert "gathered" in command(env, "generate", "--help").stdout
+    told = command(env, "generate", "--help").stdout
+    assert "gathered" in told
+    assert "clips: cuts" in told
     assert "gathered" not in command(off, "generate", "--help").stdout
     wan = ["plan", "--model", "Wan2.1-T2V-1.3B-Diffusers", "--gpus", "2xL40", "--json"]
     ways, without = (json.loads(command(one, *wan).stdout)["compared"] for one in (env, off))
