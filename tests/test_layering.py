@@ -13,7 +13,8 @@ PACKAGE = Path(paradit.__file__).parent
 
 # Lowest first; a module may import from its own line and the lines above it. The longest prefix counts.
 LAYERS = [
-    ["config.errors", "config.limits", "progress", "memory", "files", "waiting", "streams", "launched"],
+    ["version", "config.errors", "config.limits", "progress"],
+    ["memory", "files", "waiting", "streams", "launched"],
     ["trace"],
     ["kernels"],
     ["config"],

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from paradit.config.errors import InputError, OutOfMemory
+from paradit.version import __version__
 
 if TYPE_CHECKING:
     from paradit.parallel.parallelize import parallelize
     from paradit.text_to_video import generate
-
-__version__ = "0.1.0"
 
 __all__ = ["InputError", "OutOfMemory", "__version__", "generate", "parallelize"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from paradit import __version__
 from paradit.config.requests import ResolvedRequest
 from paradit.models.identity import model_hash
 from paradit.models.spec import ModelSpec
+from paradit.version import __version__
 
 _NOT_DECIDING = ("trim", "dtype")
 """Fields of a request that decide neither frames nor their times; the dtype is that of the run."""

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from paradit.attention.registry import AUTO
+from paradit.cli.arrange import Arranged
+from paradit.cli.jobs import Options
 from paradit.cli.text import amount
 from paradit.config.methods.base import method_of
-
-if TYPE_CHECKING:
-    from paradit.cli.arrange import Arranged
-    from paradit.cli.jobs import Options
-    from paradit.config.placement import Placement
-    from paradit.config.requests import ResolvedRequest
-    from paradit.models.spec import ModelSpec
+from paradit.config.placement import Placement
+from paradit.config.requests import ResolvedRequest
+from paradit.models.spec import ModelSpec
 
 BYTES = {"bf16": 2, "fp32": 4}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_PROMPTS, shown
@@ -21,6 +20,7 @@ from paradit.config.requests import (
 from paradit.config.values import Values
 from paradit.engine.job import Job
 from paradit.files import name_words, named, read_text
+from paradit.models.spec import ModelSpec
 from paradit.video.writer import (
     check_file,
     check_folder_writable,
@@ -28,9 +28,6 @@ from paradit.video.writer import (
     growing_name,
     video_format,
 )
-
-if TYPE_CHECKING:
-    from paradit.models.spec import ModelSpec
 
 SLUG_LENGTH = 48
 

@@ -7,7 +7,6 @@ import json
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from paradit.cli.plan_text import plan_json, plan_text
 from paradit.cli.text import duration
@@ -20,16 +19,13 @@ from paradit.config.values import Value, Values
 from paradit.files import write_whole
 from paradit.models.folder import find_model
 from paradit.models.published import find_published, published_spec
-from paradit.models.spec import read_spec
+from paradit.models.spec import ModelSpec, read_spec
 from paradit.planner.hardware import find_cluster
 from paradit.planner.search import GOALS, Plan, find_plans
 from paradit.planner.simulate import Simulator
 from paradit.planner.timeline import timeline
 from paradit.trace.merge import chrome_trace
 from paradit.video.writer import check_file
-
-if TYPE_CHECKING:
-    from paradit.models.spec import ModelSpec
 
 MAX_PROMPTS, MAX_PLANNED = 1000, 100_000
 """Prompts, and frames of a video, whose run is simulated one by one."""

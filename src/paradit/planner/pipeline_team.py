@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from itertools import repeat
-from typing import TYPE_CHECKING
 
 from paradit.planner.costs import ITEMSIZE
 from paradit.planner.events import Compute, Message, Post, Step, Wait
+from paradit.planner.pipeline_video import PipelineVideo
 from paradit.planner.stage_step import Kind, kind_of
 from paradit.scheduling.block_queue import BlockQueue, BlockStep
 from paradit.scheduling.layer_pipeline import Collect, Operation, program
-
-if TYPE_CHECKING:
-    from paradit.planner.long import LongVideo
 
 AHEAD = 2
 """How many messages a rank is ready for beyond the one that it waits for (`distributed.channel.Expected`)."""
@@ -33,7 +30,7 @@ def _operations(queue: BlockQueue, num_stages: int, is_leader: bool) -> list[tup
 class Team:
     """What ranks that share tokens do, as their first one says for all of them: it posts for each."""
 
-    def __init__(self, video: LongVideo, queue: BlockQueue, first: int, place: int) -> None:
+    def __init__(self, video: PipelineVideo, queue: BlockQueue, first: int, place: int) -> None:
         """first: the cluster's rank that the placement's rank 0 is. place: of the team's first rank, among
         those that denoise.
         """

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from paradit.attention.window import window_layer, window_moves
 from paradit.distributed.shares import Shares
+from paradit.models.spec import ModelSpec
 from paradit.planner.costs import ITEMSIZE, BlockSeconds, block_seconds, replicated_rows
+from paradit.planner.hardware import Cluster
 from paradit.planner.step import Branch, forward
-
-if TYPE_CHECKING:
-    from paradit.models.spec import ModelSpec
-    from paradit.planner.hardware import Cluster
-    from paradit.scheduling.block_queue import BlockStep
+from paradit.scheduling.block_queue import BlockStep
 
 Kind = tuple[int, int, int, int]
 """Of a block-step, all that its costs depend on: its frames, those computed before and after them, and all

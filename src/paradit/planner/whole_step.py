@@ -8,17 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from paradit.attention.registry import Choice
 from paradit.config.placement import Placement
 from paradit.distributed.shares import Shares
+from paradit.models.spec import ModelSpec
 from paradit.planner.costs import ITEMSIZE, block_seconds, replicated_rows
+from paradit.planner.hardware import Cluster
 from paradit.planner.step import Branch, Forward, Layer, forward
-
-if TYPE_CHECKING:
-    from paradit.models.spec import ModelSpec
-    from paradit.planner.hardware import Cluster
 
 
 class Video(Protocol):

@@ -1,0 +1,3 @@
+"""This version."""
+
+__version__ = "0.1.0"
