@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from paradit.cli.text import amount, duration
@@ -47,7 +47,7 @@ def plan_text(plans: Plans, simulator: Simulator, options: PlanOptions) -> str:
     return "\n".join(lines)
 
 
-def _said(goal: str) -> Any:
+def _said(goal: str) -> Callable[[float], str]:
     return duration if goal != "memory" else lambda size: amount(size, "B")
 
 

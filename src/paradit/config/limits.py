@@ -69,7 +69,7 @@ def amount(name: str, value: Any, *, most: float, least: float = 0.0, hint: str 
     return number
 
 
-def one_of(name: str, value: Any, choices: Collection[str]) -> None:
+def one_of(name: str, value: object, choices: Collection[str]) -> None:
     """Raise InputError for what is not one of these words."""
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {shown(value)}")
@@ -80,15 +80,16 @@ def digits(text: str) -> int:
     return int(text) if len(text) <= 18 else 10**18
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Return a value as an error repeats it: on one line, and not for ever."""
     try:
         text = repr(value)
     except ValueError:  # a number of more digits than Python writes
+        assert isinstance(value, int)
         text = f"about {'-' * (value < 0)}10**{int(value.bit_length() * math.log10(2))}"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def typed(value: Any) -> str:
+def typed(value: object) -> str:
     """Return a value of a wrong type as an error repeats it."""
     return shown(value) if value is None else f"{shown(value)} ({type(value).__name__})"

@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from paradit.config.errors import InputError
 from paradit.config.limits import (
@@ -37,6 +37,9 @@ MAX_STEPS = 1000
 MIN_FPS, MAX_FPS = 0.1, 1000
 PIPELINE_MULTIPLE = 16
 """diffusers' pipelines take multiples of 16 pixels only, whatever the model's own patches divide."""
+
+
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +216,7 @@ def frames_for(
     return max(1, round(seconds * _check_fps(_default(fps, spec.defaults.fps))))
 
 
-def chosen_seed(seed: Any) -> int:
+def chosen_seed(seed: object) -> int:
     """Return a seed that is written as a number, or one drawn now if it is `random`. Raises `InputError`."""
     is_flag = isinstance(seed, bool)
     if not is_flag and isinstance(seed, numbers.Integral):
@@ -245,11 +248,11 @@ def parse_size(text: str) -> tuple[int, int]:
     return -width if match[1] else width, -height if match[3] else height
 
 
-def _default(value: Any, default: Any) -> Any:
+def _default(value: V | None, default: V) -> V:
     return default if value is None else value
 
 
-def check_text(name: str, text: Any, *, empty: bool = False) -> None:
+def check_text(name: str, text: object, *, empty: bool = False) -> None:
     """Refuse what is not valid text, is too long, or, unless it may be, empty. Raises InputError."""
     if not isinstance(text, str):
         raise InputError(f"{name} must be a text, got {typed(text)}")
@@ -263,14 +266,14 @@ def check_text(name: str, text: Any, *, empty: bool = False) -> None:
         raise InputError(f"{name} is empty ({text!r}): say what the video should show")
 
 
-def _check_length(value: Any) -> int:
+def _check_length(value: object) -> int:
     number = whole("num_frames", value)
     if number == ENDLESS:
         return number
     return whole("num_frames", number, most=MAX_FRAMES, hint="duration inf: until it is stopped")
 
 
-def _check_seed(value: Any) -> int:
+def _check_seed(value: object) -> int:
     number = whole("seed", value, least=-math.inf)
     if not 0 <= number <= MAX_SEED:
         nearest = 0 if number < 0 else MAX_SEED
@@ -278,11 +281,11 @@ def _check_seed(value: Any) -> int:
     return number
 
 
-def _check_fps(value: Any) -> float:
+def _check_fps(value: object) -> float:
     return amount("fps", value, least=MIN_FPS, most=MAX_FPS, hint="frames per second, such as 16")
 
 
-def _check_tile(value: Any, spec: ModelSpec) -> int | None:
+def _check_tile(value: object, spec: ModelSpec) -> int | None:
     if value is None:
         return None
     tile = whole("vae_tile", value, least=-math.inf, most=MAX_TILE)
