@@ -20,7 +20,7 @@ LAYERS = [
     ["config"],
     ["shapes"],
     [
-        *("models.defaults", "models.spec", "models.joint_spec", "models.registry"),
+        *("models.defaults", "models.spec", "models.joint_spec", "models.registry", "models.umt5"),
         *("models.wan.spec", "models.hunyuan_video.spec"),
         *("models.hub", "models.hub_errors", "models.folder", "models.folder_check", "models.folder_json"),
         *("models.identity", "models.known_schedulers"),
@@ -160,10 +160,12 @@ def test_collectives_stand_in_one_place() -> None:
 
 
 FORMS = "from paradit.attention.registry import FORMS; FORMS.all()"
+FAMILIES = "from paradit.models.registry import FAMILIES; FAMILIES.all()"
 
 
 @pytest.mark.parametrize(
-    "statement", ["import paradit", "import paradit.cli.main", "import paradit.config.requests", FORMS]
+    "statement",
+    ["import paradit", "import paradit.cli.main", "import paradit.config.requests", FORMS, FAMILIES],
 )
 def test_start_is_quick(statement: str) -> None:
     heavy = {"torch", "diffusers", "transformers"}

@@ -13,7 +13,9 @@ from transformers import UMT5Config, UMT5EncoderModel
 from paradit.config.errors import InputError
 from paradit.models.registry import FAMILIES, family, supported_pipelines
 from paradit.models.spec import read_spec
-from paradit.models.wan.spec import TextEncoderConfig, text_encoder_parameters, transformer_spec
+from paradit.models.umt5 import UMT5Config as UMT5
+from paradit.models.umt5 import umt5_parameters
+from paradit.models.wan.spec import transformer_spec
 from tiny import save_folder, transformer
 
 # The transformer configs of the published checkpoints, huggingface.co/Wan-AI/*-Diffusers, where they differ
@@ -141,7 +143,7 @@ def test_specs_import_no_torch(tmp_path):
 def test_text_encoder_count_is_the_class_s(config):
     with torch.device("meta"):
         model = UMT5EncoderModel(UMT5Config(feed_forward_proj="gated-gelu", **config))
-    assert text_encoder_parameters(TextEncoderConfig(**config)) == sum(p.numel() for p in model.parameters())
+    assert umt5_parameters(UMT5(**config)) == sum(p.numel() for p in model.parameters())
 
 
 def test_a_model_whose_weights_are_not_downloaded_yet(tmp_path):

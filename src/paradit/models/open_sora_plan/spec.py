@@ -24,7 +24,7 @@ from paradit.models.spec import (
     convolution,
     resnet,
 )
-from paradit.models.wan.spec import text_encoder_config, text_encoder_parameters
+from paradit.models.umt5 import read_umt5, umt5_parameters
 
 TEXT_LENGTH = 512
 DEFAULTS = Defaults(width=640, height=352, num_frames=93, fps=18, num_inference_steps=100, guidance_scale=7.5)
@@ -109,11 +109,11 @@ class VaeConfig:
 
 def read_spec(folder: Path) -> ModelSpec:
     """The spec of a folder with the class's configurations, as `models.published` has them."""
-    index, text = read_index(folder), text_encoder_config(folder / "text_encoder" / CONFIG)
+    index, text = read_index(folder), read_umt5(folder / "text_encoder" / CONFIG)
     transformer, vae = (folder / name / CONFIG for name in ("transformer", "vae"))
     spec = transformer_spec(decode_known(TransformerConfig, read_json(transformer), str(transformer)))
     counts = {
-        "text_encoder": text_encoder_parameters(text),
+        "text_encoder": umt5_parameters(text),
         "transformer": spec.num_parameters,
         "vae": 0,
     }

@@ -27,6 +27,7 @@ from paradit.models.spec import (
     convolution,
     resnet,
 )
+from paradit.models.umt5 import UMT5Config, read_umt5, umt5_parameters
 
 # WanPipeline.__call__'s max_sequence_length.
 TEXT_LENGTH = 512
@@ -152,19 +153,6 @@ class VaeConfig:
                 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextEncoderConfig:
-    """What is read of a UMT5EncoderModel's config."""
-
-    vocab_size: Size
-    d_model: Size
-    d_kv: Size
-    d_ff: Size
-    num_layers: Layers
-    num_heads: Size
-    relative_attention_num_buckets: Size = 32
-
-
 def read_spec(folder: Path) -> ModelSpec:
     """The spec of a checked WanPipeline folder; `paradit.json` in it overrides the defaults.
 
@@ -179,7 +167,7 @@ def read_spec(folder: Path) -> ModelSpec:
         for name in ("transformer", "transformer_2")
         if name in there
     }
-    text_encoder = text_encoder_config(folder / "text_encoder" / CONFIG)
+    text_encoder = read_umt5(folder / "text_encoder" / CONFIG)
     weights = []
     for part in _COMPONENTS:
         if part in there:
@@ -200,11 +188,6 @@ def read_spec(folder: Path) -> ModelSpec:
         text_encoder_dim=text_encoder.d_model,
         text_length=TEXT_LENGTH,
     )
-
-
-def text_encoder_config(path: Path) -> TextEncoderConfig:
-    """Read a UMT5EncoderModel's config. Raises InputError."""
-    return decode_known(TextEncoderConfig, read_json(path), str(path))
 
 
 def _published_defaults(pipeline: PipelineConfig) -> Defaults:
@@ -259,19 +242,11 @@ def _linear(inputs: int, outputs: int) -> int:
 
 
 def _expected_parameters(
-    component: str, transformers: Mapping[str, TransformerSpec], text_encoder: TextEncoderConfig
+    component: str, transformers: Mapping[str, TransformerSpec], text_encoder: UMT5Config
 ) -> int:
     if component in transformers:
         return transformers[component].num_parameters
-    return text_encoder_parameters(text_encoder) if component == "text_encoder" else 0
-
-
-def text_encoder_parameters(config: TextEncoderConfig) -> int:
-    """Exact count of a UMT5EncoderModel with this config, whose feed-forward is gated."""
-    width, inner = config.d_model, config.num_heads * config.d_kv
-    position_bias = config.relative_attention_num_buckets * config.num_heads
-    layer = 4 * width * inner + 3 * width * config.d_ff + 2 * width + position_bias
-    return config.vocab_size * width + config.num_layers * layer + width
+    return umt5_parameters(text_encoder) if component == "text_encoder" else 0
 
 
 @dataclass(frozen=True, kw_only=True)
