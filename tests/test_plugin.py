@@ -1,5 +1,6 @@
-"""A package that is installed beside this one brings a form of attention, a method and a family."""
+"""A package beside this one brings a form of attention, a method, a launcher and a family (tests/plugin)."""
 
+import importlib
 import json
 import os
 import shutil
@@ -22,9 +23,15 @@ from safetensors.torch import load_file
 from transformers import T5Config, T5EncoderModel
 
 import paradit
+from paradit.attention.registry import FORMS, Choice
 from paradit.config.errors import InputError
+from paradit.distributed.timing import Link
 from paradit.distributed.world import join_world
+from paradit.planner.step import forward
 from paradit.sampling.noise import initial_noise
+from paradit.tuning.rehearsal import rehearse
+from test_planner import branch, cluster
+from test_rehearsal import DEPTH, HEADS, LAYERS, SHARES, TOKENS, Kernel, block_cost
 from tiny import TEXT_DIM, all_random, tokenizer
 
 PLUGIN = Path(__file__).parent / "plugin"
@@ -113,8 +120,12 @@ def test_makes_the_videos_of_diffusers_on_one_and_two_ranks(
     noise = initial_noise((1, 4, 3, 4, 6), SEED, torch.device("cpu")).transpose(1, 2)
     expected = pipe(PROMPT, latents=noise, output_type="latent", **text, **SIZE).frames.transpose(1, 2)
     words = ["generate", PROMPT, "--model", str(model), "--seed", str(SEED), "--dtype", "fp32", "--overwrite"]
-    for ways in ([], ["--ranks", "2"], ["--ranks", "2", "--attention", "gathered"]):
-        done = command(env, *words, "--latents", "l.safetensors", "-o", "v.mp4", *ways, cwd=tmp_path)
+    ways = (
+        ([], env),
+        (["--ranks", "2", "--attention", "gathered"], env | {"PARADIT_LAUNCHER": "interpreters"}),
+    )
+    for options, environ in ways:
+        done = command(environ, *words, "--latents", "l.safetensors", "-o", "v.mp4", *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         made = load_file(tmp_path / "l.safetensors")["latents"]
         torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
@@ -134,12 +145,12 @@ def test_a_method_makes_videos_on_one_and_two_ranks(env: dict[str, str], tmp_pat
     torch.testing.assert_close(made[0], made[1], rtol=0, atol=1e-5)
     refused = command(env, *words, "--prompt-at", "0.5s", "a blue ring", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "method clips has one prompt for all frames: prompts_at need dualparal" in refused.stdout
+    assert "method clips has one prompt for all frames: prompts_at need dualparal" in refused.stderr
 
 
-def test_help_and_plan_know_them(env: dict[str, str], model: Path) -> None:
+def test_help_and_plan_know_them(env: dict[str, str], model: Path, tmp_path: Path) -> None:
     off = env | {"PARADIT_PLUGINS": "off"}
-    told = command(env, "generate", "--help").stdout
+    told = " ".join(command(env, "generate", "--help").stdout.split())
     assert "gathered" in told
     assert "clips: cuts" in told
     assert "gathered" not in command(off, "generate", "--help").stdout
@@ -150,6 +161,9 @@ def test_help_and_plan_know_them(env: dict[str, str], model: Path) -> None:
     done = command(env, *words)
     assert (done.returncode, done.stderr) == (0, "")
     assert "paradit generate PROMPT" in done.stdout
+    nowhere = command(env | {"PARADIT_LAUNCHER": "nothing"}, "generate", PROMPT, "--ranks", "2", cwd=tmp_path)
+    assert nowhere.returncode == 2
+    assert "launcher must be one of local, interpreters, got 'nothing'" in nowhere.stderr
     refused = command(off, *words)
     assert refused.returncode == 2
     assert "CogVideoXPipeline, which is not supported" in refused.stderr
@@ -194,3 +208,19 @@ def test_all_ranks_must_have_the_same(env: dict[str, str], tmp_path: Path) -> No
         "ranks 0 and 1 have different plug-ins: only rank 0 has paradit.attention gathered of paradit-extra "
         "1.0; install the same ones for all, or set PARADIT_PLUGINS=off"
     }
+
+
+@pytest.mark.parametrize("link", [(0.0, 2.0**-20), (0.25, 2.0**-12)])
+def test_its_form_takes_the_time_that_is_simulated(
+    link: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(PLUGIN)
+    gathered = importlib.import_module("paradit_extra.gathered").GATHERED
+    monkeypatch.setitem(FORMS._found, "gathered", gathered)
+    choice, (latency, seconds_per_byte) = Choice.of("gathered"), link
+    one = branch(cluster(2, latency, 1 / seconds_per_byte), SHARES)
+    played = forward([(one, gathered.layer(one, choice))], LAYERS)
+    value = torch.empty(2, TOKENS // 2, HEADS, DEPTH, device="meta")
+    blocks = [block_cost(value, 1)] * LAYERS
+    expected = rehearse(choice, SHARES, 0, link=Link(*link), streams=1, blocks=blocks, kernel=Kernel())
+    assert played.seconds == pytest.approx(expected, rel=1e-12)

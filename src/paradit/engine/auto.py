@@ -15,7 +15,7 @@ from paradit.config.options import decode, read_object
 from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest
 from paradit.engine.job import Job
-from paradit.engine.launchers import LAUNCHERS, threads_per_rank
+from paradit.engine.launchers import new_launcher, threads_per_rank
 from paradit.engine.planned import largest
 from paradit.engine.started import call_on_ranks, preloaded
 from paradit.engine.warmup import measure
@@ -59,7 +59,7 @@ def measure_costs(jobs: list[Job], spec: ModelSpec, base: Placement, report: Pro
     """
     request = largest(jobs, spec)
     with report.stage("warm-up"):
-        launcher, preload = LAUNCHERS.find("local")(), preloaded(spec)
+        launcher, preload = new_launcher(), preloaded(spec)
         called = call_on_ranks(launcher, base.ranks, measure, spec, request, base, preload=preload)
     if called.failures:
         raise RankError("\n".join(f"rank {rank}: {why}" for rank, why in called.failures.items()))

@@ -101,13 +101,13 @@ def _make(
             )
     else:
         from paradit.engine.driver import drive
-        from paradit.engine.launchers import LAUNCHERS
+        from paradit.engine.launchers import new_launcher
         from paradit.engine.started import Ranks, preloaded
         from paradit.engine.worker import Assignment
 
         def start(run: Run, jobs: list[Job]) -> Ranks:
             work = Assignment(run=run, jobs=jobs, spec=spec, folder=folder.path, tracing=tracing)
-            return Ranks(LAUNCHERS.find("local")(), run.placement.ranks, work, preloaded(spec))
+            return Ranks(new_launcher(), run.placement.ranks, work, preloaded(spec))
 
         drive(run, folder, report=report, stop=stop, start=start)
 

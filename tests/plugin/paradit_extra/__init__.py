@@ -1,1 +1,0 @@
-"""A form of attention that ParaDiT does not have."""

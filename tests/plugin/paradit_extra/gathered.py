@@ -1,26 +1,11 @@
 """Every rank attends with its own queries to all keys and values, which are gathered from all ranks."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Generator, Hashable, Iterator
-from typing import TYPE_CHECKING
-
-from paradit.attention.registry import Choice, Form
-from paradit.planner.events import Compute, Post, Step, Wait
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from paradit.attention.base import Attend, Kernel, Layout, Projection, Site
-    from paradit.attention.base import Wait as Arrival
-    from paradit.distributed.mesh import Sharers
-    from paradit.distributed.shares import Shares
-    from paradit.distributed.transport import Transport
-    from paradit.planner.step import Branch, Layer
+from paradit.attention.registry import Form
+from paradit.planner.events import Compute, Post, Wait
 
 
-def gathered(shares: Shares, transport: Transport, kernel: Kernel) -> Attend:
-    def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Arrival, None, Tensor]:  # noqa: ARG001
+def gathered(shares, transport, kernel):
+    def attend(site, projection, layout):  # noqa: ARG001
         import torch
 
         value, key = next(projection), layout.rope.apply(next(projection))
@@ -44,17 +29,16 @@ class Gathered(Form):
     exactness = "exact, up to rounding"
     compared = True
 
-    def join(self, sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG002
+    def join(self, sharers, choice, kernel):  # noqa: ARG002
         return lambda shares: gathered(shares, sharers.transport, kernel)
 
-    def layer(self, branch: Branch, choice: Choice) -> Layer:  # noqa: ARG002
+    def layer(self, branch, choice):  # noqa: ARG002
         shares, ranks = branch.shares, range(branch.shares.num_ranks)
         size = [2 * branch.row_bytes * tokens * shares.num_heads for tokens in shares.tokens]
-        message = branch.message(
-            "keys and values", branch.ranks, [[size[i] * (i != j) for j in ranks] for i in ranks]
-        )
+        sent = [[size[i] * (i != j) for j in ranks] for i in ranks]
+        message = branch.message("keys and values", branch.ranks, sent)
 
-        def layer(rank: int, key: Hashable) -> Iterator[Step]:
+        def layer(rank, key):
             cost = branch.costs[rank]
             yield Compute("project", 2 * cost.value)
             yield Post((key, "kv"), message)

@@ -85,6 +85,14 @@ LAUNCHERS: Registry[Callable[[], Launcher]] = Registry(
     "launcher", "paradit.launchers", {"local": "paradit.engine.launchers.local:LocalLauncher"}
 )
 
+CHOICE = "PARADIT_LAUNCHER"
+"""The environment variable that names another launcher than `local`."""
+
+
+def new_launcher() -> Launcher:
+    """Return a launcher for a world. Raises InputError if PARADIT_LAUNCHER names none."""
+    return LAUNCHERS.find(os.environ.get(CHOICE) or "local")()
+
 
 def num_cores() -> int:
     """Number of cores that this process may use."""
