@@ -38,15 +38,7 @@ def load_pipeline(
     All in `dtype` but the VAE, which stays in fp32. without_layers: the transformers' lists of layers, where
     those have no weights yet.
     """
-    accepted = inspect.signature(pipeline_class.__init__).parameters
     transformers = stored_transformers(spec, dtype, device) if without_layers and "denoise" in stages else {}
-    left_out = [
-        name
-        for stage, names in _COMPONENTS.items()
-        if stage not in stages or (stage == "denoise" and transformers)
-        for name in names
-        if name in accepted
-    ]
     with _no_progress_bars():
         pipeline = pipeline_class.from_pretrained(
             spec.folder,
@@ -56,7 +48,7 @@ def load_pipeline(
             local_files_only=True,
             # Tensor by tensor from the file to the device, each in its dtype: never a whole copy beside it.
             device_map=device.type,
-            **dict.fromkeys(left_out),
+            **_left_out(pipeline_class, set(stages) - ({"denoise"} if transformers else set())),
         )
     if device.type == "cpu":
         for component in pipeline.components.values():
@@ -66,6 +58,13 @@ def load_pipeline(
     for name, stored in transformers.items():
         pipeline.register_modules(**{name: stored.without_layers(without_layers)})
     return pipeline
+
+
+def _left_out(pipeline_class: Untyped, stages: Collection[str]) -> dict[str, None]:
+    """Arguments that have a pipeline load no component that `stages` do not need."""
+    accepted = inspect.signature(pipeline_class.__init__).parameters
+    others = [name for stage, names in _COMPONENTS.items() if stage not in stages for name in names]
+    return {name: None for name in others if name in accepted}
 
 
 def stored_transformers(
