@@ -27,6 +27,7 @@ class HubServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.store = f"http://localhost:{self.server_port}/store"  # another host, as the real hub's is
         self.models: dict[str, Path] = {}
+        """By id, and other revisions by `id@revision`."""
         self.gated: set[str] = set()
         """Models that need access, which nobody has."""
         self.status = 200
@@ -36,6 +37,13 @@ class HubServer(ThreadingHTTPServer):
         """Whether a web page is the answer to everything."""
         self.asked: list[str] = []
         """Methods and paths of the requests."""
+
+    def at(self, model: str, revision: str | None) -> str | None:
+        """The key of a model's revision; a commit is one of any revision, or one that has been the newest."""
+        keys = [key for key in self.models if key.partition("@")[0] == model]
+        named = [key for key in keys if key == f"{model}@{revision}" or self.commit(key) == revision]
+        is_newest = revision in (None, "main") or re.fullmatch("[0-9a-f]{40}", revision or "")
+        return named[0] if named else model if is_newest else None
 
     def commit(self, model: str) -> str:
         """Hash of all that a model has now."""
@@ -80,10 +88,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(b"", hub.status)
         elif self.headers.get("Authorization", f"Bearer {TOKEN}") != f"Bearer {TOKEN}":
             self._refuse(401, message="Invalid credentials in Authorization header")
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+|/tree/[^/]+)?", path):
-            self._about(found[1], tree="/tree/" in path)
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
-            self._file(found[1], found[2])
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
+            self._about(found[1], found[3], tree=found[2] == "tree")
+        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._file(hub.at(found[1], found[2]) or "", found[3])
         elif found := re.fullmatch(r"/store/([^/]+/[^/]+)/(.+)", path):
             self._content(hub.files(found[1])[found[2]].read_bytes())
         else:
@@ -98,19 +106,23 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Be silent."""
 
-    def _about(self, model: str, *, tree: bool) -> None:
+    def _about(self, model: str, revision: str | None, *, tree: bool) -> None:
         hub = self.server
         if model not in hub.models:
             self._refuse(404, "RepoNotFound", "Repository not found")
             return
+        key = hub.at(model, revision)
+        if key is None:
+            self._refuse(404, "RevisionNotFound", "Invalid rev id")
+            return
         if tree:
             told: Any = [
                 {"type": "file", "path": name, "size": path.stat().st_size, "oid": _hash(path)}
-                for name, path in hub.files(model).items()
+                for name, path in hub.files(key).items()
             ]
         else:
-            names = [{"rfilename": name} for name in hub.files(model)]
-            told = {"id": model, "sha": hub.commit(model), "siblings": names}
+            names = [{"rfilename": name} for name in hub.files(key)]
+            told = {"id": model, "sha": hub.commit(key), "siblings": names}
         self._send(json.dumps(told).encode(), type_="application/json")
 
     def _file(self, model: str, name: str) -> None:

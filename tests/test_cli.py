@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import tiny
 from paradit import __version__
@@ -72,13 +73,18 @@ OPTIONS = [
     "--prompts-file",
     "--prompt-at",
     "--model",
+    "--revision",
+    "--variant",
     "--size",
+    "--width",
+    "--height",
     "--num-frames",
     "--duration",
     "--num-inference-steps",
     "--guidance-scale",
     "--negative-prompt",
     "--seed",
+    "--num-videos",
     "--fps",
     "--dtype",
     "--vae-tile",
@@ -94,9 +100,9 @@ OPTIONS = [
     "--pipeline-degree",
     "--attention",
     "--chunks",
-    "--interleave",
     "--ring-degree",
     "--mesh",
+    "--interleave",
     "--kernel",
     "--compile",
     "--coprocess",
@@ -104,6 +110,7 @@ OPTIONS = [
     "--trace",
     "--trace-layers",
     "--output",
+    "--crf",
     "--overwrite",
     "--no-metadata",
     "--checkpoint-steps",
@@ -145,6 +152,35 @@ BAD = {
     "size": (["a", "--size", "100x60"], "got 100x60: the nearest is 96x64"),
     "negative size": (["a", "--size=-16x16"], "width must be at least 1, got -16"),
     "size format": (["a", "--size", "big"], "WIDTHxHEIGHT.*'big'"),
+    "size and width": (
+        ["a", "--size", "64x32", "--width", "64"],
+        "or width .64., not both",
+    ),
+    "width": (["a", "--width", "100"], "got 100x32: the nearest is 96x32"),
+    "no videos": (["a", "--num-videos", "0"], "num_videos must be at least 1, got 0"),
+    "many videos": (
+        ["--prompts-file", "prompts.txt", "--num-videos", "5001"],
+        "num_videos is at most 5000, got 5001",
+    ),
+    "seeds beyond": (
+        ["a", "--seed", f"{2**64 - 1}", "--num-videos", "2"],
+        "seed must be from 0 .*got 18446744073709551616",
+    ),
+    "videos without end": (["a", "--duration", "inf", "--num-videos", "2"], "give one prompt, and one video"),
+    "crf": (["a", "--crf", "52"], "crf is at most 51, got 52"),
+    "crf of a gif": (
+        ["a", "--crf", "20", "-o", "a.gif"],
+        "crf is for .mp4, .webm, .mov, .mkv, and the output is 'a.gif'",
+    ),
+    "revision of a folder": (
+        ["a", "--revision", "main"],
+        "revision is for models of the hub, and .* is a folder here",
+    ),
+    "revision that is none": (
+        ["a", "--revision", "../x"],
+        "revision is not one that a model can have: '../x'",
+    ),
+    "variant": (["a", "--variant", "fp16"], "has no weights of variant 'fp16'"),
     "steps": (["a", "--num-inference-steps", "-1"], "num_inference_steps must be at least 1, got -1"),
     "not a number": (["a", "--num-inference-steps", "x"], "--num-inference-steps"),
     "guidance": (["a", "--guidance-scale", "nan"], "guidance_scale must be a finite .* got nan"),
@@ -172,7 +208,7 @@ BAD = {
         ["a", "-o", "é" * 125 + ".mp4", "--method", "dualparal"],
         r"output, while it grows, '.*\.\.\. is not a usable name: File name too long \(at most 255 bytes",
     ),
-    "output suffix": (["a", "-o", "a.avi"], "'.avi', known are .mp4, .webm, .gif"),
+    "output suffix": (["a", "-o", "a.avi"], "'.avi', known are .mp4, .webm, .mov, .mkv, .gif"),
     "output exists": (["a", "-o", "there.mp4"], "'there.mp4' exists.*--overwrite"),
     "output is a folder with other files": (["a", "-o", "broken"], "other files"),
     "fast gif": (["a", "-o", "a.gif", "--fps", "60"], "at most 50 in a GIF, got 60"),
@@ -374,6 +410,46 @@ def test_many_prompts_as_json(model: Path, tmp_path: Path) -> None:
     ]
     assert all(result["peak_memory_bytes"] > 0 for result in results)
     assert len(names(tmp_path / "videos")) == 2
+
+
+def planned(arguments: list[str], model: Path, folder: Path) -> list[dict[str, Any]]:
+    """The plans of a dry run."""
+    ended = run(["generate", *arguments, "--model", model, "--dry-run", "--json"], folder, NO_TORCH)
+    assert ended.returncode == 0, ended.stderr
+    events = [json.loads(line) for line in ended.stdout.splitlines()]
+    return [event for event in events if event["event"] == "plan"]
+
+
+def test_several_seeds_of_a_prompt(model: Path, tmp_path: Path) -> None:
+    several = ["red thing", "--seed", "7", "--num-videos", "3"]
+    assert [(plan["path"], plan["seed"]) for plan in planned(several, model, tmp_path)] == [
+        (f"red-thing-seed{seed}.mp4", seed) for seed in (7, 8, 9)
+    ]
+    for output, names_ in {"v.mov": "v-{:02}.mov", "videos": "videos/red-thing-seed{seed}.mp4"}.items():
+        paths = [plan["path"] for plan in planned([*several, "-o", output], model, tmp_path)]
+        assert paths == [names_.format(index, seed=7 + index) for index in range(3)]
+    (tmp_path / "prompts.txt").write_text("red thing\nblue thing\n")
+    each = planned(["--prompts-file", "prompts.txt", "--num-videos", "2"], model, tmp_path)
+    assert [(plan["path"], plan["prompt"], plan["seed"]) for plan in each] == [
+        ("00-red-thing-seed0.mp4", "red thing", 0),
+        ("01-red-thing-seed1.mp4", "red thing", 1),
+        ("02-blue-thing-seed0.mp4", "blue thing", 0),
+        ("03-blue-thing-seed1.mp4", "blue thing", 1),
+    ]
+
+
+def test_each_of_several_seeds_gives_its_own_video(model: Path, tmp_path: Path) -> None:
+    latents = ["--latents", "l.safetensors", "--model", str(model)]
+    for arguments in (
+        ["--num-videos", "2", "--width", "32", "-o", "v.mkv"],
+        ["--seed", "1", "--size", "32x32"],
+    ):
+        ended = run(["generate", "a", *arguments, *latents], tmp_path)
+        assert ended.returncode == 0, ended.stderr
+    one, two, alone = (load_file(tmp_path / f"l{end}.safetensors")["latents"] for end in ("-00", "-01", ""))
+    assert np.array_equal(two, alone)
+    assert not np.array_equal(one, alone)
+    assert {"v-00.mkv", "v-01.mkv"} < {*names(tmp_path)}
 
 
 def start(arguments: Sequence[str | Path], folder: Path) -> subprocess.Popen[str]:

@@ -15,11 +15,12 @@ from paradit.config.requests import Request
 from paradit.engine.channel import EVENT, Message
 from paradit.engine.driver import FAILURES, drive
 from paradit.engine.events import Doing, Failed, Restarted
-from paradit.engine.job import Interrupted, Job, Run, Stop
+from paradit.engine.job import Job, Run
 from paradit.engine.run_folder import RunFolder
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.progress import Event, Progress, StageStarted
+from paradit.stopping import Interrupted, Stop
 
 Said = list[tuple[int, Message]]
 

@@ -41,6 +41,18 @@ for name in sys.argv[1:]:
         print(json.dumps(str(error)))
 assert "torch" not in sys.modules
 """
+FIND_THIS = """
+import json, sys
+from paradit.config.errors import InputError
+from paradit.models.folder import download_weights, find_model
+asked = json.loads(sys.argv[1])
+try:
+    folder = find_model("org/" + asked.pop("name"), **asked)
+    download_weights("org/name", folder, asked.get("variant"))
+    print(folder)
+except InputError as error:
+    print(error)
+"""
 DIFFUSERS = """
 import sys
 from diffusers import DiffusionPipeline
@@ -343,3 +355,40 @@ def test_latents_that_name_a_hub_model_by_its_revision(models: dict[str, Path], 
         )  # fmt: skip
         assert ended.returncode == 2
         assert says in ended.stderr
+
+
+def test_a_revision_that_is_asked_for(hub: HubServer, models: dict[str, Path], tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    hub.models["org/name@old"] = shutil.copytree(models["name"], tmp_path / "old")
+    (tmp_path / "old" / "paradit.json").write_text('{"width": 96}')
+
+    def told(revision: str | None, **variables: str) -> str:
+        asked = json.dumps({"name": "name", "revision": revision})
+        return run(FIND_THIS, [asked], hub, home, **variables).stdout.strip()
+
+    old = told("old")
+    assert read_spec(Path(old)).defaults.width == 96
+    assert Path(old).name == hub.commit("org/name@old")
+    assert told(Path(old).name) == told(Path(old).name[:8]) == old
+    newest = told(None)
+    assert read_spec(Path(newest)).defaults.width == 64
+    assert told("none") == (
+        "model 'org/name' is not a folder here, was not downloaded earlier, and cannot be downloaded: "
+        "it has no such revision"
+    )
+    for revision, folder in {"old": old, None: newest, "main": newest}.items():
+        assert told(revision, HF_HUB_OFFLINE="1") == folder
+
+
+def test_a_variant_that_is_asked_for(hub: HubServer, tmp_path: Path) -> None:
+    def told(name: str, variant: str) -> str:
+        asked = json.dumps({"name": name, "variant": variant})
+        return run(
+            FIND_THIS.replace("org/name", f"org/{name}"), [asked], hub, tmp_path / "home"
+        ).stdout.strip()
+
+    folder = Path(told("both", "fp16"))
+    assert [path.name for path in (folder / "transformer").glob("*.safetensors")] == [
+        "diffusion_pytorch_model.fp16.safetensors"
+    ]
+    assert told("both", "bf16") == "model 'org/both' has no weights of variant 'bf16': leave it out"

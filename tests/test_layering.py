@@ -14,7 +14,7 @@ PACKAGE = Path(paradit.__file__).parent
 # Lowest first; a module may import from its own line and the lines above it. The longest prefix counts.
 LAYERS = [
     ["version", "config.errors", "config.limits", "progress"],
-    ["memory", "files", "waiting", "streams", "launched"],
+    ["memory", "files", "waiting", "streams", "launched", "stopping"],
     ["trace"],
     ["kernels"],
     ["config"],
@@ -61,6 +61,7 @@ TORCH_FREE = [
     "models.warnings",
     "progress",
     "shapes",
+    "stopping",
     "streams",
     "scheduling",
     "planner",

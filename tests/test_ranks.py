@@ -17,11 +17,12 @@ from paradit.config.errors import RankError
 from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
-from paradit.engine.job import Job, Run, Stop
+from paradit.engine.job import Job, Run
 from paradit.engine.run import make
 from paradit.engine.run_folder import RunFolder
 from paradit.models.spec import read_spec
 from paradit.progress import Progress
+from paradit.stopping import Stop
 from tiny import save_folder
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}

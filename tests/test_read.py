@@ -251,6 +251,7 @@ WRONG = [
     ("transformer/config.json", {"qk_norm": "layer"}, "qk_norm 'layer' is not supported: only 'rms_"),
     ("vae/config.json", {"scale_factor_spatial": 0}, "scale_factor_spatial must be at least 1, got 0"),
     ("vae/config.json", {"base_dim": None}, "base_dim must be a whole number, got None"),
+    ("scheduler/scheduler_config.json", {"num_train_timesteps": 2**31}, "timesteps is at most 100000"),
     ("text_encoder/config.json", {"d_model": ...}, "d_model is missing: it must be a whole number"),
 ]  # fmt: skip
 
@@ -263,7 +264,10 @@ def test_wrong_values_by_name(file: str, values: dict[str, Any], said: str, tmp_
     content = {name: value for name, value in (content | values).items() if value is not ...}
     path.write_text(json.dumps(content))
     with pytest.raises(InputError) as caught:
-        read_placement(path.read_text()) if file == "placement.json" else read_spec(folder)
+        if file == "placement.json":
+            read_placement(path.read_text())
+        spec = read_spec(folder)
+        check_scheduler(spec, resolve(Request(prompt="a"), spec))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     if file != "placement.json":

@@ -13,7 +13,7 @@ from paradit.shapes.world import Scene, draw
 from paradit.video.contact_sheet import contact_sheet
 from paradit.video.frame import Frame
 from paradit.video.reader import read_video
-from paradit.video.writer import check_target, growing_name, open_video
+from paradit.video.writer import MAX_CRF, check_target, growing_name, open_video
 
 WIDTH, HEIGHT, NUM_FRAMES = 64, 48, 9
 
@@ -31,7 +31,7 @@ def write(path: Path, frames: Frame, fps: float = 16, overwrite: bool = False) -
 
 
 @pytest.mark.parametrize("fps", [16, 23.976, 0.5])
-@pytest.mark.parametrize("name", ["a.mp4", "a.webm", "A.GIF"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.mov", "a.mkv", "A.GIF"])
 def test_a_file_reads_back(tmp_path: Path, frames: Frame, name: str, fps: float) -> None:
     write(tmp_path / name, frames, fps)
     again, rate = read_video(tmp_path / name)
@@ -75,10 +75,10 @@ def test_png_folder_is_exact(tmp_path: Path, frames: Frame) -> None:
     assert np.array_equal(np.stack([np.asarray(Image.open(file)) for file in files]), frames)
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.mov", "a.mkv", "a"])
 def test_a_file_is_watched_while_it_grows(tmp_path: Path, frames: Frame, name: str) -> None:
     part = growing_name(tmp_path / name)
-    assert part == tmp_path / {"a.mp4": "a.part.mp4", "a.webm": "a.part.webm", "a": "a.part"}[name]
+    assert part == tmp_path / f"a.part{Path(name).suffix}"
     with open_video(tmp_path / name, WIDTH, HEIGHT, 16, part=part) as video:
         for number in range(72):
             video.write(frames[number % NUM_FRAMES])
@@ -89,11 +89,37 @@ def test_a_file_is_watched_while_it_grows(tmp_path: Path, frames: Frame, name: s
     assert growing_name("a.gif") is None
 
 
-def test_the_same_frames_give_the_same_mp4(tmp_path: Path, frames: Frame) -> None:
-    for name in ("a.mp4", "b.mp4"):
-        write(tmp_path / name, frames)
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
-    assert b"moof" not in (tmp_path / "a.mp4").read_bytes()
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
+def test_the_same_frames_give_the_same_file(tmp_path: Path, frames: Frame, suffix: str) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}{suffix}", frames)
+    content = (tmp_path / f"a{suffix}").read_bytes()
+    assert content == (tmp_path / f"b{suffix}").read_bytes()
+    assert b"moof" not in content
+
+
+@pytest.mark.parametrize("suffix", list(MAX_CRF))
+def test_a_larger_rate_factor_makes_a_smaller_file(tmp_path: Path, frames: Frame, suffix: str) -> None:
+    for crf in (None, 5, 40):
+        path = tmp_path / f"{crf}{suffix}"
+        with open_video(path, WIDTH, HEIGHT, 16, crf=crf) as video:
+            for frame in frames:
+                video.write(frame)
+    small, usual, large = ((tmp_path / f"{crf}{suffix}").stat().st_size for crf in (40, None, 5))
+    assert small < usual < large
+
+
+def test_rate_factors_that_are_refused(tmp_path: Path) -> None:
+    for name, crf, reason in (
+        ("a.mp4", 52, "crf is at most 51, got 52"),
+        ("a.webm", 64, "crf is at most 63, got 64"),
+        ("a.mkv", -1, "crf must be at least 0, got -1"),
+        ("a.mov", 1.5, "crf must be a whole number, got 1.5"),
+        ("a.gif", 20, "crf is for .mp4, .webm, .mov, .mkv, and the output is"),
+        ("frames", 20, "crf is for .mp4, .webm, .mov, .mkv, and the output is"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            check_target(tmp_path / name, crf=crf)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif", "frames"])
@@ -126,7 +152,7 @@ def test_targets_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     for name, reason in {
-        "a.avi": r"unknown suffix '.avi', known are .mp4, .webm, .gif",
+        "a.avi": r"unknown suffix '.avi', known are .mp4, .webm, .mov, .mkv, .gif",
         "none/a.mp4": "does not exist",
         "file/a.mp4": "is not a folder",
         "file": "is a file",

@@ -26,7 +26,7 @@ def provenance(request: ResolvedRequest, spec: ModelSpec, dtype: str, kernel: st
     return {
         "software": f"paradit {__version__}",
         "model": spec.name,
-        "model_hash": model_hash(spec.folder),
+        "model_hash": model_hash(spec.folder, spec.variant),
         **{name: value for name, value in fields.items() if value not in (None, ())},
         "dtype": dtype,
         "kernel": kernel,

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 from paradit.config.methods.base import method_of
+from paradit.config.options import Option, decode_known
 from paradit.config.requests import ResolvedRequest
 from paradit.models.families import schedule
 from paradit.models.folder_json import read_index, read_json
 from paradit.models.known_schedulers import is_known
 from paradit.models.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    """Numbers in a scheduler's configuration by which it makes tables, and remembers steps."""
+
+    num_train_timesteps: Annotated[int, Option(least=1, most=10**5)] = 1000
+    solver_order: Annotated[int, Option(least=1, most=10)] = 2
 
 
 def check_scheduler(spec: ModelSpec, request: ResolvedRequest) -> None:
@@ -19,7 +31,9 @@ def check_scheduler(spec: ModelSpec, request: ResolvedRequest) -> None:
     if not path.exists():  # a published model that is known by its configurations only
         return
     name = str(read_index(spec.folder)["scheduler"][1])
-    if is_known(name, read_json(path)):
+    config = read_json(path)
+    decode_known(_Config, config, str(path))
+    if is_known(name, config):
         return
     from paradit.sampling.scheduler_trial import try_scheduler
 

@@ -22,9 +22,9 @@ from paradit.files import named, reserved
 from paradit.kernels import DEFAULT
 from paradit.memory import peak_memory_bytes
 from paradit.models.families import loader
-from paradit.models.folder import BUNDLED, download_weights, find_model
+from paradit.models.folder import BUNDLED, download_weights, find_spec
 from paradit.models.protocol import Frames, Prompt, VideoModel
-from paradit.models.spec import ModelSpec, read_spec
+from paradit.models.spec import ModelSpec
 from paradit.models.warnings import warnings_for
 from paradit.parallel.team import Alone, Team
 from paradit.progress import Progress
@@ -81,17 +81,20 @@ class Generated:
     about: dict[str, Any]
     """What the video was made from, as `save` writes it into the file."""
 
-    def save(self, path: str | Path, *, overwrite: bool = False, metadata: bool = True) -> Path:
+    def save(
+        self, path: str | Path, *, overwrite: bool = False, metadata: bool = True, crf: int | None = None
+    ) -> Path:
         """Write the video to `path` and return it; the suffix says the format, as for `paradit generate`.
 
-        metadata: whether the file says what the video was made from. Raises InputError if it cannot be had.
+        metadata: whether the file says what the video was made from. crf: its quality, as for `--crf`. Raises
+        InputError if it cannot be had.
         """
         target = named("output", path)
         height, width = self.frames.shape[1:3]
         about = tags(self.about) if metadata else None
         with (
             reserved("output", target),
-            open_video(target, width, height, self.fps, overwrite=overwrite, tags=about) as file,
+            open_video(target, width, height, self.fps, overwrite=overwrite, tags=about, crf=crf) as file,
         ):
             for frame in self.frames:
                 file.write(frame)
@@ -172,6 +175,8 @@ def generate(
     prompt: str,
     *,
     model: str | Path = BUNDLED,
+    revision: str | None = None,
+    variant: str | None = None,
     width: int | None = None,
     height: int | None = None,
     num_frames: int | None = None,
@@ -189,11 +194,12 @@ def generate(
 ) -> Generated:
     """Generate a video from a text, in this process. What is None, `paradit generate` decides alike.
 
-    model: "shapes" (bundled), a folder in diffusers' format, or a hub id. duration: seconds, or a text like
-    "1.5min", instead of num_frames. seed: a number, or "random". dtype: "fp32" or "bf16". vae_tile: the side,
-    in pixels, of the tiles that frames are decoded in. method: "full", or for long videos "dualparal",
-    "windowed" or "fifo". prompts_at: (seconds, text), what a long video shows from then on. Without
-    `progress`, warnings are Python's.
+    model: "shapes" (bundled), a folder in diffusers' format, or a hub id. revision: a branch, tag or commit
+    on the hub. variant: of the weights, such as "fp16". duration: seconds, or text like "1.5min", instead of
+    num_frames. seed: a number, or "random". dtype: "fp32" or "bf16". vae_tile: the side, in pixels, of the
+    tiles that frames are decoded in. method: "full", or for long videos "dualparal", "windowed" or "fifo".
+    prompts_at: (seconds, text), what a long video shows from then on. Without `progress`, warnings are
+    Python's.
 
     May be called from several threads at once; each loads a model of its own. Raises InputError, before
     anything is loaded, if something asked for cannot be had.
@@ -204,8 +210,7 @@ def generate(
         raise InputError(f"progress must be a paradit.progress.Progress, got {typed(progress)}")
     if not isinstance(model, (str, Path)):
         raise InputError(f"model must be a name or a folder, got {typed(model)}")
-    folder = find_model(str(model))
-    spec = read_spec(folder)
+    spec = find_spec(str(model), revision=revision, variant=variant)
     asked = Request(
         prompt=prompt,
         negative_prompt=negative_prompt,
@@ -224,7 +229,7 @@ def generate(
     )
     request = resolve(asked, spec)
     _check(request, spec, progress)
-    download_weights(str(model), folder)
+    download_weights(str(model), spec.folder, variant)
     video = text_to_video(load(spec, request.dtype, progress), request, progress)
     return Generated(
         frames=video.all_frames(),

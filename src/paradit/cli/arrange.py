@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paradit.cli.jobs import Options
+from paradit.cli.commands.generate import GenerateOptions
 from paradit.cli.progress import Reporter
 from paradit.config.errors import InputError
 from paradit.config.methods.base import check_placement, method_of
@@ -38,7 +38,7 @@ class Arranged:
     """Of a placement that was planned: its other choices."""
 
 
-def asked_placement(options: Options) -> Placement:
+def asked_placement(options: GenerateOptions) -> Placement:
     """As the options say, else the file that they name. Raises InputError.
 
     All stages together where that is to be chosen.
@@ -49,10 +49,8 @@ def asked_placement(options: Options) -> Placement:
         raise InputError(
             f"ranks is {options.ranks}, and torchrun started {there}: leave --ranks out, or {here.unset}"
         )
-    names = [name for name in placement_fields() if name not in ("ranks", *STAGES)]
-    said = {name: getattr(options, name, None) for name in names}
     chosen = _read_placement(options.placement)
-    chosen |= {name: value for name, value in said.items() if value is not None}
+    chosen |= {name: value for name, value in options.others.items() if name in placement_fields()}
     chosen = read_values(placement_fields(), chosen)
     groups = [ranks for stage in STAGES for ranks in chosen.get(stage) or ()]
     automatic, replicas = options.placement == AUTO, chosen.get("replicas", 1)
@@ -74,7 +72,7 @@ def asked_placement(options: Options) -> Placement:
 
 
 def arrange(
-    options: Options, jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter
+    options: GenerateOptions, jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter
 ) -> Arranged:
     """How the ranks of the placement that is asked for are used.
 
@@ -92,8 +90,9 @@ def arrange(
     cluster = calibrated_cluster(base.ranks) if not here or here.ranks == here.local_ranks else None
     choice = None
     if cluster is not None and is_planned:
-        degrees = (1, 2) if options.cfg_degree is None else (options.cfg_degree,)
-        left = Open(cfg_degrees=degrees, replicas=automatic, coprocess=options.coprocess is None)
+        degree = options.others.get("cfg_degree")
+        degrees = (1, 2) if degree is None else (int(degree),)
+        left = Open(cfg_degrees=degrees, replicas=automatic, coprocess="coprocess" not in options.others)
         choice = planned(jobs, spec, base, cluster, left)
         if choice is not None:
             report.emit(

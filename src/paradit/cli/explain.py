@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from paradit.attention.registry import AUTO
 from paradit.cli.arrange import Arranged
-from paradit.cli.jobs import Options
+from paradit.cli.commands.generate import GenerateOptions
 from paradit.cli.text import amount
 from paradit.config.methods.base import method_of
 from paradit.config.placement import Placement
@@ -14,7 +14,9 @@ from paradit.models.spec import ModelSpec
 BYTES = {"bf16": 2, "fp32": 4}
 
 
-def explain(options: Options, request: ResolvedRequest, arranged: Arranged, spec: ModelSpec) -> list[str]:
+def explain(
+    options: GenerateOptions, request: ResolvedRequest, arranged: Arranged, spec: ModelSpec
+) -> list[str]:
     """Of a resolved request: its method, why ranks are used as they are, what the fullest one needs."""
     return [
         _method(options, request, spec),
@@ -24,7 +26,7 @@ def explain(options: Options, request: ResolvedRequest, arranged: Arranged, spec
     ]
 
 
-def _method(options: Options, request: ResolvedRequest, spec: ModelSpec) -> str:
+def _method(options: GenerateOptions, request: ResolvedRequest, spec: ModelSpec) -> str:
     if options.method is not None:
         return f"method {request.method}: as asked for"
     trained = spec.defaults.train_frames

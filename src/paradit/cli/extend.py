@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
+from paradit.cli.commands.extend import ExtendOptions
 from paradit.cli.memory import check_jobs
 from paradit.cli.progress import Reporter
 from paradit.cli.run_model import complete_run_model, find_run_model
@@ -25,22 +25,14 @@ from paradit.scheduler_check import check_scheduler
 from paradit.video.writer import check_target
 
 
-def extend(
-    path: Path,
-    report: Reporter,
-    *,
-    duration: str | None,
-    num_frames: int | None,
-    output: str | None,
-    ranks: int | None,
-    overwrite: bool,
-) -> int:
+def extend(options: ExtendOptions, report: Reporter) -> int:
     """Make the videos of a run longer by so much. Gives the exit code: 1 where one has failed.
 
     Raises `InputError` where that cannot be, before torch is imported.
     """
-    folder = find_run(path)
+    folder = find_run(options.run_dir)
     run = folder.read()
+    output = options.output
     if here := launched():
         raise InputError(
             f"ranks are started by paradit extend itself (--ranks): leave torchrun out, or {here.unset}"
@@ -50,14 +42,14 @@ def extend(
             f"output {output!r} is one name, and the run has {len(run.jobs)} videos: leave it out"
         )
     model = find_run_model(run)
-    spec = read_spec(model)
+    spec = read_spec(model, run.variant)
     jobs = []
     for job in run.jobs:
-        more = _more_frames(duration, num_frames, job.request.fps)
+        more = _more_frames(options.duration, options.num_frames, job.request.fps)
         jobs.append(_longer(job, folder, spec, more, output))
     if output is not None:
-        check_target(output, fps=jobs[0].request.fps, overwrite=overwrite)
-    longer = replace(run, jobs=tuple(jobs), placement=_placement(run, ranks, spec), overwrite=True)
+        check_target(output, fps=jobs[0].request.fps, overwrite=options.overwrite, crf=jobs[0].crf)
+    longer = replace(run, jobs=tuple(jobs), placement=_placement(run, options.ranks, spec), overwrite=True)
     for job in longer.jobs:
         check_placement(longer.placement, job.request, spec)
         check_scheduler(spec, job.request)

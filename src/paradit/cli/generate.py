@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from paradit.cli.arrange import Arranged, arrange, asked_placement
+from paradit.cli.commands.generate import GenerateOptions
 from paradit.cli.explain import explain
-from paradit.cli.jobs import Options, make_jobs, read_prompts
+from paradit.cli.jobs import make_jobs, read_prompts
 from paradit.cli.memory import check_jobs
 from paradit.cli.progress import Reporter
 from paradit.cli.signals import stop
@@ -25,9 +26,9 @@ from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make
 from paradit.engine.run_folder import RunFolder
 from paradit.launched import check_meeting_point, is_first_rank, launched
-from paradit.models.folder import download_weights, find_model, spec_for_dry_run
+from paradit.models.folder import download_weights, find_spec
 from paradit.models.identity import model_hash
-from paradit.models.spec import ModelSpec, read_spec
+from paradit.models.spec import ModelSpec
 from paradit.models.warnings import warnings_for
 from paradit.scheduler_check import check_scheduler
 from paradit.scheduling.layer_pipeline import split_layers
@@ -36,7 +37,7 @@ from paradit.trace.merge import collected
 BYTES = {"bf16": 2, "fp32": 4}
 
 
-def generate(options: Options, report: Reporter) -> int:
+def generate(options: GenerateOptions, report: Reporter) -> int:
     """Make the videos that `options` ask for, and tell `report`. Gives the exit code: 1 where one has failed.
 
     Raises `InputError` for whatever cannot be had, before torch is imported and any file is made.
@@ -44,7 +45,8 @@ def generate(options: Options, report: Reporter) -> int:
     prompts = read_prompts(options)
     kept = {"checkpoint_steps": options.checkpoint_steps, "hang_limit": options.hang_limit}
     read_values(declared(Run), kept)
-    spec = spec_for_dry_run(options.model) if options.dry_run else read_spec(find_model(options.model))
+    revision, variant = options.revision, options.variant
+    spec = find_spec(options.model, revision=revision, variant=variant, loads=not options.dry_run)
     jobs = make_jobs(options, prompts, spec)
     if not options.seed.strip().isdecimal():
         report.emit(Explained(line=f"seed {jobs[0].request.seed}"))
@@ -80,13 +82,15 @@ def generate(options: Options, report: Reporter) -> int:
     check_devices(placement, options.dtype)
     _check_memory(as_asked, spec, arranged, asked, report)
     with files_reserved(jobs, options.trace, overwrite=options.overwrite):
-        download_weights(options.model, spec.folder)
+        download_weights(options.model, spec.folder, variant)
         if automatic:
             placement = _choice(jobs, spec, placement, report)
         run = Run(
             model=options.model,
             model_folder=str(spec.folder.absolute()),
-            model_hash=model_hash(spec.folder),
+            model_hash=model_hash(spec.folder, variant),
+            revision=revision,
+            variant=variant,
             jobs=tuple(jobs),
             placement=placement,
             overwrite=options.overwrite,

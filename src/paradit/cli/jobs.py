@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from paradit.cli.commands.generate import GenerateOptions
 from paradit.config.errors import InputError
-from paradit.config.limits import MAX_PROMPTS, shown
+from paradit.config.limits import MAX_PROMPTS, shown, whole
 from paradit.config.methods.base import method_of, resolve
 from paradit.config.methods.registry import declared_options
 from paradit.config.requests import (
     Request,
     ResolvedRequest,
+    asked_size,
     chosen_seed,
     frames_for,
     parse_duration,
-    parse_size,
 )
 from paradit.config.values import Values
 from paradit.engine.job import Job
@@ -32,72 +32,25 @@ from paradit.video.writer import (
 SLUG_LENGTH = 48
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The options of `paradit generate`, under their own names."""
-
-    prompt: str | None
-    prompts_file: Path | None
-    prompt_at: list[str] | None
-    model: str
-    size: str | None
-    num_frames: int | None
-    duration: str | None
-    num_inference_steps: int | None
-    guidance_scale: float | None
-    negative_prompt: str | None
-    seed: str
-    fps: float | None
-    dtype: str | None
-    vae_tile: int | None
-    method: str | None
-    block_frames: int | None
-    context_frames: int | None
-    left_context: str | None
-    ranks: int | None
-    placement: str | None
-    replicas: int | None
-    decode_degree: int | None
-    cfg_degree: int | None
-    pipeline_degree: int | None
-    attention: str | None
-    chunks: int | None
-    interleave: bool | None
-    ring_degree: int | None
-    mesh: str | None
-    kernel: str | None
-    compile: bool | None
-    coprocess: bool | None
-    latents: Path | None
-    trace: Path | None
-    trace_layers: bool
-    output: str | None
-    overwrite: bool
-    no_metadata: bool
-    checkpoint_steps: int | None
-    hang_limit: float
-    json: bool
-    dry_run: bool
-    explain: bool
-
-
-def make_jobs(options: Options, prompts: list[str], spec: ModelSpec) -> list[Job]:
+def make_jobs(options: GenerateOptions, prompts: list[str], spec: ModelSpec) -> list[Job]:
     """A checked job for each prompt. Raises `InputError` for the first thing that cannot be."""
     seed = chosen_seed(options.seed)
-    requests = [resolve(_request(options, prompt, seed, spec), spec) for prompt in prompts]
-    numbered = options.prompts_file is not None
-    digits = max(2, len(str(len(prompts) - 1)))
+    seeds = range(seed, seed + options.num_videos)
+    requests = [resolve(_request(options, prompt, one, spec), spec) for prompt in prompts for one in seeds]
+    numbered = _is_numbered(options)
+    digits = max(2, len(str(len(requests) - 1)))
     jobs = []
     folder = output_folder(options)
     for index, request in enumerate(requests):
         number = f"{index:0{digits}d}" if numbered else ""
-        output = _output(options.output, request, number)
+        output = _output(options, request, number)
         latents = _latents(options.latents, number)
         jobs.append(
             Job(
                 request=request,
                 output=output,
                 latents=latents,
+                crf=options.crf,
                 make_folder=folder,
                 index=index,
                 count=len(requests),
@@ -109,9 +62,10 @@ def make_jobs(options: Options, prompts: list[str], spec: ModelSpec) -> list[Job
     return jobs
 
 
-def read_prompts(options: Options) -> list[str]:
+def read_prompts(options: GenerateOptions) -> list[str]:
     """The prompts asked for, one or more. Raises `InputError`."""
     if options.prompts_file is None:
+        whole("num_videos", options.num_videos, most=MAX_PROMPTS)
         if options.prompt is None:
             raise InputError("no prompt is given: name one, or a --prompts-file")
         return [options.prompt]
@@ -130,12 +84,13 @@ def read_prompts(options: Options) -> list[str]:
         raise InputError(
             f"prompts file {str(path)!r} holds {len(prompts)} prompts: a run has at most {MAX_PROMPTS}"
         )
+    whole("num_videos", options.num_videos, most=MAX_PROMPTS // len(prompts))
     return prompts
 
 
-def output_folder(options: Options) -> Path | None:
+def output_folder(options: GenerateOptions) -> Path | None:
     """The folder that numbered videos go to, where `--output` names a folder and not a pattern."""
-    if options.prompts_file is None or options.output is None or video_format(options.output):
+    if not _is_numbered(options) or options.output is None or video_format(options.output):
         return None
     return Path(options.output)
 
@@ -151,8 +106,8 @@ def slug(prompt: str) -> str:
     return name or (words[0][:SLUG_LENGTH] if words else "video")
 
 
-def _request(options: Options, prompt: str, seed: int, spec: ModelSpec) -> Request:
-    width, height = parse_size(options.size) if options.size is not None else (None, None)
+def _request(options: GenerateOptions, prompt: str, seed: int, spec: ModelSpec) -> Request:
+    width, height = asked_size(options.size, options.width, options.height)
     return Request(
         prompt=prompt,
         negative_prompt=options.negative_prompt,
@@ -167,7 +122,7 @@ def _request(options: Options, prompt: str, seed: int, spec: ModelSpec) -> Reque
         dtype=options.dtype,
         method=options.method,
         prompts_at=tuple(_prompt_at(text) for text in options.prompt_at or ()),
-        options=Values({name: getattr(options, name, None) for name in declared_options()}),
+        options=Values({name: options.others.get(name) for name in declared_options()}),
         vae_tile=options.vae_tile,
     )
 
@@ -183,7 +138,13 @@ def _prompt_at(text: str) -> tuple[float, str]:
         ) from None
 
 
-def _output(output: str | None, request: ResolvedRequest, number: str) -> str:
+def _is_numbered(options: GenerateOptions) -> bool:
+    """Whether the names of files get numbers."""
+    return options.prompts_file is not None or options.num_videos > 1
+
+
+def _output(options: GenerateOptions, request: ResolvedRequest, number: str) -> str:
+    output = options.output
     if output == "":
         raise InputError("output '' is empty: name a file, or leave the option out")
     if output is not None:
@@ -191,7 +152,8 @@ def _output(output: str | None, request: ResolvedRequest, number: str) -> str:
     name = f"{slug(request.prompt)}-seed{request.seed}.mp4"
     if not number:
         return output if output is not None else name
-    name = f"{number}-{name}"
+    if options.prompts_file is not None:  # else the seed tells them apart
+        name = f"{number}-{name}"
     if output is None:
         return name
     if not video_format(output):
@@ -213,13 +175,13 @@ def _with_number(path: Path, number: str) -> str:
     return str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
 
 
-def _check_files(job: Job, options: Options, numbered: bool) -> None:
+def _check_files(job: Job, options: GenerateOptions, numbered: bool) -> None:
     folder = output_folder(options) if numbered else None
     overwrite = options.overwrite or options.dry_run  # which must show what else is wrong
     if folder is not None and not folder.exists():
         check_folder_writable("output", folder.absolute().parent)  # it will be made there
     else:
-        check_target(job.output, fps=job.request.fps, overwrite=overwrite)
+        check_target(job.output, fps=job.request.fps, overwrite=overwrite, crf=job.crf)
     if job.latents is not None:
         check_file("latents", job.latents, overwrite=overwrite)
     part = growing_name(job.output) if method_of(job.request).streams else None
@@ -235,7 +197,9 @@ def _check_endless(job: Job) -> None:
     if not job.request.endless:
         return
     if job.count > 1:
-        raise InputError("a video of duration inf is never done, and the next prompt waits: give one prompt")
+        raise InputError(
+            "a video of duration inf is never done, and the next prompt waits: give one prompt, and one video"
+        )
     if job.latents is not None:
         raise InputError("the latents of a video of duration inf would fill the memory: leave --latents out")
     if video_format(job.output) == ".gif":

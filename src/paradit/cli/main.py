@@ -11,21 +11,58 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from paradit import __version__
 from paradit.cli.commands import calibrate, decode, doctor, extend, generate, plan, resume, runs, trace
 from paradit.cli.commands.command import Command
 from paradit.cli.signals import Stopped, stop, stopping_cleanly
 from paradit.config.errors import InputError, OutOfMemory, RankError
-from paradit.engine.job import Interrupted
 from paradit.launched import forget_launcher, is_spoken_for
+from paradit.stopping import Interrupted
 from paradit.streams import code_of_output, make_safe
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+COMMANDS = {
+    "generate": generate.ENTRY,
+    "resume": resume.ENTRY,
+    "extend": extend.ENTRY,
+    "runs": runs.ENTRY,
+    "decode": decode.ENTRY,
+    "plan": plan.ENTRY,
+    "calibrate": calibrate.ENTRY,
+    "doctor": doctor.ENTRY,
+}
 
+
+class Commands(TyperGroup):
+    """All commands, each of which is made when it is asked for: help for all of them needs no options."""
+
+    brief = False
+    """Whether a command's name and first sentence are enough."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return [*COMMANDS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> object:  # type: ignore[override]
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return super().get_command(ctx, cmd_name)
+        if self.brief:
+            return TyperCommand(cmd_name, help=entry.options.__doc__)
+        kind = generate.GenerateCommand if cmd_name == "generate" else Command
+        alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        alone.command(cmd_name, cls=kind, epilog=f"Example: paradit {entry.example}")(entry.function())
+        return typer.main.get_command(alone)
+
+    def format_commands(self, ctx: typer.Context, formatter: object) -> None:  # type: ignore[override]
+        self.brief = True
+        super().format_commands(ctx, formatter)  # type: ignore[arg-type]
+        self.brief = False
+
+
+app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 JOINING = ("generate", "resume", "extend")
 """Commands for which it matters whether a launcher has started this process as one of several ranks."""
-EXAMPLE = 'Example: paradit generate "a red circle moving right" -o circle.mp4'
 
 
 def main() -> None:
@@ -62,7 +99,7 @@ def _end(message: str, code: int) -> int:
     return code
 
 
-@app.callback(invoke_without_command=True, epilog=EXAMPLE)
+@app.callback(invoke_without_command=True, epilog=f"Example: paradit {generate.ENTRY.example}")
 def paradit(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
@@ -77,19 +114,4 @@ def paradit(
     return code_of_output()
 
 
-app.command(epilog=EXAMPLE, cls=generate.GenerateCommand)(generate.generate)
-app.command(cls=Command, epilog="Example: paradit resume paradit-runs/a-red-circle-20261120-185300-3fa2")(
-    resume.resume
-)
-app.command(
-    cls=Command,
-    epilog="Example: paradit extend paradit-runs/a-red-circle-20261120-185300-3fa2 --duration 30s",
-)(extend.extend)
-app.command(cls=Command, epilog="Example: paradit runs --remove a-red-circle-20261120-185300-3fa2")(runs.runs)
-app.command(cls=Command, epilog="Example: paradit decode circle.safetensors -o circle.webm")(decode.decode)
-app.command(cls=Command, epilog="Example: paradit plan --model Wan-AI/Wan2.1-T2V-14B-Diffusers --gpus 8xL40")(
-    plan.plan
-)
-app.command(cls=Command, epilog="Example: paradit calibrate -o machine.toml")(calibrate.calibrate)
-app.command(cls=Command, epilog="Example: paradit doctor")(doctor.doctor)
 app.add_typer(trace.app, name="trace")

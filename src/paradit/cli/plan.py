@@ -5,17 +5,16 @@ from __future__ import annotations
 import io
 import json
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from paradit.cli.commands.plan import PlanOptions
 from paradit.cli.plan_text import plan_json, plan_text
 from paradit.cli.text import duration
 from paradit.config.errors import InputError
 from paradit.config.limits import whole
 from paradit.config.methods.base import planned_methods, resolve
-from paradit.config.methods.registry import declared_options
-from paradit.config.requests import Request, ResolvedRequest, frames_for, latent_shape, parse_size
-from paradit.config.values import Value, Values
+from paradit.config.requests import Request, ResolvedRequest, asked_size, frames_for, latent_shape
 from paradit.files import write_whole
 from paradit.models.folder import find_model
 from paradit.models.published import find_published, published_spec
@@ -29,35 +28,6 @@ from paradit.video.writer import check_file
 
 MAX_PROMPTS, MAX_PLANNED = 1000, 100_000
 """Prompts, and frames of a video, whose run is simulated one by one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanOptions:
-    """The options of `paradit plan`, under their own names."""
-
-    model: str
-    gpus: str
-    size: str | None
-    num_frames: int | None
-    duration: str | None
-    block_frames: int | None
-    context_frames: int | None
-    left_context: str | None
-    num_inference_steps: int | None
-    guidance_scale: float | None
-    num_prompts: int
-    dtype: str
-    goal: str
-    json: bool
-    trace: Path | None
-    plot: Path | None
-    overwrite: bool
-
-    @property
-    def blocks(self) -> dict[str, Value]:
-        """Those of a long video's blocks that were given."""
-        given = {name: getattr(self, name) for name in declared_options()}
-        return {name: value for name, value in given.items() if value is not None}
 
 
 def plan(options: PlanOptions) -> None:
@@ -98,7 +68,7 @@ def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[ResolvedRequest, R
 
     Where it cannot be made as a whole, both are in blocks.
     """
-    width, height = parse_size(options.size) if options.size is not None else (None, None)
+    width, height = asked_size(options.size, options.width, options.height)
     asked = Request(
         prompt="any",
         width=width,
@@ -126,10 +96,10 @@ def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[ResolvedRequest, R
 
 def _in_blocks(asked: Request, options: PlanOptions, spec: ModelSpec) -> ResolvedRequest | None:
     """The same in blocks; None where it is not longer than the model was trained on."""
-    blocks, long = options.blocks, None
+    blocks, long = options.others, None
     method = next((method.name for method in planned_methods() if method.streams), None)
     with nullcontext() if blocks else suppress(InputError):  # what is wrong without blocks is said otherwise
-        long = resolve(replace(asked, method=method, options=Values(blocks)), spec) if method else None
+        long = resolve(replace(asked, method=method, options=blocks), spec) if method else None
     if long is None or latent_shape(long, spec)[1] > spec.trained_latent_frames:
         return long
     if blocks:

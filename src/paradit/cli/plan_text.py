@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from paradit.cli.commands.plan import PlanOptions
 from paradit.cli.text import amount, duration
 from paradit.config.methods.base import find_method
 from paradit.config.methods.registry import METHODS
+from paradit.config.options import to_argv
 from paradit.config.placement_text import write_groups
 from paradit.models.published import find_published
 from paradit.models.registry import supported_pipelines
 from paradit.planner.explain import bound_of, misfits, otherwise, reasons
 from paradit.planner.search import Plan, Plans
 from paradit.planner.simulate import Simulator, player_of
-
-if TYPE_CHECKING:
-    from paradit.cli.plan import PlanOptions
 
 SHOWN = 4
 """Best plans in the table."""
@@ -108,40 +107,36 @@ def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
     request = simulator.request_of(way)
     if spec.pipeline_class not in supported_pipelines():
         return f"(ParaDiT does not run {spec.name})"
-    words = ["paradit", "generate"]
-    words += ["PROMPT"] if options.num_prompts == 1 else ["--prompts-file", "prompts.txt"]
-    words += ["--model", spec.name if find_published(options.model) else options.model]
-    words += ["--size", f"{request.width}x{request.height}"]
-    if options.duration is not None:
-        words += ["--duration", options.duration]
-    else:
-        words += ["--num-frames", str(request.num_frames)]
-    words += ["--method", way.method] if simulator.long is not None else []
-    for name, value in options.blocks.items() if find_method(way.method).streams else ():
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    words += ["--num-inference-steps", str(request.num_inference_steps)]
-    if options.guidance_scale is not None:
-        words += ["--guidance-scale", f"{options.guidance_scale:g}"]
-    words += ["--dtype", options.dtype] if options.dtype != "bf16" else []  # the default on a GPU
-    words += ["--ranks", str(placement.ranks)]
-    if (placement.encode, placement.denoise, placement.decode) != (None, None, None):
-        words += ["--placement", write_groups(placement)]
-    if placement.replicas > 1:
-        words += ["--replicas", str(placement.replicas)]
-    words += ["--decode-degree", str(placement.decode_degree)] if placement.decode_degree > 1 else []
-    words += ["--vae-tile", str(way.tile)] if way.tile else []
-    if placement.cfg_degree > 1:
-        words += ["--cfg-degree", str(placement.cfg_degree)]
-    for name, value in placement.method_options.items() if placement.branch_ranks > 1 else ():
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    if placement.branch_ranks > 1 and not find_method(way.method).divides_layers:
-        words += ["--attention", placement.attention]
-        for name, option in placement.options.items():
-            words += [f"--{name.replace('_', '-')}", str(option)]
-        words += ["--interleave"] if placement.interleave else []
-    if way.coprocess:
-        words += ["--coprocess"]
-    return shlex.join(words)
+    words = ["PROMPT"] if options.num_prompts == 1 else ["--prompts-file", "prompts.txt"]
+    method, sharing = find_method(way.method), placement.branch_ranks > 1
+    has_groups = (placement.encode, placement.denoise, placement.decode) != (None, None, None)
+    said: dict[str, object] = {
+        "model": spec.name if find_published(options.model) else options.model,
+        "size": f"{request.width}x{request.height}",
+        "duration": options.duration,
+        "num_frames": request.num_frames if options.duration is None else None,
+        "method": way.method if simulator.long is not None else None,
+        **(options.others if method.streams else {}),
+        "num_inference_steps": request.num_inference_steps,
+        "guidance_scale": options.guidance_scale,
+        "dtype": options.dtype if options.dtype != "bf16" else None,  # the default on a GPU
+        "ranks": placement.ranks,
+        "placement": write_groups(placement) if has_groups else None,
+        "replicas": _above_one(placement.replicas),
+        "decode_degree": _above_one(placement.decode_degree),
+        "vae_tile": way.tile,
+        "cfg_degree": _above_one(placement.cfg_degree),
+        **(placement.method_options if sharing else {}),
+    }
+    if sharing and not method.divides_layers:
+        interleave = placement.interleave or None
+        said |= {"attention": placement.attention, **placement.options, "interleave": interleave}
+    said["coprocess"] = way.coprocess or None
+    return shlex.join(["paradit", "generate", *words, *to_argv(said)])
+
+
+def _above_one(number: int) -> int | None:
+    return number if number > 1 else None
 
 
 def plan_json(plans: Plans, simulator: Simulator, options: PlanOptions) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def resume(path: Path | None, report: Reporter, *, overwrite: bool) -> int:
         )
     _check_outputs(run, folder, overwrite)
     model = find_run_model(run)
-    spec = read_spec(model)
+    spec = read_spec(model, run.variant)
     run = replace(
         run, jobs=tuple(replace(job, request=resolve(job.request.asked(), spec)) for job in run.jobs)
     )

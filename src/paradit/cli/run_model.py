@@ -16,14 +16,14 @@ def find_run_model(run: Run) -> Path:
     A hub model may have a newer revision by now, in another folder. Raises InputError as `find_model` does.
     """
     if run.model_folder and Path(run.model_folder).is_dir():
-        return find_model(run.model_folder)
-    return find_model(run.model)
+        return find_model(run.model_folder, variant=run.variant)
+    return find_model(run.model, revision=run.revision, variant=run.variant)
 
 
 def complete_run_model(run: Run, folder: Path) -> None:
     """Download what is missing of a run's model, and refuse another model than it had. Raises InputError."""
-    download_weights(run.model, folder)
-    if run.model_hash and model_hash(folder) != run.model_hash:
+    download_weights(run.model, folder, run.variant)
+    if run.model_hash and model_hash(folder, run.variant) != run.model_hash:
         raise InputError(
             f"the model {run.model!r} has changed since the run began, and its video would not be the same: "
             "put the model back as it was, or begin anew with paradit generate"

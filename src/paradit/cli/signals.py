@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from paradit.engine.job import Stop
 from paradit.launched import is_spoken_for
+from paradit.stopping import Stop
 
 ECHO_SECONDS = 0.5
 """A second signal this soon after the first is the same one, passed on by a program around us."""

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from paradit.cli.jobs import Options
+from paradit.cli.commands.generate import GenerateOptions
 from paradit.cli.text import amount, duration, table
 from paradit.config.errors import InputError
 from paradit.launched import launched
@@ -16,7 +16,7 @@ from paradit.video.writer import check_file
 _COLUMNS = ("rank", "preparing", "busy", "communicating", "idle", "sent", "hidden")
 
 
-def check_trace(options: Options) -> None:
+def check_trace(options: GenerateOptions) -> None:
     """Refuse a trace that cannot be written. Raises InputError; makes no file."""
     path = options.trace
     if path is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, fields
 from numbers import Real
@@ -35,13 +35,27 @@ PLURALS = {bool: "true or false", int: "whole numbers", float: "numbers", str: "
 class Option:
     """What there is to say of a field besides its type and its default."""
 
-    help: str = ""
+    help: str | Callable[[], str] = ""
+    """What it does; called for when it is shown, if other parts of the program say it."""
     metavar: str = ""
+    short: str = ""
+    """One letter's flag on the command line, such as `-o`."""
+    argument: bool = False
+    """Whether it is one on the command line by its place, without a name."""
+    negatable: bool = False
+    """Whether `--no-NAME` on the command line says false."""
+    also: tuple[str, ...] = ()
+    """Other words that a user may mean it by."""
     least: float | None = None
     """Least that a number may be, or each in a list; None: any. See `ABOVE_ZERO`."""
     most: float | None = None
     fixed: bool = False
     """Whether nothing but the default is supported."""
+
+    @property
+    def told(self) -> str:
+        """The help, as a text."""
+        return self.help if isinstance(self.help, str) else self.help()
 
 
 ABOVE_ZERO = 5e-324
@@ -202,6 +216,18 @@ def named(where: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{where}: {error}" if where else str(error)) from None
+
+
+def to_argv(values: Mapping[str, object]) -> list[str]:
+    """Return options, by name, as words of a command line; what is None is not said."""
+    words = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return words
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from paradit.attention.registry import (
     automatic,
     checked_options,
     declared_options,
+    help_text,
 )
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_RANKS, shown
@@ -27,9 +28,6 @@ from paradit.models.spec import ModelSpec
 from paradit.scheduling.stages import STAGES
 
 CFG_DEGREES = (1, 2)
-COUNT = Option(least=1, most=MAX_RANKS)
-ONE_OF_TWO = Option(most=MAX_RANKS)
-"""A number whose two values the placement itself names."""
 RANKS = Option()
 
 
@@ -37,32 +35,84 @@ RANKS = Option()
 class Placement:
     """How many ranks there are, and how they share one video's denoising."""
 
-    ranks: Annotated[int, COUNT] = 1
+    ranks: Annotated[int, Option(least=1, most=MAX_RANKS)] = 1
     encode: Annotated[tuple[int, ...] | None, RANKS] = None
     """The rank with the text encoder; None: the first that decodes, where that is given, or that denoises."""
     denoise: Annotated[tuple[int, ...] | None, RANKS] = None
     """The ranks with the transformer; None: all."""
     decode: Annotated[tuple[int, ...] | None, RANKS] = None
     """The ranks with the VAE, each of which decodes whole videos; None: the first that denoises."""
-    replicas: Annotated[int, COUNT] = 1
+    replicas: Annotated[
+        int,
+        Option(
+            also=("data-parallel-degree",),
+            help="Groups of ranks with a whole model each; each makes its own videos. [default: 1]",
+            metavar="N",
+            least=1,
+            most=MAX_RANKS,
+        ),
+    ] = 1
     """Equal groups of neighbouring ranks, each with a whole model, each making every so-many-th video."""
-    decode_degree: Annotated[int, ONE_OF_TWO] = 1
+    decode_degree: Annotated[
+        int,
+        Option(
+            help="How many decode ranks share a video by tiles (--vae-tile): 1, each decodes whole videos in "
+            "turn; or all of them. [default: 1]",
+            metavar="1|N",
+            most=MAX_RANKS,
+        ),
+    ] = 1
     """How many of them share a video, by tiles: 1, each decodes whole videos in turn; or all."""
-    cfg_degree: Annotated[int, ONE_OF_TWO] = 1
+    cfg_degree: Annotated[
+        int,
+        Option(
+            also=("cfg-parallel",),
+            help="2: the two guidance branches on different ranks. [default: 1, or as planned where `paradit "
+            "calibrate` has measured this machine]",
+            metavar="1|2",
+            most=MAX_RANKS,
+        ),
+    ] = 1
     """2: the two guidance branches on different ranks; 1: all ranks compute both."""
     method_options: Mapping[str, Value] = NONE
     """Options that only some method of denoising has, such as `pipeline_degree`."""
-    attention: Annotated[str, Option()] = AUTO
+    attention: Annotated[
+        str, Option(also=("ulysses-degree", "sequence-parallel"), help=help_text, metavar="NAME")
+    ] = AUTO
     """How the ranks of a branch share its attention: a form (`attention.registry`), or `auto`."""
     options: Mapping[str, Value] = NONE
     """Options that only some form of attention has; those that are not said are at their defaults."""
-    interleave: Annotated[bool | None, Option()] = None
+    interleave: Annotated[
+        bool | None,
+        Option(
+            negatable=True,
+            help="A guidance branch computes while the other's data travel. [default: auto's choice]",
+        ),
+    ] = None
     """Let the two branches hide each other's communication; None: with `auto`, where it is quicker."""
-    kernel: Annotated[str, Option()] = kernels.DEFAULT
+    kernel: Annotated[
+        str,
+        Option(
+            also=("attention-backend", "backend"),
+            help="What computes attention: flash, sage, ... (diffusers' names). [default: native]",
+            metavar="NAME",
+        ),
+    ] = kernels.DEFAULT
     """What computes attention: one of `paradit.kernels.KERNELS`."""
-    compile: Annotated[bool, Option()] = False
+    compile: Annotated[
+        bool,
+        Option(
+            also=("torch-compile",), help="Compile what is before and after attention; takes a minute once."
+        ),
+    ] = False
     """Whether what is before and after attention is compiled."""
-    coprocess: Annotated[bool, Option()] = False
+    coprocess: Annotated[
+        bool,
+        Option(
+            negatable=True,
+            help="Ranks that only decode take a share of the attention while they are idle.",
+        ),
+    ] = False
     """Whether ranks that decode and do not denoise take a share of the attention while they are idle."""
 
     def __post_init__(self) -> None:

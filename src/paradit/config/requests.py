@@ -248,6 +248,23 @@ def parse_size(text: str) -> tuple[int, int]:
     return -width if match[1] else width, -height if match[3] else height
 
 
+def asked_size(size: str | None, width: int | None, height: int | None) -> tuple[int | None, int | None]:
+    """Return the width and height that are asked for: by `--size`, or each by itself; None: the model's.
+
+    Raises `InputError`, also if a side is given twice.
+    """
+    if size is None:
+        return width, height
+    if width is not None or height is not None:
+        said = " and ".join(
+            f"{name} ({shown(side)})"
+            for name, side in (("width", width), ("height", height))
+            if side is not None
+        )
+        raise InputError(f"give size ({size}) or {said}, not both")
+    return parse_size(size)
+
+
 def _default(value: V | None, default: V) -> V:
     return default if value is None else value
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from paradit.config.errors import RankError
 from paradit.engine.channel import Message, event_of
 from paradit.engine.events import Doing, Failed, Finished, Restarted
-from paradit.engine.job import Interrupted, Job, Run, Stop
+from paradit.engine.job import Job, Run
 from paradit.engine.run_folder import RunFolder
 from paradit.engine.started import LAST_WORDS, LISTEN_SECONDS, Ranks
 from paradit.progress import Event, Progress, StageEnded, StageStarted
+from paradit.stopping import Interrupted, Stop
 
 FAILURES = 3
 """After so many failures in its work a request is given up; and the run, after so many before any work."""

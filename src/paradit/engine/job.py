@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +20,8 @@ class Job:
     request: ResolvedRequest
     output: str
     latents: Path | None
+    crf: int | None = None
+    """Constant rate factor of the video's file; None: one at which no loss is seen."""
     make_folder: Path | None = None
     """A folder to make for the output, where it is not there yet."""
     index: int = 0
@@ -55,6 +56,10 @@ class Run:
 
     model: str
     """As the user named it: bundled, a folder or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model that was asked for; None: the newest."""
+    variant: str | None = None
+    """Variant of the weights that was asked for."""
     model_folder: str = ""
     """Path to the model's files when the run began."""
     model_hash: str = ""
@@ -71,18 +76,3 @@ class Run:
 
     def __post_init__(self) -> None:
         check(self)
-
-
-class Interrupted(BaseException):  # no `except Exception` may hold it up
-    """The run has ended after a step, as the user asked, with all saved."""
-
-
-class Stop:
-    """The user's wish that a run end after its present step. A signal or a message sets it, at any time."""
-
-    def __init__(self) -> None:
-        self.heeded = False
-        """Whether somebody looks at it: while latents are denoised."""
-        self.wanted = False
-        self.signum: int = signal.SIGINT
-        """Which signal said so."""

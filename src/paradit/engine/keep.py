@@ -68,6 +68,7 @@ def keep(
             part=part,
             name_next=name_next,
             tags=tags(about) if about else None,
+            crf=job.crf,
         ) as file,
     ):
         for frame in frames:

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from paradit.engine.job import Interrupted, Job, Stop
+from paradit.engine.job import Job
 from paradit.engine.keep import save_latents
 from paradit.engine.run_folder import RunFolder
 from paradit.files import write_whole
 from paradit.models.spec import ModelSpec
 from paradit.progress import Progress
 from paradit.sampling.sampler import Enough
+from paradit.stopping import Interrupted, Stop
 
 CHECKPOINT_SECONDS = 30.0
 """Work between two checkpoints, about, unless steps are counted."""

@@ -33,7 +33,7 @@ def files_reserved(jobs: Sequence[Job], trace: Path | None = None, *, overwrite:
             check_file("trace", trace, overwrite=overwrite)
         for job in jobs:
             held.enter_context(reserved("output", job.output))
-            check_target(job.output, fps=job.request.fps, overwrite=overwrite)
+            check_target(job.output, fps=job.request.fps, overwrite=overwrite, crf=job.crf)
             if job.latents is not None:
                 held.enter_context(reserved("latents", job.latents))
                 check_file("latents", job.latents, overwrite=overwrite)

@@ -7,12 +7,13 @@ import os
 from paradit.config.errors import InputError
 from paradit.config.placement import Placement
 from paradit.engine.events import Extendable, Resumable
-from paradit.engine.job import Job, Run, Stop
+from paradit.engine.job import Job, Run
 from paradit.engine.run_folder import RunFolder
 from paradit.kernels import check_kernel_on
 from paradit.launched import launched
 from paradit.models.spec import ModelSpec
 from paradit.progress import Progress
+from paradit.stopping import Stop
 from paradit.trace.spans import Tracing, recording
 
 

@@ -242,6 +242,7 @@ def _as_json(run: Run) -> dict[str, Any]:
             "request": asdict(job.request),
             "output": str(Path(job.output).absolute()),
             "latents": str(job.latents.absolute()) if job.latents else None,
+            "crf": job.crf,
             "make_folder": str(job.make_folder.absolute()) if job.make_folder else None,
         }
         for job in run.jobs

@@ -16,7 +16,7 @@ from paradit.config.placement import Placement
 from paradit.distributed.world import World, join_world
 from paradit.engine.channel import Connection
 from paradit.engine.events import Waiting
-from paradit.engine.job import Interrupted, Job, Run, Stop
+from paradit.engine.job import Job, Run
 from paradit.engine.keeper import Keeper
 from paradit.engine.launchers import Seat
 from paradit.engine.make import make_videos
@@ -25,6 +25,7 @@ from paradit.engine.started import listen
 from paradit.launched import Launched
 from paradit.models.spec import ModelSpec
 from paradit.progress import Progress, renaming
+from paradit.stopping import Interrupted, Stop
 from paradit.streams import make_safe
 from paradit.trace.spans import Tracing, recording
 

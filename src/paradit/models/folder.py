@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from paradit.config.errors import InputError
+from paradit.config.limits import shown
 from paradit.files import named
 from paradit.models import hub
 from paradit.models.folder_check import (
@@ -27,6 +28,7 @@ from paradit.models.published import published_models, published_spec
 from paradit.models.registry import family
 from paradit.models.spec import ModelSpec, read_spec
 
+_NAMES = {"revision": r"\w[\w.-]*(?:/\w[\w.-]*)*", "variant": r"\w+"}
 BUNDLED = "shapes"
 """Name of the model that the package brings."""
 
@@ -35,13 +37,19 @@ def bundled_folder() -> Path:
     return Path(str(resources.files("paradit"))) / "assets" / BUNDLED
 
 
-def find_model(name: str, *, weights: bool = True) -> Path:
+def find_model(
+    name: str, *, revision: str | None = None, variant: str | None = None, weights: bool = True
+) -> Path:
     """Folder of the model called `name`, checked; of a hub model only the small files are downloaded.
 
     `download_weights` fetches its weights. If the hub does not give the model, what is in its cache is taken,
-    whoever downloaded it; weights: whether all of them must be there then. Raises InputError if there is no
+    whoever downloaded it; weights: whether all of them must be there then. revision: a branch, tag or commit
+    of a hub model; None: the newest. variant: weights that it must have. Raises InputError if there is no
     such model, or it is incomplete, of an unsupported class, or without safetensors.
     """
+    for option, value in (("revision", revision), ("variant", variant)):
+        if value is not None and not re.fullmatch(_NAMES[option], value):
+            raise InputError(f"{option} is not one that a model can have: {shown(value)}")
     if not name.strip():
         raise InputError(
             f"model is empty ({name!r}): give '{BUNDLED}', a folder, or a hub id such as org/name"
@@ -51,25 +59,29 @@ def find_model(name: str, *, weights: bool = True) -> Path:
         if not _may_be_hub_id(name):
             raise InputError(_missing(name, folder))
         try:
-            return _from_hub(name)
+            return _from_hub(name, revision, variant)
         except hub.HubError as error:
-            return _from_cache(name, error, weights=weights)
+            return _from_cache(name, error, revision=revision, variant=variant, weights=weights)
+    if revision is not None:
+        raise InputError(f"revision is for models of the hub, and {name!r} is a folder here: leave it out")
     if not folder.is_dir():
         raise InputError(f"model {name!r} is not a folder: --model takes a folder in diffusers' format")
     try:
-        check_folder(name, folder, hub.list_files(folder), local=True)
+        check_folder(name, folder, hub.list_files(folder), variant=variant, local=True)
     except OSError as error:
         raise InputError(f"model {name!r} cannot be read: {error}") from None
     return folder
 
 
-def spec_for_dry_run(name: str) -> ModelSpec:
-    """Spec of a model that is not going to be loaded: needs no weights, and no hub for a published model.
+def find_spec(
+    name: str, *, revision: str | None = None, variant: str | None = None, loads: bool = True
+) -> ModelSpec:
+    """Spec of the model called `name`, found as `find_model` finds it. Raises InputError.
 
-    Raises InputError as `find_model` does.
+    loads: whether it is going to be loaded; else it needs no weights, and if it is published, no hub.
     """
-    if name not in published_models() or not _may_be_hub_id(name):
-        return read_spec(find_model(name, weights=False))
+    if loads or revision or variant or name not in published_models() or not _may_be_hub_id(name):
+        return read_spec(find_model(name, revision=revision, variant=variant, weights=loads), variant)
     try:
         return read_spec(_from_cache(name, hub.HubError("it is not asked for"), weights=False))
     except InputError:
@@ -78,7 +90,7 @@ def spec_for_dry_run(name: str) -> ModelSpec:
         return spec
 
 
-def download_weights(name: str, folder: Path) -> None:
+def download_weights(name: str, folder: Path, variant: str | None = None) -> None:
     """Download those weights of hub model `name` that are not yet in `folder`, which `find_model` returned.
 
     Does nothing for any other model. Raises InputError.
@@ -87,34 +99,42 @@ def download_weights(name: str, folder: Path) -> None:
         return
     here = hub.list_files(folder)
     parts = [part for part in components(read_index(folder)) if has_weights(part)]
-    lacking = [part for part in parts if missing_weights(folder, part, here)[0]]
+    lacking = [part for part in parts if missing_weights(folder, part, here, variant)[0]]
     if not lacking:
         return
     try:
         revision = folder.name  # as the cache names its folders
         files = hub.list_model(name, revision)
-        wanted = {part: wanted_weights(folder / part, names_in(part, files))[0] for part in lacking}
+        wanted = {part: wanted_weights(folder / part, names_in(part, files), variant)[0] for part in lacking}
         hub.download_files(name, revision, [f"{part}/{file}" for part in lacking for file in wanted[part]])
     except hub.HubError as error:
         raise InputError(f"the weights of model {name!r} cannot be downloaded: {error}") from None
 
 
-def _from_hub(name: str) -> Path:
-    files = hub.list_model(name)
+def _from_hub(name: str, revision: str | None, variant: str | None) -> Path:
+    files = hub.list_model(name, revision)
     if "model_index.json" not in files:
         other = other_format(name) or (f"{name}-Diffusers" if hub.exists(f"{name}-Diffusers") else None)
         raise InputError(no_index(name, other))
-    folder = hub.download_configs(name)
-    check_folder(name, folder, files)
+    folder = hub.download_configs(name, revision)
+    check_folder(name, folder, files, variant=variant)
     return folder
 
 
-def _from_cache(name: str, error: hub.HubError, *, weights: bool) -> Path:
+def _from_cache(
+    name: str,
+    error: hub.HubError,
+    *,
+    weights: bool,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> Path:
     """The newest whole snapshot of a hub model in the cache. Raises InputError, which says `error` too."""
     first: InputError | None = None
-    for folder in hub.snapshots(name):
+    for folder in hub.snapshots(name, revision):
         try:
-            check_folder(name, folder, hub.list_files(folder), local=weights, weights=weights)
+            files = hub.list_files(folder)
+            check_folder(name, folder, files, variant=variant, local=weights, weights=weights)
             return folder
         except InputError as problem:
             first = first or problem

@@ -28,12 +28,19 @@ class Incomplete(InputError):
 
 
 def check_folder(
-    name: str, folder: Path, files: set[str], *, local: bool = False, weights: bool = True
+    name: str,
+    folder: Path,
+    files: set[str],
+    *,
+    variant: str | None = None,
+    local: bool = False,
+    weights: bool = True,
 ) -> None:
     """Check model `name` in `folder`, which holds `files` (relative paths, `/` between). Raises InputError.
 
     local: whether the weights among the files are in the folder (those of a hub model may be known by their
-    names only): then their lengths are checked too. weights: whether all of them must be there.
+    names only): then their lengths are checked too. weights: whether all of them must be there. variant: of
+    the weights, which some component must have.
     """
     if "model_index.json" not in files:
         raise Incomplete(no_index(name, other_format(name)))
@@ -45,7 +52,7 @@ def check_folder(
     for component in components(index):
         _check_component(name, folder, component, files)
     if weights:
-        _check_weights(name, folder, filter(has_weights, components(index)), files)
+        _check_weights(name, folder, filter(has_weights, components(index)), files, variant)
     if local:
         for file in sorted(files):
             if file.endswith(".safetensors"):
@@ -109,14 +116,18 @@ def names_in(component: str, files: set[str]) -> set[str]:
     return {file.removeprefix(f"{component}/") for file in files if file.startswith(f"{component}/")}
 
 
-def _check_weights(name: str, folder: Path, parts: Iterable[str], files: set[str]) -> None:
+def _check_weights(
+    name: str, folder: Path, parts: Iterable[str], files: set[str], wanted: str | None
+) -> None:
     variants = set()
     for component in parts:
-        missing, variant = missing_weights(folder, component, files)
+        missing, variant = missing_weights(folder, component, files, wanted)
         if missing:
             _refuse_pickled(name, component, files)
             raise Incomplete(f"model {name!r} is incomplete: {component}/{missing[0]} is missing")
         variants |= {variant} if variant else set()
+    if wanted is not None and wanted not in variants:
+        raise InputError(f"model {name!r} has no weights of variant {wanted!r}: leave it out")
     if len(variants) > 1:
         raise InputError(
             f"model {name!r} has its weights in different variants ({', '.join(sorted(variants))}), of which "
@@ -124,10 +135,15 @@ def _check_weights(name: str, folder: Path, parts: Iterable[str], files: set[str
         )
 
 
-def missing_weights(folder: Path, component: str, files: set[str]) -> tuple[list[str], str | None]:
-    """Names of a component's weights that are not among `files`, and the variant of those that it has."""
+def missing_weights(
+    folder: Path, component: str, files: set[str], variant: str | None = None
+) -> tuple[list[str], str | None]:
+    """Names of a component's weights that are not among `files`, and the variant of those that it has.
+
+    variant: is taken first.
+    """
     names = names_in(component, files)
-    wanted, variant = wanted_weights(folder / component, names)
+    wanted, variant = wanted_weights(folder / component, names, variant)
     # transformers says `model`, diffusers `diffusion_pytorch_model`.
     stem = STEMS[component.startswith(("text_encoder", "image_encoder"))]
     return sorted({*wanted} - names) if wanted else [f"{stem}.safetensors"], variant

@@ -67,9 +67,9 @@ def own_settings(folder: Path, defaults: Defaults, without: Collection[str] = ()
     return own["name"], defaults
 
 
-def stored_weights(component: Path) -> tuple[int, int]:
+def stored_weights(component: Path, variant: str | None = None) -> tuple[int, int]:
     """(parameters, bytes on disk) of a component's safetensors files; zeros where it has none."""
-    files = weight_files(component)
+    files = weight_files(component, variant)
     return sum(_parameters(file) for file in files), sum(file.stat().st_size for file in files)
 
 

@@ -44,13 +44,13 @@ def exists(repo: str) -> bool:
     return True
 
 
-def download_configs(repo: str) -> Path:
+def download_configs(repo: str, revision: str | None = None) -> Path:
     """Download the small files of `repo`, and return the folder that they are in. Raises HubError."""
     from huggingface_hub import snapshot_download
 
     with _asking(repo), _quiet():
-        # By no revision: only so does the cache note which one is the newest, for use without a connection.
-        return Path(snapshot_download(repo, allow_patterns=SMALL_FILES))
+        # By no revision, if none is asked for: only so does the cache note which one is the newest.
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=SMALL_FILES))
 
 
 def download_files(repo: str, revision: str, names: Iterable[str]) -> None:
@@ -61,16 +61,21 @@ def download_files(repo: str, revision: str, names: Iterable[str]) -> None:
         snapshot_download(repo, revision=revision, allow_patterns=[escape(name) for name in names])
 
 
-def snapshots(repo: str) -> list[Path]:
-    """Folders of `repo` in the cache, whoever downloaded them: the newest known revision first."""
+def snapshots(repo: str, revision: str | None = None) -> list[Path]:
+    """Folders of `repo` in the cache, whoever downloaded them: the newest known revision first.
+
+    revision: only of this branch, tag or commit.
+    """
     from huggingface_hub.constants import HF_HUB_CACHE
 
     stored = Path(HF_HUB_CACHE).expanduser() / f"models--{repo.replace('/', '--')}"
-    newest = stored / "refs" / "main"
+    newest = stored / "refs" / (revision or "main")
     try:
-        revision = newest.read_text(encoding="utf-8").strip() if newest.is_file() else ""
+        commit = newest.read_text(encoding="utf-8").strip() if newest.is_file() else revision or ""
         found = [path for path in (stored / "snapshots").glob("*") if path.is_dir()]
-        return sorted(found, key=lambda path: (path.name == revision, path.stat().st_mtime), reverse=True)
+        if revision is not None:
+            return [path for path in found if path.name.startswith(commit)][:1]
+        return sorted(found, key=lambda path: (path.name == commit, path.stat().st_mtime), reverse=True)
     except OSError:
         return []
 

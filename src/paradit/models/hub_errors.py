@@ -54,7 +54,12 @@ def _offline(error: BaseException) -> str | None:
 def _answer(repo: str, error: BaseException) -> str | None:
     """What the hub, or whatever answers in its place, means by its answer."""
     from huggingface_hub.constants import ENDPOINT
-    from huggingface_hub.errors import FileMetadataError, GatedRepoError
+    from huggingface_hub.errors import (
+        FileMetadataError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     if isinstance(error, (FileMetadataError, JSONDecodeError, KeyError, TypeError)):  # as of a login page
         return (
@@ -63,10 +68,15 @@ def _answer(repo: str, error: BaseException) -> str | None:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is None:
         return None
-    if isinstance(error, GatedRepoError):
-        return f"it is gated: ask for access on {ENDPOINT}/{repo}, and log in by 'hf auth login'"
-    if isinstance(error, Exception) and is_missing(error):
-        return "there is no such model on the hub, or it is private: then log in by 'hf auth login'"
+    said_by_class = {
+        GatedRepoError: f"it is gated: ask for access on {ENDPOINT}/{repo}, and log in by 'hf auth login'",
+        RepositoryNotFoundError: "there is no such model on the hub, or it is private: then log in by "
+        "'hf auth login'",
+        RevisionNotFoundError: "it has no such revision",
+    }
+    for kind, said in said_by_class.items():
+        if isinstance(error, kind):
+            return said
     if status == 401:
         token = "in HF_TOKEN" if os.environ.get("HF_TOKEN") else "saved by 'hf auth login'"
         return f"{_hub()} does not accept the token {token}: replace or remove it"

@@ -14,7 +14,7 @@ _ABOUT_THE_FILE = ("_diffusers_version", "_name_or_path", "transformers_version"
 """Keys of configurations that say who wrote the file, and where."""
 
 
-def model_hash(folder: Path) -> str:
+def model_hash(folder: Path, variant: str | None = None) -> str:
     """Return a hash of a model's configurations, tokenizers and weights; 16 hexadecimal digits.
 
     Only weights that are loaded count, by their files' headers, sizes and evenly spaced samples, so that it
@@ -22,7 +22,7 @@ def model_hash(folder: Path) -> str:
     """
     index = read_json(folder / "model_index.json")
     digest = hashlib.sha256(_canonical(index))
-    variant = stored_variant(folder)
+    variant = variant or stored_variant(folder)
     for component in sorted(components(index)):
         loaded = weight_files(folder / component, variant)
         for path in sorted((folder / component).glob("*")):

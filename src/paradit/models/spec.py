@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import lcm, prod
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 from paradit.config.options import ABOVE_ZERO, Option
 from paradit.config.tiles import SIDES_APART, Grid, grid
 from paradit.models.defaults import Defaults
-from paradit.models.folder_json import read_index
+from paradit.models.folder_json import read_index, stored_weights
 from paradit.models.registry import family, find_family, imported
 
 FP32_BYTES = 4
@@ -201,6 +201,8 @@ class ModelSpec:
 
     name: str
     folder: Path
+    variant: str | None = None
+    """Variant of the weights that is asked for; None: the usual ones, or the only others."""
     pipeline_class: str
     transformers: tuple[TransformerSpec, ...]
     """One, or two experts: the high-noise one first."""
@@ -354,12 +356,20 @@ def stage_of(component: str) -> str:
     return "denoise" if component.startswith("transformer") else "encode"
 
 
-def read_spec(folder: Path) -> ModelSpec:
+def read_spec(folder: Path, variant: str | None = None) -> ModelSpec:
     """The spec of a checked model folder (`models.folder.find_model`), or of configurations alone.
+
+    variant: of the weights.
 
     Raises InputError for a pipeline class that is not supported.
     """
     pipeline_class = read_index(folder)["_class_name"]
     found = find_family(pipeline_class) or family(pipeline_class)
     spec: ModelSpec = imported(found.read_spec)(folder)
-    return spec
+    if variant is None:
+        return spec
+    weights = []
+    for part in spec.weights:
+        parameters, file_bytes = stored_weights(folder / part.component, variant)
+        weights.append(replace(part, parameters=parameters or part.parameters, file_bytes=file_bytes))
+    return replace(spec, variant=variant, weights=tuple(weights))

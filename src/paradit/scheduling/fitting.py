@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from paradit.config.errors import InputError
 from paradit.config.methods.base import all_methods, check_placement, method_of, resolve
 from paradit.config.methods.registry import declared_placement_options
+from paradit.config.options import to_argv
 from paradit.config.placement import CFG_DEGREES, Placement
 from paradit.config.placement_text import write_groups
 from paradit.config.requests import ResolvedRequest, latent_shape
@@ -51,7 +52,9 @@ class _Search:
         for ranks in range(self._asked.ranks + 1, most_ranks + 1):
             changes += sorted(self._placements(ranks), key=lambda change: len(change.words))
         if halve:
-            changes.append(replace(as_asked, words=["--dtype", "bf16"], request=self._of(dtype="bf16")))
+            changes.append(
+                replace(as_asked, words=to_argv({"dtype": "bf16"}), request=self._of(dtype="bf16"))
+            )
         found = self._tiled(as_asked) or next(filter(self._is_accepted, changes), None)
         found = found or next((tiled for change in changes if (tiled := self._tiled(change))), None)
         if found is not None:
@@ -75,7 +78,7 @@ class _Search:
         )
         if tile is None:
             return None
-        words = [*change.words, "--vae-tile", str(tile)]
+        words = [*change.words, *to_argv({"vae_tile": tile})]
         return _Change(words, replace(change.request, vae_tile=tile), change.placement)
 
     def _placements(self, ranks: int) -> Iterator[_Change]:
@@ -112,15 +115,15 @@ class _Search:
             request, spec, lambda shorter: self._is_accepted(_Change([], shorter, self._asked))
         )
         if frames is not None:
-            words = ["--num-frames", str(frames)]
+            words = to_argv({"num_frames": frames})
             if request.trim:  # it was given as a duration
-                words = ["--duration", f"{math.floor(100 * frames / request.fps) / 100:g}s"]
+                words = to_argv({"duration": f"{math.floor(100 * frames / request.fps) / 100:g}s"})
             yield _Change(words, self._of(num_frames=frames), self._asked)
         if latent_shape(request, spec)[1] > spec.trained_latent_frames:
             with suppress(InputError, StopIteration):
                 name = next(method.name for method in all_methods() if method.streams)
                 blocks = resolve(request.asked(method=name), spec)
-                change = _Change(["--method", name], blocks, self._asked)
+                change = _Change(to_argv({"method": name}), blocks, self._asked)
                 if self._is_accepted(change):
                     yield change
 
@@ -145,35 +148,26 @@ def options_that_fit(
 
 def _words(asked: Placement, other: Placement) -> list[str]:
     """What must be said to get from one placement to the other."""
-    words = []
-    if other.ranks != asked.ranks:
-        words += ["--ranks", str(other.ranks)]
     groups = [(one.encode, one.denoise, one.decode) for one in (asked, other)]
-    if groups[0] != groups[1]:
-        words += ["--placement", write_groups(other)]
     before, after = asked.flat(), other.flat()
-    for name in ("replicas", "decode_degree", "cfg_degree", *declared_placement_options()):
-        value = after[name]
-        if value != before[name] and value is not None:
-            words += [_option(name), str(value)]
-    return words + (["--no-coprocess"] if asked.coprocess else [])
+    said = {
+        "ranks": other.ranks if other.ranks != asked.ranks else None,
+        "placement": write_groups(other) if groups[0] != groups[1] else None,
+    }
+    names = ("replicas", "decode_degree", "cfg_degree", *declared_placement_options())
+    changed = {name: after[name] for name in names if after[name] != before[name]}
+    return to_argv({**said, **changed, "coprocess": False if asked.coprocess else None})
 
 
 def _kept(change: _Change) -> list[str]:
     """What a new `--placement` must be said with: it may come in place of a file that said that too."""
-    words: list[str] = []
+    if "--placement" not in change.words:
+        return []
     usual = Placement().flat()
-    for name, value in change.placement.flat().items():
-        option = _option(name)
-        is_said = name in ("ranks", *STAGES) or option in change.words
-        if "--placement" not in change.words or is_said or value in (None, usual[name]):
-            continue
-        if isinstance(value, bool):
-            words.append(option if value else _option(f"no_{name}"))
-        else:
-            words += [option, str(value)]
-    return words
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return to_argv({
+        name: value
+        for name, value in change.placement.flat().items()
+        if name not in ("ranks", *STAGES)
+        and value != usual[name]
+        and not {*to_argv({name: True})} & {*change.words}
+    })  # fmt: skip

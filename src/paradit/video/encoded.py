@@ -1,4 +1,4 @@
-"""MP4 (H.264) and WebM (VP9) that players and browsers open, also while they grow, by PyAV."""
+"""MP4, MOV and MKV (H.264) and WebM (VP9) that players and browsers open, also while they grow, by PyAV."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from av.video.stream import VideoStream
 from paradit.files import temporary_name
 from paradit.video.frame import Frame
 
+# Without x264's macroblock tree: with it, and its assembly, narrow videos (96 pixels) come out otherwise in
+# every process.
+H264 = {"crf": "18", "preset": "medium", "mbtree": "0"}
 CODECS = {
     # suffix: container, codec, its options (about the same quality: no loss that one sees)
-    # Without x264's macroblock tree: with it, and its assembly, narrow videos (96 pixels) come out otherwise
-    # in every process.
-    ".mp4": ("mp4", "libx264", {"crf": "18", "preset": "medium", "mbtree": "0"}),
+    ".mp4": ("mp4", "libx264", H264),
+    ".mov": ("mov", "libx264", H264),
+    ".mkv": ("matroska", "libx264", H264),
     ".webm": ("webm", "libvpx-vp9", {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "2"}),
 }
-GROWING = {
-    # As fragments: what is there plays while the rest is still to come. A fragment is a quarter of a second.
-    ".mp4": {"movflags": "+frag_keyframe+delay_moov+default_base_moof", "frag_duration": "250000"},
-    # Without random numbers for its tracks: the same frames make the same file.
-    ".webm": {"cluster_time_limit": "250", "fflags": "+bitexact"},
-}
+# As fragments: what is there plays while the rest is still to come. A fragment is a quarter of a second.
+FRAGMENTS = {"movflags": "+frag_keyframe+delay_moov+default_base_moof", "frag_duration": "250000"}
+# Without random numbers for its tracks: the same frames make the same file.
+CLUSTERS = {"cluster_time_limit": "250", "fflags": "+bitexact"}
+GROWING = {".mp4": FRAGMENTS, ".mov": FRAGMENTS, ".mkv": CLUSTERS, ".webm": CLUSTERS}
 FASTSTART = {"movflags": "+faststart"}
 """The index goes to the front, so that a browser plays before it has the whole file."""
 
@@ -41,15 +43,24 @@ PRECISE = (
 class EncodedWriter:
     """Encodes each frame as it comes; only the encoder's look-ahead is held in memory.
 
-    The file plays while it grows. A finished MP4 is one piece again, with an index in front: players know its
-    length, seek, and count its frames, which many do not with fragments.
+    The file plays while it grows. A finished MP4 or MOV is one piece again, with an index in front: players
+    know its length, seek, and count its frames, which many do not with fragments.
     """
 
     def __init__(
-        self, path: Path, kind: str, size: tuple[int, int], fps: float, tags: Mapping[str, str]
+        self,
+        path: Path,
+        kind: str,
+        size: tuple[int, int],
+        fps: float,
+        *,
+        tags: Mapping[str, str],
+        crf: int | None = None,
     ) -> None:
-        """size: width and height, in pixels. tags: what the file says of itself."""
+        """size: width and height, in pixels. tags: what the file says of itself. crf: None: see `CODECS`."""
         container, codec, options = CODECS[kind]
+        if crf is not None:
+            options = {**options, "crf": str(crf)}
         self._path, self._kind, self._tags = path, kind, dict(tags)
         growing = {**GROWING[kind], "flush_packets": "1"}
         self._file = av.open(str(path), "w", format=container, options=growing)
@@ -80,20 +91,20 @@ class EncodedWriter:
     def finish(self) -> None:
         self._file.mux(self._stream.encode(None))
         self._file.close()
-        if self._kind == ".mp4":
-            _join_fragments(self._path, self._tags)
+        if GROWING[self._kind] is FRAGMENTS:
+            _join_fragments(self._path, CODECS[self._kind][0], self._tags)
 
     def close(self) -> None:
         self._file.close()
 
 
-def _join_fragments(path: Path, tags: Mapping[str, str]) -> None:
-    """Make one piece of an MP4 of fragments: the same packets, not encoded again."""
+def _join_fragments(path: Path, container: str, tags: Mapping[str, str]) -> None:
+    """Make one piece of a file of fragments: the same packets, not encoded again."""
     part = temporary_name(path)
     try:
         with (
             av.open(str(path)) as fragments,
-            av.open(str(part), "w", format="mp4", options=FASTSTART) as whole,
+            av.open(str(part), "w", format=container, options=FASTSTART) as whole,
         ):
             whole.metadata.update(tags)
             stream = fragments.streams.video[0]

@@ -14,11 +14,14 @@ from typing import Protocol
 import numpy as np
 
 from paradit.config.errors import InputError
+from paradit.config.limits import whole
 from paradit.files import behind_links, named, remove, temporary_name
 from paradit.video.frame import Frame
 
-FORMATS = (".mp4", ".webm", ".gif")
+FORMATS = (".mp4", ".webm", ".mov", ".mkv", ".gif")
 """The suffixes that can be written; no suffix, or a final `/`, means a folder of PNG."""
+MAX_CRF = {".mp4": 51, ".webm": 63, ".mov": 51, ".mkv": 51}
+"""The largest constant rate factor, at which a file is smallest, of the formats that are encoded by one."""
 GIF_MAX_FPS = 50
 """Players slow a GIF down whose frames are shorter than 2/100 s."""
 
@@ -61,15 +64,17 @@ def open_video(
     part: Path | None = None,
     name_next: Callable[[Path], None] | None = None,
     tags: Mapping[str, str] | None = None,
+    crf: int | None = None,
 ) -> Iterator[Video]:
     """Write a video to `path`; the body calls `write` for each frame.
 
     The suffix says the format (`FORMATS`). The file has its name only once it is whole: whatever the
     body raises, nothing is left behind. Until then it is `part`, beside it, or has a hidden name. A link is
     written through. `name_next` is called with the whole file just before. Raises `InputError` for what
-    `check_target` refuses. tags: what the file says of itself, such as `title` and `comment`.
+    `check_target` refuses. tags: what the file says of itself, such as `title` and `comment`. crf: the
+    constant rate factor, from 0 (lossless) to `MAX_CRF`; None: one at which no loss is seen.
     """
-    check_target(path, fps=fps, overwrite=overwrite)
+    check_target(path, fps=fps, overwrite=overwrite, crf=crf)
     if width % 2 or height % 2:
         raise InputError(f"a video has an even width and height, got {width}x{height}")
     target = behind_links(path)
@@ -77,7 +82,7 @@ def open_video(
         part = temporary_name(target)
     remove(part)  # one that a run left which was killed
     try:
-        writer = _open(video_format(path), part, (width, height), fps, tags or {})
+        writer = _open(video_format(path), part, (width, height), fps, tags=tags or {}, crf=crf)
         try:
             video = Video(writer, width, height)
             yield video
@@ -93,10 +98,13 @@ def open_video(
         remove(part)
 
 
-def check_target(path: str | Path, *, fps: float | None = None, overwrite: bool = False) -> None:
+def check_target(
+    path: str | Path, *, fps: float | None = None, overwrite: bool = False, crf: int | None = None
+) -> None:
     """Refuse a video path that cannot be written, before any work is done for it. Makes no file.
 
-    Raises `InputError`: unknown suffix, an `fps` that the format has not, or what `check_file` refuses.
+    Raises `InputError`: unknown suffix, an `fps` or a `crf` that the format has not, or what `check_file`
+    refuses.
     """
     named("output", path)
     kind, target = video_format(path), Path(path)
@@ -107,6 +115,10 @@ def check_target(path: str | Path, *, fps: float | None = None, overwrite: bool 
         )
     if kind == ".gif" and fps is not None and fps > GIF_MAX_FPS:
         raise InputError(f"fps is at most {GIF_MAX_FPS} in a GIF, got {fps:g}: use {GIF_MAX_FPS}, or .mp4")
+    if crf is not None and kind not in MAX_CRF:
+        raise InputError(f"crf is for {', '.join(MAX_CRF)}, and the output is {str(path)!r}: leave it out")
+    if crf is not None:
+        whole("crf", crf, least=0, most=MAX_CRF[kind])
     if not kind and os.path.isfile(target):  # noqa: PTH113 (never raises)
         raise InputError(f"output {str(path)!r} is a file, and without a suffix it would be a folder of PNG")
     if kind or not os.path.isdir(target):  # noqa: PTH112
@@ -128,7 +140,7 @@ def check_target(path: str | Path, *, fps: float | None = None, overwrite: bool 
 def growing_name(path: str | Path) -> Path | None:
     """Return a long video's path while it grows: `v.part.mp4` for `v.mp4`; None for a GIF, which does not.
 
-    MP4 and WebM play as far as they are there.
+    The others play as far as they are there.
     """
     target = behind_links(path) if Path(path).is_symlink() else Path(path)
     if video_format(path) == ".gif":
@@ -177,7 +189,15 @@ def video_format(path: str | Path) -> str:
     return "" if is_folder and suffix not in FORMATS else suffix
 
 
-def _open(kind: str, part: Path, size: tuple[int, int], fps: float, tags: Mapping[str, str]) -> Writer:
+def _open(
+    kind: str,
+    part: Path,
+    size: tuple[int, int],
+    fps: float,
+    *,
+    tags: Mapping[str, str],
+    crf: int | None,
+) -> Writer:
     # Formats are imported when they are asked for: PyAV and pillow take a while.
     if kind == ".gif":
         from paradit.video.gif import GifWriter
@@ -189,7 +209,7 @@ def _open(kind: str, part: Path, size: tuple[int, int], fps: float, tags: Mappin
         return PngFolderWriter(part, tags)
     from paradit.video.encoded import EncodedWriter
 
-    return EncodedWriter(part, kind, size, fps, tags)
+    return EncodedWriter(part, kind, size, fps, tags=tags, crf=crf)
 
 
 def _put(part: Path, target: Path) -> None:

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from paradit.cli.commands.command import Entry
+from paradit.config.options import Option
 
 
-def calibrate(
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions:
+    """Measure this machine, some minutes long, for `paradit plan`; run nothing else meanwhile."""
+
     output: Annotated[
         Path,
-        typer.Option(
-            "--output", "-o", help="The file to write, for `paradit plan --gpus`.", metavar="FILE.toml"
-        ),
-    ] = Path("machine.toml"),
+        Option(short="-o", help="The file to write, for `paradit plan --gpus`.", metavar="FILE.toml"),
+    ] = Path("machine.toml")
     ranks: Annotated[
         int | None,
-        typer.Option(
+        Option(
             help="Processes that share the machine, each with a GPU. [default: one for each GPU]",
             metavar="N",
-            show_default=False,
         ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
-) -> None:
-    """Measure this machine, some minutes long, for `paradit plan`; run nothing else meanwhile."""
+    ] = None
+    overwrite: Annotated[bool, Option(also=("force",), help="Replace a file that exists.")] = False
+
+
+def calibrate(options: CalibrateOptions) -> int | None:
+    """Run the command."""
     from paradit.cli.calibrate import calibrate as run
     from paradit.cli.progress import make_reporter
 
     with make_reporter(as_json=False) as report:
-        run(output, ranks, report, overwrite=overwrite)
+        run(options.output, options.ranks, report, overwrite=options.overwrite)
+    return None
+
+
+ENTRY = Entry(
+    options=CalibrateOptions,
+    run=calibrate,
+    example="calibrate -o machine.toml",
+)

@@ -1,22 +1,102 @@
-"""What all commands do with their arguments before they are read."""
+"""A command of the command line, made of the dataclass that declares its options."""
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, replace
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Optional
 
 import typer
 from typer import TyperException
 from typer.core import TyperCommand
-from typer.models import OptionInfo
+from typer.models import ArgumentInfo, OptionInfo
 
-from paradit.attention import registry as forms
-from paradit.config.methods import registry as methods
+from paradit.config.options import Declared, declared
+from paradit.config.values import NONE, Values
 from paradit.files import named
 
+RUN = "paradit-runs/a-red-circle-20261120-185300-3fa2"
+"""A run's folder, for examples."""
 NAMES = ("gpus", "model", "output", "placement")
 """Texts that may name a file, in which `~` is the user's home; other files are options of type Path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of a command, some of which only a part of the program declares that a plug-in may bring."""
+
+    others: Values = NONE
+    """What is said of these, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A command as the program knows it, before it is called."""
+
+    options: type
+    """The dataclass that declares its options, whose docstring is the help."""
+    run: Callable[[Any], int | None]
+    example: str
+    more: Callable[[], Mapping[str, Mapping[str, Declared]]] = dict
+    """Returns other options, for `Options.others`, by the name of the option that they follow."""
+
+    def fields(self) -> dict[str, Declared]:
+        """All options, in the order in which they are shown."""
+        found: dict[str, Declared] = {}
+        more = self.more()
+        for name, field in declared(self.options).items():
+            found[name] = field
+            for one in more.get(name, {}).values():
+                plain = type(one.among[0]) if one.among else one.kind
+                found[one.name] = replace(one, hint=Optional[plain], default=None)  # noqa: UP045 (not said)
+        return found
+
+    def meant(self) -> dict[str, str]:
+        """Flags by the words that may mean them: their names, and others that users may think of."""
+        return {
+            word: f"--{field.name.replace('_', '-')}"
+            for field in self.fields().values()
+            for word in (field.name.replace("_", "-"), *field.option.also)
+            if not field.option.argument
+        }
+
+    def function(self) -> Callable[..., int | None]:
+        """Return the function that typer makes a command of: it is called with a value for each option."""
+
+        def command(**given: object) -> int | None:
+            own = {name: value for name, value in given.items() if name in declared(self.options)}
+            others = {name: value for name, value in given.items() if name not in own}
+            made = self.options(**own, **({"others": Values(others)} if others else {}))  # type: ignore[arg-type]
+            return self.run(made)
+
+        parameters = [_parameter(field) for field in self.fields().values()]
+        vars(command)["__signature__"] = Signature(parameters)
+        vars(command)["entry"] = self
+        command.__doc__, command.__name__ = self.options.__doc__, self.run.__name__
+        return command
+
+
+def _parameter(field: Declared) -> Parameter:
+    option, name = field.option, field.name.replace("_", "-")
+    required, metavar = field.default is MISSING, option.metavar or None
+    info: ArgumentInfo | OptionInfo
+    if option.argument:
+        info = typer.Argument(help=option.told, metavar=metavar, show_default=not required)
+    else:
+        flag = f"--{name}/--no-{name}" if option.negatable else f"--{name}"
+        flags = [flag, *([option.short] if option.short else [])]
+        info = typer.Option(*flags, help=option.told, metavar=metavar)
+    return Parameter(
+        field.name,
+        Parameter.KEYWORD_ONLY,
+        default=Parameter.empty if required else field.default,
+        annotation=Annotated[field.hint, info],
+    )
 
 
 class Command(TyperCommand):
@@ -26,6 +106,8 @@ class Command(TyperCommand):
         try:
             rest = super().parse_args(ctx, list(args))
         except TyperException as error:
+            if "possibilities" in vars(error):  # there is no such option
+                vars(error)["possibilities"] = _nearest(vars(error)["option_name"], self._meant())
             if self.name == "generate" and (prompt := _dashed_prompt(args)):
                 error.message += f" (a prompt that begins with a dash comes last: -- {prompt!r})"
             raise
@@ -36,16 +118,20 @@ class Command(TyperCommand):
                 ctx.params[name] = os.path.expanduser(value)  # noqa: PTH111 (never raises)
         return rest
 
+    def _meant(self) -> dict[str, str]:
+        entry: Entry = inspect.unwrap(self.callback).entry  # type: ignore[arg-type]
+        return entry.meant()
+
+
+def _nearest(wrong: str, meant: Mapping[str, str]) -> list[str]:
+    """The flag that a wrong one may stand for: by its meaning, or else by its letters."""
+    word = wrong.lstrip("-")
+    near = [word] if word in meant else difflib.get_close_matches(word, meant, n=1, cutoff=0.7)
+    return [meant[one] for one in near]
+
 
 def _dashed_prompt(args: list[str]) -> str | None:
     """An argument that is taken for an option, but reads like a prompt."""
     if "--" in args:
         return None
     return next((arg for arg in args if arg.startswith("-") and " " in arg and "=" not in arg), None)
-
-
-def declared_option(name: str) -> OptionInfo:
-    """Return an option that only some form of attention, or some method, has."""
-    of_methods = {**methods.declared_options(), **methods.declared_placement_options()}
-    option = {**forms.declared_options(), **of_methods}[name].option
-    return cast(OptionInfo, typer.Option(help=option.help, metavar=option.metavar))

@@ -2,54 +2,74 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from paradit.cli.commands.command import Entry
+from paradit.cli.commands.shared import Crf, JsonLines, Overwrite, Revision, Variant
+from paradit.config.options import Option
 
 
-def decode(  # noqa: PLR0917 (typer calls it by name)
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions:
+    """Make the video of saved latents, with nothing but the model's VAE."""
+
     latents: Annotated[
-        Path, typer.Argument(help="What `paradit generate --latents` has saved.", metavar="LATENTS")
-    ],
+        Path, Option(argument=True, help="What `paradit generate --latents` has saved.", metavar="LATENTS")
+    ]
     model: Annotated[
         str,
-        typer.Option(help="The model that made them: as for generate.", metavar="ID_OR_FOLDER"),
-    ] = "shapes",
+        Option(
+            also=("ckpt", "checkpoint", "model-id"),
+            help="The model that made them: as for generate.",
+            metavar="ID_OR_FOLDER",
+        ),
+    ] = "shapes"
+    revision: Revision = None
+    variant: Variant = None
     output: Annotated[
         str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="OUT.mp4, .webm, .gif, or a folder for PNG. [default: named after LATENTS, .mp4]",
+        Option(
+            also=("out", "save-path", "file"),
+            short="-o",
+            help="OUT.mp4, .webm, .mov, .mkv, .gif, or a folder for PNG. [default: named after LATENTS, "
+            ".mp4]",
             metavar="OUT",
         ),
-    ] = None,
+    ] = None
     fps: Annotated[
-        float | None, typer.Option(help="Frames per second of the file. [default: as asked for]", metavar="F")
-    ] = None,
+        float | None,
+        Option(
+            also=("frame-rate",), help="Frames per second of the file. [default: as asked for]", metavar="F"
+        ),
+    ] = None
     vae_tile: Annotated[
         int | None,
-        typer.Option(help="Decode in square tiles of this side. [default: as the run did]", metavar="PIXELS"),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
-    no_metadata: Annotated[
-        bool, typer.Option("--no-metadata", help="Write no prompt, seed or model into the file.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
-) -> None:
-    """Make the video of saved latents, with nothing but the model's VAE."""
+        Option(
+            also=("vae-tiling", "tile"),
+            help="Decode in square tiles of this side. [default: as the run did]",
+            metavar="PIXELS",
+        ),
+    ] = None
+    crf: Crf = None
+    overwrite: Overwrite = False
+    no_metadata: Annotated[bool, Option(help="Write no prompt, seed or model into the file.")] = False
+    json: JsonLines = False
+
+
+def decode(options: DecodeOptions) -> int | None:
+    """Run the command."""
     from paradit.cli.decode import decode as run
     from paradit.cli.progress import make_reporter
 
-    with make_reporter(json) as report:
-        run(
-            latents,
-            report,
-            model=model,
-            output=output,
-            fps=fps,
-            vae_tile=vae_tile,
-            overwrite=overwrite,
-            metadata=not no_metadata,
-        )
+    with make_reporter(options.json) as report:
+        run(options, report)
+    return None
+
+
+ENTRY = Entry(
+    options=DecodeOptions,
+    run=decode,
+    example="decode circle.safetensors -o circle.webm",
+)

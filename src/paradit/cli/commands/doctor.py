@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
 
-import typer
+from paradit.cli.commands.command import Entry
+from paradit.cli.commands.shared import JsonObject
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> int:
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
     """What this machine has, what ParaDiT can use of it, and what to install to go faster."""
+
+    json: JsonObject = False
+
+
+def doctor(options: DoctorOptions) -> int | None:
+    """Run the command."""
     from paradit.cli.doctor import doctor as run
     from paradit.streams import code_of_output
 
-    run(as_json=json)
+    run(as_json=options.json)
     return code_of_output()
+
+
+ENTRY = Entry(
+    options=DoctorOptions,
+    run=doctor,
+    example="doctor",
+)

@@ -2,75 +2,103 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from paradit.cli.commands.command import Entry, Options
+from paradit.cli.commands.shared import (
+    Height,
+    JsonObject,
+    NumFrames,
+    NumInferenceSteps,
+    Overwrite,
+    Width,
+)
+from paradit.config.options import Declared, Option
 
-from paradit.cli.commands.command import declared_option
 
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(Options):
+    """What a run would take on some GPUs, simulated, and how best to use them; loads nothing."""
 
-def plan(  # noqa: PLR0917 (typer calls it by name)
     model: Annotated[
         str,
-        typer.Option(
+        Option(
             help="A published model by its hub id, without network; a folder; or a hub id.",
             metavar="ID_OR_FOLDER",
         ),
-    ],
+    ]
     gpus: Annotated[
         str,
-        typer.Option(
+        Option(
             help="Such as 8xL40, 2x8xH100 (two machines), 'RTX 4090', or a measured machine's file.",
             metavar="NxGPU|FILE.toml",
         ),
-    ],
+    ]
     size: Annotated[
-        str | None, typer.Option(help="Pixels. [default: the model's]", metavar="WxH", show_default=False)
-    ] = None,
-    num_frames: Annotated[
-        int | None, typer.Option(help="Frames, 4n+1. [default: the model's]", metavar="N")
-    ] = None,
+        str | None,
+        Option(also=("resolution", "video-size"), help="Pixels. [default: the model's]", metavar="WxH"),
+    ] = None
+    width: Width = None
+    height: Height = None
+    num_frames: NumFrames = None
     duration: Annotated[
         str | None,
-        typer.Option(
+        Option(
+            also=("seconds", "length"),
             help="Instead of --num-frames, such as 5s; long ones also in blocks (dualparal, approximate).",
             metavar="TIME",
         ),
-    ] = None,
-    block_frames: Annotated[int | None, declared_option("block_frames")] = None,
-    context_frames: Annotated[int | None, declared_option("context_frames")] = None,
-    left_context: Annotated[str | None, declared_option("left_context")] = None,
-    num_inference_steps: Annotated[
-        int | None, typer.Option(help="Denoising steps. [default: the model's]", metavar="N")
-    ] = None,
+    ] = None
+    num_inference_steps: NumInferenceSteps = None
     guidance_scale: Annotated[
-        float | None, typer.Option(help="1: no guidance. [default: the model's]", metavar="G")
-    ] = None,
-    num_prompts: Annotated[int, typer.Option(help="Videos, one after the other.", metavar="N")] = 1,
-    dtype: Annotated[str, typer.Option(help="bf16 or fp32.", metavar="TYPE")] = "bf16",
+        float | None,
+        Option(
+            also=("cfg", "cfg-scale", "guidance"), help="1: no guidance. [default: the model's]", metavar="G"
+        ),
+    ] = None
+    num_prompts: Annotated[int, Option(help="Videos, one after the other.", metavar="N")] = 1
+    dtype: Annotated[str, Option(also=("precision", "torch-dtype"), help="bf16 or fp32.", metavar="TYPE")] = (
+        "bf16"
+    )
     goal: Annotated[
         str,
-        typer.Option(
+        Option(
             help="What is to be least: latency (of one video), throughput (time of all), memory.",
             metavar="GOAL",
         ),
-    ] = "latency",
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    ] = "latency"
+    json: JsonObject = False
     trace: Annotated[
         Path | None,
-        typer.Option(help="Write the best plan's run as a trace, for Perfetto.", metavar="OUT.json"),
-    ] = None,
+        Option(help="Write the best plan's run as a trace, for Perfetto.", metavar="OUT.json"),
+    ] = None
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the best plan's run, a row for each rank.", metavar="OUT.png")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
-) -> int:
-    """What a run would take on some GPUs, simulated, and how best to use them; loads nothing."""
-    given = locals()
-    from paradit.cli.plan import PlanOptions
+        Path | None, Option(help="Draw the best plan's run, a row for each rank.", metavar="OUT.png")
+    ] = None
+    overwrite: Overwrite = False
+
+
+def plan(options: PlanOptions) -> int | None:
+    """Run the command."""
     from paradit.cli.plan import plan as run
     from paradit.streams import code_of_output
 
-    run(PlanOptions(**given))
+    run(options)
     return code_of_output()
+
+
+def _more() -> dict[str, Mapping[str, Declared]]:
+    from paradit.config.methods.registry import declared_options
+
+    return {"duration": declared_options()}
+
+
+ENTRY = Entry(
+    options=PlanOptions,
+    run=plan,
+    example="plan --model Wan-AI/Wan2.1-T2V-14B-Diffusers --gpus 8xL40",
+    more=_more,
+)

@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from paradit.cli.commands.command import RUN, Entry
+from paradit.cli.commands.shared import JsonLines
+from paradit.config.options import Option
 
 
-def resume(
+@dataclass(frozen=True, kw_only=True)
+class ResumeOptions:
+    """Go on with a run that was interrupted, killed, or in which requests have failed."""
+
     run_dir: Annotated[
         Path | None,
-        typer.Argument(
+        Option(
+            argument=True,
             help="The run's folder. [default: the only one in paradit-runs]",
             metavar="RUN_DIR",
-            show_default=False,
         ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that have come there since.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
-) -> int:
-    """Go on with a run that was interrupted, killed, or in which requests have failed."""
+    ] = None
+    overwrite: Annotated[bool, Option(also=("force",), help="Replace files that have come there since.")] = (
+        False
+    )
+    json: JsonLines = False
+
+
+def resume(options: ResumeOptions) -> int | None:
+    """Run the command."""
     from paradit.cli.progress import make_reporter
     from paradit.cli.resume import resume as run
     from paradit.launched import is_first_rank
 
-    with make_reporter(json, silent=not is_first_rank()) as report:
-        return run(run_dir, report, overwrite=overwrite)
+    with make_reporter(options.json, silent=not is_first_rank()) as report:
+        return run(options.run_dir, report, overwrite=options.overwrite)
+
+
+ENTRY = Entry(
+    options=ResumeOptions,
+    run=resume,
+    example=f"resume {RUN}",
+)

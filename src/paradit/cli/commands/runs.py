@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from paradit.cli.commands.command import Entry
+from paradit.config.options import Option
 
 
-def runs(
+@dataclass(frozen=True, kw_only=True)
+class RunsOptions:
+    """List the runs that can be resumed or extended, with their sizes; or remove some."""
+
     folder: Annotated[
         Path,
-        typer.Argument(help="The folder that has paradit-runs in it, or is it.", metavar="FOLDER"),
-    ] = Path(),
+        Option(argument=True, help="The folder that has paradit-runs in it, or is it.", metavar="FOLDER"),
+    ] = Path()
     remove: Annotated[
         list[str] | None,
-        typer.Option("--remove", help="Remove this run's folder; may be repeated.", metavar="RUN"),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a run on stdout.")] = False,
-) -> int:
-    """List the runs that can be resumed or extended, with their sizes; or remove some."""
+        Option(help="Remove this run's folder; may be repeated.", metavar="RUN"),
+    ] = None
+    json: Annotated[bool, Option(help="One JSON object a run on stdout.")] = False
+
+
+def runs(options: RunsOptions) -> int | None:
+    """Run the command."""
     from paradit.cli.runs import list_runs, remove_runs
     from paradit.streams import code_of_output
 
-    if remove:
-        remove_runs(folder, remove, as_json=json)
+    if options.remove:
+        remove_runs(options.folder, options.remove, as_json=options.json)
     else:
-        list_runs(folder, as_json=json)
+        list_runs(options.folder, as_json=options.json)
     return code_of_output()
+
+
+ENTRY = Entry(
+    options=RunsOptions,
+    run=runs,
+    example="runs --remove a-red-circle-20261120-185300-3fa2",
+)

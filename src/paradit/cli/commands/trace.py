@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from paradit.cli.commands.command import Command
+from paradit.cli.commands.command import Command, Entry
+from paradit.config.options import Option
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -19,14 +21,22 @@ def trace(context: typer.Context) -> None:
         print(context.get_help())
 
 
-@app.command(cls=Command, epilog="Example: paradit trace summary trace.json")
-def summary(
-    trace: Annotated[Path, typer.Argument(help="What --trace has written.", metavar="FILE")],
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a rank on stdout.")] = False,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class SummaryOptions:
     """Each rank's time, busy, communicating or idle, and the part of the communication that was hidden."""
+
+    trace: Annotated[Path, Option(argument=True, help="What --trace has written.", metavar="FILE")]
+    json: Annotated[bool, Option(help="One JSON object a rank on stdout.")] = False
+
+
+def summary(options: SummaryOptions) -> int | None:
+    """Run the command."""
     from paradit.cli.trace import summary as run
     from paradit.streams import code_of_output
 
-    run(trace, as_json=json)
+    run(options.trace, as_json=options.json)
     return code_of_output()
+
+
+SUMMARY = Entry(options=SummaryOptions, run=summary, example="trace summary trace.json")
+app.command("summary", cls=Command, epilog=f"Example: paradit {SUMMARY.example}")(SUMMARY.function())

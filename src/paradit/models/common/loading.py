@@ -43,7 +43,7 @@ def load_pipeline(
         pipeline = pipeline_class.from_pretrained(
             spec.folder,
             dtype={"vae": torch.float32, "default": dtype},
-            variant=stored_variant(spec.folder),
+            variant=spec.variant or stored_variant(spec.folder),
             use_safetensors=True,
             local_files_only=True,
             # Tensor by tensor from the file to the device, each in its dtype: never a whole copy beside it.
@@ -72,7 +72,7 @@ def stored_transformers(
 ) -> dict[str, StoredWeights]:
     """By the name of the pipeline's component."""
     names = _COMPONENTS["denoise"][: len(spec.transformers)]
-    variant = stored_variant(spec.folder)
+    variant = spec.variant or stored_variant(spec.folder)
     return {name: StoredWeights(spec.folder / name, dtype, device, variant) for name in names}
 
 

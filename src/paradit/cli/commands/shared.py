@@ -1,0 +1,52 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from paradit.config.options import Option
+
+Revision = Annotated[
+    str | None,
+    Option(
+        also=("branch", "commit"),
+        help="Branch, tag or commit of a model on the hub. [default: newest]",
+        metavar="REV",
+    ),
+]
+Variant = Annotated[
+    str | None,
+    Option(
+        help="Weights to load, such as fp16. [default: the usual ones, else the only others]", metavar="NAME"
+    ),
+]
+Width = Annotated[
+    int | None, Option(help="Pixels across, instead of --size. [default: the model's]", metavar="W")
+]
+Height = Annotated[
+    int | None, Option(help="Pixels down, instead of --size. [default: the model's]", metavar="H")
+]
+NumFrames = Annotated[
+    int | None,
+    Option(also=("frames", "video-length"), help="Frames, 4n+1. [default: the model's]", metavar="N"),
+]
+NumInferenceSteps = Annotated[
+    int | None,
+    Option(
+        also=("steps", "num-steps", "sampling-steps"),
+        help="Denoising steps. [default: the model's]",
+        metavar="N",
+    ),
+]
+Crf = Annotated[
+    int | None,
+    Option(
+        also=("quality",),
+        help="Quality of the file: 0 (lossless) to 51, in .webm to 63; larger is smaller. [default: 18, "
+        "in .webm 24]",
+        metavar="N",
+    ),
+]
+Overwrite = Annotated[bool, Option(also=("force",), help="Replace files that exist.")]
+JsonLines = Annotated[bool, Option(help="One JSON object a line on stdout.")]
+JsonObject = Annotated[bool, Option(help="One JSON object on stdout.")]
