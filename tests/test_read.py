@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paradit.config.errors import InputError
-from paradit.config.methods.base import resolve
+from paradit.config.methods.base import check_placement, resolve
 from paradit.config.options import all_fields
 from paradit.config.placement_text import read_placement
 from paradit.config.requests import Request
@@ -178,8 +178,8 @@ def test_run_folders(tmp_path: Path, data: st.DataObject) -> None:
     with one_line(what):
         found = RunFolder(run).read()
         for job in found.jobs:
-            request = resolve(job.request, read_spec(bundled_folder()))
-            found.placement.check(request, read_spec(bundled_folder()))
+            spec = read_spec(bundled_folder())
+            check_placement(found.placement, resolve(job.request.asked(), spec), spec)
 
 
 MACHINE = (DATA / "machine.toml").read_text()
