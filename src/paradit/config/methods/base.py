@@ -54,12 +54,12 @@ class Method(Declares):
 
     def resolve(self, request: Request, fields: dict[str, Any], spec: ModelSpec) -> ResolvedRequest:
         """Return the request, decided and checked. fields: of `resolved_fields`. Raises InputError."""
-        self._check_foreign(request.options)
         if request.endless and not self.endless:
             able = _named(lambda method: method.endless)
             raise InputError(
                 f"method {self.name} needs to know the video's length: duration inf needs {able}"
             )
+        self._check_foreign(request.options)
         options: object = decode(self.options, request.options)
         made = self.resolved(**fields, method=self.name, **self.chosen(options, fields, spec))
         return self.with_prompts(made, _pairs(request.prompts_at), spec)
