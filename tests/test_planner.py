@@ -264,10 +264,16 @@ MAY_DIFFER = {
 
 def whole_plan(one: Simulated) -> dict[str, object]:
     placement = one.way.placement
-    names = ("ranks", *sorted(STAGES_OF), "cfg_degree", "pipeline_degree", "options", "kernel")
+    flat = placement.flat()
+    shared = ("ranks", "replicas", "decode_degree", "cfg_degree", "pipeline_degree")
+    names = (*shared, "chunks", "mesh", "kernel")
     choice = {"attention": one.choice.name, "choice": one.choice.options, "interleave": one.choice.interleave}
-    return {**{name: getattr(placement, name) for name in names}, **choice,
-            **{name: value for name, value in vars(one.way).items() if name != "placement"}}  # fmt: skip
+    return {
+        **{name: flat[name] for name in names},
+        **{name: getattr(placement, name) for name in ("encode_ranks", "denoise_ranks", "decode_ranks")},
+        **choice,
+        **{name: value for name, value in vars(one.way).items() if name != "placement"},
+    }
 
 
 @pytest.mark.parametrize("goal", GOALS)

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.engine.job import Job, Run
 from paradit.engine.run_folder import RunFolder
+from paradit.models.folder import bundled_folder
+from paradit.models.spec import read_spec
 
 
 def paradit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -27,7 +30,9 @@ def listed(cwd: Path, *arguments: str) -> dict[str, dict[str, object]]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    jobs = [Job(request=Request(prompt=p), output=str(tmp_path / f"{p}.mp4"), latents=None) for p in "ab"]
+    spec = read_spec(bundled_folder())
+    asked = {p: resolve(Request(prompt=p), spec) for p in "ab"}
+    jobs = [Job(request=asked[p], output=str(tmp_path / f"{p}.mp4"), latents=None) for p in "ab"]
     return RunFolder.create(Run(model="shapes", jobs=tuple(jobs), placement=Placement()))
 
 

@@ -146,7 +146,7 @@ REFUSED: dict[str, tuple[SchedulerMixin, bool, dict[str, object], str]] = {
 def test_what_cannot_be_run_is_refused(name: str, tmp_path: Path) -> None:
     scheduler, hunyuan, settings, said = REFUSED[name]
     folder = folder_with(scheduler, tmp_path, hunyuan=hunyuan)
-    with pytest.raises(InputError, match=f"the model's scheduler, .*{said}"):
+    with pytest.raises(InputError, match=said):
         ours(folder, **settings)
 
 
@@ -169,15 +169,15 @@ def test_noise_that_no_seed_decides_is_refused(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"solver_type": "bh9"}, "bh9"),
-        ({"use_beta_sigmas": True}, "scipy"),
-        ({"num_train_timesteps": -3}, "cannot be run"),
+        ({"solver_type": "bh9"}, "the model's scheduler, .*bh9"),
+        ({"use_beta_sigmas": True}, "the model's scheduler, .*scipy"),
+        ({"num_train_timesteps": -3}, "num_train_timesteps must be at least 1, got -3"),
     ],
 )
 def test_a_configuration_that_fails_is_refused(values: dict[str, object], said: str, tmp_path: Path) -> None:
     folder = save_folder("wan21", tmp_path)
     _change(_config(folder), **values)
-    with pytest.raises(InputError, match=f"the model's scheduler, .*{said}"):
+    with pytest.raises(InputError, match=said):
         ours(folder)
 
 

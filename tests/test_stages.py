@@ -261,17 +261,17 @@ def test_a_rank_loads_what_it_needs(model: Path) -> None:
 
 def held_before_and_after(world: World, model: Path, folder: Path) -> list[list[int]]:
     """How many layers each expert has when they are divided, and then."""
-    from paradit.engine import make
+    from paradit.sampling import dualparal
 
-    divide, seen = make.divide, []
+    divide, seen = dualparal.QueueSampler.divide, []
 
-    def watched(model: Any, *others: Any) -> Any:
+    def watched(sampler: Any, model: Any, *others: Any) -> Any:
         seen.append([len(expert.module.blocks) for expert in model.experts])
-        share = divide(model, *others)
+        share = divide(sampler, model, *others)
         seen.append([len(expert.module.blocks) for expert in model.experts])
         return share
 
-    make.divide = watched  # type: ignore[assignment]
+    dualparal.QueueSampler.divide = watched  # type: ignore[method-assign]
     spec, where = read_spec(model), Placement.of(ranks=2, pipeline_degree=2)
     request = resolve(Request.of(prompt="a", method="dualparal", block_frames=1, context_frames=1), spec)
     job = replace(jobs(model, folder)[0], request=request)
@@ -291,7 +291,7 @@ def test_a_rank_of_a_pipeline_never_has_others_layers(tmp_path: Path) -> None:
 
 def poisoned(world: World, model: Path, folder: Path, where: Placement) -> list[tuple[str, Any]]:
     """The second request gets noise that is no number, and the third one's folder is gone."""
-    from paradit.stages import denoise as stage
+    from paradit.sampling import full_sequence as stage
 
     initial_noise = stage.initial_noise
 

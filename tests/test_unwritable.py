@@ -102,7 +102,7 @@ def test_all_ranks_end_soon(
     method: str, groups: str, options: dict[str, Any], model: Path, tmp_path: Path
 ) -> None:
     found = read_groups(groups)
-    where = Placement(ranks=max(map(max, found.values())) + 1, **found, **options)
+    where = Placement.of(ranks=max(map(max, found.values())) + 1, **found, **options)
     told, written, computed = zip(
         *run_world(on_ranks, where.ranks, model, tmp_path, method, where), strict=True
     )

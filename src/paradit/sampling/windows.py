@@ -134,10 +134,10 @@ class _Within(Progress):
     """Tells a window's steps as some of all."""
 
     def __init__(self, progress: Progress, before: int) -> None:
-        super().__init__()
+        super().__init__(progress.emit)
         self._progress, self._before = progress, before
 
-    def stepped(self, name: str, done: int) -> None:
+    def step(self, name: str, done: int) -> None:
         self._progress.step(name, self._before + done)
 
 
