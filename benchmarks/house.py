@@ -75,12 +75,16 @@ def figures(source: Path) -> dict[str, object]:
     }
 
 
+UNTYPED = ("Any", "Untyped")
+"""`Untyped` is another name of `Any`."""
+
+
 def bare_any(tree: ast.AST) -> int:
-    """Number of arguments, results and variables that are annotated with nothing but `Any`."""
+    """Number of arguments, results and variables whose type is `Any` and nothing else, by whatever name."""
     found = 0
     for node in ast.walk(tree):
         notes = [getattr(node, "annotation", None), getattr(node, "returns", None)]
-        found += sum(isinstance(note, ast.Name) and note.id == "Any" for note in notes)
+        found += sum(isinstance(note, ast.Name) and note.id in UNTYPED for note in notes)
     return found
 
 
