@@ -217,7 +217,7 @@ class Placement:
 
     @property
     def denoise_ranks(self) -> tuple[int, ...]:
-        """As those of the other stages: of the first replica."""
+        """Ranks with the transformer, in the first replica."""
         return tuple(range(self.replica_ranks)) if self.denoise is None else self.denoise
 
     @property
@@ -290,7 +290,7 @@ class Placement:
         return made[:1] if alone else made
 
     def chosen(self, choice: Choice) -> Placement:
-        """The same with a choice that it leaves open made."""
+        """Return this placement with an open choice of attention made."""
         return replace(
             self, attention=choice.name, options=choice.options, interleave=choice.interleave or None
         )

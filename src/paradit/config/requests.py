@@ -30,7 +30,7 @@ from paradit.models.spec import ModelSpec
 
 DTYPES = ("bf16", "fp32")
 ENDLESS = 2**52 + 1
-"""As a number of frames: until it is stopped, which it will be before these are there."""
+"""Sentinel for `--duration inf`; larger than any run reaches."""
 MAX_SEED = 2**64 - 1
 MAX_STEPS = 1000
 """Diffusion schedules are trained on 1000 timesteps; more steps than that repeat some."""

@@ -78,7 +78,7 @@ class Hub:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._peers: dict[int, _Peer] = {}
-        """By rank, those that have greeted."""
+        """Connections of the ranks that have greeted, by rank."""
 
     def hear(self, timeout: float) -> list[tuple[int, Message]]:
         """Return what ranks have said, in the order of each; after `timeout` seconds perhaps nothing."""

@@ -44,7 +44,7 @@ class Ranks:
         """Ranks that have said their last word."""
         self._logs: dict[int, deque[str]] = {rank: deque(maxlen=LOG_LINES) for rank in range(ranks)}
         self._rest: dict[int, str] = {}
-        """By rank, the line that is not written whole yet."""
+        """The line of each rank that is not written whole yet, by rank."""
         address, token = self._hub.address, self._hub.token
         try:
             self.seats = launcher.start(ranks, work, address=address, token=token, preload=preload)
@@ -131,9 +131,9 @@ class Called:
     """What has come of some work on every rank."""
 
     results: dict[int, Any]
-    """By rank."""
+    """Each rank's result, by rank."""
     failures: dict[int, str]
-    """By rank, in the order in which they were heard of: its traceback, or how it has ended."""
+    """Each failed rank's traceback, or how it has ended; the first that was heard of comes first."""
 
 
 def call_on_ranks(
