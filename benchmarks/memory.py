@@ -27,7 +27,7 @@ from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.distributed.world import World
 from paradit.engine.job import Job
-from paradit.engine.make import make_videos
+from paradit.engine.listed import make_videos
 from paradit.memory import peak_memory_bytes
 from paradit.models.folder import find_model
 from paradit.models.spec import ModelSpec, Weights, read_spec

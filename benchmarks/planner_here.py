@@ -42,7 +42,7 @@ from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.distributed.world import World, current_world
 from paradit.engine.calibrate import Calibration, measure
-from paradit.engine.make import make_videos
+from paradit.engine.listed import make_videos
 from paradit.models.folder import find_model
 from paradit.models.hunyuan_video.spec import transformer_spec as hunyuan_video_spec
 from paradit.models.published import published_spec

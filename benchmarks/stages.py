@@ -23,7 +23,7 @@ from paradit.distributed.world import World
 from paradit.engine.auto import choose_placement
 from paradit.engine.events import Began, Finished
 from paradit.engine.job import Job
-from paradit.engine.make import make_videos
+from paradit.engine.listed import make_videos
 from paradit.engine.warmup import measure
 from paradit.models.folder import find_model
 from paradit.models.spec import ModelSpec, read_spec

@@ -23,7 +23,8 @@ from paradit.scheduling.balance import (
     play,
     ways,
 )
-from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, program
+from paradit.scheduling.stages import AHEAD, STAGES, decoder_of
+from paradit.scheduling.stages import steps as each_step
 
 GROUPS = [
     (1, ""),
@@ -168,7 +169,7 @@ class Events:
     def rank(self, rank: int) -> Iterator[Any]:
         placement, decoders = self.placement, self.placement.decode_ranks
         index = decoders.index(rank) if rank in decoders else -1
-        steps = deque(program(placement.stages_of(rank), index, len(decoders), self.requests))
+        steps = deque(each_step(placement.stages_of(rank), index, len(decoders), range(self.requests)))
         leaving: dict[Any, deque[Any]] = defaultdict(deque)
         while steps:
             stage, request = steps.popleft()

@@ -21,9 +21,10 @@ from paradit.config.placement_text import read_groups, read_placement
 from paradit.config.requests import Request
 from paradit.distributed.shares import Shares
 from paradit.distributed.world import World
-from paradit.engine import make, teams
+from paradit.engine import rank, teams
 from paradit.engine.job import Job
 from paradit.engine.keep import Written
+from paradit.engine.listed import make_videos
 from paradit.models.spec import read_spec
 from paradit.parallel import coprocess
 from paradit.parallel.coprocess import Helped, Message
@@ -236,16 +237,16 @@ def on_ranks(
 
     teams.Helped = partial(Slow, plan=plan if planned else None)  # type: ignore[misc, assignment]
     coprocess.helpers_work = third  # type: ignore[assignment]
-    keep = make.keep
+    keep = rank.keep
 
     def slow(*args: Any, **kwargs: Any) -> Written:
         written = keep(*args, **kwargs)
         time.sleep(0.15 * (world.rank % 3))  # so that decoders are busy at different times
         return written
 
-    make.keep = slow
+    rank.keep = slow
     report = Kept()
-    make.make_videos(all_jobs, read_spec(model), where, report, overwrite=False, world=world)
+    make_videos(all_jobs, read_spec(model), where, report, overwrite=False, world=world)
     return report.told
 
 

@@ -13,9 +13,10 @@ from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.engine.channel import EVENT, Message
-from paradit.engine.driver import FAILURES, drive
-from paradit.engine.events import Doing, Failed, Restarted
+from paradit.engine.driver import FAILURES, Driver
+from paradit.engine.events import Cancelled, Doing, Failed, Finished, Restarted
 from paradit.engine.job import Job, Run
+from paradit.engine.run import order_of
 from paradit.engine.run_folder import RunFolder
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
@@ -35,17 +36,28 @@ DENOISING: Said = [
     (1, event(Doing(job=1, stage="denoise"))),
 ]
 DIED: Said = [(1, ("ended", ("ended by SIGKILL",)))]
-DONE: Said = [(0, ("done", ())), (1, ("done", ()))]
+DONE: Said = [
+    *((0, event(Finished(job=number, result={}))) for number in range(3)),
+    (0, ("done", ())),
+    (1, ("done", ())),
+]
 
 
 class Script:
     """Ranks that say what they are given, and then, for ever, what is last."""
 
-    def __init__(self, said: list[Said], log: list[str] | None = None) -> None:
+    def __init__(self, said: list[Said]) -> None:
         self.said, self.ended = said, False
         self.told: list[tuple[int, str]] = []
-        self.jobs: list[Job] = []
-        self.lines = log or []
+        """What single ranks were told."""
+        self.told_all: list[tuple[str, Any]] = []
+        self.lines: list[str] = []
+        """Of the second rank's log."""
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of the orders that all were told of."""
+        return [about["number"] for word, about in self.told_all if word == "order"]
 
     def log(self, rank: int) -> list[str]:
         return self.lines if rank == 1 else []
@@ -54,8 +66,11 @@ class Script:
         time.sleep(0.02)
         return self.said.pop(0) if len(self.said) > 1 else self.said[0]
 
-    def tell(self, rank: int, message: str) -> None:
-        self.told.append((rank, message))
+    def tell(self, rank: int, word: str) -> None:
+        self.told.append((rank, word))
+
+    def tell_all(self, word: str, about: Any = None) -> None:
+        self.told_all.append((word, about))
 
     def end(self) -> None:
         self.ended = True
@@ -90,12 +105,16 @@ class Driven:
         self.left = list(self.worlds)
 
     def drive(self) -> list[tuple[str, Any]]:
-        def start(_: Run, jobs: list[Job]) -> Any:
-            self.left[0].jobs = jobs
+        def start() -> Any:
             return self.left.pop(0)
 
+        spec, placement, limit = read_spec(find_model("shapes")), self.run.placement, self.run.hang_limit
+        driver = Driver(spec, placement, self.report.emit, start=start, stop=self.stop, hang_limit=limit)
+        for job in self.run.jobs:
+            driver.add(order_of(self.run, job, self.folder, job.index))
+        driver.end()
         try:
-            drive(self.run, self.folder, report=self.report, stop=self.stop, start=start)
+            driver.run()
         finally:
             assert all(world.ended for world in self.worlds if world not in self.left)
         assert not self.left
@@ -150,8 +169,7 @@ def test_a_request_is_given_up_after_three_failures(tmp_path: Path) -> None:
     assert (event, index, count) == ("failed", 1, 3)
     assert "given up after 3 failures" in message
     assert "rank 1 (denoise of request 2): ended by SIGKILL" in message
-    left = [[job.index for job in world.jobs] for world in run.worlds]
-    assert left == [[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 2]]
+    assert [world.numbers for world in run.worlds] == [[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 2]]
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
@@ -160,7 +178,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     Path(run.run.jobs[1].output).touch()
     run.folder.name_next(1, Path(run.run.jobs[1].output))  # killed just after it had its name
     run.drive()
-    assert [job.index for job in run.worlds[1].jobs] == [2]
+    assert run.worlds[1].numbers == [2]
 
 
 def test_ranks_that_cannot_start(tmp_path: Path) -> None:
@@ -174,7 +192,9 @@ def test_ranks_that_cannot_start(tmp_path: Path) -> None:
 def test_a_stop_waits_for_the_step(tmp_path: Path) -> None:
     stop = Stop()
     stop.wanted = True
-    run = Driven(tmp_path, [DENOISING, [], [], [(0, ("stopped", ()))], []], stop=stop)
+    run = Driven(tmp_path, [DENOISING, [], [], [(0, event(Cancelled(job=1)))], []], stop=stop)
     with pytest.raises(Interrupted):
         run.drive()
-    assert run.worlds[0].told == [(0, "stop"), (1, "stop")]
+    cancelled = [("cancel", number) for number in range(3)]
+    assert [told for told in run.worlds[0].told_all if told[0] == "cancel"] == cancelled
+    assert run.report.said == []

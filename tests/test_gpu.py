@@ -18,7 +18,7 @@ from paradit.config.requests import Request
 from paradit.distributed.world import join_world
 from paradit.engine.devices import SHARE_GPUS, device_of, may_share_gpus
 from paradit.engine.job import Job
-from paradit.engine.make import make_videos
+from paradit.engine.listed import make_videos
 from paradit.memory import peak_memory_bytes
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec

@@ -46,6 +46,7 @@ LAYERS = [
     ["video"],
     ["stages"],
     ["scheduler_check", "room"],
+    ["pipeline"],
     ["text_to_video"],
     ["engine"],
     ["testing"],

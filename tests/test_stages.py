@@ -19,10 +19,10 @@ from paradit.config.requests import Request
 from paradit.distributed.world import World
 from paradit.engine.events import Began, Failed, Finished, MemoryUsed
 from paradit.engine.job import Job
-from paradit.engine.make import make_videos
+from paradit.engine.listed import make_videos
 from paradit.models.spec import read_spec
 from paradit.progress import Event, Progress
-from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, program
+from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, steps
 from paradit.testing import run_world
 from tiny import save_folder, save_hunyuan_folder
 
@@ -63,7 +63,7 @@ def test_every_request_goes_its_way_and_nobody_waits_for_ever(
     decoders = where.decode_groups
     of_rank = [next((n for n, group in enumerate(decoders) if r in group), -1) for r in range(ranks)]
     programs = [
-        deque(program(where.stages_of(r), of_rank[r], len(decoders), num_requests)) for r in range(ranks)
+        deque(steps(where.stages_of(r), of_rank[r], len(decoders), range(num_requests))) for r in range(ranks)
     ]
     done: dict[str, dict[int, set[int]]] = {stage: {} for stage in STAGES}
     while any(programs):
@@ -261,17 +261,17 @@ def test_a_rank_loads_what_it_needs(model: Path) -> None:
 
 def held_before_and_after(world: World, model: Path, folder: Path) -> list[list[int]]:
     """How many layers each expert has when they are divided, and then."""
-    from paradit.sampling import dualparal
+    from paradit.sampling.dualparal import QueueSampler
 
-    divide, seen = dualparal.QueueSampler.divide, []
+    divide, seen = QueueSampler.divide, []
 
-    def watched(sampler: Any, model: Any, *others: Any) -> Any:
+    def watched(self: Any, model: Any, *others: Any) -> Any:
         seen.append([len(expert.module.blocks) for expert in model.experts])
-        share = divide(sampler, model, *others)
+        share = divide(self, model, *others)
         seen.append([len(expert.module.blocks) for expert in model.experts])
         return share
 
-    dualparal.QueueSampler.divide = watched  # type: ignore[method-assign]
+    QueueSampler.divide = watched  # type: ignore[method-assign]
     spec, where = read_spec(model), Placement.of(ranks=2, pipeline_degree=2)
     request = resolve(Request.of(prompt="a", method="dualparal", block_frames=1, context_frames=1), spec)
     job = replace(jobs(model, folder)[0], request=request)

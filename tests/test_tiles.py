@@ -21,7 +21,7 @@ from paradit.config.requests import Request
 from paradit.config.tiles import grid
 from paradit.distributed.attempt import Attempt
 from paradit.distributed.world import World
-from paradit.engine.make import make_videos
+from paradit.engine.listed import make_videos
 from paradit.models.spec import read_spec
 from paradit.models.wan.decoder import _denormalise
 from paradit.progress import Progress

@@ -13,7 +13,7 @@ from paradit.config.requests import Request
 from paradit.distributed.world import World
 from paradit.engine.events import Doing, Failed, Finished, Wrote
 from paradit.engine.job import Job
-from paradit.engine.make import make_videos
+from paradit.engine.listed import make_videos
 from paradit.models.spec import read_spec
 from paradit.models.wan.transformer import WanBlock
 from paradit.progress import Event, Progress

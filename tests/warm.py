@@ -112,7 +112,7 @@ def _server() -> socket.socket:
 
 def serve(number: int) -> None:
     """Returns in each command's process only, with its arguments in `sys.argv`."""
-    import paradit.engine.make
+    import paradit.engine.rank
     import paradit.models.hunyuan_video.adapter
     import paradit.models.wan.adapter  # noqa: F401
 

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from paradit.config.errors import InputError, OutOfMemory
+from paradit.config.errors import InputError, JobCancelled, JobError, OutOfMemory, RankError
 from paradit.version import __version__
 
 if TYPE_CHECKING:
+    from paradit.config.placement import Placement
+    from paradit.config.requests import Request
+    from paradit.engine.engine import Engine
     from paradit.parallel.parallelize import parallelize
     from paradit.text_to_video import generate
 
-__all__ = ["InputError", "OutOfMemory", "__version__", "generate", "parallelize"]
+# torch takes seconds to import: it is loaded with what needs it, so `paradit --help` answers at once.
+_LATER = {
+    "Engine": "paradit.engine.engine",
+    "Placement": "paradit.config.placement",
+    "Request": "paradit.config.requests",
+    "generate": "paradit.text_to_video",
+    "parallelize": "paradit.parallel.parallelize",
+}
+__all__ = [
+    "Engine",
+    "InputError",
+    "JobCancelled",
+    "JobError",
+    "OutOfMemory",
+    "Placement",
+    "RankError",
+    "Request",
+    "__version__",
+    "generate",
+    "parallelize",
+]
 
 
 def __dir__() -> list[str]:
@@ -19,13 +43,6 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import: it is loaded with what needs it, so `paradit --help` answers at once.
-    if name == "generate":
-        from paradit.text_to_video import generate
-
-        return generate
-    if name == "parallelize":
-        from paradit.parallel.parallelize import parallelize
-
-        return parallelize
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,13 +1,12 @@
-"""THE STORY: load a model, encode the prompt, denoise, decode. Read this first."""
+"""One request in this process, its frames in memory: `text_to_video`, and `paradit.generate`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -21,25 +20,21 @@ from paradit.config.requests import Request, ResolvedRequest, chosen_seed, frame
 from paradit.files import named, reserved
 from paradit.kernels import DEFAULT
 from paradit.memory import peak_memory_bytes
-from paradit.models.families import loader
 from paradit.models.folder import BUNDLED, download_weights, find_spec
 from paradit.models.protocol import Frames, Prompt, VideoModel
 from paradit.models.spec import ModelSpec
 from paradit.models.warnings import warnings_for
 from paradit.parallel.team import Alone, Team
+from paradit.pipeline import load
 from paradit.progress import Progress
 from paradit.provenance import provenance, tags
-from paradit.room import DTYPES, check_memory, name_of, where_and_how
+from paradit.room import check_memory, name_of
 from paradit.sampling.sampler import Work
 from paradit.scheduler_check import check_scheduler
-from paradit.scheduling.stages import STAGES
 from paradit.stages.decode import decode, frames
 from paradit.stages.denoise import denoise
 from paradit.stages.encode import encode
 from paradit.video.writer import open_video
-
-_LOADING = Lock()
-"""Held while a model is loaded: diffusers and accelerate replace parts of torch then, for all threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,28 +94,6 @@ class Generated:
             for frame in self.frames:
                 file.write(frame)
         return target
-
-
-def load(
-    spec: ModelSpec,
-    dtype: str | None = None,
-    progress: Progress | None = None,
-    *,
-    device: torch.device | None = None,
-    stages: Collection[str] = STAGES,
-    compile: bool = False,
-    layers: bool = True,
-) -> VideoModel:
-    """Load a model to the GPU, in bf16, where there is one; else to the CPU, in fp32, unless told otherwise.
-
-    Only what `stages` need is loaded: a process that only denoises has neither text encoder nor VAE.
-    `compile` compiles what is before and after the transformers' attention, when it is first used. layers:
-    False where the transformers' are read later, by `keep_layers`, since a rank has a part of them only.
-    """
-    usual, dtype = where_and_how(dtype)
-    with _LOADING, (progress or Progress()).stage("load"):
-        load_model = loader(spec.pipeline_class)
-        return load_model(spec, DTYPES[dtype], device or usual, stages=stages, compile=compile, layers=layers)
 
 
 def text_to_video(

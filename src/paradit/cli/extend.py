@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 
 from paradit.cli.commands.extend import ExtendOptions
-from paradit.cli.memory import check_jobs
 from paradit.cli.progress import Reporter
 from paradit.cli.run_model import complete_run_model, find_run_model
 from paradit.cli.signals import stop
@@ -15,6 +14,7 @@ from paradit.config.methods.base import check_placement, method_of
 from paradit.config.placement import Placement
 from paradit.config.requests import parse_duration
 from paradit.config.values import NONE
+from paradit.engine.admission import admit
 from paradit.engine.job import Job, Run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make
@@ -54,7 +54,7 @@ def extend(options: ExtendOptions, report: Reporter) -> int:
         check_placement(longer.placement, job.request, spec)
         check_scheduler(spec, job.request)
     check_devices(longer.placement, longer.jobs[0].request.dtype)
-    check_jobs(longer.jobs, spec, longer.placement, report, known=("--ranks",))
+    admit(longer.jobs, spec, longer.placement, report.warn, known=("--ranks",))
     for job in run.jobs:
         if not job.request.endless:
             again = method_of(job.request).made_again(job.request, spec)

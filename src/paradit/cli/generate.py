@@ -10,7 +10,6 @@ from paradit.cli.arrange import Arranged, arrange, asked_placement
 from paradit.cli.commands.generate import GenerateOptions
 from paradit.cli.explain import explain
 from paradit.cli.jobs import make_jobs, read_prompts
-from paradit.cli.memory import check_jobs
 from paradit.cli.progress import Reporter
 from paradit.cli.signals import stop
 from paradit.cli.trace import check_trace
@@ -20,6 +19,7 @@ from paradit.config.options import declared, read_values
 from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest, frames_at_once, latent_shape
 from paradit.distributed.shares import Shares
+from paradit.engine.admission import admit
 from paradit.engine.events import Explained, Placed, Planned
 from paradit.engine.job import Job, Run
 from paradit.engine.reserve import files_reserved
@@ -154,7 +154,7 @@ def _check_memory(
     as_asked = replace(
         placement, attention=asked.attention, options=asked.options, interleave=asked.interleave
     )
-    check_jobs(jobs, spec, as_asked, report)
+    admit(jobs, spec, as_asked, report.warn)
 
 
 def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:

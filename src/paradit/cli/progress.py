@@ -21,6 +21,7 @@ from paradit.cli.text import duration, memory_text, plan_text, queue_text, resul
 from paradit.engine.events import (
     AnyEvent,
     Began,
+    Cancelled,
     Doing,
     Explained,
     Extendable,
@@ -120,8 +121,8 @@ class Reporter(Progress):
 
     def _line(  # noqa: PLR0911 (one for each class)
         self,
-        event: Warned | Began | Growing | Failed | Waiting | Restarted | Resumable | Extendable | Explained
-        | Placed | Missed,
+        event: Warned | Began | Growing | Failed | Cancelled | Waiting | Restarted | Resumable | Extendable
+        | Explained | Placed | Missed,
     ) -> str:  # fmt: skip
         """What is said of an event that is one line."""
         match event:
@@ -135,6 +136,8 @@ class Reporter(Progress):
                 return f"paradit: placement: {event.reason}"
             case Failed():
                 return f"paradit: failed: {_number(event.job, event.count)}{event.message}"
+            case Cancelled():
+                return f"paradit: {self._number(event)}cancelled"
             case Waiting() | Restarted():
                 return f"paradit: {event.message}"
             case Resumable():
@@ -229,6 +232,8 @@ class JsonReporter(Reporter):
                 return "failed", {"index": event.job, "count": event.count, "message": event.message}
             case Finished():
                 return "result", event.result
+            case Cancelled():
+                return "cancelled", {"index": event.job}
             case Planned():
                 return "plan", event.plan
             case MemoryUsed():

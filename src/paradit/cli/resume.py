@@ -6,12 +6,12 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from paradit.cli.memory import check_jobs
 from paradit.cli.progress import Reporter
 from paradit.cli.run_model import complete_run_model, find_run_model
 from paradit.cli.signals import stop
 from paradit.config.errors import InputError
 from paradit.config.methods.base import resolve
+from paradit.engine.admission import admit
 from paradit.engine.job import Run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make
@@ -45,7 +45,7 @@ def resume(path: Path | None, report: Reporter, *, overwrite: bool) -> int:
     left = [job for job in run.jobs if not folder.is_done(job)]
     for job in left:
         check_scheduler(spec, job.request)
-    check_jobs(left, spec, run.placement, report, known=())
+    admit(left, spec, run.placement, report.warn, known=())
     done = len(run.jobs) - len(left)
     if done:
         report.warn(f"{done} of {len(run.jobs)} videos are there already")

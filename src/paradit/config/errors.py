@@ -12,5 +12,13 @@ class OutOfMemory(RuntimeError):
     """Memory ran out, and nothing smaller is left to try; the message says what was tried."""
 
 
+class JobError(RuntimeError):
+    """A job has failed; the message says why."""
+
+
+class JobCancelled(JobError):
+    """A job was cancelled."""
+
+
 class RankError(RuntimeError):
     """Ranks failed; the message has each one's number and its traceback or signal."""

@@ -10,17 +10,19 @@ from functools import partial
 import torch
 
 from paradit.config.errors import InputError, RankError
-from paradit.config.methods.base import check_placement
+from paradit.config.methods.base import check_placement, method_of
 from paradit.config.options import decode, read_object
 from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest
+from paradit.engine.events import Placed
 from paradit.engine.job import Job
 from paradit.engine.launchers import new_launcher, threads_per_rank
-from paradit.engine.planned import largest
+from paradit.engine.planned import Open, largest, planned
 from paradit.engine.started import call_on_ranks, preloaded
+from paradit.engine.this_machine import calibrated_cluster
 from paradit.engine.warmup import measure
 from paradit.models.spec import ModelSpec
-from paradit.progress import Progress
+from paradit.progress import Emit, Progress
 from paradit.room import room_bytes
 from paradit.scheduling.balance import Choice, StageSeconds, affordable, choose
 from paradit.tuning.remembered import Remembered
@@ -29,6 +31,23 @@ from paradit.tuning.remembered import Remembered
 def visible_ranks() -> int:
     """One for each GPU of this machine; one where there is none."""
     return max(1, torch.cuda.device_count())
+
+
+def decide(requests: list[ResolvedRequest], spec: ModelSpec, emit: Emit) -> Placement:
+    """How all GPUs of this machine are used best for such requests: as planned, or by a short warm-up."""
+    base = Placement(ranks=visible_ranks())
+    if base.ranks == 1:
+        return base
+    jobs = [Job(request=request, output="", latents=None) for request in requests]
+    cluster = calibrated_cluster(base.ranks)
+    choice = planned(jobs, spec, base, cluster, Open()) if cluster is not None else None
+    if choice is None and any(method_of(request).streams for request in requests):
+        return base
+    if choice is None:
+        costs = known_costs(jobs, spec, base) or measure_costs(jobs, spec, base, Progress(emit))
+        choice = choose_placement(jobs, spec, base, costs)
+    emit(Placed(placement=choice.placement.flat(), reason=choice.reason, seconds=choice.seconds))
+    return choice.placement
 
 
 def choose_placement(jobs: list[Job], spec: ModelSpec, base: Placement, costs: StageSeconds) -> Choice:

@@ -16,7 +16,7 @@ from paradit.config.errors import RankError
 from paradit.distributed.timing import now
 from paradit.distributed.transport import Transport
 from paradit.distributed.world import World
-from paradit.engine.launchers import LAUNCHERS
+from paradit.engine.launchers import new_launcher
 from paradit.engine.links import largest, measure_pairs, usual_link
 from paradit.engine.started import call_on_ranks
 from paradit.memory import total_memory_bytes
@@ -134,7 +134,7 @@ Prepared = tuple[Work, Callable[[], float]]
 
 def _on_ranks(measure: Measure, ranks: int, report: Progress) -> Any:
     """What `measure` gives on the first rank, while all run it."""
-    launcher, preload = LAUNCHERS.find("local")(), ["paradit.engine.calibrate"]
+    launcher, preload = new_launcher(), ["paradit.engine.calibrate"]
     called = call_on_ranks(launcher, ranks, _with_progress, measure, emit=report.emit, preload=preload)
     for rank, why in called.failures.items():
         raise RankError(f"rank {rank}: {why}")

@@ -77,6 +77,9 @@ class Hub:
         self.address = f"{host}:{port}"
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
+        self._lock = threading.Lock()
+        self._told: list[bytes] = []
+        """Frames for all ranks, also for those that have not greeted yet."""
         self._peers: dict[int, _Peer] = {}
         """Connections of the ranks that have greeted, by rank."""
 
@@ -92,9 +95,17 @@ class Hub:
 
     def tell(self, rank: int, word: str, *values: Any) -> None:
         """Say something to a rank that has greeted; one that is gone hears nothing."""
-        if peer := self._peers.get(rank):
-            with suppress(OSError):
+        with self._lock, suppress(OSError):
+            if peer := self._peers.get(rank):
                 peer.socket.sendall(_frame(word, values))
+
+    def tell_all(self, word: str, *values: Any) -> None:
+        """Say something to all ranks, also to those that are still to come, in the same order."""
+        with self._lock:
+            self._told.append(_frame(word, values))
+            for peer in self._peers.values():
+                with suppress(OSError):
+                    peer.socket.sendall(self._told[-1])
 
     def knows(self, rank: int) -> bool:
         """Whether a rank is connected."""
@@ -133,7 +144,8 @@ class Hub:
             self._selector.unregister(peer.socket)
             peer.socket.close()
             if peer.rank is not None:
-                del self._peers[peer.rank]
+                with self._lock:
+                    del self._peers[peer.rank]
                 heard.append((peer.rank, (ENDED, ())))
         return heard
 
@@ -143,7 +155,9 @@ class Hub:
             case ("hello", (str(token), int(rank))):
                 if hmac.compare_digest(token, self.token) and rank not in self._peers:
                     peer.rank = rank
-                    self._peers[rank] = peer
+                    with self._lock, suppress(OSError):
+                        self._peers[rank] = peer
+                        peer.socket.sendall(b"".join(self._told))
                     return True
         return False
 
@@ -182,8 +196,7 @@ class _Frames:
                 return
             frame = bytes(self._buffer[_LENGTH : _LENGTH + size])
             del self._buffer[: _LENGTH + size]
-            word, values = msgspec.msgpack.decode(frame, type=tuple[str, tuple[Any, ...]])
-            self.messages.append((word, values))
+            self.messages.append(msgspec.msgpack.decode(frame, type=tuple[str, tuple[Any, ...]]))
 
 
 def _frame(word: str, values: tuple[Any, ...]) -> bytes:

@@ -15,11 +15,11 @@ from paradit.engine.job import Job
 from paradit.engine.keep import keep
 from paradit.memory import peak_memory_bytes, total_memory_bytes
 from paradit.models.spec import FP32_BYTES, ModelSpec
+from paradit.pipeline import load
 from paradit.progress import Progress
 from paradit.scheduling.fitting import SURELY
 from paradit.scheduling.memory import fitting_tile
 from paradit.stages.decode import decode
-from paradit.text_to_video import load
 
 
 def check_memory(request: ResolvedRequest, spec: ModelSpec) -> str | None:

@@ -1,28 +1,33 @@
-"""Has ranks make a run's videos: starts them, passes on what they tell, starts them anew when one fails."""
+"""Has ranks do orders as they come: tells them, hears them, and starts them anew when one fails."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from paradit.config.errors import RankError
-from paradit.engine.channel import Message, event_of
-from paradit.engine.events import Doing, Failed, Finished, Restarted
-from paradit.engine.job import Job, Run
+from paradit.config.placement import Placement
+from paradit.engine.channel import EVENT, Message, event_of
+from paradit.engine.events import Began, Cancelled, Doing, Failed, Finished, Restarted
+from paradit.engine.orders import Inbox, Order
 from paradit.engine.run_folder import RunFolder
 from paradit.engine.started import LAST_WORDS, LISTEN_SECONDS, Ranks
-from paradit.progress import Event, Progress, StageEnded, StageStarted
+from paradit.models.spec import ModelSpec
+from paradit.progress import Emit, Event, StageEnded, StageStarted
 from paradit.stopping import Interrupted, Stop
 
 FAILURES = 3
-"""After so many failures in its work a request is given up; and the run, after so many before any work."""
+"""After so many failures in its work a request is given up; and all, after so many before any work."""
 SILENCE_SECONDS = 60.0
 """A rank without a heartbeat for so long hangs, or for the hang limit if that is shorter."""
 LAST_WORDS_SECONDS = 1.0
 """How long after the first failure other ranks are heard: one may know the cause of the other's."""
 LOG_LINES = 12
+HANG_SECONDS = 600.0
+"""Seconds without progress on any rank after which ranks are taken to hang, unless the user sets it."""
 
 
 @dataclass(frozen=True)
@@ -31,96 +36,243 @@ class Failure:
 
     text: str
     """By rank: what it was doing, and its last words."""
-    request: int | None
-    """The index of the one that was worked on; None: none was yet."""
+    order: int | None
+    """The number of the one that was worked on; None: none was yet."""
     raised_at_start: bool
     """Whether a rank raised an exception before any request, as it would again."""
 
 
-def drive(
-    run: Run,
-    folder: RunFolder,
-    *,
-    report: Progress,
-    stop: Stop,
-    start: Callable[[Run, list[Job]], Ranks],
-) -> None:
-    """Make what is left of a run. Raises RankError where ranks cannot even start, Interrupted after a stop.
+class Driver:
+    """Orders, and the world that does them. One thread runs it; any may add, cancel and end."""
 
-    start: starts the ranks of a world for these jobs of a run.
-    Whatever happens, also an exception in this process such as Ctrl-C, no process is left behind.
-    """
-    failures: Counter[int | None] = Counter()
-    given_up: set[int] = set()
-    while left := [job for job in run.jobs if job.index not in given_up and not folder.is_done(job)]:
-        world = _World(run, left, report, stop, start(run, left))
+    def __init__(
+        self,
+        spec: ModelSpec,
+        placement: Placement,
+        emit: Emit,
+        *,
+        start: Callable[[], Ranks] | None = None,
+        serve: Callable[[Inbox, Emit], None] | None = None,
+        stop: Stop | None = None,
+        hang_limit: float = HANG_SECONDS,
+    ) -> None:
+        """start: starts ranks. serve: instead of ranks, does orders in the thread that runs this."""
+        self._spec, self._placement, self._emit = spec, placement, emit
+        self._start, self._serve, self._hang_limit = start, serve, hang_limit
+        self.stop = stop or Stop()
+        self._lock = threading.RLock()
+        self._news = threading.Condition(self._lock)
+        self._orders: dict[int, Order] = {}
+        """By number, those that are neither done nor given up."""
+        self._cancelled: set[int] = set()
+        self._begun: set[int] = set()
+        self._ended = False
+        self._world: _World | Inbox | None = None
+        self._tries = 0
+        self._denoising: set[int | None] = set()
+        """Orders that are looked at after every step, whether they are still wanted."""
+
+    def add(self, order: Order) -> None:
+        """Have an order done, after those before it."""
+        with self._news:
+            self._orders[order.number] = order
+            if self._world is not None:
+                self._world.add(self._as_of_now(order))
+            self._news.notify()
+
+    def cancel(self, number: int) -> None:
+        """Have an order end within a step. One that no rank has begun ends at once."""
+        with self._lock:
+            if number not in self._orders:
+                return
+            self._cancelled.add(number)
+            if self._world is not None:
+                self._world.cancel(number)
+            queued = number not in self._begun
+        if queued:
+            self.hear(Cancelled(job=number))
+
+    def end(self) -> None:
+        """No more orders come: ranks end once all are done."""
+        with self._news:
+            self._ended = True
+            if self._world is not None:
+                self._world.end()
+            self._news.notify()
+
+    def run(self) -> None:
+        """Do orders until no more come. Raises RankError if ranks cannot start, Interrupted after a stop.
+
+        Whatever happens, also an exception in this thread such as Ctrl-C, no process is left behind.
+        """
+        failures: Counter[int | None] = Counter()
+        while self._await_orders():
+            if self._serve is not None:
+                self._do_here(self._serve)
+            elif (failure := self._do_on_ranks()) is not None:
+                self._judge(failure, failures)
+                continue
+            for number, order in list(self._orders.items()):  # none, unless ranks are wrong
+                count, why = order.job.count, "the ranks have ended without it"
+                self.hear(Failed(job=number, count=count, message=f"{order.job.request.prompt!r}: {why}"))
+
+    def hear(self, event: Event) -> None:
+        """Take an event of an order, whoever tells it, and pass it on."""
+        with self._lock:
+            order = self._orders.get(event.job) if event.job is not None else None
+            match event:
+                case Began():
+                    self._begun.add(event.job or 0)
+                case StageStarted() if event.stage.startswith("denoise"):
+                    self._denoising.add(event.job)
+                case StageEnded() if event.stage.startswith("denoise"):
+                    self._denoising.discard(event.job)
+                case Finished() | Failed() | Cancelled():
+                    self._denoising.discard(event.job)
+                    if order is None or (isinstance(event, Cancelled) and self.stop.wanted):
+                        return  # it has ended already, or the run has
+                    del self._orders[order.number]
+                    self._cancelled.discard(order.number)
+                    self._begun.discard(order.number)
+            self.stop.heeded = bool(self._denoising)
+        self._emit(event)
+
+    def _await_orders(self) -> bool:
+        """Whether there are any, once there are or no more come."""
+        with self._news:
+            while not self._orders and not self._ended:
+                self._news.wait()
+            return bool(self._orders)
+
+    def _do_here(self, serve: Callable[[Inbox, Emit], None]) -> None:
+        inbox = Inbox(self.stop)
+        self._hand_over(inbox)
         try:
-            failure = world.follow()
+            serve(inbox, self.hear)
+        finally:
+            self._leave_world()
+        if self.stop.wanted and self._orders:
+            raise Interrupted
+
+    def _do_on_ranks(self) -> Failure | None:
+        assert self._start is not None
+        world = _World(self, self._start(), self._placement.ranks, self._hang_limit)
+        try:
+            self._hand_over(world)
+            return world.follow()
         finally:
             world.ranks.end()
-            folder.sweep(run.jobs)
-        given_up |= world.failed
-        run = replace(run, overwrite=True)  # what is there now, this run has made
-        if failure is None:
-            break
-        if failure.request is not None:
+            self._leave_world()
+            for order in self._orders.values():
+                if order.folder is not None:
+                    RunFolder(order.folder).sweep([order.job])
+
+    def _hand_over(self, world: _World | Inbox) -> None:
+        """Have a world do what there is, and what comes from now on."""
+        with self._lock:
+            for order in list(self._orders.values()):
+                if order.folder is not None and RunFolder(order.folder).is_done(order.job):
+                    about = {**order.job.about(self._spec), "seconds": {}, "device": "cpu"}
+                    self.hear(Finished(job=order.number, result=about))
+                else:
+                    world.add(self._as_of_now(order))
+            for number in self._cancelled:
+                world.cancel(number)
+            self._begun.clear()
+            if self._ended:
+                world.end()
+            self._world, self._tries = world, self._tries + 1
+
+    def _as_of_now(self, order: Order) -> Order:
+        """An order for the world that there is: with the replica that has least to do."""
+        folder, replicas = order.folder, self._placement.replicas
+        done = folder is not None and RunFolder(folder).is_denoised(order.job)
+        # What is there after a failure, the ranks before have made.
+        overwrite = order.overwrite or self._tries > 0
+        taken = Counter(each.replica for each in self._orders.values() if each.number < order.number)
+        replica = min(range(replicas), key=lambda number: taken[number])
+        order = replace(order, is_denoised=done, overwrite=overwrite, replica=replica)
+        self._orders[order.number] = order
+        return order
+
+    def _leave_world(self) -> None:
+        with self._lock:
+            self._world = None
+            self._denoising.clear()
+            self.stop.heeded = False
+
+    def _judge(self, failure: Failure, failures: Counter[int | None]) -> None:
+        """Give an order up, or all, or say that ranks are started anew."""
+        if failure.order is not None:
             failures[None] = 0  # it does start
-        failures[failure.request] += 1
-        count = failures[failure.request]
-        if failure.request is None and (failure.raised_at_start or count == FAILURES):
+        failures[failure.order] += 1
+        count = failures[failure.order]
+        if failure.order is None and (failure.raised_at_start or count == FAILURES):
             raise RankError(failure.text)
-        if failure.request is not None and count == FAILURES:
-            given_up.add(failure.request)
-            job = run.jobs[failure.request]
-            message = (
-                f"{job.request.prompt!r}: given up after {FAILURES} failures, the last one:\n{failure.text}"
-            )
-            report.emit(Failed(job=job.index, count=job.count, message=message))
-        else:
-            what = "the start" if failure.request is None else f"request {failure.request + 1}"
-            again = f"starting anew, from what is saved (failure {count} of {FAILURES} in {what})"
-            report.emit(Restarted(message=f"{failure.text}\n{again}"))
+        order = self._orders.get(failure.order) if failure.order is not None else None
+        if order is not None and count == FAILURES:
+            job = order.job
+            why = f"{job.request.prompt!r}: given up after {FAILURES} failures, the last one:\n{failure.text}"
+            self.hear(Failed(job=order.number, count=job.count, message=why))
+            return
+        what = "the start" if order is None else f"request {order.job.index + 1}"
+        again = f"starting anew, from what is saved (failure {count} of {FAILURES} in {what})"
+        self._emit(Restarted(message=f"{failure.text}\n{again}"))
+
+    def stopped(self, world: _World) -> bool:
+        """Whether the user wants an end, and nothing is under way that is worth waiting for."""
+        if not self.stop.wanted:
+            return False
+        with self._lock:
+            for number in self._orders:
+                world.cancel(number)
+            # A video without end is decoded as far as it is, and told of.
+            endless = any(self._orders[number].job.request.endless for number in self._begun)
+            return bool(self._orders) and not self._denoising and not endless
+
+    def has_work(self) -> bool:
+        """Whether an order is to be done."""
+        return bool(self._orders)
+
+    def about(self, stage: str, number: int | None) -> str:
+        """What a rank was doing."""
+        order = self._orders.get(number) if number is not None else None
+        return stage if order is None else f"{stage} of request {order.job.index + 1}"
 
 
 class _World:
     """The ranks of one try, as the driver knows them."""
 
-    def __init__(self, run: Run, jobs: list[Job], report: Progress, stop: Stop, started: Ranks) -> None:
-        self._run, self._jobs, self._report, self._stop = run, jobs, report, stop
-        self.ranks = started
-        self.failed: set[int] = set()
-        """Requests that have failed by themselves."""
-        ranks = range(run.placement.ranks)
-        self._running = set(ranks)
-        self._doing: list[tuple[str, int | None]] = [("load", None) for _ in ranks]
+    def __init__(self, driver: Driver, started: Ranks, ranks: int, hang_limit: float) -> None:
+        self._driver, self.ranks, self._hang_limit = driver, started, hang_limit
+        self._running = set(range(ranks))
+        self._doing: list[tuple[str, int | None]] = [("load", None) for _ in range(ranks)]
         self._progress = time.monotonic()
         self._heard: dict[int, float] = {}
         """When last. A rank that has never been heard is not silent: it may load its libraries for long."""
         self._last_words: dict[int, tuple[str, str]] = {}
         """Of ranks that failed: how, and what they had to say."""
-        self._denoising: set[int] = set()
-        """Ranks that look, after every step, whether they are to stop."""
-        self._stopped = self._ended = False
+        self._told: set[int] = set()
+
+    def add(self, order: Order) -> None:
+        self.ranks.tell_all("order", order.plain())
+
+    def cancel(self, number: int) -> None:
+        if number not in self._told:
+            self._told.add(number)
+            self.ranks.tell_all("cancel", number)
+
+    def end(self) -> None:
+        self.ranks.tell_all("end")
 
     def follow(self) -> Failure | None:
         """Pass on events until every rank is done, or one has failed. Raises Interrupted after a stop."""
-        told = False
         while self._running:
             failed = [self._take(rank, message) for rank, message in self._listen()]
-            if any(failed):
+            if any(failed) or self._find_hanging():
                 return self._failure()
-            if self._stop.wanted and not told:
-                told = True
-                for rank in self._running:
-                    self.ranks.tell(rank, "stop")
-            endless = self._jobs[0].request.endless
-            if endless and self._ended:
-                return None  # on its other ranks nobody knows of an end
-            # A video without end is decoded as far as it is, and told of.
-            if self._stop.wanted and not self._denoising and (not endless or self._stopped):
+            if self._driver.stopped(self):
                 raise Interrupted
-            if self._find_hanging():
-                return self._failure()
         return None
 
     def _listen(self) -> list[tuple[int, Message]]:
@@ -134,41 +286,25 @@ class _World:
 
     def _take(self, rank: int, message: Message) -> bool:
         """Take one message; whether it says that the rank has failed."""
-        event, values = message
+        word, values = message
         starts = rank not in self._heard
         self._heard[rank] = time.monotonic()
-        if event != "alive" or starts:
+        if word != "alive" or starts or not self._driver.has_work():
             self._progress = self._heard[rank]
-        if event in LAST_WORDS:
+        if word in LAST_WORDS:
             self._running.discard(rank)
-            self._denoising.discard(rank)
-            self._stopped |= event == "stopped"
             if values:
-                self._last_words[rank] = event, str(values[0]).rstrip()
-        elif event == "event":
-            self._pass_on(rank, event_of(*values))
-        return event in ("raised", "ended")
-
-    def _pass_on(self, rank: int, event: Event) -> None:
-        match event:
-            case Doing():
+                self._last_words[rank] = word, str(values[0]).rstrip()
+        elif word == EVENT:
+            event = event_of(*values)
+            if isinstance(event, Doing):
                 self._doing[rank] = event.stage, event.job
-            case StageStarted() if event.stage.startswith("denoise"):
-                self._denoising.add(rank)
-            case StageEnded():
-                self._report.seconds[event.stage] = self._report.seconds.get(event.stage, 0.0) + event.seconds
-                if event.stage.startswith("denoise"):
-                    self._denoising.discard(rank)
-            case Failed():
-                assert event.job is not None
-                self.failed.add(event.job)
-        self._stop.heeded = bool(self._denoising)
-        self._ended |= isinstance(event, Finished | Failed)
-        self._report.emit(event)
+            self._driver.hear(event)
+        return word in ("raised", "ended")
 
     def _find_hanging(self) -> bool:
         """Whether ranks give no sign of life, or none gets any further; then that is their last word."""
-        now, limit = time.monotonic(), self._run.hang_limit
+        now, limit = time.monotonic(), self._hang_limit
         silence = min(limit, SILENCE_SECONDS)
         silent = {rank for rank in self._running if now - self._heard.get(rank, now) > silence}
         words = f"no sign of life for {silence:g} s"
@@ -188,16 +324,12 @@ class _World:
                 self._take(rank, message)
         # Ranks raise where another has gone; that is the one to know of.
         causes = {rank: text for rank, (event, text) in self._last_words.items() if event != "raised"}
-        requests = [self._doing[rank][1] for rank in sorted(causes or self._last_words)]
+        orders = [self._doing[rank][1] for rank in sorted(causes or self._last_words)]
         lines = []
         for rank, (_, text) in sorted(self._last_words.items()):
             if causes and rank not in causes:
                 text = text.splitlines()[-1]  # noqa: PLW2901
-            lines.append(f"rank {rank} ({self._about(rank)}): {text}")
+            lines.append(f"rank {rank} ({self._driver.about(*self._doing[rank])}): {text}")
             if rank in causes:
                 lines += [f"  | {line}" for line in self.ranks.log(rank)[-LOG_LINES:]]
-        return Failure("\n".join(lines), requests[0], not causes and requests[0] is None)
-
-    def _about(self, rank: int) -> str:
-        stage, request = self._doing[rank]
-        return stage if request is None else f"{stage} of request {request + 1}"
+        return Failure("\n".join(lines), orders[0], not causes and orders[0] is None)

@@ -62,6 +62,11 @@ class Failed(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cancelled(Event):
+    """A request is not wanted any more, and has ended; what is safe of it is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemoryUsed(Event):
     """Peak memory (bytes) and stages of every rank, at the end of a run whose stages are apart."""
 
@@ -131,8 +136,8 @@ class Missed(Event):
 
 AnyEvent: TypeAlias = (
     StageStarted | Stepped | StageEnded | QueueMoved | Warned | Began | Doing | Growing | Wrote | Finished
-    | Failed | MemoryUsed | Waiting | Restarted | Resumable | Extendable | Explained | Placed | Planned
-    | Missed
+    | Failed | Cancelled | MemoryUsed | Waiting | Restarted | Resumable | Extendable | Explained | Placed
+    | Planned | Missed
 )  # fmt: skip
 EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(AnyEvent)}
 """Every class of events by its name."""

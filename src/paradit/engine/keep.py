@@ -40,7 +40,7 @@ def keep(
     *,
     overwrite: bool,
     about: dict[str, Any] | None = None,
-    report: Progress | None = None,
+    progress: Progress | None = None,
     name_next: Callable[[Path], None] | None = None,
 ) -> Written:
     """Save a job's latents, where that is asked for, and write its frames as they come (`open_video`).
@@ -48,14 +48,14 @@ def keep(
     latents: None where they come with the frames, as a long video's do: its file can be watched while it
     grows. about: what the video was made from (`provenance`), for its metadata; None: nothing is said.
     """
-    report = report or Progress()
+    progress = progress or Progress()
     if job.latents is not None and latents is not None:
         # Before the decode, which may run out of memory: the costly part is then safe.
         save_latents(job.latents, latents, job.about(spec), about)
     request = job.request
     part = growing_name(job.output) if latents is None else None
     if part is not None:
-        report.emit(Growing(job=job.index, path=str(part)))
+        progress.emit(Growing(job=job.index, path=str(part)))
     first_frame = 0.0
     with (
         closing(frames),
@@ -75,7 +75,7 @@ def keep(
             if file.num_frames < request.num_frames:  # the last latent frame may give more
                 file.write(frame)
                 first_frame = first_frame or time.monotonic()
-                report.emit(Wrote(job=job.index, num_frames=file.num_frames))
+                progress.emit(Wrote(job=job.index, num_frames=file.num_frames))
     return Written(file.num_frames, first_frame)
 
 

@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from paradit.config.placement import Placement
 from paradit.distributed.world import World
 from paradit.engine.events import Finished, MemoryUsed
-from paradit.engine.job import Job
 from paradit.memory import peak_memory_bytes
-from paradit.progress import Emit, Event, Progress, renaming
+from paradit.progress import Emit, Event, renaming
 
 
-@dataclass(frozen=True, kw_only=True)
-class Replica:
-    """The replica that this rank is in, and what it is to do."""
-
-    everyone: World
-    whole: Placement
-    jobs: list[Job]
-    """Every so-many-th one, maybe none."""
-    placement: Placement
-    world: World | None
-    """Of its own ranks; None where it is one process."""
-    report: Progress
-    emit: Emit
-    """Tells of the whole run."""
-
-    def tell_memory(self) -> None:
-        """Each rank's peak memory, told by the first; ranks of all replicas call it, at the end."""
-        device = self.everyone.device
-        mine = torch.tensor([peak_memory_bytes(device)], device=device)
-        memory = [int(one) for one in self.everyone.transport().all_gather(mine)]
-        if self.everyone.rank == 0:
-            stages = [self.whole.stages_of(rank) for rank in range(self.whole.ranks)]
-            self.emit(MemoryUsed(by_rank=memory, stages=stages))
+def own_world(world: World, size: int) -> World | None:
+    """The ranks of this rank's replica, of `size` each; None if it is one process. Every rank calls it."""
+    # Groups are made by all ranks, in the same order.
+    parts = [world.part(range(first, first + size)) for first in range(0, world.size, size) if size > 1]
+    return next((part for part in parts if part is not None), None)
 
 
-def _of_replica(emit: Emit, replica: int) -> Emit:
+def tell_memory(world: World, placement: Placement, emit: Emit) -> None:
+    """Each rank's peak memory, told by the first; ranks of all replicas call it, at the end."""
+    mine = torch.tensor([peak_memory_bytes(world.device)], device=world.device)
+    memory = [int(one) for one in world.transport().all_gather(mine)]
+    if world.rank == 0:
+        stages = [placement.stages_of(rank) for rank in range(placement.ranks)]
+        emit(MemoryUsed(by_rank=memory, stages=stages))
+
+
+def of_replica(emit: Emit, replica: int) -> Emit:
     """What tells of one replica: stages have its number in their names."""
 
     def emit_own(event: Event) -> None:
@@ -51,22 +41,3 @@ def _of_replica(emit: Emit, replica: int) -> Emit:
         emit(event)
 
     return renaming(emit_own, lambda stage: f"{stage} in replica {replica}")
-
-
-def replica_of(world: World, placement: Placement, jobs: list[Job], report: Progress) -> Replica:
-    """This rank's replica. Every rank calls it, with the same placement and jobs."""
-    size, number = placement.replica_ranks, world.rank // placement.replica_ranks
-    # Groups are made by all ranks, in the same order.
-    parts = [
-        world.part(range(first, first + size)) if size > 1 else None
-        for first in range(0, placement.ranks, size)
-    ]
-    return Replica(
-        everyone=world,
-        whole=placement,
-        jobs=jobs[number :: placement.replicas],
-        placement=placement.replica,
-        world=parts[number],
-        report=Progress(_of_replica(report.emit, number)),
-        emit=report.emit,
-    )

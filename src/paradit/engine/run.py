@@ -1,4 +1,4 @@
-"""Run jobs as a placement says: in this process, by ranks started here, or as one of a launcher's."""
+"""Make a run's videos as a placement says: here, by ranks started here, or as one of a launcher's."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import os
 
 from paradit.config.errors import InputError
 from paradit.config.placement import Placement
-from paradit.engine.events import Extendable, Resumable
+from paradit.engine.driver import HANG_SECONDS, Driver
+from paradit.engine.events import Cancelled, Extendable, Resumable, Waiting
 from paradit.engine.job import Job, Run
+from paradit.engine.launchers import new_launcher, threads_per_rank
+from paradit.engine.orders import Inbox, Order
 from paradit.engine.run_folder import RunFolder
+from paradit.engine.started import Ranks, preloaded
 from paradit.kernels import check_kernel_on
 from paradit.launched import launched
 from paradit.models.spec import ModelSpec
-from paradit.progress import Progress
-from paradit.stopping import Stop
+from paradit.progress import Emit, Event, Progress, StageEnded, StageStarted
+from paradit.stopping import Interrupted, Stop
 from paradit.trace.spans import Tracing, recording
 
 
@@ -55,74 +59,145 @@ def make(
     start, Interrupted after a stop.
     """
     if folder is None:
-        _as_launched(run, list(run.jobs), spec, None, report=report, stop=stop)
+        _make_as_launched(run, spec, None, report, stop)
         return
     with folder.locked():
         folder.sweep(run.jobs)
         folder.note_process(os.getpid())
         try:
-            _make(run, spec, folder, report, stop, tracing=tracing)
+            if launched():
+                _make_as_launched(run, spec, folder, report, stop)
+            else:
+                _make_here(run, spec, folder, report, stop, tracing=tracing)
         finally:
-            _leave(run, folder, report)
+            leave(run, folder, report.emit)
 
 
-def _leave(run: Run, folder: RunFolder, report: Progress) -> None:
-    """Keep the folder for what can still come of it, or remove it."""
+def leave(run: Run, folder: RunFolder, emit: Emit) -> None:
+    """Keep a run's folder for what can still come of it, or remove it."""
     if all(folder.is_done(job) for job in run.jobs):
         if any(folder.is_extendable(job) for job in run.jobs):
-            report.emit(Extendable(folder=str(folder.path)))
+            emit(Extendable(folder=str(folder.path)))
         else:
             folder.remove()
     elif folder.has_something():
-        report.emit(Resumable(folder=str(folder.path)))
+        emit(Resumable(folder=str(folder.path)))
     else:
         folder.remove()
 
 
-def _make(
+def make_driver(
+    spec: ModelSpec,
+    placement: Placement,
+    emit: Emit,
+    *,
+    stop: Stop | None = None,
+    hang_limit: float = HANG_SECONDS,
+    tracing: Tracing | None = None,
+) -> Driver:
+    """Return what has orders done: by ranks that are started, or, if there is one, by the running thread."""
+
+    def start() -> Ranks:
+        from paradit.engine.worker import Worker
+
+        worker = Worker(spec=spec, placement=placement, tracing=tracing)
+        return Ranks(new_launcher(), placement.ranks, worker, preloaded(spec))
+
+    def serve_here(inbox: Inbox, emit: Emit) -> None:
+        from paradit.engine.rank import serve
+
+        with recording(tracing, rank=0):
+            serve(inbox, spec, placement, emit)
+
+    alone = placement.ranks == 1
+    return Driver(
+        spec,
+        placement,
+        emit,
+        start=None if alone else start,
+        serve=serve_here if alone else None,
+        stop=stop,
+        hang_limit=hang_limit,
+    )
+
+
+def _make_here(
     run: Run, spec: ModelSpec, folder: RunFolder, report: Progress, stop: Stop, *, tracing: Tracing | None
 ) -> None:
+    """The run's process is the driver, or, with one rank, the rank itself."""
     left = [job for job in run.jobs if not folder.is_done(job)]
-    if launched():
-        _as_launched(run, left, spec, folder, report=report, stop=stop)
-    elif run.placement.ranks == 1:
-        from paradit.engine.keeper import Keeper
-        from paradit.engine.make import make_videos
-
-        keeper = Keeper(folder, stop, report, run.checkpoint_steps)
-        with recording(tracing, rank=0):
-            make_videos(
-                left,
-                spec,
-                run.placement,
-                report,
-                overwrite=run.overwrite,
-                metadata=run.metadata,
-                keeper=keeper,
-            )
-    else:
-        from paradit.engine.driver import drive
-        from paradit.engine.launchers import new_launcher
-        from paradit.engine.started import Ranks, preloaded
-        from paradit.engine.worker import Assignment
-
-        def start(run: Run, jobs: list[Job]) -> Ranks:
-            work = Assignment(run=run, jobs=jobs, spec=spec, folder=folder.path, tracing=tracing)
-            return Ranks(new_launcher(), run.placement.ranks, work, preloaded(spec))
-
-        drive(run, folder, report=report, stop=stop, start=start)
+    placement, limit = run.placement, run.hang_limit
+    driver = make_driver(spec, placement, report.emit, stop=stop, hang_limit=limit, tracing=tracing)
+    for job in left:
+        driver.add(order_of(run, job, folder, number=job.index))
+    driver.end()
+    driver.run()
 
 
-def _as_launched(
-    run: Run, jobs: list[Job], spec: ModelSpec, folder: RunFolder | None, *, report: Progress, stop: Stop
+def order_of(run: Run, job: Job, folder: RunFolder | None, number: int) -> Order:
+    """Return the order of a run's job."""
+    return Order(
+        number=number,
+        job=job,
+        folder=folder.path if folder else None,
+        overwrite=run.overwrite,
+        metadata=run.metadata,
+        checkpoint_steps=run.checkpoint_steps,
+    )
+
+
+def _make_as_launched(
+    run: Run, spec: ModelSpec, folder: RunFolder | None, report: Progress, stop: Stop
 ) -> None:
+    """Be one of the ranks that a launcher has started: there is no driver."""
+    import torch
+
+    from paradit.distributed.world import join_world
     from paradit.engine.devices import device_of
-    from paradit.engine.launchers import threads_per_rank
-    from paradit.engine.worker import Assignment, Place, make_as_rank
+    from paradit.engine.listed import make_videos
+    from paradit.engine.worker import WAIT_SECONDS, agree
 
     here = launched()
     assert here is not None
-    assignment = Assignment(run=run, jobs=jobs, spec=spec, folder=folder.path if folder else None)
-    threads = threads_per_rank(here.local_ranks or run.placement.ranks)
-    place = Place(here.rank, device_of(here.local_rank), threads, here)
-    make_as_rank(assignment, place, report, stop)
+    torch.set_num_threads(threads_per_rank(here.local_ranks or run.placement.ranks))
+    device, ranks = device_of(here.local_rank), run.placement.ranks
+
+    def tell(message: str) -> None:
+        report.emit(Waiting(message=message))
+
+    with join_world(here.rank, ranks, here, device=device, timeout=WAIT_SECONDS, tell=tell) as world:
+        agree(world, run.placement)
+        make_videos(
+            list(run.jobs),
+            spec,
+            run.placement,
+            Progress(heeded(report.emit, stop)),
+            overwrite=run.overwrite,
+            metadata=run.metadata,
+            world=world,
+            device=device,
+            folder=folder,
+            stop=stop,
+            checkpoint_steps=run.checkpoint_steps,
+        )
+        if stop.wanted:
+            raise Interrupted
+
+
+def heeded(emit: Emit, stop: Stop) -> Emit:
+    """Return an `emit` that notes whether somebody looks at `stop`: while latents are denoised.
+
+    That a request is not wanted any more is then no news.
+    """
+
+    def emit_heeded(event: Event) -> None:
+        match event:
+            case StageStarted() if event.stage.startswith("denoise"):
+                stop.heeded = True
+            case StageEnded() if event.stage.startswith("denoise"):
+                stop.heeded = False
+            case Cancelled() if stop.wanted:
+                return
+        emit(event)
+
+    return emit_heeded

@@ -6,7 +6,6 @@
     00000.open.pt       its queue before the video's end showed in any block
     00000.safetensors   its final latents, until its video is there
     00000.done          its video is there, or about to get its name
-    rank-0.log          what the libraries of rank 0 had to say
     processes           who works, or worked, on it
     lock                held by the process that runs it
 
@@ -108,6 +107,10 @@ class RunFolder:
             self._mark(job.index).unlink(missing_ok=True)
         self._write(run)
 
+    def is_denoised(self, job: Job) -> bool:
+        """Whether the request's final latents are there, and nothing but the decode is left to do."""
+        return self.latents(job.index).exists()
+
     def has_video(self, job: Job) -> bool:
         """Whether the request's video is there."""
         try:
@@ -137,13 +140,11 @@ class RunFolder:
         if not job.request.endless:
             self.checkpoint(job.index).unlink(missing_ok=True)
 
-    def log(self, rank: int) -> Path:
-        """What a rank's libraries write."""
-        return self.path / f"rank-{rank}.log"
-
     def has_something(self) -> bool:
         """Whether a later run could go on from here better than from the beginning."""
-        return any(path.suffix in (".pt", ".safetensors", ".done") for path in self.path.iterdir())
+        # Somebody may have taken the folder away meanwhile.
+        there = self.path.iterdir() if self.path.is_dir() else ()
+        return any(path.suffix in (".pt", ".safetensors", ".done") for path in there)
 
     def remove(self) -> None:
         """Take the folder away, and that of all runs if it was the last."""
@@ -237,16 +238,7 @@ def unfinished(folder: Path) -> list[RunFolder]:
 
 
 def _as_json(run: Run) -> dict[str, Any]:
-    jobs = [
-        {
-            "request": asdict(job.request),
-            "output": str(Path(job.output).absolute()),
-            "latents": str(job.latents.absolute()) if job.latents else None,
-            "crf": job.crf,
-            "make_folder": str(job.make_folder.absolute()) if job.make_folder else None,
-        }
-        for job in run.jobs
-    ]
+    jobs = [plain_job(job) for job in run.jobs]
     return {"version": VERSION, **vars(run), "placement": json.loads(run.placement.to_json()), "jobs": jobs}
 
 
@@ -262,8 +254,7 @@ def _from_json(found: dict[str, Any]) -> Run:
     jobs, number = [], len(values["jobs"])
     for index, job in enumerate(values["jobs"]):
         with named(f"job {index}"):
-            fields = read_all(_JOB | {"request": Declared.of("request", dict[str, Any])}, job)
-            jobs.append(Job(**{**fields, "request": _request(fields["request"])}, index=index, count=number))
+            jobs.append(job_of(job, index, number))
     with named("placement"):
         placement = Placement.of(**read_values(placement_fields(), values["placement"]))
     if not jobs:
@@ -272,6 +263,23 @@ def _from_json(found: dict[str, Any]) -> Run:
 
 
 _JOB = {name: field for name, field in all_fields(Job).items() if name not in ("index", "count")}
+
+
+def plain_job(job: Job) -> dict[str, Any]:
+    """Return a job as plain values, without its number."""
+    return {
+        "request": asdict(job.request),
+        "output": str(Path(job.output).absolute()),
+        "latents": str(job.latents.absolute()) if job.latents else None,
+        "crf": job.crf,
+        "make_folder": str(job.make_folder.absolute()) if job.make_folder else None,
+    }
+
+
+def job_of(plain: dict[str, Any], index: int, count: int) -> Job:
+    """Return what `plain_job` was called on. Raises InputError."""
+    fields = read_all(_JOB | {"request": Declared.of("request", dict[str, Any])}, plain)
+    return Job(**{**fields, "request": _request(fields["request"])}, index=index, count=count)
 
 
 def _request(found: dict[str, Any]) -> ResolvedRequest:

@@ -32,7 +32,7 @@ LAST_WORDS = ("done", "stopped", "raised", "returned", ENDED)
 
 def preloaded(spec: ModelSpec) -> list[str]:
     """The modules that every rank of this model imports."""
-    return ["paradit.engine.make", family(spec.pipeline_class).module]
+    return ["paradit.engine.rank", family(spec.pipeline_class).module]
 
 
 class Ranks:
@@ -77,9 +77,8 @@ class Ranks:
         self._hub.tell(rank, word, *values)
 
     def tell_all(self, word: str, *values: Any) -> None:
-        """Say something to all ranks."""
-        for seat in self.seats:
-            self._hub.tell(seat.rank, word, *values)
+        """Say something to all ranks, also to those that are still starting."""
+        self._hub.tell_all(word, *values)
 
     def log(self, rank: int) -> list[str]:
         """Return the last lines that a rank's libraries have written."""

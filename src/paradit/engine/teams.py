@@ -6,10 +6,10 @@ from paradit.attention.base import Kernel
 from paradit.attention.local import sdpa
 from paradit.config.methods.base import method_of
 from paradit.config.placement import Placement
+from paradit.config.requests import ResolvedRequest
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.timing import trace_link
 from paradit.distributed.world import World
-from paradit.engine.job import Job
 from paradit.models.common.kernels import load_kernel
 from paradit.models.spec import ModelSpec
 from paradit.parallel.coprocess import Helped, Helper
@@ -60,10 +60,9 @@ def together(
     return Together(mesh, placement.choices(num_heads, num_branches), kernel, helped, quickest)
 
 
-def pipeline(placement: Placement, jobs: list[Job], world: World | None) -> World | None:
+def pipeline(placement: Placement, request: ResolvedRequest, world: World | None) -> World | None:
     """The ranks that divide the layers among them, if any do: with messages of their own."""
-    long = any(method_of(job.request).divides_layers for job in jobs)
-    if world is None or not long or len(placement.denoise_ranks) == 1:
+    if world is None or not method_of(request).divides_layers or len(placement.denoise_ranks) == 1:
         return None
     return world.part(placement.denoise_ranks, own_group=True)
 

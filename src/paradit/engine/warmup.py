@@ -19,12 +19,12 @@ from paradit.models.common.kernels import load_kernel
 from paradit.models.protocol import Frames, Prompt, VideoModel
 from paradit.models.spec import ModelSpec
 from paradit.parallel.team import Alone, Team
+from paradit.pipeline import load
 from paradit.progress import Progress
 from paradit.sampling.noise import initial_noise
 from paradit.scheduling.balance import StageSeconds
 from paradit.stages.decode import frames
 from paradit.stages.encode import encode
-from paradit.text_to_video import load
 from paradit.video.writer import Video, open_video
 
 

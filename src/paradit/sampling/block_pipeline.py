@@ -36,7 +36,7 @@ from paradit.scheduling.block_queue import BlockQueue, BlockStep, Context
 from paradit.scheduling.layer_pipeline import Collect, Compute, StageGrid, program
 from paradit.trace.spans import STEP, span
 
-Save = Callable[[QueueState], None]
+Save = Callable[[QueueState], object]
 
 
 class BlockPipeline:

@@ -22,6 +22,7 @@ from paradit.models.protocol import Prompt, Scheduler, VideoModel
 from paradit.parallel.team import Team
 from paradit.progress import Progress
 from paradit.sampling.block_state import BlockState, QueueState, restore_solver, solver_state
+from paradit.sampling.early_end import Unwanted
 from paradit.sampling.guidance import guide
 from paradit.sampling.in_blocks import TeamSampler
 from paradit.sampling.noise import BlockNoise
@@ -50,7 +51,7 @@ def blocks(
     team: Team,
     progress: Progress | None = None,
     state: QueueState | None = None,
-    save: Callable[[QueueState], None] | None = None,
+    save: Callable[[QueueState], bool] | None = None,
 ) -> Iterator[Tensor]:
     """The latents [1, C, f, h, w], fp32, of each block in order, on every rank of the team.
 
@@ -102,8 +103,9 @@ def blocks(
             yield torch.cat([held[frame].latents for frame in own], dim=2)
         unread = min(ready - queue.context_frames, block * queue.block_frames)
         held = {frame: what for frame, what in held.items() if frame >= unread}
-        if save:
-            save(_state(round + 1, held, fresh))
+        goes_on = not save or save(_state(round + 1, held, fresh))
+        if not ends and not team.gather_number(int(goes_on))[0]:
+            raise Unwanted
 
 
 def windows(queue: BlockQueue, active: range) -> Iterator[tuple[range, range]]:

@@ -41,6 +41,13 @@ class QueueSampler(BlockSampler):
     def fresh(self, begun: Begun) -> Iterator[Tensor]:
         work, (_, _, *size) = begun.work, latent_shape(begun.request, begun.work.model.spec)
         prompts, later = by_block(begun.request, work)
+        goes_on = True
+
+        def save(state: QueueState) -> None:
+            nonlocal goes_on
+            assert begun.save is not None
+            goes_on = begun.save(state)
+
         return BlockPipeline(
             work.model,
             begun.queue,
@@ -51,18 +58,19 @@ class QueueSampler(BlockSampler):
             progress=work.progress,
             later=later,
             share=work.share,
-            wanted=work.wanted,
+            wanted=lambda: goes_on and work.wanted(),
             state=begun.state or (QueueState(round=begun.round) if begun.round else None),
-        ).blocks(begun.save)
+        ).blocks(save if begun.save else None)
 
-    def after_round(self, work: Work, queue: BlockQueue, state: QueueState) -> None:
+    def is_open(self, queue: BlockQueue, round: int) -> bool:
+        return round == queue.open_rounds
+
+    def after_round(self, work: Work, queue: BlockQueue, state: QueueState) -> bool:
         blocks = queue.active(state.round - 1)
         count = None if work.request.endless else queue.num_blocks
         levels = state.round - blocks[-1], state.round - blocks[0]
         work.progress.queue(blocks[0] + 1, count, levels, queue.num_steps)
-        if work.checkpoints:
-            is_open = state.round == queue.open_rounds
-            work.checkpoints.offer(state.to_bytes, finished=queue.finished(state.round), is_open=is_open)
+        return super().after_round(work, queue, state)
 
 
 def by_block(request: BlocksRequest, work: Work) -> tuple[tuple[Prompt, ...], list[tuple[int, Prompt]]]:

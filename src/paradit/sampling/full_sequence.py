@@ -12,6 +12,7 @@ from paradit.config.requests import ResolvedRequest, latent_shape
 from paradit.models.protocol import Prompt, Scheduler, VideoModel
 from paradit.parallel.team import Alone, Branches, Team
 from paradit.progress import Progress
+from paradit.sampling.early_end import Unwanted
 from paradit.sampling.guidance import guide, scales
 from paradit.sampling.noise import initial_noise, step_generator
 from paradit.sampling.position import Position, last_position, restore, scheduler_state
@@ -39,7 +40,8 @@ def denoise(
     guidance_scales: one for each of the model's experts. noise: the generator of what a stochastic scheduler
     adds in a step, counted from 0. team: who computes; this process alone unless given.
     checkpoints: where the work may have been begun, and is kept. Steps are told as stage "denoise". Raises
-    FloatingPointError, naming the step, where the latents become infinite or are no numbers.
+    FloatingPointError, naming the step, if the latents become infinite or are no numbers, and Unwanted, on
+    all processes after the same step, if the first one's `checkpoints` end the work.
     """
     team = team or Alone()
     _, _, frames, height, width = latents.shape
@@ -74,8 +76,11 @@ def denoise(
             if not latents.isfinite().all():
                 raise FloatingPointError(f"the latents are not finite after step {step + 1}")
         progress.step("denoise", step + 1)
+        goes_on = True
         if checkpoints and team.is_first:
-            checkpoints.offer(partial(_position, step + 1, latents, scheduler))
+            goes_on = checkpoints.offer(partial(_position, step + 1, latents, scheduler))
+        if step + 1 < len(scheduler.timesteps) and not team.gather_number(int(goes_on))[0]:
+            raise Unwanted
     return latents
 
 

@@ -33,8 +33,8 @@ class Begun:
     """What was kept last, on the first rank."""
     round: int
     """The next one, on all ranks."""
-    save: Callable[[QueueState], None] | None
-    """Called after every round, on the first rank."""
+    save: Callable[[QueueState], bool] | None
+    """Called after every round, on the first rank; whether the work goes on."""
 
 
 class BlockSampler(Sampler):
@@ -66,20 +66,25 @@ class BlockSampler(Sampler):
         )
         if checkpoints and team.is_first:
             yield from (checkpoints.block(number) for number in range(finished))
-        for number, block in enumerate(self.fresh(begun), finished):
-            if checkpoints:
-                checkpoints.keep(number, block)
-            if team.is_first:
-                yield block
-            self.after_block(work)
+        made = finished
+        try:
+            for made, block in enumerate(self.fresh(begun), finished + 1):
+                if checkpoints:
+                    checkpoints.keep(made - 1, block)
+                if team.is_first:
+                    yield block
+        except Unwanted:
+            if not request.endless or not made:  # a video without end ends with what is finished
+                raise
 
-    def after_round(self, work: Work, queue: BlockQueue, state: QueueState) -> None:
-        """Called on the first rank after every round."""
-        if work.checkpoints:
-            work.checkpoints.offer(state.to_bytes, finished=queue.finished(state.round))
+    def after_round(self, work: Work, queue: BlockQueue, state: QueueState) -> bool:
+        """Called on the first rank after every round; returns whether the work goes on."""
+        is_open = self.is_open(queue, state.round)
+        return not work.checkpoints or work.checkpoints.offer(state.to_bytes, is_open=is_open)
 
-    def after_block(self, work: Work) -> None:
-        """Called on all ranks that got a block."""
+    def is_open(self, queue: BlockQueue, round: int) -> bool:  # noqa: ARG002
+        """Whether a longer video could go on from just this round's state."""
+        return False
 
     @abstractmethod
     def finished(self, queue: BlockQueue, round: int) -> int:
@@ -117,6 +122,5 @@ class TeamSampler(BlockSampler):
             save=begun.save,
         )
 
-    def after_block(self, work: Work) -> None:
-        if not work.team.gather_number(int(work.wanted()))[0]:
-            raise Unwanted
+    def after_round(self, work: Work, queue: BlockQueue, state: QueueState) -> bool:
+        return super().after_round(work, queue, state) and work.wanted()

@@ -20,20 +20,16 @@ from paradit.sampling.layer_split import LayerShare
 from paradit.scheduling.layer_pipeline import StageGrid
 
 
-class Enough(Exception):
-    """A video without end is to end with the blocks that are finished."""
-
-
 class Checkpoints(Protocol):
     """Keeps what is done of one request's denoising; the first process of a team has one."""
 
     def last(self, parse: Callable[[bytes], object]) -> bytes:
         """Return the state that was kept last; empty if there is none that `parse` can read."""
 
-    def offer(self, state: Callable[[], bytes], *, finished: int = 0, is_open: bool = False) -> None:
-        """Take note of a state after a step; it may be kept, and the run ended, or, by `Enough`, the video.
+    def offer(self, state: Callable[[], bytes], *, is_open: bool = False) -> bool:
+        """Take note of a state after a step; it may be kept. Returns whether the work goes on.
 
-        finished: blocks that are done. is_open: whether a longer video could go on from just this state.
+        is_open: whether a longer video could go on from just this state.
         """
 
     def block(self, number: int) -> Tensor:

@@ -33,7 +33,7 @@ def blocks(
     team: Team,
     progress: Progress | None = None,
     state: QueueState | None = None,
-    save: Callable[[QueueState], None] | None = None,
+    save: Callable[[QueueState], bool] | None = None,
 ) -> Iterator[Tensor]:
     """The latents [1, C, f, h, w], fp32, of each block in order, on every rank of the team.
 
@@ -114,15 +114,14 @@ def _state(round: int, windows: dict[int, Tensor], steps: int) -> QueueState:
 class _WholeWindows:
     """Nothing is kept of a window that is not whole; but after every step the run may be ended."""
 
-    def __init__(self, offer: Callable[[], None] | None) -> None:
+    def __init__(self, offer: Callable[[], bool] | None) -> None:
         self._offer = offer
 
     def last(self, parse: Callable[[bytes], object]) -> bytes:  # noqa: ARG002
         return b""
 
-    def offer(self, state: Callable[[], bytes], *, finished: int = 0, is_open: bool = False) -> None:  # noqa: ARG002
-        if self._offer:
-            self._offer()
+    def offer(self, state: Callable[[], bytes], *, finished: int = 0, is_open: bool = False) -> bool:  # noqa: ARG002
+        return self._offer() if self._offer else True
 
     def block(self, number: int) -> Tensor:
         raise LookupError(number)

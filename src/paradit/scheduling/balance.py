@@ -19,7 +19,7 @@ from paradit.config.errors import InputError
 from paradit.config.limits import MAX_SECONDS
 from paradit.config.options import Option
 from paradit.config.placement import Placement
-from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, program
+from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, steps
 
 Seconds = Annotated[float, Option(least=0, most=MAX_SECONDS)]
 Step = tuple[str, int]
@@ -96,7 +96,7 @@ def _play_replica(placement: Placement, num_requests: int, seconds: Mapping[str,
         return next((number for number, group in enumerate(decoders) if rank in group), -1)
 
     programs = [
-        deque(program(placement.stages_of(rank), decoder(rank), len(decoders), num_requests))
+        deque(steps(placement.stages_of(rank), decoder(rank), len(decoders), range(num_requests)))
         for rank in range(placement.ranks)
     ]
     free = [0.0] * placement.ranks

@@ -22,6 +22,10 @@ from paradit.progress import Progress
 T = TypeVar("T")
 
 
+class Undecoded(Exception):
+    """Whoever takes the frames wants no more of them."""
+
+
 def decode(
     model: VideoModel,
     latents: Tensor | LatentBlocks,
@@ -34,8 +38,8 @@ def decode(
     """What `consume` makes of the frames of latents [1, C, F, h, w]; told as stage "decode".
 
     tile: the side of a tile in pixels; None: the whole picture. world: ranks that share the tiles, and all
-    call this with the same latents; the first one consumes the frames, the others get None, also where an
-    OSError ends it for the first one.
+    call this with the same latents; the first one consumes the frames, the others get None, also if an
+    OSError or `Undecoded` ends it for the first one.
 
     Where memory runs out, `consume` is called again, with the frames of smaller tiles, and `progress` is
     warned. Raises OutOfMemory, on all ranks, where there are no smaller tiles, or where latents come only
@@ -60,7 +64,7 @@ def decode(
             (outcome,) = ended.args
         except Exception as error:
             if not ran_out(error):
-                if isinstance(error, OSError):
+                if isinstance(error, OSError | Undecoded):
                     attempt.tell(FAILED)
                 raise
             outcome = attempt.tell(NO_MEMORY)

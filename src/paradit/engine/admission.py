@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from paradit.cli.progress import Reporter
 from paradit.config.placement import Placement
 from paradit.engine.job import Job
 from paradit.launched import launched
 from paradit.models.spec import ModelSpec
 
 
-def check_jobs(
+def admit(
     jobs: Iterable[Job],
     spec: ModelSpec,
     placement: Placement,
-    report: Reporter,
+    warn: Callable[[str], None],
     *,
     known: tuple[str, ...] | None = None,
 ) -> None:
@@ -31,4 +30,4 @@ def check_jobs(
     warnings = [check_memory(spec, job.request, placement, local_ranks, known=known) for job in jobs]
     for warning in dict.fromkeys(warnings):
         if warning:
-            report.warn(warning)
+            warn(warning)

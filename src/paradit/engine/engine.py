@@ -1,0 +1,365 @@
+"""An engine: ranks that start and load once, and make the videos of requests that come at any time.
+
+with paradit.Engine("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", Placement(ranks=4)) as engine:
+    job = engine.submit(Request(prompt="a red circle"), "circle.mp4")
+    for event in job.events(): ...
+    print(job.result()["path"])
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from paradit.config.errors import InputError, JobCancelled, JobError
+from paradit.config.methods.base import check_placement, method_of, resolve
+from paradit.config.placement import Placement
+from paradit.config.requests import Request, ResolvedRequest
+from paradit.engine.admission import admit
+from paradit.engine.driver import HANG_SECONDS, Driver
+from paradit.engine.events import Cancelled, Failed, Finished, Log
+from paradit.engine.job import Job, Run
+from paradit.engine.reserve import files_reserved
+from paradit.engine.run import check_devices, leave, make_driver, order_of
+from paradit.engine.run_folder import RunFolder
+from paradit.models.folder import BUNDLED, download_weights, find_model
+from paradit.models.identity import model_hash
+from paradit.models.spec import ModelSpec, read_spec
+from paradit.models.warnings import warnings_for
+from paradit.progress import Emit, Event, StageStarted, Warned
+from paradit.scheduler_check import check_scheduler
+from paradit.video.frame import Frame
+from paradit.video.reader import read_video
+from paradit.video.writer import check_target
+
+AUTO = "auto"
+DOING = {"encode": "encoding", "denoise": "denoising", "decode": "decoding"}
+"""What a job does, by the stage that has begun last."""
+ENDED = ("done", "failed", "cancelled")
+
+
+class EngineJob:
+    """A request that an engine has accepted."""
+
+    def __init__(self, number: int, job: Job, cancel: Callable[[int], None], held: ExitStack) -> None:
+        self.number, self.request, self.output = number, job.request, Path(job.output)
+        self._cancel, self._held = cancel, held
+        self._news = threading.Condition()
+        self._log = Log()
+        self._wakers: set[Callable[[], object]] = set()
+        self._status, self._result, self._error = "queued", dict[str, Any](), ""
+
+    @property
+    def status(self) -> str:
+        """`queued`, `encoding`, `denoising`, `decoding`, `done`, `failed` or `cancelled`."""
+        return self._status
+
+    def cancel(self) -> None:
+        """End this job within a step, and no other; what is safe of it stays in its run's folder."""
+        self._cancel(self.number)
+
+    def result(self, timeout: float | None = None) -> dict[str, Any]:
+        """Wait for the video, and return what is told of it: its path, seconds by stage, and so on.
+
+        Raises JobError, with the reason, if it has failed, JobCancelled, TimeoutError.
+        """
+        with self._news:
+            if not self._news.wait_for(lambda: self._status in ENDED, timeout):
+                raise TimeoutError(f"job {self.number} is {self._status} after {timeout:g} s")
+        if self._status == "done":
+            return self._result
+        raise JobCancelled("cancelled") if self._status == "cancelled" else JobError(self._error)
+
+    def frames(self) -> Iterator[Frame]:
+        """Wait for the video, and iterate over its frames [H, W, 3], as they are in its file."""
+        self.result()
+        yield from read_video(self.output)[0]
+
+    def events(self, after: int = 0) -> JobEvents:
+        """Iterate, by `for` or `async for`, over the job's events from number `after` + 1 until it ends.
+
+        What is not kept any more is told of by `Missed`.
+        """
+        return JobEvents(self, after)
+
+    def hear(self, event: Event) -> None:
+        """Take an event of this job, or of all."""
+        with self._news:
+            if self._status in ENDED:
+                return
+            self._log.add(event)
+            self._status = self._status_after(event)
+            self._news.notify_all()
+            wakers = list(self._wakers)
+        for wake in wakers:
+            wake()
+
+    def end(self) -> None:
+        """Let go of the files' names."""
+        self._held.close()
+
+    def since(self, number: int) -> tuple[list[Event], bool]:
+        """Events after a number, and whether there will be others."""
+        with self._news:
+            return self._log.since(number), self._status not in ENDED
+
+    def wait(self, number: int) -> None:
+        """Wait for an event after a number, or the end."""
+        with self._news:
+            self._news.wait_for(lambda: self._log.last > number or self._status in ENDED)
+
+    def waking(self, wake: Callable[[], object]) -> Callable[[], None]:
+        """Have `wake` called with every event, by the engine's thread; returns what ends that."""
+        with self._news:
+            self._wakers.add(wake)
+        return lambda: self._wakers.discard(wake)
+
+    def _status_after(self, event: Event) -> str:
+        match event:
+            case StageStarted(job=int()):
+                return DOING.get(event.stage.split()[0], self._status)
+            case Finished():
+                self._result = event.result
+                return "done"
+            case Failed():
+                self._error = event.message
+                return "failed"
+            case Cancelled():
+                return "cancelled"
+        return self._status
+
+
+class JobEvents:
+    """The events of a job, for `for` and `async for`; neither costs a thread."""
+
+    def __init__(self, job: EngineJob, after: int) -> None:
+        self._job, self._after = job, after
+
+    def __iter__(self) -> Iterator[Event]:
+        number, more = self._after, True
+        while more:
+            self._job.wait(number)
+            found, more = self._job.since(number)
+            for event in found:
+                number = event.number
+                yield event
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+        forget = self._job.waking(lambda: loop.call_soon_threadsafe(news.set))
+        try:
+            number, more = self._after, True
+            while more:
+                news.clear()
+                found, more = self._job.since(number)
+                for event in found:
+                    number = event.number
+                    yield event
+                if more and not found:
+                    await news.wait()
+        finally:
+            forget()
+
+
+class Engine:
+    """Ranks with one model. Use it as a context manager, or call `close`. Any thread may submit."""
+
+    def __init__(
+        self,
+        model: str | Path = BUNDLED,
+        placement: Placement | str | None = None,
+        *,
+        plan_for: Sequence[Request] = (),
+        hang_limit: float = HANG_SECONDS,
+        emit: Emit | None = None,
+    ) -> None:
+        """model: bundled, a folder, or a hub id. placement: how ranks are used; "auto" is decided for
+        `plan_for`, or else the first request, and stays; None: one rank, a thread of this process.
+
+        emit: takes every event of all jobs, in the engine's thread; without it warnings are Python's.
+        Nothing is loaded before the first request. Raises InputError.
+        """
+        Run(model=str(model), jobs=(), placement=Placement(), hang_limit=hang_limit)  # is it a valid one?
+        self.spec: ModelSpec = read_spec(find_model(str(model)))
+        self._model, self._hang_limit, self._tell = str(model), hang_limit, emit
+        self._lock = threading.Lock()
+        self._jobs: dict[int, EngineJob] = {}
+        """Those that have not ended."""
+        self._count, self._closed = 0, False
+        self._first: ResolvedRequest | None = None
+        self._driver: Driver | None = None
+        self._thread: threading.Thread | None = None
+        self._broken: BaseException | None = None
+        self.placement: Placement | None = None
+        """How ranks are used, once that is decided."""
+        if isinstance(placement, str) and placement != AUTO:
+            raise InputError(f"placement must be a Placement or 'auto', got {placement!r}")
+        if not isinstance(placement, str):
+            self.placement = placement or Placement()
+        elif plan_for:
+            self.placement = self._decided([resolve(request, self.spec) for request in plan_for])
+        atexit.register(self.close, wait=False)
+
+    def submit(
+        self,
+        request: Request,
+        output: str | Path,
+        *,
+        latents: str | Path | None = None,
+        overwrite: bool = False,
+        metadata: bool = True,
+        checkpoint_steps: int | None = None,
+    ) -> EngineJob:
+        """Accept a request, and return at once. It is made after those before it.
+
+        output, latents: files to write. Raises InputError if it cannot be had, as the command does; also if
+        it wants another dtype than the first one, or a method that the ranks' weights are not divided for.
+        """
+        resolved = resolve(request, self.spec)
+        with self._lock:
+            self._check_open()
+            placement = self.placement or self._decided([resolved])
+            self._check(resolved, placement)
+            resolved = placement.tiled(resolved, self.spec)
+            check_target(output, fps=resolved.fps, overwrite=overwrite)
+            job = Job(request=resolved, output=str(output), latents=Path(latents) if latents else None)
+            if self._driver is None:
+                download_weights(self._model, self.spec.folder)
+                self._model_hash = model_hash(self.spec.folder)
+            run = self._run_of(job, placement, overwrite, metadata, checkpoint_steps)
+            driver = self._start(placement)
+            accepted, folder = self._hold(run, job)
+            self.placement, self._first = placement, self._first or resolved
+            driver.add(order_of(run, job, folder, accepted.number))
+        return accepted
+
+    def close(self, *, wait: bool = True) -> None:
+        """End the ranks, once all jobs have ended; without `wait` they are cancelled. May be called twice."""
+        with self._lock:
+            self._closed = True
+            driver, jobs = self._driver, list(self._jobs.values())
+        atexit.unregister(self.close)
+        if driver is None or self._thread is None:
+            return
+        for job in [] if wait else jobs:
+            job.cancel()
+        driver.end()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(wait=kind is None)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the engine is closed")
+        if self._broken is not None:
+            raise RuntimeError("the engine has failed, and takes no more requests") from self._broken
+
+    def _check(self, request: ResolvedRequest, placement: Placement) -> None:
+        """Refuse what cannot be made, by the checks of the command, before anything is loaded."""
+        check_placement(placement, request, self.spec)
+        check_scheduler(self.spec, request)
+        check_devices(placement, request.dtype)
+        job = Job(request=request, output="", latents=None)
+        if request.endless and placement.decode_degree > 1:
+            raise InputError("a video of duration inf is decoded by one rank: leave decode_degree out")
+
+        def warn(message: str) -> None:
+            self._hear(Warned(message=message))
+
+        for warning in warnings_for(request, self.spec):
+            warn(warning)
+        admit([job], self.spec, placement, warn)
+        first = self._first
+        if first is None:
+            return
+        if request.dtype != first.dtype:
+            raise InputError(
+                f"the engine's weights are in {first.dtype or 'the usual dtype'}, and the request wants "
+                f"{request.dtype or 'the usual one'}: use another engine for it"
+            )
+        apart = len(placement.denoise_ranks) > 1
+        if apart and method_of(request).divides_layers != method_of(first).divides_layers:
+            raise InputError(
+                f"the engine's ranks are made for method {first.method}, and the request wants "
+                f"{request.method}: use another engine for it"
+            )
+
+    def _decided(self, requests: list[ResolvedRequest]) -> Placement:
+        from paradit.engine.auto import decide
+
+        return decide(requests, self.spec, self._hear)
+
+    def _run_of(
+        self, job: Job, placement: Placement, overwrite: bool, metadata: bool, checkpoint_steps: int | None
+    ) -> Run:
+        return Run(
+            model=self._model,
+            model_folder=str(self.spec.folder.absolute()),
+            model_hash=self._model_hash,
+            jobs=(job,),
+            placement=placement,
+            overwrite=overwrite,
+            checkpoint_steps=checkpoint_steps,
+            hang_limit=self._hang_limit,
+            metadata=metadata,
+        )
+
+    def _hold(self, run: Run, job: Job) -> tuple[EngineJob, RunFolder]:
+        """Make the folder of a job's run, and hold its names until it ends."""
+        with ExitStack() as held:
+            held.enter_context(files_reserved([job], overwrite=run.overwrite))
+            folder = RunFolder.create(run)
+            held.enter_context(folder.locked())
+            accepted = EngineJob(self._count, job, self._cancel, held.pop_all())
+        accepted._held.callback(leave, run, folder, accepted.hear)
+        self._jobs[self._count] = accepted
+        self._count += 1
+        return accepted, folder
+
+    def _start(self, placement: Placement) -> Driver:
+        if self._driver is None:
+            self._driver = make_driver(self.spec, placement, self._hear, hang_limit=self._hang_limit)
+            self._thread = threading.Thread(target=self._run, name="paradit engine", daemon=True)
+            self._thread.start()
+        return self._driver
+
+    def _cancel(self, number: int) -> None:
+        if self._driver is not None:
+            self._driver.cancel(number)
+
+    def _run(self) -> None:
+        """The engine's thread."""
+        assert self._driver is not None
+        try:
+            self._driver.run()
+        except BaseException as error:
+            self._broken = error
+            for job in list(self._jobs.values()):
+                self._hear(Failed(job=job.number, count=1, message=str(error)))
+
+    def _hear(self, event: Event) -> None:
+        """Pass an event on to its job, or to all, and to whoever hears everything."""
+        ended = isinstance(event, Finished | Failed | Cancelled)
+        if event.job is None:
+            for each in list(self._jobs.values()):
+                each.hear(event)
+        elif job := self._jobs.get(event.job):
+            if ended:
+                del self._jobs[event.job]
+                job.end()
+            job.hear(event)
+        if self._tell is not None:
+            self._tell(event)
+        elif isinstance(event, Warned):
+            warnings.warn(event.message, stacklevel=2)

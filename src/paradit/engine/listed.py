@@ -1,0 +1,62 @@
+"""Jobs that are all known, made without a driver: by ranks that a launcher such as torchrun has started."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from paradit.config.placement import Placement
+from paradit.distributed.world import World
+from paradit.engine.job import Job
+from paradit.engine.orders import Inbox, Order
+from paradit.engine.rank import serve
+from paradit.engine.run_folder import RunFolder
+from paradit.models.spec import ModelSpec
+from paradit.progress import Progress
+from paradit.stopping import Stop
+
+
+def make_videos(
+    jobs: list[Job],
+    spec: ModelSpec,
+    placement: Placement,
+    progress: Progress,
+    *,
+    overwrite: bool,
+    metadata: bool = True,
+    world: World | None = None,
+    device: torch.device | None = None,
+    folder: RunFolder | None = None,
+    stop: Stop | None = None,
+    checkpoint_steps: int | None = None,
+) -> None:
+    """Do this rank's part of jobs that are all known; all ranks of a placement call it. Without a driver.
+
+    folder: keeps what is done; the first rank has one, if any has, and says what is left to do.
+    """
+    left = [
+        (number, folder.is_denoised(job) if folder else False)
+        for number, job in enumerate(jobs)
+        if not folder or not folder.is_done(job)
+    ]
+    if world is not None and world.rank == 0:
+        world.tell("jobs", json.dumps(left))
+    elif world is not None:
+        left = json.loads(world.word("jobs"))
+    inbox = Inbox(stop)
+    for position, (number, is_denoised) in enumerate(left):
+        inbox.add(
+            Order(
+                number=number,
+                job=jobs[number],
+                folder=folder.path if folder else None,
+                is_denoised=is_denoised,
+                replica=position % placement.replicas,
+                overwrite=overwrite,
+                metadata=metadata,
+                checkpoint_steps=checkpoint_steps,
+            )
+        )
+    inbox.end()
+    serve(inbox, spec, placement, progress.emit, world=world, device=device)

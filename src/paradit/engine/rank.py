@@ -1,0 +1,410 @@
+"""The program of a rank: orders in, stages out. Every rank runs it, also one that is alone."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paradit.config.errors import InputError, OutOfMemory
+from paradit.config.methods.base import method_of
+from paradit.config.placement import Placement
+from paradit.config.requests import latent_shape
+from paradit.distributed.channel import Channel
+from paradit.distributed.world import World
+from paradit.engine import teams
+from paradit.engine.account import Open
+from paradit.engine.coming import Coming, ComingFrom, FailedElsewhere, send_blocks
+from paradit.engine.events import Began, Cancelled, Doing, Failed, Finished, MemoryUsed
+from paradit.engine.keep import Written, keep, save_latents
+from paradit.engine.keeper import Keeper
+from paradit.engine.orders import Inbox, Order
+from paradit.engine.prompts import Prompts
+from paradit.engine.replicas import of_replica, own_world, tell_memory
+from paradit.engine.run_folder import RunFolder
+from paradit.memory import peak_memory_bytes
+from paradit.models.common.latent_blocks import LatentBlocks
+from paradit.models.protocol import Frames, Prompt
+from paradit.models.spec import ModelSpec
+from paradit.parallel.team import Team
+from paradit.pipeline import load, run
+from paradit.progress import Emit, Progress
+from paradit.provenance import provenance
+from paradit.room import name_of
+from paradit.sampling.early_end import Unwanted
+from paradit.sampling.layer_split import LayerShare
+from paradit.sampling.sampler import Work, sampler_of
+from paradit.scheduling.stages import AHEAD, decoder_of, program
+from paradit.stages.decode import Undecoded, decode
+from paradit.stages.denoise import denoise
+from paradit.stages.encode import encode
+from paradit.trace.spans import STAGE, span
+
+
+def serve(
+    inbox: Inbox,
+    spec: ModelSpec,
+    placement: Placement,
+    emit: Emit,
+    *,
+    world: World | None = None,
+    device: torch.device | None = None,
+) -> None:
+    """Do this rank's part of every order, as they come, until no more do. All ranks of a placement call it.
+
+    world: None for one process. What is not wanted any more ends within a step, on all ranks alike; an order
+    that fails, since its latents are not finite or its video cannot be written, fails alone.
+    """
+    if placement.replicas > 1:
+        assert world is not None
+        size, inbox.replica = placement.replica_ranks, world.rank // placement.replica_ranks
+        own = own_world(world, size)
+        if inbox.first() is not None:
+            emit_own = of_replica(emit, inbox.replica)
+            serve(inbox, spec, placement.replica, emit_own, world=own, device=device)
+        tell_memory(world, placement, emit)
+        return
+    first = inbox.first()
+    if first is None:
+        return
+    run(_Rank(first, inbox, spec, placement, emit, world=world, device=device))
+
+
+class _Rank:
+    """One rank: what it does in each stage, and the channels to the others."""
+
+    def __init__(
+        self,
+        first: Order,
+        inbox: Inbox,
+        spec: ModelSpec,
+        placement: Placement,
+        emit: Emit,
+        *,
+        world: World | None,
+        device: torch.device | None,
+    ) -> None:
+        self._device = device
+        self._first, self._inbox, self._spec, self._placement, self._emit = (
+            first,
+            inbox,
+            spec,
+            placement,
+            emit,
+        )
+        self._world, request = world, first.job.request
+        self._rank = world.rank if world else 0
+        self._stages = placement.stages_of(self._rank)
+        decoders, leader = placement.decode_groups, placement.denoise_ranks[0]
+        self._decoder = next((n for n, group in enumerate(decoders) if self._rank in group), -1)
+        self._writes = self._rank in (group[0] for group in decoders)
+        self._sharers = teams.sharers(placement, world)
+        team = world.part(placement.denoise_ranks) if world else None
+        self._helped, self._helper = teams.coprocess(placement, spec, world, team)
+        self._team = teams.team(placement, spec, team, self._helped)
+        self._pipeline = teams.pipeline(placement, request, world)
+        self._grid = method_of(request).grid(placement, request, spec)
+        self._prompts = Prompts(placement, world)
+        self._latents = [Channel(world, leader, group, AHEAD) for group in decoders]
+        # Where all ranks denoise, they meet after every request.
+        self._all_meet = len(placement.denoise_ranks) == placement.ranks
+        self._open: dict[int, Open] = {}
+        self._taken = 0
+        self._began = time.monotonic()
+        """When the first video was begun, or the one before was done."""
+        self._layers: LayerShare | None = None
+
+    def load(self) -> None:
+        """Load what this rank's stages need."""
+        progress = Progress(self._emit) if self._rank == 0 else Progress()
+        self._emit(Doing(stage="load"))
+        with span("load", STAGE):
+            self._model = load(
+                self._spec,
+                self._first.job.request.dtype,
+                progress,
+                device=self._device,
+                stages=self._stages,
+                compile=self._placement.compile,
+                layers=self._pipeline is None or self._grid.num_stages == 1,
+            )
+        self._load_seconds = progress.seconds
+
+    def requests(self) -> Iterator[tuple[tuple[str, ...], Order]]:
+        """Iterate over orders as they come, each with the stages that are this rank's turn now."""
+        decoders, stages = len(self._placement.decode_groups), self._stages
+        return program(stages, self._decoder, decoders, self._take, lambda order: order.is_denoised)
+
+    def _take(self, wait: bool) -> Order | None:
+        """Return the next order (`scheduling.stages.Take`)."""
+        order = self._inbox.take(wait)
+        if order is not None:
+            if not self._open:
+                self._began = time.monotonic() if self._taken else self._began
+            self._open[order.number] = Open(self._taken, {} if self._taken else self._load_seconds)
+            self._taken += 1
+        return order
+
+    def encode(self, order: Order) -> None:
+        """The texts of a request, sent to all ranks that denoise; or that nobody wants them any more."""
+        request, wanted = order.job.request, self._inbox.is_wanted(order)
+        self._emit(Doing(job=order.number, stage="encode"))
+        prompts = None
+        if wanted:
+            self._emit(Began(job=order.number, count=order.job.count, prompt=request.prompt))
+            with self._timed(order, "encode"):
+                prompts = encode(self._model, request, self._telling(order))
+        self._prompts.send(self._model, request, prompts)
+
+    def denoise(self, order: Order) -> None:
+        """The latents of a request, sent by the first rank that denoises to the one that decodes."""
+        team = self._team
+        assert team is not None
+        self._emit(Doing(job=order.number, stage="denoise"))
+        prompts = self._prompts.receive(self._model, order.job.request)
+        if method_of(order.job.request).streams:
+            self._denoise_blocks(order, prompts, team)
+            return
+        latents = self._denoise_whole(order, prompts, team)
+        self._tell_of_latents(order)
+        if team.is_first:
+            if latents is None:
+                latents = torch.full(self._latent_shape(order), torch.nan, device=self._model.device)
+            took = latents.new_tensor([self._open[order.number].seconds.get("denoise", 0.0)])
+            self._channel_of(order).send(torch.cat([latents.flatten(), took]))
+
+    def _denoise_whole(self, order: Order, prompts: tuple[Prompt, ...] | None, team: Team) -> Tensor | None:
+        """On all of these ranks alike; None if it has failed, or is not wanted any more."""
+        try:
+            with self._timed(order, "denoise"):
+                (latents,) = self._blocks(order, prompts, team)
+        except (FloatingPointError, Unwanted) as error:
+            if team.is_first:
+                self._end_early(order, error)
+            return None
+        if team.is_first and (keeper := self._keeper(order)):
+            keeper.save_latents(latents, self._spec)
+        return latents
+
+    def _denoise_blocks(self, order: Order, prompts: tuple[Prompt, ...] | None, team: Team) -> None:
+        """Long videos: blocks go to the rank that decodes as they are finished."""
+        blocks = self._blocks(order, prompts, team)
+        if self._decoder >= 0 and team.is_first:
+            # Each is decoded before the next is made.
+            self._open[order.number].coming = Coming(blocks)
+            return
+        try:
+            with self._timed(order, "denoise"):
+                if team.is_first:
+                    send_blocks(
+                        blocks, self._channel_of(order), self._block_shapes(order), self._model.device
+                    )
+                deque(blocks, maxlen=0)  # on the others none come
+        except (FloatingPointError, Unwanted) as error:  # on all of these ranks alike
+            # If the decode has failed, whoever decodes has told why.
+            if team.is_first and not (isinstance(error, Unwanted) and self._inbox.is_wanted(order)):
+                self._end_early(order, error)
+
+    def _blocks(self, order: Order, prompts: tuple[Prompt, ...] | None, team: Team) -> Iterator[Tensor]:
+        """Blocks of latents as they are finished, on the first rank that denoises: of some methods one."""
+        if prompts is None:
+            raise Unwanted
+        request, device = order.job.request, self._model.device
+        progress, sampler = self._telling(order if team.is_first else None), sampler_of(request)
+        if self._layers is None and self._pipeline is not None:
+            with progress.stage("load"), self._timed(order, "load"):
+                self._layers = sampler.divide(self._model, request, prompts, self._pipeline, self._grid)
+        keeper = self._keeper(order) if team.is_first else None
+        yield from denoise(
+            Work(
+                model=self._model,
+                request=request,
+                prompts=prompts,
+                progress=progress,
+                team=team,
+                share=self._layers,
+                checkpoints=keeper.checkpoints(device) if keeper else None,
+                wanted=lambda: self._world is None or not self._world.told(self._undecoded(order)),
+            )
+        )
+
+    def _block_shapes(self, order: Order) -> Iterator[tuple[int, ...]]:
+        channels, _, *size = latent_shape(order.job.request, self._spec)
+        return ((1, channels, frames, *size) for frames in order.job.request.block_sizes(self._spec))
+
+    def decode(self, order: Order) -> None:
+        """The video of a request, and its file: all of it, or this rank's tiles for the one that writes."""
+        self._emit(Doing(job=order.number, stage="decode"))
+        latents = self._latents_of(order)
+        self._open[order.number].is_through = True
+        if isinstance(latents, Tensor) and not latents.isfinite().all():
+            return  # it has ended already, and that was told
+        job, open_, keeper = order.job, self._open[order.number], self._keeper(order)
+        progress = self._telling(order if self._writes else None)
+
+        def consume(frames: Generator[Frames]) -> Written:
+            return keep(
+                job,
+                self._spec,
+                latents if isinstance(latents, Tensor) else None,
+                self._while_wanted(order, frames) if isinstance(latents, Tensor) else frames,
+                overwrite=order.overwrite,
+                about=self._provenance(order),
+                progress=progress,
+                name_next=keeper.name_next if keeper else None,
+            )
+
+        try:
+            with self._timed(order, "decode"):
+                tile = job.request.vae_tile
+                open_.written = decode(self._model, latents, tile, progress, consume, world=self._sharers)
+        except FailedElsewhere:
+            pass
+        except (OSError, InputError, OutOfMemory, FloatingPointError, Unwanted, Undecoded) as error:
+            if self._writes or isinstance(error, OSError):  # all that share the decode end it alike
+                self._end_early(order, error)
+        else:
+            open_.is_decoded = True
+            if open_.written is not None and keeper:
+                keeper.finish()
+        if self._world and open_.coming is not None and not job.request.endless:
+            if not open_.is_decoded:
+                self._world.tell(self._undecoded(order))
+            open_.coming.drain()  # the others come to its end too, if this has ended before
+
+    def _while_wanted(self, order: Order, frames: Generator[Frames]) -> Generator[Frames]:
+        """Frames, as long as the order is wanted. (Long videos end with their blocks.)"""
+        for frame in frames:
+            if not self._inbox.is_wanted(order):
+                raise Undecoded
+            yield frame
+
+    def _latents_of(self, order: Order) -> Tensor | LatentBlocks:
+        """What is to be decoded: it comes from the rank that denoised it, or is there from an earlier run."""
+        request, shape, open_ = order.job.request, self._latent_shape(order), self._open[order.number]
+        if method_of(request).streams:
+            if open_.coming is None:
+                shapes = self._block_shapes(order)
+                open_.coming = ComingFrom(self._channel_of(order), shapes, self._model.device)
+            return LatentBlocks(shape, self._coming_blocks(order, open_.coming), endless=request.endless)
+        if order.is_denoised:
+            keeper = self._keeper(order)
+            assert keeper is not None
+            return keeper.load_latents().to(self._model.device)
+        if self._helper is not None:  # while latents are waited for
+            open_.helped_steps = self._helper.until_latents()
+        message = self._channel_of(order).receive([prod(shape) + 1], torch.float32, self._model.device)
+        open_.seconds.setdefault("denoise", message[-1].item())
+        return message[:-1].view(shape)
+
+    def _coming_blocks(self, order: Order, coming: Coming) -> Iterator[Tensor]:
+        """The blocks that are to be decoded, as they come."""
+        job, collected = order.job, []
+        for block in coming:
+            if job.latents is not None:
+                collected.append(block)
+            yield block
+        if job.latents is not None and self._writes:
+            latents = torch.cat(collected, dim=2)
+            save_latents(job.latents, latents, job.about(self._spec), self._provenance(order))
+
+    def account(self, order: Order) -> None:
+        """After all that this rank does of a request in one go: tell of it, if it is done here."""
+        open_, job = self._open[order.number], order.job
+        # A video without end is stopped where its first rank is; the others do not come here.
+        meet = self._all_meet and not order.is_denoised and not job.request.endless
+        memory = self._peak_memory() if meet else None
+        if decoder_of(open_.position, len(self._latents)) != self._decoder or open_.is_through:
+            del self._open[order.number]
+        if open_.written is None:
+            return
+        device = self._model.device.type
+        result = open_.result(job, self._spec, self._began, memory, device)
+        self._emit(Finished(job=order.number, result=result))
+        self._began = time.monotonic()
+
+    def close(self) -> None:
+        """Wait until all is taken that was sent; where ranks have not met before, tell of their memory."""
+        if self._helper is not None:
+            self._helper.until_latents()  # and none come any more
+        self._prompts.close()
+        for channel in self._latents:
+            channel.close()
+        if self._helped is not None:
+            self._helped.close()
+        if not self._all_meet:
+            memory = self._peak_memory()
+            if self._rank == 0:
+                stages = [self._placement.stages_of(rank) for rank in range(len(memory))]
+                self._emit(MemoryUsed(by_rank=memory, stages=stages))
+
+    def _tell_of_latents(self, order: Order) -> None:
+        """That those of a request come now: to the rank that decodes them, where it helps."""
+        if self._helped is None:
+            return
+        decoders, helpers = self._placement.decode_groups, self._placement.helper_ranks
+        group = decoders[decoder_of(self._open[order.number].position, len(decoders))]
+        told = [number for number, rank in enumerate(helpers) if rank in group]
+        self._open[order.number].helped_steps = self._helped.latents(told)
+
+    def _channel_of(self, order: Order) -> Channel:
+        """The way of a request's latents."""
+        return self._latents[decoder_of(self._open[order.number].position, len(self._latents))]
+
+    def _peak_memory(self) -> list[int]:
+        """Of every rank; all ranks call it."""
+        mine = torch.tensor([peak_memory_bytes(self._model.device)], device=self._model.device)
+        everyone = self._world.transport().all_gather(mine) if self._world else [mine]
+        return [int(one) for one in everyone]
+
+    def _latent_shape(self, order: Order) -> tuple[int, ...]:
+        return 1, *latent_shape(order.job.request, self._spec)
+
+    def _keeper(self, order: Order) -> Keeper | None:
+        if order.folder is None:
+            return None
+        folder, progress = RunFolder(order.folder), self._telling(order)
+        return Keeper(folder, order.job, progress, self._wanted(order), order.checkpoint_steps)
+
+    def _wanted(self, order: Order) -> Callable[[], bool]:
+        return partial(self._inbox.is_wanted, order)
+
+    def _provenance(self, order: Order) -> dict[str, Any] | None:
+        """What a video's metadata says, if it says anything."""
+        if not order.metadata:
+            return None
+        dtype = name_of(self._model.dtype)
+        return provenance(order.job.request, self._spec, dtype, self._placement.kernel)
+
+    def _undecoded(self, order: Order) -> str:
+        """The word that nobody needs more of a long video: its decode has failed."""
+        return f"video {order.number} is not wanted"
+
+    def _telling(self, order: Order | None) -> Progress:
+        """What tells of an order; of none, what tells nothing but warnings."""
+        return Progress(self._emit, order.number) if order is not None else Progress()
+
+    def _end_early(self, order: Order, error: Exception) -> None:
+        """Tell why an order has failed, or that it has ended since it is not wanted any more."""
+        if isinstance(error, (Unwanted, Undecoded)):
+            self._emit(Cancelled(job=order.number))
+            return
+        job, why = order.job, str(error)
+        if isinstance(error, OSError):
+            why = f"{error.strerror or error}: {error.filename or job.output}"
+        self._emit(Failed(job=order.number, count=job.count, message=f"{job.request.prompt!r}: {why}"))
+
+    @contextmanager
+    def _timed(self, order: Order, stage: str) -> Iterator[None]:
+        began = time.monotonic()
+        with span(stage, STAGE, request=order.job.index):
+            yield
+        seconds = self._open[order.number].seconds
+        seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - began
