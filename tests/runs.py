@@ -116,7 +116,9 @@ def _ranks(pid: int) -> list[psutil.Process]:
 
 def _is_rank(process: psutil.Process, command: int) -> bool:
     try:
-        started = " ".join(process.cmdline())
-        return process.ppid() != command and re.search("forkserver|spawn_main", started) is not None
+        started = process.cmdline()
+        forked = started == psutil.Process(command).cmdline()  # as tests/warm.py does it
+        served = re.search("forkserver|spawn_main", " ".join(started)) is not None
+        return process.ppid() != command and (forked or served)
     except psutil.NoSuchProcess:  # it has just ended, such as what a library asks of the machine
         return False

@@ -1,7 +1,7 @@
 """Commands that begin with torch and diffusers there already: each is forked from a process that has them.
 
-Those imports are most of what a small run takes. What is imported when, and how a command begins cold, is
-for tests/test_cli.py; ranks are started by the command itself, cold, as for a user.
+Those imports are most of what a small run takes. The server that a command forks its ranks from is forked
+from the command. What is imported when, and how a command and its ranks begin cold, is for tests/test_cli.py.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from multiprocessing import util
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -134,6 +136,29 @@ def serve(number: int) -> None:
     os.environ.clear()
     os.environ.update(asked["env"])
     sys.argv[1:] = asked["arguments"]
+    util.spawnv_passfds = _forking(util.spawnv_passfds)
+
+
+def _forking(start: Callable[[bytes, Sequence[str], Sequence[int]], int]) -> Any:
+    """Return a `start` of interpreters that forks this process if multiprocessing's fork server is wanted."""
+
+    def forked(path: bytes, arguments: Sequence[str], fds: Sequence[int]) -> int:
+        program = arguments[-1]
+        if "multiprocessing.forkserver" not in program:
+            return start(path, arguments, fds)
+        pid = os.fork()
+        if pid:
+            return pid
+        gc.freeze()  # what lies in it belongs to the command, as do the files that are closed here
+        for fd in {int(file.name) for file in Path("/proc/self/fd").iterdir()} - {0, 1, 2, *fds}:
+            with suppress(OSError):
+                os.close(fd)
+        try:
+            exec(program, {})
+        finally:
+            os._exit(0)
+
+    return forked
 
 
 def _keep(output: int, errors: int, status: int) -> None:
