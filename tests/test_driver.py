@@ -47,7 +47,7 @@ class Script:
     """Ranks that say what they are given, and then, for ever, what is last."""
 
     def __init__(self, said: list[Said]) -> None:
-        self.said, self.ended = said, False
+        self.said, self.ended, self.are_replaced = said, False, True
         self.told: list[tuple[int, str]] = []
         """What single ranks were told."""
         self.told_all: list[tuple[str, Any]] = []
@@ -132,6 +132,13 @@ def test_ranks_that_get_nowhere(tmp_path: Path) -> None:
         "starting anew, from what is saved (failure 1 of 3 in request 2)",
     ]
     assert run.worlds[0].told == [(0, "stacks"), (1, "stacks")]
+
+
+def test_a_launcher_that_replaces_no_ranks(tmp_path: Path) -> None:
+    run = Driven(tmp_path, [DENOISING, DIED])
+    run.worlds[0].are_replaced = False
+    with pytest.raises(RankError, match="ended by SIGKILL"):
+        run.drive()
 
 
 def test_a_rank_that_is_silent(tmp_path: Path) -> None:

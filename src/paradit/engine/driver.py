@@ -69,6 +69,7 @@ class Driver:
         self._ended = False
         self._world: _World | Inbox | None = None
         self._tries = 0
+        self._are_replaced = True
         self._denoising: set[int | None] = set()
         """Orders that are looked at after every step, whether they are still wanted."""
 
@@ -156,7 +157,9 @@ class Driver:
 
     def _do_on_ranks(self) -> Failure | None:
         assert self._start is not None
-        world = _World(self, self._start(), self._placement.ranks, self._hang_limit)
+        started = self._start()
+        self._are_replaced = started.are_replaced
+        world = _World(self, started, self._placement.ranks, self._hang_limit)
         try:
             self._hand_over(world)
             return world.follow()
@@ -207,7 +210,8 @@ class Driver:
             failures[None] = 0  # it does start
         failures[failure.order] += 1
         count = failures[failure.order]
-        if failure.order is None and (failure.raised_at_start or count == FAILURES):
+        hopeless = failure.order is None and (failure.raised_at_start or count == FAILURES)
+        if hopeless or not self._are_replaced:
             raise RankError(failure.text)
         order = self._orders.get(failure.order) if failure.order is not None else None
         if order is not None and count == FAILURES:

@@ -100,8 +100,11 @@ def make_driver(
     def start() -> Ranks:
         from paradit.engine.worker import Worker
 
+        launcher = new_launcher()
+        if not launcher.capabilities.shared_folder:
+            raise InputError("the launcher's ranks do not see this machine's folders, where runs are kept")
         worker = Worker(spec=spec, placement=placement, tracing=tracing)
-        return Ranks(new_launcher(), placement.ranks, worker, preloaded(spec))
+        return Ranks(launcher, placement.ranks, worker, preloaded(spec))
 
     def serve_here(inbox: Inbox, emit: Emit) -> None:
         from paradit.engine.rank import serve

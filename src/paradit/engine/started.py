@@ -40,6 +40,8 @@ class Ranks:
 
     def __init__(self, launcher: Launcher, ranks: int, work: Work, preload: Sequence[str] = ()) -> None:
         self._launcher, self._hub = launcher, Hub()
+        self.are_replaced = launcher.capabilities.replaces
+        """Whether ranks can be started anew if one fails."""
         self._quiet: set[int] = set()
         """Ranks that have said their last word."""
         self._logs: dict[int, deque[str]] = {rank: deque(maxlen=LOG_LINES) for rank in range(ranks)}
