@@ -16,7 +16,7 @@ from torch import Tensor
 import paradit.engine.calibrate as calibrate_module
 from paradit.attention.registry import Choice
 from paradit.cli.calibrate import calibrate as calibrate_command
-from paradit.cli.progress import make_reporter
+from paradit.cli.commands.calibrate import CalibrateOptions
 from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
@@ -275,8 +275,7 @@ def test_the_command_keeps_what_it_has_found(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(calibrate_module, "calibrate", partial(calibrate, sizes=TINY))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert calibrated_cluster(1) is None
-    with make_reporter(as_json=False) as report:
-        calibrate_command(tmp_path / "machine.toml", 1, report, overwrite=False)
+    calibrate_command(CalibrateOptions(output=tmp_path / "machine.toml", ranks=1))
     assert calibrated_file(1).read_bytes() == (tmp_path / "machine.toml").read_bytes()
     found = calibrated_cluster(1)
     assert found is not None
@@ -321,6 +320,7 @@ def test_a_check_that_fails_leaves_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import paradit.engine.doctor as doctor_module
+    from paradit.cli.commands.doctor import DoctorOptions
     from paradit.cli.doctor import doctor
 
     def broken() -> None:
@@ -328,7 +328,7 @@ def test_a_check_that_fails_leaves_the_others(
 
     for name in ("_devices", "_links", "_formats"):
         monkeypatch.setattr(doctor_module, name, broken)
-    doctor(as_json=False)
+    doctor(DoctorOptions())
     said = capsys.readouterr().out
     for name in ("devices", "links", "formats"):
         assert f"{name} could not be found out: OSError: not there" in said

@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import paradit.cli.generate as command
 import paradit.cli.resume
 import paradit.engine.decode
 from paradit import room
-from paradit.cli.main import _run, app
+from paradit.cli.main import app, told
 from paradit.config.errors import InputError
 from paradit.config.placement import Placement
 from paradit.config.placement_text import read_groups, write_groups
@@ -264,9 +263,11 @@ def test_a_run_that_has_begun(
     """It is refused before anything is loaded, and told to use options that it has, or to begin anew."""
 
     def typed(*words: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["paradit", *words])
         capsys.readouterr()
-        return _run()
+        try:
+            return int(app(words, standalone_mode=False) or 0)
+        except InputError as error:
+            return told(error)
 
     def refused(*words: str) -> str:
         assert typed(*words) == 2

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from datetime import date
-from pathlib import Path
 
 from paradit import __version__
-from paradit.cli.progress import Reporter
+from paradit.cli.commands.calibrate import CalibrateOptions
+from paradit.cli.progress import make_reporter
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_RANKS, whole
 from paradit.files import write_whole
@@ -16,11 +16,12 @@ from paradit.planner.messages import crowded, fit_link, fit_neighbours
 from paradit.video.writer import check_file
 
 
-def calibrate(output: Path, ranks: int | None, report: Reporter, *, overwrite: bool) -> None:
+def calibrate(options: CalibrateOptions) -> None:
     """Measure, fit, and write the file. Raises InputError; nothing is written before all is measured."""
+    output, ranks = options.output, options.ranks
     if output.suffix != ".toml":
         raise InputError(f"output {str(output)!r} must end in .toml: use {str(output) + '.toml'!r}")
-    check_file("output", output, overwrite=overwrite)
+    check_file("output", output, overwrite=options.overwrite)
     if ranks is not None:
         whole("ranks", ranks, most=MAX_RANKS)
 
@@ -31,7 +32,8 @@ def calibrate(output: Path, ranks: int | None, report: Reporter, *, overwrite: b
 
     number = visible_ranks() if ranks is None else ranks
     check_ranks(number)
-    found = measure(number, report)
+    with make_reporter(as_json=False) as report:
+        found = measure(number, report)
     device = fit_device(found.measured, found.copies, f"paradit {__version__} calibrate, {date.today()}")
     device = crowded(device, found.messages)
     about = [

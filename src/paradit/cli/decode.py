@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from paradit.cli.commands.decode import DecodeOptions
-from paradit.cli.progress import Reporter
+from paradit.cli.progress import make_reporter
 from paradit.config.errors import InputError
 from paradit.config.methods.base import resolve
 from paradit.config.requests import Request, ResolvedRequest
@@ -34,30 +34,31 @@ _KNOWN: dict[str, Callable[[str], Any]] = {
 """What a file of latents says of the request besides its sizes, which the latents themselves say."""
 
 
-def decode(options: DecodeOptions, report: Reporter) -> None:
+def decode(options: DecodeOptions) -> None:
     """Make the video of latents that `paradit generate --latents` has saved.
 
     Raises InputError for whatever cannot be had, before anything is loaded and any file is made.
     """
     latents, overwrite = options.latents, options.overwrite
-    shape, about = _read(latents)
-    spec = find_spec(options.model, revision=options.revision, variant=options.variant)
-    asked = _request(latents, shape, about, options.fps, spec)
-    tile = options.vae_tile
-    request = resolve(asked if tile is None else replace(asked, vae_tile=tile), spec)
-    output = options.output if options.output is not None else f"{latents.stem}.mp4"
-    job = Job(request=request, output=output, latents=None, crf=options.crf)
-    check_target(job.output, fps=request.fps, overwrite=overwrite, crf=job.crf)
+    with make_reporter(options.json) as report:
+        shape, about = _read(latents)
+        spec = find_spec(options.model, revision=options.revision, variant=options.variant)
+        asked = _request(latents, shape, about, options.fps, spec)
+        tile = options.vae_tile
+        request = resolve(asked if tile is None else replace(asked, vae_tile=tile), spec)
+        output = options.output if options.output is not None else f"{latents.stem}.mp4"
+        job = Job(request=request, output=output, latents=None, crf=options.crf)
+        check_target(job.output, fps=request.fps, overwrite=overwrite, crf=job.crf)
 
-    # Imports torch, to know the device: after all other checks, and before weights are downloaded.
-    from paradit.engine.decode import check_memory, decode_saved
+        # Imports torch, to know the device: after all other checks, and before weights are downloaded.
+        from paradit.engine.decode import check_memory, decode_saved
 
-    if warning := check_memory(request, spec):
-        report.warn(warning)
-    with files_reserved([job], overwrite=overwrite):
-        download_weights(options.model, spec.folder, options.variant)
-        provenance = None if options.no_metadata else _provenance(about, request)
-        decode_saved(latents, job, spec, report, overwrite=overwrite, about=provenance)
+        if warning := check_memory(request, spec):
+            report.warn(warning)
+        with files_reserved([job], overwrite=overwrite):
+            download_weights(options.model, spec.folder, options.variant)
+            provenance = None if options.no_metadata else _provenance(about, request)
+            decode_saved(latents, job, spec, report, overwrite=overwrite, about=provenance)
 
 
 def _provenance(about: dict[str, str], request: ResolvedRequest) -> dict[str, Any] | None:

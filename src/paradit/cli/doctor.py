@@ -6,11 +6,18 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from paradit.cli.commands.doctor import DoctorOptions
 from paradit.cli.text import amount
+from paradit.streams import code_of_output
 
 
-def doctor(*, as_json: bool) -> None:
-    """Print what was found."""
+def doctor(options: DoctorOptions) -> int:
+    """Print what was found. Returns the exit code."""
+    _print(as_json=options.json)
+    return code_of_output()
+
+
+def _print(*, as_json: bool) -> None:
     try:
         from paradit.engine.doctor import examine
     except ImportError as error:  # without torch nothing else can be looked at

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from paradit.cli.commands.extend import ExtendOptions
-from paradit.cli.progress import Reporter
+from paradit.cli.progress import make_reporter
 from paradit.cli.run_model import complete_run_model, find_run_model
 from paradit.cli.signals import stop
 from paradit.config.errors import InputError
@@ -25,49 +25,60 @@ from paradit.scheduler_check import check_scheduler
 from paradit.video.writer import check_target
 
 
-def extend(options: ExtendOptions, report: Reporter) -> int:
-    """Make the videos of a run longer by so much. Gives the exit code: 1 where one has failed.
+def extend(options: ExtendOptions) -> int:
+    """Make the videos of a run longer by so much. Returns the exit code: 1 if one has failed.
 
-    Raises `InputError` where that cannot be, before torch is imported.
+    Raises `InputError` if that cannot be, before torch is imported.
     """
-    folder = find_run(options.run_dir)
-    run = folder.read()
-    output = options.output
+    with make_reporter(options.json) as report:
+        folder = find_run(options.run_dir)
+        run = folder.read()
+        _check_alone(options, run)
+        model = find_run_model(run)
+        spec = read_spec(model, run.variant)
+        longer = _longer(run, options, folder, spec)
+        for job in longer.jobs:
+            check_placement(longer.placement, job.request, spec)
+            check_scheduler(spec, job.request)
+        check_devices(longer.placement, longer.jobs[0].request.dtype)
+        admit(longer.jobs, spec, longer.placement, report.warn, known=("--ranks",))
+        for job in run.jobs:
+            if not job.request.endless:
+                again = method_of(job.request).made_again(job.request, spec)
+                report.warn(
+                    f"the video's end showed in blocks {again[0]} to {again[-1]}, which are made again"
+                    + (f" ({job.request.prompt!r})" if len(run.jobs) > 1 else "")
+                )
+        with files_reserved(longer.jobs, overwrite=True):
+            complete_run_model(run, model)
+            with folder.locked():
+                folder.reopen(longer)
+            make(longer, spec, folder, report, stop)
+        return int(report.failures > 0)
+
+
+def _check_alone(options: ExtendOptions, run: Run) -> None:
+    """Refuse a launcher's ranks, and one name for several videos. Raises InputError."""
     if here := launched():
         raise InputError(
             f"ranks are started by paradit extend itself (--ranks): leave torchrun out, or {here.unset}"
         )
-    if output is not None and len(run.jobs) > 1:
+    if options.output is not None and len(run.jobs) > 1:
         raise InputError(
-            f"output {output!r} is one name, and the run has {len(run.jobs)} videos: leave it out"
+            f"output {options.output!r} is one name, and the run has {len(run.jobs)} videos: leave it out"
         )
-    model = find_run_model(run)
-    spec = read_spec(model, run.variant)
+
+
+def _longer(run: Run, options: ExtendOptions, folder: RunFolder, spec: ModelSpec) -> Run:
+    """The run whose videos are longer. Raises InputError."""
     jobs = []
     for job in run.jobs:
         more = _more_frames(options.duration, options.num_frames, job.request.fps)
-        jobs.append(_longer(job, folder, spec, more, output))
-    if output is not None:
-        check_target(output, fps=jobs[0].request.fps, overwrite=options.overwrite, crf=jobs[0].crf)
-    longer = replace(run, jobs=tuple(jobs), placement=_placement(run, options.ranks, spec), overwrite=True)
-    for job in longer.jobs:
-        check_placement(longer.placement, job.request, spec)
-        check_scheduler(spec, job.request)
-    check_devices(longer.placement, longer.jobs[0].request.dtype)
-    admit(longer.jobs, spec, longer.placement, report.warn, known=("--ranks",))
-    for job in run.jobs:
-        if not job.request.endless:
-            again = method_of(job.request).made_again(job.request, spec)
-            report.warn(
-                f"the video's end showed in blocks {again[0]} to {again[-1]}, which are made again"
-                + (f" ({job.request.prompt!r})" if len(run.jobs) > 1 else "")
-            )
-    with files_reserved(longer.jobs, overwrite=True):
-        complete_run_model(run, model)
-        with folder.locked():
-            folder.reopen(longer)
-        make(longer, spec, folder, report, stop)
-    return int(report.failures > 0)
+        jobs.append(_longer_job(job, folder, spec, more, options.output))
+    if options.output is not None:
+        check_target(options.output, fps=jobs[0].request.fps, overwrite=options.overwrite, crf=jobs[0].crf)
+    placement = _placement(run, options.ranks, spec)
+    return replace(run, jobs=tuple(jobs), placement=placement, overwrite=True)
 
 
 def _more_frames(duration: str | None, num_frames: int | None, fps: float) -> int:
@@ -84,7 +95,7 @@ def _more_frames(duration: str | None, num_frames: int | None, fps: float) -> in
     return more
 
 
-def _longer(job: Job, folder: RunFolder, spec: ModelSpec, more: int, output: str | None) -> Job:
+def _longer_job(job: Job, folder: RunFolder, spec: ModelSpec, more: int, output: str | None) -> Job:
     """The job of a video that has so many frames more."""
     finished = folder.num_blocks(job.index) if job.request.endless else None
     if finished is None and not folder.is_extendable(job):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from paradit.cli.arrange import Arranged, arrange, asked_placement
 from paradit.cli.commands.generate import GenerateOptions
 from paradit.cli.explain import explain
 from paradit.cli.jobs import make_jobs, read_prompts
-from paradit.cli.progress import Reporter
+from paradit.cli.progress import Reporter, make_reporter
 from paradit.cli.signals import stop
 from paradit.cli.trace import check_trace
 from paradit.config.errors import InputError
@@ -37,29 +37,66 @@ from paradit.trace.merge import collected
 BYTES = {"bf16": 2, "fp32": 4}
 
 
-def generate(options: GenerateOptions, report: Reporter) -> int:
-    """Make the videos that `options` ask for, and tell `report`. Gives the exit code: 1 where one has failed.
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What is to be made, and how the ranks are used, as far as that is known before anything is loaded."""
+
+    spec: ModelSpec
+    asked: Placement
+    """The placement that the options say."""
+    arranged: Arranged
+    as_asked: list[Job]
+    jobs: list[Job]
+    """The same, with tiles if the placement needs them."""
+
+
+def generate(options: GenerateOptions) -> int:
+    """Make the videos that `options` ask for. Returns the exit code: 1 if one has failed.
 
     Raises `InputError` for whatever cannot be had, before torch is imported and any file is made.
     """
+    here = launched()
+    silent = here is not None and here.rank > 0 and (here.by_torchrun or not options.dry_run)
+    with make_reporter(options.json, silent=silent) as report:
+        checked = _check(options, report)
+        spec, jobs, placement = checked.spec, checked.jobs, checked.arranged.placement
+        if options.dry_run:
+            _tell(options, checked, report)
+            return 0
+        if here:
+            check_meeting_point(here)
+        check_devices(placement, options.dtype)
+        _check_memory(checked, report)
+        with files_reserved(jobs, options.trace, overwrite=options.overwrite):
+            download_weights(options.model, spec.folder, options.variant)
+            if checked.arranged.automatic:
+                placement = _choice(jobs, spec, placement, report)
+            run = _run(options, jobs, spec, placement)
+            folder = RunFolder.create(run) if is_first_rank() else None
+            with collected(options.trace, layers=options.trace_layers) as tracing:
+                make(run, spec, folder, report, stop, tracing=tracing)
+        return int(report.failures > 0)
+
+
+def _check(options: GenerateOptions, report: Reporter) -> Checked:
+    """Check everything that the options and the model's folder say; tell `report` what is to be known."""
     prompts = read_prompts(options)
     kept = {"checkpoint_steps": options.checkpoint_steps, "hang_limit": options.hang_limit}
     read_values(declared(Run), kept)
-    revision, variant = options.revision, options.variant
-    spec = find_spec(options.model, revision=revision, variant=variant, loads=not options.dry_run)
-    jobs = make_jobs(options, prompts, spec)
+    loads = not options.dry_run
+    spec = find_spec(options.model, revision=options.revision, variant=options.variant, loads=loads)
+    as_asked = make_jobs(options, prompts, spec)
     if not options.seed.strip().isdecimal():
-        report.emit(Explained(line=f"seed {jobs[0].request.seed}"))
+        report.emit(Explained(line=f"seed {as_asked[0].request.seed}"))
     check_trace(options)
     asked = asked_placement(options)
-    arranged = arrange(options, jobs, spec, asked, report)
-    placement, automatic = arranged.placement, arranged.automatic
-    for job in jobs:
+    arranged = arrange(options, as_asked, spec, asked, report)
+    placement = arranged.placement
+    for job in as_asked:
         check_placement(placement, job.request, spec)
-    _check_replicas(placement, len(jobs))
-    _check_endless(jobs, placement)
-    as_asked = jobs
-    jobs = [replace(job, request=placement.tiled(job.request, spec)) for job in jobs]
+    _check_replicas(placement, len(as_asked))
+    _check_endless(as_asked, placement)
+    jobs = [replace(job, request=placement.tiled(job.request, spec)) for job in as_asked]
     for warning in dict.fromkeys(line for job in jobs for line in warnings_for(job.request, spec, placement)):
         report.warn(warning)
     if options.explain:
@@ -68,40 +105,34 @@ def generate(options: GenerateOptions, report: Reporter) -> int:
             report.emit(Explained(line=line))
     for job in jobs:
         check_scheduler(spec, job.request)
-    if options.dry_run:
-        if automatic:
-            placement = _known_choice(jobs, spec, placement, report)
-        for job in jobs:
-            if os.path.lexists(job.output) and not options.overwrite:
-                report.warn(f"output {job.output!r} exists: a run needs another name, or --overwrite")
-            report.emit(Planned(plan=plan(job, spec, placement)))
-        return 0
-    here = launched()
-    if here:
-        check_meeting_point(here)
-    check_devices(placement, options.dtype)
-    _check_memory(as_asked, spec, arranged, asked, report)
-    with files_reserved(jobs, options.trace, overwrite=options.overwrite):
-        download_weights(options.model, spec.folder, variant)
-        if automatic:
-            placement = _choice(jobs, spec, placement, report)
-        run = Run(
-            model=options.model,
-            model_folder=str(spec.folder.absolute()),
-            model_hash=model_hash(spec.folder, variant),
-            revision=revision,
-            variant=variant,
-            jobs=tuple(jobs),
-            placement=placement,
-            overwrite=options.overwrite,
-            checkpoint_steps=options.checkpoint_steps,
-            hang_limit=options.hang_limit,
-            metadata=not options.no_metadata,
-        )
-        run_folder = RunFolder.create(run) if is_first_rank() else None
-        with collected(options.trace, layers=options.trace_layers) as tracing:
-            make(run, spec, run_folder, report, stop, tracing=tracing)
-    return int(report.failures > 0)
+    return Checked(spec=spec, asked=asked, arranged=arranged, as_asked=as_asked, jobs=jobs)
+
+
+def _tell(options: GenerateOptions, checked: Checked, report: Reporter) -> None:
+    """Tell what would be made, for `--dry-run`."""
+    spec, jobs, placement = checked.spec, checked.jobs, checked.arranged.placement
+    if checked.arranged.automatic:
+        placement = _known_choice(jobs, spec, placement, report)
+    for job in jobs:
+        if os.path.lexists(job.output) and not options.overwrite:
+            report.warn(f"output {job.output!r} exists: a run needs another name, or --overwrite")
+        report.emit(Planned(plan=plan(job, spec, placement)))
+
+
+def _run(options: GenerateOptions, jobs: list[Job], spec: ModelSpec, placement: Placement) -> Run:
+    return Run(
+        model=options.model,
+        model_folder=str(spec.folder.absolute()),
+        model_hash=model_hash(spec.folder, options.variant),
+        revision=options.revision,
+        variant=options.variant,
+        jobs=tuple(jobs),
+        placement=placement,
+        overwrite=options.overwrite,
+        checkpoint_steps=options.checkpoint_steps,
+        hang_limit=options.hang_limit,
+        metadata=not options.no_metadata,
+    )
 
 
 def _check_endless(jobs: list[Job], placement: Placement) -> None:
@@ -142,19 +173,17 @@ def _known_choice(jobs: list[Job], spec: ModelSpec, base: Placement, report: Rep
     return base
 
 
-def _check_memory(
-    jobs: list[Job], spec: ModelSpec, arranged: Arranged, asked: Placement, report: Reporter
-) -> None:
-    placement = arranged.placement
-    if arranged.automatic:
+def _check_memory(checked: Checked, report: Reporter) -> None:
+    spec, asked, placement = checked.spec, checked.asked, checked.arranged.placement
+    if checked.arranged.automatic:
         from paradit.engine.auto import most_affordable
 
-        placement = most_affordable(jobs, spec, placement)
+        placement = most_affordable(checked.as_asked, spec, placement)
     # A form that was planned is none that is asked for, and what would fit may need another.
     as_asked = replace(
         placement, attention=asked.attention, options=asked.options, interleave=asked.interleave
     )
-    admit(jobs, spec, as_asked, report.warn)
+    admit(checked.as_asked, spec, as_asked, report.warn)
 
 
 def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:

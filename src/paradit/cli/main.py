@@ -65,31 +65,36 @@ JOINING = ("generate", "resume", "extend")
 """Commands for which it matters whether a launcher has started this process as one of several ranks."""
 
 
+EXPECTED = (InputError, OutOfMemory, typer.TyperException, RankError, Interrupted, Stopped)
+"""Ends of a command that are told in a line or a few, without a traceback."""
+
+
 def main() -> None:
     """Run the command line and exit."""
     code = 0
     make_safe()
     try:
         with stopping_cleanly():
-            code = _run()
+            try:
+                code = int(app(prog_name="paradit", standalone_mode=False) or 0)
+            except EXPECTED as error:
+                code = told(error)
     except Stopped as stopped:  # during the imports, or just before the end
         code = _end(stopped.message, stopped.exit_code)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and said
     sys.exit(code)
 
 
-def _run() -> int:
-    try:
-        return int(app(prog_name="paradit", standalone_mode=False) or 0)
-    except (InputError, OutOfMemory, typer.TyperException) as error:
-        message = error.format_message() if isinstance(error, typer.TyperException) else error
-        return _end(f"error: {message}", 1 if isinstance(error, OutOfMemory) else 2)
-    except RankError as error:
+def told(error: BaseException) -> int:
+    """Say why a command has ended, and return the exit code. error: one of `EXPECTED`."""
+    if isinstance(error, RankError):
         print(f"paradit: error: a rank failed\n{error}", file=sys.stderr, flush=True)
         return 1
-    except (Interrupted, Stopped) as error:
+    if isinstance(error, Interrupted | Stopped):
         stopped = error if isinstance(error, Stopped) else Stopped(stop.signum)
         return _end(stopped.message, stopped.exit_code)
+    message = error.format_message() if isinstance(error, typer.TyperException) else error
+    return _end(f"error: {message}", 1 if isinstance(error, OutOfMemory) else 2)
 
 
 def _end(message: str, code: int) -> int:

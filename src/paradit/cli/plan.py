@@ -23,6 +23,7 @@ from paradit.planner.hardware import find_cluster
 from paradit.planner.search import GOALS, Plan, find_plans
 from paradit.planner.simulate import Simulator
 from paradit.planner.timeline import timeline
+from paradit.streams import code_of_output
 from paradit.trace.merge import chrome_trace
 from paradit.video.writer import check_file
 
@@ -30,7 +31,7 @@ MAX_PROMPTS, MAX_PLANNED = 1000, 100_000
 """Prompts, and frames of a video, whose run is simulated one by one."""
 
 
-def plan(options: PlanOptions) -> None:
+def plan(options: PlanOptions) -> int:
     """Print the best plans and the usual ones; write the best one's trace and picture. Raises InputError."""
     if options.goal not in GOALS:
         raise InputError(f"goal must be one of {', '.join(GOALS)}, got {options.goal!r}")
@@ -47,6 +48,7 @@ def plan(options: PlanOptions) -> None:
     else:
         print(plan_text(plans, simulator, options))
     _draw(plans.best[0], simulator, options)
+    return code_of_output()
 
 
 def _check_target(name: str, path: Path | None, suffix: str, *, overwrite: bool) -> None:

@@ -6,7 +6,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from paradit.cli.progress import Reporter
+from paradit.cli.commands.resume import ResumeOptions
+from paradit.cli.progress import make_reporter
 from paradit.cli.run_model import complete_run_model, find_run_model
 from paradit.cli.signals import stop
 from paradit.config.errors import InputError
@@ -21,40 +22,40 @@ from paradit.models.spec import read_spec
 from paradit.scheduler_check import check_scheduler
 
 
-def resume(path: Path | None, report: Reporter, *, overwrite: bool) -> int:
-    """Make what is left of a run. Gives the exit code: 1 where a request has failed.
+def resume(options: ResumeOptions) -> int:
+    """Make what is left of a run. Returns the exit code: 1 if a request has failed.
 
-    Raises `InputError` where it cannot go on, before torch is imported.
+    Raises `InputError` if it cannot go on, before torch is imported.
     """
-    folder = find_run(path) if path is not None else RunFolder(_only_one())
-    run = folder.read()
-    here = launched()
-    if here and here.ranks != run.placement.ranks:
-        raise InputError(
-            f"the run has {run.placement.ranks} ranks, and torchrun started {here.ranks}: {here.unset}"
-        )
-    _check_outputs(run, folder, overwrite)
-    model = find_run_model(run)
-    spec = read_spec(model, run.variant)
-    run = replace(
-        run, jobs=tuple(replace(job, request=resolve(job.request.asked(), spec)) for job in run.jobs)
-    )
-    if here:
-        check_meeting_point(here)
-    check_devices(run.placement, run.jobs[0].request.dtype)
-    left = [job for job in run.jobs if not folder.is_done(job)]
-    for job in left:
-        check_scheduler(spec, job.request)
-    admit(left, spec, run.placement, report.warn, known=())
-    done = len(run.jobs) - len(left)
-    if done:
-        report.warn(f"{done} of {len(run.jobs)} videos are there already")
-    # What is there now was checked just now.
-    run = replace(run, overwrite=True)
-    with files_reserved(left, overwrite=True):
-        complete_run_model(run, model)
-        make(run, spec, folder if is_first_rank() else None, report, stop)
-    return int(report.failures > 0)
+    with make_reporter(options.json, silent=not is_first_rank()) as report:
+        folder = find_run(options.run_dir) if options.run_dir is not None else RunFolder(_only_one())
+        run = folder.read()
+        here = launched()
+        if here and here.ranks != run.placement.ranks:
+            raise InputError(
+                f"the run has {run.placement.ranks} ranks, and torchrun started {here.ranks}: {here.unset}"
+            )
+        _check_outputs(run, folder, options.overwrite)
+        model = find_run_model(run)
+        spec = read_spec(model, run.variant)
+        jobs = tuple(replace(job, request=resolve(job.request.asked(), spec)) for job in run.jobs)
+        run = replace(run, jobs=jobs)
+        if here:
+            check_meeting_point(here)
+        check_devices(run.placement, run.jobs[0].request.dtype)
+        left = [job for job in run.jobs if not folder.is_done(job)]
+        for job in left:
+            check_scheduler(spec, job.request)
+        admit(left, spec, run.placement, report.warn, known=())
+        done = len(run.jobs) - len(left)
+        if done:
+            report.warn(f"{done} of {len(run.jobs)} videos are there already")
+        # What is there now was checked just now.
+        run = replace(run, overwrite=True)
+        with files_reserved(left, overwrite=True):
+            complete_run_model(run, model)
+            make(run, spec, folder if is_first_rank() else None, report, stop)
+        return int(report.failures > 0)
 
 
 def _only_one() -> Path:

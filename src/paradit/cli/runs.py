@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from paradit.cli.commands.runs import RunsOptions
 from paradit.cli.text import amount, table
 from paradit.config.errors import InputError
 from paradit.engine.run_folder import RUNS, RunFolder, find_run
 from paradit.files import named
+from paradit.streams import code_of_output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,16 @@ class Found:
     """The reason for which a damaged one cannot be read."""
 
 
-def list_runs(folder: Path, *, as_json: bool) -> None:
+def runs(options: RunsOptions) -> int:
+    """Print the runs below a folder, or remove some. Raises InputError if one of these is not there."""
+    if options.remove:
+        _remove(options.folder, options.remove, as_json=options.json)
+    else:
+        _list(options.folder, as_json=options.json)
+    return code_of_output()
+
+
+def _list(folder: Path, *, as_json: bool) -> None:
     """Print the runs below a folder, the newest first. Raises InputError if there is no such folder."""
     found = sorted(_found(folder), key=lambda one: -one.changed)
     if as_json:
@@ -49,7 +60,7 @@ def list_runs(folder: Path, *, as_json: bool) -> None:
         print(f"{len(found)} runs, {amount(sum(one.size_bytes for one in found), 'B')}")
 
 
-def remove_runs(folder: Path, names: list[str], *, as_json: bool) -> None:
+def _remove(folder: Path, names: list[str], *, as_json: bool) -> None:
     """Remove these runs' folders, or none of them. Raises InputError if one is not there, or is running."""
     there = [_named(folder, name) for name in names]
     for run in there:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 from paradit.cli.commands.generate import GenerateOptions
+from paradit.cli.commands.trace import SummaryOptions
 from paradit.cli.text import amount, duration, table
 from paradit.config.errors import InputError
 from paradit.launched import launched
+from paradit.streams import code_of_output
 from paradit.trace.summary import RankSummary, read_trace, summarize
 from paradit.video.writer import check_file
 
@@ -30,14 +31,15 @@ def check_trace(options: GenerateOptions) -> None:
     check_file("trace", path, overwrite=options.overwrite)
 
 
-def summary(path: Path, *, as_json: bool) -> None:
-    """Print where each rank's time went. Raises InputError where the file is no trace."""
-    ranks = summarize(read_trace(path))
-    if as_json:
+def summary(options: SummaryOptions) -> int:
+    """Print where each rank's time went. Raises InputError if the file is not a trace."""
+    ranks = summarize(read_trace(options.trace))
+    if options.json:
         for rank in ranks:
             print(json.dumps({**asdict(rank), "hidden": rank.hidden}))
-        return
-    print(table([_COLUMNS, *(_row(rank) for rank in ranks)]))
+    else:
+        print(table([_COLUMNS, *(_row(rank) for rank in ranks)]))
+    return code_of_output()
 
 
 def _row(rank: RankSummary) -> tuple[str, ...]:

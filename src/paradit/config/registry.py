@@ -16,6 +16,7 @@ from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from multiprocessing import parent_process
+from operator import attrgetter
 from typing import Generic, TypeVar, cast
 
 from paradit.config.errors import InputError
@@ -92,8 +93,7 @@ class Registry(Generic[T]):
 
     def _import(self, name: str) -> T:
         if name in self._builtin:
-            module, _, attribute = self._builtin[name].partition(":")
-            return cast(T, getattr(import_module(module), attribute))
+            return cast(T, imported(self._builtin[name]))
         if name in self._plugins:
             try:
                 return cast(T, self._plugins[name].load())
@@ -109,6 +109,12 @@ class Registry(Generic[T]):
         close = difflib.get_close_matches(shown(name), self.names(), n=1)
         hint = f": did you mean {close[0]!r}?" if close else ""
         return f"{self.kind} must be one of {known}, got {shown(name)}{hint}"
+
+
+def imported(name: str) -> object:
+    """What a "module:name" text names; the name may have dots."""
+    module, _, path = name.partition(":")
+    return attrgetter(path)(import_module(module))
 
 
 def _left_out() -> bool:

@@ -1,1 +1,4 @@
-"""What each command takes: its options, as typer reads them. Imports nothing else, so `--help` is quick."""
+"""What each command takes: its options, and the name of the function that carries it out.
+
+Imports little else, so `--help` is quick.
+"""

@@ -28,18 +28,8 @@ class CalibrateOptions:
     overwrite: Annotated[bool, Option(also=("force",), help="Replace a file that exists.")] = False
 
 
-def calibrate(options: CalibrateOptions) -> int | None:
-    """Run the command."""
-    from paradit.cli.calibrate import calibrate as run
-    from paradit.cli.progress import make_reporter
-
-    with make_reporter(as_json=False) as report:
-        run(options.output, options.ranks, report, overwrite=options.overwrite)
-    return None
-
-
 ENTRY = Entry(
     options=CalibrateOptions,
-    run=calibrate,
+    run="paradit.cli.calibrate:calibrate",
     example="calibrate -o machine.toml",
 )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, replace
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, cast
 
 import typer
 from typer import TyperException
@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 from typer.models import ArgumentInfo, OptionInfo
 
 from paradit.config.options import Declared, declared
+from paradit.config.registry import imported
 from paradit.config.values import NONE, Values
 from paradit.files import named
 
@@ -40,7 +41,8 @@ class Entry:
 
     options: type
     """The dataclass that declares its options, whose docstring is the help."""
-    run: Callable[[Any], int | None]
+    run: str
+    """The function that carries it out, as "module:name": (options) -> exit code; imported when it is called."""
     example: str
     more: Callable[[], Mapping[str, Mapping[str, Declared]]] = dict
     """Returns other options, for `Options.others`, by the name of the option that they follow."""
@@ -72,12 +74,13 @@ class Entry:
             own = {name: value for name, value in given.items() if name in declared(self.options)}
             others = {name: value for name, value in given.items() if name not in own}
             made = self.options(**own, **({"others": Values(others)} if others else {}))  # type: ignore[arg-type]
-            return self.run(made)
+            run = cast("Callable[[object], int | None]", imported(self.run))
+            return run(made)
 
         parameters = [_parameter(field) for field in self.fields().values()]
         vars(command)["__signature__"] = Signature(parameters)
         vars(command)["entry"] = self
-        command.__doc__, command.__name__ = self.options.__doc__, self.run.__name__
+        command.__doc__, command.__name__ = self.options.__doc__, self.run.partition(":")[2]
         return command
 
 

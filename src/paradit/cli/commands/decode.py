@@ -58,18 +58,8 @@ class DecodeOptions:
     json: JsonLines = False
 
 
-def decode(options: DecodeOptions) -> int | None:
-    """Run the command."""
-    from paradit.cli.decode import decode as run
-    from paradit.cli.progress import make_reporter
-
-    with make_reporter(options.json) as report:
-        run(options, report)
-    return None
-
-
 ENTRY = Entry(
     options=DecodeOptions,
-    run=decode,
+    run="paradit.cli.decode:decode",
     example="decode circle.safetensors -o circle.webm",
 )

@@ -15,17 +15,8 @@ class DoctorOptions:
     json: JsonObject = False
 
 
-def doctor(options: DoctorOptions) -> int | None:
-    """Run the command."""
-    from paradit.cli.doctor import doctor as run
-    from paradit.streams import code_of_output
-
-    run(as_json=options.json)
-    return code_of_output()
-
-
 ENTRY = Entry(
     options=DoctorOptions,
-    run=doctor,
+    run="paradit.cli.doctor:doctor",
     example="doctor",
 )

@@ -44,17 +44,8 @@ class ExtendOptions:
     json: JsonLines = False
 
 
-def extend(options: ExtendOptions) -> int | None:
-    """Run the command."""
-    from paradit.cli.extend import extend as run
-    from paradit.cli.progress import make_reporter
-
-    with make_reporter(options.json) as report:
-        return run(options, report)
-
-
 ENTRY = Entry(
     options=ExtendOptions,
-    run=extend,
+    run="paradit.cli.extend:extend",
     example=f"extend {RUN} --duration 30s",
 )

@@ -213,18 +213,6 @@ class GenerateOptions(Options):
     explain: Annotated[bool, Option(help="Say why: the method, the attention, the memory by part.")] = False
 
 
-def generate(options: GenerateOptions) -> int | None:
-    """Run the command."""
-    from paradit.cli.generate import generate as run
-    from paradit.cli.progress import make_reporter
-    from paradit.launched import launched
-
-    here = launched()
-    silent = here is not None and here.rank > 0 and (here.by_torchrun or not options.dry_run)
-    with make_reporter(options.json, silent=silent) as report:
-        return run(options, report)
-
-
 def _more() -> dict[str, Mapping[str, Declared]]:
     from paradit.config.methods.registry import declared_options
     from paradit.config.placement import placement_fields
@@ -237,7 +225,7 @@ def _more() -> dict[str, Mapping[str, Declared]]:
 
 ENTRY = Entry(
     options=GenerateOptions,
-    run=generate,
+    run="paradit.cli.generate:generate",
     example='generate "a red circle moving right" -o circle.mp4',
     more=_more,
 )

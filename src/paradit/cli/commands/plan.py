@@ -81,15 +81,6 @@ class PlanOptions(Options):
     overwrite: Overwrite = False
 
 
-def plan(options: PlanOptions) -> int | None:
-    """Run the command."""
-    from paradit.cli.plan import plan as run
-    from paradit.streams import code_of_output
-
-    run(options)
-    return code_of_output()
-
-
 def _more() -> dict[str, Mapping[str, Declared]]:
     from paradit.config.methods.registry import declared_options
 
@@ -98,7 +89,7 @@ def _more() -> dict[str, Mapping[str, Declared]]:
 
 ENTRY = Entry(
     options=PlanOptions,
-    run=plan,
+    run="paradit.cli.plan:plan",
     example="plan --model Wan-AI/Wan2.1-T2V-14B-Diffusers --gpus 8xL40",
     more=_more,
 )

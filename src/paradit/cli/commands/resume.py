@@ -29,18 +29,8 @@ class ResumeOptions:
     json: JsonLines = False
 
 
-def resume(options: ResumeOptions) -> int | None:
-    """Run the command."""
-    from paradit.cli.progress import make_reporter
-    from paradit.cli.resume import resume as run
-    from paradit.launched import is_first_rank
-
-    with make_reporter(options.json, silent=not is_first_rank()) as report:
-        return run(options.run_dir, report, overwrite=options.overwrite)
-
-
 ENTRY = Entry(
     options=ResumeOptions,
-    run=resume,
+    run="paradit.cli.resume:resume",
     example=f"resume {RUN}",
 )

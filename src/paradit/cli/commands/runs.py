@@ -25,20 +25,8 @@ class RunsOptions:
     json: Annotated[bool, Option(help="One JSON object a run on stdout.")] = False
 
 
-def runs(options: RunsOptions) -> int | None:
-    """Run the command."""
-    from paradit.cli.runs import list_runs, remove_runs
-    from paradit.streams import code_of_output
-
-    if options.remove:
-        remove_runs(options.folder, options.remove, as_json=options.json)
-    else:
-        list_runs(options.folder, as_json=options.json)
-    return code_of_output()
-
-
 ENTRY = Entry(
     options=RunsOptions,
-    run=runs,
+    run="paradit.cli.runs:runs",
     example="runs --remove a-red-circle-20261120-185300-3fa2",
 )

@@ -29,14 +29,9 @@ class SummaryOptions:
     json: Annotated[bool, Option(help="One JSON object a rank on stdout.")] = False
 
 
-def summary(options: SummaryOptions) -> int | None:
-    """Run the command."""
-    from paradit.cli.trace import summary as run
-    from paradit.streams import code_of_output
-
-    run(options.trace, as_json=options.json)
-    return code_of_output()
-
-
-SUMMARY = Entry(options=SummaryOptions, run=summary, example="trace summary trace.json")
+SUMMARY = Entry(
+    options=SummaryOptions,
+    run="paradit.cli.trace:summary",
+    example="trace summary trace.json",
+)
 app.command("summary", cls=Command, epilog=f"Example: paradit {SUMMARY.example}")(SUMMARY.function())
