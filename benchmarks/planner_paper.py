@@ -21,7 +21,7 @@ from typing import Any
 
 from machine import write_results
 from paradit.attention.registry import Choice
-from paradit.attention.rotation import RotationTiming
+from paradit.attention.timing.rotation import RotationTiming
 from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import paradit
 from paradit.attention.local import local, sdpa
 from paradit.distributed.world import World
-from paradit.models.families import replacement
+from paradit.models.common.replaced import replacement
 from paradit.parallel.forward import forward, run
 from paradit.testing import run_world
 from test_hunyuan_seam import inputs as hunyuan_inputs

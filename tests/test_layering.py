@@ -3,6 +3,8 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ LAYERS = [
         *("models.wan.spec", "models.hunyuan_video.spec"),
         *("models.hub", "models.hub_errors", "models.folder", "models.folder_check", "models.folder_json"),
         *("models.identity", "models.known_schedulers"),
-        *("models.published", "models.open_sora_plan", "models.families"),
+        *("models.published", "models.open_sora_plan"),
     ],
     ["config.requests"],
     ["scheduling"],
@@ -54,7 +56,9 @@ LAYERS = [
     ["__main__"],
 ]  # fmt: skip
 TORCH_FREE = [
+    "attention.forms",
     "attention.registry",
+    "attention.timing",
     "config",
     "files",
     "kernels",
@@ -112,13 +116,11 @@ def layer(name: str) -> int:
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports, also inside functions; those for type checking alone do not count."""
+    """Dotted names that a file imports, also inside functions."""
     found: set[str] = set()
     known = modules()
 
     def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            return
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -153,6 +155,27 @@ def test_torch_free_modules_import_no_torch(name: str) -> None:
         assert not any(covers(library, imported) for library in ("torch", "diffusers", "transformers")), (
             imported
         )
+
+
+def test_there_are_no_circles() -> None:
+    """Imports inside functions count too."""
+    files = {f"paradit.{name}".rstrip("."): path for name, path in modules().items()}
+    TopologicalSorter({name: imports(path) & files.keys() for name, path in files.items()}).prepare()
+
+
+def test_nothing_is_imported_for_type_checking_alone() -> None:
+    assert [name for name, path in modules().items() if "TYPE_CHECKING" in path.read_text()] == []
+
+
+def test_the_public_names_have_types() -> None:
+    """What type checkers read says of each name where it is."""
+    said = ast.parse((PACKAGE / "__init__.pyi").read_text()).body
+    names = {
+        alias.asname: node.module for node in said if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert sorted(filter(None, names)) == sorted(paradit.__all__)
+    for name, module in names.items():
+        assert getattr(paradit, str(name)) is getattr(import_module(str(module)), str(name))
 
 
 def test_collectives_stand_in_one_place() -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 
 import paradit.planner.step as step_module
 from paradit.attention.registry import Choice
-from paradit.attention.window import window_layer
+from paradit.attention.timing import layer
+from paradit.attention.timing.window import window_layer
 from paradit.config.errors import InputError
 from paradit.config.methods.base import resolve
 from paradit.config.placement import Placement
@@ -27,7 +28,7 @@ from paradit.planner.explain import compared, misfits, reasons
 from paradit.planner.hardware import Cluster, Device, Link, find_cluster
 from paradit.planner.search import GOALS, Plan, candidates, find_plans, with_tiles
 from paradit.planner.simulate import Simulated, Simulator, Way
-from paradit.planner.step import Branch, Layer, forward
+from paradit.planner.step import Branch, forward
 from paradit.trace.summary import read_trace, summarize
 from test_rehearsal import (
     DEPTH,
@@ -67,10 +68,6 @@ FORMS = [
 ]
 
 
-def layer_of(branch: Branch, choice: Choice) -> Layer:
-    return choice.form.layer(branch, choice)
-
-
 def cluster(ranks: int, latency: float = 1e-5, bandwidth: float = 1e10, **link: float) -> Cluster:
     within = Link(name="within", latency=latency, bandwidth=bandwidth, **link)
     return Cluster(device=DEVICE, devices=ranks, link=within, network=within)
@@ -97,7 +94,7 @@ def test_a_step_is_the_program_rehearsed(link: tuple[float, float], chunks: int,
     form = Choice.of("pipesp", chunks=chunks, interleave=interleave)
     streams = 2 if interleave else 1
     one = branch(on, SHARES, batch=2 // streams, part=1 / streams)
-    played = forward([(one, layer_of(one, form))], LAYERS, streams, form.lag)
+    played = forward([(one, layer(one, form))], LAYERS, streams, form.lag)
     assert played.seconds == pytest.approx(rehearsed(RehearsedLink(*link), chunks, interleave), rel=1e-12)
     assert played.computing == pytest.approx([WORK, WORK])
 
@@ -112,8 +109,8 @@ def test_so_is_a_step_of_the_other_forms(
     form = Choice.of(attention, interleave=streams == 2)
     on = cluster(2, latency, 1 / seconds_per_byte)
     one = branch(on, SHARES, batch=2 // streams, part=1 / streams)
-    layer = window_layer(one) if attention == "windowed" else layer_of(one, form)
-    played = forward([(one, layer)], LAYERS, streams)
+    program = window_layer(one) if attention == "windowed" else layer(one, form)
+    played = forward([(one, program)], LAYERS, streams)
     expected = rehearsed_otherwise(RehearsedLink(*link), form, streams, monkeypatch)
     assert played.seconds == pytest.approx(expected, rel=1e-12)
     assert played.computing == pytest.approx([WORK, WORK])
@@ -124,7 +121,7 @@ def test_so_is_a_step_of_usp(link: tuple[float, float], monkeypatch: pytest.Monk
     latency, seconds_per_byte = link
     on, form = cluster(4, latency, 1 / seconds_per_byte), Choice.of("usp")
     one = branch(on, Shares.equal(TOKENS, HEADS, 4))
-    played = forward([(one, layer_of(one, form))], LAYERS)
+    played = forward([(one, layer(one, form))], LAYERS)
     expected = rehearsed_otherwise(RehearsedLink(*link), form, 1, monkeypatch)
     assert played.seconds == pytest.approx(expected, rel=1e-12)
 
@@ -133,7 +130,7 @@ def test_what_a_shared_host_does_to_all_at_once() -> None:
     # All that eight ranks send goes through one resource: as long as one after the other.
     on = cluster(8, latency=0.0, bandwidth=1e30, shared=1e6)
     one = branch(on, Shares.equal(TOKENS, HEADS, 8))
-    played = forward([(one, layer_of(one, Choice.of("pipesp-paper")))], LAYERS)
+    played = forward([(one, layer(one, Choice.of("pipesp-paper")))], LAYERS)
     sent = LAYERS * 4 * 2 * TOKENS * HEADS * DEPTH * 4 * 7 / 8
     assert sent / 1e6 <= played.seconds <= sent / 1e6 + max(played.computing)
 
@@ -144,11 +141,11 @@ def test_folded_layers_are_played_layers(form: Choice, monkeypatch: pytest.Monke
     shares = Shares.equal(TOKENS, HEADS, 4, num_replicated=5)
     for streams in (1, 2):
         one = branch(on, shares)
-        layer = layer_of(one, form)
-        folded = forward([(one, layer)], 20, streams)
+        program = layer(one, form)
+        folded = forward([(one, program)], 20, streams)
         with monkeypatch.context() as patch:
             patch.setattr(step_module, "PLAYED_LAYERS", 20)
-            whole = forward([(one, layer)], 20, streams)
+            whole = forward([(one, program)], 20, streams)
         assert folded.seconds == pytest.approx(whole.seconds, rel=1e-3)
         assert folded.computing == pytest.approx(whole.computing)
 
@@ -156,9 +153,9 @@ def test_folded_layers_are_played_layers(form: Choice, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_what_shares_a_resource_never_overlaps(form: Choice) -> None:
     one = branch(cluster(4, latency=0.01, bandwidth=2e4, shared=5e4), Shares.equal(TOKENS, HEADS, 4))
-    layer = layer_of(one, form)
+    program = layer(one, form)
     # Every layer of every rank needs its projections, its rows and its finish.
-    played = play([[step for key in range(3) for step in layer(rank, key)] for rank in range(4)])
+    played = play([[step for key in range(3) for step in program(rank, key)] for rank in range(4)])
     assert sum(played.computing) == pytest.approx(
         3 * (4 * (3 * PROJECTION + FINISH) + 2 * ROW * TOKENS * HEADS)
     )

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from paradit.attention.base import Site
+from paradit.attention.join import join
 from paradit.attention.registry import Choice
+from paradit.attention.timing import layer
 from paradit.config.placement import Placement
 from paradit.distributed.mesh import Sharers
 from paradit.distributed.shares import Shares
@@ -211,7 +213,7 @@ def rehearsed(step: Message, num_holders: int, link: Link) -> tuple[list[float],
 
         transport = Rehearsed(ports, rank, shares.num_ranks)
         choice = FORMS[step.choice]
-        attend = choice.form.join(Sharers(transport), choice, kernel)(shares)
+        attend = join(Sharers(transport), choice, kernel)(shares)
         if rank >= num_holders:
             sites = [Site(layer) for layer in range(LAYERS)]
             works: Any = helping(step, sites, attend, torch.device("meta"))
@@ -290,7 +292,7 @@ def test_a_step_with_help_is_the_program_rehearsed(
     step, shares = helped_step(holders, work, form, text)
     ends, parts, computed = rehearsed(step, holders, Link(*link))
     one = branch(step, shares, Link(*link))
-    played = play_layers([(one, form.form.layer(one, form))], LAYERS, step.streams, step.lag)
+    played = play_layers([(one, layer(one, form))], LAYERS, step.streams, step.lag)
     assert list(played.ends) == pytest.approx(ends, rel=1e-12)
     own = LAYERS * (3 * PROJECTION + FINISH)
     assert list(played.computing) == pytest.approx(
@@ -324,9 +326,9 @@ def _pairs(message: Any) -> dict[tuple[int, int], float]:
 def test_folded_layers_are_played_layers(form: Choice) -> None:
     step, shares = helped_step(2, [ROWS // 4, ROWS // 8], form, text=4)
     one = branch(step, shares, Link(0.01, 0.0007))
-    layer = form.form.layer(one, form)
-    folded = forward([(one, layer)], 20, step.streams, step.lag)
-    whole = play_layers([(one, layer)], 20, step.streams, step.lag)
+    program = layer(one, form)
+    folded = forward([(one, program)], 20, step.streams, step.lag)
+    whole = play_layers([(one, program)], 20, step.streams, step.lag)
     assert folded.seconds == pytest.approx(whole.seconds, rel=1e-3)
 
 

@@ -24,6 +24,7 @@ from transformers import T5Config, T5EncoderModel
 
 import paradit
 from paradit.attention.registry import FORMS, Choice
+from paradit.attention.timing import layer
 from paradit.config.errors import InputError
 from paradit.distributed.timing import Link
 from paradit.distributed.world import join_world
@@ -219,7 +220,7 @@ def test_its_form_takes_the_time_that_is_simulated(
     monkeypatch.setitem(FORMS._found, "gathered", gathered)
     choice, (latency, seconds_per_byte) = Choice.of("gathered"), link
     one = branch(cluster(2, latency, 1 / seconds_per_byte), SHARES)
-    played = forward([(one, gathered.layer(one, choice))], LAYERS)
+    played = forward([(one, layer(one, choice))], LAYERS)
     value = torch.empty(2, TOKENS // 2, HEADS, DEPTH, device="meta")
     blocks = [block_cost(value, 1)] * LAYERS
     expected = rehearse(choice, SHARES, 0, link=Link(*link), streams=1, blocks=blocks, kernel=Kernel())

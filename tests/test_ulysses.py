@@ -16,7 +16,7 @@ from torch import Tensor
 from paradit.attention.base import Attend
 from paradit.attention.chunked import chunked as attend_in_chunks
 from paradit.attention.local import sdpa, some_rows
-from paradit.attention.pipesp_paper import heads_of_a_rank, pipesp_paper
+from paradit.attention.pipesp_paper import pipesp_paper
 from paradit.attention.rope import Rope
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.redistribution import Redistribution, start
@@ -131,7 +131,7 @@ def chunked(num_chunks: int) -> Form:
 
 
 def paper(shares: Shares, transport: MemoryTransport) -> Attend:
-    by_head = UlyssesExchange(shares, transport, heads_of_a_rank(shares))
+    by_head = UlyssesExchange(shares, transport, shares.most_heads)
     return pipesp_paper(UlyssesExchange(shares, transport), by_head, sdpa)
 
 

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from paradit.config.errors import InputError, JobCancelled, JobError, OutOfMemory, RankError
 from paradit.version import __version__
 
-if TYPE_CHECKING:
-    from paradit.config.placement import Placement
-    from paradit.config.requests import Request
-    from paradit.engine.engine import Engine
-    from paradit.parallel.parallelize import parallelize
-    from paradit.text_to_video import generate
-
 # torch takes seconds to import: it is loaded with what needs it, so `paradit --help` answers at once.
+# Type checkers and editors read `__init__.pyi`, which a test compares with this table.
 _LATER = {
     "Engine": "paradit.engine.engine",
     "Placement": "paradit.config.placement",
@@ -42,7 +35,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _LATER:
         return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

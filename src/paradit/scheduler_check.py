@@ -8,7 +8,6 @@ from typing import Annotated
 from paradit.config.methods.base import method_of
 from paradit.config.options import Option, decode_known
 from paradit.config.requests import ResolvedRequest
-from paradit.models.families import schedule
 from paradit.models.folder_json import read_index, read_json
 from paradit.models.known_schedulers import is_known
 from paradit.models.spec import ModelSpec
@@ -35,6 +34,7 @@ def check_scheduler(spec: ModelSpec, request: ResolvedRequest) -> None:
     decode_known(_Config, config, str(path))
     if is_known(name, config):
         return
+    from paradit.models.common.schedulers import schedule
     from paradit.sampling.scheduler_trial import try_scheduler
 
     try_scheduler(

@@ -1,35 +1,35 @@
-"""What forms have in common whose heads travel: an exchange in chunks, the work on them, and its timing.
+"""What forms have in common whose heads travel: an exchange in chunks, and the work on them.
 
-In one chunk this is Ulysses, in more PipeSP. Exact: every row is computed once. Importing this imports no
-torch, so that the planner can.
+In one chunk this is Ulysses, in more PipeSP. Exact: every row is computed once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
-from typing import TYPE_CHECKING
 
-from paradit.distributed.shares import ChunkBoxes, chunk_boxes
-from paradit.planner.events import Compute, Message, Post, Step
-from paradit.planner.events import Wait as WaitFor
-from paradit.planner.step import Branch, Exchange, Layer
+from torch import Tensor, empty_like
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
+from paradit.attention.local import some_rows
+from paradit.attention.registry import Choice
+from paradit.distributed.exchange import Chunk, UlyssesExchange
+from paradit.distributed.mesh import Sharers
+from paradit.distributed.redistribution import Arrival, start
+from paradit.distributed.shares import Shares
 
-    from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
-    from paradit.distributed.exchange import Chunk, UlyssesExchange
-    from paradit.distributed.redistribution import Arrival
+
+def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:
+    """Return what builds an attention in as many chunks as are chosen."""
+    return lambda shares: chunked(UlyssesExchange(shares, sharers.transport, choice.parts), kernel)
 
 
 def chunked(exchange: UlyssesExchange, kernel: Kernel) -> Attend:
     """Attention in the chunks of an exchange.
 
     All messages in are started in the order in which they are needed: nothing waits behind a later one.
-    `chunked_layer` is its timing.
+    `timing.chunked` has its timing.
     """
-    from paradit.distributed.redistribution import start
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
         send, rope = exchange.send, layout.rope
@@ -58,8 +58,6 @@ class Work:
     """One rank's work on one attention: heads as they come, results as they are computed."""
 
     def __init__(self, exchange: UlyssesExchange, kernel: Kernel, like: Tensor) -> None:
-        from torch import empty_like
-
         self._exchange, self._kernel, self._like = exchange, kernel, like
         self._heads: dict[int, tuple[int, Tensor, Tensor]] = {}
         self._leaving: list[Arrival] = []
@@ -73,9 +71,6 @@ class Work:
 
     def compute(self, chunk: Chunk, queries: list[Tensor]) -> None:
         """Attend and send the results; queries: [B, rows, heads, D] for each of the chunk's blocks."""
-        from paradit.attention.local import some_rows
-        from paradit.distributed.redistribution import start
-
         attended = []
         for block, query in zip(chunk.work, queries, strict=True):
             first, values, keys = self._heads[block.first_head]
@@ -94,92 +89,3 @@ class Work:
             yield arrival
             arrival.wait()
         return self._attended
-
-
-def chunked_layer(branch: Branch, num_chunks: int = 1, *, interleaved: bool = False) -> Layer:
-    """A layer whose attention is `chunked`.
-
-    interleaved: another stream's messages travel at any time.
-    """
-    chunks = chunk_boxes(branch.shares, num_chunks)
-    heads = [[[box] for box in chunk.new_heads] for chunk in chunks]
-    value = Exchange(branch, branch.inward("values", heads[0]))
-    # A chunk's keys and queries, or with its values, are one message.
-    together = [
-        Exchange(
-            branch,
-            branch.inward("keys and queries", *[heads[index]] * (1 if index == 0 else 2), chunk.work),
-        )
-        for index, chunk in enumerate(chunks)
-    ]
-    results = [Exchange(branch, branch.results(chunk.work)) for chunk in chunks]
-    beside = _beside(value, together, results, interleaved=interleaved)
-
-    def layer(rank: int, key: Hashable) -> Iterator[Step]:
-        cost = branch.costs[rank]
-        yield Compute("project", cost.value)
-        yield from value.post(rank, (key, "v"))
-        yield Compute("project", 2 * cost.value)
-        for index, message in enumerate(together):
-            yield from message.post(rank, (key, "in", index))
-        yield from value.wait(rank, (key, "v"))
-        for index, chunk in enumerate(chunks):
-            yield from together[index].wait(rank, (key, "in", index))
-            yield branch.attention(rank, sum(map(len, chunk.work[rank])), beside[index])
-            yield from results[index].post(rank, (key, "out", index))
-        for index, result in enumerate(results):
-            yield from result.wait(rank, (key, "out", index))
-        yield Compute("finish", cost.finish)
-
-    return layer
-
-
-def _beside(
-    value: Exchange, together: list[Exchange], results: list[Exchange], *, interleaved: bool
-) -> list[float]:
-    """Seconds for which messages travel while each chunk is computed."""
-    if interleaved:  # the other stream's layer
-        whole = sum(message.seconds for message in (value, *together, *results))
-        return [whole / len(together)] * len(together)
-    # The next chunk's way in and the last one's way out.
-    return [
-        sum(
-            message.seconds
-            for message in (*together[index + 1 : index + 2], *results[max(0, index - 1) : index])
-        )
-        for index in range(len(together))
-    ]
-
-
-def all_in_first(branch: Branch, count: int, *, whole_heads: bool = False) -> Layer:
-    """A layer in which all comes in before anything is computed; results leave in `count` chunks."""
-    (whole,) = chunk_boxes(branch.shares, 1, whole_heads=whole_heads)
-    coming = incoming(branch, whole)
-    chunks = chunk_boxes(branch.shares, count)
-    results = [branch.results(chunk.work) for chunk in chunks]
-
-    def layer(rank: int, key: Hashable) -> Iterator[Step]:
-        for index, message in enumerate(coming):
-            yield Compute("project", branch.costs[rank].value)
-            yield Post((key, "in", index), message)
-        for index in range(3):
-            yield WaitFor((key, "in", index))
-        for index, chunk in enumerate(chunks):
-            beside = results[index - 1].seconds if index else 0.0
-            yield branch.attention(rank, sum(map(len, chunk.work[rank])), beside)
-            yield Post((key, "out", index), results[index])
-        for index in range(count):
-            yield WaitFor((key, "out", index))
-        yield Compute("finish", branch.costs[rank].finish)
-
-    return layer
-
-
-def incoming(branch: Branch, whole: ChunkBoxes) -> list[Message]:
-    """Values, keys and queries of all of a rank's work, each by itself."""
-    heads = [[box] for box in whole.new_heads]
-    return [
-        branch.inward("values", heads),
-        branch.inward("keys", heads),
-        branch.inward("queries", whole.work),
-    ]

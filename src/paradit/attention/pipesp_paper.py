@@ -1,21 +1,28 @@
-"""PipeSP as its paper has it (arXiv 2511.12056, Algorithm 1): all comes in, then head by head leaves."""
+"""PipeSP as its paper has it, on ranks: `forms.pipesp_paper` says what it is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING
 
-from paradit.attention.chunked import Work, all_in_first
-from paradit.attention.registry import Choice, Form
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
+from paradit.attention.chunked import Work
+from paradit.attention.registry import Choice
+from paradit.distributed.exchange import Chunk, UlyssesExchange
+from paradit.distributed.mesh import Sharers
+from paradit.distributed.redistribution import start
+from paradit.distributed.shares import Box, Shares
 
-    from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
-    from paradit.distributed.exchange import Chunk, UlyssesExchange
-    from paradit.distributed.mesh import Sharers
-    from paradit.distributed.shares import Box, Shares
-    from paradit.planner.step import Branch, Layer
+
+def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
+    """Return what builds an attention for given shares."""
+
+    def build(shares: Shares) -> Attend:
+        by_head = UlyssesExchange(shares, sharers.transport, shares.most_heads)
+        return pipesp_paper(UlyssesExchange(shares, sharers.transport), by_head, kernel)
+
+    return build
 
 
 def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Kernel) -> Attend:
@@ -23,7 +30,6 @@ def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Ke
 
     exchange: in one chunk. by_head: of the same shares, in as many chunks as a rank has heads.
     """
-    from paradit.distributed.redistribution import start
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
         send, rope, (whole,) = exchange.send, layout.rope, exchange.chunks
@@ -50,29 +56,3 @@ def _rows(chunk: Chunk, queries: list[Tensor], part: Box) -> Tensor:
             rows = slice(part.start - block.start, part.stop - block.start)
             return query[:, rows, part.first_head - block.first_head : part.last_head - block.first_head]
     raise ValueError(f"{part} is in none of {chunk.work}")
-
-
-def heads_of_a_rank(shares: Shares) -> int:
-    """The most heads that a rank works on, begun ones counted whole."""
-    return -(-max(shares.work) // shares.num_rows)
-
-
-class PipeSPPaper(Form):
-    name = "pipesp-paper"
-    help = "Everything travels in, then head by head is computed and sent; for comparison with its paper."
-    exactness = "exact, with the bits of one process"
-
-    def join(self, sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG002
-        from paradit.distributed.exchange import UlyssesExchange
-
-        def build(shares: Shares) -> Attend:
-            by_head = UlyssesExchange(shares, sharers.transport, heads_of_a_rank(shares))
-            return pipesp_paper(UlyssesExchange(shares, sharers.transport), by_head, kernel)
-
-        return build
-
-    def layer(self, branch: Branch, choice: Choice) -> Layer:  # noqa: ARG002
-        return all_in_first(branch, heads_of_a_rank(branch.shares))
-
-
-PIPESP_PAPER = PipeSPPaper()

@@ -1,26 +1,18 @@
-"""Forms of attention: how the ranks of a branch share it. Each is one module, found by its name. Torch-free.
+"""Forms of attention: how the ranks of a branch share it. Each is found by its name. Torch-free.
 
 To add one, see docs/adding_an_attention_form.md.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from paradit.config.errors import InputError
 from paradit.config.options import Declared, declared, decode
 from paradit.config.registry import Registry
 from paradit.config.values import NONE, Value, Values
 from paradit.kernels import require_lse
-
-if TYPE_CHECKING:
-    from paradit.attention.base import Attend, Kernel
-    from paradit.distributed.mesh import Sharers
-    from paradit.distributed.shares import Shares
-    from paradit.planner.step import Branch, Layer
 
 AUTO = "auto"
 """Asked for instead of a form: the quickest choice of the forms that say that it may try them."""
@@ -87,7 +79,7 @@ class NoOptions:
     """For a form that has none."""
 
 
-class Form(ABC):
+class Form:
     """A way in which the ranks of a branch share its attention."""
 
     name: str
@@ -95,6 +87,10 @@ class Form(ABC):
     """One line: what happens."""
     exactness: str
     """Whether it is exact, in words: `exact`, and how far; or `approximate`, and in what."""
+    joined_by: str
+    """A `Join` (`attention.join`), which builds it on ranks, as "module:name"; it may import torch."""
+    timed_by: str
+    """A `Timing` (`attention.timing`), by which the planner plays it, as "module:name"; without torch."""
     options: type = NoOptions
     """A frozen dataclass of `paradit.config.options`: the options that only this form has."""
     automatic = False
@@ -154,29 +150,16 @@ class Form(ABC):
         said = ", ".join(f"{name} {value}" for name, value in options.items())
         return f"{self.name} ({said})" if said else self.name
 
-    @abstractmethod
-    def join(self, sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:
-        """Return what builds this rank's attention for given shares.
-
-        All ranks call it together, once for a team: here groups of ranks are made. kernel: what computes
-        attention; a form that needs the log-sum-exp has its own. A form that is `helped` is also joined by
-        ranks that hold no tokens, which are the last of `sharers`.
-        """
-
-    @abstractmethod
-    def layer(self, branch: Branch, choice: Choice) -> Layer:
-        """Return what a rank does in a layer, for the planner: in the order of what `join` builds."""
-
 
 FORMS: Registry[Form] = Registry(
     "attention",
     "paradit.attention",
     {
-        "ulysses": "paradit.attention.ulysses:ULYSSES",
-        "pipesp": "paradit.attention.pipesp:PIPESP",
-        "pipesp-paper": "paradit.attention.pipesp_paper:PIPESP_PAPER",
-        "ring": "paradit.attention.ring:RING",
-        "usp": "paradit.attention.usp:USP",
+        "ulysses": "paradit.attention.forms.ulysses:ULYSSES",
+        "pipesp": "paradit.attention.forms.pipesp:PIPESP",
+        "pipesp-paper": "paradit.attention.forms.pipesp_paper:PIPESP_PAPER",
+        "ring": "paradit.attention.forms.ring:RING",
+        "usp": "paradit.attention.forms.usp:USP",
     },
 )
 

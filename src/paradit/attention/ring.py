@@ -1,24 +1,22 @@
-"""Ring attention (arXiv 2310.01889): keys and values go round, each block while the one before is computed.
-
-Every rank keeps its queries; memory stays at two blocks of keys and values.
-"""
+"""Ring attention, on ranks: `forms.ring` says what it is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING
 
-from paradit.attention.registry import Choice, Form
-from paradit.attention.rotation import Rotation, RotationTiming
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
+from paradit.attention.registry import Choice
+from paradit.attention.rotation import Rotation
+from paradit.distributed.mesh import Sharers
+from paradit.distributed.shares import Shares
+from paradit.distributed.transport import Transport
 
-    from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
-    from paradit.distributed.mesh import Sharers
-    from paradit.distributed.shares import Shares
-    from paradit.distributed.transport import Transport
-    from paradit.planner.step import Branch, Layer
+
+def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
+    """Return what builds an attention for given shares."""
+    return lambda shares: ring(shares.tokens, sharers.transport)
 
 
 def ring(lengths: Sequence[int], transport: Transport) -> Attend:
@@ -32,19 +30,3 @@ def ring(lengths: Sequence[int], transport: Transport) -> Attend:
         return attended
 
     return attend
-
-
-class Ring(Form):
-    name = "ring"
-    help = "Queries stay; keys and values go round, each block while the one before is computed."
-    exactness = "exact, up to rounding: a row's parts are added in another order"
-    compared = needs_lse = True
-
-    def join(self, sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG002
-        return lambda shares: ring(shares.tokens, sharers.transport)
-
-    def layer(self, branch: Branch, choice: Choice) -> Layer:  # noqa: ARG002
-        return RotationTiming(branch, [[rank] for rank in range(branch.shares.num_ranks)]).layer
-
-
-RING = Ring()

@@ -1,28 +1,24 @@
 """Attention in a window of a long video: a frame block's tokens also read keys and values of its neighbours.
 
 Keys are kept before RoPE (DualParal's feature cache, arXiv 2505.21070): the same frame is elsewhere in its
-own block's window than in its neighbour's. Importing this imports no torch, so that the planner can.
+own block's window than in its neighbour's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
-from paradit.attention.chunked import Work, all_in_first, incoming
-from paradit.distributed.shares import chunk_boxes
+from torch import Tensor, cat
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
+from paradit.attention.chunked import Work
+from paradit.attention.rope import Rope
+from paradit.distributed.exchange import UlyssesExchange
+from paradit.distributed.redistribution import start
 
-    from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
-    from paradit.attention.rope import Rope
-    from paradit.distributed.exchange import UlyssesExchange
-    from paradit.planner.events import Message
-    from paradit.planner.step import Branch, Layer
-
-Features: TypeAlias = "dict[tuple[int, str], tuple[Tensor, Tensor]]"
+Features: TypeAlias = dict[tuple[int, str], tuple[Tensor, Tensor]]
 """By layer and name of the attention: keys, before RoPE, and values [B, S, H, D] of some tokens."""
 
 
@@ -66,13 +62,12 @@ def windowed_over(
     neighbours: Sequence[Neighbour] = (),
     keep: Sequence[Kept] = (),
 ) -> Attend:
-    """Attention in a window whose tokens are spread over ranks. `window_layer` is its timing.
+    """Attention in a window whose tokens are spread over ranks. `timing.window` has its timing.
 
     A rank reads and keeps features of the heads that it works on, so nothing of them travels: keys cross
     the exchange before RoPE, and are rotated where they arrive. exchange: in one chunk, with whole heads.
     rope: of all tokens that are computed, but for the replicated ones.
     """
-    from paradit.distributed.redistribution import start
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
         send, (chunk,), mine = exchange.send, exchange.chunks, layout.rope
@@ -103,8 +98,6 @@ def _take(
     rope: Rope,
 ) -> tuple[Tensor, Tensor]:
     """Keys, rotated, and values of tokens and of their neighbours; what is to be kept of the tokens is."""
-    from torch import cat
-
     read = [(neighbour.rope, *neighbour.features[site.key]) for neighbour in neighbours]
     for kept in keep:
         part = slice(kept.start, kept.stop)
@@ -112,14 +105,3 @@ def _take(
         kept.features[site.key] = key[:, part].clone(), value[:, part].clone()
     keys = cat([rope.apply(key), *(rope.apply(k) for rope, k, _ in read)], dim=1)
     return keys, cat([value, *(v for _, _, v in read)], dim=1)
-
-
-def window_layer(branch: Branch) -> Layer:
-    """What a rank does in a layer of `windowed_over`: all comes in, by whole heads; then all is computed."""
-    return all_in_first(branch, 1, whole_heads=True)
-
-
-def window_moves(branch: Branch) -> list[Message]:
-    """What travels in a layer of `windowed_over`."""
-    (chunk,) = chunk_boxes(branch.shares, 1, whole_heads=True)
-    return [*incoming(branch, chunk), branch.results(chunk.work)]

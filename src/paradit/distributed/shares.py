@@ -111,6 +111,11 @@ class Shares:
         return sum(self.tokens)
 
     @property
+    def most_heads(self) -> int:
+        """The most heads that a rank works on, begun ones counted whole."""
+        return -(-max(self.work) // self.num_rows)
+
+    @property
     def num_rows(self) -> int:
         """Rows that a head's attention has."""
         return self.num_tokens + self.num_replicated

@@ -5,23 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeAlias, TypeVar, cast
+from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar, cast
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor
 
-    from paradit.attention.base import Attend, Layout, Projection, Site, Wait
-    from paradit.config.tiles import Tile
-    from paradit.models.common.latent_blocks import LatentBlocks
-    from paradit.models.common.layers import Layers
-    from paradit.models.spec import ModelSpec
+from paradit.attention.base import Attend, Layout, Projection, Site, Wait
+from paradit.config.tiles import Tile
+from paradit.models.common.latent_blocks import LatentBlocks
+from paradit.models.common.layers import Layers
+from paradit.models.spec import ModelSpec
 
+Frames: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
-Frames: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
-
-Prompt: TypeAlias = "tuple[Tensor, ...]"
+Prompt: TypeAlias = tuple[Tensor, ...]
 """What a transformer reads besides latents and timestep: the arguments of its `context`, each [1, ...]."""
 
 
@@ -53,7 +51,7 @@ class Tokens(ABC):
 
 T = TypeVar("T", bound=Tokens)
 C = TypeVar("C", bound=Context)
-L = TypeVar("L", bound="Layout")
+L = TypeVar("L", bound=Layout)
 
 
 class Block(Generic[T]):
@@ -142,7 +140,7 @@ class CutTransformer(ABC, Generic[T, C, L]):
         """The prediction [B, C, F, H, W], from all tokens' parts."""
 
 
-Transformer: TypeAlias = "CutTransformer[Tokens, Context, Layout]"
+Transformer: TypeAlias = CutTransformer[Tokens, Context, Layout]
 """A transformer of any family. Whoever has one gives it nothing but its own tokens, contexts and layouts."""
 
 

@@ -6,9 +6,6 @@ To add one, see docs/adding_a_model.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
-from operator import attrgetter
-from typing import Any
 
 from paradit.config.errors import InputError
 from paradit.config.registry import Registry
@@ -78,9 +75,3 @@ def family(pipeline_class: str) -> Family:
 def find_family(pipeline_class: str) -> Family | None:
     """The family of a pipeline class, also one that can only be planned for; None if there is none."""
     return next((one for one in FAMILIES.all() if pipeline_class in one.pipelines), None)
-
-
-def imported(name: str) -> Any:
-    """What a family says as "module:name"."""
-    module, _, path = name.partition(":")
-    return attrgetter(path)(import_module(module))

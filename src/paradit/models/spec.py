@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from math import lcm, prod
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, cast
 
 from paradit.config.options import ABOVE_ZERO, Option
+from paradit.config.registry import imported
 from paradit.config.tiles import SIDES_APART, Grid, grid
 from paradit.models.defaults import Defaults
 from paradit.models.folder_json import read_index, stored_weights
-from paradit.models.registry import family, find_family, imported
+from paradit.models.registry import family, find_family
 
 FP32_BYTES = 4
 CONFIG = "config.json"
@@ -365,7 +366,7 @@ def read_spec(folder: Path, variant: str | None = None) -> ModelSpec:
     """
     pipeline_class = read_index(folder)["_class_name"]
     found = find_family(pipeline_class) or family(pipeline_class)
-    spec: ModelSpec = imported(found.read_spec)(folder)
+    spec = cast("Callable[[Path], ModelSpec]", imported(found.read_spec))(folder)
     if variant is None:
         return spec
     weights = []

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
+from paradit.attention.join import join
 from paradit.attention.local import sdpa
 from paradit.attention.measured import MeasuredKernel
 from paradit.attention.registry import Choice
@@ -99,7 +100,7 @@ class _Member:
         self._transport.all_gather(torch.zeros(1, device=union.device))
         self._measured = MeasuredKernel(kernel, union.device)
         self._choices, sharers = choices, Sharers(self._transport)
-        self._builds = [choice.form.join(sharers, choice, kernel) for choice in choices]
+        self._builds = [join(sharers, choice, kernel) for choice in choices]
         self._attend = lru_cache(maxsize=64)(self._new_attend)
 
     def _new_attend(self, shares: Shares, choice: int) -> Attend:

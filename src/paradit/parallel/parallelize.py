@@ -13,9 +13,8 @@ from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import current_world
 from paradit.models.common.attached import Attached, look, samples
 from paradit.models.common.kernels import load_kernel
-from paradit.models.common.replaced import Replacement, check_free
+from paradit.models.common.replaced import Replacement, check_free, replacement
 from paradit.models.common.untyped import Untyped
-from paradit.models.families import replacement
 from paradit.models.registry import supported_transformers
 from paradit.parallel.together import Together
 

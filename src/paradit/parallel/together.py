@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from paradit.attention.base import Attend, Kernel, Layout, Wait
+from paradit.attention.join import join
 from paradit.attention.local import local, sdpa
 from paradit.attention.registry import Choice
 from paradit.distributed.mesh import Mesh
@@ -83,7 +84,7 @@ class Together:
             raise ValueError(f"there are {len(choices)} choices of attention, and nothing that chooses")
         self._mesh, self._choices, self._kernel, self._helped = mesh, choices, kernel, helped
         self._choose = choose
-        self._builds = {choice: choice.form.join(mesh.sharers, choice, kernel) for choice in choices}
+        self._builds = {choice: join(mesh.sharers, choice, kernel) for choice in choices}
         self._world = mesh.world.transport()
         self.is_first = mesh.world.rank == 0
         self._attends: dict[tuple[Choice, Shares], Attend] = {}

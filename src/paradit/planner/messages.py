@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from paradit.planner.calibration import Copies
 from paradit.planner.hardware import Device, Link, are_neighbours
-
-if TYPE_CHECKING:
-    from paradit.planner.calibration import Copies
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from paradit.attention.window import window_layer, window_moves
+from paradit.attention.timing.window import window_layer, window_moves
 from paradit.distributed.shares import Shares
 from paradit.models.spec import ModelSpec
 from paradit.planner.costs import ITEMSIZE, BlockSeconds, block_seconds, replicated_rows

@@ -11,6 +11,7 @@ from math import prod
 from typing import Protocol
 
 from paradit.attention.registry import Choice
+from paradit.attention.timing import layer
 from paradit.config.placement import Placement
 from paradit.distributed.shares import Shares
 from paradit.models.spec import ModelSpec
@@ -105,7 +106,7 @@ def branches_of(simulator: Video, group: Group, choice: Choice) -> tuple[list[tu
                 row_bytes=batch * spec.attention_head_dim * ITEMSIZE[simulator.dtype],
                 batch=batch,
             )
-            branches.append((branch, choice.form.layer(branch, choice)))
+            branches.append((branch, layer(branch, choice)))
     return branches, computed // batch
 
 

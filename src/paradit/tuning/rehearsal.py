@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from paradit.attention.base import Attend, Layout, Projection, Site, Wait
+from paradit.attention.join import join
 from paradit.attention.local import unattended
 from paradit.attention.measured import MeasuredKernel
 from paradit.attention.registry import Choice
@@ -110,7 +111,7 @@ def rehearse(
         clock.now += kernel.seconds(query, key)
         return query
 
-    attend = choice.form.join(Sharers(transport, divide), choice, attended)(shares)
+    attend = join(Sharers(transport, divide), choice, attended)(shares)
     rehearsed = [_RehearsedBlock(block, clock) for block in blocks]
     tokens = rehearsed_tokens(blocks[0].attentions[0].value)
     run_interleaved([through_blocks(rehearsed, tokens, attend) for _ in range(streams)], choice.lag)

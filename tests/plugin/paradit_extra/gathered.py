@@ -1,26 +1,6 @@
 """Every rank attends with its own queries to all keys and values, which are gathered from all ranks."""
 
 from paradit.attention.registry import Form
-from paradit.planner.events import Compute, Post, Wait
-
-
-def gathered(shares, transport, kernel):
-    def attend(site, projection, layout):  # noqa: ARG001
-        import torch
-
-        value, key = next(projection), layout.rope.apply(next(projection))
-        both = torch.cat([key, value], dim=-1)
-        mine = both[:, : shares.tokens[transport.rank]].contiguous()  # what follows, every rank has
-        batch, _, heads, depth = both.shape
-        sizes = [batch * tokens * heads * depth for tokens in shares.tokens]
-        arrival = transport.start([mine.flatten()] * transport.num_ranks, sizes)
-        query = layout.rope.apply(next(projection))
-        yield arrival
-        parts = [part.view(batch, -1, heads, depth) for part in arrival.wait() if part.numel()]
-        keys, values = torch.cat([*parts, both[:, mine.shape[1] :]], dim=1).chunk(2, dim=-1)
-        return kernel(query, keys, values)
-
-    return attend
 
 
 class Gathered(Form):
@@ -28,26 +8,48 @@ class Gathered(Form):
     help = "Queries stay; all keys and values are gathered everywhere."
     exactness = "exact, up to rounding"
     compared = True
-
-    def join(self, sharers, choice, kernel):  # noqa: ARG002
-        return lambda shares: gathered(shares, sharers.transport, kernel)
-
-    def layer(self, branch, choice):  # noqa: ARG002
-        shares, ranks = branch.shares, range(branch.shares.num_ranks)
-        size = [2 * branch.row_bytes * tokens * shares.num_heads for tokens in shares.tokens]
-        sent = [[size[i] * (i != j) for j in ranks] for i in ranks]
-        message = branch.message("keys and values", branch.ranks, sent)
-
-        def layer(rank, key):
-            cost = branch.costs[rank]
-            yield Compute("project", 2 * cost.value)
-            yield Post((key, "kv"), message)
-            yield Compute("project", cost.value)
-            yield Wait((key, "kv"))
-            yield branch.attention(rank, (shares.tokens[rank] + shares.num_replicated) * shares.num_heads)
-            yield Compute("finish", cost.finish)
-
-        return layer
+    joined_by = "paradit_extra.gathered:join"
+    timed_by = "paradit_extra.gathered:layer"
 
 
 GATHERED = Gathered()
+
+
+def join(sharers, choice, kernel):  # noqa: ARG001
+    return lambda shares: lambda *seam: attend(shares, sharers.transport, kernel, *seam)
+
+
+def attend(shares, transport, kernel, site, projection, layout):  # noqa: ARG001, PLR0917
+    import torch
+
+    value, key = next(projection), layout.rope.apply(next(projection))
+    both = torch.cat([key, value], dim=-1)
+    mine = both[:, : shares.tokens[transport.rank]].contiguous()  # what follows, every rank has
+    batch, _, heads, depth = both.shape
+    sizes = [batch * tokens * heads * depth for tokens in shares.tokens]
+    arrival = transport.start([mine.flatten()] * transport.num_ranks, sizes)
+    query = layout.rope.apply(next(projection))
+    yield arrival
+    parts = [part.view(batch, -1, heads, depth) for part in arrival.wait() if part.numel()]
+    keys, values = torch.cat([*parts, both[:, mine.shape[1] :]], dim=1).chunk(2, dim=-1)
+    return kernel(query, keys, values)
+
+
+def layer(branch, choice):  # noqa: ARG001
+    from paradit.planner.events import Compute, Post, Wait
+
+    shares, ranks = branch.shares, range(branch.shares.num_ranks)
+    size = [2 * branch.row_bytes * tokens * shares.num_heads for tokens in shares.tokens]
+    sent = [[size[i] * (i != j) for j in ranks] for i in ranks]
+    message = branch.message("keys and values", branch.ranks, sent)
+
+    def layer(rank, key):
+        cost = branch.costs[rank]
+        yield Compute("project", 2 * cost.value)
+        yield Post((key, "kv"), message)
+        yield Compute("project", cost.value)
+        yield Wait((key, "kv"))
+        yield branch.attention(rank, (shares.tokens[rank] + shares.num_replicated) * shares.num_heads)
+        yield Compute("finish", cost.finish)
+
+    return layer

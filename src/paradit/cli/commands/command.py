@@ -42,7 +42,7 @@ class Entry:
     options: type
     """The dataclass that declares its options, whose docstring is the help."""
     run: str
-    """The function that carries it out, as "module:name": (options) -> exit code; imported when it is called."""
+    """The function that carries it out, as "module:name", imported when it is called: (options) -> code."""
     example: str
     more: Callable[[], Mapping[str, Mapping[str, Declared]]] = dict
     """Returns other options, for `Options.others`, by the name of the option that they follow."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import update_wrapper
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from paradit.attention.base import Kernel
 from paradit.config.errors import InputError
+from paradit.config.registry import imported
 from paradit.models.common.attached import Opened, is_own, name_of
 from paradit.models.common.untyped import Untyped
 from paradit.models.protocol import Transformer
+from paradit.models.registry import FAMILIES
 
 Predict = Callable[[Tensor, Tensor, tuple[Tensor | None, ...]], Tensor]
 """(latents [B, C, F, H, W], timestep, the arguments of the transformer's `context`) -> prediction."""
@@ -102,3 +104,15 @@ def _slot(module: Untyped) -> str:
     """The attribute that has the innermost forward."""
     hooked = "_hf_hook" in vars(module) and "_old_forward" in vars(module)
     return "_old_forward" if hooked else "forward"
+
+
+def replacement(class_names: Iterable[str]) -> Replacement | None:
+    """How a transformer is computed in another way, by the first of these classes that a family knows.
+
+    class_names: of transformers, or of pipelines. None if no family knows one.
+    """
+    by_class = {
+        name: one for one in FAMILIES.all() if one.replacement for name in (*one.pipelines, *one.transformers)
+    }
+    known = next((by_class[name] for name in class_names if name in by_class), None)
+    return None if known is None else cast("Replacement", imported(known.replacement))

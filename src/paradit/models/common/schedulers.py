@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import diffusers
 import torch
 
+from paradit.config.registry import imported
 from paradit.models.common.untyped import Untyped
 from paradit.models.folder_json import read_index, read_json
+from paradit.models.registry import family
 
 Schedule = Callable[[Untyped, int, torch.device], None]
 """(scheduler, num_inference_steps, device): sets a scheduler to its steps; raises what it raises."""
@@ -30,3 +33,8 @@ def load_scheduler(folder: Path) -> Untyped:
     if scheduler_class is None:
         raise ValueError(f"diffusers {diffusers.__version__} has no such class")
     return scheduler_class.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
+
+
+def schedule(pipeline_class: str) -> Schedule:
+    """What sets a scheduler to its steps as a family's pipeline does."""
+    return cast("Schedule", imported(f"{family(pipeline_class).model}.schedule"))

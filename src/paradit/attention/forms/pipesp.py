@@ -5,21 +5,14 @@ While one chunk is computed, the next ones travel in and the results of the one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from paradit.attention.chunked import chunked_layer
 from paradit.attention.registry import Asked, Choice, Form
 from paradit.config.limits import MAX_CHUNKS
 from paradit.config.options import Option, decode
 from paradit.config.values import Value, Values
-
-if TYPE_CHECKING:
-    from paradit.attention.base import Attend, Kernel
-    from paradit.distributed.mesh import Sharers
-    from paradit.distributed.shares import Shares
-    from paradit.planner.step import Branch, Layer
 
 CHUNKS_BY_ITSELF = 2
 """Chunks of a single rank, which waits for helpers only and rehearses nothing."""
@@ -46,6 +39,8 @@ class PipeSP(Form):
     exactness = "exact, with the bits of one process"
     options = Chunks
     automatic = helped = True
+    joined_by = "paradit.attention.chunked:join"
+    timed_by = "paradit.attention.timing.chunked:layer"
 
     def misplaced(self, attention: str) -> str:
         return f"chunks are {self.name}'s, and attention is {attention!r}: leave --chunks out"
@@ -79,16 +74,6 @@ class PipeSP(Form):
     def written(self, options: Mapping[str, Value], *, short: bool = False) -> str:
         chunks = decode(Chunks, options).chunks or 1
         return self.name + (f" in {chunks}{'' if short else ' chunks'}" if chunks > 1 else "")
-
-    def join(self, sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:
-        from paradit.attention.chunked import chunked
-        from paradit.distributed.exchange import UlyssesExchange
-
-        number = self.parts(choice)
-        return lambda shares: chunked(UlyssesExchange(shares, sharers.transport, number), kernel)
-
-    def layer(self, branch: Branch, choice: Choice) -> Layer:
-        return chunked_layer(branch, self.parts(choice), interleaved=choice.interleave)
 
 
 PIPESP = PipeSP()

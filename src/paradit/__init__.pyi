@@ -1,0 +1,11 @@
+from paradit.config.errors import InputError as InputError
+from paradit.config.errors import JobCancelled as JobCancelled
+from paradit.config.errors import JobError as JobError
+from paradit.config.errors import OutOfMemory as OutOfMemory
+from paradit.config.errors import RankError as RankError
+from paradit.config.placement import Placement as Placement
+from paradit.config.requests import Request as Request
+from paradit.engine.engine import Engine as Engine
+from paradit.parallel.parallelize import parallelize as parallelize
+from paradit.text_to_video import generate as generate
+from paradit.version import __version__ as __version__

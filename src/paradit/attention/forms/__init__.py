@@ -1,0 +1,1 @@
+"""Forms of attention, one module each: what each is, offers and refuses. Imports no torch."""

@@ -1,0 +1,16 @@
+"""PipeSP as its paper has it (arXiv 2511.12056, Algorithm 1): all comes in, then head by head leaves."""
+
+from __future__ import annotations
+
+from paradit.attention.registry import Form
+
+
+class PipeSPPaper(Form):
+    name = "pipesp-paper"
+    help = "Everything travels in, then head by head is computed and sent; for comparison with its paper."
+    exactness = "exact, with the bits of one process"
+    joined_by = "paradit.attention.pipesp_paper:join"
+    timed_by = "paradit.attention.timing.chunked:paper_layer"
+
+
+PIPESP_PAPER = PipeSPPaper()

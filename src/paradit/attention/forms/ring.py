@@ -1,0 +1,20 @@
+"""Ring attention (arXiv 2310.01889): keys and values go round, each block while the one before is computed.
+
+Every rank keeps its queries; memory stays at two blocks of keys and values.
+"""
+
+from __future__ import annotations
+
+from paradit.attention.registry import Form
+
+
+class Ring(Form):
+    name = "ring"
+    help = "Queries stay; keys and values go round, each block while the one before is computed."
+    exactness = "exact, up to rounding: a row's parts are added in another order"
+    compared = needs_lse = True
+    joined_by = "paradit.attention.ring:join"
+    timed_by = "paradit.attention.timing.rotation:ring_layer"
+
+
+RING = Ring()

@@ -1,0 +1,21 @@
+"""Ulysses: queries, keys and values travel to the ranks that work on their heads (arXiv 2309.14509)."""
+
+from __future__ import annotations
+
+from paradit.attention.registry import Asked, Choice, Form
+
+
+class Ulysses(Form):
+    name = "ulysses"
+    help = "Queries, keys and values travel to the ranks that work on their heads, and the results back."
+    exactness = "exact, with the bits of one process"
+    automatic = helped = True
+    joined_by = "paradit.attention.chunked:join"
+    timed_by = "paradit.attention.timing.chunked:layer"
+
+    def candidates(self, asked: Asked, heads: int) -> list[Choice]:  # noqa: ARG002
+        # On several ranks PipeSP in one chunk is this.
+        return [Choice(self.name)] if asked.ranks == 1 else []
+
+
+ULYSSES = Ulysses()

@@ -1,0 +1,70 @@
+"""USP (arXiv 2405.07719): Ulysses among some ranks, whose heads then go round in a ring among others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from paradit.attention.registry import Asked, Form
+from paradit.config.errors import InputError
+from paradit.config.limits import MAX_RANKS
+from paradit.config.options import Option, decode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """How the ranks of a branch form Ulysses groups, and these a ring."""
+
+    ring_degree: Annotated[
+        int | None,
+        Option(
+            help="Groups of ranks that form usp's ring. [default: 2]", metavar="N", least=1, most=MAX_RANKS
+        ),
+    ] = None
+    mesh: Annotated[
+        Literal["ring,ulysses", "ulysses,ring"],
+        Option(
+            help="usp's axes, that of neighbouring ranks last: ring,ulysses or ulysses,ring. [default: "
+            "ring,ulysses]",
+            metavar="AXES",
+        ),
+    ] = "ring,ulysses"
+
+    @property
+    def degree(self) -> int:
+        return self.ring_degree or 2
+
+    def groups(self, ranks: int) -> list[list[int]]:
+        """The ranks of each Ulysses group, in the order of the ring.
+
+        Neighbouring ranks form a group (USP's usual order: the ring crosses machines), or a ring.
+        """
+        size = ranks // self.degree
+        if self.mesh == "ulysses,ring":
+            return [[r for r in range(ranks) if r % self.degree == group] for group in range(self.degree)]
+        return [list(range(group * size, (group + 1) * size)) for group in range(self.degree)]
+
+
+class Usp(Form):
+    name = "usp"
+    help = "Ulysses in groups of ranks, whose heads go round in a ring of groups."
+    exactness = "exact, up to rounding: a row's parts are added in another order"
+    options = Grid
+    compared = needs_lse = True
+    joined_by = "paradit.attention.usp:join"
+    timed_by = "paradit.attention.timing.rotation:usp_layer"
+
+    def misplaced(self, attention: str) -> str:
+        return f"ring_degree and mesh are {self.name}'s, and attention is {attention!r}"
+
+    def check(self, asked: Asked) -> None:
+        super().check(asked)
+        degree = decode(Grid, asked.options).degree
+        if asked.ranks % degree:
+            able = ", ".join(str(n) for n in range(1, asked.ranks + 1) if asked.ranks % n == 0)
+            raise InputError(
+                f"{asked.ranks} ranks do not divide into a ring of {degree}: use a ring_degree of {able}"
+            )
+
+
+USP = Usp()

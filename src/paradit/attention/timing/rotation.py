@@ -1,0 +1,132 @@
+"""The timing of ring and USP, whose keys and values go round among groups of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from paradit.attention.forms.usp import Grid
+from paradit.attention.registry import Choice
+from paradit.config.options import decode
+from paradit.distributed.shares import Shares, chunk_boxes
+from paradit.planner.events import Compute, Message, Post, Step, Wait
+from paradit.planner.step import Branch, Layer
+
+
+def ring_layer(branch: Branch, choice: Choice) -> Layer:  # noqa: ARG001
+    """A layer of `attention.ring`."""
+    return RotationTiming(branch, [[rank] for rank in range(branch.shares.num_ranks)]).layer
+
+
+def usp_layer(branch: Branch, choice: Choice) -> Layer:
+    """A layer of `attention.usp`."""
+    groups = decode(Grid, choice.options).groups(branch.shares.num_ranks)
+    return RotationTiming(branch, groups).layer
+
+
+@dataclass(frozen=True, eq=False)
+class RotationTiming:
+    """Layers in which keys and values go round among groups of ranks, with Ulysses in each group."""
+
+    branch: Branch
+    groups: Sequence[Sequence[int]]
+    """Ranks of the branch by group, in the order of the ring; all groups have as many."""
+
+    @property
+    def degree(self) -> int:
+        return len(self.groups)
+
+    @property
+    def size(self) -> int:
+        """Number of ranks in a group."""
+        return len(self.groups[0])
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        """Number of tokens of each group."""
+        return [sum(self.branch.shares.tokens[rank] for rank in group) for group in self.groups]
+
+    @cached_property
+    def _heads(self) -> float:
+        """Number of heads of a rank."""
+        return self.branch.shares.num_heads / self.size
+
+    @cached_property
+    def _inside(self) -> list[tuple[Message, Message, Message]]:
+        """By group: values, keys with queries, and results."""
+        return [
+            self._exchange(group, length) for group, length in zip(self.groups, self._lengths, strict=True)
+        ]
+
+    def _exchange(self, group: Sequence[int], length: int) -> tuple[Message, Message, Message]:
+        branch, shares = self.branch, self.branch.shares
+        within = Shares(
+            num_heads=shares.num_heads,
+            tokens=tuple(shares.tokens[rank] for rank in group),
+            work=Shares.equal(length + shares.num_replicated, shares.num_heads, self.size).work,
+            num_replicated=shares.num_replicated,
+        )
+        part = replace(
+            branch,
+            ranks=tuple(branch.ranks[rank] for rank in group),
+            shares=within,
+            costs=[branch.costs[rank] for rank in group],
+        )
+        (whole,) = chunk_boxes(within, 1, whole_heads=True)
+        heads = [[box] for box in whole.new_heads]
+        together = part.inward("keys and queries", heads, whole.work)
+        return part.inward("values", heads), together, part.results(whole.work)
+
+    @cached_property
+    def _turns(self) -> list[list[Message]]:
+        """For the ranks with the same heads, turn by turn: each group's keys and values one group on."""
+        return [[self._turn(index, turn) for turn in range(self.degree - 1)] for index in range(self.size)]
+
+    def _turn(self, index: int, turn: int) -> Message:
+        degree = self.degree
+        sent = [[0.0] * degree for _ in range(degree)]
+        for group in range(degree):
+            owner = (group - turn) % degree
+            sent[group][(group + 1) % degree] = 2 * self.branch.row_bytes * self._lengths[owner] * self._heads
+        ranks = [self.branch.ranks[group[index]] for group in self.groups]
+        return self.branch.message("keys and values", ranks, sent)
+
+    def layer(self, rank: int, key: Hashable) -> Iterator[Step]:
+        """What the `rank`-th of the branch does in a layer."""
+        cost = self.branch.costs[rank]
+        group = next(number for number, ranks in enumerate(self.groups) if rank in ranks)
+        values, together, results = self._inside[group]
+        yield Compute("project", cost.value)
+        if self.size > 1:
+            yield Post((key, "v", group), values)
+            yield Compute("project", 2 * cost.value)
+            yield Post((key, "kq", group), together)
+            yield Wait((key, "v", group))
+            yield Wait((key, "kq", group))
+        else:
+            yield Compute("project", cost.value)
+        yield from self._rotate(rank, group, key)
+        if self.size > 1:
+            yield Post((key, "out", group), results)
+            yield Wait((key, "out", group))
+        yield Compute("finish", cost.finish)
+
+    def _rotate(self, rank: int, group: int, key: Hashable) -> Iterator[Step]:
+        """Attention over one group's keys after the other, while the next ones are on their way."""
+        branch, shares, cost = self.branch, self.branch.shares, self.branch.costs[rank]
+        index = self.groups[group].index(rank)
+        rows = (self._lengths[group] + shares.num_replicated) * self._heads
+        for turn in range(self.degree):
+            coming = self._turns[index][turn] if turn + 1 < self.degree else None
+            if coming is not None:
+                yield Post((key, "turn", index, turn), coming)
+            if turn == 0 and self.size == 1:
+                yield Compute("project", cost.value)
+            owner = (group - turn) % self.degree
+            part = (self._lengths[owner] + (shares.num_replicated if turn == 0 else 0)) / shares.num_rows
+            yield branch.attention(rank, rows * part, coming.seconds if coming is not None else 0.0)
+            if turn:  # the first part is what the others are merged with
+                yield Compute("merge", cost.merge * rows * branch.batch)
+            if coming is not None:
+                yield Wait((key, "turn", index, turn))

@@ -1,0 +1,19 @@
+"""The timing of attention in a window of a long video."""
+
+from __future__ import annotations
+
+from paradit.attention.timing.chunked import all_in_first, incoming
+from paradit.distributed.shares import chunk_boxes
+from paradit.planner.events import Message
+from paradit.planner.step import Branch, Layer
+
+
+def window_layer(branch: Branch) -> Layer:
+    """A layer of `attention.window.windowed_over`: all comes in, by whole heads; then all is computed."""
+    return all_in_first(branch, 1, whole_heads=True)
+
+
+def window_moves(branch: Branch) -> list[Message]:
+    """What travels in a layer of `attention.window.windowed_over`."""
+    (chunk,) = chunk_boxes(branch.shares, 1, whole_heads=True)
+    return [*incoming(branch, chunk), branch.results(chunk.work)]
