@@ -154,6 +154,7 @@ def test_help_and_plan_know_them(env: dict[str, str], model: Path, tmp_path: Pat
     told = " ".join(command(env, "generate", "--help").stdout.split())
     assert "gathered" in told
     assert "clips: cuts" in told
+    assert "PARADIT_LAUNCHER names what starts them: local, interpreters." in told
     assert "gathered" not in command(off, "generate", "--help").stdout
     wan = ["plan", "--model", "Wan2.1-T2V-1.3B-Diffusers", "--gpus", "2xL40", "--json"]
     ways, without = (json.loads(command(one, *wan).stdout)["compared"] for one in (env, off))

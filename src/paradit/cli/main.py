@@ -11,7 +11,7 @@ import sys
 from typing import Annotated
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from paradit import __version__
 from paradit.cli.commands import calibrate, decode, doctor, extend, generate, plan, resume, runs, trace
@@ -53,6 +53,13 @@ class Commands(TyperGroup):
         alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         alone.command(cmd_name, cls=kind, epilog=f"Example: paradit {entry.example}")(entry.function())
         return typer.main.get_command(alone)
+
+    def get_help_option(self, ctx: typer.Context) -> TyperOption | None:  # type: ignore[override]
+        """Return `--help`, with a default that is true or false: typer imports pydantic to convert others."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False
+        return option
 
     def format_commands(self, ctx: typer.Context, formatter: object) -> None:  # type: ignore[override]
         self.brief = True

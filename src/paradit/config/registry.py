@@ -12,10 +12,9 @@ import difflib
 import os
 import warnings
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from multiprocessing import parent_process
 from operator import attrgetter
 from typing import Generic, TypeVar, cast
 
@@ -26,6 +25,7 @@ T = TypeVar("T")
 
 SWITCH = "PARADIT_PLUGINS"
 """The environment variable that leaves plug-ins out when it is `off`."""
+PREFIX = "paradit."
 GROUPS = ("paradit.attention", "paradit.launchers", "paradit.methods", "paradit.models")
 
 
@@ -40,7 +40,7 @@ def plugins() -> list[str]:
     return sorted(
         f"{group} {point.name}" + (f" of {point.dist.name} {point.dist.version}" if point.dist else "")
         for group in GROUPS
-        for point in entry_points(group=group)
+        for point in _points(group)
     )
 
 
@@ -83,7 +83,7 @@ class Registry(Generic[T]):
         if _left_out():
             return {}
         found: dict[str, EntryPoint] = {}
-        for point in sorted(entry_points(group=self._group), key=lambda point: point.name):
+        for point in sorted(_points(self._group), key=lambda point: point.name):
             if point.name in self._builtin or point.name in found:
                 other = "is built in" if point.name in self._builtin else "comes from two packages"
                 _warn(f"the {self.kind} {point.name!r} of {point.value} is left out: the name {other}")
@@ -117,11 +117,24 @@ def imported(name: str) -> object:
     return attrgetter(path)(import_module(module))
 
 
+@cache
+def _all_points() -> list[EntryPoint]:
+    """All packages' entry points that are ours; each package's file is read once in a process."""
+    found = entry_points()
+    return [p for group in found.groups if group.startswith(PREFIX) for p in found.select(group=group)]
+
+
+def _points(group: str) -> list[EntryPoint]:
+    return [point for point in _all_points() if point.group == group]
+
+
 def _left_out() -> bool:
     return os.environ.get(SWITCH, "").lower() == "off"
 
 
 def _warn(message: str) -> None:
     """Say it in one line, and not once more for each rank that this process starts."""
+    from multiprocessing import parent_process
+
     if parent_process() is None:
         warnings.warn_explicit(message, PluginWarning, "paradit", 0)

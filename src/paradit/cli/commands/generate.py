@@ -41,6 +41,15 @@ def _methods() -> str:
     return help_text()
 
 
+def _ranks() -> str:
+    from paradit.engine.launchers import CHOICE, LAUNCHERS
+
+    names = LAUNCHERS.names()
+    launchers = f" {CHOICE} names what starts them: {', '.join(names)}." if len(names) > 1 else ""
+    told = "Processes on this machine that make each video together."
+    return f"{told}{launchers} [default: 1, or torchrun's]"
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(Options):
     """Make a video from a prompt.
@@ -154,7 +163,7 @@ class GenerateOptions(Options):
         int | None,
         Option(
             also=("gpus", "num-gpus", "nproc-per-node", "world-size"),
-            help="Processes on this machine that make each video together. [default: 1, or torchrun's]",
+            help=_ranks,
             metavar="N",
         ),
     ] = None
