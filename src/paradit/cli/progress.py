@@ -317,9 +317,12 @@ class TerminalReporter(Reporter):
             self._bars.start()
         return self._bars
 
-    def _update(self, job: int | None, stage: str, **fields: Any) -> None:
+    def _update(
+        self, job: int | None, stage: str, *, completed: int | None = None, queue: str | None = None
+    ) -> None:
         if self._bars is not None and (job, stage) in self._tasks:
-            self._bars.update(self._tasks[job, stage], **fields)
+            said: dict[str, Any] = {} if queue is None else {"queue": queue}
+            self._bars.update(self._tasks[job, stage], completed=completed, **said)
 
     def _end(self, job: int | None, stage: str) -> None:
         """Print a row for good, and take it off the bars."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Collection
-from typing import Any
+from typing import SupportsFloat, SupportsIndex
 
 from paradit.config.errors import InputError
 
@@ -34,10 +34,10 @@ SHOWN = 60
 """Characters of a value that an error repeats."""
 
 
-def whole(name: str, value: Any, *, most: float = math.inf, least: float = 1, hint: str = "") -> int:
+def whole(name: str, value: object, *, most: float = math.inf, least: float = 1, hint: str = "") -> int:
     """Return a whole number within its limits. Raises InputError; `hint` is for one above them."""
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or not isinstance(value, SupportsIndex):
             raise TypeError
         number = operator.index(value)
     except TypeError:
@@ -50,10 +50,10 @@ def whole(name: str, value: Any, *, most: float = math.inf, least: float = 1, hi
     return number
 
 
-def amount(name: str, value: Any, *, most: float, least: float = 0.0, hint: str = "") -> float:
+def amount(name: str, value: object, *, most: float, least: float = 0.0, hint: str = "") -> float:
     """Return a finite number above zero and within its limits. Raises InputError."""
     try:
-        if isinstance(value, (bool, str, bytes, bytearray)):
+        if isinstance(value, bool) or not isinstance(value, SupportsFloat | SupportsIndex):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError, OverflowError):

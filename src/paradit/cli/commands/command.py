@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, replace
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any, Optional, cast
+from typing import Annotated, Optional, cast
 
 import typer
 from typer import TyperException
@@ -105,7 +105,7 @@ def _parameter(field: Declared) -> Parameter:
 class Command(TyperCommand):
     """A command whose files may begin with `~`, also if the shell leaves that as it is (`--output=~/a`)."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         try:
             rest = super().parse_args(ctx, list(args))
         except TyperException as error:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
+
+import typer
 
 from paradit.cli.commands.command import Command, Entry, Options
 from paradit.cli.commands.shared import (
@@ -25,7 +27,7 @@ from paradit.config.options import Declared, Option
 class GenerateCommand(Command):
     """Takes `--prompt-at TIME TEXT`: typer has no options of two values that may be repeated."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         joined: list[str] = []
         for arg in args:
             if joined[-2:-1] == ["--prompt-at"] and " " not in joined[-1]:

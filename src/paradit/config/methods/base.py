@@ -6,7 +6,7 @@ To add one, see docs/adding_a_method.md.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -64,8 +64,11 @@ class Method(Declares):
         made = self.resolved(**fields, method=self.name, **self.chosen(options, fields, spec))
         return self.with_prompts(made, _pairs(request.prompts_at), spec)
 
-    def chosen(self, options: Any, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
-        """Return the values of its own options, decided and checked. Raises InputError."""
+    def chosen(self, options: object, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
+        """Return the values of its own options, decided and checked. Raises InputError.
+
+        options: an object of the class `options`.
+        """
         return {}
 
     def with_prompts(
@@ -246,8 +249,10 @@ def _named(can: Callable[[Method], bool]) -> str:
     return next((method.name for method in all_methods() if can(method)), "another method")
 
 
-def _pairs(prompts_at: Any) -> list[tuple[Any, Any]]:
+def _pairs(prompts_at: object) -> list[tuple[Any, Any]]:
     try:
+        if not isinstance(prompts_at, Iterable):
+            raise TypeError
         return [(at, text) for at, text in prompts_at]
     except (TypeError, ValueError):
         wanted = "prompts_at must be pairs of seconds and a text"

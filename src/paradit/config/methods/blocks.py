@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_FRAMES, MAX_SECONDS, amount
@@ -89,12 +89,13 @@ class InBlocks(Method):
     resolved: ClassVar[type[BlocksRequest]] = BlocksRequest
     streams = True
 
-    def chosen(self, options: BlockOptions, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
+    def chosen(self, options: object, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
+        own = cast(BlockOptions, options)
         # A window of a block and its neighbours' frames is as long as what the model was trained on.
         longest = spec.trained_latent_frames
-        context = options.context_frames
+        context = own.context_frames
         context = round(longest / 5) if context is None else context
-        block = options.block_frames
+        block = own.block_frames
         block = max(1, context, longest - 2 * context) if block is None else block
         if context > block:
             raise InputError(

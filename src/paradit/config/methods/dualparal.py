@@ -83,7 +83,7 @@ class DualParal(InBlocks):
     def suits(self, fields: Mapping[str, Any], spec: ModelSpec) -> bool:
         return is_long(fields, spec)
 
-    def chosen(self, options: BlockOptions, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    def chosen(self, options: object, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
         left = cast(QueueOptions, options).left_context
         return {**super().chosen(options, fields, spec), "left_context": left}
 

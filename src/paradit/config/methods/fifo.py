@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paradit.config.errors import InputError
-from paradit.config.methods.blocks import BlockOptions, InBlocks
+from paradit.config.methods.blocks import InBlocks
 from paradit.config.methods.registry import methods_with
 from paradit.models.spec import ModelSpec
 
@@ -19,7 +19,7 @@ class Fifo(InBlocks):
     )
     sampler = "paradit.sampling.diagonal:SAMPLER"
 
-    def chosen(self, options: BlockOptions, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    def chosen(self, options: object, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
         found = super().chosen(options, fields, spec)
         if spec.one_timestep or len(spec.transformers) > 1:
             has = "one for all frames" if spec.one_timestep else "two transformers for them"

@@ -23,7 +23,7 @@ class Full(Method):
     def suits(self, fields: Mapping[str, Any], spec: ModelSpec) -> bool:
         return not is_long(fields, spec)
 
-    def chosen(self, options: Any, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
+    def chosen(self, options: object, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
         num_frames, compression = fields["num_frames"], spec.vae.temporal_compression
         below = (num_frames - 1) // compression * compression + 1
         if num_frames != below and not fields["trim"]:
