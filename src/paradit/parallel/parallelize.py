@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from paradit.attention.base import Kernel
 from paradit.config.errors import InputError
@@ -14,7 +16,6 @@ from paradit.distributed.world import current_world
 from paradit.models.common.attached import Attached, look, samples
 from paradit.models.common.kernels import load_kernel
 from paradit.models.common.replaced import Replacement, check_free, replacement
-from paradit.models.common.untyped import Untyped
 from paradit.models.registry import supported_transformers
 from paradit.parallel.together import Together
 
@@ -24,7 +25,14 @@ SEEDS = (
 )
 
 
-def parallelize(pipe: Untyped) -> Callable[[], None]:
+class Pipeline(Protocol):
+    """A diffusers pipeline, whose transformers are attributes."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+
+def parallelize(pipe: Pipeline) -> Callable[[], None]:
     """Spread a diffusers pipeline's transformers over all ranks, if a model family knows their class.
 
     Which pipeline it is does not matter: one that makes videos from an image works alike. `pipe(prompt, ...)`
@@ -55,7 +63,7 @@ def parallelize(pipe: Untyped) -> Callable[[], None]:
     return undo
 
 
-def _replacement(pipe: Untyped, names: Sequence[str]) -> Replacement:
+def _replacement(pipe: Pipeline, names: Sequence[str]) -> Replacement:
     """How the transformers of these names are computed in another way."""
     kinds = [kind.__name__ for name in names for kind in type(getattr(pipe, name)).__mro__]
     # A wrapped transformer shows its own class no more; what it is wrapped in is refused later, by name.
@@ -74,9 +82,9 @@ class _Forward:
     be changed between any two.
     """
 
-    def __init__(self, pipe: Untyped, name: str, how: Replacement) -> None:
+    def __init__(self, pipe: Pipeline, name: str, how: Replacement) -> None:
         self._pipe, self._attribute, self._how = pipe, name, how
-        self._module = getattr(pipe, name)
+        self._module: Module = getattr(pipe, name)
         self._teams: dict[tuple[torch.device, str], Together] = {}
         self._agreed = ""
         """The description of the transformer whose weights were last compared."""

@@ -7,14 +7,13 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from paradit.config.errors import InputError
-from paradit.models.common.schedulers import Schedule, load_scheduler, scheduler_name
-from paradit.models.common.untyped import Untyped
+from paradit.models.common.schedulers import LoadedScheduler, Schedule, load_scheduler, scheduler_name
+from paradit.models.protocol import Scheduler
 from paradit.sampling.block_state import restore_solver, solver_state
 from paradit.sampling.noise import step_generator
 from paradit.sampling.position import Position, restore, scheduler_state
@@ -56,13 +55,13 @@ def try_scheduler(
         )
 
 
-def _made(folder: Path, schedule: Schedule, num_steps: int) -> Untyped:
+def _made(folder: Path, schedule: Schedule, num_steps: int) -> LoadedScheduler:
     scheduler = load_scheduler(folder)
     schedule(scheduler, num_steps, _CPU)
     return scheduler
 
 
-def _run(make: Callable[[], Any], channels: int, between: Callable[[Any], Any]) -> Tensor:
+def _run(make: Callable[[], Scheduler], channels: int, between: Callable[[Scheduler], Scheduler]) -> Tensor:
     """Take all steps, from numbers that are not all alike, with `between` before each but the first."""
     scheduler = make()
     latents = torch.linspace(-1, 1, channels * 8).view(1, channels, 2, 2, 2)
@@ -73,7 +72,7 @@ def _run(make: Callable[[], Any], channels: int, between: Callable[[Any], Any]) 
     return latents
 
 
-def _put_back(make: Callable[[], Any], scheduler: Untyped, *, in_blocks: bool) -> Untyped:
+def _put_back(make: Callable[[], Scheduler], scheduler: Scheduler, *, in_blocks: bool) -> Scheduler:
     """A new scheduler in the state that a checkpoint keeps of this one."""
     fresh = make()
     if in_blocks:

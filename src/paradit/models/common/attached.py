@@ -10,14 +10,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import MethodType
+from typing import Protocol
 
 import torch
 from accelerate.hooks import AlignDevicesHook, SequentialHook
-from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from torch.nn import Module, Parameter
 
 from paradit.config.errors import InputError
-from paradit.models.common.untyped import Untyped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Opened:
 
     modules: Mapping[str, type[Module]]
     """Class by name in the transformer, with `*` for a number; the transformer itself is `""`."""
-    processor: type
+    processor: type[Processor]
     """Class of the attention processors that the seam stands in for."""
 
 
@@ -38,6 +39,16 @@ class Attached:
     """Name of the attention backend, which is the same in all blocks."""
     description: str
     """The backend, and every submodule with its class and adapters; ranks must have the same."""
+
+
+class Processor(Protocol):
+    """Any of diffusers' attention processors."""
+
+    @property
+    def _attention_backend(self) -> AttentionBackendName | str | None: ...
+
+    @property
+    def _parallel_config(self) -> object: ...
 
 
 Refusal = tuple[str, str]
@@ -97,18 +108,19 @@ def samples(module: Module) -> bytes:
     return torch.cat(ends).cpu().numpy().tobytes()
 
 
-def is_own(module: Module, forward: Untyped) -> bool:
-    """Whether `forward` is that of the module's class, bound to the module."""
-    return getattr(forward, "__self__", None) is module and forward.__func__ is type(module).forward
+def is_own(owner: object, replaced: object, method: str = "forward") -> bool:
+    """Whether `replaced` is a method of the owner's class, bound to the owner."""
+    own = getattr(type(owner), method)
+    return isinstance(replaced, MethodType) and replaced.__self__ is owner and replaced.__func__ is own
 
 
-def name_of(function: Untyped) -> str:
+def name_of(function: object) -> str:
     """The name of a function or callable object."""
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _refusals(
-    part: Untyped, own: type[Module] | None, processor: type, *, is_root: bool
+    part: Module, own: type[Module] | None, processor: type[Processor], *, is_root: bool
 ) -> Iterator[Refusal]:
     """own: the class that a module which is cut open must have; None: the seam calls this module."""
     if is_root:
@@ -128,14 +140,14 @@ def _refusals(
             yield from _processor(part.processor, processor)
 
 
-def _modes(transformer: Untyped) -> Iterator[Refusal]:
+def _modes(transformer: Module) -> Iterator[Refusal]:
     if (cache := getattr(transformer, "_cache_config", None)) is not None:
         yield f"the step cache {type(cache).__name__}", "call its disable_cache()"
     if getattr(transformer, "_parallel_config", None) is not None:
         yield _PARALLEL
 
 
-def _accelerate_hooks(part: Untyped, own: type[Module] | None, *, is_root: bool) -> Iterator[Refusal]:
+def _accelerate_hooks(part: Module, own: type[Module] | None, *, is_root: bool) -> Iterator[Refusal]:
     hook = vars(part).get("_hf_hook")
     for each in hook.hooks if isinstance(hook, SequentialHook) else [hook]:
         if isinstance(each, AlignDevicesHook) and (each.offload or not is_root):
@@ -181,28 +193,28 @@ def _torch_hooks(part: Module) -> Iterator[Refusal]:
         yield f"the forward hook {name_of(hook)}", "hook a layer inside, or the whole transformer"
 
 
-def _patches(part: Untyped, own: type, method: str, *, is_root: bool = False) -> Iterator[Refusal]:
+def _patches(part: object, own: type, method: str, *, is_root: bool = False) -> Iterator[Refusal]:
     """A method that somebody replaced, in the class or in the object."""
     of_class = getattr(type(part), method)
     if (of_class.__module__, of_class.__qualname__) != (own.__module__, f"{own.__qualname__}.{method}"):
         yield f"{name_of(of_class)} in place of {own.__name__}.{method}", "put diffusers' own back"
     replaced = vars(part).get(method)
-    if replaced is not None and not is_root and not is_own(part, replaced):
+    if replaced is not None and not is_root and not is_own(part, replaced, method):
         yield f"{name_of(replaced)} in place of its {method}", "put diffusers' own back"
 
 
-def _processor(processor: Untyped, own: type) -> Iterator[Refusal]:
-    if type(processor) is not own:
+def _processor(processor: object, own: type[Processor]) -> Iterator[Refusal]:
+    if not isinstance(processor, own) or type(processor) is not own:
         yield f"the attention processor {type(processor).__name__}", f"set a {own.__name__}"
+        return
     yield from _patches(processor, own, "__call__")
     if processor._parallel_config is not None:
         yield _PARALLEL
 
 
-def _backend(processor: Untyped) -> str:
+def _backend(processor: Processor) -> str:
     """The attention backend that diffusers would take: the processor's, or else the one set for all."""
-    registry: Untyped = _AttentionBackendRegistry
-    backend = processor._attention_backend or registry.get_active_backend()[0]
+    backend = processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]  # type: ignore[no-untyped-call]
     return str(getattr(backend, "value", backend))
 
 

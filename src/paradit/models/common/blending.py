@@ -1,13 +1,16 @@
-"""Tiles of samples put together to pictures, blended where they overlap."""
+"""Tiles of samples put together to pictures, blended where they overlap; and pictures as frames."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from paradit.config.tiles import Grid
+from paradit.models.protocol import Frames
 
 
 def join(grid: Grid, pieces: Sequence[Tensor], scale: int) -> Tensor:
@@ -38,6 +41,14 @@ def join(grid: Grid, pieces: Sequence[Tensor], scale: int) -> Tensor:
         for row, span in zip(rows, grid.rows, strict=True)
     ]
     return torch.cat(kept, dim=-2)
+
+
+def as_frames(processor: VideoProcessor, samples: Tensor) -> Frames:
+    """Return frames [f, H, W, 3] of whole pictures' samples [1, 3, f, H, W], as diffusers' pipelines do."""
+    video = processor.postprocess_video(samples, output_type="np")
+    assert isinstance(video, np.ndarray)
+    frames: Frames = (video[0] * 255).round().astype("uint8")
+    return frames
 
 
 def _blend(before: Tensor, tile: Tensor, overlap: int, dim: int) -> None:

@@ -6,9 +6,10 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+from diffusers.models.modeling_utils import ModelMixin
+
 from paradit.models.common.layers import Layers
 from paradit.models.common.stored_weights import StoredWeights
-from paradit.models.common.untyped import Untyped
 from paradit.models.protocol import Block, C, CutTransformer, L, T
 
 
@@ -19,7 +20,7 @@ class CutModule(CutTransformer[T, C, L]):
     """The module's lists of layers, in order."""
 
     def __init__(
-        self, module: Untyped, *, compile: bool = False, stored: StoredWeights | None = None
+        self, module: ModelMixin, *, compile: bool = False, stored: StoredWeights | None = None
     ) -> None:
         """compile: what is before and after attention, with `torch.compile`. stored: for `Layers`."""
         self.module = module

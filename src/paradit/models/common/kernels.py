@@ -7,7 +7,6 @@ from torch import Tensor
 from paradit.attention.base import Kernel
 from paradit.attention.local import sdpa
 from paradit.kernels import DEFAULT
-from paradit.models.common.untyped import Untyped
 
 
 def load_kernel(name: str) -> Kernel:
@@ -16,7 +15,7 @@ def load_kernel(name: str) -> Kernel:
         return sdpa
     from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
-    backend: Untyped = AttentionBackendName(name)
+    backend = AttentionBackendName(name)
 
     def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out: Tensor = dispatch_attention_fn(query, key, value, backend=backend)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from torch.nn import ModuleList
+from torch.nn import Module, ModuleList
 
 from paradit.models.common.stored_weights import StoredWeights
-from paradit.models.common.untyped import Untyped
 
 
 class Layers:
     """A module's layers, those of one list after those of another: all of them, or none yet."""
 
-    def __init__(self, module: Untyped, lists: Sequence[str], stored: StoredWeights | None = None) -> None:
+    def __init__(self, module: Module, lists: Sequence[str], stored: StoredWeights | None = None) -> None:
         """stored: where layers are read that have no weights yet (`StoredWeights.without_layers`)."""
         self._module, self._lists, self._stored = module, lists, stored
         parts = [(name, part) for name in lists for part in getattr(module, name)]

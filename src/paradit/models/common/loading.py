@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers.utils.logging
 import torch
 import transformers.utils.logging
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from paradit.models.common.stored_weights import StoredWeights
-from paradit.models.common.untyped import Untyped
 from paradit.models.folder_json import stored_variant
 from paradit.models.spec import ModelSpec
+
+P = TypeVar("P", bound=DiffusionPipeline)
 
 _COMPONENTS = {
     "encode": ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
@@ -25,14 +27,14 @@ _COMPONENTS = {
 
 
 def load_pipeline(
-    pipeline_class: Untyped,
+    pipeline_class: type[P],
     spec: ModelSpec,
     dtype: torch.dtype,
     device: torch.device,
     stages: Collection[str],
     *,
     without_layers: Sequence[str] = (),
-) -> Untyped:
+) -> P:
     """A checked folder's pipeline from its safetensors, on `device`, with what `stages` need.
 
     All in `dtype` but the VAE, which stays in fp32. without_layers: the transformers' lists of layers, where
@@ -56,11 +58,11 @@ def load_pipeline(
                 _let_go_of_files(component)
     pipeline.to(device)  # another GPU than the current one
     for name, stored in transformers.items():
-        pipeline.register_modules(**{name: stored.without_layers(without_layers)})
+        pipeline.register_modules(**{name: stored.without_layers(without_layers)})  # type: ignore[no-untyped-call]
     return pipeline
 
 
-def _left_out(pipeline_class: Untyped, stages: Collection[str]) -> dict[str, None]:
+def _left_out(pipeline_class: type[DiffusionPipeline], stages: Collection[str]) -> dict[str, None]:
     """Arguments that have a pipeline load no component that `stages` do not need."""
     accepted = inspect.signature(pipeline_class.__init__).parameters
     others = [name for stage, names in _COMPONENTS.items() if stage not in stages for name in names]

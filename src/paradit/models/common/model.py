@@ -8,13 +8,14 @@ from collections.abc import Collection
 from typing import Any, ClassVar, Self
 
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from paradit.models.common.cut import CutModule
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.common.loading import fingerprint, load_pipeline, stored_transformers
 from paradit.models.common.prompts import left_out
-from paradit.models.common.untyped import Untyped
+from paradit.models.common.schedulers import LoadedScheduler
 from paradit.models.protocol import Decoder, Prompt, Scheduler
 from paradit.models.spec import ModelSpec
 from paradit.scheduling.stages import STAGES
@@ -23,7 +24,7 @@ from paradit.scheduling.stages import STAGES
 class PipelineModel(ABC):
     """A pipeline's components, as a `VideoModel`; a family says the rest."""
 
-    PIPELINE: ClassVar[Untyped]
+    PIPELINE: ClassVar[type[DiffusionPipeline]]
     """The diffusers pipeline."""
     TRANSFORMER: ClassVar[type[CutModule[Any, Any, Any]]]
     """Its transformers, cut."""
@@ -48,7 +49,7 @@ class PipelineModel(ABC):
         return cls(pipeline, spec, dtype, compile=compile)
 
     def __init__(
-        self, pipeline: Untyped, spec: ModelSpec, dtype: torch.dtype, *, compile: bool = False
+        self, pipeline: DiffusionPipeline, spec: ModelSpec, dtype: torch.dtype, *, compile: bool = False
     ) -> None:
         self.spec, self.dtype = spec, dtype
         self.device: torch.device = pipeline.device
@@ -61,7 +62,7 @@ class PipelineModel(ABC):
 
     @staticmethod
     @abstractmethod
-    def schedule(scheduler: Untyped, num_inference_steps: int, device: torch.device) -> None:
+    def schedule(scheduler: LoadedScheduler, num_inference_steps: int, device: torch.device) -> None:
         """Set a scheduler to its steps as the pipeline does; raises what the scheduler raises."""
 
     @abstractmethod
@@ -96,11 +97,11 @@ class PipelineModel(ABC):
 
     def scheduler(self, num_inference_steps: int) -> Scheduler:
         """A copy of the folder's scheduler, set to its steps: it keeps a history, which is one request's."""
-        own: Scheduler = self.prepared(copy.deepcopy(self._pipeline.scheduler))
+        own = self.prepared(copy.deepcopy(self._pipeline.scheduler))
         self.schedule(own, num_inference_steps, self.device)
         return own
 
-    def prepared(self, scheduler: Untyped) -> Untyped:
+    def prepared(self, scheduler: LoadedScheduler) -> LoadedScheduler:
         """A scheduler as it is used, before it is set to its steps."""
         return scheduler
 

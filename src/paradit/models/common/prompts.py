@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from paradit.models.common.untyped import Untyped
+from transformers import PreTrainedTokenizerBase
 
 
-def left_out(tokenizer: Untyped, text: str, length: int) -> str:
+def left_out(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> str:
     """Return the end of a text that a tokenizer cuts off at `length` tokens; empty if it cuts nothing."""
     whole = tokenizer(text, verbose=False).input_ids
     cut = tokenizer(text, max_length=length, truncation=True, verbose=False).input_ids
     if len(whole) <= len(cut):
         return ""
     kept = next((place for place, (a, b) in enumerate(zip(whole, cut, strict=False)) if a != b), len(cut))
-    rest: str = tokenizer.decode(whole[kept:], skip_special_tokens=True)
-    return rest.strip()
+    return str(tokenizer.decode(whole[kept:], skip_special_tokens=True)).strip()

@@ -10,16 +10,30 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import diffusers
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from safetensors import safe_open
+from torch.nn import Module
 
 from paradit.config.errors import InputError
-from paradit.models.common.untyped import Untyped
 from paradit.models.folder_json import read_json, weight_files
+
+M = TypeVar("M", bound=Module)
+
+
+class ModelClass(Protocol):
+    """A class of models in diffusers."""
+
+    @property
+    def _keep_in_fp32_modules(self) -> list[str] | None: ...
+
+    def load_config(self, folder: Path, /) -> dict[str, Any]: ...
+
+    def from_config(self, config: dict[str, Any], /) -> Module: ...
 
 
 class StoredWeights:
@@ -30,7 +44,7 @@ class StoredWeights:
     ) -> None:
         self._folder, self._dtype, self._device, self._variant = folder, dtype, device, variant
 
-    def without_layers(self, lists: Sequence[str]) -> Untyped:
+    def without_layers(self, lists: Sequence[str]) -> Module:
         """The model, whose lists of layers have no weights yet: they are on the meta device."""
         with init_empty_weights():
             module = self._class.from_config(self._class.load_config(self._folder)).eval()
@@ -43,13 +57,13 @@ class StoredWeights:
             setattr(module, name, part)
         return module
 
-    def filled(self, part: Untyped, name: str) -> Untyped:
+    def filled(self, part: M, name: str) -> M:
         """A copy of a part of the model that is on the meta device, with its weights."""
         part = copy.deepcopy(part)
         self._fill(part, f"{name}.")
         return part
 
-    def _fill(self, part: Untyped, prefix: str) -> None:
+    def _fill(self, part: Module, prefix: str) -> None:
         for file, names in self._by_file(f"{prefix}{name}" for name in part.state_dict()).items():
             with safe_open(file, framework="pt") as stored:
                 for name in names:
@@ -83,5 +97,6 @@ class StoredWeights:
         return found
 
     @cached_property
-    def _class(self) -> Untyped:
-        return getattr(diffusers, read_json(self._folder / "config.json")["_class_name"])
+    def _class(self) -> ModelClass:
+        found: ModelClass = getattr(diffusers, read_json(self._folder / "config.json")["_class_name"])
+        return found

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
-from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import (
+    DEFAULT_PROMPT_TEMPLATE,
+    HunyuanVideoPipeline,
+)
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchEulerDiscreteSchedulerOutput,
+)
 from torch import Tensor
 
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.common.model import PipelineModel
 from paradit.models.common.prompts import left_out
-from paradit.models.common.untyped import Untyped
+from paradit.models.common.schedulers import LoadedScheduler
 from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
 from paradit.models.hunyuan_video.spec import HunyuanVideoTransformerSpec
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
@@ -29,7 +36,7 @@ class HunyuanVideoModel(PipelineModel):
     PIPELINE, TRANSFORMER = HunyuanVideoPipeline, HunyuanVideoTransformer
 
     @staticmethod
-    def schedule(scheduler: Untyped, num_inference_steps: int, device: torch.device) -> None:
+    def schedule(scheduler: LoadedScheduler, num_inference_steps: int, device: torch.device) -> None:
         """Set a scheduler to its steps as HunyuanVideoPipeline does: by sigmas that fall evenly from 1."""
         if "sigmas" not in inspect.signature(scheduler.set_timesteps).parameters:
             raise TypeError("it takes no sigmas, which HunyuanVideoPipeline hands over")
@@ -61,14 +68,15 @@ class HunyuanVideoModel(PipelineModel):
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
         """Return what Llama and CLIP do not read of a prompt that is too long for them."""
-        template: Untyped = DEFAULT_PROMPT_TEMPLATE
-        text, length = template["template"].format(prompt), self.spec.text_length
-        llama = left_out(self._pipeline.tokenizer, text, length + template["crop_start"])
+        text, length = str(DEFAULT_PROMPT_TEMPLATE["template"]).format(prompt), self.spec.text_length
+        crop_start = DEFAULT_PROMPT_TEMPLATE["crop_start"]
+        assert isinstance(crop_start, int)
+        llama = left_out(self._pipeline.tokenizer, text, length + crop_start)
         clip = left_out(self._pipeline.tokenizer_2, prompt, CLIP_LENGTH)
         both = {"Llama": (length, llama), "CLIP": (CLIP_LENGTH, clip)}
         return {name: found for name, found in both.items() if found[1]}
 
-    def prepared(self, scheduler: Untyped) -> Untyped:
+    def prepared(self, scheduler: LoadedScheduler) -> LoadedScheduler:
         """With latents that stay in fp32."""
         return in_fp32(scheduler) if type(scheduler) is FlowMatchEulerDiscreteScheduler else scheduler
 
@@ -81,9 +89,9 @@ class HunyuanVideoModel(PipelineModel):
         return HunyuanVideoDecoder(self._pipeline.vae, self._pipeline.video_processor, latents)
 
 
-def in_fp32(scheduler: Untyped) -> Untyped:
+def in_fp32(scheduler: LoadedScheduler) -> LoadedScheduler:
     """Return a FlowMatchEulerDiscreteScheduler like this one, whose latents stay in fp32."""
-    made: Untyped = _InFp32.from_config(scheduler.config)  # type: ignore[no-untyped-call]
+    made: LoadedScheduler = _InFp32.from_config(scheduler.config)
     return made
 
 
@@ -94,7 +102,7 @@ class _InFp32(FlowMatchEulerDiscreteScheduler):
     small step adds, and its timesteps are rounded too, by up to 2; ours are not. In fp32 it is the same.
     """
 
-    def step(
+    def step(  # type: ignore[override]  # diffusers names torch.FloatTensor
         self,
         model_output: Tensor,
         timestep: Tensor,
@@ -102,9 +110,6 @@ class _InFp32(FlowMatchEulerDiscreteScheduler):
         *,
         generator: torch.Generator | None = None,
         return_dict: bool = False,
-    ) -> tuple[Tensor]:
-        base: Untyped = super()
-        stepped: tuple[Tensor] = base.step(
-            model_output.float(), timestep, sample, generator=generator, return_dict=return_dict
-        )
-        return stepped
+    ) -> FlowMatchEulerDiscreteSchedulerOutput | tuple[Any, ...]:
+        given = model_output.float(), timestep, sample
+        return super().step(*given, generator=generator, return_dict=return_dict)  # type: ignore[arg-type]

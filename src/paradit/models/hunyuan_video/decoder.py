@@ -12,19 +12,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
+from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from paradit.config.tiles import Tile
+from paradit.models.common.blending import as_frames
 from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
-from paradit.models.common.untyped import Untyped
 from paradit.models.protocol import Frames
 
 
 class HunyuanVideoDecoder:
     """Decodes a video's latents, a piece being the samples of a group of latent frames."""
 
-    def __init__(self, vae: Untyped, video_processor: Untyped, latents: Tensor | LatentBlocks) -> None:
-        """Of scaled latents [1, C, F, h, w]. vae: AutoencoderKLHunyuanVideo. video_processor: diffusers'."""
+    def __init__(
+        self,
+        vae: AutoencoderKLHunyuanVideo,
+        video_processor: VideoProcessor,
+        latents: Tensor | LatentBlocks,
+    ) -> None:
+        """Of scaled latents [1, C, F, h, w]."""
         self._vae, self._video_processor = vae, video_processor
         self._groups = _Groups(vae, in_blocks(latents))
         self.scale: int = vae.spatial_compression_ratio
@@ -34,7 +41,7 @@ class HunyuanVideoDecoder:
         """Of a tile's piece: each latent frame is four frames, but a group's first is one."""
         frames = (self._groups.length(index) - 1) * self._vae.temporal_compression_ratio + 1
         height, width = tile.rows.size * self.scale, tile.columns.size * self.scale
-        return 1, self._vae.config.out_channels, frames, height, width
+        return 1, self._vae.config["out_channels"], frames, height, width
 
     @torch.no_grad()
     def pieces(self, tile: Tile) -> Iterator[Tensor]:
@@ -54,8 +61,7 @@ class HunyuanVideoDecoder:
             # Each latent frame is four frames, but the video's first is one.
             count, ones = divmod(group.shape[2], ratio)
             for part in torch.split(group, [1] * ones + [ratio] * count, dim=2):
-                frames = self._video_processor.postprocess_video(part, output_type="np")[0]
-                yield (frames * 255).round().astype("uint8")
+                yield as_frames(self._video_processor, part)
 
     def _blended(self, pictures: Iterable[Tensor]) -> Iterator[Tensor]:
         """What each group adds to the video, blended with the end of the one before."""
@@ -76,7 +82,7 @@ class HunyuanVideoDecoder:
 class _Groups:
     """The groups of latent frames that are decoded together, as the frames come."""
 
-    def __init__(self, vae: Untyped, latents: LatentBlocks) -> None:
+    def __init__(self, vae: AutoencoderKLHunyuanVideo, latents: LatentBlocks) -> None:
         self._vae, self._latents, self._num_frames = vae, latents, latents.shape[2]
         ratio = vae.temporal_compression_ratio
         size: int = vae.tile_sample_min_num_frames // ratio
@@ -104,6 +110,6 @@ class _Groups:
                     self._ended = True
                     break
                 z = frame.to(self._vae.device, self._vae.dtype)
-                self._frames.append(z / self._vae.config.scaling_factor)
+                self._frames.append(z / self._vae.config["scaling_factor"])
         assert index == self._index, f"group {index} is asked for after {self._index}"
         return torch.cat(self._frames, dim=2) if len(self._frames) > (index > 0) else None

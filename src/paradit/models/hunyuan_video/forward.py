@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from diffusers.models.attention_processor import Attention
 from diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle
 from diffusers.models.transformers import transformer_hunyuan_video as diffusers_hunyuan
 from torch import Tensor
+from torch.nn import Module
 
 from paradit.attention.base import Kernel
 from paradit.models.common.attached import Opened
-from paradit.models.common.replaced import Predict, Replacement, output, refuse
-from paradit.models.common.untyped import Untyped
+from paradit.models.common.replaced import Output, Predict, Replacement, output, refuse
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.models.protocol import Transformer, of_any_family
 
 
-def _cut(module: Untyped, kernel: Kernel) -> Transformer:  # noqa: ARG001 (ranks share all attention)
+def _cut(module: Module, kernel: Kernel) -> Transformer:  # noqa: ARG001 (ranks share all attention)
+    assert isinstance(module, diffusers_hunyuan.HunyuanVideoTransformer3DModel)
     return of_any_family(HunyuanVideoTransformer(module))
 
 
-def _forward(predict: Predict) -> Callable[..., Any]:
+def _forward(predict: Predict) -> Callable[..., Output]:
     def forward(  # noqa: PLR0917 (the signature that it stands in for)
         hidden_states: Tensor,
         timestep: Tensor,
@@ -30,9 +30,9 @@ def _forward(predict: Predict) -> Callable[..., Any]:
         encoder_attention_mask: Tensor,
         pooled_projections: Tensor,
         guidance: Tensor | None = None,
-        attention_kwargs: dict[str, Any] | None = None,
+        attention_kwargs: Mapping[str, object] | None = None,
         return_dict: bool = True,
-    ) -> Untyped:
+    ) -> Output:
         refuse(attention_kwargs)
         prompt = encoder_hidden_states, encoder_attention_mask, pooled_projections, guidance
         return output(predict(hidden_states, timestep, prompt), return_dict)

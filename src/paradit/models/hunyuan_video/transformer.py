@@ -14,16 +14,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from diffusers.models.attention import FeedForward
+from diffusers.models.attention_processor import Attention
+from diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle
+from diffusers.models.transformers.transformer_hunyuan_video import (
+    HunyuanVideoSingleTransformerBlock,
+    HunyuanVideoTransformer3DModel,
+    HunyuanVideoTransformerBlock,
+)
 from torch import Tensor
+from torch.nn import LayerNorm
 
 from paradit.attention.base import Site
 from paradit.config.options import decode_known
 from paradit.models.common.joint import JointContext, JointLayout, JointModule, JointTokens, split
 from paradit.models.common.pieces import heads, maybe_compiled
 from paradit.models.common.stored_weights import StoredWeights
-from paradit.models.common.untyped import Untyped
 from paradit.models.hunyuan_video.spec import TransformerConfig
 from paradit.models.protocol import Block
+
+AdaLayerNorm = AdaLayerNormZero | AdaLayerNormZeroSingle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +64,7 @@ class DoubleBlock(Block[HunyuanTokens]):
     memory.
     """
 
-    def __init__(self, block: Untyped, site: Site, *, compile: bool) -> None:
+    def __init__(self, block: HunyuanVideoTransformerBlock, site: Site, *, compile: bool) -> None:
         self.site, self._block = site, block
         self._normed = maybe_compiled(_normed, compile)
         self._value = maybe_compiled(_double_value, compile)
@@ -85,7 +95,7 @@ class SingleBlock(Block[HunyuanTokens]):
     the module keeps the inner activation over the attention.
     """
 
-    def __init__(self, block: Untyped, site: Site, *, compile: bool) -> None:
+    def __init__(self, block: HunyuanVideoSingleTransformerBlock, site: Site, *, compile: bool) -> None:
         self.site, self._block = site, block
         self._both_normed = maybe_compiled(_both_normed, compile)
         self._value = maybe_compiled(_single_value, compile)
@@ -117,9 +127,14 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
     """
 
     LISTS = ("transformer_blocks", "single_transformer_blocks")
+    module: HunyuanVideoTransformer3DModel
 
     def __init__(
-        self, module: Untyped, *, compile: bool = False, stored: StoredWeights | None = None
+        self,
+        module: HunyuanVideoTransformer3DModel,
+        *,
+        compile: bool = False,
+        stored: StoredWeights | None = None,
     ) -> None:
         decode_known(TransformerConfig, module.config)
         super().__init__(module, compile=compile, stored=stored)
@@ -135,7 +150,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         """Where the tokens of latents of (F, H, W) are, without any text; once per request."""
         config, device = self.module.config, self.module.proj_out.weight.device
         frames, height, width = latent_shape
-        grid = frames // config.patch_size_t, height // config.patch_size, width // config.patch_size
+        grid = frames // config["patch_size_t"], height // config["patch_size"], width // config["patch_size"]
         cos, sin = self.module.rope(torch.empty(1, 1, *latent_shape, device=device))
         return JointLayout.of(grid, cos, sin)
 
@@ -230,13 +245,13 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
     def unpatchify(self, values: Tensor, layout: JointLayout) -> Tensor:
         """[B, S, patch values] of all of a video's tokens -> the prediction [B, C, F, H, W]."""
         config = self.module.config
-        patch = config.patch_size_t, config.patch_size, config.patch_size
+        patch = config["patch_size_t"], config["patch_size"], config["patch_size"]
         x = values.reshape(len(values), *layout.grid, -1, *patch)
         x = x.permute(0, 4, 1, 5, 2, 6, 3, 7)  # [B, C, F, pf, H, ph, W, pw]
         return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def _modulation(norm: Untyped, temb: Tensor, count: int) -> tuple[Tensor, ...]:
+def _modulation(norm: AdaLayerNorm, temb: Tensor, count: int) -> tuple[Tensor, ...]:
     """The shifts, scales and gates of an AdaLayerNormZero, each [B, 1, width].
 
     Computed where they are needed, before and after the attention: it is a product of one row.
@@ -245,28 +260,28 @@ def _modulation(norm: Untyped, temb: Tensor, count: int) -> tuple[Tensor, ...]:
     return rows[:, None].chunk(count, dim=2)
 
 
-def _normed(norm: Untyped, x: Tensor, temb: Tensor, count: int) -> Tensor:
+def _normed(norm: AdaLayerNorm, x: Tensor, temb: Tensor, count: int) -> Tensor:
     shift, scale, *_ = _modulation(norm, temb, count)
     normed: Tensor = norm.norm(x)
     return normed.mul_(1 + scale).add_(shift)
 
 
-def _double_value(attn: Untyped, video: Tensor, text: Tensor) -> Tensor:
+def _double_value(attn: Attention, video: Tensor, text: Tensor) -> Tensor:
     return torch.cat([heads(attn.to_v(video), attn), heads(attn.add_v_proj(text), attn)], dim=1)
 
 
-def _double_key(attn: Untyped, video: Tensor, text: Tensor) -> Tensor:
-    key = attn.norm_k(heads(attn.to_k(video), attn))
+def _double_key(attn: Attention, video: Tensor, text: Tensor) -> Tensor:
+    key = attn.get_submodule("norm_k")(heads(attn.to_k(video), attn))
     return torch.cat([key, attn.norm_added_k(heads(attn.add_k_proj(text), attn))], dim=1)
 
 
-def _double_query(attn: Untyped, video: Tensor, text: Tensor) -> Tensor:
-    query = attn.norm_q(heads(attn.to_q(video), attn))
+def _double_query(attn: Attention, video: Tensor, text: Tensor) -> Tensor:
+    query = attn.get_submodule("norm_q")(heads(attn.to_q(video), attn))
     return torch.cat([query, attn.norm_added_q(heads(attn.add_q_proj(text), attn))], dim=1)
 
 
 def _double_finish(
-    block: Untyped, both: tuple[Tensor, Tensor], temb: Tensor, attended: Tensor
+    block: HunyuanVideoTransformerBlock, both: tuple[Tensor, Tensor], temb: Tensor, attended: Tensor
 ) -> tuple[Tensor, Tensor]:
     video, text = split(attended.flatten(2, 3), both[0].shape[1])
     projection, dropout = block.attn.to_out
@@ -278,7 +293,7 @@ def _double_finish(
 
 
 def _after(
-    x: Tensor, attended: Tensor, modulation: Sequence[Tensor], norm: Untyped, feed_forward: Untyped
+    x: Tensor, attended: Tensor, modulation: Sequence[Tensor], norm: LayerNorm, feed_forward: FeedForward
 ) -> Tensor:
     """One stream after a double block: residual, norm and feed-forward."""
     gate, shift, scale, ffn_gate = modulation
@@ -287,26 +302,26 @@ def _after(
     return out.mul_(ffn_gate).add_(x)
 
 
-def _both_normed(norm: Untyped, video: Tensor, text: Tensor, temb: Tensor) -> Tensor:
+def _both_normed(norm: AdaLayerNorm, video: Tensor, text: Tensor, temb: Tensor) -> Tensor:
     return _normed(norm, torch.cat([video, text], dim=1), temb, 3)
 
 
-def _single_value(attn: Untyped, x: Tensor) -> Tensor:
+def _single_value(attn: Attention, x: Tensor) -> Tensor:
     return heads(attn.to_v(x), attn)
 
 
-def _single_key(attn: Untyped, x: Tensor) -> Tensor:
-    key: Tensor = attn.norm_k(heads(attn.to_k(x), attn))
+def _single_key(attn: Attention, x: Tensor) -> Tensor:
+    key: Tensor = attn.get_submodule("norm_k")(heads(attn.to_k(x), attn))
     return key
 
 
-def _single_query(attn: Untyped, x: Tensor) -> Tensor:
-    query: Tensor = attn.norm_q(heads(attn.to_q(x), attn))
+def _single_query(attn: Attention, x: Tensor) -> Tensor:
+    query: Tensor = attn.get_submodule("norm_q")(heads(attn.to_q(x), attn))
     return query
 
 
 def _single_finish(
-    block: Untyped, both: tuple[Tensor, Tensor], temb: Tensor, attended: Tensor
+    block: HunyuanVideoSingleTransformerBlock, both: tuple[Tensor, Tensor], temb: Tensor, attended: Tensor
 ) -> tuple[Tensor, Tensor]:
     _, _, gate = _modulation(block.norm, temb, 3)
     inner = block.act_mlp(block.proj_mlp(_both_normed(block.norm, *both, temb)))

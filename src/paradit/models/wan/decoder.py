@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d, unpatchify
+from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from paradit.config.tiles import Tile
+from paradit.models.common.blending import as_frames
 from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
-from paradit.models.common.untyped import Untyped
 from paradit.models.protocol import Frames
 
 Cache: TypeAlias = "list[Tensor | str | None]"
@@ -27,23 +28,28 @@ class WanDecoder:
     """Decodes a video's latents, a piece being the samples of one latent frame."""
 
     def __init__(
-        self, vae: Untyped, video_processor: Untyped, latents: Tensor | LatentBlocks, *, park: bool
+        self,
+        vae: AutoencoderKLWan,
+        video_processor: VideoProcessor,
+        latents: Tensor | LatentBlocks,
+        *,
+        park: bool,
     ) -> None:
-        """Of normalised latents [1, C, F, h, w]. vae: AutoencoderKLWan. video_processor: diffusers'.
+        """Of normalised latents [1, C, F, h, w].
 
         park: keep tiles' caches in the machine's memory while other tiles decode, not on the GPU.
         """
         self._vae, self._video_processor, self._park = vae, video_processor, park
-        self._patch: int = vae.config.patch_size or 1
+        self._patch: int = vae.config["patch_size"] or 1
         self._latents = in_blocks(latents)
-        self.scale: int = vae.spatial_compression_ratio // self._patch
+        self.scale: int = vae.config["scale_factor_spatial"] // self._patch
         self.num_pieces: int = latents.shape[2]
 
     def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:
         """Of a tile's piece: the first latent frame is one frame, each other one four."""
-        frames = self._vae.config.scale_factor_temporal if index else 1
+        frames = self._vae.config["scale_factor_temporal"] if index else 1
         height, width = tile.rows.size * self.scale, tile.columns.size * self.scale
-        return 1, self._vae.config.out_channels, frames, height, width
+        return 1, self._vae.config["out_channels"], frames, height, width
 
     @torch.no_grad()
     def pieces(self, tile: Tile) -> Iterator[Tensor]:
@@ -85,8 +91,7 @@ class WanDecoder:
         """Frames [f, H, W, 3] of each latent frame's whole picture."""
         for picture in pictures:
             sample = unpatchify(picture, patch_size=self._patch)  # type: ignore[no-untyped-call]
-            video = self._video_processor.postprocess_video(sample.clamp(-1, 1), output_type="np")[0]
-            yield (video * 255).round().astype("uint8")
+            yield as_frames(self._video_processor, sample.clamp(-1, 1))
 
 
 def _parked(cache: Cache, before: Cache) -> Cache:
@@ -106,10 +111,10 @@ def _parked(cache: Cache, before: Cache) -> Cache:
     return parked
 
 
-def _denormalise(vae: Untyped, latents: Tensor) -> Tensor:
+def _denormalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     # Divided by the inverse, not multiplied: that is how WanPipeline rounds.
     mean, std = (
         torch.tensor(values).view(1, -1, 1, 1, 1).to(latents)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
+        for values in (vae.config["latents_mean"], vae.config["latents_std"])
     )
     return latents / (1.0 / std) + mean

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from diffusers.models.transformers import transformer_wan as diffusers_wan
 from torch import Tensor
+from torch.nn import Module
 
 from paradit.attention.base import Kernel
 from paradit.models.common.attached import Opened
-from paradit.models.common.replaced import Predict, Replacement, output, refuse
-from paradit.models.common.untyped import Untyped
+from paradit.models.common.replaced import Output, Predict, Replacement, output, refuse
 from paradit.models.protocol import Transformer, of_any_family
 from paradit.models.wan.transformer import WanTransformer
 
 
-def _cut(module: Untyped, kernel: Kernel) -> Transformer:
+def _cut(module: Module, kernel: Kernel) -> Transformer:
+    assert isinstance(module, diffusers_wan.WanTransformer3DModel)
     return of_any_family(WanTransformer(module, kernel=kernel))
 
 
-def _forward(predict: Predict) -> Callable[..., Any]:
+def _forward(predict: Predict) -> Callable[..., Output]:
     def forward(  # noqa: PLR0917 (the signature that it stands in for)
         hidden_states: Tensor,
         timestep: Tensor,
         encoder_hidden_states: Tensor,
         encoder_hidden_states_image: Tensor | None = None,
         return_dict: bool = True,
-        attention_kwargs: dict[str, Any] | None = None,
-    ) -> Untyped:
+        attention_kwargs: Mapping[str, object] | None = None,
+    ) -> Output:
         refuse(attention_kwargs)
         prompt = encoder_hidden_states, encoder_hidden_states_image
         return output(predict(hidden_states, timestep, prompt), return_dict)

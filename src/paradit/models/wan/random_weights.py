@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
-from paradit.models.common.untyped import Untyped
 from paradit.models.protocol import Frames
 from paradit.models.spec import TransformerSpec, VaeSpec
 from paradit.models.wan.decoder import WanDecoder
@@ -35,7 +35,7 @@ def random_block(
     latent_shape: (frames, height, width); a token is 2x2 of it. The feed-forward is four times as wide.
     """
     with device:
-        module: Untyped = WanTransformer3DModel(  # type: ignore[no-untyped-call]
+        module = WanTransformer3DModel(
             num_attention_heads=heads,
             attention_head_dim=head_dim,
             num_layers=1,
@@ -60,7 +60,7 @@ def random_block(
 def random_decoder(channels: int, device: torch.device) -> tuple[Callable[[Tensor], list[Frames]], VaeSpec]:
     """All frames of normalised latents [1, C, F, h, w], by a VAE with so many channels in its last level."""
     with device:
-        vae: Untyped = AutoencoderKLWan(base_dim=channels)  # type: ignore[no-untyped-call]
+        vae = AutoencoderKLWan(base_dim=channels)
     vae.eval()
     spec = vae_spec(dict(vae.config))
     processor = VideoProcessor(vae_scale_factor=spec.spatial_compression)

@@ -12,15 +12,19 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
+from diffusers.models.transformers.transformer_wan import (
+    WanAttention,
+    WanTransformer3DModel,
+    WanTransformerBlock,
+)
 from torch import Tensor
 
 from paradit.attention.base import Kernel, Layout, Site
 from paradit.attention.local import sdpa
 from paradit.attention.rope import RopeTables, grid_positions
 from paradit.models.common.cut import CutModule
-from paradit.models.common.pieces import heads, maybe_compiled
+from paradit.models.common.pieces import heads, maybe_compiled, of_class
 from paradit.models.common.stored_weights import StoredWeights
-from paradit.models.common.untyped import Untyped
 from paradit.models.protocol import Block, Tokens
 
 
@@ -78,7 +82,9 @@ class WanBlock(Block[WanTokens]):
     For inference: what a submodule has just made is changed in place, for time and memory.
     """
 
-    def __init__(self, block: Untyped, site: Site, place: int, *, compile: bool, kernel: Kernel) -> None:
+    def __init__(
+        self, block: WanTransformerBlock, site: Site, place: int, *, compile: bool, kernel: Kernel
+    ) -> None:
         """place: the block's among those that are held. kernel: what computes cross-attention."""
         self.site = site
         self._block, self._place = block, place
@@ -128,7 +134,7 @@ class WanBlock(Block[WanTokens]):
         if attn.fused_projections:
             key, value = attn.to_added_kv(image).chunk(2, dim=-1)
         else:
-            key, value = attn.add_k_proj(image), attn.add_v_proj(image)
+            key, value = attn.get_submodule("add_k_proj")(image), attn.get_submodule("add_v_proj")(image)
         return heads(attn.norm_added_k(key), attn), heads(value, attn)
 
 
@@ -136,11 +142,12 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
     """A WanTransformer3DModel in pieces: embed, each block's project and finish, head, unpatchify."""
 
     LISTS = ("blocks",)
+    module: WanTransformer3DModel
     blocks: Sequence[WanBlock]
 
     def __init__(
         self,
-        module: Untyped,
+        module: WanTransformer3DModel,
         *,
         compile: bool = False,
         stored: StoredWeights | None = None,
@@ -151,15 +158,16 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         super().__init__(module, compile=compile, stored=stored)
 
     def cut(self) -> list[WanBlock]:
+        blocks = of_class(WanTransformerBlock, self.module.blocks)
         return [
             WanBlock(block, Site(layer), place, compile=self._compile, kernel=self._kernel)
-            for place, (layer, block) in enumerate(zip(self.layers.held, self.module.blocks, strict=True))
+            for place, (layer, block) in enumerate(zip(self.layers.held, blocks, strict=True))
         ]
 
     def layout(self, latent_shape: tuple[int, int, int]) -> WanLayout:
         """Where the tokens of latents of (F, H, W) are; once per request."""
         frames, height, width = (
-            size // patch for size, patch in zip(latent_shape, self.module.config.patch_size, strict=True)
+            size // patch for size, patch in zip(latent_shape, self.module.config["patch_size"], strict=True)
         )
         tables = self.rope_tables()
         positions = grid_positions((frames, height, width), device=tables.cos[0].device)
@@ -169,9 +177,11 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         """The module's rotary tables, which too hold each angle twice."""
         rope = self.module.rope
         channels = [rope.t_dim, rope.h_dim, rope.w_dim]
-        sin = rope.freqs_sin.clone()
+        cos, sin = rope.get_buffer("freqs_cos"), rope.get_buffer("freqs_sin").clone()
         sin[:, 0::2].neg_()
-        return RopeTables(cos=rope.freqs_cos.split(channels, dim=1), sin=sin.split(channels, dim=1))
+        return RopeTables(
+            cos=cos.split_with_sizes(channels, dim=1), sin=sin.split_with_sizes(channels, dim=1)
+        )
 
     def context(self, prompt_embeds: Tensor, image_embeds: Tensor | None = None) -> WanContext:
         """What cross-attention reads of prompt_embeds [B, T, text_dim]; once per prompt.
@@ -183,7 +193,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
             raise ValueError("this transformer attends to an image: image_embeds is needed")
         text, image = embedder.text_embedder(prompt_embeds), None
         if image_embeds is not None:
-            image = embedder.image_embedder(image_embeds)
+            image = embedder.get_submodule("image_embedder")(image_embeds)
             # As parts of one tensor, like the module has them: how a linear rounds depends on the strides.
             both = torch.cat([image, text], dim=1)
             image, text = both[:, : image.shape[1]], both[:, image.shape[1] :]
@@ -244,7 +254,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
     def changing_shapes(self, context: WanContext, layout: WanLayout) -> tuple[tuple[int, ...]]:
         """Of the hidden states [B, S, width]."""
         config, num_tokens = self.module.config, len(layout.rope.positions)
-        return ((context.batch, num_tokens, config.num_attention_heads * config.attention_head_dim),)
+        return ((context.batch, num_tokens, config["num_attention_heads"] * config["attention_head_dim"]),)
 
     def _time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         embedder = self.module.condition_embedder
@@ -266,32 +276,32 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
 
     def unpatchify(self, values: Tensor, layout: WanLayout) -> Tensor:
         """[B, S, patch values] of all of a video's tokens -> the prediction [B, C, F, H, W]."""
-        x = values.reshape(len(values), *layout.grid, *self.module.config.patch_size, -1)
+        x = values.reshape(len(values), *layout.grid, *self.module.config["patch_size"], -1)
         x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)  # [B, C, F, pf, H, ph, W, pw]
         return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def _normed(block: Untyped, x: Tensor, modulation: Tensor) -> Tensor:
+def _normed(block: WanTransformerBlock, x: Tensor, modulation: Tensor) -> Tensor:
     """What q, k and v are projected from."""
     shift, scale = _modulation(block.scale_shift_table, modulation, 0, 2)
     normed: Tensor = block.norm1(x.float()).mul_(1 + scale).add_(shift).type_as(x)
     return normed
 
 
-def _value(attn: Untyped, x: Tensor) -> Tensor:
+def _value(attn: WanAttention, x: Tensor) -> Tensor:
     return heads(attn.to_v(x), attn)
 
 
-def _key(attn: Untyped, x: Tensor) -> Tensor:
+def _key(attn: WanAttention, x: Tensor) -> Tensor:
     return heads(attn.norm_k(attn.to_k(x)), attn)
 
 
-def _query(attn: Untyped, x: Tensor) -> Tensor:
+def _query(attn: WanAttention, x: Tensor) -> Tensor:
     return heads(attn.norm_q(attn.to_q(x)), attn)
 
 
 def _finish(
-    block: Untyped,
+    block: WanTransformerBlock,
     x: Tensor,
     modulation: Tensor,
     attended: Tensor,
@@ -311,7 +321,9 @@ def _finish(
     return done
 
 
-def _cross_attention(attn: Untyped, x: Tensor, read: list[tuple[Tensor, Tensor]], kernel: Kernel) -> Tensor:
+def _cross_attention(
+    attn: WanAttention, x: Tensor, read: list[tuple[Tensor, Tensor]], kernel: Kernel
+) -> Tensor:
     query = heads(attn.norm_q(attn.to_q(x)), attn)
     out = kernel(query, *read[0])
     for keys_values in read[1:]:
@@ -329,7 +341,7 @@ def _rows(table: Tensor) -> tuple[Tensor, ...]:
     return table.unbind(2) if table.ndim == 4 else table.chunk(table.shape[1], dim=1)
 
 
-def _out(attended: Tensor, attn: Untyped) -> Tensor:
+def _out(attended: Tensor, attn: WanAttention) -> Tensor:
     # to_out is the projection and its dropout.
     projection, dropout = attn.to_out
     out: Tensor = dropout(projection(attended.flatten(2, 3)))
