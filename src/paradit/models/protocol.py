@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar, cast
 
@@ -150,9 +150,19 @@ def of_any_family(transformer: CutTransformer[T, C, L]) -> Transformer:
 
 
 class Scheduler(Protocol):
-    """A diffusers scheduler, set to a number of steps."""
+    """A diffusers scheduler."""
 
     timesteps: Tensor
+    """Those of the steps that it is set to."""
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def set_timesteps(self) -> Callable[..., None]:
+        """(num_inference_steps, *, sigmas, device, ...), of which each class takes some."""
+
+    def set_begin_index(self, begin_index: int) -> None: ...
 
     @property
     def step(self) -> Callable[..., tuple[Tensor, ...]]:

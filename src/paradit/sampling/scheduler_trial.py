@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from paradit.config.errors import InputError
-from paradit.models.common.schedulers import LoadedScheduler, Schedule, load_scheduler, scheduler_name
+from paradit.models.common.schedulers import Schedule, load_scheduler, scheduler_name
 from paradit.models.protocol import Scheduler
 from paradit.sampling.block_state import restore_solver, solver_state
 from paradit.sampling.noise import step_generator
@@ -55,7 +55,7 @@ def try_scheduler(
         )
 
 
-def _made(folder: Path, schedule: Schedule, num_steps: int) -> LoadedScheduler:
+def _made(folder: Path, schedule: Schedule, num_steps: int) -> Scheduler:
     scheduler = load_scheduler(folder)
     schedule(scheduler, num_steps, _CPU)
     return scheduler

@@ -15,7 +15,6 @@ from paradit.models.common.cut import CutModule
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.common.loading import fingerprint, load_pipeline, stored_transformers
 from paradit.models.common.prompts import left_out
-from paradit.models.common.schedulers import LoadedScheduler
 from paradit.models.protocol import Decoder, Prompt, Scheduler
 from paradit.models.spec import ModelSpec
 from paradit.scheduling.stages import STAGES
@@ -62,7 +61,7 @@ class PipelineModel(ABC):
 
     @staticmethod
     @abstractmethod
-    def schedule(scheduler: LoadedScheduler, num_inference_steps: int, device: torch.device) -> None:
+    def schedule(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
         """Set a scheduler to its steps as the pipeline does; raises what the scheduler raises."""
 
     @abstractmethod
@@ -101,7 +100,7 @@ class PipelineModel(ABC):
         self.schedule(own, num_inference_steps, self.device)
         return own
 
-    def prepared(self, scheduler: LoadedScheduler) -> LoadedScheduler:
+    def prepared(self, scheduler: Scheduler) -> Scheduler:
         """A scheduler as it is used, before it is set to its steps."""
         return scheduler
 

@@ -20,11 +20,10 @@ from torch import Tensor
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.common.model import PipelineModel
 from paradit.models.common.prompts import left_out
-from paradit.models.common.schedulers import LoadedScheduler
 from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
 from paradit.models.hunyuan_video.spec import HunyuanVideoTransformerSpec
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
-from paradit.models.protocol import Prompt
+from paradit.models.protocol import Prompt, Scheduler
 
 CLIP_LENGTH = 77
 """Number of tokens that HunyuanVideoPipeline has CLIP read."""
@@ -36,7 +35,7 @@ class HunyuanVideoModel(PipelineModel):
     PIPELINE, TRANSFORMER = HunyuanVideoPipeline, HunyuanVideoTransformer
 
     @staticmethod
-    def schedule(scheduler: LoadedScheduler, num_inference_steps: int, device: torch.device) -> None:
+    def schedule(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
         """Set a scheduler to its steps as HunyuanVideoPipeline does: by sigmas that fall evenly from 1."""
         if "sigmas" not in inspect.signature(scheduler.set_timesteps).parameters:
             raise TypeError("it takes no sigmas, which HunyuanVideoPipeline hands over")
@@ -76,7 +75,7 @@ class HunyuanVideoModel(PipelineModel):
         both = {"Llama": (length, llama), "CLIP": (CLIP_LENGTH, clip)}
         return {name: found for name, found in both.items() if found[1]}
 
-    def prepared(self, scheduler: LoadedScheduler) -> LoadedScheduler:
+    def prepared(self, scheduler: Scheduler) -> Scheduler:
         """With latents that stay in fp32."""
         return in_fp32(scheduler) if type(scheduler) is FlowMatchEulerDiscreteScheduler else scheduler
 
@@ -89,9 +88,9 @@ class HunyuanVideoModel(PipelineModel):
         return HunyuanVideoDecoder(self._pipeline.vae, self._pipeline.video_processor, latents)
 
 
-def in_fp32(scheduler: LoadedScheduler) -> LoadedScheduler:
+def in_fp32(scheduler: Scheduler) -> Scheduler:
     """Return a FlowMatchEulerDiscreteScheduler like this one, whose latents stay in fp32."""
-    made: LoadedScheduler = _InFp32.from_config(scheduler.config)
+    made: Scheduler = _InFp32.from_config(scheduler.config)
     return made
 
 

@@ -28,7 +28,7 @@ from torch.nn import LayerNorm
 from paradit.attention.base import Site
 from paradit.config.options import decode_known
 from paradit.models.common.joint import JointContext, JointLayout, JointModule, JointTokens, split
-from paradit.models.common.pieces import heads, maybe_compiled
+from paradit.models.common.pieces import heads, maybe_compiled, of_class
 from paradit.models.common.stored_weights import StoredWeights
 from paradit.models.hunyuan_video.spec import TransformerConfig
 from paradit.models.protocol import Block
@@ -141,10 +141,13 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
 
     def cut(self) -> list[Block[HunyuanTokens]]:
         """Double blocks before single ones."""
-        double, single = self.module.transformer_blocks, self.module.single_transformer_blocks
-        kinds = [DoubleBlock] * len(double) + [SingleBlock] * len(single)
-        parts = zip(kinds, (*double, *single), self.layers.held, strict=True)
-        return [kind(block, Site(layer), compile=self._compile) for kind, block, layer in parts]
+        double = of_class(HunyuanVideoTransformerBlock, self.module.transformer_blocks)
+        single = of_class(HunyuanVideoSingleTransformerBlock, self.module.single_transformer_blocks)
+        sites, first = list(map(Site, self.layers.held)), len(double)
+        return [
+            *(DoubleBlock(*part, compile=self._compile) for part in zip(double, sites[:first], strict=True)),
+            *(SingleBlock(*part, compile=self._compile) for part in zip(single, sites[first:], strict=True)),
+        ]
 
     def layout(self, latent_shape: tuple[int, int, int]) -> JointLayout:
         """Where the tokens of latents of (F, H, W) are, without any text; once per request."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.common.model import PipelineModel
-from paradit.models.common.schedulers import LoadedScheduler
+from paradit.models.protocol import Scheduler
 from paradit.models.wan.decoder import WanDecoder
 from paradit.models.wan.transformer import WanTransformer
 
@@ -19,7 +19,7 @@ class WanModel(PipelineModel):
     PIPELINE, TRANSFORMER = WanPipeline, WanTransformer
 
     @staticmethod
-    def schedule(scheduler: LoadedScheduler, num_inference_steps: int, device: torch.device) -> None:
+    def schedule(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
         """Set a scheduler to its steps as WanPipeline does: by their number alone."""
         scheduler.set_timesteps(num_inference_steps, device=device)
         scheduler.set_begin_index(0)
