@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from statistics import mean, median
-from typing import Any
+from typing import TypeVar
 
 import torch
 
@@ -34,6 +34,7 @@ from paradit.planner.calibration import (
 from paradit.planner.messages import Messages, neighbours_of, slowest_pair
 from paradit.progress import Progress
 
+T = TypeVar("T")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT_TOKENS = 32
 TURNS, EXCHANGES = 21, 8
@@ -117,31 +118,30 @@ def calibrate(ranks: int, report: Progress, sizes: Sizes | None = None) -> Calib
 
     sizes: None: those of the kind of device. Raises RankError where a rank fails.
     """
-    found: Calibration = _on_ranks(partial(measure, sizes=sizes), ranks, report)
-    return found
+    return _on_ranks(partial(measure, sizes=sizes), ranks, report)
 
 
 def calibrate_links(ranks: int, report: Progress) -> Messages:
     """Only what messages between so many idle ranks take. Raises RankError where one fails."""
-    found: Messages = _on_ranks(_measure_links, ranks, report)
-    return found
+    return _on_ranks(_measure_links, ranks, report)
 
 
-Measure = Callable[[World, Progress], Any]
+Measure = Callable[[World, Progress], T]
 Prepared = tuple[Work, Callable[[], float]]
 """Work that is ready to be measured, and what measures its seconds."""
 
 
-def _on_ranks(measure: Measure, ranks: int, report: Progress) -> Any:
+def _on_ranks(measure: Measure[T], ranks: int, report: Progress) -> T:
     """What `measure` gives on the first rank, while all run it."""
     launcher, preload = new_launcher(), ["paradit.engine.calibrate"]
     called = call_on_ranks(launcher, ranks, _with_progress, measure, emit=report.emit, preload=preload)
     for rank, why in called.failures.items():
         raise RankError(f"rank {rank}: {why}")
-    return called.results[0]
+    found: T = called.results[0]
+    return found
 
 
-def _with_progress(world: World, progress: Progress, measure: Measure) -> Any:
+def _with_progress(world: World, progress: Progress, measure: Measure[T]) -> T:
     return measure(world, progress)
 
 

@@ -44,7 +44,7 @@ class Connection:
         self._heard = _Frames()
         self.send("hello", token, rank)
 
-    def send(self, word: str, *values: Any) -> None:
+    def send(self, word: str, *values: object) -> None:
         """Say something. Raises OSError if the driver is gone."""
         with self._one_at_a_time:
             self._socket.sendall(_frame(word, values))
@@ -93,13 +93,13 @@ class Hub:
                 heard += self._take(key.data)
         return heard
 
-    def tell(self, rank: int, word: str, *values: Any) -> None:
+    def tell(self, rank: int, word: str, *values: object) -> None:
         """Say something to a rank that has greeted; one that is gone hears nothing."""
         with self._lock, suppress(OSError):
             if peer := self._peers.get(rank):
                 peer.socket.sendall(_frame(word, values))
 
-    def tell_all(self, word: str, *values: Any) -> None:
+    def tell_all(self, word: str, *values: object) -> None:
         """Say something to all ranks, also to those that are still to come, in the same order."""
         with self._lock:
             self._told.append(_frame(word, values))

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from paradit.memory import total_memory_bytes
 from paradit.progress import Progress
 from paradit.video.writer import FORMATS, open_video
 
+T = TypeVar("T")
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "av", "numpy")
 FASTER = {
     "flash_attn_interface": (9, "flash-attn 3 (from its repository's folder hopper): --kernel _flash_3"),
@@ -50,7 +51,7 @@ def examine() -> dict[str, Any]:
     return found
 
 
-def _tried(check: Callable[[], Any]) -> Any:
+def _tried(check: Callable[[], T]) -> T | dict[str, str]:
     try:
         return check()
     except Exception as error:

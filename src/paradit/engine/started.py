@@ -74,11 +74,11 @@ class Ranks:
         self._read_logs()
         return found
 
-    def tell(self, rank: int, word: str, *values: Any) -> None:
+    def tell(self, rank: int, word: str, *values: object) -> None:
         """Say something to a rank."""
         self._hub.tell(rank, word, *values)
 
-    def tell_all(self, word: str, *values: Any) -> None:
+    def tell_all(self, word: str, *values: object) -> None:
         """Say something to all ranks, also to those that are still starting."""
         self._hub.tell_all(word, *values)
 
@@ -141,7 +141,7 @@ def call_on_ranks(
     launcher: Launcher,
     ranks: int,
     work: Callable[..., Any],
-    *args: Any,
+    *args: object,
     timeout: float = 24 * 3600.0,
     emit: Emit | None = None,
     preload: Sequence[str] = (),

@@ -16,7 +16,6 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -139,7 +138,9 @@ def _how(code: int) -> str:
     return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def _context(preload: list[str]) -> Any:
+def _context(
+    preload: list[str],
+) -> multiprocessing.context.SpawnContext | multiprocessing.context.ForkServerContext:
     # A process that was forked cannot use CUDA if the one it comes from has so much as asked for it.
     if torch.cuda.is_available() or "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
