@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
 
 import torch
 from diffusers import CogVideoXPipeline
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from torch import Tensor
 
 from paradit.attention.base import Site
+from paradit.config.tiles import Tile
+from paradit.models.common.blending import as_frames
 from paradit.models.common.joint import JointContext, JointLayout, JointModule, JointTokens, split
 from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
 from paradit.models.common.model import PipelineModel
 from paradit.models.common.pieces import heads
-from paradit.models.protocol import Block, Frames
+from paradit.models.protocol import Block, Frames, Scheduler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class Tokens(JointTokens):
 
 
 class JointBlock(Block[Tokens]):
-    def __init__(self, block: Any, site: Site) -> None:
+    def __init__(self, block: CogVideoXBlock, site: Site) -> None:
         self.site, self._block = site, block
 
     def project(self, tokens: Tokens) -> Iterator[Tensor]:
@@ -120,11 +122,11 @@ class Decoder:
         self._lengths = [self._ratio if frames % 2 == 0 else 1] + [self._ratio] * (frames - 1)
         """Frames of each latent frame: an odd number of them begins with a single one."""
 
-    def piece_shape(self, index: int, tile: Any) -> tuple[int, ...]:  # noqa: ARG002
+    def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:  # noqa: ARG002
         return 1, 3, sum(self._lengths), tile.rows.size * self.scale, tile.columns.size * self.scale
 
     @torch.no_grad()
-    def pieces(self, tile: Any) -> Iterator[Tensor]:
+    def pieces(self, tile: Tile) -> Iterator[Tensor]:
         frames = [self._latents.frame(index) for index in range(self._latents.shape[2])]
         rows, columns = (slice(span.start, span.stop) for span in (tile.rows, tile.columns))
         z = torch.cat(frames, dim=2)[..., rows, columns].to(self._vae.device, self._vae.dtype)
@@ -132,16 +134,14 @@ class Decoder:
 
     def frames(self, pictures: Iterable[Tensor]) -> Iterator[Frames]:
         for picture in pictures:
-            for part in torch.split(picture, self._lengths, dim=2):
-                frames = self._processor.postprocess_video(part, output_type="np")[0]
-                yield (frames * 255).round().astype("uint8")
+            yield from (as_frames(self._processor, x) for x in torch.split(picture, self._lengths, dim=2))
 
 
 class CogVideoXModel(PipelineModel):
     PIPELINE, TRANSFORMER = CogVideoXPipeline, Transformer
 
     @staticmethod
-    def schedule(scheduler: Any, num_inference_steps: int, device: torch.device) -> None:
+    def schedule(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
         scheduler.set_timesteps(num_inference_steps, device=device)
 
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> Decoder:  # noqa: ARG002
