@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from paradit.attention import partial
+from paradit.attention import rotation
 from paradit.attention.measured import MeasuredKernel
 from paradit.attention.pipesp_paper import pipesp_paper
 from paradit.attention.registry import Choice
@@ -61,7 +61,7 @@ def rehearsed_otherwise(link: Link, form: Choice, streams: int, monkeypatch: pyt
     held = TOKENS // (4 if form.name == "usp" else 2)
     value = torch.empty(2 // streams, held, HEADS, DEPTH, device="meta")
     if form.name in ("ring", "usp"):
-        monkeypatch.setattr(partial, "sdpa_with_lse", lambda q, k, v: (kernel(q, k, v), q[..., 0]))
+        monkeypatch.setattr(rotation, "sdpa_with_lse", lambda q, k, v: (kernel(q, k, v), q[..., 0]))
     if form.name == "ring":
         attend = ring(SHARES.tokens, transport)
     elif form.name == "usp":
