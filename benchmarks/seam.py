@@ -24,7 +24,7 @@ from paradit.attention.local import local
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.models.wan.transformer import WanTransformer
-from paradit.parallel.forward import forward, run
+from paradit.parallel.forward import run, through_blocks
 
 TEXT_TOKENS = 512
 
@@ -71,8 +71,9 @@ def measure(case: Case, repeats: int) -> dict[str, object]:
 
     def ours() -> list[Tensor]:
         tokens = seam.embed(latents, timestep, contexts[0], layout)
-        values = [run(forward(seam, replace(tokens, context=each), local())) for each in contexts]
-        return [seam.unpatchify(each, layout) for each in values]
+        branches = [replace(tokens, context=context) for context in contexts]
+        done = [run(through_blocks(seam.blocks, branch, local())) for branch in branches]
+        return [seam.unpatchify(seam.head(each), layout) for each in done]
 
     def theirs() -> list[Tensor]:
         return [module(latents, timestep, prompt, return_dict=False)[0] for prompt in prompts]

@@ -20,14 +20,13 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
 import paradit
-from paradit.attention.local import local, sdpa
+from paradit.attention.local import sdpa
 from paradit.distributed.world import World
 from paradit.models.common.replaced import replacement
-from paradit.parallel.forward import forward, run
 from paradit.testing import run_world
 from test_hunyuan_seam import inputs as hunyuan_inputs
 from test_wan_seam import inputs as wan_inputs
-from tiny import hunyuan_transformer, save_folder, save_hunyuan_folder, transformer
+from tiny import forward, hunyuan_transformer, save_folder, save_hunyuan_folder, transformer
 
 FAMILIES = ("wan21", "hunyuan")
 ADAPTED = {
@@ -400,6 +399,6 @@ def test_opened_modules_are_those_that_the_seam_does_not_call(family: str) -> No
     tokens = pieces.embed(
         latents, arguments[1], pieces.context(*prompt), pieces.layout(tuple(latents.shape[2:]))
     )
-    run(forward(pieces, tokens, local()))
+    forward(pieces, tokens)
     opened = {re.sub(r"\b\d+\b", "*", name) for name in by_itself - called}
     assert opened == set(how.opened.modules)

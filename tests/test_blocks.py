@@ -14,7 +14,7 @@ from paradit.attention.rope import Rope, grid_positions
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import World
 from paradit.models.protocol import Block, CutTransformer, Tokens
-from paradit.parallel.forward import forward, run
+from paradit.parallel.forward import run, through_blocks
 from paradit.parallel.together import Together
 from paradit.testing import run_world
 
@@ -102,7 +102,7 @@ def test_blocks_that_attend_twice() -> None:
         seen.append((site.step, *site.key))
         return local()(site, projection, layout)
 
-    alone = run(forward(MadeUp(), tokens(), attend, step=5))
+    alone = MadeUp().head(run(through_blocks(MadeUp().blocks, tokens(), attend, step=5)))
     assert seen == [(5, 0, "self"), (5, 0, "again"), (5, 1, "self"), (5, 1, "again")]
     assert [site.key for site in MadeUp().sites] == [key[1:] for key in seen]
     for *exact, ring in run_world(on_ranks, 2):

@@ -8,11 +8,9 @@ from torch import Tensor
 
 import test_hunyuan_seam
 import test_wan_seam
-from paradit.attention.local import local
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.models.wan.transformer import WanTransformer
-from paradit.parallel.forward import forward, run
-from tiny import hunyuan_transformer
+from tiny import forward, hunyuan_transformer
 
 Predict = Callable[[bool, float], Tensor]
 
@@ -39,7 +37,7 @@ def predictor(cut, model, latents: Tensor, prompt: tuple[Tensor, ...]) -> Predic
         transformer = pieces[compile]
         context = transformer.context(*prompt)
         tokens = transformer.embed(latents, torch.tensor([timestep]), context, layout)
-        return transformer.unpatchify(run(forward(transformer, tokens, local())), tokens.layout)
+        return transformer.unpatchify(forward(transformer, tokens), tokens.layout)
 
     return predict
 

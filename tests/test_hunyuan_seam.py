@@ -10,11 +10,10 @@ import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
-from paradit.attention.local import local, sdpa
+from paradit.attention.local import sdpa
 from paradit.config.errors import InputError
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
-from paradit.parallel.forward import forward, run
-from tiny import POOLED_DIM, TEXT_DIM, hunyuan_transformer, in_bf16
+from tiny import POOLED_DIM, TEXT_DIM, forward, hunyuan_transformer, in_bf16
 
 SHAPES = [(1, 2, 4, 6), (2, 3, 2, 10), (1, 1, 6, 6), (1, 5, 10, 14)]
 """(batch, frames, height, width) of latents."""
@@ -49,7 +48,7 @@ def seam(model, latents, timestep, prompt):
     tokens = hunyuan.embed(
         latents, timestep, hunyuan.context(*prompt), hunyuan.layout(tuple(latents.shape[2:]))
     )
-    return hunyuan.unpatchify(run(forward(hunyuan, tokens, local())), tokens.layout)
+    return hunyuan.unpatchify(forward(hunyuan, tokens), tokens.layout)
 
 
 def own(model, latents, timestep, prompt):
@@ -123,9 +122,9 @@ def test_prompts_share_one_embedding():
     _, _, second = inputs(model, SHAPES[0])
     contexts = [hunyuan.context(*prompt) for prompt in (first, second)]
     tokens = hunyuan.embed(latents, timestep, contexts[0], hunyuan.layout(tuple(latents.shape[2:])))
-    other = run(forward(hunyuan, hunyuan.branch(tokens, contexts[1]), local()))
+    other = forward(hunyuan, hunyuan.branch(tokens, contexts[1]))
     assert torch.equal(hunyuan.unpatchify(other, tokens.layout), own(model, latents, timestep, second))
-    both = run(forward(hunyuan, hunyuan.branch(tokens, hunyuan.join(contexts)), local()))
+    both = forward(hunyuan, hunyuan.branch(tokens, hunyuan.join(contexts)))
     expected = torch.cat([own(model, latents, timestep, prompt) for prompt in (first, second)])
     torch.testing.assert_close(hunyuan.unpatchify(both, tokens.layout), expected, rtol=0, atol=2e-6)
 

@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from paradit.attention.local import local, sdpa
+from paradit.attention.local import sdpa
 from paradit.models.wan.transformer import WanTransformer
-from paradit.parallel.forward import forward, run
-from tiny import TEXT_DIM, VARIANTS, in_bf16, transformer
+from tiny import TEXT_DIM, VARIANTS, forward, in_bf16, transformer
 
 SHAPES = [(1, 2, 4, 6), (2, 3, 2, 10), (1, 1, 6, 6)]
 """(batch, frames, height, width) of latents."""
@@ -23,7 +22,7 @@ def inputs(model, shape, text_length=9):
 def seam(model, latents, timestep, text, image=None):
     wan = WanTransformer(model)
     tokens = wan.embed(latents, timestep, wan.context(text, image), wan.layout(tuple(latents.shape[2:])))
-    return wan.unpatchify(run(forward(wan, tokens, local())), tokens.layout)
+    return wan.unpatchify(forward(wan, tokens), tokens.layout)
 
 
 def own(model, latents, timestep, text, image=None):
@@ -100,7 +99,7 @@ def test_prompts_share_one_embedding():
     timestep = torch.tensor([500])
     tokens = wan.embed(latents, timestep, wan.context(first), wan.layout(tuple(latents.shape[2:])))
     other = replace(tokens, context=wan.context(second))
-    prediction = wan.unpatchify(run(forward(wan, other, local())), tokens.layout)
+    prediction = wan.unpatchify(forward(wan, other), tokens.layout)
     assert torch.equal(prediction, own(model, latents, timestep, second))
 
 

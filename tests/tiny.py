@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers import (
@@ -35,9 +35,11 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from paradit.attention.local import local
 from paradit.distributed.attempt import Attempt
 from paradit.models.common.latent_blocks import LatentBlocks
-from paradit.models.protocol import Frames, VideoModel
+from paradit.models.protocol import CutTransformer, Frames, Tokens, VideoModel
+from paradit.parallel.forward import run, through_blocks
 from paradit.stages.decode import pictures
 
 VARIANTS = ("wan21", "wan22_a14b", "wan22_ti2v")
@@ -257,3 +259,8 @@ def decoded(model: VideoModel, latents: Tensor | LatentBlocks, tile: int | None 
     height, width = (size * vae.spatial_compression for size in latents.shape[3:])
     decoder = model.decoder(latents)
     return decoder.frames(pictures(decoder, vae.grid(height, width, tile), Attempt(None, model.device)))
+
+
+def forward(cut: CutTransformer[Any, Any, Any], tokens: Tokens) -> Tensor:
+    """Return each token's part of the prediction, [B, S, patch values], in this process."""
+    return cut.head(run(through_blocks(cut.blocks, tokens, local())))

@@ -151,7 +151,7 @@ class Helped(_Member):
         self._sent = [0 for _ in self._channels]
         self._judges: dict[Message, Judge] = {}
         self._works: dict[tuple[Message, tuple[int, ...]], list[int]] = {}
-        self._agreed, self._began = Message(), 0.0
+        self._step, self._agreed, self._began = Message(), Message(), 0.0
         self._steps = 0
         self._sites: dict[tuple[tuple[int, str], ...], int] = {}
 
@@ -172,6 +172,7 @@ class Helped(_Member):
 
         Every rank that denoises calls it. step: all but its `kind` and `work`.
         """
+        self._step = step
         while True:
             decided = self._decide(step) if self._leads else step
             self._agreed = self._tell(replace(decided, work=decided.work or (0,) * self._num_helpers))
@@ -181,12 +182,12 @@ class Helped(_Member):
         self._began = now(self._world.device)
         return self.attend(self._agreed) if self._agreed.kind == HELP else None
 
-    def end(self, step: Message) -> None:
-        """The step is done."""
+    def end(self) -> None:
+        """Note that the step is done."""
         self._steps += self._agreed.kind == HELP
         if self._leads:
             seconds = now(self._world.device) - self._began
-            self._judge(step).record(self._agreed.helpers, seconds)
+            self._judge(self._step).record(self._agreed.helpers, seconds)
 
     def latents(self, helpers: Sequence[int]) -> int:
         """The latents of the steps since the last call go to these helpers next, or to ranks that are none.

@@ -1,4 +1,4 @@
-"""One forward through a transformer's blocks, with whatever attention is given."""
+"""Tokens on their way through a transformer's blocks, with whatever attention is given."""
 
 from __future__ import annotations
 
@@ -10,27 +10,19 @@ from typing import TypeVar
 from torch import Tensor
 
 from paradit.attention.base import Attend, Layout, Projection, Site, Wait
-from paradit.models.protocol import Block, C, CutTransformer, L, T
+from paradit.models.protocol import Block, T
 from paradit.trace.spans import layer_span
 
 R = TypeVar("R")
 
 
-def forward(
-    transformer: CutTransformer[T, C, L], tokens: T, attend: Attend, step: int = 0
-) -> Generator[Wait, None, Tensor]:
-    """Each token's part of the prediction, [B, S, patch values]; yields where `attend` would wait.
-
-    step: the denoising step, where it is known.
-    """
-    tokens = yield from through_blocks(transformer.blocks, tokens, attend, step)
-    return transformer.head(tokens)
-
-
 def through_blocks(
     blocks: Sequence[Block[T]], tokens: T, attend: Attend, step: int = 0
 ) -> Generator[Wait, None, T]:
-    """The tokens after these blocks, which attend in a denoising step."""
+    """Take tokens through blocks, and return them; yields where `attend` would wait.
+
+    step: the denoising step, where it is known.
+    """
     attend = in_step(attend, step)
     for place, block in enumerate(blocks):
         with layer_span(place):

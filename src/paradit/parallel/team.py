@@ -12,7 +12,7 @@ from torch import Tensor
 from paradit.attention.base import Kernel, Layout
 from paradit.attention.local import local, sdpa
 from paradit.models.protocol import Context, Prompt, Transformer
-from paradit.parallel.forward import forward, run
+from paradit.parallel.forward import run_interleaved, through_blocks
 
 
 class Branches:
@@ -109,7 +109,5 @@ class Alone:
         # Both branches see the same tokens until they meet the text.
         tokens = transformer.embed(latents, timestep, contexts.each[0], layout)
         branches = [transformer.branch(tokens, context) for context in contexts.each]
-        return [
-            transformer.unpatchify(run(forward(transformer, branch, self._attend, step)), layout)
-            for branch in branches
-        ]
+        works = [through_blocks(transformer.blocks, branch, self._attend, step) for branch in branches]
+        return [transformer.unpatchify(transformer.head(done), layout) for done in run_interleaved(works)]

@@ -18,7 +18,7 @@ from paradit.distributed.redistribution import Redistribution, start
 from paradit.distributed.shares import Box, Shares
 from paradit.models.protocol import Prompt, Tokens, Transformer
 from paradit.parallel.coprocess import DTYPES, Helped, Message
-from paradit.parallel.forward import forward, run_interleaved
+from paradit.parallel.forward import run_interleaved, through_blocks
 from paradit.parallel.team import Branches
 from paradit.trace.spans import REHEARSAL, span, unrecorded
 
@@ -142,7 +142,13 @@ class Together:
         # Embedded once, as one process does it: one time embedding is another product than two.
         tokens = transformer.embed(latents, timestep, contexts.each[0], layout)
         begun = Step(transformer=transformer, branches=contexts, tokens=tokens, number=step)
-        values = torch.cat(self._values(begun))
+        choice, helped = self._chosen(begun), self._helped
+        attend = helped.begin(self._message(begun, choice)) if helped else None
+        works = self._works(begun, choice, attend)
+        values = torch.cat([transformer.head(done) for done in run_interleaved(works, choice.lag)])
+        values = self._of_all_tokens(begun, values)
+        if helped:
+            helped.end()
         if self._mesh.cfg_degree > 1:
             predictions = self._mesh.cfg.all_gather(values)
         else:
@@ -150,20 +156,10 @@ class Together:
         return [transformer.unpatchify(prediction, layout) for prediction in predictions]
 
     def forward(self, transformer: Transformer, tokens: Tokens) -> Tensor:
-        """The prediction of all tokens, [B, S, patch values], on every rank; by the first of the choices."""
+        """Return the prediction of all tokens, [B, S, patch values], on every rank; by the first choice."""
         step = Step(transformer=transformer, branches=Branches(transformer, []), tokens=tokens)
-        (values,) = run_interleaved([self._forward(step, tokens, self._choices[0])])
-        return values
-
-    def _values(self, step: Step) -> list[Tensor]:
-        choice = self._chosen(step)
-        if self._helped is None:
-            return run_interleaved(self._streams(step, choice), choice.lag)
-        message = self._message(step, choice)
-        streams = self._streams(step, choice, self._helped.begin(message))
-        values = run_interleaved(streams, choice.lag)
-        self._helped.end(message)
-        return values
+        (done,) = run_interleaved([self._work(step, tokens, self._choices[0])])
+        return self._of_all_tokens(step, transformer.head(done))
 
     def _chosen(self, step: Step) -> Choice:
         """The choice that was asked for, or the one that is made of several."""
@@ -189,13 +185,42 @@ class Together:
                 self.chosen[key] = self._choose(undecided)
         return self.chosen[key]
 
-    def _streams(
-        self, step: Step, choice: Choice, attend: Attend | None = None
-    ) -> list[Generator[Wait, None, Tensor]]:
-        """attend: attention with helpers; None: without."""
+    def _works(
+        self, step: Step, choice: Choice, attend: Attend | None
+    ) -> list[Generator[Wait, None, Tokens]]:
+        """Return the step's ways through the blocks, which run side by side."""
         contexts = step.branches.each if choice.interleave else [step.branches.joined]
         parts = [step.transformer.branch(step.tokens, context) for context in contexts]
-        return [self._forward(step, part, choice, attend) for part in parts]
+        return [self._work(step, part, choice, attend) for part in parts]
+
+    def _work(
+        self, step: Step, tokens: Tokens, choice: Choice, attend: Attend | None = None
+    ) -> Generator[Wait, None, Tokens]:
+        """Return the way of this rank's part of `tokens` through the blocks.
+
+        attend: attention with helpers; None: without.
+        """
+        shares = step.shares(self._mesh.branch.num_ranks)
+        if shares.num_ranks == 1:  # with helpers in other steps, or never: nothing travels
+            attend = attend or local(self._kernel)
+        else:
+            mine = shares.tokens_of(self._mesh.rank)
+            tokens = tokens.shard(mine.start, mine.stop)
+            if (choice, shares) not in self._attends:
+                self._attends[choice, shares] = self._builds[choice](shares)
+            attend = attend or self._attends[choice, shares]
+        return through_blocks(step.transformer.blocks, tokens, attend, step.number)
+
+    def _of_all_tokens(self, step: Step, values: Tensor) -> Tensor:
+        """Gather what each rank has of its own tokens, [B, its tokens, values]: on every rank, of all."""
+        shares = step.shares(self._mesh.branch.num_ranks)
+        if shares.num_ranks == 1:
+            return values
+        held = [[replace(shares.tokens_of(rank), last_head=1)] for rank in range(shares.num_ranks)]
+        everywhere = [[Box(0, 1, 0, shares.num_tokens)]] * shares.num_ranks
+        gather = Redistribution(held, everywhere, self._mesh.branch)
+        ((all_values,),) = start([gather.move([values[:, :, None]], like=values[:, :, None])]).wait()
+        return all_values[:, :, 0]
 
     def _message(self, step: Step, choice: Choice) -> Message:
         """What helpers must know of a step."""
@@ -215,25 +240,3 @@ class Together:
             streams=streams,
             lag=choice.lag,
         )
-
-    def _forward(
-        self, step: Step, tokens: Tokens, choice: Choice, attend: Attend | None = None
-    ) -> Generator[Wait, None, Tensor]:
-        """What some branches predict of all tokens, on every rank. tokens: all of these branches'."""
-        shares, transformer = step.shares(self._mesh.branch.num_ranks), step.transformer
-        if shares.num_ranks == 1:  # with helpers in other steps, or never: nothing travels
-            return (yield from forward(transformer, tokens, attend or local(self._kernel), step.number))
-        if (choice, shares) not in self._attends:
-            self._attends[choice, shares] = self._builds[choice](shares)
-        mine = shares.tokens_of(self._mesh.rank)
-        part = tokens.shard(mine.start, mine.stop)
-        values = yield from forward(transformer, part, attend or self._attends[choice, shares], step.number)
-
-        held = [[replace(shares.tokens_of(rank), last_head=1)] for rank in range(shares.num_ranks)]
-        everywhere = [[Box(0, 1, 0, shares.num_tokens)]] * shares.num_ranks
-        gather = Redistribution(held, everywhere, self._mesh.branch)
-        values = values[:, :, None]
-        arrival = start([gather.move([values], like=values)])
-        yield arrival
-        ((all_values,),) = arrival.wait()
-        return all_values[:, :, 0]
