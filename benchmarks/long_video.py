@@ -95,7 +95,7 @@ def in_full(model: VideoModel, world: World | None) -> Make:
     noise = torch.randn(1, 16, QUEUE.num_frames or 1, *HEIGHT_WIDTH)
 
     def make() -> None:
-        full_sequence.denoise(
+        (_,) = full_sequence.denoise(
             model,
             noise,
             prompts(),

@@ -106,7 +106,8 @@ def make(model: VideoModel, row: Row) -> np.ndarray:
     prompts = model.encode_prompt(row.scene.prompt), model.encode_prompt("")
     guidance_scales = scales(model.spec, defaults.guidance_scale)
     if not row.settings:
-        latents: Any = full_sequence.denoise(
+        latents: Any
+        (latents,) = full_sequence.denoise(
             model,
             initial_noise(shape, row.seed, model.device),
             prompts,

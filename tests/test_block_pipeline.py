@@ -287,7 +287,7 @@ def test_one_block_is_the_whole_video_at_once(guided: bool, tmp_path: Path) -> N
     case = Case(5, 5, 0, 6, guided=guided)
     texts = ["a red circle", "blurry"] if guided else ["a circle"]
     with one_thread():
-        expected = full_sequence.denoise(
+        (expected,) = full_sequence.denoise(
             model,
             noise_for(model, case).block(0),
             tuple(model.encode_prompt(text) for text in texts),

@@ -84,7 +84,7 @@ def test_windows_are_videos_of_their_own_faded_into_each_other(queue: BlockQueue
     for start in range(0, queue.num_frames, blocks):
         window = slice(max(0, start - context), min(queue.num_frames, start + blocks + context))
         latents = torch.zeros_like(pool)[:, :, : queue.num_frames]
-        latents[:, :, window] = full_sequence.denoise(
+        (latents[:, :, window],) = full_sequence.denoise(
             model,
             pool[:, :, window],
             prompts(model),
@@ -114,7 +114,7 @@ def test_windows_are_videos_of_their_own_faded_into_each_other(queue: BlockQueue
 
 def test_one_window_is_the_whole_video_at_once(tmp_path: Path) -> None:
     model = load(save_folder("wan21", tmp_path))
-    expected = full_sequence.denoise(
+    (expected,) = full_sequence.denoise(
         model,
         noise_for(model, QUEUES[3]).block(0)[:, :, :3],
         prompts(model),

@@ -33,7 +33,7 @@ def final_latents(folder: Path, size: tuple[int, int, int], guided: bool, team: 
     spec = read_spec(folder)
     model: VideoModel = loader(spec.pipeline_class)(spec, torch.float32, torch.device("cpu"))
     prompts = ["a red circle", "blurry"] if guided else ["a red circle"]
-    return denoise(
+    (latents,) = denoise(
         model,
         initial_noise((1, *spec.vae.latent_shape(*size)), 3, model.device),
         tuple(model.encode_prompt(prompt) for prompt in prompts),
@@ -43,6 +43,7 @@ def final_latents(folder: Path, size: tuple[int, int, int], guided: bool, team: 
         progress=Progress(),
         team=team,
     )
+    return latents
 
 
 def alone(folder: Path, size: tuple[int, int, int], guided: bool) -> Tensor:

@@ -8,14 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from paradit.config.requests import ResolvedRequest, latent_shape
-from paradit.models.protocol import Prompt, Scheduler, VideoModel
+from paradit.config.requests import latent_shape
+from paradit.models.protocol import Prompt, Transformer, VideoModel
 from paradit.parallel.team import Alone, Branches, Team
 from paradit.progress import Progress
 from paradit.sampling.early_end import Unwanted
 from paradit.sampling.guidance import guide, scales
 from paradit.sampling.noise import initial_noise, step_generator
-from paradit.sampling.position import Position, last_position, restore, scheduler_state
+from paradit.sampling.position import kept, resumed
 from paradit.sampling.sampler import Checkpoints, Sampler, Work
 from paradit.sampling.solver import solver_step
 from paradit.trace.spans import STEP, span
@@ -33,76 +33,66 @@ def denoise(
     progress: Progress,
     team: Team | None = None,
     checkpoints: Checkpoints | None = None,
-) -> Tensor:
-    """The clean latents [B, C, F, h, w], fp32, from noise of that shape.
+) -> Iterator[Tensor]:
+    """Make clean latents [B, C, F, h, w], fp32, of noise: a single block, which is the whole video.
 
-    prompts: the prompt and, for guidance, the negative prompt, as the model encodes them.
-    guidance_scales: one for each of the model's experts. noise: the generator of what a stochastic scheduler
-    adds in a step, counted from 0. team: who computes; this process alone unless given.
-    checkpoints: where the work may have been begun, and is kept. Steps are told as stage "denoise". Raises
-    FloatingPointError, naming the step, if the latents become infinite or are no numbers, and Unwanted, on
-    all processes after the same step, if the first one's `checkpoints` end the work.
+    guidance_scales: one for each expert. noise: returns what a stochastic scheduler draws from in a step,
+    counted from 0. Told as stage "denoise". Raises FloatingPointError, naming the step, if the latents become
+    infinite or are not numbers; and Unwanted, after the same step everywhere, if `checkpoints` end the work.
     """
-    team = team or Alone()
-    _, _, frames, height, width = latents.shape
-    layout = model.experts[0].layout((frames, height, width))
-    scheduler = model.scheduler(num_inference_steps)
-    begun = last_position(checkpoints, team, latents.device)
-    if begun is not None:
-        latents = begun.latents.to(latents.device)
-        restore(scheduler, begun.scheduler, latents.device)
-        progress.step("denoise", begun.step)
-    serving: int | None = None
-    contexts: Branches | None = None
-    for step in range(begun.step if begun else 0, len(scheduler.timesteps)):
-        timestep = scheduler.timesteps[step]
-        with span(f"step {step + 1}", STEP):
-            expert = model.expert_at(timestep)
-            transformer = model.experts[expert]
-            if expert != serving:
-                # Timesteps only fall, so an expert that was left does not come back.
-                serving, contexts = expert, team.contexts(transformer, prompts)
-            assert contexts is not None
-            predictions = team.predict(
-                transformer,
-                latents.to(model.dtype),
-                model.model_timestep(timestep, latents),
-                contexts,
-                layout,
-                step=step,
-            )
-            prediction = guide(predictions, guidance_scales[expert])
-            latents = solver_step(scheduler, prediction, timestep, latents, noise(step))
-            if not latents.isfinite().all():
-                raise FloatingPointError(f"the latents are not finite after step {step + 1}")
-        progress.step("denoise", step + 1)
-        goes_on = True
-        if checkpoints and team.is_first:
-            goes_on = checkpoints.offer(partial(_position, step + 1, latents, scheduler))
-        if step + 1 < len(scheduler.timesteps) and not team.gather_number(int(goes_on))[0]:
-            raise Unwanted
-    return latents
+    team, scheduler = team or Alone(), model.scheduler(num_inference_steps)
+    experts, steps = _Experts(model, team, prompts, latents), len(scheduler.timesteps)
+    with progress.stage("denoise", total=steps):
+        begun, latents = resumed(checkpoints, team, scheduler, latents, progress)
+        for step in range(begun, steps):
+            timestep = scheduler.timesteps[step]
+            with span(f"step {step + 1}", STEP):
+                expert, transformer, contexts = experts.at(timestep)
+                scaled = model.model_timestep(timestep, latents)
+                predictions = team.predict(
+                    transformer, latents.to(model.dtype), scaled, contexts, experts.layout, step=step
+                )
+                prediction = guide(predictions, guidance_scales[expert])
+                latents = solver_step(scheduler, prediction, timestep, latents, noise(step))
+                if not latents.isfinite().all():
+                    raise FloatingPointError(f"the latents are not finite after step {step + 1}")
+            progress.step("denoise", step + 1)
+            goes_on = kept(checkpoints, team, scheduler, latents, step + 1)
+            if step + 1 < steps and not team.gather_number(int(goes_on))[0]:
+                raise Unwanted
+    yield latents
 
 
-def _position(step: int, latents: Tensor, scheduler: Scheduler) -> bytes:
-    return Position(step=step, latents=latents, scheduler=scheduler_state(scheduler)).to_bytes()
+class _Experts:
+    """A model's transformers, of which each serves some of the steps, and their contexts of the prompts."""
+
+    def __init__(self, model: VideoModel, team: Team, prompts: tuple[Prompt, ...], latents: Tensor) -> None:
+        self._model, self._team, self._prompts = model, team, prompts
+        frames, height, width = latents.shape[2:]
+        self.layout = model.experts[0].layout((frames, height, width))
+        self._serving = -1
+
+    def at(self, timestep: Tensor) -> tuple[int, Transformer, Branches]:
+        """Return the number of the expert that serves a timestep, the expert, and its contexts."""
+        expert = self._model.expert_at(timestep)
+        transformer = self._model.experts[expert]
+        if expert != self._serving:
+            # Timesteps only fall, so an expert that was left does not come back.
+            self._serving, self._contexts = expert, self._team.contexts(transformer, self._prompts)
+        return expert, transformer, self._contexts
 
 
 class FullSequence(Sampler):
     """All latents at once, on every rank of the team."""
 
-    def total(self, model: VideoModel, request: ResolvedRequest) -> int:
-        return len(model.scheduler(request.num_inference_steps).timesteps)  # some schedulers take two a step
-
     def blocks(self, work: Work) -> Iterator[Tensor]:
         model, request, team = work.model, work.request, work.team
         team.agree("the model", model.fingerprint())
         shape = (1, *latent_shape(request, model.spec))
-        yield denoise(
+        make = partial(initial_noise, shape, request.seed, model.device)
+        return denoise(
             model,
-            team.share(
-                partial(initial_noise, shape, request.seed, model.device), shape, torch.float32, model.device
-            ),
+            team.share(make, shape, torch.float32, model.device),
             work.prompts,
             num_inference_steps=request.num_inference_steps,
             guidance_scales=scales(model.spec, request.guidance_scale),

@@ -10,8 +10,7 @@ from functools import partial
 from torch import Tensor
 
 from paradit.config.methods.blocks import BlocksRequest, in_blocks
-from paradit.config.requests import ResolvedRequest, latent_shape
-from paradit.models.protocol import VideoModel
+from paradit.config.requests import latent_shape
 from paradit.sampling import guidance
 from paradit.sampling.block_state import QueueState, shared_state
 from paradit.sampling.early_end import Unwanted
@@ -40,42 +39,44 @@ class Begun:
 class BlockSampler(Sampler):
     """A sampler whose blocks come one after the other."""
 
-    def total(self, model: VideoModel, request: ResolvedRequest) -> int:
-        queue = in_blocks(request).queue(model.spec)
-        return 0 if request.endless else (queue.num_blocks or 0) * queue.num_steps
-
     def blocks(self, work: Work) -> Iterator[Tensor]:
-        request, team, checkpoints = in_blocks(work.request), work.team, work.checkpoints
-        channels, _, height, width = latent_shape(request, work.model.spec)
-        queue = request.queue(work.model.spec)
+        begun, team, checkpoints = self._begun(work), work.team, work.checkpoints
+        made = finished = self.finished(begun.queue, begun.round)
+        endless, queue = begun.request.endless, begun.queue
+        with work.progress.stage("denoise", 0 if endless else (queue.num_blocks or 0) * queue.num_steps):
+            if checkpoints and team.is_first:
+                yield from (checkpoints.block(number) for number in range(finished))
+            try:
+                for made, block in enumerate(self.fresh(begun), finished + 1):
+                    if checkpoints:
+                        checkpoints.keep(made - 1, block)
+                    if team.is_first:
+                        yield block
+            except Unwanted:
+                if not endless or not made:  # a video without end ends with what is finished
+                    raise
+
+    def _begun(self, work: Work) -> Begun:
+        """Return where the work is, which the first rank says."""
+        request, team, spec = in_blocks(work.request), work.team, work.model.spec
+        channels, _, height, width = latent_shape(request, spec)
+        queue = request.queue(spec)
         state = None
-        if checkpoints and team.is_first and (content := checkpoints.last(QueueState.from_bytes)):
+        if work.checkpoints and team.is_first and (content := work.checkpoints.last(QueueState.from_bytes)):
             state = QueueState.from_bytes(content, work.model.device)
         round, *_ = team.gather_number(state.round if state else 0)
-        finished = self.finished(queue, round)
-        noise = PooledNoise((channels, height, width), request.seed, queue.block_frames, queue.context_frames)
-        begun = Begun(
+        return Begun(
             work=work,
             request=request,
             queue=queue,
-            noise=noise,
-            guidance_scales=guidance.scales(work.model.spec, request.guidance_scale),
+            noise=PooledNoise(
+                (channels, height, width), request.seed, queue.block_frames, queue.context_frames
+            ),
+            guidance_scales=guidance.scales(spec, request.guidance_scale),
             state=state,
             round=round,
             save=partial(self.after_round, work, queue) if team.is_first else None,
         )
-        if checkpoints and team.is_first:
-            yield from (checkpoints.block(number) for number in range(finished))
-        made = finished
-        try:
-            for made, block in enumerate(self.fresh(begun), finished + 1):
-                if checkpoints:
-                    checkpoints.keep(made - 1, block)
-                if team.is_first:
-                    yield block
-        except Unwanted:
-            if not request.endless or not made:  # a video without end ends with what is finished
-                raise
 
     def after_round(self, work: Work, queue: BlockQueue, state: QueueState) -> bool:
         """Called on the first rank after every round; returns whether the work goes on."""

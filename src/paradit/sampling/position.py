@@ -13,6 +13,7 @@ from torch import Tensor
 from paradit.config.options import Option, decode
 from paradit.models.protocol import Scheduler
 from paradit.parallel.team import Team
+from paradit.progress import Progress
 from paradit.sampling.sampler import Checkpoints
 
 
@@ -37,14 +38,34 @@ class Position:
         return decode(cls, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
 
-def last_position(checkpoints: Checkpoints | None, team: Team, device: torch.device) -> Position | None:
-    """What the first process has kept last, on all processes of the team."""
+def resumed(
+    checkpoints: Checkpoints | None, team: Team, scheduler: Scheduler, latents: Tensor, progress: Progress
+) -> tuple[int, Tensor]:
+    """Return how many steps the first process has kept, and the latents after them; `latents` after none.
+
+    On all processes of the team; the scheduler is put back to where it was then.
+    """
+    device = latents.device
     content = checkpoints.last(Position.from_bytes) if checkpoints and team.is_first else b""
     size, *_ = team.gather_number(len(content))
     if not size:
-        return None
-    kept = team.share(partial(as_tensor, content, device), (size,), torch.uint8, device)
-    return Position.from_bytes(kept.cpu().numpy().tobytes())
+        return 0, latents
+    shared = team.share(partial(as_tensor, content, device), (size,), torch.uint8, device)
+    position = Position.from_bytes(shared.cpu().numpy().tobytes())
+    restore(scheduler, position.scheduler, device)
+    progress.step("denoise", position.step)
+    return position.step, position.latents.to(device)
+
+
+def kept(
+    checkpoints: Checkpoints | None, team: Team, scheduler: Scheduler, latents: Tensor, step: int
+) -> bool:
+    """Offer the position after `step` steps, on the first process; returns whether the work goes on."""
+    if checkpoints is None or not team.is_first:
+        return True
+    return checkpoints.offer(
+        lambda: Position(step=step, latents=latents, scheduler=scheduler_state(scheduler)).to_bytes()
+    )
 
 
 def scheduler_state(scheduler: Scheduler) -> dict[str, object]:

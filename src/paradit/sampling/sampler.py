@@ -71,14 +71,10 @@ class Sampler(ABC):
         return None
 
     @abstractmethod
-    def total(self, model: VideoModel, request: ResolvedRequest) -> int:
-        """Return how many steps are told in all; 0 if that is not known."""
-
-    @abstractmethod
     def blocks(self, work: Work) -> Iterator[Tensor]:
         """Make the latents [1, C, f, h, w], fp32, of each block in order; the first rank gets all of them.
 
-        Steps are told as stage "denoise". Raises FloatingPointError if latents become infinite or are not
+        Told as stage "denoise". Raises FloatingPointError if latents become infinite or are not
         numbers, and `Unwanted` if there is no use for the rest: on all ranks but those that are through.
         """
 

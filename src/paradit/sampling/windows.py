@@ -8,6 +8,7 @@ latents of the one are faded into those of the other, whatever each shows there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -45,7 +46,7 @@ def blocks(
     whole = {number: block.latents for number, block in state.blocks.items()} if state else {}
     for number in queue.blocks(begun):
         offer = partial(save, _state(number, whole, queue.num_steps)) if save else None
-        whole[number] = full_sequence.denoise(
+        (whole[number],) = full_sequence.denoise(
             model,
             noise_of(queue, noise, number).to(model.device),
             prompts,
@@ -130,11 +131,15 @@ class _WholeWindows:
 
 
 class _Within(Progress):
-    """Tells a window's steps as some of all."""
+    """Tells a window's steps as some of all, within the one stage that all windows are."""
 
     def __init__(self, progress: Progress, before: int) -> None:
         super().__init__(progress.emit)
         self._progress, self._before = progress, before
+
+    @contextmanager
+    def stage(self, name: str, total: int = 1) -> Iterator[None]:  # noqa: ARG002
+        yield
 
     def step(self, name: str, done: int) -> None:
         self._progress.step(name, self._before + done)

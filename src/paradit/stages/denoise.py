@@ -12,11 +12,8 @@ from paradit.sampling.sampler import Work, sampler_of
 def denoise(work: Work) -> Iterator[Tensor]:
     """Make the latents [1, C, f, h, w], fp32, of each block in order, as `Sampler.blocks`.
 
-    Every process of a team goes through it with the same request; told as stage "denoise". Raises
-    RuntimeError, naming the rank, if requests or weights differ.
+    Every process of a team calls it and goes through it with the same request. Raises RuntimeError, naming
+    the rank, if requests or weights differ.
     """
-    sampler = sampler_of(work.request)
     work.team.agree("what is asked for", repr(work.request).encode())
-    total = sampler.total(work.model, work.request)
-    with work.progress.stage("denoise", total=total):
-        yield from sampler.blocks(work)
+    return sampler_of(work.request).blocks(work)

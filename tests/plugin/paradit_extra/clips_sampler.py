@@ -11,7 +11,7 @@ from paradit.sampling.in_blocks import TeamSampler
 def blocks(model, queue, prompts, noise, *, guidance_scales, team, progress, state, save):
     """The latents of each block in order, on every rank of the team."""
     for number in queue.blocks(state.round if state else 0):
-        clip = full_sequence.denoise(
+        (clip,) = full_sequence.denoise(
             model,
             noise.block(number)[:, :, : queue.frames_of(number)].to(model.device),
             prompts,
