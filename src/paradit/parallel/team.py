@@ -108,6 +108,10 @@ class Alone:
     ) -> list[Tensor]:
         # Both branches see the same tokens until they meet the text.
         tokens = transformer.embed(latents, timestep, contexts.each[0], layout)
-        branches = [transformer.branch(tokens, context) for context in contexts.each]
-        works = [through_blocks(transformer.blocks, branch, self._attend, step) for branch in branches]
-        return [transformer.unpatchify(transformer.head(done), layout) for done in run_interleaved(works)]
+        predictions = []
+        for context in contexts.each:
+            branch = transformer.branch(tokens, context)
+            work = through_blocks(transformer.blocks, branch, self._attend, step)
+            values = transformer.head(*run_interleaved([work]))
+            predictions.append(transformer.unpatchify(values, layout))
+        return predictions
