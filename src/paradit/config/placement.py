@@ -229,6 +229,11 @@ class Placement:
         """Which help the denoise ranks, where `coprocess` is wanted: those that decode and do not denoise."""
         return tuple(rank for rank in self.decode_ranks if rank not in self.denoise_ranks)
 
+    def helpers_of(self, decoder: int) -> list[int]:
+        """Numbers of the helper ranks, counted from 0, that are in one of the `decode_groups`."""
+        group = self.decode_groups[decoder]
+        return [number for number, rank in enumerate(self.helper_ranks) if rank in group]
+
     @property
     def decode_groups(self) -> list[tuple[int, ...]]:
         """The ranks that decode a video together; the first of each writes it."""

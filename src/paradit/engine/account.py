@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from paradit.engine.coming import Coming
 from paradit.engine.job import Job
 from paradit.engine.keep import Written
+from paradit.engine.latents import Coming
 from paradit.models.spec import ModelSpec
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
 from paradit.config.errors import RankError
@@ -52,13 +53,13 @@ class Driver:
         emit: Emit,
         *,
         start: Callable[[], Ranks] | None = None,
-        serve: Callable[[Inbox, Emit], None] | None = None,
+        here: Callable[[Inbox, Emit], Callable[[], None]] | None = None,
         stop: Stop | None = None,
         hang_limit: float = HANG_SECONDS,
     ) -> None:
-        """start: starts ranks. serve: instead of ranks, does orders in the thread that runs this."""
+        """start: starts ranks. here: returns the program of the one rank, for the thread that runs this."""
         self._spec, self._placement, self._emit = spec, placement, emit
-        self._start, self._serve, self._hang_limit = start, serve, hang_limit
+        self._start, self._here, self._hang_limit = start, here, hang_limit
         self.stop = stop or Stop()
         self._lock = threading.RLock()
         self._news = threading.Condition(self._lock)
@@ -69,7 +70,6 @@ class Driver:
         self._ended = False
         self._world: _World | Inbox | None = None
         self._tries = 0
-        self._are_replaced = True
         self._denoising: set[int | None] = set()
         """Orders that are looked at after every step, whether they are still wanted."""
 
@@ -108,11 +108,19 @@ class Driver:
         """
         failures: Counter[int | None] = Counter()
         while self._await_orders():
-            if self._serve is not None:
-                self._do_here(self._serve)
-            elif (failure := self._do_on_ranks()) is not None:
-                self._judge(failure, failures)
-                continue
+            if self._here is not None:
+                inbox = Inbox(self.stop)
+                with self._at_work(inbox):
+                    self._here(inbox, self.hear)()
+                if self.stop.wanted and self._orders:
+                    raise Interrupted
+            elif self._start is not None:
+                world = _World(self, self._start(), self._placement.ranks, self._hang_limit)
+                with closing(world), self._at_work(world):
+                    failure = world.follow()
+                if failure is not None:
+                    self._judge(failure, failures, again=world.ranks.are_replaced)
+                    continue
             for number, order in list(self._orders.items()):  # none, unless ranks are wrong
                 count, why = order.job.count, "the ranks have ended without it"
                 self.hear(Failed(job=number, count=count, message=f"{order.job.request.prompt!r}: {why}"))
@@ -145,33 +153,19 @@ class Driver:
                 self._news.wait()
             return bool(self._orders)
 
-    def _do_here(self, serve: Callable[[Inbox, Emit], None]) -> None:
-        inbox = Inbox(self.stop)
-        self._hand_over(inbox)
-        try:
-            serve(inbox, self.hear)
-        finally:
-            self._leave_world()
-        if self.stop.wanted and self._orders:
-            raise Interrupted
-
-    def _do_on_ranks(self) -> Failure | None:
-        assert self._start is not None
-        started = self._start()
-        self._are_replaced = started.are_replaced
-        world = _World(self, started, self._placement.ranks, self._hang_limit)
+    @contextmanager
+    def _at_work(self, world: _World | Inbox) -> Iterator[None]:
+        """Have a world do what there is, and what comes while the body runs."""
         try:
             self._hand_over(world)
-            return world.follow()
+            yield
         finally:
-            world.ranks.end()
-            self._leave_world()
-            for order in self._orders.values():
-                if order.folder is not None:
-                    RunFolder(order.folder).sweep([order.job])
+            with self._lock:
+                self._world = None
+                self._denoising.clear()
+                self.stop.heeded = False
 
     def _hand_over(self, world: _World | Inbox) -> None:
-        """Have a world do what there is, and what comes from now on."""
         with self._lock:
             for order in list(self._orders.values()):
                 if order.folder is not None and RunFolder(order.folder).is_done(order.job):
@@ -198,20 +192,14 @@ class Driver:
         self._orders[order.number] = order
         return order
 
-    def _leave_world(self) -> None:
-        with self._lock:
-            self._world = None
-            self._denoising.clear()
-            self.stop.heeded = False
-
-    def _judge(self, failure: Failure, failures: Counter[int | None]) -> None:
-        """Give an order up, or all, or say that ranks are started anew."""
+    def _judge(self, failure: Failure, failures: Counter[int | None], *, again: bool) -> None:
+        """Give an order up, or all, or say that ranks are started anew. again: whether they can be."""
         if failure.order is not None:
             failures[None] = 0  # it does start
         failures[failure.order] += 1
         count = failures[failure.order]
         hopeless = failure.order is None and (failure.raised_at_start or count == FAILURES)
-        if hopeless or not self._are_replaced:
+        if hopeless or not again:
             raise RankError(failure.text)
         order = self._orders.get(failure.order) if failure.order is not None else None
         if order is not None and count == FAILURES:
@@ -220,8 +208,8 @@ class Driver:
             self.hear(Failed(job=order.number, count=job.count, message=why))
             return
         what = "the start" if order is None else f"request {order.job.index + 1}"
-        again = f"starting anew, from what is saved (failure {count} of {FAILURES} in {what})"
-        self._emit(Restarted(message=f"{failure.text}\n{again}"))
+        next_try = f"starting anew, from what is saved (failure {count} of {FAILURES} in {what})"
+        self._emit(Restarted(message=f"{failure.text}\n{next_try}"))
 
     def stopped(self, world: _World) -> bool:
         """Whether the user wants an end, and nothing is under way that is worth waiting for."""
@@ -237,6 +225,12 @@ class Driver:
     def has_work(self) -> bool:
         """Whether an order is to be done."""
         return bool(self._orders)
+
+    def sweep(self) -> None:
+        """Remove what ranks that are gone have left half-written."""
+        for order in self._orders.values():
+            if order.folder is not None:
+                RunFolder(order.folder).sweep([order.job])
 
     def about(self, stage: str, number: int | None) -> str:
         """What a rank was doing."""
@@ -268,6 +262,11 @@ class _World:
 
     def end(self) -> None:
         self.ranks.tell_all("end")
+
+    def close(self) -> None:
+        """End all ranks, at once."""
+        self.ranks.end()
+        self._driver.sweep()
 
     def follow(self) -> Failure | None:
         """Pass on events until every rank is done, or one has failed. Raises Interrupted after a stop."""

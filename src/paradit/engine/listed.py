@@ -10,7 +10,7 @@ from paradit.config.placement import Placement
 from paradit.distributed.world import World
 from paradit.engine.job import Job
 from paradit.engine.orders import Inbox, Order
-from paradit.engine.rank import serve
+from paradit.engine.rank import rank_program
 from paradit.engine.run_folder import RunFolder
 from paradit.models.spec import ModelSpec
 from paradit.progress import Progress
@@ -35,17 +35,8 @@ def make_videos(
 
     folder: keeps what is done; the first rank has one, if any has, and says what is left to do.
     """
-    left = [
-        (number, folder.is_denoised(job) if folder else False)
-        for number, job in enumerate(jobs)
-        if not folder or not folder.is_done(job)
-    ]
-    if world is not None and world.rank == 0:
-        world.tell("jobs", json.dumps(left))
-    elif world is not None:
-        left = json.loads(world.word("jobs"))
     inbox = Inbox(stop)
-    for position, (number, is_denoised) in enumerate(left):
+    for position, (number, is_denoised) in enumerate(_left(jobs, folder, world)):
         inbox.add(
             Order(
                 number=number,
@@ -59,4 +50,18 @@ def make_videos(
             )
         )
     inbox.end()
-    serve(inbox, spec, placement, progress.emit, world=world, device=device)
+    rank_program(inbox, spec, placement, progress.emit, world=world, device=device)()
+
+
+def _left(jobs: list[Job], folder: RunFolder | None, world: World | None) -> list[tuple[int, bool]]:
+    """Return the numbers of the jobs that are not done, each with whether its latents are there."""
+    left = [
+        (number, folder.is_denoised(job) if folder else False)
+        for number, job in enumerate(jobs)
+        if not folder or not folder.is_done(job)
+    ]
+    if world is not None and world.rank == 0:
+        world.tell("jobs", json.dumps(left))
+    elif world is not None:
+        left = json.loads(world.word("jobs"))
+    return left

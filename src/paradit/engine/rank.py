@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
@@ -16,15 +15,13 @@ from torch import Tensor
 from paradit.config.errors import InputError, OutOfMemory
 from paradit.config.methods.base import method_of
 from paradit.config.placement import Placement
-from paradit.config.requests import latent_shape
-from paradit.distributed.channel import Channel
 from paradit.distributed.world import World
 from paradit.engine import teams
 from paradit.engine.account import Open
-from paradit.engine.coming import Coming, ComingFrom, FailedElsewhere, send_blocks
 from paradit.engine.events import Began, Cancelled, Doing, Failed, Finished, MemoryUsed
 from paradit.engine.keep import Written, keep, save_latents
 from paradit.engine.keeper import Keeper
+from paradit.engine.latents import Coming, FailedElsewhere, Latents
 from paradit.engine.orders import Inbox, Order
 from paradit.engine.prompts import Prompts
 from paradit.engine.replicas import of_replica, own_world, tell_memory
@@ -38,17 +35,17 @@ from paradit.pipeline import load, run
 from paradit.progress import Emit, Progress
 from paradit.provenance import provenance
 from paradit.room import name_of
-from paradit.sampling.early_end import Unwanted
+from paradit.sampling.early_end import Unwanted, no_blocks
 from paradit.sampling.layer_split import LayerShare
 from paradit.sampling.sampler import Work, sampler_of
-from paradit.scheduling.stages import AHEAD, decoder_of, program
+from paradit.scheduling.stages import decoder_of, program
 from paradit.stages.decode import Undecoded, decode
 from paradit.stages.denoise import denoise
 from paradit.stages.encode import encode
 from paradit.trace.spans import STAGE, span
 
 
-def serve(
+def rank_program(
     inbox: Inbox,
     spec: ModelSpec,
     placement: Placement,
@@ -56,25 +53,24 @@ def serve(
     *,
     world: World | None = None,
     device: torch.device | None = None,
-) -> None:
-    """Do this rank's part of every order, as they come, until no more do. All ranks of a placement call it.
+) -> Callable[[], None]:
+    """Return this rank's program, once there is an order: `pipeline.run`, of the rank. All ranks call it.
 
-    world: None for one process. What is not wanted any more ends within a step, on all ranks alike; an order
-    that fails, since its latents are not finite or its video cannot be written, fails alone.
+    The program does this rank's part of every order, until no more come. What is not wanted any more ends
+    within a step, on all ranks alike; an order that fails, since its latents are not finite or its video
+    cannot be written, fails alone. world: None for one process.
     """
+    at_end = None
     if placement.replicas > 1:
         assert world is not None
-        size, inbox.replica = placement.replica_ranks, world.rank // placement.replica_ranks
-        own = own_world(world, size)
-        if inbox.first() is not None:
-            emit_own = of_replica(emit, inbox.replica)
-            serve(inbox, spec, placement.replica, emit_own, world=own, device=device)
-        tell_memory(world, placement, emit)
-        return
+        at_end = partial(tell_memory, world, placement, emit)
+        inbox.replica = world.rank // placement.replica_ranks
+        world = own_world(world, placement.replica_ranks)
+        placement, emit = placement.replica, of_replica(emit, inbox.replica)
     first = inbox.first()
     if first is None:
-        return
-    run(_Rank(first, inbox, spec, placement, emit, world=world, device=device))
+        return at_end or (lambda: None)
+    return partial(run, _Rank(first, inbox, spec, placement, emit, world=world, device=device, at_end=at_end))
 
 
 class _Rank:
@@ -90,19 +86,14 @@ class _Rank:
         *,
         world: World | None,
         device: torch.device | None,
+        at_end: Callable[[], None] | None,
     ) -> None:
-        self._device = device
-        self._first, self._inbox, self._spec, self._placement, self._emit = (
-            first,
-            inbox,
-            spec,
-            placement,
-            emit,
-        )
+        self._first, self._inbox, self._spec, self._placement = first, inbox, spec, placement
+        self._emit, self._at_end, self._device = emit, at_end, device
         self._world, request = world, first.job.request
         self._rank = world.rank if world else 0
         self._stages = placement.stages_of(self._rank)
-        decoders, leader = placement.decode_groups, placement.denoise_ranks[0]
+        decoders = placement.decode_groups
         self._decoder = next((n for n, group in enumerate(decoders) if self._rank in group), -1)
         self._writes = self._rank in (group[0] for group in decoders)
         self._sharers = teams.sharers(placement, world)
@@ -112,7 +103,7 @@ class _Rank:
         self._pipeline = teams.pipeline(placement, request, world)
         self._grid = method_of(request).grid(placement, request, spec)
         self._prompts = Prompts(placement, world)
-        self._latents = [Channel(world, leader, group, AHEAD) for group in decoders]
+        self._latents = Latents(spec, placement, world)
         # Where all ranks denoise, they meet after every request.
         self._all_meet = len(placement.denoise_ranks) == placement.ranks
         self._open: dict[int, Open] = {}
@@ -165,47 +156,39 @@ class _Rank:
 
     def denoise(self, order: Order) -> None:
         """The latents of a request, sent by the first rank that denoises to the one that decodes."""
-        team = self._team
+        team, open_, latents = self._team, self._open[order.number], None
         assert team is not None
         self._emit(Doing(job=order.number, stage="denoise"))
         prompts = self._prompts.receive(self._model, order.job.request)
         if method_of(order.job.request).streams:
             self._denoise_blocks(order, prompts, team)
             return
-        latents = self._denoise_whole(order, prompts, team)
-        self._tell_of_latents(order)
-        if team.is_first:
-            if latents is None:
-                latents = torch.full(self._latent_shape(order), torch.nan, device=self._model.device)
-            took = latents.new_tensor([self._open[order.number].seconds.get("denoise", 0.0)])
-            self._channel_of(order).send(torch.cat([latents.flatten(), took]))
-
-    def _denoise_whole(self, order: Order, prompts: tuple[Prompt, ...] | None, team: Team) -> Tensor | None:
-        """On all of these ranks alike; None if it has failed, or is not wanted any more."""
         try:
             with self._timed(order, "denoise"):
                 (latents,) = self._blocks(order, prompts, team)
-        except (FloatingPointError, Unwanted) as error:
+        except (FloatingPointError, Unwanted) as error:  # on all of these ranks alike
             if team.is_first:
                 self._end_early(order, error)
-            return None
-        if team.is_first and (keeper := self._keeper(order)):
+        if team.is_first and latents is not None and (keeper := self._keeper(order)):
             keeper.save_latents(latents, self._spec)
-        return latents
+        if self._helped is not None:  # decode ranks that help wait for latents too
+            open_.helped_steps = self._helped.latents(self._placement.helpers_of(self._decoder_of(order)))
+        if team.is_first:
+            to, seconds = self._decoder_of(order), open_.seconds.get("denoise", 0.0)
+            self._latents.send(to, order.job.request, latents, seconds, self._model.device)
 
     def _denoise_blocks(self, order: Order, prompts: tuple[Prompt, ...] | None, team: Team) -> None:
         """Long videos: blocks go to the rank that decodes as they are finished."""
-        blocks = self._blocks(order, prompts, team)
         if self._decoder >= 0 and team.is_first:
             # Each is decoded before the next is made.
-            self._open[order.number].coming = Coming(blocks)
+            self._open[order.number].coming = Coming(self._blocks(order, prompts, team))
             return
         try:
             with self._timed(order, "denoise"):
+                blocks = self._blocks(order, prompts, team)
                 if team.is_first:
-                    send_blocks(
-                        blocks, self._channel_of(order), self._block_shapes(order), self._model.device
-                    )
+                    to = self._decoder_of(order)
+                    self._latents.send_blocks(to, order.job.request, blocks, self._model.device)
                 deque(blocks, maxlen=0)  # on the others none come
         except (FloatingPointError, Unwanted) as error:  # on all of these ranks alike
             # If the decode has failed, whoever decodes has told why.
@@ -215,14 +198,14 @@ class _Rank:
     def _blocks(self, order: Order, prompts: tuple[Prompt, ...] | None, team: Team) -> Iterator[Tensor]:
         """Blocks of latents as they are finished, on the first rank that denoises: of some methods one."""
         if prompts is None:
-            raise Unwanted
+            return no_blocks()
         request, device = order.job.request, self._model.device
         progress, sampler = self._telling(order if team.is_first else None), sampler_of(request)
         if self._layers is None and self._pipeline is not None:
             with progress.stage("load"), self._timed(order, "load"):
                 self._layers = sampler.divide(self._model, request, prompts, self._pipeline, self._grid)
         keeper = self._keeper(order) if team.is_first else None
-        yield from denoise(
+        return denoise(
             Work(
                 model=self._model,
                 request=request,
@@ -234,10 +217,6 @@ class _Rank:
                 wanted=lambda: self._world is None or not self._world.told(self._undecoded(order)),
             )
         )
-
-    def _block_shapes(self, order: Order) -> Iterator[tuple[int, ...]]:
-        channels, _, *size = latent_shape(order.job.request, self._spec)
-        return ((1, channels, frames, *size) for frames in order.job.request.block_sizes(self._spec))
 
     def decode(self, order: Order) -> None:
         """The video of a request, and its file: all of it, or this rank's tiles for the one that writes."""
@@ -288,21 +267,21 @@ class _Rank:
 
     def _latents_of(self, order: Order) -> Tensor | LatentBlocks:
         """What is to be decoded: it comes from the rank that denoised it, or is there from an earlier run."""
-        request, shape, open_ = order.job.request, self._latent_shape(order), self._open[order.number]
+        request, open_, number = order.job.request, self._open[order.number], self._decoder_of(order)
         if method_of(request).streams:
             if open_.coming is None:
-                shapes = self._block_shapes(order)
-                open_.coming = ComingFrom(self._channel_of(order), shapes, self._model.device)
-            return LatentBlocks(shape, self._coming_blocks(order, open_.coming), endless=request.endless)
+                open_.coming = self._latents.receive_blocks(number, request, self._model.device)
+            blocks = self._coming_blocks(order, open_.coming)
+            return LatentBlocks(self._latents.shape(request), blocks, endless=request.endless)
         if order.is_denoised:
             keeper = self._keeper(order)
             assert keeper is not None
             return keeper.load_latents().to(self._model.device)
         if self._helper is not None:  # while latents are waited for
             open_.helped_steps = self._helper.until_latents()
-        message = self._channel_of(order).receive([prod(shape) + 1], torch.float32, self._model.device)
-        open_.seconds.setdefault("denoise", message[-1].item())
-        return message[:-1].view(shape)
+        latents, seconds = self._latents.receive(number, request, self._model.device)
+        open_.seconds.setdefault("denoise", seconds)
+        return latents
 
     def _coming_blocks(self, order: Order, coming: Coming) -> Iterator[Tensor]:
         """The blocks that are to be decoded, as they come."""
@@ -321,7 +300,7 @@ class _Rank:
         # A video without end is stopped where its first rank is; the others do not come here.
         meet = self._all_meet and not order.is_denoised and not job.request.endless
         memory = self._peak_memory() if meet else None
-        if decoder_of(open_.position, len(self._latents)) != self._decoder or open_.is_through:
+        if self._decoder_of(order) != self._decoder or open_.is_through:
             del self._open[order.number]
         if open_.written is None:
             return
@@ -335,8 +314,7 @@ class _Rank:
         if self._helper is not None:
             self._helper.until_latents()  # and none come any more
         self._prompts.close()
-        for channel in self._latents:
-            channel.close()
+        self._latents.close()
         if self._helped is not None:
             self._helped.close()
         if not self._all_meet:
@@ -344,28 +322,18 @@ class _Rank:
             if self._rank == 0:
                 stages = [self._placement.stages_of(rank) for rank in range(len(memory))]
                 self._emit(MemoryUsed(by_rank=memory, stages=stages))
+        if self._at_end is not None:
+            self._at_end()
 
-    def _tell_of_latents(self, order: Order) -> None:
-        """That those of a request come now: to the rank that decodes them, where it helps."""
-        if self._helped is None:
-            return
-        decoders, helpers = self._placement.decode_groups, self._placement.helper_ranks
-        group = decoders[decoder_of(self._open[order.number].position, len(decoders))]
-        told = [number for number, rank in enumerate(helpers) if rank in group]
-        self._open[order.number].helped_steps = self._helped.latents(told)
-
-    def _channel_of(self, order: Order) -> Channel:
-        """The way of a request's latents."""
-        return self._latents[decoder_of(self._open[order.number].position, len(self._latents))]
+    def _decoder_of(self, order: Order) -> int:
+        """Return the number of the decoder that a request has: `scheduling.stages.decoder_of`."""
+        return decoder_of(self._open[order.number].position, len(self._placement.decode_groups))
 
     def _peak_memory(self) -> list[int]:
         """Of every rank; all ranks call it."""
         mine = torch.tensor([peak_memory_bytes(self._model.device)], device=self._model.device)
         everyone = self._world.transport().all_gather(mine) if self._world else [mine]
         return [int(one) for one in everyone]
-
-    def _latent_shape(self, order: Order) -> tuple[int, ...]:
-        return 1, *latent_shape(order.job.request, self._spec)
 
     def _keeper(self, order: Order) -> Keeper | None:
         if order.folder is None:

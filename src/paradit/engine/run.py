@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from paradit.config.errors import InputError
 from paradit.config.placement import Placement
@@ -67,8 +68,16 @@ def make(
         try:
             if launched():
                 _make_as_launched(run, spec, folder, report, stop)
-            else:
-                _make_here(run, spec, folder, report, stop, tracing=tracing)
+                return
+            driver = make_driver(
+                spec, run.placement, report.emit, stop=stop, hang_limit=run.hang_limit, tracing=tracing
+            )
+            for job in run.jobs:
+                if not folder.is_done(job):
+                    driver.add(order_of(run, job, folder, number=job.index))
+            driver.end()
+            with recording(tracing if run.placement.ranks == 1 else None, rank=0):
+                driver.run()
         finally:
             leave(run, folder, report.emit)
 
@@ -95,7 +104,10 @@ def make_driver(
     hang_limit: float = HANG_SECONDS,
     tracing: Tracing | None = None,
 ) -> Driver:
-    """Return what has orders done: by ranks that are started, or, if there is one, by the running thread."""
+    """Return what has orders done: by ranks that are started, or, if there is one, by the running thread.
+
+    tracing: what ranks that are started record.
+    """
 
     def start() -> Ranks:
         from paradit.engine.worker import Worker
@@ -106,11 +118,10 @@ def make_driver(
         worker = Worker(spec=spec, placement=placement, tracing=tracing)
         return Ranks(launcher, placement.ranks, worker, preloaded(spec))
 
-    def serve_here(inbox: Inbox, emit: Emit) -> None:
-        from paradit.engine.rank import serve
+    def here(inbox: Inbox, emit: Emit) -> Callable[[], None]:
+        from paradit.engine.rank import rank_program
 
-        with recording(tracing, rank=0):
-            serve(inbox, spec, placement, emit)
+        return rank_program(inbox, spec, placement, emit)
 
     alone = placement.ranks == 1
     return Driver(
@@ -118,23 +129,10 @@ def make_driver(
         placement,
         emit,
         start=None if alone else start,
-        serve=serve_here if alone else None,
+        here=here if alone else None,
         stop=stop,
         hang_limit=hang_limit,
     )
-
-
-def _make_here(
-    run: Run, spec: ModelSpec, folder: RunFolder, report: Progress, stop: Stop, *, tracing: Tracing | None
-) -> None:
-    """The run's process is the driver, or, with one rank, the rank itself."""
-    left = [job for job in run.jobs if not folder.is_done(job)]
-    placement, limit = run.placement, run.hang_limit
-    driver = make_driver(spec, placement, report.emit, stop=stop, hang_limit=limit, tracing=tracing)
-    for job in left:
-        driver.add(order_of(run, job, folder, number=job.index))
-    driver.end()
-    driver.run()
 
 
 def order_of(run: Run, job: Job, folder: RunFolder | None, number: int) -> Order:

@@ -16,7 +16,7 @@ from paradit.distributed.world import World, join_world
 from paradit.engine.channel import Connection
 from paradit.engine.launchers import Seat
 from paradit.engine.orders import Inbox, Order
-from paradit.engine.rank import serve
+from paradit.engine.rank import rank_program
 from paradit.engine.run_folder import RunFolder
 from paradit.engine.started import listen
 from paradit.models.spec import ModelSpec
@@ -40,20 +40,16 @@ class Worker:
     def __call__(self, seat: Seat) -> None:
         """Do what the driver orders. The last message is `done`, or `raised` with a traceback."""
         make_safe()
-        driver, inbox, orders = Connection(seat.address, seat.token, seat.rank), Inbox(), _Orders()
-
-        def hear(word: str, values: tuple[Any, ...]) -> None:
-            if word == "order":
-                inbox.add(orders.note(Order.of(values[0])))
-            elif word == "cancel":
-                inbox.cancel(values[0])
-            elif word == "end":
-                inbox.end()
-
-        listen(driver, hear, orders.sweep)
+        driver, orders = Connection(seat.address, seat.token, seat.rank), _Orders()
+        emit, device = named_for(seat.rank, self.placement, driver.emit), torch.device(seat.device)
+        listen(driver, orders.hear, orders.sweep)
         threading.Thread(target=_beat, args=(driver,), daemon=True).start()
         try:
-            self._serve(seat, inbox, named_for(seat.rank, self.placement, driver.emit))
+            joined = join_world(seat.rank, seat.ranks, seat.meet, device=device, timeout=WAIT_SECONDS)
+            with recording(self.tracing, seat.rank), joined as world:
+                agree(world, self.placement)
+                inbox = orders.inbox
+                rank_program(inbox, self.spec, self.placement, emit, world=world, device=device)()
             last: tuple[str, ...] = ("done",)
         except BaseException:
             last = ("raised", traceback.format_exc())
@@ -62,29 +58,29 @@ class Worker:
         # No orderly exit: it would wait for messages that ranks which failed never send.
         os._exit(last[0] == "raised")
 
-    def _serve(self, seat: Seat, inbox: Inbox, emit: Emit) -> None:
-        device = torch.device(seat.device)
-        joined = join_world(seat.rank, seat.ranks, seat.meet, device=device, timeout=WAIT_SECONDS)
-        with recording(self.tracing, seat.rank), joined as world:
-            agree(world, self.placement)
-            serve(inbox, self.spec, self.placement, emit, world=world, device=device)
-
 
 class _Orders:
-    """What a process may have left half-written."""
+    """What the driver has ordered, and what this process may have left half-written of it."""
 
     def __init__(self) -> None:
+        self.inbox = Inbox()
         self._seen: list[Order] = []
 
-    def note(self, order: Order) -> Order:
-        """An order is taken: its folder names this process."""
-        if order.folder is not None:
-            RunFolder(order.folder).note_process(os.getpid())
-        self._seen.append(order)
-        return order
+    def hear(self, word: str, values: tuple[Any, ...]) -> None:
+        """Take what the driver says. An order's folder names this process from then on."""
+        if word == "order":
+            order = Order.of(values[0])
+            if order.folder is not None:
+                RunFolder(order.folder).note_process(os.getpid())
+            self._seen.append(order)
+            self.inbox.add(order)
+        elif word == "cancel":
+            self.inbox.cancel(values[0])
+        elif word == "end":
+            self.inbox.end()
 
     def sweep(self) -> None:
-        """Remove it."""
+        """Remove what is half-written."""
         for order in self._seen:
             if order.folder is not None:
                 RunFolder(order.folder).sweep([order.job], [os.getpid()])

@@ -7,6 +7,9 @@ whoever comes to it, or makes ready for its messages, has had messages that were
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+
+from torch import Tensor
 
 from paradit.distributed.world import World
 from paradit.scheduling.block_queue import BlockQueue
@@ -18,6 +21,12 @@ UNWANTED = "nobody wants the rest"
 
 class Unwanted(Exception):
     """A video has ended early since nobody wants the rest of it."""
+
+
+def no_blocks() -> Iterator[Tensor]:
+    """Raise Unwanted when the first block is asked for: nobody wants any."""
+    yield from ()
+    raise Unwanted
 
 
 class EarlyEnd:
