@@ -20,7 +20,7 @@ from paradit.models.protocol import Frames
 from paradit.models.spec import ModelSpec
 from paradit.progress import Progress
 from paradit.provenance import tags
-from paradit.video.writer import growing_name, open_video
+from paradit.video.writer import Video, growing_name, open_video
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,6 @@ def keep(
     part = growing_name(job.output) if latents is None else None
     if part is not None:
         progress.emit(Growing(job=job.index, path=str(part)))
-    first_frame = 0.0
     with (
         closing(frames),
         open_video(
@@ -71,12 +70,19 @@ def keep(
             crf=job.crf,
         ) as file,
     ):
-        for frame in frames:
-            if file.num_frames < request.num_frames:  # the last latent frame may give more
-                file.write(frame)
-                first_frame = first_frame or time.monotonic()
-                progress.emit(Wrote(job=job.index, num_frames=file.num_frames))
+        first_frame = _write(file, frames, job, progress)
     return Written(file.num_frames, first_frame)
+
+
+def _write(file: Video, frames: Generator[Frames], job: Job, progress: Progress) -> float:
+    """Write frames as they come, and return when the first one was there."""
+    first_frame = 0.0
+    for frame in frames:
+        if file.num_frames < job.request.num_frames:  # the last latent frame may give more
+            file.write(frame)
+            first_frame = first_frame or time.monotonic()
+            progress.emit(Wrote(job=job.index, num_frames=file.num_frames))
+    return first_frame
 
 
 def save_latents(

@@ -45,41 +45,53 @@ def decode(
     warned. Raises OutOfMemory, on all ranks, where there are no smaller tiles, or where latents come only
     once.
     """
-    vae = model.spec.vae
-    height, width = (size * vae.spatial_compression for size in latents.shape[3:])
     park = False
     while True:
         attempt = Attempt(world, model.device)
-        outcome = NO_MEMORY
-        try:
-            with closing(frames(model, latents, tile, progress, attempt, park=park)) as stream:
-                made = None
-                if attempt.rank == 0:
-                    made = consume(stream)
-                else:
-                    deque(stream, maxlen=0)  # no frame comes, but tiles are decoded and sent
-            attempt.agree()
+        stream = frames(model, latents, tile, progress, attempt, park=park)
+        outcome, made = _attempted(stream, attempt, consume)
+        if outcome != NO_MEMORY:
             return made
-        except Ended as ended:
-            (outcome,) = ended.args
-        except Exception as error:
-            if not ran_out(error):
-                if isinstance(error, OSError | Undecoded):
-                    attempt.tell(FAILED)
-                raise
-            outcome = attempt.tell(NO_MEMORY)
-        # Here and not above, where the error still holds the tensors of the failed attempt.
-        if outcome == FAILED:
-            return None
+        # Here and not where the error was, which held the tensors of the failed attempt.
         give_back_unused(model.device)
-        smaller = vae.smaller_tile(height, width, tile)
-        how = "of the whole picture" if len(vae.grid(height, width, tile).tiles) == 1 else _of(tile)
-        if isinstance(latents, LatentBlocks) and smaller is not None:
-            raise OutOfMemory(f"memory ran out at the decode {how}: use a vae_tile of {smaller}")
-        if smaller is None:
-            raise OutOfMemory(f"memory ran out at the decode {how}, and there are no smaller tiles")
-        progress.warn(f"memory ran out at the decode {how}: decoding again {_of(smaller)}")
-        tile, park = smaller, True
+        tile, park = _smaller(model, latents, tile, progress), True
+
+
+def _attempted(
+    stream: Generator[Frames], attempt: Attempt, consume: Callable[[Generator[Frames]], T]
+) -> tuple[int | None, T | None]:
+    """Decode once, on all ranks; returns None and what was made, or how it has ended everywhere."""
+    try:
+        with closing(stream):
+            made = None
+            if attempt.rank == 0:
+                made = consume(stream)
+            else:
+                deque(stream, maxlen=0)  # no frame comes, but tiles are decoded and sent
+        attempt.agree()
+        return None, made
+    except Ended as ended:
+        return ended.args[0], None
+    except Exception as error:
+        if not ran_out(error):
+            if isinstance(error, OSError | Undecoded):
+                attempt.tell(FAILED)
+            raise
+        return attempt.tell(NO_MEMORY), None
+
+
+def _smaller(model: VideoModel, latents: Tensor | LatentBlocks, tile: int | None, progress: Progress) -> int:
+    """Return the next smaller tile, with a warning. Raises OutOfMemory where that is not possible."""
+    vae = model.spec.vae
+    height, width = (size * vae.spatial_compression for size in latents.shape[3:])
+    smaller = vae.smaller_tile(height, width, tile)
+    how = "of the whole picture" if len(vae.grid(height, width, tile).tiles) == 1 else _of(tile)
+    if smaller is None:
+        raise OutOfMemory(f"memory ran out at the decode {how}, and there are no smaller tiles")
+    if isinstance(latents, LatentBlocks):
+        raise OutOfMemory(f"memory ran out at the decode {how}: use a vae_tile of {smaller}")
+    progress.warn(f"memory ran out at the decode {how}: decoding again {_of(smaller)}")
+    return smaller
 
 
 def frames(
