@@ -74,7 +74,7 @@ def rank_program(
 
 
 class _Rank:
-    """One rank: what it does in each stage, and the channels to the others."""
+    """One rank (`pipeline.Rank`): what it does in each stage, and the channels to the others."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class _Rank:
         self._prompts.send(self._model, request, prompts)
 
     def denoise(self, order: Order) -> None:
-        """The latents of a request, sent by the first rank that denoises to the one that decodes."""
+        """Make a request's latents; the first rank that denoises sends them to the one that decodes."""
         team, open_, latents = self._team, self._open[order.number], None
         assert team is not None
         self._emit(Doing(job=order.number, stage="denoise"))
@@ -178,7 +178,7 @@ class _Rank:
             self._latents.send(to, order.job.request, latents, seconds, self._model.device)
 
     def _denoise_blocks(self, order: Order, prompts: tuple[Prompt, ...] | None, team: Team) -> None:
-        """Long videos: blocks go to the rank that decodes as they are finished."""
+        """Make a long video's latents: blocks go to the rank that decodes as they are finished."""
         if self._decoder >= 0 and team.is_first:
             # Each is decoded before the next is made.
             self._open[order.number].coming = Coming(self._blocks(order, prompts, team))
@@ -196,7 +196,7 @@ class _Rank:
                 self._end_early(order, error)
 
     def _blocks(self, order: Order, prompts: tuple[Prompt, ...] | None, team: Team) -> Iterator[Tensor]:
-        """Blocks of latents as they are finished, on the first rank that denoises: of some methods one."""
+        """Return the blocks of latents as they are made, for the first rank: of some methods one."""
         if prompts is None:
             return no_blocks()
         request, device = order.job.request, self._model.device
@@ -266,7 +266,7 @@ class _Rank:
             yield frame
 
     def _latents_of(self, order: Order) -> Tensor | LatentBlocks:
-        """What is to be decoded: it comes from the rank that denoised it, or is there from an earlier run."""
+        """Return what is to be decoded: from the rank that denoised it, or from an earlier run."""
         request, open_, number = order.job.request, self._open[order.number], self._decoder_of(order)
         if method_of(request).streams:
             if open_.coming is None:
