@@ -16,7 +16,7 @@ PACKAGE = Path(paradit.__file__).parent
 # Lowest first; a module may import from its own line and the lines above it. The longest prefix counts.
 LAYERS = [
     ["version", "config.errors", "config.limits", "progress"],
-    ["memory", "files", "waiting", "streams", "launched", "stopping"],
+    ["memory", "files", "waiting", "streams", "launched", "stopping", "logs"],
     ["trace"],
     ["kernels"],
     ["config"],
@@ -63,6 +63,7 @@ TORCH_FREE = [
     "files",
     "kernels",
     "launched",
+    "logs",
     "models.warnings",
     "progress",
     "shapes",

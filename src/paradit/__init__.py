@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 
 from paradit.config.errors import InputError, JobCancelled, JobError, OutOfMemory, RankError
 from paradit.version import __version__
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # quiet, unless a program wants to hear
 
 # torch takes seconds to import: it is loaded with what needs it, so `paradit --help` answers at once.
 # Type checkers and editors read `__init__.pyi`, which a test compares with this table.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,7 @@ class Progress:
         yield
         took = time.monotonic() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + took
+        _LOG.debug("stage %s took %.3f s", name, took)
         self.emit(StageEnded(job=self._job, stage=name, seconds=took))
 
     def step(self, name: str, done: int) -> None:

@@ -9,6 +9,7 @@ Another package brings one by an entry point, whose name is the thing's and whos
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from typing import Generic, TypeVar, cast
 from paradit.config.errors import InputError
 from paradit.config.limits import shown
 
+_LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SWITCH = "PARADIT_PLUGINS"
@@ -81,6 +83,7 @@ class Registry(Generic[T]):
     @cached_property
     def _plugins(self) -> dict[str, EntryPoint]:
         if _left_out():
+            _LOG.info("plug-ins of %s are left out: %s=off", self._group, SWITCH)
             return {}
         found: dict[str, EntryPoint] = {}
         for point in sorted(_points(self._group), key=lambda point: point.name):
@@ -96,6 +99,7 @@ class Registry(Generic[T]):
             return cast(T, imported(self._builtin[name]))
         if name in self._plugins:
             try:
+                _LOG.info("the %s %r is the plug-in %s", self.kind, name, self._plugins[name].value)
                 return cast(T, self._plugins[name].load())
             except Exception as error:  # whatever another package's module does
                 reason = " ".join(str(error).split()) or type(error).__name__

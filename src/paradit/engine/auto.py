@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -26,6 +27,8 @@ from paradit.progress import Emit, Progress
 from paradit.room import room_bytes
 from paradit.scheduling.balance import Choice, StageSeconds, affordable, choose
 from paradit.tuning.remembered import Remembered
+
+_LOG = logging.getLogger(__name__)
 
 
 def visible_ranks() -> int:
@@ -83,6 +86,7 @@ def measure_costs(jobs: list[Job], spec: ModelSpec, base: Placement, report: Pro
     if called.failures:
         raise RankError("\n".join(f"rank {rank}: {why}" for rank, why in called.failures.items()))
     costs: StageSeconds = called.results[0]
+    _LOG.info("warm-up: %s", costs)
     Remembered().keep(_what(request, spec, base), json.dumps(asdict(costs)))
     return costs
 

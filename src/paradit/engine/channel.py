@@ -22,6 +22,8 @@ from paradit.progress import Event
 
 Message = tuple[str, tuple[Any, ...]]
 """A word and its values, which are plain."""
+LOG = "log"
+"""The word for a log record, and for the level from which on the driver wants them."""
 EVENT = "event"
 """The word whose values are an event's class and fields."""
 ENDED = "ended"

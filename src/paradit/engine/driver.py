@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from paradit.models.spec import ModelSpec
 from paradit.progress import Emit, Event, StageEnded, StageStarted
 from paradit.stopping import Interrupted, Stop
 
+_LOG = logging.getLogger(__name__)
 FAILURES = 3
 """After so many failures in its work a request is given up; and all, after so many before any work."""
 SILENCE_SECONDS = 60.0
@@ -115,6 +117,7 @@ class Driver:
                 if self.stop.wanted and self._orders:
                     raise Interrupted
             elif self._start is not None:
+                _LOG.info("starting %d ranks, try %d", self._placement.ranks, self._tries + 1)
                 world = _World(self, self._start(), self._placement.ranks, self._hang_limit)
                 with closing(world), self._at_work(world):
                     failure = world.follow()
@@ -190,6 +193,7 @@ class Driver:
         replica = min(range(replicas), key=lambda number: taken[number])
         order = replace(order, is_denoised=done, overwrite=overwrite, replica=replica)
         self._orders[order.number] = order
+        _LOG.info("order %d goes to replica %d%s", order.number, replica, ", to be decoded" if done else "")
         return order
 
     def _judge(self, failure: Failure, failures: Counter[int | None], *, again: bool) -> None:
@@ -198,6 +202,7 @@ class Driver:
             failures[None] = 0  # it does start
         failures[failure.order] += 1
         count = failures[failure.order]
+        _LOG.info("ranks have failed in order %s, %d of %d times", failure.order, count, FAILURES)
         hopeless = failure.order is None and (failure.raised_at_start or count == FAILURES)
         if hopeless or not again:
             raise RankError(failure.text)
@@ -296,6 +301,7 @@ class _World:
             self._progress = self._heard[rank]
         if word in LAST_WORDS:
             self._running.discard(rank)
+            _LOG.info("rank %d: %s", rank, word)
             if values:
                 self._last_words[rank] = word, str(values[0]).rstrip()
         elif word == EVENT:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -38,6 +39,7 @@ from paradit.video.frame import Frame
 from paradit.video.reader import read_video
 from paradit.video.writer import check_target
 
+_LOG = logging.getLogger(__name__)
 AUTO = "auto"
 DOING = {"encode": "encoding", "denoise": "denoising", "decode": "decoding"}
 """What a job does, by the stage that has begun last."""
@@ -236,6 +238,7 @@ class Engine:
             driver = self._start(placement)
             accepted, folder = self._hold(run, job)
             self.placement, self._first = placement, self._first or resolved
+            _LOG.info("job %d is accepted: %s", accepted.number, resolved.method)
             driver.add(order_of(run, job, folder, accepted.number))
         return accepted
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from paradit.files import write_whole
 from paradit.models.spec import ModelSpec
 from paradit.progress import Progress
 
+_LOG = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 30.0
 """Work between two checkpoints, about, unless steps are counted."""
 
@@ -48,6 +50,7 @@ class Keeper:
         path = self._folder.latents(self._job.index)
         if self._written(lambda: save_latents(path, latents, self._job.about(spec))):
             self._folder.checkpoint(self._job.index).unlink(missing_ok=True)
+            _LOG.debug("wrote %s", path)
 
     def name_next(self, video: Path) -> None:
         """The video is whole, and about to get its name."""
@@ -72,6 +75,7 @@ class Keeper:
         except Exception as error:  # whatever torch finds wrong with it
             self._progress.warn(f"checkpoint {str(path)!r} cannot be read, the request begins anew: {error}")
             return b""
+        _LOG.info("resuming from %s", path)
         return content
 
     def offer(self, checkpoint: Callable[[], bytes]) -> bool:
@@ -86,7 +90,8 @@ class Keeper:
 
     def write(self, path: Path, content: Callable[[], bytes]) -> None:
         """Write what can be gone on from, if it can be written."""
-        self._written(lambda: write_whole(path, content()))
+        if self._written(lambda: write_whole(path, content())):
+            _LOG.debug("wrote %s", path)
 
     def _written(self, write: Callable[[], None]) -> bool:
         # Work that goes on without a checkpoint is better than none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 
@@ -20,6 +21,8 @@ from paradit.models.spec import ModelSpec
 from paradit.progress import Emit, Event, Progress, StageEnded, StageStarted
 from paradit.stopping import Interrupted, Stop
 from paradit.trace.spans import Tracing, recording
+
+_LOG = logging.getLogger(__name__)
 
 
 def check_devices(placement: Placement, dtype: str | None) -> None:
@@ -124,6 +127,7 @@ def make_driver(
         return rank_program(inbox, spec, placement, emit)
 
     alone = placement.ranks == 1
+    _LOG.info("placement: %s", placement)
     return Driver(
         spec,
         placement,

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -39,6 +40,7 @@ from paradit.engine.job import Job, Run
 from paradit.files import name_words, remove, remove_left_lock, remove_parts, write_whole
 from paradit.video.writer import growing_name
 
+_LOG = logging.getLogger(__name__)
 VERSION = 1
 """What `run.json` has the form of; 0 is that of 0.1, which did not say."""
 RUNS = "paradit-runs"
@@ -67,6 +69,7 @@ class RunFolder:
             folder._write(run)
         except OSError as error:
             raise InputError(f"the run's folder {str(path)!r} cannot be made ({error.strerror})") from None
+        _LOG.debug("made the run's folder %s", path)
         return folder
 
     def _write(self, run: Run) -> None:
@@ -148,6 +151,7 @@ class RunFolder:
 
     def remove(self) -> None:
         """Take the folder away, and that of all runs if it was the last."""
+        _LOG.debug("removing the run's folder %s", self.path)
         shutil.rmtree(self.path, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.path.parent.rmdir()

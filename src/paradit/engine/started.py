@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from faulthandler import dump_traceback
+from functools import partial
 from typing import Any
 
-from paradit.engine.channel import ENDED, EVENT, Connection, Hub, Message, event_of
+from paradit.engine.channel import ENDED, EVENT, LOG, Connection, Hub, Message, event_of
 from paradit.engine.launchers import Launcher, Seat, Work
+from paradit.logs import send_records, take_record, wanted_level
 from paradit.models.registry import family
 from paradit.models.spec import ModelSpec
 from paradit.progress import Emit, Progress
@@ -47,6 +49,8 @@ class Ranks:
         self._logs: dict[int, deque[str]] = {rank: deque(maxlen=LOG_LINES) for rank in range(ranks)}
         self._rest: dict[int, str] = {}
         """The line of each rank that is not written whole yet, by rank."""
+        if (level := wanted_level()) is not None:
+            self._hub.tell_all(LOG, level)
         address, token = self._hub.address, self._hub.token
         try:
             self.seats = launcher.start(ranks, work, address=address, token=token, preload=preload)
@@ -61,7 +65,9 @@ class Ranks:
         """
         found = []
         for rank, message in self._hub.hear(timeout):
-            if rank not in self._quiet:
+            if message[0] == LOG:
+                take_record(rank, *message[1])
+            elif rank not in self._quiet:
                 if message[0] == ENDED:
                     message = ENDED, (self._how_it_ended(rank),)  # noqa: PLW2901
                 found.append((rank, message))
@@ -118,6 +124,8 @@ def listen(
                 word, values = connection.receive()
                 if word == "stacks":
                     dump_traceback(sys.stderr, all_threads=True)
+                elif word == LOG:
+                    send_records(values[0], partial(connection.send, LOG))
                 else:
                     hear(word, values)
         except EOFError:

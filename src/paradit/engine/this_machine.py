@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from contextlib import suppress
@@ -11,6 +12,8 @@ from paradit.config.errors import InputError
 from paradit.engine.launchers import threads_per_rank
 from paradit.files import write_whole
 from paradit.planner.hardware import Cluster, find_cluster
+
+_LOG = logging.getLogger(__name__)
 
 
 def calibrated_file(ranks: int) -> Path:
@@ -30,7 +33,11 @@ def keep_calibrated(text: str, ranks: int) -> None:
 
 def calibrated_cluster(ranks: int) -> Cluster | None:
     """This machine, as it was measured with so many ranks. A file that cannot be read is as none."""
-    with suppress(InputError):
-        cluster = find_cluster(str(calibrated_file(ranks)))
-        return cluster if cluster.ranks == ranks else None
-    return None
+    path = calibrated_file(ranks)
+    try:
+        cluster = find_cluster(str(path))
+    except InputError as error:
+        _LOG.debug("no calibration of this machine with %d ranks: %s", ranks, error)
+        return None
+    _LOG.info("this machine is as calibrated in %s", path)
+    return cluster if cluster.ranks == ranks else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import traceback
@@ -24,6 +25,7 @@ from paradit.progress import Emit, renaming
 from paradit.streams import make_safe
 from paradit.trace.spans import Tracing, recording
 
+_LOG = logging.getLogger(__name__)
 WAIT_SECONDS = 24 * 3600.0
 """Seconds that a rank waits for another: the driver notices a dead one, and a long wait is no failure."""
 HEARTBEAT_SECONDS = 1.0
@@ -47,6 +49,7 @@ class Worker:
         try:
             joined = join_world(seat.rank, seat.ranks, seat.meet, device=device, timeout=WAIT_SECONDS)
             with recording(self.tracing, seat.rank), joined as world:
+                _LOG.info("process %d has joined %d ranks, on %s", os.getpid(), seat.ranks, device)
                 agree(world, self.placement)
                 inbox = orders.inbox
                 rank_program(inbox, self.spec, self.placement, emit, world=world, device=device)()

@@ -6,6 +6,7 @@ A model is the bundled one by its name, a folder in diffusers' format, or a hub 
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from importlib import resources
 from pathlib import Path
@@ -28,6 +29,7 @@ from paradit.models.published import published_models, published_spec
 from paradit.models.registry import family
 from paradit.models.spec import ModelSpec, read_spec
 
+_LOG = logging.getLogger(__name__)
 _NAMES = {"revision": r"\w[\w.-]*(?:/\w[\w.-]*)*", "variant": r"\w+"}
 BUNDLED = "shapes"
 """Name of the model that the package brings."""
@@ -70,6 +72,7 @@ def find_model(
         check_folder(name, folder, hub.list_files(folder), variant=variant, local=True)
     except OSError as error:
         raise InputError(f"model {name!r} cannot be read: {error}") from None
+    _LOG.info("model %s is the folder %s", name, folder)
     return folder
 
 
@@ -135,8 +138,10 @@ def _from_cache(
         try:
             files = hub.list_files(folder)
             check_folder(name, folder, files, variant=variant, local=weights, weights=weights)
+            _LOG.info("model %s is taken from the hub's cache: %s", name, folder)
             return folder
         except InputError as problem:
+            _LOG.info("the snapshot %s is not taken: %s", folder, problem)
             first = first or problem
         except OSError as problem:
             first = first or InputError(f"model {name!r} cannot be read: {problem}")

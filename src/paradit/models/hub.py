@@ -6,13 +6,14 @@ Whatever is asked of the hub is asked within `_asking`, which turns every failur
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 
 from paradit.config.errors import InputError
 
+_LOG = logging.getLogger(__name__)
 SMALL_FILES = ["*.json", "*.txt", "*.model"]
 """Configurations, indexes and tokenizers."""
 TIMEOUT = 10.0
@@ -50,13 +51,16 @@ def download_configs(repo: str, revision: str | None = None) -> Path:
 
     with _asking(repo), _quiet():
         # By no revision, if none is asked for: only so does the cache note which one is the newest.
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=SMALL_FILES))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=SMALL_FILES))
+    _LOG.info("the hub's configuration of %s is in %s", repo, folder)
+    return folder
 
 
-def download_files(repo: str, revision: str, names: Iterable[str]) -> None:
+def download_files(repo: str, revision: str, names: Sequence[str]) -> None:
     """Download files of `repo` by their names into the cache. Raises HubError."""
     from huggingface_hub import snapshot_download
 
+    _LOG.info("downloading %s of %s, revision %s", names, repo, revision)
     with _asking(repo):
         snapshot_download(repo, revision=revision, allow_patterns=[escape(name) for name in names])
 
@@ -125,4 +129,5 @@ def _asking(repo: str) -> Iterator[None]:
 
         failed = HubError(reason(repo, error))
         failed.is_missing = is_missing(error)
+        _LOG.info("the hub does not give %s: %s", repo, failed)
         raise failed from None

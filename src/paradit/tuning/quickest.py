@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from paradit.attention.measured import MeasuredKernel
@@ -11,6 +13,8 @@ from paradit.parallel.together import Undecided
 from paradit.scheduling.balance import worth_taking
 from paradit.tuning.rehearsal import BlockCost, measure_block, rehearse
 from paradit.tuning.remembered import Remembered
+
+_LOG = logging.getLogger(__name__)
 
 
 def quickest(open: Undecided) -> Choice:
@@ -27,10 +31,12 @@ def quickest(open: Undecided) -> Choice:
     remembered = Remembered().find(what)
     # The first rank's memory counts, for all.
     index, *_ = open.gather_number(names.index(remembered) if remembered in names else -1)
+    how = "as remembered" if index >= 0 else "as rehearsed"
     if index < 0:
         index = _rehearsed(open)
         if open.mesh.world.rank == 0:
             Remembered().keep(what, names[index])
+    _LOG.info("attention %s, %s", names[index], how)
     return open.choices[index]
 
 
@@ -52,7 +58,10 @@ def _rehearsed(open: Undecided) -> int:
         )
         for choice in open.choices
     ]
-    return worth_taking([max(open.gather_number(round(1e9 * seconds))) for seconds in taken])
+    slowest = [max(open.gather_number(round(1e9 * seconds))) for seconds in taken]
+    for choice, nanoseconds in zip(open.choices, slowest, strict=True):
+        _LOG.debug("attention %s would take %.4g s a step", choice, nanoseconds / 1e9)
+    return worth_taking(slowest)
 
 
 def _costs(open: Undecided, interleave: bool) -> list[BlockCost]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import platform
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import torch
 
 from paradit.files import changing, write_whole
+
+_LOG = logging.getLogger(__name__)
 
 
 class Remembered:
@@ -26,6 +29,7 @@ class Remembered:
     def find(self, what: str) -> str | None:
         """What was remembered of `what`, on this machine."""
         found = self._read().get(f"{_machine()}: {what}")
+        _LOG.debug("%s remembers %s of %s", self._path, found or "nothing", what)
         return found if isinstance(found, str) else None
 
     def keep(self, what: str, best: str) -> None:
@@ -35,6 +39,7 @@ class Remembered:
             with changing(self._path):
                 content = json.dumps({**self._read(), f"{_machine()}: {what}": best}, indent=1)
                 write_whole(self._path, content.encode())
+                _LOG.debug("%s keeps %s of %s", self._path, best, what)
 
     def _read(self) -> dict[str, object]:
         with contextlib.suppress(OSError, ValueError):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from paradit.cli.commands.command import Entry
+from paradit.cli.commands.shared import Verbose
 from paradit.config.options import Option
 
 
@@ -26,6 +27,7 @@ class CalibrateOptions:
         ),
     ] = None
     overwrite: Annotated[bool, Option(also=("force",), help="Replace a file that exists.")] = False
+    verbose: Verbose = False
 
 
 ENTRY = Entry(

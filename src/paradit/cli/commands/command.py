@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, replace
@@ -17,9 +18,13 @@ from typer.core import TyperCommand
 from typer.models import ArgumentInfo, OptionInfo
 
 from paradit.config.options import Declared, declared
-from paradit.config.registry import imported
+from paradit.config.registry import imported, plugins
 from paradit.config.values import NONE, Values
 from paradit.files import named
+from paradit.logs import shown
+from paradit.version import __version__
+
+_LOG = logging.getLogger(__name__)
 
 RUN = "paradit-runs/a-red-circle-20261120-185300-3fa2"
 """A run's folder, for examples."""
@@ -75,7 +80,10 @@ class Entry:
             others = {name: value for name, value in given.items() if name not in own}
             made = self.options(**own, **({"others": Values(others)} if others else {}))  # type: ignore[arg-type]
             run = cast("Callable[[object], int | None]", imported(self.run))
-            return run(made)
+            with shown(bool(given.get("verbose"))):
+                if _LOG.isEnabledFor(logging.INFO):
+                    _LOG.info("version %s, plug-ins: %s", __version__, ", ".join(plugins()) or "none")
+                return run(made)
 
         parameters = [_parameter(field) for field in self.fields().values()]
         vars(command)["__signature__"] = Signature(parameters)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from paradit.cli.commands.command import Entry
-from paradit.cli.commands.shared import Crf, JsonLines, Overwrite, Revision, Variant
+from paradit.cli.commands.shared import Crf, JsonLines, Overwrite, Revision, Variant, Verbose
 from paradit.config.options import Option
 
 
@@ -56,6 +56,7 @@ class DecodeOptions:
     overwrite: Overwrite = False
     no_metadata: Annotated[bool, Option(help="Write no prompt, seed or model into the file.")] = False
     json: JsonLines = False
+    verbose: Verbose = False
 
 
 ENTRY = Entry(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paradit.cli.commands.command import Entry
-from paradit.cli.commands.shared import JsonObject
+from paradit.cli.commands.shared import JsonObject, Verbose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +13,7 @@ class DoctorOptions:
     """What this machine has, what ParaDiT can use of it, and what to install to go faster."""
 
     json: JsonObject = False
+    verbose: Verbose = False
 
 
 ENTRY = Entry(

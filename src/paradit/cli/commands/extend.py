@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from paradit.cli.commands.command import RUN, Entry
-from paradit.cli.commands.shared import JsonLines
+from paradit.cli.commands.shared import JsonLines, Verbose
 from paradit.config.options import Option
 
 
@@ -42,6 +42,7 @@ class ExtendOptions:
     ] = None
     overwrite: Annotated[bool, Option(also=("force",), help="Replace OUT if it exists.")] = False
     json: JsonLines = False
+    verbose: Verbose = False
 
 
 ENTRY = Entry(

@@ -19,6 +19,7 @@ from paradit.cli.commands.shared import (
     Overwrite,
     Revision,
     Variant,
+    Verbose,
     Width,
 )
 from paradit.config.options import Declared, Option
@@ -222,6 +223,7 @@ class GenerateOptions(Options):
         False
     )
     explain: Annotated[bool, Option(help="Say why: the method, the attention, the memory by part.")] = False
+    verbose: Verbose = False
 
 
 def _more() -> dict[str, Mapping[str, Declared]]:

@@ -14,6 +14,7 @@ from paradit.cli.commands.shared import (
     NumFrames,
     NumInferenceSteps,
     Overwrite,
+    Verbose,
     Width,
 )
 from paradit.config.options import Declared, Option
@@ -79,6 +80,7 @@ class PlanOptions(Options):
         Path | None, Option(help="Draw the best plan's run, a row for each rank.", metavar="OUT.png")
     ] = None
     overwrite: Overwrite = False
+    verbose: Verbose = False
 
 
 def _more() -> dict[str, Mapping[str, Declared]]:

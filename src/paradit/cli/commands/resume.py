@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from paradit.cli.commands.command import RUN, Entry
-from paradit.cli.commands.shared import JsonLines
+from paradit.cli.commands.shared import JsonLines, Verbose
 from paradit.config.options import Option
 
 
@@ -27,6 +27,7 @@ class ResumeOptions:
         False
     )
     json: JsonLines = False
+    verbose: Verbose = False
 
 
 ENTRY = Entry(

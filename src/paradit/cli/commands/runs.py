@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from paradit.cli.commands.command import Entry
+from paradit.cli.commands.shared import Verbose
 from paradit.config.options import Option
 
 
@@ -23,6 +24,7 @@ class RunsOptions:
         Option(help="Remove this run's folder; may be repeated.", metavar="RUN"),
     ] = None
     json: Annotated[bool, Option(help="One JSON object a run on stdout.")] = False
+    verbose: Verbose = False
 
 
 ENTRY = Entry(

@@ -48,5 +48,9 @@ Crf = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, Option(also=("force",), help="Replace files that exist.")]
+Verbose = Annotated[
+    bool,
+    Option(also=("debug", "log"), help="Also say on stderr what is decided, and why: time, rank, module."),
+]
 JsonLines = Annotated[bool, Option(help="One JSON object a line on stdout.")]
 JsonObject = Annotated[bool, Option(help="One JSON object on stdout.")]

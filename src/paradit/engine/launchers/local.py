@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import multiprocessing
 import os
 import signal
@@ -22,6 +23,7 @@ import torch
 from paradit.engine.devices import device_of
 from paradit.engine.launchers import Capabilities, Machine, Seat, Work, num_cores, threads_per_rank
 
+_LOG = logging.getLogger(__name__)
 END_SECONDS = 2.0
 """Seconds in which a process that has hung up is taken to be about to end."""
 _STARTING = threading.Lock()
@@ -88,6 +90,7 @@ class LocalLauncher:
                     os.set_blocking(mine.fileno(), False)
                     self._logs[seat.rank] = mine
                     self._processes.append(process)
+                    _LOG.info("process %s: %r", process.pid, seat)
         return seats
 
     def ended(self) -> dict[int, str]:

@@ -1,0 +1,78 @@
+"""Log records: shown on stderr if that is wanted, and sent by ranks to their driver. Torch-free.
+
+Each module has a logger of its own below `paradit`. Nothing is shown unless `--verbose` or a program's own
+`logging` asks for it; that gets the records of the ranks too.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from paradit.launched import launched
+
+LOGGER = logging.getLogger("paradit")
+"""The logger above those of all modules."""
+
+
+@contextmanager
+def shown(wanted: bool) -> Iterator[None]:
+    """Show every record on stderr within the body, if that is wanted."""
+    if not wanted:
+        yield
+        return
+    handler, level = _Shown(), LOGGER.level
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+
+
+def wanted_level() -> int | None:
+    """Return the least level of records that anybody here wants; None if no rank has to send any."""
+    return LOGGER.getEffectiveLevel() if LOGGER.isEnabledFor(logging.INFO) else None
+
+
+def send_records(level: int, send: Callable[[str, int, float, str], None]) -> None:
+    """Have every record from now on sent, by its logger's name, level, time and text."""
+    LOGGER.addHandler(_Sent(send))
+    LOGGER.setLevel(level)
+
+
+def take_record(rank: int, name: str, level: int, created: float, text: str) -> None:
+    """Log here what a rank has sent; the record says which rank it was."""
+    about = {"name": name, "levelno": level, "levelname": logging.getLevelName(level), "created": created}
+    if (logger := logging.getLogger(name)).isEnabledFor(level):
+        logger.handle(logging.makeLogRecord({**about, "msg": text, "rank": rank}))
+
+
+class _Sent(logging.Handler):
+    def __init__(self, send: Callable[[str, int, float, str], None]) -> None:
+        super().__init__()
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # the driver is gone
+            self._send(record.name, record.levelno, record.created, record.getMessage())
+
+
+class _Shown(logging.Handler):
+    """Lines on stderr: the time, the rank if there are several, the module, and what it says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        here = launched()
+        self._rank = here.rank if here is not None else None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        rank = getattr(record, "rank", self._rank)
+        who = "" if rank is None else f"rank {rank} "
+        line = f"{clock}.{int(record.created * 1e3) % 1000:03d} {who}{record.name}: {record.getMessage()}"
+        print(line, file=sys.stderr, flush=True)  # looked up now: bars on a terminal take its place
