@@ -51,13 +51,17 @@ def test_a_verbose_run_says_what_it_decides(
     assert capsys.readouterr().err == ""
 
 
-def test_records_of_ranks_come_with_their_numbers(tmp_path: Path, model: Path) -> None:
+def test_records_of_ranks_come_with_their_numbers(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     placed = ["--ranks", "2", "--attention", "ulysses", "--json", "--verbose"]
-    done = run(tmp_path, "generate", SECRET, "--model", model, "-o", "a.mp4", *placed)
-    assert all(json.loads(line)["event"] for line in done.stdout.splitlines())
-    found = modules(done.stderr)
+    made = ["generate", SECRET, "--model", str(model), "-o", str(tmp_path / "a.mp4"), *placed]
+    app(made, standalone_mode=False)
+    said = capsys.readouterr()
+    assert all(json.loads(line)["event"] for line in said.out.splitlines())
+    found = modules(said.err)
     assert {(None, "engine.launchers.local"), ("0", "progress"), ("1", "progress")} <= found
-    assert SECRET not in done.stderr
+    assert SECRET not in said.err
 
 
 @pytest.mark.parametrize("arguments", [["plan", "--model", "shapes", "--gpus", "2xL40"], ["runs"]])

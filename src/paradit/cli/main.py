@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from paradit.cli.commands import calibrate, decode, doctor, extend, generate, pl
 from paradit.cli.commands.command import Command
 from paradit.cli.signals import Stopped, stop, stopping_cleanly
 from paradit.config.errors import InputError, OutOfMemory, RankError
+from paradit.config.options import RenamedWarning
 from paradit.launched import forget_launcher, is_spoken_for
 from paradit.stopping import Interrupted
 from paradit.streams import code_of_output, make_safe
@@ -80,6 +82,7 @@ def main() -> None:
     """Run the command line and exit."""
     code = 0
     make_safe()
+    warnings.simplefilter("always", RenamedWarning)  # Python shows no others than a script's own
     try:
         with stopping_cleanly():
             try:

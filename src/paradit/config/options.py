@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, fields
@@ -46,6 +47,8 @@ class Option:
     """Whether `--no-NAME` on the command line says false."""
     also: tuple[str, ...] = ()
     """Other words that a user may mean it by."""
+    formerly: tuple[str, ...] = ()
+    """Names that it had in the minor version before: they still work, with a warning."""
     least: float | None = None
     """Least that a number may be, or each in a list; None: any. See `ABOVE_ZERO`."""
     most: float | None = None
@@ -56,6 +59,10 @@ class Option:
     def told(self) -> str:
         """The help, as a text."""
         return self.help if isinstance(self.help, str) else self.help()
+
+
+class RenamedWarning(DeprecationWarning):
+    """A name was used that the next minor version will not know."""
 
 
 ABOVE_ZERO = 5e-324
@@ -191,11 +198,33 @@ def read_values(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
     """Read the plain values of some fields. Raises InputError as `decode` does."""
     if not isinstance(data, Mapping):
         raise InputError(f"an object with {_some(known)} is wanted, got {typed(data)}")
+    data = with_new_names(data, former_names(known.values()))
     for name in data:
         if name not in known:
             hint = did_you_mean(name, known)
             raise InputError(f"the field {shown(name)} is not known{hint}; known are {_some(known)}")
     return {name: known[name].read(value) for name, value in data.items()}
+
+
+def former_names(known: Iterable[Declared]) -> dict[str, str]:
+    """Return the present name of each option by its former ones."""
+    return {former: field.name for field in known for former in field.option.formerly}
+
+
+def with_new_names(data: Mapping[str, object], renamed: Mapping[str, str]) -> Mapping[str, object]:
+    """Put present names in the place of former ones, and warn of these. Raises InputError for both."""
+    for former in [name for name in data if name in renamed]:
+        if (name := renamed[former]) in data:
+            raise InputError(f"{former} is the former name of {name}: give one of them")
+        warn_renamed(former, name)
+        data = {name if other == former else other: value for other, value in data.items()}
+    return data
+
+
+def warn_renamed(former: str, name: str) -> None:
+    """Warn, in one line, of a name that will go."""
+    said = f"{former} is now {name}: the former name goes with the next minor version"
+    warnings.warn_explicit(said, RenamedWarning, "paradit", 0)
 
 
 def read_object(text: str | bytes, what: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typer import TyperException
 from typer.core import TyperCommand
 from typer.models import ArgumentInfo, OptionInfo
 
-from paradit.config.options import Declared, declared
+from paradit.config.options import Declared, declared, former_names, warn_renamed
 from paradit.config.registry import imported, plugins
 from paradit.config.values import NONE, Values
 from paradit.files import named
@@ -72,6 +72,15 @@ class Entry:
             if not field.option.argument
         }
 
+    def renamed(self) -> dict[str, str]:
+        """Flags by those that they were in the minor version before."""
+        names = former_names(self.fields().values()).items()
+        return {
+            prefix + former.replace("_", "-"): prefix + name.replace("_", "-")
+            for former, name in names
+            for prefix in ("--", "--no-")
+        }
+
     def function(self) -> Callable[..., int | None]:
         """Return the function that typer makes a command of: it is called with a value for each option."""
 
@@ -115,10 +124,10 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         try:
-            rest = super().parse_args(ctx, list(args))
+            rest = super().parse_args(ctx, _with_new_names(args, self._entry().renamed()))
         except TyperException as error:
             if "possibilities" in vars(error):  # there is no such option
-                vars(error)["possibilities"] = _nearest(vars(error)["option_name"], self._meant())
+                vars(error)["possibilities"] = _nearest(vars(error)["option_name"], self._entry().meant())
             if self.name == "generate" and (prompt := _dashed_prompt(args)):
                 error.message += f" (a prompt that begins with a dash comes last: -- {prompt!r})"
             raise
@@ -129,9 +138,21 @@ class Command(TyperCommand):
                 ctx.params[name] = os.path.expanduser(value)  # noqa: PTH111 (never raises)
         return rest
 
-    def _meant(self) -> dict[str, str]:
+    def _entry(self) -> Entry:
         entry: Entry = inspect.unwrap(self.callback).entry  # type: ignore[arg-type]
-        return entry.meant()
+        return entry
+
+
+def _with_new_names(args: list[str], renamed: Mapping[str, str]) -> list[str]:
+    """A command line with present flags in the place of former ones, which are warned of."""
+    found = []
+    for position, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        if flag in renamed and "--" not in args[:position]:
+            warn_renamed(flag, renamed[flag])
+            flag = renamed[flag]
+        found.append(f"{flag}{equals}{value}")
+    return found
 
 
 def _nearest(wrong: str, meant: Mapping[str, str]) -> list[str]:
