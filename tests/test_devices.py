@@ -5,7 +5,7 @@ import torch
 
 from paradit.config.errors import InputError
 from paradit.config.placement import Placement
-from paradit.engine.devices import SHARE_GPUS, device_of
+from paradit.devices import SHARE_GPUS, device_of
 from paradit.engine.run import check_devices
 
 

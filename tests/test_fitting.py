@@ -18,7 +18,6 @@ import paradit.cli.decode
 import paradit.cli.extend
 import paradit.cli.generate as command
 import paradit.cli.resume
-import paradit.engine.decode
 from paradit import room
 from paradit.cli.main import app, told
 from paradit.config.errors import InputError
@@ -68,7 +67,7 @@ def on_gpus(monkeypatch: pytest.MonkeyPatch, memory: float, count: int) -> None:
     """As if there were GPUs, as far as memory is checked."""
     monkeypatch.setattr(room, "where_and_how", lambda dtype: (torch.device("cuda"), dtype or "fp32"))
     monkeypatch.setattr(room, "total_memory_bytes", lambda _: round(memory))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(room, "num_gpus", lambda: count)
 
 
 BIG = ("--size", "512x512", "--num-frames", "5")
@@ -245,7 +244,7 @@ def test_saved_latents(
     monkeypatch.setattr(paradit.cli.decode, "download_weights", accept)
     monkeypatch.chdir(tmp_path)
     for there, warned in ((needed(None), False), (0.99 * needed(None), True), (needed(128), False)):
-        monkeypatch.setattr(paradit.engine.decode, "total_memory_bytes", lambda _, there=there: round(there))
+        monkeypatch.setattr(room, "total_memory_bytes", lambda _, there=there: round(there))
         tile = [] if there > 0.9 * needed(None) else ["--vae-tile", "128"]
         if tile:
             with pytest.raises(

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from paradit.config.methods.base import method_of, resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
+from paradit.devices import SHARE_GPUS, device_of, may_share_gpus
 from paradit.distributed.world import join_world
-from paradit.engine.devices import SHARE_GPUS, device_of, may_share_gpus
 from paradit.engine.job import Job
 from paradit.engine.listed import make_videos
 from paradit.memory import peak_memory_bytes

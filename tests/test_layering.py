@@ -16,7 +16,7 @@ PACKAGE = Path(paradit.__file__).parent
 # Lowest first; a module may import from its own line and the lines above it. The longest prefix counts.
 LAYERS = [
     ["version", "config.errors", "config.limits", "progress"],
-    ["memory", "files", "waiting", "streams", "launched", "stopping", "logs"],
+    ["memory", "devices", "files", "waiting", "streams", "launched", "stopping", "logs"],
     ["trace"],
     ["kernels"],
     ["config"],
@@ -183,6 +183,11 @@ def test_collectives_stand_in_one_place() -> None:
     for name, path in modules().items():
         if not covers("distributed", name):
             assert not any(covers("torch.distributed", i) for i in imports(path)), name
+
+
+def test_gpus_are_counted_in_one_place() -> None:
+    counting = [name for name, path in modules().items() if "device_count" in path.read_text()]
+    assert counting == ["devices"]
 
 
 FORMS = "from paradit.attention.registry import FORMS; FORMS.all()"

@@ -10,10 +10,11 @@ from paradit.config.errors import InputError
 from paradit.config.methods.base import method_of
 from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest
+from paradit.devices import num_gpus
 from paradit.memory import total_memory_bytes
-from paradit.models.spec import ModelSpec
+from paradit.models.spec import FP32_BYTES, ModelSpec
 from paradit.scheduling.fitting import SURELY, options_that_fit
-from paradit.scheduling.memory import PARTS, largest_part, on_one_device
+from paradit.scheduling.memory import PARTS, fitting_tile, largest_part, on_one_device
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -86,8 +87,34 @@ def check_memory(
         f"{PARTS[largest_part(by_rank)]}"
         + _advice(options or "a smaller --size only", known, ", and it fits with ")
     )
-    if room["peak"] > SURELY * room["total"]:
-        raise InputError(f"{_size(request)} is too much: {said}")
+    return _judged(room["peak"], room["total"], said, f"{_size(request)} is too much: ")
+
+
+def check_decode_memory(request: ResolvedRequest, spec: ModelSpec) -> str | None:
+    """A warning where a resolved request's decode alone may need more memory than a device has.
+
+    Raises InputError where it surely does.
+    """
+    total = total_memory_bytes(where_and_how(None)[0])
+
+    def needed(tiled: ResolvedRequest) -> int:
+        size = tiled.num_frames, tiled.height, tiled.width
+        return spec.rank_memory_bytes(*size, FP32_BYTES, ("decode",), tile=tiled.vae_tile)["peak"]
+
+    if needed(request) <= total:
+        return None
+    tile = fitting_tile(request, spec, lambda tiled: needed(tiled) <= total)
+    said = (
+        f"the decode of {request.width}x{request.height} needs about {needed(request) / 1e9:.1f} GB of "
+        f"memory, and there are {total / 1e9:.1f}"
+    )
+    return _judged(needed(request), total, said + (f": it fits with --vae-tile {tile}" if tile else ""))
+
+
+def _judged(needed: int, total: int, said: str, refused: str = "") -> str:
+    """Return a warning of an estimate above what there is. Raises InputError if it is surely too much."""
+    if needed > SURELY * total:
+        raise InputError(f"{refused}{said}")
     return said
 
 
@@ -110,7 +137,7 @@ def _fitting_options(
         return needed["peak"] <= needed["total"]
 
     more = device.type == "cuda" and local_ranks is None  # where ranks share a memory, more need more
-    most_ranks = torch.cuda.device_count() if more else placement.ranks
+    most_ranks = num_gpus() if more else placement.ranks
     return options_that_fit(request, spec, placement, fits, most_ranks=most_ranks, halve=dtype == "fp32")
 
 

@@ -63,7 +63,7 @@ def asked_placement(options: GenerateOptions) -> Placement:
         raise InputError("--placement auto chooses the replicas: leave --replicas out")
     ranks = options.ranks if options.ranks is not None else chosen.get("ranks")
     if ranks is None and automatic:
-        from paradit.engine.auto import visible_ranks
+        from paradit.devices import visible_ranks
 
         ranks = visible_ranks()
     if ranks is None:

@@ -25,13 +25,14 @@ def calibrate(options: CalibrateOptions) -> None:
     if ranks is not None:
         whole("ranks", ranks, most=MAX_RANKS)
 
-    from paradit.engine.auto import visible_ranks
+    from paradit.devices import lack_gpus, num_gpus, visible_ranks
     from paradit.engine.calibrate import calibrate as measure
-    from paradit.engine.machine import check_ranks, device_name
+    from paradit.engine.machine import device_name
     from paradit.engine.this_machine import keep_calibrated
 
     number = visible_ranks() if ranks is None else ranks
-    check_ranks(number)
+    if lack_gpus(number):
+        raise InputError(f"ranks must be at most {num_gpus()}, the GPUs of this machine, got {number}")
     with make_reporter(as_json=False) as report:
         found = measure(number, report)
     device = fit_device(found.measured, found.copies, f"paradit {__version__} calibrate, {date.today()}")

@@ -51,9 +51,10 @@ def decode(options: DecodeOptions) -> None:
         check_target(job.output, fps=request.fps, overwrite=overwrite, crf=job.crf)
 
         # Imports torch, to know the device: after all other checks, and before weights are downloaded.
-        from paradit.engine.decode import check_memory, decode_saved
+        from paradit.engine.decode import decode_saved
+        from paradit.room import check_decode_memory
 
-        if warning := check_memory(request, spec):
+        if warning := check_decode_memory(request, spec):
             report.warn(warning)
         with files_reserved([job], overwrite=overwrite):
             download_weights(options.model, spec.folder, options.variant)

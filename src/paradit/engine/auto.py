@@ -8,13 +8,12 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 
-import torch
-
 from paradit.config.errors import InputError, RankError
 from paradit.config.methods.base import check_placement, method_of
 from paradit.config.options import decode, read_object
 from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest
+from paradit.devices import visible_ranks
 from paradit.engine.events import Placed
 from paradit.engine.job import Job
 from paradit.engine.launchers import new_launcher, threads_per_rank
@@ -29,11 +28,6 @@ from paradit.scheduling.balance import Choice, StageSeconds, affordable, choose
 from paradit.tuning.remembered import Remembered
 
 _LOG = logging.getLogger(__name__)
-
-
-def visible_ranks() -> int:
-    """One for each GPU of this machine; one where there is none."""
-    return max(1, torch.cuda.device_count())
 
 
 def decide(requests: list[ResolvedRequest], spec: ModelSpec, emit: Emit) -> Placement:

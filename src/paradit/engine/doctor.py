@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from paradit import __version__
+from paradit.devices import num_gpus
 from paradit.engine.calibrate import calibrate_links
-from paradit.engine.launchers import threads_per_rank
-from paradit.engine.machine import cores, cpu_name, driver_version
+from paradit.engine.launchers import num_cores, threads_per_rank
+from paradit.engine.machine import cpu_name, driver_version
 from paradit.kernels import KERNELS
 from paradit.memory import total_memory_bytes
 from paradit.progress import Progress
@@ -71,9 +72,9 @@ def _versions() -> dict[str, str | None]:
 def _devices() -> list[dict[str, Any]]:
     memory = total_memory_bytes(torch.device("cpu"))
     found: list[dict[str, Any]] = [
-        {"kind": "cpu", "name": cpu_name(), "cores": cores(), "memory_bytes": memory}
+        {"kind": "cpu", "name": cpu_name(), "cores": num_cores(), "memory_bytes": memory}
     ]
-    for index in range(torch.cuda.device_count()):
+    for index in range(num_gpus()):
         about = torch.cuda.get_device_properties(index)
         found.append({
             "kind": "cuda",
@@ -87,8 +88,8 @@ def _devices() -> list[dict[str, Any]]:
 
 def _links() -> dict[str, Any] | None:
     """Between all GPUs, or two processes of a CPU; None where there is nothing to share."""
-    gpus = torch.cuda.device_count()
-    if gpus == 1 or cores() == 1:
+    gpus = num_gpus()
+    if gpus == 1 or num_cores() == 1:
         return None
     ranks = gpus or 2
     messages = calibrate_links(ranks, Progress())
@@ -130,8 +131,8 @@ def _formats() -> dict[str, str]:
 
 
 def _use() -> dict[str, Any]:
-    gpus = torch.cuda.device_count()
-    ranks = gpus or cores()
+    gpus = num_gpus()
+    ranks = gpus or num_cores()
     return {
         "device": "cuda" if gpus else "cpu",
         "ranks": ranks,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-
-from paradit.config.errors import InputError
-from paradit.engine.devices import may_share_gpus
 
 
 def device_name() -> str:
@@ -27,11 +23,6 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def driver_version() -> str | None:
     """Of NVIDIA's driver, whether or not torch can use it; None where there is none."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -39,10 +30,3 @@ def driver_version() -> str | None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         return done.stdout.splitlines()[0].strip()
     return None
-
-
-def check_ranks(ranks: int) -> None:
-    """Refuse more ranks than there are GPUs, where there are any. Raises InputError."""
-    gpus = torch.cuda.device_count()
-    if gpus and ranks > gpus and not may_share_gpus():
-        raise InputError(f"ranks must be at most {gpus}, the GPUs of this machine, got {ranks}")

@@ -30,17 +30,15 @@ def check_devices(placement: Placement, dtype: str | None) -> None:
 
     Any number of ranks runs on a CPU. dtype: as in a request.
     """
-    import torch
+    from paradit.devices import SHARE_GPUS, lack_gpus, num_gpus
 
-    from paradit.engine.devices import SHARE_GPUS, may_share_gpus
-
-    cuda = torch.cuda.is_available()
+    cuda = num_gpus() > 0
     check_kernel_on(placement.kernel, "cuda" if cuda else "cpu", dtype or ("bf16" if cuda else "fp32"))
 
     here = launched()
     ranks = (here.local_ranks if here else None) or placement.ranks
-    there = torch.cuda.device_count()
-    if cuda and ranks > there and not may_share_gpus():
+    if lack_gpus(ranks):
+        there = num_gpus()
         raise InputError(
             f"{ranks} ranks need a GPU each, and this machine has {there}: use at most {there} (or, to try "
             f"what many do, let them share: {SHARE_GPUS}=1, with NCCL 2.30 or later)"
@@ -157,8 +155,8 @@ def _make_as_launched(
     """Be one of the ranks that a launcher has started: there is no driver."""
     import torch
 
+    from paradit.devices import device_of
     from paradit.distributed.world import join_world
-    from paradit.engine.devices import device_of
     from paradit.engine.listed import make_videos
     from paradit.engine.worker import WAIT_SECONDS, agree
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from paradit.engine.devices import device_of
+from paradit.devices import device_of, num_gpus
 from paradit.engine.launchers import Capabilities, Machine, Seat, Work, num_cores, threads_per_rank
 
 _LOG = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class LocalLauncher:
         self._logs: dict[int, Connection] = {}
 
     def machines(self) -> list[Machine]:
-        return [Machine(name="localhost", cores=num_cores(), gpus=torch.cuda.device_count())]
+        return [Machine(name="localhost", cores=num_cores(), gpus=num_gpus())]
 
     def start(
         self, ranks: int, work: Work, *, address: str, token: str, preload: Sequence[str]
