@@ -42,5 +42,5 @@ def check_scheduler(spec: ModelSpec, request: ResolvedRequest) -> None:
         schedule(spec.pipeline_class),
         request.num_inference_steps,
         spec.vae.z_dim,
-        in_blocks=method_of(request).streams,
+        in_blocks=method_of(request).solver_by_block,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from paradit.cli.commands.generate import GenerateOptions
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_PROMPTS, shown, whole
-from paradit.config.methods.base import method_of, resolve
+from paradit.config.methods.base import resolve
 from paradit.config.methods.registry import declared_options
 from paradit.config.requests import (
     Request,
@@ -25,7 +25,6 @@ from paradit.video.writer import (
     check_file,
     check_folder_writable,
     check_target,
-    growing_name,
     video_format,
 )
 
@@ -184,7 +183,7 @@ def _check_files(job: Job, options: GenerateOptions, numbered: bool) -> None:
         check_target(job.output, fps=job.request.fps, overwrite=overwrite, crf=job.crf)
     if job.latents is not None:
         check_file("latents", job.latents, overwrite=overwrite)
-    part = growing_name(job.output) if method_of(job.request).streams else None
+    part = job.growing
     if part is not None and named("output, while it grows,", part).exists() and not overwrite:
         raise InputError(
             f"output {job.output!r} is being written, or its run was killed: {str(part)!r} is there. Go on "

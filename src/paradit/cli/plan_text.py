@@ -10,7 +10,7 @@ from paradit.cli.commands.plan import PlanOptions
 from paradit.cli.text import amount, duration
 from paradit.config.methods.base import find_method
 from paradit.config.methods.registry import METHODS
-from paradit.config.options import to_argv
+from paradit.config.options import declared, to_argv
 from paradit.config.placement_text import write_groups
 from paradit.models.published import find_published
 from paradit.models.registry import supported_pipelines
@@ -116,7 +116,7 @@ def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
         "duration": options.duration,
         "num_frames": request.num_frames if options.duration is None else None,
         "method": way.method if simulator.long is not None else None,
-        **(options.others if method.streams else {}),
+        **{name: value for name, value in options.others.items() if name in declared(method.options)},
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": options.guidance_scale,
         "dtype": options.dtype if options.dtype != "bf16" else None,  # the default on a GPU

@@ -38,7 +38,7 @@ def decide(requests: list[ResolvedRequest], spec: ModelSpec, emit: Emit) -> Plac
     jobs = [Job(request=request, output="", latents=None) for request in requests]
     cluster = calibrated_cluster(base.ranks)
     choice = planned(jobs, spec, base, cluster, Open()) if cluster is not None else None
-    if choice is None and any(method_of(request).streams for request in requests):
+    if choice is None and any(method_of(request).by_rule(base, request, spec) for request in requests):
         return base
     if choice is None:
         costs = known_costs(jobs, spec, base) or measure_costs(jobs, spec, base, Progress(emit))

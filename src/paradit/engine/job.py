@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from paradit.config.limits import MAX_FRAMES, MAX_SECONDS
+from paradit.config.methods.base import method_of
 from paradit.config.options import Option, check
 from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest
 from paradit.models.spec import ModelSpec
+from paradit.video.writer import growing_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,11 @@ class Job:
     """Which of the run's requests it is, from 0."""
     count: int = 1
     """How many requests the run has."""
+
+    @property
+    def growing(self) -> Path | None:
+        """Path to the video while it grows; None if it gets its name whole."""
+        return growing_name(self.output) if method_of(self.request).streams else None
 
     def about(self, spec: ModelSpec) -> dict[str, Any]:
         """What is made, as plain values."""

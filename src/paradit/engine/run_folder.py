@@ -32,13 +32,12 @@ from typing import Any
 
 from paradit.config.errors import InputError
 from paradit.config.limits import shown
-from paradit.config.methods.base import method_of, read_resolved
+from paradit.config.methods.base import read_resolved
 from paradit.config.options import Declared, all_fields, named, read_all, read_object, read_values
 from paradit.config.placement import Placement, placement_fields
 from paradit.config.requests import ResolvedRequest
 from paradit.engine.job import Job, Run
 from paradit.files import name_words, remove, remove_left_lock, remove_parts, write_whole
-from paradit.video.writer import growing_name
 
 _LOG = logging.getLogger(__name__)
 VERSION = 1
@@ -189,9 +188,8 @@ class RunFolder:
                 remove_left_lock(job.output)
                 if job.latents is not None:
                     remove_left_lock(job.latents)
-                part = growing_name(job.output)
-                if method_of(job.request).streams and part is not None:
-                    remove(part)
+                if job.growing is not None:
+                    remove(job.growing)
         for folder in {self.path, *(Path(job.output).absolute().parent for job in jobs)}:
             remove_parts(folder, pids)
 

@@ -94,6 +94,18 @@ class InBlocks(Player):
         sharers = self.sharers(way)
         return f"on {sharers} ranks" if sharers > 1 else "on one rank"
 
+    def stages(self, spans: Sequence[balance.Span], way: Way) -> Iterator[balance.Span]:
+        began = {one.request: one.start for one in spans if one.stage == "denoise"}
+        for one in spans:
+            if one.stage == "decode":  # it has begun with the first block
+                yield replace(one, start=began[one.request])
+            elif one.stage == "denoise":
+                # A rank that decodes blocks as it makes them is in one stage for both, as in the engine.
+                apart = (rank for rank in one.ranks if "decode" not in way.placement.stages_of(rank))
+                yield replace(one, ranks=tuple(apart))
+            else:
+                yield one
+
     def cautions(self, simulator: Simulator) -> Iterator[str]:
         long = self.request(simulator)
         cached = ", of the one before by its keys of one round ago" if long.left_context == "cache" else ""

@@ -6,7 +6,7 @@ What is left out: what travels between stages (megabytes), files, and Python bet
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
@@ -140,6 +140,10 @@ class Player(ABC):
     def tokens(self, way: Way) -> str:  # noqa: ARG002
         """Return on how many ranks a stage's tokens are, in words; empty if that is not a setting."""
         return ""
+
+    def stages(self, spans: Sequence[balance.Span], way: Way) -> Iterable[balance.Span]:  # noqa: ARG002
+        """Return when ranks are in the stages of requests, which were played one after the other."""
+        return spans
 
     @abstractmethod
     def cautions(self, simulator: Simulator) -> Iterator[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from paradit.config.methods.base import find_method
 from paradit.planner.events import Played
 from paradit.planner.simulate import Simulated, Simulator
 from paradit.scheduling import balance
@@ -22,19 +21,11 @@ def timeline(simulator: Simulator, simulated: Simulated, num_requests: int) -> d
     """The spans of each rank, in nanoseconds from 0."""
     way = simulated.way
     spans = balance.play(way.placement, num_requests, simulated.stages)
-    long = find_method(way.method).streams
     by_rank: dict[int, list[Span]] = {rank: [] for rank in range(way.placement.ranks)}
     denoised = [one for one in spans if one.stage == "denoise"]
-    for one in spans:
-        start = one.start
-        if long and one.stage == "decode":
-            # It has begun with the first block.
-            start = next(other.start for other in denoised if other.request == one.request)
+    for one in way.player.stages(spans, way):
         for rank in one.ranks:
-            # A rank that decodes blocks as it makes them is in one stage for both, as in the engine.
-            both = long and one.stage == "denoise" and "decode" in way.placement.stages_of(rank)
-            if not both:
-                by_rank[rank].append(span_of(one.stage, STAGE, start, one.end, request=one.request))
+            by_rank[rank].append(span_of(one.stage, STAGE, one.start, one.end, request=one.request))
     for rank, span in way.player.spans(simulator, simulated, denoised):
         by_rank[rank].append(span)
     return by_rank

@@ -9,16 +9,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from paradit.config.errors import InputError
-from paradit.config.methods.base import all_methods, check_placement, method_of, resolve
+from paradit.config.methods.base import check_placement, method_of
 from paradit.config.methods.registry import declared_placement_options
 from paradit.config.options import to_argv
 from paradit.config.placement import CFG_DEGREES, Placement
 from paradit.config.placement_text import write_groups
-from paradit.config.requests import ResolvedRequest, latent_shape
+from paradit.config.requests import ResolvedRequest
 from paradit.config.values import NONE
 from paradit.models.spec import ModelSpec
 from paradit.scheduling.balance import ways
-from paradit.scheduling.memory import fitting_frames, fitting_tile
+from paradit.scheduling.memory import fitting_tile
 from paradit.scheduling.stages import STAGES
 
 SURELY = 1.1
@@ -108,10 +108,8 @@ class _Search:
 
     def _shorter(self) -> Iterator[_Change]:
         """With fewer frames; and of more than the model was trained on, in blocks."""
-        request, spec = self._request, self._spec
-        if method_of(request).streams:
-            return
-        frames = fitting_frames(
+        request, spec, method = self._request, self._spec, method_of(self._request)
+        frames = method.fitting_frames(
             request, spec, lambda shorter: self._is_accepted(_Change([], shorter, self._asked))
         )
         if frames is not None:
@@ -119,13 +117,10 @@ class _Search:
             if request.trim:  # it was given as a duration
                 words = to_argv({"duration": f"{math.floor(100 * frames / request.fps) / 100:g}s"})
             yield _Change(words, self._of(num_frames=frames), self._asked)
-        if latent_shape(request, spec)[1] > spec.trained_latent_frames:
-            with suppress(InputError, StopIteration):
-                name = next(method.name for method in all_methods() if method.streams)
-                blocks = resolve(request.asked(method=name), spec)
-                change = _Change(to_argv({"method": name}), blocks, self._asked)
-                if self._is_accepted(change):
-                    yield change
+        if blocks := method.instead(request, spec):
+            change = _Change(to_argv({"method": blocks.method}), blocks, self._asked)
+            if self._is_accepted(change):
+                yield change
 
 
 def options_that_fit(

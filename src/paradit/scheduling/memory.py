@@ -45,25 +45,10 @@ def fitting_tile(
     return None
 
 
-def fitting_frames(
-    request: ResolvedRequest, spec: ModelSpec, fits: Callable[[ResolvedRequest], bool]
-) -> int | None:
-    """The most frames with which a request that does not fit as a whole would; None: not even one."""
-    ratio = spec.vae.temporal_compression
-    if method_of(request).streams:
-        return None  # its memory hardly grows with them
-    least, most = 0, (request.num_frames - 1) // ratio + 1
-    while most - least > 1:
-        middle = (least + most) // 2
-        shorter = replace(request, num_frames=(middle - 1) * ratio + 1)
-        least, most = (middle, most) if fits(shorter) else (least, middle)
-    return (least - 1) * ratio + 1 if least else None
-
-
 def way_out(request: ResolvedRequest, spec: ModelSpec, fits: Callable[[ResolvedRequest], bool]) -> str:
     """What a request that does not fit would fit with, to be added to what is said of it."""
     if tile := fitting_tile(request, spec, fits):
         return f"; fits with decode tiles of {tile}"
-    if frames := fitting_frames(request, spec, fits):
+    if frames := method_of(request).fitting_frames(request, spec, fits):
         return f"; fits with {frames} frames"
     return ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -19,6 +20,7 @@ from paradit.config.requests import (
     Request,
     ResolvedRequest,
     frames_at_once,
+    latent_shape,
     resolved_fields,
 )
 from paradit.config.values import Value
@@ -33,7 +35,7 @@ class Method(Declares):
     sampler: str
     """What denoises, as "module:object": a `paradit.sampling.sampler.Sampler`, which imports torch."""
     player: str | None = None
-    """What simulates it, as "module:object": a `paradit.planner.player.Player`. None: the planner cannot."""
+    """What simulates it, as "module:object": a `paradit.planner.simulate.Player`; None: nothing does."""
     resolved: ClassVar[type[ResolvedRequest]] = ResolvedRequest
     streams = False
     """Whether blocks of latents come one after the other, each decoded as it comes, in memory that hardly
@@ -42,6 +44,8 @@ class Method(Declares):
     """Whether it can go on until it is stopped."""
     later_prompts = False
     """Whether a block may have another prompt than those before."""
+    solver_by_block = False
+    """Whether each block has a solver of its own, which takes one evaluation of the model a step."""
     divides_layers = False
     """Whether the ranks divide the transformer's layers among them; else each has all."""
 
@@ -144,6 +148,28 @@ class Method(Declares):
         decoders = placement.decode or ()
         if len(decoders) > 1:
             yield replace(placement, encode=decoders[:1], decode_degree=len(decoders))
+
+    def fitting_frames(
+        self, request: ResolvedRequest, spec: ModelSpec, fits: Callable[[ResolvedRequest], bool]
+    ) -> int | None:
+        """Return the most frames with which a request that does not fit would; None if there are none."""
+        if self.streams:
+            return None
+        ratio = spec.vae.temporal_compression
+        least, most = 0, (request.num_frames - 1) // ratio + 1
+        while most - least > 1:
+            middle = (least + most) // 2
+            shorter = replace(request, num_frames=(middle - 1) * ratio + 1)
+            least, most = (middle, most) if fits(shorter) else (least, middle)
+        return (least - 1) * ratio + 1 if least else None
+
+    def instead(self, request: ResolvedRequest, spec: ModelSpec) -> ResolvedRequest | None:
+        """Return a request for a long video in blocks, whose memory hardly grows with its length."""
+        if not self.streams and latent_shape(request, spec)[1] > spec.trained_latent_frames:
+            with suppress(InputError, StopIteration):
+                name = next(method.name for method in all_methods() if method.streams)
+                return resolve(request.asked(method=name), spec)
+        return None
 
     def dry_run(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
         """What only this method has to show before a run, as plain values."""

@@ -87,7 +87,7 @@ class InBlocks(Method):
 
     options: type = BlockOptions
     resolved: ClassVar[type[BlocksRequest]] = BlocksRequest
-    streams = True
+    streams = solver_by_block = True
 
     def chosen(self, options: object, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
         own = cast(BlockOptions, options)
