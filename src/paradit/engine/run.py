@@ -164,6 +164,7 @@ def _make_as_launched(
     assert here is not None
     torch.set_num_threads(threads_per_rank(here.local_ranks or run.placement.ranks))
     device, ranks = device_of(here.local_rank), run.placement.ranks
+    _LOG.info("placement: %s, on %s", run.placement, device)
 
     def tell(message: str) -> None:
         report.emit(Waiting(message=message))
