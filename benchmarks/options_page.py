@@ -17,8 +17,9 @@ from paradit.config.options import Declared
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "options.md"
 HEAD = """# Options
 
-Every option of every command, as `--help` says it; `benchmarks/options_page.py` writes this page. What
-they are for is told in [using.md](../using.md).
+Every option of every command, as `--help` says it; `benchmarks/options_page.py` writes this page. The
+[guides](../guides/first_video.md) show what they are for; [notes on `paradit generate`](generate.md)
+say more.
 """
 
 

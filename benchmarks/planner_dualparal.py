@@ -155,7 +155,7 @@ def memory_gains(case: Case, simulator: Simulator) -> dict[str, float]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """As in docs/planner.md."""
+    """As in docs/results/dualparal.md."""
     heads = (
         *("model, context", "full, Ulysses", "full, ring", "windows, Ulysses", "DualParal"),
         *("gain over Ulysses", "over ring", "of the window", "eight over one: DualParal", "full, Ulysses"),
@@ -176,7 +176,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def memory_table(rows: list[dict[str, Any]]) -> str:
-    """As in docs/planner.md."""
+    """As in docs/results/dualparal.md."""
     contents = ("nothing", "VAE", "VAE and text encoder", "text encoder dropped")
     lines = ["| model, context | " + " | ".join(contents) + " |", "|---" * (len(contents) + 1) + "|"]
     for one in rows:

@@ -1,6 +1,6 @@
 """Nothing is lost: killed and stopped ranks, a killed command, cancelling, a full disk, poisoned latents.
 
-`PARADIT_KILLS=40 pytest tests/test_faults.py -k random` is the first row of docs/parallelism.md's table.
+`PARADIT_KILLS=40 pytest tests/test_faults.py -k random` is the first row of docs/results/failures.md's table.
 """
 
 import contextlib

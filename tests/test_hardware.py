@@ -95,7 +95,7 @@ def test_every_device_is_planned_for(name: str) -> None:
         found = simulator.simulate(way, 2, Choice.of("ulysses"))
         assert 0 < found.step < found.latency < found.seconds < math.inf
     # Another name for it is that of its data sheet, with its memory.
-    page = (Path(__file__).parents[1] / "docs" / "planner.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "gpus.md").read_text(encoding="utf-8")
     assert f"| {name} |" in page
 
 

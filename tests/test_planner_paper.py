@@ -1,4 +1,4 @@
-"""What docs/planner.md says of PipeDiT's tables."""
+"""The figures of docs/results/planner.md for PipeDiT's tables."""
 
 import json
 import sys

@@ -1,4 +1,7 @@
-"""The seam: what a block offers to attention, and what attention gives back. See docs/architecture.md."""
+"""The seam: what a block offers to attention, and what attention gives back.
+
+See docs/development/architecture.md.
+"""
 
 from __future__ import annotations
 

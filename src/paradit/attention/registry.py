@@ -1,6 +1,6 @@
 """Forms of attention: how the ranks of a branch share it. Each is found by its name. Torch-free.
 
-To add one, see docs/adding_an_attention_form.md.
+To add one, see docs/development/adding_an_attention_form.md.
 """
 
 from __future__ import annotations

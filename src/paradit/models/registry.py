@@ -1,6 +1,6 @@
 """Model families: which pipelines and transformers each knows, and where its code is. Torch-free.
 
-To add one, see docs/adding_a_model.md.
+To add one, see docs/development/adding_a_model.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a method of denoising is: how it resolves and checks a request, and uses the ranks. Torch-free.
 
-To add one, see docs/adding_a_method.md.
+To add one, see docs/development/adding_a_method.md.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ METHODS: Registry[Declares] = Registry(
         "fifo": "paradit.config.methods.fifo:FIFO",
     },
 )
-"""How latents are denoised: the whole video at once, or in blocks of frames (docs/long_video.md)."""
+"""Methods of denoising: the whole video at once, or in blocks (docs/development/long_videos.md)."""
 
 
 def declared_options() -> dict[str, Declared]:
