@@ -85,38 +85,30 @@ class ComingFrom(Coming):
 class Latents:
     """One rank's ends of the ways from the rank that denoises first to each of the decoders."""
 
-    def __init__(self, spec: ModelSpec, placement: Placement, world: World | None) -> None:
+    def __init__(
+        self, spec: ModelSpec, placement: Placement, world: World | None, device: torch.device
+    ) -> None:
         leader = placement.denoise_ranks[0]
-        self._spec = spec
+        self._spec, self._device = spec, device
         self._channels = [Channel(world, leader, group, AHEAD) for group in placement.decode_groups]
 
     def shape(self, request: ResolvedRequest) -> tuple[int, ...]:
         """Return the shape of all latents of a request, [1, C, F, h, w]."""
         return 1, *latent_shape(request, self._spec)
 
-    def send(
-        self,
-        decoder: int,
-        request: ResolvedRequest,
-        latents: Tensor | None,
-        seconds: float,
-        device: torch.device,
-    ) -> None:
+    def send(self, decoder: int, request: ResolvedRequest, latents: Tensor | None, seconds: float) -> None:
         """Send a request's latents, and the seconds that they took; None: it has ended early."""
         if latents is None:
-            latents = torch.full(self.shape(request), torch.nan, device=device)
-        took = latents.new_tensor([seconds])
-        self._channels[decoder].send(torch.cat([latents.flatten(), took]))
+            latents = torch.full(self.shape(request), torch.nan, device=self._device)
+        self._channels[decoder].send(torch.cat([latents.flatten(), latents.new_tensor([seconds])]))
 
-    def receive(self, decoder: int, request: ResolvedRequest, device: torch.device) -> tuple[Tensor, float]:
+    def receive(self, decoder: int, request: ResolvedRequest) -> tuple[Tensor, float]:
         """Return a request's latents, not finite if it has ended early, and the seconds that they took."""
         shape = self.shape(request)
-        message = self._channels[decoder].receive([prod(shape) + 1], torch.float32, device)
+        message = self._channels[decoder].receive([prod(shape) + 1], torch.float32, self._device)
         return message[:-1].view(shape), message[-1].item()
 
-    def send_blocks(
-        self, decoder: int, request: ResolvedRequest, blocks: Iterator[Tensor], device: torch.device
-    ) -> None:
+    def send_blocks(self, decoder: int, request: ResolvedRequest, blocks: Iterator[Tensor]) -> None:
         """Send each block as it is done. FloatingPointError and Unwanted are passed on, once told."""
         began, shapes = time.monotonic(), self._block_shapes(request)
 
@@ -127,7 +119,7 @@ class Latents:
         def send_nothing(what: int) -> None:
             """Where a block is still waited for: in its place."""
             if (shape := next(shapes, None)) is not None:
-                send(torch.zeros(shape, device=device), what)
+                send(torch.zeros(shape, device=self._device), what)
 
         try:
             for block in blocks:
@@ -138,9 +130,9 @@ class Latents:
             raise
         send_nothing(ENDED)
 
-    def receive_blocks(self, decoder: int, request: ResolvedRequest, device: torch.device) -> ComingFrom:
+    def receive_blocks(self, decoder: int, request: ResolvedRequest) -> ComingFrom:
         """Return a request's blocks, as they come."""
-        return ComingFrom(self._channels[decoder], self._block_shapes(request), device)
+        return ComingFrom(self._channels[decoder], self._block_shapes(request), self._device)
 
     def close(self) -> None:
         """Wait until all that was sent has been taken."""

@@ -103,7 +103,6 @@ class _Rank:
         self._pipeline = teams.pipeline(placement, request, world)
         self._grid = method_of(request).grid(placement, request, spec)
         self._prompts = Prompts(placement, world)
-        self._latents = Latents(spec, placement, world)
         # Where all ranks denoise, they meet after every request.
         self._all_meet = len(placement.denoise_ranks) == placement.ranks
         self._open: dict[int, Open] = {}
@@ -127,6 +126,7 @@ class _Rank:
                 layers=self._pipeline is None or self._grid.num_stages == 1,
             )
         self._load_seconds = progress.seconds
+        self._latents = Latents(self._spec, self._placement, self._world, self._model.device)
 
     def requests(self) -> Iterator[tuple[tuple[str, ...], Order]]:
         """Iterate over orders as they come, each with the stages that are this rank's turn now."""
@@ -174,8 +174,8 @@ class _Rank:
         if self._helped is not None:  # decode ranks that help wait for latents too
             open_.helped_steps = self._helped.latents(self._placement.helpers_of(self._decoder_of(order)))
         if team.is_first:
-            to, seconds = self._decoder_of(order), open_.seconds.get("denoise", 0.0)
-            self._latents.send(to, order.job.request, latents, seconds, self._model.device)
+            seconds = open_.seconds.get("denoise", 0.0)
+            self._latents.send(self._decoder_of(order), order.job.request, latents, seconds)
 
     def _denoise_blocks(self, order: Order, prompts: tuple[Prompt, ...] | None, team: Team) -> None:
         """Make a long video's latents: blocks go to the rank that decodes as they are finished."""
@@ -187,8 +187,7 @@ class _Rank:
             with self._timed(order, "denoise"):
                 blocks = self._blocks(order, prompts, team)
                 if team.is_first:
-                    to = self._decoder_of(order)
-                    self._latents.send_blocks(to, order.job.request, blocks, self._model.device)
+                    self._latents.send_blocks(self._decoder_of(order), order.job.request, blocks)
                 deque(blocks, maxlen=0)  # on the others none come
         except (FloatingPointError, Unwanted) as error:  # on all of these ranks alike
             # If the decode has failed, whoever decodes has told why.
@@ -270,7 +269,7 @@ class _Rank:
         request, open_, number = order.job.request, self._open[order.number], self._decoder_of(order)
         if method_of(request).streams:
             if open_.coming is None:
-                open_.coming = self._latents.receive_blocks(number, request, self._model.device)
+                open_.coming = self._latents.receive_blocks(number, request)
             blocks = self._coming_blocks(order, open_.coming)
             return LatentBlocks(self._latents.shape(request), blocks, endless=request.endless)
         if order.is_denoised:
@@ -279,7 +278,7 @@ class _Rank:
             return keeper.load_latents().to(self._model.device)
         if self._helper is not None:  # while latents are waited for
             open_.helped_steps = self._helper.until_latents()
-        latents, seconds = self._latents.receive(number, request, self._model.device)
+        latents, seconds = self._latents.receive(number, request)
         open_.seconds.setdefault("denoise", seconds)
         return latents
 
