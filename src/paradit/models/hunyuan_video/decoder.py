@@ -29,7 +29,7 @@ class HunyuanVideoDecoder:
         self, vae: AutoencoderKLHunyuanVideo, processor: VideoProcessor, latents: Tensor | LatentBlocks
     ) -> None:
         """Of scaled latents [1, C, F, h, w]."""
-        self._vae, self._processor = vae, processor
+        self._vae, self._video_processor = vae, processor
         self._groups = _Groups(vae, in_blocks(latents))
         self.scale: int = vae.spatial_compression_ratio
         self.num_pieces = self._groups.count
@@ -58,7 +58,7 @@ class HunyuanVideoDecoder:
             # Each latent frame is four frames, but the video's first is one.
             count, ones = divmod(group.shape[2], ratio)
             for part in torch.split(group, [1] * ones + [ratio] * count, dim=2):
-                yield as_frames(self._processor, part)
+                yield as_frames(self._video_processor, part)
 
     def _blended(self, pictures: Iterable[Tensor]) -> Iterator[Tensor]:
         """What each group adds to the video, blended with the end of the one before."""

@@ -34,7 +34,7 @@ class WanDecoder:
 
         park: keep tiles' caches in the machine's memory while other tiles decode, not on the GPU.
         """
-        self._vae, self._processor, self._park = vae, processor, park
+        self._vae, self._video_processor, self._park = vae, processor, park
         self._patch: int = vae.config["patch_size"] or 1
         self._latents = in_blocks(latents)
         self.scale: int = vae.config["scale_factor_spatial"] // self._patch
@@ -86,7 +86,7 @@ class WanDecoder:
         """Frames [f, H, W, 3] of each latent frame's whole picture."""
         for picture in pictures:
             sample = unpatchify(picture, patch_size=self._patch)  # type: ignore[no-untyped-call]
-            yield as_frames(self._processor, sample.clamp(-1, 1))
+            yield as_frames(self._video_processor, sample.clamp(-1, 1))
 
 
 def _parked(cache: Cache, before: Cache) -> Cache:
