@@ -27,7 +27,7 @@ def behind_links(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def named(option: str, path: object) -> Path:
+def named(option: str, path: str | os.PathLike[str]) -> Path:
     """Return the path that a user names, in which `~` is a home, whether it is there or not.
 
     option: how the message calls it. Raises InputError for what no file can be called.
@@ -35,8 +35,6 @@ def named(option: str, path: object) -> Path:
     if isinstance(path, str) and path == "-":
         raise InputError(f"{option} '-' is a stream: name a file, or ./- for one of that name")
     try:
-        if not isinstance(path, str | os.PathLike):
-            raise TypeError
         found = Path(os.path.expanduser(path))  # noqa: PTH111 (never raises for a home that is not there)
         str(found).encode()  # libraries take names as UTF-8
         found.lstat()

@@ -53,7 +53,7 @@ def whole(name: str, value: object, *, most: float = math.inf, least: float = 1,
 def amount(name: str, value: object, *, most: float, least: float = 0.0, hint: str = "") -> float:
     """Return a finite number above zero and within its limits. Raises InputError."""
     try:
-        if isinstance(value, bool) or not isinstance(value, SupportsFloat | SupportsIndex):
+        if isinstance(value, bool | str | bytes) or not isinstance(value, SupportsFloat | SupportsIndex):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -275,10 +275,8 @@ def _named(can: Callable[[Method], bool]) -> str:
     return next((method.name for method in all_methods() if can(method)), "another method")
 
 
-def _pairs(prompts_at: object) -> list[tuple[Any, Any]]:
+def _pairs(prompts_at: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     try:
-        if not isinstance(prompts_at, Iterable):
-            raise TypeError
         return [(at, text) for at, text in prompts_at]
     except (TypeError, ValueError):
         wanted = "prompts_at must be pairs of seconds and a text"
