@@ -1,1 +1,5 @@
-"""What a run would cost, before anything is loaded: hardware as data, costs, a simulator. Torch-free."""
+"""Planner: predicts time and memory of a run before anything is loaded. Imports no torch.
+
+It holds the figures of known hardware as data, the cost formulas, a simulator of the run, and the search for
+the best plan.
+"""

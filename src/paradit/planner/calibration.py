@@ -1,7 +1,7 @@
-"""A machine's figures, fitted to what was measured on it, and the file that holds them.
+"""Fit a machine's figures to measurements, and write the file that holds them.
 
-What a measurement should have taken is asked of `planner.costs`, so that nothing is fitted to another formula
-than the one that plans. `engine.calibrate` measures.
+Predicted times come from `planner.costs`, so figures are fitted to the very formulas that plan with them.
+`engine.calibrate` does the measuring.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from paradit.planner.hardware import Device, Link
 
 
 class Work(Protocol):
-    """Something that was measured."""
+    """A piece of work whose time was measured, and which the cost formulas can predict."""
 
     @property
     def text(self) -> str:
-        """As a person reads it."""
+        """Description of the work for people, such as "bf16 64x768x768"."""
 
     def seconds(self, device: Device) -> float:
-        """What it takes by the formulas."""
+        """Return the seconds that the cost formulas predict for this work on a device."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product [rows, inner] x [inner, columns]."""
+    """Matrix product [rows, inner] x [inner, columns] that was measured."""
 
     dtype: str
     rows: int
@@ -54,7 +54,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention of some of the rows over all keys, as a rank with a part of the tokens computes it."""
+    """Attention of `rows` query rows per head over all keys, as on a rank that holds some of the tokens."""
 
     dtype: str
     heads: int
@@ -73,7 +73,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Block:
-    """A transformer block of one layer's spec without its attention, for one video's tokens."""
+    """Transformer block without its self-attention, on the tokens of one video; `spec` has a single layer."""
 
     dtype: str
     spec: TransformerSpec
@@ -99,7 +99,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Decode:
-    """A VAE's decoder on a video of (frames, height, width), in fp32."""
+    """VAE decode of a video of size (frames, height, width), in fp32."""
 
     vae: VaeSpec
     size: tuple[int, int, int]
@@ -115,7 +115,7 @@ class Decode:
 
 @dataclass(frozen=True)
 class Measured:
-    """Work, and the seconds that it took."""
+    """A piece of work, and the seconds that it took."""
 
     work: Work
     seconds: float
@@ -123,20 +123,21 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Copies:
-    """What else was measured on a device."""
+    """Memory figures of a device (copy rates and capacity), and whether it launches kernels ahead."""
 
     copied: float
-    """Bytes/s read and written by a copy of a large tensor within the device."""
+    """Bytes/s, read and written together, of copying a large tensor within the device."""
     memory: float
-    """Bytes that a rank can have."""
+    """Bytes of device memory that a rank can use."""
     ahead: bool
-    """As of `Device`."""
+    """Whether kernels are launched while others run, as on a GPU (see `Device`)."""
     fetched: float | None = None
-    """Bytes/s of all ranks' copies from the host's memory at once; None where there is no other memory."""
+    """Bytes/s from host memory to the devices, all ranks copying at once; None on a CPU, which has no
+    separate device memory."""
 
 
 def fit_device(measured: Sequence[Measured], copies: Copies, source: str) -> Device:
-    """The figures with which the formulas are nearest to what was measured: of each kind in turn."""
+    """Return the device whose figures predict the measurements best; each kind of work is fitted in turn."""
     kinds = {kind: [one for one in measured if isinstance(one.work, kind)] for kind in KINDS.values()}
     dtypes = list(dict.fromkeys(one.work.dtype for one in kinds[Product]))  # type: ignore[attr-defined]
     device = Device(
@@ -159,7 +160,7 @@ def fit_device(measured: Sequence[Measured], copies: Copies, source: str) -> Dev
 
 
 def _fit_products(device: Device, measured: Sequence[Measured], dtypes: Iterable[str]) -> Device:
-    """Rates by dtype, and the units that a product must fill, together."""
+    """Fit the product rate of each dtype, and the number of multiprocessors that a product must fill."""
 
     def with_units(units: float) -> Device:
         found = replace(device, units=units)
@@ -171,7 +172,7 @@ def _fit_products(device: Device, measured: Sequence[Measured], dtypes: Iterable
 
 
 def _fit_attention(device: Device, measured: Sequence[Measured], dtypes: Iterable[str]) -> Device:
-    """Rates by dtype, and how they fall for narrow heads."""
+    """Fit the attention efficiency of each dtype together with its loss on narrow heads (`softmax`)."""
 
     def with_softmax(softmax: float) -> Device:
         found = replace(device, softmax=softmax)
@@ -183,7 +184,7 @@ def _fit_attention(device: Device, measured: Sequence[Measured], dtypes: Iterabl
 
 
 def _fit_decodes(device: Device, measured: Sequence[Measured]) -> Device:
-    """The convolutions' rate, and how it falls for few channels."""
+    """Fit the convolution efficiency, jointly with its loss for few channels (`narrow`)."""
 
     def with_narrow(narrow: float) -> Device:
         found = replace(device, narrow=narrow)
@@ -211,25 +212,28 @@ def _with_attention(device: Device, dtype: str, value: float) -> Device:
 
 
 def residuals(measured: Iterable[Measured], device: Device) -> list[float]:
-    """(by the formulas - measured) / measured, of each measurement."""
+    """Return the relative error, (predicted - measured) / measured, of each measurement."""
     return [one.work.seconds(device) / one.seconds - 1 for one in measured]
 
 
 def median_error(measured: Iterable[Measured], device: Device, kind: str) -> float:
-    """Of one of `KINDS`, in parts of what was measured."""
+    """Return the median absolute relative error of the predictions for one kind of work, a key of `KINDS`."""
     of_kind = [one for one in measured if isinstance(one.work, KINDS[kind])]
     return median(abs(error) for error in residuals(of_kind, device))
 
 
 def _misfit(device: Device, measured: Sequence[Measured]) -> float:
-    """By factors, so that short work counts as much as long."""
+    """Return the sum of |log(predicted / measured)|, in which short work counts as much as long work."""
     return sum(abs(log(one.work.seconds(device) / one.seconds)) for one in measured)
 
 
 def _fitted(
     change: Callable[[float], Device], measured: Sequence[Measured], low: float, high: float
 ) -> Device:
-    """The device with the value between the bounds that makes the misfit, which has one dip, least."""
+    """Return the device made with the value in [low, high] that predicts the measurements best.
+
+    The search refines a logarithmic grid, and expects the misfit to have a single minimum.
+    """
     begin, end, steps = log(low), log(high), 24
     while end - begin > 1e-3:
         points = [begin + (end - begin) * step / steps for step in range(steps + 1)]
@@ -251,7 +255,11 @@ def machine_file(
     *,
     neighbours: Link | None = None,
 ) -> str:
-    """The text of a file that `planner.hardware.find_cluster` reads. about: lines for its head."""
+    """Return the text of a machine file that `planner.hardware.find_cluster` reads.
+
+    about: comment lines for the head of the file. neighbours: the link between neighbouring ranks, if they
+    have one of their own.
+    """
     lines = [*(f"# {line}" for line in about), "", f"ranks = {ranks}", "machines = 1", ""]
     lines += ["[devices.this]", f'source = "{device.source}"', f"dense = {_inline(device.dense)}"]
     for name in (

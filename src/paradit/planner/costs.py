@@ -1,8 +1,8 @@
-"""What each operation takes on a device, from the model's sizes and the device's figures.
+"""Cost formulas: the seconds of each operation, from the model's sizes and the device's figures.
 
-A kernel takes the longer of computing and of reading and writing memory (the roofline, Williams et al.,
-CACM 52, 2009), its rate falling where its tiles do not fill the device; a row of kernels takes at least what
-Python needs to launch them.
+A kernel takes the longer of computing and of reading and writing memory (the roofline, Williams et al., CACM
+52, 2009). Its rate falls if its tiles do not fill the device. A sequence of kernels takes at least the time
+that Python needs to launch them.
 """
 
 from __future__ import annotations
@@ -14,33 +14,37 @@ from paradit.planner.hardware import Device
 
 ITEMSIZE = {"bf16": 2, "fp32": 4}
 TILE = 128
-"""Rows, and columns, of a result that one streaming multiprocessor computes at once: usual for both kinds."""
+"""Rows, and columns, of the result tile that a streaming multiprocessor computes at once; a usual size for
+both matrix products and attention."""
 PASSES = 50
-"""How often a block reads or writes a tensor as large as its tokens besides its matrix products: three
-norms with their modulation, in fp32, those of q and k, RoPE, three gated residuals, the activation."""
+"""Number of times that a transformer block reads or writes a tensor as large as its tokens, besides its
+matrix products: three norms with their modulation, in fp32, those of q and k, RoPE, three gated
+residuals, the activation."""
 KERNELS = 70
-"""That a block launches, about; those of `PASSES` and its matrix products."""
+"""Approximate number of kernels that a transformer block launches: its matrix products, and those that
+`PASSES` counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSeconds:
-    """A block on one rank, averaged over the layers."""
+    """Seconds of the parts of a transformer block on one rank, averaged over the layers."""
 
     value: float
-    """To project values; keys and queries, with RoPE, take the same each."""
+    """Seconds to project the values. Keys and queries, with RoPE, take as long each."""
     finish: float
     head_row: float
-    """Attention of one query row of one head over all keys, on a full device."""
+    """Seconds of attention for one query row of one head over all keys, on a fully used device."""
     wave: float
-    """What an attention kernel takes besides: half a wave, and its launch."""
+    """Fixed seconds of an attention kernel, whatever its size: half a wave of tiles, and its launch."""
 
     merge: float
-    """To merge a head's row with what it got of other keys, where attention comes in parts."""
+    """Seconds to merge one head row with its partial result over other keys, if attention is computed in
+    parts."""
     crowding: float = 0.0
-    """How much longer attention takes while messages travel, in parts of that time."""
+    """Slowdown of attention while messages travel, as a fraction of the time for which both run."""
 
     def attention(self, head_rows: float, beside: float = 0.0) -> float:
-        """Seconds for so many (head, query row) pieces, of all videos in the batch.
+        """Return the seconds of attention for `head_rows` (head, query row) pairs of all videos together.
 
         beside: seconds for which messages travel meanwhile.
         """
@@ -59,9 +63,10 @@ def block_seconds(
     dtype: str,
     kernel: str = "flash",
 ) -> BlockSeconds:
-    """A rank that holds `held` of a video's `tokens`; batch: videos, or guidance branches, at once.
+    """Return the costs of a transformer block on a rank that holds `held` of a video's `tokens`.
 
-    text: the prompt's tokens.
+    batch: number of videos, or guidance branches, computed at once. text: number of prompt tokens. kernel:
+    attention backend whose rate counts.
     """
     size = ITEMSIZE[dtype]
     # All but attention, over the layers; the few operations before and after them are among it.
@@ -97,24 +102,24 @@ def block_seconds(
 
 
 def product_seconds(device: Device, dtype: str, rows: int, inner: int, columns: int) -> float:
-    """A matrix product [rows, inner] x [inner, columns] by itself."""
+    """Return the seconds of a single matrix product [rows, inner] x [inner, columns]."""
     computed = 2 * rows * inner * columns / _product_rate(device, dtype, rows * columns)
     return _launched(device, computed, 1)
 
 
 def attention_seconds(device: Device, dtype: str, head_rows: int, keys: int, head_dim: int) -> float:
-    """Attention by itself, of so many (head, query row) pieces over so many keys each."""
+    """Return the seconds of one attention kernel on `head_rows` (head, query row) pairs, `keys` keys each."""
     head_row = 4 * keys * head_dim / device.attention_rate("flash", dtype, head_dim)
     return head_rows * head_row + _wave(device, head_row)
 
 
 def _product_rate(device: Device, dtype: str, values: int) -> float:
-    """FLOP/s of a product of so many values."""
+    """Return the FLOP/s of a matrix product whose result has this many values."""
     return device.rate("product", dtype) * device.filled(values / TILE**2)
 
 
 def _launched(device: Device, seconds: float, kernels: float) -> float:
-    """Kernels that run for so long in all, when Python launches them."""
+    """Return the seconds of kernels that compute for `seconds` in all and that Python launches one by one."""
     launch = kernels * device.launch
     return max(seconds, launch) if device.ahead else seconds + launch
 
@@ -124,25 +129,25 @@ def _wave(device: Device, head_row: float) -> float:
 
 
 def _attention_rows(spec: TransformerSpec, tokens: int, text: int) -> int:
-    """How many query rows a head has: the square root of what its attention grows with."""
+    """Return the number of query rows per head: the video's tokens, plus the text's in joint attention."""
     return tokens + replicated_rows(spec, text)
 
 
 def replicated_rows(spec: TransformerSpec, text: int) -> int:
-    """Rows that every rank holds: the text of a joint-attention model."""
+    """Return the number of rows that every rank holds: a joint-attention model's text tokens, else 0."""
     joint = spec.self_attention_flops(1, text) != spec.self_attention_flops(1, 0)
     return text if joint else 0
 
 
 def encode_seconds(spec: ModelSpec, device: Device, dtype: str, prompts: int) -> float:
-    """The text encoders on so many texts: two operations a parameter and token."""
+    """Return the seconds of the text encoders on this many prompts: two operations a parameter and token."""
     parameters = sum(w.parameters for w in spec.weights if stage_of(w.component) == "encode")
     computed = 2 * parameters * spec.text_length * prompts / device.rate("product", dtype)
     return max(computed, parameters * ITEMSIZE[dtype] / device.copy_rate)
 
 
 def context_seconds(spec: ModelSpec, device: Device, dtype: str, prompts: int) -> float:
-    """What each rank that denoises computes of the texts before the first step."""
+    """Return the seconds that each denoising rank spends on the prompt embeddings before the first step."""
     flops = sum(t.context_flops(spec.text_length) for t in spec.transformers) * prompts
     return flops / device.rate("product", dtype)
 
@@ -156,9 +161,10 @@ def decode_seconds(
     tile: int | None = None,
     ranks: int = 1,
 ) -> float:
-    """A VAE's decoder on a whole video of (frames, height, width).
+    """Return the seconds of the VAE's decode of a whole video of size (frames, height, width).
 
-    tile: the side of its tiles in pixels, which overlap; None: whole pictures. ranks: that share the tiles.
+    tile: side of the overlapping decode tiles in pixels; None: whole frames are decoded. ranks: number of
+    ranks that share the tiles.
     """
     frames, height, width = size
     rate = device.convolution_rate(dtype)

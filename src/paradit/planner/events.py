@@ -1,8 +1,8 @@
-"""Programs of ranks, played in time over resources that each do one thing at a time.
+"""Discrete-event simulator: rank programs played in time over resources that do one thing at a time.
 
-A rank computes, posts messages, and waits for them. A message starts when all ranks that take part have
-posted it, and keeps each of its resources (a port, a shared host) busy for a while of its own, after
-whatever that was given before. Deterministic: no clock, no random numbers.
+A rank computes, posts messages, and waits for them. A message starts once all of its ranks have posted it. It
+then occupies each of its resources (a port, a shared host) for a time of its own, after whatever that
+resource was given before. The simulation is deterministic: no clock, no random numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import count
 
 @dataclass(frozen=True)
 class Compute:
-    """Keeps the rank busy."""
+    """Program step that keeps the rank busy computing."""
 
     name: str
     seconds: float
@@ -23,29 +23,29 @@ class Compute:
 
 @dataclass(frozen=True)
 class Message:
-    """What ranks send each other at once."""
+    """Messages that a set of ranks send each other at the same time, simulated as one."""
 
     name: str
     ranks: tuple[int, ...]
-    """Who takes part."""
+    """The ranks that take part."""
     busy: Mapping[str, float]
-    """Seconds for which each resource is occupied."""
+    """Seconds for which the message occupies each resource, by the resource's name."""
     latency: float
     table: Sequence[Sequence[float]] = field(default=(), repr=False)
-    """Bytes from the i-th of the ranks to the j-th."""
+    """Bytes sent, by position in `ranks`: row i, column j holds what the i-th rank sends to the j-th."""
     posting: float = 0.0
-    """Seconds for which posting it keeps a rank, but no longer than it has computed since the last one: the
-    thread that sends and the one that computes have equal rights to a core."""
+    """Seconds that a rank loses by posting the message; no more than it has computed since it last posted
+    one, because the thread that sends and the thread that computes have equal rights to a core."""
 
     @property
     def seconds(self) -> float:
-        """For which it travels, if nothing is in its way."""
+        """Seconds for which the message travels on idle links, without its latency."""
         return max(self.busy.values(), default=0.0)
 
 
 @dataclass(frozen=True)
 class Post:
-    """Begin a message; `key` says which of the messages of its kind."""
+    """Program step that begins a message; the message starts when all of its ranks have posted this key."""
 
     key: Hashable
     message: Message
@@ -53,11 +53,11 @@ class Post:
 
 @dataclass(frozen=True)
 class Wait:
-    """Until a message that was posted is there."""
+    """Program step that blocks the rank until the message with this key has arrived."""
 
     key: Hashable
     same_turn: bool = False
-    """Whether this wait belongs to the one before it: no other stream's turn comes between them."""
+    """Whether this wait follows the one before without giving another interleaved stream a turn."""
 
 
 Step = Compute | Post | Wait
@@ -66,7 +66,7 @@ Program = Iterable[Step]
 
 @dataclass(frozen=True)
 class Use:
-    """A resource, a rank's processor among them, occupied from begin to end."""
+    """Interval for which a resource, such as a link's port or a rank's processor, is occupied."""
 
     resource: str
     name: str
@@ -76,7 +76,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Sent:
-    """A message on its way, from when all have posted it until it is there."""
+    """A message with the time at which all its ranks had posted it, and the time at which it arrived."""
 
     message: Message
     begin: float
@@ -85,16 +85,16 @@ class Sent:
 
 @dataclass(frozen=True)
 class Played:
-    """What came of programs."""
+    """Result of playing rank programs: when each rank computed, waited, and sent messages."""
 
     ends: Sequence[float]
-    """When each rank's program was over."""
+    """Seconds from the start to the end of each rank's program."""
     computing: Sequence[float]
-    """Seconds that each rank computed."""
+    """Seconds for which each rank computed."""
     uses: list[Use] = field(repr=False)
     sent: list[Sent] = field(repr=False)
     waits: list[Use] = field(repr=False)
-    """When ranks were waiting for messages."""
+    """Intervals in which ranks waited for messages."""
 
     @property
     def seconds(self) -> float:
@@ -102,7 +102,7 @@ class Played:
 
 
 def play(programs: Sequence[Program]) -> Played:
-    """One program for each rank, 0 and on, from time 0. Raises RuntimeError where ranks wait for ever."""
+    """Play one program per rank, rank 0 first, from time 0. Raises RuntimeError if ranks deadlock."""
     running = [_posting(program) for program in programs]
     ends, computing = [0.0] * len(running), [0.0] * len(running)
     free: dict[str, float] = {}
@@ -158,7 +158,7 @@ def play(programs: Sequence[Program]) -> Played:
 
 
 def _posting(program: Program) -> Iterator[Step]:
-    """The program, with what posting takes."""
+    """Yield a rank's program with the time that posting messages takes inserted as computing."""
     computed = 0.0
     for step in program:
         if isinstance(step, Compute):
@@ -170,7 +170,11 @@ def _posting(program: Program) -> Iterator[Step]:
 
 
 def interleaved(streams: Sequence[Iterable[Step]], lag: int = 0) -> Generator[Step, None, None]:
-    """Streams of one rank side by side, in the order of `parallel.forward.run_interleaved`."""
+    """Merge a rank's streams of work into one program that takes turns at waits, as `run_interleaved` does.
+
+    The order is that of `parallel.forward.run_interleaved`. lag: turns by which each stream starts after the
+    one before it.
+    """
     running = dict(enumerate(map(iter, streams)))
     waits: dict[int, Wait] = {}
     for turn in count():

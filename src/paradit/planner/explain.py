@@ -1,4 +1,4 @@
-"""Why a plan takes what it takes, what the best takes with a switch set otherwise, and what does not fit."""
+"""Explain a plan: what bounds its time, what each setting is worth, and why others do not fit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from paradit.planner.simulate import Simulated, Simulator
 from paradit.scheduling.memory import PARTS, way_out
 
 WAITING, DECODING = 0.15, 0.15
-"""Parts of a step, and of a video, from which on these are said to bound a plan."""
+"""Fractions above which a cause is named as the bound of a plan: waiting, of a denoising step; decoding,
+of a video's latency."""
 SAID = 0.05
-"""The part of a step from which on waiting is worth a word."""
+"""Fraction of a step above which the wait for messages is mentioned."""
 
 
 def bound_of(simulated: Simulated) -> str:
-    """What takes the time, in a few words."""
+    """Return in a few words what bounds a simulated plan: messages, decoding or computing."""
     stages = simulated.stages
     if simulated.exposed > WAITING:
         return simulated.way.player.waits(simulated)
@@ -30,7 +31,7 @@ def bound_of(simulated: Simulated) -> str:
 
 
 def decoder_busy(simulated: Simulated) -> float:
-    """Which part of the time the ranks that decode and do not denoise are in a stage."""
+    """Return the fraction of the run in which ranks that only decode are busy, averaged over them."""
     placement = simulated.way.placement
     ranks = [rank for rank in placement.decode_ranks if rank not in placement.denoise_ranks]
     return sum(1 - simulated.idle[rank] for rank in ranks) / max(1, len(ranks))
@@ -38,13 +39,14 @@ def decoder_busy(simulated: Simulated) -> float:
 
 @dataclass(frozen=True)
 class Switch:
-    """One setting of a plan, in words."""
+    """A setting of a plan with the functions that put its value, and the reason for it, into words."""
 
     name: str
-    """A setting in `planner.settings.SETTINGS`."""
+    """Name of the setting, a key of `planner.settings.SETTINGS`."""
     of: Callable[[Simulated], str]
     why: Callable[[Simulated, Simulated], str]
-    """(the best, the best with another setting) -> what to say besides their times."""
+    """Function of the best plan and the best plan with another value; returns what to say besides their
+    times."""
 
 
 def _idle_decoder(best: Simulated, other: Simulated) -> str:
@@ -94,9 +96,9 @@ SWITCHES = (
 
 
 def compared(plans: Plans, goal: str) -> Iterator[tuple[Switch, Simulated]]:
-    """For each switch of the best plan: the best of those that fit and differ from it in that switch alone.
+    """Yield each setting of the best plan, and the best fitting plan that differs from it in that alone.
 
-    A switch in which no plan differs so is left out.
+    Settings in which no fitting plan differs alone are left out.
     """
     best = plans.best[0].simulated
     fitting = [plan.simulated for plan in plans.tried if plan.fits]
@@ -112,9 +114,9 @@ def compared(plans: Plans, goal: str) -> Iterator[tuple[Switch, Simulated]]:
 
 
 def reasons(plans: Plans, goal: str, said: Callable[[float], str]) -> list[str]:
-    """For each switch of the best plan: how it is set, and what that plan takes with another setting.
+    """Return one line per setting of the best plan: its value, and the best cost with another value.
 
-    said: seconds, or bytes where memory is the goal, as a person reads them.
+    said: function that formats seconds, or bytes if memory is the goal, for people.
     """
     if not plans.best[0].fits:
         return []
@@ -133,7 +135,10 @@ def reasons(plans: Plans, goal: str, said: Callable[[float], str]) -> list[str]:
 def otherwise(
     plan: Plan, simulator: Simulator, num_prompts: int, goal: str, said: Callable[[float], str]
 ) -> list[str]:
-    """What a plan takes with other settings of its method, which no placement has. As `reasons`."""
+    """Return lines on the settings of a plan's method that no placement holds, such as its left context.
+
+    Each line has the setting's value, and the plan's cost with another value, in the form of `reasons`.
+    """
     mine, found = plan.simulated, []
     compared = mine.way.player.compared(simulator, mine, num_prompts) if plan.fits else ()
     for setting, value, other_value, other, fits in compared:
@@ -144,9 +149,10 @@ def otherwise(
 
 
 def misfits(plans: list[Plan], simulator: Simulator, said: Callable[[float], str]) -> list[str]:
-    """Of plans that do not fit: which part of which rank is too much, and what would fit.
+    """Return lines on plans that do not fit: which rank lacks memory, for which part, and what would fit.
 
-    said: bytes, as a person reads them.
+    Plans that lack memory for the same part, and would fit with the same change, share a line. said: function
+    that formats bytes for people.
     """
     limit, request = simulator.cluster.device.memory, simulator.request
     alike: dict[tuple[str, str], list[tuple[int, str, str]]] = {}

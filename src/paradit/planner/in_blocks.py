@@ -1,4 +1,4 @@
-"""The player of long videos whose layers the ranks divide (DualParal), by `planner.long`."""
+"""Player of DualParal for the planner: long videos in frame blocks, whose layers the ranks divide."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from paradit.trace.spans import CHANNEL, STEP
 
 
 class InBlocks(Player):
-    """A queue of blocks, whose layers the ranks divide."""
+    """Player of long videos denoised as a queue of frame blocks, with the layers divided over the ranks."""
 
     approximate = "is approximate: a frame sees its block and some neighbours only"
 
@@ -118,7 +118,7 @@ class InBlocks(Player):
     def compared(
         self, simulator: Simulator, simulated: Simulated, num_requests: int
     ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
-        """Where blocks see the one before in the other way."""
+        """Yield how the plan changes with the other left context (cached keys and values, or latents)."""
         long = self.request(simulator)
         (name,) = (one for one in LEFT_SOURCES if one != long.left_context)
         changed = replace(long, left_context=name)
@@ -130,7 +130,7 @@ class InBlocks(Player):
     def spans(
         self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]
     ) -> Iterator[tuple[int, Span]]:
-        """Every block-step with its messages."""
+        """Yield (rank, span) of every block-step, message and wait of the simulated video."""
         placement = simulated.way.placement
         video, size = long_video(simulator, simulated.way), placement.replica_ranks
         played = video.played()
@@ -145,9 +145,10 @@ class InBlocks(Player):
 
 
 def pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
-    """For a long video in blocks: any number of ranks that divides the cluster's, in any number of stages.
+    """Yield the placements of a long video on layer pipelines of any number of slices.
 
-    Guidance branches on the same ranks or on different ones; the ranks of a stage share its tokens.
+    The number of ranks divides the cluster's. Guidance branches share ranks or have their own; the ranks of a
+    layer slice share its tokens.
     """
     ranks, long = simulator.cluster.ranks, simulator.long
     assert long is not None
@@ -166,7 +167,7 @@ def pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
 
 @cache
 def long_video(simulator: Simulator, way: Way) -> LongVideo:
-    """What is played of a long video's way."""
+    """Return the long video that is simulated for a candidate placement; cached."""
     request = simulator.request_of(way)
     assert isinstance(request, QueueRequest)
     return LongVideo(

@@ -1,10 +1,11 @@
-"""A long video in blocks (DualParal), played: `scheduling.layer_pipeline`'s programs over devices and links.
+"""Simulation of a long video in frame blocks (DualParal) on the ranks of a layer pipeline.
 
-As in `sampling.block_pipeline`: a block-step's hidden states travel to the next stage, those of each guidance
-branch by themselves; ranks are ready for two messages ahead; predictions come back to the first rank, which
-decodes a finished block before it goes on, unless another rank decodes. Ranks that share a stage's tokens are
-in step with each other, so the first of them speaks for all; what they exchange is known beforehand
-(`planner.stage_step`).
+It plays `scheduling.layer_pipeline`'s programs over the cluster's devices and links, as
+`sampling.block_pipeline` runs them. A block-step's hidden states travel to the next layer slice, those of
+each guidance branch in a message of their own. Ranks post receives for two messages ahead. Predictions return
+to the first rank, which decodes a finished block before it continues, unless another rank decodes. Ranks that
+share a layer slice's tokens run in step, so only the first of them is played; the cost of their exchanges is
+known beforehand (`planner.stage_step`).
 """
 
 from __future__ import annotations
@@ -24,31 +25,32 @@ from paradit.scheduling.layer_pipeline import (
 )
 
 SETTLED, MEASURED = 3, 4
-"""Blocks that leave a full queue until each takes as long as the one before; and so many after them that tell
-how long that is. Every further one takes as long."""
+"""Number of blocks after which a full queue is expected to be steady, and number of further blocks that
+measure its pace. All later blocks are taken to follow at that pace."""
 STEADY = 1e-4
-"""By which part the later ones of these may take longer or less long; else more blocks are played."""
+"""Relative difference between the two halves of the measured blocks up to which the pace counts as steady;
+if it is larger, more blocks are played."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LongRun:
-    """What came of a video, in seconds from when its texts are there."""
+    """Times of a simulated long video, in seconds from when its prompt embeddings are ready."""
 
     seconds: float
-    """Until the last frames, decoded."""
+    """Seconds until the last frames are decoded."""
     denoised: float
-    """Until the last block's latents."""
+    """Seconds until the latents of the last block are denoised."""
     first: float
-    """Until the first block's."""
+    """Seconds until the latents of the first block are denoised."""
     computing: tuple[float, ...]
-    """Of each rank."""
+    """Seconds that each rank of the cluster computes."""
 
 
 class LongVideo(PipelineVideo):
-    """A long video whose run is played; every replica makes one such video."""
+    """A long video that is simulated on a layer pipeline; each replica makes one such video."""
 
     def run(self) -> LongRun:
-        """Played as far as is needed to know the rest."""
+        """Simulate the video and return its times; only part of a long one is played."""
         queue = self.queue
         assert queue.num_blocks
         # The first rank is ahead of what it collects by so many rounds, and knows of the end before.
@@ -74,7 +76,7 @@ class LongVideo(PipelineVideo):
         return LongRun(seconds=seconds, denoised=done[-1], first=done[0], computing=self._computing())
 
     def _decoded(self, came: list[float]) -> float:
-        """When a rank that only decodes has decoded blocks that come then."""
+        """Return when a rank that only decodes is done, if blocks arrive at the given times (seconds)."""
         free = 0.0
         for block, there in enumerate(came):
             free = max(free, there) + self.decode_seconds(self.queue, block)
@@ -82,9 +84,9 @@ class LongVideo(PipelineVideo):
 
     @property
     def least_seconds(self) -> float:
-        """That it takes at least: what the stage that has most to do is busy.
+        """Lower bound of the video's seconds: the time for which the busiest layer slice is occupied.
 
-        Of exchanges only the usual ones count here, which are most.
+        Every block-step's computing counts, but only the exchanges of the most frequent kind of block-step.
         """
         kinds = _kinds(self.queue)
         (usual, times), *_ = kinds.most_common(1)
@@ -98,12 +100,12 @@ class LongVideo(PipelineVideo):
 
     @property
     def longest_step(self) -> float:
-        """Of all branches that a rank computes, of most frames, in the stage that has most layers."""
+        """Seconds of the longest block-step: most frames, largest layer slice, all branches of a rank."""
         kind = max(_kinds(self.queue), key=lambda kind: (sum(kind[:3]), kind[3]))
         return self.branches * self.steps.seconds(kind, max(map(len, self.split))).seconds
 
     def _computing(self) -> tuple[float, ...]:
-        """Seconds of each rank over the whole video."""
+        """Return the seconds that each rank computes over the whole video."""
         placement, grid = self.placement, self.grid
         found = [0.0] * placement.replica_ranks
         for kind, number in _kinds(self.queue).items():
@@ -115,7 +117,7 @@ class LongVideo(PipelineVideo):
         return tuple(found) * placement.replicas
 
     def played(self, fewer: int = 0) -> Played:
-        """The run, of so many blocks fewer."""
+        """Simulate the run with `fewer` blocks left out, and return what each rank did."""
         assert self.queue.num_frames
         queue = replace(self.queue, num_frames=self.queue.num_frames - fewer * self.queue.block_frames)
         return play([self._program(rank, queue) for rank in range(self.placement.ranks)])
@@ -135,19 +137,22 @@ class LongVideo(PipelineVideo):
 
 
 def _pace(ends: Sequence[float]) -> tuple[bool, float]:
-    """Whether one comes as steadily as the other, and how long after it."""
+    """Return whether block completion times (s) come at a steady pace, and the mean seconds between them."""
     half = len(ends) // 2
     early, late = ends[half] - ends[0], ends[-1] - ends[half]
     return abs(late - early) <= STEADY * late, (early + late) / (len(ends) - 1)
 
 
 def _with_more(ends: list[float], last: int, more: int, each: float) -> list[float]:
-    """The same with so many more after the last steady one."""
+    """Return completion times with `more` blocks inserted after block `last`, `each` seconds apart.
+
+    Times after block `last` are delayed to match.
+    """
     between = [ends[last] + number * each for number in range(1, more + 1)]
     return [*ends[: last + 1], *between, *(end + more * each for end in ends[last + 1 :])]
 
 
 @cache
 def _kinds(queue: BlockQueue) -> Counter[Kind]:
-    """How many block-steps of each kind a video has."""
+    """Count the block-steps of a video by kind; those of one kind cost the same."""
     return Counter(map(kind_of, queue.steps()))

@@ -1,4 +1,4 @@
-"""Links, fitted to what messages between a machine's ranks took. `engine.calibrate` measures."""
+"""Fit a machine's links to the message times that `engine.calibrate` measured between its ranks."""
 
 from __future__ import annotations
 
@@ -11,41 +11,43 @@ from paradit.planner.hardware import Device, Link, are_neighbours
 
 @dataclass(frozen=True, kw_only=True)
 class Messages:
-    """What messages between ranks took."""
+    """Measured rates, latencies and side costs of messages between a machine's ranks."""
 
     latency: float
     pair: float
-    """Bytes/s of a rank, while two send each other; no neighbours, where these have their own link."""
+    """Bytes/s that a rank sends while one pair of ranks exchanges data; not a pair of neighbours, if
+    neighbours have their own link."""
     all: float
-    """Bytes/s of a rank, while all send to all."""
+    """Bytes/s that a rank sends while all ranks send to all."""
     crowding: float = 0.0
-    """How much longer computing takes beside messages, in parts of the time for which they travel."""
+    """Slowdown of computing beside messages, as a fraction of the time for which they travel."""
     posting: float = 0.0
-    """And by how many seconds for every exchange, however small."""
+    """Seconds that each exchange, however small, adds to the computing beside it."""
     neighbours: float | None = None
-    """Bytes/s of a rank, while 0 and 1, or 2 and 3, ... send each other; None: as others do."""
+    """Bytes/s that a rank sends while neighbours (0 and 1, 2 and 3, ...) exchange data; None: neighbours
+    have no link of their own."""
     neighbours_latency: float | None = None
 
 
 @dataclass(frozen=True)
 class PairSeconds:
-    """What messages between two ranks took, while no others sent any."""
+    """Latency in seconds, and seconds per byte, of messages between two ranks while no others send."""
 
     latency: float
     each_byte: float
 
 
 CLEARLY = 1.5
-"""Neighbours have a link of their own where the slowest of them, whenever it was measured, is quicker than
-the quickest of others by this factor. An NVLink bridge is 2 times as quick as the port of PCIe 4.0, and 3
-times as what goes there from one device to another (links.toml). Links that are alike differ by some tenths
-on a busy machine, and not all of the one kind each time to one side."""
+"""Factor by which the slowest neighbours, in any measurement, must be quicker than the quickest other pair
+for neighbours to count as having a link of their own. An NVLink bridge is 2 times as quick as the port
+of PCIe 4.0, and 3 times as quick as a PCIe transfer between two devices (links.toml). Links of one kind
+differ by some tenths on a busy machine, and the same pairs are not the slower ones each time."""
 
 
 def neighbours_of(measured: Mapping[tuple[int, int], Sequence[PairSeconds]]) -> PairSeconds | None:
-    """Of the link between neighbours, the slowest of them; None where it is that of all.
+    """Return the slowest measured times of the link between neighbours, or None if it is like all others.
 
-    measured: of pairs of ranks, each several times.
+    measured: several measurements of each pair of ranks.
     """
     ranks = {rank for pair in measured for rank in pair}
     if not all(rank ^ 1 in ranks for rank in ranks):
@@ -59,7 +61,10 @@ def neighbours_of(measured: Mapping[tuple[int, int], Sequence[PairSeconds]]) -> 
 
 
 def slowest_pair(measured: Mapping[tuple[int, int], Sequence[PairSeconds]], *, neighbours_too: bool) -> float:
-    """Seconds of a byte, each pair by the time when it was disturbed least."""
+    """Return the seconds per byte of the slowest pair of ranks, each pair by its least disturbed measurement.
+
+    neighbours_too: whether pairs of neighbours count.
+    """
     return max(
         min(one.each_byte for one in times)
         for pair, times in measured.items()
@@ -68,9 +73,10 @@ def slowest_pair(measured: Mapping[tuple[int, int], Sequence[PairSeconds]], *, n
 
 
 def fit_link(messages: Messages | None, copies: Copies, ranks: int) -> Link:
-    """What a message takes; where all at once are slower than two, they share something.
+    """Return the link within a machine that fits its measured messages.
 
-    messages: None where there is one rank, whose link is never used.
+    If all ranks at once are slower than a pair, they share the link's total rate (`shared`). messages: None
+    for a single rank, whose link is never used.
     """
     if messages is None:
         return Link(name="within", latency=0.0, bandwidth=copies.copied, copy=copies.fetched)
@@ -90,7 +96,7 @@ def fit_link(messages: Messages | None, copies: Copies, ranks: int) -> Link:
 
 
 def fit_neighbours(messages: Messages | None) -> Link | None:
-    """What a message between neighbours takes, where they have a link of their own."""
+    """Return the link between neighbouring ranks, or None if they have none of their own."""
     if messages is None or messages.neighbours is None:
         return None
     assert messages.neighbours_latency is not None
@@ -98,7 +104,7 @@ def fit_neighbours(messages: Messages | None) -> Link | None:
 
 
 def crowded(device: Device, messages: Messages | None) -> Device:
-    """The device, with what messages take of its computing."""
+    """Return the device with the measured slowdown of computing beside messages set in its figures."""
     if messages is None:
         return device
     message_units = device.units * messages.crowding / (1 + messages.crowding)

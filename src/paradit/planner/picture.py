@@ -1,4 +1,4 @@
-"""A timeline of each rank, drawn: which stage it is in, and where it waits for others."""
+"""Draw a timeline of each rank as an image: the stage that it is in, and when it waits."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from paradit.trace.merge import Span
 from paradit.trace.spans import STAGE, STEP
 
 WIDTH, ROW, GAP = 1600, 34, 8
-"""Pixels: of the picture, of a rank's row, and between two."""
+"""Pixels: width of the picture, height of a rank's row, and space between two rows."""
 LEFT, RIGHT, TOP, BOTTOM = 100, 130, 92, 76
 COLORS = {"encode": "#7a5195", "denoise": "#2f6db3", "decode": "#e07b39", "load": "#888888"}
 BLOCKS = ("#2f6db3", "#4c9f70", "#a06cb4", "#c25b6a", "#4aa3b8", "#8c8c3c")
-"""Of frame blocks, in turn."""
+"""Colours of frame blocks, used in turn."""
 BACK, IDLE, INK, GREY = "#ffffff", "#eceef1", "#1d2430", "#68707c"
 STEPS = (1, 2, 5, 10)
-"""Of which, times a power of ten, the axis has marks."""
+"""Candidate distances between two marks of the time axis, each to be multiplied by a power of ten."""
 
 
 def draw_timeline(by_rank: Mapping[int, Sequence[Span]], title: str, subtitle: str) -> Image.Image:
-    """The spans of each rank, from 0. A long video's block-steps are drawn by block, other runs by stage."""
+    """Draw the spans of each rank on a time axis from 0.
+
+    Block-steps of a long video are coloured by frame block, all other runs by stage.
+    """
     end = max(span.end for spans in by_rank.values() for span in spans)
     height = TOP + len(by_rank) * (ROW + GAP) + BOTTOM
     image = Image.new("RGB", (WIDTH, height), BACK)
@@ -65,7 +68,7 @@ def _row(
 
 
 def _color(span: Span, *, in_blocks: bool) -> str | None:
-    """None: not drawn."""
+    """Return the colour of a span, or None if it is not drawn."""
     if not in_blocks or span.name == "encode":
         if span.category != STAGE:
             return None
@@ -81,12 +84,12 @@ def _color(span: Span, *, in_blocks: bool) -> str | None:
 
 
 def _plain(span: Span) -> Span:
-    """A block-step without its block, where they are too many to be told apart."""
+    """Return a block-step's span renamed to "denoise", for videos with too many blocks to tell apart."""
     return replace(span, name="denoise") if _block(span) is not None else span
 
 
 def _block(span: Span) -> int | None:
-    """The frame block of a block-step."""
+    """Return the number of the frame block that a span denoises, or None if it is not a block-step."""
     if span.category == STEP and span.name.startswith("block "):
         return int(span.name.removeprefix("block ").partition(",")[0])
     return None

@@ -1,4 +1,4 @@
-"""What the ranks of a long video's layer pipeline do, in the order of `sampling.block_pipeline`."""
+"""Simulated programs of the ranks of a layer pipeline, in the order of `sampling.block_pipeline`."""
 
 from __future__ import annotations
 
@@ -14,25 +14,31 @@ from paradit.scheduling.block_queue import BlockQueue, BlockStep
 from paradit.scheduling.layer_pipeline import Collect, Operation, program
 
 AHEAD = 2
-"""How many messages a rank is ready for beyond the one that it waits for (`distributed.channel.Expected`)."""
+"""Number of messages for which a rank has posted receives beyond the one that it waits for
+(`distributed.channel.Expected`)."""
 
 DONE = "latents of block "
-"""And its number: what the moment is called when the first rank has a block's clean latents."""
+"""Prefix of the event, completed by the block's number, that marks when the first rank has a block's
+denoised latents."""
 
 
 @cache
 def _operations(queue: BlockQueue, num_stages: int, is_leader: bool) -> list[tuple[Operation, Kind]]:
-    """What a rank does, and the kind of its block-steps; but for the first one all do the same."""
+    """Return a pipeline rank's operations in order, each with the kind of its block-step.
+
+    All ranks except the leader have the same operations.
+    """
     found = program(queue, num_stages, 0 if is_leader else 1)
     return [(operation, kind_of(operation.step)) for operation in found]
 
 
 class Team:
-    """What ranks that share tokens do, as their first one says for all of them: it posts for each."""
+    """Team of pipeline ranks that share tokens, simulated as one rank that posts messages for all of them."""
 
     def __init__(self, video: PipelineVideo, queue: BlockQueue, first: int, place: int) -> None:
-        """first: the cluster's rank that the placement's rank 0 is. place: of the team's first rank, among
-        those that denoise.
+        """Set up the team that begins at `place` among the placement's denoise ranks.
+
+        first: rank of the cluster that is rank 0 of the placement. place: position of the team's first rank.
         """
         self._video, self._queue, self._pipe, self._place = video, queue, first, place
         self._grid = grid = video.grid
@@ -44,12 +50,12 @@ class Team:
         self._messages: dict[tuple[str, int, Kind], Message] = {}
         stage_ranks, sharers = grid.stage_ranks, grid.sharers
         self._mates = range(0, stage_ranks, sharers)
-        """The places at which the first stage's teams begin."""
+        """Places at which the teams of the first layer slice begin."""
         self._senders = range(grid.num_ranks - stage_ranks, grid.num_ranks, sharers)
-        """And the last stage's, which send predictions."""
+        """Places at which the teams of the last layer slice begin; these send predictions to the leader."""
 
     def program(self) -> Iterator[Step]:
-        """In the order of `BlockPipeline.blocks`."""
+        """Yield what the team does, in the order of `sampling.block_pipeline.BlockPipeline.blocks`."""
         hops = len(self._kinds) * self._video.branches
         if self._stage:
             for index in range(min(AHEAD, hops)):
@@ -72,7 +78,7 @@ class Team:
             computed += 1
 
     def _share(self, index: int) -> Iterator[Step]:
-        """A block-step's latents, from the leader to the others of the first stage."""
+        """Yield the steps that send a block-step's latents from the leader to the first layer slice."""
         if self._stage == 0 and not self._is_leader:
             yield Wait(("latents", self._pipe, self._place, index))
         for mate in self._mates if self._is_leader else ():
@@ -118,24 +124,27 @@ class Team:
         yield from repeat(Post(("block", self._pipe, step.block), message), 2)
 
     def _hop(self, place: int, index: int) -> Iterator[Post]:
-        """Hidden states from one team of the pipeline to that of the next stage; both post it."""
+        """Yield the posts of a team's hidden states, sent to the next layer slice; both sides post them."""
         message = self._message("hidden states", place, self._kinds[index // self._video.branches])
         yield from repeat(Post(("hop", self._pipe, place, index), message), self._grid.sharers)
 
     def _predictions(self, index: int) -> Iterator[Post]:
-        """From all that send one, as the leader awaits them."""
+        """Yield the leader's posts for the predictions of one block-step, from each team that sends some."""
         for sender in self._senders:
             yield from self._prediction(sender, index, as_leader=True)
 
     def _prediction(self, sender: int, index: int, *, as_leader: bool) -> Iterator[Post]:
-        """A team's parts, to the leader, whose own does not travel."""
+        """Yield the posts of a team's part of a prediction, sent to the leader.
+
+        The leader's own part does not travel. as_leader: whether the leader posts it, or the ranks that send.
+        """
         message = self._message("prediction", sender, self._kinds[index])
         if len(message.ranks) > 1:
             times = 1 if as_leader else len(message.ranks) - 1
             yield from repeat(Post(("prediction", self._pipe, sender, index), message), times)
 
     def _message(self, name: str, place: int, kind: Kind) -> Message:
-        """To or from the team that begins at a place."""
+        """Return the message of this name to or from the team that begins at a place; cached."""
         if (name, place, kind) not in self._messages:
             self._messages[name, place, kind] = self._new_message(name, place, kind)
         return self._messages[name, place, kind]

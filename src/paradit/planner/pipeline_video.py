@@ -1,4 +1,4 @@
-"""A long video in blocks on the ranks of a layer pipeline: what follows from it without being played."""
+"""Properties of a long video on a layer pipeline that follow from its request and placement, unsimulated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from paradit.scheduling.layer_pipeline import StageGrid, split_layers
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineVideo:
-    """A resolved request in blocks, on the ranks of a placement; every replica makes one such video."""
+    """A long video in frame blocks on a placement's layer pipeline; each replica makes one such video."""
 
     cluster: Cluster
     spec: ModelSpec
@@ -27,9 +27,10 @@ class PipelineVideo:
     placement: Placement
     dtype: str
     decode: float
-    """Seconds that all frames take to decode."""
+    """Seconds to decode all frames of the video."""
     known: dict[tuple[tuple[int, ...], ...], StageSteps] = field(default_factory=dict, repr=False)
-    """What is known of the ranks that share tokens: placements that differ otherwise have it in common."""
+    """Cache of block-step costs by the teams of ranks that share tokens; shared by all placements with the
+    same teams."""
 
     @cached_property
     def queue(self) -> BlockQueue:
@@ -40,23 +41,23 @@ class PipelineVideo:
         return set(self.placement.decode_ranks) == {self.placement.denoise_ranks[0]}
 
     def decode_seconds(self, queue: BlockQueue, block: int) -> float:
-        """Of a block's frames."""
+        """Return the seconds to decode one block's frames."""
         assert self.queue.num_frames
         return self.decode * queue.frames_of(block) / self.queue.num_frames
 
     @cached_property
     def grid(self) -> StageGrid:
-        """Where the ranks that denoise stand."""
+        """Grid of the denoise ranks by layer slice, guidance branch and token share."""
         return method_of(self.request).grid(self.placement, self.request, self.spec)
 
     @cached_property
     def split(self) -> list[range]:
-        """The layers of each stage, taken to be alike."""
+        """Layers of each layer slice of the pipeline; all layers count as equally costly."""
         return split_layers([1.0] * self.spec.transformers[0].num_layers, self.grid.num_stages)
 
     @cached_property
     def steps(self) -> StageSteps:
-        """What block-steps take on the ranks that share tokens, of all replicas."""
+        """Costs of block-steps on the teams of ranks that share tokens, in all replicas."""
         ranks, size = self.placement.denoise_ranks, self.placement.replica_ranks
         teams = tuple(
             tuple(first + ranks[place] for place in places)
@@ -68,33 +69,36 @@ class PipelineVideo:
         return self.known[teams]
 
     def step_seconds(self, stage: int, kind: Kind) -> StageSeconds:
-        """A block-step of one branch in one stage's layers."""
+        """Return the seconds of a block-step in the layers of one slice, for one guidance branch."""
         return self.steps.seconds(kind, len(self.split[stage]))
 
     @cached_property
     def tokens(self) -> int:
-        """Of a latent frame."""
+        """Number of tokens in a latent frame."""
         return self.spec.tokens(1, self.request.height, self.request.width)
 
     @cached_property
     def branches(self) -> int:
-        """How many each rank computes, one after the other."""
+        """Number of guidance branches that each rank computes, one after the other."""
         return self.spec.num_branches(self.request.guidance_scale) // self.grid.cfg_degree
 
     @property
     def values_of_token(self) -> int:
-        """Of latents, or predictions."""
+        """Number of values that a token has in the latents, and in the predictions."""
         _, height, width = self.spec.transformers[0].patch_size
         return self.spec.vae.z_dim * height * width
 
     def block_message(self, first: int, frames: int) -> Message:
-        """A finished block's latents, from the leader of the replica that begins at a rank to its decoder."""
+        """Return the message of a finished block's latents from a replica's leader to its decode rank.
+
+        first: rank of the cluster at which the replica begins. frames: latent frames of the block.
+        """
         placement = self.placement
         ranks = first + placement.denoise_ranks[0], first + placement.decode_ranks[0]
         size = float(frames * self.tokens * self.values_of_token * ITEMSIZE["fp32"])
         return self.message("latents", ranks, [[0.0, size], [0.0, 0.0]])
 
     def message(self, name: str, ranks: tuple[int, ...], sent: list[list[float]]) -> Message:
-        """Bytes from the i-th to the j-th of the cluster's ranks."""
+        """Return a message of `sent[i][j]` bytes from the i-th to the j-th of the given cluster ranks."""
         busy, latency = self.cluster.transfer(ranks, sent)
         return Message(name, ranks, busy, latency, sent)

@@ -1,4 +1,4 @@
-"""The ways of using a cluster for a request, simulated, and the best by a goal."""
+"""Search for the best plan: simulate the ways of using a cluster for a request, and rank them by a goal."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from paradit.scheduling.memory import fitting_tile
 
 
 class Taken(Protocol):
-    """What a way takes, or what it takes at least."""
+    """Cost of a candidate plan, simulated or a lower bound: time and memory."""
 
     @property
     def latency(self) -> float:
-        """Of one video by itself."""
+        """Seconds that one video takes by itself."""
 
     @property
     def seconds(self) -> float:
-        """Of all prompts."""
+        """Seconds that the videos of all prompts take."""
 
     @property
     def memory(self) -> tuple[int, ...]:
-        """Bytes of each rank."""
+        """Peak bytes of each rank."""
 
 
 GOALS: dict[str, Callable[[Taken], tuple[float, ...]]] = {
@@ -41,14 +41,15 @@ GOALS: dict[str, Callable[[Taken], tuple[float, ...]]] = {
     "throughput": lambda one: (one.seconds, one.latency),
     "memory": lambda one: (max(one.memory), one.seconds),
 }
-"""What is to be least: of one video by itself, of all prompts, on the fullest rank."""
+"""Sort key of plans for each goal: seconds of one video by itself, seconds of all prompts, or bytes on the
+fullest rank. The plan with the least is the best."""
 IN_BLOCKS = Choice.plain()
-"""Of long videos, which have no other."""
+"""Attention choice of long videos in frame blocks, which have no other."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A simulated way, with its name."""
+    """A simulated candidate with its name, and whether it fits the device's memory."""
 
     name: str
     simulated: Simulated
@@ -56,26 +57,27 @@ class Plan:
 
     @property
     def placement(self) -> Placement:
-        """With the form of attention written into it."""
+        """Placement of the plan, with its attention form set in it."""
         return placement_of(self.simulated)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plans:
-    """What was compared."""
+    """Result of a plan search: the best plans, the usual ones, and all that were compared."""
 
     best: list[Plan]
-    """The best of each kind that fits, the best first; those that do not fit where none does."""
+    """The best plan of each kind that fits, best first; if no plan fits, the best of each kind that does
+    not."""
     usual: list[Plan]
-    """What is usually done, for comparison."""
+    """Common ways of using the cluster, for comparison."""
     tried: list[Plan]
-    """All but the usual ones, whether they fit or not; of a long video those that can be the best of their
-    kind, and those that the best of all is compared with."""
+    """All simulated plans except those with offloading, whether they fit or not. Of a long video only
+    those that can be the best of their kind, and those that the best plan is compared with."""
     compared: int
 
 
 def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
-    """The best ways of making so many videos. Raises InputError where the cluster cannot be used at all."""
+    """Find the best plans for this many videos. Raises InputError if the cluster cannot be used at all."""
     found: dict[tuple[Way, Choice], Simulated] = {}
 
     def simulated(way: Way, choice: Choice) -> Simulated:
@@ -110,7 +112,7 @@ def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
 
 
 def with_tiles(simulator: Simulator, way: Way) -> Way | None:
-    """A way that does not fit, decoding in the largest tiles with which it does; None where none helps."""
+    """Return a candidate that lacks memory with the largest decode tiles that make it fit, or None."""
 
     def fits(request: ResolvedRequest) -> bool:
         return simulator.fits(replace(way, tile=request.vae_tile))
@@ -120,9 +122,10 @@ def with_tiles(simulator: Simulator, way: Way) -> Way | None:
 
 
 def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Way, Choice]]:
-    """One GPU; plain Ulysses; CFG and Ulysses; offloading; replicas; a long video's blocks on one GPU.
+    """Yield the usual ways of using the cluster, if possible, as (name, candidate, attention choice).
 
-    Named; those that can be.
+    They are one GPU, plain Ulysses, CFG with Ulysses, offloading, replicas, and a long video's blocks on one
+    GPU.
     """
     ranks, plain = simulator.cluster.ranks, Choice.plain()
     if simulator.long is not None:
@@ -146,9 +149,10 @@ def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Wa
 
 
 def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Choice]]:
-    """Placements with all their forms of attention; of decoders about as many as PipeDiT's rule says.
+    """Yield the placements of a video denoised as a whole, each with all its forms of attention.
 
-    Of a video as a whole; see `pipelines` for those in blocks.
+    The number of decoders is limited to 1 and to about what PipeDiT's rule says. `pipelines` has the
+    candidates for long videos in blocks.
     """
     if simulator.only_long:
         return
@@ -160,9 +164,10 @@ def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Ch
 
 
 def play_long(simulator: Simulator, ways: Iterable[Way], num_prompts: int, goal: str) -> Iterator[Simulated]:
-    """Simulate a long video's ways that can be the best of their kind.
+    """Simulate those ways of making a long video that can be the best of their kind.
 
-    What a way takes at least is known at once, and the most promising ones come first.
+    Each one's lower bound is known before it is simulated. The most promising are simulated first; the others
+    are skipped once their bound exceeds the best.
     """
     measure = GOALS[goal]
     least = {way: way.player.least(simulator, way, num_prompts) for way in ways}
@@ -186,7 +191,7 @@ def play_long(simulator: Simulator, ways: Iterable[Way], num_prompts: int, goal:
 def play_otherwise(
     simulator: Simulator, ways: Iterable[Way], best: Simulated, num_prompts: int, goal: str
 ) -> Iterator[Simulated]:
-    """Simulate what `best` is compared with, among ways of a long video.
+    """Simulate the ways of making a long video that `best`, the best plan, is compared with.
 
     For each setting: the best of those that fit and differ from it in that setting alone.
     """
@@ -206,7 +211,10 @@ def play_otherwise(
 
 
 def _simulated(simulator: Simulator, way: Way, num_prompts: int) -> Simulated:
-    """Simulate a long video, without Python's search for cycles: millions of objects, and none is in one."""
+    """Simulate a way of making a long video with Python's garbage collection off.
+
+    A simulation makes millions of objects without reference cycles, and searching them takes long.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -231,7 +239,7 @@ def _placements(simulator: Simulator, base: Placement, num_prompts: int) -> Iter
 
 
 def long_ways(simulator: Simulator, num_prompts: int) -> list[Way]:
-    """The ways of making a long video in blocks, if it is to be compared."""
+    """Return the ways of making a long video in frame blocks; empty if it is not to be made in blocks."""
     if simulator.long is None:
         return []
     return list(player_of(simulator.long.method).ways(simulator, num_prompts))
@@ -274,7 +282,7 @@ def _choices(simulator: Simulator, placement: Placement) -> list[Choice]:
 
 
 def placement_of(simulated: Simulated) -> Placement:
-    """The way's placement with the form that was simulated."""
+    """Return the placement of a simulated candidate, with the simulated form of attention set in it."""
     return simulated.way.player.placement(simulated)
 
 

@@ -1,4 +1,4 @@
-"""The settings of a plan, and which plans differ from each other in one of them only."""
+"""Settings of a plan, and the test of whether two plans differ in a single one."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ SETTINGS: dict[str, Callable[[Way, Choice], Hashable]] = {
     "ranks that share a decode": lambda way, _: way.placement.decode_degree > 1,
     "decode tiles": lambda way, _: way.tile,
 }
-"""What can be set of a plan. What follows from it is not a setting: a decode is shared by all ranks that
-decode, and a long video has as many pipeline stages as guidance branches and sharers of tokens leave."""
+"""Functions that read each setting's value from a candidate and its attention choice. Consequences of
+other settings are left out: a decode is shared by all decode ranks, and the number of a long video's
+layer slices follows from its guidance branches and from the ranks that share tokens."""
 _OF_ONE_METHOD = ("a stage's tokens", "attention", "interleaved")
-"""Settings that the other method does not have."""
+"""Settings that only one of the methods has; ignored when two methods are compared."""
 
 
 def differs_only_in(setting: str, one: tuple[Way, Choice], other: tuple[Way, Choice]) -> bool:
-    """Whether two plans differ in that setting and in no other."""
+    """Return whether two plans differ in the given setting and in no other."""
     of, free = SETTINGS[setting], (setting, *(_OF_ONE_METHOD if setting == "method" else ()))
     if of(*one) == of(*other) or _ranks_of(one[0]) != _ranks_of(other[0]):
         return False
@@ -39,5 +40,5 @@ def differs_only_in(setting: str, one: tuple[Way, Choice], other: tuple[Way, Cho
 
 
 def _ranks_of(way: Way) -> Hashable:
-    """The ranks and what they run, which nothing is compared in."""
+    """Return what compared plans must agree in: ranks, attention backend, compilation, offloading."""
     return way.placement.ranks, way.placement.kernel, way.placement.compile, way.offload

@@ -1,6 +1,6 @@
-"""A whole run, simulated: denoising by its method's player, stages by the schedule that the engine follows.
+"""Simulation of a whole run: denoising by its method's player, stages by the engine's own schedule.
 
-What is left out: what travels between stages (megabytes), files, and Python between steps.
+Left out are the data that travel between stages (megabytes), files, and Python's time between steps.
 """
 
 from __future__ import annotations
@@ -32,55 +32,58 @@ from paradit.trace.merge import Span
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """A way of using the ranks: a placement, and what it cannot say."""
+    """A candidate way of using the ranks: a placement, and what no placement holds."""
 
     placement: Placement
     coprocess: bool = False
-    """Decoders that do not denoise take a share of the attention while they are idle."""
+    """Whether idle decode ranks take a share of the attention (co-processing)."""
     offload: bool = False
-    """Weights move between host and device for every request (a rival; ParaDiT does not do it)."""
+    """Whether weights move between host and device for every request; a rival's technique, for comparison
+    only."""
     method: str = field(default_factory=lambda: METHODS.names()[0])
-    """How it is denoised: a method that the planner has a player for."""
+    """Name of the denoising method; one for which the planner has a player."""
     tile: int | None = None
-    """The side of decode tiles, in pixels; None: what the request and the placement say."""
+    """Side of the decode tiles in pixels; None: as the request and the placement say."""
 
     @property
     def player(self) -> Player:
-        """What simulates it."""
+        """Player that simulates the candidate's method."""
         return player_of(self.method)
 
     @property
     def kind(self) -> str:
-        """Its kind; the best of each kind is shown."""
+        """Kind of the candidate, such as "apart" or "replicas"; the best of each kind is shown."""
         return self.player.kind(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated:
-    """What came of a way."""
+    """Simulated cost of a candidate: times of its stages and videos, and the memory of its ranks."""
 
     way: Way
     choice: Choice
     seconds: float
-    """Of all requests."""
+    """Seconds that all requests take."""
     latency: float
-    """Of one request by itself."""
+    """Seconds that one request takes by itself."""
     first_frame: float
-    """Seconds until the first frames of the first video are there."""
+    """Seconds until the first frames of the first video are decoded."""
     step: float
-    """A denoising step; with co-processing one in which decoders help; of a block, on the slowest rank."""
+    """Seconds of a denoising step; with co-processing, of one that decoders help. For a long video, of the
+    longest block-step."""
     stages: Mapping[str, float]
     exposed: float
-    """Which part of a step the busiest rank waits for messages; of a long video's denoising, waits at all."""
+    """Fraction of a step for which the busiest rank waits for messages; for a long video, fraction of its
+    run for which that rank is idle."""
     idle: tuple[float, ...]
-    """Which part of the run each rank is in no stage."""
+    """Fraction of the run for which each rank is in no stage."""
     memory: tuple[int, ...]
     """Estimated peak bytes of each rank."""
 
 
 @dataclass(frozen=True)
 class Least:
-    """What a way takes at least, as of `Simulated`."""
+    """Lower bounds of a candidate's cost, known without simulating it; the fields are as in `Simulated`."""
 
     latency: float
     seconds: float
@@ -88,66 +91,69 @@ class Least:
 
 
 class Player(ABC):
-    """What the planner knows of a method: how its ways are simulated, and what is said of them."""
+    """Planner's model of a denoising method: simulates its candidates and describes them in words."""
 
     approximate = ""
-    """What is approximate about the method, to be said after its name; empty: it is exact."""
+    """What is approximate about the method, worded to follow its name; empty if it is exact."""
 
     @abstractmethod
     def request(self, simulator: Simulator) -> ResolvedRequest:
-        """Return which of the simulator's requests it makes."""
+        """Return the one of the simulator's requests that this method makes."""
 
     @abstractmethod
     def simulate(self, simulator: Simulator, way: Way, num_requests: int, choice: Choice) -> Simulated:
-        """Simulate so many requests."""
+        """Simulate `num_requests` requests on a candidate."""
 
     @abstractmethod
     def least(self, simulator: Simulator, way: Way, num_requests: int) -> Least:
-        """Return what a way takes at least, without being played."""
+        """Return lower bounds of a candidate's cost, without simulating it."""
 
     @abstractmethod
     def kind(self, way: Way) -> str:
-        """Return the kind of a way; the best of each kind is shown."""
+        """Return the kind of a candidate; the best of each kind is shown."""
 
     @abstractmethod
     def title(self, way: Way) -> str:
-        """Return what the method is called beside another."""
+        """Return the name of the method when it is listed beside others."""
 
     @abstractmethod
     def name(self, way: Way, choice: Choice) -> tuple[list[str], list[str]]:
-        """Return how ranks are used, and how they share attention, in words."""
+        """Return how the ranks are used, and how they share attention, each as a list of short texts."""
 
     @abstractmethod
     def waits(self, simulated: Simulated) -> str:
-        """Return what bounds a way whose ranks wait for much of the time."""
+        """Return in words what bounds a candidate whose ranks wait for much of the time."""
 
     @abstractmethod
     def placement(self, simulated: Simulated) -> Placement:
-        """Return the placement that runs it."""
+        """Return the placement with which a user runs the simulated candidate."""
 
     def ways(self, simulator: Simulator, num_requests: int) -> Iterator[Way]:  # noqa: ARG002
-        """The ways of making a long video, if it makes such; those of videos as a whole are in `search`."""
+        """Yield the ways of making a long video; none for methods that denoise a video as a whole.
+
+        Candidates of the latter are made in `planner.search`.
+        """
         yield from ()
 
     def divided(self, way: Way) -> list[str]:  # noqa: ARG002
-        """Return how ranks divide layers and tokens, in a few words."""
+        """Return short texts on how the ranks divide layers and tokens; empty if they divide no layers."""
         return []
 
     def sharers(self, way: Way) -> int:  # noqa: ARG002
-        """Number of ranks that share the tokens of a pipeline's stage; 1 for a video as a whole."""
+        """Return the number of ranks that share a layer slice's tokens; 1 for a video as a whole."""
         return 1
 
     def tokens(self, way: Way) -> str:  # noqa: ARG002
-        """Return on how many ranks a stage's tokens are, in words; empty if that is not a setting."""
+        """Return in words how many ranks share a layer slice's tokens; empty if that is not a setting."""
         return ""
 
     def stages(self, spans: Sequence[balance.Span], way: Way) -> Iterable[balance.Span]:  # noqa: ARG002
-        """Return when ranks are in the stages of requests, which were played one after the other."""
+        """Return the stages' spans, corrected if the method overlaps stages that were played in sequence."""
         return spans
 
     @abstractmethod
     def cautions(self, simulator: Simulator) -> Iterator[str]:
-        """What is not exact, or not sure, about its videos."""
+        """Yield warnings about videos of this method: what is not exact, or not certain to look right."""
 
     def compared(
         self,
@@ -155,19 +161,25 @@ class Player(ABC):
         simulated: Simulated,  # noqa: ARG002
         num_requests: int,  # noqa: ARG002
     ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
-        """For settings that no placement has: name, both values, what comes of the other, whether it fits."""
+        """Yield comparisons of settings that no placement has, each with the result of another value.
+
+        A comparison is (setting, value, other value, simulation with the other value, whether that fits).
+        """
         yield from ()
 
     @abstractmethod
     def spans(
         self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]
     ) -> Iterator[tuple[int, Span]]:
-        """Steps, messages and layers of each rank, beside the stages. denoised: where the requests are."""
+        """Yield (rank, span) of steps, messages and layers; stages come from elsewhere.
+
+        denoised: spans of the requests' denoise stages, which tell where the steps belong in time.
+        """
 
 
 @cache
 def player_of(method: str) -> Player:
-    """Return what simulates a method. Raises InputError if the planner does not know it."""
+    """Return the player that simulates a method. Raises InputError if the planner has none for it."""
     name = find_method(method).player
     if name is None:
         raise InputError(f"the planner does not know method {method}")
@@ -177,15 +189,16 @@ def player_of(method: str) -> Player:
 
 @dataclass(frozen=True, eq=False)
 class Simulator:
-    """Ways of making one kind of video with a model on a cluster. Steps that were played are remembered."""
+    """Simulator of one kind of video, made with a model on a cluster. Simulated steps are cached."""
 
     cluster: Cluster
     spec: ModelSpec
     request: ResolvedRequest
-    """Resolved; of several, the largest."""
+    """Resolved request to simulate; the largest, if a run has several."""
     dtype: str = "bf16"
     long: ResolvedRequest | None = None
-    """The same in blocks, where that is to be compared. Alone, where `request` is it too."""
+    """The same video as a request in frame blocks, if blocks are to be compared. Equal to `request` if the
+    video can only be made in blocks."""
 
     def __post_init__(self) -> None:
         """Raise InputError for a dtype that the devices do not compute in."""
@@ -193,21 +206,21 @@ class Simulator:
 
     @property
     def only_long(self) -> bool:
-        """Whether the video can be made in blocks only."""
+        """Whether the video can be made in frame blocks only."""
         return self.request == self.long
 
     def simulate(self, way: Way, num_requests: int, choice: Choice) -> Simulated:
-        """A way, with a form of attention, for so many requests of the kind."""
+        """Simulate a candidate with an attention choice, for `num_requests` requests of this kind."""
         return way.player.simulate(self, way, num_requests, choice)
 
     def request_of(self, way: Way) -> ResolvedRequest:
-        """As the way has it: its method, and its tiles."""
+        """Return the request as the candidate runs it: by its method, and with its decode tiles."""
         request = way.player.request(self)
         request = way.placement.tiled(request, self.spec)
         return replace(request, vae_tile=way.tile) if way.tile else request
 
     def stages_of(self, way: Way, steps: float) -> dict[str, float]:
-        """Seconds of each stage of one request, if its steps take so long."""
+        """Return the seconds of each stage of one request, if its denoising steps take `steps` seconds."""
         device, branches = self.cluster.device, self.branches
         stages = {
             "encode": encode_seconds(self.spec, device, self.dtype, branches),
@@ -222,18 +235,18 @@ class Simulator:
 
     @property
     def context(self) -> float:
-        """Seconds that every rank which denoises takes for the texts, before the first step."""
+        """Seconds that every denoise rank spends on the prompt embeddings before the first step."""
         return context_seconds(self.spec, self.cluster.device, self.dtype, self.branches)
 
     def decode_seconds(self, way: Way) -> float:
-        """Of a video's decode, by one rank or by several that share its tiles."""
+        """Return the seconds of a video's decode, on one rank or on several that share its tiles."""
         request, ranks = self.request_of(way), way.placement.decode_groups[0]
         size, tile, device = self.size_of(request), request.vae_tile, self.cluster.device
         computed = decode_seconds(self.spec.vae, device, "fp32", size, tile=tile, ranks=len(ranks))
         return computed + self._gather_tiles(request, ranks)
 
     def _gather_tiles(self, request: ResolvedRequest, ranks: tuple[int, ...]) -> float:
-        """Seconds until the first rank has the others' samples, in fp32, a latent frame's at a time."""
+        """Return the seconds to gather decoded tiles (fp32) on the first rank, one latent frame at a time."""
         frames, height, width = self.size_of(request)
         grid = self.spec.vae.grid(height, width, request.vae_tile)
         value = 3 * ITEMSIZE["fp32"] * self.spec.vae.spatial_compression**2 * frames
@@ -244,7 +257,7 @@ class Simulator:
         return max(busy.values(), default=0.0) + latency * latent_shape(request, self.spec)[1]
 
     def size_of(self, request: ResolvedRequest) -> tuple[int, int, int]:
-        """Frames, of which the last may be left out, height and width."""
+        """Return the (frames, height, width) that the decoder makes; the last frames may be cut off."""
         _, frames, *_ = latent_shape(request, self.spec)
         return (frames - 1) * self.spec.vae.temporal_compression + 1, request.height, request.width
 
@@ -254,11 +267,11 @@ class Simulator:
 
     @property
     def tokens(self) -> int:
-        """Of the video."""
+        """Number of tokens of the whole video."""
         return self.spec.tokens(*self.size_of(self.request))
 
     def memory_parts(self, way: Way) -> list[dict[str, int]]:
-        """Estimated bytes of each rank, by part."""
+        """Return each rank's estimated bytes by part, such as "weights" or "decode", and its "peak"."""
         request, itemsize = self.request_of(way), ITEMSIZE[self.dtype]
         parts = method_of(request).memory_by_rank(way.placement, request, self.spec, itemsize)
         if not way.offload:
@@ -272,11 +285,11 @@ class Simulator:
         ]
 
     def memory(self, way: Way) -> tuple[int, ...]:
-        """Estimated peak bytes of each rank."""
+        """Return the estimated peak bytes of each rank."""
         return tuple(parts["peak"] for parts in self.memory_parts(way))
 
     def fits(self, way: Way) -> bool:
-        """Whether there is memory for a way, by these estimates."""
+        """Return whether each rank's estimated peak fits the device's memory."""
         return max(self.memory(way)) <= self.cluster.device.memory
 
     def _weights(self, stage: str) -> int:

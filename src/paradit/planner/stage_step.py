@@ -1,7 +1,7 @@
-"""A block-step in the layers of a pipeline's stage, whose ranks may share its tokens.
+"""Costs of a block-step in one layer slice of a pipeline, whose ranks may share its tokens.
 
-Its exchanges are those of `planner.step`, played with all stages at once, as in the middle of a video: where
-their messages share a host, all are slower for it.
+Its exchanges are those of `planner.step`. They are simulated for all layer slices at once, as in the middle
+of a video, because messages that share a host slow each other down.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from paradit.planner.step import Branch, forward
 from paradit.scheduling.block_queue import BlockStep
 
 Kind = tuple[int, int, int, int]
-"""Of a block-step, all that its costs depend on: its frames, those computed before and after them, and all
-that are attended to."""
+"""Key of a block-step's cost, in latent frames: the block's own, those computed before and after them, and
+all that are attended to."""
 
 
 def kind_of(step: BlockStep) -> Kind:
@@ -27,17 +27,17 @@ def kind_of(step: BlockStep) -> Kind:
 
 
 PLAYED_LAYERS = 8
-"""So many together say what a layer's exchanges take."""
+"""Number of layers that are simulated together to find how long one layer's exchanges take."""
 
 
 @dataclass(frozen=True)
 class StageSeconds:
-    """What a stage's layers take."""
+    """Seconds of a block-step in one layer slice."""
 
     computing: tuple[float, ...]
-    """Of each of the ranks that share the tokens."""
+    """Seconds that each of the ranks that share the tokens computes."""
     exposed: float
-    """For which the one that computes longest waits for messages."""
+    """Seconds for which the rank that computes longest waits for messages."""
 
     @property
     def seconds(self) -> float:
@@ -46,22 +46,22 @@ class StageSeconds:
 
 @dataclass(frozen=True, eq=False)
 class StageSteps:
-    """Block-steps of ranks that share tokens, in layers that are all alike, of one guidance branch."""
+    """Costs of one guidance branch's block-steps on teams of ranks that share tokens; layers are alike."""
 
     cluster: Cluster
     spec: ModelSpec
     dtype: str
     teams: tuple[tuple[int, ...], ...]
-    """The cluster's ranks that share tokens, of all stages and branches."""
+    """Teams of cluster ranks that share tokens, for all layer slices and guidance branches."""
     tokens: int
-    """Of a latent frame."""
+    """Number of tokens in a latent frame."""
 
     @cached_property
     def _known(self) -> dict[tuple[Kind, int], StageSeconds]:
         return {}
 
     def seconds(self, kind: Kind, layers: int) -> StageSeconds:
-        """In so many layers."""
+        """Return the seconds of a block-step of this kind in `layers` layers; cached."""
         if (kind, layers) not in self._known:
             self._known[kind, layers] = StageSeconds(
                 self.computing(kind, layers), layers * self._layer(kind).exposed
@@ -69,7 +69,10 @@ class StageSteps:
         return self._known[kind, layers]
 
     def computing(self, kind: Kind, layers: int) -> tuple[float, ...]:
-        """Without the exchanges."""
+        """Return the seconds that each rank computes for a block-step in `layers` layers.
+
+        Exchanges are not included.
+        """
         shares, *_, window = self.shares(kind), *kind
         costs = [self._costs(held, window * self.tokens) for held in shares.tokens]
         return tuple(
@@ -78,20 +81,20 @@ class StageSteps:
         )
 
     def sent(self, kind: Kind, layers: int) -> list[list[float]]:
-        """Bytes that the i-th of a team sends to the j-th in its exchanges."""
+        """Return the bytes of a team's exchanges, [i][j] from its i-th rank to its j-th."""
         tables = [message.table for message in window_moves(self._branch(kind, self.teams[0]))]
         ranks = range(len(self.teams[0]))
         return [[layers * sum(table[i][j] for table in tables) for j in ranks] for i in ranks]
 
     def shares(self, kind: Kind) -> Shares:
-        """Who holds and computes what, as `sampling.block_window`."""
+        """Return each rank's tokens and attention work, as `sampling.block_window` divides them."""
         frames, left, right, _ = kind
         computed, heads = (left + frames + right) * self.tokens, self.spec.transformers[0].num_attention_heads
         return Shares.equal(computed, heads, len(self.teams[0]), self.text_rows)
 
     @cached_property
     def text_rows(self) -> int:
-        """Of the text, which goes through the layers with the tokens, in a joint-attention model."""
+        """Number of text tokens that go through the layers with the video's; 0 without joint attention."""
         return replicated_rows(self.spec.transformers[0], self.spec.text_length)
 
     def _layer(self, kind: Kind) -> StageSeconds:

@@ -1,8 +1,8 @@
-"""A denoising step, played layer by layer: what each rank computes, and what travels meanwhile.
+"""Simulation of a denoising step, layer by layer: what each rank computes, and what travels meanwhile.
 
-What a rank does in a layer stands beside the attention that it mirrors (`attention.registry.Form.layer`), and
-asks the same shares and boxes for what travels (`distributed.shares`); `tests/test_planner.py` holds the
-times against a rehearsal of the program itself (`tuning.rehearsal`).
+The simulated layer of each attention form is defined next to the form (`attention.registry.Form.layer`). It
+takes the data that travel from the same shares and boxes as the real program (`distributed.shares`).
+`tests/test_planner.py` compares the times with a rehearsal of that program (`tuning.rehearsal`).
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from paradit.planner.events import Compute, Message, Played, Post, Step, Wait, i
 from paradit.planner.hardware import Cluster
 
 PLAYED_LAYERS = 4
-"""After so many the others take as long as the last of them: layers are alike."""
+"""Number of layers that are simulated; each further layer is taken to be as long as the last of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """Ranks that share the attention of a branch, or of several in one batch."""
+    """Ranks that share the attention of one guidance branch, or of several in one batch."""
 
     cluster: Cluster
     ranks: tuple[int, ...]
-    """Of the cluster; helpers, which hold no tokens, are the last ones."""
+    """Ranks of the cluster; helpers, which hold no tokens, come last."""
     shares: Shares
     costs: Sequence[BlockSeconds]
-    """Of each of the ranks."""
+    """Transformer block costs of each rank."""
     row_bytes: int
-    """Of a (token, head) row, of all videos in the batch."""
+    """Bytes of one (token, head) row, for all videos in the batch."""
     batch: int
 
     @property
@@ -39,39 +39,42 @@ class Branch:
         return [[self.shares.tokens_of(rank)] for rank in range(self.shares.num_ranks)]
 
     def inward(self, name: str, *targets: Boxes) -> Message:
-        """A message of all ranks, of their tokens: a tensor to each of the targets."""
+        """Return the message in which every rank sends one tensor of its tokens to each of the targets."""
         text = [self.shares.replicated] if self.shares.num_replicated else []
         helpers = self.shares.num_helpers
         return self._moved(name, [rows_between(self.tokens, target, text, helpers) for target in targets])
 
     def results(self, work: Boxes) -> Message:
-        """Attended values on their way back."""
+        """Return the message that carries attention results back to the ranks that hold the tokens."""
         held = [self.shares.held_by(rank) for rank in range(self.shares.num_ranks)]
         return self._moved("results", [rows_between(work, held)])
 
     def _moved(self, name: str, tables: Sequence[Sequence[Sequence[int]]]) -> Message:
-        """As many rows as the tables say together."""
+        """Return a message of as many rows, between each two ranks, as the tables add up to."""
         ranks = range(self.shares.num_ranks)
         sent = [[self.row_bytes * sum(table[i][j] for table in tables) for j in ranks] for i in ranks]
         return self.message(name, self.ranks, sent)
 
     def message(self, name: str, ranks: Sequence[int], sent: Sequence[Sequence[float]]) -> Message:
-        """Bytes from the i-th of `ranks` to the j-th."""
+        """Return a message of `sent[i][j]` bytes from the i-th to the j-th of `ranks`."""
         busy, latency = self.cluster.transfer(ranks, sent)
         posting = self.cluster.device.posting if busy else 0.0
         return Message(name, tuple(ranks), busy, latency, sent, posting)
 
     def attention(self, rank: int, head_rows: float, beside: float = 0.0) -> Compute:
-        """The `rank`-th of the ranks computes so many pieces of each video, beside so long messages."""
+        """Return the attention of `head_rows` (head, query row) pairs per video on the `rank`-th rank.
+
+        beside: seconds for which messages travel meanwhile, which slow it down.
+        """
         return Compute("attention", self.costs[rank].attention(self.batch * head_rows, beside))
 
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """A message of all ranks of a branch, which those that hold tokens begin together.
+    """Exchange of data among all ranks of a branch, which the ranks that hold tokens begin together.
 
-    Helpers compute other things meanwhile, and between two ranks messages travel when both are ready
-    (`distributed.transport`, `point_to_point`). So what a helper sends and gets is a message by itself.
+    Helpers may still be computing then. Data between two ranks travel as soon as both are ready
+    (`distributed.transport`, `point_to_point`), so a helper's data form a message of their own.
     """
 
     branch: Branch
@@ -83,7 +86,10 @@ class Exchange:
 
     @cached_property
     def _parts(self) -> list[Message]:
-        """Of those that hold tokens, and of these with each helper; ranks without bytes take no part."""
+        """Messages of the exchange: one among the ranks that hold tokens, and one of these with each helper.
+
+        Ranks that neither send nor receive bytes take no part.
+        """
         shares, table = self.branch.shares, self.whole.table
         if not shares.num_helpers:
             return [self.whole]
@@ -105,37 +111,42 @@ class Exchange:
         return own or [Post((key, "nothing", rank), self.branch.message(self.whole.name, [one], [[0.0]]))]
 
     def post(self, rank: int, key: Hashable) -> Iterator[Step]:
-        """What the `rank`-th of the branch begins."""
+        """Yield the steps with which the branch's `rank`-th rank begins its part of the exchange."""
         yield from self._of(rank, key)
 
     def wait(self, rank: int, key: Hashable) -> Iterator[Step]:
-        """Until all that it sends and gets has arrived."""
+        """Yield the waits until all that the branch's `rank`-th rank sends and receives has arrived."""
         for number, post in enumerate(self._of(rank, key)):
             yield Wait(post.key, same_turn=number > 0)
 
 
 Layer = Callable[[int, Hashable], Iterator[Step]]
-"""(rank's place in the branch, key of the layer) -> what the rank does in a layer."""
+"""Type of a function that takes a rank's place in the branch and a layer's key, and yields what the rank
+does in that layer."""
 
 
 @dataclass(frozen=True)
 class Forward:
-    """All layers of a step."""
+    """Simulated times of all layers of a denoising step."""
 
     seconds: float
     computing: tuple[float, ...]
-    """Seconds that each rank of the cluster's computes."""
+    """Seconds that each rank computes, by ascending rank."""
 
     @property
     def exposed(self) -> float:
-        """Seconds in which the rank that computes longest waits for messages."""
+        """Seconds for which the rank that computes longest waits for messages."""
         return self.seconds - max(self.computing)
 
 
 def forward(
     branches: Sequence[tuple[Branch, Layer]], num_layers: int, streams: int = 1, lag: int = 0
 ) -> Forward:
-    """Branches on ranks of their own, each in so many streams side by side, through all layers."""
+    """Simulate all layers of a step for branches on disjoint ranks; long models are extrapolated.
+
+    streams: number of streams of work that each rank interleaves. lag: turns by which each starts after the
+    one before it.
+    """
     few = min(num_layers, PLAYED_LAYERS)
     last = play_layers(branches, few, streams, lag)
     if few == num_layers:
@@ -149,7 +160,11 @@ def forward(
 def play_layers(
     branches: Sequence[tuple[Branch, Layer]], num_layers: int, streams: int = 1, lag: int = 0
 ) -> Played:
-    """The same, every layer played. Ranks are counted among those of the branches, in ascending order."""
+    """Simulate every layer of a step for branches on disjoint ranks.
+
+    Ranks of the result are numbered from 0, in ascending order of the branches' ranks. streams, lag: as for
+    `forward`.
+    """
     programs: dict[int, Iterator[Step]] = {}
     for number, (branch, layer) in enumerate(branches):
         for place, rank in enumerate(branch.ranks):

@@ -1,7 +1,7 @@
-"""A simulated run as spans of each rank, in the form of a trace (`trace.merge.chrome_trace`).
+"""Convert a simulated run to spans of each rank, in the form of a trace (`trace.merge.chrome_trace`).
 
-Stages and steps of the whole run; messages, waits and layers of the first step only, since the others are
-like it. Of a long video every block-step with its messages.
+Stages and steps are those of the whole run; messages, waits and layers those of the first step only, because
+all others are like it. A long video has every block-step with its messages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NANO = 1e9
 
 
 def timeline(simulator: Simulator, simulated: Simulated, num_requests: int) -> dict[int, list[Span]]:
-    """The spans of each rank, in nanoseconds from 0."""
+    """Return the simulated spans of each rank, in nanoseconds from 0."""
     way = simulated.way
     spans = balance.play(way.placement, num_requests, simulated.stages)
     by_rank: dict[int, list[Span]] = {rank: [] for rank in range(way.placement.ranks)}
@@ -34,7 +34,11 @@ def timeline(simulator: Simulator, simulated: Simulated, num_requests: int) -> d
 def played_spans(
     played: Played, ranks: Iterable[Sequence[int]], start: float, computing: str, waiting: str
 ) -> Iterator[tuple[int, Span]]:
-    """(rank, span) of what was played from `start` on. ranks: of the cluster, which each program is of."""
+    """Yield (rank, span) of played programs, shifted to begin at `start` seconds.
+
+    ranks: for each program, the cluster's ranks that it stands for. computing, waiting: categories of the
+    spans.
+    """
     numbered = {f"rank {place}": of for place, of in enumerate(ranks)}
     for category, uses in ((computing, played.uses), (waiting, played.waits)):
         for use in uses:
@@ -51,5 +55,5 @@ def played_spans(
 
 
 def span_of(name: str, category: str, begin: float, end: float, **about: int) -> Span:
-    """A span, of seconds."""
+    """Return a span whose begin and end are given in seconds; `about` holds its arguments."""
     return Span(name, category, round(begin * NANO), round(end * NANO), about)

@@ -1,4 +1,4 @@
-"""The player of videos that are denoised as a whole: every step alike, by `planner.whole_step`."""
+"""Player of full-sequence videos for the planner: all steps cost the same, as `planner.whole_step` says."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from paradit.trace.merge import Span
 from paradit.trace.spans import EXCHANGE, LAYER, STEP
 
 HELPERS_WORK = (1.0, 0.75, 0.5, 0.25)
-"""Shares of a co-processing decoder that are tried, in parts of an equal one."""
+"""Attention shares of a co-processing decode rank that are tried, as fractions of an equal share."""
 
 
 class Whole(Player):
-    """All latents at once."""
+    """Player of the full-sequence method, which denoises all latents of a video at once."""
 
     def request(self, simulator: Simulator) -> ResolvedRequest:
         return simulator.request
@@ -66,7 +66,7 @@ class Whole(Player):
         raise NotImplementedError("videos as a whole are played at once")
 
     def kind(self, way: Way) -> str:
-        """together, apart, apart with co-processing, or replicas."""
+        """Return "together", "apart" or "replicas"; with co-processing ", co-processing" follows."""
         if way.placement.replicas > 1:
             return "replicas"
         kind = "apart" if name_of(way.placement).startswith("apart") else "together"
@@ -101,7 +101,7 @@ class Whole(Player):
     def spans(
         self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]
     ) -> Iterator[tuple[int, Span]]:
-        """Steps of every request; messages, waits and layers of the first step: the others are like it."""
+        """Yield (rank, span) of every request's steps, and of the first step's messages, waits and layers."""
         steps = simulator.request.num_inference_steps
         for one in denoised:
             length = (one.end - one.start) / steps
@@ -115,7 +115,7 @@ class Whole(Player):
 
 
 def played_step(simulator: Simulator, way: Way, choice: Choice) -> tuple[Played, list[int]]:
-    """A denoising step, every layer played, and the cluster's ranks that take part, in its order."""
+    """Simulate all layers of a denoising step; return the result and its cluster ranks, ascending."""
     group = group_of(way.placement)
     if way.coprocess:
         group = helped_group(simulator, way.placement, choice)
@@ -125,7 +125,7 @@ def played_step(simulator: Simulator, way: Way, choice: Choice) -> tuple[Played,
 
 
 def helped_group(simulator: Simulator, placement: Placement, choice: Choice) -> Group:
-    """The group with the share for decoders that makes a step quickest, none included."""
+    """Return the step's group with the share of work for idle decode ranks, or none, that is fastest."""
     groups = [group_of(placement, part) for part in (0.0, *HELPERS_WORK)]
     return min(groups, key=lambda group: simulated_step(simulator, group, choice).seconds)
 
@@ -133,7 +133,11 @@ def helped_group(simulator: Simulator, placement: Placement, choice: Choice) -> 
 def _help(
     placement: Placement, stages: Mapping[str, float], steps: int, alone: float, helped: float
 ) -> float:
-    """What help changes of a request's denoising: decoders give it while they are in no stage."""
+    """Return the change in a request's denoise seconds if decode ranks help while they are in no stage.
+
+    alone, helped: seconds of a step without help and with it. The result is negative if help makes a step
+    faster.
+    """
     decoders = len(placement.decode_groups)
     encodes = stages["encode"] if placement.encode_ranks[0] in placement.decode_ranks else 0.0
     busy = min(stages["denoise"], (stages["decode"] + encodes) / decoders)

@@ -1,6 +1,6 @@
-"""A denoising step of a placement: who shares which branch with whom, and the gathering at its end.
+"""A denoising step of a video as a whole: the ranks that share each guidance branch, and the final gather.
 
-What its ranks do in a layer is `planner.step`'s.
+What the ranks do in a layer is simulated by `planner.step`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from paradit.planner.step import Branch, Forward, Layer, forward
 
 
 class Video(Protocol):
-    """A video on a cluster, as far as its steps depend on it."""
+    """Protocol of a video on a cluster, with all that the cost of its steps depends on."""
 
     @property
     def cluster(self) -> Cluster: ...
@@ -41,7 +41,7 @@ class Video(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """All of a placement that a step depends on."""
+    """Parts of a placement on which the cost of a denoising step depends; a key of the step cache."""
 
     ranks: tuple[int, ...]
     helpers: tuple[int, ...]
@@ -52,7 +52,10 @@ class Group:
 
 
 def group_of(placement: Placement, share: float = 0.0) -> Group:
-    """share: of each helper, in parts of an equal one."""
+    """Return the group that denoises in a placement.
+
+    share: attention work of each helping decode rank, as a fraction of an equal share; 0: none helps.
+    """
     helpers = tuple(rank for rank in placement.decode_ranks if rank not in placement.denoise_ranks)
     return Group(
         ranks=placement.denoise_ranks,
@@ -72,7 +75,10 @@ def simulated_step(simulator: Video, group: Group, choice: Choice) -> Forward:
 
 
 def branches_of(simulator: Video, group: Group, choice: Choice) -> tuple[list[tuple[Branch, Layer]], int]:
-    """Of all replicas, with their layers; and in how many streams each is computed."""
+    """Return the branches of all replicas with their simulated layers, and the number of streams of each.
+
+    A rank interleaves the streams of its branch.
+    """
     spec, text = simulator.spec.transformers[0], simulator.spec.text_length
     computed = simulator.branches // group.cfg_degree
     # One process takes a branch after the other; several have them in one batch, or side by side, and so has
@@ -122,7 +128,7 @@ def _shares(simulator: Video, size: int, group: Group) -> Shares:
 
 
 def _gather(simulator: Video, group: Group) -> float:
-    """Seconds until every rank has the predictions of all, at the end of a step."""
+    """Return the seconds until every rank has all predictions, at the end of a step."""
     number = len(group.ranks)
     if number == 1:
         return 0.0

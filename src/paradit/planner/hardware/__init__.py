@@ -1,15 +1,15 @@
-"""Devices, links and how machines are made of them, read from data files. Torch-free.
+"""Hardware as data: devices, links, and clusters made of them, read from TOML files. Imports no torch.
 
-`8xL40` is a machine of eight; `2x8xH100` two machines of eight (`notation.py`). A name may also be that of a
-`.toml` file: what `paradit calibrate` measured on a machine. It has tables as in devices.toml and links.toml,
-a device `this`, and `ranks`:
+`8xL40` is a machine of eight devices; `2x8xH100` is two machines of eight (`notation.py`). A name may also be
+the path to a `.toml` file of what `paradit calibrate` measured on a machine. It has tables as in devices.toml
+and links.toml, a device `this`, and `ranks`:
 
     ranks = 8                    # devices of a machine
     machines = 1
-    [devices.this]               # as in devices.toml; `reach` as measured, where it differs by dtype
+    [devices.this]               # as in devices.toml; `reach` as measured, by dtype if it differs
     [links.within]               # as in links.toml
-    [links.pair]                 # of neighbours (0 and 1, 2 and 3, ...), where they have a link of their own
-    [residuals]                  # what was measured, and what the formulas say of it; for people
+    [links.pair]                 # of neighbours (0 and 1, 2 and 3, ...), if they have their own link
+    [residuals]                  # measured and predicted times; for people
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ from paradit.files import read_text
 from paradit.planner.hardware.notation import read_gpus
 
 MOST = 1e30
-"""The largest figure of a device or a link: one that stands for no limit."""
+"""Largest value of a device's or link's figure; large enough to mean "no limit"."""
 HEAD_MULTIPLE = 16
-"""Attention kernels compute a head's channels in so many at once: vector and tensor cores are so wide."""
+"""Multiple to which attention kernels round up the channels of a head: the width of vector and tensor
+cores."""
 _LINKS = ("link", "pair", "network")
-"""What a device's table says of its links, beside its figures; and `size`, by which people know it."""
+"""Keys of a device's table that name its links, rather than figures. (Another such key is `size`, part of
+the name that people use.)"""
 Figure = Annotated[float, Option(least=ABOVE_ZERO, most=MOST)]
 FigureOrNone = Annotated[float, Option(least=0, most=MOST)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One GPU; see devices.toml for the fields."""
+    """Figures of one GPU; devices.toml describes the fields."""
 
     name: str
     dense: Annotated[Mapping[str, float], Option(least=ABOVE_ZERO, most=MOST)]
@@ -53,11 +55,11 @@ class Device:
     narrow: FigureOrNone
     posting: FigureOrNone = 0.0
     reach: Annotated[Mapping[str, float | Mapping[str, float]], Option(least=ABOVE_ZERO, most=MOST)]
-    """A number, or one for each dtype."""
+    """Efficiency by kind of kernel, as a fraction of the peak rate: a number, or one for each dtype."""
     source: str
 
     def __post_init__(self) -> None:
-        """Raise InputError for a figure that is not a number, or not one of its kind."""
+        """Raise InputError for a figure that is not a valid number, or not one of its kind."""
         check(self)
         if not {"bf16", "fp32"} & set(self.dense):
             raise InputError(f"dense must have bf16 or fp32, got {shown(dict(self.dense))}")
@@ -73,19 +75,26 @@ class Device:
             raise InputError(f"dtype {dtype} is not one that a {self.name} computes in: use dtype {has}")
 
     def rate(self, kind: str, dtype: str) -> float:
-        """FLOP/s that large kernels of a kind (`product`, `flash`, `efficient`, `convolution`) reach."""
+        """Return the FLOP/s that large kernels of a kind reach.
+
+        kind: `product`, `flash`, `efficient` or `convolution`.
+        """
         reach = self.reach[kind]
         return self.dense[dtype] * (reach[dtype] if isinstance(reach, Mapping) else reach)
 
     def attention_rate(self, kernel: str, dtype: str, head_dim: int) -> float:
-        """FLOP/s of an attention kernel's two products: the narrower the heads, the more is besides them."""
+        """Return the FLOP/s that an attention kernel reaches in its two products; lower for narrow heads.
+
+        Work per query and key besides the products (`softmax`) weighs more, the narrower the heads are.
+        """
         computed = -(-head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
         return self.rate(kernel, dtype) * head_dim / (computed + self.softmax)
 
     def convolution_rate(self, dtype: str) -> float:
-        """FLOP/s that large convolutions reach.
+        """Return the FLOP/s that large convolutions reach.
 
-        torch lets cuDNN use TF32 for those in fp32, at half the rate of bf16. What has bf16 has TF32.
+        torch lets cuDNN use TF32 for fp32 convolutions, at half the rate of bf16. Devices that have bf16 have
+        TF32.
         """
         if "bf16" not in self.dense:
             return self.rate("convolution", dtype)
@@ -93,29 +102,30 @@ class Device:
 
     @property
     def copy_rate(self) -> float:
-        """Bytes/s that are read or written."""
+        """Bytes/s at which kernels read or write memory."""
         reach = self.reach["memory"]
         assert not isinstance(reach, Mapping)
         return self.memory_bandwidth * reach
 
     @property
     def crowding(self) -> float:
-        """How much longer computing takes beside messages that travel, in parts of its time."""
+        """Slowdown of computing while messages travel, as a fraction of the computing time."""
         return (
             self.message_units / (self.units - self.message_units) if self.units > self.message_units else 0.0
         )
 
     def filled(self, tiles: float) -> float:
-        """Which part of its rate a kernel of so many tiles reaches: its last wave is half empty, on average.
+        """Return the fraction of its full rate that a kernel of this many tiles reaches.
 
-        A tile is what a streaming multiprocessor computes at once; a wave, one for each of them.
+        A tile is what a streaming multiprocessor computes at once; a wave is one tile for each of them. The
+        last wave of a kernel is half empty on average.
         """
         return tiles / (tiles + self.units / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """See links.toml for the fields."""
+    """Figures of one kind of link between devices; links.toml describes the fields."""
 
     name: str
     latency: FigureOrNone
@@ -126,27 +136,27 @@ class Link:
     source: str = ""
 
     def __post_init__(self) -> None:
-        """Raise InputError for a figure that is not a number, or not one of its kind."""
+        """Raise InputError for a figure that is not a valid number, or not one of its kind."""
         check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Equal machines of equal devices. Ranks are counted machine by machine."""
+    """Cluster of equal machines of equal devices. Ranks are numbered machine by machine."""
 
     device: Device
     devices: int
-    """In a machine."""
+    """Number of devices in a machine."""
     machines: int = 1
     link: Link
-    """Between devices of a machine."""
+    """Link between devices of a machine."""
     pair: Link | None = None
-    """Between neighbours, where they have a link of their own."""
+    """Link between neighbouring devices, if they have one of their own."""
     network: Link
-    """Between machines."""
+    """Link between machines."""
 
     def __post_init__(self) -> None:
-        """Raise InputError for more devices than are planned for."""
+        """Raise InputError if the cluster has more devices than the planner supports."""
         whole("machines", self.machines, most=MAX_RANKS)
         whole("ranks", self.devices, most=MAX_RANKS // self.machines)
 
@@ -160,7 +170,7 @@ class Cluster:
         return f"{machines}{self.devices}x{self.device.name}"
 
     def between(self, sender: int, receiver: int) -> Link:
-        """The link that messages from one rank to another take."""
+        """Return the link that messages from one rank to another take."""
         if sender // self.devices != receiver // self.devices:
             return self.network
         if self.pair is not None and are_neighbours(sender, receiver):
@@ -170,10 +180,10 @@ class Cluster:
     def transfer(
         self, ranks: Sequence[int], sent: Sequence[Sequence[float]]
     ) -> tuple[dict[str, float], float]:
-        """What ranks need to send each other so many bytes at once, `sent[i][j]` from the i-th to the j-th.
+        """Return (busy seconds of each resource, latency in seconds) of bytes that ranks send at once.
 
-        Returns the seconds for which each resource is busy, and the latency. A resource is one direction
-        of one rank's port, the way between two ranks, or what all ranks of a machine share.
+        `sent[i][j]` bytes go from the i-th to the j-th of the ranks. A resource is one direction of one
+        rank's port, the path between two ranks, or what all ranks of a machine share.
         """
         busy: dict[str, float] = {}
         latency = 0.0
@@ -197,17 +207,17 @@ class Cluster:
 
 
 def are_neighbours(rank: int, other: int) -> bool:
-    """Whether two ranks of a machine are such as have a link of their own, if any have."""
+    """Return whether two ranks are numbered 0 and 1, 2 and 3, ...: a pair that may have a link of its own."""
     return rank // 2 == other // 2
 
 
 def known_devices() -> list[str]:
-    """Names of the devices in devices.toml."""
+    """Return the names of the devices in devices.toml."""
     return [name for name in _table("devices") if name != "defaults"]
 
 
 def find_cluster(name: str) -> Cluster:
-    """A cluster by its notation, or from a `.toml` file. Raises InputError."""
+    """Return the cluster that a notation or a `.toml` file describes. Raises InputError if it is invalid."""
     if name.endswith(".toml"):
         return _read_machine(Path(name))
     tables, links = _table("devices"), _table("links")
@@ -246,14 +256,14 @@ def _cluster(
 
 @dataclass(frozen=True, kw_only=True)
 class _MachineFile:
-    """What `paradit calibrate` writes."""
+    """Content of a machine file, which `paradit calibrate` writes."""
 
     ranks: int
     machines: int = 1
     devices: Mapping[Literal["this"], dict[str, Any]]
     links: Mapping[str, dict[str, Any]]
     residuals: dict[str, Any] = field(default_factory=dict)
-    """For people."""
+    """Measured and predicted times, for people; the planner does not read them."""
 
 
 def _read_machine(path: Path) -> Cluster:

@@ -1,7 +1,8 @@
-"""Devices and how many of them, as people write them.
+"""Parser of the text that names devices and their number, as people write them.
 
-`8xL40`, `2x8xH100` (two machines), "8 x RTX 4090", `H100*8`, "NVIDIA A100-SXM4-80GB". A name may say who made
-the device, its memory, and whether it is a module or a card; what it says must be true of the device.
+Examples: `8xL40`, `2x8xH100` (two machines), "8 x RTX 4090", `H100*8`, "NVIDIA A100-SXM4-80GB". A name may
+include the device's maker, its memory, and whether it is a module or a card; what it includes must be true of
+the device.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from paradit.config.limits import MAX_RANKS, digits, shown
 
 _BY = r"\s*[xX*\u00d7]\s*"
 _NAMED = re.compile(r"[^\W\d_xX]|\d{3}")
-"""A device's name has a letter, or is a number such as 4090."""
+"""Pattern that a device's name must contain: a letter, or a number such as 4090."""
 _COUNTS_FIRST = re.compile(rf"(?:(?:(?P<machines>\d+){_BY})?(?P<devices>\d+)(?:{_BY}|\s+))?(?P<name>.+)")
 _COUNT_LAST = re.compile(rf"(?P<name>.+?){_BY}(?P<devices>\d+)")
 _NOISE = re.compile(r"nvidia|amd|geforce|tesla|instinct|rtx|gpus?|tensor|core|generation|hbm\w*|gddr\w*")
@@ -25,7 +26,7 @@ _SIZE = re.compile(r"(\d+)gi?b?")
 
 
 def read_gpus(text: str, devices: Mapping[str, Mapping[str, Any]]) -> tuple[int, int, str]:
-    """Return machines, devices of each, and the device's key among `devices`. Raises InputError."""
+    """Return (machines, devices per machine, key of the device in `devices`). Raises InputError."""
     if not _NAMED.search(text):
         raise InputError(f"gpus are written like 8xL40 or 2x8xH100, or name a .toml file; got {shown(text)}")
     readings = list(_readings(" ".join(text.split())))
@@ -40,7 +41,10 @@ def read_gpus(text: str, devices: Mapping[str, Mapping[str, Any]]) -> tuple[int,
 
 
 def _readings(text: str) -> Iterator[tuple[int, int, str]]:
-    """Ways to read it: a number may be a count or the name of a device, as in `4090`."""
+    """Yield the possible readings of the text, as (machines, devices, name).
+
+    A number may be a count or the name of a device, as in `4090`.
+    """
     for pattern in (_COUNTS_FIRST, _COUNT_LAST):
         if (match := pattern.fullmatch(text)) is not None:
             counts = {name: value for name, value in match.groupdict().items() if value is not None}
@@ -64,7 +68,10 @@ def _find(name: str, devices: Mapping[str, Mapping[str, Any]]) -> str | None:
 
 
 def _parts(name: str) -> tuple[str, int | None, set[str]]:
-    """What is left of a name without its maker and the like; the memory that it says, in GB; its form."""
+    """Split a device name into its bare model, the memory that it states (GB, or None), and its forms.
+
+    The bare model is without the maker and the like. A form is "module" or "card".
+    """
     text = re.sub(r"(\d)\s+(gi?b)\b", r"\1\2", name.lower())
     text = re.sub(r"^rtx(?=\w)|(?<=\w)(?=sxm\d?\b)", " ", text)
     rest, size, forms = "", None, set()
