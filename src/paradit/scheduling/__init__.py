@@ -1,1 +1,1 @@
-"""Which work runs where, and in which order: pure decisions, without torch and without a clock."""
+"""Decisions on which work runs on which rank, and in which order. Pure functions: no torch, no clock."""

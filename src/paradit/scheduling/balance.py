@@ -1,8 +1,8 @@
-"""Which ranks should do what, so that so many videos are there soonest: every way is played through.
+"""Choose how the ranks divide the stages so that all videos finish first, by simulating every candidate.
 
-`play` runs the programs of `scheduling.stages` against given seconds, as ranks do: in order, waiting for each
-other's data and for channels that are full. `choose` compares ways of using the ranks by it: all stages
-together, denoising and decoding apart (DeDiVAE, arXiv 2511.12056), and replicas.
+`play` runs the programs of `scheduling.stages` with given durations, as ranks do: in order, waiting for each
+other's data and for channels that are full. `choose` compares the resulting times of the candidates: all
+stages together, denoising and decoding apart (DeDiVAE, arXiv 2511.12056), and replicas.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, steps
 
 Seconds = Annotated[float, Option(least=0, most=MAX_SECONDS)]
 Step = tuple[str, int]
-"""(stage, request)."""
+"""Type of a stage of a request: (stage, request number)."""
 MARGIN = 0.03
-"""How much quicker than the plainest way, in parts of its time, another must come out to be taken."""
+"""Fraction by which another candidate must be faster than the plainest one to be chosen."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """When a request is in a stage, and on which ranks."""
+    """Interval in which a request is in a stage, and the ranks that work on it."""
 
     stage: str
     request: int
@@ -41,37 +41,37 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSeconds:
-    """What the stages of a request take, as measured on so many ranks."""
+    """Measured seconds of a request's stages, on `ranks` ranks."""
 
     ranks: Annotated[int, Option(least=1)]
     encode: Seconds
-    """Of all its texts."""
+    """Seconds to encode all texts of a request."""
     context: Seconds
-    """What every rank computes of the texts before the first step."""
+    """Seconds that every denoise rank spends on the prompt embeddings before the first step."""
     step: Seconds
-    """A denoising step on one rank."""
+    """Seconds of a denoising step on one rank."""
     step_together: Seconds
-    """A denoising step on all ranks."""
+    """Seconds of a denoising step that all ranks share."""
     decode: Seconds
 
     def denoise(self, num_ranks: int, num_inference_steps: int) -> float:
-        """On so many ranks: what one rank takes divided by them, and what sharing adds to that.
+        """Return the seconds of denoising on `num_ranks` ranks: one rank's time divided, plus overhead.
 
-        The latter is known of all ranks only, and taken to be the same for fewer of them.
+        The overhead of sharing is measured with all ranks only, and taken to be the same for fewer of them.
         """
         added = self.step_together - self.step / self.ranks if num_ranks > 1 else 0.0
         return self.context + num_inference_steps * (self.step / num_ranks + added)
 
     def of(self, placement: Placement, num_inference_steps: int) -> dict[str, float]:
-        """The seconds of each stage in a placement."""
+        """Return the seconds of each stage in a placement."""
         denoise = self.denoise(len(placement.denoise_ranks), num_inference_steps)
         return {"encode": self.encode, "denoise": denoise, "decode": self.decode}
 
 
 def play(placement: Placement, num_requests: int, seconds: Mapping[str, float]) -> list[Span]:
-    """When each request is in which stage, on which ranks, given the seconds of the stages.
+    """Simulate requests on a placement, given the seconds of each stage; return each stage's span.
 
-    What travels between stages takes no time.
+    Data between stages are taken to travel in no time.
     """
     size = placement.replica_ranks
     found = []
@@ -84,7 +84,7 @@ def play(placement: Placement, num_requests: int, seconds: Mapping[str, float]) 
 
 
 def makespan(placement: Placement, num_requests: int, seconds: Mapping[str, float]) -> float:
-    """From the first request's start to the last one's video."""
+    """Return the seconds from the first request's start to the last one's finished video."""
     return max((span.end for span in play(placement, num_requests, seconds)), default=0.0)
 
 
@@ -102,7 +102,7 @@ def _play_replica(placement: Placement, num_requests: int, seconds: Mapping[str,
     free = [0.0] * placement.ranks
     done: dict[Step, Span] = {}
     full: dict[int, Step] = {}
-    """What must have begun before a rank that has sent goes on."""
+    """Stage that must have begun before a rank, whose channel is full after its last send, continues."""
     while any(programs):
         for step in dict.fromkeys(left[0] for left in programs if left):
             stage, request = step
@@ -128,7 +128,7 @@ def _play_replica(placement: Placement, num_requests: int, seconds: Mapping[str,
 
 
 def _before(step: Step, placement: Placement) -> Iterator[Step]:
-    """What must have ended before a step can begin."""
+    """Yield the stages that must have ended before a stage of a request can begin."""
     stage, request = step
     if stage != "encode":
         yield STAGES[STAGES.index(stage) - 1], request
@@ -137,7 +137,10 @@ def _before(step: Step, placement: Placement) -> Iterator[Step]:
 
 
 def _must_have_begun(step: Step, placement: Placement) -> Step | None:
-    """What must have been taken before the rank that sends a step's result goes on: channels hold few."""
+    """Return the stage that must begin before the rank that sends this stage's result continues, or None.
+
+    A channel holds only a few results, so a sender waits for receivers that lag behind.
+    """
     stage, request = step
     if stage == "encode":
         sender, receivers, ahead = placement.encode_ranks[0], placement.denoise_ranks, AHEAD
@@ -154,27 +157,37 @@ def _must_have_begun(step: Step, placement: Placement) -> Step | None:
 
 
 def worth_taking(seconds: Sequence[float]) -> int:
-    """Which of several ways: the first, the plainest, unless the quickest is more than `MARGIN` quicker."""
+    """Return the index of the fastest candidate, or 0 if it is not more than `MARGIN` faster than the first.
+
+    seconds: time of each candidate, the plainest first.
+    """
     quickest = min(range(len(seconds)), key=seconds.__getitem__)
     return quickest if seconds[quickest] < (1 - MARGIN) * seconds[0] else 0
 
 
 def decoders_by_rule(ranks: int, denoise: float, decode: float) -> int:
-    """How many of the ranks decode, by PipeDiT's rule (arXiv 2511.12056, DeDiVAE).
+    """Return how many of the ranks decode by PipeDiT's rule (DeDiVAE, arXiv 2511.12056).
 
-    denoise, decode: seconds of one request on one rank each. Both groups have at least one rank.
+    denoise, decode: seconds of one request on one rank each. At least one rank denoises, and at least one
+    decodes.
     """
     return max(1, min(ceil(decode * ranks / (decode + denoise)), ranks - 1))
 
 
 def apart(base: Placement, num_decode: int) -> Placement:
-    """The last ranks decode, the first of them encodes, and the others denoise."""
+    """Return `base` with the last `num_decode` ranks for decoding, and the others for denoising.
+
+    The first of the decode ranks encodes.
+    """
     first = base.ranks - num_decode
     return replace(base, denoise=tuple(range(first)), decode=tuple(range(first, base.ranks)))
 
 
 def ways(base: Placement, num_requests: int) -> list[Placement]:
-    """The ways of using the ranks of `base`, which has all stages together; the plainest first."""
+    """Return the candidate placements on the ranks of `base`, the plainest first.
+
+    `base` has all stages together. A placement that is not valid is left out.
+    """
     ranks, changes = range(base.ranks), list[Callable[[], Placement]]()
     changes.append(lambda: replace(base, encode=(0,), decode=tuple(ranks)))
     changes += [partial(apart, base, number) for number in ranks[1:]]
@@ -191,7 +204,7 @@ def ways(base: Placement, num_requests: int) -> list[Placement]:
 
 
 def name_of(placement: Placement) -> str:
-    """Of one of `ways`, as a person writes it."""
+    """Return a short name for one of the placements that `ways` makes, such as "2 replicas"."""
     if placement.replicas > 1:
         return f"{placement.replicas} replicas"
     if placement.decode is None:
@@ -207,17 +220,18 @@ def name_of(placement: Placement) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The quickest of the ways that were compared."""
+    """Chosen placement, with the times of all that it was compared with, and the reasons for people."""
 
     placement: Placement
     seconds: dict[str, float]
-    """The makespan of each way that was compared, by name."""
+    """Makespan in seconds of each candidate that was compared, by name."""
     reason: str
-    """One line: the way, what it takes, and what the best of each other kind takes."""
+    """One line for people: the chosen placement, its time, and the best time of each other kind."""
     form: str = ""
-    """One line: its form of attention, and what others would take; empty where no choice of it was open."""
+    """One line for people on the attention form and the times of others; empty if there was no choice of
+    it."""
     why: tuple[str, ...] = ()
-    """Lines: what each of its other choices is, and what it would take with another."""
+    """Lines for people on the other settings that were chosen, and the times with other values."""
 
 
 def choose(
@@ -227,11 +241,11 @@ def choose(
     costs: StageSeconds,
     spare_bytes: Callable[[Placement], int],
 ) -> Choice:
-    """The quickest of `ways` for so many requests; of several such the plainest.
+    """Choose the placement among `ways` that finishes all requests first; in a tie, the plainest.
 
-    Only ways that there is memory for are compared; where that is none, the one that lacks least is taken.
-    spare_bytes: what a placement leaves of the fullest device's memory; it raises InputError for one that
-    cannot be.
+    Only placements that fit in memory are compared; if none fits, the one that lacks least is chosen.
+    spare_bytes: returns the bytes that a placement leaves free on the fullest device; raises InputError for a
+    placement that is not valid.
     """
     possible = affordable(base, num_requests, spare_bytes)
     seconds = {
@@ -250,7 +264,10 @@ def choose(
 def affordable(
     base: Placement, num_requests: int, spare_bytes: Callable[[Placement], int]
 ) -> list[Placement]:
-    """Those of `ways` that there is memory for, or the one that lacks least; see `choose`."""
+    """Return the placements among `ways` that fit in memory, or else the one that lacks least.
+
+    spare_bytes: as for `choose`. Raises InputError if no placement is valid.
+    """
     spare = {}
     for placement in ways(base, num_requests):
         with suppress(InputError):

@@ -1,10 +1,9 @@
-"""Which frame block takes which denoising step, in which order, and what it reads of its neighbours.
+"""DualParal's block queue: which frame block takes which denoising step, in which order, and what it reads.
 
-DualParal's block queue (arXiv 2505.21070). A video of any length is cut into frame blocks. In every round
-one block of noise joins the queue at its tail, every block in it takes one denoising step, noisiest first,
-and the block at its head leaves when it has taken them all. So block b takes step s in round b + s, and
-neighbours are one step apart. Which block reads what, at which level, is a function of the round: nothing
-here depends on when something is done.
+A video of any length is cut into frame blocks (arXiv 2505.21070). In every round one block of noise joins the
+queue at its tail, every block in it takes one denoising step, noisiest first, and the block at its head
+leaves once it has taken all steps. So block b takes step s in round b + s, and neighbours are one step apart.
+Which block reads what, at which noise level, depends on the round alone, never on timing.
 """
 
 from __future__ import annotations
@@ -21,68 +20,70 @@ LEFT_SOURCES = ("latents", "cache")
 
 @dataclass(frozen=True)
 class Context:
-    """Frames of a neighbour that a block's tokens attend to."""
+    """Frames of a neighbouring block that a block's tokens attend to."""
 
     frames: int = 0
     level: int = 0
-    """How many steps their latents had taken."""
+    """Number of steps that the latents of these frames had taken."""
     source: str = "latents"
-    """`latents`: they are computed once more, in this window; `cache`: their keys and values are read."""
+    """Source of the frames' keys and values. `latents`: they are computed again, in this block's window;
+    `cache`: they are read from a cache."""
 
     @property
     def computed(self) -> int:
-        """Frames that are computed with the block's own."""
+        """Number of frames that are computed again together with the block's own."""
         return self.frames if self.source == "latents" else 0
 
 
 @dataclass(frozen=True)
 class BlockStep:
-    """One denoising step of one frame block: the unit of work."""
+    """One denoising step of one frame block: the unit of work in the queue."""
 
     round: int
     block: int
     step: int
-    """From 0; also how many steps the block's latents have taken."""
+    """Step number from 0, which is also the number of steps that the block's latents have taken."""
     frames: int
-    """Latent frames of the block."""
+    """Number of latent frames in the block."""
     left: Context
-    """The last frames of the cleaner neighbour."""
+    """Context of last frames from the left neighbour, which has taken more steps."""
     right: Context
-    """The first frames of the noisier neighbour, which took its step just before, in the same round."""
+    """Context of first frames from the right neighbour, which is noisier and took its step just before, in
+    the same round."""
 
     @property
     def computed_frames(self) -> int:
-        """Latent frames that go through the transformer."""
+        """Number of latent frames that go through the transformer in this block-step."""
         return self.left.computed + self.frames + self.right.computed
 
     @property
     def window_frames(self) -> int:
-        """Latent frames that the block's tokens attend to."""
+        """Number of latent frames that the block's tokens attend to, their own included."""
         return self.left.frames + self.frames + self.right.frames
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockQueue:
-    """How a video is cut into frame blocks, and what a block reads of its neighbours.
+    """Division of a video into frame blocks, and the order and neighbour contexts of their steps.
 
-    Raises InputError where it cannot be done.
+    Raises InputError for values that are not valid together.
     """
 
     num_frames: int | None
-    """Latent frames of the video; None: without end. The last block has what is left over."""
+    """Number of latent frames in the video; None: endless. The last block has the remainder."""
     block_frames: int
-    """Latent frames of a block."""
+    """Number of latent frames in a block."""
     context_frames: int
-    """Latent frames that a block reads of each neighbour."""
+    """Number of latent frames that a block reads from each neighbour."""
     num_steps: int
-    """Denoising steps."""
+    """Number of denoising steps."""
     left_level: str = "same-level"
-    """The left context's level: `same-level` as the block, or `one-cleaner`, the newest there is."""
+    """Noise level of the left context: `same-level` as the block, or `one-cleaner`, the latest there is."""
     left_source: str = "latents"
-    """Of the left context; from the `cache` it is at the same level."""
+    """Source of the left context: `latents`, or `cache`, which is at the block's own level."""
     expert_steps: tuple[int, ...] = ()
-    """Steps in which another expert takes over. It reads no keys of the one before: the right context is
-    computed once more in that step."""
+    """Steps in which another expert takes over. An expert cannot read keys of the one before, so the right
+    context is computed again in these steps."""
 
     def __post_init__(self) -> None:
         for name, least in (("block_frames", 1), ("context_frames", 0), ("num_steps", 1)):
@@ -108,60 +109,60 @@ class BlockQueue:
 
     @property
     def num_blocks(self) -> int | None:
-        """None: without end."""
+        """Number of frame blocks in the video; None: endless."""
         return None if self.num_frames is None else -(-self.num_frames // self.block_frames)
 
     @property
     def num_rounds(self) -> int | None:
-        """None: without end."""
+        """Number of rounds until all blocks are denoised; None: endless."""
         return None if self.num_blocks is None else self.num_blocks + self.num_steps - 1
 
     @property
     def open_rounds(self) -> int:
-        """After so many rounds nothing shows yet that the video has an end: a longer one goes on from there.
+        """Number of first rounds that are the same for a longer video, which can resume after them.
 
-        The last block may be shorter than it then is, so it must not have joined.
+        They end before the last block joins, which may be shorter than it is in a longer video.
         """
         assert self.num_blocks
         return self.num_blocks - 1
 
     @property
     def window_frames(self) -> int:
-        """Latent frames of the longest window, which are also its positions."""
+        """Number of latent frames in the longest window, which is also the number of its positions."""
         frames = self.block_frames + 2 * self.context_frames
         return frames if self.num_frames is None else min(frames, self.num_frames)
 
     def frames_of(self, block: int) -> int:
-        """Latent frames of a block."""
+        """Return the number of latent frames in a block."""
         if self.num_frames is None:
             return self.block_frames
         return min(self.block_frames, self.num_frames - block * self.block_frames)
 
     def window_of(self, block: int) -> range:
-        """The video's latent frames that are a block's own or its contexts'."""
+        """Return the range of the video's latent frames that a block and its contexts cover."""
         start, after = block * self.block_frames, self.context_frames
         stop = start + self.block_frames + after
         return range(max(0, start - after), stop if self.num_frames is None else min(stop, self.num_frames))
 
     def blocks(self, first_block: int = 0) -> Iterator[int]:
-        """All blocks from one on."""
+        """Yield the numbers of all blocks from `first_block` on."""
         return count(first_block) if self.num_blocks is None else iter(range(first_block, self.num_blocks))
 
     def rounds(self, first_round: int = 0) -> Iterator[int]:
-        """All rounds from one on."""
+        """Yield the numbers of all rounds from `first_round` on."""
         return count(first_round) if self.num_rounds is None else iter(range(first_round, self.num_rounds))
 
     def finished(self, round: int) -> int:
-        """How many blocks have left the queue before a round."""
+        """Return how many blocks have left the queue before a round."""
         return max(0, round - self.num_steps + 1)
 
     def active(self, round: int) -> range:
-        """The blocks that take a step in a round, cleanest first."""
+        """Return the blocks that take a step in a round, most denoised first."""
         newest = round if self.num_blocks is None else min(round, self.num_blocks - 1)
         return range(max(0, round - self.num_steps + 1), newest + 1)
 
     def steps(self, first_round: int = 0) -> Iterator[BlockStep]:
-        """All work from a round on, in order."""
+        """Yield all block-steps from a round on, in order."""
         for round in self.rounds(first_round):
             for block in reversed(self.active(round)):
                 yield self._step(round, block)
@@ -180,7 +181,7 @@ class BlockQueue:
 
 
 def position_warning(queue: BlockQueue, trained_frames: int) -> str | None:
-    """What to say where windows are longer than the latent frames that the model was trained on."""
+    """Return a warning if windows have more latent frames than the model was trained on, else None."""
     if queue.window_frames <= trained_frames:
         return None
     return (

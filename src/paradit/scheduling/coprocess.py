@@ -1,8 +1,8 @@
-"""Which idle decode ranks help the denoise group's attention in a step, and with how much of its work.
+"""Attention co-processing: which idle decode ranks help the denoise ranks in a step, and with how much work.
 
-PipeDiT's attention co-processing (arXiv 2511.12056) gives every rank an equal share and leaves open who
-decides when. Here a share is what a rank can do, and what its link can carry, in the time that the denoise
-ranks take for theirs; and help that does not make steps quicker is not asked for.
+PipeDiT's co-processing (arXiv 2511.12056) gives every rank an equal share, and leaves open who decides when.
+Here a helper's share is what the rank can compute, and its link can carry, in the time that the denoise ranks
+take for theirs. Help that does not make steps faster is not requested.
 """
 
 from __future__ import annotations
@@ -13,36 +13,38 @@ from dataclasses import dataclass
 from statistics import median
 
 TRIALS = 3
-"""Steps with help, and without, after which they are compared; a first one of each does not count."""
+"""Number of steps with help, and without, after which their times are compared. One more of each comes
+first and does not count."""
 KEPT = 5
-"""How many of the last steps count."""
+"""Number of the latest steps that count in the comparison of steps with and without help."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HelperSpeed:
-    """What a helper takes for its share of one attention, in seconds."""
+    """Seconds that a helping decode rank needs for its share of one attention."""
 
     compute: float
-    """For one row of a head."""
+    """Seconds to compute one row of a head."""
     link: float
-    """For one row of a head on its way: a query, key, value or result."""
+    """Seconds to send one row of a head: a query, key, value or result."""
     fixed: float
-    """However small the share: for the first to arrive, and for the keys and values of a head it shares."""
+    """Seconds that any share takes, however small: until the first data arrive, and for the keys and
+    values of a head that is split between ranks."""
 
 
 def helpers_work(
     num_rows: int, row_seconds: float, num_ranks: int, helpers: Sequence[HelperSpeed], parts: int
 ) -> list[int]:
-    """How many of an attention's rows (of all heads) each helper computes; zero where it would be too late.
+    """Return how many of an attention's rows each helper computes; 0 if it would finish too late.
 
-    num_rows: of all heads. row_seconds: what one takes on each of the `num_ranks` that denoise. parts: in how
-    many pieces, of chunks or guidance branches, the work of an attention comes, each of which travels while
-    another is computed.
+    num_rows: number of rows of all heads. row_seconds: seconds of one row on each of the `num_ranks` denoise
+    ranks. parts: number of pieces, of chunks or guidance branches, in which an attention's work arrives; each
+    piece travels while another is computed.
 
     A row costs a helper 3 link in (its query, key and value), `compute`, and 1 link out. One after the other
-    that is their sum; in many parts only the longest of the three, m: row = m + (sum - m) / parts. All are to
-    end at the same time T, in which a rank that denoises does T / row_seconds rows, and a helper
-    (T - fixed) / row:
+    that is their sum; in many parts only the longest of the three, m: row = m + (sum - m) / parts. All ranks
+    are to end at the same time T, in which a denoise rank does T / row_seconds rows, and a helper (T - fixed)
+    / row:
 
         num_ranks T / row_seconds + sum over helpers with fixed < T of (T - fixed) / row = num_rows
     """
@@ -65,13 +67,17 @@ def _row(helper: HelperSpeed, parts: int) -> float:
 
 
 class Judge:
-    """Whether help makes steps of one kind quicker: from the times of those with it and without."""
+    """Decides whether decode ranks help in the next step, from the times of steps with and without help."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[tuple[int, ...], list[float]] = defaultdict(list)
 
     def choose(self, idle: tuple[int, ...]) -> tuple[int, ...]:
-        """The helpers of the next step: all that are idle, or none."""
+        """Return the ranks that help in the next step: all idle decode ranks, or none.
+
+        idle: the decode ranks that are idle now. Each set of them is tried first, in turn with steps without
+        help.
+        """
         if not idle:
             return ()
         alone, helped = self._seconds[()], self._seconds[idle]
@@ -80,7 +86,7 @@ class Judge:
         return idle if _lately(helped) < _lately(alone) else ()
 
     def record(self, helpers: tuple[int, ...], seconds: float) -> None:
-        """What a step took that these have helped in."""
+        """Record the seconds of a step in which these ranks helped."""
         self._seconds[helpers].append(seconds)
 
 

@@ -1,4 +1,4 @@
-"""The nearest ways of making a video that fit, for one that does not: as options that can be typed."""
+"""Find the nearest options with which a request that exceeds the device's memory would fit."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from paradit.scheduling.memory import fitting_tile
 from paradit.scheduling.stages import STAGES
 
 SURELY = 1.1
-"""How many times what there is an estimated peak must be to be refused; below that it is warned of.
+"""Factor by which an estimated peak must exceed the memory for a run to be refused; a smaller excess only
+causes a warning.
 
-Estimates are at most 4 % over what torch's allocator is asked for while denoising, and 8 % in a decode
-(`tests/test_memory.py`); what exchanges, convolutions and files need besides is not counted.
-"""
+Estimates are at most 4 % above what torch's allocator is asked for while denoising, and 8 % in a decode
+(`tests/test_memory.py`). Memory for exchanges, convolutions and files is not included."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class _Search:
         return False
 
     def _tiled(self, change: _Change) -> _Change | None:
-        """With the largest decode tiles that fit."""
+        """Return the change with the largest decode tiles that make it fit added, or None if no tiles do."""
         tile = fitting_tile(
             change.request, self._spec, lambda tiled: self._is_accepted(replace(change, request=tiled))
         )
@@ -82,7 +82,7 @@ class _Search:
         return _Change(words, replace(change.request, vae_tile=tile), change.placement)
 
     def _placements(self, ranks: int) -> Iterator[_Change]:
-        """Other ways of using so many ranks for one video."""
+        """Yield changes to other placements of one video on this many ranks."""
         asked, method = self._asked, method_of(self._request)
         for cfg_degree in CFG_DEGREES:
             with suppress(InputError):
@@ -92,7 +92,7 @@ class _Search:
                             yield _Change(_words(asked, placement), self._request, placement)
 
     def _as(self, ranks: int, cfg_degree: int) -> Placement:
-        """All stages together, in the form of attention that is asked for."""
+        """Return the requested placement on other ranks, all stages together, with its attention form."""
         return replace(
             self._asked,
             ranks=ranks,
@@ -107,7 +107,7 @@ class _Search:
         )
 
     def _shorter(self) -> Iterator[_Change]:
-        """With fewer frames; and of more than the model was trained on, in blocks."""
+        """Yield changes to a video that fits: with fewer frames, or by the method for long videos."""
         request, spec, method = self._request, self._spec, method_of(self._request)
         frames = method.fitting_frames(
             request, spec, lambda shorter: self._is_accepted(_Change([], shorter, self._asked))
@@ -132,17 +132,18 @@ def options_that_fit(
     most_ranks: int,
     halve: bool,
 ) -> str:
-    """Options with which a resolved request that does not fit would, the nearest; empty where there are none.
+    """Return the nearest options with which a resolved request would fit in memory; empty if there are none.
 
-    The largest decode tiles; else another placement of the ranks, with the fewest options changed; else more
-    ranks; else bf16; else one of these with tiles; else fewer frames, or blocks.
-    fits: whether a request does, placed so. most_ranks: that there may be. halve: whether bf16 is less.
+    Tried in this order: the largest decode tiles that fit; another placement of the ranks, with the fewest
+    options changed; more ranks; bf16; one of these with tiles; fewer frames, or frame blocks. fits: returns
+    whether a request fits with a placement. most_ranks: largest number of ranks. halve: whether bf16 would
+    save memory.
     """
     return _Search(request, spec, placement, fits).find(most_ranks, halve=halve)
 
 
 def _words(asked: Placement, other: Placement) -> list[str]:
-    """What must be said to get from one placement to the other."""
+    """Return the command-line options that change one placement into another."""
     groups = [(one.encode, one.denoise, one.decode) for one in (asked, other)]
     before, after = asked.flat(), other.flat()
     said = {
@@ -155,7 +156,7 @@ def _words(asked: Placement, other: Placement) -> list[str]:
 
 
 def _kept(change: _Change) -> list[str]:
-    """What a new `--placement` must be said with: it may come in place of a file that said that too."""
+    """Return the options to repeat with a new `--placement`, which may replace a file that set them."""
     if "--placement" not in change.words:
         return []
     usual = Placement().flat()

@@ -1,8 +1,8 @@
-"""Which rank does what, in order, where layers are divided over ranks and block-steps flow through them.
+"""Schedule of a layer pipeline: which rank does what, in order, as block-steps flow through divided layers.
 
-Rank 0 embeds, has the first layers, and holds all latents and their solvers; the last rank has the last
-layers and the head, and sends predictions back. Every rank computes the block-steps in the queue's order.
-Several ranks may do together what one rank does here: a stage (`StageGrid`).
+Rank 0 embeds, computes the first layers, and holds all latents and their solvers. The last rank computes the
+last layers and the head, and sends predictions back to rank 0. Every rank computes block-steps in the queue's
+order. Several ranks may share the work of one rank here; together they hold a layer slice (`StageGrid`).
 """
 
 from __future__ import annotations
@@ -17,28 +17,30 @@ from paradit.config.errors import InputError
 from paradit.scheduling.block_queue import BlockQueue, BlockStep
 
 WELL_USED = 0.7
-"""Stages that are busy for so much of the time, of what the fewest would be, are not made groups: those have
-an exchange in every layer."""
+"""Fraction of time, relative to a pipeline with the fewest layer slices, for which slices must be busy to
+be preferred to fewer, larger groups that share tokens; such groups exchange data in every layer."""
 MANY_BLOCKS = 64
-"""As many show how well ranks are used; a longer video uses them as well."""
+"""Number of frame blocks that suffice to measure how busy the pipeline is; a longer video is simulated as
+if it had this many."""
 
 
 @dataclass(frozen=True)
 class StageGrid:
-    """Where ranks stand: stage by stage, in each by guidance branch, in each by the share of its tokens.
+    """Grid of a layer pipeline's ranks: by layer slice, then guidance branch, then share of the tokens.
 
-    A rank hands on to the one at the same place of the next stage, which has the same branch and tokens.
+    A rank sends its hidden states to the rank at the same place of the next slice, which has the same branch
+    and tokens.
     """
 
     num_stages: int = 1
     cfg_degree: int = 1
-    """2: each guidance branch has its own ranks."""
+    """Number of groups that guidance branches are divided over; 2: each branch has ranks of its own."""
     sharers: int = 1
-    """Ranks that share a branch's tokens (sequence parallelism)."""
+    """Number of ranks that share a guidance branch's tokens (sequence parallelism)."""
 
     @property
     def stage_ranks(self) -> int:
-        """How many ranks a stage has."""
+        """Number of ranks that hold a layer slice."""
         return self.cfg_degree * self.sharers
 
     @property
@@ -52,25 +54,25 @@ class StageGrid:
         return rank % self.stage_ranks // self.sharers
 
     def place(self, rank: int) -> int:
-        """Among those that share tokens."""
+        """Return a rank's position among the ranks that share its tokens."""
         return rank % self.sharers
 
     def groups(self) -> list[list[int]]:
-        """The ranks that share tokens."""
+        """Return the groups of ranks that share tokens, each as a list of ranks."""
         starts = range(0, self.num_ranks, self.sharers)
         return [list(range(start, start + self.sharers)) for start in starts]
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Take a block-step through this rank's layers."""
+    """Operation of a pipeline rank: pass a block-step through the rank's layers."""
 
     step: BlockStep
 
 
 @dataclass(frozen=True)
 class Collect:
-    """Wait for a block-step's prediction, the oldest that is missing, and take the solver's step with it."""
+    """Operation of rank 0: wait for the oldest missing prediction, and take the solver's step with it."""
 
     step: BlockStep
 
@@ -79,10 +81,10 @@ Operation = Compute | Collect
 
 
 def in_flight(num_stages: int) -> int:
-    """How many block-steps rank 0 begins, at most, before it collects the oldest.
+    """Return the most block-steps that rank 0 may have begun without collecting their predictions.
 
-    Twice what the stages compute at a time: as many may be travelling. A channel back to rank 0 that holds
-    as many never fills, so that no rank waits for one that waits for it.
+    That is twice the number of layer slices: one for each slice to compute, and as many on their way. A
+    channel back to rank 0 that holds this many never fills, so no two ranks ever wait for each other.
     """
     return 2 * num_stages
 
@@ -94,9 +96,10 @@ def program(
     first_round: int = 0,
     goes_on: Callable[[int], bool] = lambda _: True,
 ) -> Iterator[Operation]:
-    """What a rank does, in order, from a round on; all rounds before are over. Rank 0 alone collects.
+    """Yield the operations of a pipeline rank, in order, from a round on; only rank 0 collects predictions.
 
-    goes_on: whether there is a round, asked when it is come to.
+    All rounds before `first_round` must be finished. goes_on: returns whether a round is to be computed;
+    asked when it is reached.
     """
     steps = takewhile(lambda step: goes_on(step.round), queue.steps(first_round))
     if rank > 0:
@@ -115,7 +118,7 @@ def program(
 
 
 def _needed(step: BlockStep) -> set[tuple[int, int]]:
-    """(round, block) of the block-steps whose predictions a block-step's latents need."""
+    """Return the (round, block) pairs of block-steps whose predictions a block-step's latents depend on."""
     needed = {(step.round - 1, step.block)}
     if step.left.computed and step.left.level > step.step:
         needed.add((step.round - 1, step.block - 1))
@@ -125,10 +128,10 @@ def _needed(step: BlockStep) -> set[tuple[int, int]]:
 def split_layers(
     costs: Sequence[float], num_ranks: int, embed_cost: float = 0.0, head_cost: float = 0.0
 ) -> list[range]:
-    """The layers of each rank, so that the slowest rank has as little as possible.
+    """Split the layers over the ranks so that the slowest rank has as little to compute as possible.
 
-    costs: of each layer. embed_cost is the first rank's besides its layers, head_cost the last one's.
-    Raises InputError where there are more ranks than layers.
+    costs: cost of each layer. embed_cost: extra cost of the first rank. head_cost: extra cost of the last
+    rank. Raises InputError if there are more ranks than layers.
     """
     if num_ranks > len(costs):
         raise InputError(f"{num_ranks} pipeline ranks for {len(costs)} layers: use at most {len(costs)}")
@@ -159,10 +162,10 @@ def _split(costs: Sequence[float], num_ranks: int, embed_cost: float, head_cost:
 
 
 def duration(queue: BlockQueue, rank_costs: Sequence[float], parts: int = 1) -> float:
-    """How long the program takes: a rank takes `rank_costs[rank]` for a block-step, messages take no time.
+    """Return how long the pipeline takes, in the unit of `rank_costs`; messages take no time.
 
-    A stage of several ranks is like one. parts: in how many messages a block-step travels: guidance branches,
-    one after the other.
+    rank_costs: cost of a block-step in each layer slice. parts: number of messages in which a block-step
+    travels, one for each guidance branch that is computed in turn.
     """
     num_ranks = len(rank_costs)
     free = [0.0] * num_ranks
@@ -180,7 +183,10 @@ def duration(queue: BlockQueue, rank_costs: Sequence[float], parts: int = 1) -> 
 
 
 def used_share(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
-    """The part of equal ranks' time in which they compute; as with `MANY_BLOCKS`, where there are more."""
+    """Return the fraction of time for which equal pipeline ranks compute.
+
+    Of a video with more than `MANY_BLOCKS` blocks only that many are simulated.
+    """
     most = MANY_BLOCKS * queue.block_frames
     played = replace(queue, num_frames=min(queue.num_frames or most, most))
     busy = (played.num_blocks or 0) * queue.num_steps
@@ -188,17 +194,18 @@ def used_share(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
 
 
 def idle_slots(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
-    """Of a rank, over the whole run, in block-steps of equal ranks."""
+    """Return how long a pipeline rank idles over the whole run, in block-steps of equal ranks."""
     assert queue.num_blocks is not None, "a video without end is never done"
     return duration(queue, [1.0] * num_ranks, parts) - queue.num_blocks * queue.num_steps
 
 
 @lru_cache(maxsize=256)  # plays the pipeline; each rank of each way that is tried asks
 def choose_stages(queue: BlockQueue, num_ranks: int, num_layers: int, parts: int = 1) -> int:
-    """How many stages to make of some ranks that could all share a branch's tokens too.
+    """Return into how many layer slices to divide ranks that could also share a guidance branch's tokens.
 
-    As many as are used well: groups move more data. What idles is that of the schedule, and of layers that
-    do not divide. parts: as for `duration`.
+    It is the largest number whose slices are kept busy enough (`WELL_USED`), because groups that share tokens
+    move more data. Slices idle at the ends of the schedule, and if the layers do not divide evenly. parts: as
+    for `duration`.
     """
     blocks = min(MANY_BLOCKS, queue.num_blocks or MANY_BLOCKS)
     queue = replace(queue, num_frames=blocks * queue.block_frames)

@@ -1,4 +1,4 @@
-"""Which part of a rank's memory is the largest, and which tiles or frames would fit, from the spec alone."""
+"""Memory estimates of ranks, from the spec alone: their largest part, and tiles or frames that would fit."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ PARTS = {
     "keys": "the neighbours' keys and values",
     "decode": "the decode",
 }
-"""What they are for."""
+"""Descriptions for people of the parts of a rank's memory, by the part's key."""
 
 
 def on_one_device(by_rank: list[dict[str, int]], sharing: int) -> dict[str, int]:
-    """ "weights" and "peak" of the fullest device, of which `sharing` ranks share one."""
+    """Return the bytes of "weights" and "peak" on the fullest device if `sharing` ranks share a device."""
     found = {part: [parts[part] for parts in by_rank] for part in ("weights", "peak")}
     return {part: sum(sorted(sizes, reverse=True)[:sharing]) for part, sizes in found.items()}
 
 
 def largest_part(by_rank: list[dict[str, int]]) -> str:
-    """What the fullest rank needs most for at its peak, as of `PARTS`."""
+    """Return the part, a key of `PARTS`, that takes the most memory of the fullest rank at its peak."""
     fullest = max(by_rank, key=lambda parts: parts["peak"])
     stages = ("text_cache", "activations"), ("decode",)
     at_peak = max(stages, key=lambda stage: sum(fullest[part] for part in stage))
@@ -37,7 +37,10 @@ def largest_part(by_rank: list[dict[str, int]]) -> str:
 def fitting_tile(
     request: ResolvedRequest, spec: ModelSpec, fits: Callable[[ResolvedRequest], bool]
 ) -> int | None:
-    """The largest decode tiles, smaller than a request's own, with which it fits; None: there are none."""
+    """Return the largest decode tiles that make a request fit, smaller than its own, or None.
+
+    The value is the tiles' side in pixels.
+    """
     tile = request.vae_tile
     while (tile := spec.vae.smaller_tile(request.height, request.width, tile)) is not None:
         if fits(replace(request, vae_tile=tile)):
@@ -46,7 +49,10 @@ def fitting_tile(
 
 
 def way_out(request: ResolvedRequest, spec: ModelSpec, fits: Callable[[ResolvedRequest], bool]) -> str:
-    """What a request that does not fit would fit with, to be added to what is said of it."""
+    """Return a suffix for a message on lack of memory: the tiles or frames with which the request would fit.
+
+    It is empty if neither helps.
+    """
     if tile := fitting_tile(request, spec, fits):
         return f"; fits with decode tiles of {tile}"
     if frames := method_of(request).fitting_frames(request, spec, fits):

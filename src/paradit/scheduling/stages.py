@@ -1,7 +1,7 @@
-"""Which rank does which stage of which request, and in which order (DeDiVAE, arXiv 2511.12056).
+"""Order in which each rank runs the stages of requests (DeDiVAE, arXiv 2511.12056).
 
-Every rank has a program: stages of a request after stages of a request. Ranks wait for each other's data
-only, so what lies on different ranks overlaps by itself.
+Every rank has a program of its own: stages of one request after those of another. Ranks wait only for each
+other's data, so stages on different ranks overlap without further coordination.
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ from typing import TypeVar
 
 STAGES = ("encode", "denoise", "decode")
 AHEAD = 2
-"""How many requests may be ready between two stages: a slow stage pushes back."""
+"""Number of requests that may be ready between two stages; a slow stage holds back the one before it."""
 
 
 R = TypeVar("R")
 Take = Callable[[bool], R | None]
-"""What hands out requests in order: the next one, or None if there is none now.
+"""Type of a function that returns requests in order: the next one, or None if there is none now.
 
-Asked to wait, it returns None only if no more come.
-"""
+Its argument says whether to wait for one; it then returns None only if no more will come."""
 
 
 def listed(requests: Iterable[R]) -> Take[R]:
-    """Requests that are all there already."""
+    """Return a `Take` function for requests that are all known beforehand."""
     left = iter(requests)
     return lambda _: next(left, None)
 
@@ -37,13 +36,15 @@ def program(
     take: Take[R],
     is_denoised: Callable[[R], bool] = lambda _: False,
 ) -> Iterator[tuple[tuple[str, ...], R]]:
-    """What a rank that does `stages` does, in order: stages of a request, one after the other.
+    """Yield what a rank that runs `stages` does, in order, as (stages, request).
 
-    It is decoder `decoder`, counted from 0, of so many. is_denoised: whether nothing but the decode of a
-    request is left. A decoder is one rank, or several that decode each video together, all at the same time.
+    decoder: number, from 0, of the rank's decoder among `num_decoders`; a decoder is one rank, or several
+    that decode each video together. take: returns the next request. is_denoised: returns whether only the
+    decode of a request is left.
 
     On ranks that denoise, a request goes through all their stages before the next one begins. A rank that
-    encodes and decodes for others encodes `AHEAD` requests ahead, so that they need not wait for its decode.
+    encodes and decodes for others encodes `AHEAD` requests ahead, so that the others need not wait for its
+    decode.
     """
     ahead = AHEAD if "denoise" not in stages else 0
     open_requests: deque[tuple[int, R]] = deque()
@@ -83,11 +84,11 @@ def steps(
     requests: Iterable[R],
     denoised: Collection[R] = (),
 ) -> Iterator[tuple[str, R]]:
-    """The program of a rank, for requests that are all there, as (stage, request)."""
+    """Return the program of a rank as (stage, request) pairs, for requests that are all known beforehand."""
     found = program(stages, decoder, num_decoders, listed(requests), denoised.__contains__)
     return ((stage, request) for several, request in found for stage in several)
 
 
 def decoder_of(request: int, num_decoders: int) -> int:
-    """Which of the decoders, counted from 0, decodes a request: each in turn."""
+    """Return the number, from 0, of the decoder that decodes a request; decoders take turns."""
     return request % num_decoders
