@@ -126,7 +126,7 @@ class Copies:
     """Memory figures of a device (copy rates and capacity), and whether it launches kernels ahead."""
 
     copied: float
-    """Bytes/s, read and written together, of copying a large tensor within the device."""
+    """Bytes/s that a large copy within the device moves, counting both reads and writes."""
     memory: float
     """Bytes of device memory that a rank can use."""
     ahead: bool
@@ -184,7 +184,7 @@ def _fit_attention(device: Device, measured: Sequence[Measured], dtypes: Iterabl
 
 
 def _fit_decodes(device: Device, measured: Sequence[Measured]) -> Device:
-    """Fit the convolution efficiency, jointly with its loss for few channels (`narrow`)."""
+    """Fit the efficiency of convolutions together with its loss for few channels (`narrow`)."""
 
     def with_narrow(narrow: float) -> Device:
         found = replace(device, narrow=narrow)
@@ -230,7 +230,7 @@ def _misfit(device: Device, measured: Sequence[Measured]) -> float:
 def _fitted(
     change: Callable[[float], Device], measured: Sequence[Measured], low: float, high: float
 ) -> Device:
-    """Return the device made with the value in [low, high] that predicts the measurements best.
+    """Return the device that `change` makes from the value in [low, high] that fits the measurements best.
 
     The search refines a logarithmic grid, and expects the misfit to have a single minimum.
     """

@@ -69,7 +69,7 @@ def block_seconds(
     attention backend whose rate counts.
     """
     size = ITEMSIZE[dtype]
-    # All but attention, over the layers; the few operations before and after them are among it.
+    # FLOPs per layer without attention; the few operations outside the layers are spread over them.
     cross = spec.cross_attention_flops(held, text)
     linear = (spec.flops(held, text) - spec.self_attention_flops(held, text) - cross) / spec.num_layers
     projection = 2 * held * spec.width**2
@@ -86,7 +86,7 @@ def block_seconds(
     finish = seconds(linear - 3 * projection, weights - 3 * part, passes * 5 / 8, KERNELS * 5 / 8)
     attending = device.attention_rate(kernel, dtype, spec.attention_head_dim)
     finish += batch * cross / spec.num_layers / attending
-    # Of a head's row; of joint attention the text's rows are some of them.
+    # Joint attention has query rows for the text too, so the FLOPs are divided over them as well.
     rows = _attention_rows(spec, tokens, text)
     pieces = spec.num_layers * spec.num_attention_heads * rows
     head_row = spec.self_attention_flops(tokens, text) / pieces / attending
@@ -94,8 +94,8 @@ def block_seconds(
         value=value if held else 0.0,
         finish=finish if held else 0.0,
         head_row=head_row,
-        # In fp32: the row so far is read and written, the other one cast and read, and each difference.
         crowding=device.crowding,
+        # Eight fp32 passes: read and write the row so far, cast and read the other, and their differences.
         merge=8 * 4 * spec.attention_head_dim / device.copy_rate,
         wave=_wave(device, head_row),
     )
@@ -119,7 +119,10 @@ def _product_rate(device: Device, dtype: str, values: int) -> float:
 
 
 def _launched(device: Device, seconds: float, kernels: float) -> float:
-    """Return the seconds of kernels that compute for `seconds` in all and that Python launches one by one."""
+    """Return the seconds that kernels take in all if Python launches them one by one.
+
+    seconds: their computing time. kernels: their number.
+    """
     launch = kernels * device.launch
     return max(seconds, launch) if device.ahead else seconds + launch
 
@@ -168,7 +171,8 @@ def decode_seconds(
     """
     frames, height, width = size
     rate = device.convolution_rate(dtype)
-    # The fewer the channels, the more is read and written for each operation; the last level takes longest.
+    # Convolutions with few channels move more bytes per operation. The last level, which has the fewest,
+    # takes longest.
     rate /= 1 + device.narrow / vae.decoder_dim
     grid, scale = vae.grid(height, width, tile), vae.spatial_compression
     if grid.num_tiles == 1:

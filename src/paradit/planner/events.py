@@ -27,7 +27,7 @@ class Message:
 
     name: str
     ranks: tuple[int, ...]
-    """The ranks that take part."""
+    """Ranks that take part in the message."""
     busy: Mapping[str, float]
     """Seconds for which the message occupies each resource, by the resource's name."""
     latency: float
@@ -66,7 +66,7 @@ Program = Iterable[Step]
 
 @dataclass(frozen=True)
 class Use:
-    """Interval for which a resource, such as a link's port or a rank's processor, is occupied."""
+    """Interval in which a resource, such as a link's port or a rank's processor, is occupied."""
 
     resource: str
     name: str
@@ -88,7 +88,7 @@ class Played:
     """Result of playing rank programs: when each rank computed, waited, and sent messages."""
 
     ends: Sequence[float]
-    """Seconds from the start to the end of each rank's program."""
+    """End of each rank's program, in seconds from the start of the simulation."""
     computing: Sequence[float]
     """Seconds for which each rank computed."""
     uses: list[Use] = field(repr=False)

@@ -31,7 +31,7 @@ def bound_of(simulated: Simulated) -> str:
 
 
 def decoder_busy(simulated: Simulated) -> float:
-    """Return the fraction of the run in which ranks that only decode are busy, averaged over them."""
+    """Return the fraction of the run in which the decode ranks that do not denoise are busy, on average."""
     placement = simulated.way.placement
     ranks = [rank for rank in placement.decode_ranks if rank not in placement.denoise_ranks]
     return sum(1 - simulated.idle[rank] for rank in ranks) / max(1, len(ranks))
@@ -42,11 +42,11 @@ class Switch:
     """A setting of a plan with the functions that put its value, and the reason for it, into words."""
 
     name: str
-    """Name of the setting, a key of `planner.settings.SETTINGS`."""
+    """Name of a plan's setting, a key of `planner.settings.SETTINGS`."""
     of: Callable[[Simulated], str]
     why: Callable[[Simulated, Simulated], str]
-    """Function of the best plan and the best plan with another value; returns what to say besides their
-    times."""
+    """Function of the best plan and of the best plan with another value; returns why their times differ,
+    or an empty text."""
 
 
 def _idle_decoder(best: Simulated, other: Simulated) -> str:

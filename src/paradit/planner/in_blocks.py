@@ -1,4 +1,4 @@
-"""Player of DualParal for the planner: long videos in frame blocks, whose layers the ranks divide."""
+"""Planner's model of DualParal, which makes long videos in frame blocks on a pipeline of layer slices."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from paradit.trace.spans import CHANNEL, STEP
 
 
 class InBlocks(Player):
-    """Player of long videos denoised as a queue of frame blocks, with the layers divided over the ranks."""
+    """Planner's model of long videos that a layer pipeline denoises as a queue of frame blocks."""
 
     approximate = "is approximate: a frame sees its block and some neighbours only"
 
@@ -97,10 +97,10 @@ class InBlocks(Player):
     def stages(self, spans: Sequence[balance.Span], way: Way) -> Iterator[balance.Span]:
         began = {one.request: one.start for one in spans if one.stage == "denoise"}
         for one in spans:
-            if one.stage == "decode":  # it has begun with the first block
+            if one.stage == "decode":  # frames are decoded from the first finished block on
                 yield replace(one, start=began[one.request])
             elif one.stage == "denoise":
-                # A rank that decodes blocks as it makes them is in one stage for both, as in the engine.
+                # A rank that decodes blocks as it denoises them has one span for both, as in the trace.
                 apart = (rank for rank in one.ranks if "decode" not in way.placement.stages_of(rank))
                 yield replace(one, ranks=tuple(apart))
             else:
@@ -118,7 +118,7 @@ class InBlocks(Player):
     def compared(
         self, simulator: Simulator, simulated: Simulated, num_requests: int
     ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
-        """Yield how the plan changes with the other left context (cached keys and values, or latents)."""
+        """Yield how the plan changes with the other left context: cached keys and values, or latents."""
         long = self.request(simulator)
         (name,) = (one for one in LEFT_SOURCES if one != long.left_context)
         changed = replace(long, left_context=name)
@@ -134,7 +134,7 @@ class InBlocks(Player):
         placement = simulated.way.placement
         video, size = long_video(simulator, simulated.way), placement.replica_ranks
         played = video.played()
-        # Of ranks that share tokens the first speaks for all.
+        # Only the first rank of a team is simulated; its spans stand for the whole team.
         teams = {team[0]: team for team in video.steps.teams}
         programs = [teams.get(rank, (rank,)) for rank in range(placement.ranks)]
         for one in denoised:
@@ -154,7 +154,7 @@ def pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
     assert long is not None
     for degree in (number for number in range(ranks, 0, -1) if ranks % number == 0):
         for placement in ways(Placement(ranks=degree), num_prompts):
-            # One decoder keeps up with many ranks.
+            # A single decode rank keeps up with many denoise ranks, so more are never worth trying.
             if placement.decode is not None and len(placement.decode) > 1:
                 continue
             for cfg_degree in range(1, simulator.branches + 1):
@@ -167,7 +167,7 @@ def pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
 
 @cache
 def long_video(simulator: Simulator, way: Way) -> LongVideo:
-    """Return the long video that is simulated for a candidate placement; cached."""
+    """Return the long video to simulate for a candidate plan; cached."""
     request = simulator.request_of(way)
     assert isinstance(request, QueueRequest)
     return LongVideo(

@@ -37,13 +37,13 @@ class LongRun:
     """Times of a simulated long video, in seconds from when its prompt embeddings are ready."""
 
     seconds: float
-    """Seconds until the last frames are decoded."""
+    """Seconds until the video's last frames are decoded."""
     denoised: float
-    """Seconds until the latents of the last block are denoised."""
+    """Seconds until the latents of the video's last block are denoised."""
     first: float
-    """Seconds until the latents of the first block are denoised."""
+    """Seconds until the latents of the video's first block are denoised."""
     computing: tuple[float, ...]
-    """Seconds that each rank of the cluster computes."""
+    """Seconds that each rank computes during the whole video."""
 
 
 class LongVideo(PipelineVideo):
@@ -53,7 +53,8 @@ class LongVideo(PipelineVideo):
         """Simulate the video and return its times; only part of a long one is played."""
         queue = self.queue
         assert queue.num_blocks
-        # The first rank is ahead of what it collects by so many rounds, and knows of the end before.
+        # The first rank begins block-steps up to this many rounds before it collects their predictions, so
+        # the video's end affects what it does that much earlier.
         ahead = -(-in_flight(self.grid.num_stages) // queue.num_steps)
         settled = SETTLED + ahead
         while True:
@@ -61,7 +62,7 @@ class LongVideo(PipelineVideo):
             more = max(0, queue.num_blocks - (queue.num_steps + last + ahead + 1))
             played = self.played(more)
             done = [use.end for use in played.uses if use.name.startswith(DONE)]
-            done = done[: queue.num_blocks - more]  # of the first replica
+            done = done[: queue.num_blocks - more]  # those of the first replica
             steady, each = _pace(done[last - MEASURED : last + 1]) if more else (True, 0.0)
             if steady:
                 break
@@ -117,7 +118,7 @@ class LongVideo(PipelineVideo):
         return tuple(found) * placement.replicas
 
     def played(self, fewer: int = 0) -> Played:
-        """Simulate the run with `fewer` blocks left out, and return what each rank did."""
+        """Simulate the video's run with the last `fewer` blocks left out, and return what each rank did."""
         assert self.queue.num_frames
         queue = replace(self.queue, num_frames=self.queue.num_frames - fewer * self.queue.block_frames)
         return play([self._program(rank, queue) for rank in range(self.placement.ranks)])

@@ -18,7 +18,7 @@ class Messages:
     """Bytes/s that a rank sends while one pair of ranks exchanges data; not a pair of neighbours, if
     neighbours have their own link."""
     all: float
-    """Bytes/s that a rank sends while all ranks send to all."""
+    """Bytes/s that a rank sends while all ranks send to all others."""
     crowding: float = 0.0
     """Slowdown of computing beside messages, as a fraction of the time for which they travel."""
     posting: float = 0.0
@@ -51,7 +51,7 @@ def neighbours_of(measured: Mapping[tuple[int, int], Sequence[PairSeconds]]) -> 
     """
     ranks = {rank for pair in measured for rank in pair}
     if not all(rank ^ 1 in ranks for rank in ranks):
-        return None  # one has no neighbour
+        return None  # with an odd number of ranks, the last has no neighbour
     inner = [one for pair, times in measured.items() if are_neighbours(*pair) for one in times]
     across = [one.each_byte for pair, times in measured.items() if not are_neighbours(*pair) for one in times]
     if not across:
@@ -82,7 +82,7 @@ def fit_link(messages: Messages | None, copies: Copies, ranks: int) -> Link:
         return Link(name="within", latency=0.0, bandwidth=copies.copied, copy=copies.fetched)
     everyone = messages.all
     if messages.neighbours is not None:
-        # The neighbour's messages have their own link, and are done sooner.
+        # A neighbour's messages take their own, faster link, so the common link carries only the others.
         everyone *= (ranks - 2) / (ranks - 1)
     shared = ranks * everyone if ranks > 2 and everyone < messages.pair else None
     return Link(

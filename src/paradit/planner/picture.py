@@ -16,7 +16,7 @@ WIDTH, ROW, GAP = 1600, 34, 8
 LEFT, RIGHT, TOP, BOTTOM = 100, 130, 92, 76
 COLORS = {"encode": "#7a5195", "denoise": "#2f6db3", "decode": "#e07b39", "load": "#888888"}
 BLOCKS = ("#2f6db3", "#4c9f70", "#a06cb4", "#c25b6a", "#4aa3b8", "#8c8c3c")
-"""Colours of frame blocks, used in turn."""
+"""Colours of a long video's frame blocks in the picture, used in turn."""
 BACK, IDLE, INK, GREY = "#ffffff", "#eceef1", "#1d2430", "#68707c"
 STEPS = (1, 2, 5, 10)
 """Candidate distances between two marks of the time axis, each to be multiplied by a power of ten."""
@@ -73,7 +73,7 @@ def _color(span: Span, *, in_blocks: bool) -> str | None:
         if span.category != STAGE:
             return None
         color = COLORS[span.name]
-        # Two prompts beside each other are told apart.
+        # Shades alternate, so that neighbouring requests can be told apart.
         return _lighter(color) if span.about.get("request", 0) % 2 else color
     if span.category != STEP:
         return None

@@ -18,8 +18,8 @@ AHEAD = 2
 (`distributed.channel.Expected`)."""
 
 DONE = "latents of block "
-"""Prefix of the event, completed by the block's number, that marks when the first rank has a block's
-denoised latents."""
+"""Prefix of the name of the event in which the leader has a block's denoised latents; the block's number
+follows."""
 
 
 @cache
@@ -33,7 +33,7 @@ def _operations(queue: BlockQueue, num_stages: int, is_leader: bool) -> list[tup
 
 
 class Team:
-    """Team of pipeline ranks that share tokens, simulated as one rank that posts messages for all of them."""
+    """Pipeline ranks that share tokens, simulated as one rank that posts messages for all of them."""
 
     def __init__(self, video: PipelineVideo, queue: BlockQueue, first: int, place: int) -> None:
         """Set up the team that begins at `place` among the placement's denoise ranks.
@@ -50,12 +50,13 @@ class Team:
         self._messages: dict[tuple[str, int, Kind], Message] = {}
         stage_ranks, sharers = grid.stage_ranks, grid.sharers
         self._mates = range(0, stage_ranks, sharers)
-        """Places at which the teams of the first layer slice begin."""
+        """Places at which the teams of ranks in the first layer slice begin."""
         self._senders = range(grid.num_ranks - stage_ranks, grid.num_ranks, sharers)
-        """Places at which the teams of the last layer slice begin; these send predictions to the leader."""
+        """Places at which the teams of ranks in the last layer slice begin; they send predictions to the
+        leader."""
 
     def program(self) -> Iterator[Step]:
-        """Yield what the team does, in the order of `sampling.block_pipeline.BlockPipeline.blocks`."""
+        """Yield what a team of pipeline ranks does, in the order of `BlockPipeline.blocks`."""
         hops = len(self._kinds) * self._video.branches
         if self._stage:
             for index in range(min(AHEAD, hops)):
@@ -86,7 +87,7 @@ class Team:
             if len(message.ranks) == 1:
                 continue
             yield from repeat(Post(("latents", self._pipe, mate, index), message), len(message.ranks))
-            if mate == 0:  # its own team begins when all have them
+            if mate == 0:  # the leader's own team begins once all its ranks have the latents
                 yield Wait(("latents", self._pipe, mate, index))
             elif index >= AHEAD:
                 yield Wait(("latents", self._pipe, mate, index - AHEAD))
@@ -104,7 +105,7 @@ class Team:
             yield Wait(key)
         if not self._is_last:
             yield from self._hop(self._place, index)
-            if index >= AHEAD:  # `HOP_DEPTH` may be on their way
+            if index >= AHEAD:  # the channel holds `HOP_DEPTH` messages, so an older one must be gone
                 yield Wait(("hop", self._pipe, self._place, index - AHEAD))
 
     def _collect(self, step: BlockStep, index: int) -> Iterator[Step]:
@@ -144,7 +145,7 @@ class Team:
             yield from repeat(Post(("prediction", self._pipe, sender, index), message), times)
 
     def _message(self, name: str, place: int, kind: Kind) -> Message:
-        """Return the message of this name to or from the team that begins at a place; cached."""
+        """Return a message, by name, to or from the team of ranks that begins at a place; cached."""
         if (name, place, kind) not in self._messages:
             self._messages[name, place, kind] = self._new_message(name, place, kind)
         return self._messages[name, place, kind]

@@ -47,12 +47,12 @@ class PipelineVideo:
 
     @cached_property
     def grid(self) -> StageGrid:
-        """Grid of the denoise ranks by layer slice, guidance branch and token share."""
+        """Grid of the denoise ranks by layer slice, guidance branch and share of the tokens."""
         return method_of(self.request).grid(self.placement, self.request, self.spec)
 
     @cached_property
     def split(self) -> list[range]:
-        """Layers of each layer slice of the pipeline; all layers count as equally costly."""
+        """Layers of each slice of the layer pipeline; all layers count as equally costly."""
         return split_layers([1.0] * self.spec.transformers[0].num_layers, self.grid.num_stages)
 
     @cached_property

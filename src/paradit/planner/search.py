@@ -21,7 +21,7 @@ from paradit.scheduling.memory import fitting_tile
 
 
 class Taken(Protocol):
-    """Cost of a candidate plan, simulated or a lower bound: time and memory."""
+    """Protocol of a plan's cost, simulated or a lower bound: time and memory."""
 
     @property
     def latency(self) -> float:
@@ -49,7 +49,7 @@ IN_BLOCKS = Choice.plain()
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A simulated candidate with its name, and whether it fits the device's memory."""
+    """A simulated candidate plan with its name, and whether it fits the device's memory."""
 
     name: str
     simulated: Simulated
@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def placement(self) -> Placement:
-        """Placement of the plan, with its attention form set in it."""
+        """Placement that runs the plan, with its form of attention set."""
         return placement_of(self.simulated)
 
 
@@ -66,12 +66,11 @@ class Plans:
     """Result of a plan search: the best plans, the usual ones, and all that were compared."""
 
     best: list[Plan]
-    """The best plan of each kind that fits, best first; if no plan fits, the best of each kind that does
-    not."""
+    """Best plan of each kind that fits, best first; if no plan fits, the best of each kind anyway."""
     usual: list[Plan]
-    """Common ways of using the cluster, for comparison."""
+    """Common ways of using the cluster, for comparison with the best."""
     tried: list[Plan]
-    """All simulated plans except those with offloading, whether they fit or not. Of a long video only
+    """All simulated plans except those with offloading, whether they fit or not. For a long video, only
     those that can be the best of their kind, and those that the best plan is compared with."""
     compared: int
 
@@ -112,7 +111,7 @@ def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
 
 
 def with_tiles(simulator: Simulator, way: Way) -> Way | None:
-    """Return a candidate that lacks memory with the largest decode tiles that make it fit, or None."""
+    """Return a candidate plan with the largest decode tiles with which it fits, or None if none help."""
 
     def fits(request: ResolvedRequest) -> bool:
         return simulator.fits(replace(way, tile=request.vae_tile))
@@ -149,9 +148,9 @@ def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Wa
 
 
 def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Choice]]:
-    """Yield the placements of a video denoised as a whole, each with all its forms of attention.
+    """Yield the candidate placements of a video denoised as a whole, with each of their forms of attention.
 
-    The number of decoders is limited to 1 and to about what PipeDiT's rule says. `pipelines` has the
+    The number of decode ranks is limited to 1 and to about what PipeDiT's rule says. `pipelines` has the
     candidates for long videos in blocks.
     """
     if simulator.only_long:
@@ -172,7 +171,7 @@ def play_long(simulator: Simulator, ways: Iterable[Way], num_prompts: int, goal:
     measure = GOALS[goal]
     least = {way: way.player.least(simulator, way, num_prompts) for way in ways}
     fitting = {way.kind for way in least if simulator.fits(way)}
-    # Where none of a kind fits, what is said of it is what the smallest lacks.
+    # If no candidate of a kind fits, the smallest one is simulated, to report how much memory it lacks.
     smallest: dict[str, Way] = {}
     for way in sorted(least, key=lambda way: max(least[way].memory)):
         smallest.setdefault(way.kind, way)
@@ -231,7 +230,7 @@ def _placements(simulator: Simulator, base: Placement, num_prompts: int) -> Iter
         yield placement
         decoders = placement.denoise_ranks if placement.decode is None else placement.decode
         if len(decoders) > 1 and placement.replicas == 1:
-            # A picture with fewer tiles than that is refused.
+            # Refused if a frame has fewer tiles than there are decode ranks.
             with suppress(InputError):
                 shared = replace(placement, encode=decoders[:1], decode=decoders, decode_degree=len(decoders))
                 check_placement(shared, simulator.request, simulator.spec)
@@ -264,7 +263,7 @@ def _with_forms(simulator: Simulator, placement: Placement) -> Iterator[tuple[Wa
     for choice in choices:
         yield Way(placement=placement), choice
     if Way(placement=placement).kind == "apart" and placement.cfg_degree == 1:
-        # A single rank has branches side by side only with helpers.
+        # A single denoise rank can interleave branches only if it has helpers: add those choices.
         helped = _choices(simulator, replace(placement, coprocess=True))
         for choice in dict.fromkeys([*choices, *helped]):
             yield Way(placement=placement, coprocess=True), choice
@@ -282,7 +281,7 @@ def _choices(simulator: Simulator, placement: Placement) -> list[Choice]:
 
 
 def placement_of(simulated: Simulated) -> Placement:
-    """Return the placement of a simulated candidate, with the simulated form of attention set in it."""
+    """Return the placement of a simulated candidate plan, with its form of attention set."""
     return simulated.way.player.placement(simulated)
 
 

@@ -24,11 +24,12 @@ SETTINGS: dict[str, Callable[[Way, Choice], Hashable]] = {
     "ranks that share a decode": lambda way, _: way.placement.decode_degree > 1,
     "decode tiles": lambda way, _: way.tile,
 }
-"""Functions that read each setting's value from a candidate and its attention choice. Consequences of
-other settings are left out: a decode is shared by all decode ranks, and the number of a long video's
-layer slices follows from its guidance branches and from the ranks that share tokens."""
+"""Settings of a plan by name, each with the function that reads its value from a candidate plan and an
+attention choice. Values that follow from others are not settings: a decode is shared by all decode
+ranks, and the number of layer slices follows from the guidance branches and from the ranks that share
+tokens."""
 _OF_ONE_METHOD = ("a stage's tokens", "attention", "interleaved")
-"""Settings that only one of the methods has; ignored when two methods are compared."""
+"""Settings that only one of the two methods has; ignored in comparisons of the methods."""
 
 
 def differs_only_in(setting: str, one: tuple[Way, Choice], other: tuple[Way, Choice]) -> bool:

@@ -1,4 +1,4 @@
-"""Simulation of a whole run: denoising by its method's player, stages by the engine's own schedule.
+"""Simulation of a whole run: denoising by the planner's model of its method, stages by the engine's schedule.
 
 Left out are the data that travel between stages (megabytes), files, and Python's time between steps.
 """
@@ -32,38 +32,37 @@ from paradit.trace.merge import Span
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """A candidate way of using the ranks: a placement, and what no placement holds."""
+    """Candidate plan of using the ranks: a placement, and what a placement does not say."""
 
     placement: Placement
     coprocess: bool = False
-    """Whether idle decode ranks take a share of the attention (co-processing)."""
+    """Whether decode ranks take a share of the attention while they are idle (co-processing)."""
     offload: bool = False
-    """Whether weights move between host and device for every request; a rival's technique, for comparison
-    only."""
+    """Whether weights move between host and device for every request. ParaDiT does not do so; rivals do."""
     method: str = field(default_factory=lambda: METHODS.names()[0])
-    """Name of the denoising method; one for which the planner has a player."""
+    """Name of the denoising method; the planner must have a model (`Player`) of it."""
     tile: int | None = None
     """Side of the decode tiles in pixels; None: as the request and the placement say."""
 
     @property
     def player(self) -> Player:
-        """Player that simulates the candidate's method."""
+        """Planner's model of the plan's denoising method, which simulates it."""
         return player_of(self.method)
 
     @property
     def kind(self) -> str:
-        """Kind of the candidate, such as "apart" or "replicas"; the best of each kind is shown."""
+        """Kind of the candidate plan, such as "apart" or "replicas"; the best of each kind is shown."""
         return self.player.kind(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated:
-    """Simulated cost of a candidate: times of its stages and videos, and the memory of its ranks."""
+    """Simulated cost of a candidate plan: times of its stages and videos, and the memory of its ranks."""
 
     way: Way
     choice: Choice
     seconds: float
-    """Seconds that all requests take."""
+    """Seconds that all requests of the run take."""
     latency: float
     """Seconds that one request takes by itself."""
     first_frame: float
@@ -76,14 +75,15 @@ class Simulated:
     """Fraction of a step for which the busiest rank waits for messages; for a long video, fraction of its
     run for which that rank is idle."""
     idle: tuple[float, ...]
-    """Fraction of the run for which each rank is in no stage."""
+    """Fraction of the run for which each rank is in no stage; for a long video, for which it does not
+    compute."""
     memory: tuple[int, ...]
     """Estimated peak bytes of each rank."""
 
 
 @dataclass(frozen=True)
 class Least:
-    """Lower bounds of a candidate's cost, known without simulating it; the fields are as in `Simulated`."""
+    """Lower bounds of a candidate plan's cost, known without simulating it; fields as in `Simulated`."""
 
     latency: float
     seconds: float
@@ -91,52 +91,52 @@ class Least:
 
 
 class Player(ABC):
-    """Planner's model of a denoising method: simulates its candidates and describes them in words."""
+    """Planner's model of a denoising method: simulates its candidate plans, and describes them in words."""
 
     approximate = ""
-    """What is approximate about the method, worded to follow its name; empty if it is exact."""
+    """Words that follow the method's name to say what is approximate about it; empty if it is exact."""
 
     @abstractmethod
     def request(self, simulator: Simulator) -> ResolvedRequest:
-        """Return the one of the simulator's requests that this method makes."""
+        """Return the request that this method makes: the simulator's usual one, or that in frame blocks."""
 
     @abstractmethod
     def simulate(self, simulator: Simulator, way: Way, num_requests: int, choice: Choice) -> Simulated:
-        """Simulate `num_requests` requests on a candidate."""
+        """Simulate `num_requests` requests on a candidate plan, and return its cost."""
 
     @abstractmethod
     def least(self, simulator: Simulator, way: Way, num_requests: int) -> Least:
-        """Return lower bounds of a candidate's cost, without simulating it."""
+        """Return lower bounds of a candidate plan's cost, without simulating it."""
 
     @abstractmethod
     def kind(self, way: Way) -> str:
-        """Return the kind of a candidate; the best of each kind is shown."""
+        """Return the kind of a candidate plan; the best plan of each kind is shown."""
 
     @abstractmethod
     def title(self, way: Way) -> str:
-        """Return the name of the method when it is listed beside others."""
+        """Return the name by which the method is listed beside others."""
 
     @abstractmethod
     def name(self, way: Way, choice: Choice) -> tuple[list[str], list[str]]:
-        """Return how the ranks are used, and how they share attention, each as a list of short texts."""
+        """Return how a plan's ranks are used, and how they share attention, each as a list of short texts."""
 
     @abstractmethod
     def waits(self, simulated: Simulated) -> str:
-        """Return in words what bounds a candidate whose ranks wait for much of the time."""
+        """Return in words what bounds a plan whose ranks wait for much of the time."""
 
     @abstractmethod
     def placement(self, simulated: Simulated) -> Placement:
-        """Return the placement with which a user runs the simulated candidate."""
+        """Return the placement with which a user can run a simulated plan."""
 
     def ways(self, simulator: Simulator, num_requests: int) -> Iterator[Way]:  # noqa: ARG002
-        """Yield the ways of making a long video; none for methods that denoise a video as a whole.
+        """Yield the candidate plans for a long video in blocks; none for methods that denoise it as a whole.
 
         Candidates of the latter are made in `planner.search`.
         """
         yield from ()
 
     def divided(self, way: Way) -> list[str]:  # noqa: ARG002
-        """Return short texts on how the ranks divide layers and tokens; empty if they divide no layers."""
+        """Return short texts on how a plan's ranks divide layers and tokens; empty if no layers are."""
         return []
 
     def sharers(self, way: Way) -> int:  # noqa: ARG002
@@ -148,7 +148,10 @@ class Player(ABC):
         return ""
 
     def stages(self, spans: Sequence[balance.Span], way: Way) -> Iterable[balance.Span]:  # noqa: ARG002
-        """Return the stages' spans, corrected if the method overlaps stages that were played in sequence."""
+        """Return the spans of a run's stages as the method really runs them.
+
+        spans: the stages played one after the other. A method whose stages overlap moves them.
+        """
         return spans
 
     @abstractmethod
@@ -171,15 +174,15 @@ class Player(ABC):
     def spans(
         self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]
     ) -> Iterator[tuple[int, Span]]:
-        """Yield (rank, span) of steps, messages and layers; stages come from elsewhere.
+        """Yield (rank, span) of a simulated run's steps, messages and layers, which belong within its stages.
 
-        denoised: spans of the requests' denoise stages, which tell where the steps belong in time.
+        denoised: spans of the requests' denoise stages.
         """
 
 
 @cache
 def player_of(method: str) -> Player:
-    """Return the player that simulates a method. Raises InputError if the planner has none for it."""
+    """Return the planner's model of a method. Raises InputError if the planner has none."""
     name = find_method(method).player
     if name is None:
         raise InputError(f"the planner does not know method {method}")
@@ -197,7 +200,7 @@ class Simulator:
     """Resolved request to simulate; the largest, if a run has several."""
     dtype: str = "bf16"
     long: ResolvedRequest | None = None
-    """The same video as a request in frame blocks, if blocks are to be compared. Equal to `request` if the
+    """The same video as a request in frame blocks, if that is to be compared; equal to `request` if the
     video can only be made in blocks."""
 
     def __post_init__(self) -> None:
@@ -210,11 +213,11 @@ class Simulator:
         return self.request == self.long
 
     def simulate(self, way: Way, num_requests: int, choice: Choice) -> Simulated:
-        """Simulate a candidate with an attention choice, for `num_requests` requests of this kind."""
+        """Simulate a candidate plan with an attention choice, for `num_requests` requests of this kind."""
         return way.player.simulate(self, way, num_requests, choice)
 
     def request_of(self, way: Way) -> ResolvedRequest:
-        """Return the request as the candidate runs it: by its method, and with its decode tiles."""
+        """Return the request as a candidate plan runs it: by its method, and with its decode tiles."""
         request = way.player.request(self)
         request = way.placement.tiled(request, self.spec)
         return replace(request, vae_tile=way.tile) if way.tile else request
@@ -228,7 +231,8 @@ class Simulator:
             "decode": self.decode_seconds(way),
         }
         if way.offload:
-            # Every rank fetches each model before its stage, over the host's one memory, and drops it after.
+            # Every rank copies each model in before its stage and drops it after; all ranks share the host's
+            # memory bandwidth.
             for stage in stages:
                 stages[stage] += self._weights(stage) * way.placement.ranks / self._copy_rate
         return stages
@@ -276,7 +280,7 @@ class Simulator:
         parts = method_of(request).memory_by_rank(way.placement, request, self.spec, itemsize)
         if not way.offload:
             return parts
-        # One model at a time, of two experts the one at work.
+        # Only one model is on the device at a time, and only one of two experts.
         most = max(w.parameters for w in self.spec.weights) * ITEMSIZE[self.dtype]
         spared = [max(0, of_rank["weights"] - most) for of_rank in parts]
         return [
@@ -285,11 +289,11 @@ class Simulator:
         ]
 
     def memory(self, way: Way) -> tuple[int, ...]:
-        """Return the estimated peak bytes of each rank."""
+        """Return the estimated peak bytes of each rank under a candidate plan."""
         return tuple(parts["peak"] for parts in self.memory_parts(way))
 
     def fits(self, way: Way) -> bool:
-        """Return whether each rank's estimated peak fits the device's memory."""
+        """Return whether each rank's estimated peak under a candidate plan fits the device's memory."""
         return max(self.memory(way)) <= self.cluster.device.memory
 
     def _weights(self, stage: str) -> int:

@@ -18,8 +18,8 @@ from paradit.planner.step import Branch, forward
 from paradit.scheduling.block_queue import BlockStep
 
 Kind = tuple[int, int, int, int]
-"""Key of a block-step's cost, in latent frames: the block's own, those computed before and after them, and
-all that are attended to."""
+"""Type of the key to a block-step's cost, in latent frames: the block's own, those computed before and
+after them, and all that are attended to."""
 
 
 def kind_of(step: BlockStep) -> Kind:
@@ -35,7 +35,7 @@ class StageSeconds:
     """Seconds of a block-step in one layer slice."""
 
     computing: tuple[float, ...]
-    """Seconds that each of the ranks that share the tokens computes."""
+    """Seconds of computing, for each of the ranks that share the layer slice's tokens."""
     exposed: float
     """Seconds for which the rank that computes longest waits for messages."""
 
@@ -81,7 +81,7 @@ class StageSteps:
         )
 
     def sent(self, kind: Kind, layers: int) -> list[list[float]]:
-        """Return the bytes of a team's exchanges, [i][j] from its i-th rank to its j-th."""
+        """Return the bytes that a team's ranks send each other in a block-step, [i][j] from i-th to j-th."""
         tables = [message.table for message in window_moves(self._branch(kind, self.teams[0]))]
         ranks = range(len(self.teams[0]))
         return [[layers * sum(table[i][j] for table in tables) for j in ranks] for i in ranks]

@@ -26,10 +26,10 @@ class Branch:
 
     cluster: Cluster
     ranks: tuple[int, ...]
-    """Ranks of the cluster; helpers, which hold no tokens, come last."""
+    """Ranks of the cluster that share the branch; helpers, which hold no tokens, come last."""
     shares: Shares
     costs: Sequence[BlockSeconds]
-    """Transformer block costs of each rank."""
+    """Transformer block costs of each of the branch's ranks."""
     row_bytes: int
     """Bytes of one (token, head) row, for all videos in the batch."""
     batch: int
@@ -50,7 +50,7 @@ class Branch:
         return self._moved("results", [rows_between(work, held)])
 
     def _moved(self, name: str, tables: Sequence[Sequence[Sequence[int]]]) -> Message:
-        """Return a message of as many rows, between each two ranks, as the tables add up to."""
+        """Return the message of the rows that the tables, added up, say each rank sends to each other."""
         ranks = range(self.shares.num_ranks)
         sent = [[self.row_bytes * sum(table[i][j] for table in tables) for j in ranks] for i in ranks]
         return self.message(name, self.ranks, sent)
@@ -62,9 +62,9 @@ class Branch:
         return Message(name, tuple(ranks), busy, latency, sent, posting)
 
     def attention(self, rank: int, head_rows: float, beside: float = 0.0) -> Compute:
-        """Return the attention of `head_rows` (head, query row) pairs per video on the `rank`-th rank.
+        """Return one rank's simulated attention work: `head_rows` (head, query row) pairs for each video.
 
-        beside: seconds for which messages travel meanwhile, which slow it down.
+        rank: place in the branch. beside: seconds for which messages travel meanwhile, which slow it down.
         """
         return Compute("attention", self.costs[rank].attention(self.batch * head_rows, beside))
 
@@ -107,11 +107,11 @@ class Exchange:
     def _of(self, rank: int, key: Hashable) -> list[Post]:
         one = self.branch.ranks[rank]
         own = [Post((key, number), part) for number, part in enumerate(self._parts) if one in part.ranks]
-        # Nothing to wait for, but a turn for another stream.
+        # An empty message: nothing to wait for, but the wait still gives another stream its turn.
         return own or [Post((key, "nothing", rank), self.branch.message(self.whole.name, [one], [[0.0]]))]
 
     def post(self, rank: int, key: Hashable) -> Iterator[Step]:
-        """Yield the steps with which the branch's `rank`-th rank begins its part of the exchange."""
+        """Yield the posts with which the branch's `rank`-th rank begins its part of the exchange."""
         yield from self._of(rank, key)
 
     def wait(self, rank: int, key: Hashable) -> Iterator[Step]:
@@ -131,7 +131,7 @@ class Forward:
 
     seconds: float
     computing: tuple[float, ...]
-    """Seconds that each rank computes, by ascending rank."""
+    """Seconds that each rank computes during the step, by ascending rank."""
 
     @property
     def exposed(self) -> float:
@@ -171,7 +171,8 @@ def play_layers(
             assert rank not in programs, "a rank is in one branch"
             each = [_stream(layer, place, (number, stream), num_layers) for stream in range(streams)]
             programs[rank] = interleaved(each, lag)
-    # Messages name ranks of the cluster, programs are counted; only how many take part matters.
+    # Messages hold ranks of the cluster, while programs are numbered from 0. That does no harm: `play` only
+    # counts how many ranks take part in a message.
     return play([programs[rank] for rank in sorted(programs)])
 
 

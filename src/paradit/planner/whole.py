@@ -1,4 +1,4 @@
-"""Player of full-sequence videos for the planner: all steps cost the same, as `planner.whole_step` says."""
+"""Planner's model of videos denoised as a whole, whose steps all cost the same (`planner.whole_step`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HELPERS_WORK = (1.0, 0.75, 0.5, 0.25)
 
 
 class Whole(Player):
-    """Player of the full-sequence method, which denoises all latents of a video at once."""
+    """Planner's model of the full-sequence method, which denoises all latents of a video at once."""
 
     def request(self, simulator: Simulator) -> ResolvedRequest:
         return simulator.request
@@ -66,7 +66,7 @@ class Whole(Player):
         raise NotImplementedError("videos as a whole are played at once")
 
     def kind(self, way: Way) -> str:
-        """Return "together", "apart" or "replicas"; with co-processing ", co-processing" follows."""
+        """Return "together", "apart" or "replicas", followed by ", co-processing" if the plan uses it."""
         if way.placement.replicas > 1:
             return "replicas"
         kind = "apart" if name_of(way.placement).startswith("apart") else "together"

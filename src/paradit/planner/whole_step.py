@@ -41,7 +41,7 @@ class Video(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Parts of a placement on which the cost of a denoising step depends; a key of the step cache."""
+    """Parts of a placement on which a denoising step's cost depends; a key of the step cache."""
 
     ranks: tuple[int, ...]
     helpers: tuple[int, ...]
@@ -81,8 +81,8 @@ def branches_of(simulator: Video, group: Group, choice: Choice) -> tuple[list[tu
     """
     spec, text = simulator.spec.transformers[0], simulator.spec.text_length
     computed = simulator.branches // group.cfg_degree
-    # One process takes a branch after the other; several have them in one batch, or side by side, and so has
-    # one with helpers.
+    # A single rank computes its branches one after the other. Several ranks, or one with helpers, compute
+    # them in one batch, or interleaved.
     together = len(group.ranks) + len(group.helpers) > 1 and not choice.interleave
     batch = computed if together else 1
     size = len(group.ranks) // group.cfg_degree
@@ -128,7 +128,7 @@ def _shares(simulator: Video, size: int, group: Group) -> Shares:
 
 
 def _gather(simulator: Video, group: Group) -> float:
-    """Return the seconds until every rank has all predictions, at the end of a step."""
+    """Return the seconds to gather all ranks' predictions on every rank, at the end of a step."""
     number = len(group.ranks)
     if number == 1:
         return 0.0

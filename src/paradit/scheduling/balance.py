@@ -1,8 +1,8 @@
 """Choose how the ranks divide the stages so that all videos finish first, by simulating every candidate.
 
 `play` runs the programs of `scheduling.stages` with given durations, as ranks do: in order, waiting for each
-other's data and for channels that are full. `choose` compares the resulting times of the candidates: all
-stages together, denoising and decoding apart (DeDiVAE, arXiv 2511.12056), and replicas.
+other's data and for channels that are full. `choose` compares the resulting times of the candidate
+placements: all stages together, denoising and decoding apart (DeDiVAE, arXiv 2511.12056), and replicas.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Seconds = Annotated[float, Option(least=0, most=MAX_SECONDS)]
 Step = tuple[str, int]
 """Type of a stage of a request: (stage, request number)."""
 MARGIN = 0.03
-"""Fraction by which another candidate must be faster than the plainest one to be chosen."""
+"""Fraction by which another placement must be faster than the plainest one to be chosen."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class StageSeconds:
         return self.context + num_inference_steps * (self.step / num_ranks + added)
 
     def of(self, placement: Placement, num_inference_steps: int) -> dict[str, float]:
-        """Return the seconds of each stage in a placement."""
+        """Return the seconds of each stage of a request in a placement."""
         denoise = self.denoise(len(placement.denoise_ranks), num_inference_steps)
         return {"encode": self.encode, "denoise": denoise, "decode": self.decode}
 
@@ -102,7 +102,8 @@ def _play_replica(placement: Placement, num_requests: int, seconds: Mapping[str,
     free = [0.0] * placement.ranks
     done: dict[Step, Span] = {}
     full: dict[int, Step] = {}
-    """Stage that must have begun before a rank, whose channel is full after its last send, continues."""
+    """Stage of a request that must have begun before a rank, whose channel is full after its last send,
+    continues."""
     while any(programs):
         for step in dict.fromkeys(left[0] for left in programs if left):
             stage, request = step
@@ -133,7 +134,7 @@ def _before(step: Step, placement: Placement) -> Iterator[Step]:
     if stage != "encode":
         yield STAGES[STAGES.index(stage) - 1], request
     if request and len(placement.denoise_ranks) == placement.ranks:
-        yield "decode", request - 1  # where all denoise, they meet after every request
+        yield "decode", request - 1  # if all ranks denoise, they meet after each request
 
 
 def _must_have_begun(step: Step, placement: Placement) -> Step | None:
@@ -157,9 +158,9 @@ def _must_have_begun(step: Step, placement: Placement) -> Step | None:
 
 
 def worth_taking(seconds: Sequence[float]) -> int:
-    """Return the index of the fastest candidate, or 0 if it is not more than `MARGIN` faster than the first.
+    """Return the index of the fastest placement, or 0 if it is not more than `MARGIN` faster than the first.
 
-    seconds: time of each candidate, the plainest first.
+    seconds: time of each placement, the plainest first.
     """
     quickest = min(range(len(seconds)), key=seconds.__getitem__)
     return quickest if seconds[quickest] < (1 - MARGIN) * seconds[0] else 0
@@ -198,7 +199,7 @@ def ways(base: Placement, num_requests: int) -> list[Placement]:
     ]
     found = [base]
     for change in changes:
-        with suppress(InputError):  # such as fewer ranks than the branches that they were to divide
+        with suppress(InputError):  # for example, fewer ranks than guidance branches
             found.append(change())
     return list(dict.fromkeys(found))
 
@@ -220,18 +221,18 @@ def name_of(placement: Placement) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Chosen placement, with the times of all that it was compared with, and the reasons for people."""
+    """Chosen placement, with the times of the placements that it was compared with, and the reasons."""
 
     placement: Placement
     seconds: dict[str, float]
-    """Makespan in seconds of each candidate that was compared, by name."""
+    """Makespan in seconds of each placement that was compared, by name."""
     reason: str
     """One line for people: the chosen placement, its time, and the best time of each other kind."""
     form: str = ""
     """One line for people on the attention form and the times of others; empty if there was no choice of
     it."""
     why: tuple[str, ...] = ()
-    """Lines for people on the other settings that were chosen, and the times with other values."""
+    """Lines for people on the other chosen settings, and what times other values would take."""
 
 
 def choose(
@@ -273,7 +274,7 @@ def affordable(
         with suppress(InputError):
             spare[placement] = spare_bytes(placement)
     if not spare:
-        spare_bytes(base)  # says why
+        spare_bytes(base)  # raises the error that says why
     fitting = [placement for placement, left in spare.items() if left >= 0]
     return fitting or [max(spare, key=spare.__getitem__)]
 

@@ -42,7 +42,7 @@ class BlockStep:
     round: int
     block: int
     step: int
-    """Step number from 0, which is also the number of steps that the block's latents have taken."""
+    """Number of this denoising step, from 0, which is also how many steps the block's latents have taken."""
     frames: int
     """Number of latent frames in the block."""
     left: Context
@@ -76,14 +76,14 @@ class BlockQueue:
     context_frames: int
     """Number of latent frames that a block reads from each neighbour."""
     num_steps: int
-    """Number of denoising steps."""
+    """Number of denoising steps that each block takes."""
     left_level: str = "same-level"
     """Noise level of the left context: `same-level` as the block, or `one-cleaner`, the latest there is."""
     left_source: str = "latents"
     """Source of the left context: `latents`, or `cache`, which is at the block's own level."""
     expert_steps: tuple[int, ...] = ()
-    """Steps in which another expert takes over. An expert cannot read keys of the one before, so the right
-    context is computed again in these steps."""
+    """Steps at which the model switches to another of its experts. An expert cannot read keys of the one
+    before, so the right context is computed again in these steps."""
 
     def __post_init__(self) -> None:
         for name, least in (("block_frames", 1), ("context_frames", 0), ("num_steps", 1)):
@@ -145,11 +145,11 @@ class BlockQueue:
         return range(max(0, start - after), stop if self.num_frames is None else min(stop, self.num_frames))
 
     def blocks(self, first_block: int = 0) -> Iterator[int]:
-        """Yield the numbers of all blocks from `first_block` on."""
+        """Yield the block numbers of the video from `first_block` on."""
         return count(first_block) if self.num_blocks is None else iter(range(first_block, self.num_blocks))
 
     def rounds(self, first_round: int = 0) -> Iterator[int]:
-        """Yield the numbers of all rounds from `first_round` on."""
+        """Yield the round numbers of the queue from `first_round` on."""
         return count(first_round) if self.num_rounds is None else iter(range(first_round, self.num_rounds))
 
     def finished(self, round: int) -> int:
@@ -162,7 +162,7 @@ class BlockQueue:
         return range(max(0, round - self.num_steps + 1), newest + 1)
 
     def steps(self, first_round: int = 0) -> Iterator[BlockStep]:
-        """Yield all block-steps from a round on, in order."""
+        """Yield all block-steps of the video from a round on, in order."""
         for round in self.rounds(first_round):
             for block in reversed(self.active(round)):
                 yield self._step(round, block)

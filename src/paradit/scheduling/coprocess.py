@@ -21,15 +21,15 @@ KEPT = 5
 
 @dataclass(frozen=True, kw_only=True)
 class HelperSpeed:
-    """Seconds that a helping decode rank needs for its share of one attention."""
+    """Seconds that a helping decode rank needs for its share of an attention, by row and in any case."""
 
     compute: float
-    """Seconds to compute one row of a head."""
+    """Seconds in which the helper computes one row of a head."""
     link: float
-    """Seconds to send one row of a head: a query, key, value or result."""
+    """Seconds in which one row of a head travels: a query, key, value or result."""
     fixed: float
-    """Seconds that any share takes, however small: until the first data arrive, and for the keys and
-    values of a head that is split between ranks."""
+    """Seconds that a helper's share takes however small it is: until the first data arrive, and for the
+    keys and values of a head that is split between ranks."""
 
 
 def helpers_work(
@@ -51,7 +51,8 @@ def helpers_work(
     rate, ahead = num_ranks / row_seconds, 0.0
     costs = [_row(helper, parts) for helper in helpers]
     end = num_rows / rate
-    # Whoever has the least to wait for joins first; T only falls, so nobody who has joined drops out again.
+    # Helpers join in order of their fixed time. Each one lowers T, but not below its own fixed time, so none
+    # that has joined drops out again.
     for fixed, row in sorted((helper.fixed, row) for helper, row in zip(helpers, costs, strict=True)):
         if fixed >= end:
             break
@@ -67,7 +68,7 @@ def _row(helper: HelperSpeed, parts: int) -> float:
 
 
 class Judge:
-    """Decides whether decode ranks help in the next step, from the times of steps with and without help."""
+    """Judge of whether help makes steps faster, by the times of steps with help and without it."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[tuple[int, ...], list[float]] = defaultdict(list)

@@ -72,7 +72,7 @@ class _Search:
         return False
 
     def _tiled(self, change: _Change) -> _Change | None:
-        """Return the change with the largest decode tiles that make it fit added, or None if no tiles do."""
+        """Return a change of options that adds the largest decode tiles that make it fit, or None."""
         tile = fitting_tile(
             change.request, self._spec, lambda tiled: self._is_accepted(replace(change, request=tiled))
         )
@@ -82,7 +82,7 @@ class _Search:
         return _Change(words, replace(change.request, vae_tile=tile), change.placement)
 
     def _placements(self, ranks: int) -> Iterator[_Change]:
-        """Yield changes to other placements of one video on this many ranks."""
+        """Yield other placements of one video on this many ranks, each as a change of options."""
         asked, method = self._asked, method_of(self._request)
         for cfg_degree in CFG_DEGREES:
             with suppress(InputError):
@@ -107,14 +107,14 @@ class _Search:
         )
 
     def _shorter(self) -> Iterator[_Change]:
-        """Yield changes to a video that fits: with fewer frames, or by the method for long videos."""
+        """Yield changes of options that make a video fit: fewer frames, or the method for long videos."""
         request, spec, method = self._request, self._spec, method_of(self._request)
         frames = method.fitting_frames(
             request, spec, lambda shorter: self._is_accepted(_Change([], shorter, self._asked))
         )
         if frames is not None:
             words = to_argv({"num_frames": frames})
-            if request.trim:  # it was given as a duration
+            if request.trim:  # the user gave a duration, so the answer is a duration
                 words = to_argv({"duration": f"{math.floor(100 * frames / request.fps) / 100:g}s"})
             yield _Change(words, self._of(num_frames=frames), self._asked)
         if blocks := method.instead(request, spec):

@@ -17,8 +17,8 @@ from paradit.config.errors import InputError
 from paradit.scheduling.block_queue import BlockQueue, BlockStep
 
 WELL_USED = 0.7
-"""Fraction of time, relative to a pipeline with the fewest layer slices, for which slices must be busy to
-be preferred to fewer, larger groups that share tokens; such groups exchange data in every layer."""
+"""Utilisation that layer slices must reach for the ranks to be divided into that many. Otherwise groups of
+ranks share tokens in fewer slices, and exchange data in every layer."""
 MANY_BLOCKS = 64
 """Number of frame blocks that suffice to measure how busy the pipeline is; a longer video is simulated as
 if it had this many."""
@@ -34,13 +34,14 @@ class StageGrid:
 
     num_stages: int = 1
     cfg_degree: int = 1
-    """Number of groups that guidance branches are divided over; 2: each branch has ranks of its own."""
+    """Number of rank groups among which guidance branches are divided; 2: each branch has ranks of its
+    own."""
     sharers: int = 1
     """Number of ranks that share a guidance branch's tokens (sequence parallelism)."""
 
     @property
     def stage_ranks(self) -> int:
-        """Number of ranks that hold a layer slice."""
+        """Number of ranks that hold each layer slice."""
         return self.cfg_degree * self.sharers
 
     @property
@@ -58,7 +59,7 @@ class StageGrid:
         return rank % self.sharers
 
     def groups(self) -> list[list[int]]:
-        """Return the groups of ranks that share tokens, each as a list of ranks."""
+        """Return the groups of ranks that share tokens, each as a list."""
         starts = range(0, self.num_ranks, self.sharers)
         return [list(range(start, start + self.sharers)) for start in starts]
 
@@ -98,8 +99,8 @@ def program(
 ) -> Iterator[Operation]:
     """Yield the operations of a pipeline rank, in order, from a round on; only rank 0 collects predictions.
 
-    All rounds before `first_round` must be finished. goes_on: returns whether a round is to be computed;
-    asked when it is reached.
+    All rounds before `first_round` must be finished. goes_on: returns whether a round is to be computed; it
+    is called when the round is reached.
     """
     steps = takewhile(lambda step: goes_on(step.round), queue.steps(first_round))
     if rank > 0:
@@ -146,7 +147,8 @@ def _split(costs: Sequence[float], num_ranks: int, embed_cost: float, head_cost:
         ends = embed_cost * (rank == 0) + head_cost * (rank == num_ranks - 1)
         return sums[stop] - sums[start] + ends
 
-    # best[stop]: the slowest of the ranks so far, if they have the layers before stop; and where each began.
+    # Dynamic programming. best[stop]: the cost of the slowest rank if the ranks so far have all layers before
+    # `stop`, and each rank's first layer.
     best = {stop: (cost(0, 0, stop), [0]) for stop in range(1, len(costs) + 1)}
     for rank in range(1, num_ranks):
         best = {
@@ -199,7 +201,7 @@ def idle_slots(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
     return duration(queue, [1.0] * num_ranks, parts) - queue.num_blocks * queue.num_steps
 
 
-@lru_cache(maxsize=256)  # plays the pipeline; each rank of each way that is tried asks
+@lru_cache(maxsize=256)  # slow: it plays the pipeline, and is called for every candidate
 def choose_stages(queue: BlockQueue, num_ranks: int, num_layers: int, parts: int = 1) -> int:
     """Return into how many layer slices to divide ranks that could also share a guidance branch's tokens.
 

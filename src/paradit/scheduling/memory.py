@@ -1,4 +1,4 @@
-"""Memory estimates of ranks, from the spec alone: their largest part, and tiles or frames that would fit."""
+"""Memory of ranks as estimated from the spec alone: the largest part, and tiles or frames that would fit."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PARTS = {
     "keys": "the neighbours' keys and values",
     "decode": "the decode",
 }
-"""Descriptions for people of the parts of a rank's memory, by the part's key."""
+"""Texts for people on what each part of a rank's memory is used for."""
 
 
 def on_one_device(by_rank: list[dict[str, int]], sharing: int) -> dict[str, int]:
-    """Return the bytes of "weights" and "peak" on the fullest device if `sharing` ranks share a device."""
+    """Return the fullest device's bytes of "weights" and "peak", if `sharing` ranks share each device."""
     found = {part: [parts[part] for parts in by_rank] for part in ("weights", "peak")}
     return {part: sum(sorted(sizes, reverse=True)[:sharing]) for part, sizes in found.items()}
 
@@ -37,7 +37,7 @@ def largest_part(by_rank: list[dict[str, int]]) -> str:
 def fitting_tile(
     request: ResolvedRequest, spec: ModelSpec, fits: Callable[[ResolvedRequest], bool]
 ) -> int | None:
-    """Return the largest decode tiles that make a request fit, smaller than its own, or None.
+    """Return the largest decode tiles, smaller than a request's own, with which it fits; None: none do.
 
     The value is the tiles' side in pixels.
     """

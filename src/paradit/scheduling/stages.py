@@ -13,7 +13,8 @@ from typing import TypeVar
 
 STAGES = ("encode", "denoise", "decode")
 AHEAD = 2
-"""Number of requests that may be ready between two stages; a slow stage holds back the one before it."""
+"""Number of requests that may be ready between two stages; if the later stage is slow, the earlier one
+waits."""
 
 
 R = TypeVar("R")
@@ -84,7 +85,7 @@ def steps(
     requests: Iterable[R],
     denoised: Collection[R] = (),
 ) -> Iterator[tuple[str, R]]:
-    """Return the program of a rank as (stage, request) pairs, for requests that are all known beforehand."""
+    """Yield the program of a rank as (stage, request) pairs, for requests that are all known beforehand."""
     found = program(stages, decoder, num_decoders, listed(requests), denoised.__contains__)
     return ((stage, request) for several, request in found for stage in several)
 

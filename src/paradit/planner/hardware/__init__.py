@@ -33,8 +33,8 @@ HEAD_MULTIPLE = 16
 """Multiple to which attention kernels round up the channels of a head: the width of vector and tensor
 cores."""
 _LINKS = ("link", "pair", "network")
-"""Keys of a device's table that name its links, rather than figures. (Another such key is `size`, part of
-the name that people use.)"""
+"""Keys of a device's table that name its links, not figures of the device. (`size`, by which people name a
+device, is no figure either.)"""
 Figure = Annotated[float, Option(least=ABOVE_ZERO, most=MOST)]
 FigureOrNone = Annotated[float, Option(least=0, most=MOST)]
 
@@ -55,11 +55,11 @@ class Device:
     narrow: FigureOrNone
     posting: FigureOrNone = 0.0
     reach: Annotated[Mapping[str, float | Mapping[str, float]], Option(least=ABOVE_ZERO, most=MOST)]
-    """Efficiency by kind of kernel, as a fraction of the peak rate: a number, or one for each dtype."""
+    """Efficiency by kind of kernel, as a fraction of the device's peak: a number, or one for each dtype."""
     source: str
 
     def __post_init__(self) -> None:
-        """Raise InputError for a figure that is not a valid number, or not one of its kind."""
+        """Raise InputError if a figure of the device is not a valid number, or not one of its kind."""
         check(self)
         if not {"bf16", "fp32"} & set(self.dense):
             raise InputError(f"dense must have bf16 or fp32, got {shown(dict(self.dense))}")
@@ -102,7 +102,7 @@ class Device:
 
     @property
     def copy_rate(self) -> float:
-        """Bytes/s at which kernels read or write memory."""
+        """Bytes/s at which large kernels read or write device memory."""
         reach = self.reach["memory"]
         assert not isinstance(reach, Mapping)
         return self.memory_bandwidth * reach
@@ -136,7 +136,7 @@ class Link:
     source: str = ""
 
     def __post_init__(self) -> None:
-        """Raise InputError for a figure that is not a valid number, or not one of its kind."""
+        """Raise InputError if a figure of the link is not a valid number, or not one of its kind."""
         check(self)
 
 
@@ -263,7 +263,7 @@ class _MachineFile:
     devices: Mapping[Literal["this"], dict[str, Any]]
     links: Mapping[str, dict[str, Any]]
     residuals: dict[str, Any] = field(default_factory=dict)
-    """Measured and predicted times, for people; the planner does not read them."""
+    """Measured and predicted times of a machine, for people; the planner does not read them."""
 
 
 def _read_machine(path: Path) -> Cluster:
