@@ -12,8 +12,8 @@ from paradit.planner.simulate import Simulated, Simulator
 from paradit.scheduling.memory import PARTS, way_out
 
 WAITING, DECODING = 0.15, 0.15
-"""Fractions above which a cause is named as the bound of a plan: waiting, of a denoising step; decoding,
-of a video's latency."""
+"""Fractions above which waiting (of a step) or decoding (of a video's latency) is named as what bounds a
+plan."""
 SAID = 0.05
 """Fraction of a step above which the wait for messages is mentioned."""
 

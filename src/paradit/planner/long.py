@@ -87,7 +87,7 @@ class LongVideo(PipelineVideo):
     def least_seconds(self) -> float:
         """Lower bound of the video's seconds: the time for which the busiest layer slice is occupied.
 
-        Every block-step's computing counts, but only the exchanges of the most frequent kind of block-step.
+        It includes the computing of all block-steps, and the exchanges of those of the most frequent kind.
         """
         kinds = _kinds(self.queue)
         (usual, times), *_ = kinds.most_common(1)

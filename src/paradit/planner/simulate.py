@@ -136,7 +136,7 @@ class Player(ABC):
         yield from ()
 
     def divided(self, way: Way) -> list[str]:  # noqa: ARG002
-        """Return short texts on how a plan's ranks divide layers and tokens; empty if no layers are."""
+        """Return short texts on how a plan's ranks divide layers and tokens; empty if they divide none."""
         return []
 
     def sharers(self, way: Way) -> int:  # noqa: ARG002
@@ -200,7 +200,7 @@ class Simulator:
     """Resolved request to simulate; the largest, if a run has several."""
     dtype: str = "bf16"
     long: ResolvedRequest | None = None
-    """The same video as a request in frame blocks, if that is to be compared; equal to `request` if the
+    """Request for the same video in frame blocks, if that is to be compared; equal to `request` if the
     video can only be made in blocks."""
 
     def __post_init__(self) -> None:

@@ -1,8 +1,9 @@
 """Simulation of a denoising step, layer by layer: what each rank computes, and what travels meanwhile.
 
-The simulated layer of each attention form is defined next to the form (`attention.registry.Form.layer`). It
-takes the data that travel from the same shares and boxes as the real program (`distributed.shares`).
-`tests/test_planner.py` compares the times with a rehearsal of that program (`tuning.rehearsal`).
+The simulated layer of each attention form is a function that the form names
+(`attention.registry.Form.timed_by`). It takes the data that travel from the same shares and boxes as the real
+program (`distributed.shares`). `tests/test_planner.py` compares the times with a rehearsal of that program
+(`tuning.rehearsal`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Branch:
     """Ranks of the cluster that share the branch; helpers, which hold no tokens, come last."""
     shares: Shares
     costs: Sequence[BlockSeconds]
-    """Transformer block costs of each of the branch's ranks."""
+    """Costs of a transformer block on each of the branch's ranks."""
     row_bytes: int
     """Bytes of one (token, head) row, for all videos in the batch."""
     batch: int
@@ -142,7 +143,7 @@ class Forward:
 def forward(
     branches: Sequence[tuple[Branch, Layer]], num_layers: int, streams: int = 1, lag: int = 0
 ) -> Forward:
-    """Simulate all layers of a step for branches on disjoint ranks; long models are extrapolated.
+    """Simulate all layers of a step for branches on disjoint ranks; all but the first few are extrapolated.
 
     streams: number of streams of work that each rank interleaves. lag: turns by which each starts after the
     one before it.

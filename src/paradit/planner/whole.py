@@ -125,7 +125,7 @@ def played_step(simulator: Simulator, way: Way, choice: Choice) -> tuple[Played,
 
 
 def helped_group(simulator: Simulator, placement: Placement, choice: Choice) -> Group:
-    """Return the step's group with the share of work for idle decode ranks, or none, that is fastest."""
+    """Return the fastest group for a step, among shares of work for idle decode ranks, none included."""
     groups = [group_of(placement, part) for part in (0.0, *HELPERS_WORK)]
     return min(groups, key=lambda group: simulated_step(simulator, group, choice).seconds)
 

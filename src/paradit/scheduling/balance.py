@@ -229,8 +229,8 @@ class Choice:
     reason: str
     """One line for people: the chosen placement, its time, and the best time of each other kind."""
     form: str = ""
-    """One line for people on the attention form and the times of others; empty if there was no choice of
-    it."""
+    """One line for people on the attention form and the times of others; empty if no other could be
+    chosen."""
     why: tuple[str, ...] = ()
     """Lines for people on the other chosen settings, and what times other values would take."""
 

@@ -24,7 +24,7 @@ class Context:
 
     frames: int = 0
     level: int = 0
-    """Number of steps that the latents of these frames had taken."""
+    """Noise level of these frames: the number of steps that their latents had taken."""
     source: str = "latents"
     """Source of the frames' keys and values. `latents`: they are computed again, in this block's window;
     `cache`: they are read from a cache."""

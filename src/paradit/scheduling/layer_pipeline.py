@@ -185,7 +185,7 @@ def duration(queue: BlockQueue, rank_costs: Sequence[float], parts: int = 1) -> 
 
 
 def used_share(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
-    """Return the fraction of time for which equal pipeline ranks compute.
+    """Return the fraction of a pipeline's run for which its ranks compute, if all are equally fast.
 
     Of a video with more than `MANY_BLOCKS` blocks only that many are simulated.
     """

@@ -41,7 +41,7 @@ FigureOrNone = Annotated[float, Option(least=0, most=MOST)]
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Figures of one GPU; devices.toml describes the fields."""
+    """Performance figures of one GPU model; devices.toml describes the fields."""
 
     name: str
     dense: Annotated[Mapping[str, float], Option(least=ABOVE_ZERO, most=MOST)]
@@ -125,7 +125,7 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """Figures of one kind of link between devices; links.toml describes the fields."""
+    """Performance figures of one kind of link between devices; links.toml describes the fields."""
 
     name: str
     latency: FigureOrNone

@@ -26,7 +26,7 @@ _SIZE = re.compile(r"(\d+)gi?b?")
 
 
 def read_gpus(text: str, devices: Mapping[str, Mapping[str, Any]]) -> tuple[int, int, str]:
-    """Return (machines, devices per machine, key of the device in `devices`). Raises InputError."""
+    """Return (machines, devices per machine, key in `devices`). Raises InputError if the text is invalid."""
     if not _NAMED.search(text):
         raise InputError(f"gpus are written like 8xL40 or 2x8xH100, or name a .toml file; got {shown(text)}")
     readings = list(_readings(" ".join(text.split())))
