@@ -1,1 +1,1 @@
-"""The model families, one folder each, and what is known of a model without loading it."""
+"""Model families, one folder each, and what is known about a model without loading it."""

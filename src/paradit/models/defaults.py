@@ -1,4 +1,4 @@
-"""What a model's folder says that a request gets where it does not say itself. Torch-free."""
+"""Default request values of a model, as its folder states them. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paradit.config.options import ABOVE_ZERO, Option, check
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What a request gets where it does not say; `paradit.json` in a model's folder has such fields."""
+    """Values for what a request leaves out; `paradit.json` in a model's folder may set these fields."""
 
     width: Annotated[int, Option(least=1, most=MAX_SIDE)]
     height: Annotated[int, Option(least=1, most=MAX_SIDE)]
@@ -21,10 +21,10 @@ class Defaults:
     num_inference_steps: Annotated[int, Option(least=1, most=1000)]
     guidance_scale: Annotated[float, Option(least=ABOVE_ZERO, most=MAX_GUIDANCE)]
     guidance_scale_2: Annotated[float | None, Option(least=ABOVE_ZERO, most=MAX_GUIDANCE)] = None
-    """Guidance of the low-noise expert, for models that have one; None means guidance_scale."""
+    """Guidance scale of the low-noise expert, for models that have one; None: the same as guidance_scale."""
     negative_prompt: Annotated[str, Option()] = ""
     train_frames: Annotated[tuple[int, int] | None, Option(least=1, most=MAX_FRAMES)] = None
-    """Shortest and longest video, in frames, that the model was trained on, where known."""
+    """Shortest and longest video, in frames, that the model was trained on; None if not known."""
 
     def __post_init__(self) -> None:
         check(self)

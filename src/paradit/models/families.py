@@ -1,4 +1,4 @@
-"""What model families bring that imports torch and diffusers: loaders, and samples of random weights."""
+"""Parts of model families that import torch and diffusers: model loaders, and samples with random weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from paradit.models.registry import FAMILIES, family
 
 
 def loader(pipeline_class: str) -> Callable[..., VideoModel]:
-    """The function that loads a family's models; calling this imports diffusers.
+    """Return the function that loads models of a pipeline class's family; importing it imports diffusers.
 
-    (spec, dtype, device, *, stages, compile, layers) -> VideoModel, with what `stages` need.
+    The function is (spec, dtype, device, *, stages, compile, layers) -> VideoModel, with what `stages` need.
     """
     return cast("Callable[..., VideoModel]", imported(f"{family(pipeline_class).model}.load"))
 
 
 def samples() -> ModuleType:
-    """The module with parts of random weights of the first family that has them."""
+    """Return a module that makes model parts with random weights, from the first family that has one."""
     return import_module(next(one.samples for one in FAMILIES.all() if one.samples))

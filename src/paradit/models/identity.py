@@ -1,4 +1,4 @@
-"""A hash of a model's folder: the same for equal copies, another for other weights. Torch-free."""
+"""Hash of a model's folder: equal for equal copies, different for other weights. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from paradit.models.folder_json import components, read_json, stored_variant, weight_files
 
 SAMPLES, SAMPLE_BYTES = 64, 4096
-"""Number and size of the pieces of a weights file that are read: whole files would take minutes."""
+"""Number of samples that are read of a weights file, and their bytes each; whole files would take minutes."""
 _ABOUT_THE_FILE = ("_diffusers_version", "_name_or_path", "transformers_version")
-"""Keys of configurations that say who wrote the file, and where."""
+"""Configuration keys that say who wrote the file, and where; the hash ignores them."""
 
 
 def model_hash(folder: Path, variant: str | None = None) -> str:
     """Return a hash of a model's configurations, tokenizers and weights; 16 hexadecimal digits.
 
-    Only weights that are loaded count, by their files' headers, sizes and evenly spaced samples, so that it
-    takes milliseconds. Raises OSError if a file cannot be read.
+    Of the weights it includes only those that are loaded, by their files' headers, sizes and evenly spaced
+    samples, so that it takes milliseconds. Raises OSError if a file cannot be read.
     """
     index = read_json(folder / "model_index.json")
     digest = hashlib.sha256(_canonical(index))

@@ -1,4 +1,7 @@
-"""What a transformer with joint attention costs: the text is among the tokens of every block. Torch-free."""
+"""Costs of a transformer with joint attention, whose blocks process text and video tokens together.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from paradit.models.spec import FP32_BYTES, TransformerSpec
 
 @dataclass(frozen=True, kw_only=True)
 class JointTransformerSpec(TransformerSpec):
-    """A transformer whose text tokens go through its blocks with the video's."""
+    """Sizes of a transformer whose text tokens go through its blocks together with the video's."""
 
     def flops(self, tokens: int, text_tokens: int, timesteps: int = 1) -> int:
-        """Operations of one forward: of its blocks, and of the video's tokens before and after them."""
+        """Return the operations of one forward pass: blocks, and the video's embedding and head."""
         assert timesteps == 1, "all tokens have one timestep"
         width, rows = self.width, tokens + text_tokens
         blocks = self.num_layers * (8 * rows * width**2 + 4 * rows * width * self.ffn_dim)
@@ -21,23 +24,26 @@ class JointTransformerSpec(TransformerSpec):
         return blocks + self.self_attention_flops(tokens, text_tokens) + ends
 
     def self_attention_flops(self, tokens: int, text_tokens: int) -> int:
-        """Those that grow with the square of the rows, the text's among them."""
+        """Return the operations of all layers' attention; quadratic in video and text tokens together."""
         return self.num_layers * 4 * (tokens + text_tokens) ** 2 * self.width
 
     def cross_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
-        """None: the text is among the tokens."""
+        """Return 0: there is no cross-attention, because the text is among the tokens."""
         return 0
 
     def context_flops(self, text_tokens: int) -> int:  # noqa: ARG002
-        """None: the text is embedded in every step."""
+        """Return 0: nothing is computed once per request, because the text is embedded in every step."""
         return 0
 
     def cached_values(self, text_tokens: int) -> int:
-        """Values that are kept of one prompt over the steps: what the text encoder returns."""
+        """Return the number of values kept of one prompt over all steps: the text encoder's output."""
         return text_tokens * self.text_dim
 
     def activation_bytes(self, tokens: int, text_tokens: int, dtype_bytes: int) -> int:
-        """Estimate of the blocks' working memory; rotary tables are held with the text and without it."""
+        """Estimate the bytes of working memory of the transformer blocks for one video.
+
+        Rotary tables are held twice, with and without the text.
+        """
         rotary_tables = 2 * self.attention_head_dim * FP32_BYTES
         both = super().activation_bytes(tokens + text_tokens, text_tokens, dtype_bytes)
         return both + tokens * rotary_tables

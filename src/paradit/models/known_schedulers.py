@@ -1,4 +1,4 @@
-"""Scheduler configurations that are known to run, so that none of them needs to be tried. Torch-free."""
+"""Scheduler configurations that are known to run, which therefore need no trial. Does not import torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _KNOWN: dict[str, dict[str, Any]] = {
     },
     "FlowMatchEulerDiscreteScheduler": {"num_train_timesteps": 1000},
 }
-"""Values of the published models' configurations, by class, that decide how the solver steps."""
+"""Configuration values of the published models that decide how a scheduler steps, by scheduler class."""
 _NEEDED = {"UniPCMultistepScheduler": {"prediction_type", "use_flow_sigmas"}}
-"""Keys that must be given, since the class's default is another value."""
+"""Configuration keys that must be present, because the class's default differs, by scheduler class."""
 _HARMLESS = {
     "beta_start": 0.0001,
     "beta_end": 0.02,
@@ -49,12 +49,12 @@ _HARMLESS = {
     "use_beta_sigmas": False,
     "stochastic_sampling": False,
 }
-"""Defaults of both classes, which saved configurations repeat."""
+"""Default configuration values of both scheduler classes, which saved configurations repeat."""
 _SHIFTS = ("shift", "flow_shift")
 
 
 def is_known(name: str, config: Mapping[str, Any]) -> bool:
-    """Return whether a scheduler class has a configuration like a published model's, at any shift."""
+    """Whether a scheduler class and its configuration match a published model's, with any shift."""
     if name not in _KNOWN or _NEEDED.get(name, set()) - config.keys():
         return False
     known = _HARMLESS | _KNOWN[name]

@@ -1,4 +1,4 @@
-"""What a model family's adapter offers; sampling and the engine know models by this only."""
+"""Interfaces that every model family implements; sampling and the engine use models only through them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from paradit.models.spec import ModelSpec
 Frames: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 Prompt: TypeAlias = tuple[Tensor, ...]
-"""What a transformer reads besides latents and timestep: the arguments of its `context`, each [1, ...]."""
+"""Encoded prompt: the arguments of a transformer's `context`, each a tensor [1, ...]."""
 
 
 class Context(Protocol):
-    """What a transformer reads of prompts, once they are known."""
+    """Prompts in the form that transformer blocks read; computed once per request, the same in all steps."""
 
     @property
     def batch(self) -> int:
@@ -33,20 +33,20 @@ class Context(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens(ABC):
-    """A video's tokens on their way through the blocks, with all that a block needs to know of them."""
+    """A video's tokens on their way through the transformer blocks, with all else that a block reads."""
 
     hidden_states: Tensor
-    """[B, S, width], the video's."""
+    """Hidden states [B, S, width] of the video's tokens."""
     layout: Layout
 
     @property
     @abstractmethod
     def changing(self) -> tuple[Tensor, ...]:
-        """What blocks change: what travels between ranks that hold different layers."""
+        """Tensors that the blocks change; ranks that hold different layers send them to each other."""
 
     @abstractmethod
     def shard(self, start: int, stop: int) -> Self:
-        """The video's tokens start to stop only."""
+        """Return only tokens `start` to `stop` (excluded) of the video."""
 
 
 T = TypeVar("T", bound=Tokens)
@@ -55,186 +55,204 @@ L = TypeVar("L", bound=Layout)
 
 
 class Block(Generic[T]):
-    """A transformer block, whose attentions are computed by whatever is given.
+    """A transformer block whose attention is computed by a function that the caller passes in.
 
-    A block that attends once says what comes before and after its attention. One that attends several times
-    overrides `sites` and `run` instead; all its attentions have the same heads.
+    A block with one attention implements `project`, which runs before it, and `finish`, which runs after it.
+    A block with several attentions overrides `sites` and `run` instead; all its attentions have the same
+    heads.
     """
 
     site: Site
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Its attentions, in order."""
+        """Attentions of the block, in the order in which they run."""
         return (self.site,)
 
     def project(self, tokens: T) -> Projection:
-        """v, then k, then q: [B, S, H, D], before RoPE."""
+        """Yield v, then k, then q of the block's attention, each [B, S, H, D], before RoPE."""
         raise NotImplementedError(f"{type(self).__name__} overrides neither run nor project")
 
     def finish(self, tokens: T, attended: Tensor) -> T:
-        """The tokens after the block, given their attended values [B, S, H, D]."""
+        """Return the tokens after the block, given the attended values [B, S, H, D]."""
         raise NotImplementedError(f"{type(self).__name__} overrides neither run nor finish")
 
     def run(self, tokens: T, attend: Attend) -> Generator[Wait, None, T]:
-        """The tokens after the block; yields where `attend` would wait."""
+        """Run the block and return the tokens after it; yields whenever `attend` would wait."""
         attended = yield from attend(self.site, self.project(tokens), tokens.layout)
         return self.finish(tokens, attended)
 
 
 class CutTransformer(ABC, Generic[T, C, L]):
-    """A diffusion transformer in pieces, with tokens, contexts and layouts of its family's own."""
+    """A diffusion transformer split into embedding, blocks and head, so that ranks can share its work.
+
+    Each model family has its own types of tokens, contexts and layouts.
+    """
 
     num_heads: int
     blocks: Sequence[Block[T]]
     layers: Layers
-    """Which of the model's layers `blocks` are."""
+    """Layers of the model, with a record of those that this rank holds as `blocks`."""
     context: Callable[..., C]
-    """(the parts of B prompts, each [B, ...]) -> what `embed` and the blocks read; once per request."""
+    """Function from the parts of B encoded prompts, each [B, ...], to what `embed` and the blocks read.
+
+    Called once per request.
+    """
 
     @property
     def sites(self) -> list[Site]:
-        """The attentions of a forward through `blocks`, in order."""
+        """Attentions of a forward pass through `blocks`, in the order in which they run."""
         return [site for block in self.blocks for site in block.sites]
 
     @abstractmethod
     def layout(self, latent_shape: tuple[int, int, int]) -> L:
-        """Where the tokens of latents of (F, H, W) are; once per request."""
+        """Return the layout of the tokens of latents of (F, H, W); called once per request."""
 
     @abstractmethod
     def join(self, contexts: Sequence[C]) -> C:
-        """One context for the prompts of all."""
+        """Merge several contexts into one that holds the prompts of all of them."""
 
     @abstractmethod
     def embed(self, latents: Tensor, timestep: Tensor, context: C, layout: L) -> T:
-        """The tokens of latents [B, C, F, H, W]."""
+        """Return the tokens of latents [B, C, F, H, W]."""
 
     @abstractmethod
     def branch(self, tokens: T, context: C) -> T:
-        """The same tokens for the prompts of another context, as many times as it has prompts."""
+        """Return the same tokens with another context, one copy of them for each of its prompts."""
 
     @abstractmethod
     def keep_layers(self, layers: range) -> None:
-        """Hold only these blocks from here on, so that the others' memory is free.
+        """Hold only these transformer blocks from now on, and free the memory of the others.
 
-        Those that are not held are read from the model's folder, if it was loaded without layers.
+        Blocks that are not in memory are read from the model's folder, if the model was loaded without
+        layers.
         """
 
     @abstractmethod
     def resume(self, changing: Sequence[Tensor], timestep: Tensor, context: C, layout: L) -> T:
-        """The tokens that another rank's blocks left, of which `changing` is what they changed.
+        """Rebuild the tokens after another rank's blocks from `changing`, the tensors that those changed.
 
-        timestep, context and layout are those with which the tokens were embedded.
+        timestep, context, layout: the arguments that the tokens were embedded with.
         """
 
     @abstractmethod
     def changing_shapes(self, context: C, layout: L) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the tensors in `Tokens.changing`."""
+        """Return the shapes of the tensors in `Tokens.changing`."""
 
     @abstractmethod
     def head(self, tokens: T) -> Tensor:
-        """Each token's part of the prediction, [B, S, patch values]; a rank may do it for its own tokens."""
+        """Return each token's part of the prediction, [B, S, patch values].
+
+        A rank may call this for only its own tokens.
+        """
 
     @abstractmethod
     def unpatchify(self, values: Tensor, layout: L) -> Tensor:
-        """The prediction [B, C, F, H, W], from all tokens' parts."""
+        """Assemble the prediction [B, C, F, H, W] from the parts of all tokens, [B, S, patch values]."""
 
 
 Transformer: TypeAlias = CutTransformer[Tokens, Context, Layout]
-"""A transformer of any family. Whoever has one gives it nothing but its own tokens, contexts and layouts."""
+"""Transformer of any family. Callers pass it only tokens, contexts and layouts that it has returned."""
 
 
 def of_any_family(transformer: CutTransformer[T, C, L]) -> Transformer:
-    """A family's transformer, as those see it who know no family."""
+    """Return a family's transformer under the type for callers that know no family."""
     return cast("Transformer", transformer)
 
 
 class Scheduler(Protocol):
-    """A diffusers scheduler."""
+    """Interface of diffusers' schedulers, as far as ParaDiT uses it."""
 
     timesteps: Tensor
-    """Those of the steps that it is set to."""
+    """Timesteps of the steps that the scheduler is set to."""
 
     @property
     def config(self) -> Mapping[str, Any]: ...
 
     @property
     def set_timesteps(self) -> Callable[..., None]:
-        """(num_inference_steps, *, sigmas, device, ...), of which each class takes some."""
+        """Method that sets the steps: (num_inference_steps, *, sigmas, device, ...).
+
+        Each class takes some of these arguments.
+        """
 
     def set_begin_index(self, begin_index: int) -> None: ...
 
     @property
     def step(self) -> Callable[..., tuple[Tensor, ...]]:
-        """(model_output, timestep, sample, *, return_dict, ...) -> the sample one step less noisy, first.
+        """Method that makes one step: (model_output, timestep, sample, *, return_dict, ...) -> a tuple.
 
-        Many take a `generator` too, which they draw their noise from: see `sampling.solver.solver_step`.
+        The tuple begins with the sample, one step less noisy. Many classes also take a `generator`, from
+        which they draw noise: see `sampling.solver.solver_step`.
         """
 
 
 class Decoder(Protocol):
-    """Decodes the latents of one video in pieces some frames long: of the whole picture, or of a tile."""
+    """Decoder of one video's latents, a few frames at a time, of the whole picture or of one tile."""
 
     scale: int
-    """Samples to a latent pixel, along height and width."""
+    """Number of decoded samples per latent pixel, along height and along width."""
     num_pieces: int
-    """Of the video."""
+    """Number of pieces, each some frames long, that the video is decoded in."""
 
     def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:
-        """Of a tile's piece `index`: [1, C, f, H, W]."""
+        """Return the shape [1, C, f, H, W] of piece `index` of a tile."""
 
     def pieces(self, tile: Tile) -> Iterator[Tensor]:
-        """A tile's samples, piece after piece; each belongs to whoever takes it.
+        """Yield a tile's decoded samples, piece by piece of some frames; the caller may overwrite them.
 
-        Many tiles may be in hand at once: each keeps what it needs for its next piece.
+        Many tiles may be in progress at once: each iterator keeps what it needs for its next piece.
         """
 
     def frames(self, pictures: Iterable[Tensor]) -> Iterator[Frames]:
-        """Frames [f, H, W, 3] for each latent frame, from the pieces of the whole picture."""
+        """Yield the frames [f, H, W, 3] of each latent frame, given the pieces of the whole picture."""
 
 
 class VideoModel(Protocol):
-    """A text-to-video model, loaded."""
+    """Interface of a loaded text-to-video model."""
 
     spec: ModelSpec
     device: torch.device
     dtype: torch.dtype
-    """Of the transformers and the text encoder."""
+    """Dtype of the transformers and the text encoder."""
     experts: Sequence[Transformer]
 
     @property
     def prompt_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of the parts of one prompt."""
+        """Shapes of the tensors that one encoded prompt consists of."""
 
     def fingerprint(self) -> bytes:
-        """The same where the same weights are loaded; cheap, so only some of the values go in."""
+        """Return bytes that are equal if the same weights are loaded; fast, because it reads few values."""
 
     def encode_prompt(self, prompt: str, guidance_scale: float | None = None) -> Prompt:
-        """The parts of a prompt, in `dtype`.
+        """Return the encoded prompt: tensors of the shapes `prompt_shapes`, in `dtype`.
 
-        guidance_scale is among them where the model was trained to read it; None means its default.
+        guidance_scale: the scale to encode with the prompt, for models trained to read it; None: the model's
+        default.
         """
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return, by text encoder, how many tokens it reads and the end of the prompt that it does not read.
+        """Return, by text encoder, its limit in tokens and the end of the prompt that it does not read.
 
-        Only encoders for which the prompt is too long.
+        Only encoders for which the prompt is too long are included.
         """
 
     def scheduler(self, num_inference_steps: int) -> Scheduler:
-        """A fresh scheduler, with no memory of other requests."""
+        """Return a new scheduler, set to its steps, that shares no state with other requests."""
 
     def expert_at(self, timestep: Tensor) -> int:
-        """Which of the experts serves a timestep of the scheduler."""
+        """Return the index of the expert (transformer) that serves a timestep of the scheduler."""
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
-        """The timestep as the transformer takes it: [B], or [B, S].
+        """Return the timestep as the transformer takes it: [B], or [B, S] with one for each token.
 
-        timestep: of a whole video, or, where the family can, [F]: of each latent frame.
+        timestep: the timestep of a whole video or, if the family allows it, [F] with one for each latent
+        frame.
         """
 
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> Decoder:
-        """Of latents [1, C, F, h, w], or as they come.
+        """Return a decoder of latents [1, C, F, h, w], which may still be arriving (`LatentBlocks`).
 
-        park: what tiles keep between their pieces waits in the machine's memory, not on the GPU.
+        park: whether what tiles keep between their pieces waits in the machine's memory instead of on the
+        GPU.
         """

@@ -1,11 +1,11 @@
-"""Published models by their configurations, which the package brings: no network, no weights, no torch.
+"""Published models, known by configurations in this package: no network, no weights, no torch.
 
-published.json has of each what differs from its classes' defaults, as in the files of the hub repository of
-that name, and the number of its VAE's parameters, counted from the class (Open-Sora-Plan's from its paper).
-Wan's sizes (width, feed-forward, heads, layers, VAE strides) were compared with its authors' own configs
-(wan/configs/wan_t2v_14B.py, wan_t2v_1_3B.py, wan_t2v_A14B.py, wan_ti2v_5B.py, as in ml-explore/mlx-examples),
-HunyuanVideo's (20 double and 40 single blocks of 24 heads, width 3072) with its hyvideo settings.
-Open-Sora-Plan's could not be looked up again.
+published.json holds, for each model, what differs from its classes' defaults, as in the files of the hub
+repository of that name, and the number of its VAE's parameters, counted from the class (from the paper for
+Open-Sora-Plan). Wan's sizes (width, feed-forward, heads, layers, VAE strides) were compared with its authors'
+own configs (wan/configs/wan_t2v_14B.py, wan_t2v_1_3B.py, wan_t2v_A14B.py, wan_ti2v_5B.py, as in
+ml-explore/mlx-examples), HunyuanVideo's (20 double and 40 single blocks of 24 heads, width 3072) with its
+hyvideo settings. Open-Sora-Plan's could not be checked again.
 """
 
 from __future__ import annotations
@@ -31,12 +31,15 @@ def _all() -> dict[str, dict[str, Any]]:
 
 
 def published_models() -> list[str]:
-    """Their hub ids."""
+    """Return the hub ids of the published models."""
     return list(_all())
 
 
 def find_published(name: str) -> str | None:
-    """The hub id that `name` is, or is the last part of, in any case of letters; None where there is none."""
+    """Return the hub id that `name` is, with or without its organisation, in any letter case.
+
+    Returns None if no published model is called so.
+    """
     for known in _all():
         if name.lower() in (known.lower(), known.lower().rpartition("/")[2]):
             return known
@@ -44,7 +47,7 @@ def find_published(name: str) -> str | None:
 
 
 def published_spec(name: str) -> ModelSpec:
-    """The spec of a published model. Raises InputError where it is not known."""
+    """Return the spec of a published model. Raises InputError if it is not known."""
     known = find_published(name)
     if known is None:
         close = difflib.get_close_matches(name, published_models(), n=1, cutoff=0.4)

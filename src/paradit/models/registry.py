@@ -1,6 +1,6 @@
-"""Model families: which pipelines and transformers each knows, and where its code is. Torch-free.
+"""Model families: the pipelines and transformers that each supports, and where its code is.
 
-To add one, see docs/development/adding_a_model.md.
+Does not import torch. To add a family, see docs/development/adding_a_model.md.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A model family, as "module:name" texts whose modules are imported when they are needed."""
+    """A model family, described by "module:name" texts, so that its modules are imported only when needed."""
 
     pipelines: tuple[str, ...]
-    """Classes of the pipelines that are loaded from a folder, as its model_index.json names them."""
+    """Names of the pipeline classes that can be loaded, as a folder's model_index.json states them."""
     read_spec: str
-    """(folder: Path) -> ModelSpec, without torch."""
+    """Name of the function (folder: Path) -> ModelSpec, whose module must not import torch."""
     model: str | None = None
-    """The `PipelineModel` (`models.common.model`) that loads and runs them.
+    """Name of the `PipelineModel` class (`models.common.model`) that loads and runs the family's models.
 
-    None: its models can be planned for, but not run.
+    None: the planner knows the models, but they cannot be run.
     """
     components: tuple[str, ...] = COMPONENTS
-    """Components that a model folder must hold."""
+    """Names of the components that a model folder must hold."""
     transformers: tuple[str, ...] = ()
-    """Classes of the diffusers transformers that `parallelize` spreads over ranks, in whichever pipeline."""
+    """Names of the diffusers transformer classes that `parallelize` spreads over ranks, in any pipeline."""
     replacement: str = ""
-    """The `Replacement` of these transformers."""
+    """Name of the `Replacement` that patches these transformers."""
     samples: str = ""
-    """Module with `random_block` and `random_decoder`, which `calibrate` measures this machine by."""
+    """Name of the module with `random_block` and `random_decoder`, which `calibrate` measures."""
 
     @property
     def module(self) -> str:
-        """The module that loads models, with all that it imports."""
+        """Name of the module that loads models."""
         assert self.model is not None, f"{self.pipelines} are not run"
         return self.model.partition(":")[0]
 
@@ -54,17 +54,20 @@ FAMILIES: Registry[Family] = Registry(
 
 
 def supported_pipelines() -> tuple[str, ...]:
-    """The `_class_name`s of model_index.json that we can run."""
+    """Return the `_class_name`s of model_index.json files that ParaDiT can run."""
     return tuple(name for one in FAMILIES.all() if one.model is not None for name in one.pipelines)
 
 
 def supported_transformers() -> tuple[str, ...]:
-    """The diffusers transformers that `parallelize` takes."""
+    """Return the names of the diffusers transformer classes that `parallelize` takes."""
     return tuple(name for one in FAMILIES.all() for name in one.transformers)
 
 
 def family(pipeline_class: str) -> Family:
-    """The family that runs a diffusers pipeline class; InputError names the supported ones otherwise."""
+    """Return the family that runs a diffusers pipeline class.
+
+    Raises InputError, which names the supported classes, if none does.
+    """
     found = find_family(pipeline_class)
     if found is None or found.model is None:
         supported = ", ".join(supported_pipelines())
@@ -73,5 +76,5 @@ def family(pipeline_class: str) -> Family:
 
 
 def find_family(pipeline_class: str) -> Family | None:
-    """The family of a pipeline class, also one that can only be planned for; None if there is none."""
+    """Return the family of a pipeline class, even if it can only be planned for; None if there is none."""
     return next((one for one in FAMILIES.all() if pipeline_class in one.pipelines), None)

@@ -1,4 +1,7 @@
-"""What a model is and costs, read from its folder's JSON and weight headers: no torch, nothing loaded."""
+"""Sizes and costs of a model, read from its folder's JSON and weight headers.
+
+Loads no weights and does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,17 @@ from paradit.models.registry import family, find_family
 FP32_BYTES = 4
 CONFIG = "config.json"
 MAX_SIZE, MAX_LEVELS = 10**7, 16
-"""Of a model: larger numbers in its configurations are mistakes."""
+"""Upper limits on a model's sizes and on its VAE's levels; larger numbers in a configuration are mistakes."""
 Size = Annotated[int, Option(least=1, most=MAX_SIZE)]
 Layers = Annotated[int, Option(least=1, most=1000)]
 Positive = Annotated[float, Option(least=ABOVE_ZERO, most=MAX_SIZE)]
 FIXED = Option(fixed=True)
-"""A key of a configuration of which only the default is supported."""
+"""Option for a configuration key of which only the default value is supported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerSpec:
-    """One diffusion transformer: its sizes, under diffusers' names where diffusers has one."""
+    """Sizes of one diffusion transformer, under diffusers' names if diffusers has one."""
 
     num_attention_heads: int
     attention_head_dim: int
@@ -41,20 +44,21 @@ class TransformerSpec:
     text_dim: int
     freq_dim: int
     max_positions: int
-    """Tokens along one axis of the video that the rotary tables reach."""
+    """Number of tokens along one axis of the video that the rotary tables cover."""
     num_parameters: int
-    """Exact count of the diffusers class with this config."""
+    """Exact number of parameters of the diffusers class with this configuration."""
 
     @property
     def width(self) -> int:
-        """Channels of a token: heads x head dim."""
+        """Number of channels of a token: heads x head dim."""
         return self.num_attention_heads * self.attention_head_dim
 
     def flops(self, tokens: int, text_tokens: int, timesteps: int = 1) -> int:
-        """Floating-point operations of one forward of one video's tokens (a multiply-add is two).
+        """Return the floating-point operations of one forward pass over one video (a multiply-add is two).
 
-        timesteps: time embeddings, one, or one for each token with `ModelSpec.expand_timesteps`. Matrix
-        products only. The text's keys and values are computed once per request: see `context_flops`.
+        Counts matrix products only. The text's keys and values are computed once per request: see
+        `context_flops`. timesteps: the number of time embeddings, one or, with `ModelSpec.expand_timesteps`,
+        one for each token.
         """
         width = self.width
         cross_attention = self.num_layers * 4 * tokens * width**2 + self.cross_attention_flops(
@@ -69,24 +73,33 @@ class TransformerSpec:
         return blocks + self.self_attention_flops(tokens, text_tokens) + ends + time
 
     def self_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
-        """Those of `flops` that grow with the square of the tokens: of all layers, without projections."""
+        """Return the operations of all layers' self-attention, without projections; quadratic in tokens."""
         return self.num_layers * 4 * tokens**2 * self.width
 
     def cross_attention_flops(self, tokens: int, text_tokens: int) -> int:
-        """Those of `flops` that grow with tokens and text: of all layers, without projections."""
+        """Return the operations of all layers' cross-attention, without projections; linear in tokens."""
         return self.num_layers * 4 * tokens * text_tokens * self.width
 
     def context_flops(self, text_tokens: int) -> int:
-        """Operations on one prompt's embeddings, once per request: embedder, keys and values."""
+        """Return the operations done on one prompt once per request: text embedder, keys and values."""
         embedder = 2 * text_tokens * (self.text_dim * self.width + self.width**2)
         return embedder + self.num_layers * 4 * text_tokens * self.width**2
 
     def cached_values(self, text_tokens: int) -> int:
-        """Values that are kept of one prompt over the steps: every layer's keys and values of the text."""
+        """Return the number of values cached for one prompt over all steps: the text's keys and values."""
         return 2 * self.num_layers * text_tokens * self.width
 
     def activation_bytes(self, tokens: int, text_tokens: int, dtype_bytes: int) -> int:  # noqa: ARG002
-        """Estimate of the blocks' working memory for one video, in a dtype of `dtype_bytes`."""
+        """Estimate the bytes of working memory of the transformer blocks for one video.
+
+        dtype_bytes: the size of one value of the compute dtype. ~ # Rotating: the embedded tokens, the
+        residual, q, k, v, two fp32 copies, and what is made of them. The # feed-forward's: the embedded
+        tokens, the residual before attention and after it, the attended # values, the normed ones, and the
+        inner activation before and after. => # Memory peaks in RoPE or in the feed-forward. RoPE holds the
+        embedded tokens, the residual, q, k, v, # two fp32 copies, and the rounded result. The feed-forward
+        holds the embedded tokens, the residual # before and after attention, the attended and the normed
+        values, and the inner activation before and # after its nonlinearity.
+        """
         # Rotating: the embedded tokens, the residual, q, k, v, two fp32 copies, and what is made of them. The
         # feed-forward's: the embedded tokens, the residual before attention and after it, the attended
         # values, the normed ones, and the inner activation before and after.
@@ -98,50 +111,60 @@ class TransformerSpec:
 
 
 WORKING_MAPS = 14
-"""Of a VAE's last level at once, the convolutions' own working memory counted. Measured: 13.7 on a GPU
-(benchmarks/planner_gpu.py, eight peaks within 1 %); without it 13.0 (tests/test_memory.py)."""
+"""Number of feature maps of a VAE decoder's last level that are alive at its peak of memory.
+
+The convolutions' workspace is included. Measured: 13.7 on a GPU (benchmarks/planner_gpu.py, eight peaks
+within 1 %), and 13.0 without the workspace (tests/test_memory.py).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VaeSpec(ABC):
-    """The video autoencoder: its latent geometry, and enough of its decoder to estimate memory."""
+    """Sizes of a video autoencoder: its latent geometry, and enough of its decoder to estimate memory."""
 
     z_dim: int
     temporal_compression: int
     spatial_compression: int
     decoder_dim: int
-    """Channels of the decoder's last, full-resolution level."""
+    """Number of channels of the decoder's last, full-resolution level."""
     pixel_patch: int
-    """The decoder ends at 1/pixel_patch of the height and width and folds channels into pixels."""
+    """Factor by which the decoder's output is smaller than the picture, along height and width.
+
+    The decoder then folds channels into pixels.
+    """
     num_res_blocks: int
 
     decoder_channels: tuple[int, ...] = ()
-    """Of its levels, the last, full-resolution one first."""
+    """Number of channels of each decoder level, the last, full-resolution level first."""
 
     LATENT_FRAMES_AT_ONCE = 1
-    """How many are decoded together, once the first ones are."""
+    """Number of latent frames that are decoded together, after the first ones."""
     TILE_PIXELS: ClassVar[int] = 256
-    """The side of a tile in diffusers' `enable_tiling()`."""
+    """Side of a tile, in pixels, in diffusers' `enable_tiling()`."""
 
     @property
     def default_tile(self) -> int | None:
-        """The side, in pixels, of the tiles that it decodes where nothing is said; None: whole pictures."""
+        """Side, in pixels, of the tiles that are decoded if the request sets none; None: whole pictures."""
         return None
 
     @property
     def tile_multiple(self) -> int:
-        """Sides of tiles, in pixels, are multiples of this, so that tiles begin at latent pixels."""
+        """Number of pixels that tiles' sides must be multiples of, so that tiles begin at latent pixels."""
         return SIDES_APART * self.spatial_compression
 
     def grid(self, height: int, width: int, tile: int | None) -> Grid:
-        """The tiles of a picture, all in pixels. tile: their side; None: one tile."""
+        """Return the grid of tiles, in latent pixels, that covers a picture of `height` x `width` pixels.
+
+        tile: the side of a tile, in pixels; None: one tile, the whole picture.
+        """
         scale = self.spatial_compression
         return grid(height // scale, width // scale, None if tile is None else tile // scale)
 
     def smaller_tile(self, height: int, width: int, tile: int | None) -> int | None:
-        """The side, in pixels, of tiles that need less memory: half; of a whole picture, diffusers' own.
+        """Return the side, in pixels, of tiles that need less memory than tiles with side `tile`.
 
-        None where there is none: a tile is `tile_multiple` already.
+        It is half of `tile`; for a whole picture, diffusers' own side, or half the picture if that is
+        smaller. Returns None if no smaller side exists, because a tile is `tile_multiple` already.
         """
         side = max(height, width)
         if tile is not None and tile < side:
@@ -153,22 +176,21 @@ class VaeSpec(ABC):
         return found if found < side else None
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(channels, frames, height, width) of the latents of a video; sizes are taken as divisible."""
+        """Return (channels, frames, height, width) of a video's latents, assuming divisible sizes."""
         frames = (num_frames - 1) // self.temporal_compression + 1
         return self.z_dim, frames, height // self.spatial_compression, width // self.spatial_compression
 
     @abstractmethod
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
-        """Operations of decoding a whole video: convolutions and attention, as torch counts them."""
+        """Return the operations of decoding a whole video, as torch counts convolutions and attention."""
 
     def decode_bytes(self, height: int, width: int, tile: int | None = None, ranks: int = 1) -> int:
-        """Estimate of the decoder's working memory for one latent frame, in fp32, with tiles of that side.
+        """Estimate the bytes of working memory that the decoder needs for one latent frame, in fp32.
 
-        ranks: that share the tiles; of the one with most of them.
-
-        Every causal convolution keeps its last two frames, of every tile; and maps of one latent frame's
-        frames in the last level are alive at the peak, of one tile. Tiles wait for the last one to be put
-        together.
+        Every causal convolution keeps its last two frames, for every tile. At the peak, the last level's
+        feature maps of one latent frame's frames are alive, for one tile. Decoded tiles wait for the last one
+        before they are joined. tile: the side of a tile, in pixels; None: whole pictures. ranks: the number
+        of ranks that share the tiles; the estimate is for the rank with the largest share.
         """
         tiles = self.grid(height, width, tile)
         areas = (self.spatial_compression // self.pixel_patch) ** 2
@@ -180,7 +202,7 @@ class VaeSpec(ABC):
         return FP32_BYTES * (values + self.temporal_compression * self._waiting(tiles))
 
     def _waiting(self, tiles: Grid) -> int:
-        """Values of a frame's samples in its tiles and, once they are put together, its picture."""
+        """Return the number of values held for a frame while its tiles are joined: tiles and picture."""
         if tiles.num_tiles == 1:
             return 0
         picture = sum(span.kept for span in tiles.rows) * sum(span.kept for span in tiles.columns)
@@ -189,7 +211,7 @@ class VaeSpec(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A component's stored weights."""
+    """Size of one component's stored weights."""
 
     component: str
     parameters: int
@@ -198,17 +220,17 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A model folder, as far as it can be known without loading it."""
+    """Everything that is known about a model folder without loading it."""
 
     name: str
     folder: Path
     variant: str | None = None
-    """Variant of the weights that is asked for; None: the usual ones, or the only others."""
+    """Variant of the weights that was asked for, such as "fp16"; None: the usual, or the only one there."""
     pipeline_class: str
     transformers: tuple[TransformerSpec, ...]
-    """One, or two experts: the high-noise one first."""
+    """Sizes of the model's transformer, or of its two experts, with the high-noise expert first."""
     boundary_ratio: float | None = None
-    """The low-noise expert serves timesteps below this part of the training timesteps."""
+    """Fraction of the training timesteps below which the low-noise expert serves; None: one expert only."""
     expand_timesteps: bool = False
     """Whether each token has a timestep of its own."""
     vae: VaeSpec
@@ -216,39 +238,45 @@ class ModelSpec:
     weights: tuple[Weights, ...]
     text_encoder_dim: int
     text_length: int
-    """Text tokens that a prompt is padded or cut to."""
+    """Number of text tokens that a prompt is padded or cut to."""
     embedded_guidance: bool = False
-    """Whether the transformer takes the guidance scale as an input, instead of a second branch."""
+    """Whether the transformer takes the guidance scale as an input, which saves a second guidance branch."""
     one_timestep: bool = False
-    """Whether all tokens must have the same."""
+    """Whether all tokens of a video must have the same timestep."""
     latents_held: int = 9
-    """Tensors of latents' size that live while denoising: the noise, the sample, the predictions, and what
-    a multistep scheduler keeps and computes."""
+    """Number of tensors of the latents' size that are alive while denoising.
+
+    They are the noise, the sample, the predictions, and what a multistep scheduler keeps and computes.
+    """
 
     @property
     def size_multiple(self) -> int:
-        """Widths and heights, in pixels, must be multiples of this: spatial compression x patch."""
+        """Number of pixels that a width or height must be a multiple of: spatial compression x patch size."""
         _, patch_height, patch_width = self.transformers[0].patch_size
         return self.vae.spatial_compression * lcm(patch_height, patch_width)
 
     @property
     def trained_latent_frames(self) -> int:
-        """Latent frames of the longest video that the model was trained on, as far as that is known."""
+        """Number of latent frames of the longest video that the model was trained on, if that is known.
+
+        Otherwise, that of the model's default length.
+        """
         trained = self.defaults.train_frames
         frames = trained[1] if trained else self.defaults.num_frames
         return (frames - 1) // self.vae.temporal_compression + 1
 
     def num_branches(self, guidance_scale: float) -> int:
-        """Forwards in a denoising step: of the prompt, and for guidance of the negative prompt.
+        """Return the number of guidance branches (forward passes) per denoising step.
 
-        At a guidance_scale of 1 the second would cancel out.
+        One is for the prompt; with guidance, another is for the negative prompt, which cancels out at a
+        guidance_scale of 1.
         """
         return 1 if self.embedded_guidance or guidance_scale <= 1 else 2
 
     def weight_bytes(
         self, dtype_bytes: int, stages: Collection[str] = ("encode", "denoise", "decode")
     ) -> int:
-        """Of what `stages` need, the VAE in fp32."""
+        """Return the bytes of the weights that `stages` need, with the VAE in fp32."""
         return sum(
             w.parameters * (FP32_BYTES if w.component == "vae" else dtype_bytes)
             for w in self.weights
@@ -256,9 +284,9 @@ class ModelSpec:
         )
 
     def is_stored_in(self, dtype_bytes: int) -> bool:
-        """Whether its files have the weights as they are used in a dtype of so many bytes.
+        """Whether the files hold the weights in the dtypes that they run in (`dtype_bytes`; the VAE in fp32).
 
-        On a CPU they are not copied then, and all processes of a machine share them.
+        If so, they are not copied on a CPU, and all processes of a machine share them.
         """
         used = {"vae": FP32_BYTES}  # files have headers, dtypes differ by a factor of two
         return all(
@@ -267,7 +295,7 @@ class ModelSpec:
         )
 
     def tokens(self, num_frames: int, height: int, width: int) -> int:
-        """Tokens of a video in the transformer."""
+        """Return the number of tokens of a video in the transformer."""
         _, *latent = self.vae.latent_shape(num_frames, height, width)
         return prod(
             size // patch for size, patch in zip(latent, self.transformers[0].patch_size, strict=True)
@@ -276,11 +304,11 @@ class ModelSpec:
     def memory_bytes(
         self, num_frames: int, height: int, width: int, dtype_bytes: int, tile: int | None = None
     ) -> dict[str, int]:
-        """Estimated bytes by part for a video made in one process, in a dtype of `dtype_bytes`.
+        """Estimate the bytes, by part of memory, that a video needs in one process.
 
-        tile: the side, in pixels, of the tiles that it is decoded in; None: whole pictures.
-        "weights" and "latents" stay; "text_cache" and "activations" live while denoising, "decode"
-        after it; so "peak" is less than the sum.
+        "weights" and "latents" stay; "text_cache" and "activations" are alive while denoising, "decode" after
+        it. So "peak" is less than the sum. dtype_bytes: the size of a value of the compute dtype. tile: the
+        side, in pixels, of the tiles to decode; None: whole pictures.
         """
         every = ("encode", "denoise", "decode")
         return self.rank_memory_bytes(num_frames, height, width, dtype_bytes, every, tile=tile)
@@ -299,10 +327,13 @@ class ModelSpec:
         tile: int | None = None,
         decode_ranks: int = 1,
     ) -> dict[str, int]:
-        """The same parts for a rank that does `stages` of a video.
+        """Estimate the bytes, by part as in `memory_bytes`, that a rank needs to run `stages` of a video.
 
-        held: how many of the tokens it denoises; None: all. cached, at_once: of how many guidance branches
-        it keeps the text, and computes at the same time. decode_ranks: how many share the tiles.
+        held: the number of tokens that the rank denoises; None: all. cached: the number of guidance branches
+        whose text it keeps. at_once: the number of guidance branches that it computes together. decode_ranks:
+        the number of ranks that share the tiles. ~ # What came, and what the decoder reads. => # The latents
+        as received, and the copy that the decoder reads. ~ # For the expert at work. => # Only the expert
+        that is running caches text.
         """
         tokens = self.tokens(num_frames, height, width)
         held = tokens if held is None else held
@@ -333,17 +364,17 @@ class ModelSpec:
         return working + tokens * (self._modulation_bytes(spec, dtype_bytes) + of_a_block)
 
     def _modulation_bytes(self, spec: TransformerSpec, dtype_bytes: int) -> int:
-        """Of a token, where each has its own: its time embedding, and what blocks add their own to."""
+        """Return the bytes of a token's own time embedding and modulation; 0 if tokens share a timestep."""
         return spec.width * (dtype_bytes + 6 * FP32_BYTES) if self.expand_timesteps else 0
 
 
 def convolution(inputs: int, outputs: int, kernel: int, positions: int) -> int:
-    """Operations of a convolution of so many taps, at so many places of what it makes."""
+    """Return the operations of a convolution with `kernel` taps that has `positions` output positions."""
     return 2 * inputs * outputs * kernel * positions
 
 
 def resnet(inputs: int, outputs: int, positions: int) -> int:
-    """Operations of two 3x3x3 convolutions, and of one for the way past them if channels change."""
+    """Return the operations of two 3x3x3 convolutions, and of a 1x1x1 shortcut if the channels change."""
     shortcut = convolution(inputs, outputs, 1, positions) if inputs != outputs else 0
     return (
         convolution(inputs, outputs, 27, positions) + convolution(outputs, outputs, 27, positions) + shortcut
@@ -351,18 +382,17 @@ def resnet(inputs: int, outputs: int, positions: int) -> int:
 
 
 def stage_of(component: str) -> str:
-    """The stage that a component's weights are for."""
+    """Return the stage that uses a component's weights: encode, denoise or decode."""
     if component == "vae":
         return "decode"
     return "denoise" if component.startswith("transformer") else "encode"
 
 
 def read_spec(folder: Path, variant: str | None = None) -> ModelSpec:
-    """The spec of a checked model folder (`models.folder.find_model`), or of configurations alone.
+    """Return the spec of a checked model folder (see `models.folder.find_model`), or of configurations alone.
 
-    variant: of the weights.
-
-    Raises InputError for a pipeline class that is not supported.
+    variant: the variant of the weights to count; None: the usual weights, or the only variant. Raises
+    InputError for a pipeline class that is not supported.
     """
     pipeline_class = read_index(folder)["_class_name"]
     found = find_family(pipeline_class) or family(pipeline_class)

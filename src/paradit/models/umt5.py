@@ -1,4 +1,4 @@
-"""UMT5, the text encoder of several families, as far as it is known without loading it. Torch-free."""
+"""Sizes of UMT5, the text encoder of several families, read without loading it. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paradit.models.spec import Layers, Size
 
 @dataclass(frozen=True, kw_only=True)
 class UMT5Config:
-    """What is read of a UMT5EncoderModel's config."""
+    """Fields that are read of a UMT5EncoderModel's configuration."""
 
     vocab_size: Size
     d_model: Size
@@ -24,12 +24,12 @@ class UMT5Config:
 
 
 def read_umt5(path: Path) -> UMT5Config:
-    """Read a UMT5EncoderModel's config. Raises InputError."""
+    """Read a UMT5EncoderModel's configuration file. Raises InputError if it is not valid."""
     return decode_known(UMT5Config, read_json(path), str(path))
 
 
 def umt5_parameters(config: UMT5Config) -> int:
-    """Exact count of a UMT5EncoderModel with this config, whose feed-forward is gated."""
+    """Return the exact number of parameters of a UMT5EncoderModel, whose feed-forward is gated."""
     width, inner = config.d_model, config.num_heads * config.d_kv
     position_bias = config.relative_attention_num_buckets * config.num_heads
     layer = 4 * width * inner + 3 * width * config.d_ff + 2 * width + position_bias

@@ -1,4 +1,4 @@
-"""What will run but hardly give what was meant: said before a run, of the model and of the method."""
+"""Warnings before a run about requests that will run, but hardly produce what the user wants."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from paradit.models.spec import ModelSpec
 
 
 def warnings_for(request: ResolvedRequest, spec: ModelSpec, placement: Placement | None = None) -> list[str]:
-    """Return warnings, one line each."""
+    """Return the warnings about a request, its model and its method, one line each."""
     of_model = _of_bundled(request, spec) if spec.folder == bundled_folder() else []
     return [*of_model, *method_of(request).warnings(placement or Placement(), request, spec)]
 
 
 def _of_bundled(request: ResolvedRequest, spec: ModelSpec) -> list[str]:
-    """What the bundled model does not know, which was trained on a small world."""
+    """Return warnings about what a request asks for that the bundled model was not trained on."""
     from paradit.shapes import world  # brings numpy
 
     found, defaults = [], spec.defaults
