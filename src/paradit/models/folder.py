@@ -1,6 +1,6 @@
-"""Find a model and check that it is whole, before anything of it is loaded. Torch-free.
+"""Search for a model, and checks that it is complete before any of it is loaded. Does not import torch.
 
-A model is the bundled one by its name, a folder in diffusers' format, or a hub id.
+A model is given as the name of the bundled one, as a folder in diffusers' format, or as a hub id.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from paradit.models.spec import ModelSpec, read_spec
 _LOG = logging.getLogger(__name__)
 _NAMES = {"revision": r"\w[\w.-]*(?:/\w[\w.-]*)*", "variant": r"\w+"}
 BUNDLED = "shapes"
-"""Name of the model that the package brings."""
+"""Name of the model that comes with the package."""
 
 
 def bundled_folder() -> Path:
@@ -42,12 +42,13 @@ def bundled_folder() -> Path:
 def find_model(
     name: str, *, revision: str | None = None, variant: str | None = None, weights: bool = True
 ) -> Path:
-    """Folder of the model called `name`, checked; of a hub model only the small files are downloaded.
+    """Return the folder of the model called `name`, checked; of a hub model, download only the small files.
 
-    `download_weights` fetches its weights. If the hub does not give the model, what is in its cache is taken,
-    whoever downloaded it; weights: whether all of them must be there then. revision: a branch, tag or commit
-    of a hub model; None: the newest. variant: weights that it must have. Raises InputError if there is no
-    such model, or it is incomplete, of an unsupported class, or without safetensors.
+    `download_weights` downloads its weights. If the hub does not deliver the model, a copy in the hub's cache
+    is used, no matter which program downloaded it. revision: a branch, tag or commit of a hub model; None:
+    the newest. variant: a variant of weights that the model must have. weights: whether a cached copy must
+    include all weights. Raises InputError if there is no such model, or if it is incomplete, of an
+    unsupported class, or without safetensors.
     """
     for option, value in (("revision", revision), ("variant", variant)):
         if value is not None and not re.fullmatch(_NAMES[option], value):
@@ -79,9 +80,9 @@ def find_model(
 def find_spec(
     name: str, *, revision: str | None = None, variant: str | None = None, loads: bool = True
 ) -> ModelSpec:
-    """Spec of the model called `name`, found as `find_model` finds it. Raises InputError.
+    """Return the spec of the model called `name`, found as by `find_model`. Raises InputError.
 
-    loads: whether it is going to be loaded; else it needs no weights, and if it is published, no hub.
+    loads: whether the model will be loaded; if not, it needs no weights and, if it is published, no hub.
     """
     if loads or revision or variant or name not in published_models() or not _may_be_hub_id(name):
         return read_spec(find_model(name, revision=revision, variant=variant, weights=loads), variant)
@@ -94,9 +95,9 @@ def find_spec(
 
 
 def download_weights(name: str, folder: Path, variant: str | None = None) -> None:
-    """Download those weights of hub model `name` that are not yet in `folder`, which `find_model` returned.
+    """Download the weights of hub model `name` that `folder`, which `find_model` returned, lacks.
 
-    Does nothing for any other model. Raises InputError.
+    Does nothing for models that are not on the hub. Raises InputError if the download fails.
     """
     if name == BUNDLED or Path(name).expanduser().exists():
         return
@@ -106,7 +107,7 @@ def download_weights(name: str, folder: Path, variant: str | None = None) -> Non
     if not lacking:
         return
     try:
-        revision = folder.name  # as the cache names its folders
+        revision = folder.name  # the cache names snapshot folders by revision
         files = hub.list_model(name, revision)
         wanted = {part: wanted_weights(folder / part, names_in(part, files), variant)[0] for part in lacking}
         hub.download_files(name, revision, [f"{part}/{file}" for part in lacking for file in wanted[part]])
@@ -132,7 +133,10 @@ def _from_cache(
     revision: str | None = None,
     variant: str | None = None,
 ) -> Path:
-    """The newest whole snapshot of a hub model in the cache. Raises InputError, which says `error` too."""
+    """Return the newest complete snapshot of a hub model in the cache.
+
+    error: the reason why the hub was not used, which the InputError for a missing model repeats.
+    """
     first: InputError | None = None
     for folder in hub.snapshots(name, revision):
         try:
@@ -162,7 +166,7 @@ def _hint(name: str, error: hub.HubError) -> str:
 
 
 def _may_be_hub_id(name: str) -> bool:
-    """Whether `name` reads as `org/name`, and not as a path into a folder that is here."""
+    """Whether `name` has the form `org/name` and is not a path into an existing folder."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         return False
     return not Path(name).parent.exists()

@@ -1,4 +1,7 @@
-"""Is a folder a whole diffusers model that can be run? Reads its small files only. Torch-free."""
+"""Checks that a folder is a complete diffusers model that ParaDiT can run. Reads only its small files.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.j
 
 
 class Incomplete(InputError):
-    """Something of a model is missing."""
+    """Error for a model of which a file or a component is missing."""
 
 
 def check_folder(
@@ -36,11 +39,11 @@ def check_folder(
     local: bool = False,
     weights: bool = True,
 ) -> None:
-    """Check model `name` in `folder`, which holds `files` (relative paths, `/` between). Raises InputError.
+    """Check model `name` in `folder`, which holds `files` (relative paths with `/`). Raises InputError.
 
-    local: whether the weights among the files are in the folder (those of a hub model may be known by their
-    names only): then their lengths are checked too. weights: whether all of them must be there. variant: of
-    the weights, which some component must have.
+    variant: a variant of weights that some component must have. local: whether the weights among `files` are
+    in the folder, so that their lengths are checked too; of a hub model, only their names may be known.
+    weights: whether all weights must be present.
     """
     if "model_index.json" not in files:
         raise Incomplete(no_index(name, other_format(name)))
@@ -60,13 +63,16 @@ def check_folder(
 
 
 def no_index(name: str, other: str | None) -> str:
-    """Why a model without model_index.json cannot be run; `other` is the same one in diffusers' format."""
+    """Return the message for a model without model_index.json; `other` is its hub id in diffusers' format."""
     hint = f": use {other!r}" if other else ""
     return f"model {name!r} is incomplete or not in diffusers' format: model_index.json is missing{hint}"
 
 
 def other_format(name: str) -> str | None:
-    """Hub id of a published model in diffusers' format, if `name` is the same one in another format."""
+    """Return the hub id, in diffusers' format, of a published model that `name` is in another format.
+
+    Returns None if there is none.
+    """
     last = name.rstrip("/").rpartition("/")[2]
     known = find_published(f"{last}-Diffusers") or find_published(last)
     return known if known != name else None
@@ -87,7 +93,7 @@ def _check_class(name: str, pipeline_class: object) -> None:
 
 
 def _check_component(name: str, folder: Path, component: str, files: set[str]) -> None:
-    """Check a component's small files."""
+    """Check a component's folder, configuration and tokenizer files. Raises InputError."""
     mine = names_in(component, files)
     if not mine:
         raise Incomplete(f"model {name!r} is incomplete: the folder {component}/ is missing")
@@ -107,12 +113,12 @@ def _config_file(component: str) -> str:
 
 
 def has_weights(component: str) -> bool:
-    """Whether a component is a network, by its name."""
+    """Whether a component, given by name, is a network with weights."""
     return _config_file(component) == NETWORK_CONFIG
 
 
 def names_in(component: str, files: set[str]) -> set[str]:
-    """Names, within a component, of those of a model's files that are its."""
+    """Return the names of a component's files, relative to its folder, picked from a model's `files`."""
     return {file.removeprefix(f"{component}/") for file in files if file.startswith(f"{component}/")}
 
 
@@ -138,13 +144,13 @@ def _check_weights(
 def missing_weights(
     folder: Path, component: str, files: set[str], variant: str | None = None
 ) -> tuple[list[str], str | None]:
-    """Names of a component's weights that are not among `files`, and the variant of those that it has.
+    """Return the names of a component's weights that are not among `files`, and the variant of its weights.
 
-    variant: is taken first.
+    variant: the variant to prefer.
     """
     names = names_in(component, files)
     wanted, variant = wanted_weights(folder / component, names, variant)
-    # transformers says `model`, diffusers `diffusion_pytorch_model`.
+    # transformers calls its weights `model`, diffusers `diffusion_pytorch_model`.
     stem = STEMS[component.startswith(("text_encoder", "image_encoder"))]
     return sorted({*wanted} - names) if wanted else [f"{stem}.safetensors"], variant
 
@@ -161,7 +167,7 @@ def _refuse_pickled(name: str, component: str, files: set[str]) -> None:
 
 
 def _check_safetensors(name: str, folder: Path, file: str) -> None:
-    """Hold the file's length against its own header: an interrupted copy is found before loading."""
+    """Compare the file's length with its own header, to find an interrupted copy. Raises Incomplete."""
     path = folder / file
     size = path.stat().st_size
     try:

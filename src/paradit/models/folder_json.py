@@ -1,4 +1,4 @@
-"""Reading a diffusers folder's JSON and the headers of its safetensors files."""
+"""Readers for a diffusers folder's JSON files and the headers of its safetensors files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paradit.models import hub
 from paradit.models.defaults import Defaults
 
 STEMS = ("diffusion_pytorch_model", "model")
-"""Names of weights, as diffusers' classes and as transformers' write them."""
+"""Names of weight files without suffix, as diffusers' classes and as transformers' classes write them."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -46,14 +46,15 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def components(index: Mapping[str, Any]) -> list[str]:
-    """Names of the components in a model_index.json, beside which stand options and absent components."""
+    """Return the names of the components in a model_index.json, without its options and absent components."""
     return [name for name, value in index.items() if isinstance(value, list) and None not in value]
 
 
 def own_settings(folder: Path, defaults: Defaults, without: Collection[str] = ()) -> tuple[str, Defaults]:
-    """Return a model's name, which is its hub id or folder, and its defaults, both as `paradit.json` says.
+    """Return a model's name and default request values, as `paradit.json` in its folder overrides them.
 
-    without: names of defaults that such models do not have. Raises InputError.
+    Without it, the name is the hub id or the folder's name, and the values are `defaults`. without: the names
+    of defaults that this kind of model does not have. Raises InputError.
     """
     path = folder / "paradit.json"
     snapshot = hub.snapshot_of(folder)
@@ -68,13 +69,13 @@ def own_settings(folder: Path, defaults: Defaults, without: Collection[str] = ()
 
 
 def stored_weights(component: Path, variant: str | None = None) -> tuple[int, int]:
-    """(parameters, bytes on disk) of a component's safetensors files; zeros where it has none."""
+    """Return (parameters, bytes on disk) of a component's safetensors files; zeros if it has none."""
     files = weight_files(component, variant)
     return sum(_parameters(file) for file in files), sum(file.stat().st_size for file in files)
 
 
 def weight_files(component: Path, variant: str | None = None) -> list[Path]:
-    """The safetensors files that a component is loaded from; none if they are not all there."""
+    """Return the safetensors files that a component is loaded from; none if some of them are missing."""
     names, _ = wanted_weights(component, _names(component), variant)
     files = [component / name for name in names]
     return files if all(file.exists() for file in files) else []
@@ -83,11 +84,11 @@ def weight_files(component: Path, variant: str | None = None) -> list[Path]:
 def wanted_weights(
     component: Path, names: Collection[str], variant: str | None = None
 ) -> tuple[list[str], str | None]:
-    """Names of the safetensors files that a component is loaded from, and their variant.
+    """Return the names of the safetensors files that a component is loaded from, and their variant.
 
-    names: the component's files, of which the indexes must be in the folder. variant: is taken first, before
-    the usual weights; any other variant, such as "fp16", is taken if there is nothing else. Returns no names
-    if there are no weights.
+    names: the names of the component's files; any indexes among them must be in the folder. variant: the
+    variant to prefer over the usual weights; any other variant, such as "fp16", is used only if there is
+    nothing else. Returns no names if there are no weights.
     """
     found: list[tuple[list[str], str | None]] = []
     kinds = [None, *sorted(_variants(names))]
@@ -95,17 +96,17 @@ def wanted_weights(
         middle = f".{kind}" if kind else ""
         for stem in STEMS:
             single, index = f"{stem}{middle}.safetensors", f"{stem}.safetensors.index{middle}.json"
-            # If a folder has both, each library takes another one.
+            # If a folder has both, diffusers prefers the index, and transformers the single file.
             for name in (index, single) if stem == STEMS[0] else (single, index):
                 if name in names:
                     found.append(([single] if name == single else _shards(component / index), kind))
-    # An index that has none of its files has only come with the other small files.
+    # An index without any of its files was only downloaded with the other small files.
     with_files = [weights for weights in found if any(name in names for name in weights[0])]
     return (with_files or found or [([], None)])[0]
 
 
 def stored_variant(folder: Path) -> str | None:
-    """The variant that a model's weights are loaded from, if the usual ones are not all in the folder."""
+    """Return the variant that a model's weights are loaded from; None if the usual weights are complete."""
     for name in components(read_index(folder)):
         _, variant = wanted_weights(folder / name, _names(folder / name))
         if variant is not None:
@@ -125,7 +126,7 @@ def _variants(names: Collection[str]) -> set[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Weights:
-    """An index of weights: which file each is in."""
+    """Contents of an index of weights: the file that holds each tensor, by the tensor's name."""
 
     weight_map: Mapping[str, str]
 
@@ -135,15 +136,15 @@ def _shards(index: Path) -> list[str]:
 
 
 class StoredTensor(msgspec.Struct):
-    """An entry of a safetensors file's header."""
+    """Entry for one tensor in a safetensors file's header: its shape, and its start and end in bytes."""
 
     shape: tuple[int, ...] = ()
     data_offsets: tuple[int, int] = (0, 0)
 
 
 def read_header(file: Path) -> tuple[int, dict[str, StoredTensor]]:
-    """Return the length of a safetensors file's header, and its tensors by name. Raises ValueError."""
-    # 8 bytes little-endian say how long the JSON is.
+    """Return the bytes of a safetensors file's header, and its tensors by name. Raises ValueError."""
+    # The file begins with the length of the JSON header, as 8 little-endian bytes.
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = stream.read(length) if length < file.stat().st_size else b""

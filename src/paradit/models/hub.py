@@ -1,6 +1,6 @@
-"""Models on the Hugging Face hub, and in its cache on this machine. Torch-free.
+"""Access to models on the Hugging Face hub and in its cache on this machine. Does not import torch.
 
-Whatever is asked of the hub is asked within `_asking`, which turns every failure into a `HubError`.
+Every request to the hub runs within `_asking`, which turns any failure into a `HubError`.
 """
 
 from __future__ import annotations
@@ -15,20 +15,23 @@ from paradit.config.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 SMALL_FILES = ["*.json", "*.txt", "*.model"]
-"""Configurations, indexes and tokenizers."""
+"""Patterns of the files that are downloaded before any weights: configurations, indexes and tokenizers."""
 TIMEOUT = 10.0
-"""Seconds to wait for the hub to answer before its cache on this machine is looked at."""
+"""Seconds to wait for the hub's answer before a model is looked up in the cache on this machine."""
 
 
 class HubError(InputError):
-    """The hub does not give what was asked for; the message is the reason, and what to do about it."""
+    """Error for a failed request to the hub; the message says why, and what to do about it."""
 
     is_missing = False
-    """Whether the hub says that there is no such model."""
+    """Whether the hub answered that there is no such model."""
 
 
 def list_model(repo: str, revision: str | None = None) -> set[str]:
-    """Names of all files of `repo` on the hub; of the newest revision if none is given. Raises HubError."""
+    """Return the names of all files of `repo` on the hub. Raises HubError.
+
+    revision: the branch, tag or commit to look at; None: the newest.
+    """
     from huggingface_hub import HfApi
 
     with _asking(repo):
@@ -37,7 +40,7 @@ def list_model(repo: str, revision: str | None = None) -> set[str]:
 
 
 def exists(repo: str) -> bool:
-    """Whether the hub says that it has `repo`."""
+    """Whether the hub says that it has `repo`; False also if the request fails."""
     try:
         list_model(repo)
     except HubError:
@@ -50,14 +53,14 @@ def download_configs(repo: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     with _asking(repo), _quiet():
-        # By no revision, if none is asked for: only so does the cache note which one is the newest.
+        # None must stay None: the cache only then records which revision is the newest.
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=SMALL_FILES))
     _LOG.info("the hub's configuration of %s is in %s", repo, folder)
     return folder
 
 
 def download_files(repo: str, revision: str, names: Sequence[str]) -> None:
-    """Download files of `repo` by their names into the cache. Raises HubError."""
+    """Download the named files of `repo` into the hub's cache. Raises HubError."""
     from huggingface_hub import snapshot_download
 
     _LOG.info("downloading %s of %s, revision %s", names, repo, revision)
@@ -66,9 +69,10 @@ def download_files(repo: str, revision: str, names: Sequence[str]) -> None:
 
 
 def snapshots(repo: str, revision: str | None = None) -> list[Path]:
-    """Folders of `repo` in the cache, whoever downloaded them: the newest known revision first.
+    """Return the folders of `repo` in the hub's cache, the newest known revision first.
 
-    revision: only of this branch, tag or commit.
+    Includes what other programs downloaded. revision: the branch, tag or commit whose folder is wanted; None:
+    all.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -85,7 +89,7 @@ def snapshots(repo: str, revision: str | None = None) -> list[Path]:
 
 
 def snapshot_of(folder: Path) -> tuple[str, str] | None:
-    """Hub id and revision of a folder in a hub cache; None for any other folder."""
+    """Return the hub id and the revision of a folder in a hub cache; None for any other folder."""
     snapshots, stored = folder.resolve().parent, folder.resolve().parent.parent
     if snapshots.name != "snapshots" or not stored.name.startswith("models--"):
         return None
@@ -93,14 +97,17 @@ def snapshot_of(folder: Path) -> tuple[str, str] | None:
 
 
 def list_files(folder: Path) -> set[str]:
-    """The files in `folder` and its subfolders, which may be links; diffusers' format goes no deeper."""
+    """Return the relative paths of the files, which may be links, in `folder` and its direct subfolders.
+
+    diffusers' format has no deeper folders.
+    """
     near = [path for entry in folder.iterdir() for path in (entry.iterdir() if entry.is_dir() else [entry])]
     return {path.relative_to(folder).as_posix() for path in near if path.is_file()}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the hub's library from writing to the terminal: progress bars, and warnings of errors to come."""
+    """Keep the hub's library from writing progress bars and warnings to the terminal."""
     from huggingface_hub.utils.logging import get_verbosity, set_verbosity
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
@@ -121,7 +128,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _asking(repo: str) -> Iterator[None]:
-    """Raise HubError for whatever goes wrong within the context."""
+    """Turn any exception within the context into a HubError about `repo`."""
     try:
         yield
     except Exception as error:

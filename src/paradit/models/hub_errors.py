@@ -1,6 +1,7 @@
-"""What can go wrong between here and the Hugging Face hub, and what to do, in a sentence each. Torch-free.
+"""Explanations of errors between this machine and the Hugging Face hub, each one sentence with a remedy.
 
-Connection errors are known by the names of their classes: the hub's library has used several HTTP libraries.
+Does not import torch. Connection errors are recognised by the names of their classes, because the hub's
+library has used several HTTP libraries.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ NETWORK = {errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE
 
 
 def reason(repo: str, error: Exception) -> str:
-    """Why something of `repo` cannot be downloaded, and what to do; to be said after a colon."""
+    """Return why a download of `repo` failed, and what to do about it, as text to follow a colon."""
     for cause in _causes(error):
         for said in (_offline(cause), _answer(repo, cause), _connection(cause), _cache(cause)):
             if said:
@@ -28,14 +29,14 @@ def reason(repo: str, error: Exception) -> str:
 
 
 def is_missing(error: Exception) -> bool:
-    """Whether the hub says that there is no such model."""
+    """Whether the error is the hub's answer that there is no such model."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     return isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and what it was raised for; the chain may have no end."""
+    """Yield the error and the errors that caused it; at most 10, because the chain may be circular."""
     for _ in range(10):
         if error is not None:
             yield error
@@ -52,7 +53,10 @@ def _offline(error: BaseException) -> str | None:
 
 
 def _answer(repo: str, error: BaseException) -> str | None:
-    """What the hub, or whatever answers in its place, means by its answer."""
+    """Return what an error response of the hub, or of what answers in its place, means and how to fix it.
+
+    Returns None if `error` is not such a response.
+    """
     from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.errors import (
         FileMetadataError,
@@ -61,7 +65,7 @@ def _answer(repo: str, error: BaseException) -> str | None:
         RevisionNotFoundError,
     )
 
-    if isinstance(error, (FileMetadataError, JSONDecodeError, KeyError, TypeError)):  # as of a login page
+    if isinstance(error, (FileMetadataError, JSONDecodeError, KeyError, TypeError)):  # such as a login page
         return (
             f"{_hub()} does not answer as a hub: check HF_ENDPOINT, and whether this network asks for a login"
         )
@@ -91,9 +95,9 @@ def _answer(repo: str, error: BaseException) -> str | None:
 
 
 def _connection(error: BaseException) -> str | None:
-    """What keeps requests from reaching the hub."""
+    """Return why requests do not reach the hub; None if `error` is not a connection error."""
     classes, said = {cls.__name__ for cls in type(error).__mro__}, _first_line(error)
-    if classes & {"LocalProtocolError", "UnicodeEncodeError"}:  # its message has the token
+    if classes & {"LocalProtocolError", "UnicodeEncodeError"}:  # the error's own text contains the token
         return "the token in HF_TOKEN, or saved by 'hf auth login', is not a valid one: replace or remove it"
     if not classes & {"TransportError", "InvalidURL"}:
         return None
@@ -111,11 +115,11 @@ def _connection(error: BaseException) -> str | None:
 
 
 def _cache(error: BaseException) -> str | None:
-    """What keeps files from being written to the hub's cache on this machine."""
+    """Return why files cannot be written to the hub's cache here; None if `error` is another one."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     number = error.errno if isinstance(error, OSError) else None
-    if found := re.search(r"\(os error (\d+)\)", str(error)):  # as the hub's store for large files has it
+    if found := re.search(r"\(os error (\d+)\)", str(error)):  # format of the hub's store for large files
         number = int(found[1])
     if number is None or number in NETWORK:
         return None
@@ -126,7 +130,7 @@ def _cache(error: BaseException) -> str | None:
 
 
 def _hub() -> str:
-    """The hub's address, and the proxy on the way to it, without the password that may be in it."""
+    """Return the hub's address and any proxy's, as text for messages, without a password."""
     from huggingface_hub.constants import ENDPOINT
 
     parts, proxies = urlsplit(ENDPOINT), getproxies()

@@ -156,7 +156,7 @@ Transformer: TypeAlias = CutTransformer[Tokens, Context, Layout]
 
 
 def of_any_family(transformer: CutTransformer[T, C, L]) -> Transformer:
-    """Return a family's transformer under the type for callers that know no family."""
+    """Return the same transformer, typed as `Transformer` for code that works with any family."""
     return cast("Transformer", transformer)
 
 

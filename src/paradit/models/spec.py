@@ -92,17 +92,12 @@ class TransformerSpec:
     def activation_bytes(self, tokens: int, text_tokens: int, dtype_bytes: int) -> int:  # noqa: ARG002
         """Estimate the bytes of working memory of the transformer blocks for one video.
 
-        dtype_bytes: the size of one value of the compute dtype. ~ # Rotating: the embedded tokens, the
-        residual, q, k, v, two fp32 copies, and what is made of them. The # feed-forward's: the embedded
-        tokens, the residual before attention and after it, the attended # values, the normed ones, and the
-        inner activation before and after. => # Memory peaks in RoPE or in the feed-forward. RoPE holds the
-        embedded tokens, the residual, q, k, v, # two fp32 copies, and the rounded result. The feed-forward
-        holds the embedded tokens, the residual # before and after attention, the attended and the normed
-        values, and the inner activation before and # after its nonlinearity.
+        dtype_bytes: the size of one value of the compute dtype.
         """
-        # Rotating: the embedded tokens, the residual, q, k, v, two fp32 copies, and what is made of them. The
-        # feed-forward's: the embedded tokens, the residual before attention and after it, the attended
-        # values, the normed ones, and the inner activation before and after.
+        # Memory peaks in RoPE or in the feed-forward. RoPE holds the embedded tokens, the residual, q, k, v,
+        # two fp32 copies, and the rounded result. The feed-forward holds the embedded tokens, the residual
+        # before and after attention, the attended and the normed values, and the inner activation before and
+        # after its nonlinearity.
         rounded = dtype_bytes if dtype_bytes < FP32_BYTES else 0
         rotating = self.width * (5 * dtype_bytes + 2 * FP32_BYTES + rounded)
         feed_forward = (5 * self.width + 2 * self.ffn_dim) * dtype_bytes
@@ -331,9 +326,7 @@ class ModelSpec:
 
         held: the number of tokens that the rank denoises; None: all. cached: the number of guidance branches
         whose text it keeps. at_once: the number of guidance branches that it computes together. decode_ranks:
-        the number of ranks that share the tiles. ~ # What came, and what the decoder reads. => # The latents
-        as received, and the copy that the decoder reads. ~ # For the expert at work. => # Only the expert
-        that is running caches text.
+        the number of ranks that share the tiles.
         """
         tokens = self.tokens(num_frames, height, width)
         held = tokens if held is None else held
@@ -341,12 +334,12 @@ class ModelSpec:
         latents = prod(self.vae.latent_shape(num_frames, height, width)) * FP32_BYTES
         parts = {"weights": weights, "text_cache": 0, "activations": 0, "latents": 0, "decode": 0}
         if "decode" in stages:
-            # What came, and what the decoder reads.
+            # The latents as received, and the copy that the decoder reads.
             parts["latents"] = 2 * latents
             parts["decode"] = self.vae.decode_bytes(height, width, tile, decode_ranks)
         if "denoise" in stages:
             parts["latents"] = self.latents_held * latents
-            # For the expert at work.
+            # Only the expert that is running caches text.
             values = max(t.cached_values(self.text_length) for t in self.transformers)
             parts["text_cache"] = cached * values * dtype_bytes
             parts["activations"] = max(
