@@ -1,4 +1,4 @@
-"""Open-Sora-Plan v1.3: its sizes only, for the planner; ParaDiT does not run it."""
+"""Model family of Open-Sora-Plan v1.3: only its sizes, for the planner. ParaDiT does not run it."""
 
 from paradit.models.registry import Family
 

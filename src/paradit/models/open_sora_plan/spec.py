@@ -1,7 +1,7 @@
-"""Open-Sora-Plan v1.3 (github.com/PKU-YuanGroup/Open-Sora-Plan): what it is and costs, for the planner.
+"""Sizes and costs of Open-Sora-Plan v1.3 (github.com/PKU-YuanGroup/Open-Sora-Plan), for the planner.
 
-Its checkpoints are not in diffusers' pipeline format, and ParaDiT does not run them. PipeDiT's measurements
-(arXiv 2511.12056) are of this model and of HunyuanVideo.
+Its checkpoints are not in diffusers' pipeline format, and ParaDiT does not run them. PipeDiT (arXiv
+2511.12056) measured this model and HunyuanVideo.
 """
 
 from __future__ import annotations
@@ -32,35 +32,41 @@ DEFAULTS = Defaults(width=640, height=352, num_frames=93, fps=18, num_inference_
 
 @dataclass(frozen=True, kw_only=True)
 class OpenSoraPlanTransformerSpec(TransformerSpec):
-    """An OpenSoraT2V_v1_3: Wan's layout, but with sparse attention in all layers but four."""
+    """Sizes of an OpenSoraT2V_v1_3: Wan's architecture, with sparse attention in all layers except four."""
 
     full_layers: int = 4
     sparsity: int = 4
-    """In the other layers a query attends to every so-many-th key."""
+    """Number n of the sparse layers' attention, in which each query attends to every n-th key."""
 
     def flops(self, tokens: int, text_tokens: int, timesteps: int = 1) -> int:
-        """As of `TransformerSpec`; the text's keys and values are computed in every step."""
+        """Return the operations of one forward pass, which computes the text's keys and values anew."""
         return super().flops(tokens, text_tokens, timesteps) + super().context_flops(text_tokens)
 
     def self_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
-        """As of `TransformerSpec`."""
+        """Return the operations of all layers' self-attention, without projections.
+
+        Sparse layers need 1/`sparsity` of a full layer's.
+        """
         full = 4 * tokens**2 * self.width
         return full * self.full_layers + full // self.sparsity * (self.num_layers - self.full_layers)
 
     def context_flops(self, text_tokens: int) -> int:  # noqa: ARG002
-        """None: see `flops`."""
+        """Return 0: the text's keys and values are computed in every step, and `flops` counts them."""
         return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class WfVaeSpec(VaeSpec):
-    """A WFVAEModel (arXiv 2411.17459): its last level has half the resolution, which a wavelet doubles."""
+    """Sizes of a WFVAEModel (arXiv 2411.17459).
+
+    Its last level has half the resolution, which a wavelet transform doubles.
+    """
 
     flow_channels: int = 128
-    """Of the two branches that carry low frequencies past the decoder's levels."""
+    """Number of channels of the two branches that carry low frequencies past the decoder's levels."""
 
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
-        """As of `VaeSpec`, counted from the class's layers."""
+        """Return the operations of decoding a whole video, counted from the class's layers."""
         _, frames, height, width = self.latent_shape(num_frames, height, width)
         top, middle, deepest = self.decoder_channels
         flow, blocks = self.flow_channels, self.num_res_blocks
@@ -84,7 +90,7 @@ class WfVaeSpec(VaeSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """What is read of an OpenSoraT2V_v1_3's config."""
+    """Fields that are read of an OpenSoraT2V_v1_3's configuration."""
 
     num_attention_heads: Size
     attention_head_dim: Size
@@ -99,7 +105,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig:
-    """What is read of a WFVAEModel's config."""
+    """Fields that are read of a WFVAEModel's configuration."""
 
     latent_dim: Size
     base_channels: Size
@@ -108,7 +114,7 @@ class VaeConfig:
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """The spec of a folder with the class's configurations, as `models.published` has them."""
+    """Return the spec of a folder with this model's configurations, as `models.published` writes it."""
     index, text = read_index(folder), read_umt5(folder / "text_encoder" / CONFIG)
     transformer, vae = (folder / name / CONFIG for name in ("transformer", "vae"))
     spec = transformer_spec(decode_known(TransformerConfig, read_json(transformer), str(transformer)))
@@ -131,7 +137,7 @@ def read_spec(folder: Path) -> ModelSpec:
 
 
 def transformer_spec(config: TransformerConfig) -> OpenSoraPlanTransformerSpec:
-    """The sizes in an OpenSoraT2V_v1_3 config."""
+    """Return the sizes in an OpenSoraT2V_v1_3 configuration."""
     spec = OpenSoraPlanTransformerSpec(
         num_attention_heads=config.num_attention_heads,
         attention_head_dim=config.attention_head_dim,
@@ -163,7 +169,7 @@ def _count_parameters(spec: OpenSoraPlanTransformerSpec) -> int:
 
 
 def vae_spec(config: VaeConfig) -> WfVaeSpec:
-    """The geometry in a WFVAEModel config."""
+    """Return the latent geometry and sizes in a WFVAEModel configuration."""
     base = config.base_channels
     return WfVaeSpec(
         z_dim=config.latent_dim,

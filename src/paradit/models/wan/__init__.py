@@ -1,4 +1,4 @@
-"""Wan 2.1, Wan 2.2 A14B and Wan 2.2 TI2V-5B, over diffusers' classes."""
+"""Model family of Wan 2.1, Wan 2.2 A14B and Wan 2.2 TI2V-5B, built on diffusers' classes."""
 
 from paradit.models.registry import Family
 

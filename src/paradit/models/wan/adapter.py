@@ -1,4 +1,4 @@
-"""A loaded Wan text-to-video model: diffusers' WanPipeline taken apart into what each stage needs."""
+"""Adapter for a loaded Wan text-to-video model: diffusers' WanPipeline split into what each stage needs."""
 
 from __future__ import annotations
 
@@ -14,31 +14,43 @@ from paradit.models.wan.transformer import WanTransformer
 
 
 class WanModel(PipelineModel):
-    """A WanPipeline's components, as a VideoModel."""
+    """A WanPipeline's components behind the VideoModel interface."""
 
     PIPELINE, TRANSFORMER = WanPipeline, WanTransformer
 
     @staticmethod
     def schedule(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
-        """Set a scheduler to its steps as WanPipeline does: by their number alone."""
+        """Set a scheduler's steps as WanPipeline does, by their number alone.
+
+        Raises AttributeError for a scheduler without sigmas.
+        """
         scheduler.set_timesteps(num_inference_steps, device=device)
         scheduler.set_begin_index(0)
         if not hasattr(scheduler, "sigmas"):
             raise AttributeError("it has no sigmas, which WanPipeline reads in every step")
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return what the text encoder does not read of a prompt that is too long for it."""
+        """Return, by text encoder, its limit in tokens and the end of the prompt that exceeds it.
+
+        Returns nothing if the prompt fits.
+        """
         return super().left_out(prompt_clean(prompt))  # type: ignore[no-untyped-call]
 
     def expert_at(self, timestep: Tensor) -> int:
-        """0, or 1 where a second expert serves the timesteps below the boundary (Wan 2.2 A14B)."""
+        """Return the index of the expert that serves a timestep: 0, or 1 if a second one takes it.
+
+        Wan 2.2 A14B's second expert serves the timesteps below the boundary.
+        """
         if self.spec.boundary_ratio is None:
             return 0
         training_steps = self._pipeline.scheduler.config.num_train_timesteps
         return int(timestep < self.spec.boundary_ratio * training_steps)
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
-        """[B], or [B, S] with that of every token: in Wan 2.2 TI2V, and where each frame has its own."""
+        """Return the timestep as [B], or as [B, S], one for each token.
+
+        It is [B, S] for Wan 2.2 TI2V, and if `timestep` [F] has one for each latent frame.
+        """
         batch, _, frames, height, width = latents.shape
         if timestep.ndim == 0 and not self.spec.expand_timesteps:
             return timestep.expand(batch)
@@ -48,5 +60,8 @@ class WanModel(PipelineModel):
         return by_frame.repeat_interleave(tokens_a_frame).expand(batch, -1)
 
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> WanDecoder:
-        """Decodes latents [1, C, F, h, w]. park: tiles' caches wait in the machine's memory."""
+        """Return a decoder of latents [1, C, F, h, w].
+
+        park: whether tiles' caches wait in the machine's memory instead of on the GPU.
+        """
         return WanDecoder(self._pipeline.vae, self._pipeline.video_processor, latents, park=park)

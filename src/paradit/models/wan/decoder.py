@@ -1,8 +1,8 @@
-"""AutoencoderKLWan's decoder, one latent frame at a time.
+"""AutoencoderKLWan's decoder, run one latent frame at a time.
 
-Its convolutions are causal in time, and diffusers too runs it frame by frame with a feature cache; but it
-keeps every decoded frame until the last one is there. Here each leaves at once, so that memory does not grow
-with length: every tile of the picture has a cache of its own, and all advance together.
+Its convolutions are causal in time, and diffusers also runs it frame by frame with a feature cache, but keeps
+every decoded frame until the last one is ready. Here each frame is returned at once, so that memory does not
+grow with length. Every tile of the picture has a cache of its own, so that all tiles can advance together.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
 from paradit.models.protocol import Frames
 
 Cache: TypeAlias = "list[Tensor | str | None]"
-"""What each causal convolution keeps of the frames before; a word says that there were none."""
+"""State of each causal convolution: its features of the frames before; a text or None if it has none."""
 
 
 class WanDecoder:
-    """Decodes a video's latents, a piece being the samples of one latent frame."""
+    """Decoder of a video's latents in which each piece is the samples of one latent frame."""
 
     def __init__(
         self, vae: AutoencoderKLWan, processor: VideoProcessor, latents: Tensor | LatentBlocks, *, park: bool
     ) -> None:
-        """Of normalised latents [1, C, F, h, w].
+        """Prepare to decode normalised latents [1, C, F, h, w].
 
-        park: keep tiles' caches in the machine's memory while other tiles decode, not on the GPU.
+        park: whether tiles' caches wait in the machine's memory, not on the GPU, while other tiles decode.
         """
         self._vae, self._video_processor, self._park = vae, processor, park
         self._patch: int = vae.config["patch_size"] or 1
@@ -41,22 +41,25 @@ class WanDecoder:
         self.num_pieces: int = latents.shape[2]
 
     def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:
-        """Of a tile's piece: the first latent frame is one frame, each other one four."""
+        """Return the shape of a tile's piece; the first latent frame is one frame, each later one four."""
         frames = self._vae.config["scale_factor_temporal"] if index else 1
         height, width = tile.rows.size * self.scale, tile.columns.size * self.scale
         return 1, self._vae.config["out_channels"], frames, height, width
 
     @torch.no_grad()
     def pieces(self, tile: Tile) -> Iterator[Tensor]:
-        """The tile's samples [1, C, f, H, W], for one latent frame after the other; in patches, unclamped."""
+        """Yield the tile's samples [1, C, f, H, W], one latent frame at a time.
+
+        They are not yet unpatched or clamped.
+        """
         rows, columns = (slice(span.start, span.stop) for span in (tile.rows, tile.columns))
         whole = (tile.rows.size, tile.columns.size) == tuple(self._latents.shape[3:])
         modules = self._vae.decoder.modules()
         cache: Cache = [None] * sum(isinstance(module, WanCausalConv3d) for module in modules)
-        # On a CPU it is the same memory, but the heap stays in order: see `_parked`.
+        # On a CPU the memory is the same, but parking keeps the heap unfragmented: see `_parked`.
         park = not whole and (self._park or self._vae.device.type == "cpu")
-        # As in diffusers: all frames at once of the whole picture, of tiles one after the other. A product of
-        # so few rows may round otherwise.
+        # As in diffusers, post_quant_conv takes all arrived frames of a whole picture at once, but tiles one
+        # frame at a time: a product with few rows may round differently.
         coming = self._latents.mapped(self._before_decoder) if whole else self._latents
         for index in range(self.num_pieces):
             frame = coming.frame(index)
@@ -66,34 +69,34 @@ class WanDecoder:
             yield self._next(z, cache, first=index == 0, park=park)
 
     def _before_decoder(self, latents: Tensor) -> Tensor:
-        """Normalised latents as the decoder proper takes them."""
+        """Convert normalised latents to the input of the decoder's own layers."""
         z: Tensor = self._vae.post_quant_conv(
             _denormalise(self._vae, latents.to(self._vae.device, self._vae.dtype))
         )
         return z
 
     def _next(self, z: Tensor, cache: Cache, *, first: bool, park: bool) -> Tensor:
-        """The samples of a tile's next latent frame; brings its cache up to date."""
+        """Return the samples of a tile's next latent frame, and update the tile's cache."""
         vae = self._vae
         here = [part.to(z.device) if isinstance(part, Tensor) else part for part in cache]
-        # The decoder counts its convolutions in feat_idx, from zero on each call.
+        # feat_idx is the decoder's counter of convolutions; each call starts at zero.
         sample: Tensor = vae.decoder(z, feat_cache=here, feat_idx=[0], first_chunk=first)
         cache[:] = _parked(here, cache) if park else here
         return sample
 
     @torch.no_grad()
     def frames(self, pictures: Iterable[Tensor]) -> Iterator[Frames]:
-        """Frames [f, H, W, 3] of each latent frame's whole picture."""
+        """Yield the frames [f, H, W, 3] of each latent frame, given its whole picture."""
         for picture in pictures:
             sample = unpatchify(picture, patch_size=self._patch)  # type: ignore[no-untyped-call]
             yield as_frames(self._video_processor, sample.clamp(-1, 1))
 
 
 def _parked(cache: Cache, before: Cache) -> Cache:
-    """The cache in the machine's memory, in the place of the one before where that has the same shape.
+    """Copy a cache into the machine's memory, over the parked cache `before` if the shapes are equal.
 
-    Always in the same place: on a CPU, what many tiles keep would else lie between what they soon free, and
-    the heap would grow to several times of both.
+    Always reuses the same place. Otherwise, on a CPU, what many tiles keep would lie between what they soon
+    free, and the heap would grow to several times the size of both.
     """
     parked: Cache = []
     for part, old in zip(cache, before, strict=True):
@@ -107,7 +110,7 @@ def _parked(cache: Cache, before: Cache) -> Cache:
 
 
 def _denormalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    # Divided by the inverse, not multiplied: that is how WanPipeline rounds.
+    # Dividing by the inverse, instead of multiplying, rounds as WanPipeline does.
     mean, std = (
         torch.tensor(values).view(1, -1, 1, 1, 1).to(latents)
         for values in (vae.config["latents_mean"], vae.config["latents_std"])

@@ -1,4 +1,4 @@
-"""Parts of Wan with random weights, of any size: to measure what their like take."""
+"""Parts of Wan models with random weights, of any size, to measure how long such parts take."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def random_block(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[WanBlock, WanTokens, TransformerSpec]:
-    """A block, a video's tokens for it, and the block's spec without what stands before and after blocks.
+    """Return a transformer block, a video's tokens for it, and the spec of the block alone.
 
-    latent_shape: (frames, height, width); a token is 2x2 of it. The feed-forward is four times as wide.
+    latent_shape: (frames, height, width) of the latents; a token is 1x2x2 of them. The feed-forward is four
+    times as wide as the block. The spec leaves out what comes before and after the blocks.
     """
     with device:
         module = WanTransformer3DModel(
@@ -58,7 +59,10 @@ def random_block(
 
 
 def random_decoder(channels: int, device: torch.device) -> tuple[Callable[[Tensor], list[Frames]], VaeSpec]:
-    """All frames of normalised latents [1, C, F, h, w], by a VAE with so many channels in its last level."""
+    """Return a function that decodes normalised latents [1, C, F, h, w] to all frames, and its VAE's sizes.
+
+    channels: the number of channels of the VAE's last level, which has random weights.
+    """
     with device:
         vae = AutoencoderKLWan(base_dim=channels)
     vae.eval()

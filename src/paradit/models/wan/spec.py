@@ -1,4 +1,4 @@
-"""Wan folders read without torch: sizes from the configs, and the published models' defaults."""
+"""Reader of Wan folders that does not import torch: sizes from configurations, and published defaults."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ LATENTS_STD = (
     2.8251,
     1.916,
 )
-"""AutoencoderKLWan's own."""
+"""Standard deviations of AutoencoderKLWan's latent channels by default; `LATENTS_MEAN` has the means."""
 
 _COMPONENTS = ("text_encoder", "transformer", "transformer_2", "vae")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
-    """What a WanPipeline takes beside components, at its class's defaults."""
+    """Options of a WanPipeline besides its components, with the class's defaults."""
 
     boundary_ratio: Annotated[float | None, Option(least=0, most=1)] = None
     expand_timesteps: bool = False
@@ -88,7 +88,7 @@ class PipelineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """What a WanTransformer3DModel takes, at its class's defaults."""
+    """Configuration of a WanTransformer3DModel, with the class's defaults."""
 
     _class_name: Annotated[str, FIXED] = "WanTransformer3DModel"
     patch_size: Annotated[tuple[int, int, int], Option(least=1, most=MAX_SIZE)] = (1, 2, 2)
@@ -115,7 +115,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig:
-    """What an AutoencoderKLWan takes, at its class's defaults."""
+    """Configuration of an AutoencoderKLWan, with the class's defaults."""
 
     _class_name: Annotated[str, FIXED] = "AutoencoderKLWan"
     base_dim: Size = 96
@@ -154,9 +154,9 @@ class VaeConfig:
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """The spec of a checked WanPipeline folder; `paradit.json` in it overrides the defaults.
+    """Return the spec of a checked WanPipeline folder; `paradit.json` in it overrides the defaults.
 
-    Raises InputError for a value, in any of its files, that cannot be.
+    Raises InputError for an invalid value in any of the folder's files.
     """
     index = read_index(folder)
     pipeline = decode_known(PipelineConfig, index, str(folder / "model_index.json"))
@@ -172,7 +172,7 @@ def read_spec(folder: Path) -> ModelSpec:
     for part in _COMPONENTS:
         if part in there:
             parameters, file_bytes = stored_weights(folder / part)
-            if not parameters:  # not downloaded yet; the VAE's, which are few, stay unknown
+            if not parameters:  # not downloaded yet; the VAE's few parameters stay unknown
                 parameters = _expected_parameters(part, transformers, text_encoder)
             weights.append(Weights(component=part, parameters=parameters, file_bytes=file_bytes))
     return ModelSpec(
@@ -197,7 +197,10 @@ def _published_defaults(pipeline: PipelineConfig) -> Defaults:
 
 
 def transformer_spec(config: Mapping[str, object], where: str = "") -> TransformerSpec:
-    """The sizes in a WanTransformer3DModel config. where: its file, for messages. Raises InputError."""
+    """Return the sizes in a WanTransformer3DModel configuration. Raises InputError.
+
+    where: the configuration's file, for messages.
+    """
     found = decode_known(TransformerConfig, config, where)
     spec = TransformerSpec(
         num_attention_heads=found.num_attention_heads,
@@ -222,7 +225,7 @@ def _count_parameters(spec: TransformerSpec, config: TransformerConfig) -> int:
     text = _linear(spec.text_dim, width) + _linear(width, width)
     image = 0
     if image_dim := config.image_dim:
-        # norm, two linears, norm, and the position table.
+        # Image embedder: norm, two linears, norm, and the position table.
         image = 2 * image_dim + _linear(image_dim, image_dim) + _linear(image_dim, width) + 2 * width
         image += (config.pos_embed_seq_len or 0) * image_dim
     head = _linear(width, spec.out_channels * patch) + 2 * width
@@ -251,15 +254,15 @@ def _expected_parameters(
 
 @dataclass(frozen=True, kw_only=True)
 class WanVaeSpec(VaeSpec):
-    """An AutoencoderKLWan, whose decoder goes latent frame by latent frame."""
+    """Sizes of an AutoencoderKLWan, whose decoder runs one latent frame at a time."""
 
     is_residual: bool
     temporal_upsample: tuple[bool, ...]
-    """Of each level but the last to be computed, from the deepest on."""
+    """Whether each decoder level doubles the number of frames, from the deepest to the last but one."""
     out_channels: int
 
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
-        """As of `VaeSpec`."""
+        """Return the operations of decoding a whole video, as torch counts convolutions and attention."""
         _, frames, height, width = self.latent_shape(num_frames, height, width)
         channels = self.decoder_channels[::-1]
         deepest, area = channels[0], height * width
@@ -284,7 +287,10 @@ class WanVaeSpec(VaeSpec):
 
 
 def vae_spec(config: Mapping[str, object], where: str = "") -> WanVaeSpec:
-    """The latent geometry in an AutoencoderKLWan config. where: its file, for messages. Raises InputError."""
+    """Return the latent geometry and sizes in an AutoencoderKLWan configuration. Raises InputError.
+
+    where: the configuration's file, for messages.
+    """
     found = decode_known(VaeConfig, config, where)
     base_dim = found.decoder_base_dim or found.base_dim
     return WanVaeSpec(

@@ -1,8 +1,8 @@
-"""WanTransformer3DModel cut at its self-attention; each piece calls the module's own submodules.
+"""WanTransformer3DModel split at its self-attention; each part calls the module's own submodules.
 
-Equal to the module's `forward` bit for bit: the same operations, in the same order, on the same values.
-What does not change over the steps of a request (RoPE tables, the text's keys and values) is computed once,
-by `layout` and `context`.
+The result equals the module's `forward` bit for bit: the same operations, in the same order, on the same
+values. What is constant over the steps of a request (RoPE tables, the text's keys and values) is computed
+once, by `layout` and `context`.
 """
 
 from __future__ import annotations
@@ -30,34 +30,37 @@ from paradit.models.protocol import Block, Tokens
 
 @dataclass(frozen=True, kw_only=True)
 class WanLayout(Layout):
-    """Where a video's tokens are; the text is not among them, but read by cross-attention."""
+    """Layout of a video's tokens. The text is not among them, because cross-attention reads it."""
 
     grid: tuple[int, int, int]
-    """Tokens by (frames, height, width)."""
+    """Number of tokens along (frames, height, width)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WanContext:
-    """What cross-attention reads, for each layer: keys and values [B, T, H, D]."""
+    """Keys and values [B, T, H, D] that cross-attention reads, for each layer."""
 
     text: tuple[tuple[Tensor, Tensor], ...]
     image: tuple[tuple[Tensor, Tensor], ...] | None = None
 
     @property
     def batch(self) -> int:
-        """How many prompts."""
+        """Number of prompts."""
         return len(self.text[0][0])
 
 
 @dataclass(frozen=True, kw_only=True)
 class WanTokens(Tokens):
-    """Tokens on their way through the blocks, with all that a block needs to know of them."""
+    """A video's tokens on their way through the transformer blocks, with all else that a block reads."""
 
     layout: WanLayout
     modulation: Tensor
-    """[B, 6, width], or [B, S, 6, width] where each token has its own timestep; fp32."""
+    """Shifts, scales and gates for the transformer blocks, in fp32: [B, 6, width].
+
+    [B, S, 6, width] if each token has its own timestep.
+    """
     temb: Tensor
-    """[B, width] or [B, S, width]: the time embedding, for the head."""
+    """Time embedding for the head: [B, width], or [B, S, width] if each token has its own timestep."""
     context: WanContext
 
     @property
@@ -65,7 +68,10 @@ class WanTokens(Tokens):
         return (self.hidden_states,)
 
     def shard(self, start: int, stop: int) -> Self:
-        """Tokens start to stop only, for a rank that holds just these; the grid stays the whole video's."""
+        """Return only tokens `start` to `stop` (excluded), for a rank that holds just these.
+
+        The layout's grid stays the whole video's.
+        """
         per_token = self.temb.ndim == 3
         return replace(
             self,
@@ -77,15 +83,15 @@ class WanTokens(Tokens):
 
 
 class WanBlock(Block[WanTokens]):
-    """One WanTransformerBlock, before and after its self-attention.
+    """A WanTransformerBlock, split into the parts before and after its self-attention.
 
-    For inference: what a submodule has just made is changed in place, for time and memory.
+    For inference only: outputs of submodules are changed in place, to save time and memory.
     """
 
     def __init__(
         self, block: WanTransformerBlock, site: Site, place: int, *, compile: bool, kernel: Kernel
     ) -> None:
-        """place: the block's among those that are held. kernel: what computes cross-attention."""
+        """Split a block. place: its index among the blocks held. kernel: the function for cross-attention."""
         self.site = site
         self._block, self._place = block, place
         self._kernel = kernel
@@ -96,7 +102,7 @@ class WanBlock(Block[WanTokens]):
         self._finish = maybe_compiled(_finish, compile)
 
     def project(self, tokens: WanTokens) -> Iterator[Tensor]:
-        """v, then k, then q: [B, S, H, D], normed, before RoPE."""
+        """Yield v, then k, then q of self-attention, each [B, S, H, D], q and k normed but before RoPE."""
         block, attn = self._block, self._block.attn1
         x = self._normed(block, tokens.hidden_states, tokens.modulation)
         if attn.fused_projections:
@@ -110,17 +116,17 @@ class WanBlock(Block[WanTokens]):
             yield self._query(attn, x)
 
     def finish(self, tokens: WanTokens, attended: Tensor) -> WanTokens:
-        """The tokens after the block, given their attended values [B, S, H, D]."""
+        """Return the tokens after the block, given the attended values [B, S, H, D]."""
         x, read = tokens.hidden_states, self._read(tokens)
         x = self._finish(self._block, x, tokens.modulation, attended, read, kernel=self._kernel)
         return replace(tokens, hidden_states=x)
 
     def _read(self, tokens: WanTokens) -> list[tuple[Tensor, Tensor]]:
-        """The keys and values that this layer's cross-attention reads: of the text, and of an image."""
+        """Return the keys and values of the text and any image that this layer's cross-attention reads."""
         return [part[self._place] for part in (tokens.context.text, tokens.context.image) if part is not None]
 
     def text_keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-attention's keys and values [B, T, H, D] of embedded text [B, T, width]."""
+        """Return cross-attention's keys and values [B, T, H, D] of an embedded text [B, T, width]."""
         attn = self._block.attn2
         if attn.fused_projections:
             key, value = attn.to_kv(text).chunk(2, dim=-1)
@@ -129,7 +135,10 @@ class WanBlock(Block[WanTokens]):
         return heads(attn.norm_k(key), attn), heads(value, attn)
 
     def image_keys_values(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of an embedded image [B, T, width], for image-to-video models."""
+        """Return cross-attention's keys and values [B, T, H, D] of an embedded image [B, T, width].
+
+        Only image-to-video models have these.
+        """
         attn = self._block.attn2
         if attn.fused_projections:
             key, value = attn.to_added_kv(image).chunk(2, dim=-1)
@@ -139,7 +148,7 @@ class WanBlock(Block[WanTokens]):
 
 
 class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
-    """A WanTransformer3DModel in pieces: embed, each block's project and finish, head, unpatchify."""
+    """A WanTransformer3DModel split into embedding, blocks (each before and after attention) and head."""
 
     LISTS = ("blocks",)
     module: WanTransformer3DModel
@@ -153,7 +162,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         stored: StoredWeights | None = None,
         kernel: Kernel = sdpa,
     ) -> None:
-        """kernel: what computes cross-attention. For the others see `CutModule`."""
+        """Split a module. kernel: the function for cross-attention. The others: see `CutModule`."""
         self._kernel = kernel
         super().__init__(module, compile=compile, stored=stored)
 
@@ -165,7 +174,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         ]
 
     def layout(self, latent_shape: tuple[int, int, int]) -> WanLayout:
-        """Where the tokens of latents of (F, H, W) are; once per request."""
+        """Return the layout of the tokens of latents of (F, H, W); called once per request."""
         frames, height, width = (
             size // patch for size, patch in zip(latent_shape, self.module.config["patch_size"], strict=True)
         )
@@ -174,7 +183,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         return WanLayout(grid=(frames, height, width), rope=tables.at(positions))
 
     def rope_tables(self) -> RopeTables:
-        """The module's rotary tables, which too hold each angle twice."""
+        """Return the module's rotary tables as RopeTables, which also hold each angle twice."""
         rope = self.module.rope
         channels = [rope.t_dim, rope.h_dim, rope.w_dim]
         cos, sin = rope.get_buffer("freqs_cos"), rope.get_buffer("freqs_sin").clone()
@@ -184,9 +193,9 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         )
 
     def context(self, prompt_embeds: Tensor, image_embeds: Tensor | None = None) -> WanContext:
-        """What cross-attention reads of prompt_embeds [B, T, text_dim]; once per prompt.
+        """Return the keys and values of prompt_embeds [B, T, text_dim] that cross-attention reads.
 
-        Raises ValueError where a model that attends to an image gets none.
+        Called once per prompt. Raises ValueError if a model that attends to an image gets none.
         """
         embedder = self.module.condition_embedder
         if embedder.image_embedder is not None and image_embeds is None:
@@ -194,7 +203,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         text, image = embedder.text_embedder(prompt_embeds), None
         if image_embeds is not None:
             image = embedder.get_submodule("image_embedder")(image_embeds)
-            # As parts of one tensor, like the module has them: how a linear rounds depends on the strides.
+            # Views of one tensor, as in the module, because the rounding of a linear depends on the strides.
             both = torch.cat([image, text], dim=1)
             image, text = both[:, : image.shape[1]], both[:, image.shape[1] :]
         return WanContext(
@@ -203,7 +212,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         )
 
     def join(self, contexts: Sequence[WanContext]) -> WanContext:
-        """One context for the prompts of all."""
+        """Merge several contexts into one that holds the prompts of all of them."""
 
         def joined(layers: Sequence[tuple[tuple[Tensor, Tensor], ...]]) -> tuple[tuple[Tensor, Tensor], ...]:
             return tuple(
@@ -217,10 +226,10 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         )
 
     def embed(self, latents: Tensor, timestep: Tensor, context: WanContext, layout: WanLayout) -> WanTokens:
-        """The tokens of latents [B, C, F, H, W], which have the dtype that prompt_embeds had.
+        """Return the tokens of latents [B, C, F, H, W], which must have the dtype that prompt_embeds had.
 
-        timestep is [B], or [B, S] where each token has its own. To embed once for several prompts, see
-        `branch`.
+        timestep: the timesteps [B], or [B, S] if each token has its own. To embed once for several prompts,
+        see `branch`.
         """
         hidden_states = self.module.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
         temb, modulation = self._time(timestep, latents.dtype)
@@ -229,7 +238,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         )
 
     def branch(self, tokens: WanTokens, context: WanContext) -> WanTokens:
-        """The same tokens for the prompts of another context, as many times as it has prompts."""
+        """Return the same tokens with another context, one copy of them for each of its prompts."""
         times = context.batch // len(tokens.hidden_states)
         if times == 1:
             return replace(tokens, context=context)
@@ -244,7 +253,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
     def resume(
         self, changing: Sequence[Tensor], timestep: Tensor, context: WanContext, layout: WanLayout
     ) -> WanTokens:
-        """The tokens that another rank's blocks left, of which `changing` is what they changed."""
+        """Rebuild the tokens after another rank's blocks from `changing`, the tensors that those changed."""
         (hidden_states,) = changing
         temb, modulation = self._time(timestep, hidden_states.dtype)
         return WanTokens(
@@ -252,7 +261,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         )
 
     def changing_shapes(self, context: WanContext, layout: WanLayout) -> tuple[tuple[int, ...]]:
-        """Of the hidden states [B, S, width]."""
+        """Return the shape of the hidden states [B, S, width], the only tensor that blocks change."""
         config, num_tokens = self.module.config, len(layout.rope.positions)
         return ((context.batch, num_tokens, config["num_attention_heads"] * config["attention_head_dim"]),)
 
@@ -260,14 +269,17 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         embedder = self.module.condition_embedder
         frequencies = embedder.timesteps_proj(timestep.flatten()).unflatten(0, timestep.shape)
         weight = next(embedder.time_embedder.parameters())
-        if weight.dtype != torch.int8:  # quantised: its activations are not
+        if weight.dtype != torch.int8:  # int8 weights are quantised, but their inputs are not
             frequencies = frequencies.to(weight.dtype)
         temb = embedder.time_embedder(frequencies).to(dtype)
         projected = embedder.time_proj(embedder.act_fn(temb))
         return temb, projected.unflatten(-1, (6, -1)).float()
 
     def head(self, tokens: WanTokens) -> Tensor:
-        """Each token's part of the prediction, [B, S, patch values]; a rank may do it for its own tokens."""
+        """Return each token's part of the prediction, [B, S, patch values].
+
+        A rank may call this for only its own tokens.
+        """
         module, x = self.module, tokens.hidden_states
         shift, scale = _rows(module.scale_shift_table + tokens.temb.unsqueeze(-2))
         x = module.norm_out(x.float()).mul_(1 + scale).add_(shift).type_as(x)
@@ -275,14 +287,14 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         return values
 
     def unpatchify(self, values: Tensor, layout: WanLayout) -> Tensor:
-        """[B, S, patch values] of all of a video's tokens -> the prediction [B, C, F, H, W]."""
+        """Assemble the prediction [B, C, F, H, W] from the parts of all tokens, [B, S, patch values]."""
         x = values.reshape(len(values), *layout.grid, *self.module.config["patch_size"], -1)
         x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)  # [B, C, F, pf, H, ph, W, pw]
         return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
 def _normed(block: WanTransformerBlock, x: Tensor, modulation: Tensor) -> Tensor:
-    """What q, k and v are projected from."""
+    """Return the normed and modulated tokens from which q, k and v are projected."""
     shift, scale = _modulation(block.scale_shift_table, modulation, 0, 2)
     normed: Tensor = block.norm1(x.float()).mul_(1 + scale).add_(shift).type_as(x)
     return normed
@@ -309,7 +321,10 @@ def _finish(
     *,
     kernel: Kernel,
 ) -> Tensor:
-    """The tokens [B, S, width] after the block; read: keys and values [B, T, H, D] for cross-attention."""
+    """Return the tokens [B, S, width] after the block.
+
+    read: the keys and values [B, T, H, D] of the text and of any image, for cross-attention.
+    """
     gate, shift, scale, ffn_gate = _modulation(block.scale_shift_table, modulation, 2, 6)
     x = _out(attended, block.attn1).float().mul_(gate).add_(x).type_as(x)
 
@@ -332,7 +347,7 @@ def _cross_attention(
 
 
 def _modulation(table: Tensor, modulation: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
-    """Rows start to stop of a block's shifts, scales and gates, each to be broadcast over [B, S, width]."""
+    """Return rows `start` to `stop` of a block's shifts, scales and gates, broadcastable to [B, S, width]."""
     return _rows(table[:, start:stop] + modulation[..., start:stop, :])
 
 
