@@ -1,4 +1,4 @@
-"""HunyuanVideo from text, over diffusers' classes."""
+"""Model family of HunyuanVideo (text to video), built on diffusers' classes."""
 
 from paradit.models.registry import COMPONENTS, Family
 

@@ -1,4 +1,4 @@
-"""A loaded HunyuanVideo model: diffusers' HunyuanVideoPipeline taken apart into what each stage needs."""
+"""Adapter for a loaded HunyuanVideo model: HunyuanVideoPipeline split into what each stage needs."""
 
 from __future__ import annotations
 
@@ -26,17 +26,20 @@ from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.models.protocol import Prompt, Scheduler
 
 CLIP_LENGTH = 77
-"""Number of tokens that HunyuanVideoPipeline has CLIP read."""
+"""Number of tokens that CLIP reads in HunyuanVideoPipeline."""
 
 
 class HunyuanVideoModel(PipelineModel):
-    """A HunyuanVideoPipeline's components, as a VideoModel."""
+    """A HunyuanVideoPipeline's components behind the VideoModel interface."""
 
     PIPELINE, TRANSFORMER = HunyuanVideoPipeline, HunyuanVideoTransformer
 
     @staticmethod
     def schedule(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
-        """Set a scheduler to its steps as HunyuanVideoPipeline does: by sigmas that fall evenly from 1."""
+        """Set a scheduler's steps as HunyuanVideoPipeline does, by sigmas that fall evenly from 1.
+
+        Raises TypeError for a scheduler that takes no sigmas.
+        """
         if "sigmas" not in inspect.signature(scheduler.set_timesteps).parameters:
             raise TypeError("it takes no sigmas, which HunyuanVideoPipeline hands over")
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1], device=device)
@@ -44,7 +47,7 @@ class HunyuanVideoModel(PipelineModel):
 
     @property
     def prompt_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of the parts that `encode_prompt` gives."""
+        """Shapes of the tensors that `encode_prompt` returns."""
         (transformer,) = self.spec.transformers
         assert isinstance(transformer, HunyuanVideoTransformerSpec)
         length = self.spec.text_length
@@ -52,10 +55,10 @@ class HunyuanVideoModel(PipelineModel):
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str, guidance_scale: float | None = None) -> Prompt:
-        """What the transformer reads, but the latents and the timestep.
+        """Return the encoded prompt: all that the transformer reads besides the latents and the timestep.
 
-        The Llama model's hidden states [1, T, text_dim] and their mask [1, T], the CLIP model's pooled output
-        [1, pooled_dim], and a thousand times the guidance scale [1].
+        It consists of the Llama model's hidden states [1, T, text_dim] and their mask [1, T], the CLIP
+        model's pooled output [1, pooled_dim], and a thousand times the guidance scale [1].
         """
         embeds, pooled, mask = self._pipeline.encode_prompt(
             prompt=prompt, device=self.device, max_sequence_length=self.spec.text_length
@@ -66,7 +69,10 @@ class HunyuanVideoModel(PipelineModel):
         return embeds.to(self.dtype), mask.to(self.dtype), pooled.to(self.dtype), guidance
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return what Llama and CLIP do not read of a prompt that is too long for them."""
+        """Return, for Llama and CLIP, the limit in tokens and the end of the prompt that exceeds it.
+
+        Only encoders for which the prompt is too long are included.
+        """
         text, length = str(DEFAULT_PROMPT_TEMPLATE["template"]).format(prompt), self.spec.text_length
         crop_start = DEFAULT_PROMPT_TEMPLATE["crop_start"]
         assert isinstance(crop_start, int)
@@ -76,29 +82,33 @@ class HunyuanVideoModel(PipelineModel):
         return {name: found for name, found in both.items() if found[1]}
 
     def prepared(self, scheduler: Scheduler) -> Scheduler:
-        """With latents that stay in fp32."""
+        """Return a scheduler whose latents stay in fp32, if its class is FlowMatchEulerDiscreteScheduler."""
         return in_fp32(scheduler) if type(scheduler) is FlowMatchEulerDiscreteScheduler else scheduler
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
-        """[B], in the latents' dtype."""
+        """Return the timestep [B], in the latents' dtype."""
         return timestep.expand(len(latents)).to(latents.dtype)
 
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> HunyuanVideoDecoder:  # noqa: ARG002
-        """Decodes latents [1, C, F, h, w]. It keeps nothing between a tile's pieces that could be parked."""
+        """Return a decoder of latents [1, C, F, h, w].
+
+        park: without effect, because nothing is kept between a tile's pieces.
+        """
         return HunyuanVideoDecoder(self._pipeline.vae, self._pipeline.video_processor, latents)
 
 
 def in_fp32(scheduler: Scheduler) -> Scheduler:
-    """Return a FlowMatchEulerDiscreteScheduler like this one, whose latents stay in fp32."""
+    """Return a FlowMatchEulerDiscreteScheduler with the same configuration, whose latents stay in fp32."""
     made: Scheduler = _InFp32.from_config(scheduler.config)
     return made
 
 
 class _InFp32(FlowMatchEulerDiscreteScheduler):
-    """FlowMatchEulerDiscreteScheduler, with latents that stay in fp32.
+    """A FlowMatchEulerDiscreteScheduler whose latents stay in fp32.
 
-    It rounds each step's result to the dtype of the prediction. So in bf16 the pipeline's latents lose what a
-    small step adds, and its timesteps are rounded too, by up to 2; ours are not. In fp32 it is the same.
+    diffusers' class rounds each step's result to the dtype of the prediction. In bf16, the pipeline's latents
+    therefore lose what a small step adds, and its timesteps are rounded too, by up to 2; here they are not.
+    In fp32 both classes are the same.
     """
 
     def step(  # type: ignore[override]  # diffusers names torch.FloatTensor

@@ -1,4 +1,4 @@
-"""Another way of computing a HunyuanVideoTransformer3DModel's forward, put in its place for a while."""
+"""Patch that lets ParaDiT compute a HunyuanVideoTransformer3DModel's forward for a while."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _cut(module: Module, kernel: Kernel) -> Transformer:  # noqa: ARG001 (ranks 
 
 
 def _forward(predict: Predict) -> Callable[..., Output]:
-    def forward(  # noqa: PLR0917 (the signature that it stands in for)
+    def forward(  # noqa: PLR0917 (the signature of the patched method)
         hidden_states: Tensor,
         timestep: Tensor,
         encoder_hidden_states: Tensor,

@@ -1,4 +1,4 @@
-"""HunyuanVideo folders read without torch: sizes from the configs, and the published model's defaults."""
+"""Reader of HunyuanVideo folders that does not import torch: sizes from configurations, and defaults."""
 
 from __future__ import annotations
 
@@ -38,14 +38,23 @@ DEFAULTS = Defaults(
 )
 
 TIME_CHANNELS = 256
-"""Of the sinusoids that embed a timestep, or the guidance: fixed in HunyuanVideoConditionEmbedding."""
+"""Number of channels of the sinusoids that embed a timestep or the guidance scale.
+
+HunyuanVideoConditionEmbedding fixes it.
+"""
 REFINER_RATIO = 4
-"""Of the token refiner's feed-forward, whatever `mlp_ratio` is: HunyuanVideoTokenRefiner's default."""
+"""Ratio of the token refiner's feed-forward width to its width, whatever `mlp_ratio` is.
+
+It is the default of HunyuanVideoTokenRefiner.
+"""
 WORKING_MAPS = 12
-"""Of the VAE's last level at once: 11.4 as torch's allocator counts (tests/test_memory.py), and about a
-twentieth more for convolutions on a GPU, as for Wan."""
+"""Number of feature maps of the VAE decoder's last level that are alive at its peak of memory.
+
+11.4 as torch's allocator counts (tests/test_memory.py), and about a twentieth more for the convolutions'
+workspace on a GPU, as for Wan.
+"""
 UNBOUNDED = 2**31
-"""Rotary angles are computed for the positions that there are, not looked up."""
+"""Number of positions without a practical limit: rotary angles are computed as needed, not looked up."""
 
 _COMPONENTS = ("text_encoder", "text_encoder_2", "transformer", "vae")
 _BLOCKS = ("HunyuanVideoDownBlock3D",) * 4, ("HunyuanVideoUpBlock3D",) * 4
@@ -53,7 +62,7 @@ _BLOCKS = ("HunyuanVideoDownBlock3D",) * 4, ("HunyuanVideoUpBlock3D",) * 4
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """What a HunyuanVideoTransformer3DModel takes, at its class's defaults."""
+    """Configuration of a HunyuanVideoTransformer3DModel, with the class's defaults."""
 
     _class_name: Annotated[str, FIXED] = "HunyuanVideoTransformer3DModel"
     in_channels: Size = 16
@@ -84,7 +93,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig:
-    """What an AutoencoderKLHunyuanVideo takes, at its class's defaults."""
+    """Configuration of an AutoencoderKLHunyuanVideo, with the class's defaults."""
 
     _class_name: Annotated[str, FIXED] = "AutoencoderKLHunyuanVideo"
     in_channels: Size = 3
@@ -106,7 +115,7 @@ class VaeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaSizes:
-    """What is read of a LlamaModel's config, at its class's defaults."""
+    """Fields that are read of a LlamaModel's configuration, with the class's defaults."""
 
     vocab_size: Size = 32000
     hidden_size: Size = 4096
@@ -119,7 +128,7 @@ class LlamaSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSizes:
-    """What is read of a CLIPTextModel's config, at its class's defaults."""
+    """Fields that are read of a CLIPTextModel's configuration, with the class's defaults."""
 
     vocab_size: Size = 49408
     hidden_size: Size = 512
@@ -130,7 +139,7 @@ class ClipSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class HunyuanVideoTransformerSpec(JointTransformerSpec):
-    """A HunyuanVideoTransformer3DModel: `num_layers` counts its double and its single blocks."""
+    """Sizes of a HunyuanVideoTransformer3DModel; `num_layers` counts double and single blocks together."""
 
     num_single_layers: int
     num_refiner_layers: int
@@ -138,7 +147,7 @@ class HunyuanVideoTransformerSpec(JointTransformerSpec):
     guidance_embeds: bool
 
     def flops(self, tokens: int, text_tokens: int, timesteps: int = 1) -> int:
-        """Operations of one forward; the text is refined anew in every step, with its timestep."""
+        """Return the operations of one forward pass, which refines the text anew for its timestep."""
         # A single block's last projection takes the attended values and the inner ones together.
         num_double = self.num_layers - self.num_single_layers
         modulation = 2 * self.width**2 * (num_double * 12 + self.num_single_layers * 3 + 2)
@@ -147,7 +156,7 @@ class HunyuanVideoTransformerSpec(JointTransformerSpec):
         return blocks + modulation + embedded + self._refiner_flops(text_tokens)
 
     def cached_values(self, text_tokens: int) -> int:
-        """Values that are kept of one prompt over the steps: what the text encoders return."""
+        """Return the number of values kept of one prompt over all steps: the text encoders' outputs."""
         return super().cached_values(text_tokens) + self.pooled_dim
 
     def _refiner_flops(self, text_tokens: int) -> int:
@@ -168,7 +177,7 @@ class HunyuanVideoTransformerSpec(JointTransformerSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class HunyuanVideoVaeSpec(VaeSpec):
-    """An AutoencoderKLHunyuanVideo, which decodes in tiles."""
+    """Sizes of an AutoencoderKLHunyuanVideo, which decodes in tiles."""
 
     TILE_FRAMES = 17
     TILE_STRIDE = 192
@@ -176,11 +185,14 @@ class HunyuanVideoVaeSpec(VaeSpec):
 
     @property
     def default_tile(self) -> int | None:
-        """As its model card does: attention over a whole 720p frame would need tens of GB."""
+        """Side, in pixels, of the tiles decoded if the request sets none, as in the model card.
+
+        Attention over a whole 720p frame would need tens of GB.
+        """
         return self.TILE_PIXELS
 
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
-        """As of `VaeSpec`, of all tiles, which overlap."""
+        """Return the operations of decoding a whole video in overlapping tiles, as torch counts them."""
         _, frames, height, width = self.latent_shape(num_frames, height, width)
         most = (self.TILE_FRAMES - 1) // self.temporal_compression
         stride = self.LATENT_FRAMES_AT_ONCE
@@ -217,12 +229,12 @@ class HunyuanVideoVaeSpec(VaeSpec):
         return total + convolution(inputs, 3, 27, frames * area)
 
     def decode_bytes(self, height: int, width: int, tile: int | None = None, ranks: int = 1) -> int:  # noqa: ARG002
-        """Estimate of the decoder's working memory, in fp32, with tiles of that side.
+        """Estimate the bytes of working memory that the decoder needs, in fp32.
 
-        In its last level one tile needs `WORKING_MAPS` of `decoder_dim` channels; the pixels of two groups
-        of frames are kept, to blend them; and tiles wait for the last one to be put together, also
-        where `ranks` share them. (The attention
-        of its middle block, which grows with the square of a tile's area, is not counted.)
+        In its last level one tile needs `WORKING_MAPS` maps of `decoder_dim` channels. The pixels of two
+        groups of frames are kept, to blend them. Decoded tiles wait for the last one before they are joined,
+        also if `ranks` share them. Attention in the middle block, which grows with the square of a tile's
+        area, is not counted. tile: the side of a tile, in pixels; None: whole pictures.
         """
         tiles = self.grid(height, width, tile)
         pixels = tiles.largest_area * self.spatial_compression**2
@@ -231,9 +243,9 @@ class HunyuanVideoVaeSpec(VaeSpec):
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """The spec of a checked HunyuanVideoPipeline folder; `paradit.json` in it overrides the defaults.
+    """Return the spec of a checked HunyuanVideoPipeline folder; `paradit.json` in it overrides the defaults.
 
-    Raises InputError for a value, in any of its files, that cannot be.
+    Raises InputError for an invalid value in any of the folder's files.
     """
     index = read_index(folder)
     names = [name for name in _COMPONENTS if name in components(index)]
@@ -251,7 +263,7 @@ def read_spec(folder: Path) -> ModelSpec:
     weights = []
     for part in names:
         parameters, file_bytes = stored_weights(folder / part)
-        if not parameters:  # not downloaded yet; the VAE's, which are few, stay unknown
+        if not parameters:  # not downloaded yet; the VAE's few parameters stay unknown
             parameters = expected.get(part, 0)
         weights.append(Weights(component=part, parameters=parameters, file_bytes=file_bytes))
     return ModelSpec(
@@ -271,9 +283,10 @@ def read_spec(folder: Path) -> ModelSpec:
 
 
 def transformer_spec(config: Mapping[str, object], where: str = "") -> HunyuanVideoTransformerSpec:
-    """The sizes in a HunyuanVideoTransformer3DModel config. where: its file, for messages.
+    """Return the sizes in a HunyuanVideoTransformer3DModel configuration.
 
-    Raises InputError, also for a transformer that takes an image beside the text.
+    where: the configuration's file, for messages. Raises InputError, also for a transformer that takes an
+    image beside the text.
     """
     found = decode_known(TransformerConfig, config, where)
     spec = HunyuanVideoTransformerSpec(
@@ -324,7 +337,7 @@ def _linear(inputs: int, outputs: int) -> int:
 
 
 def llama_parameters(config: LlamaSizes) -> int:
-    """Exact count of a LlamaModel with this config."""
+    """Return the exact number of parameters of a LlamaModel with this configuration."""
     width, heads = config.hidden_size, config.num_attention_heads
     head_dim = config.head_dim or width // heads
     attention = 2 * width * heads * head_dim + 2 * width * (config.num_key_value_heads or heads) * head_dim
@@ -333,7 +346,7 @@ def llama_parameters(config: LlamaSizes) -> int:
 
 
 def clip_parameters(config: ClipSizes) -> int:
-    """Exact count of a CLIPTextModel with this config."""
+    """Return the exact number of parameters of a CLIPTextModel with this configuration."""
     width, inner = config.hidden_size, config.intermediate_size
     embeddings = config.vocab_size + config.max_position_embeddings
     layer = 4 * _linear(width, width) + _linear(width, inner) + _linear(inner, width) + 4 * width
@@ -341,7 +354,10 @@ def clip_parameters(config: ClipSizes) -> int:
 
 
 def vae_spec(config: Mapping[str, object], where: str = "") -> HunyuanVideoVaeSpec:
-    """The latent geometry in an AutoencoderKLHunyuanVideo config. where: its file. Raises InputError."""
+    """Return the latent geometry and sizes in an AutoencoderKLHunyuanVideo configuration. Raises InputError.
+
+    where: the configuration's file, for messages.
+    """
     found = decode_known(VaeConfig, config, where)
     return HunyuanVideoVaeSpec(
         z_dim=found.latent_channels,

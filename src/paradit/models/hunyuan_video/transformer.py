@@ -1,11 +1,11 @@
-"""HunyuanVideoTransformer3DModel cut at its joint attention; each piece calls the module's own submodules.
+"""HunyuanVideoTransformer3DModel split at its joint attention; each part calls the module's submodules.
 
-Text and video attend to each other: the text's tokens come after the video's, and every rank holds them. The
-first blocks ("double") have weights of their own for the text, the others ("single") treat both alike.
+Text and video attend to each other: the text's tokens follow the video's, and every rank holds them. The
+first blocks ("double") have separate weights for the text; the others ("single") treat both alike.
 
 A prompt's padding is cut off before anything is computed. The module masks it, in every attention and in the
-token refiner's mean, so it never reaches the video; without it no mask is needed. The result is the module's
-forward of the prompt without padding, bit for bit; with padding they differ by rounding.
+token refiner's mean, so it never reaches the video; without it no mask is needed. The result equals, bit for
+bit, the module's forward of the prompt without padding; with padding the two differ by rounding.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ AdaLayerNorm = AdaLayerNormZero | AdaLayerNormZeroSingle
 
 @dataclass(frozen=True, kw_only=True)
 class HunyuanContext(JointContext):
-    """What the transformer reads of B prompts of one length, without padding."""
+    """B prompts of equal length, without padding, in the form that the transformer reads."""
 
     pooled_projections: Tensor
-    """[B, pooled_projection_dim]."""
+    """Pooled output of CLIP for each prompt, [B, pooled_projection_dim]."""
     guidance: Tensor | None
-    """[B], a thousand times the guidance scale, for models that read it."""
+    """Guidance scales [B], times a thousand, for models that read them; None for others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HunyuanTokens(JointTokens):
-    """Tokens on their way through the blocks, with all that a block needs to know of them."""
+    """A video's and its text's tokens on their way through the blocks, with all else that a block reads."""
 
     temb: Tensor
-    """[B, width]: of the timestep, the guidance and the pooled text."""
+    """Embedding [B, width] of the timestep, the guidance scale and the pooled text."""
     timestep: Tensor
-    """[B]."""
+    """Timesteps [B] that the tokens were embedded with."""
     context: HunyuanContext
 
 
 class DoubleBlock(Block[HunyuanTokens]):
-    """One HunyuanVideoTransformerBlock, before and after its attention: the text has weights of its own.
+    """A HunyuanVideoTransformerBlock, split before and after its attention; its text has separate weights.
 
-    For inference, as is `SingleBlock`: what a submodule has just made is changed in place, for time and
+    For inference only, as is `SingleBlock`: outputs of submodules are changed in place, to save time and
     memory.
     """
 
@@ -73,7 +73,7 @@ class DoubleBlock(Block[HunyuanTokens]):
         self._finish = maybe_compiled(_double_finish, compile)
 
     def project(self, tokens: HunyuanTokens) -> Iterator[Tensor]:
-        """v, then k, then q: [B, S + T, H, D], the video's and the text's, normed, before RoPE."""
+        """Yield v, then k, then q of video and text together, each [B, S + T, H, D], normed, before RoPE."""
         block, attn = self._block, self._block.attn
         video = self._normed(block.norm1, tokens.hidden_states, tokens.temb, 6)
         text = self._normed(block.norm1_context, tokens.encoder_hidden_states, tokens.temb, 6)
@@ -82,17 +82,19 @@ class DoubleBlock(Block[HunyuanTokens]):
         yield self._query(attn, video, text)
 
     def finish(self, tokens: HunyuanTokens, attended: Tensor) -> HunyuanTokens:
-        """The tokens after the block, given their attended values [B, S + T, H, D]."""
+        """Return the tokens after the block, given the attended values [B, S + T, H, D]."""
         both = tokens.hidden_states, tokens.encoder_hidden_states
         video, text = self._finish(self._block, both, tokens.temb, attended)
         return replace(tokens, hidden_states=video, encoder_hidden_states=text)
 
 
 class SingleBlock(Block[HunyuanTokens]):
-    """One HunyuanVideoSingleTransformerBlock: one set of weights for video and text.
+    """A HunyuanVideoSingleTransformerBlock, split before and after its attention.
 
-    Its feed-forward runs beside its attention, on the same normed tokens; `finish` norms them again, where
-    the module keeps the inner activation over the attention.
+    Video and text share one set of weights.
+
+    Its feed-forward runs beside its attention, on the same normed tokens. `finish` computes the norm again,
+    whereas the module keeps the inner activation in memory during attention.
     """
 
     def __init__(self, block: HunyuanVideoSingleTransformerBlock, site: Site, *, compile: bool) -> None:
@@ -104,7 +106,7 @@ class SingleBlock(Block[HunyuanTokens]):
         self._finish = maybe_compiled(_single_finish, compile)
 
     def project(self, tokens: HunyuanTokens) -> Iterator[Tensor]:
-        """v, then k, then q: [B, S + T, H, D], the video's and the text's, normed, before RoPE."""
+        """Yield v, then k, then q of video and text together, each [B, S + T, H, D], normed, before RoPE."""
         attn = self._block.attn
         x = self._both_normed(
             self._block.norm, tokens.hidden_states, tokens.encoder_hidden_states, tokens.temb
@@ -114,16 +116,16 @@ class SingleBlock(Block[HunyuanTokens]):
         yield self._query(attn, x)
 
     def finish(self, tokens: HunyuanTokens, attended: Tensor) -> HunyuanTokens:
-        """The tokens after the block, given their attended values [B, S + T, H, D]."""
+        """Return the tokens after the block, given the attended values [B, S + T, H, D]."""
         both = tokens.hidden_states, tokens.encoder_hidden_states
         video, text = self._finish(self._block, both, tokens.temb, attended)
         return replace(tokens, hidden_states=video, encoder_hidden_states=text)
 
 
 class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
-    """A HunyuanVideoTransformer3DModel in pieces: embed, each block's project and finish, head, unpatchify.
+    """A HunyuanVideoTransformer3DModel split into embedding, blocks (before and after attention) and head.
 
-    Raises InputError for a module with a configuration that is not supported, such as one with an image.
+    Raises InputError for a module with an unsupported configuration, such as one with an image.
     """
 
     LISTS = ("transformer_blocks", "single_transformer_blocks")
@@ -140,7 +142,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         super().__init__(module, compile=compile, stored=stored)
 
     def cut(self) -> list[Block[HunyuanTokens]]:
-        """Double blocks before single ones."""
+        """Return the layers that are held as blocks, double blocks before single ones."""
         double = of_class(HunyuanVideoTransformerBlock, self.module.transformer_blocks)
         single = of_class(HunyuanVideoSingleTransformerBlock, self.module.single_transformer_blocks)
         sites, first = list(map(Site, self.layers.held)), len(double)
@@ -150,7 +152,10 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         ]
 
     def layout(self, latent_shape: tuple[int, int, int]) -> JointLayout:
-        """Where the tokens of latents of (F, H, W) are, without any text; once per request."""
+        """Return the layout of the tokens of latents of (F, H, W), without any text.
+
+        Called once per request.
+        """
         config, device = self.module.config, self.module.proj_out.weight.device
         frames, height, width = latent_shape
         grid = frames // config["patch_size_t"], height // config["patch_size"], width // config["patch_size"]
@@ -164,9 +169,10 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         pooled_projections: Tensor,
         guidance: Tensor | None = None,
     ) -> HunyuanContext:
-        """What is read of prompts: [B, T, text_embed_dim], [B, T], [B, pooled_projection_dim], [B].
+        """Return what the transformer reads of B prompts, with their padding removed.
 
-        Raises ValueError where the mask does not leave the same first tokens of every prompt.
+        The shapes are [B, T, text_embed_dim], [B, T], [B, pooled_projection_dim] and [B]. Raises ValueError
+        if the mask does not keep the same number of first tokens of every prompt.
         """
         mask = prompt_attention_mask.bool()
         lengths = mask.sum(dim=1).tolist()
@@ -177,14 +183,14 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
                 "number, at least one, and their padding after it"
             )
         return HunyuanContext(
-            # Contiguous, since how a linear rounds depends on the strides.
+            # Contiguous, because the rounding of a linear depends on the strides.
             prompt_embeds=prompt_embeds[:, :length].contiguous(),
             pooled_projections=pooled_projections,
             guidance=guidance,
         )
 
     def join(self, contexts: Sequence[HunyuanContext]) -> HunyuanContext:
-        """One context for the prompts of all, which must be of one length."""
+        """Merge several contexts, all of one text length, into one that holds the prompts of all of them."""
         guidance = [context.guidance for context in contexts if context.guidance is not None]
         return HunyuanContext(
             prompt_embeds=torch.cat([context.prompt_embeds for context in contexts]),
@@ -195,12 +201,12 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
     def embed(
         self, latents: Tensor, timestep: Tensor, context: HunyuanContext, layout: JointLayout
     ) -> HunyuanTokens:
-        """The tokens of latents [B, C, F, H, W] at timestep [B], in the dtype that the prompt has."""
+        """Return the tokens of latents [B, C, F, H, W] at timestep [B], in the dtype of the prompt."""
         hidden_states = self.module.x_embedder(latents).contiguous()
         return self._with_text(hidden_states, timestep, context, layout)
 
     def branch(self, tokens: HunyuanTokens, context: HunyuanContext) -> HunyuanTokens:
-        """The video's tokens, embedded only, with the prompts of another context; repeated for each."""
+        """Return the same embedded video tokens with another context, one copy for each of its prompts."""
         if context is tokens.context:
             return tokens
         return self._with_text(tokens.hidden_states, tokens.timestep, context, tokens.layout)
@@ -212,8 +218,8 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         if times > 1:
             hidden_states, timestep = torch.cat([hidden_states] * times), timestep.repeat(times)
         temb, _ = module.time_text_embed(timestep, context.pooled_projections, context.guidance)
-        # The refiner reads the timestep, so the text is embedded in every step. With a mask, if of ones: it
-        # averages in fp32 then.
+        # The refiner reads the timestep, so the text is embedded in every step. It gets a mask, though of
+        # ones, because it averages in fp32 only with a mask.
         ones = torch.ones(context.prompt_embeds.shape[:2], device=hidden_states.device)
         text = module.context_embedder(context.prompt_embeds, timestep, ones)
         return HunyuanTokens(
@@ -228,7 +234,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
     def resume(
         self, changing: Sequence[Tensor], timestep: Tensor, context: HunyuanContext, layout: JointLayout
     ) -> HunyuanTokens:
-        """The tokens that another rank's blocks left, of which `changing` is what they changed."""
+        """Rebuild the tokens after another rank's blocks from `changing`, the tensors that those changed."""
         hidden_states, text = changing
         temb, _ = self.module.time_text_embed(timestep, context.pooled_projections, context.guidance)
         return HunyuanTokens(
@@ -241,12 +247,15 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         )
 
     def head(self, tokens: HunyuanTokens) -> Tensor:
-        """Each video token's part of the prediction, [B, S, patch values]; of its own tokens on a rank."""
+        """Return each video token's part of the prediction, [B, S, patch values].
+
+        A rank may call this for only its own tokens.
+        """
         values: Tensor = self.module.proj_out(self.module.norm_out(tokens.hidden_states, tokens.temb))
         return values
 
     def unpatchify(self, values: Tensor, layout: JointLayout) -> Tensor:
-        """[B, S, patch values] of all of a video's tokens -> the prediction [B, C, F, H, W]."""
+        """Assemble the prediction [B, C, F, H, W] from the parts of all tokens, [B, S, patch values]."""
         config = self.module.config
         patch = config["patch_size_t"], config["patch_size"], config["patch_size"]
         x = values.reshape(len(values), *layout.grid, -1, *patch)
@@ -255,9 +264,9 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
 
 
 def _modulation(norm: AdaLayerNorm, temb: Tensor, count: int) -> tuple[Tensor, ...]:
-    """The shifts, scales and gates of an AdaLayerNormZero, each [B, 1, width].
+    """Return the shifts, scales and gates of an AdaLayerNormZero, each [B, 1, width].
 
-    Computed where they are needed, before and after the attention: it is a product of one row.
+    Called again wherever they are needed, before and after attention, because one row costs little.
     """
     rows: Tensor = norm.linear(norm.silu(temb))
     return rows[:, None].chunk(count, dim=2)
@@ -298,7 +307,7 @@ def _double_finish(
 def _after(
     x: Tensor, attended: Tensor, modulation: Sequence[Tensor], norm: LayerNorm, feed_forward: FeedForward
 ) -> Tensor:
-    """One stream after a double block: residual, norm and feed-forward."""
+    """Return the video's or the text's tokens after a double block: residual, norm and feed-forward."""
     gate, shift, scale, ffn_gate = modulation
     x = attended.mul_(gate).add_(x)
     out: Tensor = feed_forward(norm(x).mul_(1 + scale).add_(shift))
