@@ -1,7 +1,7 @@
-"""What is attached to a diffusers transformer whose blocks are cut open, and whether that still works.
+"""Checks of what is attached to a diffusers transformer whose blocks ParaDiT splits at their attention.
 
-The seam calls the submodules of a block, but neither the block nor its attention: a hook on a submodule runs,
-one on the block would be dropped. What would be dropped, or needs all tokens at once, is refused by name.
+ParaDiT calls the submodules of a block, but neither the block nor its attention: a hook on a submodule runs,
+a hook on the block would be dropped. What would be dropped, or needs all tokens at once, is refused by name.
 """
 
 from __future__ import annotations
@@ -23,26 +23,29 @@ from paradit.config.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """The modules of a family's transformer whose `forward` the seam does not call."""
+    """Modules of a family's transformer whose own `forward` is not called, because ParaDiT splits them."""
 
     modules: Mapping[str, type[Module]]
-    """Class by name in the transformer, with `*` for a number; the transformer itself is `""`."""
+    """Class of each split module by its name in the transformer, with `*` for a number; `""` is the whole."""
     processor: type[Processor]
-    """Class of the attention processors that the seam stands in for."""
+    """Class of the attention processors that ParaDiT replaces."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attached:
-    """What is attached to a transformer, all of it honoured."""
+    """Description of what is attached to a transformer, after a check that all of it will be honoured."""
 
     backend: str
     """Name of the attention backend, which is the same in all blocks."""
     description: str
-    """The backend, and every submodule with its class and adapters; ranks must have the same."""
+    """Text that names the attention backend and each submodule with its class and adapters.
+
+    Ranks must have the same.
+    """
 
 
 class Processor(Protocol):
-    """Any of diffusers' attention processors."""
+    """Interface of all of diffusers' attention processors."""
 
     @property
     def _attention_backend(self) -> AttentionBackendName | str | None: ...
@@ -52,7 +55,7 @@ class Processor(Protocol):
 
 
 Refusal = tuple[str, str]
-"""What cannot be honoured, and what to do instead."""
+"""Pair of texts for an error: what cannot be honoured, and what to do instead."""
 
 _WHOLE = "leave the weights whole; parallelize shares out tokens, not weights"
 _OFFLOAD = "call pipe.enable_model_cpu_offload() instead"
@@ -64,7 +67,7 @@ _CLASSES = {
     "FSDPModule": ("FSDP (fully_shard)", _WHOLE),
     "DTensor": ("sharded weights (DTensor)", _WHOLE),
 }
-"""By the class of a module or of a parameter."""
+"""Refusals of wrapped or sharded modules and parameters, by the name of their class."""
 _HOOKS = {
     "faster_cache": "the step cache FasterCache",
     "first_block_cache": "the step cache FirstBlockCache",
@@ -75,12 +78,12 @@ _HOOKS = {
     "text_kv_cache": "the step cache TextKVCache",
     "layer_skip": "layer skip",
 }
-"""By the file of diffusers.hooks that has a hook's class."""
+"""Names for refused hooks in error messages, by the file of diffusers.hooks that defines the hook's class."""
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def look(transformer: Module, opened: Opened, name: str) -> Attached:
-    """Return what is attached to a transformer, called `name` in messages; quick enough for every call.
+    """Return what is attached to a transformer, called `name` in messages; fast enough for every call.
 
     Raises InputError for the first thing that cannot be honoured.
     """
@@ -102,27 +105,30 @@ def look(transformer: Module, opened: Opened, name: str) -> Attached:
 
 
 def samples(module: Module) -> bytes:
-    """The first and the last value of every weight that is a plain tensor, to tell weights apart."""
+    """Return the first and last value of every plain weight tensor, as bytes that tell weights apart."""
     weights = [weight.detach().flatten() for weight in module.parameters() if type(weight) is Parameter]
     ends = [values[[0, -1]].float() for values in weights if len(values)]
     return torch.cat(ends).cpu().numpy().tobytes()
 
 
 def is_own(owner: object, replaced: object, method: str = "forward") -> bool:
-    """Whether `replaced` is a method of the owner's class, bound to the owner."""
+    """Whether `replaced` is the owner's class's own method, bound to the owner."""
     own = getattr(type(owner), method)
     return isinstance(replaced, MethodType) and replaced.__self__ is owner and replaced.__func__ is own
 
 
 def name_of(function: object) -> str:
-    """The name of a function or callable object."""
+    """Return the name of a function or callable object, for messages."""
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _refusals(
     part: Module, own: type[Module] | None, processor: type[Processor], *, is_root: bool
 ) -> Iterator[Refusal]:
-    """own: the class that a module which is cut open must have; None: the seam calls this module."""
+    """Yield what cannot be honoured in one module of a transformer.
+
+    own: the class that a module must have if ParaDiT splits it; None: the module is called as a whole.
+    """
     if is_root:
         yield from _modes(part)
     yield from _accelerate_hooks(part, own, is_root=is_root)
@@ -133,7 +139,7 @@ def _refusals(
     if own is not None:
         if part._compiled_call_impl is not None:
             yield _COMPILED
-        if not is_root:  # those of the transformer itself run
+        if not is_root:  # hooks on the transformer itself are run
             yield from _torch_hooks(part)
         yield from _patches(part, own, "forward", is_root=is_root)
         if hasattr(part, "processor"):
@@ -194,7 +200,7 @@ def _torch_hooks(part: Module) -> Iterator[Refusal]:
 
 
 def _patches(part: object, own: type, method: str, *, is_root: bool = False) -> Iterator[Refusal]:
-    """A method that somebody replaced, in the class or in the object."""
+    """Yield a refusal for each place, class or object, in which someone replaced a method."""
     of_class = getattr(type(part), method)
     if (of_class.__module__, of_class.__qualname__) != (own.__module__, f"{own.__qualname__}.{method}"):
         yield f"{name_of(of_class)} in place of {own.__name__}.{method}", "put diffusers' own back"
@@ -213,13 +219,13 @@ def _processor(processor: object, own: type[Processor]) -> Iterator[Refusal]:
 
 
 def _backend(processor: Processor) -> str:
-    """The attention backend that diffusers would take: the processor's, or else the one set for all."""
+    """Return the attention backend that diffusers would use: the processor's, or else the global one."""
     backend = processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]  # type: ignore[no-untyped-call]
     return str(getattr(backend, "value", backend))
 
 
 def _adapters(part: Module) -> str:
-    """What the adapters of a peft layer are set to; empty for other modules."""
+    """Return the adapter settings of a peft layer as text; empty for other modules."""
     state = vars(part)
     if "scaling" not in state:
         return ""

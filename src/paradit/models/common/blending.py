@@ -1,4 +1,4 @@
-"""Tiles of samples put together to pictures, blended where they overlap; and pictures as frames."""
+"""Joining of decoded tiles into pictures, blended at their overlaps, and conversion of pictures to frames."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from paradit.models.protocol import Frames
 
 
 def join(grid: Grid, pieces: Sequence[Tensor], scale: int) -> Tensor:
-    """The picture [B, C, f, H, W] of the tiles' samples, which come row by row and are overwritten.
+    """Join the samples of tiles, given row by row, into a picture [B, C, f, H, W]; overwrites the tiles.
 
-    scale: samples to a latent pixel, along height and width. Along each overlap the tile before fades out
-    linearly; first downwards, then to the right, each tile with neighbours that have been blended themselves,
-    as in diffusers' `tiled_decode`: with the same values, bit for bit.
+    scale: the number of samples per latent pixel, along height and width. Along each overlap, the earlier
+    tile fades out linearly: first downwards, then to the right, each tile with neighbours that are already
+    blended. The values are those of diffusers' `tiled_decode`, bit for bit.
     """
     if len(pieces) == 1:
         return pieces[0]
@@ -44,7 +44,7 @@ def join(grid: Grid, pieces: Sequence[Tensor], scale: int) -> Tensor:
 
 
 def as_frames(processor: VideoProcessor, samples: Tensor) -> Frames:
-    """Return frames [f, H, W, 3] of whole pictures' samples [1, 3, f, H, W], as diffusers' pipelines do."""
+    """Return the frames [f, H, W, 3] of a picture's samples [1, 3, f, H, W], as diffusers' pipelines do."""
     video = processor.postprocess_video(samples, output_type="np")
     assert isinstance(video, np.ndarray)
     frames: Frames = (video[0] * 255).round().astype("uint8")
@@ -52,11 +52,11 @@ def as_frames(processor: VideoProcessor, samples: Tensor) -> Frames:
 
 
 def _blend(before: Tensor, tile: Tensor, overlap: int, dim: int) -> None:
-    """Blend the first `overlap` samples of a tile along `dim`, in place, with the last ones before it."""
+    """Blend the first `overlap` samples of a tile along `dim`, in place, with the end of the tile before."""
     end = before.narrow(dim, before.shape[dim] - overlap, overlap)
     begin = tile.narrow(dim, 0, overlap)
     weights = torch.tensor([index / overlap for index in range(overlap)], dtype=torch.float64)
     if dim == -2:
         weights = weights[:, None]
-    # Rounded only once, as a Python number would be that scales a row.
+    # Weights are rounded only once, as diffusers' Python numbers are when they scale a row.
     begin.copy_(end * (1 - weights).to(tile) + begin * weights.to(tile))

@@ -1,4 +1,4 @@
-"""A diffusers module cut into pieces, of whose layers a rank holds some: what families have in common."""
+"""Base class of diffusers transformers split at their attention, of whose layers a rank may hold some."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from paradit.models.protocol import Block, C, CutTransformer, L, T
 
 
 class CutModule(CutTransformer[T, C, L]):
-    """A diffusers module in pieces: embed, its blocks, head, unpatchify."""
+    """A diffusers transformer split into embedding, blocks and head; base class of all families."""
 
     LISTS: ClassVar[tuple[str, ...]]
-    """The module's lists of layers, in order."""
+    """Names of the module's lists of layers, in the order in which they run."""
 
     def __init__(
         self, module: ModelMixin, *, compile: bool = False, stored: StoredWeights | None = None
     ) -> None:
-        """compile: what is before and after attention, with `torch.compile`. stored: for `Layers`."""
+        """Split a module.
+
+        compile: whether `torch.compile` compiles what runs before and after attention. stored: the weights
+        from which `Layers` reads layers that the module lacks.
+        """
         self.module = module
         self.layers = Layers(module, self.LISTS, stored)
         self._compile = compile
@@ -31,10 +35,10 @@ class CutModule(CutTransformer[T, C, L]):
 
     @abstractmethod
     def cut(self) -> Sequence[Block[T]]:
-        """The module's layers that are held (`layers.held`), as blocks."""
+        """Return the module's layers that are held (`layers.held`) as blocks."""
 
     def keep_layers(self, layers: range) -> None:
-        """Hold only these blocks, and what is before and after all of them."""
+        """Hold only these transformer blocks from now on, and what runs before and after all blocks."""
         self.blocks = []
         self.layers.keep(layers)
         self.blocks = self.cut()

@@ -1,4 +1,4 @@
-"""Joint attention: a video's tokens, and after them the text's, which every rank holds."""
+"""Base classes for joint attention, in which text tokens, held by every rank, follow the video's tokens."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from paradit.models.protocol import T, Tokens
 
 @dataclass(frozen=True, kw_only=True)
 class JointLayout(Layout):
-    """Where a video's tokens are, and how many of the text, which are replicated, follow them.
+    """Layout of a video's tokens and of the replicated text tokens that follow them.
 
-    The text's are known with the prompt, so `embed` gives the tokens a layout with them.
+    The text's length is known only with the prompt, so `embed` adds it to the tokens' layout.
     """
 
     grid: tuple[int, int, int]
-    """Tokens of the video by (frames, height, width)."""
+    """Number of the video's tokens along (frames, height, width)."""
 
     @classmethod
     def of(cls, grid: tuple[int, int, int], cos: Tensor, sin: Tensor) -> Self:
-        """The layout of a video without text, by diffusers' tables [S, D], in which neighbours are alike."""
+        """Return the layout of a video without text, from diffusers' RoPE tables [S, D].
+
+        The tables hold each angle twice, in neighbouring channels.
+        """
         signs = torch.ones_like(sin[0])
         signs[0::2] = -1
         positions = grid_positions(grid, device=cos.device)
@@ -37,11 +40,14 @@ class JointLayout(Layout):
         )
 
     def with_text(self, length: int) -> Self:
-        """The whole video's layout with a text of `length` tokens after it, instead of any that is there."""
+        """Return the whole video's layout followed by `length` text tokens, which replace any that it has."""
         return replace(self, num_replicated=length).shard(0, prod(self.grid), _still(self.rope, length))
 
     def shard(self, start: int, stop: int, text: Rope | None = None) -> Self:
-        """The layout of the video's tokens start to stop only, and of all of the text's."""
+        """Return the layout of only tokens `start` to `stop` of the video, and of all of the text's tokens.
+
+        text: the rotations of the text's tokens; None: those in this layout.
+        """
         if text is None:
             end = len(self.rope.positions)
             text = self.rope.shard(end - self.num_replicated, end)
@@ -50,10 +56,10 @@ class JointLayout(Layout):
 
 @dataclass(frozen=True)
 class JointContext:
-    """What the transformer reads of B prompts of one length, without padding."""
+    """B prompts of equal length, without padding, in the form that the transformer reads."""
 
     prompt_embeds: Tensor
-    """[B, T, text_dim]."""
+    """Prompt embeddings [B, T, text_dim]."""
 
     @property
     def batch(self) -> int:
@@ -62,18 +68,18 @@ class JointContext:
 
 @dataclass(frozen=True, kw_only=True)
 class JointTokens(Tokens):
-    """A video's tokens, and beside them the text's."""
+    """A video's tokens together with its text's tokens."""
 
     layout: JointLayout
     encoder_hidden_states: Tensor
-    """[B, T, width], the text's."""
+    """Hidden states [B, T, width] of the text's tokens."""
 
     @property
     def changing(self) -> tuple[Tensor, Tensor]:
         return self.hidden_states, self.encoder_hidden_states
 
     def shard(self, start: int, stop: int | None) -> Self:
-        """The video's tokens start to stop, and all of the text's."""
+        """Return tokens `start` to `stop` (excluded) of the video, with all of the text's tokens."""
         start, stop, _ = slice(start, stop).indices(self.hidden_states.shape[1])
         return replace(
             self, hidden_states=self.hidden_states[:, start:stop], layout=self.layout.shard(start, stop)
@@ -84,21 +90,24 @@ J = TypeVar("J", bound=JointContext)
 
 
 class JointModule(CutModule[T, J, JointLayout]):
-    """A diffusers module in pieces, whose blocks change the video's tokens and the text's."""
+    """A split diffusers transformer whose blocks change both the video's and the text's tokens."""
 
     def changing_shapes(self, context: J, layout: JointLayout) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of the video's tokens [B, S, width] and the text's [B, T, width]; a layout without text."""
+        """Return the shapes of the video's tokens [B, S, width] and of the text's [B, T, width].
+
+        layout: the layout of the video without text.
+        """
         width = self.num_heads * self.module.config.attention_head_dim
         rows = len(layout.rope.positions), context.prompt_embeds.shape[1]
         return (context.batch, rows[0], width), (context.batch, rows[1], width)
 
 
 def split(both: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The video's rows, of which there are `length`, and the text's, of [B, S + T, width]."""
+    """Split [B, S + T, width] into the video's S = `length` rows and the text's T rows."""
     return both[:, :length], both[:, length:]
 
 
 def _still(like: Rope, length: int) -> Rope:
-    """The text is not rotated: that is position 0, an angle of 0."""
+    """Return rotations that leave `length` text tokens as they are: position 0, an angle of 0."""
     one = like.cos.new_ones(1, length, 1, like.cos.shape[3])
     return Rope(positions=like.positions.new_zeros(length, 3), cos=one, sin=torch.zeros_like(one))

@@ -1,4 +1,4 @@
-"""Attention kernels from diffusers, by the names of its backends."""
+"""Attention kernels, loaded from diffusers by the names of its attention backends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def load_kernel(name: str) -> Kernel:
-    """The kernel of one of `paradit.kernels.KERNELS`; imports diffusers for all but the default."""
+    """Return the attention kernel for a name in `paradit.kernels.KERNELS`.
+
+    Imports diffusers, except for the default kernel.
+    """
     _LOG.debug("attention backend %s", name)
     if name == DEFAULT:
         return sdpa

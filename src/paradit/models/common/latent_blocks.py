@@ -1,4 +1,4 @@
-"""A video's latents as they come, so that it is decoded while it is still being made."""
+"""Latents that arrive a few frames at a time, so that decoding can start while denoising continues."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from torch import Tensor
 
 
 class LatentBlocks:
-    """Latents [1, C, F, h, w] in blocks of frames; a block is asked for when those before it are used up."""
+    """A video's latents [1, C, F, h, w], which arrive in frame blocks.
+
+    A frame block is requested once those before it are used up.
+    """
 
     def __init__(self, shape: tuple[int, ...], blocks: Iterable[Tensor], *, endless: bool = False) -> None:
-        """shape: [1, C, F, h, w], of all. endless: F is more than ever come."""
+        """Wrap an iterable of frame blocks.
+
+        shape: the shape [1, C, F, h, w] of all latents. endless: whether F is more than ever arrives.
+        """
         self.endless = endless
         self.shape = shape
         self._blocks: Iterator[Tensor] = iter(blocks)
@@ -25,26 +31,32 @@ class LatentBlocks:
             yield from torch.split(block, 1, dim=2)
 
     def wait(self) -> None:
-        """Return once the first block is there, or it is known that none comes."""
+        """Return once the first frame block has arrived, or it is known that none will."""
         self._blocks = chain(list(islice(self._blocks, 1)), self._blocks)
 
     def frame(self, index: int) -> Tensor | None:
-        """[1, C, 1, h, w]: the next frame, or the one that was asked for last. None: the video has ended."""
+        """Return latent frame `index`, [1, C, 1, h, w]; None if the video has ended.
+
+        index: the number of the next frame, or of the one that was requested last.
+        """
         if index == self._index + 1:
             frame = next(self._frames, None)
             if frame is None:
                 return None
             self._index, self._frame = index, frame
             if index + 1 == self.shape[2]:
-                next(self._frames, None)  # there is none; whoever makes the blocks comes to its end
+                next(self._frames, None)  # nothing is left, but this lets the generator of blocks finish
         assert index == self._index, f"frame {index} is asked for after {self._index}"
         return self._frame
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> LatentBlocks:
-        """What is left, each block as `change` makes it when it comes; of the same shape."""
+        """Return the remaining latents, with `change` applied to each frame block as it arrives.
+
+        `change` must keep shapes.
+        """
         return LatentBlocks(self.shape, map(change, self._blocks), endless=self.endless)
 
 
 def in_blocks(latents: Tensor | LatentBlocks) -> LatentBlocks:
-    """Latents that are all there, as if they came."""
+    """Return latents as LatentBlocks; a tensor, which is complete, becomes a single frame block."""
     return latents if isinstance(latents, LatentBlocks) else LatentBlocks(tuple(latents.shape), [latents])

@@ -1,4 +1,4 @@
-"""Which of a transformer's layers a rank holds."""
+"""Choice of the layers of a transformer that a rank holds."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from paradit.models.common.stored_weights import StoredWeights
 
 
 class Layers:
-    """A module's layers, those of one list after those of another: all of them, or none yet."""
+    """Layers of a module, list after list, and a record of those whose weights this rank holds."""
 
     def __init__(self, module: Module, lists: Sequence[str], stored: StoredWeights | None = None) -> None:
-        """stored: where layers are read that have no weights yet (`StoredWeights.without_layers`)."""
+        """Read a module's layers. lists: the names of its lists of layers, in order.
+
+        stored: the weights for layers that have none yet (`StoredWeights.without_layers`).
+        """
         self._module, self._lists, self._stored = module, lists, stored
         parts = [(name, part) for name in lists for part in getattr(module, name)]
         self.kinds = tuple(name for name, _ in parts)
-        """The list of every layer, held or not: what is in one is alike."""
+        """Name of the list that each layer is in, whether held or not; the layers of one list are alike."""
         empty = [any(parameter.is_meta for parameter in part.parameters()) for _, part in parts]
         self._held = {layer: part for layer, (_, part) in enumerate(parts) if not empty[layer]}
         self._empty = {layer: part for layer, (_, part) in enumerate(parts) if empty[layer]}
@@ -26,11 +29,11 @@ class Layers:
 
     @property
     def held(self) -> list[int]:
-        """Those that the module has, in order."""
+        """Numbers of the layers that the module holds, in order."""
         return list(self._held)
 
     def keep(self, layers: Collection[int]) -> None:
-        """Hold these and no others; what is missing is read, once the others' memory is free."""
+        """Hold these layers and no others; missing ones are read after the memory of the others is free."""
         self._held = {layer: part for layer, part in self._held.items() if layer in layers}
         self._show()
         for layer in sorted(set(layers) - self._held.keys()):

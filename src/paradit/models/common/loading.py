@@ -1,4 +1,4 @@
-"""Loading diffusers' pipelines, and telling what was loaded; the same for every family."""
+"""Loading of diffusers pipelines, and fingerprints of what was loaded, for every family."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COMPONENTS = {
     "denoise": ("transformer", "transformer_2"),
     "decode": ("vae",),
 }
-"""What each stage alone needs, of any family."""
+"""Names of the pipeline components that each stage needs, in any family."""
 
 
 def load_pipeline(
@@ -35,10 +35,10 @@ def load_pipeline(
     *,
     without_layers: Sequence[str] = (),
 ) -> P:
-    """A checked folder's pipeline from its safetensors, on `device`, with what `stages` need.
+    """Load a checked folder's pipeline from its safetensors onto `device`, with what `stages` need.
 
-    All in `dtype` but the VAE, which stays in fp32. without_layers: the transformers' lists of layers, where
-    those have no weights yet.
+    The VAE stays in fp32, all else is in `dtype`. without_layers: names of the transformers' lists of layers
+    whose weights are not loaded yet.
     """
     transformers = stored_transformers(spec, dtype, device) if without_layers and "denoise" in stages else {}
     with _no_progress_bars():
@@ -48,7 +48,7 @@ def load_pipeline(
             variant=spec.variant or stored_variant(spec.folder),
             use_safetensors=True,
             local_files_only=True,
-            # Tensor by tensor from the file to the device, each in its dtype: never a whole copy beside it.
+            # Moves tensors one by one from the file to the device, so that no second copy of all exists.
             device_map=device.type,
             **_left_out(pipeline_class, set(stages) - ({"denoise"} if transformers else set())),
         )
@@ -56,14 +56,14 @@ def load_pipeline(
         for component in pipeline.components.values():
             if isinstance(component, torch.nn.Module):
                 _let_go_of_files(component)
-    pipeline.to(device)  # another GPU than the current one
+    pipeline.to(device)  # device_map loads onto the current GPU, which may not be `device`
     for name, stored in transformers.items():
         pipeline.register_modules(**{name: stored.without_layers(without_layers)})  # type: ignore[no-untyped-call]
     return pipeline
 
 
 def _left_out(pipeline_class: type[DiffusionPipeline], stages: Collection[str]) -> dict[str, None]:
-    """Arguments that have a pipeline load no component that `stages` do not need."""
+    """Return keyword arguments that make a pipeline skip the components that `stages` do not need."""
     accepted = inspect.signature(pipeline_class.__init__).parameters
     others = [name for stage, names in _COMPONENTS.items() if stage not in stages for name in names]
     return {name: None for name in others if name in accepted}
@@ -72,18 +72,17 @@ def _left_out(pipeline_class: type[DiffusionPipeline], stages: Collection[str]) 
 def stored_transformers(
     spec: ModelSpec, dtype: torch.dtype, device: torch.device
 ) -> dict[str, StoredWeights]:
-    """By the name of the pipeline's component."""
+    """Return the stored weights of a model's transformers, by the name of the pipeline's component."""
     names = _COMPONENTS["denoise"][: len(spec.transformers)]
     variant = spec.variant or stored_variant(spec.folder)
     return {name: StoredWeights(spec.folder / name, dtype, device, variant) for name in names}
 
 
 def _let_go_of_files(module: torch.nn.Module) -> None:
-    """Copy what a mixed-precision module on the CPU keeps in fp32 out of its files.
+    """Copy what a mixed-precision module on the CPU keeps in fp32 out of its files, to free these.
 
-    A tensor in the dtype that it was stored in is a part of the mapped file, which all processes of the
-    machine share. But where the others have been converted, the few that diffusers keeps in fp32 would hold
-    whole files in memory.
+    A tensor in its stored dtype is a part of the mapped file, which all processes of the machine share. If
+    the other tensors were converted, the few that diffusers keeps in fp32 would hold whole files in memory.
     """
     if len({parameter.dtype for parameter in module.parameters()}) > 1:
         for parameter in module.parameters():
@@ -92,7 +91,7 @@ def _let_go_of_files(module: torch.nn.Module) -> None:
 
 
 def fingerprint(modules: Iterable[Any]) -> bytes:
-    """Eight values of every parameter: another checkpoint, or a LoRA, shows in them."""
+    """Return about eight values of every parameter as bytes; another checkpoint or a LoRA changes them."""
     values = [
         parameter.detach().flatten()[:: max(1, parameter.numel() // 8)].float()
         for module in modules
@@ -103,7 +102,7 @@ def fingerprint(modules: Iterable[Any]) -> bytes:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Keep the libraries' own bars off the terminal: progress is shown by stage, in one way."""
+    """Hide the libraries' own progress bars, because ParaDiT shows progress by stage."""
     libraries: list[Any] = [diffusers.utils.logging, transformers.utils.logging]
     shown = [library for library in libraries if library.is_progress_bar_enabled()]
     for library in shown:

@@ -1,4 +1,4 @@
-"""A diffusers text-to-video pipeline, loaded, as a `VideoModel`: what families have in common."""
+"""Base class of loaded diffusers text-to-video pipelines, which implements most of `VideoModel`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from paradit.scheduling.stages import STAGES
 
 
 class PipelineModel(ABC):
-    """A pipeline's components, as a `VideoModel`; a family says the rest."""
+    """A diffusers pipeline's components behind the `VideoModel` interface; families subclass it."""
 
     PIPELINE: ClassVar[type[DiffusionPipeline]]
-    """The diffusers pipeline."""
+    """Class of the diffusers pipeline."""
     TRANSFORMER: ClassVar[type[CutModule[Any, Any, Any]]]
-    """Its transformers, cut."""
+    """Class that splits the pipeline's transformers at their attention."""
 
     @classmethod
     def load(
@@ -39,9 +39,9 @@ class PipelineModel(ABC):
         compile: bool = False,
         layers: bool = True,
     ) -> Self:
-        """Load a checked folder's safetensors; the VAE stays in fp32.
+        """Load what `stages` need from a checked folder's safetensors; the VAE stays in fp32.
 
-        Only what `stages` need. layers: whether the transformers have theirs at once, or by `keep_layers`.
+        layers: whether the transformers' layers are loaded at once; if not, `keep_layers` reads them later.
         """
         lists = () if layers else cls.TRANSFORMER.LISTS
         pipeline = load_pipeline(cls.PIPELINE, spec, dtype, device, stages, without_layers=lists)
@@ -62,20 +62,20 @@ class PipelineModel(ABC):
     @staticmethod
     @abstractmethod
     def schedule(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
-        """Set a scheduler to its steps as the pipeline does; raises what the scheduler raises."""
+        """Set a scheduler's steps as the family's pipeline does; raises what the scheduler raises."""
 
     @abstractmethod
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> Decoder:
-        """The decoder of latents [1, C, F, h, w]. park: see `VideoModel`."""
+        """Return a decoder of latents [1, C, F, h, w]. park: see `VideoModel`."""
 
     @property
     def prompt_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the parts that `encode_prompt` returns: of embeddings, from one text encoder."""
+        """Shapes of the tensors that `encode_prompt` returns: one text encoder's embeddings."""
         return ((1, self.spec.text_length, self.spec.transformers[0].text_dim),)
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str, guidance_scale: float | None = None) -> Prompt:  # noqa: ARG002
-        """What the transformer reads of a prompt, in `dtype`."""
+        """Return the encoded prompt, which the transformer reads, in `dtype`."""
         embeds, _ = self._pipeline.encode_prompt(
             prompt,
             do_classifier_free_guidance=False,
@@ -85,29 +85,35 @@ class PipelineModel(ABC):
         return (embeds.to(self.dtype),)
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return what text encoders do not read of a prompt that is too long for them."""
+        """Return, by text encoder, its limit in tokens and the end of the prompt that exceeds it.
+
+        Returns nothing if the prompt fits.
+        """
         length = self.spec.text_length
         rest = left_out(self._pipeline.tokenizer, prompt, length)
         return {"the text encoder": (length, rest)} if rest else {}
 
     def fingerprint(self) -> bytes:
-        """The same where the experts' weights are; cheap."""
+        """Return bytes that are equal if the transformers have the same weights; fast."""
         return fingerprint(expert.module for expert in self.experts)
 
     def scheduler(self, num_inference_steps: int) -> Scheduler:
-        """A copy of the folder's scheduler, set to its steps: it keeps a history, which is one request's."""
+        """Return a copy of the folder's scheduler, set to its steps.
+
+        Each request needs a copy, because a scheduler keeps its request's history.
+        """
         own = self.prepared(copy.deepcopy(self._pipeline.scheduler))
         self.schedule(own, num_inference_steps, self.device)
         return own
 
     def prepared(self, scheduler: Scheduler) -> Scheduler:
-        """A scheduler as it is used, before it is set to its steps."""
+        """Return the scheduler to use in place of the folder's; families may override this."""
         return scheduler
 
     def expert_at(self, timestep: Tensor) -> int:  # noqa: ARG002
-        """The expert that serves a timestep: there is one."""
+        """Return the index of the expert that serves a timestep, which is 0 if there is only one."""
         return 0
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
-        """The timestep of every video, [B]."""
+        """Return the timestep of every video, [B]."""
         return timestep.expand(len(latents))

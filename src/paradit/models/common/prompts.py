@@ -1,4 +1,4 @@
-"""Text that a text encoder does not read, since a prompt is longer than it takes."""
+"""Detection of text that a text encoder does not read, because a prompt is longer than it takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A diffusers transformer whose `forward` is computed in another way for a while."""
+"""Patches that make a diffusers transformer's `forward` run other code for a while."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from paradit.models.protocol import Transformer
 from paradit.models.registry import FAMILIES
 
 Predict = Callable[[Tensor, Tensor, tuple[Tensor | None, ...]], Tensor]
-"""(latents [B, C, F, H, W], timestep, the arguments of the transformer's `context`) -> prediction."""
+"""Function (latents [B, C, F, H, W], timestep, arguments of the transformer's `context`) -> prediction."""
 
 Output = Transformer2DModelOutput | tuple[Tensor]
-"""A prediction as diffusers' transformers return it."""
+"""Type of a prediction as diffusers' transformers return it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replacement:
-    """How a family's transformer is computed in another way."""
+    """Instructions of a model family for patching its transformers' `forward`."""
 
     opened: Opened
     cut: Callable[[Module, Kernel], Transformer]
-    """(module, the kernel of attention that ranks do not share) -> its pieces."""
+    """Function (module, kernel) -> split transformer; `kernel` computes attention that is not shared."""
     forward: Callable[[Predict], Callable[..., Output]]
-    """Return what stands in for the class's `forward`, with the same arguments."""
+    """Function that returns a substitute for the class's `forward`, with the same arguments."""
 
     def put_in_place(self, module: Module, predict: Predict) -> Callable[[], None]:
-        """Have `module(...)` call `predict`; the function returned puts the module's own forward back.
+        """Patch `module(...)` to call `predict`, and return a function that removes the patch.
 
-        It takes the place of the module's own forward, under the hooks of accelerate if it has any.
+        The patch replaces the module's own forward, beneath any hooks of accelerate.
         """
         replaced = _Replaced(module, self.forward(predict))
         setattr(module, _slot(module), replaced)
 
         def undo() -> None:
-            replaced.active = False  # whoever wrapped it since then calls the module's own
+            replaced.active = False  # wrappers added since then now reach the module's own forward
             if vars(module).get("_old_forward") is replaced:
                 vars(module)["_old_forward"] = replaced.own
             if vars(module).get("forward") is replaced:
@@ -57,7 +57,7 @@ class Replacement:
 
 
 def check_free(module: Module, name: str) -> None:
-    """Raise InputError if a module, called `name` in messages, does not have its own forward."""
+    """Raise InputError if the forward of a module, called `name` in messages, is patched already."""
     forward = vars(module).get(_slot(module))
     if isinstance(forward, _Replaced):
         if forward.active:
@@ -70,18 +70,18 @@ def check_free(module: Module, name: str) -> None:
 
 
 def refuse(attention_kwargs: Mapping[str, object] | None) -> None:
-    """Raise InputError if there are any; `scale`, which diffusers takes out, is not among them."""
+    """Raise InputError if there are any attention_kwargs; diffusers has already taken `scale` out."""
     if attention_kwargs:
         raise InputError(f"attention_kwargs takes 'scale' here, got {', '.join(map(repr, attention_kwargs))}")
 
 
 def output(sample: Tensor, return_dict: bool) -> Output:
-    """A prediction as diffusers' transformers give it."""
+    """Return a prediction in the form that diffusers' transformers return."""
     return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
 
 class _Replaced:
-    """What is called as a module's forward; after `active` is set to False, the module's own."""
+    """Callable that stands in for a module's forward; calls the module's own one once `active` is False."""
 
     def __init__(self, module: Module, forward: Callable[..., Output]) -> None:
         self.own: Callable[..., Output] = MethodType(type(module).forward, module)
@@ -94,7 +94,7 @@ class _Replaced:
         return self._scaled(*args, **kwargs) if self.active else self.own(*args, **kwargs)
 
     def _scaled(self, *args: object, **kwargs: object) -> Output:
-        """With the module's adapters scaled by `attention_kwargs["scale"]`, as diffusers does it."""
+        """Run the substitute with adapters scaled by `attention_kwargs["scale"]`, as diffusers does."""
 
         def forward(_: Module, *args: object, **kwargs: object) -> Output:
             return self._forward(*args, **kwargs)
@@ -104,15 +104,15 @@ class _Replaced:
 
 
 def _slot(module: Module) -> str:
-    """The attribute that has the innermost forward."""
+    """Return the name of the attribute that holds a module's innermost forward."""
     hooked = "_hf_hook" in vars(module) and "_old_forward" in vars(module)
     return "_old_forward" if hooked else "forward"
 
 
 def replacement(class_names: Iterable[str]) -> Replacement | None:
-    """How a transformer is computed in another way, by the first of these classes that a family knows.
+    """Return the patch for the first of these class names that a family knows; None if none does.
 
-    class_names: of transformers, or of pipelines. None if no family knows one.
+    class_names: the names of transformer classes, or of pipeline classes.
     """
     by_class = {
         name: one for one in FAMILIES.all() if one.replacement for name in (*one.pipelines, *one.transformers)

@@ -1,4 +1,4 @@
-"""Diffusers' schedulers, loaded from a model's folder."""
+"""Loading of diffusers' schedulers from a model's folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from paradit.models.protocol import Scheduler
 from paradit.models.registry import family
 
 Schedule = Callable[[Scheduler, int, torch.device], None]
-"""(scheduler, num_inference_steps, device): sets a scheduler to its steps; raises what it raises."""
+"""Function (scheduler, num_inference_steps, device) that sets a scheduler's steps, or raises its errors."""
 
 
 def scheduler_name(folder: Path) -> str:
-    """Return the class of a model folder's scheduler, which its model_index.json names."""
+    """Return the class name of a model folder's scheduler, as its model_index.json states it."""
     return str(read_index(folder)["scheduler"][1])
 
 
@@ -38,5 +38,5 @@ def load_scheduler(folder: Path) -> Scheduler:
 
 
 def schedule(pipeline_class: str) -> Schedule:
-    """What sets a scheduler to its steps as a family's pipeline does."""
+    """Return the function that sets a scheduler's steps as the family's pipeline does."""
     return cast("Schedule", imported(f"{family(pipeline_class).model}.schedule"))

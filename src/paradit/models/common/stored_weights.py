@@ -1,6 +1,6 @@
-"""A diffusers model whose weights are read from its folder part by part, each straight to the device.
+"""Weights of a diffusers model, read from its folder part by part, straight to the device.
 
-Where layers are divided over ranks, none may have room for all of them, so those of others are never read.
+If layers are divided over ranks, a rank may lack room for all of them, so it never reads those of others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ M = TypeVar("M", bound=Module)
 
 
 class ModelClass(Protocol):
-    """A class of models in diffusers."""
+    """Interface of diffusers' model classes, as far as it is used here."""
 
     @property
     def _keep_in_fp32_modules(self) -> list[str] | None: ...
@@ -37,7 +37,7 @@ class ModelClass(Protocol):
 
 
 class StoredWeights:
-    """Those in a model's folder, as `from_pretrained` reads them: all in one dtype, but some in fp32."""
+    """Weights in a model's folder, read as `from_pretrained` does: all in one dtype, except some in fp32."""
 
     def __init__(
         self, folder: Path, dtype: torch.dtype, device: torch.device, variant: str | None = None
@@ -45,20 +45,26 @@ class StoredWeights:
         self._folder, self._dtype, self._device, self._variant = folder, dtype, device, variant
 
     def without_layers(self, lists: Sequence[str]) -> Module:
-        """The model, whose lists of layers have no weights yet: they are on the meta device."""
+        """Return the model with all weights except its lists of layers, which stay on the meta device.
+
+        lists: the names of the lists of layers.
+        """
         with init_empty_weights():
             module = self._class.from_config(self._class.load_config(self._folder)).eval()
         layers = {name: getattr(module, name) for name in lists}
         for name in lists:
             setattr(module, name, torch.nn.ModuleList())
         self._fill(module, "")
-        module.to(self._device)  # what is computed, not stored
+        module.to(self._device)  # moves buffers that are computed, not stored
         for name, part in layers.items():
             setattr(module, name, part)
         return module
 
     def filled(self, part: M, name: str) -> M:
-        """A copy of a part of the model that is on the meta device, with its weights."""
+        """Return a copy of a part of the model, which is on the meta device, with its weights loaded.
+
+        name: the part's name in the model.
+        """
         part = copy.deepcopy(part)
         self._fill(part, f"{name}.")
         return part
@@ -70,7 +76,7 @@ class StoredWeights:
                     dtype = self._dtype_of(name)
                     tensor = stored.get_tensor(name).to(dtype)
                     if dtype != self._dtype and self._device.type == "cpu":
-                        tensor = tensor.clone()  # a part of the mapped file would hold all of it in memory
+                        tensor = tensor.clone()  # a view would keep the whole mapped file in memory
                     set_module_tensor_to_device(
                         part, name.removeprefix(prefix), self._device, tensor, dtype, clear_cache=False
                     )
@@ -89,7 +95,7 @@ class StoredWeights:
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        """By tensor."""
+        """Path of the file that holds each tensor, by the tensor's name."""
         found = {}
         for path in weight_files(self._folder, self._variant):
             with safe_open(path, framework="pt") as stored:
