@@ -90,7 +90,7 @@ def find_spec(
         return read_spec(_from_cache(name, hub.HubError("it is not asked for"), weights=False))
     except InputError:
         spec = published_spec(name)
-        family(spec.pipeline_class)  # refuses what can be planned and not run
+        family(spec.pipeline_class)  # refuses models that can be planned for but not run
         return spec
 
 

@@ -113,7 +113,7 @@ def _config_file(component: str) -> str:
 
 
 def has_weights(component: str) -> bool:
-    """Whether a component, given by name, is a network with weights."""
+    """Whether a component, such as `vae`, is a network with weights, judged by its name."""
     return _config_file(component) == NETWORK_CONFIG
 
 

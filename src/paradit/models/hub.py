@@ -53,7 +53,7 @@ def download_configs(repo: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     with _asking(repo), _quiet():
-        # None must stay None: the cache only then records which revision is the newest.
+        # Without a revision in the call (None), the cache also records which revision is the newest.
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=SMALL_FILES))
     _LOG.info("the hub's configuration of %s is in %s", repo, folder)
     return folder

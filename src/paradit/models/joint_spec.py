@@ -16,7 +16,7 @@ class JointTransformerSpec(TransformerSpec):
     """Sizes of a transformer whose text tokens go through its blocks together with the video's."""
 
     def flops(self, tokens: int, text_tokens: int, timesteps: int = 1) -> int:
-        """Return the operations of one forward pass: blocks, and the video's embedding and head."""
+        """Count the floating-point operations of one forward pass: blocks, video embedding and head."""
         assert timesteps == 1, "all tokens have one timestep"
         width, rows = self.width, tokens + text_tokens
         blocks = self.num_layers * (8 * rows * width**2 + 4 * rows * width * self.ffn_dim)
@@ -24,7 +24,10 @@ class JointTransformerSpec(TransformerSpec):
         return blocks + self.self_attention_flops(tokens, text_tokens) + ends
 
     def self_attention_flops(self, tokens: int, text_tokens: int) -> int:
-        """Return the operations of all layers' attention; quadratic in video and text tokens together."""
+        """Count the floating-point operations of all layers' joint attention, without projections.
+
+        They grow with the square of video and text tokens together.
+        """
         return self.num_layers * 4 * (tokens + text_tokens) ** 2 * self.width
 
     def cross_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
@@ -36,7 +39,7 @@ class JointTransformerSpec(TransformerSpec):
         return 0
 
     def cached_values(self, text_tokens: int) -> int:
-        """Return the number of values kept of one prompt over all steps: the text encoder's output."""
+        """Count the values kept of one prompt over all steps: the text encoder's output."""
         return text_tokens * self.text_dim
 
     def activation_bytes(self, tokens: int, text_tokens: int, dtype_bytes: int) -> int:

@@ -74,11 +74,11 @@ class Block(Generic[T]):
         raise NotImplementedError(f"{type(self).__name__} overrides neither run nor project")
 
     def finish(self, tokens: T, attended: Tensor) -> T:
-        """Return the tokens after the block, given the attended values [B, S, H, D]."""
+        """Return the block's output tokens, given the output of its attention, [B, S, H, D]."""
         raise NotImplementedError(f"{type(self).__name__} overrides neither run nor finish")
 
     def run(self, tokens: T, attend: Attend) -> Generator[Wait, None, T]:
-        """Run the block and return the tokens after it; yields whenever `attend` would wait."""
+        """Run the block and return its output tokens; yields whenever `attend` would wait."""
         attended = yield from attend(self.site, self.project(tokens), tokens.layout)
         return self.finish(tokens, attended)
 
@@ -130,7 +130,7 @@ class CutTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def resume(self, changing: Sequence[Tensor], timestep: Tensor, context: C, layout: L) -> T:
-        """Rebuild the tokens after another rank's blocks from `changing`, the tensors that those changed.
+        """Rebuild the output tokens of another rank's blocks from `changing`, the tensors they changed.
 
         timestep, context, layout: the arguments that the tokens were embedded with.
         """

@@ -20,7 +20,7 @@ class Family:
     pipelines: tuple[str, ...]
     """Names of the pipeline classes that can be loaded, as a folder's model_index.json states them."""
     read_spec: str
-    """Name of the function (folder: Path) -> ModelSpec, whose module must not import torch."""
+    """Name of the function (folder: Path) -> ModelSpec that reads a model's sizes without torch."""
     model: str | None = None
     """Name of the `PipelineModel` class (`models.common.model`) that loads and runs the family's models.
 

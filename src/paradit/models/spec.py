@@ -54,7 +54,7 @@ class TransformerSpec:
         return self.num_attention_heads * self.attention_head_dim
 
     def flops(self, tokens: int, text_tokens: int, timesteps: int = 1) -> int:
-        """Return the floating-point operations of one forward pass over one video (a multiply-add is two).
+        """Count the floating-point operations of one forward pass over one video (a multiply-add is two).
 
         Counts matrix products only. The text's keys and values are computed once per request: see
         `context_flops`. timesteps: the number of time embeddings, one or, with `ModelSpec.expand_timesteps`,
@@ -73,20 +73,29 @@ class TransformerSpec:
         return blocks + self.self_attention_flops(tokens, text_tokens) + ends + time
 
     def self_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
-        """Return the operations of all layers' self-attention, without projections; quadratic in tokens."""
+        """Count the floating-point operations of all layers' self-attention, without projections.
+
+        They grow with the square of the tokens.
+        """
         return self.num_layers * 4 * tokens**2 * self.width
 
     def cross_attention_flops(self, tokens: int, text_tokens: int) -> int:
-        """Return the operations of all layers' cross-attention, without projections; linear in tokens."""
+        """Count the floating-point operations of all layers' cross-attention, without projections.
+
+        They grow with tokens x text tokens.
+        """
         return self.num_layers * 4 * tokens * text_tokens * self.width
 
     def context_flops(self, text_tokens: int) -> int:
-        """Return the operations done on one prompt once per request: text embedder, keys and values."""
+        """Count the floating-point operations that one prompt needs once per request.
+
+        They are those of the text embedder and of every layer's keys and values of the text.
+        """
         embedder = 2 * text_tokens * (self.text_dim * self.width + self.width**2)
         return embedder + self.num_layers * 4 * text_tokens * self.width**2
 
     def cached_values(self, text_tokens: int) -> int:
-        """Return the number of values cached for one prompt over all steps: the text's keys and values."""
+        """Count the values cached for one prompt over all steps: each layer's keys and values of the text."""
         return 2 * self.num_layers * text_tokens * self.width
 
     def activation_bytes(self, tokens: int, text_tokens: int, dtype_bytes: int) -> int:  # noqa: ARG002
@@ -177,7 +186,10 @@ class VaeSpec(ABC):
 
     @abstractmethod
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
-        """Return the operations of decoding a whole video, as torch counts convolutions and attention."""
+        """Count the floating-point operations of decoding a whole video.
+
+        Counts convolutions and attention, as torch does.
+        """
 
     def decode_bytes(self, height: int, width: int, tile: int | None = None, ranks: int = 1) -> int:
         """Estimate the bytes of working memory that the decoder needs for one latent frame, in fp32.
@@ -197,7 +209,7 @@ class VaeSpec(ABC):
         return FP32_BYTES * (values + self.temporal_compression * self._waiting(tiles))
 
     def _waiting(self, tiles: Grid) -> int:
-        """Return the number of values held for a frame while its tiles are joined: tiles and picture."""
+        """Count the values in memory for one frame while its tiles are joined: the tiles and the picture."""
         if tiles.num_tiles == 1:
             return 0
         picture = sum(span.kept for span in tiles.rows) * sum(span.kept for span in tiles.columns)
@@ -283,7 +295,7 @@ class ModelSpec:
 
         If so, they are not copied on a CPU, and all processes of a machine share them.
         """
-        used = {"vae": FP32_BYTES}  # files have headers, dtypes differ by a factor of two
+        used = {"vae": FP32_BYTES}  # files also have headers; dtypes differ by a factor of two
         return all(
             w.parameters <= w.file_bytes / used.get(w.component, dtype_bytes) < 1.5 * w.parameters
             for w in self.weights
@@ -362,12 +374,18 @@ class ModelSpec:
 
 
 def convolution(inputs: int, outputs: int, kernel: int, positions: int) -> int:
-    """Return the operations of a convolution with `kernel` taps that has `positions` output positions."""
+    """Count the floating-point operations of a convolution.
+
+    kernel: the number of its taps. positions: the number of output positions.
+    """
     return 2 * inputs * outputs * kernel * positions
 
 
 def resnet(inputs: int, outputs: int, positions: int) -> int:
-    """Return the operations of two 3x3x3 convolutions, and of a 1x1x1 shortcut if the channels change."""
+    """Count the floating-point operations of a residual block with two 3x3x3 convolutions.
+
+    Includes a 1x1x1 shortcut if the number of channels changes.
+    """
     shortcut = convolution(inputs, outputs, 1, positions) if inputs != outputs else 0
     return (
         convolution(inputs, outputs, 27, positions) + convolution(outputs, outputs, 27, positions) + shortcut

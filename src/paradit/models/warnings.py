@@ -17,7 +17,7 @@ def warnings_for(request: ResolvedRequest, spec: ModelSpec, placement: Placement
 
 def _of_bundled(request: ResolvedRequest, spec: ModelSpec) -> list[str]:
     """Return warnings about what a request asks for that the bundled model was not trained on."""
-    from paradit.shapes import world  # brings numpy
+    from paradit.shapes import world  # imports numpy
 
     found, defaults = [], spec.defaults
     if not world.known_words(request.prompt):

@@ -1,1 +1,1 @@
-"""What all model families share: loading, layers, schedulers, prompts, replaced forwards, decoding."""
+"""Code that all model families share: loading, layers, schedulers, prompts, patched forwards, decoding."""

@@ -26,7 +26,10 @@ class Opened:
     """Modules of a family's transformer whose own `forward` is not called, because ParaDiT splits them."""
 
     modules: Mapping[str, type[Module]]
-    """Class of each split module by its name in the transformer, with `*` for a number; `""` is the whole."""
+    """Class of each such module by its name in the transformer, with `*` for a number.
+
+    The name `""` stands for the transformer itself.
+    """
     processor: type[Processor]
     """Class of the attention processors that ParaDiT replaces."""
 
@@ -67,7 +70,7 @@ _CLASSES = {
     "FSDPModule": ("FSDP (fully_shard)", _WHOLE),
     "DTensor": ("sharded weights (DTensor)", _WHOLE),
 }
-"""Refusals of wrapped or sharded modules and parameters, by the name of their class."""
+"""Refusals for wrapped modules and sharded parameters, by the name of their class."""
 _HOOKS = {
     "faster_cache": "the step cache FasterCache",
     "first_block_cache": "the step cache FirstBlockCache",
@@ -112,7 +115,7 @@ def samples(module: Module) -> bytes:
 
 
 def is_own(owner: object, replaced: object, method: str = "forward") -> bool:
-    """Whether `replaced` is the owner's class's own method, bound to the owner."""
+    """Whether `replaced` is the method that the owner's class defines, bound to the owner."""
     own = getattr(type(owner), method)
     return isinstance(replaced, MethodType) and replaced.__self__ is owner and replaced.__func__ is own
 

@@ -35,7 +35,7 @@ class CutModule(CutTransformer[T, C, L]):
 
     @abstractmethod
     def cut(self) -> Sequence[Block[T]]:
-        """Return the module's layers that are held (`layers.held`) as blocks."""
+        """Wrap the module's layers that are held (`layers.held`) as blocks."""
 
     def keep_layers(self, layers: range) -> None:
         """Hold only these transformer blocks from now on, and what runs before and after all blocks."""

@@ -103,7 +103,7 @@ class JointModule(CutModule[T, J, JointLayout]):
 
 
 def split(both: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Split [B, S + T, width] into the video's S = `length` rows and the text's T rows."""
+    """Split a tensor [B, S + T, width] into the video's S = `length` rows and the text's T rows."""
     return both[:, :length], both[:, length:]
 
 

@@ -34,7 +34,10 @@ class Replacement:
 
     opened: Opened
     cut: Callable[[Module, Kernel], Transformer]
-    """Function (module, kernel) -> split transformer; `kernel` computes attention that is not shared."""
+    """Function (module, kernel) -> split transformer.
+
+    `kernel` computes the attention that ranks do not share.
+    """
     forward: Callable[[Predict], Callable[..., Output]]
     """Function that returns a substitute for the class's `forward`, with the same arguments."""
 

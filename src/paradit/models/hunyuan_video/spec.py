@@ -30,8 +30,8 @@ from paradit.models.spec import (
 
 LayersOrNone = Annotated[int, Option(least=0, most=1000)]
 
-# HunyuanVideoPipeline.__call__'s max_sequence_length and defaults; 24 frames per second is Tencent's own
-# (github.com/Tencent-Hunyuan/HunyuanVideo).
+# Defaults of HunyuanVideoPipeline.__call__, such as max_sequence_length; 24 frames per second is from
+# Tencent's own code (github.com/Tencent-Hunyuan/HunyuanVideo).
 TEXT_LENGTH = 256
 DEFAULTS = Defaults(
     width=1280, height=720, num_frames=129, fps=24, num_inference_steps=50, guidance_scale=6.0
@@ -147,7 +147,7 @@ class HunyuanVideoTransformerSpec(JointTransformerSpec):
     guidance_embeds: bool
 
     def flops(self, tokens: int, text_tokens: int, timesteps: int = 1) -> int:
-        """Return the operations of one forward pass, which refines the text anew for its timestep."""
+        """Count the floating-point operations of one forward pass, including the text's token refiner."""
         # A single block's last projection takes the attended values and the inner ones together.
         num_double = self.num_layers - self.num_single_layers
         modulation = 2 * self.width**2 * (num_double * 12 + self.num_single_layers * 3 + 2)
@@ -156,7 +156,7 @@ class HunyuanVideoTransformerSpec(JointTransformerSpec):
         return blocks + modulation + embedded + self._refiner_flops(text_tokens)
 
     def cached_values(self, text_tokens: int) -> int:
-        """Return the number of values kept of one prompt over all steps: the text encoders' outputs."""
+        """Count the values kept of one prompt over all steps: the text encoders' outputs."""
         return super().cached_values(text_tokens) + self.pooled_dim
 
     def _refiner_flops(self, text_tokens: int) -> int:
@@ -192,7 +192,7 @@ class HunyuanVideoVaeSpec(VaeSpec):
         return self.TILE_PIXELS
 
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
-        """Return the operations of decoding a whole video in overlapping tiles, as torch counts them."""
+        """Count the floating-point operations of decoding a whole video in overlapping tiles."""
         _, frames, height, width = self.latent_shape(num_frames, height, width)
         most = (self.TILE_FRAMES - 1) // self.temporal_compression
         stride = self.LATENT_FRAMES_AT_ONCE
@@ -224,7 +224,7 @@ class HunyuanVideoVaeSpec(VaeSpec):
             if level < last:
                 area *= 4 if 2**level < self.spatial_compression else 1
                 if 2 ** (last - level) <= self.temporal_compression:
-                    frames = 2 * frames - 1  # the first one stays one
+                    frames = 2 * frames - 1  # the first frame is not doubled
                 total += convolution(outputs, outputs, 27, frames * area)
         return total + convolution(inputs, 3, 27, frames * area)
 
@@ -315,7 +315,7 @@ def _count_parameters(spec: HunyuanVideoTransformerSpec) -> int:
     pooled = _linear(spec.pooled_dim, width) + _linear(width, width)
     condition = (2 if spec.guidance_embeds else 1) * time + pooled
     ends = _linear(spec.in_channels * patch, width) + _linear(width, spec.out_channels * patch)
-    ends += _linear(width, 2 * width)  # of the last norm
+    ends += _linear(width, 2 * width)  # the last norm
 
     inner = REFINER_RATIO * width
     refiner = 4 * _linear(width, width) + _linear(width, inner) + _linear(inner, width)

@@ -82,7 +82,7 @@ class DoubleBlock(Block[HunyuanTokens]):
         yield self._query(attn, video, text)
 
     def finish(self, tokens: HunyuanTokens, attended: Tensor) -> HunyuanTokens:
-        """Return the tokens after the block, given the attended values [B, S + T, H, D]."""
+        """Return the block's output tokens, given the output of its attention, [B, S + T, H, D]."""
         both = tokens.hidden_states, tokens.encoder_hidden_states
         video, text = self._finish(self._block, both, tokens.temb, attended)
         return replace(tokens, hidden_states=video, encoder_hidden_states=text)
@@ -116,7 +116,7 @@ class SingleBlock(Block[HunyuanTokens]):
         yield self._query(attn, x)
 
     def finish(self, tokens: HunyuanTokens, attended: Tensor) -> HunyuanTokens:
-        """Return the tokens after the block, given the attended values [B, S + T, H, D]."""
+        """Return the block's output tokens, given the output of its attention, [B, S + T, H, D]."""
         both = tokens.hidden_states, tokens.encoder_hidden_states
         video, text = self._finish(self._block, both, tokens.temb, attended)
         return replace(tokens, hidden_states=video, encoder_hidden_states=text)
@@ -142,7 +142,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         super().__init__(module, compile=compile, stored=stored)
 
     def cut(self) -> list[Block[HunyuanTokens]]:
-        """Return the layers that are held as blocks, double blocks before single ones."""
+        """Wrap the module's layers that are held as blocks, double blocks before single ones."""
         double = of_class(HunyuanVideoTransformerBlock, self.module.transformer_blocks)
         single = of_class(HunyuanVideoSingleTransformerBlock, self.module.single_transformer_blocks)
         sites, first = list(map(Site, self.layers.held)), len(double)
@@ -234,7 +234,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
     def resume(
         self, changing: Sequence[Tensor], timestep: Tensor, context: HunyuanContext, layout: JointLayout
     ) -> HunyuanTokens:
-        """Rebuild the tokens after another rank's blocks from `changing`, the tensors that those changed."""
+        """Rebuild the output tokens of another rank's blocks from `changing`, the tensors they changed."""
         hidden_states, text = changing
         temb, _ = self.module.time_text_embed(timestep, context.pooled_projections, context.guidance)
         return HunyuanTokens(

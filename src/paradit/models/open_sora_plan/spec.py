@@ -39,11 +39,11 @@ class OpenSoraPlanTransformerSpec(TransformerSpec):
     """Number n of the sparse layers' attention, in which each query attends to every n-th key."""
 
     def flops(self, tokens: int, text_tokens: int, timesteps: int = 1) -> int:
-        """Return the operations of one forward pass, which computes the text's keys and values anew."""
+        """Count the floating-point operations of one forward pass, with the text's keys and values."""
         return super().flops(tokens, text_tokens, timesteps) + super().context_flops(text_tokens)
 
     def self_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
-        """Return the operations of all layers' self-attention, without projections.
+        """Count the floating-point operations of all layers' self-attention, without projections.
 
         Sparse layers need 1/`sparsity` of a full layer's.
         """
@@ -66,7 +66,7 @@ class WfVaeSpec(VaeSpec):
     """Number of channels of the two branches that carry low frequencies past the decoder's levels."""
 
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
-        """Return the operations of decoding a whole video, counted from the class's layers."""
+        """Count the floating-point operations of decoding a whole video, from the class's layers."""
         _, frames, height, width = self.latent_shape(num_frames, height, width)
         top, middle, deepest = self.decoder_channels
         flow, blocks = self.flow_channels, self.num_res_blocks

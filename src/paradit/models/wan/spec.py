@@ -29,10 +29,10 @@ from paradit.models.spec import (
 )
 from paradit.models.umt5 import UMT5Config, read_umt5, umt5_parameters
 
-# WanPipeline.__call__'s max_sequence_length.
+# Default max_sequence_length of WanPipeline.__call__.
 TEXT_LENGTH = 512
 
-# What each published model's card recommends (huggingface.co/Wan-AI/*-Diffusers).
+# Recommended values from each published model's card (huggingface.co/Wan-AI/*-Diffusers).
 WAN_2_1 = Defaults(width=832, height=480, num_frames=81, fps=16, num_inference_steps=50, guidance_scale=5.0)
 WAN_2_2_A14B = replace(WAN_2_1, num_inference_steps=40, guidance_scale=4.0, guidance_scale_2=3.0)
 WAN_2_2_TI2V = replace(WAN_2_1, width=1280, height=704, num_frames=121, fps=24)
@@ -262,7 +262,10 @@ class WanVaeSpec(VaeSpec):
     out_channels: int
 
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
-        """Return the operations of decoding a whole video, as torch counts convolutions and attention."""
+        """Count the floating-point operations of decoding a whole video.
+
+        Counts convolutions and attention, as torch does.
+        """
         _, frames, height, width = self.latent_shape(num_frames, height, width)
         channels = self.decoder_channels[::-1]
         deepest, area = channels[0], height * width
@@ -277,7 +280,7 @@ class WanVaeSpec(VaeSpec):
             inputs = outputs
             if level + 1 < len(channels):
                 if self.temporal_upsample[level]:
-                    # The first frame stays one.
+                    # The first frame is not doubled.
                     total += convolution(outputs, 2 * outputs, 3, (frames - 1) * area)
                     frames = 2 * frames - 1
                 area *= 4

@@ -116,7 +116,7 @@ class WanBlock(Block[WanTokens]):
             yield self._query(attn, x)
 
     def finish(self, tokens: WanTokens, attended: Tensor) -> WanTokens:
-        """Return the tokens after the block, given the attended values [B, S, H, D]."""
+        """Return the block's output tokens, given the output of its self-attention, [B, S, H, D]."""
         x, read = tokens.hidden_states, self._read(tokens)
         x = self._finish(self._block, x, tokens.modulation, attended, read, kernel=self._kernel)
         return replace(tokens, hidden_states=x)
@@ -183,7 +183,10 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         return WanLayout(grid=(frames, height, width), rope=tables.at(positions))
 
     def rope_tables(self) -> RopeTables:
-        """Return the module's rotary tables as RopeTables, which also hold each angle twice."""
+        """Convert the module's rotary tables, of every position, to RopeTables.
+
+        Both hold each angle twice, once for each channel of a pair.
+        """
         rope = self.module.rope
         channels = [rope.t_dim, rope.h_dim, rope.w_dim]
         cos, sin = rope.get_buffer("freqs_cos"), rope.get_buffer("freqs_sin").clone()
@@ -253,7 +256,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
     def resume(
         self, changing: Sequence[Tensor], timestep: Tensor, context: WanContext, layout: WanLayout
     ) -> WanTokens:
-        """Rebuild the tokens after another rank's blocks from `changing`, the tensors that those changed."""
+        """Rebuild the output tokens of another rank's blocks from `changing`, the tensors they changed."""
         (hidden_states,) = changing
         temb, modulation = self._time(timestep, hidden_states.dtype)
         return WanTokens(
@@ -321,7 +324,7 @@ def _finish(
     *,
     kernel: Kernel,
 ) -> Tensor:
-    """Return the tokens [B, S, width] after the block.
+    """Return the block's output tokens [B, S, width].
 
     read: the keys and values [B, T, H, D] of the text and of any image, for cross-attention.
     """
