@@ -95,7 +95,7 @@ def find_spec(
 
 
 def download_weights(name: str, folder: Path, variant: str | None = None) -> None:
-    """Download the weights of hub model `name` that `folder`, which `find_model` returned, lacks.
+    """Download the weights of hub model `name` that are missing in `folder`, as `find_model` found it.
 
     Does nothing for models that are not on the hub. Raises InputError if the download fails.
     """

@@ -118,7 +118,7 @@ def has_weights(component: str) -> bool:
 
 
 def names_in(component: str, files: set[str]) -> set[str]:
-    """Return the names of a component's files, relative to its folder, picked from a model's `files`."""
+    """Return the paths of a component's files, relative to its folder, from the paths of a model's files."""
     return {file.removeprefix(f"{component}/") for file in files if file.startswith(f"{component}/")}
 
 

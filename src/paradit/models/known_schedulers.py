@@ -21,7 +21,7 @@ _KNOWN: dict[str, dict[str, Any]] = {
 }
 """Configuration values of the published models that decide how a scheduler steps, by scheduler class."""
 _NEEDED = {"UniPCMultistepScheduler": {"prediction_type", "use_flow_sigmas"}}
-"""Configuration keys that must be present, because the class's default differs, by scheduler class."""
+"""Configuration keys that must be present, by scheduler class, because its default is not known to run."""
 _HARMLESS = {
     "beta_start": 0.0001,
     "beta_end": 0.02,

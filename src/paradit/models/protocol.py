@@ -70,7 +70,7 @@ class Block(Generic[T]):
         return (self.site,)
 
     def project(self, tokens: T) -> Projection:
-        """Yield v, then k, then q of the block's attention, each [B, S, H, D], before RoPE."""
+        """Yield the attention's values, then keys, then queries, each [B, S, H, D], before RoPE."""
         raise NotImplementedError(f"{type(self).__name__} overrides neither run nor project")
 
     def finish(self, tokens: T, attended: Tensor) -> T:
@@ -114,7 +114,7 @@ class CutTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def embed(self, latents: Tensor, timestep: Tensor, context: C, layout: L) -> T:
-        """Return the tokens of latents [B, C, F, H, W]."""
+        """Embed latents [B, C, F, H, W] as tokens, the input of the first block."""
 
     @abstractmethod
     def branch(self, tokens: T, context: C) -> T:

@@ -209,7 +209,7 @@ class VaeSpec(ABC):
         return FP32_BYTES * (values + self.temporal_compression * self._waiting(tiles))
 
     def _waiting(self, tiles: Grid) -> int:
-        """Count the values in memory for one frame while its tiles are joined: the tiles and the picture."""
+        """Count the values kept for one frame until its decoded tiles are joined: tiles and picture."""
         if tiles.num_tiles == 1:
             return 0
         picture = sum(span.kept for span in tiles.rows) * sum(span.kept for span in tiles.columns)

@@ -22,7 +22,7 @@ class CutModule(CutTransformer[T, C, L]):
     def __init__(
         self, module: ModelMixin, *, compile: bool = False, stored: StoredWeights | None = None
     ) -> None:
-        """Split a module.
+        """Split a diffusers module into embedding, blocks and head.
 
         compile: whether `torch.compile` compiles what runs before and after attention. stored: the weights
         from which `Layers` reads layers that the module lacks.

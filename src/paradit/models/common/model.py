@@ -115,5 +115,5 @@ class PipelineModel(ABC):
         return 0
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
-        """Return the timestep of every video, [B]."""
+        """Return the timestep repeated for every video of the batch, [B]."""
         return timestep.expand(len(latents))

@@ -1,4 +1,4 @@
-"""Helpers for the parts of a transformer between communications, which are the same for every layer."""
+"""Helpers for the parts of a transformer that run without communication between ranks."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class HunyuanVideoModel(PipelineModel):
         return in_fp32(scheduler) if type(scheduler) is FlowMatchEulerDiscreteScheduler else scheduler
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
-        """Return the timestep [B], in the latents' dtype."""
+        """Return the timestep repeated for every video of the batch, [B], in the latents' dtype."""
         return timestep.expand(len(latents)).to(latents.dtype)
 
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> HunyuanVideoDecoder:  # noqa: ARG002

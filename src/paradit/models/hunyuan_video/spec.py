@@ -54,7 +54,7 @@ WORKING_MAPS = 12
 workspace on a GPU, as for Wan.
 """
 UNBOUNDED = 2**31
-"""Number of positions without a practical limit: rotary angles are computed as needed, not looked up."""
+"""Value of `max_positions` for no limit: rotary angles are computed as needed, not looked up."""
 
 _COMPONENTS = ("text_encoder", "text_encoder_2", "transformer", "vae")
 _BLOCKS = ("HunyuanVideoDownBlock3D",) * 4, ("HunyuanVideoUpBlock3D",) * 4
@@ -285,8 +285,8 @@ def read_spec(folder: Path) -> ModelSpec:
 def transformer_spec(config: Mapping[str, object], where: str = "") -> HunyuanVideoTransformerSpec:
     """Return the sizes in a HunyuanVideoTransformer3DModel configuration.
 
-    where: the configuration's file, for messages. Raises InputError, also for a transformer that takes an
-    image beside the text.
+    where: the path of the configuration file, for error messages. Raises InputError, also for a transformer
+    that takes an image beside the text.
     """
     found = decode_known(TransformerConfig, config, where)
     spec = HunyuanVideoTransformerSpec(
@@ -356,7 +356,7 @@ def clip_parameters(config: ClipSizes) -> int:
 def vae_spec(config: Mapping[str, object], where: str = "") -> HunyuanVideoVaeSpec:
     """Return the latent geometry and sizes in an AutoencoderKLHunyuanVideo configuration. Raises InputError.
 
-    where: the configuration's file, for messages.
+    where: the path of the configuration file, for error messages.
     """
     found = decode_known(VaeConfig, config, where)
     return HunyuanVideoVaeSpec(

@@ -58,7 +58,9 @@ class HunyuanTokens(JointTokens):
 
 
 class DoubleBlock(Block[HunyuanTokens]):
-    """A HunyuanVideoTransformerBlock, split before and after its attention; its text has separate weights.
+    """A HunyuanVideoTransformerBlock, split into the parts before and after its attention.
+
+    Video and text have separate weights.
 
     For inference only, as is `SingleBlock`: outputs of submodules are changed in place, to save time and
     memory.
@@ -73,7 +75,10 @@ class DoubleBlock(Block[HunyuanTokens]):
         self._finish = maybe_compiled(_double_finish, compile)
 
     def project(self, tokens: HunyuanTokens) -> Iterator[Tensor]:
-        """Yield v, then k, then q of video and text together, each [B, S + T, H, D], normed, before RoPE."""
+        """Yield attention's values, then keys, then queries, of video and text: each [B, S + T, H, D].
+
+        Keys and queries are normed, but RoPE is not yet applied.
+        """
         block, attn = self._block, self._block.attn
         video = self._normed(block.norm1, tokens.hidden_states, tokens.temb, 6)
         text = self._normed(block.norm1_context, tokens.encoder_hidden_states, tokens.temb, 6)
@@ -89,7 +94,7 @@ class DoubleBlock(Block[HunyuanTokens]):
 
 
 class SingleBlock(Block[HunyuanTokens]):
-    """A HunyuanVideoSingleTransformerBlock, split before and after its attention.
+    """A HunyuanVideoSingleTransformerBlock, split into the parts before and after its attention.
 
     Video and text share one set of weights.
 
@@ -106,7 +111,10 @@ class SingleBlock(Block[HunyuanTokens]):
         self._finish = maybe_compiled(_single_finish, compile)
 
     def project(self, tokens: HunyuanTokens) -> Iterator[Tensor]:
-        """Yield v, then k, then q of video and text together, each [B, S + T, H, D], normed, before RoPE."""
+        """Yield attention's values, then keys, then queries, of video and text: each [B, S + T, H, D].
+
+        Keys and queries are normed, but RoPE is not yet applied.
+        """
         attn = self._block.attn
         x = self._both_normed(
             self._block.norm, tokens.hidden_states, tokens.encoder_hidden_states, tokens.temb
@@ -201,7 +209,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
     def embed(
         self, latents: Tensor, timestep: Tensor, context: HunyuanContext, layout: JointLayout
     ) -> HunyuanTokens:
-        """Return the tokens of latents [B, C, F, H, W] at timestep [B], in the dtype of the prompt."""
+        """Embed latents [B, C, F, H, W] at timestep [B], in the dtype of the prompt, as tokens."""
         hidden_states = self.module.x_embedder(latents).contiguous()
         return self._with_text(hidden_states, timestep, context, layout)
 

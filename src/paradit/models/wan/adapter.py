@@ -47,7 +47,7 @@ class WanModel(PipelineModel):
         return int(timestep < self.spec.boundary_ratio * training_steps)
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
-        """Return the timestep as [B], or as [B, S], one for each token.
+        """Return the timestep as the transformer takes it: [B], or [B, S] with one for each token.
 
         It is [B, S] for Wan 2.2 TI2V, and if `timestep` [F] has one for each latent frame.
         """

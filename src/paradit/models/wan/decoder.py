@@ -21,7 +21,7 @@ from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
 from paradit.models.protocol import Frames
 
 Cache: TypeAlias = "list[Tensor | str | None]"
-"""State of each causal convolution: its features of the frames before; a text or None if it has none."""
+"""State of each causal convolution: features of the frames before, or a string or None without any."""
 
 
 class WanDecoder:

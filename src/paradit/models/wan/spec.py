@@ -199,7 +199,7 @@ def _published_defaults(pipeline: PipelineConfig) -> Defaults:
 def transformer_spec(config: Mapping[str, object], where: str = "") -> TransformerSpec:
     """Return the sizes in a WanTransformer3DModel configuration. Raises InputError.
 
-    where: the configuration's file, for messages.
+    where: the path of the configuration file, for error messages.
     """
     found = decode_known(TransformerConfig, config, where)
     spec = TransformerSpec(
@@ -292,7 +292,7 @@ class WanVaeSpec(VaeSpec):
 def vae_spec(config: Mapping[str, object], where: str = "") -> WanVaeSpec:
     """Return the latent geometry and sizes in an AutoencoderKLWan configuration. Raises InputError.
 
-    where: the configuration's file, for messages.
+    where: the path of the configuration file, for error messages.
     """
     found = decode_known(VaeConfig, config, where)
     base_dim = found.decoder_base_dim or found.base_dim

@@ -91,7 +91,10 @@ class WanBlock(Block[WanTokens]):
     def __init__(
         self, block: WanTransformerBlock, site: Site, place: int, *, compile: bool, kernel: Kernel
     ) -> None:
-        """Split a block. place: its index among the blocks held. kernel: the function for cross-attention."""
+        """Split a WanTransformerBlock into the parts before and after its self-attention.
+
+        place: its index among the blocks held. kernel: the function that computes cross-attention.
+        """
         self.site = site
         self._block, self._place = block, place
         self._kernel = kernel
@@ -102,7 +105,10 @@ class WanBlock(Block[WanTokens]):
         self._finish = maybe_compiled(_finish, compile)
 
     def project(self, tokens: WanTokens) -> Iterator[Tensor]:
-        """Yield v, then k, then q of self-attention, each [B, S, H, D], q and k normed but before RoPE."""
+        """Yield self-attention's values, then keys, then queries, each [B, S, H, D].
+
+        Keys and queries are normed, but RoPE is not yet applied.
+        """
         block, attn = self._block, self._block.attn1
         x = self._normed(block, tokens.hidden_states, tokens.modulation)
         if attn.fused_projections:
@@ -162,7 +168,10 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         stored: StoredWeights | None = None,
         kernel: Kernel = sdpa,
     ) -> None:
-        """Split a module. kernel: the function for cross-attention. The others: see `CutModule`."""
+        """Split a WanTransformer3DModel into embedding, blocks and head.
+
+        kernel: the function that computes cross-attention. For the other arguments, see `CutModule`.
+        """
         self._kernel = kernel
         super().__init__(module, compile=compile, stored=stored)
 
@@ -229,7 +238,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         )
 
     def embed(self, latents: Tensor, timestep: Tensor, context: WanContext, layout: WanLayout) -> WanTokens:
-        """Return the tokens of latents [B, C, F, H, W], which must have the dtype that prompt_embeds had.
+        """Embed latents [B, C, F, H, W], which must have the dtype that prompt_embeds had, as tokens.
 
         timestep: the timesteps [B], or [B, S] if each token has its own. To embed once for several prompts,
         see `branch`.
