@@ -80,9 +80,10 @@ def find_model(
 def find_spec(
     name: str, *, revision: str | None = None, variant: str | None = None, loads: bool = True
 ) -> ModelSpec:
-    """Return the spec of the model called `name`, found as by `find_model`. Raises InputError.
+    """Return the spec (sizes and costs) of the model called `name`, found as by `find_model`.
 
     loads: whether the model will be loaded; if not, it needs no weights and, if it is published, no hub.
+    Raises InputError if there is no such model, or if it cannot be used.
     """
     if loads or revision or variant or name not in published_models() or not _may_be_hub_id(name):
         return read_spec(find_model(name, revision=revision, variant=variant, weights=loads), variant)

@@ -27,7 +27,7 @@ TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.j
 
 
 class Incomplete(InputError):
-    """Error for a model of which a file or a component is missing."""
+    """Error for a model that lacks a file or a component."""
 
 
 def check_folder(

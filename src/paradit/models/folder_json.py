@@ -106,7 +106,8 @@ def wanted_weights(
 
 
 def stored_variant(folder: Path) -> str | None:
-    """Return the variant that a model's weights are loaded from; None if the usual weights are complete."""
+    """Return the variant, such as "fp16", of the weights that are loaded; None if the usual ones are
+    complete."""
     for name in components(read_index(folder)):
         _, variant = wanted_weights(folder / name, _names(folder / name))
         if variant is not None:
@@ -143,7 +144,10 @@ class StoredTensor(msgspec.Struct):
 
 
 def read_header(file: Path) -> tuple[int, dict[str, StoredTensor]]:
-    """Return the bytes of a safetensors file's header, and its tensors by name. Raises ValueError."""
+    """Return the length, in bytes, of a safetensors file's header, and its tensors by name.
+
+    Raises ValueError if the file is not a safetensors file.
+    """
     # The file begins with the length of the JSON header, as 8 little-endian bytes.
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")

@@ -28,7 +28,7 @@ class Context(Protocol):
 
     @property
     def batch(self) -> int:
-        """Number of prompts."""
+        """Number of prompts in the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +106,14 @@ class CutTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def layout(self, latent_shape: tuple[int, int, int]) -> L:
-        """Return the layout of the tokens of latents of (F, H, W); called once per request."""
+        """Return the layout (positions and rotations) of the tokens of latents (F, H, W).
+
+        Called once per request.
+        """
 
     @abstractmethod
     def join(self, contexts: Sequence[C]) -> C:
-        """Merge several contexts into one that holds the prompts of all of them."""
+        """Merge the contexts of several batches of prompts into one."""
 
     @abstractmethod
     def embed(self, latents: Tensor, timestep: Tensor, context: C, layout: L) -> T:

@@ -47,7 +47,7 @@ def find_published(name: str) -> str | None:
 
 
 def published_spec(name: str) -> ModelSpec:
-    """Return the spec of a published model. Raises InputError if it is not known."""
+    """Return the spec (sizes and costs) of a published model. Raises InputError if it is not known."""
     known = find_published(name)
     if known is None:
         close = difflib.get_close_matches(name, published_models(), n=1, cutoff=0.4)

@@ -31,7 +31,7 @@ class Family:
     transformers: tuple[str, ...] = ()
     """Names of the diffusers transformer classes that `parallelize` spreads over ranks, in any pipeline."""
     replacement: str = ""
-    """Name of the `Replacement` that patches these transformers."""
+    """Name of the `Replacement` that patches the `forward` of the diffusers classes in `transformers`."""
     samples: str = ""
     """Name of the module with `random_block` and `random_decoder`, which `calibrate` measures."""
 

@@ -188,7 +188,7 @@ class VaeSpec(ABC):
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
         """Count the floating-point operations of decoding a whole video.
 
-        Counts convolutions and attention, as torch does.
+        Includes convolutions and attention, as torch counts them.
         """
 
     def decode_bytes(self, height: int, width: int, tile: int | None = None, ranks: int = 1) -> int:
@@ -266,7 +266,7 @@ class ModelSpec:
     def trained_latent_frames(self) -> int:
         """Number of latent frames of the longest video that the model was trained on, if that is known.
 
-        Otherwise, that of the model's default length.
+        Otherwise, those of a video of the model's default length.
         """
         trained = self.defaults.train_frames
         frames = trained[1] if trained else self.defaults.num_frames
@@ -400,10 +400,10 @@ def stage_of(component: str) -> str:
 
 
 def read_spec(folder: Path, variant: str | None = None) -> ModelSpec:
-    """Return the spec of a checked model folder (see `models.folder.find_model`), or of configurations alone.
+    """Return the spec (sizes and costs) of a checked model folder, or of configurations alone.
 
-    variant: the variant of the weights to count; None: the usual weights, or the only variant. Raises
-    InputError for a pipeline class that is not supported.
+    `models.folder.find_model` checks a folder. variant: the variant of the weights to count; None: the usual
+    weights, or the only variant. Raises InputError for a pipeline class that is not supported.
     """
     pipeline_class = read_index(folder)["_class_name"]
     found = find_family(pipeline_class) or family(pipeline_class)

@@ -12,7 +12,7 @@ from paradit.models.spec import Layers, Size
 
 @dataclass(frozen=True, kw_only=True)
 class UMT5Config:
-    """Fields that are read of a UMT5EncoderModel's configuration."""
+    """Fields that are read from a UMT5EncoderModel's configuration."""
 
     vocab_size: Size
     d_model: Size

@@ -1,4 +1,4 @@
-"""Warnings before a run about requests that will run, but hardly produce what the user wants."""
+"""Warnings before a run about requests that will run, but are unlikely to produce what the user wants."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Attached:
     description: str
     """Text that names the attention backend and each submodule with its class and adapters.
 
-    Ranks must have the same.
+    All ranks must have the same text.
     """
 
 
@@ -121,14 +121,14 @@ def is_own(owner: object, replaced: object, method: str = "forward") -> bool:
 
 
 def name_of(function: object) -> str:
-    """Return the name of a function or callable object, for messages."""
+    """Return the name of a function or callable object, for error messages."""
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _refusals(
     part: Module, own: type[Module] | None, processor: type[Processor], *, is_root: bool
 ) -> Iterator[Refusal]:
-    """Yield what cannot be honoured in one module of a transformer.
+    """Yield what cannot be honoured in one module of a transformer, and what to do instead.
 
     own: the class that a module must have if ParaDiT splits it; None: the module is called as a whole.
     """

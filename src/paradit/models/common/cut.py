@@ -14,7 +14,7 @@ from paradit.models.protocol import Block, C, CutTransformer, L, T
 
 
 class CutModule(CutTransformer[T, C, L]):
-    """A diffusers transformer split into embedding, blocks and head; base class of all families."""
+    """A diffusers transformer split into embedding, blocks and head; base class for all families."""
 
     LISTS: ClassVar[tuple[str, ...]]
     """Names of the module's lists of layers, in the order in which they run."""

@@ -56,7 +56,7 @@ class JointLayout(Layout):
 
 @dataclass(frozen=True)
 class JointContext:
-    """B prompts of equal length, without padding, in the form that the transformer reads."""
+    """Batch of B prompts of equal length, without padding, in the form that the transformer reads."""
 
     prompt_embeds: Tensor
     """Prompt embeddings [B, T, text_dim]."""

@@ -1,4 +1,4 @@
-"""Choice of the layers of a transformer that a rank holds."""
+"""Bookkeeping of which transformer layers a rank holds."""
 
 from __future__ import annotations
 

@@ -107,7 +107,10 @@ class _Replaced:
 
 
 def _slot(module: Module) -> str:
-    """Return the name of the attribute that holds a module's innermost forward."""
+    """Return the name of the attribute that holds a module's innermost forward.
+
+    Under a hook of accelerate it is `_old_forward`.
+    """
     hooked = "_hf_hook" in vars(module) and "_old_forward" in vars(module)
     return "_old_forward" if hooked else "forward"
 

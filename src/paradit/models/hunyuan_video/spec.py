@@ -50,8 +50,8 @@ It is the default of HunyuanVideoTokenRefiner.
 WORKING_MAPS = 12
 """Number of feature maps of the VAE decoder's last level that are alive at its peak of memory.
 
-11.4 as torch's allocator counts (tests/test_memory.py), and about a twentieth more for the convolutions'
-workspace on a GPU, as for Wan.
+It is 11.4 as torch's allocator counts (tests/test_memory.py), and about a twentieth more for the
+convolutions' workspace on a GPU, as for Wan.
 """
 UNBOUNDED = 2**31
 """Value of `max_positions` for no limit: rotary angles are computed as needed, not looked up."""
@@ -115,7 +115,7 @@ class VaeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaSizes:
-    """Fields that are read of a LlamaModel's configuration, with the class's defaults."""
+    """Fields that are read from a LlamaModel's configuration, with the class's defaults."""
 
     vocab_size: Size = 32000
     hidden_size: Size = 4096
@@ -128,7 +128,7 @@ class LlamaSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSizes:
-    """Fields that are read of a CLIPTextModel's configuration, with the class's defaults."""
+    """Fields that are read from a CLIPTextModel's configuration, with the class's defaults."""
 
     vocab_size: Size = 49408
     hidden_size: Size = 512
@@ -243,9 +243,10 @@ class HunyuanVideoVaeSpec(VaeSpec):
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """Return the spec of a checked HunyuanVideoPipeline folder; `paradit.json` in it overrides the defaults.
+    """Return the spec (sizes and costs) of a checked HunyuanVideoPipeline folder.
 
-    Raises InputError for an invalid value in any of the folder's files.
+    `paradit.json` in the folder overrides the defaults. Raises InputError for an invalid value in any of the
+    folder's files.
     """
     index = read_index(folder)
     names = [name for name in _COMPONENTS if name in components(index)]

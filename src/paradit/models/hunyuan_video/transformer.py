@@ -38,7 +38,7 @@ AdaLayerNorm = AdaLayerNormZero | AdaLayerNormZeroSingle
 
 @dataclass(frozen=True, kw_only=True)
 class HunyuanContext(JointContext):
-    """B prompts of equal length, without padding, in the form that the transformer reads."""
+    """Batch of B prompts of equal length, without padding, in the form that the transformer reads."""
 
     pooled_projections: Tensor
     """Pooled output of CLIP for each prompt, [B, pooled_projection_dim]."""
@@ -160,7 +160,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         ]
 
     def layout(self, latent_shape: tuple[int, int, int]) -> JointLayout:
-        """Return the layout of the tokens of latents of (F, H, W), without any text.
+        """Return the layout (positions and rotations) of the tokens of latents (F, H, W), without text.
 
         Called once per request.
         """
@@ -179,8 +179,8 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
     ) -> HunyuanContext:
         """Return what the transformer reads of B prompts, with their padding removed.
 
-        The shapes are [B, T, text_embed_dim], [B, T], [B, pooled_projection_dim] and [B]. Raises ValueError
-        if the mask does not keep the same number of first tokens of every prompt.
+        The arguments have the shapes [B, T, text_embed_dim], [B, T], [B, pooled_projection_dim] and [B].
+        Raises ValueError if the mask does not keep the same number of first tokens of every prompt.
         """
         mask = prompt_attention_mask.bool()
         lengths = mask.sum(dim=1).tolist()
@@ -198,7 +198,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         )
 
     def join(self, contexts: Sequence[HunyuanContext]) -> HunyuanContext:
-        """Merge several contexts, all of one text length, into one that holds the prompts of all of them."""
+        """Merge the contexts of several batches of prompts, all of one length, into one."""
         guidance = [context.guidance for context in contexts if context.guidance is not None]
         return HunyuanContext(
             prompt_embeds=torch.cat([context.prompt_embeds for context in contexts]),

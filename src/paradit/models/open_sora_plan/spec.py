@@ -36,7 +36,7 @@ class OpenSoraPlanTransformerSpec(TransformerSpec):
 
     full_layers: int = 4
     sparsity: int = 4
-    """Number n of the sparse layers' attention, in which each query attends to every n-th key."""
+    """Number n for sparse layers, in which each query attends only to every n-th key."""
 
     def flops(self, tokens: int, text_tokens: int, timesteps: int = 1) -> int:
         """Count the floating-point operations of one forward pass, with the text's keys and values."""
@@ -90,7 +90,7 @@ class WfVaeSpec(VaeSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Fields that are read of an OpenSoraT2V_v1_3's configuration."""
+    """Fields that are read from an OpenSoraT2V_v1_3's configuration."""
 
     num_attention_heads: Size
     attention_head_dim: Size
@@ -105,7 +105,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig:
-    """Fields that are read of a WFVAEModel's configuration."""
+    """Fields that are read from a WFVAEModel's configuration."""
 
     latent_dim: Size
     base_channels: Size
@@ -114,7 +114,7 @@ class VaeConfig:
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """Return the spec of a folder with this model's configurations, as `models.published` writes it."""
+    """Return the spec (sizes and costs) of a folder that `models.published` wrote for this model."""
     index, text = read_index(folder), read_umt5(folder / "text_encoder" / CONFIG)
     transformer, vae = (folder / name / CONFIG for name in ("transformer", "vae"))
     spec = transformer_spec(decode_known(TransformerConfig, read_json(transformer), str(transformer)))

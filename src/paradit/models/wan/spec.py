@@ -154,9 +154,10 @@ class VaeConfig:
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """Return the spec of a checked WanPipeline folder; `paradit.json` in it overrides the defaults.
+    """Return the spec (sizes and costs) of a checked WanPipeline folder.
 
-    Raises InputError for an invalid value in any of the folder's files.
+    `paradit.json` in the folder overrides the defaults. Raises InputError for an invalid value in any of the
+    folder's files.
     """
     index = read_index(folder)
     pipeline = decode_known(PipelineConfig, index, str(folder / "model_index.json"))
@@ -264,7 +265,7 @@ class WanVaeSpec(VaeSpec):
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
         """Count the floating-point operations of decoding a whole video.
 
-        Counts convolutions and attention, as torch does.
+        Includes convolutions and attention, as torch counts them.
         """
         _, frames, height, width = self.latent_shape(num_frames, height, width)
         channels = self.decoder_channels[::-1]

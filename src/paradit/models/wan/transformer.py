@@ -45,7 +45,7 @@ class WanContext:
 
     @property
     def batch(self) -> int:
-        """Number of prompts."""
+        """Number of prompts in the batch."""
         return len(self.text[0][0])
 
 
@@ -57,7 +57,7 @@ class WanTokens(Tokens):
     modulation: Tensor
     """Shifts, scales and gates for the transformer blocks, in fp32: [B, 6, width].
 
-    [B, S, 6, width] if each token has its own timestep.
+    The shape is [B, S, 6, width] if each token has its own timestep.
     """
     temb: Tensor
     """Time embedding for the head: [B, width], or [B, S, width] if each token has its own timestep."""
@@ -183,7 +183,10 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         ]
 
     def layout(self, latent_shape: tuple[int, int, int]) -> WanLayout:
-        """Return the layout of the tokens of latents of (F, H, W); called once per request."""
+        """Return the layout (positions and rotations) of the tokens of latents (F, H, W).
+
+        Called once per request.
+        """
         frames, height, width = (
             size // patch for size, patch in zip(latent_shape, self.module.config["patch_size"], strict=True)
         )
@@ -224,7 +227,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         )
 
     def join(self, contexts: Sequence[WanContext]) -> WanContext:
-        """Merge several contexts into one that holds the prompts of all of them."""
+        """Merge the contexts of several batches of prompts into one."""
 
         def joined(layers: Sequence[tuple[tuple[Tensor, Tensor], ...]]) -> tuple[tuple[Tensor, Tensor], ...]:
             return tuple(
