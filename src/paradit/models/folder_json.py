@@ -106,8 +106,7 @@ def wanted_weights(
 
 
 def stored_variant(folder: Path) -> str | None:
-    """Return the variant, such as "fp16", of the weights that are loaded; None if the usual ones are
-    complete."""
+    """Return the variant, such as "fp16", of the weights to load; None if the usual ones are complete."""
     for name in components(read_index(folder)):
         _, variant = wanted_weights(folder / name, _names(folder / name))
         if variant is not None:
