@@ -121,7 +121,7 @@ class CutTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def branch(self, tokens: T, context: C) -> T:
-        """Return the same tokens with another context, one copy of them for each of its prompts."""
+        """Return the tokens with another context, repeated so that each of its prompts has a copy."""
 
     @abstractmethod
     def keep_layers(self, layers: range) -> None:

@@ -35,7 +35,7 @@ class CutModule(CutTransformer[T, C, L]):
 
     @abstractmethod
     def cut(self) -> Sequence[Block[T]]:
-        """Wrap the module's layers that are held (`layers.held`) as blocks."""
+        """Wrap each module layer that this rank holds (`layers.held`) as a `Block`, and return these."""
 
     def keep_layers(self, layers: range) -> None:
         """Hold only these transformer blocks from now on, and what runs before and after all blocks."""

@@ -150,7 +150,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         super().__init__(module, compile=compile, stored=stored)
 
     def cut(self) -> list[Block[HunyuanTokens]]:
-        """Wrap the module's layers that are held as blocks, double blocks before single ones."""
+        """Wrap each layer that this rank holds as a `Block`, and return these, double blocks first."""
         double = of_class(HunyuanVideoTransformerBlock, self.module.transformer_blocks)
         single = of_class(HunyuanVideoSingleTransformerBlock, self.module.single_transformer_blocks)
         sites, first = list(map(Site, self.layers.held)), len(double)

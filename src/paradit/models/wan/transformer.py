@@ -253,7 +253,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         )
 
     def branch(self, tokens: WanTokens, context: WanContext) -> WanTokens:
-        """Return the same tokens with another context, one copy of them for each of its prompts."""
+        """Return the tokens with another context, repeated so that each of its prompts has a copy."""
         times = context.batch // len(tokens.hidden_states)
         if times == 1:
             return replace(tokens, context=context)
