@@ -1,1 +1,1 @@
-"""What happens between a block's queries, keys and values and its attended values."""
+"""Attention on one or many ranks: from a transformer block's queries, keys and values to attended values."""

@@ -1,4 +1,4 @@
-"""The seam: what a block offers to attention, and what attention gives back.
+"""Interface between transformer blocks and attention: what a block hands over, and what attention returns.
 
 See docs/development/architecture.md.
 """
@@ -16,9 +16,9 @@ from paradit.attention.rope import Rope
 
 @dataclass(frozen=True)
 class Pattern:
-    """Tokens in groups that attend only within themselves, where a model prescribes it.
+    """A model's rule that splits tokens into groups that attend only within themselves.
 
-    Token i of the sequence is in group (i // run) % groups. No form of attention here has patterns yet.
+    Token i of the sequence is in group (i // run) % groups. No attention form supports patterns yet.
     """
 
     groups: int
@@ -27,49 +27,53 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Site:
-    """Where in a forward an attention is."""
+    """Place of an attention within a model's forward: its layer, its name there, and the denoising step."""
 
     layer: int
-    """The model's layer, counted over all of them, whichever this rank holds."""
+    """Number of the layer, counted over all of the model's layers, not only those that this rank holds."""
     name: str = "self"
-    """The attention's name within its block: a block may attend several times."""
+    """Name of the attention within its transformer block, which may attend several times."""
     step: int = 0
-    """The denoising step, counted from 0, where it is known."""
+    """Number of the denoising step, counted from 0; 0 if it is not known."""
     pattern: Pattern | None = None
-    """None: all tokens attend to all."""
+    """Groups that the tokens attend within; None: all tokens attend to all."""
 
     @property
     def key(self) -> tuple[int, str]:
-        """Layer and name: what the same attention has in common in all steps."""
+        """Layer and name of the attention, which are the same in all denoising steps."""
         return self.layer, self.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the tokens are that one rank holds; or all of them, in one process."""
+    """Positions of the tokens that one rank holds, or of all tokens in one process."""
 
     rope: Rope
-    """The rotations of the tokens, in the order of the tokens."""
+    """Rotary embeddings (RoPE) of the tokens, in the order of the tokens."""
     num_replicated: int = 0
-    """How many tokens, at the end, every rank holds: a joint-attention model's text."""
+    """Number of tokens, at the end, that every rank holds: a joint-attention model's text."""
 
 
 Projection = Iterator[Tensor]
-"""Gives v, then k, then q, each [B, S, H, D] before RoPE, each usable as soon as it is there."""
+"""Iterator over v, then k, then q, each [B, S, H, D] before RoPE; each can be used as soon as it is
+returned."""
 
 
 class Wait(Protocol):
-    """Something on its way, such as a collective's `torch.distributed.Work`."""
+    """An operation under way that can be waited for, such as a collective's `torch.distributed.Work`."""
 
     def wait(self) -> object:
-        """Block until it is there."""
+        """Block until the operation is done."""
 
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(query, key, value), each [B, S, H, D] -> the attended values [B, S, H, D]; full attention."""
+"""Function that computes full attention: (query, key, value), each [B, S, H, D] -> attended values [B, S,
+H, D]."""
 
 Attend = Callable[[Site, Projection, Layout], Generator[Wait, None, Tensor]]
-"""(site, projection, layout of these tokens) -> attended values [B, S, H, D].
+"""Function that computes one attention among ranks: (site, projection, layout) -> attended values [B, S, H,
+D].
 
-A generator, which yields where it would wait: whoever drives it may let other work run meanwhile.
+It returns a generator, which yields each operation it would wait for: the caller may run other work
+meanwhile.
 """

@@ -1,6 +1,6 @@
-"""What forms have in common whose heads travel: an exchange in chunks, and the work on them.
+"""Attention whose heads travel between ranks: the exchange in chunks, and the work on each chunk.
 
-In one chunk this is Ulysses, in more PipeSP. Exact: every row is computed once.
+With one chunk this is Ulysses, with more PipeSP. Exact: every row is computed exactly once.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from paradit.distributed.shares import Shares
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:
-    """Return what builds an attention in as many chunks as are chosen."""
+    """Return a function that builds attention for given shares, in the chosen number of chunks."""
     return lambda shares: chunked(UlyssesExchange(shares, sharers.transport, choice.parts), kernel)
 
 
 def chunked(exchange: UlyssesExchange, kernel: Kernel) -> Attend:
-    """Attention in the chunks of an exchange.
+    """Return attention that exchanges heads in the chunks of `exchange`.
 
-    All messages in are started in the order in which they are needed: nothing waits behind a later one.
+    All incoming messages are started in the order in which they are needed, so none waits behind a later one.
     `timing.chunked` has its timing.
     """
 
@@ -55,7 +55,7 @@ def chunked(exchange: UlyssesExchange, kernel: Kernel) -> Attend:
 
 
 class Work:
-    """One rank's work on one attention: heads as they come, results as they are computed."""
+    """One rank's work on one attention: keeps heads as they arrive and sends results as they are computed."""
 
     def __init__(self, exchange: UlyssesExchange, kernel: Kernel, like: Tensor) -> None:
         self._exchange, self._kernel, self._like = exchange, kernel, like
@@ -64,13 +64,19 @@ class Work:
         self._attended = empty_like(like)
 
     def take_heads(self, chunk: Chunk, values: list[Tensor], keys: list[Tensor]) -> None:
-        """values, keys: [B, S, heads, D] of the chunk's new heads; of more tokens than attend, if need be."""
+        """Keep the values and keys, each [B, S, heads, D], of a chunk's new heads.
+
+        S may exceed the number of tokens that attend: keys of neighbouring frame blocks may follow.
+        """
         first, last = chunk.new_heads.first_head, chunk.new_heads.last_head
         for head in range(first, last):
             self._heads[head] = first, values[0], keys[0]
 
     def compute(self, chunk: Chunk, queries: list[Tensor]) -> None:
-        """Attend and send the results; queries: [B, rows, heads, D] for each of the chunk's blocks."""
+        """Attend with a chunk's queries and send the results.
+
+        queries: [B, rows, heads, D] for each of the chunk's boxes of (head, query row) pairs.
+        """
         attended = []
         for block, query in zip(chunk.work, queries, strict=True):
             first, values, keys = self._heads[block.first_head]
@@ -84,7 +90,7 @@ class Work:
         self._leaving.append(start([chunk.results.move(attended, self._like, into)]))
 
     def gather(self) -> Generator[Wait, None, Tensor]:
-        """The attended values [B, S, H, D] of this rank's tokens, once all results are here."""
+        """Return the attended values [B, S, H, D] of this rank's tokens, after all results have arrived."""
         for arrival in self._leaving:
             yield arrival
             arrival.wait()

@@ -1,4 +1,4 @@
-"""Attention among ranks, built as its form says."""
+"""Construction of attention among ranks, by the function that the attention form names."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from paradit.distributed.mesh import Sharers
 from paradit.distributed.shares import Shares
 
 Join: TypeAlias = Callable[[Sharers, Choice, Kernel], Callable[[Shares], Attend]]
-"""Type of what `Form.joined_by` names."""
+"""Type of the function that `Form.joined_by` names."""
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:
-    """Return what builds this rank's attention for given shares.
+    """Return a function that builds this rank's attention for given shares of tokens and work.
 
-    All ranks call it together, once for a team: here groups of ranks are made. kernel: what computes
-    attention; a form that needs the log-sum-exp has its own. A form that is `helped` is also joined by
-    ranks that hold no tokens, which are the last of `sharers`.
+    All ranks call it together, once per team, because it creates process groups. kernel: function that
+    computes attention; a form that needs the log-sum-exp uses its own. If a form is `helped`, ranks that hold
+    no tokens also call it; they are the last of `sharers`.
     """
     return cast("Join", imported(choice.form.joined_by))(sharers, choice, kernel)

@@ -1,4 +1,4 @@
-"""Attention in one process: every token is here, so it never waits."""
+"""Attention in one process, which holds every token and so never waits."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wai
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Full attention of [B, S, H, D] tensors, as diffusers' native backend computes it."""
+    """Return full attention of [B, S, H, D] tensors, as diffusers' native attention backend computes it."""
     out = scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
     return out.transpose(1, 2)
 
 
 FEW = 16
-"""Rows; where fewer are left over in a block of torch's attention on a CPU, they may be rounded otherwise."""
+"""Number of query rows; torch's CPU attention may round a last block of fewer rows differently."""
 
 
 def some_rows(
     kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, *, start: int = 0, num_rows: int | None = None
 ) -> Tensor:
-    """A kernel for a head's query rows from `start` on, which gives the bits that it gives among all rows.
+    """Compute attention for some of a head's query rows, with the same bits as among all of its rows.
 
-    num_rows: how many the head has; None: as many as keys.
+    query: [B, rows, H, D], the rows from `start`. num_rows: number of rows that the whole head has; None: as
+    many as keys.
 
-    On a CPU torch computes a block of rows at a time. The last block may be a small one, whose matrix
-    products go through other instructions: up to 10 rows were seen to, by head dim, number of keys and
-    processor; and on some a lone small block differs from one that follows another. So a row is repeated
-    until the last block is no small one, unless it is that of the whole head too: then the rows in it go by
-    themselves, in a block as long that follows another. For head dims of 16 and more, and keys of which
-    blocks of 512 leave more than three over.
+    On a CPU torch computes query rows in blocks. The last block may be small, and then its matrix products
+    may use other instructions: this was seen for up to 10 rows, depending on head dim, number of keys and
+    processor. On some processors a lone small block also differs from one that follows another. So one row is
+    repeated until the last block is not small. If the rows include those of the whole head's own small last
+    block, these are computed separately, in a block of the same length that follows another. This holds for
+    head dims of at least 16, and numbers of keys that leave a remainder of more than three when divided into
+    blocks of 512.
     """
     total, rows = num_rows or key.shape[1], query.shape[1]
     if query.device.type != "cpu" or rows == 0:
@@ -56,14 +58,14 @@ def some_rows(
 
 
 def _block(rows: int) -> int:
-    """How many query rows torch's attention on a CPU computes at a time, of so many."""
+    """Return how many query rows torch's CPU attention computes at a time, if it is given `rows` of them."""
     return 32 if rows < 192 else 64 if rows < 768 else 256
 
 
 def unattended(after_each: Callable[[], None] = lambda: None) -> Attend:
-    """Nothing is attended to: values stand for the attended ones, once keys and queries are rotated.
+    """Return a stand-in for attention that returns the values as they are, after rotating keys and queries.
 
-    So a block takes what it takes without its attention. after_each: called after each of v, k and q.
+    It serves to time a block without its attention. after_each: called after v, after k and after q.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
@@ -79,12 +81,13 @@ def unattended(after_each: Callable[[], None] = lambda: None) -> Attend:
 
 
 def local(kernel: Kernel = sdpa) -> Attend:
-    """Attention of all tokens; it never yields."""
+    """Return attention of all tokens in one process; its generator never yields."""
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
         yield from ()
         value, key, query = projection
-        query = layout.rope.apply(query)  # one after the other: what was rotated is needed no more
+        # Rotate one after the other, so that each unrotated tensor is freed at once.
+        query = layout.rope.apply(query)
         key = layout.rope.apply(key)
         return kernel(query, key, value)
 

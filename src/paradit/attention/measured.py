@@ -1,4 +1,4 @@
-"""What an attention kernel takes, by the shapes that it gets."""
+"""Measured seconds of an attention backend, by the shapes of its inputs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from paradit.distributed.timing import seconds
 
 
 class MeasuredKernel:
-    """A kernel's seconds by the shapes that it gets; each is measured when it is first asked for."""
+    """An attention backend and its seconds by input shapes; each shape is measured on first request."""
 
     def __init__(self, kernel: Kernel, device: torch.device) -> None:
         self._kernel, self._device = kernel, device
         self._seconds: dict[tuple[torch.Size, torch.Size], float] = {}
 
     def seconds(self, query: Tensor, key: Tensor) -> float:
-        """Of empty queries and keys [B, S, H, D]."""
+        """Return the seconds of one call with queries and keys of these shapes, [B, S, H, D].
+
+        Only the shapes and the query's dtype are used: the tensors may have no values.
+        """
         shapes = query.shape, key.shape
         if shapes not in self._seconds:
             q, k = (torch.randn(shape, dtype=query.dtype, device=self._device) for shape in shapes)

@@ -1,6 +1,6 @@
-"""Attention over some of the keys, and how such parts become the attention over all.
+"""Attention over some of the keys, and merging such parts into attention over all keys (online softmax).
 
-Each part gives the logarithm of its softmax's sum, with which parts are weighted (Milakov & Gimelshein,
+Each part returns the logarithm of its softmax's sum, by which the parts are weighted (Milakov & Gimelshein,
 arXiv 1805.02867; Liu et al., Ring Attention, arXiv 2310.01889).
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def sdpa_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention of [B, S, H, D] tensors, and its log-sum-exp [B, S, H], fp32."""
+    """Return attention of [B, S, H, D] tensors, and its log-sum-exp [B, S, H], fp32."""
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     ops = torch.ops.aten
     if query.device.type == "cpu":
@@ -20,19 +20,19 @@ def sdpa_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Te
         out, lse, *_ = ops._scaled_dot_product_flash_attention(q, k, v)
     else:
         out, lse, *_ = ops._scaled_dot_product_efficient_attention(q, k, v, None, True)
-        lse = lse[:, :, : q.shape[2]]  # it comes padded
+        lse = lse[:, :, : q.shape[2]]  # the kernel pads it
     return out.transpose(1, 2), lse.transpose(1, 2).float()
 
 
 class Merge:
-    """The attention over all keys, from parts that come one after the other, in any order."""
+    """Attention over all keys, accumulated in fp32 from parts that are added one by one, in any order."""
 
     def __init__(self) -> None:
         self._out: Tensor | None = None
         self._lse: Tensor | None = None
 
     def add(self, out: Tensor, lse: Tensor) -> None:
-        """One part: [B, S, H, D], and its log-sum-exp [B, S, H]."""
+        """Add attention over some of the keys: its output [B, S, H, D] and its log-sum-exp [B, S, H]."""
         if self._out is None or self._lse is None:
             self._out, self._lse = out.float(), lse
             return
@@ -41,5 +41,5 @@ class Merge:
         self._lse = both
 
     def result(self, like: Tensor) -> Tensor:
-        """The merged [B, S, H, D] in the dtype of `like`, the queries; there may have been no part."""
+        """Return the merged attention [B, S, H, D] in the dtype of `like`; zeros if no part was added."""
         return torch.zeros_like(like) if self._out is None else self._out.to(like.dtype)

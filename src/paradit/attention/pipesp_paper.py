@@ -1,4 +1,4 @@
-"""PipeSP as its paper has it, on ranks: `forms.pipesp_paper` says what it is."""
+"""PipeSP as in its paper, implemented on ranks; `forms.pipesp_paper` describes the form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from paradit.distributed.shares import Box, Shares
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
-    """Return what builds an attention for given shares."""
+    """Return a function that builds the PipeSP paper's attention for given shares."""
 
     def build(shares: Shares) -> Attend:
         by_head = UlyssesExchange(shares, sharers.transport, shares.most_heads)
@@ -26,9 +26,10 @@ def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares],
 
 
 def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Kernel) -> Attend:
-    """Attention in which each head's results leave as soon as they are computed.
+    """Return attention that sends each head's results as soon as they are computed.
 
-    exchange: in one chunk. by_head: of the same shares, in as many chunks as a rank has heads.
+    exchange: exchange in one chunk. by_head: exchange of the same shares in as many chunks as a rank has
+    heads.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
@@ -50,7 +51,10 @@ def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Ke
 
 
 def _rows(chunk: Chunk, queries: list[Tensor], part: Box) -> Tensor:
-    """The rows of `part`, which lie in one of the chunk's blocks, whose queries are given."""
+    """Return the queries of `part`. Raises ValueError if it does not lie within one of the chunk's boxes.
+
+    queries: one tensor for each of the chunk's boxes.
+    """
     for block, query in zip(chunk.work, queries, strict=True):
         if block.intersect(part) == part:
             rows = slice(part.start - block.start, part.stop - block.start)

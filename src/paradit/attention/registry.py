@@ -1,4 +1,4 @@
-"""Forms of attention: how the ranks of a branch share it. Each is found by its name. Torch-free.
+"""Registry of attention forms: how the ranks of a guidance branch share attention. Imports no torch.
 
 To add one, see docs/development/adding_an_attention_form.md.
 """
@@ -15,26 +15,29 @@ from paradit.config.values import NONE, Value, Values
 from paradit.kernels import require_lse
 
 AUTO = "auto"
-"""Asked for instead of a form: the quickest choice of the forms that say that it may try them."""
+"""Name that asks for the quickest choice among all forms that are `automatic`, instead of one form."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A form of attention with all its options chosen."""
+    """An attention form with all its options set."""
 
     name: str
     options: Values = NONE
     interleave: bool = False
-    """Both branches side by side, each computing while the other's data travel; else in one batch."""
+    """Whether both guidance branches run side by side, each computing while the other's data travel.
+
+    False: they run in one batch.
+    """
 
     @classmethod
     def of(cls, name: str, *, interleave: bool = False, **options: Value | None) -> Choice:
-        """A choice by its form's name, with that form's options by theirs."""
+        """Return a choice, given its form's name and that form's options by their names."""
         return cls(name, Values(options), interleave)
 
     @classmethod
     def plain(cls, *, interleave: bool = False) -> Choice:
-        """The plainest choice of all, that everything else is compared to: the first form there is."""
+        """Return the plainest choice, the first form of all, against which everything else is compared."""
         return cls(FORMS.names()[0], interleave=interleave)
 
     @property
@@ -43,17 +46,17 @@ class Choice:
 
     @property
     def lag(self) -> int:
-        """How many turns the second branch is behind the first."""
+        """Number of turns by which the second of two interleaved guidance branches runs behind the first."""
         return self.form.lag(self)
 
     @property
     def parts(self) -> int:
-        """In how many parts, each travelling while others are computed, the work of an attention comes."""
+        """Number of parts in which an attention's work comes; each travels while others are computed."""
         return self.form.parts(self)
 
     @property
     def simplest(self) -> Choice:
-        """The plainest choice that is the same program."""
+        """Plainest choice that runs the same program as this one."""
         return self.form.simplest(self)
 
     def __str__(self) -> str:
@@ -62,13 +65,13 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What is asked of a form, as far as a placement says it."""
+    """Requirements on an attention form, as far as a placement states them."""
 
     ranks: int
-    """How many share the tokens of a branch."""
+    """Number of ranks that share the tokens of a guidance branch."""
     options: Values
     kernel: str
-    """What computes attention: one of `paradit.kernels.KERNELS`."""
+    """Name of the attention backend: one of `paradit.kernels.KERNELS`."""
     interleave: bool | None
     coprocess: bool
     """Whether ranks that hold no tokens may take a share of the attention."""
@@ -76,38 +79,43 @@ class Asked:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """For a form that has none."""
+    """Options of an attention form that has none."""
 
 
 class Form:
-    """A way in which the ranks of a branch share its attention."""
+    """A way in which the ranks of a guidance branch share its attention."""
 
     name: str
     help: str
-    """One line: what happens."""
+    """One line for help texts: how the ranks share attention."""
     exactness: str
-    """Whether it is exact, in words: `exact`, and how far; or `approximate`, and in what."""
+    """Text that begins with `exact` or `approximate`, and says to what extent or in what respect."""
     joined_by: str
-    """A `Join` (`attention.join`), which builds it on ranks, as "module:name"; it may import torch."""
+    """Location, as "module:name", of the `Join` (`attention.join`) that builds the form on ranks; may
+    import torch."""
     timed_by: str
-    """A `Timing` (`attention.timing`), by which the planner plays it, as "module:name"; without torch."""
+    """Location, as "module:name", of the `Timing` (`attention.timing`) that the planner simulates; without
+    torch."""
     options: type = NoOptions
-    """A frozen dataclass of `paradit.config.options`: the options that only this form has."""
+    """Frozen dataclass, read by `paradit.config.options`, of the options that only this form has."""
     automatic = False
-    """Whether `auto` may try it."""
+    """Whether attention `auto` may choose this form."""
     compared = False
-    """Whether the planner also tries it where `auto` does not."""
+    """Whether the planner also compares this form although attention `auto` does not try it."""
     helped = False
-    """Whether ranks that hold no tokens may take a share of it (co-processing)."""
+    """Whether ranks that hold no tokens may take a share of this form's work (co-processing)."""
     needs_lse = False
-    """Whether its kernel must give the log-sum-exp."""
+    """Whether the form needs an attention backend that returns the log-sum-exp."""
 
     @property
     def is_exact(self) -> bool:
         return self.exactness.startswith("exact")
 
     def check(self, asked: Asked) -> None:
-        """Refuse what this form cannot do. Raises InputError. A form that refuses more calls this first."""
+        """Refuse requirements that this form cannot meet. Raises InputError.
+
+        An override that refuses more calls this first.
+        """
         if self.needs_lse:
             require_lse(asked.kernel, self.name)
         if asked.coprocess and not self.helped:
@@ -117,36 +125,36 @@ class Form:
             )
 
     def misplaced(self, attention: str) -> str:
-        """Return what is wrong with this form's options if `attention` is another one."""
+        """Return the error text for this form's options if `attention` names another form."""
         names = list(declared(self.options))
         verb, them = ("is", "it") if len(names) == 1 else ("are", "them")
         return f"{' and '.join(names)} {verb} {self.name}'s, and attention is {attention!r}: leave {them} out"
 
     def choices(self, asked: Asked, heads: int) -> list[Choice]:  # noqa: ARG002
-        """The choices that are left open if this form is asked for, the plainest first.
+        """Return the choices that remain open if this form is asked for, the plainest first.
 
-        heads: number of heads that a rank works on, at most.
+        heads: largest number of heads that a rank works on.
         """
         return [Choice(self.name, asked.options)]
 
     def candidates(self, asked: Asked, heads: int) -> list[Choice]:
-        """The choices that `auto` may try, the plainest first; only called for an `automatic` form."""
+        """Return the choices that `auto` may try, the plainest first; called only if the form is `automatic`."""
         return self.choices(asked, heads)
 
     def lag(self, choice: Choice) -> int:  # noqa: ARG002
-        """How many turns the second of two interleaved branches is behind the first."""
+        """Return by how many turns the second of two interleaved guidance branches runs behind the first."""
         return 0
 
     def parts(self, choice: Choice) -> int:  # noqa: ARG002
-        """In how many parts the work of an attention comes."""
+        """Return the number of parts in which the work of an attention comes."""
         return 1
 
     def simplest(self, choice: Choice) -> Choice:
-        """The plainest choice that is the same program."""
+        """Return the plainest choice that runs the same program as `choice`."""
         return choice
 
     def written(self, options: Mapping[str, Value], *, short: bool = False) -> str:  # noqa: ARG002
-        """The form with its options, as a person writes it; `short` in a list of other things."""
+        """Return the form and its options as readable text; `short` is for text within a list."""
         said = ", ".join(f"{name} {value}" for name, value in options.items())
         return f"{self.name} ({said})" if said else self.name
 
@@ -165,12 +173,12 @@ FORMS: Registry[Form] = Registry(
 
 
 def declared_options() -> dict[str, Declared]:
-    """The options of all forms, by name."""
+    """Return the declared options of all attention forms, by option name."""
     return {name: option for form in FORMS.all() for name, option in declared(form.options).items()}
 
 
 def help_text() -> str:
-    """What `--help` says of the choice of a form; one that is not exact is named as such."""
+    """Return the `--help` text for the choice of an attention form; forms that are not exact are marked."""
     names = [form.name + ("" if form.is_exact else " (approximate)") for form in FORMS.all()]
     tried = ", ".join(form.name for form in FORMS.all() if form.automatic)
     return (
@@ -180,10 +188,10 @@ def help_text() -> str:
 
 
 def checked_options(attention: str, options: Mapping[str, Value | None]) -> Values:
-    """The options, without those that say nothing but their default.
+    """Return the options, without those that equal their defaults.
 
-    attention: the name of a form, or `AUTO`. Raises InputError for an option that no form has, a value that
-    it cannot have, or one that goes with another form.
+    attention: name of a form, or `AUTO`. Raises InputError for an option that no form has, a value that is
+    not valid for its option, or an option of another form.
     """
     given = Values(options)
     left = dict(given)
@@ -201,12 +209,12 @@ def checked_options(attention: str, options: Mapping[str, Value | None]) -> Valu
 
 
 def _with_options_first(attention: str) -> Sequence[Form]:
-    """All forms, first the one that is asked for: another may have an option of the same name."""
+    """Return all forms, the requested one first, because another may have an option of the same name."""
     return sorted(FORMS.all(), key=lambda form: form.name != attention)
 
 
 def automatic(asked: Asked, heads: int) -> Iterator[Choice]:
-    """The choices that `auto` may try, the plainest first."""
+    """Yield the choices that attention `auto` may try, the plainest first; skips forms that cannot."""
     for form in FORMS.all():
         if not form.automatic or not set(asked.options) <= declared(form.options).keys():
             continue

@@ -1,4 +1,4 @@
-"""Ring attention, on ranks: `forms.ring` says what it is."""
+"""Ring attention, implemented on ranks; `forms.ring` describes the form."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from paradit.distributed.transport import Transport
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
-    """Return what builds an attention for given shares."""
+    """Return a function that builds ring attention for given shares."""
     return lambda shares: ring(shares.tokens, sharers.transport)
 
 
 def ring(lengths: Sequence[int], transport: Transport) -> Attend:
-    """lengths: how many tokens each rank holds; any, also none."""
+    """Return ring attention.
+
+    lengths: number of tokens that each rank holds, which may differ or be zero.
+    """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
         value, key = next(projection), layout.rope.apply(next(projection))

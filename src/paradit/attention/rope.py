@@ -1,4 +1,4 @@
-"""Rotary position embedding (arXiv 2104.09864), applied from explicit positions."""
+"""Rotary position embedding (RoPE, arXiv 2104.09864), applied from explicit positions."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """The rotations of some tokens: one angle for each pair of neighbouring channels of a head."""
+    """Rotations of some tokens: one angle for each pair of neighbouring channels of a head."""
 
     positions: Tensor
-    """[S, axes], where each token is in the video."""
+    """Position of each token in the video, [S, axes]."""
     cos: Tensor
-    """[1, S, 1, D], the same for both channels of a pair."""
+    """Cosines of the angles, [1, S, 1, D], the same for both channels of a pair."""
     sin: Tensor
-    """[1, S, 1, D], negative for the first channel of a pair."""
+    """Sines of the angles, [1, S, 1, D], negated for the first channel of a pair."""
 
     def apply(self, x: Tensor) -> Tensor:
-        """x [B, S, H, D], rotated; in the dtype of x, computed in that of the tables."""
-        # With the pairs swapped first, arithmetic is on contiguous values: half the time of strided halves.
+        """Return x [B, S, H, D] rotated, in its own dtype; the computation uses the dtype of `cos` and `sin`."""
+        # Swapping the pairs first keeps the arithmetic on contiguous values: half the time of strided halves.
         swapped = torch.empty_like(x, dtype=self.sin.dtype)
         swapped[..., 0::2] = x[..., 1::2]
         swapped[..., 1::2] = x[..., 0::2]
         return (x * self.cos).add_(swapped.mul_(self.sin)).to(x.dtype)
 
     def shard(self, start: int, stop: int) -> Rope:
-        """The rotations of tokens start to stop."""
+        """Return the rotations of tokens start to stop."""
         return Rope(
             positions=self.positions[start:stop], cos=self.cos[:, start:stop], sin=self.sin[:, start:stop]
         )
 
     def followed_by(self, other: Rope) -> Rope:
-        """The rotations of both's tokens."""
+        """Return the rotations of these tokens followed by those of `other`."""
         return Rope(
             positions=torch.cat([self.positions, other.positions]),
             cos=torch.cat([self.cos, other.cos], dim=1),
@@ -44,14 +44,15 @@ class Rope:
 
 @dataclass(frozen=True, kw_only=True)
 class RopeTables:
-    """The rotations of every position, by axis: each axis of the video has its own channels of a head."""
+    """Rotations of all positions, by axis: each axis of the video has its own channels of a head."""
 
     cos: tuple[Tensor, ...]
-    """One [positions, channels of the axis] for each axis, as is `sin`; both as in `Rope`."""
+    """Cosines, one tensor [positions, channels of the axis] for each axis; `sin` has the same shapes. See
+    `Rope`."""
     sin: tuple[Tensor, ...]
 
     def at(self, positions: Tensor) -> Rope:
-        """The rotations of tokens at `positions` [S, axes], integers."""
+        """Return the rotations of tokens at `positions` [S, axes], integers."""
         return Rope(positions=positions, cos=_gather(self.cos, positions), sin=_gather(self.sin, positions))
 
 
@@ -61,6 +62,6 @@ def _gather(tables: tuple[Tensor, ...], positions: Tensor) -> Tensor:
 
 
 def grid_positions(grid: tuple[int, int, int], device: torch.device | None = None) -> Tensor:
-    """Positions [F*H*W, 3] of the tokens of a video of (F, H, W) tokens, in the order of the tokens."""
+    """Return the positions [F*H*W, 3] of the tokens of a video of (F, H, W) tokens, in token order."""
     axes = [torch.arange(size, device=device) for size in grid]
     return torch.cartesian_prod(*axes)

@@ -1,4 +1,4 @@
-"""Keys and values that go round among groups of ranks: what ring and USP have in common."""
+"""Keys and values that travel around a ring of ranks: the part that ring attention and USP share."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from paradit.distributed.transport import Transfer, Transport
 
 
 class Rotation:
-    """Keys and values on their way round. Rows that every rank has, at the end, stay where they are."""
+    """Keys and values on their way around a ring of ranks.
+
+    Replicated rows, which every rank has at the end, do not travel.
+    """
 
     def __init__(self, key: Tensor, value: Tensor, lengths: Sequence[int], transport: Transport) -> None:
-        """lengths: how many tokens each rank of the transport has keys of; transport: in a ring."""
+        """Start to send this rank's keys and values to the next rank.
+
+        lengths: number of tokens that each rank of the ring has keys of. transport: connection among those
+        ranks, in the order of the ring.
+        """
         self._lengths, self._transport = lengths, transport
         self._key, self._value = key, value
         length = lengths[transport.rank]
@@ -23,7 +30,10 @@ class Rotation:
         self._arriving = self._pass_on(message, turn=1)
 
     def _pass_on(self, message: Tensor, turn: int) -> Transfer | None:
-        """Send a block to the right; in turn t that of the rank t to the left arrives."""
+        """Send keys and values to the right; in turn t, receive those of the rank t places to the left.
+
+        Returns None after the last turn, in which nothing travels.
+        """
         rank, num_ranks = self._transport.rank, self._transport.num_ranks
         if turn == num_ranks:
             return None
@@ -41,7 +51,10 @@ class Rotation:
     def attend(
         self, queries: Sequence[Tensor], heads: Sequence[slice]
     ) -> Generator[Wait, None, list[Tensor]]:
-        """The attended values of queries [B, rows, H, D], each with its part of the keys' heads."""
+        """Return the attended values of queries [B, rows, H, D], each with its slice of the keys' heads.
+
+        The generator yields while the next keys and values are on their way.
+        """
         merges = [Merge() for _ in queries]
         key, value = self._key, self._value
         for turn in range(1, self._transport.num_ranks + 1):

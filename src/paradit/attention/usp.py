@@ -1,4 +1,4 @@
-"""USP, on ranks: `forms.usp` says what it is."""
+"""USP, implemented on ranks; `forms.usp` describes the form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from paradit.distributed.transport import Transport
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
-    """Return what builds an attention for given shares; here are the groups of ranks made."""
+    """Create the groups of ranks, and return a function that builds USP attention for given shares."""
     rank, num_ranks = sharers.transport.rank, sharers.transport.num_ranks
     groups = decode(Grid, choice.options).groups(num_ranks)
     within = sharers.among(groups)
@@ -42,9 +42,11 @@ def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares],
 
 
 def usp(exchange: UlyssesExchange, lengths: Sequence[int], transport: Transport) -> Attend:
-    """exchange: among the ranks of this rank's Ulysses group, which gives all of a rank's heads at once.
+    """Return USP attention: Ulysses within a group of ranks, ring attention among the groups.
 
-    lengths: how many tokens each Ulysses group holds; transport: among the ranks with the same heads.
+    exchange: exchange among the ranks of this rank's Ulysses group, which delivers all of a rank's heads in
+    one chunk. lengths: number of tokens that each Ulysses group holds. transport: connection among the ranks
+    with the same heads.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001

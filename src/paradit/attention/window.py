@@ -1,7 +1,7 @@
-"""Attention in a window of a long video: a frame block's tokens also read keys and values of its neighbours.
+"""Attention in a window of a long video: a frame block's tokens also read its neighbours' keys and values.
 
-Keys are kept before RoPE (DualParal's feature cache, arXiv 2505.21070): the same frame is elsewhere in its
-own block's window than in its neighbour's.
+Keys are cached before RoPE (DualParal's feature cache, arXiv 2505.21070), because a frame's position in its
+own block's window differs from its position in a neighbour's.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.redistribution import start
 
 Features: TypeAlias = dict[tuple[int, str], tuple[Tensor, Tensor]]
-"""By layer and name of the attention: keys, before RoPE, and values [B, S, H, D] of some tokens."""
+"""Cached keys, before RoPE, and values [B, S, H, D] of some tokens, by (layer, name of the attention)."""
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """Tokens whose keys and values are read, and not computed."""
+    """Tokens of a neighbouring frame block whose cached keys and values are read, but not computed."""
 
     features: Features
     rope: Rope
-    """Where they are in this window."""
+    """Rotations of the neighbour's tokens at their positions in this window."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Tokens start to stop, whose keys and values are put into `features` for a neighbour."""
+    """Tokens start to stop of a window, whose keys and values are stored in `features` for a neighbour."""
 
     features: Features
     start: int
@@ -41,9 +41,10 @@ class Kept:
 
 
 def windowed(kernel: Kernel, neighbours: Sequence[Neighbour] = (), keep: Sequence[Kept] = ()) -> Attend:
-    """Attention of tokens to each other and to their neighbours; it never yields.
+    """Return attention of a window's tokens to each other and to their neighbours, in one process.
 
-    `keep` may name the features that are read: at each site they are read before they are replaced.
+    Its generator never yields. `keep` may name the features that are read: at each site they are read before
+    they are replaced.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
@@ -62,16 +63,17 @@ def windowed_over(
     neighbours: Sequence[Neighbour] = (),
     keep: Sequence[Kept] = (),
 ) -> Attend:
-    """Attention in a window whose tokens are spread over ranks. `timing.window` has its timing.
+    """Return attention in a window whose tokens are spread over ranks. `timing.window` has its timing.
 
-    A rank reads and keeps features of the heads that it works on, so nothing of them travels: keys cross
-    the exchange before RoPE, and are rotated where they arrive. exchange: in one chunk, with whole heads.
-    rope: of all tokens that are computed, but for the replicated ones.
+    A rank reads and keeps features of the heads that it works on, so no features travel: keys cross the
+    exchange before RoPE and are rotated on arrival. exchange: exchange in one chunk, with whole heads. rope:
+    rotations of all tokens that are computed, except the replicated ones.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
         send, (chunk,), mine = exchange.send, exchange.chunks, layout.rope
-        value = next(projection)  # which travels while keys and queries are projected
+        # Send values first: they travel while keys and queries are projected.
+        value = next(projection)
         arrivals = [start([send(chunk.heads, value)])]
         arrivals.append(start([send(chunk.heads, next(projection))]))
         arrivals.append(start([send(chunk.queries, mine.apply(next(projection)))]))
@@ -97,11 +99,14 @@ def _take(
     *,
     rope: Rope,
 ) -> tuple[Tensor, Tensor]:
-    """Keys, rotated, and values of tokens and of their neighbours; what is to be kept of the tokens is."""
+    """Return the rotated keys, and the values, of a window's tokens followed by those of its neighbours.
+
+    Stores the keys and values that `keep` asks for.
+    """
     read = [(neighbour.rope, *neighbour.features[site.key]) for neighbour in neighbours]
     for kept in keep:
         part = slice(kept.start, kept.stop)
-        # Copies, so that the rest of the window's keys and values need not stay.
+        # Copy them, so that the rest of the window's keys and values can be freed.
         kept.features[site.key] = key[:, part].clone(), value[:, part].clone()
     keys = cat([rope.apply(key), *(rope.apply(k) for rope, k, _ in read)], dim=1)
     return keys, cat([value, *(v for _, _, v in read)], dim=1)

@@ -1,1 +1,1 @@
-"""Forms of attention, one module each: what each is, offers and refuses. Imports no torch."""
+"""Attention forms, one module each: description, options and refusals. Imports no torch."""

@@ -1,6 +1,6 @@
 """PipeSP: Ulysses in chunks, in both directions (after arXiv 2511.12056, whose own form is `pipesp_paper`).
 
-While one chunk is computed, the next ones travel in and the results of the one before travel out.
+While one chunk is computed, the next chunks arrive and the results of the previous one leave.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from paradit.config.options import Option, decode
 from paradit.config.values import Value, Values
 
 CHUNKS_BY_ITSELF = 2
-"""Chunks of a single rank, which waits for helpers only and rehearses nothing."""
+"""Number of chunks on a single rank, which waits only for helpers and does not rehearse the choices."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunks:
-    """How many there are."""
+    """Option of PipeSP: the number of chunks."""
 
     chunks: Annotated[
         int | None,
@@ -56,13 +56,13 @@ class PipeSP(Form):
         return [Choice(self.name, Values(chunks=number)) for number in numbers]
 
     def candidates(self, asked: Asked, heads: int) -> list[Choice]:
-        # A rank by itself has plain Ulysses, unless chunks are asked for.
+        # A single rank uses plain Ulysses, unless chunks are asked for.
         return [] if asked.ranks == 1 and not asked.options else self.choices(asked, heads)
 
     def lag(self, choice: Choice) -> int:
-        # With chunks a layer has an odd number of turns. One turn behind, a branch computes its first chunk
-        # while the other's last ones travel, which hid as much or more in every case that was rehearsed
-        # (`tests/test_rehearsal.py` has some).
+        # With chunks a layer has an odd number of turns. A branch that runs one turn behind computes its first
+        # chunk while the other's last messages travel. That hid as much or more in every case that was
+        # rehearsed (`tests/test_rehearsal.py` has some).
         return int(choice.interleave and self.parts(choice) > 1)
 
     def parts(self, choice: Choice) -> int:

@@ -1,4 +1,4 @@
-"""PipeSP as its paper has it (arXiv 2511.12056, Algorithm 1): all comes in, then head by head leaves."""
+"""PipeSP as in its paper (arXiv 2511.12056, Algorithm 1): all data arrive; results leave head by head."""
 
 from __future__ import annotations
 

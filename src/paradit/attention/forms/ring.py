@@ -1,6 +1,6 @@
-"""Ring attention (arXiv 2310.01889): keys and values go round, each block while the one before is computed.
+"""Ring attention (arXiv 2310.01889): keys and values pass from rank to rank while the previous ones are used.
 
-Every rank keeps its queries; memory stays at two blocks of keys and values.
+Every rank keeps its queries, and stores at most two ranks' keys and values at a time.
 """
 
 from __future__ import annotations

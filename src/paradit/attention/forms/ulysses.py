@@ -1,4 +1,4 @@
-"""Ulysses: queries, keys and values travel to the ranks that work on their heads (arXiv 2309.14509)."""
+"""Ulysses (arXiv 2309.14509): queries, keys and values travel to the ranks that compute their heads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Ulysses(Form):
     timed_by = "paradit.attention.timing.chunked:layer"
 
     def candidates(self, asked: Asked, heads: int) -> list[Choice]:  # noqa: ARG002
-        # On several ranks PipeSP in one chunk is this.
+        # On several ranks PipeSP in one chunk is the same program.
         return [Choice(self.name)] if asked.ranks == 1 else []
 
 

@@ -1,4 +1,4 @@
-"""USP (arXiv 2405.07719): Ulysses among some ranks, whose heads then go round in a ring among others."""
+"""USP (arXiv 2405.07719): Ulysses within groups of ranks, ring attention among the groups."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paradit.config.options import Option, decode
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """How the ranks of a branch form Ulysses groups, and these a ring."""
+    """Options of USP: how a guidance branch's ranks form Ulysses groups, and these groups a ring."""
 
     ring_degree: Annotated[
         int | None,
@@ -35,9 +35,10 @@ class Grid:
         return self.ring_degree or 2
 
     def groups(self, ranks: int) -> list[list[int]]:
-        """The ranks of each Ulysses group, in the order of the ring.
+        """Return the ranks of each Ulysses group, in the order of the ring.
 
-        Neighbouring ranks form a group (USP's usual order: the ring crosses machines), or a ring.
+        Neighbouring ranks form a Ulysses group (USP's usual order, in which the ring crosses machines) or,
+        with mesh "ulysses,ring", a ring.
         """
         size = ranks // self.degree
         if self.mesh == "ulysses,ring":

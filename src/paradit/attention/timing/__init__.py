@@ -1,4 +1,4 @@
-"""What ranks do in a layer, as the planner plays it, for each form of attention. Imports no torch."""
+"""Timing of a layer for each attention form: what ranks do, as the planner simulates it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from paradit.config.registry import imported
 from paradit.planner.step import Branch, Layer
 
 Timing: TypeAlias = Callable[[Branch, Choice], Layer]
-"""Type of what `Form.timed_by` names."""
+"""Type of the function that `Form.timed_by` names."""
 
 
 def layer(branch: Branch, choice: Choice) -> Layer:
-    """Return what a rank does in a layer, in the order of what `attention.join` builds."""
+    """Return the timing of a layer for a choice of attention, as `attention.join` builds it."""
     return cast("Timing", imported(choice.form.timed_by))(branch, choice)

@@ -1,4 +1,4 @@
-"""The timing of forms whose heads travel."""
+"""Timing of attention forms whose heads travel between ranks: Ulysses, PipeSP and the paper's PipeSP."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from paradit.planner.step import Branch, Exchange, Layer
 
 
 def layer(branch: Branch, choice: Choice) -> Layer:
-    """A layer of `attention.chunked`, in as many chunks as are chosen."""
+    """Return the timing of a layer with `attention.chunked`, in the chosen number of chunks."""
     return chunked_layer(branch, choice.parts, interleaved=choice.interleave)
 
 
 def paper_layer(branch: Branch, choice: Choice) -> Layer:  # noqa: ARG001
-    """A layer of `attention.pipesp_paper`."""
+    """Return the timing of a layer with `attention.pipesp_paper`."""
     return all_in_first(branch, branch.shares.most_heads)
 
 
 def chunked_layer(branch: Branch, num_chunks: int = 1, *, interleaved: bool = False) -> Layer:
-    """A layer whose attention is `chunked`.
+    """Return the timing of a layer whose attention is `chunked`.
 
-    interleaved: another stream's messages travel at any time.
+    interleaved: whether another stream's messages may travel at any time.
     """
     chunks = chunk_boxes(branch.shares, num_chunks)
     heads = [[[box] for box in chunk.new_heads] for chunk in chunks]
     value = Exchange(branch, branch.inward("values", heads[0]))
-    # A chunk's keys and queries, or with its values, are one message.
+    # One message has a chunk's keys and queries and, except in the first chunk, its values.
     together = [
         Exchange(
             branch,
@@ -61,11 +61,11 @@ def chunked_layer(branch: Branch, num_chunks: int = 1, *, interleaved: bool = Fa
 def _beside(
     value: Exchange, together: list[Exchange], results: list[Exchange], *, interleaved: bool
 ) -> list[float]:
-    """Seconds for which messages travel while each chunk is computed."""
-    if interleaved:  # the other stream's layer
+    """Return, for each chunk, the seconds for which messages travel while the chunk is computed."""
+    if interleaved:  # all of the other stream's messages may travel, spread evenly over the chunks
         whole = sum(message.seconds for message in (value, *together, *results))
         return [whole / len(together)] * len(together)
-    # The next chunk's way in and the last one's way out.
+    # The next chunk arrives, and the previous chunk's results leave.
     return [
         sum(
             message.seconds
@@ -76,7 +76,7 @@ def _beside(
 
 
 def all_in_first(branch: Branch, count: int, *, whole_heads: bool = False) -> Layer:
-    """A layer in which all comes in before anything is computed; results leave in `count` chunks."""
+    """Return the timing of a layer in which all data arrive first, and results leave in `count` chunks."""
     (whole,) = chunk_boxes(branch.shares, 1, whole_heads=whole_heads)
     coming = incoming(branch, whole)
     chunks = chunk_boxes(branch.shares, count)
@@ -100,7 +100,7 @@ def all_in_first(branch: Branch, count: int, *, whole_heads: bool = False) -> La
 
 
 def incoming(branch: Branch, whole: ChunkBoxes) -> list[Message]:
-    """Values, keys and queries of all of a rank's work, each by itself."""
+    """Return three messages, with the values, the keys and the queries of all of the ranks' work."""
     heads = [[box] for box in whole.new_heads]
     return [
         branch.inward("values", heads),

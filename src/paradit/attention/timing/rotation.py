@@ -1,4 +1,4 @@
-"""The timing of ring and USP, whose keys and values go round among groups of ranks."""
+"""Timing of ring attention and USP, in which keys and values pass around a ring of groups of ranks."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from paradit.planner.step import Branch, Layer
 
 
 def ring_layer(branch: Branch, choice: Choice) -> Layer:  # noqa: ARG001
-    """A layer of `attention.ring`."""
+    """Return the timing of a layer with `attention.ring`."""
     return RotationTiming(branch, [[rank] for rank in range(branch.shares.num_ranks)]).layer
 
 
 def usp_layer(branch: Branch, choice: Choice) -> Layer:
-    """A layer of `attention.usp`."""
+    """Return the timing of a layer with `attention.usp`."""
     groups = decode(Grid, choice.options).groups(branch.shares.num_ranks)
     return RotationTiming(branch, groups).layer
 
 
 @dataclass(frozen=True, eq=False)
 class RotationTiming:
-    """Layers in which keys and values go round among groups of ranks, with Ulysses in each group."""
+    """Timing of layers in which keys and values pass around a ring of Ulysses groups."""
 
     branch: Branch
     groups: Sequence[Sequence[int]]
-    """Ranks of the branch by group, in the order of the ring; all groups have as many."""
+    """Ranks of the guidance branch by group, in the order of the ring; all groups have the same size."""
 
     @property
     def degree(self) -> int:
@@ -49,12 +49,12 @@ class RotationTiming:
 
     @cached_property
     def _heads(self) -> float:
-        """Number of heads of a rank."""
+        """Number of heads that a rank works on."""
         return self.branch.shares.num_heads / self.size
 
     @cached_property
     def _inside(self) -> list[tuple[Message, Message, Message]]:
-        """By group: values, keys with queries, and results."""
+        """Messages within each group, in this order: values, keys with queries, results."""
         return [
             self._exchange(group, length) for group, length in zip(self.groups, self._lengths, strict=True)
         ]
@@ -80,7 +80,7 @@ class RotationTiming:
 
     @cached_property
     def _turns(self) -> list[list[Message]]:
-        """For the ranks with the same heads, turn by turn: each group's keys and values one group on."""
+        """Messages that pass keys and values to the next group, by place within the group and by turn."""
         return [[self._turn(index, turn) for turn in range(self.degree - 1)] for index in range(self.size)]
 
     def _turn(self, index: int, turn: int) -> Message:
@@ -93,7 +93,10 @@ class RotationTiming:
         return self.branch.message("keys and values", ranks, sent)
 
     def layer(self, rank: int, key: Hashable) -> Iterator[Step]:
-        """What the `rank`-th of the branch does in a layer."""
+        """Yield what one rank does in a layer.
+
+        rank: the rank's place in the guidance branch.
+        """
         cost = self.branch.costs[rank]
         group = next(number for number, ranks in enumerate(self.groups) if rank in ranks)
         values, together, results = self._inside[group]
@@ -113,7 +116,7 @@ class RotationTiming:
         yield Compute("finish", cost.finish)
 
     def _rotate(self, rank: int, group: int, key: Hashable) -> Iterator[Step]:
-        """Attention over one group's keys after the other, while the next ones are on their way."""
+        """Yield a rank's attention over one group's keys after another's, while the next ones travel."""
         branch, shares, cost = self.branch, self.branch.shares, self.branch.costs[rank]
         index = self.groups[group].index(rank)
         rows = (self._lengths[group] + shares.num_replicated) * self._heads
@@ -126,7 +129,7 @@ class RotationTiming:
             owner = (group - turn) % self.degree
             part = (self._lengths[owner] + (shares.num_replicated if turn == 0 else 0)) / shares.num_rows
             yield branch.attention(rank, rows * part, coming.seconds if coming is not None else 0.0)
-            if turn:  # the first part is what the others are merged with
+            if turn:  # the first part has nothing to merge with
                 yield Compute("merge", cost.merge * rows * branch.batch)
             if coming is not None:
                 yield Wait((key, "turn", index, turn))

@@ -1,4 +1,4 @@
-"""The timing of attention in a window of a long video."""
+"""Timing of attention in a window of a long video."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from paradit.planner.step import Branch, Layer
 
 
 def window_layer(branch: Branch) -> Layer:
-    """A layer of `attention.window.windowed_over`: all comes in, by whole heads; then all is computed."""
+    """Return the timing of a layer with `attention.window.windowed_over`.
+
+    All data arrive first, by whole heads; then everything is computed.
+    """
     return all_in_first(branch, 1, whole_heads=True)
 
 
 def window_moves(branch: Branch) -> list[Message]:
-    """What travels in a layer of `attention.window.windowed_over`."""
+    """Return the messages that travel in a layer with `attention.window.windowed_over`."""
     (chunk,) = chunk_boxes(branch.shares, 1, whole_heads=True)
     return [*incoming(branch, chunk), branch.results(chunk.work)]
