@@ -138,7 +138,10 @@ class Form:
         return [Choice(self.name, asked.options)]
 
     def candidates(self, asked: Asked, heads: int) -> list[Choice]:
-        """Return the choices that `auto` may try, the plainest first; called only if the form is `automatic`."""
+        """Return the choices that `auto` may try, the plainest first.
+
+        Only called for an `automatic` form.
+        """
         return self.choices(asked, heads)
 
     def lag(self, choice: Choice) -> int:  # noqa: ARG002

@@ -1,1 +1,1 @@
-"""Several ranks that predict together, and one that does it alone."""
+"""Predictions of a denoising step, by one process alone or by several ranks together."""

@@ -1,9 +1,10 @@
-"""Attention co-processing: decode ranks that are idle share the attention (PipeDiT, arXiv 2511.12056).
+"""Attention co-processing: idle decode ranks share the denoising attention (PipeDiT, arXiv 2511.12056).
 
-They hold no tokens and no weights: a step's attention is the same exchange over more ranks. The first rank
-that denoises leads. Before each step it sees who is idle, decides, and tells the others that denoise and
-those who are to help in one small message, `Message`; inside a step nothing is decided. A decode rank that
-waits for latents listens to it: it helps in a step, and listens again, until its latents come.
+These helpers hold no tokens and no weights: a step's attention is the same exchange over more ranks. The
+first rank that denoises leads. Before each step it checks which decode ranks are idle, decides who helps, and
+sends one small message (`Message`) to the other ranks that denoise and to the helpers. Nothing is decided
+within a step. A decode rank that waits for latents listens for these messages: it helps in a step, and
+listens again, until its latents come.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """What is agreed for a step, with all that a helper must know of its attention; or what else comes."""
+    """Message before a step: who helps, and all that a helper must know of the attention; or another event.
+
+    `kind` says which: a step without help or with help, a measurement, the delivery of latents, or the end.
+    """
 
     kind: int = ALONE
     batch: int = 0
@@ -48,55 +52,64 @@ class Message:
     num_heads: int = 0
     head_dim: int = 0
     sites: int = 0
-    """Which of the lists of attentions that a forward has, of those that the leader has told of."""
+    """Number of the forward's list of attentions, among the lists that the leader has published."""
     dtype: int = 0
-    """Its place in `DTYPES`."""
+    """Index of the dtype in `DTYPES`."""
     choice: int = 0
-    """Which of the choices of attention that all ranks know."""
+    """Index of the attention choice, in the list of choices that all ranks know."""
     streams: int = 0
-    """How many forwards run side by side, and `lag` turns apart."""
+    """Number of forwards that run side by side, each `lag` turns behind the one before it."""
     lag: int = 0
     steps: int = 0
-    """Of `LATENTS`: in how many steps they were helped."""
+    """Number of steps with help since the last latents; only in a message of kind `LATENTS`."""
     work: tuple[int, ...] = ()
-    """The helpers' rows; zero: it does not help. Of `MEASURE`: 1 for those that take part."""
+    """Number of rows that each helper computes; zero if it does not help.
+
+    In a message of kind `MEASURE`: 1 for each helper that takes part.
+    """
 
     def pack(self, device: torch.device) -> Tensor:
-        """As numbers, int64; their count depends on that of helpers alone."""
+        """Return the message as an int64 tensor, whose length depends only on the number of helpers."""
         *numbers, work = astuple(self)
         return torch.tensor([*numbers, *work], device=device)
 
     @classmethod
     def unpack(cls, message: Tensor) -> Message:
-        """What `pack` was called on."""
+        """Return the message that `pack` made into this tensor."""
         values = message.tolist()
         *names, _ = asdict(cls())
         return cls(**dict(zip(names, values, strict=False)), work=tuple(values[len(names) :]))
 
     @property
     def helpers(self) -> tuple[int, ...]:
-        """Who has some of the work, counted from 0."""
+        """Numbers of the helpers that have some of the work, counted from 0."""
         return tuple(helper for helper, work in enumerate(self.work) if work)
 
     def shares(self, num_ranks: int) -> Shares:
-        """Those of an attention, of ranks that denoise and helpers."""
+        """Return who holds which tokens and does which work: `num_ranks` ranks that denoise, then helpers."""
         own = Shares.equal(self.num_tokens, self.num_heads, num_ranks, self.num_replicated)
         return own.with_helpers(self.work)
 
 
 Plan = Callable[[Message, tuple[int, ...]], Sequence[int]]
-"""(a step, the idle helpers) -> every helper's work."""
+"""Function that chooses each helper's rows of a step: (the step, numbers of the idle helpers) -> rows.
+
+-1 stands for a helper that must be measured first.
+"""
 
 
 class _Member:
-    """A rank that denoises or helps, as one of both together: those that denoise come first."""
+    """A rank that denoises or helps, as a member of their union; the ranks that denoise come first."""
 
     def __init__(self, union: World, num_ranks: int, kernel: Kernel, choices: Sequence[Choice]) -> None:
-        """num_ranks: how many denoise. choices: of attention, the same on all ranks."""
+        """Prepare every choice of attention over the union of ranks.
+
+        num_ranks: number of ranks that denoise. choices: choices of attention, the same on all ranks.
+        """
         self._world, self._num_ranks = union, num_ranks
         self._num_helpers = union.size - num_ranks
         self._transport = union.transport(point_to_point=True)
-        # NCCL wants all ranks in a group's first exchange.
+        # NCCL needs all ranks in a group's first exchange.
         self._transport.all_gather(torch.zeros(1, device=union.device))
         self._measured = MeasuredKernel(kernel, union.device)
         self._choices, sharers = choices, Sharers(self._transport)
@@ -107,11 +120,11 @@ class _Member:
         return self._builds[choice](shares)
 
     def attend(self, agreed: Message) -> Attend:
-        """Attention as it was agreed."""
+        """Return the attention that was agreed for a step."""
         return self._attend(agreed.shares(self._num_ranks), agreed.choice)
 
     def _measure(self, agreed: Message) -> Tensor:
-        """Seconds, fp64: of a row on this rank; of the link, its latency and those of a byte."""
+        """Return measured seconds, fp64 [3]: for a row on this rank, the link's latency, and a byte on it."""
         ranks = self._num_ranks + len(agreed.helpers)
         rows, heads = agreed.num_tokens + agreed.num_replicated, max(1, agreed.num_heads // ranks)
         like = torch.empty(
@@ -128,7 +141,7 @@ class _Member:
 
 
 class Helped(_Member):
-    """A rank that denoises: what was agreed for the step, and attention with those who help."""
+    """A rank that denoises; agrees on helpers for each step, and shares the attention with them."""
 
     def __init__(
         self,
@@ -139,9 +152,10 @@ class Helped(_Member):
         *,
         plan: Plan | None = None,
     ) -> None:
-        """team: the ranks that denoise; union: they and the helpers, with a group of its own.
+        """Prepare for co-processing with the ranks of `union`.
 
-        plan: instead of measuring and judging; for tests.
+        team: the ranks that denoise. union: these ranks and the helpers, with a process group of its own.
+        plan: replacement for measuring and judging, for tests.
         """
         super().__init__(union, team.size, kernel, choices)
         self._team, self._leads = team.transport(), team.rank == 0
@@ -156,9 +170,9 @@ class Helped(_Member):
         self._sites: dict[tuple[tuple[int, str], ...], int] = {}
 
     def number_of(self, sites: Sequence[Site]) -> int:
-        """The number under which helpers know a forward's attentions.
+        """Return the number by which helpers know a forward's list of attentions; publish a list that is new.
 
-        Every rank that denoises calls it; helpers hold no blocks to ask.
+        Every rank that denoises calls it; helpers hold no transformer blocks to ask.
         """
         keys = tuple(site.key for site in sites)
         if keys not in self._sites:
@@ -168,9 +182,9 @@ class Helped(_Member):
         return self._sites[keys]
 
     def begin(self, step: Message) -> Attend | None:
-        """Agree on a step of this kind: its attention with helpers, or None where nobody helps.
+        """Agree on the helpers of a step, and return its attention with them, or None if nobody helps.
 
-        Every rank that denoises calls it. step: all but its `kind` and `work`.
+        Every rank that denoises calls it. step: the message for this step, without its `kind` and `work`.
         """
         self._step = step
         while True:
@@ -183,16 +197,17 @@ class Helped(_Member):
         return self.attend(self._agreed) if self._agreed.kind == HELP else None
 
     def end(self) -> None:
-        """Note that the step is done."""
+        """Record that the step is done and, on the leader, how long it took."""
         self._steps += self._agreed.kind == HELP
         if self._leads:
             seconds = now(self._world.device) - self._began
             self._judge(self._step).record(self._agreed.helpers, seconds)
 
     def latents(self, helpers: Sequence[int]) -> int:
-        """The latents of the steps since the last call go to these helpers next, or to ranks that are none.
+        """Announce that the latents of the steps since the last call now go to these helpers.
 
-        Every rank that denoises calls it. Gives how many of the steps were helped.
+        helpers: empty if the latents go to ranks that are not helpers. Every rank that denoises calls it.
+        Returns how many of the steps had help.
         """
         steps, self._steps = self._steps, 0
         for helper in helpers if self._leads else ():
@@ -201,7 +216,7 @@ class Helped(_Member):
         return steps
 
     def close(self) -> None:
-        """No more steps come."""
+        """Tell the helpers that no more steps come."""
         for helper, channel in enumerate(self._channels):
             self._send(helper, Message(kind=END))
             channel.close()
@@ -216,7 +231,7 @@ class Helped(_Member):
         return replace(step, kind=HELP if any(work) else ALONE, work=tuple(work))
 
     def _measured_plan(self, step: Message, idle: tuple[int, ...]) -> Sequence[int]:
-        """What helpers can do in time; -1 for those that have to be measured first."""
+        """Return how many rows each helper can compute in time; -1 for helpers to be measured first."""
         chosen = self._judge(step).choose(idle)
         unknown = [-int(helper in chosen) for helper in range(self._num_helpers)]
         return self._works.get((step, chosen), unknown)
@@ -225,7 +240,7 @@ class Helped(_Member):
         return self._judges.setdefault(step, Judge())
 
     def _tell(self, decided: Message) -> Message:
-        """Everybody whom it concerns."""
+        """Send the leader's decision to all ranks that denoise and the helpers concerned; return it."""
         device = self._world.device
         agreed = Message.unpack(self._team.broadcast(decided.pack(device)))
         if self._leads:
@@ -238,7 +253,7 @@ class Helped(_Member):
         self._channels[helper].send(replace(message, work=work).pack(self._world.device))
 
     def _take_measures(self, step: Message) -> None:
-        """Of what was agreed to be measured; the leader keeps what the helpers can do."""
+        """Take the measurements that were agreed; the leader keeps the work that the helpers can do."""
         chosen, mine = self._agreed.helpers, self._measure(self._agreed)
         row_seconds = max(float(figures[0]) for figures in self._team.all_gather(mine))
         if not self._leads:
@@ -256,7 +271,7 @@ class Helped(_Member):
 
 
 class Helper(_Member):
-    """A decode rank that helps while it waits for latents."""
+    """A decode rank that helps with the attention while it waits for latents."""
 
     def __init__(
         self,
@@ -273,7 +288,7 @@ class Helper(_Member):
         self._sites = cache(self._read_sites)
 
     def until_latents(self) -> int:
-        """Help until this rank's next latents come, or no more steps do: how many of theirs were helped."""
+        """Help until this rank's next latents come, or the steps end; return how many steps had help."""
         self._world.tell(_waits(self._number, self._received))
         self._received += 1
         while True:
@@ -289,7 +304,7 @@ class Helper(_Member):
 
     @torch.no_grad()
     def _help(self, agreed: Message) -> None:
-        """In one step: the turns of its forwards are those of the ranks that denoise."""
+        """Help in one step, whose forwards take the same turns as on the ranks that denoise."""
         works = helping(agreed, self._sites(agreed.sites), self.attend(agreed), self._world.device)
         run_interleaved(works, agreed.lag)
 
@@ -299,7 +314,7 @@ class Helper(_Member):
 
 @dataclass(frozen=True, kw_only=True)
 class _NoTokens(Tokens):
-    """What a rank holds that holds nothing."""
+    """Tokens of a helper, which holds none."""
 
     @property
     def changing(self) -> tuple[Tensor, ...]:
@@ -310,7 +325,10 @@ class _NoTokens(Tokens):
 
 
 class _Hollow(Block[_NoTokens]):
-    """An attention alone, on a rank that holds no weights. A helper does not know the step."""
+    """A transformer block reduced to its attention, on a helper, which has no weights.
+
+    Its site has no denoising step, because a helper does not know it.
+    """
 
     def __init__(self, site: Site, nothing: Tensor) -> None:
         self.site, self._nothing = site, nothing
@@ -325,7 +343,7 @@ class _Hollow(Block[_NoTokens]):
 def helping(
     agreed: Message, sites: Sequence[Site], attend: Attend, device: torch.device
 ) -> list[Generator[Wait, None, None]]:
-    """A helper's part of a step: the attentions of each of its forwards, by a rank that holds nothing."""
+    """Return a helper's part of a step: a generator for each forward, which runs its attentions only."""
     shape = agreed.batch, 0, agreed.num_heads, agreed.head_dim
     nothing = torch.empty(shape, dtype=DTYPES[agreed.dtype], device=device)
     none = nothing.new_empty(1, 0, 1, agreed.head_dim)
@@ -340,7 +358,7 @@ def helping(
 
 
 def _speed(step: Message, figures: Tensor) -> HelperSpeed:
-    """From what a helper has measured."""
+    """Return a helper's speed, given what `_Member._measure` returned on it."""
     row, latency, seconds_per_byte = figures.tolist()
     link = seconds_per_byte * step.batch * step.head_dim * DTYPES[step.dtype].itemsize
     rows = step.num_tokens + step.num_replicated
@@ -348,10 +366,10 @@ def _speed(step: Message, figures: Tensor) -> HelperSpeed:
 
 
 def _attentions(number: int) -> str:
-    """The word under which the leader says which attentions a forward has."""
+    """Return the key in the store under which the leader publishes a forward's list of attentions."""
     return f"attentions {number}"
 
 
 def _waits(helper: int, number: int) -> str:
-    """The word that a helper leaves when it begins to wait for its latents `number`, counted from 0."""
+    """Return the store key that a helper publishes when it starts waiting for latents `number`, from 0."""
     return f"helper {helper} waits for latents {number}"

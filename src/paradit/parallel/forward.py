@@ -1,4 +1,4 @@
-"""Tokens on their way through a transformer's blocks, with whatever attention is given."""
+"""Passage of tokens through a transformer's blocks, with any attention; several may be interleaved."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ R = TypeVar("R")
 def through_blocks(
     blocks: Sequence[Block[T]], tokens: T, attend: Attend, step: int = 0
 ) -> Generator[Wait, None, T]:
-    """Take tokens through blocks, and return them; yields where `attend` would wait.
+    """Run tokens through transformer blocks, and return them; the generator yields where `attend` would wait.
 
-    step: the denoising step, where it is known.
+    step: the denoising step, if it is known.
     """
     attend = in_step(attend, step)
     for place, block in enumerate(blocks):
@@ -31,7 +31,7 @@ def through_blocks(
 
 
 def in_step(attend: Attend, step: int) -> Attend:
-    """Attention that is told the step too, which blocks do not know."""
+    """Return attention that adds the denoising step to each site, because blocks do not know the step."""
 
     def attend_in_step(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
         if site.pattern is not None:
@@ -42,10 +42,11 @@ def in_step(attend: Attend, step: int) -> Attend:
 
 
 def run_interleaved(works: Sequence[Generator[Wait, None, R]], lag: int = 0) -> list[R]:
-    """Drive generators to their ends, side by side: while one's data are on their way, the others compute.
+    """Run generators to their ends side by side, and return their results.
 
-    In turn, so that on every rank messages are sent and expected in the same order. lag: how many turns each
-    begins after the one before it.
+    While the data of one are on their way, the others compute. They take turns, so that on every rank
+    messages are sent and expected in the same order. lag: number of turns by which each begins after the one
+    before it.
     """
     results: dict[int, R] = {}
     waits: dict[int, Wait] = {}
@@ -67,6 +68,6 @@ def run_interleaved(works: Sequence[Generator[Wait, None, R]], lag: int = 0) -> 
 
 
 def run(work: Generator[Wait, None, R]) -> R:
-    """Drive a generator to its end, alone: wait wherever it would wait."""
+    """Run a single generator to its end, waiting wherever it would wait, and return its result."""
     (result,) = run_interleaved([work])
     return result

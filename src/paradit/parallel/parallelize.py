@@ -1,4 +1,4 @@
-"""Make a diffusers pipeline that the user has loaded run on all ranks of the process group that is there."""
+"""`parallelize`, which runs a user's diffusers pipeline on all ranks of the existing process group."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class Pipeline(Protocol):
 def parallelize(pipe: Pipeline) -> Callable[[], None]:
     """Spread a diffusers pipeline's transformers over all ranks, if a model family knows their class.
 
-    Which pipeline it is does not matter: one that makes videos from an image works alike. `pipe(prompt, ...)`
-    then runs as before. Every rank loads the pipeline, calls this, and calls the pipeline with the same
-    arguments, a `generator` of the same seed among them; inputs that differ raise RuntimeError naming the
-    rank. The function returned undoes it. Sequence parallelism by `UlyssesExchange`: exact, for any number of
-    tokens, heads and ranks.
+    Any pipeline class works, for instance one that makes videos from an image. `pipe(prompt, ...)` then runs
+    as before. Every rank loads the pipeline, calls this function, and calls the pipeline with the same
+    arguments, including a `generator` of the same seed; inputs that differ raise RuntimeError naming the
+    rank. The returned function undoes it. Uses sequence parallelism by `UlyssesExchange`: exact, for any
+    number of tokens, heads and ranks.
 
-    What is attached to the transformers (adapters, hooks, an attention backend) is looked for at each of
-    their calls. It is honoured, or InputError names it.
+    At each call of a transformer, what is attached to it (adapters, hooks, an attention backend) is looked
+    up. It is honoured, or InputError names it.
 
     Raises InputError for a pipeline with other transformers, if no process group is initialised, if the
-    pipeline is parallelized already, or for what is attached to its transformers and cannot be honoured.
+    pipeline is parallelized already, or if something is attached to its transformers that cannot be honoured.
     """
     names = [name for name in ("transformer", "transformer_2") if getattr(pipe, name, None) is not None]
     how = _replacement(pipe, names)
@@ -64,9 +64,9 @@ def parallelize(pipe: Pipeline) -> Callable[[], None]:
 
 
 def _replacement(pipe: Pipeline, names: Sequence[str]) -> Replacement:
-    """How the transformers of these names are computed in another way."""
+    """Return how to patch the transformers of these names. Raises InputError for an unsupported class."""
     kinds = [kind.__name__ for name in names for kind in type(getattr(pipe, name)).__mro__]
-    # A wrapped transformer shows its own class no more; what it is wrapped in is refused later, by name.
+    # A wrapped transformer no longer shows its own class; its wrapper is refused later, by name.
     found = replacement([*kinds, type(pipe).__name__])
     if found is None or not names:
         known = " or a ".join(supported_transformers())
@@ -78,8 +78,8 @@ def _replacement(pipe: Pipeline, names: Sequence[str]) -> Replacement:
 class _Forward:
     """One transformer's forward on all ranks.
 
-    Nothing of the transformer is kept from one call to the next: weights, adapters, layers and rotations may
-    be changed between any two.
+    It keeps nothing of the transformer between calls: weights, adapters, layers and rotations may change
+    between any two.
     """
 
     def __init__(self, pipe: Pipeline, name: str, how: Replacement) -> None:
@@ -87,11 +87,12 @@ class _Forward:
         self._module: Module = getattr(pipe, name)
         self._teams: dict[tuple[torch.device, str], Together] = {}
         self._agreed = ""
-        """The description of the transformer whose weights were last compared."""
+        """Description of the transformer whose weights were last compared between ranks; empty before the
+        first time."""
 
     @torch.no_grad()
     def __call__(self, latents: Tensor, timestep: Tensor, prompt: tuple[Tensor | None, ...]) -> Tensor:
-        # The pipeline may have a wrapper around the module by now.
+        # The user may have wrapped the module since `parallelize`.
         attached = look(getattr(self._pipe, self._attribute), self._how.opened, f"pipe.{self._attribute}")
         kernel = load_kernel(attached.backend)
         team = self._team(latents.device, attached.backend, kernel)
@@ -115,7 +116,7 @@ class _Forward:
     def _agree(
         self, team: Together, attached: Attached, inputs: Mapping[str, Sequence[Tensor | None]]
     ) -> None:
-        """Raise RuntimeError if ranks differ in what is attached to the transformer, inputs, or weights."""
+        """Raise RuntimeError if ranks differ in the transformer's attachments, inputs or weights."""
         name, description = f"pipe.{self._attribute}", attached.description
         values = {what: _bytes(*tensors) for what, tensors in inputs.items()}
         team.agree_all({f"what is attached to {name}": description.encode()} | values, {"the noise": SEEDS})

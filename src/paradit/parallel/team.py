@@ -1,4 +1,4 @@
-"""Who computes a denoising step's predictions: of the prompt, and for guidance of the negative prompt."""
+"""Processes that compute a step's predictions: for the prompt and, with guidance, the negative prompt."""
 
 from __future__ import annotations
 
@@ -16,41 +16,47 @@ from paradit.parallel.forward import run_interleaved, through_blocks
 
 
 class Branches:
-    """What a process needs of the prompts whose branches it computes, made when it is asked for."""
+    """Contexts of the prompts whose guidance branches a process computes, created on first use."""
 
     def __init__(self, transformer: Transformer, prompts: Sequence[Prompt]) -> None:
         self._transformer, self._prompts = transformer, prompts
 
     @cached_property
     def each(self) -> list[Context]:
-        """A context for each prompt."""
+        """Contexts of the prompts, one for each."""
         return [self._transformer.context(*prompt) for prompt in self._prompts]
 
     @cached_property
     def joined(self) -> Context:
-        """One context for all prompts."""
+        """Context of all prompts in one batch."""
         return self.each[0] if len(self._prompts) == 1 else self._transformer.join(self.each)
 
 
 class Team(Protocol):
-    """One process, or several that run the same program, as one of them sees it."""
+    """One process, or several that run the same program, as one of them sees the team."""
 
     is_first: bool
-    """Whether this process is the one that encodes, decodes and tells."""
+    """Whether this process is the one that encodes, decodes and reports progress."""
 
     def share(
         self, make: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        """What `make` gives on the first process, on all of them."""
+        """Return, on all processes, the tensor that `make` returns on the first process.
+
+        `shape`, `dtype` and `device` are those of the tensor.
+        """
 
     def agree(self, what: str, value: bytes) -> None:
-        """Raise RuntimeError, naming the rank, where a process has another `value` than the first."""
+        """Raise RuntimeError, naming the rank, if a process has a different `value` from the first."""
 
     def gather_number(self, number: int) -> list[int]:
-        """Every process's number, by rank."""
+        """Return every process's number, by rank."""
 
     def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> Branches:
-        """What this process needs of the prompts; once per expert."""
+        """Return the contexts of the prompts whose guidance branches this process computes.
+
+        Called once per expert.
+        """
 
     def predict(
         self,
@@ -62,14 +68,17 @@ class Team(Protocol):
         *,
         step: int = 0,
     ) -> list[Tensor]:
-        """The prediction [B, C, F, h, w] for each prompt, on every process.
+        """Return the prediction [B, C, F, h, w] for each prompt, on every process.
 
-        step: the denoising step, where it is known.
+        step: the denoising step, if it is known.
         """
 
 
 class Alone:
-    """This process, a branch after the other, as diffusers does: equal to it bit for bit."""
+    """A team of one process, which computes one guidance branch after the other.
+
+    This is diffusers' order; results equal its own bit for bit.
+    """
 
     is_first = True
 
@@ -86,14 +95,14 @@ class Alone:
         return make()
 
     def agree(self, what: str, value: bytes) -> None:
-        """Nobody is there to differ."""
+        """Do nothing, because there is no other process that could differ."""
 
     def gather_number(self, number: int) -> list[int]:
         return [number]
 
     def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> Branches:
         branches = Branches(transformer, prompts)
-        assert branches.each  # made now
+        assert branches.each  # creates the contexts now
         return branches
 
     def predict(
@@ -106,7 +115,7 @@ class Alone:
         *,
         step: int = 0,
     ) -> list[Tensor]:
-        # Both branches see the same tokens until they meet the text.
+        # Embed once: both branches have the same tokens until they meet the text.
         tokens = transformer.embed(latents, timestep, contexts.each[0], layout)
         predictions = []
         for context in contexts.each:

@@ -1,4 +1,4 @@
-"""Predictions by several ranks: each holds a part of the tokens, or one guidance branch, or both."""
+"""Predictions by several ranks, each of which has a part of the tokens, one guidance branch, or both."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from paradit.trace.spans import REHEARSAL, span, unrecorded
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A denoising step, as it begins: the video's tokens, and the branches for which they are computed."""
+    """A denoising step as it begins: the video's tokens, and the guidance branches to compute."""
 
     transformer: Transformer
     branches: Branches
     tokens: Tokens
-    """All of the video's, embedded."""
+    """Embedded tokens of the whole video."""
     number: int = 0
 
     def shares(self, num_ranks: int) -> Shares:
-        """Equal ones."""
+        """Return equal shares of tokens and work for `num_ranks` ranks."""
         return Shares.equal(
             num_tokens=self.tokens.hidden_states.shape[1],
             num_heads=self.transformer.num_heads,
@@ -45,27 +45,28 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Undecided:
-    """A step for which a form of attention is still to be chosen, as one of its ranks sees it."""
+    """A step for which an attention form is still to be chosen, as one of its ranks sees it."""
 
     choices: Sequence[Choice]
-    """The plainest first."""
+    """Choices of attention that are open, the plainest first."""
     step: Step
     shares: Shares
     mesh: Mesh
     kernel: Kernel
     gather_number: Callable[[int], list[int]]
-    """(this rank's number) -> every rank's; all ranks call it together."""
+    """Function (this rank's number) -> every rank's number; all ranks call it together."""
 
 
 Choose = Callable[[Undecided], Choice]
-"""Called on all ranks together, and returns the same on all of them."""
+"""Function that chooses the attention of a step; called on all ranks together, it returns the same on
+each."""
 
 
 class Together:
-    """A `Team` over a mesh.
+    """A `Team` of several ranks, arranged as a mesh.
 
-    Exact: the same operations on the same rows as in one process; only how matrix products are cut into
-    tiles may differ, in the last bits.
+    Exact: it does the same operations on the same rows as one process. Only the division of matrix products
+    into tiles may differ, which affects the last bits.
     """
 
     def __init__(
@@ -76,9 +77,11 @@ class Together:
         helped: Helped | None = None,
         choose: Choose | None = None,
     ) -> None:
-        """choices: how attention may be done. choose: which of several is taken, for each kind of step.
+        """Prepare every choice of attention on the ranks of the mesh.
 
-        helped: by whom; they join the attention that is taken, and know the same choices.
+        choices: the possible choices of attention. helped: this rank's side of co-processing; helpers join
+        the attention that is chosen, and know the same choices. choose: function that chooses among several,
+        once for each kind of step. Raises ValueError if there are several choices and no `choose`.
         """
         if len(choices) > 1 and choose is None:
             raise ValueError(f"there are {len(choices)} choices of attention, and nothing that chooses")
@@ -89,7 +92,7 @@ class Together:
         self.is_first = mesh.world.rank == 0
         self._attends: dict[tuple[Choice, Shares], Attend] = {}
         self.chosen: dict[tuple[Shares, int], Choice] = {}
-        """Which of several was chosen, by shares and number of branches."""
+        """Choices made among several, by shares and number of guidance branches."""
 
     def share(
         self, make: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
@@ -103,9 +106,10 @@ class Together:
         self.agree_all({what: value})
 
     def agree_all(self, values: Mapping[str, bytes], advice: Mapping[str, str] | None = None) -> None:
-        """Raise RuntimeError for the first of `values`, by what they are, that differs between processes.
+        """Raise RuntimeError for the first of `values`, by name, that differs between processes.
 
-        advice: what the message says besides, by what differs. One message, however many values there are.
+        advice: text to add to the error, by the name of the value. Sends one message, however many values
+        there are.
         """
         mine = b"".join(hashlib.sha256(value).digest() for value in values.values())
         sent = torch.frombuffer(bytearray(mine), dtype=torch.uint8).to(self._mesh.world.device)
@@ -139,7 +143,7 @@ class Together:
         *,
         step: int = 0,
     ) -> list[Tensor]:
-        # Embedded once, as one process does it: one time embedding is another product than two.
+        # Embed once for all branches, as one process does: two time embeddings may round differently.
         tokens = transformer.embed(latents, timestep, contexts.each[0], layout)
         begun = Step(transformer=transformer, branches=contexts, tokens=tokens, number=step)
         choice, helped = self._chosen(begun), self._helped
@@ -156,15 +160,18 @@ class Together:
         return [transformer.unpatchify(prediction, layout) for prediction in predictions]
 
     def forward(self, transformer: Transformer, tokens: Tokens) -> Tensor:
-        """Return the prediction of all tokens, [B, S, patch values], on every rank; by the first choice."""
+        """Return the prediction of all tokens, [B, S, patch values], on every rank.
+
+        Uses the first choice of attention.
+        """
         step = Step(transformer=transformer, branches=Branches(transformer, []), tokens=tokens)
         (done,) = run_interleaved([self._work(step, tokens, self._choices[0])])
         return self._of_all_tokens(step, transformer.head(done))
 
     def _chosen(self, step: Step) -> Choice:
-        """The choice that was asked for, or the one that is made of several."""
+        """Return a step's choice of attention: the only one that applies, or one chosen among several."""
         branches = len(step.branches.each)
-        # One branch by itself has none to be interleaved with.
+        # A single branch has no other to be interleaved with.
         choices = [choice for choice in self._choices if branches > 1 or not choice.interleave]
         choices = choices or list(self._choices)
         if len(choices) == 1:
@@ -188,7 +195,7 @@ class Together:
     def _works(
         self, step: Step, choice: Choice, attend: Attend | None
     ) -> list[Generator[Wait, None, Tokens]]:
-        """Return the step's ways through the blocks, which run side by side."""
+        """Return the step's passages through the transformer blocks, which are to run side by side."""
         contexts = step.branches.each if choice.interleave else [step.branches.joined]
         parts = [step.transformer.branch(step.tokens, context) for context in contexts]
         return [self._work(step, part, choice, attend) for part in parts]
@@ -196,12 +203,12 @@ class Together:
     def _work(
         self, step: Step, tokens: Tokens, choice: Choice, attend: Attend | None = None
     ) -> Generator[Wait, None, Tokens]:
-        """Return the way of this rank's part of `tokens` through the blocks.
+        """Return the passage of this rank's part of `tokens` through the transformer blocks.
 
-        attend: attention with helpers; None: without.
+        attend: attention with helpers; None: attention without helpers.
         """
         shares = step.shares(self._mesh.branch.num_ranks)
-        if shares.num_ranks == 1:  # with helpers in other steps, or never: nothing travels
+        if shares.num_ranks == 1:  # nothing travels, except to helpers
             attend = attend or local(self._kernel)
         else:
             mine = shares.tokens_of(self._mesh.rank)
@@ -212,7 +219,7 @@ class Together:
         return through_blocks(step.transformer.blocks, tokens, attend, step.number)
 
     def _of_all_tokens(self, step: Step, values: Tensor) -> Tensor:
-        """Gather what each rank has of its own tokens, [B, its tokens, values]: on every rank, of all."""
+        """Gather each rank's values of its own tokens, [B, its tokens, values]; return all, [B, S, values]."""
         shares = step.shares(self._mesh.branch.num_ranks)
         if shares.num_ranks == 1:
             return values
@@ -223,7 +230,7 @@ class Together:
         return all_values[:, :, 0]
 
     def _message(self, step: Step, choice: Choice) -> Message:
-        """What helpers must know of a step."""
+        """Return what helpers must know of a step."""
         assert self._helped is not None
         x, transformer = step.tokens.hidden_states, step.transformer
         branches = len(step.branches.each)

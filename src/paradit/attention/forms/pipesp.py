@@ -60,8 +60,8 @@ class PipeSP(Form):
         return [] if asked.ranks == 1 and not asked.options else self.choices(asked, heads)
 
     def lag(self, choice: Choice) -> int:
-        # With chunks a layer has an odd number of turns. A branch that runs one turn behind computes its first
-        # chunk while the other's last messages travel. That hid as much or more in every case that was
+        # With chunks a layer has an odd number of turns. A branch one turn behind computes its first chunk
+        # while the other's last messages travel. That hid as much or more in every case that was
         # rehearsed (`tests/test_rehearsal.py` has some).
         return int(choice.interleave and self.parts(choice) > 1)
 
