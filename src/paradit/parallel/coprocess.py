@@ -34,6 +34,7 @@ from paradit.parallel.forward import run_interleaved
 from paradit.scheduling.coprocess import HelperSpeed, Judge, helpers_work
 from paradit.scheduling.stages import AHEAD
 
+# Kinds of a `Message`.
 ALONE, HELP, MEASURE, LATENTS, END = range(5)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

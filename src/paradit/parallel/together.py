@@ -219,7 +219,7 @@ class Together:
         return through_blocks(step.transformer.blocks, tokens, attend, step.number)
 
     def _of_all_tokens(self, step: Step, values: Tensor) -> Tensor:
-        """Gather each rank's values of its own tokens, [B, its tokens, values]; return all, [B, S, values]."""
+        """Gather each rank's values of its own tokens, [B, its tokens, values]; return all [B, S, values]."""
         shares = step.shares(self._mesh.branch.num_ranks)
         if shares.num_ranks == 1:
             return values

@@ -1,1 +1,1 @@
-"""Loops over a model: they know latents and timesteps, not processes or files."""
+"""Denoising loops, which know models, latents and timesteps, but no processes or files."""

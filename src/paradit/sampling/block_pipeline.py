@@ -1,8 +1,8 @@
-"""Denoising a long video block by block, as one rank of a layer pipeline (DualParal, arXiv 2505.21070).
+"""Denoising of a long video, frame block by frame block, on one rank of a layer pipeline (DualParal).
 
-Which block takes which step, what it reads, and when, says `scheduling`; here it is done. Approximate: a
-frame sees its block and some neighbouring frames, at other noise levels, not the whole video. But what is
-computed does not depend on how many ranks there are, nor on when messages arrive.
+After arXiv 2505.21070. `scheduling` decides which block takes which step, what it reads, and when; this
+module does it. Approximate: a frame sees its block and some neighbouring frames, at other noise levels, not
+the whole video. The results depend neither on the number of ranks nor on when messages arrive.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ Save = Callable[[QueueState], object]
 
 
 class BlockPipeline:
-    """One rank of the pipeline, or all of it in one process. All ranks make it, with the same arguments."""
+    """One rank of a layer pipeline, or the whole pipeline in one process.
+
+    All ranks create one for each video, with the same arguments except their own `share` and `state`.
+    """
 
     def __init__(
         self,
@@ -58,11 +61,14 @@ class BlockPipeline:
         state: QueueState | None = None,
         wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """prompts: the prompt and, for guidance, the negative prompt; one is computed after the other. size:
-        (h, w) of the latents. guidance_scales: one for each of the model's experts. later: prompts that take
-        the prompt's place, each from a block on, counted from 0. share: what `divide_layers` gave this rank;
-        None for one process. state: what `save` got, to go on from there. wanted: asked on the first rank, in
-        every round and after every block, whether there is use for the rest.
+        """Prepare the denoising of one video.
+
+        prompts: the prompt and, with guidance, the negative prompt; their branches are computed one after the
+        other unless they have ranks of their own. size: (h, w) of the latents. guidance_scales: one for each
+        of the model's experts. later: prompts that replace the first one, each with the first block, counted
+        from 0, that uses it. share: this rank's result of `divide_layers`; None for one process. state: a
+        state that `save` was called with, to resume from. wanted: function that says whether the rest of the
+        video is still wanted; called on the first rank, in every round and after every block.
         """
         self._model, self._prompts, self._noise, self._size = model, prompts, noise, size
         self._scales, self._kernel, self._later, self._wanted = guidance_scales, kernel, later, wanted
@@ -72,7 +78,7 @@ class BlockPipeline:
         if grid.cfg_degree not in (1, len(prompts)):
             raise ValueError(f"{len(prompts)} guidance branches on {grid.cfg_degree} groups of ranks")
         self._branches = range(len(prompts)) if grid.cfg_degree == 1 else [grid.branch(self._rank)]
-        """Those that this rank computes, one after the other."""
+        """Numbers of the guidance branches that this rank computes, one after the other."""
 
         self._timesteps = model.scheduler(queue.num_steps).timesteps
         self._experts = [model.expert_at(timestep) for timestep in self._timesteps]
@@ -81,32 +87,32 @@ class BlockPipeline:
         ]
         self._queue = replace(queue, expert_steps=tuple(changes))
         self._contexts: dict[tuple[int, int], TextContext] = {}
-        """By expert and text, which has its own number as an object."""
+        """Contexts of the prompts, by (expert, `id` of the prompt)."""
         self._windows: dict[tuple[int, Context, Context], Window] = {}
         self._first_round = state.round if state else 0
 
         self._right: list[Features] = [{} for _ in prompts]
-        """By branch: of the first frames of the block that took its step last."""
+        """Cached keys and values of the first frames of the block that took its step last, by branch."""
         self._left: dict[tuple[int, int], Features] = {}
-        """By (block, branch): of the block's last frames in its newest step."""
+        """Cached keys and values of each block's last frames after its latest step, by (block, branch)."""
         self._held: dict[int, _Held] = {}
-        """The first rank's blocks, by number."""
+        """Latents and solvers of the blocks in work, by block number; only on the first rank."""
         if state is not None:
             self._restore(state)
         self._round = self._first_round
-        """The one that was begun last."""
+        """Number of the round that was begun last."""
         word = f"end of video {next(share.videos)} of {share.world.ranks}" if share else ""
         self._early_end = EarlyEnd(share.world if share else None, word, self._queue)
         self._links = StageLinks(share, self, model.dtype, model.device)
 
     @torch.no_grad()
     def blocks(self, save: Save | None = None, save_every: int = 1) -> Iterator[Tensor]:
-        """The clean latents [1, C, F, h, w], fp32, of each block in order, on the first rank.
+        """Yield the denoised latents [1, C, F, h, w], fp32, of each frame block in order, on the first rank.
 
-        Every rank goes through it; the others give none. save: called with this rank's state after every
-        `save_every` rounds. Steps of blocks are told as stage "denoise". Raises FloatingPointError where
-        a block's latents become infinite or are no numbers, and Unwanted where nobody wants the rest: on all
-        ranks but those that are through already.
+        Every rank iterates over this; ranks except the first yield nothing. save: function called with this
+        rank's state after every `save_every` rounds. Steps of blocks are reported as stage "denoise". Raises
+        FloatingPointError if a block's latents become non-finite (inf or NaN), and Unwanted if the rest is no
+        longer wanted: on all ranks except those that have finished already.
         """
         steps_done = sum(len(self._queue.active(round)) for round in range(self._first_round))
         features: deque[dict[tuple[int, int], Features]] = deque()
@@ -121,7 +127,7 @@ class BlockPipeline:
                 about = {"block": step.block + 1, "step": step.step + 1}
                 with span(f"block {about['block']} step {about['step']}", STEP, **about):
                     self._compute(step)
-                if saves:  # what the first rank holds of this round is complete only later
+                if saves:  # the round's predictions may be collected later
                     features.append({key: dict(part) for key, part in self._left.items()})
             else:
                 self._collect(step)
@@ -143,7 +149,7 @@ class BlockPipeline:
             self._early_end.tell(UNWANTED, self._round)
 
     def _compute(self, step: BlockStep) -> None:
-        """Take a block-step through this rank's layers."""
+        """Run a block-step (one step of one frame block) through this rank's layers."""
         self._round = step.round
         expert, links = self._experts[step.step], self._links
         transformer, window = self._model.experts[expert], self._window(step)
@@ -152,7 +158,7 @@ class BlockPipeline:
         timestep = self._model.model_timestep(self._timesteps[step.step], latents)
         embedded = None
         if links.is_first:
-            # Once for all branches: they see the same tokens until they meet the text.
+            # Embed once: all branches have the same tokens until they meet the text.
             embedded = transformer.embed(latents, timestep, contexts[0], window.layout)
         predictions = []
         for branch, context in zip(self._branches, contexts, strict=True):
@@ -175,7 +181,7 @@ class BlockPipeline:
         self._forget_left(step)
 
     def _attend(self, step: BlockStep, branch: int, window: Window, num_replicated: int) -> Attend:
-        """Attention to what the step reads of its neighbours; what they will read is kept."""
+        """Return a block-step's attention, which reads the neighbours' cache and stores what they will read."""
         neighbours = []
         if step.left.source == "cache" and step.left.frames:
             neighbours.append(Neighbour(self._left[step.block - 1, branch], window.left))
@@ -192,14 +198,14 @@ class BlockPipeline:
         return window.attend(self._kernel, neighbours, keep, num_replicated)
 
     def _forget_left(self, step: BlockStep) -> None:
-        if step.step == self._queue.num_steps - 1:  # nobody else reads them
+        if step.step == self._queue.num_steps - 1:  # no later step reads them
             for branch in range(len(self._prompts)):
                 self._left.pop((step.block - 1, branch), None)
 
     def _latents(self, step: BlockStep) -> Tensor:
-        """What goes into the transformer: the block's latents, and those of its neighbours, if any.
+        """Return the transformer's input for a block-step: latents of the block and of computed context.
 
-        Without values on ranks that do not embed.
+        On ranks that do not embed, a tensor without values (device "meta").
         """
         if not self._links.is_first:
             return torch.empty(self._shape(step.computed_frames), device="meta")
@@ -220,7 +226,7 @@ class BlockPipeline:
         return latents
 
     def _collect(self, step: BlockStep) -> None:
-        """Take a block's solver step with its prediction, which has come or is waited for."""
+        """Take a block's solver step with its prediction; wait for the prediction if it has not arrived."""
         held, expert = self._held[step.block], self._experts[step.step]
         values = guide(self._links.predictions(), self._scales[expert])
         prediction = self._model.experts[expert].unpatchify(values, self._window(step).own_layout)
@@ -230,24 +236,24 @@ class BlockPipeline:
             reason = f"the latents of block {step.block + 1} are not finite after step {step.step + 1}"
             self._early_end.tell(reason, self._round)
         held.latents, held.before, held.level = latents, held.latents, step.step + 1
-        if held.level == self._queue.num_steps:  # its right neighbour is the last that reads a block
+        if held.level == self._queue.num_steps:  # the last reader of the block before is done
             self._held.pop(step.block - 1, None)
 
     def _window(self, step: BlockStep) -> Window:
-        # Steps of the same frames share one, whatever their level.
+        # Block-steps with the same frames share a window, whatever their level.
         key = step.frames, replace(step.left, level=0), replace(step.right, level=0)
         if key not in self._windows:
             self._windows[key] = Window(self._model.experts[0], step, self._size, self._sharing)
         return self._windows[key]
 
     def _contexts_of(self, expert: int, block: int) -> list[TextContext]:
-        """What each branch of a block that this rank computes reads of its text."""
+        """Return the prompt context for each guidance branch of a block that this rank computes."""
         texts = list(self._prompts)
         for first, text in self._later:
             texts[0] = text if first <= block else texts[0]
         return [self._context(expert, texts[branch]) for branch in self._branches]
 
-    @torch.no_grad()  # also when the first receives are posted
+    @torch.no_grad()  # `StageLinks` also calls this, outside `blocks`
     def _context(self, expert: int, text: Prompt) -> TextContext:
         key = expert, id(text)
         if key not in self._contexts:
@@ -258,12 +264,15 @@ class BlockPipeline:
         return (1, self._model.spec.vae.z_dim, frames, *self._size)
 
     def _steps(self) -> Iterator[BlockStep]:
-        """Those whose messages are received."""
+        """Yield the block-steps whose messages this rank receives."""
         steps = self._queue.steps(self._first_round)
         return takewhile(lambda step: self._early_end.goes_on(step.round), steps)
 
     def latents(self) -> Iterator[Shapes]:
-        """As the two below: the shapes of what comes over `StageLinks`."""
+        """Yield the shapes of the latents that come over `StageLinks`, for each block-step.
+
+        This method and the two that follow implement `Expectations`.
+        """
         return ([self._shape(step.computed_frames)] for step in self._steps())
 
     def hops(self) -> Iterator[Shapes]:
@@ -320,7 +329,7 @@ class BlockPipeline:
 
     @property
     def _heads(self) -> range:
-        """Those that this rank works on."""
+        """Heads that this rank works on."""
         return self._sharing.heads(self._model.experts[0].num_heads)
 
     @cached_property
@@ -330,7 +339,7 @@ class BlockPipeline:
 
 @dataclass
 class _Held:
-    """A block on the first rank: its latents, at two levels, and its own solver."""
+    """A frame block on the first rank: its latents after the last two steps, and its own solver."""
 
     level: int
     latents: Tensor
@@ -338,7 +347,7 @@ class _Held:
     scheduler: Scheduler
 
     def at(self, level: int) -> Tensor:
-        """The latents after so many steps."""
+        """Return the latents after `level` steps, which must be the block's last or last but one."""
         latents = {self.level: self.latents, self.level - 1: self.before}.get(level)
         assert latents is not None, f"latents at level {level} are asked for, there are those of {self.level}"
         return latents

@@ -1,7 +1,7 @@
-"""What a run over frame blocks holds between two rounds: enough to go on from there, with the same bits.
+"""State of a run over frame blocks between two rounds: enough to resume with the same bits.
 
-Plain values and tensors. The noise of blocks to come is not among them: it follows from the seed and a
-block's number. Nor are the right neighbours' keys: every round begins without any.
+It consists of plain values and tensors. The noise of later blocks is not part of it, because it follows from
+the seed and a block's number; nor are the right neighbours' keys, because every round begins without any.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from paradit.parallel.team import Team
 from paradit.sampling.position import as_tensor
 
 HeadFeatures = dict[tuple[int, str, int], tuple[Tensor, Tensor]]
-"""By (layer, name of the attention, head): keys, before RoPE, and values [B, S, D] of some tokens."""
+"""Cached keys, before RoPE, and values [B, S, D] of some tokens, by (layer, name of the attention, head)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockState:
-    """A frame block between two steps."""
+    """State of a frame block between two steps."""
 
     level: Annotated[int, Option(least=0)]
-    """How many steps it has taken."""
+    """Number of steps that the block has taken."""
     latents: Tensor
-    """[1, C, F, h, w], fp32."""
+    """Latents of the block, [1, C, F, h, w], fp32."""
     before: Tensor | None
-    """The same one step earlier, for a right neighbour that reads its own level."""
+    """Latents of the block one step earlier, for a right neighbour that reads them at its own noise level."""
     solver: dict[str, object]
-    """What the block's own scheduler remembers."""
+    """Attributes that the block's own scheduler has gained or changed (see `solver_state`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueueState:
-    """A run between two rounds, as one rank holds it; on the first rank with the blocks."""
+    """State of a run between two rounds, as one rank holds it; only the first rank's includes the blocks."""
 
     round: int
-    """The next one."""
+    """Number of the next round."""
     blocks: dict[int, BlockState] = field(default_factory=dict)
-    """By number: those in the queue, and the last one that left it, which is still read."""
+    """States of the blocks in the queue, by number, and of the last one that left it, which is still read."""
     left_features: dict[tuple[int, int], HeadFeatures] = field(default_factory=dict)
-    """By (block, guidance branch), of the layers and heads that the rank has; only where the left context
-    comes from the cache, since its keys cannot be computed once more."""
+    """Cached keys and values of left contexts, by (block, guidance branch), for this rank's layers and
+    heads. Empty unless the left context comes from the cache, whose keys cannot be computed again."""
 
     def to_bytes(self) -> bytes:
-        """As `from_bytes` reads it."""
+        """Return the state as bytes that `from_bytes` reads."""
         buffer = io.BytesIO()
         blocks = {number: vars(block) for number, block in self.blocks.items()}
         torch.save({**vars(self), "blocks": blocks}, buffer)
@@ -60,7 +60,10 @@ class QueueState:
 
     @classmethod
     def from_bytes(cls, content: bytes, device: torch.device | None = None) -> QueueState:
-        """Read a state, onto a device. Raises InputError, or what torch raises, for anything else."""
+        """Read a state, with its tensors on `device`.
+
+        Raises InputError, or what torch raises, if it is not valid.
+        """
         found = torch.load(io.BytesIO(content), map_location=device or "cpu", weights_only=True)
         state = decode(_Stored, found)
         return cls(
@@ -72,7 +75,7 @@ class QueueState:
 
 @dataclass(frozen=True, kw_only=True)
 class _Stored:
-    """A state as `to_bytes` writes it."""
+    """Format in which `QueueState.to_bytes` stores a state."""
 
     round: Annotated[int, Option(least=0)]
     blocks: dict[int, dict[str, object]]
@@ -80,7 +83,7 @@ class _Stored:
 
 
 def shared_state(state: QueueState | None, team: Team, device: torch.device) -> QueueState | None:
-    """The first process's, on all of a team."""
+    """Return the first process's state on all processes of a team; None if it has none."""
     content = state.to_bytes() if state and team.is_first else b""
     size, *_ = team.gather_number(len(content))
     if not size:
@@ -90,7 +93,7 @@ def shared_state(state: QueueState | None, team: Team, device: torch.device) -> 
 
 
 def _named(features: Mapping[tuple[int | str, ...], tuple[Tensor, Tensor]]) -> HeadFeatures:
-    """Features by attention; 0.1 had one in each block, which it did not name."""
+    """Return features with the attention's name, which version 0.1 did not store: a block had only one."""
     found: HeadFeatures = {}
     for (layer, *name, head), parts in features.items():
         found[int(layer), str(name[0]) if name else Site(0).name, int(head)] = parts
@@ -98,7 +101,7 @@ def _named(features: Mapping[tuple[int | str, ...], tuple[Tensor, Tensor]]) -> H
 
 
 def solver_state(scheduler: Scheduler, fresh: Scheduler) -> dict[str, object]:
-    """What a diffusers scheduler has come to remember since it was as `fresh`."""
+    """Return a diffusers scheduler's attributes that differ from those of `fresh`, a new one of its class."""
     return {
         name: list(value) if isinstance(value, list) else value
         for name, value in vars(scheduler).items()
@@ -107,7 +110,7 @@ def solver_state(scheduler: Scheduler, fresh: Scheduler) -> dict[str, object]:
 
 
 def restore_solver(fresh: Scheduler, state: dict[str, object]) -> Scheduler:
-    """A scheduler that remembers it again."""
+    """Set a fresh scheduler to a state that `solver_state` returned, and return the scheduler."""
     copied = {name: list(value) if isinstance(value, list) else value for name, value in state.items()}
     vars(fresh).update(copied)
     return fresh

@@ -1,4 +1,4 @@
-"""Where the tokens of a block-step are: in its window, and on the ranks that share them."""
+"""Places of the tokens of a block-step: within its window, and on the ranks that share them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from paradit.scheduling.block_queue import BlockStep
 
 @dataclass(frozen=True)
 class Sharing:
-    """Who shares a window's tokens, as one of them sees it."""
+    """Division of a window's tokens among ranks, as one of these ranks sees it."""
 
     transport: Transport | None = None
-    """None: nobody; this rank has all."""
+    """Connection among the ranks that share the tokens; None: this rank has all tokens."""
     place: int = 0
 
     @property
@@ -31,57 +31,60 @@ class Sharing:
         return self.transport.num_ranks if self.transport else 1
 
     def heads(self, num_heads: int) -> range:
-        """Those that this rank works on, whatever the number of tokens."""
+        """Return the heads that this rank works on, whatever the number of tokens."""
         box = Shares.equal(0, num_heads, self.sharers).heads_of(self.place)
         return range(box.first_head, box.last_head)
 
 
 class Window:
-    """Of the steps whose blocks have the same frames and neighbours. Positions begin at its first frame."""
+    """A frame block with its context, for all block-steps with the same frames and neighbours.
+
+    Positions are counted from the window's first frame.
+    """
 
     def __init__(
         self, transformer: Transformer, step: BlockStep, size: tuple[int, int], sharing: Sharing
     ) -> None:
         whole: Rope = transformer.layout((step.window_frames, *size)).rope
         self.tokens = len(whole.positions) // step.window_frames
-        """Of a latent frame."""
+        """Number of tokens of a latent frame."""
         frames_before = step.left.frames - step.left.computed
         start, count = frames_before * self.tokens, step.computed_frames * self.tokens
         self.layout = replace(
             transformer.layout((step.computed_frames, *size)), rope=whole.shard(start, start + count)
         )
-        """Of the tokens that are computed."""
+        """Layout of the tokens that are computed."""
         self.left = whole.shard(0, start)
-        """Where the tokens are whose keys are read, before those that are computed."""
+        """Rotations of the tokens before the computed ones, whose cached keys are read."""
         self.right = whole.shard(start + count, len(whole.positions))
-        """And after them."""
+        """Rotations of the tokens after the computed ones, whose cached keys are read."""
         own = step.left.computed * self.tokens
         self.own = range(own, own + step.frames * self.tokens)
-        """The block's own, among the tokens that are computed."""
+        """Range of the block's own tokens among the tokens that are computed."""
         self.own_layout = transformer.layout((step.frames, *size))
 
         self._sharing, self._num_heads = sharing, transformer.num_heads
         boxes = map(self._shares(0).tokens_of, range(sharing.sharers))
         self.shares = [range(box.start, box.stop) for box in boxes]
-        """The computed tokens that each sharer has."""
+        """Ranges of the computed tokens that each of the sharing ranks has."""
         self._exchange = cache(self._new_exchange)
 
     @property
     def mine(self) -> range:
-        """This rank's tokens."""
+        """Range of the computed tokens that this rank has."""
         return self.shares[self._sharing.place]
 
     @property
     def my_layout(self) -> Layout:
-        """Of this rank's tokens."""
+        """Layout of this rank's tokens."""
         return replace(self.layout, rope=self.layout.rope.shard(self.mine.start, self.mine.stop))
 
     def mine_of(self, timestep: Tensor) -> Tensor:
-        """[B], or this rank's part of [B, S], where each token has its own."""
+        """Return the timesteps of this rank's tokens: its part of [B, S], or [B] as it is."""
         return timestep[:, self.mine.start : self.mine.stop] if timestep.ndim == 2 else timestep
 
     def own_of(self, place: int) -> range:
-        """The block's own tokens that a sharer has; it may have none."""
+        """Return the range, perhaps empty, of the block's own tokens that the sharing rank at `place` has."""
         share = self.shares[place]
         start = max(self.own.start, share.start)
         return range(start, max(start, min(self.own.stop, share.stop)))
@@ -89,7 +92,10 @@ class Window:
     def attend(
         self, kernel: Kernel, neighbours: Sequence[Neighbour], keep: Sequence[Kept], num_replicated: int
     ) -> Attend:
-        """Attention of the window's tokens; num_replicated: of those that all sharers hold besides."""
+        """Return the attention of the window's tokens.
+
+        num_replicated: number of further tokens, which all sharing ranks hold.
+        """
         if self._sharing.transport is None:
             return windowed(kernel, neighbours, keep)
         exchange = self._exchange(num_replicated)

@@ -1,13 +1,14 @@
-"""Denoising a long video along a diagonal: every latent frame at a noise level of its own.
+"""Denoising of a long video along a diagonal: every latent frame has a noise level of its own.
 
-FIFO-Diffusion (arXiv 2405.11473). The queue is that of `scheduling.block_queue`, of blocks of one frame: in
-every round a frame of noise joins it, all frames take one step, and the cleanest leaves. A round goes through
-the transformer in windows, counted from the head of the queue, so that a border is elsewhere in every round:
-`block_frames` that take a step, and `context_frames` on both sides that are only seen, before the head those
-that are done (the paper's lookahead). All windows of a round read what was there before it.
+FIFO-Diffusion (arXiv 2405.11473). The queue is that of `scheduling.block_queue`, with blocks of one frame: in
+every round a frame of noise joins it, all frames take one step, and the least noisy frame leaves. A round
+goes through the transformer in windows, counted from the head of the queue, so that their borders fall
+elsewhere in every round. In each window `block_frames` take a step, and `context_frames` on both sides are
+only read; before the head, these are finished frames (the paper's lookahead). All windows of a round read the
+latents from before the round.
 
-Approximate: as with blocks, a frame sees its window only; and all of a window's frames differ in their level,
-which a model has to be trained on, or happen to bear.
+Approximate: as with frame blocks, a frame sees only its window. All frames of a window also differ in noise
+level, which a model must be trained for, or happen to tolerate.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from paradit.scheduling.block_queue import BlockQueue
 
 @dataclass
 class _Frame:
-    """A latent frame [1, C, 1, h, w], and its own solver."""
+    """A latent frame [1, C, 1, h, w] and its own solver."""
 
     latents: Tensor
     scheduler: Scheduler
     level: int = 0
-    """How many steps it has taken."""
+    """Number of steps that the frame has taken."""
 
 
 @torch.no_grad()
@@ -53,21 +54,21 @@ def blocks(
     state: QueueState | None = None,
     save: Callable[[QueueState], bool] | None = None,
 ) -> Iterator[Tensor]:
-    """The latents [1, C, f, h, w], fp32, of each block in order, on every rank of the team.
+    """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank of the team.
 
-    For models with one expert. state: what `save` got after a round, to go on from there. Steps of blocks are
-    told as stage "denoise". Raises FloatingPointError, on every rank, where latents become infinite or are no
-    numbers.
+    Works for models with one expert. state: a state that `save` was called with after a round, to resume
+    from. Steps of blocks are reported as stage "denoise". Raises FloatingPointError, on every rank, if
+    latents become non-finite (inf or NaN), and Unwanted if `save` returns False before the end.
     """
     frames = replace(queue, block_frames=1, context_frames=0)
     fresh = model.scheduler(queue.num_steps)
-    timesteps = torch.cat([fresh.timesteps, fresh.timesteps.new_zeros(1)])  # the last one: of what is done
+    timesteps = torch.cat([fresh.timesteps, fresh.timesteps.new_zeros(1)])  # 0: for finished frames
     transformer, (guidance_scale,) = model.experts[0], guidance_scales
     contexts = team.contexts(transformer, prompts)
     held = _restored(model, queue, state)
 
     def predictions(own: range, seen: range) -> Iterator[tuple[int, Tensor]]:
-        """Of own frames, from what is seen."""
+        """Return pairs (frame, prediction) for the frames in `own`, computed from all frames in `seen`."""
         latents = torch.cat([held[frame].latents for frame in seen], dim=2)
         layout = transformer.layout(tuple(latents.shape[2:]))  # type: ignore[arg-type]
         levels = timesteps[[held[frame].level for frame in seen]]
@@ -88,7 +89,7 @@ def blocks(
             found.update(predictions(own, seen))
         for frame, prediction in found.items():
             _step(held[frame], prediction, timesteps, frame, noise)
-        # As many blocks' steps as these frames' come to.
+        # Progress counts steps of blocks: convert from steps of frames.
         done += len(active)
         of_blocks, of_frames = queue.num_blocks or 1, queue.num_frames or queue.block_frames
         (progress or Progress()).step("denoise", done * of_blocks // of_frames)
@@ -109,7 +110,7 @@ def blocks(
 
 
 def windows(queue: BlockQueue, active: range) -> Iterator[tuple[range, range]]:
-    """How a round is cut: frames of the queue that take a step together, and all that are seen with them."""
+    """Yield a round's windows: the frames that take a step together, and all frames read for that."""
     for start in range(active.start, active.stop, queue.block_frames):
         own = range(start, min(start + queue.block_frames, active.stop))
         yield (
@@ -119,7 +120,7 @@ def windows(queue: BlockQueue, active: range) -> Iterator[tuple[range, range]]:
 
 
 def finished(queue: BlockQueue, round: int) -> int:
-    """How many blocks are done before a round."""
+    """Return the number of frame blocks that are done before a round."""
     ready = replace(queue, block_frames=1, context_frames=0).finished(round)
     return ready // queue.block_frames if ready != queue.num_frames else queue.num_blocks or 0
 

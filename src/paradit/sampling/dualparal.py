@@ -1,4 +1,4 @@
-"""The sampler of `dualparal`: a queue of blocks whose layers the ranks divide, by `BlockPipeline`."""
+"""Sampler of the method `dualparal`: a queue of frame blocks whose layers are divided among the ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from paradit.scheduling.layer_pipeline import StageGrid
 
 
 class QueueSampler(BlockSampler):
-    """Blocks in a queue, on the ranks of a layer pipeline."""
+    """Sampler that denoises a queue of frame blocks on the ranks of a layer pipeline (`BlockPipeline`)."""
 
     def divide(
         self,
@@ -74,9 +74,9 @@ class QueueSampler(BlockSampler):
 
 
 def by_block(request: BlocksRequest, work: Work) -> tuple[tuple[Prompt, ...], list[tuple[int, Prompt]]]:
-    """The encoded prompt and negative prompt, and the prompts that take the first one's place.
+    """Return the encoded prompt and negative prompt, and the later prompts that replace the first one.
 
-    Of the latter each with the block, from 0, that it is the first for.
+    Each later prompt comes with the first block, counted from 0, that uses it.
     """
     spec = work.model.spec
     of_text = dict(zip(request.texts(spec), work.prompts, strict=True))

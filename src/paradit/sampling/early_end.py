@@ -1,7 +1,7 @@
-"""How the ranks of a layer pipeline end a video early: all before the same round, with no message left over.
+"""Early end of a video on a layer pipeline: all ranks end before the same round, and no message is left over.
 
-The first rank leaves word of the round. Nobody waits for such a word: the round lies so far ahead that
-whoever comes to it, or makes ready for its messages, has had messages that were sent after the word was left.
+The first rank publishes the round in the store. No rank waits for it: the round lies so far ahead that a rank
+that reaches it, or posts receives for it, has already received messages sent after it was published.
 """
 
 from __future__ import annotations
@@ -15,33 +15,40 @@ from paradit.distributed.world import World
 from paradit.scheduling.block_queue import BlockQueue
 
 STEPS_AHEAD = 3
-"""Block-steps that a rank makes ready for, at most, beyond those whose messages it has had."""
+"""Largest number of block-steps for which a rank posts receives beyond those whose messages have arrived."""
 UNWANTED = "nobody wants the rest"
 
 
 class Unwanted(Exception):
-    """A video has ended early since nobody wants the rest of it."""
+    """Error raised when a video ends early because the rest of it is no longer wanted."""
 
 
 def no_blocks() -> Iterator[Tensor]:
-    """Raise Unwanted when the first block is asked for: nobody wants any."""
+    """Raise Unwanted when the first block is asked for: stands in for a video that is not wanted at all."""
     yield from ()
     raise Unwanted
 
 
 class EarlyEnd:
-    """One rank's view of it."""
+    """One rank's view of a video's early end: whether there is one, why, and before which round."""
 
     def __init__(self, world: World | None, word: str, queue: BlockQueue) -> None:
-        """word: the same on all ranks, of this video alone."""
+        """Begin without an early end.
+
+        world: the ranks of the pipeline; None for one process. word: key in the store, unique to this video
+        and the same on all ranks.
+        """
         self._world, self._word, self._queue = world, word, queue
         self._rounds = math.inf
         self._looked = -1
         self.reason = ""
-        """Why the video ends early; empty: it does not, as far as is known."""
+        """Reason for which the video ends early; empty if, as far as this rank knows, it does not."""
 
     def tell(self, reason: str, round: int) -> None:
-        """The first rank calls it, once; it has begun `round` last, and may have come to the next one."""
+        """Publish the reason, and the round before which all ranks end.
+
+        The first rank calls it, once. round: the round that it began last; it may have come to the next one.
+        """
         self.reason = reason
         if self._world is None:
             self._rounds = 0
@@ -54,7 +61,7 @@ class EarlyEnd:
         self._world.tell(self._word, f"{self._rounds} {reason}")
 
     def goes_on(self, round: int) -> bool:
-        """Whether there is such a round."""
+        """Return whether a round takes place; each rank except the first looks it up in the store."""
         if self._world is not None and self._world.rank > 0 and round > self._looked and not self.reason:
             self._looked = round
             if self._world.told(self._word):
@@ -63,7 +70,7 @@ class EarlyEnd:
         return round < self._rounds
 
     def check(self) -> None:
-        """At the end of the rounds: raises FloatingPointError, or Unwanted, where it is an early one."""
+        """Raise Unwanted or FloatingPointError if the video has ended early; called after the last round."""
         if self.reason == UNWANTED:
             raise Unwanted
         if self.reason:

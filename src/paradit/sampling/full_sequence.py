@@ -1,4 +1,4 @@
-"""Denoising a whole video at once, as diffusers' pipelines do."""
+"""Denoising of a whole video at once, as diffusers' pipelines do it."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ def denoise(
     team: Team | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Iterator[Tensor]:
-    """Make clean latents [B, C, F, h, w], fp32, of noise: a single block, which is the whole video.
+    """Denoise a whole video, and yield its latents [B, C, F, h, w], fp32, as a single block.
 
-    guidance_scales: one for each expert. noise: returns what a stochastic scheduler draws from in a step,
-    counted from 0. Told as stage "denoise". Raises FloatingPointError, naming the step, if the latents become
-    infinite or are not numbers; and Unwanted, after the same step everywhere, if `checkpoints` end the work.
+    latents: the noise to begin with. guidance_scales: one for each expert. noise: function (step, counted
+    from 0) -> generator that a stochastic scheduler draws from. Steps are reported as stage "denoise". Raises
+    FloatingPointError, naming the step, if the latents become non-finite (inf or NaN); and Unwanted, after
+    the same step on all ranks, if `checkpoints` end the work.
     """
     team, scheduler = team or Alone(), model.scheduler(num_inference_steps)
     experts, steps = _Experts(model, team, prompts, latents), len(scheduler.timesteps)
@@ -64,7 +65,7 @@ def denoise(
 
 
 class _Experts:
-    """A model's transformers, of which each serves some of the steps, and their contexts of the prompts."""
+    """A model's transformers, each of which serves some of the steps, and their contexts of the prompts."""
 
     def __init__(self, model: VideoModel, team: Team, prompts: tuple[Prompt, ...], latents: Tensor) -> None:
         self._model, self._team, self._prompts = model, team, prompts
@@ -73,17 +74,17 @@ class _Experts:
         self._serving = -1
 
     def at(self, timestep: Tensor) -> tuple[int, Transformer, Branches]:
-        """Return the number of the expert that serves a timestep, the expert, and its contexts."""
+        """Return the number of the expert that serves a timestep, its transformer, and its contexts."""
         expert = self._model.expert_at(timestep)
         transformer = self._model.experts[expert]
         if expert != self._serving:
-            # Timesteps only fall, so an expert that was left does not come back.
+            # Timesteps only fall, so an earlier expert is not needed again.
             self._serving, self._contexts = expert, self._team.contexts(transformer, self._prompts)
         return expert, transformer, self._contexts
 
 
 class FullSequence(Sampler):
-    """All latents at once, on every rank of the team."""
+    """Sampler that denoises all latents at once, on every rank of the team."""
 
     def blocks(self, work: Work) -> Iterator[Tensor]:
         model, request, team = work.model, work.request, work.team

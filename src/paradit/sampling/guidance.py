@@ -1,4 +1,4 @@
-"""Classifier-free guidance (arXiv 2207.12598)."""
+"""Classifier-free guidance (arXiv 2207.12598): the guided prediction, and the scale for each expert."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from paradit.models.spec import ModelSpec
 
 
 def guide(predictions: Sequence[Tensor], scale: float) -> Tensor:
-    """From the unconditional prediction towards, and past, the conditional one, which comes first."""
+    """Return unconditional + scale * (conditional - unconditional); the only prediction if there is just one.
+
+    predictions: conditional first, then unconditional.
+    """
     conditional, *others = predictions
     if not others:
         return conditional
@@ -19,7 +22,10 @@ def guide(predictions: Sequence[Tensor], scale: float) -> Tensor:
 
 
 def scales(spec: ModelSpec, guidance_scale: float) -> tuple[float, ...]:
-    """Each expert's scale. Asked for another than the default, all experts use it, as in diffusers."""
+    """Return each expert's guidance scale.
+
+    If `guidance_scale` is not the model's default, all experts use it, as in diffusers.
+    """
     defaults = spec.defaults
     second = defaults.guidance_scale_2
     if second is None or guidance_scale != defaults.guidance_scale:

@@ -1,4 +1,4 @@
-"""What all samplers of long videos have in common: what is kept of one, and where it goes on."""
+"""Base classes of the samplers of long videos: saving state after rounds, and resuming."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from paradit.scheduling.block_queue import BlockQueue
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """A long video's denoising, as far as it has come."""
+    """A long video's denoising at the point from which it starts or resumes."""
 
     work: Work
     request: BlocksRequest
@@ -29,15 +29,15 @@ class Begun:
     noise: PooledNoise
     guidance_scales: tuple[float, ...]
     state: QueueState | None
-    """What was kept last, on the first rank."""
+    """State that was kept last, on the first rank; None on other ranks, or if nothing was kept."""
     round: int
-    """The next one, on all ranks."""
+    """Number of the next round, on all ranks."""
     save: Callable[[QueueState], bool] | None
-    """Called after every round, on the first rank; whether the work goes on."""
+    """Function called after every round, on the first rank, which returns whether the work continues."""
 
 
 class BlockSampler(Sampler):
-    """A sampler whose blocks come one after the other."""
+    """Sampler of a long video, which makes frame blocks one after another."""
 
     def blocks(self, work: Work) -> Iterator[Tensor]:
         begun, team, checkpoints = self._begun(work), work.team, work.checkpoints
@@ -53,11 +53,11 @@ class BlockSampler(Sampler):
                     if team.is_first:
                         yield block
             except Unwanted:
-                if not endless or not made:  # a video without end ends with what is finished
+                if not endless or not made:  # an endless video ends with the finished blocks
                     raise
 
     def _begun(self, work: Work) -> Begun:
-        """Return where the work is, which the first rank says."""
+        """Return where the work starts or resumes; all ranks follow the first rank's checkpoint."""
         request, team, spec = in_blocks(work.request), work.team, work.model.spec
         channels, _, height, width = latent_shape(request, spec)
         queue = request.queue(spec)
@@ -79,30 +79,33 @@ class BlockSampler(Sampler):
         )
 
     def after_round(self, work: Work, queue: BlockQueue, state: QueueState) -> bool:
-        """Called on the first rank after every round; returns whether the work goes on."""
+        """Offer a round's state to the checkpoints, on the first rank; return whether the work continues."""
         is_open = self.is_open(queue, state.round)
         return not work.checkpoints or work.checkpoints.offer(state.to_bytes, is_open=is_open)
 
     def is_open(self, queue: BlockQueue, round: int) -> bool:  # noqa: ARG002
-        """Whether a longer video could go on from just this round's state."""
+        """Return whether a longer video could resume from exactly this round's state."""
         return False
 
     @abstractmethod
     def finished(self, queue: BlockQueue, round: int) -> int:
-        """Return how many blocks are done before a round."""
+        """Return the number of frame blocks that are done before a round."""
 
     @abstractmethod
     def fresh(self, begun: Begun) -> Iterator[Tensor]:
-        """Make the blocks that are not done yet."""
+        """Yield the latents of the frame blocks that are not done yet, in order."""
 
 
 class TeamSampler(BlockSampler):
-    """A sampler of which all ranks of the team share every window, so that each gets every block."""
+    """Sampler of a long video whose ranks all share every window, so that each rank gets every block."""
 
     def __init__(
         self, blocks: Callable[..., Iterator[Tensor]], finished: Callable[[BlockQueue, int], int]
     ) -> None:
-        """blocks, finished: as those of `sampling.windows`."""
+        """Make a sampler of two functions.
+
+        blocks, finished: functions with the parameters of those in `sampling.windows`.
+        """
         self._blocks, self._finished = blocks, finished
 
     def finished(self, queue: BlockQueue, round: int) -> int:

@@ -1,4 +1,4 @@
-"""Dividing a model's layers over the stages of a pipeline, by what they are measured to take."""
+"""Division of a model's layers among the ranks of a layer pipeline, by measured times."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from paradit.scheduling.layer_pipeline import StageGrid, split_layers
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """What the parts of a forward take, in any unit."""
+    """Costs of the parts of a forward (each layer, the embedding, the head), in any one unit."""
 
     layers: tuple[float, ...]
     embed: float = 0.0
@@ -29,24 +29,25 @@ class LayerCosts:
 
 @dataclass(frozen=True)
 class LayerShare:
-    """A rank's place in a layer pipeline."""
+    """A rank's place in a layer pipeline: its layers, and the ranks that it works with."""
 
     world: World
     way_back: World
-    """For predictions, from the last stage to the first rank."""
+    """World for predictions, which go from the ranks of the last layer slice to the first rank."""
     grid: StageGrid
     sharing: Sharing
-    """Of this rank's tokens, within its stage."""
+    """Division of tokens among the ranks with the same layers and guidance branch."""
     layers: range
     videos: Iterator[int] = field(default_factory=count)
-    """Numbers for what is made with it, in order: the same on all ranks."""
+    """Counter that numbers the videos made with this share, in order; equal on all ranks."""
 
 
 @torch.no_grad()
 def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Prompt) -> LayerCosts:
-    """Seconds of each part for latents of (F, h, w); layers of a kind are taken to be alike.
+    """Measure the seconds of each part of a forward, for latents of (F, h, w).
 
-    Where the model holds none of a kind, one of them takes the place of what it holds.
+    Layers of one kind are taken to cost the same. If the model holds no layer of a kind, it loads one in
+    place of those that it holds.
     """
     transformer, device = model.experts[0], model.device
     latents = torch.zeros(1, model.spec.vae.z_dim, *shape, dtype=model.dtype, device=device)
@@ -75,10 +76,11 @@ def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Promp
 def divide_layers(
     model: VideoModel, world: World, costs: LayerCosts | None, grid: StageGrid | None = None
 ) -> LayerShare:
-    """Divide the layers over the stages; the model holds no others than this rank's from here on.
+    """Divide the layers among the ranks, and return this rank's share; the model keeps only these layers.
 
-    All ranks call it, once for a model. costs: the first rank's count; the others may give None. grid: how
-    the ranks form stages; None: each is one. Raises InputError where there are more stages than layers.
+    All ranks call it, once per model. costs: costs of the layers, of which the first rank's count; others may
+    pass None. grid: how the ranks divide into layer slices; None: one rank each. Raises InputError if there
+    are more layer slices than layers.
     """
     grid = grid or StageGrid(world.size)
     num_layers = len(model.experts[0].layers.kinds)
@@ -90,13 +92,13 @@ def divide_layers(
     mine = range(int(starts[stage]), int(starts[stage + 1]))
     for expert in model.experts:
         expert.keep_layers(mine)
-    # With two stages or one, some ranks send to each other in both directions.
+    # With one or two layer slices, some ranks send to each other in both directions.
     way_back = world.way_back() if grid.num_stages <= 2 else world
     return LayerShare(world, way_back, grid, _sharing(world, grid), mine)
 
 
 def _sharing(world: World, grid: StageGrid) -> Sharing:
-    """With messages of their own: between the same ranks latents and predictions are on their way."""
+    """Return this rank's part in sharing tokens, over a transport that carries no latents or predictions."""
     if grid.sharers == 1:
         return Sharing()
     place = grid.place(world.rank)

@@ -1,4 +1,4 @@
-"""The noise that a video begins as, or that each frame block of a long one begins as."""
+"""Noise from which a video starts, or from which each frame block of a long video starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torch import Tensor
 
 
 def initial_noise(shape: Sequence[int], seed: int, device: torch.device) -> Tensor:
-    """fp32, drawn on the CPU, so that a seed means the same everywhere; as diffusers' pipelines draw it."""
+    """Return a video's initial noise, fp32, as diffusers' pipelines draw it.
+
+    It is drawn on the CPU, so that a seed means the same on every device.
+    """
     return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(seed)).to(device)
 
 
@@ -19,26 +22,32 @@ def step_generator(seed: int, step: int, part: int | None = None) -> torch.Gener
     """Return the generator, on the CPU, of the noise that a scheduler adds in a step, counted from 0.
 
     part: number of the frame block, or the latent frame, that takes the step by itself; None: the whole
-    video. Each step has a generator of its own, so that no state of one is saved, or shared between ranks.
+    video. Each step has its own generator, so no generator state needs to be saved or shared between ranks.
     """
     return _generator("step" if part is None else f"step of part {part}", seed, step)
 
 
 class BlockNoise(Protocol):
-    """The noise of each frame block, which depends on the seed and the block's number alone."""
+    """Noise of each frame block, which depends only on the seed and the block's number."""
 
     def block(self, number: int) -> Tensor:
-        """[1, C, block_frames, h, w], fp32, on the CPU."""
+        """Return a frame block's initial noise, [1, C, block_frames, h, w], fp32, on the CPU."""
 
     def step(self, part: int, step: int) -> torch.Generator:
-        """The generator of what a scheduler adds in a step of a block, or of a latent frame by itself."""
+        """Return the generator of the noise that a scheduler adds in one step.
+
+        part: number of the frame block, or the latent frame, that takes the step by itself.
+        """
 
 
 class IndependentNoise:
-    """Every block's noise is its own."""
+    """Noise that is drawn for each frame block independently."""
 
     def __init__(self, frame_shape: tuple[int, int, int], seed: int, block_frames: int) -> None:
-        """frame_shape: (C, h, w)."""
+        """Set the seed and the shape of a block.
+
+        frame_shape: (C, h, w).
+        """
         self._shape, self._seed, self._frames = frame_shape, seed, block_frames
 
     def block(self, number: int) -> Tensor:
@@ -51,16 +60,19 @@ class IndependentNoise:
 
 
 class PooledNoise:
-    """DualParal's coordinated noise (arXiv 2505.21070): all blocks share a pool of frames of noise.
+    """DualParal's coordinated noise (arXiv 2505.21070): all frame blocks share a pool of frames of noise.
 
-    The pool has as many frames as a block and its left context. A block takes those that its left context
-    does not have, in an order of its own, so every window of the two has each frame of the pool once.
+    The pool has as many frames as a block and its left context together. A block takes those that its left
+    context does not use, in an order of its own, so each frame of the pool occurs once in the two together.
     """
 
     def __init__(
         self, frame_shape: tuple[int, int, int], seed: int, block_frames: int, context_frames: int
     ) -> None:
-        """frame_shape: (C, h, w). context_frames: at most block_frames."""
+        """Draw the pool of noise.
+
+        frame_shape: (C, h, w). context_frames: at most `block_frames`.
+        """
         channels, height, width = frame_shape
         shape = 1, channels, block_frames + context_frames, height, width
         self._pool = initial_noise(shape, seed, torch.device("cpu"))
@@ -74,9 +86,10 @@ class PooledNoise:
         return step_generator(self._seed, step, part)
 
     def frames_of(self, number: int) -> list[int]:
-        """Which frames of the pool a block takes, in order.
+        """Return the indices of the pool's frames that a block takes, in order.
 
-        The orders follow from each other, so those of all blocks before are gone through, once.
+        Each block's order follows from the one before, so the orders of all earlier blocks are computed,
+        once.
         """
         if number + 1 < self._next:
             self._next, self._order = 0, list(range(len(self._order)))

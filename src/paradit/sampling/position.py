@@ -1,4 +1,4 @@
-"""Where the denoising of a video is, so that it can go on from there with the same bits."""
+"""Position of a video's denoising, which is saved so that it can resume with the same bits."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from paradit.sampling.sampler import Checkpoints
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """After `step` steps."""
+    """State of a video's denoising after `step` steps."""
 
     step: Annotated[int, Option(least=0)]
     latents: Tensor
-    """[B, C, F, h, w], fp32."""
+    """Latents after the step, [B, C, F, h, w], fp32."""
     scheduler: dict[str, object]
-    """What `scheduler_state` gives: a multistep solver remembers its last steps."""
+    """Attributes of the scheduler (see `scheduler_state`): a multistep solver remembers its last steps."""
 
     def to_bytes(self) -> bytes:
         buffer = io.BytesIO()
@@ -34,16 +34,16 @@ class Position:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Position:
-        """Read a position, onto the CPU. Raises InputError, or what torch raises, for anything else."""
+        """Read a position, onto the CPU. Raises InputError, or what torch raises, if it is not valid."""
         return decode(cls, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
 
 def resumed(
     checkpoints: Checkpoints | None, team: Team, scheduler: Scheduler, latents: Tensor, progress: Progress
 ) -> tuple[int, Tensor]:
-    """Return how many steps the first process has kept, and the latents after them; `latents` after none.
+    """Return how many steps the first process's checkpoint has, and the latents after them.
 
-    On all processes of the team; the scheduler is put back to where it was then.
+    Without a checkpoint: 0, and `latents`. Called on all processes of the team; restores the scheduler too.
     """
     device = latents.device
     content = checkpoints.last(Position.from_bytes) if checkpoints and team.is_first else b""
@@ -60,7 +60,10 @@ def resumed(
 def kept(
     checkpoints: Checkpoints | None, team: Team, scheduler: Scheduler, latents: Tensor, step: int
 ) -> bool:
-    """Offer the position after `step` steps, on the first process; returns whether the work goes on."""
+    """Offer the position after `step` steps to the checkpoints; return whether the work continues.
+
+    Does so on the first process only; returns True on the others.
+    """
     if checkpoints is None or not team.is_first:
         return True
     return checkpoints.offer(
@@ -69,14 +72,14 @@ def kept(
 
 
 def scheduler_state(scheduler: Scheduler) -> dict[str, object]:
-    """All that a diffusers scheduler has in its attributes, as tensors, numbers and lists of these."""
+    """Return a scheduler's attributes that are tensors, booleans, numbers, None or lists of these."""
     return {name: value for name, value in vars(scheduler).items() if _is_plain(value)}
 
 
 def restore(scheduler: Scheduler, state: dict[str, object], device: torch.device) -> None:
-    """Put a scheduler, set to the same number of steps for latents on `device`, back to a state."""
+    """Restore a scheduler's state. It must be set to the same number of steps, for latents on `device`."""
     for name, value in state.items():
-        now = getattr(scheduler, name, None)  # some come with the first step
+        now = getattr(scheduler, name, None)  # the first step adds some
         # Some schedulers keep their sigmas on the CPU, whatever the device.
         setattr(scheduler, name, _on(now.device if isinstance(now, Tensor) else device, value))
 
@@ -94,5 +97,5 @@ def _is_plain(value: object) -> bool:
 
 
 def as_tensor(content: bytes, device: torch.device) -> Tensor:
-    """uint8."""
+    """Return bytes as a uint8 tensor on a device."""
     return torch.frombuffer(bytearray(content), dtype=torch.uint8).to(device)

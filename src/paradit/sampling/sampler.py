@@ -1,4 +1,4 @@
-"""What denoises by a method, on each of the ranks that do: the torch half of a method, found through it."""
+"""Samplers: the torch half of each generation method, which denoises on the ranks. Found by the method."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from paradit.scheduling.layer_pipeline import StageGrid
 
 
 class Checkpoints(Protocol):
-    """Keeps what is done of one request's denoising; the first process of a team has one."""
+    """Store of the finished parts of one request's denoising; the first process of a team has one."""
 
     def last(self, parse: Callable[[bytes], object]) -> bytes:
         """Return the state that was kept last; empty if there is none that `parse` can read."""
 
     def offer(self, state: Callable[[], bytes], *, is_open: bool = False) -> bool:
-        """Take note of a state after a step; it may be kept. Returns whether the work goes on.
+        """Offer the state after a step, which may be kept; return whether the work continues.
 
-        is_open: whether a longer video could go on from just this state.
+        is_open: whether a longer video could resume from exactly this state.
         """
 
     def block(self, number: int) -> Tensor:
-        """Return a finished block that was kept."""
+        """Return the latents of a finished frame block that was kept."""
 
     def keep(self, number: int, latents: Tensor) -> None:
-        """Keep a finished block."""
+        """Keep the latents of a finished frame block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +46,19 @@ class Work:
     model: VideoModel
     request: ResolvedRequest
     prompts: tuple[Prompt, ...]
-    """The request's texts, as the model encodes them."""
+    """Prompt embeddings of the request's texts."""
     progress: Progress
     team: Team
     checkpoints: Checkpoints | None = None
     share: LayerShare | None = None
-    """What `Sampler.divide` returned to this rank."""
+    """Layers of this rank and the pipeline's other ranks, as `Sampler.divide` returned them; None: no
+    layer pipeline."""
     wanted: Callable[[], bool] = lambda: True
-    """Asked on the first rank: whether there is use for the rest."""
+    """Function that says whether the rest of the video is still wanted; called on the first rank."""
 
 
 class Sampler(ABC):
-    """How a method makes a video's latents, block after block; or in one, which is all of them."""
+    """A method's way of making a video's latents, frame block by frame block or as a single block."""
 
     def divide(
         self,
@@ -67,15 +68,19 @@ class Sampler(ABC):
         world: World,  # noqa: ARG002
         grid: StageGrid,  # noqa: ARG002
     ) -> LayerShare | None:
-        """Divide the model's layers over the ranks, if the method does. All ranks call it, once a model."""
+        """Divide the model's layers among the ranks, if the method does that; return this rank's share.
+
+        All ranks call it, once per model.
+        """
         return None
 
     @abstractmethod
     def blocks(self, work: Work) -> Iterator[Tensor]:
-        """Make the latents [1, C, f, h, w], fp32, of each block in order; the first rank gets all of them.
+        """Yield each block's denoised latents [1, C, f, h, w], fp32, in order; the first rank gets all.
 
-        Told as stage "denoise". Raises FloatingPointError if latents become infinite or are not
-        numbers, and `Unwanted` if there is no use for the rest: on all ranks but those that are through.
+        Steps are reported as stage "denoise". Raises FloatingPointError if latents become non-finite (inf or
+        NaN), and `Unwanted` if the rest is no longer wanted: on all ranks except those that have finished
+        already.
         """
 
 

@@ -1,4 +1,4 @@
-"""Can a model's scheduler be run? Found by running it on a few numbers, before any weights are loaded."""
+"""Trial run of a model's scheduler on a few numbers, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ _INSTEAD = "put another one into the model's folder, such as FlowMatchEulerDiscr
 def try_scheduler(
     folder: Path, schedule: Schedule, num_steps: int, channels: int, *, in_blocks: bool
 ) -> None:
-    """Refuse a folder's scheduler that fails, or whose steps the seed does not decide. Raises InputError.
+    """Refuse a model folder's scheduler if it fails, or the seed does not determine its steps.
 
-    schedule: how the model's pipeline sets it to its steps. channels: those of the latents. in_blocks:
-    whether the video is denoised in frame blocks, each of which takes one evaluation a step.
+    Raises InputError. schedule: how the model's pipeline sets the scheduler's steps. channels: number of
+    channels of the latents. in_blocks: whether the video is denoised in frame blocks, each of which takes one
+    evaluation per step.
 
-    The steps are run twice: in one go, and by a scheduler that is made anew before each step and put back to
-    the state that a checkpoint holds. A scheduler that draws from elsewhere than the generator that it is
-    given, or that keeps what cannot be saved, ends differently.
+    The steps are run twice: in one go, and with a scheduler that is created anew before each step and
+    restored to the state that a checkpoint holds. The results differ if a scheduler draws from another source
+    than the generator it is given, or keeps state that cannot be saved.
     """
     make = partial(_made, folder, schedule, num_steps)
     about = f"the model's scheduler, {scheduler_name(folder)},"
@@ -43,7 +44,7 @@ def try_scheduler(
             evaluations = len(make().timesteps)
             at_once = _run(make, channels, lambda scheduler: scheduler)
             resumed = _run(make, channels, partial(_put_back, make, in_blocks=in_blocks))
-    except Exception as error:  # whatever a class finds wrong with its configuration
+    except Exception as error:  # each scheduler class raises its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{about} cannot be run: {reason}; {_INSTEAD}") from None
     if not torch.equal(at_once.nan_to_num(), resumed.nan_to_num()):
@@ -62,7 +63,7 @@ def _made(folder: Path, schedule: Schedule, num_steps: int) -> Scheduler:
 
 
 def _run(make: Callable[[], Scheduler], channels: int, between: Callable[[Scheduler], Scheduler]) -> Tensor:
-    """Take all steps, from numbers that are not all alike, with `between` before each but the first."""
+    """Return a small tensor after all steps, with `between` applied before each step except the first."""
     scheduler = make()
     latents = torch.linspace(-1, 1, channels * 8).view(1, channels, 2, 2, 2)
     for step, timestep in enumerate(scheduler.timesteps):
@@ -73,7 +74,7 @@ def _run(make: Callable[[], Scheduler], channels: int, between: Callable[[Schedu
 
 
 def _put_back(make: Callable[[], Scheduler], scheduler: Scheduler, *, in_blocks: bool) -> Scheduler:
-    """A new scheduler in the state that a checkpoint keeps of this one."""
+    """Return a new scheduler, restored to the state that a checkpoint keeps of this one."""
     fresh = make()
     if in_blocks:
         buffer = io.BytesIO()

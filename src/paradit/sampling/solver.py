@@ -1,4 +1,4 @@
-"""One step of a diffusers scheduler, whose noise, if it adds any, comes from a given generator."""
+"""One step of a diffusers scheduler, with any noise that it adds drawn from a given generator."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from paradit.models.protocol import Scheduler
 def solver_step(
     scheduler: Scheduler, prediction: Tensor, timestep: Tensor, latents: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Return the latents [B, C, F, h, w] one step less noisy, fp32 as they came.
+    """Return the latents [B, C, F, h, w] one step less noisy, in the dtype in which they came (fp32).
 
     generator: source of what a stochastic scheduler draws, on the CPU, so that all devices draw the same.
-    Some schedulers round their result to the prediction's dtype; its values are kept.
+    Some schedulers round their result to the prediction's dtype; those values are kept.
     """
     draws = "generator" in inspect.signature(scheduler.step).parameters
     arguments = {"generator": generator} if draws else {}

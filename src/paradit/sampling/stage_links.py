@@ -1,4 +1,4 @@
-"""What travels between the ranks of a layer pipeline: latents in, hidden states on, predictions back."""
+"""Messages between the ranks of a layer pipeline: latents in, hidden states onwards, predictions back."""
 
 from __future__ import annotations
 
@@ -13,31 +13,40 @@ from paradit.sampling.layer_split import LayerShare
 from paradit.scheduling.layer_pipeline import StageGrid, in_flight
 
 HOP_DEPTH = 2
-"""How many hidden states may be on their way to the next rank before this one waits."""
+"""Number of tensors that may be on their way to the next rank before this one waits."""
 
 Shapes = Sequence[Sequence[int]]
 
 
 class Expectations(Protocol):
-    """The shapes of what comes, for each time, without end or until nothing comes any more."""
+    """Shapes of the messages that a rank will receive, in order; endless, or until no more messages come."""
 
     def latents(self) -> Iterator[Shapes]:
-        """What the first stage embeds."""
+        """Yield the shapes of the latents that the first layer slice embeds."""
 
     def hops(self) -> Iterator[Shapes]:
-        """What this rank gets of the stage before."""
+        """Yield the shapes of the hidden states that this rank receives from the previous layer slice."""
 
     def predictions(self, place: int) -> Iterator[Shapes]:
-        """What a rank of the last stage sends, by its place among those that share tokens."""
+        """Yield the shapes of the predictions that a rank of the last layer slice sends.
+
+        place: index of that rank among those that share tokens.
+        """
 
 
 class StageLinks:
-    """One rank's. Everything is received in the queue's order, and receives are posted ahead."""
+    """One rank's connections to the other ranks of a layer pipeline.
+
+    Everything is received in the block queue's order, and receives are posted ahead.
+    """
 
     def __init__(
         self, share: LayerShare | None, expected: Expectations, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """share: None for one process."""
+        """Open this rank's channels, and post the first receives.
+
+        share: this rank's place in the pipeline; None for one process.
+        """
         grid, rank = (share.grid, share.world.rank) if share else (StageGrid(), 0)
         world, back = (share.world, share.way_back) if share else (None, None)
         self._dtype, self._device, stage = dtype, device, grid.stage(rank)
@@ -53,7 +62,8 @@ class StageLinks:
         if world and not self.is_first:
             self._from_before = Expected(world, rank - grid.stage_ranks, expected.hops(), dtype)
         self._predictions: list[list[Expected | None]] = []
-        """By branch and place; None: this rank's own."""
+        """Receivers of predictions, by guidance branch and by place among the ranks that share tokens;
+        None stands for this rank's own prediction."""
         if self.is_leader:
             last = grid.num_ranks - grid.stage_ranks
             for branch in range(grid.cfg_degree):
@@ -64,29 +74,32 @@ class StageLinks:
                 ])  # fmt: skip
 
     def share_latents(self, latents: Tensor) -> None:
-        """From the leader to the others of the first stage."""
+        """Send latents from the leader to the other ranks of the first layer slice."""
         self._to_mates.send(latents)
 
     def latents(self) -> Tensor:
-        """What the leader has shared."""
+        """Return the next latents that the leader has sent."""
         (latents,) = self._from_leader.receive()
         return latents
 
     def hand_on(self, changing: Sequence[Tensor]) -> None:
-        """To the next stage."""
+        """Send hidden states to the next layer slice."""
         for tensor in changing:
             self._to_next.send(tensor)
 
     def handed_on(self) -> list[Tensor]:
-        """By the stage before."""
+        """Return the next hidden states from the layer slice before this one."""
         return self._from_before.receive()
 
     def send_back(self, prediction: Tensor) -> None:
-        """From the last stage to the leader."""
+        """Send a prediction from the last layer slice to the leader."""
         self._to_leader.send(prediction)
 
     def predictions(self) -> list[Tensor]:
-        """On the leader, by branch: [1, S, patch values] of all tokens; the oldest that are missing."""
+        """Return the oldest missing prediction, [1, S, patch values] of all tokens, for each guidance branch.
+
+        Only the leader calls it.
+        """
         return [torch.cat([self._part(each) for each in branch], dim=1) for branch in self._predictions]
 
     def _part(self, coming: Expected | None) -> Tensor:
@@ -96,6 +109,6 @@ class StageLinks:
         return part
 
     def close(self) -> None:
-        """Wait until all that was sent has been taken."""
+        """Wait until all messages that were sent have been received."""
         for channel in (self._to_mates, self._to_next, self._to_leader):
             channel.close()

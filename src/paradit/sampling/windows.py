@@ -1,8 +1,8 @@
-"""Denoising a long video window by window: each alone, and overlaps blended. A control for the block queue.
+"""Denoising of a long video in independent windows whose overlaps are blended; a control for the block queue.
 
 A window is a frame block with its context on both sides. Approximate: nothing passes between windows while
-they are denoised, so they agree only as far as the prompt and their noise make them; where two overlap, the
-latents of the one are faded into those of the other, whatever each shows there.
+they are denoised, so they agree only as far as the prompt and their noise make them. Where two overlap, the
+latents of one fade into those of the other, whatever each shows there.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def blocks(
     state: QueueState | None = None,
     save: Callable[[QueueState], bool] | None = None,
 ) -> Iterator[Tensor]:
-    """The latents [1, C, f, h, w], fp32, of each block in order, on every rank of the team.
+    """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank.
 
-    state: what `save` got, to go on from there; it is called after every step, with the windows that are
-    whole. Steps of windows are told as stage "denoise". Raises FloatingPointError, on every rank, where
-    latents become infinite or are no numbers.
+    save: function called after every step with the windows that are finished; it returns whether to continue.
+    state: a state that it was called with, to resume from. Steps of windows are reported as stage "denoise".
+    Raises FloatingPointError, on every rank, if latents become non-finite (inf or NaN).
     """
     begun = state.round if state else 0
     whole = {number: block.latents for number, block in state.blocks.items()} if state else {}
@@ -65,12 +65,15 @@ def blocks(
 
 
 def finished(queue: BlockQueue, round: int) -> int:  # noqa: ARG001
-    """How many blocks were done when so many windows were: each is blended with the next one first."""
+    """Return the number of frame blocks that are done after `round` windows.
+
+    It is one fewer, because each block is blended with the next window first.
+    """
     return max(0, round - 1)
 
 
 def noise_of(queue: BlockQueue, noise: BlockNoise, block: int) -> Tensor:
-    """[1, C, f, h, w]: of the frames in a block's window, those of its neighbours too."""
+    """Return the noise [1, C, f, h, w] of all frames in a block's window, neighbours' frames included."""
     window, size = queue.window_of(block), queue.block_frames
     first, last = window.start // size, (window.stop - 1) // size
     several = torch.cat([noise.block(number) for number in range(first, last + 1)], dim=2)
@@ -78,9 +81,9 @@ def noise_of(queue: BlockQueue, noise: BlockNoise, block: int) -> Tensor:
 
 
 def blended(queue: BlockQueue, windows: dict[int, Tensor], block: int) -> Tensor:
-    """A block's latents [1, C, f, h, w], of its own and its neighbours' windows [1, C, F, h, w].
+    """Return a frame block's latents [1, C, f, h, w], blended from the windows [1, C, F, h, w] that cover it.
 
-    Each window's weight rises and falls in a line over the frames that it shares with the next one.
+    Each window's weight rises and falls linearly over the frames that it shares with the next window.
     """
     start = block * queue.block_frames
     own = range(start, start + queue.frames_of(block))
@@ -113,7 +116,7 @@ def _state(round: int, windows: dict[int, Tensor], steps: int) -> QueueState:
 
 
 class _WholeWindows:
-    """Nothing is kept of a window that is not whole; but after every step the run may be ended."""
+    """Checkpoints that keep nothing of an unfinished window, but allow the run to end after every step."""
 
     def __init__(self, offer: Callable[[], bool] | None) -> None:
         self._offer = offer
@@ -131,7 +134,7 @@ class _WholeWindows:
 
 
 class _Within(Progress):
-    """Tells a window's steps as some of all, within the one stage that all windows are."""
+    """Progress of one window, whose steps are reported as part of the single stage that all windows form."""
 
     def __init__(self, progress: Progress, before: int) -> None:
         super().__init__(progress.emit)
