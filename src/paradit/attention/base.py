@@ -27,7 +27,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Site:
-    """Place of an attention within a model's forward: its layer, its name there, and the denoising step."""
+    """Identity of one attention computation in a model: its layer, its name there, and the denoising step."""
 
     layer: int
     """Number of the layer, counted over all of the model's layers, not only those that this rank holds."""
@@ -36,22 +36,22 @@ class Site:
     step: int = 0
     """Number of the denoising step, counted from 0; 0 if it is not known."""
     pattern: Pattern | None = None
-    """Groups that the tokens attend within; None: all tokens attend to all."""
+    """Groups of tokens that attend only within themselves; None: all tokens attend to all."""
 
     @property
     def key(self) -> tuple[int, str]:
-        """Layer and name of the attention, which are the same in all denoising steps."""
+        """Layer and name, which identify the same attention in all denoising steps."""
         return self.layer, self.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Positions of the tokens that one rank holds, or of all tokens in one process."""
+    """Placement of tokens in the video: of those that one rank holds, or of all tokens in one process."""
 
     rope: Rope
-    """Rotary embeddings (RoPE) of the tokens, in the order of the tokens."""
+    """Rotary embeddings (RoPE) for the tokens, in token order."""
     num_replicated: int = 0
-    """Number of tokens, at the end, that every rank holds: a joint-attention model's text."""
+    """Number of tokens, after all others, that every rank holds: a joint-attention model's text."""
 
 
 Projection = Iterator[Tensor]

@@ -20,7 +20,7 @@ from paradit.distributed.shares import Shares
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:
-    """Return a function that builds attention for given shares, in the chosen number of chunks."""
+    """Return a function that builds attention in the chosen number of chunks, for given shares of tokens."""
     return lambda shares: chunked(UlyssesExchange(shares, sharers.transport, choice.parts), kernel)
 
 
@@ -55,7 +55,7 @@ def chunked(exchange: UlyssesExchange, kernel: Kernel) -> Attend:
 
 
 class Work:
-    """One rank's work on one attention: keeps heads as they arrive and sends results as they are computed."""
+    """One rank's part in computing one attention: keeps heads as they arrive, and sends results back."""
 
     def __init__(self, exchange: UlyssesExchange, kernel: Kernel, like: Tensor) -> None:
         self._exchange, self._kernel, self._like = exchange, kernel, like
@@ -73,7 +73,7 @@ class Work:
             self._heads[head] = first, values[0], keys[0]
 
     def compute(self, chunk: Chunk, queries: list[Tensor]) -> None:
-        """Attend with a chunk's queries and send the results.
+        """Compute attention for a chunk's queries, and send the results to the ranks that hold the tokens.
 
         queries: [B, rows, heads, D] for each of the chunk's boxes of (head, query row) pairs.
         """
@@ -90,7 +90,7 @@ class Work:
         self._leaving.append(start([chunk.results.move(attended, self._like, into)]))
 
     def gather(self) -> Generator[Wait, None, Tensor]:
-        """Return the attended values [B, S, H, D] of this rank's tokens, after all results have arrived."""
+        """Wait for all results, and return the attended values [B, S, H, D] of this rank's tokens."""
         for arrival in self._leaving:
             yield arrival
             arrival.wait()

@@ -1,4 +1,4 @@
-"""Construction of attention among ranks, by the function that the attention form names."""
+"""Building an attention form on ranks, through the function that the form names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paradit.distributed.mesh import Sharers
 from paradit.distributed.shares import Shares
 
 Join: TypeAlias = Callable[[Sharers, Choice, Kernel], Callable[[Shares], Attend]]
-"""Type of the function that `Form.joined_by` names."""
+"""Type of the function that `Form.joined_by` names, which builds an attention form on ranks."""
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:

@@ -18,7 +18,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 FEW = 16
-"""Number of query rows; torch's CPU attention may round a last block of fewer rows differently."""
+"""Smallest number of query rows in a last block for which torch's CPU attention rounds as in a full block."""
 
 
 def some_rows(
@@ -63,9 +63,10 @@ def _block(rows: int) -> int:
 
 
 def unattended(after_each: Callable[[], None] = lambda: None) -> Attend:
-    """Return a stand-in for attention that returns the values as they are, after rotating keys and queries.
+    """Return a stand-in for attention: it rotates keys and queries, then returns the values unchanged.
 
-    It serves to time a block without its attention. after_each: called after v, after k and after q.
+    It serves to time a transformer block without its attention. after_each: called after v, after k and after
+    q.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001

@@ -25,7 +25,7 @@ def sdpa_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Te
 
 
 class Merge:
-    """Attention over all keys, accumulated in fp32 from parts that are added one by one, in any order."""
+    """Attention over all keys, accumulated in fp32 from results over some keys each, added in any order."""
 
     def __init__(self) -> None:
         self._out: Tensor | None = None

@@ -16,7 +16,7 @@ from paradit.distributed.shares import Box, Shares
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
-    """Return a function that builds the PipeSP paper's attention for given shares."""
+    """Return a function that builds attention as in PipeSP's paper for given shares of tokens and work."""
 
     def build(shares: Shares) -> Attend:
         by_head = UlyssesExchange(shares, sharers.transport, shares.most_heads)
@@ -51,9 +51,9 @@ def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Ke
 
 
 def _rows(chunk: Chunk, queries: list[Tensor], part: Box) -> Tensor:
-    """Return the queries of `part`. Raises ValueError if it does not lie within one of the chunk's boxes.
+    """Return the queries of the box `part`, cut from the queries of the chunk's boxes.
 
-    queries: one tensor for each of the chunk's boxes.
+    queries: one tensor for each of the chunk's boxes. Raises ValueError if `part` lies within none of them.
     """
     for block, query in zip(chunk.work, queries, strict=True):
         if block.intersect(part) == part:

@@ -15,7 +15,7 @@ from paradit.config.values import NONE, Value, Values
 from paradit.kernels import require_lse
 
 AUTO = "auto"
-"""Name that asks for the quickest choice among all forms that are `automatic`, instead of one form."""
+"""Value of the attention option that asks for the quickest choice among all forms that are `automatic`."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Choice:
 
     @classmethod
     def of(cls, name: str, *, interleave: bool = False, **options: Value | None) -> Choice:
-        """Return a choice, given its form's name and that form's options by their names."""
+        """Return the choice of the form called `name`, with the given options of that form."""
         return cls(name, Values(options), interleave)
 
     @classmethod
     def plain(cls, *, interleave: bool = False) -> Choice:
-        """Return the plainest choice, the first form of all, against which everything else is compared."""
+        """Return the baseline that all choices are compared with: the first form in the registry."""
         return cls(FORMS.names()[0], interleave=interleave)
 
     @property
@@ -46,12 +46,12 @@ class Choice:
 
     @property
     def lag(self) -> int:
-        """Number of turns by which the second of two interleaved guidance branches runs behind the first."""
+        """Number of turns by which the second interleaved guidance branch starts after the first."""
         return self.form.lag(self)
 
     @property
     def parts(self) -> int:
-        """Number of parts in which an attention's work comes; each travels while others are computed."""
+        """Number of parts into which an attention's work is cut: one travels while another is computed."""
         return self.form.parts(self)
 
     @property
@@ -65,7 +65,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Requirements on an attention form, as far as a placement states them."""
+    """Requirements on an attention form, as far as a placement of the ranks states them."""
 
     ranks: int
     """Number of ranks that share the tokens of a guidance branch."""
@@ -94,8 +94,8 @@ class Form:
     """Location, as "module:name", of the `Join` (`attention.join`) that builds the form on ranks; may
     import torch."""
     timed_by: str
-    """Location, as "module:name", of the `Timing` (`attention.timing`) that the planner simulates; without
-    torch."""
+    """Location, as "module:name", of the `Timing` (`attention.timing`) that the planner simulates; must
+    not import torch."""
     options: type = NoOptions
     """Frozen dataclass, read by `paradit.config.options`, of the options that only this form has."""
     automatic = False
@@ -145,11 +145,11 @@ class Form:
         return self.choices(asked, heads)
 
     def lag(self, choice: Choice) -> int:  # noqa: ARG002
-        """Return by how many turns the second of two interleaved guidance branches runs behind the first."""
+        """Return by how many turns the second interleaved guidance branch starts after the first."""
         return 0
 
     def parts(self, choice: Choice) -> int:  # noqa: ARG002
-        """Return the number of parts in which the work of an attention comes."""
+        """Return the number of parts into which the work of an attention is cut."""
         return 1
 
     def simplest(self, choice: Choice) -> Choice:
@@ -191,7 +191,7 @@ def help_text() -> str:
 
 
 def checked_options(attention: str, options: Mapping[str, Value | None]) -> Values:
-    """Return the options, without those that equal their defaults.
+    """Return the attention options that are set to other values than their defaults, after checking them.
 
     attention: name of a form, or `AUTO`. Raises InputError for an option that no form has, a value that is
     not valid for its option, or an option of another form.
@@ -217,7 +217,10 @@ def _with_options_first(attention: str) -> Sequence[Form]:
 
 
 def automatic(asked: Asked, heads: int) -> Iterator[Choice]:
-    """Yield the choices that attention `auto` may try, the plainest first; skips forms that cannot."""
+    """Yield the choices that attention `auto` may try, the plainest first.
+
+    Skips forms that are not automatic, refuse what is asked, or lack an option that is set.
+    """
     for form in FORMS.all():
         if not form.automatic or not set(asked.options) <= declared(form.options).keys():
             continue

@@ -15,12 +15,12 @@ from paradit.distributed.transport import Transport
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
-    """Return a function that builds ring attention for given shares."""
+    """Return a function that builds ring attention for given shares of tokens and work."""
     return lambda shares: ring(shares.tokens, sharers.transport)
 
 
 def ring(lengths: Sequence[int], transport: Transport) -> Attend:
-    """Return ring attention.
+    """Return ring attention, in which keys and values pass around all ranks of the transport.
 
     lengths: number of tokens that each rank holds, which may differ or be zero.
     """

@@ -44,11 +44,11 @@ class Rope:
 
 @dataclass(frozen=True, kw_only=True)
 class RopeTables:
-    """Rotations of all positions, by axis: each axis of the video has its own channels of a head."""
+    """Tables of the rotations at all positions, by axis of the video; each axis has its own channels."""
 
     cos: tuple[Tensor, ...]
-    """Cosines, one tensor [positions, channels of the axis] for each axis; `sin` has the same shapes. See
-    `Rope`."""
+    """Cosines, one tensor [positions, channels of the axis] for each axis, arranged as in `Rope`; `sin`
+    likewise."""
     sin: tuple[Tensor, ...]
 
     def at(self, positions: Tensor) -> Rope:

@@ -18,9 +18,9 @@ class Rotation:
     """
 
     def __init__(self, key: Tensor, value: Tensor, lengths: Sequence[int], transport: Transport) -> None:
-        """Start to send this rank's keys and values to the next rank.
+        """Start sending this rank's keys and values to the next rank.
 
-        lengths: number of tokens that each rank of the ring has keys of. transport: connection among those
+        lengths: number of tokens whose keys each rank of the ring holds. transport: connection among those
         ranks, in the order of the ring.
         """
         self._lengths, self._transport = lengths, transport
@@ -30,9 +30,9 @@ class Rotation:
         self._arriving = self._pass_on(message, turn=1)
 
     def _pass_on(self, message: Tensor, turn: int) -> Transfer | None:
-        """Send keys and values to the right; in turn t, receive those of the rank t places to the left.
+        """Send keys and values to the next rank; in turn t, receive those of the rank t places before.
 
-        Returns None after the last turn, in which nothing travels.
+        Returns None if they have reached all ranks.
         """
         rank, num_ranks = self._transport.rank, self._transport.num_ranks
         if turn == num_ranks:

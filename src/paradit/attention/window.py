@@ -33,7 +33,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Kept:
-    """Tokens start to stop of a window, whose keys and values are stored in `features` for a neighbour."""
+    """Range of a window's tokens, start to stop, whose keys and values are cached for a neighbour."""
 
     features: Features
     start: int

@@ -41,9 +41,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """Message before a step: who helps, and all that a helper must know of the attention; or another event.
+    """Announcement to the ranks before a step: who helps, and the shape of the attention; or another event.
 
-    `kind` says which: a step without help or with help, a measurement, the delivery of latents, or the end.
+    `kind` says which: a step without or with help, a measurement, the delivery of latents, or the end.
     """
 
     kind: int = ALONE
@@ -53,21 +53,20 @@ class Message:
     num_heads: int = 0
     head_dim: int = 0
     sites: int = 0
-    """Number of the forward's list of attentions, among the lists that the leader has published."""
+    """Number of the list of attentions that the step's forward has, among the lists that the leader has
+    published."""
     dtype: int = 0
     """Index of the dtype in `DTYPES`."""
     choice: int = 0
     """Index of the attention choice, in the list of choices that all ranks know."""
     streams: int = 0
-    """Number of forwards that run side by side, each `lag` turns behind the one before it."""
+    """Number of forwards that run side by side."""
     lag: int = 0
     steps: int = 0
-    """Number of steps with help since the last latents; only in a message of kind `LATENTS`."""
+    """Number of steps that had help since the last latents; set only if the kind is `LATENTS`."""
     work: tuple[int, ...] = ()
-    """Number of rows that each helper computes; zero if it does not help.
-
-    In a message of kind `MEASURE`: 1 for each helper that takes part.
-    """
+    """Number of rows that each helper computes, zero if it does not help. If the kind is `MEASURE`: 1 for
+    each helper that takes part."""
 
     def pack(self, device: torch.device) -> Tensor:
         """Return the message as an int64 tensor, whose length depends only on the number of helpers."""
@@ -87,23 +86,23 @@ class Message:
         return tuple(helper for helper, work in enumerate(self.work) if work)
 
     def shares(self, num_ranks: int) -> Shares:
-        """Return who holds which tokens and does which work: `num_ranks` ranks that denoise, then helpers."""
+        """Return the shares of tokens and work of all ranks: `num_ranks` that denoise, then the helpers."""
         own = Shares.equal(self.num_tokens, self.num_heads, num_ranks, self.num_replicated)
         return own.with_helpers(self.work)
 
 
 Plan = Callable[[Message, tuple[int, ...]], Sequence[int]]
-"""Function that chooses each helper's rows of a step: (the step, numbers of the idle helpers) -> rows.
+"""Function that decides how many rows each helper computes: (the step, numbers of the idle helpers) -> rows.
 
 -1 stands for a helper that must be measured first.
 """
 
 
 class _Member:
-    """A rank that denoises or helps, as a member of their union; the ranks that denoise come first."""
+    """A rank of the union of ranks that denoise, which come first, and helpers."""
 
     def __init__(self, union: World, num_ranks: int, kernel: Kernel, choices: Sequence[Choice]) -> None:
-        """Prepare every choice of attention over the union of ranks.
+        """Build every choice of attention over the union of ranks.
 
         num_ranks: number of ranks that denoise. choices: choices of attention, the same on all ranks.
         """
@@ -142,7 +141,7 @@ class _Member:
 
 
 class Helped(_Member):
-    """A rank that denoises; agrees on helpers for each step, and shares the attention with them."""
+    """A rank that denoises and shares its attention with helpers, which are agreed on before each step."""
 
     def __init__(
         self,
@@ -153,7 +152,7 @@ class Helped(_Member):
         *,
         plan: Plan | None = None,
     ) -> None:
-        """Prepare for co-processing with the ranks of `union`.
+        """Build every choice of attention over the ranks of `union`, and on the leader channels to helpers.
 
         team: the ranks that denoise. union: these ranks and the helpers, with a process group of its own.
         plan: replacement for measuring and judging, for tests.
@@ -205,10 +204,10 @@ class Helped(_Member):
             self._judge(self._step).record(self._agreed.helpers, seconds)
 
     def latents(self, helpers: Sequence[int]) -> int:
-        """Announce that the latents of the steps since the last call now go to these helpers.
+        """Announce which helpers receive the latents of the last steps; return how many steps had help.
 
-        helpers: empty if the latents go to ranks that are not helpers. Every rank that denoises calls it.
-        Returns how many of the steps had help.
+        The steps are those since the last call. helpers: empty if the latents go to ranks that are not
+        helpers. Every rank that denoises calls it.
         """
         steps, self._steps = self._steps, 0
         for helper in helpers if self._leads else ():
@@ -254,7 +253,7 @@ class Helped(_Member):
         self._channels[helper].send(replace(message, work=work).pack(self._world.device))
 
     def _take_measures(self, step: Message) -> None:
-        """Take the measurements that were agreed; the leader keeps the work that the helpers can do."""
+        """Measure what was agreed on; the leader stores how many rows each helper can compute in time."""
         chosen, mine = self._agreed.helpers, self._measure(self._agreed)
         row_seconds = max(float(figures[0]) for figures in self._team.all_gather(mine))
         if not self._leads:
@@ -305,7 +304,7 @@ class Helper(_Member):
 
     @torch.no_grad()
     def _help(self, agreed: Message) -> None:
-        """Help in one step, whose forwards take the same turns as on the ranks that denoise."""
+        """Compute this helper's share of a step's attention, in the same turns as the ranks that denoise."""
         works = helping(agreed, self._sites(agreed.sites), self.attend(agreed), self._world.device)
         run_interleaved(works, agreed.lag)
 
@@ -344,7 +343,7 @@ class _Hollow(Block[_NoTokens]):
 def helping(
     agreed: Message, sites: Sequence[Site], attend: Attend, device: torch.device
 ) -> list[Generator[Wait, None, None]]:
-    """Return a helper's part of a step: a generator for each forward, which runs its attentions only."""
+    """Return a helper's part of a step: for each forward, a generator that runs only its attentions."""
     shape = agreed.batch, 0, agreed.num_heads, agreed.head_dim
     nothing = torch.empty(shape, dtype=DTYPES[agreed.dtype], device=device)
     none = nothing.new_empty(1, 0, 1, agreed.head_dim)
@@ -359,7 +358,7 @@ def helping(
 
 
 def _speed(step: Message, figures: Tensor) -> HelperSpeed:
-    """Return a helper's speed, given what `_Member._measure` returned on it."""
+    """Return a helper's speed, computed from the seconds that `_Member._measure` returned on it."""
     row, latency, seconds_per_byte = figures.tolist()
     link = seconds_per_byte * step.batch * step.head_dim * DTYPES[step.dtype].itemsize
     rows = step.num_tokens + step.num_replicated
@@ -367,10 +366,10 @@ def _speed(step: Message, figures: Tensor) -> HelperSpeed:
 
 
 def _attentions(number: int) -> str:
-    """Return the key in the store under which the leader publishes a forward's list of attentions."""
+    """Return the store key under which the leader publishes list `number` of a forward's attentions."""
     return f"attentions {number}"
 
 
 def _waits(helper: int, number: int) -> str:
-    """Return the store key that a helper publishes when it starts waiting for latents `number`, from 0."""
+    """Return the store key with which a helper announces that it waits for its latents `number`, from 0."""
     return f"helper {helper} waits for latents {number}"

@@ -1,4 +1,4 @@
-"""Passage of tokens through a transformer's blocks, with any attention; several may be interleaved."""
+"""Functions that run tokens through a transformer's blocks with any attention, alone or interleaved."""
 
 from __future__ import annotations
 
@@ -44,9 +44,8 @@ def in_step(attend: Attend, step: int) -> Attend:
 def run_interleaved(works: Sequence[Generator[Wait, None, R]], lag: int = 0) -> list[R]:
     """Run generators to their ends side by side, and return their results.
 
-    While the data of one are on their way, the others compute. They take turns, so that on every rank
-    messages are sent and expected in the same order. lag: number of turns by which each begins after the one
-    before it.
+    While one waits for data, the others compute. They take turns, so that on every rank messages are sent and
+    expected in the same order. lag: number of turns by which each starts after the one before it.
     """
     results: dict[int, R] = {}
     waits: dict[int, Wait] = {}

@@ -64,7 +64,7 @@ def parallelize(pipe: Pipeline) -> Callable[[], None]:
 
 
 def _replacement(pipe: Pipeline, names: Sequence[str]) -> Replacement:
-    """Return how to patch the transformers of these names. Raises InputError for an unsupported class."""
+    """Return what patches the transformers of these names. Raises InputError if a class is not supported."""
     kinds = [kind.__name__ for name in names for kind in type(getattr(pipe, name)).__mro__]
     # A wrapped transformer no longer shows its own class; its wrapper is refused later, by name.
     found = replacement([*kinds, type(pipe).__name__])
@@ -76,7 +76,7 @@ def _replacement(pipe: Pipeline, names: Sequence[str]) -> Replacement:
 
 
 class _Forward:
-    """One transformer's forward on all ranks.
+    """A transformer's forward, computed by all ranks; replaces the original forward.
 
     It keeps nothing of the transformer between calls: weights, adapters, layers and rotations may change
     between any two.

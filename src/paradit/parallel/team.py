@@ -1,4 +1,4 @@
-"""Processes that compute a step's predictions: for the prompt and, with guidance, the negative prompt."""
+"""Teams of processes that compute a step's predictions: for the prompt and, with guidance, a negative one."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from paradit.parallel.forward import run_interleaved, through_blocks
 
 
 class Branches:
-    """Contexts of the prompts whose guidance branches a process computes, created on first use."""
+    """Prompt contexts for the guidance branches that a process computes, created on first use."""
 
     def __init__(self, transformer: Transformer, prompts: Sequence[Prompt]) -> None:
         self._transformer, self._prompts = transformer, prompts
 
     @cached_property
     def each(self) -> list[Context]:
-        """Contexts of the prompts, one for each."""
+        """Contexts of the prompts, one per prompt."""
         return [self._transformer.context(*prompt) for prompt in self._prompts]
 
     @cached_property
     def joined(self) -> Context:
-        """Context of all prompts in one batch."""
+        """Context of all prompts together, for computing them in one batch."""
         return self.each[0] if len(self._prompts) == 1 else self._transformer.join(self.each)
 
 
 class Team(Protocol):
-    """One process, or several that run the same program, as one of them sees the team."""
+    """Processes that denoise together, or a single one, as one of them sees the team."""
 
     is_first: bool
     """Whether this process is the one that encodes, decodes and reports progress."""
@@ -47,13 +47,16 @@ class Team(Protocol):
         """
 
     def agree(self, what: str, value: bytes) -> None:
-        """Raise RuntimeError, naming the rank, if a process has a different `value` from the first."""
+        """Raise RuntimeError, naming the rank, if a process has a different `value` from the first.
+
+        what: name of the value, for the error.
+        """
 
     def gather_number(self, number: int) -> list[int]:
         """Return every process's number, by rank."""
 
     def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> Branches:
-        """Return the contexts of the prompts whose guidance branches this process computes.
+        """Return the prompt contexts for the guidance branches that this process computes.
 
         Called once per expert.
         """
@@ -75,10 +78,7 @@ class Team(Protocol):
 
 
 class Alone:
-    """A team of one process, which computes one guidance branch after the other.
-
-    This is diffusers' order; results equal its own bit for bit.
-    """
+    """A team of one process, which computes guidance branches one by one, bit for bit as diffusers does."""
 
     is_first = True
 

@@ -45,7 +45,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Undecided:
-    """A step for which an attention form is still to be chosen, as one of its ranks sees it."""
+    """A step whose attention form is still to be chosen, with all that the choice depends on."""
 
     choices: Sequence[Choice]
     """Choices of attention that are open, the plainest first."""
@@ -58,12 +58,11 @@ class Undecided:
 
 
 Choose = Callable[[Undecided], Choice]
-"""Function that chooses the attention of a step; called on all ranks together, it returns the same on
-each."""
+"""Function that chooses the attention of a step; all ranks call it together, and get the same result."""
 
 
 class Together:
-    """A `Team` of several ranks, arranged as a mesh.
+    """A team of several ranks, arranged as a mesh of guidance branches and ranks that share tokens.
 
     Exact: it does the same operations on the same rows as one process. Only the division of matrix products
     into tiles may differ, which affects the last bits.
@@ -92,7 +91,7 @@ class Together:
         self.is_first = mesh.world.rank == 0
         self._attends: dict[tuple[Choice, Shares], Attend] = {}
         self.chosen: dict[tuple[Shares, int], Choice] = {}
-        """Choices made among several, by shares and number of guidance branches."""
+        """Attention that was chosen among several, by shares and number of guidance branches."""
 
     def share(
         self, make: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
@@ -106,7 +105,7 @@ class Together:
         self.agree_all({what: value})
 
     def agree_all(self, values: Mapping[str, bytes], advice: Mapping[str, str] | None = None) -> None:
-        """Raise RuntimeError for the first of `values`, by name, that differs between processes.
+        """Raise RuntimeError for the first of `values` that differs between processes; its key is its name.
 
         advice: text to add to the error, by the name of the value. Sends one message, however many values
         there are.
@@ -195,7 +194,10 @@ class Together:
     def _works(
         self, step: Step, choice: Choice, attend: Attend | None
     ) -> list[Generator[Wait, None, Tokens]]:
-        """Return the step's passages through the transformer blocks, which are to run side by side."""
+        """Return generators that run the step's guidance branches through the transformer blocks.
+
+        There is one generator per branch if they are interleaved, else one for all of them.
+        """
         contexts = step.branches.each if choice.interleave else [step.branches.joined]
         parts = [step.transformer.branch(step.tokens, context) for context in contexts]
         return [self._work(step, part, choice, attend) for part in parts]
@@ -203,7 +205,7 @@ class Together:
     def _work(
         self, step: Step, tokens: Tokens, choice: Choice, attend: Attend | None = None
     ) -> Generator[Wait, None, Tokens]:
-        """Return the passage of this rank's part of `tokens` through the transformer blocks.
+        """Return a generator that runs this rank's part of `tokens` through the transformer blocks.
 
         attend: attention with helpers; None: attention without helpers.
         """
@@ -230,7 +232,7 @@ class Together:
         return all_values[:, :, 0]
 
     def _message(self, step: Step, choice: Choice) -> Message:
-        """Return what helpers must know of a step."""
+        """Return the message that tells helpers the shape of a step's attention."""
         assert self._helped is not None
         x, transformer = step.tokens.hidden_states, step.transformer
         branches = len(step.branches.each)

@@ -40,9 +40,9 @@ Save = Callable[[QueueState], object]
 
 
 class BlockPipeline:
-    """One rank of a layer pipeline, or the whole pipeline in one process.
+    """Denoising of one long video on one rank of a layer pipeline, or on the only process.
 
-    All ranks create one for each video, with the same arguments except their own `share` and `state`.
+    All ranks create one for each video, with the same arguments except `share` and `state`.
     """
 
     def __init__(
@@ -92,15 +92,17 @@ class BlockPipeline:
         self._first_round = state.round if state else 0
 
         self._right: list[Features] = [{} for _ in prompts]
-        """Cached keys and values of the first frames of the block that took its step last, by branch."""
+        """Cached keys and values of the first frames of the frame block that took its step last, by
+        branch."""
         self._left: dict[tuple[int, int], Features] = {}
-        """Cached keys and values of each block's last frames after its latest step, by (block, branch)."""
+        """Cached keys and values of each frame block's last frames after its latest step, by (block,
+        branch)."""
         self._held: dict[int, _Held] = {}
-        """Latents and solvers of the blocks in work, by block number; only on the first rank."""
+        """Frame blocks that are not yet finished or still read, by number; only on the first rank."""
         if state is not None:
             self._restore(state)
         self._round = self._first_round
-        """Number of the round that was begun last."""
+        """Number of the round of the block queue that was begun last."""
         word = f"end of video {next(share.videos)} of {share.world.ranks}" if share else ""
         self._early_end = EarlyEnd(share.world if share else None, word, self._queue)
         self._links = StageLinks(share, self, model.dtype, model.device)
@@ -127,7 +129,7 @@ class BlockPipeline:
                 about = {"block": step.block + 1, "step": step.step + 1}
                 with span(f"block {about['block']} step {about['step']}", STEP, **about):
                     self._compute(step)
-                if saves:  # the round's predictions may be collected later
+                if saves:  # copy now: the first rank saves once all predictions of the round have come
                     features.append({key: dict(part) for key, part in self._left.items()})
             else:
                 self._collect(step)
@@ -149,7 +151,7 @@ class BlockPipeline:
             self._early_end.tell(UNWANTED, self._round)
 
     def _compute(self, step: BlockStep) -> None:
-        """Run a block-step (one step of one frame block) through this rank's layers."""
+        """Run one step of a frame block through this rank's layers."""
         self._round = step.round
         expert, links = self._experts[step.step], self._links
         transformer, window = self._model.experts[expert], self._window(step)
@@ -181,7 +183,10 @@ class BlockPipeline:
         self._forget_left(step)
 
     def _attend(self, step: BlockStep, branch: int, window: Window, num_replicated: int) -> Attend:
-        """Return a block-step's attention, which reads the neighbours' cache and stores what they will read."""
+        """Return the attention for one step of a frame block, which also reads and fills caches of keys.
+
+        It reads what neighbours have left, and stores what they will read.
+        """
         neighbours = []
         if step.left.source == "cache" and step.left.frames:
             neighbours.append(Neighbour(self._left[step.block - 1, branch], window.left))
@@ -203,7 +208,7 @@ class BlockPipeline:
                 self._left.pop((step.block - 1, branch), None)
 
     def _latents(self, step: BlockStep) -> Tensor:
-        """Return the transformer's input for a block-step: latents of the block and of computed context.
+        """Return the transformer's input for one step of a frame block: its latents and any computed context.
 
         On ranks that do not embed, a tensor without values (device "meta").
         """
@@ -226,7 +231,7 @@ class BlockPipeline:
         return latents
 
     def _collect(self, step: BlockStep) -> None:
-        """Take a block's solver step with its prediction; wait for the prediction if it has not arrived."""
+        """Wait for the prediction of one step of a frame block, and take the solver's step with it."""
         held, expert = self._held[step.block], self._experts[step.step]
         values = guide(self._links.predictions(), self._scales[expert])
         prediction = self._model.experts[expert].unpatchify(values, self._window(step).own_layout)
@@ -247,7 +252,7 @@ class BlockPipeline:
         return self._windows[key]
 
     def _contexts_of(self, expert: int, block: int) -> list[TextContext]:
-        """Return the prompt context for each guidance branch of a block that this rank computes."""
+        """Return a frame block's prompt contexts, one for each guidance branch that this rank computes."""
         texts = list(self._prompts)
         for first, text in self._later:
             texts[0] = text if first <= block else texts[0]
@@ -264,12 +269,12 @@ class BlockPipeline:
         return (1, self._model.spec.vae.z_dim, frames, *self._size)
 
     def _steps(self) -> Iterator[BlockStep]:
-        """Yield the block-steps whose messages this rank receives."""
+        """Yield the steps of frame blocks for which this rank receives messages."""
         steps = self._queue.steps(self._first_round)
         return takewhile(lambda step: self._early_end.goes_on(step.round), steps)
 
     def latents(self) -> Iterator[Shapes]:
-        """Yield the shapes of the latents that come over `StageLinks`, for each block-step.
+        """Yield the shape of the latents that this rank receives for each step of a frame block.
 
         This method and the two that follow implement `Expectations`.
         """
@@ -329,7 +334,7 @@ class BlockPipeline:
 
     @property
     def _heads(self) -> range:
-        """Heads that this rank works on."""
+        """Range of the heads that this rank works on."""
         return self._sharing.heads(self._model.experts[0].num_heads)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""State of a run over frame blocks between two rounds: enough to resume with the same bits.
+"""State of a long video's denoising between two rounds of the block queue, enough to resume bit for bit.
 
 It consists of plain values and tensors. The noise of later blocks is not part of it, because it follows from
 the seed and a block's number; nor are the right neighbours' keys, because every round begins without any.
@@ -27,26 +27,29 @@ HeadFeatures = dict[tuple[int, str, int], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class BlockState:
-    """State of a frame block between two steps."""
+    """State of a frame block between two denoising steps."""
 
     level: Annotated[int, Option(least=0)]
-    """Number of steps that the block has taken."""
+    """Number of denoising steps that the frame block has taken."""
     latents: Tensor
-    """Latents of the block, [1, C, F, h, w], fp32."""
+    """Latents of the frame block, [1, C, F, h, w], fp32."""
     before: Tensor | None
-    """Latents of the block one step earlier, for a right neighbour that reads them at its own noise level."""
+    """Latents of the frame block one step earlier, for a right neighbour that reads them at its own noise
+    level."""
     solver: dict[str, object]
-    """Attributes that the block's own scheduler has gained or changed (see `solver_state`)."""
+    """Attributes of the frame block's own scheduler that differ from a fresh scheduler's (see
+    `solver_state`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueueState:
-    """State of a run between two rounds, as one rank holds it; only the first rank's includes the blocks."""
+    """State of a long video between two rounds, as one rank holds it; only the first rank has the blocks."""
 
     round: int
-    """Number of the next round."""
+    """Number of the next round of the block queue."""
     blocks: dict[int, BlockState] = field(default_factory=dict)
-    """States of the blocks in the queue, by number, and of the last one that left it, which is still read."""
+    """States of the frame blocks in the queue, by number, and of the last one that left it, which is still
+    read."""
     left_features: dict[tuple[int, int], HeadFeatures] = field(default_factory=dict)
     """Cached keys and values of left contexts, by (block, guidance branch), for this rank's layers and
     heads. Empty unless the left context comes from the cache, whose keys cannot be computed again."""
@@ -83,7 +86,7 @@ class _Stored:
 
 
 def shared_state(state: QueueState | None, team: Team, device: torch.device) -> QueueState | None:
-    """Return the first process's state on all processes of a team; None if it has none."""
+    """Return the first process's state on all processes of a team; None if the first has none."""
     content = state.to_bytes() if state and team.is_first else b""
     size, *_ = team.gather_number(len(content))
     if not size:
@@ -93,7 +96,7 @@ def shared_state(state: QueueState | None, team: Team, device: torch.device) -> 
 
 
 def _named(features: Mapping[tuple[int | str, ...], tuple[Tensor, Tensor]]) -> HeadFeatures:
-    """Return features with the attention's name, which version 0.1 did not store: a block had only one."""
+    """Return features keyed by attention name too; version 0.1 stored none: a block attended only once."""
     found: HeadFeatures = {}
     for (layer, *name, head), parts in features.items():
         found[int(layer), str(name[0]) if name else Site(0).name, int(head)] = parts

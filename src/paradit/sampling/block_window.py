@@ -1,4 +1,4 @@
-"""Places of the tokens of a block-step: within its window, and on the ranks that share them."""
+"""Placement of a frame block's tokens in one step: in the block's window, and on ranks that share them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Sharing:
 
 
 class Window:
-    """A frame block with its context, for all block-steps with the same frames and neighbours.
+    """A frame block with its context; steps with the same frames and neighbours share one window.
 
     Positions are counted from the window's first frame.
     """
@@ -47,7 +47,7 @@ class Window:
     ) -> None:
         whole: Rope = transformer.layout((step.window_frames, *size)).rope
         self.tokens = len(whole.positions) // step.window_frames
-        """Number of tokens of a latent frame."""
+        """Number of tokens per latent frame."""
         frames_before = step.left.frames - step.left.computed
         start, count = frames_before * self.tokens, step.computed_frames * self.tokens
         self.layout = replace(
@@ -60,13 +60,13 @@ class Window:
         """Rotations of the tokens after the computed ones, whose cached keys are read."""
         own = step.left.computed * self.tokens
         self.own = range(own, own + step.frames * self.tokens)
-        """Range of the block's own tokens among the tokens that are computed."""
+        """Range of the frame block's own tokens among the tokens that are computed."""
         self.own_layout = transformer.layout((step.frames, *size))
 
         self._sharing, self._num_heads = sharing, transformer.num_heads
         boxes = map(self._shares(0).tokens_of, range(sharing.sharers))
         self.shares = [range(box.start, box.stop) for box in boxes]
-        """Ranges of the computed tokens that each of the sharing ranks has."""
+        """Range of the computed tokens that each of the sharing ranks has."""
         self._exchange = cache(self._new_exchange)
 
     @property
@@ -80,11 +80,11 @@ class Window:
         return replace(self.layout, rope=self.layout.rope.shard(self.mine.start, self.mine.stop))
 
     def mine_of(self, timestep: Tensor) -> Tensor:
-        """Return the timesteps of this rank's tokens: its part of [B, S], or [B] as it is."""
+        """Return the timesteps of this rank's tokens: a part of [B, S], or all of [B]."""
         return timestep[:, self.mine.start : self.mine.stop] if timestep.ndim == 2 else timestep
 
     def own_of(self, place: int) -> range:
-        """Return the range, perhaps empty, of the block's own tokens that the sharing rank at `place` has."""
+        """Return which of the frame block's own tokens the sharing rank at `place` has; may be empty."""
         share = self.shares[place]
         start = max(self.own.start, share.start)
         return range(start, max(start, min(self.own.stop, share.stop)))

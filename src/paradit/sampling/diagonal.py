@@ -110,7 +110,7 @@ def blocks(
 
 
 def windows(queue: BlockQueue, active: range) -> Iterator[tuple[range, range]]:
-    """Yield a round's windows: the frames that take a step together, and all frames read for that."""
+    """Yield a round's windows, each as two ranges: frames that take a step, and all frames read for it."""
     for start in range(active.start, active.stop, queue.block_frames):
         own = range(start, min(start + queue.block_frames, active.stop))
         yield (
@@ -120,7 +120,7 @@ def windows(queue: BlockQueue, active: range) -> Iterator[tuple[range, range]]:
 
 
 def finished(queue: BlockQueue, round: int) -> int:
-    """Return the number of frame blocks that are done before a round."""
+    """Return the number of frame blocks that are done before a round of the queue."""
     ready = replace(queue, block_frames=1, context_frames=0).finished(round)
     return ready // queue.block_frames if ready != queue.num_frames else queue.num_blocks or 0
 

@@ -74,9 +74,9 @@ class QueueSampler(BlockSampler):
 
 
 def by_block(request: BlocksRequest, work: Work) -> tuple[tuple[Prompt, ...], list[tuple[int, Prompt]]]:
-    """Return the encoded prompt and negative prompt, and the later prompts that replace the first one.
+    """Return the encoded prompt and negative prompt, and a list of later prompts that replace the first one.
 
-    Each later prompt comes with the first block, counted from 0, that uses it.
+    Each later prompt comes with the first frame block, counted from 0, that uses it.
     """
     spec = work.model.spec
     of_text = dict(zip(request.texts(spec), work.prompts, strict=True))

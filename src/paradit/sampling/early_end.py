@@ -15,7 +15,8 @@ from paradit.distributed.world import World
 from paradit.scheduling.block_queue import BlockQueue
 
 STEPS_AHEAD = 3
-"""Largest number of block-steps for which a rank posts receives beyond those whose messages have arrived."""
+"""Largest number of frame blocks' steps for which a rank posts receives before earlier messages have
+arrived."""
 UNWANTED = "nobody wants the rest"
 
 
@@ -33,7 +34,7 @@ class EarlyEnd:
     """One rank's view of a video's early end: whether there is one, why, and before which round."""
 
     def __init__(self, world: World | None, word: str, queue: BlockQueue) -> None:
-        """Begin without an early end.
+        """Start with no early end known.
 
         world: the ranks of the pipeline; None for one process. word: key in the store, unique to this video
         and the same on all ranks.
@@ -42,10 +43,10 @@ class EarlyEnd:
         self._rounds = math.inf
         self._looked = -1
         self.reason = ""
-        """Reason for which the video ends early; empty if, as far as this rank knows, it does not."""
+        """Reason why the video ends early; empty if, as far as this rank knows, it does not."""
 
     def tell(self, reason: str, round: int) -> None:
-        """Publish the reason, and the round before which all ranks end.
+        """Publish the reason for an early end, and the round before which all ranks end.
 
         The first rank calls it, once. round: the round that it began last; it may have come to the next one.
         """
@@ -61,7 +62,7 @@ class EarlyEnd:
         self._world.tell(self._word, f"{self._rounds} {reason}")
 
     def goes_on(self, round: int) -> bool:
-        """Return whether a round takes place; each rank except the first looks it up in the store."""
+        """Return whether a round takes place; ranks except the first look this up in the store."""
         if self._world is not None and self._world.rank > 0 and round > self._looked and not self.reason:
             self._looked = round
             if self._world.told(self._word):

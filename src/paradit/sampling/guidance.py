@@ -10,9 +10,9 @@ from paradit.models.spec import ModelSpec
 
 
 def guide(predictions: Sequence[Tensor], scale: float) -> Tensor:
-    """Return unconditional + scale * (conditional - unconditional); the only prediction if there is just one.
+    """Return the guided prediction: unconditional + scale * (conditional - unconditional).
 
-    predictions: conditional first, then unconditional.
+    predictions: conditional first, then unconditional; a single prediction is returned as it is.
     """
     conditional, *others = predictions
     if not others:

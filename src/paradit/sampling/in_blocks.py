@@ -1,4 +1,4 @@
-"""Base classes of the samplers of long videos: saving state after rounds, and resuming."""
+"""Base classes of the samplers of long videos, which save the state after rounds and resume from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from paradit.scheduling.block_queue import BlockQueue
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """A long video's denoising at the point from which it starts or resumes."""
+    """Point from which a long video's denoising starts or resumes, with what a sampler needs for it."""
 
     work: Work
     request: BlocksRequest
@@ -31,13 +31,14 @@ class Begun:
     state: QueueState | None
     """State that was kept last, on the first rank; None on other ranks, or if nothing was kept."""
     round: int
-    """Number of the next round, on all ranks."""
+    """Number of the next round of the block queue, on all ranks."""
     save: Callable[[QueueState], bool] | None
-    """Function called after every round, on the first rank, which returns whether the work continues."""
+    """Function called after every round, which returns whether the work continues; None except on the
+    first rank."""
 
 
 class BlockSampler(Sampler):
-    """Sampler of a long video, which makes frame blocks one after another."""
+    """Sampler of a long video, which yields frame blocks one after another and resumes from checkpoints."""
 
     def blocks(self, work: Work) -> Iterator[Tensor]:
         begun, team, checkpoints = self._begun(work), work.team, work.checkpoints
@@ -57,7 +58,7 @@ class BlockSampler(Sampler):
                     raise
 
     def _begun(self, work: Work) -> Begun:
-        """Return where the work starts or resumes; all ranks follow the first rank's checkpoint."""
+        """Return the point from which the work starts or resumes; the first rank's checkpoint decides it."""
         request, team, spec = in_blocks(work.request), work.team, work.model.spec
         channels, _, height, width = latent_shape(request, spec)
         queue = request.queue(spec)
@@ -79,7 +80,10 @@ class BlockSampler(Sampler):
         )
 
     def after_round(self, work: Work, queue: BlockQueue, state: QueueState) -> bool:
-        """Offer a round's state to the checkpoints, on the first rank; return whether the work continues."""
+        """Offer the state after a round to the checkpoints; return whether the work continues.
+
+        Called on the first rank only.
+        """
         is_open = self.is_open(queue, state.round)
         return not work.checkpoints or work.checkpoints.offer(state.to_bytes, is_open=is_open)
 
@@ -89,7 +93,7 @@ class BlockSampler(Sampler):
 
     @abstractmethod
     def finished(self, queue: BlockQueue, round: int) -> int:
-        """Return the number of frame blocks that are done before a round."""
+        """Return the number of frame blocks that are done before a round of the queue."""
 
     @abstractmethod
     def fresh(self, begun: Begun) -> Iterator[Tensor]:
@@ -102,7 +106,7 @@ class TeamSampler(BlockSampler):
     def __init__(
         self, blocks: Callable[..., Iterator[Tensor]], finished: Callable[[BlockQueue, int], int]
     ) -> None:
-        """Make a sampler of two functions.
+        """Make a sampler from two functions.
 
         blocks, finished: functions with the parameters of those in `sampling.windows`.
         """

@@ -20,7 +20,7 @@ from paradit.scheduling.layer_pipeline import StageGrid, split_layers
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """Costs of the parts of a forward (each layer, the embedding, the head), in any one unit."""
+    """Costs of the layers, the embedding and the head in one forward, all in the same unit."""
 
     layers: tuple[float, ...]
     embed: float = 0.0
@@ -33,13 +33,13 @@ class LayerShare:
 
     world: World
     way_back: World
-    """World for predictions, which go from the ranks of the last layer slice to the first rank."""
+    """Process group (`World`) for predictions on their way from the last layer slice to the first rank."""
     grid: StageGrid
     sharing: Sharing
     """Division of tokens among the ranks with the same layers and guidance branch."""
     layers: range
     videos: Iterator[int] = field(default_factory=count)
-    """Counter that numbers the videos made with this share, in order; equal on all ranks."""
+    """Counter that numbers the videos made with this share, in order; all ranks count alike."""
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def divide_layers(
 
 
 def _sharing(world: World, grid: StageGrid) -> Sharing:
-    """Return this rank's part in sharing tokens, over a transport that carries no latents or predictions."""
+    """Return how this rank shares a window's tokens, with a transport apart from latents and predictions."""
     if grid.sharers == 1:
         return Sharing()
     place = grid.place(world.rank)

@@ -19,7 +19,7 @@ def initial_noise(shape: Sequence[int], seed: int, device: torch.device) -> Tens
 
 
 def step_generator(seed: int, step: int, part: int | None = None) -> torch.Generator:
-    """Return the generator, on the CPU, of the noise that a scheduler adds in a step, counted from 0.
+    """Return the CPU generator of the noise that a scheduler adds in a step, counted from 0.
 
     part: number of the frame block, or the latent frame, that takes the step by itself; None: the whole
     video. Each step has its own generator, so no generator state needs to be saved or shared between ranks.
@@ -63,7 +63,7 @@ class PooledNoise:
     """DualParal's coordinated noise (arXiv 2505.21070): all frame blocks share a pool of frames of noise.
 
     The pool has as many frames as a block and its left context together. A block takes those that its left
-    context does not use, in an order of its own, so each frame of the pool occurs once in the two together.
+    context does not use, in an order of its own, so the two together have each frame of the pool once.
     """
 
     def __init__(

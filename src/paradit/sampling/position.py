@@ -1,4 +1,4 @@
-"""Position of a video's denoising, which is saved so that it can resume with the same bits."""
+"""State of a video's denoising after a step, which is saved so that it can resume with the same bits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Position:
     latents: Tensor
     """Latents after the step, [B, C, F, h, w], fp32."""
     scheduler: dict[str, object]
-    """Attributes of the scheduler (see `scheduler_state`): a multistep solver remembers its last steps."""
+    """Attributes of the scheduler (see `scheduler_state`), in which a multistep solver remembers its last
+    steps."""
 
     def to_bytes(self) -> bytes:
         buffer = io.BytesIO()
@@ -77,7 +78,10 @@ def scheduler_state(scheduler: Scheduler) -> dict[str, object]:
 
 
 def restore(scheduler: Scheduler, state: dict[str, object], device: torch.device) -> None:
-    """Restore a scheduler's state. It must be set to the same number of steps, for latents on `device`."""
+    """Set a scheduler's attributes to a saved state.
+
+    The scheduler must be set to the same number of steps, for latents on `device`.
+    """
     for name, value in state.items():
         now = getattr(scheduler, name, None)  # the first step adds some
         # Some schedulers keep their sigmas on the CPU, whatever the device.

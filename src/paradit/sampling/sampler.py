@@ -1,4 +1,4 @@
-"""Samplers: the torch half of each generation method, which denoises on the ranks. Found by the method."""
+"""Samplers, which denoise on each rank: the torch half of a generation method, which names its sampler."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from paradit.scheduling.layer_pipeline import StageGrid
 
 
 class Checkpoints(Protocol):
-    """Store of the finished parts of one request's denoising; the first process of a team has one."""
+    """Store for the finished parts of one request's denoising; only the first process of a team has one."""
 
     def last(self, parse: Callable[[bytes], object]) -> bytes:
         """Return the state that was kept last; empty if there is none that `parse` can read."""
@@ -41,7 +41,7 @@ class Checkpoints(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """One request's denoising, as one of the ranks sees it. All ranks of a team have the same request."""
+    """One request's denoising, as one rank sees it. All ranks of a team have the same request."""
 
     model: VideoModel
     request: ResolvedRequest
@@ -51,8 +51,8 @@ class Work:
     team: Team
     checkpoints: Checkpoints | None = None
     share: LayerShare | None = None
-    """Layers of this rank and the pipeline's other ranks, as `Sampler.divide` returned them; None: no
-    layer pipeline."""
+    """Layers of this rank in a layer pipeline, as `Sampler.divide` returned them; None if the method has
+    no pipeline."""
     wanted: Callable[[], bool] = lambda: True
     """Function that says whether the rest of the video is still wanted; called on the first rank."""
 
@@ -85,6 +85,6 @@ class Sampler(ABC):
 
 
 def sampler_of(request: ResolvedRequest) -> Sampler:
-    """Return the sampler of a request's method."""
+    """Return the sampler that a request's method names."""
     module, _, name = method_of(request).sampler.partition(":")
     return cast(Sampler, getattr(import_module(module), name))

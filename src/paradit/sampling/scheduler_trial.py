@@ -63,7 +63,7 @@ def _made(folder: Path, schedule: Schedule, num_steps: int) -> Scheduler:
 
 
 def _run(make: Callable[[], Scheduler], channels: int, between: Callable[[Scheduler], Scheduler]) -> Tensor:
-    """Return a small tensor after all steps, with `between` applied before each step except the first."""
+    """Return small latents after all steps; `between` replaces the scheduler between two steps."""
     scheduler = make()
     latents = torch.linspace(-1, 1, channels * 8).view(1, channels, 2, 2, 2)
     for step, timestep in enumerate(scheduler.timesteps):
@@ -74,7 +74,7 @@ def _run(make: Callable[[], Scheduler], channels: int, between: Callable[[Schedu
 
 
 def _put_back(make: Callable[[], Scheduler], scheduler: Scheduler, *, in_blocks: bool) -> Scheduler:
-    """Return a new scheduler, restored to the state that a checkpoint keeps of this one."""
+    """Return a new scheduler, restored from the state that a checkpoint keeps of the given one."""
     fresh = make()
     if in_blocks:
         buffer = io.BytesIO()

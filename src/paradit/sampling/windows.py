@@ -65,9 +65,9 @@ def blocks(
 
 
 def finished(queue: BlockQueue, round: int) -> int:  # noqa: ARG001
-    """Return the number of frame blocks that are done after `round` windows.
+    """Return the number of frame blocks that are done after `round` windows: one fewer.
 
-    It is one fewer, because each block is blended with the next window first.
+    The last block waits to be blended with the next window.
     """
     return max(0, round - 1)
 

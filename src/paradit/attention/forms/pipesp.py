@@ -15,12 +15,13 @@ from paradit.config.options import Option, decode
 from paradit.config.values import Value, Values
 
 CHUNKS_BY_ITSELF = 2
-"""Number of chunks on a single rank, which waits only for helpers and does not rehearse the choices."""
+"""Number of chunks on a single rank, which exchanges data only with helpers and does not time
+alternatives."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunks:
-    """Option of PipeSP: the number of chunks."""
+    """Option of PipeSP: the number of chunks in which its data travel."""
 
     chunks: Annotated[
         int | None,

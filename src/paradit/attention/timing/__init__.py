@@ -1,4 +1,7 @@
-"""Timing of a layer for each attention form: what ranks do, as the planner simulates it. Imports no torch."""
+"""Timing of a layer for each attention form: what each rank computes and sends, for the planner to simulate.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from paradit.config.registry import imported
 from paradit.planner.step import Branch, Layer
 
 Timing: TypeAlias = Callable[[Branch, Choice], Layer]
-"""Type of the function that `Form.timed_by` names."""
+"""Type of the function that `Form.timed_by` names, which returns the timing of a layer."""
 
 
 def layer(branch: Branch, choice: Choice) -> Layer:

@@ -1,4 +1,4 @@
-"""Timing of attention forms whose heads travel between ranks: Ulysses, PipeSP and the paper's PipeSP."""
+"""Timing of attention forms whose heads travel between ranks: Ulysses, and PipeSP in both of its versions."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def paper_layer(branch: Branch, choice: Choice) -> Layer:  # noqa: ARG001
 
 
 def chunked_layer(branch: Branch, num_chunks: int = 1, *, interleaved: bool = False) -> Layer:
-    """Return the timing of a layer whose attention is `chunked`.
+    """Return the timing of a layer whose attention travels in `num_chunks` chunks.
 
-    interleaved: whether another stream's messages may travel at any time.
+    interleaved: whether the messages of a second guidance branch may travel at any time.
     """
     chunks = chunk_boxes(branch.shares, num_chunks)
     heads = [[[box] for box in chunk.new_heads] for chunk in chunks]
@@ -100,7 +100,7 @@ def all_in_first(branch: Branch, count: int, *, whole_heads: bool = False) -> La
 
 
 def incoming(branch: Branch, whole: ChunkBoxes) -> list[Message]:
-    """Return three messages, with the values, the keys and the queries of all of the ranks' work."""
+    """Return the three messages that bring each rank the values, the keys and the queries of its work."""
     heads = [[box] for box in whole.new_heads]
     return [
         branch.inward("values", heads),

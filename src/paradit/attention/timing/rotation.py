@@ -49,7 +49,7 @@ class RotationTiming:
 
     @cached_property
     def _heads(self) -> float:
-        """Number of heads that a rank works on."""
+        """Average number of heads that a rank works on, which may be a fraction."""
         return self.branch.shares.num_heads / self.size
 
     @cached_property
@@ -80,7 +80,7 @@ class RotationTiming:
 
     @cached_property
     def _turns(self) -> list[list[Message]]:
-        """Messages that pass keys and values to the next group, by place within the group and by turn."""
+        """Messages that pass keys and values on to the next group, by place within the group and by turn."""
         return [[self._turn(index, turn) for turn in range(self.degree - 1)] for index in range(self.size)]
 
     def _turn(self, index: int, turn: int) -> Message:
@@ -93,7 +93,7 @@ class RotationTiming:
         return self.branch.message("keys and values", ranks, sent)
 
     def layer(self, rank: int, key: Hashable) -> Iterator[Step]:
-        """Yield what one rank does in a layer.
+        """Yield what one rank computes, sends and waits for in a layer.
 
         rank: the rank's place in the guidance branch.
         """
@@ -116,7 +116,7 @@ class RotationTiming:
         yield Compute("finish", cost.finish)
 
     def _rotate(self, rank: int, group: int, key: Hashable) -> Iterator[Step]:
-        """Yield a rank's attention over one group's keys after another's, while the next ones travel."""
+        """Yield a rank's attention over one group's keys after another's, while the next keys travel to it."""
         branch, shares, cost = self.branch, self.branch.shares, self.branch.costs[rank]
         index = self.groups[group].index(rank)
         rows = (self._lengths[group] + shares.num_replicated) * self._heads
