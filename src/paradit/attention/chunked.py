@@ -28,7 +28,7 @@ def chunked(exchange: UlyssesExchange, kernel: Kernel) -> Attend:
     """Return attention that exchanges heads in the chunks of `exchange`.
 
     All incoming messages are started in the order in which they are needed, so none waits behind a later one.
-    `timing.chunked` has its timing.
+    `timing.chunked` models it for the planner.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001

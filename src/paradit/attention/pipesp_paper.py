@@ -1,4 +1,4 @@
-"""PipeSP as in its paper, implemented on ranks; `forms.pipesp_paper` describes the form."""
+"""Attention of the PipeSP paper, as it runs on ranks; `forms.pipesp_paper` describes the form."""
 
 from __future__ import annotations
 

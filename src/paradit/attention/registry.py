@@ -94,8 +94,8 @@ class Form:
     """Location, as "module:name", of the `Join` (`attention.join`) that builds the form on ranks; may
     import torch."""
     timed_by: str
-    """Location, as "module:name", of the `Timing` (`attention.timing`) that the planner simulates; must
-    not import torch."""
+    """Location, as "module:name", of the form's `Timing` (`attention.timing`), with which the planner
+    simulates it; must not import torch."""
     options: type = NoOptions
     """Frozen dataclass, read by `paradit.config.options`, of the options that only this form has."""
     automatic = False
@@ -114,7 +114,7 @@ class Form:
     def check(self, asked: Asked) -> None:
         """Refuse requirements that this form cannot meet. Raises InputError.
 
-        An override that refuses more calls this first.
+        An override calls this first, then refuses what else it cannot meet.
         """
         if self.needs_lse:
             require_lse(asked.kernel, self.name)

@@ -1,4 +1,4 @@
-"""Ring attention, implemented on ranks; `forms.ring` describes the form."""
+"""Ring attention as it runs on ranks; `forms.ring` describes the form."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotations of some tokens: one angle for each pair of neighbouring channels of a head."""
+    """Rotations (RoPE) of some tokens: one angle for each pair of neighbouring channels of a head."""
 
     positions: Tensor
     """Position of each token in the video, [S, axes]."""
@@ -20,7 +20,7 @@ class Rope:
     """Sines of the angles, [1, S, 1, D], negated for the first channel of a pair."""
 
     def apply(self, x: Tensor) -> Tensor:
-        """Return x [B, S, H, D] rotated, in its own dtype; computed in the dtype of `cos` and `sin`."""
+        """Return x [B, S, H, D], rotated, in its own dtype; computed in the dtype of `cos` and `sin`."""
         # Swapping the pairs first keeps the arithmetic on contiguous values: half the time of strided halves.
         swapped = torch.empty_like(x, dtype=self.sin.dtype)
         swapped[..., 0::2] = x[..., 1::2]

@@ -14,7 +14,7 @@ from paradit.distributed.transport import Transfer, Transport
 class Rotation:
     """Keys and values on their way around a ring of ranks.
 
-    Replicated rows, which every rank has at the end, do not travel.
+    Replicated rows, which every rank holds after its own, do not travel.
     """
 
     def __init__(self, key: Tensor, value: Tensor, lengths: Sequence[int], transport: Transport) -> None:

@@ -1,4 +1,4 @@
-"""USP, implemented on ranks; `forms.usp` describes the form."""
+"""USP attention as it runs on ranks; `forms.usp` describes the form."""
 
 from __future__ import annotations
 

@@ -63,11 +63,12 @@ def windowed_over(
     neighbours: Sequence[Neighbour] = (),
     keep: Sequence[Kept] = (),
 ) -> Attend:
-    """Return attention in a window whose tokens are spread over ranks. `timing.window` has its timing.
+    """Return attention in a window whose tokens are spread over ranks.
 
     A rank reads and keeps features of the heads that it works on, so no features travel: keys cross the
     exchange before RoPE and are rotated on arrival. exchange: exchange in one chunk, with whole heads. rope:
-    rotations of all tokens that are computed, except the replicated ones.
+    rotations of all tokens that are computed, except the replicated ones. `timing.window` models it for the
+    planner.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:

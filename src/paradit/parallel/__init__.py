@@ -1,1 +1,1 @@
-"""Predictions of a denoising step, by one process alone or by several ranks together."""
+"""Predictions of a denoising step, computed by one process or by several ranks together."""

@@ -53,8 +53,8 @@ class Message:
     num_heads: int = 0
     head_dim: int = 0
     sites: int = 0
-    """Number of the list of attentions that the step's forward has, among the lists that the leader has
-    published."""
+    """Number that identifies the forward's list of attentions; the leader publishes each list under its
+    number."""
     dtype: int = 0
     """Index of the dtype in `DTYPES`."""
     choice: int = 0
@@ -82,7 +82,7 @@ class Message:
 
     @property
     def helpers(self) -> tuple[int, ...]:
-        """Numbers of the helpers that have some of the work, counted from 0."""
+        """Numbers of the helpers that have work in this step, counted from 0."""
         return tuple(helper for helper, work in enumerate(self.work) if work)
 
     def shares(self, num_ranks: int) -> Shares:
@@ -124,7 +124,7 @@ class _Member:
         return self._attend(agreed.shares(self._num_ranks), agreed.choice)
 
     def _measure(self, agreed: Message) -> Tensor:
-        """Return measured seconds, fp64 [3]: for a row on this rank, the link's latency, and a byte on it."""
+        """Return measured seconds, fp64: per row on this rank, of the link's latency, and per byte sent."""
         ranks = self._num_ranks + len(agreed.helpers)
         rows, heads = agreed.num_tokens + agreed.num_replicated, max(1, agreed.num_heads // ranks)
         like = torch.empty(
@@ -366,7 +366,7 @@ def _speed(step: Message, figures: Tensor) -> HelperSpeed:
 
 
 def _attentions(number: int) -> str:
-    """Return the store key under which the leader publishes list `number` of a forward's attentions."""
+    """Return the store key under which the leader publishes the list of a forward's attentions."""
     return f"attentions {number}"
 
 

@@ -1,4 +1,4 @@
-"""Teams of processes that compute a step's predictions: for the prompt and, with guidance, a negative one."""
+"""Teams of processes that compute predictions for the prompt and, with guidance, the negative prompt."""
 
 from __future__ import annotations
 

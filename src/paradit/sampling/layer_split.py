@@ -98,7 +98,10 @@ def divide_layers(
 
 
 def _sharing(world: World, grid: StageGrid) -> Sharing:
-    """Return how this rank shares a window's tokens, with a transport apart from latents and predictions."""
+    """Return how this rank shares a window's tokens with other ranks.
+
+    Its transport is separate from that of latents and predictions, which travel between the same ranks.
+    """
     if grid.sharers == 1:
         return Sharing()
     place = grid.place(world.rank)

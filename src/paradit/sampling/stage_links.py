@@ -1,4 +1,7 @@
-"""Messages between the ranks of a layer pipeline: latents in, hidden states onwards, predictions back."""
+"""Messages between the ranks of a layer pipeline: latents in, hidden states onwards, predictions back.
+
+Each layer slice, a part of the model's layers, is on one or several ranks. Rank 0 is the leader.
+"""
 
 from __future__ import annotations
 
@@ -74,11 +77,11 @@ class StageLinks:
                 ])  # fmt: skip
 
     def share_latents(self, latents: Tensor) -> None:
-        """Send latents from the leader to the other ranks of the first layer slice."""
+        """Send latents from the leader, rank 0, to the other ranks of the first layer slice."""
         self._to_mates.send(latents)
 
     def latents(self) -> Tensor:
-        """Return the next latents that the leader has sent."""
+        """Return the next latents that the leader, rank 0, has sent."""
         (latents,) = self._from_leader.receive()
         return latents
 
@@ -92,13 +95,13 @@ class StageLinks:
         return self._from_before.receive()
 
     def send_back(self, prediction: Tensor) -> None:
-        """Send a prediction from the last layer slice to the leader."""
+        """Send a prediction from the last layer slice to the leader, rank 0."""
         self._to_leader.send(prediction)
 
     def predictions(self) -> list[Tensor]:
         """Return the oldest missing prediction, [1, S, patch values] of all tokens, for each guidance branch.
 
-        Only the leader calls it.
+        Only the leader, rank 0, calls it.
         """
         return [torch.cat([self._part(each) for each in branch], dim=1) for branch in self._predictions]
 

@@ -1,7 +1,4 @@
-"""Timing of a layer for each attention form: what each rank computes and sends, for the planner to simulate.
-
-Imports no torch.
-"""
+"""Planner's models of a layer with each attention form: what ranks compute, send and wait for. No torch."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ from paradit.config.registry import imported
 from paradit.planner.step import Branch, Layer
 
 Timing: TypeAlias = Callable[[Branch, Choice], Layer]
-"""Type of the function that `Form.timed_by` names, which returns the timing of a layer."""
+"""Type of the function that `Form.timed_by` names, which returns the planner's model of a layer."""
 
 
 def layer(branch: Branch, choice: Choice) -> Layer:
-    """Return the timing of a layer for a choice of attention, as `attention.join` builds it."""
+    """Return the planner's model of a layer with a choice of attention, as `attention.join` builds it."""
     return cast("Timing", imported(choice.form.timed_by))(branch, choice)

@@ -1,4 +1,4 @@
-"""Timing of attention forms whose heads travel between ranks: Ulysses, and PipeSP in both of its versions."""
+"""Planner's models of attention forms whose heads travel between ranks: Ulysses, PipeSP, the paper's PipeSP."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from paradit.planner.step import Branch, Exchange, Layer
 
 
 def layer(branch: Branch, choice: Choice) -> Layer:
-    """Return the timing of a layer with `attention.chunked`, in the chosen number of chunks."""
+    """Return the planner's model of a layer with `attention.chunked`, in the chosen number of chunks."""
     return chunked_layer(branch, choice.parts, interleaved=choice.interleave)
 
 
 def paper_layer(branch: Branch, choice: Choice) -> Layer:  # noqa: ARG001
-    """Return the timing of a layer with `attention.pipesp_paper`."""
+    """Return the planner's model of a layer with `attention.pipesp_paper`."""
     return all_in_first(branch, branch.shares.most_heads)
 
 
 def chunked_layer(branch: Branch, num_chunks: int = 1, *, interleaved: bool = False) -> Layer:
-    """Return the timing of a layer whose attention travels in `num_chunks` chunks.
+    """Return the planner's model of a layer whose attention travels in `num_chunks` chunks.
 
     interleaved: whether the messages of a second guidance branch may travel at any time.
     """
@@ -61,7 +61,7 @@ def chunked_layer(branch: Branch, num_chunks: int = 1, *, interleaved: bool = Fa
 def _beside(
     value: Exchange, together: list[Exchange], results: list[Exchange], *, interleaved: bool
 ) -> list[float]:
-    """Return, for each chunk, the seconds for which messages travel while the chunk is computed."""
+    """Return, for each chunk, the seconds during which messages travel while the chunk is computed."""
     if interleaved:  # all of the other stream's messages may travel, spread evenly over the chunks
         whole = sum(message.seconds for message in (value, *together, *results))
         return [whole / len(together)] * len(together)
@@ -76,7 +76,7 @@ def _beside(
 
 
 def all_in_first(branch: Branch, count: int, *, whole_heads: bool = False) -> Layer:
-    """Return the timing of a layer in which all data arrive first, and results leave in `count` chunks."""
+    """Return the planner's model of a layer whose data all arrive first; results leave in `count` chunks."""
     (whole,) = chunk_boxes(branch.shares, 1, whole_heads=whole_heads)
     coming = incoming(branch, whole)
     chunks = chunk_boxes(branch.shares, count)

@@ -1,4 +1,4 @@
-"""Timing of ring attention and USP, in which keys and values pass around a ring of groups of ranks."""
+"""Planner's models of ring attention and USP, whose keys and values pass around a ring of groups of ranks."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from paradit.planner.step import Branch, Layer
 
 
 def ring_layer(branch: Branch, choice: Choice) -> Layer:  # noqa: ARG001
-    """Return the timing of a layer with `attention.ring`."""
+    """Return the planner's model of a layer with `attention.ring`."""
     return RotationTiming(branch, [[rank] for rank in range(branch.shares.num_ranks)]).layer
 
 
 def usp_layer(branch: Branch, choice: Choice) -> Layer:
-    """Return the timing of a layer with `attention.usp`."""
+    """Return the planner's model of a layer with `attention.usp`."""
     groups = decode(Grid, choice.options).groups(branch.shares.num_ranks)
     return RotationTiming(branch, groups).layer
 
 
 @dataclass(frozen=True, eq=False)
 class RotationTiming:
-    """Timing of layers in which keys and values pass around a ring of Ulysses groups."""
+    """Planner's model of layers in which keys and values pass around a ring of Ulysses groups."""
 
     branch: Branch
     groups: Sequence[Sequence[int]]
@@ -44,7 +44,7 @@ class RotationTiming:
 
     @cached_property
     def _lengths(self) -> list[int]:
-        """Number of tokens of each group."""
+        """Number of tokens that each group of ranks holds."""
         return [sum(self.branch.shares.tokens[rank] for rank in group) for group in self.groups]
 
     @cached_property
@@ -116,7 +116,7 @@ class RotationTiming:
         yield Compute("finish", cost.finish)
 
     def _rotate(self, rank: int, group: int, key: Hashable) -> Iterator[Step]:
-        """Yield a rank's attention over one group's keys after another's, while the next keys travel to it."""
+        """Yield a rank's attention over one group's keys after another's, while the next keys travel."""
         branch, shares, cost = self.branch, self.branch.shares, self.branch.costs[rank]
         index = self.groups[group].index(rank)
         rows = (self._lengths[group] + shares.num_replicated) * self._heads

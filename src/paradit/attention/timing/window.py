@@ -1,4 +1,4 @@
-"""Timing of attention in a window of a long video."""
+"""Planner's model of attention in a window of a long video."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from paradit.planner.step import Branch, Layer
 
 
 def window_layer(branch: Branch) -> Layer:
-    """Return the timing of a layer with `attention.window.windowed_over`.
+    """Return the planner's model of a layer with `attention.window.windowed_over`.
 
     All data arrive first, by whole heads; then everything is computed.
     """
