@@ -64,7 +64,10 @@ def parallelize(pipe: Pipeline) -> Callable[[], None]:
 
 
 def _replacement(pipe: Pipeline, names: Sequence[str]) -> Replacement:
-    """Return what patches the transformers of these names. Raises InputError if a class is not supported."""
+    """Return the `Replacement` that patches the transformers of these names.
+
+    Raises InputError if a transformer's class is not supported.
+    """
     kinds = [kind.__name__ for name in names for kind in type(getattr(pipe, name)).__mro__]
     # A wrapped transformer no longer shows its own class; its wrapper is refused later, by name.
     found = replacement([*kinds, type(pipe).__name__])

@@ -15,8 +15,8 @@ from paradit.distributed.world import World
 from paradit.scheduling.block_queue import BlockQueue
 
 STEPS_AHEAD = 3
-"""Largest number of frame blocks' steps for which a rank posts receives before earlier messages have
-arrived."""
+"""Largest number of steps of frame blocks for which a rank may have posted receives although no message of
+these steps has arrived."""
 UNWANTED = "nobody wants the rest"
 
 

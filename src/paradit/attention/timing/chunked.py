@@ -1,4 +1,4 @@
-"""Planner's models of attention forms whose heads travel between ranks: Ulysses, PipeSP, the paper's PipeSP."""
+"""Planner's models of attention forms whose heads travel between ranks: Ulysses, PipeSP, PipeSP's paper."""
 
 from __future__ import annotations
 
