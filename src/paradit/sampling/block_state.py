@@ -43,7 +43,7 @@ class BlockState:
 
 @dataclass(frozen=True, kw_only=True)
 class QueueState:
-    """State of a long video between two rounds, as one rank saves it; only the first rank's has the blocks."""
+    """State of a long video between two rounds, as one rank saves it; only the first rank saves blocks."""
 
     round: int
     """Number of the next round of the block queue."""
