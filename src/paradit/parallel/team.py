@@ -53,7 +53,7 @@ class Team(Protocol):
         """
 
     def gather_number(self, number: int) -> list[int]:
-        """Return every process's number, by rank."""
+        """Return the `number` of every process, in the order of ranks; all processes call it together."""
 
     def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> Branches:
         """Return the prompt contexts for the guidance branches that this process computes.
