@@ -1,1 +1,1 @@
-"""Processes: who starts them, what each does, and what happens when one ends too soon."""
+"""Engine: starts the ranks of a run, gives them requests, and restarts them if one fails."""

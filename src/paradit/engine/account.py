@@ -1,4 +1,4 @@
-"""What a rank knows of a request until it is through with it, and what is told of its video then."""
+"""A rank's record of each open request, and the result that it reports once the video is written."""
 
 from __future__ import annotations
 
@@ -13,26 +13,30 @@ from paradit.models.spec import ModelSpec
 
 @dataclass
 class Open:
-    """What a rank knows of an order that it is not through with."""
+    """A rank's record of an order that it has taken and not finished yet."""
 
     position: int
-    """Among the orders of its world, or replica."""
+    """Number of the order among those of its world or replica, from 0; it decides which decoder takes it."""
     seconds: dict[str, float] = field(default_factory=dict)
     coming: Coming | None = None
-    """Blocks of a long video."""
+    """Frame blocks of a long video, as they reach the rank that decodes them; None for other videos."""
     written: Written | None = None
     helped_steps: int | None = None
     is_decoded: bool = False
     is_through: bool = False
-    """Whether its decode has ended, if only early."""
+    """Whether this rank has come to the order's decode, even if that ends early; the record then goes."""
 
     def result(
         self, job: Job, spec: ModelSpec, began: float, memory: list[int] | None, device: str
     ) -> dict[str, Any]:
-        """Return what is told of a video that is there. memory: peak bytes by rank, if ranks have met."""
+        """Return the fields of the `Finished` event of a video that is written.
+
+        began: when work on the video began, on the monotonic clock. memory: peak bytes of each rank; None:
+        not gathered after this video, and left out. device: `cpu` or `cuda`.
+        """
         assert self.written is not None
         seconds = self.seconds
-        if self.coming is not None:  # blocks were denoised, or waited for, while they were decoded
+        if self.coming is not None:  # the decode's time includes that of the blocks it waited for
             seconds["denoise"] = self.coming.denoise_seconds
             seconds["decode"] = seconds.pop("decode") - self.coming.waited
         result = {

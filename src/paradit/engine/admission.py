@@ -1,4 +1,4 @@
-"""Whether videos fit into memory, before anything is loaded."""
+"""Check that videos fit into memory, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def admit(
     *,
     known: tuple[str, ...] | None = None,
 ) -> None:
-    """Warn of videos that may be too much, and refuse what surely is. Raises InputError.
+    """Warn of videos that may need too much memory, and refuse those that surely do. Raises InputError.
 
-    known: as for `room.check_memory`.
+    known: options that messages may advise, as in `room.check_memory`; None: all of `generate`.
     """
-    # Imports torch, to know the device: after all other checks, and before weights are downloaded.
+    # This imports torch to query the device, so it comes after all checks that need no torch.
     from paradit.room import check_memory
 
     here = launched()

@@ -1,4 +1,4 @@
-"""`--placement auto`: measure what the stages take, once, and choose the quickest way of using the ranks."""
+"""Automatic placement (`--placement auto`): plan it, or time the stages once, and take the fastest."""
 
 from __future__ import annotations
 
@@ -31,7 +31,12 @@ _LOG = logging.getLogger(__name__)
 
 
 def decide(requests: list[ResolvedRequest], spec: ModelSpec, emit: Emit) -> Placement:
-    """How all GPUs of this machine are used best for such requests: as planned, or by a short warm-up."""
+    """Return the fastest placement for these requests on all GPUs of this machine.
+
+    The planner decides if this machine is calibrated. Otherwise a method's own rule does, if it has one, or
+    the times of a short warm-up, which are remembered. A choice of the planner or the warm-up is emitted as
+    `Placed`.
+    """
     base = Placement(ranks=visible_ranks())
     if base.ranks == 1:
         return base
@@ -48,20 +53,20 @@ def decide(requests: list[ResolvedRequest], spec: ModelSpec, emit: Emit) -> Plac
 
 
 def choose_placement(jobs: list[Job], spec: ModelSpec, base: Placement, costs: StageSeconds) -> Choice:
-    """The quickest way of using the ranks of `base` for these jobs, where the stages take `costs`."""
+    """Return the fastest way to use `base`'s ranks for these jobs, given measured stage times `costs`."""
     request = largest(jobs, spec)
     spare = partial(_spare_bytes, spec, request)
     return choose(base, len(jobs), request.num_inference_steps, costs, spare)
 
 
 def most_affordable(jobs: list[Job], spec: ModelSpec, base: Placement) -> Placement:
-    """A way of using the ranks that there is memory for, or that lacks least."""
+    """Return a placement on the ranks of `base` that fits into memory, or else the one that lacks least."""
     first, *_ = affordable(base, len(jobs), partial(_spare_bytes, spec, largest(jobs, spec)))
     return first
 
 
 def known_costs(jobs: list[Job], spec: ModelSpec, base: Placement) -> StageSeconds | None:
-    """What an earlier warm-up of such jobs has measured on this machine, if there was one."""
+    """Return stage times that an earlier warm-up measured for such jobs on this machine, or None."""
     remembered = Remembered().find(_what(largest(jobs, spec), spec, base))
     with suppress(InputError):
         return decode(StageSeconds, read_object(remembered or "", "what is remembered"))
@@ -69,9 +74,10 @@ def known_costs(jobs: list[Job], spec: ModelSpec, base: Placement) -> StageSecon
 
 
 def measure_costs(jobs: list[Job], spec: ModelSpec, base: Placement, report: Progress) -> StageSeconds:
-    """Measure on `base`'s ranks, in a world that ends with that, and remember it; told as stage "warm-up".
+    """Time the stages of these jobs in a warm-up on new ranks, and remember the result.
 
-    Raises RankError where a rank fails.
+    The warm-up uses as many ranks as `base` has, ends them afterwards, and is reported as stage "warm-up".
+    Raises RankError if a rank fails.
     """
     request = largest(jobs, spec)
     with report.stage("warm-up"):
@@ -86,14 +92,17 @@ def measure_costs(jobs: list[Job], spec: ModelSpec, base: Placement, report: Pro
 
 
 def _spare_bytes(spec: ModelSpec, request: ResolvedRequest, placement: Placement) -> int:
-    """What is left of the fullest device's memory. Raises InputError for a placement that cannot be."""
+    """Return the bytes left on the fullest device, negative if it lacks memory.
+
+    Raises InputError if the placement is not valid for the request.
+    """
     check_placement(placement, request, spec)
     room = room_bytes(spec, request, placement)
     return room["total"] - room["peak"]
 
 
 def _what(request: ResolvedRequest, spec: ModelSpec, base: Placement) -> str:
-    """All that what is measured depends on."""
+    """Return the key under which stage times are remembered: all that they depend on."""
     texts = [w.parameters for w in spec.weights if w.component.startswith("text")]
     shape = (request.width, request.height, request.num_frames, spec.num_branches(request.guidance_scale))
     dtype, threads = request.dtype or "usual", threads_per_rank(base.ranks)

@@ -1,4 +1,4 @@
-"""Measure a machine for the planner: micro-benchmarks on its ranks, all at once, since they share it."""
+"""Micro-benchmarks of a machine, for the planner; all its ranks run them at once, because they share it."""
 
 from __future__ import annotations
 
@@ -38,32 +38,34 @@ T = TypeVar("T")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT_TOKENS = 32
 TURNS, EXCHANGES = 21, 8
-"""So often is measured what attention takes without messages, beside short ones and beside long ones; each
-time so many of them, one after the other: a rank that is late once stays late. What a short one costs is
-anything from nothing to some milliseconds: it takes many."""
+"""Number of times that attention is timed beside no, short and long messages; exchanges in each time.
+
+Exchanges follow one another, because a rank that is late once stays late. A short one costs anything from
+nothing to some milliseconds, so it takes many times to find.
+"""
 SMALL = 8
-"""Short ones have this part of the long ones' bytes."""
+"""Ratio of the long messages' size to that of the short ones."""
 BESIDE_SECONDS = 0.01
-"""Long ones travel for so long, at most: what is looked for are milliseconds of the time meanwhile."""
+"""Seconds for which long messages travel, at most, so that an effect of milliseconds shows beside it."""
 
 ROUNDS = 3
-"""In which all that a device computes is measured."""
+"""Number of rounds in which every computation is timed; the median of them counts."""
 LEAST_SECONDS = 0.1
-"""For so long each is measured in a round: ranks share the machine, and none must have it for itself."""
+"""Seconds for which each computation repeats in a round, at least, so that all ranks are busy together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What is measured: about a minute's work, of the usual sizes, on a device of the kind."""
+    """Problem sizes of the benchmarks: usual ones for a kind of device, about a minute's work."""
 
     products: Sequence[tuple[int, int]]
-    """(rows, columns) of a square matrix."""
+    """(rows, columns) of each matrix product: [rows, columns] by [columns, columns]."""
     attentions: Sequence[tuple[int, int, int, int]]
-    """(heads, rows, keys, head dim)."""
+    """(heads, query rows, keys, head dim) of each attention that is timed."""
     blocks: Sequence[tuple[int, int, tuple[int, int, int]]]
-    """(heads, head dim, latent shape); the first is small, for what launching takes."""
+    """(heads, head dim, latent shape) of each transformer block; the first is small, to time launches."""
     decodes: Sequence[tuple[int, tuple[int, int, int]]]
-    """(channels, (frames, height, width))."""
+    """(channels of the VAE's last level, (frames, height, width) in pixels) of each decode that is timed."""
     copy_bytes: int
     message_bytes: int
 
@@ -105,34 +107,34 @@ CUDA = Sizes(
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured on a machine."""
+    """Measurements of one machine: its computing, its memory and its links."""
 
     measured: list[Measured]
     copies: Copies
     messages: Messages | None
-    """None: there is one rank."""
+    """Measured links between the ranks; None if there is one rank."""
 
 
 def calibrate(ranks: int, report: Progress, sizes: Sizes | None = None) -> Calibration:
-    """Measure this machine with so many ranks, each on a GPU of its own or with its part of the cores.
+    """Measure this machine with this many ranks, each on its own GPU or its share of the CPU's cores.
 
-    sizes: None: those of the kind of device. Raises RankError where a rank fails.
+    sizes: problem sizes; None: the usual ones for the kind of device. Raises RankError if a rank fails.
     """
     return _on_ranks(partial(measure, sizes=sizes), ranks, report)
 
 
 def calibrate_links(ranks: int, report: Progress) -> Messages:
-    """Only what messages between so many idle ranks take. Raises RankError where one fails."""
+    """Measure only the links between this many idle ranks. Raises RankError if a rank fails."""
     return _on_ranks(_measure_links, ranks, report)
 
 
 Measure = Callable[[World, Progress], T]
 Prepared = tuple[Work, Callable[[], float]]
-"""Work that is ready to be measured, and what measures its seconds."""
+"""A computation, and a function that runs it and returns its seconds."""
 
 
 def _on_ranks(measure: Measure[T], ranks: int, report: Progress) -> T:
-    """What `measure` gives on the first rank, while all run it."""
+    """Run `measure` on new ranks, and return the first one's result. Raises RankError if a rank fails."""
     launcher, preload = new_launcher(), ["paradit.engine.calibrate"]
     called = call_on_ranks(launcher, ranks, _with_progress, measure, emit=report.emit, preload=preload)
     for rank, why in called.failures.items():
@@ -147,7 +149,10 @@ def _with_progress(world: World, progress: Progress, measure: Measure[T]) -> T:
 
 @torch.no_grad()
 def measure(world: World, progress: Progress, sizes: Sizes | None = None) -> Calibration:
-    """All of it; all ranks of a world call it together, and of each the slowest rank's time counts."""
+    """Run all benchmarks and return their results; each is the time of the slowest rank.
+
+    All ranks of the world call it together. sizes: None: the usual ones for the kind of device.
+    """
     transport, device = world.transport(), world.device
     sizes = sizes or _sizes(device)
     measured = _measure_device(transport, device, sizes, progress)
@@ -170,9 +175,9 @@ def _measure_links(world: World, progress: Progress) -> Messages:
 def _measure_device(
     transport: Transport, device: torch.device, sizes: Sizes, progress: Progress
 ) -> list[Measured]:
-    """Products, attention, blocks and decodes, in rounds over all of them.
+    """Time matrix products, attention, transformer blocks and decodes, in rounds over all of them.
 
-    So what else the machine does for some seconds is in one of each one's times, which is not the median.
+    A disturbance of some seconds thus spoils one time of each computation, and not the median.
     """
     block_dtype = "fp32" if device.type == "cpu" else "bf16"
     works = [
@@ -225,7 +230,7 @@ def _decode(size: tuple[int, tuple[int, int, int]], device: torch.device) -> Pre
 
 
 def _measure_copies(transport: Transport, device: torch.device, size: int) -> Copies:
-    """How quick memory is, by copies of so many bytes."""
+    """Measure the memory's rate by copies of `size` bytes: on the device, and from the host to a GPU."""
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copied = _slowest(transport, lambda: _usual(lambda: target.copy_(source), device), device)
@@ -239,7 +244,7 @@ def _measure_copies(transport: Transport, device: torch.device, size: int) -> Co
 
 
 def measure_links(transport: Transport, device: torch.device, size: int) -> Messages:
-    """Of so many bytes from each to each: between two ranks, and all.
+    """Measure the links between ranks by messages of `size` bytes: between pairs, and from all to all.
 
     All ranks of the transport call it together.
     """
@@ -262,10 +267,11 @@ def measure_links(transport: Transport, device: torch.device, size: int) -> Mess
 def _beside(
     transport: Transport, size: int, device: torch.device, seconds_per_byte: float
 ) -> tuple[float, float]:
-    """How much longer attention takes beside an exchange: seconds however short it is, and parts of its time.
+    """Return (posting, crowding): how much an exchange of messages slows down attention beside it.
 
-    On a CPU a rank's thread that sends and the one that computes share cores: by gloo's locks the exchange
-    that comes last may cost a turn of the processor's scheduler, however few its bytes.
+    posting: seconds added by each exchange, however small. crowding: seconds added for each second that
+    messages travel. On a CPU, the threads of a rank that send and compute share cores. Because of gloo's
+    locks, the exchange that comes last may cost a turn of the system's scheduler, however few its bytes.
     """
     query = torch.randn(1, 1024, 4, 64, device=device)
     most = int(BESIDE_SECONDS / seconds_per_byte / (transport.num_ranks - 1))
@@ -283,7 +289,10 @@ def _beside(
     times = 1 + ceil(2 * travels[-1] / _slowest(transport, lambda: _usual(once, device), device))
 
     def beside(size: int) -> float:
-        """Of an exchange, of several: attention begins before the messages, and goes on for longer."""
+        """Return the seconds of one exchange and the attention beside it, averaged over several exchanges.
+
+        Attention begins before the messages and continues after them. size: bytes; 0: no messages.
+        """
         began = now(device)
         for number in range(EXCHANGES):
             rows = query.shape[1] * (EXCHANGES + 5 * number % EXCHANGES) // (2 * EXCHANGES)
@@ -304,7 +313,7 @@ def _beside(
 
 
 def _middle(values: list[float]) -> float:
-    """The mean of the middle half: steadier than the median where values spread evenly."""
+    """Return the mean of the middle half, which is steadier than the median if values spread evenly."""
     quarter = len(values) // 4
     return mean(sorted(values)[quarter : len(values) - quarter])
 
@@ -314,7 +323,7 @@ def _sizes(device: torch.device) -> Sizes:
 
 
 def _usual(work: Callable[[], object], device: torch.device) -> float:
-    """What `work` usually takes, after it has been done once, while the other ranks are as busy."""
+    """Return the median seconds of `work` after one run to warm up, while the other ranks are as busy."""
     work()
     taken: list[float] = []
     while not taken or sum(taken) < LEAST_SECONDS:
@@ -325,6 +334,6 @@ def _usual(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _slowest(transport: Transport, took: Callable[[], float], device: torch.device) -> float:
-    """What the slowest rank measures, while all do."""
-    transport.all_gather(torch.zeros(1, device=device))  # all begin at once
+    """Return the slowest rank's measured seconds; all ranks measure at once."""
+    transport.all_gather(torch.zeros(1, device=device))  # a barrier, so that all begin at once
     return largest(transport, took(), device)

@@ -1,7 +1,8 @@
-"""One channel between a driver and its ranks: frames of plain values over sockets, with a token a world.
+"""Channel between a driver and its ranks: framed messages of plain values over sockets. Torch-free.
 
-Ranks connect to the driver. Nothing that comes over it is unpickled, and who does not know the token is hung
-up on. Torch-free.
+Ranks connect to the driver, and begin with the token of their world; a peer that does not know it is
+disconnected. Messages are msgpack, and this module unpickles nothing. Only `engine.started.call_on_ranks`
+puts pickled bytes into a message: it unpickles the results that ranks return, which had to know the token.
 """
 
 from __future__ import annotations
@@ -21,24 +22,24 @@ from paradit.engine.events import EVENTS
 from paradit.progress import Event
 
 Message = tuple[str, tuple[Any, ...]]
-"""A word and its values, which are plain."""
+"""A message: the word that says what it is, and its plain values (numbers, texts, bytes, lists, dicts)."""
 LOG = "log"
-"""The word for a log record, and for the level from which on the driver wants them."""
+"""Word for a rank's log record, and for the least log level that the driver wants from ranks."""
 EVENT = "event"
-"""The word whose values are an event's class and fields."""
+"""Word for an event; its values are the name of the event's class, and its fields."""
 ENDED = "ended"
-"""The word that the driver hears of a rank that has hung up."""
+"""Word that the driver gets in place of a message when a rank has disconnected."""
 
 GREETING_BYTES = 1024
-"""Most bytes of what a rank says before it is known."""
+"""Largest message in bytes that is accepted from a peer which has not sent the token yet."""
 _LENGTH = 8
 
 
 class Connection:
-    """A rank's end; several threads may send."""
+    """A rank's end of the channel. Several threads may send, and one receives."""
 
     def __init__(self, address: str, token: str, rank: int) -> None:
-        """address: `host:port`, of the driver's `Hub`."""
+        """Connect to the driver's `Hub` at `address` (`host:port`), and send the token and the rank."""
         host, _, port = address.rpartition(":")
         self._socket = socket.create_connection((host, int(port)))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -47,17 +48,17 @@ class Connection:
         self.send("hello", token, rank)
 
     def send(self, word: str, *values: object) -> None:
-        """Say something. Raises OSError if the driver is gone."""
+        """Send a message to the driver. Raises OSError if the driver is gone."""
         with self._one_at_a_time:
             self._socket.sendall(_frame(word, values))
 
     def emit(self, event: Event) -> None:
-        """Send an event; nothing happens if the driver is gone."""
+        """Send an event to the driver; do nothing if the driver is gone."""
         with suppress(OSError):
             self.send(EVENT, type(event).__name__, event)
 
     def receive(self) -> Message:
-        """Wait for the next message. Raises EOFError if the driver is gone."""
+        """Wait for the driver's next message and return it. Raises EOFError if the driver is gone."""
         while not self._heard.messages:
             try:
                 content = self._socket.recv(2**20)
@@ -70,7 +71,7 @@ class Connection:
 
 
 class Hub:
-    """The driver's end, of one world. One thread hears, and any may tell."""
+    """The driver's end of the channel to the ranks of one world. One thread receives, and any may send."""
 
     def __init__(self) -> None:
         self.token = secrets.token_hex(16)
@@ -81,12 +82,15 @@ class Hub:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._lock = threading.Lock()
         self._told: list[bytes] = []
-        """Frames for all ranks, also for those that have not greeted yet."""
+        """Messages to all ranks so far, encoded; a rank that connects later gets them too."""
         self._peers: dict[int, _Peer] = {}
-        """Connections of the ranks that have greeted, by rank."""
+        """Connections of the ranks that have sent the token, by rank."""
 
     def hear(self, timeout: float) -> list[tuple[int, Message]]:
-        """Return what ranks have said, in the order of each; after `timeout` seconds perhaps nothing."""
+        """Return the messages that have come, as (rank, message), each rank's in order.
+
+        Waits for the first one for at most `timeout` seconds; the list may be empty.
+        """
         heard: list[tuple[int, Message]] = []
         for key, _ in self._selector.select(timeout):
             if key.fileobj is self._listener:
@@ -96,13 +100,13 @@ class Hub:
         return heard
 
     def tell(self, rank: int, word: str, *values: object) -> None:
-        """Say something to a rank that has greeted; one that is gone hears nothing."""
+        """Send a message to a rank; do nothing if it is not connected."""
         with self._lock, suppress(OSError):
             if peer := self._peers.get(rank):
                 peer.socket.sendall(_frame(word, values))
 
     def tell_all(self, word: str, *values: object) -> None:
-        """Say something to all ranks, also to those that are still to come, in the same order."""
+        """Send a message to all ranks, in the same order to each; a rank that connects later gets it then."""
         with self._lock:
             self._told.append(_frame(word, values))
             for peer in self._peers.values():
@@ -114,7 +118,7 @@ class Hub:
         return rank in self._peers
 
     def close(self) -> None:
-        """Hang up on all. May be called twice."""
+        """Close all connections, and stop accepting new ones. May be called twice."""
         for key in list((self._selector.get_map() or {}).values()):
             assert isinstance(key.fileobj, socket.socket)
             key.fileobj.close()
@@ -128,7 +132,11 @@ class Hub:
             self._selector.register(connection, selectors.EVENT_READ, _Peer(connection))
 
     def _take(self, peer: _Peer) -> list[tuple[int, Message]]:
-        """Read what a peer has sent: messages, once it has greeted."""
+        """Read what a peer has sent and return its messages; none before it has sent the token.
+
+        A peer that hangs up or sends something invalid is disconnected; a rank's last message is then
+        `ENDED`.
+        """
         try:
             content = peer.socket.recv(2**20)
             if content:
@@ -152,7 +160,7 @@ class Hub:
         return heard
 
     def _greet(self, peer: _Peer, message: Message) -> bool:
-        """Whether this is one of the ranks, and the first that says to be it."""
+        """Register a peer if its first message has the token and a free rank; return whether it has."""
         match message:
             case ("hello", (str(token), int(rank))):
                 if hmac.compare_digest(token, self.token) and rank not in self._peers:
@@ -165,30 +173,36 @@ class Hub:
 
 
 def event_of(name: str, fields: dict[str, Any]) -> Event:
-    """Return an event that was sent. Raises ValueError if it is not a valid one."""
+    """Return the event that a message carries, by its class's name and fields.
+
+    Raises ValueError if it is not a valid event.
+    """
     if name not in EVENTS:
         raise ValueError(f"there are no events {name!r}")
     return msgspec.convert(fields, EVENTS[name])
 
 
 class _Peer:
-    """A connection that somebody has made to the hub."""
+    """A connection that the hub has accepted, from a rank or a stranger."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket, self.frames = connection, _Frames()
         self.rank: int | None = None
-        """Which one it is, once it has greeted."""
+        """Rank of the peer; None until it has sent the token."""
 
 
 class _Frames:
-    """Messages out of bytes as they come."""
+    """Parser that joins bytes as they arrive, and splits them into messages."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self.messages: deque[Message] = deque()
 
     def add(self, content: bytes, most: int | None = None) -> None:
-        """Raises ValueError for bytes that are not a message, or of one longer than `most`."""
+        """Add received bytes, and put each message that is complete into `messages`.
+
+        Raises ValueError if bytes are not a message, or a message is longer than `most` bytes.
+        """
         self._buffer += content
         while len(self._buffer) >= _LENGTH:
             size = int.from_bytes(self._buffer[:_LENGTH])

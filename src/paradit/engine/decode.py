@@ -1,4 +1,4 @@
-"""Saved latents to a video, with nothing but the VAE."""
+"""Decode saved latents to a video, with no other weights than those of the VAE."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def decode_saved(
     overwrite: bool,
     about: dict[str, Any] | None = None,
 ) -> None:
-    """Decode the tensor `latents` of a checked safetensors file into the job's output.
+    """Decode the tensor `latents` of a safetensors file into the job's output; the file was checked before.
 
-    about: what the latents were made from, for the video's metadata.
+    about: provenance of the latents, for the video's metadata; None: no metadata.
     """
     model = load(spec, job.request.dtype, report, stages=("decode",))
     tensor = load_file(latents)["latents"].to(model.device)

@@ -1,6 +1,6 @@
-"""What this machine has, what of it ParaDiT can use, and what would make it faster.
+"""Report what this machine has, what of it ParaDiT can use, and what would make it faster.
 
-Each check stands by itself: one that fails says so in its place, and the others go on.
+Checks are independent: if one fails, its error stands in place of its result, and the others still run.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ FASTER = {
     "flash_attn_interface": (9, "flash-attn 3 (from its repository's folder hopper): --kernel _flash_3"),
     "sageattention": (8, "pip install sageattention: --kernel sage (quantised: not exact)"),
 }
-"""Kernels worth installing, by package: from which compute capability on, and how."""
+"""Attention packages worth installing, each with its least major compute capability and how to install it."""
 
 
 def examine() -> dict[str, Any]:
-    """All findings, as plain values; a failed check is {"error": what it said}."""
+    """Run all checks and return their results by name; that of a failed check is {"error": message}."""
     checks: dict[str, Callable[[], Any]] = {
         "versions": _versions,
         "devices": _devices,
@@ -87,7 +87,10 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _links() -> dict[str, Any] | None:
-    """Between all GPUs, or two processes of a CPU; None where there is nothing to share."""
+    """Return latency (s) and rates (bytes/s) between all GPUs, or between two processes on a CPU.
+
+    Returns None if there is one GPU, or one core, because nothing can be shared then.
+    """
     gpus = num_gpus()
     if gpus == 1 or num_cores() == 1:
         return None
@@ -104,7 +107,7 @@ def _links() -> dict[str, Any] | None:
 
 
 def _kernels() -> dict[str, str]:
-    """By name: `ready`, or what is missing."""
+    """Return the state of each attention backend by name: `ready`, or what is missing."""
     found = {}
     for name, kernel in KERNELS.items():
         if kernel.package is not None and find_spec(kernel.package) is None:
@@ -117,7 +120,10 @@ def _kernels() -> dict[str, str]:
 
 
 def _formats() -> dict[str, str]:
-    """A frame of each is written, for the codecs are the system's."""
+    """Return the state of each video format by suffix: `ready`, or why a frame could not be written.
+
+    A frame of each is written, because whether a codec works depends on the system.
+    """
     found = {}
     with TemporaryDirectory(prefix="paradit-") as folder:
         for suffix in FORMATS:
@@ -169,7 +175,7 @@ def _warnings(found: dict[str, Any]) -> list[str]:
 
 
 def _faster() -> list[str]:
-    """What to install."""
+    """Return advice on what to install, one line for each."""
     if not torch.cuda.is_available():
         return ["a GPU with CUDA, and torch built for it: https://pytorch.org/get-started"]
     capability = torch.cuda.get_device_capability()[0]

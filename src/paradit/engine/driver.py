@@ -1,4 +1,4 @@
-"""Has ranks do orders as they come: tells them, hears them, and starts them anew when one fails."""
+"""Driver: gives orders to ranks as they come, follows their events, and restarts ranks that fail."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from paradit.stopping import Interrupted, Stop
 
 _LOG = logging.getLogger(__name__)
 FAILURES = 3
-"""After so many failures in its work a request is given up; and all, after so many before any work."""
+"""Number of failures after which a request is given up, or the whole run if ranks fail before any request."""
 SILENCE_SECONDS = 60.0
-"""A rank without a heartbeat for so long hangs, or for the hang limit if that is shorter."""
+"""Seconds without a heartbeat after which a rank is taken to hang; the hang limit counts if it is shorter."""
 LAST_WORDS_SECONDS = 1.0
-"""How long after the first failure other ranks are heard: one may know the cause of the other's."""
+"""Seconds after the first failure in which other ranks are still heard, because one may know the cause."""
 LOG_LINES = 12
 HANG_SECONDS = 600.0
 """Seconds without progress on any rank after which ranks are taken to hang, unless the user sets it."""
@@ -35,18 +35,18 @@ HANG_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a world came to its end too soon."""
+    """Reason why the ranks of a world have failed."""
 
     text: str
-    """By rank: what it was doing, and its last words."""
+    """Description of each failed rank: what it was doing, its last words, and the end of its log."""
     order: int | None
-    """The number of the one that was worked on; None: none was yet."""
+    """Number of the order that was worked on; None: no order was begun yet."""
     raised_at_start: bool
-    """Whether a rank raised an exception before any request, as it would again."""
+    """Whether a rank raised an exception before any order, as it would again after a restart."""
 
 
 class Driver:
-    """Orders, and the world that does them. One thread runs it; any may add, cancel and end."""
+    """Queue of orders, and the ranks that carry them out. One thread runs it; any may add, cancel and end."""
 
     def __init__(
         self,
@@ -59,24 +59,29 @@ class Driver:
         stop: Stop | None = None,
         hang_limit: float = HANG_SECONDS,
     ) -> None:
-        """start: starts ranks. here: returns the program of the one rank, for the thread that runs this."""
+        """Prepare a driver; nothing is started before `run`.
+
+        start: starts the ranks of a world. here: returns the program of a single rank, which then runs in the
+        thread that calls `run`. Exactly one of the two is given. hang_limit: seconds.
+        """
         self._spec, self._placement, self._emit = spec, placement, emit
         self._start, self._here, self._hang_limit = start, here, hang_limit
         self.stop = stop or Stop()
         self._lock = threading.RLock()
         self._news = threading.Condition(self._lock)
         self._orders: dict[int, Order] = {}
-        """By number, those that are neither done nor given up."""
+        """Orders that are neither done nor given up, by number."""
         self._cancelled: set[int] = set()
         self._begun: set[int] = set()
         self._ended = False
         self._world: _World | Inbox | None = None
         self._tries = 0
         self._denoising: set[int | None] = set()
-        """Orders that are looked at after every step, whether they are still wanted."""
+        """Numbers of the orders being denoised; ranks check after every step whether these are still wanted.
+        """
 
     def add(self, order: Order) -> None:
-        """Have an order done, after those before it."""
+        """Add an order, to be carried out after those before it."""
         with self._news:
             self._orders[order.number] = order
             if self._world is not None:
@@ -84,7 +89,7 @@ class Driver:
             self._news.notify()
 
     def cancel(self, number: int) -> None:
-        """Have an order end within a step. One that no rank has begun ends at once."""
+        """Cancel an order: it ends within a step, or at once if no rank has begun it."""
         with self._lock:
             if number not in self._orders:
                 return
@@ -96,7 +101,7 @@ class Driver:
             self.hear(Cancelled(job=number))
 
     def end(self) -> None:
-        """No more orders come: ranks end once all are done."""
+        """Declare that no more orders come; ranks end once all are done."""
         with self._news:
             self._ended = True
             if self._world is not None:
@@ -104,9 +109,10 @@ class Driver:
             self._news.notify()
 
     def run(self) -> None:
-        """Do orders until no more come. Raises RankError if ranks cannot start, Interrupted after a stop.
+        """Carry out orders until no more come.
 
-        Whatever happens, also an exception in this thread such as Ctrl-C, no process is left behind.
+        Raises RankError if ranks cannot start, or have failed and cannot be replaced; Interrupted after a
+        stop. Leaves no process behind, even if an exception such as Ctrl-C ends it.
         """
         failures: Counter[int | None] = Counter()
         while self._await_orders():
@@ -124,12 +130,12 @@ class Driver:
                 if failure is not None:
                     self._judge(failure, failures, again=world.ranks.are_replaced)
                     continue
-            for number, order in list(self._orders.items()):  # none, unless ranks are wrong
+            for number, order in list(self._orders.items()):  # none is left, unless the ranks have a bug
                 count, why = order.job.count, "the ranks have ended without it"
                 self.hear(Failed(job=number, count=count, message=f"{order.job.request.prompt!r}: {why}"))
 
     def hear(self, event: Event) -> None:
-        """Take an event of an order, whoever tells it, and pass it on."""
+        """Record an event of an order, from any thread, and pass it on."""
         with self._lock:
             order = self._orders.get(event.job) if event.job is not None else None
             match event:
@@ -142,7 +148,7 @@ class Driver:
                 case Finished() | Failed() | Cancelled():
                     self._denoising.discard(event.job)
                     if order is None or (isinstance(event, Cancelled) and self.stop.wanted):
-                        return  # it has ended already, or the run has
+                        return  # the order has ended already, or the run has
                     del self._orders[order.number]
                     self._cancelled.discard(order.number)
                     self._begun.discard(order.number)
@@ -150,7 +156,7 @@ class Driver:
         self._emit(event)
 
     def _await_orders(self) -> bool:
-        """Whether there are any, once there are or no more come."""
+        """Wait until there is an order or no more come; return whether there is one."""
         with self._news:
             while not self._orders and not self._ended:
                 self._news.wait()
@@ -158,7 +164,7 @@ class Driver:
 
     @contextmanager
     def _at_work(self, world: _World | Inbox) -> Iterator[None]:
-        """Have a world do what there is, and what comes while the body runs."""
+        """Give a world all open orders, and those that come while the body runs."""
         try:
             self._hand_over(world)
             yield
@@ -184,10 +190,13 @@ class Driver:
             self._world, self._tries = world, self._tries + 1
 
     def _as_of_now(self, order: Order) -> Order:
-        """An order for the world that there is: with the replica that has least to do."""
+        """Return an order as the present world needs it: whether it is denoised, and its replica.
+
+        The replica is the one with the fewest of the orders before this one.
+        """
         folder, replicas = order.folder, self._placement.replicas
         done = folder is not None and RunFolder(folder).is_denoised(order.job)
-        # What is there after a failure, the ranks before have made.
+        # After a failure, files that exist were written by the ranks before.
         overwrite = order.overwrite or self._tries > 0
         taken = Counter(each.replica for each in self._orders.values() if each.number < order.number)
         replica = min(range(replicas), key=lambda number: taken[number])
@@ -197,9 +206,12 @@ class Driver:
         return order
 
     def _judge(self, failure: Failure, failures: Counter[int | None], *, again: bool) -> None:
-        """Give an order up, or all, or say that ranks are started anew. again: whether they can be."""
+        """Decide after a failure: give up an order, raise RankError to give up all, or announce a restart.
+
+        again: whether ranks can be started again.
+        """
         if failure.order is not None:
-            failures[None] = 0  # it does start
+            failures[None] = 0  # the ranks can start, so failures at the start count from zero again
         failures[failure.order] += 1
         count = failures[failure.order]
         _LOG.info("ranks have failed in order %s, %d of %d times", failure.order, count, FAILURES)
@@ -217,34 +229,34 @@ class Driver:
         self._emit(Restarted(message=f"{failure.text}\n{next_try}"))
 
     def stopped(self, world: _World) -> bool:
-        """Whether the user wants an end, and nothing is under way that is worth waiting for."""
+        """Cancel all orders if the user wants to stop; return whether to end without waiting for any."""
         if not self.stop.wanted:
             return False
         with self._lock:
             for number in self._orders:
                 world.cancel(number)
-            # A video without end is decoded as far as it is, and told of.
+            # An endless video is still decoded as far as it was denoised, and reported.
             endless = any(self._orders[number].job.request.endless for number in self._begun)
             return bool(self._orders) and not self._denoising and not endless
 
     def has_work(self) -> bool:
-        """Whether an order is to be done."""
+        """Whether an order is left to do."""
         return bool(self._orders)
 
     def sweep(self) -> None:
-        """Remove what ranks that are gone have left half-written."""
+        """Remove files that ranks which are gone have left half-written."""
         for order in self._orders.values():
             if order.folder is not None:
                 RunFolder(order.folder).sweep([order.job])
 
     def about(self, stage: str, number: int | None) -> str:
-        """What a rank was doing."""
+        """Return what a rank was doing, in words: the stage, and the request if there is one."""
         order = self._orders.get(number) if number is not None else None
         return stage if order is None else f"{stage} of request {order.job.index + 1}"
 
 
 class _World:
-    """The ranks of one try, as the driver knows them."""
+    """The ranks of one attempt, from their start to their end, as the driver sees them."""
 
     def __init__(self, driver: Driver, started: Ranks, ranks: int, hang_limit: float) -> None:
         self._driver, self.ranks, self._hang_limit = driver, started, hang_limit
@@ -252,9 +264,13 @@ class _World:
         self._doing: list[tuple[str, int | None]] = [("load", None) for _ in range(ranks)]
         self._progress = time.monotonic()
         self._heard: dict[int, float] = {}
-        """When last. A rank that has never been heard is not silent: it may load its libraries for long."""
+        """Time when each rank was last heard, on the monotonic clock.
+
+        A rank that was never heard is missing, and not taken to hang, because it may be loading its
+        libraries.
+        """
         self._last_words: dict[int, tuple[str, str]] = {}
-        """Of ranks that failed: how, and what they had to say."""
+        """How each failed rank has failed, and its last words."""
         self._told: set[int] = set()
 
     def add(self, order: Order) -> None:
@@ -269,12 +285,15 @@ class _World:
         self.ranks.tell_all("end")
 
     def close(self) -> None:
-        """End all ranks, at once."""
+        """End all ranks at once, and remove what they have left half-written."""
         self.ranks.end()
         self._driver.sweep()
 
     def follow(self) -> Failure | None:
-        """Pass on events until every rank is done, or one has failed. Raises Interrupted after a stop."""
+        """Pass on events until every rank is done, or one has failed; return the failure, if any.
+
+        Raises Interrupted after a stop.
+        """
         while self._running:
             failed = [self._take(rank, message) for rank, message in self._listen()]
             if any(failed) or self._find_hanging():
@@ -287,13 +306,13 @@ class _World:
         before = time.monotonic()
         heard = self.ranks.hear(LISTEN_SECONDS)
         slept = time.monotonic() - before - LISTEN_SECONDS
-        if slept > 1.0:  # this process was stopped itself, and perhaps the ranks with it
+        if slept > 1.0:  # this process was suspended, and perhaps the ranks with it
             self._heard = {rank: then + slept for rank, then in self._heard.items()}
             self._progress += slept
         return heard
 
     def _take(self, rank: int, message: Message) -> bool:
-        """Take one message; whether it says that the rank has failed."""
+        """Handle one message of a rank; return whether it says that the rank has failed."""
         word, values = message
         starts = rank not in self._heard
         self._heard[rank] = time.monotonic()
@@ -312,7 +331,10 @@ class _World:
         return word in ("raised", "ended")
 
     def _find_hanging(self) -> bool:
-        """Whether ranks give no sign of life, or none gets any further; then that is their last word."""
+        """Return whether ranks hang: some are silent, or none makes progress.
+
+        That becomes their last words, and all ranks are asked to write their stacks to their logs.
+        """
         now, limit = time.monotonic(), self._hang_limit
         silence = min(limit, SILENCE_SECONDS)
         silent = {rank for rank in self._running if now - self._heard.get(rank, now) > silence}
@@ -326,12 +348,12 @@ class _World:
         return bool(silent)
 
     def _failure(self) -> Failure:
-        """Hear the others' last words, and make a failure of it all."""
+        """Wait briefly for other ranks' last words, and return everything as one failure."""
         deadline = time.monotonic() + LAST_WORDS_SECONDS
         while self._running and time.monotonic() < deadline:
             for rank, message in self.ranks.hear(LISTEN_SECONDS):
                 self._take(rank, message)
-        # Ranks raise where another has gone; that is the one to know of.
+        # Ranks raise because another has gone: only that one's log shows the cause.
         causes = {rank: text for rank, (event, text) in self._last_words.items() if event != "raised"}
         orders = [self._doing[rank][1] for rank in sorted(causes or self._last_words)]
         lines = []
