@@ -1,4 +1,4 @@
-"""An engine: ranks that start and load once, and make the videos of requests that come at any time.
+"""Engine for Python programs: ranks start and load a model once, then make videos as requests come.
 
 with paradit.Engine("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", Placement(ranks=4)) as engine:
     job = engine.submit(Request(prompt="a red circle"), "circle.mp4")
@@ -42,12 +42,12 @@ from paradit.video.writer import check_target
 _LOG = logging.getLogger(__name__)
 AUTO = "auto"
 DOING = {"encode": "encoding", "denoise": "denoising", "decode": "decoding"}
-"""What a job does, by the stage that has begun last."""
+"""Status of a job by the stage that it began last."""
 ENDED = ("done", "failed", "cancelled")
 
 
 class EngineJob:
-    """A request that an engine has accepted."""
+    """A request that an engine has accepted: its status, its events and its result."""
 
     def __init__(self, number: int, job: Job, cancel: Callable[[int], None], held: ExitStack) -> None:
         self.number, self.request, self.output = number, job.request, Path(job.output)
@@ -59,17 +59,18 @@ class EngineJob:
 
     @property
     def status(self) -> str:
-        """`queued`, `encoding`, `denoising`, `decoding`, `done`, `failed` or `cancelled`."""
+        """Status: `queued`, `encoding`, `denoising`, `decoding`, `done`, `failed` or `cancelled`."""
         return self._status
 
     def cancel(self) -> None:
-        """End this job within a step, and no other; what is safe of it stays in its run's folder."""
+        """Cancel this job alone: it ends within a step, and its checkpoints stay in its run's folder."""
         self._cancel(self.number)
 
     def result(self, timeout: float | None = None) -> dict[str, Any]:
-        """Wait for the video, and return what is told of it: its path, seconds by stage, and so on.
+        """Wait for the video, and return a description of it: its path, seconds by stage, and so on.
 
-        Raises JobError, with the reason, if it has failed, JobCancelled, TimeoutError.
+        Raises JobError with the reason if the job has failed, JobCancelled if it was cancelled, and
+        TimeoutError after `timeout` seconds.
         """
         with self._news:
             if not self._news.wait_for(lambda: self._status in ENDED, timeout):
@@ -79,19 +80,19 @@ class EngineJob:
         raise JobCancelled("cancelled") if self._status == "cancelled" else JobError(self._error)
 
     def frames(self) -> Iterator[Frame]:
-        """Wait for the video, and iterate over its frames [H, W, 3], as they are in its file."""
+        """Wait for the video, and yield its frames [H, W, 3] as they are in its file."""
         self.result()
         yield from read_video(self.output)[0]
 
     def events(self, after: int = 0) -> JobEvents:
-        """Iterate, by `for` or `async for`, over the job's events from number `after` + 1 until it ends.
+        """Return the job's events after number `after`; iterate by `for` or `async for` until the job ends.
 
-        What is not kept any more is told of by `Missed`.
+        Events that are no longer kept are reported by one `Missed`.
         """
         return JobEvents(self, after)
 
     def hear(self, event: Event) -> None:
-        """Take an event of this job, or of all."""
+        """Record an event that concerns this job, or all jobs, and wake its readers."""
         with self._news:
             if self._status in ENDED:
                 return
@@ -103,21 +104,21 @@ class EngineJob:
             wake()
 
     def end(self) -> None:
-        """Let go of the files' names."""
+        """Release the names of the job's files, and keep its run's folder if it is still of use."""
         self._held.close()
 
     def since(self, number: int) -> tuple[list[Event], bool]:
-        """Events after a number, and whether there will be others."""
+        """Return the events after a number, and whether more will follow."""
         with self._news:
             return self._log.since(number), self._status not in ENDED
 
     def wait(self, number: int) -> None:
-        """Wait for an event after a number, or the end."""
+        """Wait until there is an event after a number, or the job has ended."""
         with self._news:
             self._news.wait_for(lambda: self._log.last > number or self._status in ENDED)
 
     def waking(self, wake: Callable[[], object]) -> Callable[[], None]:
-        """Have `wake` called with every event, by the engine's thread; returns what ends that."""
+        """Have the engine's thread call `wake` at every event; returns a function that ends that."""
         with self._news:
             self._wakers.add(wake)
         return lambda: self._wakers.discard(wake)
@@ -138,7 +139,7 @@ class EngineJob:
 
 
 class JobEvents:
-    """The events of a job, for `for` and `async for`; neither costs a thread."""
+    """Events of a job, to be iterated by `for` or `async for`; neither needs a thread of its own."""
 
     def __init__(self, job: EngineJob, after: int) -> None:
         self._job, self._after = job, after
@@ -170,7 +171,10 @@ class JobEvents:
 
 
 class Engine:
-    """Ranks with one model. Use it as a context manager, or call `close`. Any thread may submit."""
+    """Ranks that hold one model, and make the videos of requests.
+
+    Use it as a context manager, or call `close`. Any thread may submit.
+    """
 
     def __init__(
         self,
@@ -181,25 +185,28 @@ class Engine:
         hang_limit: float = HANG_SECONDS,
         emit: Emit | None = None,
     ) -> None:
-        """model: bundled, a folder, or a hub id. placement: how ranks are used; "auto" is decided for
-        `plan_for`, or else the first request, and stays; None: one rank, a thread of this process.
+        """Set up an engine; nothing is loaded before the first request. Raises InputError.
 
-        emit: takes every event of all jobs, in the engine's thread; without it warnings are Python's.
-        Nothing is loaded before the first request. Raises InputError.
+        model: `bundled`, a folder, or a hub id. placement: how ranks are used; None: one rank, a thread of
+        this process; "auto": decided for `plan_for`, or else for the first request, and then kept.
+        hang_limit: seconds without progress on any rank after which ranks are taken to hang.
+
+        emit: takes every event of all jobs, in the engine's thread (warnings about a request, and how ranks
+        are placed, in the thread that submits); without it, warnings are Python's.
         """
-        Run(model=str(model), jobs=(), placement=Placement(), hang_limit=hang_limit)  # is it a valid one?
+        Run(model=str(model), jobs=(), placement=Placement(), hang_limit=hang_limit)  # checks the values
         self.spec: ModelSpec = read_spec(find_model(str(model)))
         self._model, self._hang_limit, self._tell = str(model), hang_limit, emit
         self._lock = threading.Lock()
         self._jobs: dict[int, EngineJob] = {}
-        """Those that have not ended."""
+        """Jobs that have not ended, by number."""
         self._count, self._closed = 0, False
         self._first: ResolvedRequest | None = None
         self._driver: Driver | None = None
         self._thread: threading.Thread | None = None
         self._broken: BaseException | None = None
         self.placement: Placement | None = None
-        """How ranks are used, once that is decided."""
+        """Placement of the ranks; None until it is decided."""
         if isinstance(placement, str) and placement != AUTO:
             raise InputError(f"placement must be a Placement or 'auto', got {placement!r}")
         if not isinstance(placement, str):
@@ -218,10 +225,12 @@ class Engine:
         metadata: bool = True,
         checkpoint_steps: int | None = None,
     ) -> EngineJob:
-        """Accept a request, and return at once. It is made after those before it.
+        """Accept a request and return at once; its video is made after those before it.
 
-        output, latents: files to write. Raises InputError if it cannot be had, as the command does; also if
-        it wants another dtype than the first one, or a method that the ranks' weights are not divided for.
+        output, latents: paths of files to write. checkpoint_steps: denoising steps between checkpoints; None:
+        by time. Raises InputError if the request cannot be made, as the command does; also if it needs
+        another dtype than the first one, or a method that the ranks' weights are not divided for. Raises
+        RuntimeError if the engine is closed or has failed.
         """
         resolved = resolve(request, self.spec)
         with self._lock:
@@ -243,7 +252,7 @@ class Engine:
         return accepted
 
     def close(self, *, wait: bool = True) -> None:
-        """End the ranks, once all jobs have ended; without `wait` they are cancelled. May be called twice."""
+        """End the ranks once all jobs have ended; without `wait`, cancel the jobs. May be called twice."""
         with self._lock:
             self._closed = True
             driver, jobs = self._driver, list(self._jobs.values())
@@ -269,7 +278,10 @@ class Engine:
             raise RuntimeError("the engine has failed, and takes no more requests") from self._broken
 
     def _check(self, request: ResolvedRequest, placement: Placement) -> None:
-        """Refuse what cannot be made, by the checks of the command, before anything is loaded."""
+        """Refuse a request that cannot be made, by the command's checks, before anything is loaded.
+
+        Raises InputError.
+        """
         check_placement(placement, request, self.spec)
         check_scheduler(self.spec, request)
         check_devices(placement, request.dtype)
@@ -319,7 +331,7 @@ class Engine:
         )
 
     def _hold(self, run: Run, job: Job) -> tuple[EngineJob, RunFolder]:
-        """Make the folder of a job's run, and hold its names until it ends."""
+        """Create the folder of a job's run, and hold the names of its files until the job ends."""
         with ExitStack() as held:
             held.enter_context(files_reserved([job], overwrite=run.overwrite))
             folder = RunFolder.create(run)
@@ -342,7 +354,7 @@ class Engine:
             self._driver.cancel(number)
 
     def _run(self) -> None:
-        """The engine's thread."""
+        """Run the driver, in the engine's thread; if it fails, all open jobs fail with its error."""
         assert self._driver is not None
         try:
             self._driver.run()
@@ -352,7 +364,7 @@ class Engine:
                 self._hear(Failed(job=job.number, count=1, message=str(error)))
 
     def _hear(self, event: Event) -> None:
-        """Pass an event on to its job, or to all, and to whoever hears everything."""
+        """Pass an event on to its job, or to all jobs if it has none, and to the user's `emit`."""
         ended = isinstance(event, Finished | Failed | Cancelled)
         if event.job is None:
             for each in list(self._jobs.values()):

@@ -1,6 +1,6 @@
-"""All that an engine tells of its jobs. Torch-free.
+"""Events by which an engine reports on its jobs. Torch-free.
 
-Readers match on the classes of `AnyEvent`; mypy, and a test, find a reader that does not know one of them.
+Readers match on the classes of `AnyEvent`; mypy, and a test, find a reader that misses one of them.
 """
 
 from __future__ import annotations
@@ -12,50 +12,50 @@ from typing import Any, TypeAlias, get_args
 from paradit.progress import Event, QueueMoved, StageEnded, StageStarted, Stepped, Warned
 
 KEPT = 1000
-"""Most events of a job that are kept for readers who come later."""
+"""Number of events of a job that are kept, at most, for readers that come later."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Began(Event):
-    """A request begins."""
+    """Event sent when work on a request begins."""
 
     count: int
-    """How many requests were asked for together with it, itself included."""
+    """Number of requests that were submitted together with this one, itself included."""
     prompt: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Doing(Event):
-    """A rank begins a stage of a request, or waits for what it needs for it."""
+    """Event sent when a rank begins a stage of a request, or begins to wait for the stage's input."""
 
     stage: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Growing(Event):
-    """A long video grows in a file, which plays as far as it is there."""
+    """Event sent before a long video is written to `path`; the file can be played while it grows."""
 
     path: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wrote(Event):
-    """So many frames of a video are written."""
+    """Event sent when more frames of a video are written; `num_frames` counts all so far."""
 
     num_frames: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished(Event):
-    """A video is there."""
+    """Event sent when a video's file is complete."""
 
     result: dict[str, Any]
-    """`Job.about`, seconds by stage, and peak memory by rank if ranks have met."""
+    """Fields of `Job.about`, seconds by stage, and peak memory in bytes by rank if ranks have gathered it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failed(Event):
-    """A request has failed, and the others go on."""
+    """Event sent when a request has failed; other requests are not affected."""
 
     count: int
     message: str
@@ -63,12 +63,15 @@ class Failed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Cancelled(Event):
-    """A request is not wanted any more, and has ended; what is safe of it is kept."""
+    """Event sent when a request that is no longer wanted has ended; its checkpoints are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryUsed(Event):
-    """Peak memory (bytes) and stages of every rank, at the end of a run whose stages are apart."""
+    """Event with peak memory (bytes) and stages of every rank, sent at the end of a run.
+
+    A run whose ranks all denoise, without replicas, has the memory in each `Finished` instead.
+    """
 
     by_rank: list[int]
     stages: list[tuple[str, ...]]
@@ -76,60 +79,60 @@ class MemoryUsed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting(Event):
-    """This rank has come to join the others, and waits: for whom, and where."""
+    """Event sent while this rank waits for others to join it; the message says for which, and where."""
 
     message: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restarted(Event):
-    """Ranks have failed; the work goes on from its checkpoints with new ones."""
+    """Event sent when failed ranks are replaced by new ones, which resume from checkpoints."""
 
     message: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resumable(Event):
-    """A run ends before its end, and what is safe of it is in `folder`."""
+    """Event sent when a run ends unfinished, and can be resumed from what is saved in `folder`."""
 
     folder: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extendable(Event):
-    """Long videos are there, and what is in `folder` is enough to make them longer."""
+    """Event sent when long videos are complete, and can be made longer by what is kept in `folder`."""
 
     folder: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explained(Event):
-    """Why something is done as it is."""
+    """Event with a line on a choice made for the user, such as the seed, or how ranks are used."""
 
     line: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placed(Event):
-    """How ranks are used, by `auto`, and why."""
+    """Event sent when `--placement auto` has decided how ranks are used."""
 
     placement: dict[str, Any]
-    """`Placement.flat`."""
+    """Placement that was chosen, as plain values (`Placement.flat`)."""
     reason: str
     seconds: dict[str, float]
-    """What all placements that were compared would take."""
+    """Estimated seconds for all requests with each placement that was compared, by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned(Event):
-    """What a dry run has found."""
+    """Event with the plan that a dry run has made, as plain values."""
 
     plan: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Missed(Event):
-    """Events that are not kept any more, and that this reader has not had."""
+    """Event that a reader gets in place of `count` older events which are no longer kept."""
 
     count: int
 
@@ -140,29 +143,29 @@ AnyEvent: TypeAlias = (
     | Planned | Missed
 )  # fmt: skip
 EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(AnyEvent)}
-"""Every class of events by its name."""
+"""Event classes by name."""
 
 COALESCED = (Stepped, QueueMoved, Wrote)
-"""Events of which a later one says all that the ones before it have said."""
+"""Event classes of which the newest event says all that earlier ones have said."""
 
 
 class Log:
-    """Events of one job, numbered from 1: the last `KEPT`, of progress the newest only."""
+    """The events of one job, numbered from 1: the last `KEPT`, but of progress only the newest."""
 
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
         self._events: deque[Event] = deque()
         self.last = 0
-        """Number of the newest one."""
+        """Number of the newest event; 0: there is none yet."""
         self._dropped = 0
-        """Number of the newest one that was dropped, not for a later one of its kind."""
+        """Number of the newest event that was dropped for lack of room, not replaced by one of its kind."""
 
     def add(self, event: Event) -> Event:
-        """Keep an event; returns it with its number."""
+        """Keep an event, and return it with its number."""
         self.last += 1
         event = replace(event, number=self.last)
         if isinstance(event, COALESCED):
-            # Few stages run at once: what a newer one replaces is near the end.
+            # Few stages run at once, so the event to replace is near the end.
             for place in range(len(self._events) - 1, max(-1, len(self._events) - 8), -1):
                 if _replaces(event, self._events[place]):
                     del self._events[place]
@@ -173,7 +176,7 @@ class Log:
         return event
 
     def since(self, number: int) -> list[Event]:
-        """Events after number `number`; first `Missed`, if some of them are not kept any more."""
+        """Return the events after a number, and before them `Missed` if some are no longer kept."""
         found = [event for event in self._events if event.number > number]
         if number < self._dropped:
             count = self._dropped - number

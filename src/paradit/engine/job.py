@@ -1,4 +1,4 @@
-"""What a run is asked to do. Torch-free."""
+"""Jobs and runs: what to make, with which model, on which ranks, and where to write it. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from paradit.video.writer import growing_name
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One video to make, and where to put it."""
+    """A video to make, and the files to write."""
 
     request: ResolvedRequest
     output: str
     latents: Path | None
     crf: int | None = None
-    """Constant rate factor of the video's file; None: one at which no loss is seen."""
+    """Constant rate factor of the video's file; None: one without visible loss."""
     make_folder: Path | None = None
-    """A folder to make for the output, where it is not there yet."""
+    """Folder to create for the output if it does not exist yet; None: no folder."""
     index: int = 0
-    """Which of the run's requests it is, from 0."""
+    """Index of the request in its run, from 0."""
     count: int = 1
-    """How many requests the run has."""
+    """Number of requests in the run."""
 
     @property
     def growing(self) -> Path | None:
-        """Path to the video while it grows; None if it gets its name whole."""
+        """Path of the video's file while it grows; None if the file appears only when it is complete."""
         return growing_name(self.output) if method_of(self.request).streams else None
 
     def about(self, spec: ModelSpec) -> dict[str, Any]:
-        """What is made, as plain values."""
+        """Return a description of the video as plain values, for results and metadata."""
         request = self.request
         return {
             "path": self.output,
@@ -59,18 +59,18 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """All that a run is asked for."""
+    """A whole run: its jobs, its model, its placement, and how it is carried out."""
 
     model: str
-    """As the user named it: bundled, a folder or a hub id."""
+    """Model as the user named it: `bundled`, a folder or a hub id."""
     revision: str | None = None
-    """Branch, tag or commit of a hub model that was asked for; None: the newest."""
+    """Branch, tag or commit of a hub model, if the user asked for one; None: the newest."""
     variant: str | None = None
-    """Variant of the weights that was asked for."""
+    """Variant of the weights, if the user asked for one."""
     model_folder: str = ""
     """Path to the model's files when the run began."""
     model_hash: str = ""
-    """Hash of their content (`models.identity`)."""
+    """Hash of the model's files (`models.identity`)."""
     jobs: tuple[Job, ...]
     placement: Placement
     overwrite: bool = False
@@ -79,7 +79,7 @@ class Run:
     hang_limit: Annotated[float, Option(least=1, most=MAX_SECONDS)] = 600.0
     """Seconds without progress on any rank after which the run is taken to hang."""
     metadata: bool = True
-    """Whether videos say what they were made from (`provenance`)."""
+    """Whether the metadata of videos says what they were made from (`provenance`)."""
 
     def __post_init__(self) -> None:
         check(self)

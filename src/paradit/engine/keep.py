@@ -1,4 +1,4 @@
-"""Latents and videos to disk: each whole, under its name, or not at all."""
+"""Writing latents and videos to disk: each file is complete under its name, or not there."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from paradit.video.writer import Video, growing_name, open_video
 
 @dataclass(frozen=True)
 class Written:
-    """What is in the file of a video."""
+    """What was written to the file of a video."""
 
     num_frames: int
     first_frame: float
-    """When the first one was there, on the monotonic clock."""
+    """Time when the first frame was written, on the monotonic clock."""
 
 
 def keep(
@@ -43,14 +43,15 @@ def keep(
     progress: Progress | None = None,
     name_next: Callable[[Path], None] | None = None,
 ) -> Written:
-    """Save a job's latents, where that is asked for, and write its frames as they come (`open_video`).
+    """Save a job's latents if it asks for them, and write its frames as they come (`open_video`).
 
-    latents: None where they come with the frames, as a long video's do: its file can be watched while it
-    grows. about: what the video was made from (`provenance`), for its metadata; None: nothing is said.
+    latents: None if they come with the frames, as a long video's do: its file can be watched while it grows.
+    about: provenance of the video, for its metadata; None: no metadata. name_next: called with the complete
+    file, just before it gets its name.
     """
     progress = progress or Progress()
     if job.latents is not None and latents is not None:
-        # Before the decode, which may run out of memory: the costly part is then safe.
+        # Saved before the decode, which may run out of memory: the costly part is then safe.
         save_latents(job.latents, latents, job.about(spec), about)
     request = job.request
     part = growing_name(job.output) if latents is None else None
@@ -75,10 +76,10 @@ def keep(
 
 
 def _write(file: Video, frames: Generator[Frames], job: Job, progress: Progress) -> float:
-    """Write frames as they come, and return when the first one was there."""
+    """Write frames as they come, and return the time when the first one was written."""
     first_frame = 0.0
     for frame in frames:
-        if file.num_frames < job.request.num_frames:  # the last latent frame may give more
+        if file.num_frames < job.request.num_frames:  # the last latent frame may decode to more
             file.write(frame)
             first_frame = first_frame or time.monotonic()
             progress.emit(Wrote(job=job.index, num_frames=file.num_frames))
@@ -88,9 +89,10 @@ def _write(file: Video, frames: Generator[Frames], job: Job, progress: Progress)
 def save_latents(
     path: Path, latents: Tensor, fields: dict[str, Any], about: dict[str, Any] | None = None
 ) -> None:
-    """Save `[1, C, F, h, w]` under the key `latents`, whole or not at all.
+    """Save latents [1, C, F, h, w] under the key `latents` of a safetensors file, completely or not at all.
 
-    fields: `Job.about`. about: what the video was made from, for the metadata of a video that is decoded.
+    fields: `Job.about`, for the file's metadata. about: provenance, for the metadata of a video that is
+    decoded from the file.
     """
     metadata = {key: str(value) for key, value in fields.items() if value is not None}
     if about:

@@ -1,4 +1,4 @@
-"""Keeps what has been done of a request in its run's folder, as often as is worth it."""
+"""Saves the progress of a request in its run's folder: checkpoints, frame blocks and final latents."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from paradit.progress import Progress
 
 _LOG = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 30.0
-"""Work between two checkpoints, about, unless steps are counted."""
+"""Seconds of work between two checkpoints, about, unless a number of steps is set."""
 
 
 class Keeper:
-    """One rank's, for one request."""
+    """Store for the progress of one request, as one rank uses it."""
 
     def __init__(
         self,
@@ -35,51 +35,58 @@ class Keeper:
         wanted: Callable[[], bool],
         steps: int | None = None,
     ) -> None:
-        """wanted: whether the request is still wanted. steps: between two checkpoints; None: by time."""
+        """Prepare to save the progress of `job` in its run's folder.
+
+        wanted: returns whether the request is still wanted. steps: denoising steps between checkpoints; None:
+        by time (`CHECKPOINT_SECONDS`).
+        """
         self._folder, self._job, self._progress, self._steps = folder, job, progress, steps
         self.wanted = wanted
         self._warned = False
         self._done, self._began = 0, time.monotonic()
 
     def load_latents(self) -> Tensor:
-        """The final latents [1, C, F, h, w], fp32."""
+        """Load the request's final latents [1, C, F, h, w], fp32."""
         return load_file(self._folder.latents(self._job.index))["latents"]
 
     def save_latents(self, latents: Tensor, spec: ModelSpec) -> None:
-        """Make the final latents safe, before their decode."""
+        """Save the final latents before they are decoded; the checkpoint is then removed."""
         path = self._folder.latents(self._job.index)
         if self._written(lambda: save_latents(path, latents, self._job.about(spec))):
             self._folder.checkpoint(self._job.index).unlink(missing_ok=True)
             _LOG.debug("wrote %s", path)
 
     def name_next(self, video: Path) -> None:
-        """The video is whole, and about to get its name."""
+        """Note that the video's file is complete, and is about to get its name."""
         self._folder.name_next(self._job.index, video)
 
     def finish(self) -> None:
-        """The video is there."""
+        """Note that the video is done, and remove what is no longer needed of the request."""
         self._folder.finish(self._job)
 
     def checkpoints(self, device: torch.device) -> JobCheckpoints:
-        """What is kept of the denoising; what comes back is on `device`."""
+        """Return the request's checkpoints for a sampler; it gets its blocks on `device`."""
         return JobCheckpoints(self, self._folder, self._job, device)
 
     def read_checkpoint(self, parse: Callable[[bytes], object]) -> bytes:
-        """The last one; empty if there is none that `parse` can read."""
+        """Return the last checkpoint; empty if there is none that `parse` can read."""
         path = self._folder.checkpoint(self._job.index)
         try:
             content = path.read_bytes()
             parse(content)
         except FileNotFoundError:
             return b""
-        except Exception as error:  # whatever torch finds wrong with it
+        except Exception as error:  # torch raises many kinds for a damaged file
             self._progress.warn(f"checkpoint {str(path)!r} cannot be read, the request begins anew: {error}")
             return b""
         _LOG.info("resuming from %s", path)
         return content
 
     def offer(self, checkpoint: Callable[[], bytes]) -> bool:
-        """Called after every step: keep a checkpoint if it is time to; returns whether to go on."""
+        """Save a checkpoint if it is time to; return whether the request is still wanted.
+
+        It is called after every step.
+        """
         self._done += 1
         now, wanted = time.monotonic(), self.wanted()
         due = self._done >= self._steps if self._steps else now - self._began >= CHECKPOINT_SECONDS
@@ -89,12 +96,12 @@ class Keeper:
         return wanted
 
     def write(self, path: Path, content: Callable[[], bytes]) -> None:
-        """Write what can be gone on from, if it can be written."""
+        """Write a file from which the request can be resumed; warn once if that is not possible."""
         if self._written(lambda: write_whole(path, content())):
             _LOG.debug("wrote %s", path)
 
     def _written(self, write: Callable[[], None]) -> bool:
-        # Work that goes on without a checkpoint is better than none.
+        # It is better to continue without a checkpoint than to fail.
         try:
             write()
         except OSError as error:
@@ -106,7 +113,7 @@ class Keeper:
 
 
 class JobCheckpoints:
-    """`sampling.sampler.Checkpoints` of one request."""
+    """Checkpoints of one request, as a sampler uses them (`sampling.sampler.Checkpoints`)."""
 
     def __init__(self, keeper: Keeper, folder: RunFolder, job: Job, device: torch.device) -> None:
         self._keeper, self._folder, self._job, self._device = keeper, folder, job, device

@@ -1,4 +1,4 @@
-"""Latents on their way from the rank that denoises first to those that decode: whole, or block by block."""
+"""Transfer of latents from the first rank that denoises to those that decode: whole, or by frame block."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from paradit.sampling.early_end import Unwanted
 from paradit.scheduling.stages import AHEAD
 
 BLOCK, ENDED, FAILED = range(3)
-"""What a message is: a block, or that none follows."""
+"""Kinds of messages: a frame block, or that no more follow because the video has ended or has failed."""
 
 
 class FailedElsewhere(Exception):
-    """A request has failed on the rank that denoises it, which has told of it."""
+    """Raised on a decoder if a request has failed on the rank that denoises it, which has reported that."""
 
 
 class Coming:
-    """Blocks [1, C, f, h, w], fp32, as they come, and how long that takes."""
+    """Iterator over the frame blocks [1, C, f, h, w], fp32, of a long video, which measures its waits."""
 
     def __init__(self, blocks: Iterator[Tensor]) -> None:
-        """blocks: those that are denoised here, each when it is asked for."""
+        """Iterate over blocks that this rank denoises, each when it is asked for."""
         self._blocks = blocks
         self.waited = 0.0
-        """Seconds in which they were asked for."""
+        """Seconds that the iterator has taken to get blocks so far."""
 
     @property
     def denoise_seconds(self) -> float:
@@ -51,17 +51,20 @@ class Coming:
             self.waited += time.monotonic() - began
 
     def drain(self) -> None:
-        """Let the others come to the video's end, or to an early one where nobody wants the rest of it."""
+        """Take all blocks that are left, so that the other ranks reach the end of the video, early or not."""
         with suppress(Unwanted, FailedElsewhere, FloatingPointError):
             for _ in self._blocks:
                 pass
 
 
 class ComingFrom(Coming):
-    """Blocks that another rank sends by `Latents.send_blocks`; FailedElsewhere where it fails."""
+    """Iterator over frame blocks that another rank sends by `Latents.send_blocks`.
+
+    It raises FailedElsewhere if the request fails there.
+    """
 
     def __init__(self, channel: Channel, shapes: Iterator[tuple[int, ...]], device: torch.device) -> None:
-        """shapes: [1, C, f, h, w] of each block."""
+        """Receive blocks over a channel; `shapes` yields the shape [1, C, f, h, w] of each."""
         super().__init__(self._received(channel, shapes, device))
         self._took = 0.0
 
@@ -83,7 +86,7 @@ class ComingFrom(Coming):
 
 
 class Latents:
-    """One rank's ends of the ways from the rank that denoises first to each of the decoders."""
+    """One rank's ends of the channels from the first rank that denoises to each of the decoders."""
 
     def __init__(
         self, spec: ModelSpec, placement: Placement, world: World | None, device: torch.device
@@ -97,19 +100,28 @@ class Latents:
         return 1, *latent_shape(request, self._spec)
 
     def send(self, decoder: int, request: ResolvedRequest, latents: Tensor | None, seconds: float) -> None:
-        """Send a request's latents, and the seconds that they took; None: it has ended early."""
+        """Send a request's latents to a decoder, and the seconds that denoising took.
+
+        latents: None if the request has ended early.
+        """
         if latents is None:
             latents = torch.full(self.shape(request), torch.nan, device=self._device)
         self._channels[decoder].send(torch.cat([latents.flatten(), latents.new_tensor([seconds])]))
 
     def receive(self, decoder: int, request: ResolvedRequest) -> tuple[Tensor, float]:
-        """Return a request's latents, not finite if it has ended early, and the seconds that they took."""
+        """Return a request's latents, and the seconds that denoising took.
+
+        The latents are NaN if the request has ended early.
+        """
         shape = self.shape(request)
         message = self._channels[decoder].receive([prod(shape) + 1], torch.float32, self._device)
         return message[:-1].view(shape), message[-1].item()
 
     def send_blocks(self, decoder: int, request: ResolvedRequest, blocks: Iterator[Tensor]) -> None:
-        """Send each block as it is done. FloatingPointError and Unwanted are passed on, once told."""
+        """Send each frame block to a decoder as soon as it is denoised.
+
+        Raises FloatingPointError or Unwanted if denoising ends early, once the decoder has been told.
+        """
         began, shapes = time.monotonic(), self._block_shapes(request)
 
         def send(block: Tensor, what: int) -> None:
@@ -117,7 +129,7 @@ class Latents:
             self._channels[decoder].send(torch.cat([block.flatten(), about]))
 
         def send_nothing(what: int) -> None:
-            """Where a block is still waited for: in its place."""
+            """Send a message of kind `what` in place of the next block, if one is still expected."""
             if (shape := next(shapes, None)) is not None:
                 send(torch.zeros(shape, device=self._device), what)
 
@@ -131,11 +143,11 @@ class Latents:
         send_nothing(ENDED)
 
     def receive_blocks(self, decoder: int, request: ResolvedRequest) -> ComingFrom:
-        """Return a request's blocks, as they come."""
+        """Return an iterator over a request's frame blocks, as they come."""
         return ComingFrom(self._channels[decoder], self._block_shapes(request), self._device)
 
     def close(self) -> None:
-        """Wait until all that was sent has been taken."""
+        """Wait until all that was sent has been received."""
         for channel in self._channels:
             channel.close()
 

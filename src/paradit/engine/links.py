@@ -1,4 +1,4 @@
-"""What messages between a machine's ranks take: all at once, and one pair after the other."""
+"""Measurements of messages between a machine's ranks: all ranks at once, and one pair after another."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from paradit.distributed.transport import Transport
 from paradit.planner.messages import PairSeconds
 
 TIMES = 5
-"""How often each is measured; the median counts: what is planned are usual times, not the best ones."""
+"""Number of measurements of each link; their median counts, because plans need usual times, not the best."""
 
 ROUNDS = 2
-"""So often messages between two ranks are measured, all pairs in turn: what is beside them for a while is not
-taken for a slow link."""
+"""Number of rounds over all pairs, so that a passing disturbance is not mistaken for a slow link."""
 
 
 def measure_pairs(
     transport: Transport, size: int, device: torch.device
 ) -> dict[tuple[int, int], list[PairSeconds]]:
-    """Of every rank and the next one, round to the first: one pair after the other, and all of them again.
+    """Measure the link between each rank and the next one, one pair after another, in several rounds.
 
-    All ranks of the transport call it together, and get the same.
+    Returns each pair's measurements, one from every round; the last rank's next one is the first. All ranks
+    of the transport call it together, and get the same.
     """
     rank, number = transport.rank, transport.num_ranks
     found: dict[tuple[int, int], list[PairSeconds]] = {}
@@ -42,12 +42,16 @@ def measure_pairs(
 def usual_link(
     transport: Transport, size: int, device: torch.device, peers: Sequence[int] | None = None
 ) -> Link:
-    """Of several measurements, each the best of some: one that is disturbed may be far off."""
+    """Measure a link several times; return its least latency and its median rate.
+
+    One measurement alone may be far off. size: bytes to each peer. peers: ranks with which this one exchanges
+    messages; None: all others.
+    """
     links = [measure_link(transport, size, device, peers) for _ in range(TIMES)]
     sent = size * (transport.num_ranks - 1 if peers is None else max(1, len(peers)))
     latency = min(link.latency for link in links)
     usual = median(link.latency + sent * link.seconds_per_byte for link in links)
-    # Messages so small that they take no longer than one byte would be infinitely quick.
+    # A message that takes no longer than one of one byte would have an infinite rate.
     return Link(latency, max(1e-13, (usual - latency) / sent))
 
 

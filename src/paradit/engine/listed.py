@@ -1,4 +1,4 @@
-"""Jobs that are all known, made without a driver: by ranks that a launcher such as torchrun has started."""
+"""Makes a fixed list of jobs without a driver, on ranks that a launcher such as torchrun has started."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def make_videos(
     stop: Stop | None = None,
     checkpoint_steps: int | None = None,
 ) -> None:
-    """Do this rank's part of jobs that are all known; all ranks of a placement call it. Without a driver.
+    """Do this rank's part of a fixed list of jobs; all ranks of the placement call it.
 
-    folder: keeps what is done; the first rank has one, if any has, and says what is left to do.
+    folder: keeps what is done; only the first rank has one, and tells the others which jobs are left.
     """
     inbox = Inbox(stop)
     for position, (number, is_denoised) in enumerate(_left(jobs, folder, world)):
@@ -54,7 +54,7 @@ def make_videos(
 
 
 def _left(jobs: list[Job], folder: RunFolder | None, world: World | None) -> list[tuple[int, bool]]:
-    """Return the numbers of the jobs that are not done, each with whether its latents are there."""
+    """Return the numbers of the jobs that are left, each with whether its latents are there already."""
     left = [
         (number, folder.is_denoised(job) if folder else False)
         for number, job in enumerate(jobs)

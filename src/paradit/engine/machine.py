@@ -1,4 +1,4 @@
-"""This machine's devices, as torch and the system name them."""
+"""Names of this machine's devices and driver, as torch and the system report them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def device_name() -> str:
-    """The GPU's, or the processor's."""
+    """Return the name of the GPU, or of the processor if there is no GPU."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
 
 
@@ -24,7 +24,7 @@ def cpu_name() -> str:
 
 
 def driver_version() -> str | None:
-    """Of NVIDIA's driver, whether or not torch can use it; None where there is none."""
+    """Return the version of NVIDIA's driver, even if torch cannot use it; None if there is no driver."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

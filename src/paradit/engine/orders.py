@@ -1,4 +1,4 @@
-"""Jobs as ranks are told of them, and where a rank keeps those that it has not begun. Torch-free."""
+"""Orders, by which ranks learn of jobs, and a rank's inbox of those that it has not begun. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from paradit.stopping import Stop
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """A job, and how it is to be made. All ranks of a world are told of the same ones, in the same order."""
+    """A job, and how to make it. All ranks of a world get the same orders, in the same order."""
 
     number: int
-    """Among all jobs of its engine; events have it."""
+    """Number of the job among all jobs of its engine; its events have it too."""
     job: Job
     folder: Path | None
-    """Of its run; None: nothing is kept."""
+    """Path to the folder of the job's run; None: no progress is saved."""
     is_denoised: bool = False
-    """Whether nothing but its decode is left to do."""
+    """Whether the latents are there already, and only the decode is left to do."""
     replica: int = 0
-    """Which replica makes it."""
+    """Number of the replica that makes the video, from 0."""
     overwrite: bool = False
     metadata: bool = True
-    """Whether the video says what it was made from (`provenance`)."""
+    """Whether the video's metadata says what it was made from (`provenance`)."""
     checkpoint_steps: int | None = None
     """Denoising steps between checkpoints; None: by time."""
     tells_frames: bool = False
-    """Whether its frames are told of, too."""
+    """Whether events report the video's frames, too; no rank reads it yet."""
 
     def plain(self) -> dict[str, Any]:
-        """Return it as plain values, for a channel."""
+        """Return the order as plain values, which can be sent over a channel."""
         # Files are named in results as the user has named them.
         named = {"output": self.job.output, "latents": str(self.job.latents) if self.job.latents else None}
         about = {"job": {**plain_job(self.job), **named}, "place": [self.job.index, self.job.count]}
@@ -43,7 +43,7 @@ class Order:
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Order:
-        """Return what `plain` was called on."""
+        """Return the order that `plain` has turned into plain values."""
         fields = dict(plain)
         job = job_of(fields.pop("job"), *fields.pop("place"))
         folder = fields.pop("folder")
@@ -51,40 +51,46 @@ class Order:
 
 
 class Inbox:
-    """Orders that a rank has not begun, and which are not wanted any more. One thread takes; any may add."""
+    """Queue of the orders that a rank has not begun, and the numbers of those that were cancelled.
+
+    One thread takes orders; any may add and cancel them.
+    """
 
     def __init__(self, stop: Stop | None = None) -> None:
-        """stop: the user's wish that no order be wanted any more."""
+        """Create an empty inbox. stop: the user's wish to stop, after which no order is wanted any more."""
         self._stop = stop or Stop()
         self._news = threading.Condition()
         self._orders: deque[Order] = deque()
         self._cancelled: set[int] = set()
         self._ended = False
         self.replica: int | None = None
-        """Whose orders are taken; None: all."""
+        """Number of the replica whose orders are taken; None: all orders are."""
 
     def add(self, order: Order) -> None:
-        """Have an order made after those before it."""
+        """Add an order, to be carried out after those before it."""
         with self._news:
             self._orders.append(order)
             self._news.notify()
 
     def cancel(self, number: int) -> None:
-        """Have an order not made, or not to its end."""
+        """Cancel an order: it is not made, or not to its end."""
         self._cancelled.add(number)
 
     def end(self) -> None:
-        """No more orders come."""
+        """Declare that no more orders come."""
         with self._news:
             self._ended = True
             self._news.notify()
 
     def is_wanted(self, order: Order) -> bool:
-        """Whether an order is still to be made."""
+        """Return whether an order is still to be made: it is not cancelled, and the run not stopped."""
         return order.number not in self._cancelled and not self._stop.wanted
 
     def take(self, wait: bool) -> Order | None:
-        """Return the next order (`scheduling.stages.Take`)."""
+        """Take the next order and return it; None if there is none (`scheduling.stages.Take`).
+
+        wait: whether to wait for one; then None means that no more come.
+        """
         with self._news:
             while not self._stop.wanted:
                 while self._orders:
@@ -97,7 +103,7 @@ class Inbox:
         return None
 
     def first(self) -> Order | None:
-        """Wait for an order and return it, without taking it; None if none comes."""
+        """Wait for the next order, and return it without taking it; None if no more come."""
         order = self.take(wait=True)
         if order is not None:
             self._orders.appendleft(order)

@@ -1,6 +1,6 @@
-"""How a run uses its ranks where this machine is calibrated: as the planner thinks quickest. Torch-free.
+"""Placement that the planner finds fastest for a run, if this machine is calibrated. Torch-free.
 
-It is decided once, by the process that starts the ranks.
+The process that starts the ranks decides once, for all of them.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from paradit.scheduling.balance import MARGIN, Choice, name_of, ways, worth_taki
 from paradit.scheduling.layer_pipeline import MANY_BLOCKS
 
 SHOWN = 3
-"""Other ways that are named with what they would take."""
+"""Number of other placements that a reason names, with their times."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Open:
-    """What a user has left open."""
+    """Settings of a placement that the user has left open."""
 
     cfg_degrees: Sequence[int] = (1, 2)
     replicas: bool = True
     """Whether ranks may form replicas."""
     coprocess: bool = True
-    """Whether ranks that decode may help those that denoise."""
+    """Whether ranks that decode may help with the attention of those that denoise."""
 
 
 def largest(jobs: list[Job], spec: ModelSpec) -> ResolvedRequest:
-    """The resolved request with the most work, which stands for all."""
+    """Return the resolved request with the most work, which stands for all."""
 
     def work(request: ResolvedRequest) -> int:
         tokens = spec.tokens(request.num_frames, request.height, request.width)
@@ -56,10 +56,11 @@ def largest(jobs: list[Job], spec: ModelSpec) -> ResolvedRequest:
 
 
 def planned(jobs: list[Job], spec: ModelSpec, base: Placement, cluster: Cluster, left: Open) -> Choice | None:
-    """The quickest way of using the ranks of `base` that fits, else the one that needs least memory.
+    """Return the fastest placement on `base`'s ranks that fits into memory, or the one that needs least.
 
-    With its form of attention. base: what is as it is asked for, all stages together. None for methods that
-    the planner does not know.
+    base: has all stages together, and the settings that the user has chosen. left: what else may be decided;
+    the form of attention is, too. Returns None if the planner does not know the method, or finds no
+    placement.
     """
     simulator = _simulator(jobs, spec, cluster)
     if simulator is None:
@@ -85,7 +86,7 @@ def planned(jobs: list[Job], spec: ModelSpec, base: Placement, cluster: Cluster,
 
 
 def planned_form(jobs: list[Job], spec: ModelSpec, placement: Placement, cluster: Cluster) -> Choice | None:
-    """A placement with what it leaves open of the form of attention decided; None where nothing is to be."""
+    """Return a placement with its form of attention decided; None if there is nothing to decide."""
     simulator = _simulator(jobs, spec, cluster)
     if simulator is None or simulator.long is not None:
         return None
@@ -97,14 +98,14 @@ def planned_form(jobs: list[Job], spec: ModelSpec, placement: Placement, cluster
 
 
 def _simulator(jobs: list[Job], spec: ModelSpec, cluster: Cluster) -> Simulator | None:
-    """Of the largest request; None for methods that the planner does not know."""
+    """Return a simulator of the largest request; None if the planner does not know the method."""
     request = largest(jobs, spec)
     if method_of(request).player is None:
         return None
     if request.endless:
         frames = MANY_BLOCKS * next(request.block_sizes(spec)) * spec.vae.temporal_compression
         request = replace(request, num_frames=frames, trim=True)
-    dtype = request.dtype or ("bf16" if cluster.device.ahead else "fp32")  # GPUs run ahead of Python
+    dtype = request.dtype or ("bf16" if cluster.device.ahead else "fp32")  # only GPUs run ahead of Python
     return Simulator(cluster, spec, request, dtype, request if method_of(request).streams else None)
 
 
@@ -128,12 +129,12 @@ def _as_a_whole(simulator: Simulator, base: Placement, num_prompts: int, left: O
                     check_placement(placement, simulator.request, simulator.spec)
                     yield Way(placement=placement)
                     if left.coprocess:
-                        # Refused where nobody could help, or not with this attention.
+                        # Raises InputError if no rank could help, or not with this attention.
                         yield Way(placement=replace(placement, coprocess=True), coprocess=True)
 
 
 def _played(simulator: Simulator, ways: list[Way], num_prompts: int, goal: str) -> list[Simulated]:
-    """A long video's ways that can be the best, and what the best is compared with."""
+    """Simulate the candidates for a long video that may be the best, and those that it is compared with."""
     played = list(play_long(simulator, ways, num_prompts, goal))
     best = min(played, key=GOALS[goal], default=None)
     if best is None:
@@ -143,7 +144,7 @@ def _played(simulator: Simulator, ways: list[Way], num_prompts: int, goal: str) 
 
 
 def _in_each_form(simulator: Simulator, way: Way, num_prompts: int) -> list[Simulated]:
-    """In every form of attention that is left open; first in the one to take."""
+    """Simulate a candidate with every form of attention that is open; the one to take comes first."""
     heads = simulator.spec.transformers[0].num_attention_heads
     choices = way.placement.choices(heads, simulator.branches)
     simulated = [simulator.simulate(way, num_prompts, choice.simplest) for choice in choices]
@@ -152,14 +153,20 @@ def _in_each_form(simulator: Simulator, way: Way, num_prompts: int) -> list[Simu
 
 
 def _put_plain_first(groups: list[list[Simulated]], goal: str) -> None:
-    """The quickest way without co-processing, unless the quickest, which has it, is worth taking."""
+    """Move the fastest candidate without co-processing to the front, unless the first is worth taking.
+
+    It is if it is faster by more than `MARGIN`, because co-processing is less simple.
+    """
     plain = next(number for number, (one, *_) in enumerate(groups) if not one.way.coprocess)
     if not worth_taking([GOALS[goal](groups[number][0])[0] for number in (plain, 0)]):
         groups.insert(0, groups.pop(plain))
 
 
 def _choice(simulated: list[Simulated], what: str) -> Choice:
-    """simulated: the best one first. what: takes so long."""
+    """Return the first of the simulated candidates as a choice, with a reason that names the next ones.
+
+    simulated: the best one first. what: what the seconds are for, in words, such as "2 prompts".
+    """
     seconds: dict[str, float] = {}
     for one in simulated:
         seconds.setdefault(_name(one.way), one.seconds)
@@ -172,7 +179,7 @@ def _choice(simulated: list[Simulated], what: str) -> Choice:
 
 
 def _reasons(groups: list[list[Simulated]], goal: str) -> tuple[str, ...]:
-    """The first of the first group is the best, of those that fit."""
+    """Return lines that say why the first candidate of the first group is the best; none if none fits."""
     if goal == "memory":
         return ()
     plans = [Plan(name="", simulated=one, fits=True) for group in groups for one in group]
@@ -181,7 +188,7 @@ def _reasons(groups: list[list[Simulated]], goal: str) -> tuple[str, ...]:
 
 
 def _form_line(simulated: list[Simulated]) -> str:
-    """Of several forms the first is taken."""
+    """Return a line on the form of attention that was taken, the first, and the others; empty for one."""
     if len(simulated) == 1:
         return ""
     taken, *others = simulated

@@ -1,4 +1,4 @@
-"""Encoded texts on their way from the rank that encodes to those that denoise."""
+"""Transfer of prompt embeddings from the rank that encodes to those that denoise."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from paradit.scheduling.stages import AHEAD
 
 
 class Prompts:
-    """One rank's end."""
+    """One rank's end of the channel for prompt embeddings."""
 
     def __init__(self, placement: Placement, world: World | None) -> None:
         self._channel = Channel(world, placement.encode_ranks[0], placement.denoise_ranks, AHEAD)
 
     def send(self, model: VideoModel, request: ResolvedRequest, prompts: tuple[Prompt, ...] | None) -> None:
-        """Send what the request's texts were encoded to; None: the request is not wanted any more."""
+        """Send the prompt embeddings of a request; None if the request is no longer wanted."""
         if prompts is None:
             size = self._size(model, request)
             parts = [torch.zeros(size, dtype=model.dtype, device=model.device)]
@@ -31,7 +31,7 @@ class Prompts:
         self._channel.send(torch.cat([*parts, wanted]))
 
     def receive(self, model: VideoModel, request: ResolvedRequest) -> tuple[Prompt, ...] | None:
-        """Return what `send` was called with."""
+        """Return the prompt embeddings that were sent; None if the request is no longer wanted."""
         flat = self._channel.receive([self._size(model, request) + 1], model.dtype, model.device)
         if not flat[-1].item():
             return None
@@ -43,7 +43,7 @@ class Prompts:
         )
 
     def close(self) -> None:
-        """Wait until all that was sent has been taken."""
+        """Wait until all that was sent has been received."""
         self._channel.close()
 
     def _size(self, model: VideoModel, request: ResolvedRequest) -> int:
