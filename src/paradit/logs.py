@@ -1,7 +1,7 @@
 """Log records: shown on stderr if that is wanted, and sent by ranks to their driver. Torch-free.
 
-Each module has a logger of its own below `paradit`. Nothing is shown unless `--verbose` or a program's own
-`logging` asks for it; that gets the records of the ranks too.
+Each module has its own logger below `paradit`. Nothing is shown unless `--verbose` or a program's own
+`logging` asks for it; then the ranks' records are shown too.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from contextlib import contextmanager, suppress
 from paradit.launched import launched
 
 LOGGER = logging.getLogger("paradit")
-"""The logger above those of all modules."""
+"""Logger above those of all modules of ParaDiT."""
 
 
 @contextmanager
 def shown(wanted: bool) -> Iterator[None]:
-    """Show every record on stderr within the body, if that is wanted."""
+    """Show every log record on stderr within the body, if `wanted`."""
     if not wanted:
         yield
         return
@@ -35,18 +35,21 @@ def shown(wanted: bool) -> Iterator[None]:
 
 
 def wanted_level() -> int | None:
-    """Return the least level of records that anybody here wants; None if no rank has to send any."""
+    """Return the lowest level of log records that this process wants; None if ranks need not send any."""
     return LOGGER.getEffectiveLevel() if LOGGER.isEnabledFor(logging.INFO) else None
 
 
 def send_records(level: int, send: Callable[[str, int, float, str], None]) -> None:
-    """Have every record from now on sent, by its logger's name, level, time and text."""
+    """Send every log record of this process from now on: its logger's name, level, time and text.
+
+    level: lowest level of records that are sent.
+    """
     LOGGER.addHandler(_Sent(send))
     LOGGER.setLevel(level)
 
 
 def take_record(rank: int, name: str, level: int, created: float, text: str) -> None:
-    """Log here what a rank has sent; the record says which rank it was."""
+    """Log a record that a rank has sent; its attribute `rank` says which rank it was."""
     about = {"name": name, "levelno": level, "levelname": logging.getLevelName(level), "created": created}
     if (logger := logging.getLogger(name)).isEnabledFor(level):
         logger.handle(logging.makeLogRecord({**about, "msg": text, "rank": rank}))
@@ -63,7 +66,7 @@ class _Sent(logging.Handler):
 
 
 class _Shown(logging.Handler):
-    """Lines on stderr: the time, the rank if there are several, the module, and what it says."""
+    """Handler that prints on stderr: the time, the rank if there are several, the module, and the text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,4 +78,4 @@ class _Shown(logging.Handler):
         rank = getattr(record, "rank", self._rank)
         who = "" if rank is None else f"rank {rank} "
         line = f"{clock}.{int(record.created * 1e3) % 1000:03d} {who}{record.name}: {record.getMessage()}"
-        print(line, file=sys.stderr, flush=True)  # looked up now: bars on a terminal take its place
+        print(line, file=sys.stderr, flush=True)  # not kept: progress bars replace sys.stderr

@@ -1,7 +1,7 @@
-"""THE STORY: load a model; then encode, denoise and decode each request as it comes. Read this first.
+"""The main loop of a rank: load a model, then encode, denoise and decode each request. Read this first.
 
-`run` is what every rank of an engine does, alone or with others. How a stage works stands in `stages/`; who
-its results go to, and what is kept of them, in `engine/rank.py`.
+Every rank of an engine executes `run`, alone or with others. How a stage works is in `stages/`; which ranks
+get its results, and what is saved of them, in `engine/rank.py`.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from paradit.scheduling.stages import STAGES
 R = TypeVar("R")
 
 _LOADING = Lock()
-"""Held while a model is loaded: diffusers and accelerate replace parts of torch then, for all threads."""
+"""Lock held while a model is loaded, when diffusers and accelerate replace parts of torch for all threads."""
 
 
 class Rank(Protocol[R]):
-    """A process that takes part: its stages of each request, and its ways to the others."""
+    """One process of a run: its stages of each request, and its channels to the other processes."""
 
     def load(self) -> None:
-        """Load what this process's stages need, by `load`."""
+        """Load the parts of the model that this process's stages need, by `load`."""
 
     def requests(self) -> Iterator[tuple[tuple[str, ...], R]]:
-        """Iterate over requests as they come, each with the stages that are this process's turn now."""
+        """Yield requests as they come, each with the stages that this process does next for it."""
 
     def encode(self, request: R) -> None:
-        """Turn a request's texts into what the transformer reads, for those that denoise."""
+        """Encode a request's texts, and send the embeddings to the processes that denoise."""
 
     def denoise(self, request: R) -> None:
-        """Turn noise into latents, together with the others that denoise, for those that decode."""
+        """Denoise a request's latents, with the other processes that do, and send them to the decoder."""
 
     def decode(self, request: R) -> None:
-        """Turn latents into frames, as they come, and frames into a file."""
+        """Decode a request's latents, and write the frames to a file as they come."""
 
     def account(self, request: R) -> None:
-        """Tell what has become of a request, if it ends here."""
+        """Report what has become of a request, if it ends on this process."""
 
     def close(self) -> None:
-        """Wait until the others have taken what was sent to them."""
+        """Wait until the other processes have received what was sent to them."""
 
 
 def run(rank: Rank[R]) -> None:
-    """Do one process's part of all requests, as they come, until no more do."""
+    """Do one process's part of all requests, as they come, until there are no more."""
     rank.load()
     for stages, request in rank.requests():
         if "encode" in stages:
@@ -74,11 +74,12 @@ def load(
     compile: bool = False,
     layers: bool = True,
 ) -> VideoModel:
-    """Load a model to the GPU, in bf16, where there is one; else to the CPU, in fp32, unless told otherwise.
+    """Load a model onto a GPU, in bf16, if there is one; else onto the CPU, in fp32.
 
-    Only what `stages` need is loaded: a process that only denoises has neither text encoder nor VAE.
-    `compile` compiles what is before and after the transformers' attention, when it is first used. layers:
-    False where the transformers' are read later, by `keep_layers`, since a rank has a part of them only.
+    dtype, device: others than these. stages: only their weights are loaded, so that a process that only
+    denoises has neither text encoder nor VAE. compile: compile what comes before and after the transformers'
+    attention, at its first use. layers: False leaves the transformers' layers to be read later, by
+    `keep_layers`, because a rank has only a part of them.
     """
     usual, dtype = where_and_how(dtype)
     with _LOADING, (progress or Progress()).stage("load"):

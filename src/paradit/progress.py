@@ -1,4 +1,4 @@
-"""How long work tells what it is doing: as events, through one `emit`. Torch-free."""
+"""Progress of long work, reported as events through one function, `emit`. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,60 +14,60 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that has happened. The classes of `engine.events` are all that there are."""
+    """Something that has happened to a run or a request. All its classes are in `engine.events.AnyEvent`."""
 
     job: int | None = None
-    """Index of the request that it is about; None: about none, or all."""
+    """Index of the request that the event is about; None: of no request, or all."""
     number: int = 0
-    """Place among the events of its job, counted from 1 when they are kept."""
+    """Number of the event among those of its job, from 1; 0 until a log keeps it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageEvent(Event):
-    """An event of a stage."""
+    """Event that is about a stage."""
 
     stage: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageStarted(StageEvent):
-    """A stage has begun."""
+    """Event sent when a stage begins."""
 
     total: int
-    """Number of its steps; 0: nobody knows."""
+    """Number of steps of the stage; 0: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stepped(StageEvent):
-    """So many steps of a stage are done."""
+    """Event sent when `done` steps of a stage are done."""
 
     done: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageEnded(StageEvent):
-    """A stage is done."""
+    """Event sent when a stage has ended."""
 
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueueMoved(Event):
-    """The queue of a long video's blocks has moved on by a round."""
+    """Event sent when the block queue of a long video has advanced by a round."""
 
     block: int
-    """The cleanest one in it, from 1."""
+    """Number of the most denoised frame block in the queue, from 1."""
     num_blocks: int | None
-    """Number of blocks of the video; None: without end."""
+    """Number of frame blocks of the video; None: it is endless."""
     levels: tuple[int, int]
-    """How many steps the noisiest block has taken, and the cleanest."""
+    """Steps that the noisiest frame block in the queue has taken, and the most denoised one."""
     steps: int
-    """Number of steps that each takes."""
+    """Number of steps that each frame block takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Warned(Event):
-    """Something does not go as it was meant to, while the work goes on."""
+    """Event sent when something does not go as intended, while the work continues."""
 
     message: str
 
@@ -76,7 +76,7 @@ Emit = Callable[[Event], None]
 
 
 def renaming(emit: Emit, rename: Callable[[str], str]) -> Emit:
-    """Return an `emit` by which stages have other names."""
+    """Return an `emit` that passes events on, with their stages renamed by `rename`."""
 
     def emit_renamed(event: Event) -> None:
         emit(replace(event, stage=rename(event.stage)) if isinstance(event, StageEvent) else event)
@@ -85,21 +85,24 @@ def renaming(emit: Emit, rename: Callable[[str], str]) -> Emit:
 
 
 class Progress:
-    """Tells the stages of some work, and keeps their seconds.
+    """Reporter of the stages of some work, which also adds up their seconds.
 
-    Work calls `stage` around each stage and `step` as parts of it are done.
+    Work calls `stage` around each stage, and `step` as parts of it are done.
     """
 
     def __init__(self, emit: Emit | None = None, job: int | None = None) -> None:
-        """emit: takes each event; without it, warnings are Python's, and nothing else is told."""
+        """Report to `emit`; without it, warnings are Python's, and nothing else is reported.
+
+        job: index of the request that the work is for, if it is for one.
+        """
         self.emit = emit or _only_warn
         self._job = job
         self.seconds: dict[str, float] = {}
-        """Seconds by stage, in the order in which the stages began; a stage run twice adds up."""
+        """Seconds of each stage that has ended, by name; a stage that runs twice adds up."""
 
     @contextmanager
     def stage(self, name: str, total: int = 1) -> Iterator[None]:
-        """Time the body as stage `name`, of `total` steps; 0: nobody knows how many."""
+        """Time the body as stage `name`, and report its start and end. total: number of steps; 0: unknown."""
         start = time.monotonic()
         self.emit(StageStarted(job=self._job, stage=name, total=total))
         yield
@@ -109,15 +112,15 @@ class Progress:
         self.emit(StageEnded(job=self._job, stage=name, seconds=took))
 
     def step(self, name: str, done: int) -> None:
-        """Say that `done` steps of stage `name` are done."""
+        """Report that `done` steps of stage `name` are done."""
         self.emit(Stepped(job=self._job, stage=name, done=done))
 
     def queue(self, block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> None:
-        """Say how far a long video's queue of blocks is, after a round: `QueueMoved`."""
+        """Report where the block queue of a long video is after a round, as `QueueMoved`."""
         self.emit(QueueMoved(job=self._job, block=block, num_blocks=num_blocks, levels=levels, steps=steps))
 
     def warn(self, message: str) -> None:
-        """Say what does not go as it was meant to, while the work goes on."""
+        """Report that something does not go as intended, while the work continues."""
         self.emit(Warned(job=self._job, message=message))
 
 

@@ -1,4 +1,4 @@
-"""The program of a rank: orders in, stages out. Every rank runs it, also one that is alone."""
+"""The program that every rank runs, also a single one: it takes orders, and does its stages of each."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def rank_program(
     world: World | None = None,
     device: torch.device | None = None,
 ) -> Callable[[], None]:
-    """Return this rank's program, once there is an order: `pipeline.run`, of the rank. All ranks call it.
+    """Wait for the first order, and return this rank's program: `pipeline.run` with this rank.
 
-    The program does this rank's part of every order, until no more come. What is not wanted any more ends
-    within a step, on all ranks alike; an order that fails, since its latents are not finite or its video
-    cannot be written, fails alone. world: None for one process.
+    All ranks call it. The program does this rank's part of every order, until no more come. An order that is
+    no longer wanted ends within a step, on all ranks alike. If an order fails, because its latents are not
+    finite or its video cannot be written, the others are not affected. world: None for one process.
     """
     at_end = None
     if placement.replicas > 1:
@@ -74,7 +74,7 @@ def rank_program(
 
 
 class _Rank:
-    """One rank (`pipeline.Rank`): what it does in each stage, and the channels to the others."""
+    """One rank for `pipeline.run`: what it does in each stage, and its channels to the other ranks."""
 
     def __init__(
         self,
@@ -103,16 +103,17 @@ class _Rank:
         self._pipeline = teams.pipeline(placement, request, world)
         self._grid = method_of(request).grid(placement, request, spec)
         self._prompts = Prompts(placement, world)
-        # Where all ranks denoise, they meet after every request.
+        # If all ranks denoise, they gather their memory figures after every request.
         self._all_meet = len(placement.denoise_ranks) == placement.ranks
         self._open: dict[int, Open] = {}
         self._taken = 0
         self._began = time.monotonic()
-        """When the first video was begun, or the one before was done."""
+        """Time from which the next video's first frame is timed: the start, the end of the video before it,
+        or the arrival of its order at an idle rank; on the monotonic clock."""
         self._layers: LayerShare | None = None
 
     def load(self) -> None:
-        """Load what this rank's stages need."""
+        """Load the parts of the model that this rank's stages need."""
         progress = Progress(self._emit) if self._rank == 0 else Progress()
         self._emit(Doing(stage="load"))
         with span("load", STAGE):
@@ -129,12 +130,12 @@ class _Rank:
         self._latents = Latents(self._spec, self._placement, self._world, self._model.device)
 
     def requests(self) -> Iterator[tuple[tuple[str, ...], Order]]:
-        """Iterate over orders as they come, each with the stages that are this rank's turn now."""
+        """Yield orders as they come, each with the stages that this rank does next for it."""
         decoders, stages = len(self._placement.decode_groups), self._stages
         return program(stages, self._decoder, decoders, self._take, lambda order: order.is_denoised)
 
     def _take(self, wait: bool) -> Order | None:
-        """Return the next order (`scheduling.stages.Take`)."""
+        """Take the next order, begin a record of it, and return it (`scheduling.stages.Take`)."""
         order = self._inbox.take(wait)
         if order is not None:
             if not self._open:
@@ -144,7 +145,10 @@ class _Rank:
         return order
 
     def encode(self, order: Order) -> None:
-        """The texts of a request, sent to all ranks that denoise; or that nobody wants them any more."""
+        """Encode a request's texts and send the embeddings to the ranks that denoise.
+
+        If the request is no longer wanted, it sends that instead.
+        """
         request, wanted = order.job.request, self._inbox.is_wanted(order)
         self._emit(Doing(job=order.number, stage="encode"))
         prompts = None
@@ -155,7 +159,7 @@ class _Rank:
         self._prompts.send(self._model, request, prompts)
 
     def denoise(self, order: Order) -> None:
-        """Make a request's latents; the first rank that denoises sends them to the one that decodes."""
+        """Denoise a request's latents; the first rank that denoises sends them to the decoder."""
         team, open_, latents = self._team, self._open[order.number], None
         assert team is not None
         self._emit(Doing(job=order.number, stage="denoise"))
@@ -178,9 +182,9 @@ class _Rank:
             self._latents.send(self._decoder_of(order), order.job.request, latents, seconds)
 
     def _denoise_blocks(self, order: Order, prompts: tuple[Prompt, ...] | None, team: Team) -> None:
-        """Make a long video's latents: blocks go to the rank that decodes as they are finished."""
+        """Denoise a long video; the first rank sends each frame block to the decoder once it is denoised."""
         if self._decoder >= 0 and team.is_first:
-            # Each is decoded before the next is made.
+            # This rank decodes, too: each block before the next one is denoised.
             self._open[order.number].coming = Coming(self._blocks(order, prompts, team))
             return
         try:
@@ -188,14 +192,17 @@ class _Rank:
                 blocks = self._blocks(order, prompts, team)
                 if team.is_first:
                     self._latents.send_blocks(self._decoder_of(order), order.job.request, blocks)
-                deque(blocks, maxlen=0)  # on the others none come
+                deque(blocks, maxlen=0)  # other ranks take part, and get no blocks
         except (FloatingPointError, Unwanted) as error:  # on all of these ranks alike
-            # If the decode has failed, whoever decodes has told why.
+            # If the decode has failed, the rank that decodes has reported why.
             if team.is_first and not (isinstance(error, Unwanted) and self._inbox.is_wanted(order)):
                 self._end_early(order, error)
 
     def _blocks(self, order: Order, prompts: tuple[Prompt, ...] | None, team: Team) -> Iterator[Tensor]:
-        """Return the blocks of latents as they are made, for the first rank: of some methods one."""
+        """Return an iterator over denoised latents: frame blocks, or everything at once.
+
+        It yields them on the first rank that denoises, and nothing on the others.
+        """
         if prompts is None:
             return no_blocks()
         request, device = order.job.request, self._model.device
@@ -218,12 +225,12 @@ class _Rank:
         )
 
     def decode(self, order: Order) -> None:
-        """The video of a request, and its file: all of it, or this rank's tiles for the one that writes."""
+        """Decode a request and write its file, or decode this rank's tiles for the rank that writes it."""
         self._emit(Doing(job=order.number, stage="decode"))
         latents = self._latents_of(order)
         self._open[order.number].is_through = True
         if isinstance(latents, Tensor) and not latents.isfinite().all():
-            return  # it has ended already, and that was told
+            return  # the request has ended early, and that was reported
         job, open_, keeper = order.job, self._open[order.number], self._keeper(order)
         progress = self._telling(order if self._writes else None)
 
@@ -246,7 +253,7 @@ class _Rank:
         except FailedElsewhere:
             pass
         except (OSError, InputError, OutOfMemory, FloatingPointError, Unwanted, Undecoded) as error:
-            if self._writes or isinstance(error, OSError):  # all that share the decode end it alike
+            if self._writes or isinstance(error, OSError):  # all ranks that share the decode end it alike
                 self._end_early(order, error)
         else:
             open_.is_decoded = True
@@ -255,17 +262,17 @@ class _Rank:
         if self._world and open_.coming is not None and not job.request.endless:
             if not open_.is_decoded:
                 self._world.tell(self._undecoded(order))
-            open_.coming.drain()  # the others come to its end too, if this has ended before
+            open_.coming.drain()  # the ranks that denoise reach its end too, if the decode has ended before
 
     def _while_wanted(self, order: Order, frames: Generator[Frames]) -> Generator[Frames]:
-        """Frames, as long as the order is wanted. (Long videos end with their blocks.)"""
+        """Yield frames while the order is wanted; raise Undecoded when it no longer is."""
         for frame in frames:
             if not self._inbox.is_wanted(order):
                 raise Undecoded
             yield frame
 
     def _latents_of(self, order: Order) -> Tensor | LatentBlocks:
-        """Return what is to be decoded: from the rank that denoised it, or from an earlier run."""
+        """Return the latents to decode: from the rank that denoised them, or from an earlier run."""
         request, open_, number = order.job.request, self._open[order.number], self._decoder_of(order)
         if method_of(request).streams:
             if open_.coming is None:
@@ -276,14 +283,14 @@ class _Rank:
             keeper = self._keeper(order)
             assert keeper is not None
             return keeper.load_latents().to(self._model.device)
-        if self._helper is not None:  # while latents are waited for
+        if self._helper is not None:  # help until the latents are ready
             open_.helped_steps = self._helper.until_latents()
         latents, seconds = self._latents.receive(number, request)
         open_.seconds.setdefault("denoise", seconds)
         return latents
 
     def _coming_blocks(self, order: Order, coming: Coming) -> Iterator[Tensor]:
-        """The blocks that are to be decoded, as they come."""
+        """Yield the frame blocks to decode as they come; then save them all, if the job asks for latents."""
         job, collected = order.job, []
         for block in coming:
             if job.latents is not None:
@@ -294,9 +301,9 @@ class _Rank:
             save_latents(job.latents, latents, job.about(self._spec), self._provenance(order))
 
     def account(self, order: Order) -> None:
-        """After all that this rank does of a request in one go: tell of it, if it is done here."""
+        """Report a request's result if its video was written here; called after this rank's stages of it."""
         open_, job = self._open[order.number], order.job
-        # A video without end is stopped where its first rank is; the others do not come here.
+        # The first rank stops an endless video; the others do not reach this line.
         meet = self._all_meet and not order.is_denoised and not job.request.endless
         memory = self._peak_memory() if meet else None
         if self._decoder_of(order) != self._decoder or open_.is_through:
@@ -309,9 +316,9 @@ class _Rank:
         self._began = time.monotonic()
 
     def close(self) -> None:
-        """Wait until all is taken that was sent; where ranks have not met before, tell of their memory."""
+        """Wait until all that was sent is received; report the ranks' memory if no `Finished` had it."""
         if self._helper is not None:
-            self._helper.until_latents()  # and none come any more
+            self._helper.until_latents()  # ends the helping: no more latents come
         self._prompts.close()
         self._latents.close()
         if self._helped is not None:
@@ -325,11 +332,11 @@ class _Rank:
             self._at_end()
 
     def _decoder_of(self, order: Order) -> int:
-        """Return the number of the decoder that a request has: `scheduling.stages.decoder_of`."""
+        """Return the number of the decoder that takes a request (`scheduling.stages.decoder_of`)."""
         return decoder_of(self._open[order.number].position, len(self._placement.decode_groups))
 
     def _peak_memory(self) -> list[int]:
-        """Of every rank; all ranks call it."""
+        """Return the peak memory of every rank in bytes; all ranks call it together."""
         mine = torch.tensor([peak_memory_bytes(self._model.device)], device=self._model.device)
         everyone = self._world.transport().all_gather(mine) if self._world else [mine]
         return [int(one) for one in everyone]
@@ -344,22 +351,22 @@ class _Rank:
         return partial(self._inbox.is_wanted, order)
 
     def _provenance(self, order: Order) -> dict[str, Any] | None:
-        """What a video's metadata says, if it says anything."""
+        """Return a video's provenance for its metadata; None if the order wants no metadata."""
         if not order.metadata:
             return None
         dtype = name_of(self._model.dtype)
         return provenance(order.job.request, self._spec, dtype, self._placement.kernel)
 
     def _undecoded(self, order: Order) -> str:
-        """The word that nobody needs more of a long video: its decode has failed."""
+        """Return the key that is published once a long video's decode has failed and needs no more blocks."""
         return f"video {order.number} is not wanted"
 
     def _telling(self, order: Order | None) -> Progress:
-        """What tells of an order; of none, what tells nothing but warnings."""
+        """Return a `Progress` that reports on an order; without an order, one that reports only warnings."""
         return Progress(self._emit, order.number) if order is not None else Progress()
 
     def _end_early(self, order: Order, error: Exception) -> None:
-        """Tell why an order has failed, or that it has ended since it is not wanted any more."""
+        """Report why an order has failed, or that it has ended because it is no longer wanted."""
         if isinstance(error, (Unwanted, Undecoded)):
             self._emit(Cancelled(job=order.number))
             return

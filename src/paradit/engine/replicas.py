@@ -1,4 +1,4 @@
-"""Replicas: groups of ranks that each make videos of their own, as if the others were not there."""
+"""Replicas: groups of ranks that make different videos, independently of each other."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from paradit.progress import Emit, Event, renaming
 
 
 def own_world(world: World, size: int) -> World | None:
-    """The ranks of this rank's replica, of `size` each; None if it is one process. Every rank calls it."""
-    # Groups are made by all ranks, in the same order.
+    """Return the world of this rank's replica; None if a replica is one process.
+
+    size: ranks of each replica. Every rank of all replicas calls it.
+    """
+    # All ranks must create all groups, in the same order.
     parts = [world.part(range(first, first + size)) for first in range(0, world.size, size) if size > 1]
     return next((part for part in parts if part is not None), None)
 
 
 def tell_memory(world: World, placement: Placement, emit: Emit) -> None:
-    """Each rank's peak memory, told by the first; ranks of all replicas call it, at the end."""
+    """Report each rank's peak memory, from the first rank; the ranks of all replicas call it at the end."""
     mine = torch.tensor([peak_memory_bytes(world.device)], device=world.device)
     memory = [int(one) for one in world.transport().all_gather(mine)]
     if world.rank == 0:
@@ -30,11 +33,11 @@ def tell_memory(world: World, placement: Placement, emit: Emit) -> None:
 
 
 def of_replica(emit: Emit, replica: int) -> Emit:
-    """What tells of one replica: stages have its number in their names."""
+    """Return an `emit` for one replica, which puts the replica's number into the names of stages."""
 
     def emit_own(event: Event) -> None:
         if isinstance(event, Finished):
-            # What its own ranks needed so far says nothing of the run's: that is told at the end.
+            # One replica's memory is not the run's, which is reported at the end.
             own = ("peak_memory_bytes", "peak_memory_bytes_by_rank")
             result = {name: value for name, value in event.result.items() if name not in own}
             event = replace(event, result=result)

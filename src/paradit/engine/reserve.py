@@ -1,4 +1,4 @@
-"""Hold the names of a run's files from before it loads anything until its end. Torch-free."""
+"""Reserve the names of a run's files, from before it loads anything until it ends. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from paradit.video.writer import check_file, check_target
 
 @contextmanager
 def files_reserved(jobs: Sequence[Job], trace: Path | None = None, *, overwrite: bool) -> Iterator[None]:
-    """Hold the names of all files that jobs write, and make the folder that is made for them.
+    """Reserve the names of all files that jobs write, and create their folders, within the body.
 
-    trace: another file that the run writes. Raises InputError if another run holds one of the names, or,
-    without `overwrite`, if a file has come there since it was checked. torchrun's first rank does it for all.
+    trace: path to another file that the run writes. Raises InputError if another run holds one of the names,
+    or, without `overwrite`, if a file has appeared there since it was checked. Of torchrun's ranks, the first
+    one does it for all.
     """
     if not is_first_rank():
         yield

@@ -1,4 +1,4 @@
-"""Make a run's videos as a placement says: here, by ranks started here, or as one of a launcher's."""
+"""Makes the videos of a run: in this process, on ranks that it starts, or as one of a launcher's ranks."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _LOG = logging.getLogger(__name__)
 
 
 def check_devices(placement: Placement, dtype: str | None) -> None:
-    """Refuse more ranks on this machine than it has GPUs, and a kernel that it cannot run. Raises InputError.
+    """Refuse more ranks than this machine has GPUs, and an attention backend that it cannot run.
 
-    Any number of ranks runs on a CPU. dtype: as in a request.
+    Any number of ranks may run on a CPU. dtype: as in a request; None: the usual one. Raises InputError.
     """
     from paradit.devices import SHARE_GPUS, lack_gpus, num_gpus
 
@@ -54,11 +54,11 @@ def make(
     *,
     tracing: Tracing | None = None,
 ) -> None:
-    """Make what is left of a run. Of a launcher's ranks only the first has a folder.
+    """Make what is left of a run. Of a launcher's ranks, only the first has a folder.
 
-    At its end the folder is removed, unless something in it could be gone on with (`Resumable`), or long
-    videos could be made longer (`Extendable`). Raises RankError if the ranks that are started here cannot
-    start, Interrupted after a stop.
+    At the end the folder is removed, unless the run can be resumed from it (`Resumable`), or long videos can
+    be made longer (`Extendable`). Raises RankError if the ranks that are started here cannot start,
+    Interrupted after a stop.
     """
     if folder is None:
         _make_as_launched(run, spec, None, report, stop)
@@ -84,7 +84,7 @@ def make(
 
 
 def leave(run: Run, folder: RunFolder, emit: Emit) -> None:
-    """Keep a run's folder for what can still come of it, or remove it."""
+    """Remove a run's folder, unless the run can be resumed or its long videos extended; then report that."""
     if all(folder.is_done(job) for job in run.jobs):
         if any(folder.is_extendable(job) for job in run.jobs):
             emit(Extendable(folder=str(folder.path)))
@@ -105,9 +105,9 @@ def make_driver(
     hang_limit: float = HANG_SECONDS,
     tracing: Tracing | None = None,
 ) -> Driver:
-    """Return what has orders done: by ranks that are started, or, if there is one, by the running thread.
+    """Return a driver of a placement's ranks: it starts them, or, if there is one, uses its own thread.
 
-    tracing: what ranks that are started record.
+    tracing: what the started ranks record.
     """
 
     def start() -> Ranks:
@@ -138,7 +138,7 @@ def make_driver(
 
 
 def order_of(run: Run, job: Job, folder: RunFolder | None, number: int) -> Order:
-    """Return the order of a run's job."""
+    """Return the order by which ranks learn of a run's job. number: its number among the driver's orders."""
     return Order(
         number=number,
         job=job,
@@ -152,7 +152,7 @@ def order_of(run: Run, job: Job, folder: RunFolder | None, number: int) -> Order
 def _make_as_launched(
     run: Run, spec: ModelSpec, folder: RunFolder | None, report: Progress, stop: Stop
 ) -> None:
-    """Be one of the ranks that a launcher has started: there is no driver."""
+    """Do this rank's part of a run, as one of the ranks that a launcher has started; there is no driver."""
     import torch
 
     from paradit.devices import device_of
@@ -189,9 +189,9 @@ def _make_as_launched(
 
 
 def heeded(emit: Emit, stop: Stop) -> Emit:
-    """Return an `emit` that notes whether somebody looks at `stop`: while latents are denoised.
+    """Return an `emit` that notes in `stop` when latents are denoised, since a stop then ends the run.
 
-    That a request is not wanted any more is then no news.
+    After a stop, it does not pass on that requests are cancelled.
     """
 
     def emit_heeded(event: Event) -> None:

@@ -1,16 +1,16 @@
-"""A run's folder: what it was asked for, and what is safe of it. Torch-free.
+"""A run's folder: what the run was asked for, and the progress that is saved. Torch-free.
 
     run.json            the requests, the model, the placement
-    00000.step.pt       the last checkpoint of request 0, while it is denoised
-    00000.block-0003.pt a finished block of a long video's latents
-    00000.open.pt       its queue before the video's end showed in any block
-    00000.safetensors   its final latents, until its video is there
-    00000.done          its video is there, or about to get its name
-    processes           who works, or worked, on it
-    lock                held by the process that runs it
+    00000.step.pt       last checkpoint of request 0, while it is denoised
+    00000.block-0003.pt denoised frame block 3 of a long video's latents
+    00000.open.pt       its block queue, as it was before the video's end affected any block
+    00000.safetensors   its final latents, until its video is written
+    00000.done          mark: its video is written, or about to get its name
+    processes           ids of the processes that work, or worked, on it
+    lock                locked by the process that runs it
 
-Every file is whole under its name, or not there. Of a request that is done nothing but the mark is kept; of a
-long video also its blocks and its queue, from which it can be made longer.
+Every file is complete under its name, or not there. Only the mark is kept of a request that is done; of a
+long video also its frame blocks and its queue, from which it can be made longer.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ from paradit.files import name_words, remove, remove_left_lock, remove_parts, wr
 
 _LOG = logging.getLogger(__name__)
 VERSION = 1
-"""What `run.json` has the form of; 0 is that of 0.1, which did not say."""
+"""Version of the format of `run.json`; 0 is that of ParaDiT 0.1, whose files have no version."""
 RUNS = "paradit-runs"
-"""The folder of runs, beside their first video."""
+"""Name of the folder that holds runs, beside their first videos."""
 SHOWN_RUNS = 5
-"""Most runs that are named where one is not found."""
+"""Number of runs that an error names, at most, if the one asked for is not found."""
 
 
 class RunFolder:
-    """The folder of one run, which is at `path`."""
+    """Folder of one run, at `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
     def create(cls, run: Run) -> RunFolder:
-        """A new folder beside the run's first video. Raises InputError where it cannot be made."""
+        """Create a folder for a run, beside its first video. Raises InputError if it cannot be created."""
         first = run.jobs[0]
         beside = (first.make_folder or Path(first.output)).absolute().parent
         words = name_words(first.request.prompt)
         name = "-".join([*words[:4], time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(2)])
-        path = beside / RUNS / name[-60:]  # a name has at most 255 bytes
+        path = beside / RUNS / name[-60:]  # file names have at most 255 bytes
         folder = cls(path)
         try:
             path.mkdir(parents=True)
@@ -75,34 +75,37 @@ class RunFolder:
         write_whole(self.path / "run.json", json.dumps(_as_json(run), indent=1).encode())
 
     def read(self) -> Run:
-        """Return what the run was asked for. Raises InputError if the folder does not say it."""
+        """Return the run that the folder was created for. Raises InputError if `run.json` is not valid."""
         try:
             return _from_json(read_object((self.path / "run.json").read_text(encoding="utf-8"), "run.json"))
         except (OSError, ValueError) as error:
             raise InputError(f"{str(self.path)!r} is not the folder of a run: {error}") from None
 
     def checkpoint(self, index: int) -> Path:
-        """Of the request's denoising."""
+        """Return the path to a request's last denoising checkpoint."""
         return self.path / f"{index:05d}.step.pt"
 
     def latents(self, index: int) -> Path:
-        """The request's final ones."""
+        """Return the path to a request's final latents."""
         return self.path / f"{index:05d}.safetensors"
 
     def block(self, index: int, number: int) -> Path:
-        """A finished block of the request's latents, counted from 0."""
+        """Return the path to a denoised frame block of a request's latents; blocks count from 0."""
         return self.path / f"{index:05d}.block-{number:04d}.pt"
 
     def open_state(self, index: int) -> Path:
-        """The request's queue of blocks before the video's end showed in any of them."""
+        """Return the path to a request's block queue, from before the video's end affected any block."""
         return self.path / f"{index:05d}.open.pt"
 
     def num_blocks(self, index: int) -> int:
-        """How many of the request's blocks are finished."""
+        """Return how many of a request's frame blocks are saved."""
         return next(number for number in count() if not self.block(index, number).exists())
 
     def reopen(self, run: Run) -> None:
-        """Have longer videos to make: the queue is that before their end showed, whatever happens here."""
+        """Prepare the folder for longer videos, which resume from the queue before their old end affected it.
+
+        An interruption does no harm: the old, shorter videos could resume from that queue, too.
+        """
         for job in run.jobs:
             if self.open_state(job.index).exists():
                 write_whole(self.checkpoint(job.index), self.open_state(job.index).read_bytes())
@@ -110,11 +113,11 @@ class RunFolder:
         self._write(run)
 
     def is_denoised(self, job: Job) -> bool:
-        """Whether the request's final latents are there, and nothing but the decode is left to do."""
+        """Whether the request's final latents are saved, so that only the decode is left to do."""
         return self.latents(job.index).exists()
 
     def has_video(self, job: Job) -> bool:
-        """Whether the request's video is there."""
+        """Whether the request's video is complete, under its name."""
         try:
             mark = self._mark(job.index).read_text()
         except OSError:
@@ -122,20 +125,20 @@ class RunFolder:
         return mark == _DONE or mark == _inode(Path(job.output))
 
     def is_done(self, job: Job) -> bool:
-        """Whether there is nothing left to do. A video without end is never done."""
+        """Whether nothing is left to do for the request. An endless video is never done."""
         return self.has_video(job) and not job.request.endless
 
     def is_extendable(self, job: Job) -> bool:
-        """Whether the request's video is there, and can be made longer."""
+        """Whether the request's video is complete, and can be made longer."""
         return self.is_done(job) and self.open_state(job.index).exists()
 
     def name_next(self, index: int, video: Path) -> None:
-        """The request's video is whole, and its name is next: a kill just then must leave no doubt."""
-        with contextlib.suppress(OSError):  # a full disk: it would only be done once more
+        """Note which file is about to get the video's name, so that a kill at that moment leaves no doubt."""
+        with contextlib.suppress(OSError):  # a full disk: at worst the video is written again
             self._mark(index).write_text(_inode(video))
 
     def finish(self, job: Job) -> None:
-        """The request's video has its name; what was safe of it and is not needed any more goes."""
+        """Mark the request as done, and remove saved progress that is no longer needed."""
         with contextlib.suppress(OSError):
             self._mark(job.index).write_text(_DONE)
         self.latents(job.index).unlink(missing_ok=True)
@@ -143,13 +146,13 @@ class RunFolder:
             self.checkpoint(job.index).unlink(missing_ok=True)
 
     def has_something(self) -> bool:
-        """Whether a later run could go on from here better than from the beginning."""
-        # Somebody may have taken the folder away meanwhile.
+        """Whether a later run could resume from this folder, instead of beginning anew."""
+        # The user may have removed the folder meanwhile.
         there = self.path.iterdir() if self.path.is_dir() else ()
         return any(path.suffix in (".pt", ".safetensors", ".done") for path in there)
 
     def remove(self) -> None:
-        """Take the folder away, and that of all runs if it was the last."""
+        """Remove the folder, and the folder of runs if this was the last one."""
         _LOG.debug("removing the run's folder %s", self.path)
         shutil.rmtree(self.path, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -157,7 +160,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the one that runs it. Raises InputError where another process does."""
+        """Hold the run's lock within the body. Raises InputError if another process holds it."""
         import fcntl  # not on Windows
 
         with (self.path / "lock").open("w") as file:
@@ -168,7 +171,7 @@ class RunFolder:
             yield
 
     def is_running(self) -> bool:
-        """Return whether a process runs it now."""
+        """Whether a process is running it now."""
         try:
             with self.locked():
                 return False
@@ -176,12 +179,16 @@ class RunFolder:
             return True
 
     def note_process(self, pid: int) -> None:
-        """A process that may write the run's videos."""
+        """Record the id of a process that may write the run's videos."""
         with contextlib.suppress(OSError), (self.path / "processes").open("a") as file:
             file.write(f"{pid}\n")
 
     def sweep(self, jobs: Iterable[Job], pids: Collection[int] | None = None) -> None:
-        """Remove what these processes left half-written; without `pids`, all that have worked on it."""
+        """Remove files that processes have left half-written.
+
+        pids: ids of these processes; None: all that have worked on the run. Then their locks and growing
+        videos are removed too.
+        """
         if pids is None:
             pids = self._processes()
             for job in jobs:
@@ -207,7 +214,7 @@ _DONE = "done"
 
 
 def _inode(path: Path) -> str:
-    """Which file it is, whatever its name; of none, none."""
+    """Return a file's device and inode, which it keeps when it is renamed; empty if there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -216,7 +223,7 @@ def _inode(path: Path) -> str:
 
 
 def find_run(path: Path) -> RunFolder:
-    """Return the run at `path`. Raises InputError if there is none, naming the runs that there are."""
+    """Return the run at `path`. Raises InputError if there is none, and names the runs nearby."""
     if (path / "run.json").exists():
         return RunFolder(path)
     near = {path.absolute().parent, Path(RUNS).absolute(), path.absolute() / RUNS, path.absolute()}
@@ -233,7 +240,7 @@ def find_run(path: Path) -> RunFolder:
 
 
 def unfinished(folder: Path) -> list[RunFolder]:
-    """The runs below `folder` that could be gone on with, the oldest first."""
+    """Return the runs below `folder` that can be resumed, the oldest first."""
     found = [RunFolder(path.parent) for path in (folder / RUNS).glob("*/run.json")]
     left = [run for run in found if not all(run.is_done(job) for job in run.read().jobs)]
     return sorted(left, key=lambda run: run.path.stat().st_mtime)
@@ -245,7 +252,7 @@ def _as_json(run: Run) -> dict[str, Any]:
 
 
 def _from_json(found: dict[str, Any]) -> Run:
-    """Read what `_as_json` writes, in any version up to this. Raises InputError."""
+    """Return the run that `_as_json` has written, in any version up to this one. Raises InputError."""
     if type(version := found.pop("version", 0)) is not int or version not in range(VERSION + 1):
         raise InputError(f"its version is {shown(version)}, and this paradit reads those up to {VERSION}")
     parts = {
@@ -268,7 +275,7 @@ _JOB = {name: field for name, field in all_fields(Job).items() if name not in ("
 
 
 def plain_job(job: Job) -> dict[str, Any]:
-    """Return a job as plain values, without its number."""
+    """Return a job as plain values, without its index and the number of jobs."""
     return {
         "request": asdict(job.request),
         "output": str(Path(job.output).absolute()),
@@ -279,7 +286,7 @@ def plain_job(job: Job) -> dict[str, Any]:
 
 
 def job_of(plain: dict[str, Any], index: int, count: int) -> Job:
-    """Return what `plain_job` was called on. Raises InputError."""
+    """Return the job that `plain_job` has turned into plain values. Raises InputError for invalid ones."""
     fields = read_all(_JOB | {"request": Declared.of("request", dict[str, Any])}, plain)
     return Job(**{**fields, "request": _request(fields["request"])}, index=index, count=count)
 

@@ -1,4 +1,4 @@
-"""The processes of a world, as the one who has started them knows them; and work that is done by some."""
+"""Started ranks, as the process that started them sees them; and functions that all of them call once."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from paradit.progress import Emit, Progress
 
 LISTEN_SECONDS = 0.2
 LOG_LINES = 200
-"""Most lines of a rank's log that are kept."""
+"""Number of lines of a rank's log that are kept, at most."""
 GRACE_SECONDS = 2.0
-"""Seconds after the first failure in which other ranks may still say what has happened to them."""
+"""Seconds after the first failure in which other ranks may still report what has happened to them."""
 LAST_WORDS = ("done", "stopped", "raised", "returned", ENDED)
-"""Words after which a rank says no more."""
+"""Words of a rank's last message."""
 
 
 def preloaded(spec: ModelSpec) -> list[str]:
-    """The modules that every rank of this model imports."""
+    """Return the names of the modules that every rank of this model imports."""
     return ["paradit.engine.rank", family(spec.pipeline_class).module]
 
 
 class Ranks:
-    """Started processes: what they say, and the last lines of what they write."""
+    """Processes of one world: the messages that they send, and the last lines of their output."""
 
     def __init__(self, launcher: Launcher, ranks: int, work: Work, preload: Sequence[str] = ()) -> None:
         self._launcher, self._hub = launcher, Hub()
         self.are_replaced = launcher.capabilities.replaces
-        """Whether ranks can be started anew if one fails."""
+        """Whether ranks can be started again after one has failed."""
         self._quiet: set[int] = set()
-        """Ranks that have said their last word."""
+        """Ranks that have sent their last message."""
         self._logs: dict[int, deque[str]] = {rank: deque(maxlen=LOG_LINES) for rank in range(ranks)}
         self._rest: dict[int, str] = {}
-        """The line of each rank that is not written whole yet, by rank."""
+        """Unfinished last line of each rank's output, by rank."""
         if (level := wanted_level()) is not None:
             self._hub.tell_all(LOG, level)
         address, token = self._hub.address, self._hub.token
@@ -59,9 +59,9 @@ class Ranks:
             raise
 
     def hear(self, timeout: float = LISTEN_SECONDS) -> list[tuple[int, Message]]:
-        """Return what ranks have said; a rank's last message is one of `LAST_WORDS`.
+        """Return ranks' messages, as (rank, message); the word of each rank's last one is in `LAST_WORDS`.
 
-        For one that has ended without a word that is `ended`, with how.
+        For a rank that has ended without such a word it is `ended`, with how the process has ended.
         """
         found = []
         for rank, message in self._hub.hear(timeout):
@@ -81,20 +81,20 @@ class Ranks:
         return found
 
     def tell(self, rank: int, word: str, *values: object) -> None:
-        """Say something to a rank."""
+        """Send a message to a rank."""
         self._hub.tell(rank, word, *values)
 
     def tell_all(self, word: str, *values: object) -> None:
-        """Say something to all ranks, also to those that are still starting."""
+        """Send a message to all ranks, also to those that are still starting."""
         self._hub.tell_all(word, *values)
 
     def log(self, rank: int) -> list[str]:
-        """Return the last lines that a rank's libraries have written."""
+        """Return the last lines that a rank's process has written to stdout and stderr."""
         self._read_logs()
         return [*self._logs[rank], *([rest] if (rest := self._rest.get(rank)) else [])]
 
     def end(self) -> None:
-        """End all processes, at once. May be called twice."""
+        """Kill all processes, and close the channel to them. May be called twice."""
         self._launcher.end()
         self._hub.close()
 
@@ -113,9 +113,10 @@ class Ranks:
 def listen(
     connection: Connection, hear: Callable[[str, tuple[Any, ...]], None], left: Callable[[], None]
 ) -> None:
-    """In a thread of a rank's process: take what the driver says, at any time; without a driver, end.
+    """Start a thread in a rank's process that passes the driver's messages to `hear`, at any time.
 
-    left: called before that end.
+    The thread itself writes stacks and sends log records if the driver asks for them. If the driver is gone,
+    it calls `left`, and ends the process.
     """
 
     def take() -> None:
@@ -137,12 +138,12 @@ def listen(
 
 @dataclass(frozen=True, kw_only=True)
 class Called:
-    """What has come of some work on every rank."""
+    """Outcome of a function that every rank has called."""
 
     results: dict[int, Any]
-    """Each rank's result, by rank."""
+    """Result of each rank on which the function has returned, by rank."""
     failures: dict[int, str]
-    """Each failed rank's traceback, or how it has ended; the first that was heard of comes first."""
+    """Traceback of each failed rank, or how it has ended, by rank; the first that was heard comes first."""
 
 
 def call_on_ranks(
@@ -154,10 +155,11 @@ def call_on_ranks(
     emit: Emit | None = None,
     preload: Sequence[str] = (),
 ) -> Called:
-    """Have every rank of a world call `work(world, *args)`, and return what that returns.
+    """Start ranks, have each call `work(world, *args)`, and return what these calls return.
 
-    emit: takes what the first rank tells; `work` then gets a `Progress` after the world. `work` is a
-    function of a module, so that it can be pickled, as can `args` and the results.
+    timeout: seconds. emit: takes the first rank's events; `work` then gets a `Progress` after the world.
+    `work` must be a function of a module, so that it can be pickled, as must `args` and the results. Ranks
+    unpickle the call that the launcher hands them, and this process unpickles the results that they send.
     """
     content = pickle.dumps((work, args, timeout, emit is not None))
     started = Ranks(launcher, ranks, _Call(content), preload)
@@ -173,7 +175,7 @@ def call_on_ranks(
                     emit(event_of(*values))
                 elif word in LAST_WORDS:
                     failures[rank] = values[0]
-                    # Others will wait in vain: they are heard soon, or never.
+                    # Other ranks wait for the failed one in vain: they report soon, or never.
                     deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         why = (
             "was still running when another rank failed" if failures else f"did not end within {timeout:g} s"
@@ -186,7 +188,7 @@ def call_on_ranks(
 
 
 def _stacks(started: Ranks, silent: list[int], why: str) -> dict[int, str]:
-    """Where ranks are that do not end."""
+    """Return, for each rank that does not end, why it is given up and where in its code it is."""
     for rank in silent:
         started.tell(rank, "stacks")
     if silent:
@@ -195,7 +197,7 @@ def _stacks(started: Ranks, silent: list[int], why: str) -> dict[int, str]:
 
 
 class _Call:
-    """The main function of a rank that calls some work once."""
+    """Main function of a rank that calls one pickled function, and sends back its pickled result."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content

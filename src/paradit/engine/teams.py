@@ -1,4 +1,4 @@
-"""The ranks that a rank works with, in each stage of a run."""
+"""Groups of ranks that work together in a stage, as one of the ranks sees them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ from paradit.tuning.quickest import quickest
 
 
 def sharers(placement: Placement, world: World | None) -> World | None:
-    """The ranks that decode a video together with this one, if there are any."""
-    # With messages of their own: between the same two ranks prompts or latents may be on their way.
+    """Return the ranks that share the decode of each video with this one; None if there are none."""
+    # A group of their own, since prompts or latents may be on their way between the same two ranks.
     share = world is not None and placement.decode_degree > 1
     return world.part(placement.decode_ranks, own_group=True) if share and world else None
 
 
 def team(placement: Placement, spec: ModelSpec, part: World | None, helped: Helped | None) -> Team | None:
-    """This rank among those that denoise, `part`; None where it does not."""
+    """Return this rank's predictor of denoising steps: `Alone`, or one of `part`, the ranks that denoise.
+
+    Returns None if this rank does not denoise. helped: its side of co-processing, if there is any.
+    """
     kernel = load_kernel(placement.kernel)
     if len(placement.denoise_ranks) == 1 and helped is None:
         return Alone(kernel)
@@ -50,9 +53,11 @@ def together(
     *,
     helped: Helped | None = None,
 ) -> Together:
-    """The team that a placement makes of a world, for a model of so many heads and guidance branches.
+    """Return the predictor that shares each step among a world's ranks, as a placement says.
 
-    Of several forms of attention the one that is quickest here is taken.
+    If several forms of attention are open, the fastest on this machine is taken. num_heads, num_branches:
+    attention heads and guidance branches of the model. helped: this rank's side of co-processing, if there is
+    any.
     """
     mesh = Mesh(world, placement.cfg_degree)
     if is_recording():
@@ -61,7 +66,7 @@ def together(
 
 
 def pipeline(placement: Placement, request: ResolvedRequest, world: World | None) -> World | None:
-    """The ranks that divide the layers among them, if any do: with messages of their own."""
+    """Return the ranks that divide the model's layers, with a process group of their own; None if none do."""
     if world is None or not method_of(request).divides_layers or len(placement.denoise_ranks) == 1:
         return None
     return world.part(placement.denoise_ranks, own_group=True)
@@ -70,7 +75,10 @@ def pipeline(placement: Placement, request: ResolvedRequest, world: World | None
 def coprocess(
     placement: Placement, spec: ModelSpec, world: World | None, team: World | None
 ) -> tuple[Helped | None, Helper | None]:
-    """This rank's side of attention co-processing, if it is wanted and the rank has one."""
+    """Return this rank's side of attention co-processing: as one that is helped, or as one that helps.
+
+    Both are None if there is no co-processing, or this rank has no part in it.
+    """
     if not placement.coprocess:
         return None, None
     assert world is not None  # there are ranks that denoise, and others

@@ -1,4 +1,4 @@
-"""What `paradit calibrate` has measured here, kept where a run finds it. Torch-free."""
+"""Calibration of this machine by `paradit calibrate`, kept where a run finds it. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ _LOG = logging.getLogger(__name__)
 
 
 def calibrated_file(ranks: int) -> Path:
-    """In the user's cache folder: of this machine with so many ranks, each with its present threads."""
+    """Return the path to this machine's calibration with this many ranks, in the user's cache folder.
+
+    Its name has the threads per rank too, which OMP_NUM_THREADS may change.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = f"{platform.node()}, {ranks} ranks of {threads_per_rank(ranks)} threads.toml"
     return cache / "paradit" / "machines" / name
 
 
 def keep_calibrated(text: str, ranks: int) -> None:
-    """Keep a machine's file. Where it cannot be written, it is not."""
+    """Save a calibration of this machine, which is the text of a file; do nothing if it cannot be written."""
     path = calibrated_file(ranks)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +35,7 @@ def keep_calibrated(text: str, ranks: int) -> None:
 
 
 def calibrated_cluster(ranks: int) -> Cluster | None:
-    """This machine, as it was measured with so many ranks. A file that cannot be read is as none."""
+    """Return this machine as it was calibrated with this many ranks; None if it was not, or is unreadable."""
     path = calibrated_file(ranks)
     try:
         cluster = find_cluster(str(path))

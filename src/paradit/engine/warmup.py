@@ -1,4 +1,4 @@
-"""A short warm-up: what the stages of a request take, measured on the ranks that will make it."""
+"""Warm-up: times the stages of a request briefly, on the ranks that will make its video."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ from paradit.video.writer import Video, open_video
 
 @torch.no_grad()
 def measure(world: World, spec: ModelSpec, request: ResolvedRequest, placement: Placement) -> StageSeconds:
-    """What the stages of a resolved request take; all ranks of the world call it.
+    """Return the seconds of a resolved request's stages; all ranks of the world call it together.
 
-    Each loads one stage's weights after the other, never all at once: there may be no memory for that. What
-    one rank takes is measured while all do the same, since they share the machine. The slowest counts.
+    Ranks load the weights of one stage after another, because all at once may not fit into memory. What one
+    rank takes by itself is timed while all ranks do the same, because they share the machine. The slowest
+    one's time counts.
     """
     return _Warmup(world, spec, request, placement).measure()
 
@@ -58,12 +59,12 @@ class _Warmup:
         )
 
     def _encode(self) -> tuple[tuple[Prompt, ...], float]:
-        """A request's texts, and the seconds that they take."""
+        """Return the request's prompt embeddings, and the seconds that encoding takes."""
         work = partial(encode, self._load("encode"), self._request, Progress())
         return work(), self._slowest(partial(seconds, work, self._world.device))
 
     def _denoise(self, prompts: tuple[Prompt, ...]) -> tuple[float, float, float]:
-        """Seconds of the texts' part, of a step on one rank, and of a step on all."""
+        """Return the seconds of the prompts' contexts, of a step on one rank, and of a step on all ranks."""
         model, device, spec = self._load("denoise"), self._world.device, self._spec
         kernel, transformer = load_kernel(self._placement.kernel), model.experts[0]
         _, _, frames, height, width = self._shape
@@ -85,7 +86,10 @@ class _Warmup:
         return self._slowest(partial(seconds, context, device)), of(Alone(kernel)), of(team)
 
     def _decode(self) -> float:
-        """Seconds of a decode, by its first latent frames: the others take as long as the last of these."""
+        """Return the seconds of a decode, estimated from its first latent frames.
+
+        Further latent frames are taken to cost as much as the last of these.
+        """
         model, request = self._load("decode"), self._request
         latents = initial_noise(self._shape, request.seed, self._world.device)
         num_latent_frames, at_once = self._shape[2], self._spec.vae.LATENT_FRAMES_AT_ONCE
@@ -114,9 +118,9 @@ class _Warmup:
         return load(self._spec, request.dtype, device=self._world.device, stages=(stage,), compile=compile)
 
     def _slowest(self, measured: Callable[[], float]) -> float:
-        """What the slowest rank has measured, while all did."""
+        """Return the slowest rank's measured seconds; all ranks measure at once."""
         device = self._world.device
-        self._transport.all_gather(torch.zeros(1, device=device))  # all begin at once
+        self._transport.all_gather(torch.zeros(1, device=device))  # a barrier, so that all begin at once
         mine = torch.tensor([measured()], dtype=torch.float64, device=device)
         return max(float(one) for one in self._transport.all_gather(mine))
 

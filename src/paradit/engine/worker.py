@@ -1,4 +1,4 @@
-"""One rank's process: joins the world, takes orders from the driver, and tells it what becomes of them."""
+"""A rank's process: joins the world, takes orders from the driver, and reports what becomes of them."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from paradit.trace.spans import Tracing, recording
 
 _LOG = logging.getLogger(__name__)
 WAIT_SECONDS = 24 * 3600.0
-"""Seconds that a rank waits for another: the driver notices a dead one, and a long wait is no failure."""
+"""Seconds for which a rank waits for another: a long wait is normal, and the driver notices dead ranks."""
 HEARTBEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """The main function of a rank's process."""
+    """Main function of a rank's process, which takes orders from a driver."""
 
     spec: ModelSpec
     placement: Placement
     tracing: Tracing | None = None
 
     def __call__(self, seat: Seat) -> None:
-        """Do what the driver orders. The last message is `done`, or `raised` with a traceback."""
+        """Carry out the driver's orders. The last message to it is `done`, or `raised` with a traceback."""
         make_safe()
         driver, orders = Connection(seat.address, seat.token, seat.rank), _Orders()
         emit, device = named_for(seat.rank, self.placement, driver.emit), torch.device(seat.device)
@@ -58,19 +58,19 @@ class Worker:
             last = ("raised", traceback.format_exc())
         with contextlib.suppress(OSError):  # the driver may be gone
             driver.send(*last)
-        # No orderly exit: it would wait for messages that ranks which failed never send.
+        # An orderly exit would wait for messages that failed ranks never send.
         os._exit(last[0] == "raised")
 
 
 class _Orders:
-    """What the driver has ordered, and what this process may have left half-written of it."""
+    """Orders that the driver has sent to this process, any of which it may leave half-written."""
 
     def __init__(self) -> None:
         self.inbox = Inbox()
         self._seen: list[Order] = []
 
     def hear(self, word: str, values: tuple[Any, ...]) -> None:
-        """Take what the driver says. An order's folder names this process from then on."""
+        """Handle a message from the driver; an order's run folder notes this process before it is queued."""
         if word == "order":
             order = Order.of(values[0])
             if order.folder is not None:
@@ -83,22 +83,22 @@ class _Orders:
             self.inbox.end()
 
     def sweep(self) -> None:
-        """Remove what is half-written."""
+        """Remove files that this process has left half-written."""
         for order in self._seen:
             if order.folder is not None:
                 RunFolder(order.folder).sweep([order.job], [os.getpid()])
 
 
 def named_for(rank: int, placement: Placement, emit: Emit) -> Emit:
-    """What tells of a rank: a stage that several ranks do at once has the rank in its name."""
+    """Return an `emit` that puts the rank into the name of a stage which several ranks do at once."""
     names = {"decode": f"decode on rank {rank}"} if len(placement.decode_ranks) > 1 else {}
     return renaming(emit, lambda stage: names.get(stage, stage))
 
 
 def agree(world: World, placement: Placement) -> None:
-    """Raise RuntimeError where this rank has another placement than the first, and so would wait for ever.
+    """Raise RuntimeError if this rank's placement is not the first rank's: they would wait for ever.
 
-    Each of torchrun's ranks plans by a file that might have changed meanwhile.
+    Each of torchrun's ranks plans by a file that may have changed meanwhile.
     """
     mine = repr(placement)
     if world.rank == 0:
@@ -108,7 +108,7 @@ def agree(world: World, placement: Placement) -> None:
 
 
 def _beat(driver: Connection) -> None:
-    """Say, again and again, that this process is there."""
+    """Send heartbeats to the driver every `HEARTBEAT_SECONDS`, until it is gone."""
     wait = threading.Event()
     with contextlib.suppress(OSError):
         while True:

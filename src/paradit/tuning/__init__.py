@@ -1,1 +1,1 @@
-"""How quick this machine is in one way or another."""
+"""Measurements by which the fastest settings on this machine are chosen, and a file that remembers them."""

@@ -1,4 +1,4 @@
-"""Which of several forms of attention is quickest here: as it was once found, or as it is rehearsed now."""
+"""Choice of the fastest form of attention on this machine: remembered from before, or rehearsed now."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def quickest(open: Undecided) -> Choice:
-    """The choice that is remembered for such a step on this machine, or that a rehearsal finds quickest.
+    """Return the fastest choice of attention for a step: as remembered on this machine, or as rehearsed.
 
     All ranks of the mesh call it together, and get the same.
     """
@@ -29,7 +29,7 @@ def quickest(open: Undecided) -> Choice:
     )
     names = [str(choice) for choice in open.choices]
     remembered = Remembered().find(what)
-    # The first rank's memory counts, for all.
+    # The first rank's file decides for all ranks.
     index, *_ = open.gather_number(names.index(remembered) if remembered in names else -1)
     how = "as remembered" if index >= 0 else "as rehearsed"
     if index < 0:
@@ -41,7 +41,10 @@ def quickest(open: Undecided) -> Choice:
 
 
 def _rehearsed(open: Undecided) -> int:
-    """Which choice is quickest; the slowest rank's time counts, so that all decide alike."""
+    """Rehearse all choices, and return the index of the fastest.
+
+    The slowest rank's times count, so that all ranks decide alike.
+    """
     ways = {choice.interleave for choice in open.choices}
     costs = {interleave: _costs(open, interleave) for interleave in ways}
     kernel = MeasuredKernel(open.kernel, open.step.tokens.hidden_states.device)
@@ -65,7 +68,7 @@ def _rehearsed(open: Undecided) -> int:
 
 
 def _costs(open: Undecided, interleave: bool) -> list[BlockCost]:
-    """A few blocks' costs, each of one branch where branches are interleaved, else of all of them."""
+    """Measure the costs of a few blocks: of one guidance branch if branches are interleaved, else of all."""
     step, mine = open.step, open.shares.tokens_of(open.mesh.branch.rank)
     context = step.branches.each[0] if interleave else step.branches.joined
     part = step.transformer.branch(step.tokens, context).shard(mine.start, mine.stop)
@@ -74,7 +77,7 @@ def _costs(open: Undecided, interleave: bool) -> list[BlockCost]:
 
 
 def _link(open: Undecided, costs: list[BlockCost]) -> Link:
-    """The link between the ranks of a branch, for messages as large as the exchange's."""
+    """Measure the link between the ranks of a guidance branch, with messages as large as the exchange's."""
     value = costs[0].attentions[0].value
     num_bytes = max(open.gather_number(value.nbytes // open.shares.num_ranks))
     return measure_link(open.mesh.branch, num_bytes, open.step.tokens.hidden_states.device)

@@ -1,9 +1,10 @@
-"""How long a forward takes in one form or another: it is rehearsed against a clock, with measured costs.
+"""Rehearsal of a forward with any form of attention: its seconds on a simulated clock, by measured costs.
 
 What is rehearsed is the program that runs, `through_blocks` with its attention and its exchange, so no
-schedule is described twice. But its tensors hold nothing (torch's device "meta"), its blocks and its kernel
-only let the time pass that theirs were seen to take, and its messages share a link of a latency and a rate:
-Hockney's alpha-beta model (Parallel Computing 20, 1994), for one rank, with the others like it.
+schedule is described twice. But its tensors hold no data (torch's device "meta"), its blocks and its kernel
+only advance the clock by the time that real ones were measured to take, and its messages share a link with a
+latency and a rate: Hockney's alpha-beta model (Parallel Computing 20, 1994), for one rank, with the others
+like it.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from paradit.parallel.forward import run, run_interleaved, through_blocks
 
 @dataclass(frozen=True)
 class AttentionCost:
-    """What comes before one of a block's attentions, on a rank that holds a part of the tokens."""
+    """Cost of what comes before one of a block's attentions, on a rank that holds a part of the tokens."""
 
     value: Tensor
-    """[B, S, H, D], empty: what is attended to."""
+    """Values that attention reads, [B, S, H, D], without data."""
     projections: tuple[float, ...]
-    """Seconds for v, k and q, with their RoPE; the first with all since the attention before."""
+    """Seconds for v, k and q, with their RoPE; the first include all since the attention before."""
 
 
 @dataclass(frozen=True)
 class BlockCost:
-    """What a block takes besides its attentions, on a rank that holds a part of the tokens."""
+    """Cost of a transformer block without its attentions, on a rank that holds a part of the tokens."""
 
     attentions: tuple[AttentionCost, ...]
     finish: float
@@ -49,7 +50,7 @@ class BlockCost:
 
 
 def measure_block(block: Block[T], tokens: T) -> BlockCost:
-    """Measure a block's pieces on a rank's tokens, by an attention that only reads the clock."""
+    """Measure a block's costs on a rank's tokens, with an attention that only reads the clock."""
     device = tokens.hidden_states.device
     rows = [_laps(block, tokens, device) for _ in range(TIMES + 1)][1:]
     *projections, finish = (min(times) for times in zip(*(laps for laps, _ in rows), strict=True))
@@ -65,7 +66,10 @@ def measure_block(block: Block[T], tokens: T) -> BlockCost:
 
 
 def _laps(block: Block[T], tokens: T, device: torch.device) -> tuple[list[float], list[Tensor]]:
-    """Seconds for v, k and q of each attention, then for what comes last; and what is attended to, empty."""
+    """Return a block's seconds, part by part, and the values of each attention, without data.
+
+    The parts are v, k and q of each attention, then what comes after the last one.
+    """
     laps: list[float] = []
     values: list[Tensor] = []
     last = now(device)
@@ -96,9 +100,9 @@ def rehearse(
     blocks: Sequence[BlockCost],
     kernel: MeasuredKernel,
 ) -> float:
-    """The seconds that blocks take on one rank, by a choice of attention that needs no log-sum-exp.
+    """Return the seconds that blocks take on one rank, by a choice of attention without log-sum-exp.
 
-    streams: how many run side by side; each has blocks of these costs.
+    streams: number of forwards that run side by side, each through blocks of these costs.
     """
     clock = _Clock()
     transport = _RehearsedTransport(clock, link, rank, shares.num_ranks)
@@ -123,7 +127,7 @@ class _Clock:
 
 
 class _RehearsedTransport(Transport):
-    """Messages travel one after the other, in the order in which they are started, while work goes on."""
+    """Transport whose messages travel one after another, as they are started, while work continues."""
 
     def __init__(self, clock: _Clock, link: Link, rank: int, num_ranks: int) -> None:
         super().__init__(None)
@@ -155,7 +159,7 @@ class _RehearsedTransfer(Transfer):
 
 
 class _RehearsedBlock(Block["RehearsedTokens"]):
-    """Lets the time pass that a block was seen to take."""
+    """Transformer block that only advances the clock, by the time that a real one was measured to take."""
 
     def __init__(self, cost: BlockCost, clock: _Clock) -> None:
         self._cost, self._clock = cost, clock
@@ -173,7 +177,7 @@ class _RehearsedBlock(Block["RehearsedTokens"]):
 
 
 class _StillRope(Rope):
-    """Rotates nothing: the time of RoPE is in the projections'."""
+    """RoPE that rotates nothing, because its time is included in that of the projections."""
 
     def apply(self, x: Tensor) -> Tensor:
         return x
@@ -187,7 +191,7 @@ class _StillRope(Rope):
 
 @dataclass(frozen=True, kw_only=True)
 class RehearsedTokens(Tokens):
-    """Tokens that have no values."""
+    """Tokens without data."""
 
     @property
     def changing(self) -> tuple[Tensor, ...]:
@@ -198,7 +202,7 @@ class RehearsedTokens(Tokens):
 
 
 def rehearsed_tokens(value: Tensor) -> RehearsedTokens:
-    """Tokens for blocks that give values [B, S, H, D] like this one."""
+    """Return tokens without data, for blocks whose attention values are shaped like `value`, [B, S, H, D]."""
     positions = torch.empty(value.shape[1], 3, device="meta")
     layout = Layout(rope=_StillRope(positions=positions, cos=positions, sin=positions))
     return RehearsedTokens(hidden_states=value.flatten(2), layout=layout)

@@ -1,4 +1,4 @@
-"""What was found to be quickest here, once for a machine and a shape."""
+"""File that remembers what was measured on this machine, so that each thing is measured only once."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _LOG = logging.getLogger(__name__)
 
 
 class Remembered:
-    """What was quickest, in a file of the user's cache folder.
+    """Results of measurements, such as the fastest choice, in a file of the user's cache folder.
 
-    A file that cannot be read or written is as none.
+    A file that cannot be read or written counts as empty.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -27,13 +27,13 @@ class Remembered:
         self._path = path or cache / "paradit" / "quickest.json"
 
     def find(self, what: str) -> str | None:
-        """What was remembered of `what`, on this machine."""
+        """Return the result that was kept for `what` on this machine; None if there is none."""
         found = self._read().get(f"{_machine()}: {what}")
         _LOG.debug("%s remembers %s of %s", self._path, found or "nothing", what)
         return found if isinstance(found, str) else None
 
     def keep(self, what: str, best: str) -> None:
-        """Remember it, beside what other processes remember meanwhile."""
+        """Keep a result for `what` on this machine, next to those that other processes keep meanwhile."""
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with changing(self._path):

@@ -1,4 +1,4 @@
-"""Ways to have processes: on this machine, or on others. Torch-free."""
+"""Launchers: ways to start the processes of ranks, on this machine or on others. Torch-free."""
 
 from __future__ import annotations
 
@@ -22,63 +22,63 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a launcher can do."""
+    """Abilities of a launcher, which differ from one to another."""
 
     replaces: bool
-    """Whether it starts ranks anew after one has failed."""
+    """Whether it can start ranks again after one has failed."""
     shared_folder: bool
     """Whether all its ranks see the folders of the process that starts them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seat:
-    """A rank's place, known once it is placed, and how it finds the driver and the other ranks."""
+    """Place of a rank: its machine, its device, and how it finds the driver and the other ranks."""
 
     rank: int
     ranks: int
     machine: str
     local_rank: int
-    """Number among the ranks of its machine; it says which GPU the rank takes."""
+    """Number of the rank among those of its machine, from 0; it decides which GPU the rank uses."""
     local_ranks: int
     threads: int
     device: str
-    """`cpu`, or `cuda:1`."""
+    """Device to compute on, such as `cpu` or `cuda:1`."""
     meet: Path
-    """The file by which the ranks meet."""
+    """Path to the file through which the ranks find each other."""
     address: str
-    """Where the driver listens."""
+    """Address at which the driver listens (`host:port`)."""
     token: str = field(repr=False)
-    """What the driver wants to hear first."""
+    """Secret of the world, which the driver expects in a rank's first message."""
 
 
 Work = Callable[[Seat], None]
-"""The main function of a rank's process. It is pickled, and does not return."""
+"""Main function of a rank's process. It is pickled, and does not return."""
 
 
 class Launcher(Protocol):
-    """A way to have processes. Each world has a launcher of its own."""
+    """A way to start the processes of one world, and to watch and end them."""
 
     capabilities: Capabilities
 
     def machines(self) -> list[Machine]:
-        """Return the machines that there are."""
+        """Return the machines on which ranks can be started."""
 
     def start(
         self, ranks: int, work: Work, *, address: str, token: str, preload: Sequence[str]
     ) -> list[Seat]:
-        """Place and start ranks that do `work`; returns where each is.
+        """Start ranks that run `work`, and return the place of each.
 
-        preload: modules that all of them import.
+        address, token: the driver's, for these places. preload: names of modules that all ranks import.
         """
 
     def ended(self) -> dict[int, str]:
-        """Return the ranks whose processes have ended, each with how it has."""
+        """Return how each process that has ended did so, in words, by rank."""
 
     def said(self) -> dict[int, str]:
-        """Return what ranks have written to their standard streams since the last time."""
+        """Return what each rank has written to stdout and stderr since the last call, by rank."""
 
     def end(self) -> None:
-        """End all that are left, at once, and wait until they are gone. May be called twice."""
+        """Kill all processes that are left, and wait until they are gone. May be called twice."""
 
 
 LAUNCHERS: Registry[Callable[[], Launcher]] = Registry(
@@ -86,20 +86,20 @@ LAUNCHERS: Registry[Callable[[], Launcher]] = Registry(
 )
 
 CHOICE = "PARADIT_LAUNCHER"
-"""The environment variable that names another launcher than `local`."""
+"""Environment variable that names a launcher to use instead of `local`."""
 
 
 def new_launcher() -> Launcher:
-    """Return a launcher for a world. Raises InputError if PARADIT_LAUNCHER names none."""
+    """Return a launcher for one world. Raises InputError if PARADIT_LAUNCHER is not a valid launcher."""
     return LAUNCHERS.find(os.environ.get(CHOICE) or "local")()
 
 
 def num_cores() -> int:
-    """Number of cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads_per_rank(ranks: int) -> int:
-    """The machine's cores over its ranks, unless OMP_NUM_THREADS says otherwise."""
+    """Return the threads of each rank: the cores divided by the ranks, unless OMP_NUM_THREADS is set."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return int(wanted) if wanted.isdecimal() and int(wanted) else max(1, num_cores() // ranks)

@@ -1,4 +1,4 @@
-"""Processes on this machine."""
+"""The launcher `local`, which starts processes on this machine."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from paradit.engine.launchers import Capabilities, Machine, Seat, Work, num_core
 
 _LOG = logging.getLogger(__name__)
 END_SECONDS = 2.0
-"""Seconds in which a process that has hung up is taken to be about to end."""
+"""Seconds in which a process that has closed its connection is expected to end."""
 _STARTING = threading.Lock()
-"""Held while a process is started, since that changes the whole process for a moment."""
+"""Lock held while processes are started, because that changes this whole process for a moment."""
 
 
 class LocalLauncher:
-    """Starts ranks by a fork server, or by new interpreters if there is a GPU. `Launcher` says what for."""
+    """Launcher that starts ranks on this machine by a fork server, or as new interpreters if it has a GPU."""
 
     capabilities = Capabilities(replaces=True, shared_folder=True)
 
@@ -43,11 +43,11 @@ class LocalLauncher:
         environ: Mapping[str, str] | None = None,
         with_main: bool = False,
     ) -> None:
-        """threads: of each rank; None: its part of the cores. device: of all; None: a GPU each if there is
-        one.
+        """Prepare to start ranks; `start` starts them.
 
-        environ: variables that ranks have besides. with_main: ranks import the main module too, since their
-        work comes from there.
+        threads: CPU threads of each rank; None: its share of the cores. device: device of every rank; None: a
+        GPU each, if there are any. environ: additional environment variables of the ranks. with_main: whether
+        ranks import the main module too, which is needed if their work is defined there.
         """
         self._threads, self._device, self._environ = threads, device, dict(environ or {})
         self._with_main = with_main
@@ -104,7 +104,7 @@ class LocalLauncher:
             try:
                 while part := os.read(pipe.fileno(), 2**16):
                     content += part
-            except OSError:  # there is no more for now
+            except OSError:  # nothing more to read for now
                 pass
             if content:
                 found[rank] = content.decode(errors="replace")
@@ -124,8 +124,8 @@ class LocalLauncher:
 
 
 def _main(work: Work, seat: Seat, log: Connection, environ: Mapping[str, str]) -> None:
-    """The main function of a process: all that libraries write goes to whoever has started it."""
-    # Ctrl-C reaches every process of a terminal; the one that has started this one decides.
+    """Run `work` in a new process, whose output goes to a pipe to the process that started it."""
+    # Ctrl-C reaches every process of a terminal; only the one that started this one acts on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for number in (1, 2):
@@ -144,7 +144,7 @@ def _how(code: int) -> str:
 def _context(
     preload: list[str],
 ) -> multiprocessing.context.SpawnContext | multiprocessing.context.ForkServerContext:
-    # A process that was forked cannot use CUDA if the one it comes from has so much as asked for it.
+    # A forked process cannot use CUDA if its parent has so much as queried it.
     if torch.cuda.is_available() or "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -155,8 +155,8 @@ def _context(
 
 @contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
-    """A process started within, by any thread, is deaf to a terminal's Ctrl-C from its first moment."""
-    resource_tracker.ensure_running()  # it would end the blocking
+    """Block Ctrl-C within the body, so that a process started there ignores it from its first moment."""
+    resource_tracker.ensure_running()  # started first, since that unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -166,7 +166,10 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def _without_main(with_main: bool) -> Iterator[None]:
-    """Processes started within do not run the main module again: scripts need no `if __name__ == ...`."""
+    """Hide the main module within the body, so that processes started there do not run it again.
+
+    Scripts thus need no `if __name__ == ...`. with_main: leaves it visible.
+    """
     main = sys.modules["__main__"]
     if not with_main:
         sys.modules["__main__"] = types.ModuleType("__main__")
