@@ -7,7 +7,7 @@ import os
 import torch
 
 SHARE_GPUS = "NCCL_MULTI_RANK_GPU_ENABLE"
-"""Environment variable by which NCCL 2.30 or later lets ranks share a GPU; it refuses without."""
+"""Environment variable that lets ranks share a GPU, with NCCL 2.30 or later; else NCCL refuses."""
 
 
 def num_gpus() -> int:
@@ -26,7 +26,7 @@ def device_of(local_rank: int) -> torch.device:
 
 
 def lack_gpus(ranks: int) -> bool:
-    """Whether there are more ranks on this machine than GPUs, and they may not share; never on a CPU."""
+    """Whether ranks on this machine outnumber its GPUs and may not share them; always false on a CPU."""
     return 0 < num_gpus() < ranks and not may_share_gpus()
 
 

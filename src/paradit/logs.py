@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from paradit.launched import launched
 
 LOGGER = logging.getLogger("paradit")
-"""Logger above those of all modules of ParaDiT."""
+"""Parent logger of all modules of ParaDiT."""
 
 
 @contextmanager

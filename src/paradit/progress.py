@@ -14,7 +14,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that has happened to a run or a request. All its classes are in `engine.events.AnyEvent`."""
+    """Something that has happened to a run or a request; `engine.events.AnyEvent` lists all kinds."""
 
     job: int | None = None
     """Index of the request that the event is about; None: of no request, or all."""
@@ -60,7 +60,7 @@ class QueueMoved(Event):
     num_blocks: int | None
     """Number of frame blocks of the video; None: it is endless."""
     levels: tuple[int, int]
-    """Steps that the noisiest frame block in the queue has taken, and the most denoised one."""
+    """Steps taken so far by the noisiest frame block in the queue, and by the most denoised one."""
     steps: int
     """Number of steps that each frame block takes."""
 

@@ -14,7 +14,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.heeded = False
-        """Whether ranks look at it after every step, as they do while latents are denoised."""
+        """Whether ranks check for a stop after every step, as they do while latents are denoised."""
         self.wanted = False
         self.signum: int = signal.SIGINT
-        """Number of the signal that expressed the wish."""
+        """Number of the signal that asked for the stop."""

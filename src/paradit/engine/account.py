@@ -13,18 +13,18 @@ from paradit.models.spec import ModelSpec
 
 @dataclass
 class Open:
-    """A rank's record of an order that it has taken and not finished yet."""
+    """Record that a rank keeps of a request, from taking it until its last stage there is done."""
 
     position: int
     """Number of the order among those of its world or replica, from 0; it decides which decoder takes it."""
     seconds: dict[str, float] = field(default_factory=dict)
     coming: Coming | None = None
-    """Frame blocks of a long video, as they reach the rank that decodes them; None for other videos."""
+    """Iterator over a long video's frame blocks, on the rank that decodes them; else None."""
     written: Written | None = None
     helped_steps: int | None = None
     is_decoded: bool = False
     is_through: bool = False
-    """Whether this rank has come to the order's decode, even if that ends early; the record then goes."""
+    """Whether this rank has reached the request's decode, its last stage; the record is then deleted."""
 
     def result(
         self, job: Job, spec: ModelSpec, began: float, memory: list[int] | None, device: str

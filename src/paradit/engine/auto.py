@@ -92,7 +92,7 @@ def measure_costs(jobs: list[Job], spec: ModelSpec, base: Placement, report: Pro
 
 
 def _spare_bytes(spec: ModelSpec, request: ResolvedRequest, placement: Placement) -> int:
-    """Return the bytes left on the fullest device, negative if it lacks memory.
+    """Return how many bytes a placement leaves free on its fullest device; negative if it lacks memory.
 
     Raises InputError if the placement is not valid for the request.
     """
@@ -102,7 +102,7 @@ def _spare_bytes(spec: ModelSpec, request: ResolvedRequest, placement: Placement
 
 
 def _what(request: ResolvedRequest, spec: ModelSpec, base: Placement) -> str:
-    """Return the key under which stage times are remembered: all that they depend on."""
+    """Return the key under which measured stage times are stored: a text of all that they depend on."""
     texts = [w.parameters for w in spec.weights if w.component.startswith("text")]
     shape = (request.width, request.height, request.num_frames, spec.num_branches(request.guidance_scale))
     dtype, threads = request.dtype or "usual", threads_per_rank(base.ranks)

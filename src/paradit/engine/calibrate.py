@@ -38,7 +38,7 @@ T = TypeVar("T")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT_TOKENS = 32
 TURNS, EXCHANGES = 21, 8
-"""Number of times that attention is timed beside no, short and long messages; exchanges in each time.
+"""Numbers of timings of attention (alone, and beside short and long messages), and of exchanges in each.
 
 Exchanges follow one another, because a rank that is late once stays late. A short one costs anything from
 nothing to some milliseconds, so it takes many times to find.
@@ -46,26 +46,27 @@ nothing to some milliseconds, so it takes many times to find.
 SMALL = 8
 """Ratio of the long messages' size to that of the short ones."""
 BESIDE_SECONDS = 0.01
-"""Seconds for which long messages travel, at most, so that an effect of milliseconds shows beside it."""
+"""Seconds for which an exchange's long messages travel, at most: a delay of milliseconds must show."""
 
 ROUNDS = 3
 """Number of rounds in which every computation is timed; the median of them counts."""
 LEAST_SECONDS = 0.1
-"""Seconds for which each computation repeats in a round, at least, so that all ranks are busy together."""
+"""Seconds for which a computation is repeated in each round, at least, so that all ranks are busy at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Problem sizes of the benchmarks: usual ones for a kind of device, about a minute's work."""
+    """Problem sizes of the benchmarks, usual ones for a kind of device; all take about a minute."""
 
     products: Sequence[tuple[int, int]]
-    """(rows, columns) of each matrix product: [rows, columns] by [columns, columns]."""
+    """Sizes of matrix products to time: (rows, columns) for [rows, columns] times [columns, columns]."""
     attentions: Sequence[tuple[int, int, int, int]]
-    """(heads, query rows, keys, head dim) of each attention that is timed."""
+    """Sizes of attentions to time: (heads, query rows, keys, head dim)."""
     blocks: Sequence[tuple[int, int, tuple[int, int, int]]]
-    """(heads, head dim, latent shape) of each transformer block; the first is small, to time launches."""
+    """Sizes of transformer blocks to time: (heads, head dim, latent shape); a small first one times launches.
+    """
     decodes: Sequence[tuple[int, tuple[int, int, int]]]
-    """(channels of the VAE's last level, (frames, height, width) in pixels) of each decode that is timed."""
+    """Sizes of decodes to time: (channels of the VAE's last level, (frames, height, width) in pixels)."""
     copy_bytes: int
     message_bytes: int
 
@@ -130,7 +131,7 @@ def calibrate_links(ranks: int, report: Progress) -> Messages:
 
 Measure = Callable[[World, Progress], T]
 Prepared = tuple[Work, Callable[[], float]]
-"""A computation, and a function that runs it and returns its seconds."""
+"""A computation to time, and a function that runs it and returns its seconds."""
 
 
 def _on_ranks(measure: Measure[T], ranks: int, report: Progress) -> T:
@@ -313,7 +314,7 @@ def _beside(
 
 
 def _middle(values: list[float]) -> float:
-    """Return the mean of the middle half, which is steadier than the median if values spread evenly."""
+    """Return the mean of the middle half of values; it is steadier than the median if they spread evenly."""
     quarter = len(values) // 4
     return mean(sorted(values)[quarter : len(values) - quarter])
 

@@ -22,13 +22,13 @@ from paradit.engine.events import EVENTS
 from paradit.progress import Event
 
 Message = tuple[str, tuple[Any, ...]]
-"""A message: the word that says what it is, and its plain values (numbers, texts, bytes, lists, dicts)."""
+"""A message on the channel: a word for its kind, and plain values (numbers, texts, bytes, lists, dicts)."""
 LOG = "log"
-"""Word for a rank's log record, and for the least log level that the driver wants from ranks."""
+"""Kind of message with a rank's log record, or with the lowest log level that the driver wants."""
 EVENT = "event"
-"""Word for an event; its values are the name of the event's class, and its fields."""
+"""Kind of message with an event: the name of its class, and its fields."""
 ENDED = "ended"
-"""Word that the driver gets in place of a message when a rank has disconnected."""
+"""Kind of message by which the driver learns that a rank has disconnected."""
 
 GREETING_BYTES = 1024
 """Largest message in bytes that is accepted from a peer which has not sent the token yet."""
@@ -160,7 +160,10 @@ class Hub:
         return heard
 
     def _greet(self, peer: _Peer, message: Message) -> bool:
-        """Register a peer if its first message has the token and a free rank; return whether it has."""
+        """Accept a peer as a rank if its first message has the token; return whether it does.
+
+        A rank that is connected already is not accepted again.
+        """
         match message:
             case ("hello", (str(token), int(rank))):
                 if hmac.compare_digest(token, self.token) and rank not in self._peers:
@@ -199,7 +202,7 @@ class _Frames:
         self.messages: deque[Message] = deque()
 
     def add(self, content: bytes, most: int | None = None) -> None:
-        """Add received bytes, and put each message that is complete into `messages`.
+        """Add bytes from a socket, and append each message that is now complete to `messages`.
 
         Raises ValueError if bytes are not a message, or a message is longer than `most` bytes.
         """

@@ -46,7 +46,10 @@ class Failure:
 
 
 class Driver:
-    """Queue of orders, and the ranks that carry them out. One thread runs it; any may add, cancel and end."""
+    """Queue of orders (videos to make), and the ranks that carry them out.
+
+    One thread runs it; any thread may add or cancel orders, and end it.
+    """
 
     def __init__(
         self,
@@ -164,7 +167,7 @@ class Driver:
 
     @contextmanager
     def _at_work(self, world: _World | Inbox) -> Iterator[None]:
-        """Give a world all open orders, and those that come while the body runs."""
+        """Pass all open orders to a world of ranks, and those that come while the body runs."""
         try:
             self._hand_over(world)
             yield
@@ -190,7 +193,7 @@ class Driver:
             self._world, self._tries = world, self._tries + 1
 
     def _as_of_now(self, order: Order) -> Order:
-        """Return an order as the present world needs it: whether it is denoised, and its replica.
+        """Return an order updated for the present ranks: whether it is denoised, and which replica takes it.
 
         The replica is the one with the fewest of the orders before this one.
         """
@@ -244,7 +247,7 @@ class Driver:
         return bool(self._orders)
 
     def sweep(self) -> None:
-        """Remove files that ranks which are gone have left half-written."""
+        """Remove the half-written files of ranks that have ended."""
         for order in self._orders.values():
             if order.folder is not None:
                 RunFolder(order.folder).sweep([order.job])
@@ -264,13 +267,13 @@ class _World:
         self._doing: list[tuple[str, int | None]] = [("load", None) for _ in range(ranks)]
         self._progress = time.monotonic()
         self._heard: dict[int, float] = {}
-        """Time when each rank was last heard, on the monotonic clock.
+        """Time when each rank was last heard, on the monotonic clock, by rank.
 
-        A rank that was never heard is missing, and not taken to hang, because it may be loading its
+        A rank that was never heard has no entry and is not taken to hang, because it may be loading its
         libraries.
         """
         self._last_words: dict[int, tuple[str, str]] = {}
-        """How each failed rank has failed, and its last words."""
+        """Last message of each failed rank, by rank: how it has failed, and a text."""
         self._told: set[int] = set()
 
     def add(self, order: Order) -> None:
@@ -333,7 +336,7 @@ class _World:
     def _find_hanging(self) -> bool:
         """Return whether ranks hang: some are silent, or none makes progress.
 
-        That becomes their last words, and all ranks are asked to write their stacks to their logs.
+        This is then recorded as why they failed, and ranks are asked to write their stacks to their logs.
         """
         now, limit = time.monotonic(), self._hang_limit
         silence = min(limit, SILENCE_SECONDS)
@@ -348,7 +351,7 @@ class _World:
         return bool(silent)
 
     def _failure(self) -> Failure:
-        """Wait briefly for other ranks' last words, and return everything as one failure."""
+        """Wait briefly for other ranks' last messages, and return a failure that describes all of them."""
         deadline = time.monotonic() + LAST_WORDS_SECONDS
         while self._running and time.monotonic() < deadline:
             for rank, message in self.ranks.hear(LISTEN_SECONDS):

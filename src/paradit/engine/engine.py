@@ -42,7 +42,7 @@ from paradit.video.writer import check_target
 _LOG = logging.getLogger(__name__)
 AUTO = "auto"
 DOING = {"encode": "encoding", "denoise": "denoising", "decode": "decoding"}
-"""Status of a job by the stage that it began last."""
+"""Status of a job while a stage runs, by the stage's name."""
 ENDED = ("done", "failed", "cancelled")
 
 
@@ -139,7 +139,7 @@ class EngineJob:
 
 
 class JobEvents:
-    """Events of a job, to be iterated by `for` or `async for`; neither needs a thread of its own."""
+    """Events of a job, for iteration by `for` or `async for`; neither needs a thread of its own."""
 
     def __init__(self, job: EngineJob, after: int) -> None:
         self._job, self._after = job, after
@@ -252,7 +252,7 @@ class Engine:
         return accepted
 
     def close(self, *, wait: bool = True) -> None:
-        """End the ranks once all jobs have ended; without `wait`, cancel the jobs. May be called twice."""
+        """End the ranks once all jobs have ended; without `wait`, cancel these first. May be called twice."""
         with self._lock:
             self._closed = True
             driver, jobs = self._driver, list(self._jobs.values())

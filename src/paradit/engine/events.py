@@ -26,7 +26,7 @@ class Began(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Doing(Event):
-    """Event sent when a rank begins a stage of a request, or begins to wait for the stage's input."""
+    """Event sent when a rank begins a stage of a request, or starts to wait for the stage's input."""
 
     stage: str
 
@@ -150,7 +150,7 @@ COALESCED = (Stepped, QueueMoved, Wrote)
 
 
 class Log:
-    """The events of one job, numbered from 1: the last `KEPT`, but of progress only the newest."""
+    """Numbered record of one job's events: the last `KEPT`, with only the newest of each kind of progress."""
 
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
@@ -176,7 +176,7 @@ class Log:
         return event
 
     def since(self, number: int) -> list[Event]:
-        """Return the events after a number, and before them `Missed` if some are no longer kept."""
+        """Return the events after a number, preceded by `Missed` if some are no longer kept."""
         found = [event for event in self._events if event.number > number]
         if number < self._dropped:
             count = self._dropped - number

@@ -66,7 +66,7 @@ class Run:
     revision: str | None = None
     """Branch, tag or commit of a hub model, if the user asked for one; None: the newest."""
     variant: str | None = None
-    """Variant of the weights, if the user asked for one."""
+    """Variant of the weights, such as `fp16`, if the user asked for one."""
     model_folder: str = ""
     """Path to the model's files when the run began."""
     model_hash: str = ""

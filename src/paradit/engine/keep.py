@@ -1,4 +1,4 @@
-"""Writing latents and videos to disk: each file is complete under its name, or not there."""
+"""Write latents and videos to disk: each file is complete under its name, or not there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from paradit.video.writer import Video, growing_name, open_video
 
 @dataclass(frozen=True)
 class Written:
-    """What was written to the file of a video."""
+    """Result of writing a video's file: its number of frames, and when the first was written."""
 
     num_frames: int
     first_frame: float

@@ -1,4 +1,4 @@
-"""Saves the progress of a request in its run's folder: checkpoints, frame blocks and final latents."""
+"""Save the progress of a request in its run's folder: checkpoints, frame blocks and final latents."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ class Keeper:
         self._folder.finish(self._job)
 
     def checkpoints(self, device: torch.device) -> JobCheckpoints:
-        """Return the request's checkpoints for a sampler; it gets its blocks on `device`."""
+        """Return the request's checkpoints, for a sampler; frame blocks are loaded onto `device`."""
         return JobCheckpoints(self, self._folder, self._job, device)
 
     def read_checkpoint(self, parse: Callable[[bytes], object]) -> bytes:
-        """Return the last checkpoint; empty if there is none that `parse` can read."""
+        """Return the content of the last checkpoint; empty if there is none that `parse` can read."""
         path = self._folder.checkpoint(self._job.index)
         try:
             content = path.read_bytes()

@@ -19,15 +19,15 @@ from paradit.sampling.early_end import Unwanted
 from paradit.scheduling.stages import AHEAD
 
 BLOCK, ENDED, FAILED = range(3)
-"""Kinds of messages: a frame block, or that no more follow because the video has ended or has failed."""
+"""Kinds of messages: one with a frame block, and two that end the video, as complete or as failed."""
 
 
 class FailedElsewhere(Exception):
-    """Raised on a decoder if a request has failed on the rank that denoises it, which has reported that."""
+    """Exception on a rank that decodes: the request has failed on the denoising rank, which reports it."""
 
 
 class Coming:
-    """Iterator over the frame blocks [1, C, f, h, w], fp32, of a long video, which measures its waits."""
+    """Iterator over a long video's frame blocks [1, C, f, h, w], fp32, which also measures its waits."""
 
     def __init__(self, blocks: Iterator[Tensor]) -> None:
         """Iterate over blocks that this rank denoises, each when it is asked for."""
@@ -120,7 +120,7 @@ class Latents:
     def send_blocks(self, decoder: int, request: ResolvedRequest, blocks: Iterator[Tensor]) -> None:
         """Send each frame block to a decoder as soon as it is denoised.
 
-        Raises FloatingPointError or Unwanted if denoising ends early, once the decoder has been told.
+        Raises FloatingPointError or Unwanted if denoising ends early, after a message to the decoder.
         """
         began, shapes = time.monotonic(), self._block_shapes(request)
 

@@ -1,4 +1,4 @@
-"""Makes a fixed list of jobs without a driver, on ranks that a launcher such as torchrun has started."""
+"""Make the videos of a fixed list of jobs, without a driver, on ranks that torchrun or the like starts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_videos(
 ) -> None:
     """Do this rank's part of a fixed list of jobs; all ranks of the placement call it.
 
-    folder: keeps what is done; only the first rank has one, and tells the others which jobs are left.
+    folder: saves progress; only the first rank has one, and informs the others which jobs are left.
     """
     inbox = Inbox(stop)
     for position, (number, is_denoised) in enumerate(_left(jobs, folder, world)):

@@ -1,4 +1,4 @@
-"""Orders, by which ranks learn of jobs, and a rank's inbox of those that it has not begun. Torch-free."""
+"""Orders, which tell ranks what to make, and the inbox of a rank's next ones. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paradit.stopping import Stop
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """A job, and how to make it. All ranks of a world get the same orders, in the same order."""
+    """A video to make, and how. All ranks of a world get the same orders, in the same order."""
 
     number: int
     """Number of the job among all jobs of its engine; its events have it too."""
@@ -32,7 +32,7 @@ class Order:
     checkpoint_steps: int | None = None
     """Denoising steps between checkpoints; None: by time."""
     tells_frames: bool = False
-    """Whether events report the video's frames, too; no rank reads it yet."""
+    """Whether to report the video's frames as events, too; not implemented yet."""
 
     def plain(self) -> dict[str, Any]:
         """Return the order as plain values, which can be sent over a channel."""

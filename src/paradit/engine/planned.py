@@ -134,7 +134,7 @@ def _as_a_whole(simulator: Simulator, base: Placement, num_prompts: int, left: O
 
 
 def _played(simulator: Simulator, ways: list[Way], num_prompts: int, goal: str) -> list[Simulated]:
-    """Simulate the candidates for a long video that may be the best, and those that it is compared with."""
+    """Simulate candidate placements of a long video that may be the best, and those to compare it with."""
     played = list(play_long(simulator, ways, num_prompts, goal))
     best = min(played, key=GOALS[goal], default=None)
     if best is None:
@@ -144,7 +144,7 @@ def _played(simulator: Simulator, ways: list[Way], num_prompts: int, goal: str) 
 
 
 def _in_each_form(simulator: Simulator, way: Way, num_prompts: int) -> list[Simulated]:
-    """Simulate a candidate with every form of attention that is open; the one to take comes first."""
+    """Simulate a candidate placement with every open form of attention; the one to take comes first."""
     heads = simulator.spec.transformers[0].num_attention_heads
     choices = way.placement.choices(heads, simulator.branches)
     simulated = [simulator.simulate(way, num_prompts, choice.simplest) for choice in choices]
@@ -155,7 +155,7 @@ def _in_each_form(simulator: Simulator, way: Way, num_prompts: int) -> list[Simu
 def _put_plain_first(groups: list[list[Simulated]], goal: str) -> None:
     """Move the fastest candidate without co-processing to the front, unless the first is worth taking.
 
-    It is if it is faster by more than `MARGIN`, because co-processing is less simple.
+    The first, which has co-processing, is if it is faster by more than `MARGIN`.
     """
     plain = next(number for number, (one, *_) in enumerate(groups) if not one.way.coprocess)
     if not worth_taking([GOALS[goal](groups[number][0])[0] for number in (plain, 0)]):
@@ -163,9 +163,9 @@ def _put_plain_first(groups: list[list[Simulated]], goal: str) -> None:
 
 
 def _choice(simulated: list[Simulated], what: str) -> Choice:
-    """Return the first of the simulated candidates as a choice, with a reason that names the next ones.
+    """Return the first of the simulated candidates as the choice, with a reason that names some others.
 
-    simulated: the best one first. what: what the seconds are for, in words, such as "2 prompts".
+    simulated: candidate placements, the best first. what: the requests that the seconds are for, in words.
     """
     seconds: dict[str, float] = {}
     for one in simulated:
@@ -179,7 +179,7 @@ def _choice(simulated: list[Simulated], what: str) -> Choice:
 
 
 def _reasons(groups: list[list[Simulated]], goal: str) -> tuple[str, ...]:
-    """Return lines that say why the first candidate of the first group is the best; none if none fits."""
+    """Return lines that say why the first candidate is the best one; none if it does not fit."""
     if goal == "memory":
         return ()
     plans = [Plan(name="", simulated=one, fits=True) for group in groups for one in group]
@@ -188,7 +188,7 @@ def _reasons(groups: list[list[Simulated]], goal: str) -> tuple[str, ...]:
 
 
 def _form_line(simulated: list[Simulated]) -> str:
-    """Return a line on the form of attention that was taken, the first, and the others; empty for one."""
+    """Return a line on how fast the chosen form of attention is, and the others; empty if there is one."""
     if len(simulated) == 1:
         return ""
     taken, *others = simulated

@@ -21,7 +21,7 @@ class Prompts:
         self._channel = Channel(world, placement.encode_ranks[0], placement.denoise_ranks, AHEAD)
 
     def send(self, model: VideoModel, request: ResolvedRequest, prompts: tuple[Prompt, ...] | None) -> None:
-        """Send the prompt embeddings of a request; None if the request is no longer wanted."""
+        """Send a request's prompt embeddings; None says that the request is no longer wanted."""
         if prompts is None:
             size = self._size(model, request)
             parts = [torch.zeros(size, dtype=model.dtype, device=model.device)]

@@ -1,4 +1,4 @@
-"""The program that every rank runs, also a single one: it takes orders, and does its stages of each."""
+"""The program that every rank runs, even a single one: it takes orders, and does its stages of each."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def rank_program(
 
 
 class _Rank:
-    """One rank for `pipeline.run`: what it does in each stage, and its channels to the other ranks."""
+    """One rank, as `pipeline.run` drives it: its work in each stage, and its channels to the other ranks."""
 
     def __init__(
         self,
@@ -145,9 +145,9 @@ class _Rank:
         return order
 
     def encode(self, order: Order) -> None:
-        """Encode a request's texts and send the embeddings to the ranks that denoise.
+        """Encode a request's texts, and send the embeddings to the ranks that denoise.
 
-        If the request is no longer wanted, it sends that instead.
+        Sends None instead if the request is no longer wanted.
         """
         request, wanted = order.job.request, self._inbox.is_wanted(order)
         self._emit(Doing(job=order.number, stage="encode"))
@@ -358,7 +358,7 @@ class _Rank:
         return provenance(order.job.request, self._spec, dtype, self._placement.kernel)
 
     def _undecoded(self, order: Order) -> str:
-        """Return the key that is published once a long video's decode has failed and needs no more blocks."""
+        """Return the key to publish once a long video's decode has failed and needs no more blocks."""
         return f"video {order.number} is not wanted"
 
     def _telling(self, order: Order | None) -> Progress:

@@ -24,7 +24,7 @@ def own_world(world: World, size: int) -> World | None:
 
 
 def tell_memory(world: World, placement: Placement, emit: Emit) -> None:
-    """Report each rank's peak memory, from the first rank; the ranks of all replicas call it at the end."""
+    """Gather the peak memory of all replicas' ranks, and report it from the first; all call it at the end."""
     mine = torch.tensor([peak_memory_bytes(world.device)], device=world.device)
     memory = [int(one) for one in world.transport().all_gather(mine)]
     if world.rank == 0:

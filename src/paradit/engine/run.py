@@ -84,7 +84,7 @@ def make(
 
 
 def leave(run: Run, folder: RunFolder, emit: Emit) -> None:
-    """Remove a run's folder, unless the run can be resumed or its long videos extended; then report that."""
+    """Remove a run's folder; or keep it, and report that the run can be resumed, or its videos extended."""
     if all(folder.is_done(job) for job in run.jobs):
         if any(folder.is_extendable(job) for job in run.jobs):
             emit(Extendable(folder=str(folder.path)))
@@ -105,7 +105,7 @@ def make_driver(
     hang_limit: float = HANG_SECONDS,
     tracing: Tracing | None = None,
 ) -> Driver:
-    """Return a driver of a placement's ranks: it starts them, or, if there is one, uses its own thread.
+    """Return a driver of a placement's ranks, which it starts; a single rank runs in the driver's thread.
 
     tracing: what the started ranks record.
     """
@@ -138,7 +138,10 @@ def make_driver(
 
 
 def order_of(run: Run, job: Job, folder: RunFolder | None, number: int) -> Order:
-    """Return the order by which ranks learn of a run's job. number: its number among the driver's orders."""
+    """Return the order to make one of a run's jobs.
+
+    number: number of the order, unique in its driver.
+    """
     return Order(
         number=number,
         job=job,
@@ -189,9 +192,9 @@ def _make_as_launched(
 
 
 def heeded(emit: Emit, stop: Stop) -> Emit:
-    """Return an `emit` that notes in `stop` when latents are denoised, since a stop then ends the run.
+    """Return an `emit` that records in `stop` whether denoising is under way, which a stop ends soon.
 
-    After a stop, it does not pass on that requests are cancelled.
+    After a stop, it does not pass on events that requests are cancelled.
     """
 
     def emit_heeded(event: Event) -> None:

@@ -94,7 +94,7 @@ class RunFolder:
         return self.path / f"{index:05d}.block-{number:04d}.pt"
 
     def open_state(self, index: int) -> Path:
-        """Return the path to a request's block queue, from before the video's end affected any block."""
+        """Return the path to a request's block queue, saved before the video's end affected any block."""
         return self.path / f"{index:05d}.open.pt"
 
     def num_blocks(self, index: int) -> int:
@@ -102,9 +102,10 @@ class RunFolder:
         return next(number for number in count() if not self.block(index, number).exists())
 
     def reopen(self, run: Run) -> None:
-        """Prepare the folder for longer videos, which resume from the queue before their old end affected it.
+        """Prepare a finished run for longer versions of its videos, which resume from saved block queues.
 
-        An interruption does no harm: the old, shorter videos could resume from that queue, too.
+        These are from before the old end affected any block, so an interruption here does no harm: the old,
+        shorter videos could resume from them, too.
         """
         for job in run.jobs:
             if self.open_state(job.index).exists():
@@ -133,7 +134,7 @@ class RunFolder:
         return self.is_done(job) and self.open_state(job.index).exists()
 
     def name_next(self, index: int, video: Path) -> None:
-        """Note which file is about to get the video's name, so that a kill at that moment leaves no doubt."""
+        """Note that a file is about to get the name of the request's video, in case of a kill just then."""
         with contextlib.suppress(OSError):  # a full disk: at worst the video is written again
             self._mark(index).write_text(_inode(video))
 
@@ -240,7 +241,7 @@ def find_run(path: Path) -> RunFolder:
 
 
 def unfinished(folder: Path) -> list[RunFolder]:
-    """Return the runs below `folder` that can be resumed, the oldest first."""
+    """Return the runs below `folder` that are not finished, the oldest first."""
     found = [RunFolder(path.parent) for path in (folder / RUNS).glob("*/run.json")]
     left = [run for run in found if not all(run.is_done(job) for job in run.read().jobs)]
     return sorted(left, key=lambda run: run.path.stat().st_mtime)

@@ -1,4 +1,4 @@
-"""Started ranks, as the process that started them sees them; and functions that all of them call once."""
+"""Ranks that this process has started: their messages and output; and calls of a function on all ranks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOG_LINES = 200
 GRACE_SECONDS = 2.0
 """Seconds after the first failure in which other ranks may still report what has happened to them."""
 LAST_WORDS = ("done", "stopped", "raised", "returned", ENDED)
-"""Words of a rank's last message."""
+"""Kinds of messages after which a rank sends no more."""
 
 
 def preloaded(spec: ModelSpec) -> list[str]:
@@ -59,9 +59,10 @@ class Ranks:
             raise
 
     def hear(self, timeout: float = LISTEN_SECONDS) -> list[tuple[int, Message]]:
-        """Return ranks' messages, as (rank, message); the word of each rank's last one is in `LAST_WORDS`.
+        """Return the messages that ranks have sent, as (rank, message).
 
-        For a rank that has ended without such a word it is `ended`, with how the process has ended.
+        The word of a rank's last message is one of `LAST_WORDS`: `ended`, with how its process has ended, if
+        the rank itself has sent none.
         """
         found = []
         for rank, message in self._hub.hear(timeout):
@@ -138,7 +139,7 @@ def listen(
 
 @dataclass(frozen=True, kw_only=True)
 class Called:
-    """Outcome of a function that every rank has called."""
+    """Results and failures of a function that was called on every rank."""
 
     results: dict[int, Any]
     """Result of each rank on which the function has returned, by rank."""
@@ -188,7 +189,7 @@ def call_on_ranks(
 
 
 def _stacks(started: Ranks, silent: list[int], why: str) -> dict[int, str]:
-    """Return, for each rank that does not end, why it is given up and where in its code it is."""
+    """Return `why`, and the stacks of its threads, for each rank that does not end."""
     for rank in silent:
         started.tell(rank, "stacks")
     if silent:

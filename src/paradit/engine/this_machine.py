@@ -27,7 +27,7 @@ def calibrated_file(ranks: int) -> Path:
 
 
 def keep_calibrated(text: str, ranks: int) -> None:
-    """Save a calibration of this machine, which is the text of a file; do nothing if it cannot be written."""
+    """Save the text of this machine's calibration file; do nothing if it cannot be written."""
     path = calibrated_file(ranks)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def keep_calibrated(text: str, ranks: int) -> None:
 
 
 def calibrated_cluster(ranks: int) -> Cluster | None:
-    """Return this machine as it was calibrated with this many ranks; None if it was not, or is unreadable."""
+    """Return this machine as calibrated with this many ranks; None if there is no file that can be read."""
     path = calibrated_file(ranks)
     try:
         cluster = find_cluster(str(path))

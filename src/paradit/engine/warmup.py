@@ -1,4 +1,4 @@
-"""Warm-up: times the stages of a request briefly, on the ranks that will make its video."""
+"""Warm-up that briefly times the stages of a request, on the ranks that will make its video."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class _Warmup:
         return work(), self._slowest(partial(seconds, work, self._world.device))
 
     def _denoise(self, prompts: tuple[Prompt, ...]) -> tuple[float, float, float]:
-        """Return the seconds of the prompts' contexts, of a step on one rank, and of a step on all ranks."""
+        """Return the seconds of three things: the prompts' contexts, a step on one rank, a step on all."""
         model, device, spec = self._load("denoise"), self._world.device, self._spec
         kernel, transformer = load_kernel(self._placement.kernel), model.experts[0]
         _, _, frames, height, width = self._shape

@@ -63,14 +63,17 @@ class Worker:
 
 
 class _Orders:
-    """Orders that the driver has sent to this process, any of which it may leave half-written."""
+    """Orders that the driver has sent to this process; their files may be left half-written."""
 
     def __init__(self) -> None:
         self.inbox = Inbox()
         self._seen: list[Order] = []
 
     def hear(self, word: str, values: tuple[Any, ...]) -> None:
-        """Handle a message from the driver; an order's run folder notes this process before it is queued."""
+        """Handle a message from the driver: an order, a cancellation, or that no more orders come.
+
+        The folder of an order's run notes this process before the order is queued.
+        """
         if word == "order":
             order = Order.of(values[0])
             if order.folder is not None:
@@ -96,7 +99,7 @@ def named_for(rank: int, placement: Placement, emit: Emit) -> Emit:
 
 
 def agree(world: World, placement: Placement) -> None:
-    """Raise RuntimeError if this rank's placement is not the first rank's: they would wait for ever.
+    """Raise RuntimeError if this rank's placement differs from the first rank's, because both would hang.
 
     Each of torchrun's ranks plans by a file that may have changed meanwhile.
     """

@@ -32,25 +32,25 @@ from paradit.parallel.forward import run, run_interleaved, through_blocks
 
 @dataclass(frozen=True)
 class AttentionCost:
-    """Cost of what comes before one of a block's attentions, on a rank that holds a part of the tokens."""
+    """Measured cost of preparing one of a block's attentions, on a rank that holds a part of the tokens."""
 
     value: Tensor
-    """Values that attention reads, [B, S, H, D], without data."""
+    """Values that attention reads, [B, S, H, D], by shape and dtype only."""
     projections: tuple[float, ...]
-    """Seconds for v, k and q, with their RoPE; the first include all since the attention before."""
+    """Seconds for computing v, k and q with RoPE; those of v include all work since the attention before."""
 
 
 @dataclass(frozen=True)
 class BlockCost:
-    """Cost of a transformer block without its attentions, on a rank that holds a part of the tokens."""
+    """Measured cost of a transformer block without its attentions, on a rank with a part of the tokens."""
 
     attentions: tuple[AttentionCost, ...]
     finish: float
-    """Seconds for what comes after the last attention."""
+    """Seconds for the block's work after its last attention."""
 
 
 def measure_block(block: Block[T], tokens: T) -> BlockCost:
-    """Measure a block's costs on a rank's tokens, with an attention that only reads the clock."""
+    """Measure a transformer block's costs on a rank's tokens; its attention only reads the clock."""
     device = tokens.hidden_states.device
     rows = [_laps(block, tokens, device) for _ in range(TIMES + 1)][1:]
     *projections, finish = (min(times) for times in zip(*(laps for laps, _ in rows), strict=True))
@@ -66,9 +66,9 @@ def measure_block(block: Block[T], tokens: T) -> BlockCost:
 
 
 def _laps(block: Block[T], tokens: T, device: torch.device) -> tuple[list[float], list[Tensor]]:
-    """Return a block's seconds, part by part, and the values of each attention, without data.
+    """Return the seconds of each part of a transformer block, and the values that its attentions read.
 
-    The parts are v, k and q of each attention, then what comes after the last one.
+    The parts are v, k and q of each attention, then what comes after the last one. The values hold no data.
     """
     laps: list[float] = []
     values: list[Tensor] = []
@@ -100,9 +100,10 @@ def rehearse(
     blocks: Sequence[BlockCost],
     kernel: MeasuredKernel,
 ) -> float:
-    """Return the seconds that blocks take on one rank, by a choice of attention without log-sum-exp.
+    """Return the simulated seconds that transformer blocks take on one rank with a choice of attention.
 
-    streams: number of forwards that run side by side, each through blocks of these costs.
+    The choice must not need the log-sum-exp. streams: number of forwards that run side by side, each through
+    blocks of these costs.
     """
     clock = _Clock()
     transport = _RehearsedTransport(clock, link, rank, shares.num_ranks)
@@ -127,7 +128,7 @@ class _Clock:
 
 
 class _RehearsedTransport(Transport):
-    """Transport whose messages travel one after another, as they are started, while work continues."""
+    """Simulated transport: messages travel one after another by the clock, while computing continues."""
 
     def __init__(self, clock: _Clock, link: Link, rank: int, num_ranks: int) -> None:
         super().__init__(None)
@@ -191,7 +192,7 @@ class _StillRope(Rope):
 
 @dataclass(frozen=True, kw_only=True)
 class RehearsedTokens(Tokens):
-    """Tokens without data."""
+    """Tokens of a rehearsal, which have shapes but no data."""
 
     @property
     def changing(self) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""File that remembers what was measured on this machine, so that each thing is measured only once."""
+"""File of what was measured on this machine, so that nothing is measured twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Remembered:
-    """Results of measurements, such as the fastest choice, in a file of the user's cache folder.
+    """Store of measured results, such as the fastest choice, in a file of the user's cache folder.
 
     A file that cannot be read or written counts as empty.
     """
@@ -27,13 +27,13 @@ class Remembered:
         self._path = path or cache / "paradit" / "quickest.json"
 
     def find(self, what: str) -> str | None:
-        """Return the result that was kept for `what` on this machine; None if there is none."""
+        """Return the result that is stored for this machine under the key `what`; None if there is none."""
         found = self._read().get(f"{_machine()}: {what}")
         _LOG.debug("%s remembers %s of %s", self._path, found or "nothing", what)
         return found if isinstance(found, str) else None
 
     def keep(self, what: str, best: str) -> None:
-        """Keep a result for `what` on this machine, next to those that other processes keep meanwhile."""
+        """Store a result for this machine under the key `what`; keep those that other processes store."""
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with changing(self._path):

@@ -25,14 +25,14 @@ class Capabilities:
     """Abilities of a launcher, which differ from one to another."""
 
     replaces: bool
-    """Whether it can start ranks again after one has failed."""
+    """Whether the launcher can start ranks again after one has failed."""
     shared_folder: bool
-    """Whether all its ranks see the folders of the process that starts them."""
+    """Whether all ranks see the folders of the process that starts them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seat:
-    """Place of a rank: its machine, its device, and how it finds the driver and the other ranks."""
+    """Place of a rank: its machine and device, and how it finds the driver and the other ranks."""
 
     rank: int
     ranks: int
@@ -68,7 +68,8 @@ class Launcher(Protocol):
     ) -> list[Seat]:
         """Start ranks that run `work`, and return the place of each.
 
-        address, token: the driver's, for these places. preload: names of modules that all ranks import.
+        address, token: the driver's, which every place holds. preload: names of modules that all ranks
+        import.
         """
 
     def ended(self) -> dict[int, str]:
@@ -100,6 +101,6 @@ def num_cores() -> int:
 
 
 def threads_per_rank(ranks: int) -> int:
-    """Return the threads of each rank: the cores divided by the ranks, unless OMP_NUM_THREADS is set."""
+    """Return the number of threads for each rank: OMP_NUM_THREADS if set, else its share of the cores."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return int(wanted) if wanted.isdecimal() and int(wanted) else max(1, num_cores() // ranks)

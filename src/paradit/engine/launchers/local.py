@@ -27,7 +27,7 @@ _LOG = logging.getLogger(__name__)
 END_SECONDS = 2.0
 """Seconds in which a process that has closed its connection is expected to end."""
 _STARTING = threading.Lock()
-"""Lock held while processes are started, because that changes this whole process for a moment."""
+"""Lock held while processes are started, when signals and the main module of this process are changed."""
 
 
 class LocalLauncher:
