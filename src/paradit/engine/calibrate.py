@@ -63,7 +63,9 @@ class Sizes:
     attentions: Sequence[tuple[int, int, int, int]]
     """Sizes of attentions to time: (heads, query rows, keys, head dim)."""
     blocks: Sequence[tuple[int, int, tuple[int, int, int]]]
-    """Sizes of transformer blocks to time: (heads, head dim, latent shape); a small first one times launches.
+    """Sizes of transformer blocks to time: (heads, head dim, latent shape).
+
+    The first is small, to time kernel launches.
     """
     decodes: Sequence[tuple[int, tuple[int, int, int]]]
     """Sizes of decodes to time: (channels of the VAE's last level, (frames, height, width) in pixels)."""

@@ -118,7 +118,7 @@ class EngineJob:
             self._news.wait_for(lambda: self._log.last > number or self._status in ENDED)
 
     def waking(self, wake: Callable[[], object]) -> Callable[[], None]:
-        """Have the engine's thread call `wake` at every event; returns a function that ends that."""
+        """Have `wake` called at every event, by the engine's thread; return a function that ends this."""
         with self._news:
             self._wakers.add(wake)
         return lambda: self._wakers.discard(wake)

@@ -138,10 +138,7 @@ def make_driver(
 
 
 def order_of(run: Run, job: Job, folder: RunFolder | None, number: int) -> Order:
-    """Return the order to make one of a run's jobs.
-
-    number: number of the order, unique in its driver.
-    """
+    """Return an `Order` for one of a run's jobs. number: its number, unique in the driver."""
     return Order(
         number=number,
         job=job,

@@ -49,7 +49,7 @@ SHOWN_RUNS = 5
 
 
 class RunFolder:
-    """Folder of one run, at `path`."""
+    """Folder of one run at `path`: what it was asked for, and the progress that is saved."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -215,7 +215,7 @@ _DONE = "done"
 
 
 def _inode(path: Path) -> str:
-    """Return a file's device and inode, which it keeps when it is renamed; empty if there is no file."""
+    """Return a file's device and inode numbers, which survive a rename; empty if there is no file."""
     try:
         found = path.stat()
     except OSError:

@@ -93,7 +93,7 @@ class _Orders:
 
 
 def named_for(rank: int, placement: Placement, emit: Emit) -> Emit:
-    """Return an `emit` that puts the rank into the name of a stage which several ranks do at once."""
+    """Return an `emit` that adds the rank to the name of each stage which several ranks do at once."""
     names = {"decode": f"decode on rank {rank}"} if len(placement.decode_ranks) > 1 else {}
     return renaming(emit, lambda stage: names.get(stage, stage))
 

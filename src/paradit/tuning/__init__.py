@@ -1,1 +1,1 @@
-"""Measurements by which the fastest settings on this machine are chosen, and a file that remembers them."""
+"""Measurements that find the fastest settings on this machine, and a file that remembers them."""

@@ -33,7 +33,7 @@ class Remembered:
         return found if isinstance(found, str) else None
 
     def keep(self, what: str, best: str) -> None:
-        """Store a result for this machine under the key `what`; keep those that other processes store."""
+        """Store a result for this machine under the key `what`, without losing those of other processes."""
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with changing(self._path):

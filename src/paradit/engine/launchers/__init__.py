@@ -22,7 +22,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """Abilities of a launcher, which differ from one to another."""
+    """Abilities that some launchers have and others lack."""
 
     replaces: bool
     """Whether the launcher can start ranks again after one has failed."""
@@ -73,7 +73,7 @@ class Launcher(Protocol):
         """
 
     def ended(self) -> dict[int, str]:
-        """Return how each process that has ended did so, in words, by rank."""
+        """Return how processes have ended, in words, by rank; those that still run are left out."""
 
     def said(self) -> dict[int, str]:
         """Return what each rank has written to stdout and stderr since the last call, by rank."""
