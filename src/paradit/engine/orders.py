@@ -31,8 +31,6 @@ class Order:
     """Whether the video's metadata says what it was made from (`provenance`)."""
     checkpoint_steps: int | None = None
     """Denoising steps between checkpoints; None: by time."""
-    tells_frames: bool = False
-    """Whether to report the video's frames as events, too; not implemented yet."""
 
     def plain(self) -> dict[str, Any]:
         """Return the order as plain values, which can be sent over a channel."""

@@ -24,8 +24,6 @@ from paradit.devices import device_of, num_gpus
 from paradit.engine.launchers import Capabilities, Machine, Seat, Work, num_cores, threads_per_rank
 
 _LOG = logging.getLogger(__name__)
-END_SECONDS = 2.0
-"""Seconds in which a process that has closed its connection is expected to end."""
 _STARTING = threading.Lock()
 """Lock held while processes are started, when signals and the main module of this process are changed."""
 
