@@ -1,1 +1,1 @@
-"""What can be asked for, and how it is declared, read and checked. Torch-free."""
+"""Requests, placements and options: how they are declared, read and checked. Torch-free."""

@@ -2,23 +2,23 @@
 
 
 class InputError(ValueError):
-    """What was asked for cannot be done; the message is one line naming the value and the nearest that works.
+    """Error in what the user asked for; the message is one line with the value and the nearest valid one.
 
     The command line prints the message and exits with code 2.
     """
 
 
 class OutOfMemory(RuntimeError):
-    """Memory ran out, and nothing smaller is left to try; the message says what was tried."""
+    """Failure to find memory, with nothing smaller left to try; the message says what was tried."""
 
 
 class JobError(RuntimeError):
-    """A job has failed; the message says why."""
+    """Failure of a job; the message says why."""
 
 
 class JobCancelled(JobError):
-    """A job was cancelled."""
+    """Cancellation of a job, raised to whoever waits for its result."""
 
 
 class RankError(RuntimeError):
-    """Ranks failed; the message has each one's number and its traceback or signal."""
+    """Failure of one or more ranks; the message has each one's number and its traceback or signal."""

@@ -1,6 +1,6 @@
-"""Numbers that a user gives, and how large they may be. Torch-free.
+"""Limits on the numbers that a user gives, and the checks of them. Torch-free.
 
-Every count and every amount passes through here, wherever it comes from: the command line, a file, or Python.
+Every count and amount is checked here, whether it comes from the command line, a file or Python.
 """
 
 from __future__ import annotations
@@ -13,29 +13,32 @@ from typing import SupportsFloat, SupportsIndex
 from paradit.config.errors import InputError
 
 MAX_RANKS = 128
-"""Ranks of a run, and GPUs of a plan: more than machines that share a video have."""
+"""Largest number of ranks in a run, and of GPUs in a plan; more than share a video in practice."""
 MAX_CHUNKS = 128
-"""Parts of attention's data: more than models have heads."""
+"""Largest number of chunks that attention's data may be split into; more than models have heads."""
 MAX_FRAMES = 10**6
-"""Frames of a video that ends: hours of it."""
+"""Largest number of frames of a video with a set length; hours of video."""
 MAX_SECONDS = 10**7
-"""Seconds that a user gives: months."""
+"""Largest number of seconds that a user may give; about four months."""
 MAX_GUIDANCE = 1000
 MAX_SIDE = 2**14
-"""Pixels of a picture's side."""
+"""Largest width or height of a video, in pixels."""
 MAX_TILE = 2**16
-"""Pixels of a decode tile's side: more than pictures have."""
+"""Largest side of a decode tile, in pixels; larger than any allowed picture."""
 MAX_PROMPTS = 10_000
 MAX_PROMPT = 100_000
-"""Characters of a prompt: a hundred times what text encoders read."""
+"""Largest number of characters in a prompt; a hundred times what text encoders read."""
 MAX_FILE = 10**7
-"""Bytes of a file with prompts, a placement, or a machine's figures."""
+"""Largest size, in bytes, of a file with prompts, a placement or a machine's measurements."""
 SHOWN = 60
-"""Characters of a value that an error repeats."""
+"""Number of characters after which an error message cuts off the value that it repeats."""
 
 
 def whole(name: str, value: object, *, most: float = math.inf, least: float = 1, hint: str = "") -> int:
-    """Return a whole number within its limits. Raises InputError; `hint` is for one above them."""
+    """Return `value` as a whole number, after checking its limits. Raises InputError.
+
+    name: name of the value in messages. hint: advice in the message if the value is above `most`.
+    """
     try:
         if isinstance(value, bool) or not isinstance(value, SupportsIndex):
             raise TypeError
@@ -51,7 +54,11 @@ def whole(name: str, value: object, *, most: float = math.inf, least: float = 1,
 
 
 def amount(name: str, value: object, *, most: float, least: float = 0.0, hint: str = "") -> float:
-    """Return a finite number above zero and within its limits. Raises InputError."""
+    """Return `value` as a finite number above 0, after checking its limits. Raises InputError.
+
+    name: name of the value in messages. hint: advice in the message if the value is not finite or not above
+    0.
+    """
     try:
         if isinstance(value, bool | str | bytes) or not isinstance(value, SupportsFloat | SupportsIndex):
             raise TypeError
@@ -70,18 +77,18 @@ def amount(name: str, value: object, *, most: float, least: float = 0.0, hint: s
 
 
 def one_of(name: str, value: object, choices: Collection[str]) -> None:
-    """Raise InputError for what is not one of these words."""
+    """Raise InputError if `value` is not one of the words in `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {shown(value)}")
 
 
 def digits(text: str) -> int:
-    """Return the number that digits write, or one beyond any limit where they are many."""
+    """Return the number that a string of digits writes; 10**18, above any limit, if it is longer than 18."""
     return int(text) if len(text) <= 18 else 10**18
 
 
 def shown(value: object) -> str:
-    """Return a value as an error repeats it: on one line, and not for ever."""
+    """Return the text of a value for an error message: its repr on one line, cut after `SHOWN` characters."""
     try:
         text = repr(value)
     except ValueError:  # a number of more digits than Python writes
@@ -91,5 +98,5 @@ def shown(value: object) -> str:
 
 
 def typed(value: object) -> str:
-    """Return a value of a wrong type as an error repeats it."""
+    """Return the text of a value of a wrong type for an error message: its repr and its type's name."""
     return shown(value) if value is None else f"{shown(value)} ({type(value).__name__})"

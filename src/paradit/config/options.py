@@ -1,9 +1,9 @@
-"""Options, each declared once: in the frozen dataclass that it belongs to, with its type, limits and help.
+"""Declarations of options: each once, in the frozen dataclass it belongs to, with type, limits and help.
 
 chunks: Annotated[int | None, Option(help="Parts in which data travel.", metavar="N", least=1)] = None
 
 Fields of such classes are read strictly, wherever their values come from: `decode` reads plain values, as
-JSON and TOML have them, and `check` judges an object that Python code has made.
+JSON and TOML have them, and `check` checks an object that Python code has made.
 """
 
 from __future__ import annotations
@@ -29,84 +29,84 @@ T = TypeVar("T")
 
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a text"}
 PLURALS = {bool: "true or false", int: "whole numbers", float: "numbers", str: "texts"}
-"""Types, as messages call their values."""
+"""Plural names of types in error messages; `WORDS` has the singular ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """What there is to say of a field besides its type and its default."""
+    """Declaration of a field beyond its type and default: help text, flags and limits."""
 
     help: str | Callable[[], str] = ""
-    """What it does; called for when it is shown, if other parts of the program say it."""
+    """Help text that says what the option does, or a function that returns it when help is shown."""
     metavar: str = ""
     short: str = ""
-    """One letter's flag on the command line, such as `-o`."""
+    """One-letter flag on the command line, such as `-o`."""
     argument: bool = False
-    """Whether it is one on the command line by its place, without a name."""
+    """Whether the command line takes the value by its position, without a flag."""
     negatable: bool = False
-    """Whether `--no-NAME` on the command line says false."""
+    """Whether the command line also has `--no-NAME`, which sets the option to false."""
     also: tuple[str, ...] = ()
-    """Other words that a user may mean it by."""
+    """Other words that a user may try for this option; an error then suggests the right flag."""
     formerly: tuple[str, ...] = ()
-    """Names that it had in the minor version before: they still work, with a warning."""
+    """Names of the option in the previous minor version; they still work, with a warning."""
     least: float | None = None
-    """Least that a number may be, or each in a list; None: any. See `ABOVE_ZERO`."""
+    """Smallest value allowed for a number, or for each number in a list; None: any. See `ABOVE_ZERO`."""
     most: float | None = None
     fixed: bool = False
-    """Whether nothing but the default is supported."""
+    """Whether the default is the only supported value."""
 
     @property
     def told(self) -> str:
-        """The help, as a text."""
+        """Help text as a string, whether it was declared as one or as a function."""
         return self.help if isinstance(self.help, str) else self.help()
 
 
 class RenamedWarning(DeprecationWarning):
-    """A name was used that the next minor version will not know."""
+    """Warning about the use of a name that the next minor version will not know."""
 
 
 ABOVE_ZERO = 5e-324
-"""`least` of a number that may be as small as it likes, but not zero."""
+"""Limit for `Option.least` that allows any number above 0, but not 0 itself."""
 PLAIN = Option()
-"""The option of a field that has none."""
+"""Empty `Option`, for a field that is declared without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """A field of a dataclass."""
+    """Field of a dataclass as declared: its name, type, default and `Option`."""
 
     name: str
     hint: object
-    """The type without the option; a union with None is a field that may be left open."""
+    """Type of the field, without its `Option`; a union with None if the field may be left open."""
     default: object
-    """`MISSING` if the field must be given."""
+    """Default value of the field; `MISSING` if a value must be given."""
     option: Option = PLAIN
 
     @classmethod
     def of(cls, name: str, hint: object, default: object = MISSING) -> Declared:
-        """A field that stands in no dataclass."""
+        """Return a declared field that belongs to no dataclass."""
         return cls(name=name, hint=hint, default=default)
 
     @property
     def kind(self) -> object:
-        """The type without None."""
+        """Type of the field, without None."""
         parts = [part for part in _parts(self.hint) if part is not NoneType]
         return parts[0] if len(parts) == 1 else self.hint
 
     @property
     def among(self) -> tuple[object, ...]:
-        """All values that the field may have; empty: any of its type."""
+        """All values that the field allows; empty if it allows any of its type."""
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
     def read(self, value: object) -> object:
-        """Return a plain value as the field's type has it. Raises InputError."""
+        """Return a plain value converted to the field's type. Raises InputError if it is not valid."""
         if value is None and NoneType in _parts(self.hint):
             return None
         found: object
         if self.kind in (int, float):
             found = self._number(self.kind, value)
         elif self.kind is str and isinstance(value, str):
-            found = value  # also a file's name that is not UTF-8
+            found = value  # may be a file name that is not UTF-8
         else:
             plain = str(value) if isinstance(value, Path) else value
             try:
@@ -141,7 +141,7 @@ _OPTIONS: dict[type, Mapping[str, Declared]] = {}
 
 
 def all_fields(cls: type) -> Mapping[str, Declared]:
-    """The fields of a dataclass, in their order."""
+    """Return all fields of a dataclass by name, in their order."""
     if cls not in _FIELDS:
         hints = get_type_hints(cls, include_extras=True)
         _FIELDS[cls] = {field.name: _declared(field, hints[field.name]) for field in fields(cls)}
@@ -149,7 +149,7 @@ def all_fields(cls: type) -> Mapping[str, Declared]:
 
 
 def declared(cls: type) -> Mapping[str, Declared]:
-    """The fields of a dataclass that are declared with an `Option`, in their order."""
+    """Return the fields of a dataclass that are declared with an `Option`, by name, in their order."""
     if cls not in _OPTIONS:
         _OPTIONS[cls] = {name: field for name, field in all_fields(cls).items() if field.option is not PLAIN}
     return _OPTIONS[cls]
@@ -163,16 +163,16 @@ def _declared(field: Field[object], hint: object) -> Declared:
 
 
 def check(made: object) -> None:
-    """Judge an object's declared fields, and set them as their types have them. Raises InputError."""
+    """Check an object's declared fields, and set each to its converted value. Raises InputError."""
     for name, field in declared(type(made)).items():
         object.__setattr__(made, name, field.read(getattr(made, name)))
 
 
 def decode(cls: type[T], data: object, where: str = "") -> T:
-    """Read plain values into a dataclass.
+    """Return an instance of a dataclass made of plain values.
 
-    where: what they come from, such as a file's path, for messages. Raises InputError, in one line, for a
-    wrong type, a number beyond its limits, a name that is not known, and one that is missing.
+    where: source of the values, such as a file's path, for messages. Raises InputError, in one line, for a
+    wrong type, a number beyond its limits, an unknown name or a missing one.
     """
     known: type = cls
     with named(where):
@@ -180,13 +180,16 @@ def decode(cls: type[T], data: object, where: str = "") -> T:
 
 
 def decode_known(cls: type[T], data: Mapping[str, object], where: str = "") -> T:
-    """Read what a dataclass knows of plain values, whatever else is among them; else as `decode`."""
+    """Return an instance of a dataclass made of the plain values that it knows; otherwise like `decode`."""
     known: type = cls
     return decode(cls, {name: value for name, value in data.items() if name in all_fields(known)}, where)
 
 
 def read_all(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
-    """Read the plain values of all fields that have no default, and others. Raises InputError."""
+    """Return plain values converted to their fields' types, with none missing. Raises InputError.
+
+    known: all fields by name; those without a default must be in `data`.
+    """
     values = read_values(known, data)
     for name, field in known.items():
         if field.default is MISSING and name not in values:
@@ -195,7 +198,10 @@ def read_all(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
 
 
 def read_values(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
-    """Read the plain values of some fields. Raises InputError as `decode` does."""
+    """Return plain values converted to their fields' types. Raises InputError as `decode` does.
+
+    known: fields by name, any of which `data` may leave out.
+    """
     if not isinstance(data, Mapping):
         raise InputError(f"an object with {_some(known)} is wanted, got {typed(data)}")
     data = with_new_names(data, former_names(known.values()))
@@ -207,12 +213,15 @@ def read_values(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
 
 
 def former_names(known: Iterable[Declared]) -> dict[str, str]:
-    """Return the present name of each option by its former ones."""
+    """Return the present name of each option by its former names."""
     return {former: field.name for field in known for former in field.option.formerly}
 
 
 def with_new_names(data: Mapping[str, object], renamed: Mapping[str, str]) -> Mapping[str, object]:
-    """Put present names in the place of former ones, and warn of these. Raises InputError for both."""
+    """Return the values with former names replaced, and warn of each. Raises InputError if both are given.
+
+    renamed: present names by former names.
+    """
     for former in [name for name in data if name in renamed]:
         if (name := renamed[former]) in data:
             raise InputError(f"{former} is the former name of {name}: give one of them")
@@ -222,13 +231,16 @@ def with_new_names(data: Mapping[str, object], renamed: Mapping[str, str]) -> Ma
 
 
 def warn_renamed(former: str, name: str) -> None:
-    """Warn, in one line, of a name that will go."""
+    """Warn, in one line, that a former name will stop working."""
     said = f"{former} is now {name}: the former name goes with the next minor version"
     warnings.warn_explicit(said, RenamedWarning, "paradit", 0)
 
 
 def read_object(text: str | bytes, what: str) -> dict[str, Any]:
-    """Read a JSON object. what: the file, say, for messages. Raises InputError."""
+    """Return the JSON object that a text holds. Raises InputError.
+
+    what: source of the text, such as a file, for messages.
+    """
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -240,7 +252,7 @@ def read_object(text: str | bytes, what: str) -> dict[str, Any]:
 
 @contextmanager
 def named(where: str) -> Iterator[None]:
-    """Begin the message of an InputError with what was being read."""
+    """Prefix the message of an InputError from the body with `where`, the source that was being read."""
     try:
         yield
     except InputError as error:
@@ -248,7 +260,7 @@ def named(where: str) -> Iterator[None]:
 
 
 def to_argv(values: Mapping[str, object]) -> list[str]:
-    """Return options, by name, as words of a command line; what is None is not said."""
+    """Return options, given by name, as words of a command line; an option that is None is left out."""
     words = []
     for name, value in values.items():
         flag = name.replace("_", "-")
@@ -260,7 +272,7 @@ def to_argv(values: Mapping[str, object]) -> list[str]:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return a question after the nearest of the known names, if there is one."""
+    """Return the end of a message that suggests the nearest known name; empty if none is near."""
     close = difflib.get_close_matches(str(name)[:100], known, n=1)
     return f": did you mean {close[0]!r}?" if close else ""
 
@@ -270,7 +282,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _path(kind: type, value: object) -> object:
-    """Make what msgspec does not know; of what is returned it checks the type."""
+    """Return a text as a Path if msgspec asks for one; msgspec then checks the type of what is returned."""
     return Path(value) if kind is Path and isinstance(value, str) else value
 
 
@@ -279,7 +291,7 @@ def _parts(kind: object) -> tuple[object, ...]:
 
 
 def _numbers(value: object) -> Iterator[int | float]:
-    """All numbers in a value, at any depth."""
+    """Yield all numbers in a value, at any depth of tuples and mappings."""
     if isinstance(value, Mapping):
         value = tuple(value.values())
     if isinstance(value, tuple):
@@ -290,7 +302,7 @@ def _numbers(value: object) -> Iterator[int | float]:
 
 
 def _wanted(kind: object) -> str:
-    """What a message asks for."""
+    """Return the words for a type in an error message, such as `a whole number`."""
     parts, among = _parts(kind), get_args(kind)
     if len(parts) > 1:
         return " or ".join(map(_wanted, parts))

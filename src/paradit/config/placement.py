@@ -1,4 +1,4 @@
-"""Which ranks do what. Torch-free, so that a plan is refused before anything is loaded."""
+"""Placements: which ranks do what. Torch-free, so that a bad one is refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ RANKS = Option()
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """How many ranks there are, and how they share one video's denoising."""
+    """Placement of the work on ranks: how many there are, what each does, and how they share a video."""
 
     ranks: Annotated[int, Option(least=1, most=MAX_RANKS)] = 1
     encode: Annotated[tuple[int, ...] | None, RANKS] = None
-    """The rank with the text encoder; None: the first that decodes, where that is given, or that denoises."""
+    """Rank with the text encoder, as a tuple of one; None: the first rank of `decode` if that is given, else
+    the first that denoises."""
     denoise: Annotated[tuple[int, ...] | None, RANKS] = None
-    """The ranks with the transformer; None: all."""
+    """Ranks with the transformer; None: all ranks."""
     decode: Annotated[tuple[int, ...] | None, RANKS] = None
-    """The ranks with the VAE, each of which decodes whole videos; None: the first that denoises."""
+    """Ranks with the VAE, which decode; None: the first rank that denoises."""
     replicas: Annotated[
         int,
         Option(
@@ -52,7 +53,7 @@ class Placement:
             most=MAX_RANKS,
         ),
     ] = 1
-    """Equal groups of neighbouring ranks, each with a whole model, each making every so-many-th video."""
+    """Number of equal groups of neighbouring ranks, each with a whole model; each makes its own videos."""
     decode_degree: Annotated[
         int,
         Option(
@@ -62,7 +63,7 @@ class Placement:
             most=MAX_RANKS,
         ),
     ] = 1
-    """How many of them share a video, by tiles: 1, each decodes whole videos in turn; or all."""
+    """Number of decode ranks that share a video by tiles: 1 (each decodes whole videos), or all of them."""
     cfg_degree: Annotated[
         int,
         Option(
@@ -73,15 +74,16 @@ class Placement:
             most=MAX_RANKS,
         ),
     ] = 1
-    """2: the two guidance branches on different ranks; 1: all ranks compute both."""
+    """Number of rank groups for the two guidance branches: 2, a branch each; 1, all ranks compute both."""
     method_options: Mapping[str, Value] = NONE
-    """Options that only some method of denoising has, such as `pipeline_degree`."""
+    """Options that only some denoising method has, such as `pipeline_degree`."""
     attention: Annotated[
         str, Option(also=("ulysses-degree", "sequence-parallel"), help=help_text, metavar="NAME")
     ] = AUTO
-    """How the ranks of a branch share its attention: a form (`attention.registry`), or `auto`."""
+    """Attention form, by which the ranks of a guidance branch share attention: a name in
+    `attention.registry`, or `auto`."""
     options: Mapping[str, Value] = NONE
-    """Options that only some form of attention has; those that are not said are at their defaults."""
+    """Options that only some attention form has; those left out have their defaults."""
     interleave: Annotated[
         bool | None,
         Option(
@@ -89,7 +91,8 @@ class Placement:
             help="A guidance branch computes while the other's data travel. [default: auto's choice]",
         ),
     ] = None
-    """Let the two branches hide each other's communication; None: with `auto`, where it is quicker."""
+    """Whether the two guidance branches take turns, to hide each other's communication; None: if `attention`
+    is `auto` and that is quicker."""
     kernel: Annotated[
         str,
         Option(
@@ -98,14 +101,14 @@ class Placement:
             metavar="NAME",
         ),
     ] = kernels.DEFAULT
-    """What computes attention: one of `paradit.kernels.KERNELS`."""
+    """Attention backend: a name in `paradit.kernels.KERNELS`."""
     compile: Annotated[
         bool,
         Option(
             also=("torch-compile",), help="Compile what is before and after attention; takes a minute once."
         ),
     ] = False
-    """Whether what is before and after attention is compiled."""
+    """Whether the model's code before and after attention is compiled."""
     coprocess: Annotated[
         bool,
         Option(
@@ -113,7 +116,7 @@ class Placement:
             help="Ranks that only decode take a share of the attention while they are idle.",
         ),
     ] = False
-    """Whether ranks that decode and do not denoise take a share of the attention while they are idle."""
+    """Whether ranks that decode but do not denoise take a share of the attention while they are idle."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -190,7 +193,7 @@ class Placement:
 
     @classmethod
     def of(cls, **given: object) -> Placement:
-        """A placement from a flat set of fields, as JSON and the command line have them (see `flat`)."""
+        """Return the placement with these fields in one flat set, as JSON and the command line have them."""
         own, of_methods = declared(cls), declared_placement_options()
         mine = {name: value for name, value in given.items() if name in own}
         method = {name: value for name, value in given.items() if name in of_methods}
@@ -198,7 +201,7 @@ class Placement:
         return cls(**mine, options=Values(others), method_options=Values(method))  # type: ignore[arg-type]
 
     def flat(self) -> dict[str, object]:
-        """All fields by name, with the options of all forms of attention and of all methods among them."""
+        """Return all fields by name, including the options of all attention forms and of all methods."""
         found, said = {}, {**self.options, **self.method_options}
         for name, field in placement_fields().items():
             is_own = name in declared(Placement)
@@ -207,12 +210,12 @@ class Placement:
 
     @property
     def replica_ranks(self) -> int:
-        """How many ranks make a video together."""
+        """Number of ranks that make a video together."""
         return self.ranks // self.replicas
 
     @property
     def replica(self) -> Placement:
-        """What each replica is by itself; its ranks counted from 0."""
+        """Placement of one replica by itself, with its ranks counted from 0."""
         return replace(self, ranks=self.replica_ranks, replicas=1)
 
     @property
@@ -226,40 +229,40 @@ class Placement:
 
     @property
     def helper_ranks(self) -> tuple[int, ...]:
-        """Which help the denoise ranks, where `coprocess` is wanted: those that decode and do not denoise."""
+        """Ranks that help to denoise if `coprocess` is set: those that decode but do not denoise."""
         return tuple(rank for rank in self.decode_ranks if rank not in self.denoise_ranks)
 
     def helpers_of(self, decoder: int) -> list[int]:
-        """Numbers of the helper ranks, counted from 0, that are in one of the `decode_groups`."""
+        """Return the indices in `helper_ranks` of the ranks that belong to one of the `decode_groups`."""
         group = self.decode_groups[decoder]
         return [number for number, rank in enumerate(self.helper_ranks) if rank in group]
 
     @property
     def decode_groups(self) -> list[tuple[int, ...]]:
-        """The ranks that decode a video together; the first of each writes it."""
+        """Groups of ranks that decode a video together; the first rank of each group writes the video."""
         ranks, degree = self.decode_ranks, self.decode_degree
         return [ranks[start : start + degree] for start in range(0, len(ranks), degree)]
 
     @property
     def encode_ranks(self) -> tuple[int, ...]:
-        """The one rank that encodes."""
+        """Rank that encodes, as a tuple of one."""
         if self.encode is not None:
             return self.encode
         return (self.denoise_ranks if self.decode is None else self.decode)[:1]
 
     def stages_of(self, rank: int) -> tuple[str, ...]:
-        """What a rank does, in the order of a video's way."""
+        """Return the stages that a rank does, in the order in which a video passes through them."""
         groups = self.encode_ranks, self.denoise_ranks, self.decode_ranks
         within = rank % self.replica_ranks
         return tuple(stage for stage, group in zip(STAGES, groups, strict=True) if within in group)
 
     @property
     def branch_ranks(self) -> int:
-        """How many ranks share a branch's tokens."""
+        """Number of ranks that share the tokens of a guidance branch."""
         return len(self.denoise_ranks) // self.cfg_degree
 
     def to_json(self) -> str:
-        """All fields, as `placement_text.read_placement` reads them."""
+        """Return all fields as JSON, which `placement_text.read_placement` reads."""
         return json.dumps(self.flat(), indent=2)
 
     @property
@@ -273,9 +276,9 @@ class Placement:
         )
 
     def choices(self, num_heads: int, num_branches: int = 2) -> list[Choice]:
-        """The ways of sharing attention that are left open, the plainest first.
+        """Return the ways to share attention that are still open, the plainest first.
 
-        num_branches: number of guidance branches, one or two.
+        num_heads: number of the model's attention heads. num_branches: number of guidance branches, 1 or 2.
         """
         is_open, alone = self.attention == AUTO, self.branch_ranks == 1
         if alone and not self.coprocess:
@@ -288,26 +291,26 @@ class Placement:
         )
         interleaves = [bool(self.interleave)]
         if self.interleave is None and is_open and self.cfg_degree < num_branches:
-            # One branch after the other is also what one process does.
+            # An interleaved rank computes its branches in turn, as a process alone always does.
             interleaves = [True] if alone else [False, True]
         made = [replace(choice, interleave=interleave) for choice in found for interleave in interleaves]
-        # A rank by itself waits for helpers only, so there is nothing to rehearse.
+        # A rank alone waits only for helpers, so no rehearsal has to compare the ways.
         return made[:1] if alone else made
 
     def chosen(self, choice: Choice) -> Placement:
-        """Return this placement with an open choice of attention made."""
+        """Return this placement with its attention set to one choice."""
         return replace(
             self, attention=choice.name, options=choice.options, interleave=choice.interleave or None
         )
 
     def tiled(self, request: ResolvedRequest, spec: ModelSpec) -> ResolvedRequest:
-        """A request, with tiles where decode ranks share them."""
+        """Return the request with decode tiles, if ranks share a decode and it has none; else unchanged."""
         if self.decode_degree == 1 or request.vae_tile is not None:
             return request
         return replace(request, vae_tile=spec.vae.TILE_PIXELS)
 
     def check_branches(self, request: ResolvedRequest, spec: ModelSpec) -> None:
-        """Refuse what needs two guidance branches if a request has one. Raises InputError."""
+        """Refuse options that need two guidance branches if the request has one. Raises InputError."""
         for option, wanted in (("cfg_degree 2", self.cfg_degree == 2), ("interleave", self.interleave)):
             if wanted and spec.num_branches(request.guidance_scale) == 1:
                 instead = "cfg_degree 1" if self.cfg_degree == 2 else "no interleave"
@@ -319,7 +322,7 @@ class Placement:
                 raise InputError(f"{option} needs two guidance branches, and {why}: use {instead}")
 
     def check_tiles(self, request: ResolvedRequest, spec: ModelSpec) -> None:
-        """Refuse a picture that has too few tiles for the ranks that share its decode. Raises InputError."""
+        """Refuse a picture that has fewer tiles than ranks that share its decode. Raises InputError."""
         if self.decode_degree == 1 or request.vae_tile is None:
             return
         size, multiple = (request.height, request.width), spec.vae.tile_multiple
@@ -340,7 +343,7 @@ class Placement:
 
 
 def placement_fields() -> Mapping[str, Declared]:
-    """All fields of a placement, with the options of all forms of attention and of all methods among them."""
+    """Return all fields of a placement by name, including the options of all attention forms and methods."""
     before = {"attention": declared_placement_options, "interleave": declared_options}
     found: dict[str, Declared] = {}
     for name, field in declared(Placement).items():
@@ -349,16 +352,16 @@ def placement_fields() -> Mapping[str, Declared]:
 
 
 def check_rank(stage: str, rank: int) -> None:
-    """Raise InputError for a rank of a stage that no run has."""
+    """Raise InputError if a stage is given the number of a rank that no run has."""
     if abs(rank) >= MAX_RANKS:
         raise InputError(f"{stage} has a rank {shown(rank)}: ranks are 0 to {MAX_RANKS - 1} at most")
 
 
 def divisors(number: int) -> str:
-    """Return the numbers that divide a number, as a person writes them."""
+    """Return all divisors of a number as text for messages, such as `1, 2, 4`."""
     return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
 def written(ranks: Iterable[int]) -> str:
-    """Return ranks as a person writes them."""
+    """Return ranks as text for messages, such as `0, 2, 3`; `none` if there are none."""
     return ", ".join(str(rank) for rank in ranks) or "none"

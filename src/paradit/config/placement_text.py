@@ -1,4 +1,4 @@
-"""Placements as they are written: in JSON, or as the ranks of stages. Torch-free."""
+"""Reading and writing of placements as text: JSON, or the ranks of each stage. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from paradit.scheduling.stages import STAGES
 
 
 def read_placement(text: str) -> Placement:
-    """Read what `Placement.to_json` writes. Raises InputError for what is not a placement."""
+    """Return the placement that `Placement.to_json` wrote. Raises InputError if the text is not valid."""
     return Placement.of(**read_fields(text))
 
 
 def read_fields(text: str) -> dict[str, Any]:
-    """Read some of a placement's fields from JSON. Raises InputError for what is not one."""
+    """Return the fields of a placement that a JSON text holds. Raises InputError if the text is not valid."""
     return read_values(placement_fields(), read_object(text, "the placement"))
 
 
 def read_groups(text: str) -> dict[str, tuple[int, ...]]:
-    """The ranks of stages, written as in "denoise=0-5 decode=6,7 encode=6". Raises InputError."""
+    """Return the ranks of each stage, written like "denoise=0-5 decode=6,7 encode=6". Raises InputError."""
     groups: dict[str, tuple[int, ...]] = {}
     for word in text.split():
         match = re.fullmatch(r"(\w+)=(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)", word)
@@ -45,14 +45,14 @@ def read_groups(text: str) -> dict[str, tuple[int, ...]]:
 
 
 def write_groups(placement: Placement) -> str:
-    """The ranks of its stages, as `read_groups` reads them."""
+    """Return the ranks of a placement's stages as text, which `read_groups` reads."""
     groups = {"denoise": placement.denoise_ranks, "decode": placement.decode_ranks}
     groups |= {"encode": placement.encode} if placement.encode is not None else {}
     return " ".join(f"{stage}={_ranges(ranks)}" for stage, ranks in groups.items())
 
 
 def _ranges(ranks: Sequence[int]) -> str:
-    """Neighbours as `0-6`."""
+    """Return ranks as text: `0-6` if they are consecutive, otherwise `0,2,5`."""
     if len(ranks) > 1 and list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
         return f"{ranks[0]}-{ranks[-1]}"
     return ",".join(map(str, ranks))

@@ -1,6 +1,6 @@
-"""Named things of one kind, built in or brought by other packages; each is imported when it is asked for.
+"""Registry of named things of one kind, built in or from plug-ins; each is imported when it is looked up.
 
-Another package brings one by an entry point, whose name is the thing's and whose value is "module:object":
+Another package adds a thing by an entry point with the thing's name and the value "module:object":
 
     [project.entry-points."paradit.attention"]
     zigzag = "my_package.zigzag:ZIGZAG"
@@ -26,17 +26,17 @@ _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SWITCH = "PARADIT_PLUGINS"
-"""The environment variable that leaves plug-ins out when it is `off`."""
+"""Environment variable that leaves all plug-ins out if it is `off`."""
 PREFIX = "paradit."
 GROUPS = ("paradit.attention", "paradit.launchers", "paradit.methods", "paradit.models")
 
 
 class PluginWarning(UserWarning):
-    """A plug-in is left out."""
+    """Warning that a plug-in is left out, and why."""
 
 
 def plugins() -> list[str]:
-    """All plug-ins, each with its package's version: what all ranks must have alike. Imports none of them."""
+    """Return all plug-ins with their packages' versions; all ranks must have the same. Imports none."""
     if _left_out():
         return []
     return sorted(
@@ -47,21 +47,25 @@ def plugins() -> list[str]:
 
 
 class Registry(Generic[T]):
-    """Things of one kind by their names."""
+    """Collection of things of one kind, such as attention forms or methods, found by their names."""
 
     def __init__(self, kind: str, group: str, builtin: Mapping[str, str]) -> None:
-        """kind: word for one of them in messages. group: entry points. builtin: "module:object" by name."""
+        """Create a registry of built-in things and of the plug-ins of an entry point group.
+
+        kind: word for such a thing in messages. group: name of the entry point group. builtin:
+        "module:object" texts by name.
+        """
         self.kind, self._group, self._builtin = kind, group, dict(builtin)
         self._found: dict[str, T] = {}
         self._failed: set[str] = set()
-        """Plug-ins that were named in a warning."""
+        """Names of plug-ins whose failed import was warned of."""
 
     def names(self) -> tuple[str, ...]:
-        """Names, the built-in ones first; known without importing anything."""
+        """Return all names, built-in ones first, without importing anything."""
         return (*self._builtin, *self._plugins)
 
     def find(self, name: str) -> T:
-        """Import what has a name. Raises InputError, which names the nearest, if there is none."""
+        """Import and return the thing with a name. Raises InputError, naming the nearest, if none has it."""
         if not isinstance(name, str):  # whatever a file or a program says
             raise InputError(self._unknown(name))
         if name not in self._found:
@@ -69,7 +73,7 @@ class Registry(Generic[T]):
         return self._found[name]
 
     def all(self) -> list[T]:
-        """Everything that can be imported, in the order of the names."""
+        """Return all things that can be imported, in `names` order; warn once of each plug-in that fails."""
         found = []
         for name in self.names():
             try:
@@ -116,14 +120,14 @@ class Registry(Generic[T]):
 
 
 def imported(name: str) -> object:
-    """What a "module:name" text names; the name may have dots."""
+    """Return the object that a text "module:name" names; the name may have dots."""
     module, _, path = name.partition(":")
     return attrgetter(path)(import_module(module))
 
 
 @cache
 def _all_points() -> list[EntryPoint]:
-    """All packages' entry points that are ours; each package's file is read once in a process."""
+    """Return all packages' entry points for ParaDiT; each package's file is read once per process."""
     found = entry_points()
     return [p for group in found.groups if group.startswith(PREFIX) for p in found.select(group=group)]
 
@@ -137,7 +141,7 @@ def _left_out() -> bool:
 
 
 def _warn(message: str) -> None:
-    """Say it in one line, and not once more for each rank that this process starts."""
+    """Issue a one-line `PluginWarning`, unless this process was started as a rank: its parent has warned."""
     from multiprocessing import parent_process
 
     if parent_process() is None:

@@ -1,4 +1,4 @@
-"""What a user may ask for, and every check of it. Torch-free, so that a mistake is answered at once."""
+"""Requests for videos, and the checks of their values. Torch-free, so that a mistake is reported at once."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ ENDLESS = 2**52 + 1
 """Sentinel for `--duration inf`; larger than any run reaches."""
 MAX_SEED = 2**64 - 1
 MAX_STEPS = 1000
-"""Diffusion schedules are trained on 1000 timesteps; more steps than that repeat some."""
+"""Largest number of denoising steps: diffusion schedules have 1000 training timesteps, and more would repeat
+some."""
 MIN_FPS, MAX_FPS = 0.1, 1000
 PIPELINE_MULTIPLE = 16
-"""diffusers' pipelines take multiples of 16 pixels only, whatever the model's own patches divide."""
+"""Number of pixels of which diffusers' pipelines require width and height to be multiples, whatever the
+model's own patches divide."""
 
 
 V = TypeVar("V")
@@ -44,38 +46,43 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A video that is wanted. `None` means the model's default; `config.methods.base.resolve` fills it in."""
+    """Request for a video as a user makes it; `None` means the model's default.
+
+    `config.methods.base.resolve` fills the defaults in.
+    """
 
     prompt: str
     negative_prompt: str | None = None
     width: int | None = None
-    """Pixels."""
+    """Width of the video, in pixels."""
     height: int | None = None
-    """Pixels."""
+    """Height of the video, in pixels."""
     num_frames: int | None = None
     trim: bool = False
-    """Whether `num_frames` may be any number: what the VAE makes beyond it is left out."""
+    """Whether `num_frames` may be any number; frames that the VAE makes beyond it are dropped."""
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
-    """Classifier-free guidance; 1 turns it off."""
+    """Scale of classifier-free guidance; 1 turns guidance off."""
     seed: int = 0
     fps: float | None = None
-    """Frames per second of the file; it does not change the frames."""
+    """Frames per second of the video file; it does not change the frames."""
     dtype: str | None = None
-    """`bf16` or `fp32`; `None`: what suits the device."""
+    """Data type to compute in, `bf16` or `fp32`; `None`: what suits the device."""
     method: str | None = None
-    """How it is denoised: a name in `config.methods.registry.METHODS`; `None`: by the video's length."""
+    """Denoising method: a name in `config.methods.registry.METHODS`; `None`: chosen by the video's length."""
     options: Mapping[str, Value] = NONE
-    """Options that only some method has, such as `block_frames`; those that are not said are by the model."""
+    """Options that only some denoising method has, such as `block_frames`; those left out depend on the
+    model."""
     prompts_at: Iterable[tuple[float, str]] = ()
-    """(seconds, text): from the first block on that begins then or later, what the video shows."""
+    """Pairs (seconds, text): what the video shows from the first frame block that begins at that time or
+    later."""
     vae_tile: int | None = None
-    """The side, in pixels, of the square tiles that the picture is decoded in; `None`: as the model's card
-    says, which for some is the picture whole."""
+    """Side, in pixels, of the square tiles that the picture is decoded in; `None`: as the model's card says,
+    which for some models is the whole picture."""
 
     @classmethod
     def of(cls, **given: object) -> Request:
-        """A request from a flat set of fields, with the options of all methods among them by their names."""
+        """Return the request with these fields in one flat set, which includes options of all methods."""
         own = {field.name for field in fields(cls)}
         mine = {name: value for name, value in given.items() if name in own}
         others = {name: value for name, value in given.items() if name not in own}
@@ -89,7 +96,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRequest:
-    """A video to make, with everything decided and checked: what a method makes of a `Request`.
+    """Request for a video with everything decided and checked: what a method makes of a `Request`.
 
     Subclasses have the options of their methods as fields.
     """
@@ -105,11 +112,11 @@ class ResolvedRequest:
     seed: int
     fps: float
     dtype: str | None
-    """None: what suits the device, which is not known before torch is."""
+    """Data type to compute in; None: what suits the device, which is unknown until torch is imported."""
     method: str
     prompts_at: tuple[tuple[float, str], ...] = ()
     vae_tile: int | None
-    """None: the picture whole."""
+    """Side, in pixels, of the square tiles that the picture is decoded in; None: the whole picture."""
 
     @property
     def endless(self) -> bool:
@@ -117,11 +124,14 @@ class ResolvedRequest:
         return self.num_frames == ENDLESS
 
     def asked(self, **changed: object) -> Request:
-        """Return the request that asks for just this, with some fields changed, to be resolved anew."""
+        """Return an unresolved request for the same video, with some fields changed, to be resolved anew."""
         return Request.of(**{**asdict(self), **changed})
 
     def texts(self, spec: ModelSpec) -> list[str]:
-        """The prompt, for guidance the negative prompt, and each other later prompt."""
+        """Return the texts to encode: the prompt, the negative prompt for guidance, and later prompts.
+
+        Each later prompt comes once, and not if it is among the texts before.
+        """
         prompts = [self.prompt]
         if spec.num_branches(self.guidance_scale) == 2:
             prompts.append(self.negative_prompt)
@@ -129,23 +139,23 @@ class ResolvedRequest:
         return prompts + [text for text in later if text not in prompts]
 
     def block_sizes(self, spec: ModelSpec) -> Iterator[int]:
-        """Numbers of latent frames that its blocks have, in the order in which they come."""
+        """Yield the number of latent frames of each block that the video's latents come in, in order."""
         yield latent_shape(self, spec)[1]
 
     def num_blocks(self, spec: ModelSpec) -> int:  # noqa: ARG002
-        """Number of blocks that its latents come in."""
+        """Return the number of blocks that the video's latents come in."""
         return 1
 
     def window_frames(self, frames: int) -> int:
-        """Number of latent frames, of so many, that the transformer sees at a time."""
+        """Return how many of a video's `frames` latent frames the transformer sees at a time."""
         return frames
 
 
 def resolved_fields(request: Request, spec: ModelSpec) -> dict[str, Any]:
-    """Return what any method has, checked and with the model's defaults, as fields of a `ResolvedRequest`.
+    """Return the fields of a `ResolvedRequest` that all methods have, checked and with the model's defaults.
 
-    Without the method itself, its options, and later prompts. Raises `InputError`, one line naming the field,
-    its value and the nearest that works.
+    The method, its options and later prompts are left out. Raises InputError, one line that names the field,
+    its value and the nearest valid one.
     """
     defaults = spec.defaults
     found: dict[str, Any] = {
@@ -180,9 +190,9 @@ def resolved_fields(request: Request, spec: ModelSpec) -> dict[str, Any]:
 
 
 def latent_shape(request: ResolvedRequest, spec: ModelSpec) -> tuple[int, int, int, int]:
-    """(channels, frames, height, width) of a request's latents.
+    """Return the shape (channels, frames, height, width) of a request's latents.
 
-    Enough for its frames; the last ones may be left out.
+    The latents are enough for all its frames; the last decoded frames may be dropped.
     """
     ratio = spec.vae.temporal_compression
     whole = -(-(request.num_frames - 1) // ratio) * ratio + 1
@@ -190,7 +200,7 @@ def latent_shape(request: ResolvedRequest, spec: ModelSpec) -> tuple[int, int, i
 
 
 def frames_at_once(request: ResolvedRequest, spec: ModelSpec) -> int:
-    """Number of frames that a request's transformer sees at a time."""
+    """Return the number of video frames that the transformer sees at a time."""
     frames = request.window_frames(latent_shape(request, spec)[1])
     return (frames - 1) * spec.vae.temporal_compression + 1
 
@@ -198,9 +208,9 @@ def frames_at_once(request: ResolvedRequest, spec: ModelSpec) -> int:
 def frames_for(
     duration: str | float | None, num_frames: int | None, fps: float | None, spec: ModelSpec
 ) -> int | None:
-    """Return the number of frames asked for, or that last as long as is asked for; None: the model's default.
+    """Return the number of frames, given directly or as a duration; None: the model's default.
 
-    Raises `InputError` if both are given.
+    duration: seconds, or a text such as `60s` or `inf`. Raises InputError if both are given.
     """
     if duration is None:
         return num_frames
@@ -217,20 +227,20 @@ def frames_for(
 
 
 def chosen_seed(seed: object) -> int:
-    """Return a seed that is written as a number, or one drawn now if it is `random`. Raises `InputError`."""
+    """Return the seed as a number, or one drawn at random for the word `random`. Raises InputError."""
     is_flag = isinstance(seed, bool)
     if not is_flag and isinstance(seed, numbers.Integral):
         return int(seed)
     text = seed.strip() if isinstance(seed, str) else ""
     if text.lower() == "random":
-        return secrets.randbelow(2**32)  # ten digits at most, to be typed again
+        return secrets.randbelow(2**32)  # at most ten digits, so that it is easy to type again
     if not re.fullmatch(r"[+-]?[0-9]{1,40}", text):
         raise InputError(f"seed must be a whole number or random, got {typed(seed)}")
     return int(text)
 
 
 def parse_duration(text: str) -> float:
-    """Seconds, written `60s`, `60` or `1.5min`; `inf`. Raises `InputError`."""
+    """Return the seconds of a duration written `60s`, `60`, `1.5min` or `inf`. Raises InputError."""
     if text.strip().lower() == "inf":
         return math.inf
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(s|min)?", text.strip().lower())
@@ -240,7 +250,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Width and height of a size written `832x480`. Raises `InputError`."""
+    """Return the width and height of a size written `832x480`. Raises InputError."""
     match = re.fullmatch(r"(-?)([0-9]+)x(-?)([0-9]+)", text.strip().lower())
     if match is None:
         raise InputError(f"size must be written WIDTHxHEIGHT, such as 832x480, got {shown(text)}")
@@ -249,9 +259,9 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def asked_size(size: str | None, width: int | None, height: int | None) -> tuple[int | None, int | None]:
-    """Return the width and height that are asked for: by `--size`, or each by itself; None: the model's.
+    """Return the width and height asked for, by `--size` or each by itself; None: the model's.
 
-    Raises `InputError`, also if a side is given twice.
+    Raises InputError, also if a side is given twice.
     """
     if size is None:
         return width, height
@@ -270,7 +280,7 @@ def _default(value: V | None, default: V) -> V:
 
 
 def check_text(name: str, text: object, *, empty: bool = False) -> None:
-    """Refuse what is not valid text, is too long, or, unless it may be, empty. Raises InputError."""
+    """Raise InputError for a text that is not valid, is too long, or is empty unless `empty` allows that."""
     if not isinstance(text, str):
         raise InputError(f"{name} must be a text, got {typed(text)}")
     if len(text) > MAX_PROMPT:

@@ -1,7 +1,8 @@
-"""A picture cut into overlapping tiles, and who decodes which. Torch-free.
+"""Overlapping tiles of a picture, and which rank decodes which of them. Torch-free.
 
-Tiles are square and three quarters of their side apart, as diffusers' `enable_tiling()` has them: the same
-starts, sizes and overlaps as `AutoencoderKLWan.tiled_decode` and `AutoencoderKLHunyuanVideo.tiled_decode`.
+Tiles are squares that start three quarters of their side apart, as diffusers' `enable_tiling()` has them:
+starts, sizes and overlaps equal those of `AutoencoderKLWan.tiled_decode` and
+`AutoencoderKLHunyuanVideo.tiled_decode`.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ from functools import lru_cache
 from itertools import product
 
 SIDES_APART = 4
-"""Tiles overlap by one part of this many of their side, so a side divides into as many."""
+"""Number of equal parts of a tile's side, of which neighbours share one; sides are multiples of it."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A tile's stretch along one axis, in latent pixels."""
+    """Extent of a tile along one axis, in latent pixels."""
 
     start: int
     stop: int
     kept: int
-    """How much of it is in the picture: the next tile brings the rest."""
+    """Number of latent pixels that are kept in the picture; the next tile supplies the rest."""
     overlap: int
-    """How much of its beginning is blended with the end of the tile before it."""
+    """Number of latent pixels at the start that are blended with the end of the tile before."""
 
     @property
     def size(self) -> int:
@@ -33,32 +34,32 @@ class Span:
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of the picture that is decoded by itself."""
+    """Part of the picture that is decoded by itself."""
 
     rows: Span
     columns: Span
 
     @property
     def area(self) -> int:
-        """In latent pixels."""
+        """Area of the tile, in latent pixels."""
         return self.rows.size * self.columns.size
 
 
 @dataclass(frozen=True)
 class Grid:
-    """All tiles of a picture."""
+    """All tiles of a picture, as spans of rows and of columns."""
 
     rows: tuple[Span, ...]
     columns: tuple[Span, ...]
 
     @property
     def tiles(self) -> list[Tile]:
-        """Row by row."""
+        """All tiles of the picture, row by row."""
         return [Tile(rows, columns) for rows in self.rows for columns in self.columns]
 
     @property
     def area(self) -> int:
-        """Of all tiles, in latent pixels; more than the picture's, since they overlap."""
+        """Total area of all tiles, in latent pixels; more than the picture's, because tiles overlap."""
         return sum(span.size for span in self.rows) * sum(span.size for span in self.columns)
 
     @property
@@ -67,13 +68,13 @@ class Grid:
 
     @property
     def largest_area(self) -> int:
-        """Of the largest tile, in latent pixels."""
+        """Area of the largest tile, in latent pixels."""
         return max(span.size for span in self.rows) * max(span.size for span in self.columns)
 
     def dealt_areas(self, num_ranks: int) -> list[int]:
-        """The areas that `dealt` gives the ranks, in ascending order.
+        """Return the total tile area of each rank under `dealt`, in latent pixels, in ascending order.
 
-        Without going through the tiles: a huge picture has millions of them, but few sizes.
+        The tiles are not listed one by one: a huge picture has millions of them, but few sizes.
         """
         rows, columns = (Counter(span.size for span in spans) for spans in (self.rows, self.columns))
         numbers: Counter[int] = Counter()
@@ -83,7 +84,7 @@ class Grid:
         for area in sorted(numbers, reverse=True):
             left = numbers[area]
             while left:
-                # Where no rank is ahead by more than a tile, each of them gets one before one gets two.
+                # If no rank is ahead by more than a tile, each rank gets one before any gets two.
                 rounds = left // num_ranks if max(areas) - min(areas) <= area else 0
                 if rounds:
                     areas = [so_far + rounds * area for so_far in areas]
@@ -94,9 +95,10 @@ class Grid:
         return sorted(areas)
 
     def dealt(self, num_ranks: int) -> list[list[int]]:
-        """For each rank the numbers of the tiles that it decodes, in ascending order.
+        """Return, for each rank, the numbers of the tiles that it decodes, in ascending order.
 
-        The largest first, each to the rank with the least area so far: about equal work.
+        The largest tiles are assigned first, each to the rank with the least area so far, so work is about
+        equal.
         """
         tiles = self.tiles
         hands: list[list[int]] = [[] for _ in range(num_ranks)]
@@ -108,11 +110,11 @@ class Grid:
         return [sorted(hand) for hand in hands]
 
 
-@lru_cache(maxsize=64)  # of a huge picture asked for again and again by a search
+@lru_cache(maxsize=64)  # a search asks for the same huge picture many times
 def grid(height: int, width: int, side: int | None) -> Grid:
-    """The tiles of a picture of `height` x `width` latent pixels; one where it is not larger than a tile.
+    """Return the tiles of a picture of `height` x `width` latent pixels; one if it is no larger than a tile.
 
-    side: of a tile, in latent pixels, a multiple of `SIDES_APART`. None: one tile.
+    side: side of a tile in latent pixels, a multiple of `SIDES_APART`; None: one tile.
     """
     if side is None or max(height, width) <= side:
         return Grid((Span(0, height, height, 0),), (Span(0, width, width, 0),))

@@ -1,4 +1,4 @@
-"""Values by name that never change, for options that only some things have."""
+"""Immutable values by name, for options that only some methods or attention forms have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Value = bool | int | float | str
 
 
 class Values(Mapping[str, Value]):
-    """A frozen mapping, in the order of its names; what is None is not said, and left out."""
+    """Immutable mapping from names to values, sorted by name; values that are None are left out."""
 
     def __init__(self, values: Mapping[str, Value | None] | None = None, /, **more: Value | None) -> None:
         given = {**(values or {}), **more}
@@ -31,4 +31,4 @@ class Values(Mapping[str, Value]):
 
 
 NONE = Values()
-"""No values."""
+"""Empty set of values."""

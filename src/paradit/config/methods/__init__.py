@@ -1,1 +1,1 @@
-"""Methods of denoising: what each can do, checks and shows, without torch. See `paradit.sampling` for how."""
+"""Denoising methods: what each can do, checks and shows. Torch-free; `paradit.sampling` runs them."""

@@ -1,6 +1,6 @@
-"""What a method of denoising is: how it resolves and checks a request, and uses the ranks. Torch-free.
+"""Base class of denoising methods: how one resolves and checks a request, and uses the ranks. Torch-free.
 
-To add one, see docs/development/adding_a_method.md.
+To add a method, see docs/development/adding_a_method.md.
 """
 
 from __future__ import annotations
@@ -30,34 +30,41 @@ from paradit.scheduling.layer_pipeline import StageGrid
 
 
 class Method(Declares):
-    """A way of denoising: one object, found by its name in `METHODS`."""
+    """Denoising method, such as `full` or `dualparal`: one object, found by its name in `METHODS`."""
 
     sampler: str
-    """What denoises, as "module:object": a `paradit.sampling.sampler.Sampler`, which imports torch."""
+    """Object that denoises, as "module:object": a `paradit.sampling.sampler.Sampler`, which imports torch."""
     player: str | None = None
-    """What simulates it, as "module:object": a `paradit.planner.simulate.Player`; None: nothing does."""
+    """Object that simulates the method for the planner, as "module:object": a
+    `paradit.planner.simulate.Player`; None if the planner does not know the method."""
     resolved: ClassVar[type[ResolvedRequest]] = ResolvedRequest
     streams = False
-    """Whether blocks of latents come one after the other, each decoded as it comes, in memory that hardly
-    depends on the video's length; else all latents come at once."""
+    """Whether the latents come in frame blocks, each decoded as it comes, in memory that hardly depends on
+    the video's length; otherwise all latents come at once."""
     endless = False
-    """Whether it can go on until it is stopped."""
+    """Whether the method can make a video without a set length, until it is stopped."""
     later_prompts = False
-    """Whether a block may have another prompt than those before."""
+    """Whether a later frame block may have another prompt than those before it."""
     solver_by_block = False
-    """Whether each block has a solver of its own, which takes one evaluation of the model a step."""
+    """Whether each frame block has a solver of its own, which evaluates the model once per step."""
     divides_layers = False
-    """Whether the ranks divide the transformer's layers among them; else each has all."""
+    """Whether the ranks divide the transformer's layers among them; otherwise each rank has all layers."""
 
     planned_unasked = False
-    """Whether ranks of which nothing else is said are used as the planner finds quickest."""
+    """Whether the planner chooses how a calibrated machine's ranks are used, if the user leaves that open."""
 
     def suits(self, fields: Mapping[str, Any], spec: ModelSpec) -> bool:  # noqa: ARG002
-        """Whether it is taken for a video if no method is asked for. fields: of `resolved_fields`."""
+        """Return whether the method is chosen for a video if the user names none.
+
+        fields: result of `resolved_fields`.
+        """
         return False
 
     def resolve(self, request: Request, fields: dict[str, Any], spec: ModelSpec) -> ResolvedRequest:
-        """Return the request, decided and checked. fields: of `resolved_fields`. Raises InputError."""
+        """Return the request with all values decided and checked. Raises InputError.
+
+        fields: result of `resolved_fields`.
+        """
         if request.endless and not self.endless:
             able = _named(lambda method: method.endless)
             raise InputError(
@@ -69,9 +76,9 @@ class Method(Declares):
         return self.with_prompts(made, _pairs(request.prompts_at), spec)
 
     def chosen(self, options: object, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
-        """Return the values of its own options, decided and checked. Raises InputError.
+        """Return the values of the method's own options, decided and checked. Raises InputError.
 
-        options: an object of the class `options`.
+        options: instance of the dataclass `self.options`, with what the user gave.
         """
         return {}
 
@@ -81,14 +88,17 @@ class Method(Declares):
         prompts_at: list[tuple[Any, Any]],
         spec: ModelSpec,  # noqa: ARG002
     ) -> ResolvedRequest:
-        """Return a request with its later prompts, which are checked. Raises InputError."""
+        """Return the request with its later prompts, after checking them. Raises InputError.
+
+        prompts_at: pairs of seconds and text.
+        """
         if prompts_at:
             able = _named(lambda method: method.later_prompts)
             raise InputError(f"method {self.name} has one prompt for all frames: prompts_at need {able}")
         return request
 
     def check(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> None:
-        """Refuse what a placement cannot do for a request. Raises InputError."""
+        """Refuse a placement with which the request cannot be made. Raises InputError."""
         placement.check_branches(request, spec)
         self.check_ranks(placement, request, spec)
         tokens = spec.tokens(frames_at_once(request, spec), request.height, request.width)
@@ -102,7 +112,7 @@ class Method(Declares):
         placement.check_tiles(placement.tiled(request, spec), spec)
 
     def check_ranks(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> None:  # noqa: ARG002
-        """Refuse what this method cannot do with a placement's ranks. Raises InputError."""
+        """Refuse ranks that this method cannot use in the way that the placement says. Raises InputError."""
         own = declared(self.placement_options)
         for name in placement.method_options:
             if name not in own:
@@ -110,13 +120,13 @@ class Method(Declares):
                 raise InputError(f"{name} is method {owner}'s, and this video's is {self.name}: leave it out")
 
     def grid(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> StageGrid:  # noqa: ARG002
-        """Return how the denoise ranks divide layers, branches and tokens; here all have all layers."""
+        """Return how the denoise ranks divide layers, branches and tokens; here each rank has all layers."""
         return StageGrid(1, placement.cfg_degree, placement.branch_ranks)
 
     def memory_by_rank(
         self, placement: Placement, request: ResolvedRequest, spec: ModelSpec, dtype_bytes: int
     ) -> list[dict[str, int]]:
-        """Estimated bytes by part, as of `ModelSpec.memory_bytes`, for every rank."""
+        """Return each rank's estimated memory in bytes, by part as in `ModelSpec.memory_bytes`."""
         size = (frames_at_once(request, spec), request.height, request.width)
         grid = self.grid(placement, request, spec)
         shares = Shares.equal(spec.tokens(*size), spec.transformers[0].num_attention_heads, grid.sharers)
@@ -130,8 +140,7 @@ class Method(Declares):
                 placement.stages_of(rank),
                 held=held.get(rank % placement.replica_ranks),
                 cached=branches,
-                # One process computes a branch after the other; several have both in one batch, or side by
-                # side.
+                # One process computes the branches in turn; several compute both at once or interleaved.
                 at_once=1 if in_turn else branches,
                 tile=request.vae_tile,
                 decode_ranks=placement.decode_degree,
@@ -140,9 +149,9 @@ class Method(Declares):
         ]
 
     def divisions(self, placement: Placement, asked: Placement) -> Iterator[Placement]:  # noqa: ARG002
-        """Ways of dividing a video's work over a placement's ranks, the plainest first: its decode too.
+        """Yield ways to divide one video's work over a placement's ranks, decode included, plainest first.
 
-        asked: the placement that does not fit, whose choices are kept.
+        asked: the placement that does not fit; choices made in it are kept.
         """
         yield placement
         decoders = placement.decode or ()
@@ -152,7 +161,11 @@ class Method(Declares):
     def fitting_frames(
         self, request: ResolvedRequest, spec: ModelSpec, fits: Callable[[ResolvedRequest], bool]
     ) -> int | None:
-        """Return the most frames with which a request that does not fit would; None if there are none."""
+        """Return the largest number of frames with which a request would fit that does not.
+
+        None if there is none, or the method has frame blocks, whose memory hardly depends on the length.
+        fits: function that says whether a shorter request fits.
+        """
         if self.streams:
             return None
         ratio = spec.vae.temporal_compression
@@ -164,7 +177,11 @@ class Method(Declares):
         return (least - 1) * ratio + 1 if least else None
 
     def instead(self, request: ResolvedRequest, spec: ModelSpec) -> ResolvedRequest | None:
-        """Return a request for a long video in blocks, whose memory hardly grows with its length."""
+        """Return the request for the same video in frame blocks, whose memory hardly grows with its length.
+
+        None if this method already has frame blocks, the video is no longer than the model was trained on, or
+        no method can make it in frame blocks.
+        """
         if not self.streams and latent_shape(request, spec)[1] > spec.trained_latent_frames:
             with suppress(InputError, StopIteration):
                 name = next(method.name for method in all_methods() if method.streams)
@@ -172,11 +189,11 @@ class Method(Declares):
         return None
 
     def dry_run(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
-        """What only this method has to show before a run, as plain values."""
+        """Return values that `--dry-run` shows for this method only, by name."""
         return {}
 
     def warnings(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> list[str]:  # noqa: ARG002
-        """What will run but hardly give what was meant, one line each."""
+        """Return warnings, one line each, about a request that runs but may not come out as meant."""
         if not (spec.embedded_guidance and request.negative_prompt):
             return []
         return [
@@ -192,22 +209,22 @@ class Method(Declares):
         finished: int | None,  # noqa: ARG002
         where: str,  # noqa: ARG002
     ) -> ResolvedRequest:
-        """Return the request for so many frames more, which goes on from what is kept of the shorter one.
+        """Return the request for a video with `more` frames more, which resumes from this one's saved state.
 
-        finished: blocks of a video without end that are there; None: it has ended. where: the run, for
-        errors. Raises InputError.
+        finished: number of finished frame blocks, if the video has no set length and was stopped; None if it
+        has ended. where: path to the run, for messages. Raises InputError if the video cannot be made longer.
         """
         raise InputError(f"videos of method {self.name} cannot be made longer")
 
     def made_again(self, request: ResolvedRequest, spec: ModelSpec) -> range:
-        """Blocks, counted from 1, in which a video's end shows, so that a longer one has others."""
+        """Return the frame blocks, from 1, that a longer video makes again because the end shows in them."""
         return range(1, request.num_blocks(spec) + 1)
 
     @abstractmethod
     def by_rule(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> str | None:
-        """Return why `--placement auto` has all stages together where nothing is known of other ways.
+        """Return why `--placement auto` keeps all stages on the same ranks if nothing has been measured.
 
-        None if a warm-up tells.
+        None if a warm-up is to measure and decide.
         """
 
     def _check_foreign(self, options: Mapping[str, Value]) -> None:
@@ -222,29 +239,29 @@ class Method(Declares):
 
 
 def find_method(name: str) -> Method:
-    """Return the method of that name. Raises InputError, which names the nearest, if there is none."""
+    """Return the method with a name. Raises InputError, which suggests the nearest name, if there is none."""
     return cast(Method, METHODS.find(name))
 
 
 def method_of(request: ResolvedRequest) -> Method:
-    """Return the method of a request."""
+    """Return the method that a resolved request is denoised by."""
     return find_method(request.method)
 
 
 def all_methods() -> list[Method]:
-    """Return all methods that can be imported, in the order of their names."""
+    """Return all methods that can be imported, built-in ones first."""
     return cast(list[Method], METHODS.all())
 
 
 def planned_methods() -> list[Method]:
-    """Return the methods that the planner knows."""
+    """Return the methods that the planner can simulate."""
     return [method for method in all_methods() if method.player is not None]
 
 
 def resolve(request: Request, spec: ModelSpec) -> ResolvedRequest:
-    """Fill what is open from the model's defaults, by the method, and check everything.
+    """Return the request with the model's defaults filled in by its method, and everything checked.
 
-    Raises `InputError`, one line naming the field, its value and the nearest that works.
+    Raises InputError, one line that names the field, its value and the nearest valid one.
     """
     fields = resolved_fields(request, spec)
     if request.method is None:
@@ -255,9 +272,9 @@ def resolve(request: Request, spec: ModelSpec) -> ResolvedRequest:
 
 
 def read_resolved(fields: Mapping[str, Any]) -> ResolvedRequest:
-    """Read the plain values of a request that was resolved. Raises InputError.
+    """Return the resolved request with these plain values, as a run's file stores them. Raises InputError.
 
-    An option that only other methods have is left out: 0.1 wrote those of all methods.
+    Options that only other methods have are dropped: version 0.1 wrote those of all methods.
     """
     method = find_method(fields.get("method", ""))
     others = declared_options().keys() - declared(method.options).keys()
@@ -266,12 +283,12 @@ def read_resolved(fields: Mapping[str, Any]) -> ResolvedRequest:
 
 
 def check_placement(placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> None:
-    """Refuse what a placement cannot do for a request. Raises InputError."""
+    """Refuse a placement with which the request cannot be made. Raises InputError."""
     method_of(request).check(placement, request, spec)
 
 
 def _named(can: Callable[[Method], bool]) -> str:
-    """Return the name of the first method that can do something."""
+    """Return the name of the first method that satisfies `can`, for error messages."""
     return next((method.name for method in all_methods() if can(method)), "another method")
 
 

@@ -1,4 +1,4 @@
-"""What all methods in blocks of frames have in common: their options, their checks, and later prompts."""
+"""Base of the methods that denoise in frame blocks: their options, checks and later prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from paradit.scheduling.block_queue import BlockQueue, position_warning
 
 @dataclass(frozen=True, kw_only=True)
 class BlockOptions:
-    """Sizes of blocks."""
+    """Options for the sizes of frame blocks and of their context."""
 
     block_frames: Annotated[
         int | None,
@@ -39,15 +39,15 @@ class BlockOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BlocksRequest(ResolvedRequest):
-    """A video in blocks of frames."""
+    """Resolved request for a video that is made in frame blocks."""
 
     block_frames: int
-    """Latent frames of a block."""
+    """Number of latent frames in a frame block."""
     context_frames: int
-    """Latent frames that a block reads of each neighbour."""
+    """Number of latent frames that a frame block reads from each neighbour."""
 
     def queue(self, spec: ModelSpec) -> BlockQueue:
-        """How its latent frames are cut into blocks."""
+        """Return how the video's latent frames are cut into frame blocks."""
         return BlockQueue(
             num_frames=latent_shape(self, spec)[1],
             block_frames=self.block_frames,
@@ -66,16 +66,19 @@ class BlocksRequest(ResolvedRequest):
         return min(frames, self.block_frames + 2 * self.context_frames)
 
     def start_of(self, block: int, spec: ModelSpec) -> float:
-        """Seconds at which a block's first frame is shown."""
+        """Return the time, in seconds of the video, at which a frame block's first frame is shown."""
         return max(0, (block * self.block_frames - 1) * spec.vae.temporal_compression + 1) / self.fps
 
     def prompt_blocks(self, spec: ModelSpec) -> list[int | None]:
-        """For each of `prompts_at` the first block, from 0, that begins then or later, if there is one."""
+        """Return, for each entry of `prompts_at`, the first frame block that begins at its time or later.
+
+        Blocks are counted from 0; None if no block begins that late.
+        """
         last = self.num_blocks(spec) - 1
         seconds_each = self.block_frames * spec.vae.temporal_compression / self.fps
         found = []
         for seconds, _ in self.prompts_at:
-            block = int(seconds / seconds_each)  # that one, or one of the next few
+            block = int(seconds / seconds_each)  # the block sought, or one shortly before it
             while block <= last and self.start_of(block, spec) < seconds:
                 block += 1
             found.append(block if block <= last else None)
@@ -83,7 +86,7 @@ class BlocksRequest(ResolvedRequest):
 
 
 class InBlocks(Method):
-    """A method whose latents come block after block."""
+    """Denoising method that makes a video's latents one frame block after another."""
 
     options: type = BlockOptions
     resolved: ClassVar[type[BlocksRequest]] = BlocksRequest
@@ -91,7 +94,7 @@ class InBlocks(Method):
 
     def chosen(self, options: object, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
         own = cast(BlockOptions, options)
-        # A window of a block and its neighbours' frames is as long as what the model was trained on.
+        # A block and its neighbours' frames make a window as long as the model was trained on.
         longest = spec.trained_latent_frames
         context = own.context_frames
         context = round(longest / 5) if context is None else context
@@ -132,7 +135,7 @@ class InBlocks(Method):
 
 
 def in_blocks(request: ResolvedRequest) -> BlocksRequest:
-    """The request of a method in blocks, as one."""
+    """Return the request as a `BlocksRequest`; it must belong to a method in frame blocks."""
     assert isinstance(request, BlocksRequest), request
     return request
 
@@ -140,7 +143,10 @@ def in_blocks(request: ResolvedRequest) -> BlocksRequest:
 def with_later_prompts(
     request: BlocksRequest, prompts_at: list[tuple[Any, Any]], spec: ModelSpec
 ) -> BlocksRequest:
-    """Return a request with its later prompts, if each is a text, in order, and has a block."""
+    """Return the request with its later prompts, after checking them. Raises InputError.
+
+    prompts_at: pairs of seconds and text, in rising order; a frame block must begin in each one's time.
+    """
     found, last = [], 0.0
     for seconds, text in prompts_at:
         hint = "the prompt itself holds from 0"

@@ -1,4 +1,4 @@
-"""`dualparal`: a queue of blocks, whose layers the ranks divide (DualParal, arXiv 2505.21070)."""
+"""Method `dualparal`: a queue of frame blocks; ranks divide the layers (DualParal, arXiv 2505.21070)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from paradit.scheduling.layer_pipeline import StageGrid, choose_stages, split_la
 
 @dataclass(frozen=True, kw_only=True)
 class QueueOptions(BlockOptions):
-    """How blocks are cut, and see each other."""
+    """Options for the sizes of frame blocks, and for how a block sees the one before it."""
 
     left_context: Annotated[
         Literal["latents", "cache"],
@@ -39,7 +39,7 @@ class QueueOptions(BlockOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineOptions:
-    """How the layers are divided."""
+    """Placement option for the number of slices that the transformer's layers are divided into."""
 
     pipeline_degree: Annotated[
         int | None,
@@ -56,11 +56,11 @@ class PipelineOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class QueueRequest(BlocksRequest):
-    """A video in a queue of blocks."""
+    """Resolved request for a video that is made in a queue of frame blocks."""
 
     left_context: str
-    """Whether a block computes its left neighbour's frames once more (`latents`), or reads the keys and
-    values that it had for them (`cache`)."""
+    """Source of the left neighbour's frames that a frame block sees: `latents`, computed once more with the
+    block, or `cache`, the keys and values that the neighbour had for them."""
 
     def queue(self, spec: ModelSpec) -> BlockQueue:
         return replace(super().queue(spec), left_source=self.left_context)
@@ -142,7 +142,10 @@ class DualParal(InBlocks):
     def _memory(
         self, placement: Placement, request: QueueRequest, spec: ModelSpec, dtype_bytes: int, rank: int
     ) -> dict[str, int]:
-        """The parts of a rank, which has some of the layers; "keys" are those that the next step reads."""
+        """Return a rank's estimated memory in bytes, by part; a denoise rank holds only some of the layers.
+
+        Part "keys" is for the keys and values that the next step reads.
+        """
         stages, ranks = placement.stages_of(rank), placement.denoise_ranks
         size = (frames_at_once(request, spec), request.height, request.width)
         grid = self.grid(placement, request, spec)
@@ -171,10 +174,9 @@ class DualParal(InBlocks):
         # A rank that shares tokens keeps the keys of the heads that it works on.
         keys = 2 * branches * held * queue.context_frames * tokens * transformer.width * dtype_bytes
         active = min(queue.num_steps, queue.num_blocks or queue.num_steps)
-        # Of the right neighbour's first frames; and where left ones are kept, of each block's last ones.
+        # Keys of the right neighbour's first frames; with a cached left context, also of each block's last.
         parts["keys"] = keys * (1 + active * (queue.left_source == "cache")) // grid.sharers
-        # The first rank has every block that is in the queue: its latents at two levels, and what a solver
-        # keeps.
+        # The first rank holds every block in the queue: its latents at two levels, and its solver's state.
         block = channels * queue.block_frames * height * width * FP32_BYTES
         parts["latents"] = 5 * active * block if rank == ranks[0] else 0
         denoise = parts["text_cache"] + parts["activations"]
@@ -183,7 +185,7 @@ class DualParal(InBlocks):
         return {**parts, "peak": parts["weights"] + working}
 
     def dry_run(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> dict[str, Any]:
-        """How the video is cut into blocks, and how well the ranks that share them are used."""
+        """Return how the video is cut into frame blocks, and the share of time that ranks are busy."""
         queue = cast(QueueRequest, request).queue(spec)
         channels, _, height, width = latent_shape(request, spec)
         unknown: dict[str, Any] = {"num_frames": None, "num_blocks": None, "rounds": None, "flops": None}
@@ -221,7 +223,7 @@ class DualParal(InBlocks):
             rounds = finished + request.num_inference_steps - 1
             frames = request.block_frames * spec.vae.temporal_compression
             there = max(0, finished * frames - spec.vae.temporal_compression + 1)
-            least = rounds * frames + 1 - there  # none of the queue's blocks is the last
+            least = rounds * frames + 1 - there  # so that no block in the queue is the last
             if not finished or more < least:
                 raise InputError(
                     f"the queue of {where!r} holds {rounds} blocks already: make the video longer by at "
@@ -243,12 +245,12 @@ class DualParal(InBlocks):
 
 
 def stages_of(placement: Placement) -> int | None:
-    """Number of stages that a placement says; None: as many as are used well."""
+    """Return the number of layer slices that a placement asks for; None: as many as are used well."""
     return cast(int | None, placement.method_options.get("pipeline_degree"))
 
 
 def in_stages(placement: Placement, stages: int | None) -> Placement:
-    """Return a placement with the layers divided into so many stages."""
+    """Return a copy of the placement with the layers divided into this many slices."""
     return replace(placement, method_options=Values(pipeline_degree=stages))
 
 

@@ -1,4 +1,4 @@
-"""`fifo`: a noise level for each frame, which all move on together."""
+"""Method `fifo`: each latent frame has its own noise level, and every step lowers all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`full`: the whole video at once, as diffusers' pipelines denoise it."""
+"""Method `full`: the whole video is denoised at once, as in diffusers' pipelines."""
 
 from __future__ import annotations
 
@@ -52,9 +52,12 @@ class Full(Method):
 
 
 def is_long(fields: Mapping[str, Any], spec: ModelSpec) -> bool:
-    """Whether a video is to be made in blocks if nothing is said. fields: of `resolved_fields`."""
+    """Return whether a video is so long that it is made in frame blocks if no method is named.
+
+    fields: result of `resolved_fields`.
+    """
     trained = spec.defaults.train_frames
-    # A little longer than it was trained on, a model may still do as a whole.
+    # A model may still manage a video a little longer than its training at once.
     most = trained[1] * (1 if fields["trim"] else 2) if trained else math.inf
     return bool(fields["num_frames"] > most or fields["num_frames"] == ENDLESS)
 

@@ -1,4 +1,4 @@
-"""The methods by their names, and the options that only some of them have."""
+"""Registry of the denoising methods by name, and of the options that only some of them have."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from paradit.config.values import Value, Values
 
 @dataclass(frozen=True)
 class NoOptions:
-    """For a method that has none."""
+    """Empty set of options, for a method that has none of its own."""
 
 
 class Declares:
-    """What a method says of itself before anything is asked of it."""
+    """Base class of denoising methods: the name, help text and options that each declares."""
 
     name: str
     help: str
-    """What happens, as `--help` says it."""
+    """Short description of what the method does, as `--help` shows it."""
     default_for: str | None = None
-    """For which videos it is taken if no method is asked for, as `--help` says it; None: for none."""
+    """Words after the method's name in `--help`: for which videos it is the default; None: for none."""
     options: type = NoOptions
-    """A frozen dataclass of `paradit.config.options`: the options of a request that only this method has."""
+    """Frozen dataclass (`paradit.config.options`) of the request options that only this method has."""
     placement_options: type = NoOptions
-    """The options of a placement that only this method has."""
+    """Frozen dataclass (`paradit.config.options`) of the placement options that only this method has."""
 
 
 METHODS: Registry[Declares] = Registry(
@@ -40,21 +40,21 @@ METHODS: Registry[Declares] = Registry(
         "fifo": "paradit.config.methods.fifo:FIFO",
     },
 )
-"""Methods of denoising: the whole video at once, or in blocks (docs/development/long_videos.md)."""
+"""Denoising methods: the whole video at once, or in frame blocks (docs/development/long_videos.md)."""
 
 
 def declared_options() -> dict[str, Declared]:
-    """The options of requests that only some methods have, by name."""
+    """Return the request options that only some methods have, by name."""
     return {name: one for method in METHODS.all() for name, one in declared(method.options).items()}
 
 
 def declared_placement_options() -> dict[str, Declared]:
-    """The options of placements that only some methods have, by name."""
+    """Return the placement options that only some methods have, by name."""
     return {name: one for method in METHODS.all() for name, one in declared(method.placement_options).items()}
 
 
 def checked_placement_options(options: Mapping[str, Value | None]) -> Values:
-    """Return the options that are said. Raises InputError for one that no method has, or a wrong value."""
+    """Return the placement options that were given. Raises InputError for an unknown one or a wrong value."""
     given, known = Values(options), declared_placement_options()
     for name, value in given.items():
         if name not in known:
@@ -64,12 +64,12 @@ def checked_placement_options(options: Mapping[str, Value | None]) -> Values:
 
 
 def methods_with(option: str) -> list[str]:
-    """Names of the methods whose requests have an option."""
+    """Return the names of the methods that have a request option with this name."""
     return [method.name for method in METHODS.all() if option in declared(method.options)]
 
 
 def help_text() -> str:
-    """What `--help` says of the choice of a method."""
+    """Return the text that `--help` shows for the option `--method`."""
     methods = METHODS.all()
     told = " ".join(f"{method.name}: {method.help}." for method in methods)
     usual = [f"{method.name}{method.default_for}" for method in methods if method.default_for is not None]

@@ -1,4 +1,4 @@
-"""`windowed`: each block alone with its context, and overlaps blended."""
+"""Method `windowed`: each frame block is denoised alone with its context, and overlaps are blended."""
 
 from __future__ import annotations
 
