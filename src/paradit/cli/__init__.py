@@ -1,1 +1,1 @@
-"""The command line: thin commands, each of which calls one function of the package."""
+"""Command line: thin commands, each of which calls one function of the package."""

@@ -1,4 +1,4 @@
-"""Which ranks do what: as the options say, as planned for this machine, or still to be measured."""
+"""Choice of which ranks do what: as the options say, as planned for this machine, or left to a warm-up."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ AUTO = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class Arranged:
-    """How the ranks are used, as far as it is known before anything is loaded."""
+    """Placement of a run, as far as it is known before anything is loaded, and the reasons for it."""
 
     placement: Placement
     automatic: bool = False
-    """Whether that is still to be chosen, by a warm-up."""
+    """Whether a warm-up has yet to choose the placement."""
     form: str = ""
-    """Of a form of attention that was planned: which, and what others would take."""
+    """Reason for a planned attention form: which it is, and what others would take; empty if not planned."""
     why: tuple[str, ...] = ()
-    """Of a placement that was planned: its other choices."""
+    """Reasons for the other choices of a planned placement, one line each."""
 
 
 def asked_placement(options: GenerateOptions) -> Placement:
-    """As the options say, else the file that they name. Raises InputError.
+    """Return the placement that the options, or the file that they name, ask for. Raises InputError.
 
-    All stages together where that is to be chosen.
+    Options go before the file. If the placement is still to be chosen, all stages are on the same ranks.
     """
     here = launched()
     there = here.ranks if here else None
@@ -74,11 +74,12 @@ def asked_placement(options: GenerateOptions) -> Placement:
 def arrange(
     options: GenerateOptions, jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter
 ) -> Arranged:
-    """How the ranks of the placement that is asked for are used.
+    """Return how the ranks of `base`, the placement that was asked for, are used.
 
-    Where this machine is calibrated as the planner thinks quickest: with `--placement auto`, long videos of
-    which nothing else is said, and else what is left open of the form of attention. Each of torchrun's ranks
-    plans for itself, by the same file, where all are on this machine; they have all stages together.
+    On a calibrated machine, the planner chooses all of it with `--placement auto`, and for long videos whose
+    placement is left open; otherwise it chooses what is left open about the attention form. Under torchrun
+    all stages are on the same ranks, and if all ranks are on this machine, each of them plans from the same
+    file.
     """
     for job in jobs:
         check_placement(base, job.request, spec)
@@ -110,14 +111,14 @@ def arrange(
 
 
 def _is_plain(base: Placement) -> bool:
-    """Whether nothing is said of how its ranks are used, but for guidance branches."""
+    """Return whether nothing is set about the ranks' use except branches, attention backend and compiling."""
     return base == Placement(
         ranks=base.ranks, cfg_degree=base.cfg_degree, kernel=base.kernel, compile=base.compile
     )
 
 
 def _read_placement(placement: str | None) -> dict[str, Any]:
-    """The fields that `--placement` gives: in a file, or as the ranks of stages."""
+    """Return the placement fields that `--placement` sets: in a file, or as the ranks of stages."""
     if placement in (None, AUTO):
         return {}
     if not placement.endswith(".json"):

@@ -1,4 +1,4 @@
-"""`paradit calibrate`: measure this machine into a file. Imports no torch until all is checked."""
+"""Command `paradit calibrate`: measure this machine into a file. Imports no torch until all is checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from paradit.video.writer import check_file
 
 
 def calibrate(options: CalibrateOptions) -> None:
-    """Measure, fit, and write the file. Raises InputError; nothing is written before all is measured."""
+    """Measure this machine, fit the planner's figures to it, and write the file. Raises InputError.
+
+    Nothing is written before everything is measured.
+    """
     output, ranks = options.output, options.ranks
     if output.suffix != ".toml":
         raise InputError(f"output {str(output)!r} must end in .toml: use {str(output) + '.toml'!r}")
@@ -46,7 +49,7 @@ def calibrate(options: CalibrateOptions) -> None:
     own = fit_neighbours(found.messages)
     text = machine_file(device, link, number, found.measured, about, neighbours=own)
     write_whole(output, text.encode())
-    find_cluster(str(output))  # it can be read
+    find_cluster(str(output))  # raises if the file cannot be read
     keep_calibrated(text, number)
     print(output)
     for kind in KINDS:

@@ -1,4 +1,4 @@
-"""`paradit decode`: check saved latents, then make their video. Imports torch only to know the memory."""
+"""Command `paradit decode`: check saved latents, then make their video. Imports torch after all checks."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _KNOWN: dict[str, Callable[[str], Any]] = {
     "fps": float,
     "vae_tile": int,
 }
-"""What a file of latents says of the request besides its sizes, which the latents themselves say."""
+"""Request fields that a latents file stores, with their types; the latents' shape gives the sizes."""
 
 
 def decode(options: DecodeOptions) -> None:
-    """Make the video of latents that `paradit generate --latents` has saved.
+    """Make the video of latents that `paradit generate --latents` saved.
 
-    Raises InputError for whatever cannot be had, before anything is loaded and any file is made.
+    Raises InputError if that cannot be done, before weights are loaded and any file is made.
     """
     latents, overwrite = options.latents, options.overwrite
     with make_reporter(options.json) as report:
@@ -50,7 +50,7 @@ def decode(options: DecodeOptions) -> None:
         job = Job(request=request, output=output, latents=None, crf=options.crf)
         check_target(job.output, fps=request.fps, overwrite=overwrite, crf=job.crf)
 
-        # Imports torch, to know the device: after all other checks, and before weights are downloaded.
+        # Imports torch, to query the device: after all other checks, and before weights are downloaded.
         from paradit.engine.decode import decode_saved
         from paradit.room import check_decode_memory
 
@@ -63,7 +63,10 @@ def decode(options: DecodeOptions) -> None:
 
 
 def _provenance(about: dict[str, str], request: ResolvedRequest) -> dict[str, Any] | None:
-    """What the latents' file says that they were made from, with what is decided only now."""
+    """Return what the latents were made from, as their file says, with the values that are decided only now.
+
+    None if the file does not say it.
+    """
     try:
         found = json.loads(about["provenance"])
     except (KeyError, ValueError):
@@ -75,7 +78,7 @@ def _provenance(about: dict[str, str], request: ResolvedRequest) -> dict[str, An
 
 
 def _read(path: Path) -> tuple[list[int], dict[str, str]]:
-    """The shape of the latents, and what is said of them."""
+    """Return the shape of the latents in a file, and the file's metadata. Raises InputError."""
     if path.is_dir():
         raise InputError(f"latents {str(path)!r} is a folder: name a file that --latents wrote")
     try:
@@ -91,9 +94,9 @@ def _read(path: Path) -> tuple[list[int], dict[str, str]]:
 def _request(
     path: Path, shape: list[int], about: dict[str, str], fps: float | None, spec: ModelSpec
 ) -> Request:
-    """The request that the latents are the result of, as far as that is known."""
+    """Return the request that the latents are the result of, as far as it is known. Raises InputError."""
     name, vae = about.get("model", spec.name), spec.vae
-    snapshot = snapshot_of(spec.folder)  # whose revision earlier versions took for a hub model's name
+    snapshot = snapshot_of(spec.folder)  # earlier versions stored its revision as the model's name
     if name not in (spec.name, snapshot and snapshot[1]):
         raise InputError(
             f"{str(path)!r} was made by the model {name!r}, not {spec.name!r}: give it by --model"

@@ -1,4 +1,4 @@
-"""`paradit doctor`: what was found, as a person reads it. Imports torch only when it runs."""
+"""Command `paradit doctor`: print what was found on this machine. Imports torch only when it runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paradit.streams import code_of_output
 
 
 def doctor(options: DoctorOptions) -> int:
-    """Print what was found. Returns the exit code."""
+    """Print what was found on this machine, and return the exit code."""
     _print(as_json=options.json)
     return code_of_output()
 
@@ -20,7 +20,7 @@ def doctor(options: DoctorOptions) -> int:
 def _print(*, as_json: bool) -> None:
     try:
         from paradit.engine.doctor import examine
-    except ImportError as error:  # without torch nothing else can be looked at
+    except ImportError as error:  # nothing else can be examined without torch
         said = f"{error}: install ParaDiT anew, with what it needs"
         print(json.dumps({"event": "doctor", "error": said}) if as_json else said)
         return

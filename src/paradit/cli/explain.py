@@ -1,4 +1,4 @@
-"""`--explain`: why a run is made as it is, one line for each choice. Imports no torch."""
+"""Reasons that `--explain` prints: why a run is made as it is, one line for each choice. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BYTES = {"bf16": 2, "fp32": 4}
 def explain(
     options: GenerateOptions, request: ResolvedRequest, arranged: Arranged, spec: ModelSpec
 ) -> list[str]:
-    """Of a resolved request: its method, why ranks are used as they are, what the fullest one needs."""
+    """Return why a request has its method, use of ranks and attention form, and the fullest rank's memory."""
     return [
         _method(options, request, spec),
         *arranged.why,

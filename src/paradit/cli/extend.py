@@ -1,4 +1,7 @@
-"""`paradit extend`: make a run's long videos longer, from the last state in which their end did not show."""
+"""Command `paradit extend`: make a run's long videos longer.
+
+Each video resumes from the last saved state in which its end did not show.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ from paradit.video.writer import check_target
 
 
 def extend(options: ExtendOptions) -> int:
-    """Make the videos of a run longer by so much. Returns the exit code: 1 if one has failed.
+    """Make the videos of a run longer, and return the exit code: 1 if one has failed.
 
-    Raises `InputError` if that cannot be, before torch is imported.
+    Raises InputError if they cannot be made longer, before any file is made.
     """
     with make_reporter(options.json) as report:
         folder = find_run(options.run_dir)
@@ -58,7 +61,7 @@ def extend(options: ExtendOptions) -> int:
 
 
 def _check_alone(options: ExtendOptions, run: Run) -> None:
-    """Refuse a launcher's ranks, and one name for several videos. Raises InputError."""
+    """Refuse ranks that a launcher started, and one output name for several videos. Raises InputError."""
     if here := launched():
         raise InputError(
             f"ranks are started by paradit extend itself (--ranks): leave torchrun out, or {here.unset}"
@@ -70,7 +73,7 @@ def _check_alone(options: ExtendOptions, run: Run) -> None:
 
 
 def _longer(run: Run, options: ExtendOptions, folder: RunFolder, spec: ModelSpec) -> Run:
-    """The run whose videos are longer. Raises InputError."""
+    """Return the run with all of its videos made longer. Raises InputError."""
     jobs = []
     for job in run.jobs:
         more = _more_frames(options.duration, options.num_frames, job.request.fps)
@@ -96,7 +99,7 @@ def _more_frames(duration: str | None, num_frames: int | None, fps: float) -> in
 
 
 def _longer_job(job: Job, folder: RunFolder, spec: ModelSpec, more: int, output: str | None) -> Job:
-    """The job of a video that has so many frames more."""
+    """Return the job of a video with `more` frames more. Raises InputError if it cannot be made longer."""
     finished = folder.num_blocks(job.index) if job.request.endless else None
     if finished is None and not folder.is_extendable(job):
         raise InputError(f"{job.output!r} cannot be made longer: {_why_not(job, folder)}")
@@ -111,8 +114,10 @@ def _why_not(job: Job, folder: RunFolder) -> str:
 
 
 def _placement(run: Run, ranks: int | None, spec: ModelSpec) -> Placement:
-    """As it was. With other ranks all stages are together; branches and layers are divided as before, if that
-    can be.
+    """Return the run's placement, or the nearest one for another number of ranks.
+
+    With another number, all stages are on the same ranks; guidance branches and layers are divided as before
+    if that is possible.
     """
     before = run.placement
     if ranks is None:

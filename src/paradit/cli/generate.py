@@ -1,4 +1,4 @@
-"""`paradit generate`: check everything, then load the model once and make the videos."""
+"""Command `paradit generate`: check everything, then load the model once and make the videos."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ BYTES = {"bf16": 2, "fp32": 4}
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What is to be made, and how the ranks are used, as far as that is known before anything is loaded."""
+    """Jobs of a run and the placement for them, as far as both are known before anything is loaded."""
 
     spec: ModelSpec
     asked: Placement
-    """The placement that the options say."""
+    """Placement that the options ask for."""
     arranged: Arranged
     as_asked: list[Job]
     jobs: list[Job]
-    """The same, with tiles if the placement needs them."""
+    """Jobs to run: those in `as_asked`, with decode tiles if the placement needs them."""
 
 
 def generate(options: GenerateOptions) -> int:
-    """Make the videos that `options` ask for. Returns the exit code: 1 if one has failed.
+    """Make the videos that the options ask for, and return the exit code: 1 if one has failed.
 
-    Raises `InputError` for whatever cannot be had, before torch is imported and any file is made.
+    Raises InputError for anything that cannot be done, before any file is made.
     """
     here = launched()
     silent = here is not None and here.rank > 0 and (here.by_torchrun or not options.dry_run)
@@ -79,7 +79,7 @@ def generate(options: GenerateOptions) -> int:
 
 
 def _check(options: GenerateOptions, report: Reporter) -> Checked:
-    """Check everything that the options and the model's folder say; tell `report` what is to be known."""
+    """Return the jobs and their placement, checked, and report warnings and reasons. Raises InputError."""
     prompts = read_prompts(options)
     kept = {"checkpoint_steps": options.checkpoint_steps, "hang_limit": options.hang_limit}
     read_values(declared(Run), kept)
@@ -109,7 +109,7 @@ def _check(options: GenerateOptions, report: Reporter) -> Checked:
 
 
 def _tell(options: GenerateOptions, checked: Checked, report: Reporter) -> None:
-    """Tell what would be made, for `--dry-run`."""
+    """Report what would be made, for `--dry-run`."""
     spec, jobs, placement = checked.spec, checked.jobs, checked.arranged.placement
     if checked.arranged.automatic:
         placement = _known_choice(jobs, spec, placement, report)
@@ -153,7 +153,7 @@ def _check_replicas(placement: Placement, count: int) -> None:
 
 
 def _choice(jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter) -> Placement:
-    """What `--placement auto` comes to, measured now or earlier."""
+    """Return the placement that `--placement auto` chooses, from costs measured now or earlier."""
     from paradit.engine.auto import choose_placement, known_costs, measure_costs
 
     costs = known_costs(jobs, spec, base) or measure_costs(jobs, spec, base, report)
@@ -163,7 +163,10 @@ def _choice(jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter)
 
 
 def _known_choice(jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter) -> Placement:
-    """The same for a dry run, which measures nothing: all stages together, where nothing is known yet."""
+    """Return the placement that `--placement auto` would choose, for a dry run, which measures nothing.
+
+    All stages are on the same ranks if nothing has been measured yet.
+    """
     from paradit.engine.auto import known_costs
 
     if known_costs(jobs, spec, base) is not None:
@@ -179,7 +182,7 @@ def _check_memory(checked: Checked, report: Reporter) -> None:
         from paradit.engine.auto import most_affordable
 
         placement = most_affordable(checked.as_asked, spec, placement)
-    # A form that was planned is none that is asked for, and what would fit may need another.
+    # The planned attention form was not asked for, and a way that fits may need another.
     as_asked = replace(
         placement, attention=asked.attention, options=asked.options, interleave=asked.interleave
     )
@@ -187,7 +190,7 @@ def _check_memory(checked: Checked, report: Reporter) -> None:
 
 
 def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
-    """What a job would do and need, from the spec alone."""
+    """Return what a job would do and need, as plain values, from the model's spec alone."""
     request, method, transformer = job.request, method_of(job.request), spec.transformers[0]
     size = (frames_at_once(request, spec), request.height, request.width)
     tokens = spec.tokens(*size)
@@ -218,9 +221,9 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
 def _shares(
     placement: Placement, request: ResolvedRequest, spec: ModelSpec, tokens: int
 ) -> list[dict[str, Any]]:
-    """Each rank's stages and layers; tokens held and attention rows computed, of each of its branches.
+    """Return each rank's stages, layers, tokens held and attention rows computed, for each of its branches.
 
-    Layers as if all took the same time; a run measures them.
+    Layers are divided as if all took the same time; a run measures them.
     """
     grid, transformer = method_of(request).grid(placement, request, spec), spec.transformers[0]
     shares = Shares.equal(tokens, transformer.num_attention_heads, grid.sharers)

@@ -1,4 +1,4 @@
-"""From the options of `paradit generate` to checked jobs. Loads nothing, makes no file."""
+"""Jobs made and checked from the options of `paradit generate`. Loads nothing, makes no file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SLUG_LENGTH = 48
 
 
 def make_jobs(options: GenerateOptions, prompts: list[str], spec: ModelSpec) -> list[Job]:
-    """A checked job for each prompt. Raises `InputError` for the first thing that cannot be."""
+    """Return a checked job for each prompt and seed. Raises InputError for the first that cannot be made."""
     seed = chosen_seed(options.seed)
     seeds = range(seed, seed + options.num_videos)
     requests = [resolve(_request(options, prompt, one, spec), spec) for prompt in prompts for one in seeds]
@@ -62,7 +62,7 @@ def make_jobs(options: GenerateOptions, prompts: list[str], spec: ModelSpec) -> 
 
 
 def read_prompts(options: GenerateOptions) -> list[str]:
-    """The prompts asked for, one or more. Raises `InputError`."""
+    """Return the prompts asked for, one or more. Raises InputError."""
     if options.prompts_file is None:
         whole("num_videos", options.num_videos, most=MAX_PROMPTS)
         if options.prompt is None:
@@ -88,14 +88,14 @@ def read_prompts(options: GenerateOptions) -> list[str]:
 
 
 def output_folder(options: GenerateOptions) -> Path | None:
-    """The folder that numbered videos go to, where `--output` names a folder and not a pattern."""
+    """Return the folder for numbered videos if `--output` names one; None if it names a file or nothing."""
     if not _is_numbered(options) or options.output is None or video_format(options.output):
         return None
     return Path(options.output)
 
 
 def slug(prompt: str) -> str:
-    """A file name from a prompt: `A red circle, moving!` gives `a-red-circle-moving`."""
+    """Return a file name made from a prompt: `A red circle, moving!` becomes `a-red-circle-moving`."""
     words = name_words(prompt)
     name = ""
     for word in words:
@@ -127,7 +127,7 @@ def _request(options: GenerateOptions, prompt: str, seed: int, spec: ModelSpec) 
 
 
 def _prompt_at(text: str) -> tuple[float, str]:
-    """`20s a blue square` as seconds and what the video shows from there on."""
+    """Return the seconds and the prompt in a text like `20s a blue square`. Raises InputError."""
     time, _, prompt = text.strip().partition(" ")
     try:
         return parse_duration(time), prompt.strip()
@@ -138,7 +138,7 @@ def _prompt_at(text: str) -> tuple[float, str]:
 
 
 def _is_numbered(options: GenerateOptions) -> bool:
-    """Whether the names of files get numbers."""
+    """Return whether the names of output files get numbers."""
     return options.prompts_file is not None or options.num_videos > 1
 
 
@@ -176,7 +176,7 @@ def _with_number(path: Path, number: str) -> str:
 
 def _check_files(job: Job, options: GenerateOptions, numbered: bool) -> None:
     folder = output_folder(options) if numbered else None
-    overwrite = options.overwrite or options.dry_run  # which must show what else is wrong
+    overwrite = options.overwrite or options.dry_run  # a dry run goes on, to show other mistakes
     if folder is not None and not folder.exists():
         check_folder_writable("output", folder.absolute().parent)  # it will be made there
     else:
@@ -192,7 +192,7 @@ def _check_files(job: Job, options: GenerateOptions, numbered: bool) -> None:
 
 
 def _check_endless(job: Job) -> None:
-    """Refuse what cannot be of a video that goes on until it is stopped."""
+    """Refuse options that do not work for a video without a set length. Raises InputError."""
     if not job.request.endless:
         return
     if job.count > 1:

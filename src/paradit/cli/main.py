@@ -1,7 +1,8 @@
-"""The command `paradit`: its options, and how it ends. Imports no torch until a video is made.
+"""Command `paradit`: its subcommands, and how it ends. Imports no torch until a video is made.
 
-Exit codes: 0, 1 unexpected error (with its traceback), 2 what was asked for cannot be had (one line),
-130 Ctrl-C, 143 termination. That something cannot be said, as on a full or broken stream, ends no run.
+Exit codes: 0 success; 1 a failure, with its traceback if it was unexpected; 2 a request that cannot be met
+(one line); 130 Ctrl-C; 143 termination. A message that cannot be written, as to a full or broken stream, ends
+no run.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ COMMANDS = {
 
 
 class Commands(TyperGroup):
-    """All commands, each of which is made when it is asked for: help for all of them needs no options."""
+    """Group of all commands; each is built when it is asked for, so that listing them loads no options."""
 
     brief = False
-    """Whether a command's name and first sentence are enough."""
+    """Whether commands need only their names and first sentences, as in the list of commands."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         return [*COMMANDS, *super().list_commands(ctx)]
@@ -57,7 +58,7 @@ class Commands(TyperGroup):
         return typer.main.get_command(alone)
 
     def get_help_option(self, ctx: typer.Context) -> TyperOption | None:  # type: ignore[override]
-        """Return `--help`, with a default that is true or false: typer imports pydantic to convert others."""
+        """Return the `--help` option with a boolean default; typer imports pydantic to convert any other."""
         option = super().get_help_option(ctx)
         if option is not None:
             option.default = False
@@ -71,18 +72,18 @@ class Commands(TyperGroup):
 
 app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 JOINING = ("generate", "resume", "extend")
-"""Commands for which it matters whether a launcher has started this process as one of several ranks."""
+"""Commands that may run as one of several ranks, which a launcher has started."""
 
 
 EXPECTED = (InputError, OutOfMemory, typer.TyperException, RankError, Interrupted, Stopped)
-"""Ends of a command that are told in a line or a few, without a traceback."""
+"""Exceptions that end a command with a short message instead of a traceback."""
 
 
 def main() -> None:
-    """Run the command line and exit."""
+    """Run the command line, then exit with its exit code."""
     code = 0
     make_safe()
-    warnings.simplefilter("always", RenamedWarning)  # Python shows no others than a script's own
+    warnings.simplefilter("always", RenamedWarning)  # Python hides those from imported modules
     try:
         with stopping_cleanly():
             try:
@@ -96,7 +97,10 @@ def main() -> None:
 
 
 def told(error: BaseException) -> int:
-    """Say why a command has ended, and return the exit code. error: one of `EXPECTED`."""
+    """Print why a command has ended, and return the exit code.
+
+    error: instance of one of `EXPECTED`.
+    """
     if isinstance(error, RankError):
         print(f"paradit: error: a rank failed\n{error}", file=sys.stderr, flush=True)
         return 1
@@ -108,7 +112,7 @@ def told(error: BaseException) -> int:
 
 
 def _end(message: str, code: int) -> int:
-    """Say the last word, on one line and by one rank, and give the exit code."""
+    """Print the command's last message on one line, from one rank only, and return the exit code `code`."""
     if not is_spoken_for():
         print("paradit:", " ".join(message.split()), file=sys.stderr, flush=True)
     return code

@@ -1,4 +1,4 @@
-"""`paradit plan`: what a run would take on some GPUs, and how best to use them. Imports no torch."""
+"""Command `paradit plan`: what a run would take on some GPUs, and how best to use them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ from paradit.trace.merge import chrome_trace
 from paradit.video.writer import check_file
 
 MAX_PROMPTS, MAX_PLANNED = 1000, 100_000
-"""Prompts, and frames of a video, whose run is simulated one by one."""
+"""Largest numbers of prompts, and of frames of a video, that are simulated one by one."""
 
 
 def plan(options: PlanOptions) -> int:
-    """Print the best plans and the usual ones; write the best one's trace and picture. Raises InputError."""
+    """Print the best plans and the usual ones, and return the exit code. Raises InputError.
+
+    The best plan's trace and picture are written if they are asked for.
+    """
     if options.goal not in GOALS:
         raise InputError(f"goal must be one of {', '.join(GOALS)}, got {options.goal!r}")
     whole("num_prompts", options.num_prompts, most=MAX_PROMPTS)
@@ -66,9 +69,10 @@ def _spec(model: str) -> ModelSpec:
 
 
 def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[ResolvedRequest, ResolvedRequest | None]:
-    """What is asked for as a whole, and in blocks where it is longer than the model was trained on.
+    """Return the request for the video at once, and the one for it in frame blocks. Raises InputError.
 
-    Where it cannot be made as a whole, both are in blocks.
+    The second is None if the video is no longer than the model was trained on. If the video cannot be made at
+    once, both are in frame blocks.
     """
     width, height = asked_size(options.size, options.width, options.height)
     asked = Request(
@@ -97,10 +101,10 @@ def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[ResolvedRequest, R
 
 
 def _in_blocks(asked: Request, options: PlanOptions, spec: ModelSpec) -> ResolvedRequest | None:
-    """The same in blocks; None where it is not longer than the model was trained on."""
+    """Return the request in frame blocks; None if the video is no longer than the model was trained on."""
     blocks, long = options.others, None
     method = next((method.name for method in planned_methods() if method.streams), None)
-    with nullcontext() if blocks else suppress(InputError):  # what is wrong without blocks is said otherwise
+    with nullcontext() if blocks else suppress(InputError):  # other mistakes are reported for the whole video
         long = resolve(replace(asked, method=method, options=blocks), spec) if method else None
     if long is None or latent_shape(long, spec)[1] > spec.trained_latent_frames:
         return long
@@ -114,7 +118,7 @@ def _in_blocks(asked: Request, options: PlanOptions, spec: ModelSpec) -> Resolve
 
 
 def _draw(best: Plan, simulator: Simulator, options: PlanOptions) -> None:
-    """The simulated run of the best plan, to files."""
+    """Write the best plan's simulated run to a trace and a picture, if these are asked for."""
     if options.trace is None and options.plot is None:
         return
     by_rank = timeline(simulator, best.simulated, options.num_prompts)

@@ -1,4 +1,4 @@
-"""Plans as a person reads them: the table, the reasons, what does not fit, the command lines; and as JSON."""
+"""Plans as text for people (table, reasons, what does not fit, command lines), and as JSON."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from paradit.planner.search import Plan, Plans
 from paradit.planner.simulate import Simulator, player_of
 
 SHOWN = 4
-"""Best plans in the table."""
+"""Number of best plans in the table."""
 
 
 def plan_text(plans: Plans, simulator: Simulator, options: PlanOptions) -> str:
-    """All of what `paradit plan` prints."""
+    """Return the whole text that `paradit plan` prints."""
     request, cluster = simulator.request, simulator.cluster
     prompts = "1 prompt" if options.num_prompts == 1 else f"{options.num_prompts} prompts"
     lines = [
@@ -80,7 +80,7 @@ def _cells(one: Plan) -> tuple[str, str, str, str, str]:
 
 
 def _misfits(plans: Plans, simulator: Simulator) -> list[str]:
-    """Of the usual plans, and of the smallest of each kind of which none fits: why they do not fit."""
+    """Return why plans do not fit: the usual ones, and the smallest of each kind of which none fits."""
     fitting = {plan.simulated.way.kind for plan in plans.tried if plan.fits}
     lacking: dict[str, Plan] = {}
     for plan in sorted(plans.tried, key=lambda plan: max(plan.simulated.memory)):
@@ -94,7 +94,7 @@ def _misfits(plans: Plans, simulator: Simulator) -> list[str]:
 
 
 def _cautions(plans: Plans, simulator: Simulator) -> Iterator[str]:
-    """What is not exact about the plans that are shown."""
+    """Yield warnings about what is not exact in the plans that are shown."""
     shown = {plan.simulated.way.method for plan in (*plans.best[:SHOWN], *plans.usual)}
     for name in reversed(METHODS.names()):
         if name in shown:
@@ -102,7 +102,7 @@ def _cautions(plans: Plans, simulator: Simulator) -> Iterator[str]:
 
 
 def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
-    """The command line that runs a plan."""
+    """Return the command line that runs a plan, or a note if ParaDiT does not run its model."""
     spec, way, placement = simulator.spec, one.simulated.way, one.placement
     request = simulator.request_of(way)
     if spec.pipeline_class not in supported_pipelines():
@@ -140,7 +140,7 @@ def _above_one(number: int) -> int | None:
 
 
 def plan_json(plans: Plans, simulator: Simulator, options: PlanOptions) -> dict[str, Any]:
-    """The same for programs."""
+    """Return the plans as plain values, for `--json`."""
 
     def one(plan: Plan) -> dict[str, Any]:
         simulated = plan.simulated

@@ -1,4 +1,4 @@
-"""What the command line shows of a run: a terminal's bars, plain lines, or JSON lines."""
+"""Reporters, which show a run on the command line: as a terminal's bars, plain lines or JSON lines."""
 
 from __future__ import annotations
 
@@ -52,24 +52,24 @@ from paradit.streams import says_utf8
 Fields = tuple[str, dict[str, Any]] | None
 
 PLAIN_SECONDS = 5.0
-"""Where there is no terminal, a stage says at most this often how far it is."""
+"""Seconds, at least, between two progress lines of a stage, if there is no terminal."""
 
 
 class Reporter(Progress):
-    """Plain lines: progress and warnings on stderr, results on stdout. Use it as a context manager."""
+    """Reporter in plain lines: progress and warnings on stderr, results on stdout. A context manager."""
 
     def __init__(self) -> None:
         super().__init__(self._hear)
         self.failures = 0
-        """Requests that have failed."""
+        """Number of requests that have failed."""
         self._count: dict[int | None, int] = {}
-        """How many requests there are, by request."""
+        """Number of requests that were asked for together, by request."""
         self._rows: dict[tuple[int | None, str], _Row] = {}
-        """By request and stage: several may run at once."""
+        """Stages that have begun, by request and stage name; several may run at once."""
         self._frames: dict[int | None, int] = {}
-        """Written, of long videos."""
+        """Number of frames written so far, by request, for long videos."""
         self._queue: dict[int | None, str] = {}
-        """How far their blocks are, as text."""
+        """Text that says how far the frame blocks are, by request, for long videos."""
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +79,7 @@ class Reporter(Progress):
     ) -> None: ...
 
     def _hear(self, event: Event) -> None:
-        """Take an event: what all readers keep is kept here, then it is shown."""
+        """Record what all reporters need of an event, then show it."""
         match event:
             case Began():
                 self._count[event.job] = event.count
@@ -92,7 +92,7 @@ class Reporter(Progress):
         self.show(cast(AnyEvent, event))
 
     def show(self, event: AnyEvent) -> None:
-        """Show an event, of any class."""
+        """Show an event of any class."""
         match event:
             case StageStarted():
                 self._say(
@@ -124,7 +124,7 @@ class Reporter(Progress):
         event: Warned | Began | Growing | Failed | Cancelled | Waiting | Restarted | Resumable | Extendable
         | Explained | Placed | Missed,
     ) -> str:  # fmt: skip
-        """What is said of an event that is one line."""
+        """Return the line to print for an event; empty if there is nothing to print."""
         match event:
             case Began():
                 return f"{self._number(event)}{event.prompt}" if event.count > 1 else ""
@@ -169,7 +169,7 @@ class Reporter(Progress):
             self._say(f"{queue}, {self._frames.get(event.job, 0)} frames written")
 
     def _name(self, event: StageEvent) -> str:
-        """The stage, after its request's number if there are several."""
+        """Return the name of an event's stage, after its request's number if there are several requests."""
         return f"{self._number(event)}{event.stage}"
 
     def _number(self, event: Event) -> str:
@@ -180,7 +180,7 @@ class Reporter(Progress):
 
 
 class _Row:
-    """A stage that is under way."""
+    """Stage under way: when it began, and when its last progress line was printed."""
 
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total = name, total
@@ -196,15 +196,15 @@ def _path(folder: str) -> str:
 
 
 class SilentReporter(Reporter):
-    """Says nothing but whom it waits for: a launcher's other ranks have the first one to speak for them."""
+    """Reporter for a launcher's other ranks: shows only whom they wait for; the first shows the rest."""
 
     def show(self, event: AnyEvent) -> None:
-        if isinstance(event, Waiting):  # perhaps there is no other rank to say it
+        if isinstance(event, Waiting):  # there may be no other rank to report it
             super().show(event)
 
 
 class JsonReporter(Reporter):
-    """One JSON object a line on stdout, each with its `event`."""
+    """Reporter in JSON lines on stdout: one object per event, with the event's name in `event`."""
 
     def show(self, event: AnyEvent) -> None:
         if (found := self._fields(event)) is not None:
@@ -212,7 +212,7 @@ class JsonReporter(Reporter):
             print(json.dumps({"event": name, **fields}, ensure_ascii=not says_utf8()), flush=True)
 
     def _fields(self, event: AnyEvent) -> Fields:  # noqa: PLR0911, PLR0912 (one for each class)
-        """The name of an event in JSON, and its fields; None if it is not told of."""
+        """Return the JSON name and fields of an event; None if it is not reported."""
         match event:
             case StageStarted():
                 return "stage_start", {"stage": event.stage, "total": event.total or None}
@@ -266,9 +266,9 @@ class JsonReporter(Reporter):
 
 
 class TerminalReporter(Reporter):
-    """A line a stage with a bar, steps, rate and time left, on a terminal's stderr.
+    """Reporter on a terminal's stderr: one line per stage, with a bar, steps, rate and time left.
 
-    A stage that is done becomes a line above the bars, so that nothing draws it again.
+    A finished stage becomes a plain line above the bars, so that nothing draws it again.
     """
 
     def __init__(self) -> None:
@@ -299,7 +299,7 @@ class TerminalReporter(Reporter):
                 if queue := self._queue.get(event.job):
                     self._update(event.job, "blocks", queue=f"{queue}, {event.num_frames} frames written")
             case Finished() | Restarted() | MemoryUsed():
-                self._stop()  # stdout may be the same terminal; what ranks were doing is not done any more
+                self._stop()  # stdout may be the same terminal, and after a restart these stages are over
                 super().show(event)
             case _:
                 super().show(event)
@@ -325,7 +325,7 @@ class TerminalReporter(Reporter):
             self._bars.update(self._tasks[job, stage], completed=completed, **said)
 
     def _end(self, job: int | None, stage: str) -> None:
-        """Print a row for good, and take it off the bars."""
+        """Print a stage's row for the last time, and remove it from the bars."""
         task = self._tasks.pop((job, stage), None)
         if task is None or self._bars is None:
             return
@@ -359,7 +359,10 @@ class TerminalReporter(Reporter):
 
 
 class _RateColumn(ProgressColumn):
-    """`12.3 s, 2.41 steps/s, 8.1 s left`; a stage of one step has only its seconds; blocks: their queue."""
+    """Column after a bar: seconds, rate and time left (`12.3 s, 2.41 steps/s, 8.1 s left`).
+
+    A stage of one step has only its seconds, and the row of frame blocks has the state of their queue.
+    """
 
     def get_table_column(self) -> Column:
         return Column(no_wrap=True)
@@ -378,9 +381,9 @@ class _RateColumn(ProgressColumn):
 
 
 def make_reporter(as_json: bool, *, silent: bool = False) -> Reporter:
-    """The reporter that suits the option `--json` and where stderr goes.
+    """Return the reporter that suits the option `--json` and where stderr goes.
 
-    silent: another rank speaks for this one.
+    silent: whether another rank reports for this one.
     """
     if silent:
         return SilentReporter()

@@ -1,4 +1,4 @@
-"""`paradit resume`: find the run, check that it can go on, and go on."""
+"""Command `paradit resume`: find a run, check that it can be resumed, and make the rest of it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from paradit.scheduler_check import check_scheduler
 
 
 def resume(options: ResumeOptions) -> int:
-    """Make what is left of a run. Returns the exit code: 1 if a request has failed.
+    """Make what is left of a run, and return the exit code: 1 if a request has failed.
 
-    Raises `InputError` if it cannot go on, before torch is imported.
+    Raises InputError if the run cannot be resumed, before any file is made.
     """
     with make_reporter(options.json, silent=not is_first_rank()) as report:
         folder = find_run(options.run_dir) if options.run_dir is not None else RunFolder(_only_one())
@@ -50,7 +50,7 @@ def resume(options: ResumeOptions) -> int:
         done = len(run.jobs) - len(left)
         if done:
             report.warn(f"{done} of {len(run.jobs)} videos are there already")
-        # What is there now was checked just now.
+        # Existing outputs were checked just before.
         run = replace(run, overwrite=True)
         with files_reserved(left, overwrite=True):
             complete_run_model(run, model)
@@ -59,7 +59,7 @@ def resume(options: ResumeOptions) -> int:
 
 
 def _only_one() -> Path:
-    """The run in the current folder. Raises InputError where there are several, or none."""
+    """Return the path to the only unfinished run in this folder. Raises InputError for several or none."""
     runs = unfinished(Path())
     if len(runs) == 1:
         return runs[0].path

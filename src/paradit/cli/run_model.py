@@ -1,4 +1,4 @@
-"""The model that a run began with, so that it is resumed and extended with the same. Torch-free."""
+"""Model of a run that is resumed or extended: it must be the one that the run began with. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from paradit.models.identity import model_hash
 
 
 def find_run_model(run: Run) -> Path:
-    """Return the folder of a run's model: as it was, if it is still there, else by the model's name.
+    """Return the folder of a run's model: the one it began with, if that exists, else found by its name.
 
     A hub model may have a newer revision by now, in another folder. Raises InputError as `find_model` does.
     """
@@ -21,7 +21,7 @@ def find_run_model(run: Run) -> Path:
 
 
 def complete_run_model(run: Run, folder: Path) -> None:
-    """Download what is missing of a run's model, and refuse another model than it had. Raises InputError."""
+    """Download missing files of a run's model. Raises InputError if it has changed since the run began."""
     download_weights(run.model, folder, run.variant)
     if run.model_hash and model_hash(folder, run.variant) != run.model_hash:
         raise InputError(

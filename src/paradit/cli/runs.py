@@ -1,4 +1,4 @@
-"""`paradit runs`: which runs there are below a folder, how large they are, and what can come of them."""
+"""Command `paradit runs`: list the runs below a folder, with their sizes and states, or remove some."""
 
 from __future__ import annotations
 
@@ -18,25 +18,28 @@ from paradit.streams import code_of_output
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """One run's folder, as it is found."""
+    """Entry in the list of runs: one run's folder, with its state and size."""
 
     run: str
-    """Path to it, as `resume`, `extend` and `--remove` take it."""
+    """Path to the run's folder, as `resume`, `extend` and `--remove` take it."""
     state: str
-    """`running`, `unfinished`, `extendable`, `done` or `damaged`."""
+    """State of the run: `running`, `unfinished`, `extendable`, `done` or `damaged`."""
     videos: int | None
-    """Number of videos asked for; None if it cannot be read."""
+    """Number of videos asked for; None if the run cannot be read."""
     videos_done: int | None
     size_bytes: int
     changed: float
-    """Seconds since 1970 at which a file in it was last written."""
+    """Time at which a file in the run's folder was last written, in seconds since 1970."""
     model: str | None
     why: str | None = None
-    """The reason for which a damaged one cannot be read."""
+    """Reason why a damaged run cannot be read; None if it can."""
 
 
 def runs(options: RunsOptions) -> int:
-    """Print the runs below a folder, or remove some. Raises InputError if one of these is not there."""
+    """Print the runs below a folder, or remove some, and return the exit code.
+
+    Raises InputError if the folder, or a run to remove, does not exist.
+    """
     if options.remove:
         _remove(options.folder, options.remove, as_json=options.json)
     else:
@@ -45,7 +48,7 @@ def runs(options: RunsOptions) -> int:
 
 
 def _list(folder: Path, *, as_json: bool) -> None:
-    """Print the runs below a folder, the newest first. Raises InputError if there is no such folder."""
+    """Print the runs below a folder, newest first. Raises InputError if the folder does not exist."""
     found = sorted(_found(folder), key=lambda one: -one.changed)
     if as_json:
         for one in found:
@@ -61,7 +64,7 @@ def _list(folder: Path, *, as_json: bool) -> None:
 
 
 def _remove(folder: Path, names: list[str], *, as_json: bool) -> None:
-    """Remove these runs' folders, or none of them. Raises InputError if one is not there, or is running."""
+    """Remove the folders of the named runs, or none. Raises InputError if one is missing or still running."""
     there = [_named(folder, name) for name in names]
     for run in there:
         if run.is_running():
@@ -76,7 +79,7 @@ def _remove(folder: Path, names: list[str], *, as_json: bool) -> None:
 
 
 def _named(folder: Path, name: str) -> RunFolder:
-    """Return the run with a name, or at a path."""
+    """Return the run with a name, or at a path. Raises InputError if there is none."""
     path = named("run", name)
     inside = _runs(folder) / path
     return find_run(inside if (inside / "run.json").exists() else path)

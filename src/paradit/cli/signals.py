@@ -15,16 +15,16 @@ from paradit.launched import is_spoken_for
 from paradit.stopping import Stop
 
 ECHO_SECONDS = 0.5
-"""A second signal this soon after the first is the same one, passed on by a program around us."""
+"""Seconds after the first signal in which a second is ignored: a parent program has passed on the same."""
 STOPPING = b"\nparadit: ending after this step; once more ends at once\n"
 GRACE_SECONDS = 2.0
-"""A Ctrl-C this soon after the one that ends the process is taken for the same: the clean-up goes on."""
+"""Seconds after the signal that ends the process in which another is ignored: the clean-up goes on."""
 AGAIN_SECONDS = 0.25
-"""Seconds until a signal's exception that was not raised, or was lost on its way, is raised once more."""
+"""Seconds until the exception of a signal is raised again, if it could not be raised or was swallowed."""
 
 
 class Stopped(BaseException):  # like KeyboardInterrupt: no `except Exception` may hold it up
-    """The user, or the system, asked the process to end."""
+    """Exception that ends the process because the user, or the system, asked for that."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -33,16 +33,16 @@ class Stopped(BaseException):  # like KeyboardInterrupt: no `except Exception` m
 
 
 stop = Stop()
-"""What the first signal sets, where a run looks at it after every step; one a process, as signals are."""
+"""Flag that the first signal sets, and that a run reads after every step; one per process, as signals are."""
 
 
 @contextmanager
 def stopping_cleanly() -> Iterator[None]:
-    """Within the body, SIGINT and SIGTERM raise `Stopped` in the main thread, or first set `stop`.
+    """Make SIGINT and SIGTERM raise `Stopped` in the main thread within the body, or first set `stop`.
 
     A library may swallow the exception, as Python itself does in callbacks, above all while modules are
-    imported. Then it is raised once more. It is not raised on a module's top level, from where torch calls
-    what must not raise: a quarter of a second later the import is somewhere else.
+    imported; then it is raised once more. It is not raised at a module's top level, because torch calls code
+    from there that must not raise; a quarter of a second later the import is somewhere else.
     """
     first = last = -GRACE_SECONDS
     ending = signal.SIGINT.value
@@ -77,7 +77,7 @@ def stopping_cleanly() -> Iterator[None]:
 
 
 def _is_stopping() -> bool:
-    """Whether the main thread cleans up after `Stopped`, perhaps with other exceptions meanwhile."""
+    """Return whether the main thread is cleaning up after `Stopped`, perhaps during another exception."""
     error = sys.exception()
     while error is not None and not isinstance(error, Stopped):
         error = error.__context__

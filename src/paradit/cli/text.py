@@ -1,4 +1,4 @@
-"""Results and plans as a person reads them."""
+"""Text for people: results, plans, durations and amounts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ QUEUE_BAR = 20
 
 
 def duration(seconds: float) -> str:
-    """`0.42 s`, `12.3 s`, `4 min 05 s`, `2 h 03 min`."""
+    """Return seconds as text: `0.42 s`, `12.3 s`, `4 min 05 s`, `2 h 03 min`."""
     if seconds < 1:
         return f"{seconds:.2f} s"
     if seconds < 99.95:
@@ -21,7 +21,7 @@ def duration(seconds: float) -> str:
 
 
 def amount(value: float, unit: str) -> str:
-    """`24.1 MB`, `1.32 TFLOP`: three digits and a decimal prefix."""
+    """Return a value as text with three digits and a decimal prefix: `24.1 MB`, `1.32 TFLOP`."""
     prefixes = ["", "k", "M", "G", "T", "P", "E"]
     while value >= 999.5 and len(prefixes) > 1:
         value /= 1000
@@ -30,9 +30,9 @@ def amount(value: float, unit: str) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], left: Collection[str] = ()) -> str:
-    """Return rows of cells as lines; the first row has the columns' names.
+    """Return rows of cells as lines with aligned columns; the first row has the columns' names.
 
-    left: names of the columns that begin at the left.
+    left: names of the columns that are aligned to the left.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -62,7 +62,10 @@ def result_text(result: dict[str, Any]) -> str:
 
 
 def queue_text(block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> str:
-    """`[################----] block 37 of 46, level 12..50`: the bar is how many blocks are done."""
+    """Return how far a queue of frame blocks is: `[################----] block 37 of 46, level 12..50`.
+
+    The bar shows how many blocks are done. levels: steps taken by the noisiest and by the cleanest block.
+    """
     bar, of = "", ""
     if num_blocks:
         filled = QUEUE_BAR * (block - 1 + (levels[1] == steps)) // num_blocks
@@ -71,7 +74,7 @@ def queue_text(block: int, num_blocks: int | None, levels: tuple[int, int], step
 
 
 def memory_text(by_rank: list[int], stages: list[tuple[str, ...]]) -> str:
-    """What each rank of a run whose stages are apart has needed."""
+    """Return each rank's stages and peak memory as text, for a run with stages on different ranks."""
     each = (f"{', '.join(names)} {amount(size, 'B')}" for names, size in zip(stages, by_rank, strict=True))
     return "peak memory by rank: " + "; ".join(f"{rank}: {text}" for rank, text in enumerate(each))
 
@@ -101,7 +104,7 @@ def plan_text(plan: dict[str, Any]) -> str:
 
 
 def _blocks(plan: dict[str, Any]) -> str:
-    """Of a long video."""
+    """Return the frame blocks of a planned long video as text."""
     sizes = f"of {plan['block_frames']} latent frames, in windows of {plan['window_frames']}"
     used = f"ranks used to {plan['used_share']:.1%}"
     if plan["num_blocks"] is None:

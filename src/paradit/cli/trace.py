@@ -1,4 +1,4 @@
-"""The option `--trace`, checked; and `paradit trace summary`. Imports no torch."""
+"""Check of the option `--trace`, and the command `paradit trace summary`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLUMNS = ("rank", "preparing", "busy", "communicating", "idle", "sent", "hidde
 
 
 def check_trace(options: GenerateOptions) -> None:
-    """Refuse a trace that cannot be written. Raises InputError; makes no file."""
+    """Refuse a trace file that cannot be written. Raises InputError; makes no file."""
     path = options.trace
     if path is None:
         if options.trace_layers:
@@ -32,7 +32,7 @@ def check_trace(options: GenerateOptions) -> None:
 
 
 def summary(options: SummaryOptions) -> int:
-    """Print where each rank's time went. Raises InputError if the file is not a trace."""
+    """Print where each rank's time went, and return the exit code. Raises InputError if it is not a trace."""
     ranks = summarize(read_trace(options.trace))
     if options.json:
         for rank in ranks:

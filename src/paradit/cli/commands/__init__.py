@@ -1,4 +1,4 @@
-"""What each command takes: its options, and the name of the function that carries it out.
+"""Declarations of all commands: the options of each, and the name of the function that carries it out.
 
-Imports little else, so `--help` is quick.
+Imports little else, so that `--help` is quick.
 """

@@ -1,4 +1,4 @@
-"""`paradit calibrate`: its options."""
+"""Options of the command `paradit calibrate`."""
 
 from __future__ import annotations
 

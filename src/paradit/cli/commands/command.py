@@ -1,4 +1,4 @@
-"""A command of the command line, made of the dataclass that declares its options."""
+"""Commands of the command line, each built from the dataclass that declares its options."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ from paradit.version import __version__
 _LOG = logging.getLogger(__name__)
 
 RUN = "paradit-runs/a-red-circle-20261120-185300-3fa2"
-"""A run's folder, for examples."""
+"""Path to a run's folder, for the examples in help texts."""
 NAMES = ("gpus", "model", "output", "placement")
-"""Texts that may name a file, in which `~` is the user's home; other files are options of type Path."""
+"""Text options that may name a file, in which `~` is the user's home; other files have the type Path."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a command, some of which only a part of the program declares that a plug-in may bring."""
+    """Base class for options of a command that also has options declared elsewhere, such as by plug-ins."""
 
     others: Values = NONE
-    """What is said of these, by name."""
+    """Values, by name, of the options that are declared elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A command as the program knows it, before it is called."""
+    """Declaration of a command: its options, its function and an example, known before it is called."""
 
     options: type
-    """The dataclass that declares its options, whose docstring is the help."""
+    """Dataclass that declares the command's options; its docstring is the help text."""
     run: str
-    """The function that carries it out, as "module:name", imported when it is called: (options) -> code."""
+    """Function that carries the command out, as "module:name", imported when called: (options) -> code."""
     example: str
     more: Callable[[], Mapping[str, Mapping[str, Declared]]] = dict
-    """Returns other options, for `Options.others`, by the name of the option that they follow."""
+    """Function that returns options for `Options.others`, by the name of the option that they follow."""
 
     def fields(self) -> dict[str, Declared]:
-        """All options, in the order in which they are shown."""
+        """Return all options by name, in the order in which help shows them."""
         found: dict[str, Declared] = {}
         more = self.more()
         for name, field in declared(self.options).items():
@@ -64,7 +64,7 @@ class Entry:
         return found
 
     def meant(self) -> dict[str, str]:
-        """Flags by the words that may mean them: their names, and others that users may think of."""
+        """Return the right flag for each word that may mean it: its name, and words that users may try."""
         return {
             word: f"--{field.name.replace('_', '-')}"
             for field in self.fields().values()
@@ -73,7 +73,7 @@ class Entry:
         }
 
     def renamed(self) -> dict[str, str]:
-        """Flags by those that they were in the minor version before."""
+        """Return the present flag for each flag that the previous minor version had."""
         names = former_names(self.fields().values()).items()
         return {
             prefix + former.replace("_", "-"): prefix + name.replace("_", "-")
@@ -82,7 +82,7 @@ class Entry:
         }
 
     def function(self) -> Callable[..., int | None]:
-        """Return the function that typer makes a command of: it is called with a value for each option."""
+        """Return the function that typer makes a command of; it is called with a value for each option."""
 
         def command(**given: object) -> int | None:
             own = {name: value for name, value in given.items() if name in declared(self.options)}
@@ -120,7 +120,10 @@ def _parameter(field: Declared) -> Parameter:
 
 
 class Command(TyperCommand):
-    """A command whose files may begin with `~`, also if the shell leaves that as it is (`--output=~/a`)."""
+    """Command that expands `~` in file names, also where the shell does not (`--output=~/a`).
+
+    It accepts the former names of options, with a warning, and suggests the right flag for a wrong one.
+    """
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         try:
@@ -144,7 +147,7 @@ class Command(TyperCommand):
 
 
 def _with_new_names(args: list[str], renamed: Mapping[str, str]) -> list[str]:
-    """A command line with present flags in the place of former ones, which are warned of."""
+    """Return the command line with former flags replaced by present ones, and warn of each."""
     found = []
     for position, arg in enumerate(args):
         flag, equals, value = arg.partition("=")
@@ -156,14 +159,14 @@ def _with_new_names(args: list[str], renamed: Mapping[str, str]) -> list[str]:
 
 
 def _nearest(wrong: str, meant: Mapping[str, str]) -> list[str]:
-    """The flag that a wrong one may stand for: by its meaning, or else by its letters."""
+    """Return the flag that a wrong one may stand for, by its meaning or else its spelling; empty if none."""
     word = wrong.lstrip("-")
     near = [word] if word in meant else difflib.get_close_matches(word, meant, n=1, cutoff=0.7)
     return [meant[one] for one in near]
 
 
 def _dashed_prompt(args: list[str]) -> str | None:
-    """An argument that is taken for an option, but reads like a prompt."""
+    """Return the argument that was taken for an option but reads like a prompt; None if there is none."""
     if "--" in args:
         return None
     return next((arg for arg in args if arg.startswith("-") and " " in arg and "=" not in arg), None)

@@ -1,4 +1,4 @@
-"""`paradit decode`: its options."""
+"""Options of the command `paradit decode`."""
 
 from __future__ import annotations
 

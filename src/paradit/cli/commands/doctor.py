@@ -1,4 +1,4 @@
-"""`paradit doctor`: its options."""
+"""Options of the command `paradit doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`paradit extend`: its options."""
+"""Options of the command `paradit extend`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`paradit generate`: its options."""
+"""Options of the command `paradit generate`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from paradit.config.options import Declared, Option
 
 
 class GenerateCommand(Command):
-    """Takes `--prompt-at TIME TEXT`: typer has no options of two values that may be repeated."""
+    """Command that takes `--prompt-at TIME TEXT`: typer has no repeatable options with two values."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         joined: list[str] = []
@@ -231,7 +231,7 @@ def _more() -> dict[str, Mapping[str, Declared]]:
     from paradit.config.placement import placement_fields
     from paradit.scheduling.stages import STAGES
 
-    left_out = ("ranks", *STAGES)  # which `--ranks` and `--placement` say
+    left_out = ("ranks", *STAGES)  # set by `--ranks` and `--placement`
     of_placements = {name: one for name, one in placement_fields().items() if name not in left_out}
     return {"method": declared_options(), "placement": of_placements}
 

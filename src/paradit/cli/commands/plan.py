@@ -1,4 +1,4 @@
-"""`paradit plan`: its options."""
+"""Options of the command `paradit plan`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`paradit resume`: its options."""
+"""Options of the command `paradit resume`."""
 
 from __future__ import annotations
 

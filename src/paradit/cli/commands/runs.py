@@ -1,4 +1,4 @@
-"""`paradit runs`: its options."""
+"""Options of the command `paradit runs`."""
 
 from __future__ import annotations
 

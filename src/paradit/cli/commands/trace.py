@@ -1,4 +1,4 @@
-"""`paradit trace`: its commands and their options."""
+"""Subcommands of `paradit trace`, and their options."""
 
 from __future__ import annotations
 
