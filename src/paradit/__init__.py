@@ -8,9 +8,9 @@ from importlib import import_module
 from paradit.config.errors import InputError, JobCancelled, JobError, OutOfMemory, RankError
 from paradit.version import __version__
 
-logging.getLogger(__name__).addHandler(logging.NullHandler())  # quiet, unless a program wants to hear
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # quiet, unless a program sets up logging
 
-# torch takes seconds to import: it is loaded with what needs it, so `paradit --help` answers at once.
+# torch takes seconds to import, so it is loaded only with what needs it: `paradit --help` answers at once.
 # Type checkers and editors read `__init__.pyi`, which a test compares with this table.
 _LATER = {
     "Engine": "paradit.engine.engine",

@@ -1,4 +1,4 @@
-"""Files that are whole under their name, or not there, and names that one process holds. Torch-free."""
+"""Files that are complete under their name or not there at all, and locks on file names. Torch-free."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from paradit.config.limits import MAX_FILE, shown, typed
 
 
 def temporary_name(target: Path) -> Path:
-    """A name beside `target`, on the same file system, that nobody else has."""
+    """Return a name that nobody else has, in the folder of `target` and so on the same file system."""
     return target.absolute().parent / f".paradit-{os.getpid()}-{secrets.token_hex(4)}.part"
 
 
 def behind_links(path: str | Path) -> Path:
-    """Return the absolute path that a path leads to through links, whether it is there or not."""
+    """Return the absolute path that a path leads to through links, whether or not it exists."""
     return Path(os.path.realpath(path))
 
 
 def named(option: str, path: str | os.PathLike[str]) -> Path:
-    """Return the path that a user names, in which `~` is a home, whether it is there or not.
+    """Return the path that a user names, with `~` expanded, whether or not it exists.
 
-    option: how the message calls it. Raises InputError for what no file can be called.
+    option: name of the option in messages. Raises InputError if no file can have this name.
     """
     if isinstance(path, str) and path == "-":
         raise InputError(f"{option} '-' is a stream: name a file, or ./- for one of that name")
@@ -55,7 +55,7 @@ def named(option: str, path: str | os.PathLike[str]) -> Path:
 
 
 def name_words(text: str) -> list[str]:
-    """Return a text's words in lower case, but for those that file names cannot hold on this system."""
+    """Return a text's words in lower case, except those that file names cannot hold on this system."""
     return [word for word in re.findall(r"\w+", text.lower()) if _is_nameable(word)]
 
 
@@ -68,11 +68,11 @@ def _is_nameable(word: str) -> bool:
 
 @contextmanager
 def reserved(option: str, path: str | Path) -> Iterator[None]:
-    """Hold a file's name, which no other process can then reserve, however this one ends.
+    """Reserve a file's name within the body, so that no other process can reserve it.
 
-    The name is held by a lock on a hidden file beside it, which the system frees with its holder. Where the
-    file system has no locks, nothing is held. option: how the message calls the file. Raises InputError if
-    another process holds it.
+    The name is held by a lock on a hidden file beside it, which the system frees however this process ends.
+    If the file system has no locks, nothing is held. option: name of the option in messages. Raises
+    InputError if another process holds the name.
     """
     target = behind_links(path)
     with contextlib.ExitStack() as held:
@@ -88,7 +88,7 @@ def reserved(option: str, path: str | Path) -> Iterator[None]:
 
 
 def remove_left_lock(path: str | Path) -> None:
-    """Remove the hidden file of a name that was held by a process which has been killed."""
+    """Remove the hidden lock file of a name that a process held when it was killed."""
     lock = _lock_of(behind_links(path))
     if lock.exists():
         with contextlib.suppress(OSError), _locked(lock):
@@ -96,16 +96,16 @@ def remove_left_lock(path: str | Path) -> None:
 
 
 def _lock_of(target: Path) -> Path:
-    # A name may be as long as names can be, and its lock's is longer.
+    # The target's name may already be as long as names can be, so the lock's name has its hash.
     digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
     return target.parent / f".paradit-{digest}.lock"
 
 
 @contextmanager
 def changing(path: Path) -> Iterator[None]:
-    """Read, change and write a file while no other process does, after waiting for those that do.
+    """Lock a file while the body reads, changes and writes it, after waiting for others that do so.
 
-    Where the file system has no locks, nothing is held.
+    If the file system has no locks, nothing is held.
     """
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):
@@ -115,9 +115,9 @@ def changing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of a file that is there only while it is held.
+    """Hold the lock of a file that exists only while it is locked.
 
-    Raises BlockingIOError if it is taken and is not to be waited for.
+    wait: whether to wait for its holder. Raises BlockingIOError if it is held and `wait` is false.
     """
     import fcntl  # not on Windows
 
@@ -141,9 +141,9 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def read_text(path: Path, most: int = MAX_FILE) -> str:
-    """Read a small text file, with or without a byte order mark. Raises OSError, also for one of more bytes.
+    """Return the text of a small UTF-8 file, with or without a byte order mark.
 
-    Raises UnicodeDecodeError for what is not UTF-8.
+    Raises OSError, also if the file has more than `most` bytes, and UnicodeDecodeError if it is not UTF-8.
     """
     with path.open("rb") as file:
         content = file.read(most + 1)
@@ -153,7 +153,7 @@ def read_text(path: Path, most: int = MAX_FILE) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that survives the machine's own end, or none; through a link. Raises OSError."""
+    """Write a whole file or none, even if the machine fails meanwhile; follows links. Raises OSError."""
     path = behind_links(path)
     part = temporary_name(path)
     try:
@@ -167,7 +167,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def remove_parts(folder: Path, pids: Collection[int]) -> None:
-    """Remove what these processes, which have ended, left under temporary names."""
+    """Remove the temporary files that these processes, which have ended, left in a folder."""
     with contextlib.suppress(OSError):
         for path in folder.glob(".paradit-*-*.part"):
             match = re.fullmatch(r"\.paradit-(\d+)-\w+\.part", path.name)
@@ -176,7 +176,7 @@ def remove_parts(folder: Path, pids: Collection[int]) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it, if it is there."""
+    """Remove a file, or a folder with all that is in it, if it exists."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

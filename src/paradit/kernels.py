@@ -1,4 +1,4 @@
-"""Attention kernels by name, and what each can do. Torch-free, so that a mistake is answered at once.
+"""Attention backends by name, and what each can do. Torch-free, so that a mistake is reported at once.
 
 The names are those of diffusers' attention backends.
 """
@@ -16,15 +16,15 @@ ANY = ("bf16", "fp32")
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """One kernel."""
+    """Attention backend: what it needs, and what it can do."""
 
     package: str | None = None
-    """What must be installed besides torch."""
+    """Name of the package that the attention backend needs besides torch; None if it needs none."""
     cpu: bool = False
-    """Whether it runs on a CPU; all run on a GPU, given the right one."""
+    """Whether the attention backend runs on a CPU; all run on a GPU of the right kind."""
     dtypes: tuple[str, ...] = HALF
     lse: bool = False
-    """Whether we get its log-sum-exp, which some forms of attention need."""
+    """Whether ParaDiT can get the attention backend's log-sum-exp, which some attention forms need."""
 
 
 DEFAULT = "native"
@@ -42,8 +42,8 @@ KERNELS = {
 
 
 def check_kernel(name: str) -> None:
-    """Refuse a kernel that is not there. Raises InputError."""
-    if name not in list(KERNELS):  # what a file says need not be a text
+    """Refuse an attention backend that is unknown or not installed. Raises InputError."""
+    if name not in list(KERNELS):  # a list, because a value from a file may not be hashable
         raise InputError(f"kernel must be one of {', '.join(KERNELS)}, got {name!r}")
     kernel = KERNELS[name]
     if kernel.package is not None and find_spec(kernel.package) is None:
@@ -52,14 +52,17 @@ def check_kernel(name: str) -> None:
 
 
 def require_lse(name: str, attention: str) -> None:
-    """Refuse a kernel for a form of attention that needs its log-sum-exp. Raises InputError."""
+    """Refuse an attention backend without log-sum-exp, for a form that needs it. Raises InputError."""
     if not KERNELS[name].lse:
         able = ", ".join(n for n, k in KERNELS.items() if k.lse)
         raise InputError(f"{attention} needs a kernel that gives its log-sum-exp: {able}, not {name!r}")
 
 
 def check_kernel_on(name: str, device: str, dtype: str) -> None:
-    """Refuse a kernel on a device, `cpu` or `cuda`, or with a dtype, that it cannot do. Raises InputError."""
+    """Refuse an attention backend that cannot run on a device, or with a dtype. Raises InputError.
+
+    device: `cpu` or `cuda`.
+    """
     kernel = KERNELS[name]
     if device == "cpu" and not kernel.cpu:
         able = ", ".join(n for n, k in KERNELS.items() if k.cpu)

@@ -1,7 +1,7 @@
-"""What a launcher such as torchrun has said to this process: the one place that reads its variables.
+"""Launcher settings: what torchrun or another launcher has told this process by environment variables.
 
-Torch-free. Variables of a launcher may also be left in a shell by something else, so they are checked, and
-every complaint says what to unset.
+Nothing else reads these variables. Torch-free. Something else may have left them in a shell, so they are
+checked, and every error says what to unset.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ from paradit.config.limits import MAX_RANKS, shown
 from paradit.waiting import interruptibly
 
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
-"""The variable that torchrun alone sets: whether its agent, and not the first rank, keeps the store."""
+"""Name of the variable that only torchrun sets: whether its agent, not the first rank, keeps the store."""
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 VARIABLES = (*NEEDED, "LOCAL_RANK", "LOCAL_WORLD_SIZE", AGENT_STORE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launched:
-    """This process as one of the ranks that a launcher has started."""
+    """Place of this process among the ranks that a launcher has started."""
 
     rank: int
     ranks: int
     local_rank: int
-    """The rank's number among those of its machine, which says which GPU it takes."""
+    """Number of the rank among those of its machine, by which it takes its GPU."""
     local_ranks: int | None
-    """Number of ranks on this machine; None: the launcher has not said it."""
+    """Number of ranks on this machine; None if the launcher has not said it."""
     address: str
     port: int
-    """Where the ranks meet."""
+    """Port at which the ranks meet, on the machine `address`."""
     by_torchrun: bool
     agent_store: bool
-    """Whether torchrun's agent keeps the store in which ranks meet; otherwise the first rank does."""
+    """Whether torchrun's agent keeps the store in which ranks meet; otherwise the first rank keeps it."""
     attempt: str
-    """Number of times that torchrun has started its ranks anew: its agent's store outlives them."""
+    """Number of times that torchrun has restarted its ranks, as text: its agent's store outlives them."""
     unset: str
-    """What to do where there is no such launcher."""
+    """Advice for error messages: the variables to unset if there is no such launcher."""
 
     @property
     def meeting_point(self) -> str:
-        """Address and port, as one writes them."""
+        """Address and port as text, such as `host:29500` or `[::1]:29500`."""
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
 def launched(environ: Mapping[str, str] = os.environ) -> Launched | None:
-    """This process's place among a launcher's ranks; None without RANK and WORLD_SIZE. Raises InputError.
+    """Return this process's place among a launcher's ranks; None without RANK and WORLD_SIZE.
 
-    An empty variable counts as one that is not set.
+    An empty variable counts as unset. Raises InputError if a variable is missing or not valid.
     """
     said = {name: environ[name].strip() for name in VARIABLES if environ.get(name, "").strip()}
     if "RANK" not in said and "WORLD_SIZE" not in said:
@@ -96,24 +96,24 @@ def launched(environ: Mapping[str, str] = os.environ) -> Launched | None:
 
 
 def is_first_rank() -> bool:
-    """Whether this process keeps the run's files: without a launcher, or as its first rank."""
+    """Return whether this process keeps the run's files: as a launcher's first rank, or with no launcher."""
     here = launched()
     return here is None or here.rank == 0
 
 
 def is_spoken_for(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun has started this process beside a first rank, which speaks for all. Never raises."""
+    """Return whether torchrun started this process beside a first rank, which reports. Never raises."""
     return AGENT_STORE in environ and environ.get("RANK", "").strip() not in ("", "0")
 
 
 def forget_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Unset a launcher's variables, in a process that joins no ranks."""
+    """Unset a launcher's variables, in a process that does not join other ranks."""
     for name in VARIABLES:
         environ.pop(name, None)
 
 
 def check_meeting_point(here: Launched) -> None:
-    """Refuse an address that has no meaning, or a port that another program has. Raises InputError."""
+    """Refuse an address that cannot be resolved, or a port that another program uses. Raises InputError."""
     try:
         interruptibly(lambda: socket.getaddrinfo(here.address, here.port, type=socket.SOCK_STREAM))
     except (OSError, UnicodeError) as error:
@@ -131,7 +131,7 @@ def check_meeting_point(here: Launched) -> None:
 
 
 def port_error(here: Launched, error: OSError) -> InputError:
-    """The first rank cannot listen on the port at which ranks meet."""
+    """Return the error for a first rank that cannot listen on the port at which the ranks meet."""
     why = "in use by another program" if error.errno == errno.EADDRINUSE else f"not for us ({error.strerror})"
     return InputError(f"MASTER_PORT {here.port} is {why}, and the ranks are to meet there: {here.unset}")
 

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much this process has needed."""
+"""Amounts of memory: how much a device has, and how much this process has used."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """All memory of the GPU, or of the machine."""
+    """Return the total memory, in bytes, of a GPU, or of the machine if the device is a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return int(psutil.virtual_memory().total)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most that was in use: of a GPU by its tensors, else of the process's own memory."""
+    """Return the peak memory in use, in bytes: a GPU's by its tensors, otherwise this process's own."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource  # not on Windows
@@ -26,15 +26,15 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an exception says that there was no memory left, on a GPU or for the CPU's tensors."""
+    """Return whether an exception means that memory ran out, on a GPU or for the CPU's tensors."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # What torch's allocator for the CPU says, and oneDNN, which computes convolutions.
+    # Messages of torch's allocator for the CPU, and of oneDNN, which computes convolutions.
     said = ("can't allocate memory", "could not create a memory")
     return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
 def give_back_unused(device: torch.device) -> None:
-    """Return what torch keeps of a GPU's memory for later use."""
+    """Release the GPU memory that torch keeps for later use."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

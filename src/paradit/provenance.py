@@ -1,4 +1,4 @@
-"""What a video was made from, for its file's metadata: enough to make it again. Torch-free."""
+"""Record of what a video was made from, for its file's metadata: enough to make it again. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from paradit.models.spec import ModelSpec
 from paradit.version import __version__
 
 _NOT_DECIDING = ("trim", "dtype")
-"""Fields of a request that decide neither frames nor their times; the dtype is that of the run."""
+"""Fields of a request that change neither frames nor their times; the dtype is recorded as the run had it."""
 
 
 def provenance(request: ResolvedRequest, spec: ModelSpec, dtype: str, kernel: str) -> dict[str, Any]:
-    """Return what decides a resolved request's frames: itself, the model, and this version.
+    """Return everything that decides a resolved request's frames: itself, the model, and this version.
 
-    dtype, kernel: what the transformers ran in, and what computed attention. Neither the placement, nor the
-    time, nor the command is among it, so that equal frames make equal files.
+    dtype: data type that the transformers ran in. kernel: attention backend. The placement, the time and the
+    command are left out, so that equal frames make equal files.
     """
     fields = {name: value for name, value in vars(request).items() if name not in _NOT_DECIDING}
     if request.endless:
@@ -34,6 +34,6 @@ def provenance(request: ResolvedRequest, spec: ModelSpec, dtype: str, kernel: st
 
 
 def tags(about: dict[str, Any]) -> dict[str, str]:
-    """Return metadata for a file: the prompt as its title, and all of `about` as JSON."""
+    """Return the metadata for a video file: the prompt as its title, and all of `about` as JSON."""
     title = " ".join(str(about.get("prompt", "")).split())
     return {"title": title, "comment": json.dumps(about, ensure_ascii=False)}

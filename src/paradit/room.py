@@ -1,4 +1,4 @@
-"""Does a video fit into memory? Answered from the model's spec, before anything is loaded."""
+"""Check that a video fits into memory, by the model's spec, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """Return the name of a dtype in requests."""
+    """Return the name of a torch dtype in requests: `fp32` or `bf16`."""
     (name,) = (name for name, other in DTYPES.items() if other == dtype)
     return name
 
@@ -34,9 +34,10 @@ def where_and_how(dtype: str | None) -> tuple[torch.device, str]:
 def room_bytes(
     spec: ModelSpec, request: ResolvedRequest, placement: Placement, local_ranks: int | None = None
 ) -> dict[str, int]:
-    """What the fullest device needs for "weights" and at its "peak", and what it has in "total"; estimated.
+    """Return the memory, in bytes, that the fullest device needs and has.
 
-    local_ranks: how many share this machine's memory, where there is no GPU; None: all.
+    Estimates are for its "weights" and at its "peak"; "total" is what it has. local_ranks: number of ranks
+    that share this machine's memory, if there is no GPU; None: all.
     """
     device, dtype = where_and_how(request.dtype)
     itemsize = DTYPES[dtype].itemsize
@@ -44,7 +45,7 @@ def room_bytes(
     sharing = 1 if device.type == "cuda" else local_ranks or placement.ranks
     room = on_one_device(by_rank, sharing)
     if device.type == "cpu" and spec.is_stored_in(itemsize):
-        # Processes that share a machine share its files' pages.
+        # Processes on one machine share the pages of the weights' files.
         twice = max(0, room["weights"] - spec.weight_bytes(itemsize))
         room = {part: size - twice for part, size in room.items()}
     return {**room, "total": total_memory_bytes(device)}
@@ -58,11 +59,11 @@ def check_memory(
     *,
     known: tuple[str, ...] | None = None,
 ) -> str | None:
-    """A warning where a resolved request may need more memory than a device has; before anything is loaded.
+    """Return a warning if a resolved request may need more memory than a device has; None if it fits.
 
-    It says with which options it would fit. As for `room_bytes`. Raises InputError where the weights alone
-    need more, or it is surely too much (`scheduling.fitting.SURELY`).
-    known: the options that whoever asks has, of a run that has begun; None: all of `generate`.
+    The warning says with which options the request would fit. Raises InputError if the weights alone need
+    more, or the estimate is surely too much (`scheduling.fitting.SURELY`). local_ranks: as for `room_bytes`.
+    known: options of the calling command, for a run that has begun; None: all of `generate`.
     """
     placement = placement or Placement()
     room = room_bytes(spec, request, placement, local_ranks)
@@ -91,9 +92,9 @@ def check_memory(
 
 
 def check_decode_memory(request: ResolvedRequest, spec: ModelSpec) -> str | None:
-    """A warning where a resolved request's decode alone may need more memory than a device has.
+    """Return a warning if a request's decode alone may need more memory than a device has; None if it fits.
 
-    Raises InputError where it surely does.
+    Raises InputError if it surely needs more.
     """
     total = total_memory_bytes(where_and_how(None)[0])
 
@@ -112,14 +113,17 @@ def check_decode_memory(request: ResolvedRequest, spec: ModelSpec) -> str | None
 
 
 def _judged(needed: int, total: int, said: str, refused: str = "") -> str:
-    """Return a warning of an estimate above what there is. Raises InputError if it is surely too much."""
+    """Return the warning `said` about an estimate above what there is. Raises InputError if it is far above.
+
+    needed, total: bytes that are estimated, and that there are. refused: text before the warning in an error.
+    """
     if needed > SURELY * total:
         raise InputError(f"{refused}{said}")
     return said
 
 
 def _advice(options: str, known: tuple[str, ...] | None, with_them: str) -> str:
-    """What to do, in words: a run that has begun takes few options."""
+    """Return the end of a message that says which options fit; a run that has begun takes `known` ones."""
     if known is None or (options and set(re.findall(r"--[a-z-]+", options)) <= set(known)):
         return f"{with_them}{options}" if options else ""
     anew = f", or `paradit generate` anew with {options}" if options else ""
@@ -129,14 +133,14 @@ def _advice(options: str, known: tuple[str, ...] | None, with_them: str) -> str:
 def _fitting_options(
     spec: ModelSpec, request: ResolvedRequest, placement: Placement, local_ranks: int | None
 ) -> str:
-    """With which a request that does not fit would."""
+    """Return the options with which a request that does not fit would; empty if there are none."""
     device, dtype = where_and_how(request.dtype)
 
     def fits(changed: ResolvedRequest, other: Placement) -> bool:
         needed = room_bytes(spec, changed, other, local_ranks)
         return needed["peak"] <= needed["total"]
 
-    more = device.type == "cuda" and local_ranks is None  # where ranks share a memory, more need more
+    more = device.type == "cuda" and local_ranks is None  # in one shared memory, more ranks need more
     most_ranks = num_gpus() if more else placement.ranks
     return options_that_fit(request, spec, placement, fits, most_ranks=most_ranks, halve=dtype == "fp32")
 

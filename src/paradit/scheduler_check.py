@@ -1,4 +1,4 @@
-"""Refuse a model's scheduler that cannot be run, before weights are loaded. Torch-free if it is known."""
+"""Check of a model's scheduler before weights are loaded. Torch-free if it is a known scheduler."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from paradit.models.spec import ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class _Config:
-    """Numbers in a scheduler's configuration by which it makes tables, and remembers steps."""
+    """Numbers in a scheduler's configuration that set the size of its tables and its memory of steps."""
 
     num_train_timesteps: Annotated[int, Option(least=1, most=10**5)] = 1000
     solver_order: Annotated[int, Option(least=1, most=10)] = 2
 
 
 def check_scheduler(spec: ModelSpec, request: ResolvedRequest) -> None:
-    """Check that the scheduler in a model's folder can make a resolved request's video. Raises InputError.
+    """Refuse a model whose scheduler cannot make a resolved request's video. Raises InputError.
 
-    Imports torch and diffusers only for one that is not like a published model's.
+    Imports torch and diffusers only for a scheduler that is not like a published model's.
     """
     path = spec.folder / "scheduler" / "scheduler_config.json"
-    if not path.exists():  # a published model that is known by its configurations only
+    if not path.exists():  # a published model, known only by its configurations
         return
     name = str(read_index(spec.folder)["scheduler"][1])
     config = read_json(path)

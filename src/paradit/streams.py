@@ -1,7 +1,7 @@
-"""The standard streams, made safe: work never fails by the telling of it.
+"""Standard streams made safe: no work fails because a message cannot be written.
 
-A stream may be closed, full, of another encoding, or its reader may have gone. What then cannot be said is
-lost, and the work goes on.
+A stream may be closed, full or of another encoding, or its reader may have gone. What cannot be written then
+is lost, and the work goes on.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import TextIO
 
 
 def make_safe() -> None:
-    """Make this process's standard streams safe. To be called before anything opens a file.
+    """Make this process's standard streams safe; to be called before anything opens a file.
 
-    A missing stream becomes /dev/null: otherwise the next file or socket to be opened gets its number, and
-    whatever is said goes into that.
+    A missing stream becomes /dev/null: otherwise the next file or socket to be opened would get its number,
+    and messages would be written into that.
     """
     for number in range(3):
         try:
@@ -32,14 +32,14 @@ def make_safe() -> None:
 
 
 def says_utf8() -> bool:
-    """Whether stdout takes any text as it is."""
+    """Return whether stdout is encoded in UTF-8, which can write any text."""
     return (sys.stdout.encoding or "").lower().replace("_", "-") in ("utf-8", "utf8")
 
 
 def code_of_output() -> int:
-    """The exit code of a command whose output is all that it makes: 1 if some of it was lost.
+    """Return the exit code of a command that only prints: 1 if some of its output was lost.
 
-    The line that says so is left out where the reader has gone: it has all that it wanted.
+    The loss is reported on stderr, except if the reader has gone: it has read all that it wanted.
     """
     sys.stdout.flush()
     lost = sys.stdout.lost if isinstance(sys.stdout, _SafeText) else None
@@ -51,7 +51,7 @@ def code_of_output() -> int:
 
 
 class _SafeText(io.TextIOWrapper):
-    """Text for a stream that may fail."""
+    """Text stream that drops what cannot be written, instead of raising."""
 
     def __init__(self, number: int, like: io.TextIOWrapper | None) -> None:
         self._raw = _SafeFile(number, "w", closefd=False)
@@ -65,12 +65,12 @@ class _SafeText(io.TextIOWrapper):
 
     @property
     def lost(self) -> OSError | None:
-        """Why something of it was lost."""
+        """Error for which some of the output was lost; None if nothing was."""
         return self._raw.lost
 
 
 _KEPT = ("replace", "ignore", "xmlcharrefreplace", "namereplace")
-"""Error handlers that the user may have chosen and that never fail."""
+"""Error handlers of encodings that never fail; one of these that the user has chosen is kept."""
 
 
 class _SafeFile(io.FileIO):
@@ -79,7 +79,7 @@ class _SafeFile(io.FileIO):
     def write(self, data: object) -> int:
         view = memoryview(data)  # type: ignore[arg-type]
         try:
-            while (written := super().write(view)) is None:  # a pipe that does not block, and is full
+            while (written := super().write(view)) is None:  # the pipe is non-blocking and full
                 select.select([], [self.fileno()], [])
         except OSError as error:
             self.lost = error
@@ -88,7 +88,7 @@ class _SafeFile(io.FileIO):
 
 
 def _safe(stream: TextIO | None, number: int) -> TextIO:
-    """The stream made safe, unless somebody has put another one in its place."""
+    """Return the stream made safe, or as it is if somebody has put another kind of stream in its place."""
     if isinstance(stream, _SafeText) or not (stream is None or isinstance(stream, io.TextIOWrapper)):
         return stream
     if stream is not None:

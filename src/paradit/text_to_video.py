@@ -1,4 +1,7 @@
-"""One request in this process, its frames in memory: `text_to_video`, and `paradit.generate`."""
+"""Video generation for one request in this process: `text_to_video`, and the public `paradit.generate`.
+
+The frames stay in memory.
+"""
 
 from __future__ import annotations
 
@@ -39,20 +42,23 @@ from paradit.video.writer import open_video
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """A generated video: its latents are there, its frames are decoded as they are asked for."""
+    """Generated video: its latents are there, and its frames are decoded as they are asked for."""
 
     latents: Tensor
-    """[1, C, F, h, w], fp32."""
+    """Denoised latents [1, C, F, h, w], fp32."""
     request: ResolvedRequest
     model: VideoModel
     progress: Progress
 
     def frames(self) -> Generator[Frames, None, None]:
-        """Each frame [H, W, 3], decoded when its turn comes."""
+        """Yield each frame [H, W, 3], uint8, decoded when its turn comes."""
         return frames(self.model, self.latents, self.request.vae_tile, self.progress)
 
     def all_frames(self) -> Frames:
-        """[F, H, W, 3]; where memory runs out, decoded again in smaller tiles. Raises OutOfMemory."""
+        """Return all frames [F, H, W, 3], uint8. Raises OutOfMemory.
+
+        They are decoded again in smaller tiles if memory runs out.
+        """
         tile = self.request.vae_tile
         made = decode(self.model, self.latents, tile, self.progress, lambda frames: np.stack(list(frames)))
         assert made is not None  # there are no other ranks
@@ -61,28 +67,28 @@ class Video:
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """What `generate` made, and what it took."""
+    """Result of `generate`: the video, its request, and the time and memory that it took."""
 
     frames: Frames
-    """[F, H, W, 3]."""
+    """Frames of the video [F, H, W, 3], uint8."""
     latents: Tensor
-    """[1, C, F, h, w], fp32."""
+    """Denoised latents [1, C, F, h, w], fp32."""
     fps: float
     request: ResolvedRequest
-    """As it was run, with the model's defaults filled in."""
+    """Request as it was run, with the model's defaults filled in."""
     seconds: dict[str, float]
-    """Seconds by stage."""
+    """Seconds that each stage took, by its name."""
     peak_memory_bytes: int
     about: dict[str, Any]
-    """What the video was made from, as `save` writes it into the file."""
+    """Description of what the video was made from, as `save` writes it into the file."""
 
     def save(
         self, path: str | Path, *, overwrite: bool = False, metadata: bool = True, crf: int | None = None
     ) -> Path:
-        """Write the video to `path` and return it; the suffix says the format, as for `paradit generate`.
+        """Write the video to `path`, in the format that the suffix names, and return the path.
 
-        metadata: whether the file says what the video was made from. crf: its quality, as for `--crf`. Raises
-        InputError if it cannot be had.
+        metadata: whether the file says what the video was made from. crf: quality of the file, as for
+        `--crf`. Raises InputError if the file cannot be written in this way.
         """
         target = named("output", path)
         height, width = self.frames.shape[1:3]
@@ -99,7 +105,7 @@ class Generated:
 def text_to_video(
     model: VideoModel, request: ResolvedRequest, progress: Progress, team: Team | None = None
 ) -> Video:
-    """Generate the video of a resolved request. Its frames are decoded later, by `Video.frames`.
+    """Generate the video of a resolved request; its frames are decoded later, by `Video.frames`.
 
     Every process of a `team` calls it with the same request; each gets the latents.
     """
@@ -114,7 +120,7 @@ def text_to_video(
 def _shared(
     prompts: tuple[Prompt, ...] | None, model: VideoModel, request: ResolvedRequest, team: Team
 ) -> tuple[Prompt, ...]:
-    """The first process's prompts, on all of them."""
+    """Return the encoded prompts of the team's first process, on every process of the team."""
     parts = (part for prompt in prompts or () for part in prompt)
     return tuple(
         tuple(
@@ -127,9 +133,9 @@ def _shared(
 
 @contextmanager
 def _plain_torch() -> Iterator[None]:
-    """Within, this thread's torch computes as if its user had set nothing: no autocast, no default device.
+    """Run the body as if this thread's torch were at its defaults: no autocast, no default device.
 
-    Raises InputError for a default dtype, which is that of all threads.
+    Raises InputError if the default dtype is not float32, because that setting belongs to all threads.
     """
     dtype = torch.get_default_dtype()
     if dtype != torch.float32:
@@ -165,17 +171,17 @@ def generate(
     prompts_at: Iterable[tuple[float, str]] = (),
     progress: Progress | None = None,
 ) -> Generated:
-    """Generate a video from a text, in this process. What is None, `paradit generate` decides alike.
+    """Generate a video from a text, in this process. Arguments that are None are as in `paradit generate`.
 
     model: "shapes" (bundled), a folder in diffusers' format, or a hub id. revision: a branch, tag or commit
-    on the hub. variant: of the weights, such as "fp16". duration: seconds, or text like "1.5min", instead of
-    num_frames. seed: a number, or "random". dtype: "fp32" or "bf16". vae_tile: the side, in pixels, of the
-    tiles that frames are decoded in. method: "full", or for long videos "dualparal", "windowed" or "fifo".
-    prompts_at: (seconds, text), what a long video shows from then on. Without `progress`, warnings are
-    Python's.
+    on the hub. variant: variant of the weights, such as "fp16". duration: seconds, or text such as "1.5min",
+    instead of num_frames. seed: a number, or "random". dtype: "fp32" or "bf16". vae_tile: side, in pixels, of
+    the tiles that frames are decoded in. method: "full", or for long videos "dualparal", "windowed" or
+    "fifo". prompts_at: pairs (seconds, text), what a long video shows from then on. progress: receiver of
+    progress and warnings; without it, warnings are Python's.
 
-    May be called from several threads at once; each loads a model of its own. Raises InputError, before
-    anything is loaded, if something asked for cannot be had.
+    May be called from several threads at once; each call loads a model of its own. Raises InputError, before
+    anything is loaded, if the video cannot be made as asked for.
     """
     if progress is None:
         progress = Progress()
@@ -216,7 +222,7 @@ def generate(
 
 
 def _check(request: ResolvedRequest, spec: ModelSpec, progress: Progress) -> None:
-    """Refuse what cannot be made, and warn of what may not come out well, before anything is loaded."""
+    """Refuse a request that cannot be made, and warn of one that may not come out well. Raises InputError."""
     if request.endless:
         raise InputError("a video of duration inf is written while it is made: use `paradit generate`")
     check_scheduler(spec, request)

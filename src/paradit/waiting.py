@@ -1,4 +1,4 @@
-"""Waiting for what cannot be interrupted, in a way that can be."""
+"""Wait for a call that signals cannot interrupt, in a way that they can."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ T = TypeVar("T")
 def interruptibly(
     work: Callable[[], T], meanwhile: Callable[[], None] = lambda: None, seconds: float = 5.0
 ) -> T:
-    """Return what `work` returns, or raise what it raises, while signals are heeded.
+    """Return what `work` returns, or raise what it raises, while signals are handled.
 
-    A call into C, such as one that waits for another machine, keeps Python from looking at a signal until
-    it returns. So `work` is done in a thread of its own, and this one can be left by an exception of a signal
-    handler at any moment. meanwhile: called again and again, after so many seconds.
+    A call into C, such as one that waits for another machine, keeps Python from handling a signal until it
+    returns. So `work` runs in a thread of its own, and an exception from a signal handler can leave this
+    thread at any time. meanwhile: function that is called every `seconds` until `work` is done.
     """
     done: Future[T] = Future()
 
