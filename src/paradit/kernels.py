@@ -52,7 +52,10 @@ def check_kernel(name: str) -> None:
 
 
 def require_lse(name: str, attention: str) -> None:
-    """Refuse an attention backend without log-sum-exp, for a form that needs it. Raises InputError."""
+    """Refuse an attention backend without log-sum-exp for a form that needs it. Raises InputError.
+
+    attention: name of the attention form, for the message.
+    """
     if not KERNELS[name].lse:
         able = ", ".join(n for n, k in KERNELS.items() if k.lse)
         raise InputError(f"{attention} needs a kernel that gives its log-sum-exp: {able}, not {name!r}")

@@ -40,9 +40,10 @@ class Launched:
     agent_store: bool
     """Whether torchrun's agent keeps the store in which ranks meet; otherwise the first rank keeps it."""
     attempt: str
-    """Number of times that torchrun has restarted its ranks, as text: its agent's store outlives them."""
+    """Number of times that torchrun has restarted its ranks, as text; it tells attempts apart in the agent's
+    store, which outlives them."""
     unset: str
-    """Advice for error messages: the variables to unset if there is no such launcher."""
+    """Advice for error messages: what to unset if this process has no such launcher."""
 
     @property
     def meeting_point(self) -> str:
@@ -102,7 +103,7 @@ def is_first_rank() -> bool:
 
 
 def is_spoken_for(environ: Mapping[str, str] = os.environ) -> bool:
-    """Return whether torchrun started this process beside a first rank, which reports. Never raises."""
+    """Return whether another rank, the first that torchrun started, reports for this one. Never raises."""
     return AGENT_STORE in environ and environ.get("RANK", "").strip() not in ("", "0")
 
 

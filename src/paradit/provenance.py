@@ -15,7 +15,7 @@ _NOT_DECIDING = ("trim", "dtype")
 
 
 def provenance(request: ResolvedRequest, spec: ModelSpec, dtype: str, kernel: str) -> dict[str, Any]:
-    """Return everything that decides a resolved request's frames: itself, the model, and this version.
+    """Return all that decides a resolved request's frames: the request, the model and this version.
 
     dtype: data type that the transformers ran in. kernel: attention backend. The placement, the time and the
     command are left out, so that equal frames make equal files.

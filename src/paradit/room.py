@@ -26,7 +26,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def where_and_how(dtype: str | None) -> tuple[torch.device, str]:
-    """Return the device that this process computes on, and the dtype's name: the given one, or the usual."""
+    """Return the device that this process computes on, and the dtype's name; None: the device's usual one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return device, dtype or ("bf16" if device.type == "cuda" else "fp32")
 
@@ -36,8 +36,8 @@ def room_bytes(
 ) -> dict[str, int]:
     """Return the memory, in bytes, that the fullest device needs and has.
 
-    Estimates are for its "weights" and at its "peak"; "total" is what it has. local_ranks: number of ranks
-    that share this machine's memory, if there is no GPU; None: all.
+    Keys: "weights" and "peak" for estimated needs, "total" for what it has. local_ranks: number of ranks that
+    share this machine's memory, if there is no GPU; None: all.
     """
     device, dtype = where_and_how(request.dtype)
     itemsize = DTYPES[dtype].itemsize
@@ -123,7 +123,11 @@ def _judged(needed: int, total: int, said: str, refused: str = "") -> str:
 
 
 def _advice(options: str, known: tuple[str, ...] | None, with_them: str) -> str:
-    """Return the end of a message that says which options fit; a run that has begun takes `known` ones."""
+    """Return advice about options that fit into memory, for the end of a message.
+
+    options: options that fit. known: those that the command can take, for a run that has begun. with_them:
+    words before the options.
+    """
     if known is None or (options and set(re.findall(r"--[a-z-]+", options)) <= set(known)):
         return f"{with_them}{options}" if options else ""
     anew = f", or `paradit generate` anew with {options}" if options else ""

@@ -65,12 +65,12 @@ class _SafeText(io.TextIOWrapper):
 
     @property
     def lost(self) -> OSError | None:
-        """Error for which some of the output was lost; None if nothing was."""
+        """Error because of which some of the output was lost; None if nothing was."""
         return self._raw.lost
 
 
 _KEPT = ("replace", "ignore", "xmlcharrefreplace", "namereplace")
-"""Error handlers of encodings that never fail; one of these that the user has chosen is kept."""
+"""Error handlers of encodings that never raise; if the user has chosen one of them, it is kept."""
 
 
 class _SafeFile(io.FileIO):

@@ -77,7 +77,7 @@ class Generated:
     request: ResolvedRequest
     """Request as it was run, with the model's defaults filled in."""
     seconds: dict[str, float]
-    """Seconds that each stage took, by its name."""
+    """Seconds that each stage took, by the stage's name."""
     peak_memory_bytes: int
     about: dict[str, Any]
     """Description of what the video was made from, as `save` writes it into the file."""

@@ -31,7 +31,7 @@ class Arranged:
 
     placement: Placement
     automatic: bool = False
-    """Whether a warm-up has yet to choose the placement."""
+    """Whether the placement is still to be chosen, by a warm-up."""
     form: str = ""
     """Reason for a planned attention form: which it is, and what others would take; empty if not planned."""
     why: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class Arranged:
 def asked_placement(options: GenerateOptions) -> Placement:
     """Return the placement that the options, or the file that they name, ask for. Raises InputError.
 
-    Options go before the file. If the placement is still to be chosen, all stages are on the same ranks.
+    Options override the file. If the placement is still to be chosen, all stages are on the same ranks.
     """
     here = launched()
     there = here.ranks if here else None
@@ -76,10 +76,10 @@ def arrange(
 ) -> Arranged:
     """Return how the ranks of `base`, the placement that was asked for, are used.
 
-    On a calibrated machine, the planner chooses all of it with `--placement auto`, and for long videos whose
-    placement is left open; otherwise it chooses what is left open about the attention form. Under torchrun
-    all stages are on the same ranks, and if all ranks are on this machine, each of them plans from the same
-    file.
+    On a calibrated machine, the planner chooses the whole placement with `--placement auto`, and for long
+    videos whose placement is left open; otherwise it chooses what is left open about the attention form.
+    Under torchrun all stages are on the same ranks, and if all ranks are on this machine, each of them plans
+    from the same file.
     """
     for job in jobs:
         check_placement(base, job.request, spec)
@@ -111,7 +111,7 @@ def arrange(
 
 
 def _is_plain(base: Placement) -> bool:
-    """Return whether nothing is set about the ranks' use except branches, attention backend and compiling."""
+    """Return whether a placement leaves open all but guidance branches, attention backend and compiling."""
     return base == Placement(
         ranks=base.ranks, cfg_degree=base.cfg_degree, kernel=base.kernel, compile=base.compile
     )

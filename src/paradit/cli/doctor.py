@@ -1,4 +1,4 @@
-"""Command `paradit doctor`: print what was found on this machine. Imports torch only when it runs."""
+"""Command `paradit doctor`: print this machine's devices, links and software. Imports torch only then."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paradit.streams import code_of_output
 
 
 def doctor(options: DoctorOptions) -> int:
-    """Print what was found on this machine, and return the exit code."""
+    """Print this machine's devices, links and software, and return the exit code."""
     _print(as_json=options.json)
     return code_of_output()
 

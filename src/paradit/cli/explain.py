@@ -17,7 +17,7 @@ BYTES = {"bf16": 2, "fp32": 4}
 def explain(
     options: GenerateOptions, request: ResolvedRequest, arranged: Arranged, spec: ModelSpec
 ) -> list[str]:
-    """Return why a request has its method, use of ranks and attention form, and the fullest rank's memory."""
+    """Return lines that explain a request's method, use of ranks, attention form and peak memory."""
     return [
         _method(options, request, spec),
         *arranged.why,

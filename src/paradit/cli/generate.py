@@ -190,7 +190,7 @@ def _check_memory(checked: Checked, report: Reporter) -> None:
 
 
 def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
-    """Return what a job would do and need, as plain values, from the model's spec alone."""
+    """Return a job's tokens, FLOPs, memory and use of ranks, as plain values, from the model's spec alone."""
     request, method, transformer = job.request, method_of(job.request), spec.transformers[0]
     size = (frames_at_once(request, spec), request.height, request.width)
     tokens = spec.tokens(*size)

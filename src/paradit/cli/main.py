@@ -41,7 +41,7 @@ class Commands(TyperGroup):
     """Group of all commands; each is built when it is asked for, so that listing them loads no options."""
 
     brief = False
-    """Whether commands need only their names and first sentences, as in the list of commands."""
+    """Whether commands are built with only their names and help texts, which is enough to list them."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         return [*COMMANDS, *super().list_commands(ctx)]

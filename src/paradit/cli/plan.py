@@ -28,7 +28,7 @@ from paradit.trace.merge import chrome_trace
 from paradit.video.writer import check_file
 
 MAX_PROMPTS, MAX_PLANNED = 1000, 100_000
-"""Largest numbers of prompts, and of frames of a video, that are simulated one by one."""
+"""Largest numbers of prompts, and of frames of a video, that `paradit plan` simulates."""
 
 
 def plan(options: PlanOptions) -> int:
@@ -69,7 +69,7 @@ def _spec(model: str) -> ModelSpec:
 
 
 def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[ResolvedRequest, ResolvedRequest | None]:
-    """Return the request for the video at once, and the one for it in frame blocks. Raises InputError.
+    """Return the request that denoises the video at once, and the one in frame blocks. Raises InputError.
 
     The second is None if the video is no longer than the model was trained on. If the video cannot be made at
     once, both are in frame blocks.
@@ -101,7 +101,10 @@ def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[ResolvedRequest, R
 
 
 def _in_blocks(asked: Request, options: PlanOptions, spec: ModelSpec) -> ResolvedRequest | None:
-    """Return the request in frame blocks; None if the video is no longer than the model was trained on."""
+    """Return the request in frame blocks; None if the video is no longer than the model was trained on.
+
+    Raises InputError if options for blocks are given and cannot be used.
+    """
     blocks, long = options.others, None
     method = next((method.name for method in planned_methods() if method.streams), None)
     with nullcontext() if blocks else suppress(InputError):  # other mistakes are reported for the whole video

@@ -19,11 +19,11 @@ from paradit.planner.search import Plan, Plans
 from paradit.planner.simulate import Simulator, player_of
 
 SHOWN = 4
-"""Number of best plans in the table."""
+"""Number of best plans that the table shows."""
 
 
 def plan_text(plans: Plans, simulator: Simulator, options: PlanOptions) -> str:
-    """Return the whole text that `paradit plan` prints."""
+    """Return the whole text that `paradit plan` prints for people."""
     request, cluster = simulator.request, simulator.cluster
     prompts = "1 prompt" if options.num_prompts == 1 else f"{options.num_prompts} prompts"
     lines = [
@@ -80,7 +80,10 @@ def _cells(one: Plan) -> tuple[str, str, str, str, str]:
 
 
 def _misfits(plans: Plans, simulator: Simulator) -> list[str]:
-    """Return why plans do not fit: the usual ones, and the smallest of each kind of which none fits."""
+    """Return lines that say why plans do not fit into memory.
+
+    They are about the usual plans, and the smallest plan of each kind of which none fits.
+    """
     fitting = {plan.simulated.way.kind for plan in plans.tried if plan.fits}
     lacking: dict[str, Plan] = {}
     for plan in sorted(plans.tried, key=lambda plan: max(plan.simulated.memory)):

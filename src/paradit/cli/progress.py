@@ -52,24 +52,27 @@ from paradit.streams import says_utf8
 Fields = tuple[str, dict[str, Any]] | None
 
 PLAIN_SECONDS = 5.0
-"""Seconds, at least, between two progress lines of a stage, if there is no terminal."""
+"""Least number of seconds between two progress lines of a stage, if there is no terminal."""
 
 
 class Reporter(Progress):
-    """Reporter in plain lines: progress and warnings on stderr, results on stdout. A context manager."""
+    """Reporter in plain lines: progress and warnings on stderr, results on stdout.
+
+    To be used as a context manager.
+    """
 
     def __init__(self) -> None:
         super().__init__(self._hear)
         self.failures = 0
         """Number of requests that have failed."""
         self._count: dict[int | None, int] = {}
-        """Number of requests that were asked for together, by request."""
+        """Number of requests that were asked for together with each request, itself included."""
         self._rows: dict[tuple[int | None, str], _Row] = {}
         """Stages that have begun, by request and stage name; several may run at once."""
         self._frames: dict[int | None, int] = {}
         """Number of frames written so far, by request, for long videos."""
         self._queue: dict[int | None, str] = {}
-        """Text that says how far the frame blocks are, by request, for long videos."""
+        """Text that says how far the queue of frame blocks is, by request, for long videos."""
 
     def __enter__(self) -> Self:
         return self
@@ -92,7 +95,7 @@ class Reporter(Progress):
         self.show(cast(AnyEvent, event))
 
     def show(self, event: AnyEvent) -> None:
-        """Show an event of any class."""
+        """Print an event of a run for the user, whatever its class."""
         match event:
             case StageStarted():
                 self._say(
@@ -196,7 +199,10 @@ def _path(folder: str) -> str:
 
 
 class SilentReporter(Reporter):
-    """Reporter for a launcher's other ranks: shows only whom they wait for; the first shows the rest."""
+    """Reporter for a launcher's ranks except the first, which reports for all.
+
+    It shows only whom this rank waits for.
+    """
 
     def show(self, event: AnyEvent) -> None:
         if isinstance(event, Waiting):  # there may be no other rank to report it

@@ -79,7 +79,7 @@ def _remove(folder: Path, names: list[str], *, as_json: bool) -> None:
 
 
 def _named(folder: Path, name: str) -> RunFolder:
-    """Return the run with a name, or at a path. Raises InputError if there is none."""
+    """Return the run that a name below the folder, or a path, stands for. Raises InputError if none does."""
     path = named("run", name)
     inside = _runs(folder) / path
     return find_run(inside if (inside / "run.json").exists() else path)

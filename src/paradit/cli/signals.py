@@ -15,10 +15,10 @@ from paradit.launched import is_spoken_for
 from paradit.stopping import Stop
 
 ECHO_SECONDS = 0.5
-"""Seconds after the first signal in which a second is ignored: a parent program has passed on the same."""
+"""Seconds after the first signal in which another is ignored, as the same one passed on by a parent."""
 STOPPING = b"\nparadit: ending after this step; once more ends at once\n"
 GRACE_SECONDS = 2.0
-"""Seconds after the signal that ends the process in which another is ignored: the clean-up goes on."""
+"""Seconds after the ending signal in which another is ignored, so that clean-up is not interrupted."""
 AGAIN_SECONDS = 0.25
 """Seconds until the exception of a signal is raised again, if it could not be raised or was swallowed."""
 

@@ -62,7 +62,7 @@ def result_text(result: dict[str, Any]) -> str:
 
 
 def queue_text(block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> str:
-    """Return how far a queue of frame blocks is: `[################----] block 37 of 46, level 12..50`.
+    """Return the progress of a queue of frame blocks: `[################----] block 37 of 46, level 12..50`.
 
     The bar shows how many blocks are done. levels: steps taken by the noisiest and by the cleanest block.
     """
@@ -104,7 +104,7 @@ def plan_text(plan: dict[str, Any]) -> str:
 
 
 def _blocks(plan: dict[str, Any]) -> str:
-    """Return the frame blocks of a planned long video as text."""
+    """Return a line about a planned long video's frame blocks: sizes, rounds and the use of ranks."""
     sizes = f"of {plan['block_frames']} latent frames, in windows of {plan['window_frames']}"
     used = f"ranks used to {plan['used_share']:.1%}"
     if plan["num_blocks"] is None:

@@ -9,16 +9,16 @@ class InputError(ValueError):
 
 
 class OutOfMemory(RuntimeError):
-    """Failure to find memory, with nothing smaller left to try; the message says what was tried."""
+    """Error raised if memory runs out with nothing smaller left to try; the message says what was tried."""
 
 
 class JobError(RuntimeError):
-    """Failure of a job; the message says why."""
+    """Error raised for a job that has failed; the message says why."""
 
 
 class JobCancelled(JobError):
-    """Cancellation of a job, raised to whoever waits for its result."""
+    """Error raised for a job that was cancelled, to whoever waits for its result."""
 
 
 class RankError(RuntimeError):
-    """Failure of one or more ranks; the message has each one's number and its traceback or signal."""
+    """Error raised if ranks fail; the message has each one's number and its traceback or signal."""

@@ -83,7 +83,7 @@ def one_of(name: str, value: object, choices: Collection[str]) -> None:
 
 
 def digits(text: str) -> int:
-    """Return the number that a string of digits writes; 10**18, above any limit, if it is longer than 18."""
+    """Return the integer that a string of digits writes; 10**18, above any limit, if it has more than 18."""
     return int(text) if len(text) <= 18 else 10**18
 
 

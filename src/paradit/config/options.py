@@ -84,18 +84,18 @@ class Declared:
 
     @classmethod
     def of(cls, name: str, hint: object, default: object = MISSING) -> Declared:
-        """Return a declared field that belongs to no dataclass."""
+        """Return the declaration of a field that belongs to no dataclass."""
         return cls(name=name, hint=hint, default=default)
 
     @property
     def kind(self) -> object:
-        """Type of the field, without None."""
+        """Type of the declared field, without None."""
         parts = [part for part in _parts(self.hint) if part is not NoneType]
         return parts[0] if len(parts) == 1 else self.hint
 
     @property
     def among(self) -> tuple[object, ...]:
-        """All values that the field allows; empty if it allows any of its type."""
+        """All values that the declared field allows; empty if it allows any of its type."""
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
     def read(self, value: object) -> object:
@@ -186,7 +186,7 @@ def decode_known(cls: type[T], data: Mapping[str, object], where: str = "") -> T
 
 
 def read_all(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
-    """Return plain values converted to their fields' types, with none missing. Raises InputError.
+    """Return the values of all fields, converted to their types. Raises InputError as `decode` does.
 
     known: all fields by name; those without a default must be in `data`.
     """
@@ -198,7 +198,7 @@ def read_all(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
 
 
 def read_values(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
-    """Return plain values converted to their fields' types. Raises InputError as `decode` does.
+    """Return the values of the fields that `data` has, converted to their types. Raises InputError.
 
     known: fields by name, any of which `data` may leave out.
     """

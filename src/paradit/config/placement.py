@@ -91,8 +91,8 @@ class Placement:
             help="A guidance branch computes while the other's data travel. [default: auto's choice]",
         ),
     ] = None
-    """Whether the two guidance branches take turns, to hide each other's communication; None: if `attention`
-    is `auto` and that is quicker."""
+    """Whether each guidance branch computes while the other's data travel; None: if `attention` is `auto` and
+    that is quicker."""
     kernel: Annotated[
         str,
         Option(
@@ -193,7 +193,7 @@ class Placement:
 
     @classmethod
     def of(cls, **given: object) -> Placement:
-        """Return the placement with these fields in one flat set, as JSON and the command line have them."""
+        """Return the placement made from one flat set of fields, as JSON and the command line have them."""
         own, of_methods = declared(cls), declared_placement_options()
         mine = {name: value for name, value in given.items() if name in own}
         method = {name: value for name, value in given.items() if name in of_methods}
@@ -201,7 +201,7 @@ class Placement:
         return cls(**mine, options=Values(others), method_options=Values(method))  # type: ignore[arg-type]
 
     def flat(self) -> dict[str, object]:
-        """Return all fields by name, including the options of all attention forms and of all methods."""
+        """Return all fields of the placement by name, with the options of all attention forms and methods."""
         found, said = {}, {**self.options, **self.method_options}
         for name, field in placement_fields().items():
             is_own = name in declared(Placement)
@@ -262,7 +262,7 @@ class Placement:
         return len(self.denoise_ranks) // self.cfg_degree
 
     def to_json(self) -> str:
-        """Return all fields as JSON, which `placement_text.read_placement` reads."""
+        """Return all fields of the placement as JSON, which `placement_text.read_placement` reads."""
         return json.dumps(self.flat(), indent=2)
 
     @property
@@ -304,13 +304,13 @@ class Placement:
         )
 
     def tiled(self, request: ResolvedRequest, spec: ModelSpec) -> ResolvedRequest:
-        """Return the request with decode tiles, if ranks share a decode and it has none; else unchanged."""
+        """Return the request with decode tiles added, if ranks share the decode and it has none."""
         if self.decode_degree == 1 or request.vae_tile is not None:
             return request
         return replace(request, vae_tile=spec.vae.TILE_PIXELS)
 
     def check_branches(self, request: ResolvedRequest, spec: ModelSpec) -> None:
-        """Refuse options that need two guidance branches if the request has one. Raises InputError."""
+        """Refuse options that need two guidance branches if the request has only one. Raises InputError."""
         for option, wanted in (("cfg_degree 2", self.cfg_degree == 2), ("interleave", self.interleave)):
             if wanted and spec.num_branches(request.guidance_scale) == 1:
                 instead = "cfg_degree 1" if self.cfg_degree == 2 else "no interleave"
@@ -352,7 +352,7 @@ def placement_fields() -> Mapping[str, Declared]:
 
 
 def check_rank(stage: str, rank: int) -> None:
-    """Raise InputError if a stage is given the number of a rank that no run has."""
+    """Raise InputError if a stage is given a rank number beyond those of any run."""
     if abs(rank) >= MAX_RANKS:
         raise InputError(f"{stage} has a rank {shown(rank)}: ranks are 0 to {MAX_RANKS - 1} at most")
 

@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SWITCH = "PARADIT_PLUGINS"
-"""Environment variable that leaves all plug-ins out if it is `off`."""
+"""Name of the environment variable that leaves all plug-ins out if it is `off`."""
 PREFIX = "paradit."
 GROUPS = ("paradit.attention", "paradit.launchers", "paradit.methods", "paradit.models")
 
@@ -65,7 +65,10 @@ class Registry(Generic[T]):
         return (*self._builtin, *self._plugins)
 
     def find(self, name: str) -> T:
-        """Import and return the thing with a name. Raises InputError, naming the nearest, if none has it."""
+        """Import the thing with a name and return it.
+
+        Raises InputError, which suggests the nearest name, if there is none.
+        """
         if not isinstance(name, str):  # whatever a file or a program says
             raise InputError(self._unknown(name))
         if name not in self._found:

@@ -30,15 +30,14 @@ from paradit.models.spec import ModelSpec
 
 DTYPES = ("bf16", "fp32")
 ENDLESS = 2**52 + 1
-"""Sentinel for `--duration inf`; larger than any run reaches."""
+"""Sentinel frame count for `--duration inf`; larger than any run reaches."""
 MAX_SEED = 2**64 - 1
 MAX_STEPS = 1000
-"""Largest number of denoising steps: diffusion schedules have 1000 training timesteps, and more would repeat
-some."""
+"""Largest number of denoising steps; schedules have 1000 training timesteps, and more would repeat some."""
 MIN_FPS, MAX_FPS = 0.1, 1000
 PIPELINE_MULTIPLE = 16
-"""Number of pixels of which diffusers' pipelines require width and height to be multiples, whatever the
-model's own patches divide."""
+"""Multiple, in pixels, that diffusers' pipelines require of width and height, whatever the model's own
+patches divide."""
 
 
 V = TypeVar("V")
@@ -82,7 +81,7 @@ class Request:
 
     @classmethod
     def of(cls, **given: object) -> Request:
-        """Return the request with these fields in one flat set, which includes options of all methods."""
+        """Return the request made from one flat set of fields, with options of methods among them."""
         own = {field.name for field in fields(cls)}
         mine = {name: value for name, value in given.items() if name in own}
         others = {name: value for name, value in given.items() if name not in own}
@@ -130,7 +129,7 @@ class ResolvedRequest:
     def texts(self, spec: ModelSpec) -> list[str]:
         """Return the texts to encode: the prompt, the negative prompt for guidance, and later prompts.
 
-        Each later prompt comes once, and not if it is among the texts before.
+        A later prompt comes once, and only if it is not there already.
         """
         prompts = [self.prompt]
         if spec.num_branches(self.guidance_scale) == 2:

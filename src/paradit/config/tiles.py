@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import product
 
 SIDES_APART = 4
-"""Number of equal parts of a tile's side, of which neighbours share one; sides are multiples of it."""
+"""Number of equal parts in a tile's side, one of which neighbours overlap by; sides are multiples of it."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ class Entry:
     """Function that carries the command out, as "module:name", imported when called: (options) -> code."""
     example: str
     more: Callable[[], Mapping[str, Mapping[str, Declared]]] = dict
-    """Function that returns options for `Options.others`, by the name of the option that they follow."""
+    """Function that returns options for `Options.others`, grouped by the name of the option that they follow
+    in help texts."""
 
     def fields(self) -> dict[str, Declared]:
         """Return all options by name, in the order in which help shows them."""

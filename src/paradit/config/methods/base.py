@@ -51,17 +51,17 @@ class Method(Declares):
     """Whether the ranks divide the transformer's layers among them; otherwise each rank has all layers."""
 
     planned_unasked = False
-    """Whether the planner chooses how a calibrated machine's ranks are used, if the user leaves that open."""
+    """Whether, on a calibrated machine, the planner decides how ranks are used if the user does not."""
 
     def suits(self, fields: Mapping[str, Any], spec: ModelSpec) -> bool:  # noqa: ARG002
-        """Return whether the method is chosen for a video if the user names none.
+        """Return whether this denoising method is chosen for a video if the user names no method.
 
         fields: result of `resolved_fields`.
         """
         return False
 
     def resolve(self, request: Request, fields: dict[str, Any], spec: ModelSpec) -> ResolvedRequest:
-        """Return the request with all values decided and checked. Raises InputError.
+        """Return the request with all values decided by this denoising method and checked. Raises InputError.
 
         fields: result of `resolved_fields`.
         """
@@ -88,7 +88,7 @@ class Method(Declares):
         prompts_at: list[tuple[Any, Any]],
         spec: ModelSpec,  # noqa: ARG002
     ) -> ResolvedRequest:
-        """Return the request with its later prompts, after checking them. Raises InputError.
+        """Return the request with its prompts for later times, after checking them. Raises InputError.
 
         prompts_at: pairs of seconds and text.
         """
@@ -98,7 +98,7 @@ class Method(Declares):
         return request
 
     def check(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> None:
-        """Refuse a placement with which the request cannot be made. Raises InputError."""
+        """Refuse a placement that cannot make the requested video. Raises InputError."""
         placement.check_branches(request, spec)
         self.check_ranks(placement, request, spec)
         tokens = spec.tokens(frames_at_once(request, spec), request.height, request.width)
@@ -161,9 +161,9 @@ class Method(Declares):
     def fitting_frames(
         self, request: ResolvedRequest, spec: ModelSpec, fits: Callable[[ResolvedRequest], bool]
     ) -> int | None:
-        """Return the largest number of frames with which a request would fit that does not.
+        """Return the largest number of frames that fit into memory, for a request that does not fit.
 
-        None if there is none, or the method has frame blocks, whose memory hardly depends on the length.
+        None if no number fits, or the method has frame blocks, whose memory hardly depends on the length.
         fits: function that says whether a shorter request fits.
         """
         if self.streams:
@@ -189,7 +189,7 @@ class Method(Declares):
         return None
 
     def dry_run(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
-        """Return values that `--dry-run` shows for this method only, by name."""
+        """Return the values that `--dry-run` shows for this denoising method only, by name."""
         return {}
 
     def warnings(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> list[str]:  # noqa: ARG002
@@ -209,7 +209,7 @@ class Method(Declares):
         finished: int | None,  # noqa: ARG002
         where: str,  # noqa: ARG002
     ) -> ResolvedRequest:
-        """Return the request for a video with `more` frames more, which resumes from this one's saved state.
+        """Return the request for a video `more` frames longer, which resumes from this one's saved state.
 
         finished: number of finished frame blocks, if the video has no set length and was stopped; None if it
         has ended. where: path to the run, for messages. Raises InputError if the video cannot be made longer.
@@ -272,7 +272,7 @@ def resolve(request: Request, spec: ModelSpec) -> ResolvedRequest:
 
 
 def read_resolved(fields: Mapping[str, Any]) -> ResolvedRequest:
-    """Return the resolved request with these plain values, as a run's file stores them. Raises InputError.
+    """Return the resolved request that a run's file stores as plain values. Raises InputError.
 
     Options that only other methods have are dropped: version 0.1 wrote those of all methods.
     """
@@ -283,7 +283,7 @@ def read_resolved(fields: Mapping[str, Any]) -> ResolvedRequest:
 
 
 def check_placement(placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> None:
-    """Refuse a placement with which the request cannot be made. Raises InputError."""
+    """Refuse a placement that cannot make the requested video. Raises InputError."""
     method_of(request).check(placement, request, spec)
 
 

@@ -47,7 +47,7 @@ class BlocksRequest(ResolvedRequest):
     """Number of latent frames that a frame block reads from each neighbour."""
 
     def queue(self, spec: ModelSpec) -> BlockQueue:
-        """Return how the video's latent frames are cut into frame blocks."""
+        """Return the queue of frame blocks that the video's latent frames are cut into."""
         return BlockQueue(
             num_frames=latent_shape(self, spec)[1],
             block_frames=self.block_frames,
@@ -143,9 +143,9 @@ def in_blocks(request: ResolvedRequest) -> BlocksRequest:
 def with_later_prompts(
     request: BlocksRequest, prompts_at: list[tuple[Any, Any]], spec: ModelSpec
 ) -> BlocksRequest:
-    """Return the request with its later prompts, after checking them. Raises InputError.
+    """Return the request with its prompts for later times, after checking them. Raises InputError.
 
-    prompts_at: pairs of seconds and text, in rising order; a frame block must begin in each one's time.
+    prompts_at: pairs of seconds and text, in rising order; each needs a frame block that begins in its time.
     """
     found, last = [], 0.0
     for seconds, text in prompts_at:

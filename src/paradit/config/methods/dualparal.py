@@ -245,7 +245,7 @@ class DualParal(InBlocks):
 
 
 def stages_of(placement: Placement) -> int | None:
-    """Return the number of layer slices that a placement asks for; None: as many as are used well."""
+    """Return the number of layer slices that a placement asks for; None if it leaves that open."""
     return cast(int | None, placement.method_options.get("pipeline_degree"))
 
 

@@ -23,7 +23,7 @@ class Declares:
     help: str
     """Short description of what the method does, as `--help` shows it."""
     default_for: str | None = None
-    """Words after the method's name in `--help`: for which videos it is the default; None: for none."""
+    """Description, for `--help`, of the videos for which this method is the default; None if it never is."""
     options: type = NoOptions
     """Frozen dataclass (`paradit.config.options`) of the request options that only this method has."""
     placement_options: type = NoOptions
@@ -40,7 +40,7 @@ METHODS: Registry[Declares] = Registry(
         "fifo": "paradit.config.methods.fifo:FIFO",
     },
 )
-"""Denoising methods: the whole video at once, or in frame blocks (docs/development/long_videos.md)."""
+"""Registry of denoising methods: the whole video at once, or in blocks (docs/development/long_videos.md)."""
 
 
 def declared_options() -> dict[str, Declared]:
