@@ -35,7 +35,7 @@ def named(option: str, path: str | os.PathLike[str]) -> Path:
     if isinstance(path, str) and path == "-":
         raise InputError(f"{option} '-' is a stream: name a file, or ./- for one of that name")
     try:
-        found = Path(os.path.expanduser(path))  # noqa: PTH111 (never raises for a home that is not there)
+        found = Path(os.path.expanduser(path))  # noqa: PTH111 (does not raise if there is no such home)
         str(found).encode()  # libraries take names as UTF-8
         found.lstat()
     except TypeError:

@@ -39,7 +39,7 @@ def says_utf8() -> bool:
 def code_of_output() -> int:
     """Return the exit code of a command that only prints: 1 if some of its output was lost.
 
-    The loss is reported on stderr, except if the reader has gone: it has read all that it wanted.
+    The loss is reported on stderr, except if the reader closed the pipe, because it had all that it wanted.
     """
     sys.stdout.flush()
     lost = sys.stdout.lost if isinstance(sys.stdout, _SafeText) else None

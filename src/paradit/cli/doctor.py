@@ -1,4 +1,7 @@
-"""Command `paradit doctor`: print this machine's devices, links and software. Imports torch only then."""
+"""Command `paradit doctor`: print this machine's devices, links and software.
+
+Imports torch only when it runs.
+"""
 
 from __future__ import annotations
 

@@ -90,9 +90,9 @@ def main() -> None:
                 code = int(app(prog_name="paradit", standalone_mode=False) or 0)
             except EXPECTED as error:
                 code = told(error)
-    except Stopped as stopped:  # during the imports, or just before the end
+    except Stopped as stopped:  # raised during imports, or just before the end
         code = _end(stopped.message, stopped.exit_code)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and said
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and printed
     sys.exit(code)
 
 

@@ -95,7 +95,7 @@ def _found(folder: Path) -> Iterator[Found]:
     for path in _runs(folder).glob("*/run.json"):
         try:
             yield _look_at(RunFolder(path.parent))
-        except FileNotFoundError:  # it has just ended, and its folder with it
+        except FileNotFoundError:  # the run has just ended, and its folder is gone
             continue
 
 

@@ -32,7 +32,10 @@ def check_trace(options: GenerateOptions) -> None:
 
 
 def summary(options: SummaryOptions) -> int:
-    """Print where each rank's time went, and return the exit code. Raises InputError if it is not a trace."""
+    """Print how each rank in a trace file spent its time, and return the exit code.
+
+    Raises InputError if the file is not a trace.
+    """
     ranks = summarize(read_trace(options.trace))
     if options.json:
         for rank in ranks:

@@ -91,7 +91,7 @@ def shown(value: object) -> str:
     """Return the text of a value for an error message: its repr on one line, cut after `SHOWN` characters."""
     try:
         text = repr(value)
-    except ValueError:  # a number of more digits than Python writes
+    except ValueError:  # an integer with more digits than Python prints
         assert isinstance(value, int)
         text = f"about {'-' * (value < 0)}10**{int(value.bit_length() * math.log10(2))}"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

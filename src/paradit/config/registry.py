@@ -69,7 +69,7 @@ class Registry(Generic[T]):
 
         Raises InputError, which suggests the nearest name, if there is none.
         """
-        if not isinstance(name, str):  # whatever a file or a program says
+        if not isinstance(name, str):  # a name from a file or a program may be of any type
             raise InputError(self._unknown(name))
         if name not in self._found:
             self._found[name] = self._import(name)
@@ -81,7 +81,7 @@ class Registry(Generic[T]):
         for name in self.names():
             try:
                 found.append(self.find(name))
-            except InputError as error:  # a plug-in that fails is named, once, and left out
+            except InputError as error:  # a plug-in that fails is warned of once, and left out
                 if name not in self._failed:
                     _warn(str(error))
                 self._failed.add(name)
@@ -108,7 +108,7 @@ class Registry(Generic[T]):
             try:
                 _LOG.info("the %s %r is the plug-in %s", self.kind, name, self._plugins[name].value)
                 return cast(T, self._plugins[name].load())
-            except Exception as error:  # whatever another package's module does
+            except Exception as error:  # another package's module may raise anything
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise InputError(
                     f"the {self.kind} {name!r}, a plug-in, cannot be imported: {reason}"
@@ -144,7 +144,7 @@ def _left_out() -> bool:
 
 
 def _warn(message: str) -> None:
-    """Issue a one-line `PluginWarning`, unless this process was started as a rank: its parent has warned."""
+    """Issue a one-line `PluginWarning`, except in processes started as ranks, whose parent has warned."""
     from multiprocessing import parent_process
 
     if parent_process() is None:

@@ -57,7 +57,7 @@ def is_long(fields: Mapping[str, Any], spec: ModelSpec) -> bool:
     fields: result of `resolved_fields`.
     """
     trained = spec.defaults.train_frames
-    # A model may still manage a video a little longer than its training at once.
+    # A model may still make a video in one piece that is a little longer than it was trained on.
     most = trained[1] * (1 if fields["trim"] else 2) if trained else math.inf
     return bool(fields["num_frames"] > most or fields["num_frames"] == ENDLESS)
 
