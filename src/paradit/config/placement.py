@@ -68,8 +68,8 @@ class Placement:
         int,
         Option(
             also=("cfg-parallel",),
-            help="2: the two guidance branches on different ranks. [default: 1, or as planned where `paradit "
-            "calibrate` has measured this machine]",
+            help="2: the two guidance branches on different ranks. [default: 1, or as planned if "
+            "`paradit calibrate` has measured this machine]",
             metavar="1|2",
             most=MAX_RANKS,
         ),
@@ -97,7 +97,7 @@ class Placement:
         str,
         Option(
             also=("attention-backend", "backend"),
-            help="What computes attention: flash, sage, ... (diffusers' names). [default: native]",
+            help="Attention backend, by diffusers' name: flash, sage, ... [default: native]",
             metavar="NAME",
         ),
     ] = kernels.DEFAULT

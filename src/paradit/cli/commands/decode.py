@@ -16,7 +16,8 @@ class DecodeOptions:
     """Make the video of saved latents, with nothing but the model's VAE."""
 
     latents: Annotated[
-        Path, Option(argument=True, help="What `paradit generate --latents` has saved.", metavar="LATENTS")
+        Path,
+        Option(argument=True, help="File that `paradit generate --latents` has saved.", metavar="LATENTS"),
     ]
     model: Annotated[
         str,

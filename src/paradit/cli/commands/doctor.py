@@ -10,7 +10,7 @@ from paradit.cli.commands.shared import JsonObject, Verbose
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
-    """What this machine has, what ParaDiT can use of it, and what to install to go faster."""
+    """Report what this machine has, what ParaDiT can use of it, and what to install to go faster."""
 
     json: JsonObject = False
     verbose: Verbose = False

@@ -13,9 +13,9 @@ from paradit.config.options import Option
 
 @dataclass(frozen=True, kw_only=True)
 class ExtendOptions:
-    """Make a finished long video longer: the same as if it had been asked for at once.
+    """Make a finished long video longer, with the same result as if it had been requested at once.
 
-    Goes on from the saved queue of blocks; the last blocks, in which the end shows, are made again.
+    Resumes from the saved queue of blocks; the last blocks, which saw the end, are made again.
     """
 
     run_dir: Annotated[
@@ -23,10 +23,15 @@ class ExtendOptions:
     ]
     duration: Annotated[
         str | None,
-        Option(also=("seconds", "length"), help="By how much, such as 30s or 1.5min.", metavar="TIME"),
+        Option(also=("seconds", "length"), help="Time to add, such as 30s or 1.5min.", metavar="TIME"),
     ] = None
     num_frames: Annotated[
-        int | None, Option(also=("frames", "video-length"), help="The same in frames.", metavar="N")
+        int | None,
+        Option(
+            also=("frames", "video-length"),
+            help="Number of frames to add, instead of --duration.",
+            metavar="N",
+        ),
     ] = None
     output: Annotated[
         str | None,

@@ -60,21 +60,23 @@ class GenerateOptions(Options):
     Progress goes to stderr, the result to stdout.
     """
 
-    prompt: Annotated[str | None, Option(argument=True, help="What the video shows.", metavar="PROMPT")] = (
-        None
-    )
+    prompt: Annotated[
+        str | None, Option(argument=True, help="Text that says what the video shows.", metavar="PROMPT")
+    ] = None
     prompts_file: Annotated[
         Path | None,
         Option(
             also=("prompt-file", "prompts"),
-            help="One prompt a line instead; blank lines and lines with # are skipped.",
+            help="File with one prompt per line, instead of PROMPT; blank lines and lines with # are "
+            "skipped.",
             metavar="FILE",
         ),
     ] = None
     prompt_at: Annotated[
         list[str] | None,
         Option(
-            help="What a long video shows from TIME (such as 20s) on: in blocks that begin then or later. "
+            help="Text that a long video follows from TIME (such as 20s), in blocks that begin then "
+            "or later. "
             "May be repeated.",
             metavar="TIME TEXT",
         ),
@@ -93,7 +95,7 @@ class GenerateOptions(Options):
         str | None,
         Option(
             also=("resolution", "video-size"),
-            help="Pixels, multiples of 16. [default: the model's]",
+            help="Width and height in pixels, multiples of 16. [default: the model's]",
             metavar="WxH",
         ),
     ] = None
@@ -122,13 +124,15 @@ class GenerateOptions(Options):
         str | None,
         Option(
             also=("negative", "neg-prompt"),
-            help="What the video does not show. [default: the model's]",
+            help="Text that says what the video must not show. [default: the model's]",
             metavar="TEXT",
         ),
     ] = None
     seed: Annotated[
         str,
-        Option(help="The same seed gives the same video; random: one is chosen, and said.", metavar="S"),
+        Option(
+            help="Seed of the noise, the same on every device; random draws one and reports it.", metavar="S"
+        ),
     ] = "0"
     num_videos: Annotated[
         int,
@@ -156,8 +160,8 @@ class GenerateOptions(Options):
         int | None,
         Option(
             also=("vae-tiling", "tile"),
-            help="Decode the picture in square tiles of this side: less memory, blended. [default: the "
-            "picture whole; HunyuanVideo: 256]",
+            help="Decode the picture in square tiles of this side: less memory, blended. [default: "
+            "the whole picture; HunyuanVideo: 256]",
             metavar="PIXELS",
         ),
     ] = None
@@ -174,7 +178,7 @@ class GenerateOptions(Options):
         str | None,
         Option(
             help="Ranks of each stage, such as 'denoise=0-2 decode=3 encode=3', or a .json file; auto: "
-            "the quickest, as planned where `paradit calibrate` has measured this machine, else by a short "
+            "the quickest, as planned if `paradit calibrate` has measured this machine, else by a short "
             "warm-up. [default: all denoise, the first also encodes and decodes]",
             metavar="GROUPS|FILE.json|auto",
         ),
@@ -192,7 +196,9 @@ class GenerateOptions(Options):
             metavar="FILE.json",
         ),
     ] = None
-    trace_layers: Annotated[bool, Option(help="With every layer; the file grows accordingly.")] = False
+    trace_layers: Annotated[
+        bool, Option(help="Record every layer, too, with --trace; the file grows accordingly.")
+    ] = False
     output: Annotated[
         str | None,
         Option(
@@ -219,10 +225,12 @@ class GenerateOptions(Options):
         ),
     ] = 600.0
     json: JsonLines = False
-    dry_run: Annotated[bool, Option(help="Say what would run, its tokens and memory; load no weights.")] = (
-        False
-    )
-    explain: Annotated[bool, Option(help="Say why: the method, the attention, the memory by part.")] = False
+    dry_run: Annotated[
+        bool, Option(help="Report what would run, with its tokens and memory; load no weights.")
+    ] = False
+    explain: Annotated[
+        bool, Option(help="Explain the choice of method and attention, and the memory by part.")
+    ] = False
     verbose: Verbose = False
 
 

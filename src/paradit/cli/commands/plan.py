@@ -22,7 +22,7 @@ from paradit.config.options import Declared, Option
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions(Options):
-    """What a run would take on some GPUs, simulated, and how best to use them; loads nothing."""
+    """Simulate what a run would take on some GPUs, and how best to use them; loads nothing."""
 
     model: Annotated[
         str,
@@ -34,13 +34,17 @@ class PlanOptions(Options):
     gpus: Annotated[
         str,
         Option(
-            help="Such as 8xL40, 2x8xH100 (two machines), 'RTX 4090', or a measured machine's file.",
+            help="GPUs, such as 8xL40, 2x8xH100 (two machines), 'RTX 4090', or a measured machine's file.",
             metavar="NxGPU|FILE.toml",
         ),
     ]
     size: Annotated[
         str | None,
-        Option(also=("resolution", "video-size"), help="Pixels. [default: the model's]", metavar="WxH"),
+        Option(
+            also=("resolution", "video-size"),
+            help="Width and height in pixels. [default: the model's]",
+            metavar="WxH",
+        ),
     ] = None
     width: Width = None
     height: Height = None
@@ -60,14 +64,14 @@ class PlanOptions(Options):
             also=("cfg", "cfg-scale", "guidance"), help="1: no guidance. [default: the model's]", metavar="G"
         ),
     ] = None
-    num_prompts: Annotated[int, Option(help="Videos, one after the other.", metavar="N")] = 1
+    num_prompts: Annotated[int, Option(help="Number of videos, made one after the other.", metavar="N")] = 1
     dtype: Annotated[str, Option(also=("precision", "torch-dtype"), help="bf16 or fp32.", metavar="TYPE")] = (
         "bf16"
     )
     goal: Annotated[
         str,
         Option(
-            help="What is to be least: latency (of one video), throughput (time of all), memory.",
+            help="Quantity to minimise: latency (of one video), throughput (time of all), memory.",
             metavar="GOAL",
         ),
     ] = "latency"

@@ -13,7 +13,7 @@ from paradit.config.options import Option
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeOptions:
-    """Go on with a run that was interrupted, killed, or in which requests have failed."""
+    """Resume a run that was interrupted or killed, or in which requests have failed."""
 
     run_dir: Annotated[
         Path | None,
@@ -23,9 +23,9 @@ class ResumeOptions:
             metavar="RUN_DIR",
         ),
     ] = None
-    overwrite: Annotated[bool, Option(also=("force",), help="Replace files that have come there since.")] = (
-        False
-    )
+    overwrite: Annotated[
+        bool, Option(also=("force",), help="Replace files that others have written under these names since.")
+    ] = False
     json: JsonLines = False
     verbose: Verbose = False
 

@@ -23,7 +23,7 @@ class RunsOptions:
         list[str] | None,
         Option(help="Remove this run's folder; may be repeated.", metavar="RUN"),
     ] = None
-    json: Annotated[bool, Option(help="One JSON object a run on stdout.")] = False
+    json: Annotated[bool, Option(help="Write one JSON object per run to stdout.")] = False
     verbose: Verbose = False
 
 

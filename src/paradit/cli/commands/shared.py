@@ -17,18 +17,20 @@ Revision = Annotated[
 Variant = Annotated[
     str | None,
     Option(
-        help="Weights to load, such as fp16. [default: the usual ones, else the only others]", metavar="NAME"
+        help="Weights to load, such as fp16. [default: the plain ones, else the only variant]", metavar="NAME"
     ),
 ]
 Width = Annotated[
-    int | None, Option(help="Pixels across, instead of --size. [default: the model's]", metavar="W")
+    int | None, Option(help="Width in pixels, instead of --size. [default: the model's]", metavar="W")
 ]
 Height = Annotated[
-    int | None, Option(help="Pixels down, instead of --size. [default: the model's]", metavar="H")
+    int | None, Option(help="Height in pixels, instead of --size. [default: the model's]", metavar="H")
 ]
 NumFrames = Annotated[
     int | None,
-    Option(also=("frames", "video-length"), help="Frames, 4n+1. [default: the model's]", metavar="N"),
+    Option(
+        also=("frames", "video-length"), help="Number of frames, 4n+1. [default: the model's]", metavar="N"
+    ),
 ]
 NumInferenceSteps = Annotated[
     int | None,
@@ -52,5 +54,5 @@ Verbose = Annotated[
     bool,
     Option(also=("debug", "log"), help="Also say on stderr what is decided, and why: time, rank, module."),
 ]
-JsonLines = Annotated[bool, Option(help="One JSON object a line on stdout.")]
-JsonObject = Annotated[bool, Option(help="One JSON object on stdout.")]
+JsonLines = Annotated[bool, Option(help="Write one JSON object per line to stdout.")]
+JsonObject = Annotated[bool, Option(help="Write one JSON object to stdout.")]

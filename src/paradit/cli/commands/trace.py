@@ -23,10 +23,10 @@ def trace(context: typer.Context) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SummaryOptions:
-    """Each rank's time, busy, communicating or idle, and the part of the communication that was hidden."""
+    """Report each rank's time as busy, communicating or idle, and how much communication was hidden."""
 
-    trace: Annotated[Path, Option(argument=True, help="What --trace has written.", metavar="FILE")]
-    json: Annotated[bool, Option(help="One JSON object a rank on stdout.")] = False
+    trace: Annotated[Path, Option(argument=True, help="File that --trace has written.", metavar="FILE")]
+    json: Annotated[bool, Option(help="Write one JSON object per rank to stdout.")] = False
 
 
 SUMMARY = Entry(

@@ -29,8 +29,9 @@ class QueueOptions(BlockOptions):
     left_context: Annotated[
         Literal["latents", "cache"],
         Option(
-            help="How a block of dualparal sees the one before: latents: computed once more. cache: by the "
-            "keys and values of the block itself, kept for one round: less to compute, more memory. "
+            help="How a block of dualparal sees the one before it. latents: its latents, computed "
+            "once more. cache: the keys and values that it had itself, kept for one round (less "
+            "to compute, more memory). "
             "[default: latents]",
             metavar="NAME",
         ),
@@ -44,8 +45,9 @@ class PipelineOptions:
     pipeline_degree: Annotated[
         int | None,
         Option(
-            help="Of dualparal: how many stages divide the layers; ranks of a stage share the tokens. "
-            "[default: as planned, where `paradit calibrate` has measured this machine, or as many as are "
+            help="Number of slices that dualparal divides the layers into; ranks of a slice share the "
+            "tokens. "
+            "[default: as planned, if `paradit calibrate` has measured this machine, or as many as are "
             "used well]",
             metavar="N",
             least=1,
