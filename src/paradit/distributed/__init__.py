@@ -1,1 +1,1 @@
-"""The only place that makes process groups or calls collectives."""
+"""Communication between ranks: the only package that makes process groups or calls collectives."""

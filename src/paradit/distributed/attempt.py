@@ -1,4 +1,4 @@
-"""Ranks that work on one thing together, and end it together where one of them cannot go on."""
+"""Attempts that several ranks make together and end together if one of them fails."""
 
 from __future__ import annotations
 
@@ -12,45 +12,46 @@ from torch import Tensor
 from paradit.distributed.world import World
 
 FINE, NO_MEMORY, FAILED = range(3)
-"""How an attempt goes on a rank; the worst counts for all."""
+"""Outcomes of an attempt on one rank, from best to worst; the worst rank's outcome counts for all."""
 
 
 class Ended(Exception):
-    """Another rank cannot go on with an attempt: NO_MEMORY or FAILED, as its argument."""
+    """Raised if another rank cannot continue an attempt; its argument is NO_MEMORY or FAILED."""
 
 
 class Attempt:
-    """One try at something. Ranks that share it go on together or end it together.
+    """One try at a task by several ranks, which all continue it or all end it.
 
-    Each of them calls `agree` (in `gather`, before anything is sent, and once at the end), or `tell` where it
-    fails; nothing of the attempt is under way any more after an `agree` or `tell` that does not go on.
+    Each rank calls `agree` in `gather`, before anything is sent, and once at the end; a rank that fails calls
+    `tell` instead. Once `agree` raises, or `tell` returns a failure, no message of the attempt is in flight.
     """
 
     def __init__(self, world: World | None, device: torch.device) -> None:
-        """world: the ranks that share it; None: this one alone."""
+        """Take part in an attempt. world: the ranks that share it; None: this process alone."""
         self.rank, self.num_ranks = (world.rank, world.size) if world else (0, 1)
         self._world, self._device = world, device
         self._leaving: tuple[dist.Work, Tensor] | None = None
 
     def agree(self) -> None:
-        """This rank can go on; raises Ended where another cannot."""
+        """Report that this rank can continue, and wait for the others; raises Ended if one of them cannot."""
         if outcome := self.tell(FINE):
             raise Ended(outcome)
 
     def tell(self, outcome: int) -> int:
-        """The worst of all ranks' outcomes, of which this rank's is `outcome`."""
+        """Report this rank's outcome, and return the worst of all ranks'; all ranks call it together."""
         if self._world is None:
             return outcome
         everyone = self._world.transport().all_gather(torch.tensor([outcome], device=self._device))
         if self._leaving is not None:
-            self._leaving[0].wait()  # the first rank has taken it, or it would not have come here
+            self._leaving[0].wait()  # returns at once: the first rank receives it before it gets here
             self._leaving = None
         return max(int(one) for one in everyone)
 
     def gather(self, pieces: list[Tensor], shapes: Sequence[Sequence[tuple[int, ...]]]) -> list[list[Tensor]]:
-        """Every rank's pieces, by rank, on the first one; nothing on the others.
+        """Return the pieces of every rank, by rank, on the first rank, and an empty list on the others.
 
-        shapes: of the pieces of each rank. All memory is taken before the ranks agree to go on.
+        shapes: the shapes of each rank's pieces. Each rank allocates all memory before the ranks agree to
+        continue.
         """
         if self._world is None:
             return [pieces]

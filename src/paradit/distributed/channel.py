@@ -1,4 +1,4 @@
-"""Tensors on their way from a stage to the next: from one rank to others, in order, a few at a time."""
+"""Queues that carry tensors from a stage to the next, between ranks, in order and a few at a time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,16 @@ from paradit.trace.spans import CHANNEL, span
 
 
 class Channel:
-    """From rank `sender` to `receivers`, of which it may be one itself. Every rank of these makes it."""
+    """Queue of tensors from rank `sender` to the ranks `receivers`, which may include the sender.
+
+    Each of these ranks creates a Channel of its own.
+    """
 
     def __init__(self, world: World | None, sender: int, receivers: Sequence[int], depth: int) -> None:
-        """depth: how many messages may be on their way before `send` waits. world: None for one process."""
+        """Open one rank's end of the channel.
+
+        world: None in a single process. depth: number of messages that may be in flight before `send` waits.
+        """
         self._world, self._sender, self._depth = world, sender, depth
         self._me = world.rank if world else 0
         self._others = [rank for rank in receivers if rank != sender]
@@ -27,9 +33,10 @@ class Channel:
         self._leaving: deque[tuple[list[dist.Work], Tensor]] = deque()
 
     def send(self, tensor: Tensor) -> None:
-        """The sender calls it. Waits only while more messages than `depth` have not been taken.
+        """Queue a tensor for all receivers; only the sender calls it.
 
-        What is empty does not travel.
+        It waits only while more than `depth` messages have not been received. An empty tensor is not sent to
+        other ranks.
         """
         if self._keeps:
             self._kept.append(tensor)
@@ -42,7 +49,7 @@ class Channel:
             self._wait_for_oldest()
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The next message, which has this shape and dtype; each receiver calls it."""
+        """Return the next message, which has this shape and dtype; each receiver calls it."""
         if self._me == self._sender:
             return self._kept.popleft()
         assert self._world is not None
@@ -52,7 +59,7 @@ class Channel:
         return message
 
     def close(self) -> None:
-        """Wait until all that was sent has been taken."""
+        """Wait until every message that was sent has been received."""
         while self._leaving:
             self._wait_for_oldest()
 
@@ -64,11 +71,10 @@ class Channel:
 
 
 class Expected:
-    """The receiving end of a channel between two ranks, where the messages' shapes are known beforehand.
+    """Receiving end of a link between two ranks on which the shapes of all messages are known beforehand.
 
-    Receives are posted ahead, so that messages travel while those before them are worked on, and into
-    buffers that are used again: what was received is good until more is asked for. What is empty does not
-    travel.
+    Receives are posted ahead, so that messages travel while earlier ones are worked on. Buffers are reused: a
+    received tensor is valid only until the next call of `receive`. Empty messages do not travel.
     """
 
     def __init__(
@@ -79,7 +85,11 @@ class Expected:
         dtype: torch.dtype,
         ahead: int = 2,
     ) -> None:
-        """shapes: of the messages that are received together, for each time. ahead: how often beforehand."""
+        """Post the first receives.
+
+        shapes: for each call of `receive`, the shapes of the messages that it returns. ahead: number of calls
+        for which receives are posted in advance.
+        """
         self._world, self._sender, self._shapes = world, sender, shapes
         self._coming: deque[tuple[list[dist.Work], list[Tensor]]] = deque()
         self._buffers = deque(torch.empty(0, dtype=dtype, device=world.device) for _ in range(ahead + 1))
@@ -87,7 +97,7 @@ class Expected:
             self._post()
 
     def receive(self) -> list[Tensor]:
-        """The next messages."""
+        """Return the next messages, views of a buffer that is reused later; waits until they have arrived."""
         self._post()
         works, messages = self._coming.popleft()
         with span(f"wait for rank {self._sender}", CHANNEL):

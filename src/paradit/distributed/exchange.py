@@ -1,9 +1,9 @@
-"""Ulysses' exchange over token shares and work shares: q, k, v travel to the work, the results back.
+"""Ulysses exchange: queries, keys and values go to the ranks that compute attention, results come back.
 
 DeepSpeed-Ulysses (arXiv 2309.14509) divides whole heads and equal sequences. Here a rank's share of the work
-is any contiguous range of (head, query row) pairs (`Shares`): its first and its last head may be shared with
-a neighbour by query rows, and the keys and values of such a head go to both. And the work may be cut into
-chunks, each of which travels by itself (PipeSP, arXiv 2511.12056).
+is any contiguous range of (head, query row) pairs (`Shares`). A rank may share its first and its last head
+with a neighbour, by query rows; the keys and values of such a head then go to both. The work may also be cut
+into chunks that travel separately (PipeSP, arXiv 2511.12056).
 """
 
 from __future__ import annotations
@@ -20,27 +20,30 @@ from paradit.distributed.transport import Transport
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of every rank's work, and the three moves of its attention."""
+    """One chunk of every rank's attention work, with the three redistributions that it needs."""
 
     work: Sequence[Box]
-    """What this rank computes, by blocks of query rows."""
+    """Blocks of query rows that this rank computes."""
     new_heads: Box
-    """Heads whose keys and values come with this chunk; a head that an earlier chunk began is there."""
+    """Heads whose keys and values arrive with this chunk, except those that an earlier chunk brought."""
     queries: Redistribution
-    """Queries, from the ranks that hold their tokens to those that compute their rows."""
+    """Redistribution of the queries, from the ranks that hold tokens to those that compute their rows."""
     heads: Redistribution
-    """Keys, or values, to every rank that works on their heads."""
+    """Redistribution of the keys, and again of the values, to every rank that works on their heads."""
     results: Redistribution
-    """Attended values, back to the ranks that hold the tokens."""
+    """Redistribution of the attended values, back to the ranks that hold the tokens."""
 
 
 class UlyssesExchange:
-    """The moves of one attention, for the ranks of a transport's group."""
+    """Redistributions of one attention among the ranks of a transport, chunk by chunk."""
 
     def __init__(
         self, shares: Shares, transport: Transport, num_chunks: int = 1, *, whole_heads: bool = False
     ) -> None:
-        """whole_heads: a rank gets all heads of its share of them, even if its rows need fewer (for USP)."""
+        """Work out from the shares what each rank sends and receives in each chunk.
+
+        whole_heads: a rank receives all heads of its share, even if its rows need fewer (for USP).
+        """
         if shares.num_ranks != transport.num_ranks:
             raise ValueError(f"shares for {shares.num_ranks} ranks, and {transport.num_ranks} exchange")
         self.shares = shares
@@ -64,18 +67,21 @@ class UlyssesExchange:
             )
 
     def held(self, tensor: Tensor) -> list[Tensor]:
-        """A tensor [B, this rank's tokens and the replicated, H, D] in those two parts; a helper's is one."""
+        """Split a tensor [B, tokens, H, D] into this rank's own tokens and the replicated ones.
+
+        A helper holds no tokens, and its tensor is returned whole.
+        """
         num_tokens = self.shares.tokens[self.transport.rank]
         if not self.shares.num_replicated or self.transport.rank >= self.shares.num_holders:
             return [tensor]
         return [tensor[:, :num_tokens], tensor[:, num_tokens:]]
 
     def send(self, redistribution: Redistribution, tensor: Tensor) -> Move:
-        """A move of what this rank holds: `queries` or `heads` of a chunk."""
+        """Return a move of this rank's tensor by a chunk's `queries` or `heads`, to be sent by `start`."""
         return redistribution.move(self.held(tensor), like=tensor)
 
     def bytes_sent(self, rank: int, batch: int, head_dim: int, itemsize: int) -> int:
-        """What `rank` sends in one attention: keys and values, queries, results."""
+        """Return the bytes that `rank` sends in one attention: keys, values, queries and results."""
         rows = sum(
             2 * chunk.heads.elements_sent(rank)
             + chunk.queries.elements_sent(rank)

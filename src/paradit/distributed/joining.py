@@ -1,4 +1,4 @@
-"""Ranks that come together: where they meet, who is missing, and how to leave while waiting."""
+"""How ranks join a world: where they meet, which ones are missing, and how a wait is interrupted."""
 
 from __future__ import annotations
 
@@ -25,39 +25,40 @@ from paradit.waiting import interruptibly
 
 POLL_SECONDS = 0.02
 LOOKS = 50
-"""Polls between two looks at which ranks are missing."""
+"""Number of polls between two checks of which ranks are missing."""
 TELL_SECONDS = 5.0
-"""Seconds until the user is told who is missing, and until the next time if that has changed."""
+"""Seconds until the user is told which ranks are missing, and between later messages if that changes."""
 CONNECT_SECONDS = 1.0
 GREETING_SECONDS = 30.0
-"""Seconds in which a store must greet: what answers at the address and does not is another program."""
+"""Seconds in which a store must answer; a listener that does not is taken for another program."""
 LEAVE_SECONDS = 1.0
-"""Seconds that the thread that joins has for its end, once nobody waits for it."""
+"""Seconds that an interrupted join waits for its background thread to end."""
 NAMED = 8
-"""Number of missing ranks that are named, at most."""
+"""Largest number of missing ranks that a message names."""
 
 
 class Joining:
-    """One rank's way into its world."""
+    """One rank's attempt to join its world, with what a message says about the ranks it waits for."""
 
     def __init__(
         self, rank: int, size: int, meet: Path | Launched, device: torch.device, limit: timedelta
     ) -> None:
-        """meet: the file of a store, or what a launcher has said."""
+        """Prepare to join. meet: the file of a store, or the meeting point that a launcher has declared."""
         self._rank, self._size, self._meet = rank, size, meet
         self._device, self._limit = device, limit
         self._deadline = time.monotonic() + limit.total_seconds()
         self._left, self._ended = Event(), Event()
         self._why_alone = ""
-        """Why this rank has found no other; empty once it sees who is there."""
+        """Reason why this rank has not reached the others' store yet; empty once it has."""
         self._missing: list[int] = []
 
     def join(self, tell: Callable[[str], None] | None) -> Store:
-        """Make the default process group, and return the ranks' store.
+        """Create the default process group, and return the store that the ranks share.
 
-        All waiting is done by another thread, and this one heeds signals. tell: told after a few seconds who
-        is missing, by the first rank that is there. Raises RankError if that takes too long, InputError if
-        another program answers in the ranks' place.
+        Another thread does all waiting, so that this one can handle signals. tell: called after a few seconds
+        with a message about the missing ranks, on the first rank that is present. Raises RankError if joining
+        takes too long or a rank ends meanwhile, and InputError if another program answers in the ranks'
+        place, if the port is taken, or if ranks have different plug-ins.
         """
         said = ""
 
@@ -71,7 +72,7 @@ class Joining:
             return interruptibly(self._join, meanwhile, TELL_SECONDS)
         except BaseException:
             self._left.set()
-            # A thread that comes back from C++ while Python ends would abort the process.
+            # A thread that returns from C++ while Python shuts down would abort the process.
             self._ended.wait(LEAVE_SECONDS)
             raise
 
@@ -111,9 +112,9 @@ class Joining:
             raise InputError(f"no rank, but another program answers at {where}: {here.unset}") from None
 
     def _keep_store(self, here: Launched) -> Store:
-        """The store that the other ranks come to."""
+        """Start the store that the other ranks connect to, and return it; only rank 0 calls it."""
         try:
-            # By its own address, whatever others call this machine: it may not be reachable by that itself.
+            # Under its own address: this machine may not be able to reach itself by the name others use.
             return self._store("localhost", here.port, is_master=True)
         except dist.DistNetworkError as error:
             if "EADDRINUSE" not in str(error):
@@ -126,7 +127,7 @@ class Joining:
         return TCPStore(address, port, is_master=is_master, timeout=limit, wait_for_workers=False)
 
     def _wait_for_answer(self, here: Launched) -> None:
-        """Wait until something listens at the address: torch's own attempts are noisy."""
+        """Wait until something listens at the address, because torch's own attempts to connect are noisy."""
         self._why_alone = "nothing answers there"
         while True:
             with suppress(OSError), socket.create_connection((here.address, here.port), CONNECT_SECONDS):
@@ -134,7 +135,7 @@ class Joining:
             self._pause()
 
     def _wait_for_all(self, here: Store) -> None:
-        """Say that this rank is here, and wait until all are."""
+        """Register this rank, and wait until all ranks have registered."""
         here.set(str(self._rank), json.dumps(plugins()))
         self._why_alone = ""
         ranks = list(map(str, range(self._size)))
@@ -167,7 +168,10 @@ class Joining:
             raise RankError(f"{self._state() or f'rank {self._rank} waits for others'}, {waited}")
 
     def _state(self) -> str:
-        """Who is waited for, where, and what to do about it; empty if a rank before this one says it."""
+        """Return a message that says which ranks are awaited, where, and what to do if none will come.
+
+        It is empty if a rank before this one is present and reports it.
+        """
         if self._why_alone:
             missing, why = [0], f": {self._why_alone}"
         else:

@@ -1,4 +1,4 @@
-"""The ranks of one denoising group as a grid: guidance branches x the ranks that share a branch's tokens."""
+"""Grid of the ranks that denoise together: guidance branches x ranks that share a branch's tokens."""
 
 from __future__ import annotations
 
@@ -8,27 +8,35 @@ from paradit.distributed.transport import Transport
 from paradit.distributed.world import World
 
 Groups = Sequence[Sequence[int]]
-"""Ranks in groups, so that each is in one of them; in an order that all agree on."""
+"""Partition of ranks into groups, each rank in exactly one; all ranks list the groups in the same order."""
 
 
 class Sharers:
-    """Ranks that share a branch's attention, as one of them sees them."""
+    """Ranks that share the attention of one guidance branch, as one of them sees them."""
 
     def __init__(self, transport: Transport, divide: Callable[[Groups], Transport] | None = None) -> None:
-        """transport: among all of them. divide: what `among` does; None: these cannot be divided."""
+        """Hold a transport among all of these ranks.
+
+        divide: makes the transport that `among` returns; None: these ranks cannot be divided.
+        """
         self.transport, self._divide = transport, divide
 
     def among(self, groups: Groups) -> Transport:
-        """A transport among the ranks of this rank's group, in their order; all ranks call it together."""
+        """Return a transport among the ranks of this rank's group, in the group's order.
+
+        All ranks call it together. Raises ValueError if these ranks cannot be divided.
+        """
         if self._divide is None:
             raise ValueError("these ranks cannot be divided into groups")
         return self._divide(groups)
 
 
 class Mesh:
-    """Ranks 0 to n/cfg - 1 compute the first branch, the next as many the second; or all compute both.
+    """Assignment of n ranks to guidance branches, with the transports within and across the branches.
 
-    Every rank must make it, with the same degree.
+    With `cfg_degree` 2, the first half of the ranks computes the first branch and the rest the second; with
+    1, all ranks compute both. Every rank must create it, with the same degree. Raises ValueError if the
+    degree does not divide n.
     """
 
     def __init__(self, world: World, cfg_degree: int = 1) -> None:
@@ -39,14 +47,14 @@ class Mesh:
         self.cfg_rank, self.rank = divmod(world.rank, size)
         ranks = range(size)
         self.branch = self._among([list(ranks)])
-        """Among the ranks that share a branch's tokens."""
+        """Transport among the ranks that share the tokens of this rank's branch."""
         self.cfg = self._own([[branch * size + rank for branch in range(cfg_degree)] for rank in ranks])
-        """Among the ranks with the same tokens of different branches."""
+        """Transport among the ranks that hold the same tokens in different branches."""
         self.sharers = Sharers(self.branch, self._among)
-        """The ranks that share a branch's tokens, counted within it."""
+        """Ranks that share the tokens of this rank's branch, numbered within the branch."""
 
     def _among(self, groups: Groups) -> Transport:
-        """Among the ranks of a group of this rank's branch; the other branches are divided alike."""
+        """Return a transport among this rank's group in its branch; other branches are divided alike."""
         starts = range(0, self.world.size, self._size)
         return self._own([[first + rank for rank in group] for first in starts for group in groups])
 

@@ -1,8 +1,8 @@
-"""Tensors over (token, head) boxes, moved from one way of holding them to another.
+"""Redistribution of tensors: from the (token, head) boxes that ranks hold to the boxes that they need.
 
-Every exchange of sequence parallelism is one: queries from the ranks that hold the tokens to those that do
-the work, keys and values to all that need their heads, results back, predictions to everyone. Both sides
-compute from the boxes alone what travels, so nothing about sizes is ever sent.
+Every exchange of sequence parallelism is one: queries go from the ranks that hold the tokens to those that do
+the work, keys and values to all that need their heads, results back, and predictions to every rank. Both
+sides work out from the boxes alone what travels, so sizes are never sent.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from paradit.distributed.transport import Transfer, Transport
 
 
 class Redistribution:
-    """From `source` boxes to `target` boxes; each box is a tensor [B, tokens, heads, D] on its rank.
+    """Plan of what each rank sends to turn its `source` boxes into the `target` boxes of all ranks.
 
-    `replicated` are boxes that every rank but the last ones, the helpers, holds besides its source boxes.
-    They travel to helpers only (`boxes_given`).
+    Each box is a tensor [B, tokens, heads, D] on its rank. `replicated` are boxes that every rank except the
+    helpers (the last ranks) holds in addition to its source boxes. They travel to helpers only
+    (`boxes_given`).
     """
 
     def __init__(
@@ -36,17 +37,23 @@ class Redistribution:
         self._replicated, self._num_helpers = replicated, num_helpers
         rank, num_holders = transport.rank, len(source) - num_helpers
         self.held = [*source[rank], *replicated] if rank < num_holders else list(source[rank])
-        """This rank's boxes, of which it gives a tensor each."""
+        """Boxes that this rank holds; it passes one tensor for each."""
         self.boxes = target[rank]
-        """What it gets."""
+        """Boxes that this rank receives."""
         others = [other for other in range(len(target)) if other != rank]
         self.outgoing = {other: common_parts(self._given(rank, other), target[other]) for other in others}
         self.incoming = {other: common_parts(self._given(other, rank), target[rank]) for other in others}
         self.kept = common_parts(self.held, target[rank])
-        """As the two before: (index of the source box, of the target box, what both have)."""
+        """Parts that stay on this rank: (source box's index, target box's index, their common part).
+
+        `outgoing` and `incoming` hold such triples for each other rank.
+        """
 
     def elements_sent(self, rank: int) -> int:
-        """How many (token, head) rows `rank` sends to other ranks; times batch x D x item size in bytes."""
+        """Return the number of (token, head) rows that `rank` sends to other ranks.
+
+        Multiply by batch x D x item size for bytes.
+        """
         return sum(
             len(part)
             for other, boxes in enumerate(self._target)
@@ -58,10 +65,11 @@ class Redistribution:
         return boxes_given(self._source, sender, receiver, self._replicated, self._num_helpers)
 
     def move(self, tensors: Sequence[Tensor], like: Tensor, into: Sequence[Tensor] | None = None) -> Move:
-        """This rank's tensors, one for each box that it holds, to be sent by `start`.
+        """Return a move of this rank's tensors, one for each box that it holds, to be sent by `start`.
 
-        All ranks call it, also those that hold nothing: `like`, any tensor of the kind, says batch, D, dtype
-        and device. What arrives is written to `into`, one tensor for each box that comes, or to new ones.
+        All ranks call it, including those that hold nothing: `like`, any tensor of the same kind, sets batch,
+        D, dtype and device. What arrives is written to `into`, one tensor for each target box, or to new
+        tensors.
         """
         assert len(tensors) == len(self.held), (len(tensors), self.held)
         if into is None:
@@ -75,7 +83,7 @@ class Redistribution:
 
 @dataclass(frozen=True)
 class Move:
-    """Tensors that one redistribution takes, and where it puts them."""
+    """Tensors that one redistribution reads, and the tensors that it writes to."""
 
     redistribution: Redistribution
     tensors: Sequence[Tensor]
@@ -83,24 +91,24 @@ class Move:
     like: Tensor
 
     def leaving(self, rank: int) -> list[Tensor]:
-        """What goes to another rank, in an order that both sides share."""
+        """Return the views of this rank's tensors that go to another rank, in an order both sides share."""
         boxes = self.redistribution.held
         return [_view(self.tensors[i], boxes[i], part) for i, _, part in self.redistribution.outgoing[rank]]
 
     def coming(self, rank: int) -> list[Tensor]:
-        """Where what comes from another rank belongs, in the same order."""
+        """Return the views that another rank's data is written to, in the order in which it is sent."""
         boxes = self.redistribution.boxes
         return [_view(self.into[j], boxes[j], part) for _, j, part in self.redistribution.incoming[rank]]
 
     def keep(self) -> None:
-        """Put what does not travel where it belongs."""
+        """Copy the parts that stay on this rank to their target tensors."""
         held, boxes = self.redistribution.held, self.redistribution.boxes
         for i, j, part in self.redistribution.kept:
             _view(self.into[j], boxes[j], part).copy_(_view(self.tensors[i], held[i], part))
 
 
 def start(moves: Sequence[Move]) -> Arrival:
-    """Start moves of one transport together: one message to each rank."""
+    """Start several moves of one transport together, with a single message to each rank."""
     transport, like = moves[0].redistribution.transport, moves[0].like
     outgoing, sizes = [], []
     for rank in range(transport.num_ranks):
@@ -110,20 +118,20 @@ def start(moves: Sequence[Move]) -> Arrival:
         outgoing.append(_pack(leaving, like))
         sizes.append(sum(view.numel() for view in coming))
     arrival = Arrival(transport.start(outgoing, sizes), moves)
-    for move in moves:  # while the others are on their way
+    for move in moves:  # while the messages are in flight
         move.keep()
     return arrival
 
 
 class Arrival:
-    """Moves on their way."""
+    """Moves in flight."""
 
     def __init__(self, transfer: Transfer, moves: Sequence[Move]) -> None:
         self._transfer: Transfer | None = transfer
         self._moves = moves
 
     def wait(self) -> list[list[Tensor]]:
-        """For each move the tensors [B, tokens, heads, D] of this rank's target boxes, complete."""
+        """Return, for each move, the completed tensors [B, tokens, heads, D] of this rank's target boxes."""
         if self._transfer is not None:
             received = self._transfer.wait()
             self._transfer = None
@@ -134,7 +142,7 @@ class Arrival:
 
 
 def _view(tensor: Tensor, box: Box, part: Box) -> Tensor:
-    """The part of a box's tensor [B, tokens, heads, D]."""
+    """Return the view of `part` in a box's tensor [B, tokens, heads, D]."""
     tokens = slice(part.start - box.start, part.stop - box.start)
     heads = slice(part.first_head - box.first_head, part.last_head - box.first_head)
     return tensor[:, tokens, heads]
@@ -153,7 +161,7 @@ def _unpack(message: Tensor, views: list[Tensor]) -> None:
 
 
 def _parts(message: Tensor, views: list[Tensor]) -> list[Tensor]:
-    """The message cut into parts of the views' shapes."""
+    """Return views of a flat message, one for each of the given tensors and of its shape."""
     ends = [0, *accumulate(view.numel() for view in views)]
     return [
         message[first:last].view(view.shape)

@@ -1,8 +1,8 @@
-"""Who holds which tokens, and who computes which part of the attention. Torch-free.
+"""Division of tokens and attention work among ranks. Torch-free.
 
-Attention over S rows and H heads is H x S pieces of work of the same size: one query row of one head
-against all keys. Counted head by head, any contiguous range of them can be one rank's share; so the work is
-divided to within one row of equal whatever S, H and the number of ranks are, and nothing is padded.
+Attention over S rows and H heads consists of H x S pieces of work of equal size: one query row of one head
+against all keys. Counted head by head, any contiguous range of them can be one rank's share. So the shares
+are equal to within one row for any S, H and number of ranks, and nothing is padded.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 ROW_MULTIPLE = 4
-"""Equal token shares, and chunks of work that cut a head, end at multiples of this many rows.
+"""Number of rows whose multiples end equal token shares, and chunks of work that cut a head.
 
-Fewer rows of a head than a few go through other instructions of a CPU: see `attention.local.some_rows`, for
+A CPU computes very few rows of a head with other instructions; `attention.local.some_rows` handles this for
 all shares of work.
 """
 
 
 @dataclass(frozen=True)
 class Box:
-    """Tokens start to stop of heads first_head to last_head (which is not included): a part of [S, H]."""
+    """Rectangle of [tokens, heads]: tokens start to stop, heads first_head to last_head, ends excluded."""
 
     first_head: int
     last_head: int
@@ -32,7 +32,7 @@ class Box:
         return (self.last_head - self.first_head) * (self.stop - self.start)
 
     def intersect(self, other: Box) -> Box | None:
-        """What both have, if anything."""
+        """Return the common part of two boxes, or None."""
         box = Box(
             max(self.first_head, other.first_head),
             min(self.last_head, other.last_head),
@@ -44,17 +44,17 @@ class Box:
 
 @dataclass(frozen=True)
 class Shares:
-    """The tokens that each rank holds, and the work that each computes, both in the order of the ranks."""
+    """Number of tokens that each rank holds, and amount of attention work that each computes, by rank."""
 
     num_heads: int
     tokens: tuple[int, ...]
-    """How many of the tokens each rank holds; zero is allowed."""
+    """Number of tokens that each rank holds; may be zero."""
     work: tuple[int, ...]
-    """How many of the (head, query row) pieces each rank computes; zero is allowed."""
+    """Number of (head, query row) pieces that each rank computes; may be zero."""
     num_replicated: int = 0
-    """Rows that every rank but the helpers holds, after all tokens: a joint-attention model's text."""
+    """Number of rows, after all tokens, that every rank except the helpers holds: a joint model's text."""
     num_helpers: int = 0
-    """So many ranks, the last ones, hold nothing at all: they only work."""
+    """Number of ranks, the last ones, that hold no tokens and only compute."""
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.work):
@@ -77,7 +77,7 @@ class Shares:
 
     @classmethod
     def equal(cls, num_tokens: int, num_heads: int, num_ranks: int, num_replicated: int = 0) -> Shares:
-        """Plain Ulysses: equal tokens, and equal work, over all ranks."""
+        """Return plain Ulysses' shares: equal tokens and equal work on all ranks."""
         num_rows = num_tokens + num_replicated
         return cls(
             num_heads=num_heads,
@@ -87,7 +87,10 @@ class Shares:
         )
 
     def with_helpers(self, work: Sequence[int]) -> Shares:
-        """The same tokens; further ranks, which hold none, do so much work, and the others share the rest."""
+        """Return shares with further ranks that hold no tokens and do the given amounts of work.
+
+        The tokens stay where they are; the present ranks divide the remaining work equally.
+        """
         left = sum(self.work) - sum(work)
         return replace(
             self,
@@ -102,45 +105,48 @@ class Shares:
 
     @property
     def num_holders(self) -> int:
-        """Ranks that are no helpers: the first ones."""
+        """Number of ranks that hold tokens, which come before the helpers."""
         return self.num_ranks - self.num_helpers
 
     @property
     def num_tokens(self) -> int:
-        """Without the replicated ones."""
+        """Total number of tokens, without the replicated ones."""
         return sum(self.tokens)
 
     @property
     def most_heads(self) -> int:
-        """The most heads that a rank works on, begun ones counted whole."""
+        """Largest number of heads that a rank works on, rounded up to whole heads."""
         return -(-max(self.work) // self.num_rows)
 
     @property
     def num_rows(self) -> int:
-        """Rows that a head's attention has."""
+        """Number of rows in each head's attention: tokens and replicated rows."""
         return self.num_tokens + self.num_replicated
 
     def tokens_of(self, rank: int) -> Box:
-        """What a rank holds: all heads of its tokens, which may be none."""
+        """Return the box that a rank holds: all heads of its tokens, which may be none."""
         held = _range_of(self.tokens, rank)
         return Box(0, self.num_heads, held.start, held.stop)
 
     @property
     def replicated(self) -> Box:
-        """What every rank but the helpers holds besides."""
+        """Box that every rank except the helpers holds in addition to its tokens."""
         return Box(0, self.num_heads, self.num_tokens, self.num_rows)
 
     def held_by(self, rank: int) -> list[Box]:
-        """All that a rank holds, in that order; a helper's is one empty box."""
+        """Return all boxes that a rank holds, its own tokens first; a helper has one empty box."""
         is_holder = self.num_replicated and rank < self.num_holders
         return [self.tokens_of(rank), *([self.replicated] if is_holder else [])]
 
     def work_of(self, rank: int) -> list[Box]:
-        """The query rows that a rank computes: the end of a head, whole heads, the beginning of one."""
+        """Return a rank's query rows: the end of a head, whole heads, the beginning of another."""
         return list(_blocks(_range_of(self.work, rank), self.num_rows))
 
     def chunks_of(self, rank: int, count: int) -> list[list[Box]]:
-        """The same in `count` parts, some of which may be empty: of whole heads if there are enough."""
+        """Return a rank's query rows in `count` chunks, some of which may be empty.
+
+        The chunks consist of whole heads if the rank has enough of them.
+        """
         work = _range_of(self.work, rank)
         multiple = self.num_rows if len(work) >= count * self.num_rows else ROW_MULTIPLE
         sizes = _equal_parts(work.start, work.stop, count, self.num_rows, multiple)
@@ -148,23 +154,26 @@ class Shares:
         return [list(_blocks(range(*both), self.num_rows)) for both in pairwise(ends)]
 
     def heads_for(self, work: Sequence[Box]) -> Box:
-        """The keys, or values, that some rows need: all rows of their heads."""
+        """Return the box of keys, or values, that some query rows need: all rows of their heads."""
         first, last = (work[0].first_head, work[-1].last_head) if work else (0, 0)
         return Box(first, last, 0, self.num_rows)
 
     def heads_of(self, rank: int) -> Box:
-        """The heads that a rank's equal part of them touches, whatever the number of rows."""
+        """Return the box of heads that a rank's equal part of all heads touches, whatever its work share."""
         first = self.num_heads * rank // self.num_ranks
         last = -(-self.num_heads * (rank + 1) // self.num_ranks)
         return Box(first, last, 0, self.num_rows)
 
 
 Boxes = Sequence[Sequence[Box]]
-"""The boxes of each rank, in the order of the ranks; those of one rank do not overlap."""
+"""Boxes of each rank, in the order of the ranks; the boxes of one rank do not overlap."""
 
 
 def common_parts(source: Sequence[Box], target: Sequence[Box]) -> list[tuple[int, int, Box]]:
-    """(index of the source box, of the target box, what both have), in an order that both sides share."""
+    """Return the overlaps of two lists of boxes, in an order that sender and receiver share.
+
+    Each is (index of the source box, index of the target box, their common part).
+    """
     pairs = ((i, j, a.intersect(b)) for i, a in enumerate(source) for j, b in enumerate(target))
     return [(i, j, box) for i, j, box in pairs if box is not None]
 
@@ -172,10 +181,11 @@ def common_parts(source: Sequence[Box], target: Sequence[Box]) -> list[tuple[int
 def boxes_given(
     source: Boxes, sender: int, receiver: int, replicated: Sequence[Box] = (), num_helpers: int = 0
 ) -> Sequence[Box]:
-    """The boxes of which a rank sends another one what that needs.
+    """Return the boxes from which `sender` serves `receiver`.
 
-    `replicated` are boxes that every rank but the last ones, the helpers, holds besides its source boxes.
-    They travel to helpers only: to the first from the first rank, to the second from the second, and so on.
+    `replicated` are boxes that every rank except the helpers (the last ranks) holds in addition to its source
+    boxes. They travel to helpers only: to the first helper from the first rank, to the second from the
+    second, and so on.
     """
     holders = len(source) - num_helpers
     helper = receiver - holders
@@ -185,7 +195,7 @@ def boxes_given(
 def rows_between(
     source: Boxes, target: Boxes, replicated: Sequence[Box] = (), num_helpers: int = 0
 ) -> list[list[int]]:
-    """How many (token, head) rows each rank sends to each other one; none to itself."""
+    """Return the numbers of (token, head) rows that ranks send to each other, by sender, then receiver."""
 
     def rows(sender: int, receiver: int) -> int:
         boxes = boxes_given(source, sender, receiver, replicated, num_helpers)
@@ -196,7 +206,7 @@ def rows_between(
 
 
 def _common_rows(a: Box, b: Box) -> int:
-    """How many rows both have; for large worlds without making a box of them."""
+    """Return the number of rows in two boxes' overlap, without building a Box, for speed in large worlds."""
     heads = min(a.last_head, b.last_head) - max(a.first_head, b.first_head)
     rows = min(a.stop, b.stop) - max(a.start, b.start)
     return heads * rows if heads > 0 and rows > 0 else 0
@@ -204,22 +214,22 @@ def _common_rows(a: Box, b: Box) -> int:
 
 @dataclass(frozen=True)
 class ChunkBoxes:
-    """What a chunk of the work is made of, for each rank."""
+    """Boxes of one chunk of the attention work, for each rank."""
 
     work: Boxes
-    """Query rows that the rank computes."""
+    """Query rows that each rank computes."""
     new_heads: Sequence[Box]
-    """Heads whose keys and values come with this chunk; a head that an earlier chunk began is there."""
+    """Heads whose keys and values arrive with this chunk, except those that an earlier chunk brought."""
 
 
 def chunk_boxes(shares: Shares, num_chunks: int, *, whole_heads: bool = False) -> list[ChunkBoxes]:
-    """The work in chunks.
+    """Return the boxes of each of `num_chunks` chunks of all ranks' work.
 
-    whole_heads: a rank gets all heads of its share of them, even if its rows need fewer (for USP).
+    whole_heads: a rank receives all heads of its share, even if its rows need fewer (for USP).
     """
     ranks = range(shares.num_ranks)
     found = []
-    seen = [0] * shares.num_ranks  # heads before this one have come to the rank
+    seen = [0] * shares.num_ranks  # each rank has received the heads before this one
     for work in zip(*(shares.chunks_of(rank, num_chunks) for rank in ranks), strict=True):
         needed = [shares.heads_for(boxes) for boxes in work]
         if whole_heads:
@@ -238,9 +248,9 @@ def _not_seen(heads: Box, seen: int) -> Box:
 def _equal_parts(
     start: int, stop: int, parts: int, length: int, multiple: int = ROW_MULTIPLE
 ) -> tuple[int, ...]:
-    """Sizes of start to stop in equal parts, whose inner ends are moved to a multiple of rows.
+    """Return the sizes of equal parts of start to stop, with inner ends moved to a multiple of rows.
 
-    Rows are counted from the beginning of every `length`, a head.
+    Rows are counted from the beginning of each head, which has `length` rows.
     """
     ends = [start]
     for part in range(1, parts):

@@ -1,4 +1,4 @@
-"""What work takes on a device, and what messages between ranks take."""
+"""Measurement of how long work takes on a device, and messages between ranks."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from paradit.distributed.transport import Transport
 from paradit.trace.spans import LINK, STAGE, begin, end, unrecorded
 
 TIMES = 2
-"""How often each cost is measured, after a first time that does not count; the shortest is taken."""
+"""Number of timed runs of each measured piece of work, after one warm-up; the shortest counts."""
 LARGEST_MESSAGE = 2**23
-"""Bytes to each rank with which a link's rate is measured, at most."""
+"""Largest number of bytes that is sent to each rank to measure a link's rate."""
 TRACED_MESSAGE = 2**20
-"""Bytes to each rank with which a traced run measures its link, before sizes are known."""
+"""Number of bytes that a traced run sends to each rank to measure its link, when real sizes are unknown."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """What a message between ranks takes, while all of them send."""
+    """Latency and rate of messages between ranks, measured while all of them send."""
 
     latency: float
-    """Seconds from the start of a small one to its arrival."""
+    """Seconds from the start of a small message to its arrival."""
     seconds_per_byte: float
-    """Of all that a rank sends, or receives, whatever is more."""
+    """Seconds for each byte that a rank sends or receives, whichever is more."""
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, once all is done that the device has been given."""
+    """Return a clock's time in seconds, once the device has finished all work that was queued."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """What `work` takes: the shortest of several times, after one to warm up."""
+    """Return the seconds that `work` takes: the shortest of several runs, after one warm-up."""
     work()
     taken = []
     for _ in range(TIMES):
@@ -51,10 +51,10 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 def measure_link(
     transport: Transport, num_bytes: int, device: torch.device, peers: Sequence[int] | None = None
 ) -> Link:
-    """All ranks of the transport call it together, with the same number.
+    """Measure the link between ranks, which all call it together with the same `num_bytes`.
 
-    num_bytes: what a rank may send to another in an exchange. peers: the ranks with which this one exchanges,
-    where that is not each with each other; they all call it.
+    num_bytes: number of bytes that a rank may send to another in an exchange. peers: the ranks with which
+    this one exchanges messages; None: all others.
     """
     if peers is None:
         peers = [rank for rank in range(transport.num_ranks) if rank != transport.rank]
@@ -73,7 +73,7 @@ def measure_link(
 
 
 def trace_link(transport: Transport, device: torch.device) -> None:
-    """Measure the link for the trace, which says how much of the communication was hidden.
+    """Measure the link and record it in the trace, to show how much of the communication was hidden.
 
     All ranks of the transport call it together.
     """

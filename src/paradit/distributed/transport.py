@@ -1,8 +1,8 @@
-"""Uneven all-to-all between the ranks of one group: the one place that chooses how bytes travel.
+"""Uneven all-to-all between the ranks of a group: the one place that chooses how bytes travel.
 
-gloo's `all_to_all_single` reaches half the rate of a limited link, since a receiver's readiness queues behind
-the outgoing payload; point-to-point messages with the receives posted first reach nearly all of it. NCCL's
-grouped all-to-all needs no such care.
+gloo's `all_to_all_single` reaches half the rate of a limited link, because a receiver's readiness queues
+behind the outgoing payload. Point-to-point messages, with the receives posted first, reach nearly all of it.
+NCCL's grouped all-to-all needs no such care.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from paradit.trace.spans import EXCHANGE, MESSAGE, begin, end, span
 
 
 class Transfer:
-    """Messages on their way; `wait` gives the received ones, by rank, as often as it is called."""
+    """Messages in flight; `wait` returns the received ones, by rank, and may be called repeatedly."""
 
     def __init__(
         self,
@@ -26,9 +26,9 @@ class Transfer:
         in_flight: list[Tensor],
         traced: int | None = None,
     ) -> None:
-        """traced: the span of these messages."""
+        """Hold the messages until they have arrived. traced: number of their span in the trace."""
         self._works, self._received, self._traced = list(works), received, traced
-        # What is being sent must not be freed or reused before it has left.
+        # Keeps tensors that are being sent from being freed or reused too early.
         self._in_flight = in_flight
 
     def wait(self) -> list[Tensor]:
@@ -37,13 +37,13 @@ class Transfer:
                 for work in self._works:
                     work.wait()
                 end(self._traced)
-        # gloo would wait for ever for what has come already.
+        # gloo would wait forever if a finished work were waited for again.
         self._works, self._in_flight = [], []
         return self._received
 
 
 class Transport:
-    """All-to-all over a process group, or with itself alone where the group is None."""
+    """All-to-all over a process group; without a group, of one rank with itself."""
 
     def __init__(
         self,
@@ -52,21 +52,24 @@ class Transport:
         *,
         point_to_point: bool = False,
     ) -> None:
-        """ranks: the group's, by their numbers in the world, in the order of this transport; None: ascending.
+        """Number the ranks of a group.
 
-        point_to_point: never a collective, so that ranks between which nothing travels need not take part.
+        ranks: the group's ranks, by their numbers in the default process group, in the order of this
+        transport; None: ascending. point_to_point: never use a collective, so that ranks between which
+        nothing travels need not take part.
         """
         self._group = group
         self._ranks = list(ranks or dist.get_process_group_ranks(group)) if group is not None else [0]
         self.rank = 0 if group is None else self._ranks.index(dist.get_rank())
         self.num_ranks = len(self._ranks)
-        # A collective counts them ascending.
+        # A collective numbers the ranks in ascending order only.
         self._by_messages = point_to_point or self._ranks != sorted(self._ranks)
         self.bytes_sent = self.bytes_received = 0
-        """Counted over the life of this object; what a rank keeps for itself does not travel."""
+        """Number of bytes that this object has sent so far; what a rank keeps for itself does not count."""
 
     def start(self, outgoing: list[Tensor], sizes: Sequence[int]) -> Transfer:
-        """Send `outgoing[r]` (flat, may be empty) to rank r; `sizes[r]` elements come from it."""
+        """Begin to send `outgoing[r]` (flat, may be empty) to each rank r, and receive `sizes[r]` elements.
+        """
         mine = outgoing[self.rank]
         incoming = [mine if rank == self.rank else mine.new_empty(size) for rank, size in enumerate(sizes)]
         others = [rank for rank in range(self.num_ranks) if rank != self.rank]
@@ -83,13 +86,14 @@ class Transport:
         return self._all_to_all(outgoing, incoming, traced)
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """Every rank's tensor, by rank; all have one shape."""
+        """Return every rank's tensor, by rank; all must have the same shape."""
         flat = tensor.reshape(-1)
         received = self.start([flat] * self.num_ranks, [flat.numel()] * self.num_ranks).wait()
         return [part.view(tensor.shape) for part in received]
 
     def broadcast(self, tensor: Tensor, root: int = 0) -> Tensor:
-        """The root's tensor; the others pass one of the same kind, whose values do not matter."""
+        """Return the root's tensor on all ranks; the others pass one of the same shape, whose values are
+        ignored."""
         flat = tensor.contiguous().view(-1)
         nothing = flat[:0]
         outgoing = [flat if self.rank == root else nothing] * self.num_ranks
@@ -97,7 +101,7 @@ class Transport:
         return self.start(outgoing, sizes).wait()[root].view(tensor.shape)
 
     def _point_to_point(self, outgoing: list[Tensor], incoming: list[Tensor]) -> list[dist.Work]:
-        # Receives first; and each rank begins with its right neighbour, so that not all send to one.
+        # Receives come first, and each rank starts with its right neighbour, so that not all send to one rank.
         turns = [(self.rank + step) % self.num_ranks for step in range(1, self.num_ranks)]
         operations = [
             dist.P2POp(dist.irecv, incoming[rank], self._ranks[rank], group=self._group)

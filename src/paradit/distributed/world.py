@@ -1,6 +1,6 @@
-"""Processes that work together: joining them, and the groups among them.
+"""Worlds of processes: how to join one, and the groups, messages and shared words within it.
 
-A `World` is passed along; nothing here is kept in module globals. (torch itself keeps one default group a
+A `World` is passed along; nothing here is kept in module globals. (torch itself keeps one default group per
 process, so a process is in one world at a time.)
 """
 
@@ -24,23 +24,23 @@ from paradit.launched import Launched
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """All processes of a run, or some of them that work together, as one of them sees it."""
+    """All processes of a run, or some of them that work together, as one of them sees them."""
 
     rank: int
     size: int
     device: torch.device
     group: dist.ProcessGroup | None = None
-    """None: all processes."""
+    """Process group of these ranks; None: the default group of all processes."""
     ranks: tuple[int, ...] | None = None
-    """The numbers of its ranks among all processes; None: all processes."""
+    """Numbers of these ranks among all processes; None: all processes, in order."""
     store: Store | None = None
-    """Where all processes leave words for each other; None where somebody else made the processes' group."""
+    """Store in which processes publish words for each other; None if others made the process group."""
 
     def part(self, ranks: Sequence[int], *, own_group: bool = False) -> World | None:
-        """A world of some of these ranks, in their order; None where this rank is not among them.
+        """Return a world of some of these ranks, in their order; None if this rank is not among them.
 
-        Every rank must call it, with the same ranks. own_group: its messages keep apart from those of this
-        world, also where it has the same ranks.
+        Every rank must call it, with the same ranks. own_group: use a process group of its own even if the
+        ranks are those of this world, so that the messages of the two do not mix.
         """
         if list(ranks) == list(range(self.size)) and not own_group:
             return self
@@ -52,37 +52,37 @@ class World:
         return replace(self, rank=rank, size=len(ranks), group=group, ranks=numbers)
 
     def transport(self, *, point_to_point: bool = False) -> Transport:
-        """A transport among all ranks; `point_to_point` as for `Transport`."""
+        """Return a transport among all ranks; `point_to_point` as for `Transport`."""
         return Transport(self.group or dist.group.WORLD, self.ranks, point_to_point=point_to_point)
 
     def tell(self, word: str, about: str = "") -> None:
-        """Leave a word for the other processes, and what is to be known about it; then it is there."""
+        """Publish a word with some text for the other processes; returns once it is visible to them."""
         assert self.store is not None
         self.store.set(word, about)
-        self.store.check([word])  # the answer comes after what was set: TCPStore itself does not wait for any
+        self.store.check([word])  # TCPStore.set does not wait; an answer to `check` means that it is done
 
     def word(self, word: str) -> str:
-        """What was left about a word that was `told`."""
+        """Return the text that was published with a word; waits until the word is published."""
         assert self.store is not None
         about: bytes = self.store.get(word)
         return about.decode()
 
     def told(self, word: str) -> bool:
-        """Whether a process has left this word; it does not wait for it."""
+        """Return whether a process has published this word, without waiting for it."""
         assert self.store is not None
         return bool(self.store.check([word]))
 
     def transports(self, groups: Sequence[Sequence[int]]) -> list[Transport | None]:
-        """A transport for each group of ranks; None where this rank is not in it.
+        """Return a transport for each group of ranks, or None for a group that this rank is not in.
 
-        Every rank must call it, with the same groups in the same order. No more groups are made than are
-        needed: each costs memory on a GPU, and threads that wake up again and again on a CPU.
+        Every rank must call it, with the same groups in the same order. As few process groups as possible are
+        made: each costs memory on a GPU, and threads that keep waking up on a CPU.
         """
         if [list(ranks) for ranks in groups] == [list(range(self.size))]:
             return [self.transport()]
         if all(len(ranks) == 1 for ranks in groups):
             return [Transport(None) if self.rank in ranks else None for ranks in groups]
-        # In a part of the processes the others do not take part in making groups.
+        # In a part of the world, the other processes do not take part in making groups.
         alone = self.group is not None
         mine = [ranks for ranks in groups if self.rank in ranks] if alone else groups
         made = {
@@ -99,25 +99,25 @@ class World:
         ]
 
     def send(self, tensor: Tensor, rank: int) -> dist.Work:
-        """Begin to send a contiguous tensor to another rank; it must not change until it is gone."""
+        """Begin to send a contiguous tensor to another rank; it must not change until the work is done."""
         work = dist.isend(tensor, self._global(rank), group=self.group)
         assert work is not None  # this rank is in the group
         return work
 
     def receive(self, tensor: Tensor, rank: int) -> None:
-        """Fill a tensor with what another rank sends."""
+        """Fill a tensor with what another rank sends, and return once it has arrived."""
         dist.recv(tensor, self._global(rank), group=self.group)
 
     def receive_later(self, tensor: Tensor, rank: int) -> dist.Work:
-        """Begin to fill a contiguous tensor with what another rank sends; it is there after `wait`."""
+        """Begin to fill a contiguous tensor with what another rank sends; it is complete after `wait`."""
         work = dist.irecv(tensor, group=self.group, group_src=rank)
         assert work is not None
         return work
 
     def way_back(self) -> World:
-        """The same ranks, for messages that must not wait behind those of this world.
+        """Return a world of the same ranks for messages that must not wait behind those of this world.
 
-        NCCL runs the messages of two ranks in order, in both directions: a receive that is posted ahead
+        NCCL runs the messages between two ranks in order, in both directions: a receive that is posted ahead
         would hold up what is sent after it. Every rank must call it.
         """
         if self.device.type != "cuda":
@@ -130,7 +130,7 @@ class World:
 
 
 def current_world(device: torch.device) -> World | None:
-    """The world of the process group that somebody else has initialised, if anybody has."""
+    """Return the world of the process group that somebody else has initialised, or None if there is none."""
     if not dist.is_initialized():
         return None
     return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
@@ -146,12 +146,13 @@ def join_world(
     timeout: float = 600.0,
     tell: Callable[[str], None] | None = None,
 ) -> Iterator[World]:
-    """Be rank `rank` of `size` processes that meet: by a file of that name, or where a launcher has said.
+    """Join a world as rank `rank` of `size` processes, and leave it after the body.
 
-    gloo on CPUs, NCCL on GPUs. A collective that takes longer than `timeout` seconds raises RuntimeError.
-    Signals are heeded while others are waited for; `tell` is then told, after a few seconds, for whom.
-    The group is taken down only on a normal end: after an error the others may never come to it, and
-    waiting for them would hang.
+    The process group uses gloo on CPUs and NCCL on GPUs. meet: the file of a store, or the meeting point that
+    a launcher has declared. A collective that takes longer than `timeout` seconds raises RuntimeError.
+    Signals are handled while the rank waits for others; after a few seconds, `tell` is called with a message
+    about the missing ones. The group is destroyed only on a normal end: after an error the others may never
+    reach that point, and waiting for them would hang.
     """
     device = device or torch.device("cpu")
     if device.type == "cuda":
