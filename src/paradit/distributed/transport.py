@@ -68,7 +68,9 @@ class Transport:
         """Number of bytes that this object has sent so far; what a rank keeps for itself does not count."""
 
     def start(self, outgoing: list[Tensor], sizes: Sequence[int]) -> Transfer:
-        """Begin to send `outgoing[r]` (flat, may be empty) to each rank r, and receive `sizes[r]` elements.
+        """Begin to send `outgoing[r]` to each rank r, and to receive `sizes[r]` elements from it.
+
+        The tensors are flat; nothing travels for an empty one. All ranks call it together.
         """
         mine = outgoing[self.rank]
         incoming = [mine if rank == self.rank else mine.new_empty(size) for rank, size in enumerate(sizes)]
@@ -92,8 +94,7 @@ class Transport:
         return [part.view(tensor.shape) for part in received]
 
     def broadcast(self, tensor: Tensor, root: int = 0) -> Tensor:
-        """Return the root's tensor on all ranks; the others pass one of the same shape, whose values are
-        ignored."""
+        """Return the root's tensor on all ranks; the others pass one of its shape, with any values."""
         flat = tensor.contiguous().view(-1)
         nothing = flat[:0]
         outgoing = [flat if self.rank == root else nothing] * self.num_ranks
@@ -101,7 +102,7 @@ class Transport:
         return self.start(outgoing, sizes).wait()[root].view(tensor.shape)
 
     def _point_to_point(self, outgoing: list[Tensor], incoming: list[Tensor]) -> list[dist.Work]:
-        # Receives come first, and each rank starts with its right neighbour, so that not all send to one rank.
+        # Receives come first, and each rank starts with its right neighbour, so that not all send to one.
         turns = [(self.rank + step) % self.num_ranks for step in range(1, self.num_ranks)]
         operations = [
             dist.P2POp(dist.irecv, incoming[rank], self._ranks[rank], group=self._group)
