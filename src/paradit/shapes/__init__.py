@@ -1,1 +1,1 @@
-"""The world of the bundled model: one shape on a background, in motion (drawing, prompts, evaluator)."""
+"""Shapes world of the bundled model: one moving shape on a background (drawing, prompts, evaluator)."""

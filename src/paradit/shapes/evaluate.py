@@ -1,8 +1,8 @@
-"""Judge a video of the shapes world: which colour, which shape, which motion.
+"""Evaluator of shapes-world videos: recognises the colour, the shape and the motion.
 
-No learned judge: the object is what differs from the picture's border; its colour is compared with the
-palette, its outline with the four shapes, and the paths of its centroid and area tell the motion. Made
-for clips of `MIN_FRAMES` and more; over shorter ones motions cannot be told apart. Torch-free.
+No learned judge is used. The object is what differs from the picture's border; its colour is compared with
+the palette and its outline with the four shapes, and the paths of its centroid and area show the motion.
+Clips need at least `MIN_FRAMES` frames; motions cannot be told apart over fewer. Torch-free.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import numpy as np
 from paradit.shapes.world import COLORS, SHAPES, Scene
 
 MIN_FRAMES = 25
-"""Fewest frames over which bouncing and circling show themselves at 16 frames a second."""
+"""Smallest number of frames that shows bouncing and circling, at 16 frames a second."""
 
 CLIP_FRAMES = 33
-"""Frames of the clips by which a long video is judged."""
+"""Number of frames in each clip by which a long video is judged."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the evaluator saw. `None` where it saw nothing of the kind."""
+    """Evaluator's findings about a short video; None for a trait that it did not recognise."""
 
     color: str | None
     shape: str | None
     motion: str | None
     stray: float
-    """Largest part, over the frames, of the object's pixels that lie away from the object: ghosts, debris."""
+    """Largest fraction, over the frames, of the object's pixels that lie away from it: ghosts, debris."""
     flicker: float
     """Mean change of the background from frame to frame, in levels of 255."""
 
@@ -43,27 +43,29 @@ class Verdict:
 
 @dataclass(frozen=True)
 class LongVerdict:
-    """What the evaluator saw of a long video, whose frames were made in blocks."""
+    """Evaluator's findings about a long video whose frames were made in blocks."""
 
     present: float
-    """Part of the frames with an object in them that has not shrunk or faded away."""
+    """Fraction of the frames that show an object which has not shrunk or faded away."""
     color: float
-    """Part of the clips whose colour is right, as are `shape` and `motion`."""
+    """Fraction of the clips whose colour is right; `shape` and `motion` likewise."""
     shape: float
     motion: float
     border_flicker: float
-    """How much two frames differ at a block's border, over how much they do inside; 1 is no border to see."""
+    """Ratio of the change between two frames at a frame block's border to that inside; 1: no visible border.
+    """
     border_jump: float
-    """The same of how the object's velocity changes from one frame to the next: where it leaps."""
+    """Ratio, borders to inside, of the change in the object's velocity between frames: shows leaps."""
     border_turn: float
-    """The same of how its velocity over some frames changes: where it goes on faster, or elsewhere."""
+    """Ratio, borders to inside, of the change in the object's velocity over several frames: shows new paths.
+    """
     drift: float
-    """Largest change of the background's colour from the first frames on, in levels of 255."""
+    """Largest change of the background's colour since the first frames, in levels of 255."""
 
 
 @dataclass(frozen=True)
 class _Outline:
-    """The object in one frame, in pixels."""
+    """Position, size and shape of the object in one frame, in pixels."""
 
     x: float
     y: float
@@ -75,7 +77,7 @@ class _Outline:
 
 
 def evaluate(video: np.ndarray) -> Verdict:
-    """Judge `video`, uint8 `[F, H, W, 3]`.
+    """Judge a video, uint8 `[F, H, W, 3]`.
 
     Raises `ValueError` for fewer than `MIN_FRAMES` frames.
     """
@@ -88,7 +90,7 @@ def evaluate(video: np.ndarray) -> Verdict:
     # The threshold is half of the object's own contrast, so that edges are cut at half coverage.
     contrast = float(np.median(np.quantile(difference, 0.99, axis=(1, 2))))
     masks = difference > contrast / 2
-    if contrast < 30 or masks.mean() > 0.5:  # nothing there, or no background that it stands on
+    if contrast < 30 or masks.mean() > 0.5:  # no object, or no background behind it
         return Verdict(None, None, None, 0.0, _flicker(frames, difference > 15))
     outlines = [_outline(mask) for mask in masks]
     seen = [outline for outline in outlines if outline is not None]
@@ -105,10 +107,11 @@ def evaluate(video: np.ndarray) -> Verdict:
 
 
 def evaluate_long(video: np.ndarray, scene: Scene, borders: Sequence[int], period: int = 4) -> LongVerdict:
-    """Judge a long `video`, uint8 `[F, H, W, 3]`, by its clips of `CLIP_FRAMES` and at its blocks' borders.
+    """Judge a long video, uint8 `[F, H, W, 3]`, by its clips of `CLIP_FRAMES` and its blocks' borders.
 
-    borders: the first frame of each block but the first. They are compared with the other frames that come
-    whole periods later or earlier: a VAE decodes that many frames at a time, and those differ more anyway.
+    borders: the first frame of each frame block except the first block. They are compared with other frames
+    at a distance of whole periods, because a VAE decodes `period` frames at a time, and frames between its
+    pieces differ more anyway.
     """
     starts = range(0, len(video) - CLIP_FRAMES + 1, CLIP_FRAMES // 2)
     clips = [evaluate(video[start : start + CLIP_FRAMES]).right(scene) for start in starts]
@@ -141,7 +144,7 @@ def evaluate_long(video: np.ndarray, scene: Scene, borders: Sequence[int], perio
 
 
 def _present(outlines: Sequence[_Outline | None]) -> float:
-    """Part of the frames whose object has at least 0.6 of the area that it has within half a second."""
+    """Return the fraction of frames whose object has at least 0.6 of its median area within half a second."""
     areas = np.asarray([outline.area if outline else 0.0 for outline in outlines])
     reach = CLIP_FRAMES // 4
     usual = [np.median(areas[max(0, i - reach) : i + reach + 1]) for i in range(len(areas))]
@@ -149,17 +152,19 @@ def _present(outlines: Sequence[_Outline | None]) -> float:
 
 
 def _steps(outlines: Sequence[_Outline | None], side: int) -> np.ndarray:
-    """[F, 2]: how far the object went to be in each frame, in pixels; NaN where there is none."""
+    """Return how far the object moved to reach each frame, in pixels, `[F, 2]`; NaN without an object."""
     places = np.asarray([(np.nan, np.nan) if o is None else (o.x, o.y) for o in outlines])
-    # What leaves on one side comes back on the other: the shorter way counts.
+    # An object that leaves on one side returns on the other, so the shorter way counts.
     steps = (np.diff(places, axis=0) + side / 2) % side - side / 2
     return np.concatenate([[(np.nan, np.nan)], steps])
 
 
 def _turns(steps: np.ndarray, reach: int, skip: int = 0) -> np.ndarray:
-    """For each frame, how much the mean of `reach` steps before it differs from that of those to it and on.
+    """Return, for each frame, how much the object's mean step changes there, in pixels.
 
-    skip: of these, how many are left out."""
+    The mean of the `reach` steps before the frame is compared with that of `reach` steps from the frame on,
+    after the first `skip` of these.
+    """
     turns = np.full(len(steps), np.nan)
     for frame in range(reach, len(steps) - reach - skip + 1):
         before, after = steps[frame - reach : frame], steps[frame + skip : frame + skip + reach]
@@ -168,13 +173,13 @@ def _turns(steps: np.ndarray, reach: int, skip: int = 0) -> np.ndarray:
 
 
 def _difference_from_background(frames: np.ndarray) -> np.ndarray:
-    """Largest difference by channel from the frame's border colour: `[F, H, W]`."""
+    """Return each pixel's largest difference by channel from the frame's border colour: `[F, H, W]`."""
     difference: np.ndarray = np.abs(frames - _background(frames)[:, None, None]).max(axis=3)
     return difference
 
 
 def _background(frames: np.ndarray) -> np.ndarray:
-    """The colour of each frame's border, `[F, 3]`."""
+    """Return the colour of each frame's border, `[F, 3]`."""
     border = np.concatenate(
         [frames[:, :3].reshape(len(frames), -1, 3), frames[:, -3:].reshape(len(frames), -1, 3),
          frames[:, :, :3].reshape(len(frames), -1, 3), frames[:, :, -3:].reshape(len(frames), -1, 3)],
@@ -185,17 +190,17 @@ def _background(frames: np.ndarray) -> np.ndarray:
 
 
 def _color(frames: np.ndarray, difference: np.ndarray, contrast: float) -> str:
-    """The palette colour nearest to the median of the object's inner pixels."""
+    """Return the name of the palette colour nearest to the median of the object's inner pixels."""
     inner = frames[difference > 0.8 * contrast]
     median = np.median(inner, axis=0)
     return min(COLORS, key=lambda name: float(np.abs(median - np.asarray(COLORS[name])).sum()))
 
 
 def _outline(mask: np.ndarray) -> _Outline | None:
-    """Measure one frame's object: the pixels near the median position; the rest is stray.
+    """Measure the object in one frame: the pixels near the median position; all others are stray.
 
-    An object that leaves on one side comes back on the other: the picture is rolled until it is in the
-    middle.
+    An object that leaves on one side returns on the other, so the picture is rolled until the object is in
+    the middle. Returns None if there is hardly anything to see.
     """
     if mask.sum() < 20:
         return None
@@ -203,7 +208,7 @@ def _outline(mask: np.ndarray) -> _Outline | None:
     mask = np.roll(mask, shift, axis=(0, 1))
     ys, xs = np.nonzero(mask)
     cx, cy = np.median(xs), np.median(ys)
-    # Any of the shapes reaches at most 2.2 times as far as the square root of its area.
+    # Every shape is at most 2.2 times as wide as the square root of its area.
     near = np.maximum(np.abs(xs - cx), np.abs(ys - cy)) <= 1.1 * np.sqrt(len(xs)) + 2
     stray = 1 - near.mean()
     xs, ys = xs[near], ys[near]
@@ -221,14 +226,14 @@ def _outline(mask: np.ndarray) -> _Outline | None:
 
 
 def _middle(counts: np.ndarray) -> int:
-    """Where the counts lie on average, on a line whose ends are joined."""
+    """Return the mean position of the counts, on a line whose ends are joined."""
     angles = 2 * np.pi * np.arange(len(counts)) / len(counts)
     mean = np.angle(np.sum(counts * np.exp(1j * angles)))
     return round(float(mean / (2 * np.pi) * len(counts))) % len(counts)
 
 
 def _shape(box: np.ndarray) -> str:
-    """Tell the shape from its mask, cut to its bounding box."""
+    """Return the name of the shape with this mask, which is cut to its bounding box."""
     height, width = box.shape
     core = box[int(height * 0.4) : int(np.ceil(height * 0.6)), int(width * 0.4) : int(np.ceil(width * 0.6))]
     if core.mean() < 0.5:
@@ -247,7 +252,10 @@ def _shape(box: np.ndarray) -> str:
 
 
 def _motion(outlines: list[_Outline], side: float) -> str:
-    """Tell the motion from the centroid's path (in parts of the picture's side) and the area's course."""
+    """Return the name of the motion, from the centroid's path and the area's course.
+
+    side: the picture's side in pixels, by which the path is scaled.
+    """
     x = np.unwrap([outline.x / side for outline in outlines], period=1.0)
     y = np.unwrap([outline.y / side for outline in outlines], period=1.0)
     area = np.asarray([outline.area for outline in outlines])
@@ -270,14 +278,14 @@ def _motion(outlines: list[_Outline], side: float) -> str:
 
 
 def _turning(x: np.ndarray, y: np.ndarray) -> float:
-    """Angle (radians) through which the path turns about the middle of its bounding box."""
+    """Return the angle (radians) through which the path turns about the middle of its bounding box."""
     centre_x, centre_y = (x.max() + x.min()) / 2, (y.max() + y.min()) / 2
     angle = np.unwrap(np.arctan2(y - centre_y, x - centre_x))
     return float(abs(angle[-1] - angle[0]))
 
 
 def _flicker(frames: np.ndarray, masks: np.ndarray) -> float:
-    """Mean change from frame to frame where neither frame nor any other has the object."""
+    """Return the mean frame-to-frame change of the pixels that no frame's object covers."""
     still = ~masks.any(axis=0)
     if still.mean() < 0.05:
         return 0.0

@@ -1,7 +1,7 @@
-"""The small world that the bundled model knows: what there is, how it is said, and how it is drawn.
+"""Shapes world of the bundled model: what it contains, how prompts describe it, and how it is drawn.
 
-Torch-free. Training draws its data here, the evaluator takes its palette from here, and the command
-line asks here which words the model knows.
+Torch-free. Training draws its data here, the evaluator takes its palette from here, and the command line
+looks up here which words the model knows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 FPS = 16
 """Frames per second at which the motions are defined."""
 MAX_FRAMES = 49
-"""Longest clip (frames) on which the model is trained; what grows or shrinks fits it for that long."""
+"""Number of frames in the longest clips of the training; shapes that grow or shrink fit them."""
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (225, 45, 45),
@@ -49,7 +49,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 
 WORDS = tuple(dict.fromkeys([*COLORS, *SHAPES, *" ".join(MOTIONS).split(), *BACKGROUNDS, "background"]))
-"""Every word that carries meaning, once each. All others are ignored."""
+"""Words that carry meaning, once each; all others are ignored."""
 
 OTHER_FORMS = {
     "grey": "gray",
@@ -69,15 +69,15 @@ OTHER_FORMS = {
     "leftwards": "left",
     "rightwards": "right",
 }
-"""Other forms of the words, read as the word itself (the tokenizer replaces them)."""
+"""Other forms of known words, each with the word that the tokenizer replaces it by."""
 
 HELD_OUT_SHARE = 8
-"""One combination in this many is kept out of training, for the evaluation."""
+"""Number of combinations of which one is kept out of training, for the evaluation."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What one video shows; `prompt` says it in the grammar's plain form."""
+    """Content of one video; `prompt` describes it in the grammar's plain form."""
 
     color: str
     shape: str
@@ -91,7 +91,7 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether this combination is kept out of training (fixed by a checksum of the prompt)."""
+        """Whether this combination is kept out of training (decided by a checksum of the prompt)."""
         return zlib.crc32(self.prompt.encode()) % HELD_OUT_SHARE == 0
 
 
@@ -100,7 +100,7 @@ def all_scenes() -> list[Scene]:
 
 
 def known_words(prompt: str) -> list[str]:
-    """The words of `prompt` that the model knows, in order, lower-cased."""
+    """Return the words of `prompt` that the model knows, in order, in lower case and their basic form."""
     words = (OTHER_FORMS.get(word, word) for word in re.findall(r"[a-z]+", prompt.lower()))
     return [word for word in words if word in WORDS]
 
@@ -112,10 +112,10 @@ def draw(
     size: int = 96,
     first_frame: int = 0,
 ) -> np.ndarray:
-    """Draw one video: uint8 `[num_frames, size, size, 3]`.
+    """Draw one video of a scene: uint8 `[num_frames, size, size, 3]`.
 
-    Position, size, speed, phase and texture are drawn from `rng`. `first_frame` starts the clip later
-    in the motion; `first_frame + num_frames` may be at most `MAX_FRAMES`.
+    Position, size, speed, phase and texture are drawn from `rng`. `first_frame` starts the clip later in the
+    motion. Raises `ValueError` if `first_frame + num_frames` exceeds `MAX_FRAMES`.
     """
     if not 0 < first_frame + num_frames <= MAX_FRAMES:
         raise ValueError(f"a clip ends at frame {first_frame + num_frames}, the motions last {MAX_FRAMES}")
@@ -123,7 +123,7 @@ def draw(
     x, y, radius = _trajectory(scene.motion, seconds, rng)
     background = _texture(BACKGROUNDS[scene.background], size, rng)  # [size, size, 3]
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size
-    # What leaves on one side comes back on the other.
+    # An object that leaves on one side returns on the other.
     dx = (grid[None, None, :] - x[:, None, None] + 0.5) % 1 - 0.5  # [F, 1, size]
     dy = (grid[None, :, None] - y[:, None, None] + 0.5) % 1 - 0.5  # [F, size, 1]
     distance = _signed_distance(scene.shape, dx, dy, radius[:, None, None])  # [F, size, size]
@@ -136,7 +136,7 @@ def draw(
 def _trajectory(
     motion: str, t: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centre x, centre y and radius at each time of `t` (seconds), in parts of the picture's side."""
+    """Return centre x, centre y and radius at each time `t` (seconds), in fractions of the picture's side."""
     size = rng.uniform(0.13, 0.18)
     margin = size * 1.2 + 0.01
     speed = rng.uniform(0.5, 0.56)
@@ -145,8 +145,8 @@ def _trajectory(
     if motion == "standing still":
         return still
     if motion.startswith("moving"):
-        # Crosses the picture in two seconds, from anywhere: did it begin at one side, that would tell the
-        # direction, and a model would not listen to the caption.
+        # The object crosses the picture in two seconds, from anywhere. If it began at one side, that would
+        # reveal the direction, and a model would not listen to the caption.
         along = start + speed * t
         if motion in ("moving left", "moving up"):
             along = 1 - along
@@ -168,7 +168,7 @@ def _trajectory(
 
 
 def _signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Distance to the outline, negative inside; the shapes have about the same area."""
+    """Return the distance to the shape's outline, negative inside; all shapes have about the same area."""
     to_centre = np.sqrt(dx * dx + dy * dy)
     distance: np.ndarray
     if shape == "square":
@@ -183,7 +183,7 @@ def _signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndar
 
 
 def _texture(color: tuple[int, int, int], size: int, rng: np.random.Generator) -> np.ndarray:
-    """A faint, smooth, still texture over one colour: float32 `[size, size, 3]`."""
+    """Return a faint, smooth, still texture over one colour: float32 `[size, size, 3]`."""
     grid = np.arange(size, dtype=np.float32) / size
     shade = np.zeros((size, size), dtype=np.float32)
     for _ in range(3):

@@ -1,1 +1,1 @@
-"""Encode, denoise, decode: what one group of ranks does with one request."""
+"""Stages of a request: encode, denoise and decode, each run by one group of ranks."""

@@ -1,4 +1,4 @@
-"""The last stage: latents become frames, as they are asked for; smaller tiles where memory runs out."""
+"""Decode, the last stage: turns latents into frames on demand, in smaller tiles if memory runs out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Undecoded(Exception):
-    """Whoever takes the frames wants no more of them."""
+    """Raised by a consumer of frames that wants no more of them."""
 
 
 def decode(
@@ -35,15 +35,15 @@ def decode(
     *,
     world: World | None = None,
 ) -> T | None:
-    """What `consume` makes of the frames of latents [1, C, F, h, w]; told as stage "decode".
+    """Return what `consume` makes of the frames of latents [1, C, F, h, w]; reported as stage "decode".
 
-    tile: the side of a tile in pixels; None: the whole picture. world: ranks that share the tiles, and all
-    call this with the same latents; the first one consumes the frames, the others get None, also if an
-    OSError or `Undecoded` ends it for the first one.
+    tile: the side of a tile in pixels; None: the whole picture. world: the ranks that share the tiles, which
+    all call this with the same latents. The first rank consumes the frames; the others return None, even if
+    an OSError or `Undecoded` ends the decode, which only the first rank raises.
 
-    Where memory runs out, `consume` is called again, with the frames of smaller tiles, and `progress` is
-    warned. Raises OutOfMemory, on all ranks, where there are no smaller tiles, or where latents come only
-    once.
+    If memory runs out, `consume` is called again with the frames of smaller tiles, and `progress` is warned.
+    Raises OutOfMemory, on all ranks, if there are no smaller tiles, or if the latents are a stream that
+    cannot be read twice.
     """
     park = False
     while True:
@@ -52,7 +52,7 @@ def decode(
         outcome, made = _attempted(stream, attempt, consume)
         if outcome != NO_MEMORY:
             return made
-        # Here and not where the error was, which held the tensors of the failed attempt.
+        # Only here, because the error itself held the tensors of the failed attempt.
         give_back_unused(model.device)
         tile, park = _smaller(model, latents, tile, progress), True
 
@@ -60,14 +60,14 @@ def decode(
 def _attempted(
     stream: Generator[Frames], attempt: Attempt, consume: Callable[[Generator[Frames]], T]
 ) -> tuple[int | None, T | None]:
-    """Decode once, on all ranks; returns None and what was made, or how it has ended everywhere."""
+    """Decode once, on all ranks; return None and the result, or the outcome that ended it on all ranks."""
     try:
         with closing(stream):
             made = None
             if attempt.rank == 0:
                 made = consume(stream)
             else:
-                deque(stream, maxlen=0)  # no frame comes, but tiles are decoded and sent
+                deque(stream, maxlen=0)  # yields no frame, but decodes and sends this rank's tiles
         attempt.agree()
         return None, made
     except Ended as ended:
@@ -81,7 +81,7 @@ def _attempted(
 
 
 def _smaller(model: VideoModel, latents: Tensor | LatentBlocks, tile: int | None, progress: Progress) -> int:
-    """Return the next smaller tile, with a warning. Raises OutOfMemory where that is not possible."""
+    """Return the next smaller tile, with a warning. Raises OutOfMemory if that is not possible."""
     vae = model.spec.vae
     height, width = (size * vae.spatial_compression for size in latents.shape[3:])
     smaller = vae.smaller_tile(height, width, tile)
@@ -103,15 +103,16 @@ def frames(
     *,
     park: bool = False,
 ) -> Generator[Frames]:
-    """Each frame [H, W, 3] of latents [1, C, F, h, w], when its turn comes; told as stage "decode".
+    """Yield the frames of latents [1, C, F, h, w] as [H, W, 3], on demand; reported as stage "decode".
 
-    tile: the side of a tile in pixels; None: the whole picture. attempt: of several ranks, the first of which
-    gets the frames. park: what tiles keep waits in the machine's memory.
+    tile: the side of a tile in pixels; None: the whole picture. attempt: the attempt of the ranks that share
+    the tiles, of which only the first gets frames. park: whether what tiles keep between pieces waits in the
+    machine's memory instead of the device's.
     """
     vae = model.spec.vae
     height, width = (size * vae.spatial_compression for size in latents.shape[3:])
     if isinstance(latents, LatentBlocks):
-        latents.wait()  # which is no part of the decode's time
+        latents.wait()  # outside the stage: does not count as decode time
     decoder = model.decoder(latents, park=park)
     samples = pictures(decoder, vae.grid(height, width, tile), attempt or Attempt(None, model.device))
     endless = isinstance(latents, LatentBlocks) and latents.endless
@@ -122,7 +123,7 @@ def frames(
 
 
 def pictures(decoder: Decoder, grid: Grid, attempt: Attempt) -> Iterator[Tensor]:
-    """The pieces of the whole picture, one after the other, on the first rank; nothing on the others.
+    """Yield the pieces of the whole picture, one after another, on the first rank; nothing on the others.
 
     Tiles are dealt out to the ranks of the attempt, and all of them advance one piece at a time.
     """
@@ -132,7 +133,7 @@ def pictures(decoder: Decoder, grid: Grid, attempt: Attempt) -> Iterator[Tensor]
         shapes = [[decoder.piece_shape(index, tiles[number]) for number in hand] for hand in hands]
         made = [piece for pieces in mine if (piece := next(pieces, None)) is not None]
         if mine and not made:
-            return  # the video was stopped, and there is but this rank
+            return  # the video was stopped, and no other rank waits for a piece
         by_rank = attempt.gather(made, shapes)
         if attempt.rank == 0:
             by_tile = {

@@ -1,4 +1,4 @@
-"""The second stage: from noise to a video's latents, by its method's sampler."""
+"""Denoise, the second stage: turns noise into a video's latents, with its method's sampler."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from paradit.sampling.sampler import Work, sampler_of
 
 
 def denoise(work: Work) -> Iterator[Tensor]:
-    """Make the latents [1, C, f, h, w], fp32, of each block in order, as `Sampler.blocks`.
+    """Yield the denoised latents [1, C, f, h, w], fp32, of each frame block in order, as `Sampler.blocks`.
 
-    Every process of a team calls it and goes through it with the same request. Raises RuntimeError, naming
-    the rank, if requests or weights differ.
+    Every process of the denoising team calls it with the same request, and iterates to the end. Raises
+    RuntimeError, naming the rank, if requests or weights differ.
     """
     work.team.agree("what is asked for", repr(work.request).encode())
     return sampler_of(work.request).blocks(work)

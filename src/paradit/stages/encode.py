@@ -1,4 +1,4 @@
-"""The first stage: a request's texts become what the transformer reads."""
+"""Encode, the first stage: turns a request's texts into prompt embeddings for the transformer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from paradit.models.protocol import Prompt, VideoModel
 from paradit.progress import Progress
 
 QUOTED = 200
-"""Most characters of a prompt's end that a warning quotes."""
+"""Largest number of characters that a warning quotes from the part of a prompt that is left out."""
 
 
 def encode(model: VideoModel, request: ResolvedRequest, progress: Progress) -> tuple[Prompt, ...]:
-    """Each of the texts as the model encodes it; told as stage "encode"."""
+    """Return the prompt embeddings of each of the request's texts; reported as stage "encode".
+
+    `progress` is warned of each prompt that is longer than a text encoder reads.
+    """
     prompts = request.texts(model.spec)
     for prompt in prompts:
         for encoder, (length, rest) in model.left_out(prompt).items():

@@ -1,4 +1,4 @@
-"""For tests of code that runs on several ranks: `run_world` starts real gloo processes on this machine."""
+"""Helpers for tests of code that runs on several ranks: `run_world` starts real gloo processes here."""
 
 from paradit.testing.world import WorldError, run_world
 

@@ -1,6 +1,6 @@
-"""Imported once by the fork server, so that every rank starts with torch and diffusers already there.
+"""Imports for the fork server, which make every rank start with torch and diffusers loaded.
 
-It must start no thread and no process group: neither survives a fork.
+This module must start no thread and no process group, because neither survives a fork.
 """
 
 import os

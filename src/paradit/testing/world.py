@@ -1,7 +1,7 @@
-"""Start a world of gloo processes for one piece of work, and report what every rank says.
+"""Short-lived worlds of gloo processes for tests, each for one piece of work.
 
-A fork server with torch preloaded makes a world in about a tenth of a second, so each piece of work gets a
-world of its own: nothing is left over from a failure.
+A fork server with torch preloaded starts a world in about a tenth of a second. So each piece of work gets a
+world of its own, and nothing is left over from a failure.
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ from paradit.engine.started import call_on_ranks
 T = TypeVar("T")
 
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"}
-"""Looking the host's name up is slow, and fails on some machines."""
+"""Environment variables that make gloo use the loopback interface.
+
+Looking up the host's name instead is slow, and fails on some machines.
+"""
 
 
 class WorldError(RuntimeError):
-    """Some rank failed, or did not end in time; the message has every rank's own words."""
+    """Raised if a rank failed or did not end in time; the message holds every failed rank's own report."""
 
 
 def run_world(work: Callable[..., T], num_ranks: int, *args: object, timeout: float = 60.0) -> list[T]:
-    """`work(world, *args)` on `num_ranks` gloo processes, one thread each: the results, by rank.
+    """Run `work(world, *args)` on `num_ranks` gloo processes of one thread; return the results by rank.
 
-    `work` is a function of a module, so that it can be pickled, as can `args` and the results. It asserts
-    what it knows. Raises `WorldError` with each failed rank's traceback or signal; on a time-out with every
-    rank's stack.
+    `work` is a module-level function, so that it can be pickled, as must `args` and the results. Its
+    assertions may use the rank's own knowledge. Raises `WorldError` with each failed rank's traceback or
+    signal, or, after `timeout` seconds, with every rank's stack.
     """
     launcher = LocalLauncher(threads=1, device="cpu", environ=LOOPBACK, with_main=True)
     preload = ["paradit.testing.preload"]

@@ -1,1 +1,1 @@
-"""What every rank does, and when: recorded by each, merged to one file, and summed up. Torch-free."""
+"""Traces: each rank records what it does and when, and the records are merged and summed up. Torch-free."""

@@ -1,7 +1,7 @@
-"""The ranks' files to one in Chrome's trace event format, which Perfetto and chrome://tracing open.
+"""Merge of the ranks' records into one Chrome trace, which Perfetto and chrome://tracing open.
 
-A process of the viewer is a rank. Its rows: stages with their steps, waiting, and, since they overlap, as
-many rows of layers and of messages as it takes.
+Each rank is a process in the viewer. Its rows are stages with their steps, waits, and as many rows of layers
+and of messages as their overlaps need.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from paradit.files import behind_links
 from paradit.trace.spans import CHANNEL, EXCHANGE, LAYER, MESSAGE, REHEARSAL, STAGE, STEP, Tracing
 
 _NESTED = {"stages": (STAGE, STEP, REHEARSAL), "waiting": (EXCHANGE, CHANNEL)}
-"""Rows of spans that lie within each other, or apart."""
+"""Viewer rows, with the categories of their spans, which lie within each other or apart."""
 _OVERLAPPING = {"layers": (LAYER,), "messages": (MESSAGE,)}
 
 
 @dataclass(frozen=True)
 class Span:
-    """What one rank did from `begin` to `end`, in nanoseconds since 1970."""
+    """One rank's activity from `begin` to `end`, in nanoseconds since 1970."""
 
     name: str
     category: str
@@ -37,9 +37,10 @@ class Span:
 
 @contextmanager
 def collected(target: Path | None, *, layers: bool = False) -> Iterator[Tracing | None]:
-    """What the ranks of the body are to record to; it is merged to `target` at the end, also after an error.
+    """Yield the `Tracing` to which the ranks record, and merge their records to `target` after the body.
 
-    target: None traces nothing.
+    They are merged even if the body raises. If `target` is None, nothing is traced, and None is yielded.
+    layers: whether single layers are recorded too.
     """
     if target is None:
         yield None
@@ -52,7 +53,7 @@ def collected(target: Path | None, *, layers: bool = False) -> Iterator[Tracing 
 
 
 def merge(folder: Path, target: Path) -> None:
-    """Merge what ranks have recorded in `folder`; `target` has its name once it is whole."""
+    """Merge the records of all ranks in `folder` into `target`, which appears only once it is complete."""
     by_rank: dict[int, list[Span]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         rank, _ = path.stem.split("-")
@@ -67,9 +68,9 @@ def merge(folder: Path, target: Path) -> None:
 
 
 def read_spans(path: Path) -> list[Span]:
-    """The spans of a file that one process wrote, which may break off.
+    """Return the spans in the file of one process, which may break off.
 
-    What was not ended lasts as long as the process gave a sign of life, and is marked `unfinished`.
+    A span that was not ended lasts until the last entry of its process, and is marked `unfinished`.
     """
     begun: dict[int, tuple[int, str, str, dict[str, Any]]] = {}
     spans, now = [], 0
@@ -89,15 +90,15 @@ def read_spans(path: Path) -> list[Span]:
 
 def _lines(path: Path) -> Iterator[list[Any]]:
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):  # a killed process may have been at its last line
+        if line.endswith("\n"):  # a killed process may leave its last line incomplete
             yield json.loads(line)
 
 
 def chrome_trace(by_rank: Mapping[int, Iterable[Span]]) -> dict[str, Any]:
-    """Chrome's trace, of each rank's spans; its times are in microseconds from the first span's begin."""
+    """Return a Chrome trace of each rank's spans; times are microseconds after the first span's begin."""
     zero = min((span.begin for spans in by_rank.values() for span in spans), default=0)
     events: list[dict[str, Any]] = []
-    threads = count(1)  # a viewer may take the same number in two processes for one thread
+    threads = count(1)  # unique across ranks: a viewer may take equal numbers in two processes for one thread
     for rank, spans in sorted(by_rank.items()):
         events.append(_named("process_name", rank, 0, f"rank {rank}"))
         for name, row in _rows(sorted(spans, key=lambda span: (span.begin, -span.end))):
@@ -110,7 +111,7 @@ def chrome_trace(by_rank: Mapping[int, Iterable[Span]]) -> dict[str, Any]:
 
 
 def _rows(spans: Sequence[Span]) -> Iterator[tuple[str, list[Span]]]:
-    """Named rows of spans, in the order in which they are shown."""
+    """Yield the named rows of one rank's spans, in the order in which they are shown."""
     for name, categories in _NESTED.items():
         row = [span for span in spans if span.category in categories]
         if row:
@@ -121,7 +122,7 @@ def _rows(spans: Sequence[Span]) -> Iterator[tuple[str, list[Span]]]:
 
 
 def _apart(spans: Iterable[Span]) -> list[list[Span]]:
-    """Rows without overlap: each span, in the order of their begins, in the first that is free."""
+    """Distribute spans over rows without overlap: each, in order of their begins, to the first free row."""
     rows: list[list[Span]] = []
     for span in spans:
         free = next((row for row in rows if row[-1].end <= span.begin), None)

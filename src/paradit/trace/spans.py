@@ -1,8 +1,8 @@
-"""Spans of time, recorded by each process of a run to a file of its own.
+"""Spans of time, which each process of a run records to a file of its own.
 
-The recorder is the one thing here that is kept for the whole process and not passed along: spans are taken in
-every layer down to the messages, most functions between would carry a recorder for others only, a process
-is one rank and writes one file, and nothing that is computed ever reads it.
+The recorder is the only thing here that is global to the process and not passed along: spans are recorded in
+every layer down to the messages, and most functions between would carry a recorder only for others. A process
+is one rank and writes one file, and no computation ever reads it.
 """
 
 from __future__ import annotations
@@ -17,26 +17,29 @@ from pathlib import Path
 from typing import Any
 
 STAGE = "stage"
-"""A stage of a request, which is its argument `request`; or, without one, what comes before all requests."""
+"""Category of the stages of a request, whose number is their argument `request`.
+
+Stages without that argument come before all requests.
+"""
 STEP = "step"
-"""A denoising step, within a stage."""
+"""Category of denoising steps, which lie within a stage."""
 REHEARSAL = "rehearsal"
-"""Forms of attention are tried out, within a step; the messages of it are not recorded."""
+"""Category of trials of attention forms, which lie within a step; their messages are not recorded."""
 LAYER = "layer"
-"""A layer of one stream of work; two streams take turns, so their layers overlap."""
+"""Category of transformer layers, by stream of work; two streams take turns, so their layers overlap."""
 MESSAGE = "message"
-"""From the start of an exchange between ranks until it is known to have arrived; bytes sent and received."""
+"""Category of exchanges between ranks, from start to known arrival, with the bytes sent and received."""
 EXCHANGE = "exchange"
-"""Waiting for messages."""
+"""Category of waits for messages of other ranks."""
 LINK = "measure link"
-"""The name of the stage in which a rank measures its link, for `latency`, `seconds_per_byte` and `device`."""
+"""Name of the stage in which a rank measures its link: `latency`, `seconds_per_byte` and `device`."""
 CHANNEL = "channel"
-"""Waiting for another stage: for what it makes, or until it takes what is ready (back-pressure)."""
+"""Category of waits for another stage, for its output or until it takes what is ready (back-pressure)."""
 
 
 @dataclass(frozen=True)
 class Tracing:
-    """Where the ranks of a run record, and how much."""
+    """Folder in which the ranks of a run record their spans, and whether single layers are recorded."""
 
     folder: Path
     layers: bool = False
@@ -44,7 +47,7 @@ class Tracing:
 
 @contextmanager
 def recording(tracing: Tracing | None, rank: int) -> Iterator[None]:
-    """Record this process's spans as rank `rank`'s while the body runs; None: do not."""
+    """Record this process's spans as those of rank `rank` during the body; nothing if `tracing` is None."""
     global _recorder  # noqa: PLW0603 (see above)
     if tracing is None:
         yield
@@ -59,7 +62,7 @@ def recording(tracing: Tracing | None, rank: int) -> Iterator[None]:
 
 @contextmanager
 def unrecorded() -> Iterator[None]:
-    """Record nothing while the body runs, which measures something."""
+    """Record nothing during the body, which measures something."""
     global _recorder  # noqa: PLW0603
     before, _recorder = _recorder, None
     try:
@@ -69,47 +72,47 @@ def unrecorded() -> Iterator[None]:
 
 
 def is_recording() -> bool:
-    """Whether spans are being recorded."""
+    """Return whether spans are being recorded."""
     return _recorder is not None
 
 
 def span(name: str, category: str, /, **about: object) -> AbstractContextManager[None]:
-    """The time that the body takes. about: plain values, shown with it."""
+    """Record the time that the body takes. about: plain values that the viewer shows with the span."""
     return _NOTHING if _recorder is None else _Span(_recorder, name, category, about)
 
 
 def layer_span(layer: int) -> AbstractContextManager[None]:
-    """The same for a layer, where layers are asked for."""
+    """Record the time that a layer takes, if layers are to be recorded."""
     if _recorder is None or not _recorder.layers:
         return _NOTHING
     return _Span(_recorder, f"layer {layer}", LAYER, {})
 
 
 def begin(name: str, category: str, /, **about: object) -> int | None:
-    """Begin a span that `end` ends, elsewhere; None where nothing is recorded."""
+    """Begin a span that `end` ends elsewhere, and return its number; None if nothing is recorded."""
     return None if _recorder is None else _recorder.begin(name, category, about)
 
 
 def end(number: int | None, **about: object) -> None:
-    """End what `begin` gave; about: what is only known now."""
+    """End the span with the number that `begin` returned. about: values that are known only now."""
     if number is not None and _recorder is not None:
         _recorder.end(number, about)
 
 
 class _Recorder:
-    """Writes one JSON list a line:
-    `begin`, number, time, name, category, about; or `end`, number, time, about.
+    """Writer of one process's spans, as one JSON list per line.
 
-    Begins and ends apart, so that what a rank was doing when it was killed is known. Times are in nanoseconds
-    since 1970: the wall clock once, and from there the steady one, so that spans have their true lengths and
-    those of several processes lie right.
+    Lines are `begin`, number, time, name, category, about; or `end`, number, time, about. Begins and ends are
+    separate, so that the file shows what a rank was doing when it was killed. Times are in nanoseconds since
+    1970: the wall clock is read once and a monotonic clock counts from there, so that spans have their true
+    lengths and those of several processes line up.
     """
 
     def __init__(self, tracing: Tracing, rank: int) -> None:
         self.layers = tracing.layers
         self._next = 0
-        # A rank that is started again must not write over what its first process did. Every line is handed to
-        # the system at once: a process that is killed loses none.
+        # The process number keeps a restarted rank from overwriting its first process's file. Lines are
+        # flushed one by one, so that a killed process loses none.
         self._file = (tracing.folder / f"{rank}-{os.getpid()}.jsonl").open("w", buffering=1, encoding="utf-8")
         self._zero = time.time_ns() - time.perf_counter_ns()
 
@@ -120,14 +123,14 @@ class _Recorder:
 
     def end(self, number: int, about: dict[str, Any]) -> None:
         now = self._zero + time.perf_counter_ns()
-        if not self._file.closed:  # a generator that was left may end its span later
+        if not self._file.closed:  # an abandoned generator may end its span later
             self._write("end", number, now, about)
 
     def close(self) -> None:
         self._file.close()
 
     def _write(self, *fields: object) -> None:
-        with suppress(OSError):  # a full disk: the work counts, not what is told of it
+        with suppress(OSError):  # a full disk must not stop the run
             self._file.write(json.dumps(fields) + "\n")
 
 

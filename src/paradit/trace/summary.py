@@ -1,4 +1,4 @@
-"""Where each rank's time went, and how much of its communication was hidden: from a merged trace."""
+"""Summary of a merged trace: where each rank's time went, and how much communication was hidden."""
 
 from __future__ import annotations
 
@@ -16,36 +16,42 @@ from paradit.trace.spans import CHANNEL, EXCHANGE, LINK, MESSAGE, STAGE, STEP
 
 @dataclass(frozen=True, kw_only=True)
 class RankSummary:
-    """One rank's seconds, from the first span of any rank to the last; the four add up to all of it."""
+    """Summary of one rank's time, from any rank's first span to the last, as four parts that add up to it."""
 
     rank: int
     preparing: float
-    """Loading its part of the model, measuring its link."""
+    """Seconds of loading this rank's part of the model and measuring its link."""
     busy: float
-    """In the stages of requests, but for their waits."""
+    """Seconds in the stages of requests, without the waits."""
     communicating: float
-    """Waiting for messages in denoising steps."""
+    """Seconds of waiting for messages in denoising steps."""
     idle: float
-    """The rest: waiting for other stages and for other ranks to come, and what is between."""
+    """Seconds of everything else: waits for other stages and ranks, and gaps between stages."""
     messages: int
-    """Exchanges begun in denoising steps."""
+    """Number of exchanges begun in denoising steps."""
     bytes_sent: int
-    """By these."""
+    """Number of bytes sent by the exchanges of denoising steps."""
     alone: float | None
-    """What these would take one after the other, with nothing else going on."""
+    """Seconds that these exchanges would take one after the other, with nothing else going on.
+
+    None if the link is not known.
+    """
 
     exposed: float | None
-    """The part of `alone` that was waited for. Who waits longer for a message than it takes alone, waits for
-    the rank that sends it; that is in `communicating` only."""
+    """Seconds, out of `alone`, that this rank spent waiting; None if the link is not known.
+
+    If a wait for a message is longer than the message takes alone, the rest is a wait for the rank that sends
+    it, which counts in `communicating` only.
+    """
 
     @property
     def hidden(self) -> float | None:
-        """The part of `alone` that was not waited for, 0 to 1; None where the link is not known."""
+        """Fraction of `alone` that was not waited for, 0 to 1; None if the link is not known."""
         return 1 - self.exposed / self.alone if self.alone and self.exposed is not None else None
 
 
 def read_trace(path: Path) -> dict[int, list[Span]]:
-    """Each rank's spans, of a file that `--trace` wrote. Raises InputError where it holds none."""
+    """Return each rank's spans from a file that `--trace` wrote. Raises InputError if it holds none."""
     try:
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
         spans = [(event["pid"], _span(event)) for event in events if event["ph"] == "X"]
@@ -71,9 +77,9 @@ def _span(event: dict[str, Any]) -> Span:
 
 
 def summarize(by_rank: Mapping[int, Iterable[Span]]) -> list[RankSummary]:
-    """Each rank's summary, in the order of the ranks.
+    """Return each rank's summary, in the order of the ranks.
 
-    Alone, a message takes the link's latency, and its rate for what is sent or received, whatever is more
+    Alone, a message takes the link's latency, plus the time of the bytes sent or received, whichever is more
     (Hockney's model, as in `tuning.rehearsal`). `alone` and `exposed` are None without a measured link, and
     on CUDA, where the stream waits and not this process.
     """
@@ -108,7 +114,7 @@ def _summary(rank: int, spans: list[Span], total: int) -> RankSummary:
 
 
 def _alone(messages: list[Span], links: list[Span]) -> list[float] | None:
-    """What each message would take alone, in seconds."""
+    """Return the seconds that each message would take alone; None without a link measured on the CPU."""
     if not links or links[-1].about.get("device") != "cpu":
         return None
     latency, seconds_per_byte = (links[-1].about[name] for name in ("latency", "seconds_per_byte"))
@@ -132,13 +138,13 @@ def _length(spans: Iterable[Span]) -> int:
 
 
 class _Apart:
-    """Spans that do not overlap, to be found by time."""
+    """Spans that do not overlap, searchable by time."""
 
     def __init__(self, spans: Iterable[Span]) -> None:
         self._spans = sorted(spans, key=lambda span: span.begin)
         self._begins = [span.begin for span in self._spans]
 
     def at(self, time: int) -> Span | None:
-        """The one that goes on at a time."""
+        """Return the span in progress at a time, or None."""
         before = bisect_right(self._begins, time) - 1
         return self._spans[before] if before >= 0 and time <= self._spans[before].end else None

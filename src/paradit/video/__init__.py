@@ -1,1 +1,1 @@
-"""Writing and reading video: MP4, WebM, GIF, PNG folders, contact sheets. Torch-free."""
+"""Writing and reading of videos: MP4, WebM, MOV, MKV, GIF, PNG folders, contact sheets. Torch-free."""

@@ -1,4 +1,4 @@
-"""Many videos on one picture: a row each, its frames from left to right. Torch-free."""
+"""Contact sheets: several videos on one picture, each as a row of frames. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ INK, PAPER = (30, 30, 30), (255, 255, 255)
 def contact_sheet(
     videos: Sequence[Frame], captions: Sequence[str] | None = None, columns: int = 8
 ) -> Image.Image:
-    """One row for each video (uint8 `[F, H, W, 3]`): `columns` evenly spaced frames under its caption.
+    """Draw one row for each video (uint8 `[F, H, W, 3]`): `columns` evenly spaced frames under its caption.
 
-    The first and the last frame are always there; a video with fewer frames fills fewer columns.
-    Raises `ValueError` where there is no video, or captions are not as many.
+    The first and the last frame are always shown; a video with fewer frames fills fewer columns. Raises
+    `ValueError` if there is no video, or if the numbers of captions and videos differ.
     """
     if not videos or columns < 1:
         raise ValueError("a contact sheet needs a video and a column")

@@ -1,4 +1,7 @@
-"""MP4, MOV and MKV (H.264) and WebM (VP9) that players and browsers open, also while they grow, by PyAV."""
+"""Encoder of MP4, MOV and MKV (H.264) and WebM (VP9), by PyAV.
+
+Players and browsers open the files, even while they grow.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,23 @@ from av.video.stream import VideoStream
 from paradit.files import temporary_name
 from paradit.video.frame import Frame
 
-# Without x264's macroblock tree: with it, and its assembly, narrow videos (96 pixels) come out otherwise in
+# x264's macroblock tree is off: with it, and x264's assembly, narrow videos (96 pixels) come out differently in
 # every process.
 H264 = {"crf": "18", "preset": "medium", "mbtree": "0"}
 CODECS = {
-    # suffix: container, codec, its options (about the same quality: no loss that one sees)
+    # suffix: container, codec, its options (of about equal quality, without visible loss)
     ".mp4": ("mp4", "libx264", H264),
     ".mov": ("mov", "libx264", H264),
     ".mkv": ("matroska", "libx264", H264),
     ".webm": ("webm", "libvpx-vp9", {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "2"}),
 }
-# As fragments: what is there plays while the rest is still to come. A fragment is a quarter of a second.
+# Fragments of a quarter of a second, so that a file plays while it grows.
 FRAGMENTS = {"movflags": "+frag_keyframe+delay_moov+default_base_moof", "frag_duration": "250000"}
-# Without random numbers for its tracks: the same frames make the same file.
+# Bit-exact, without random track numbers, so that the same frames make the same file.
 CLUSTERS = {"cluster_time_limit": "250", "fflags": "+bitexact"}
 GROWING = {".mp4": FRAGMENTS, ".mov": FRAGMENTS, ".mkv": CLUSTERS, ".webm": CLUSTERS}
 FASTSTART = {"movflags": "+faststart"}
-"""The index goes to the front, so that a browser plays before it has the whole file."""
+"""Muxer options that put the index first, so that a browser plays before it has the whole file."""
 
 PRECISE = (
     Interpolation.BICUBIC
@@ -37,14 +40,17 @@ PRECISE = (
     | Interpolation.FULL_CHR_H_INP
     | Interpolation.FULL_CHR_H_INT
 )
-"""Without the last three, each conversion between RGB and YUV darkens everything by a step."""
+"""Interpolation flags of conversions between RGB and YUV.
+
+Without the last three, each conversion darkens the picture by one level.
+"""
 
 
 class EncodedWriter:
-    """Encodes each frame as it comes; only the encoder's look-ahead is held in memory.
+    """Writer that encodes each frame as it arrives; only the encoder's look-ahead is held in memory.
 
-    The file plays while it grows. A finished MP4 or MOV is one piece again, with an index in front: players
-    know its length, seek, and count its frames, which many do not with fragments.
+    The file plays while it grows, in fragments. A finished MP4 or MOV is in one piece again, with the index
+    in front: players know its length, seek, and count its frames, which many cannot with fragments.
     """
 
     def __init__(
@@ -57,7 +63,11 @@ class EncodedWriter:
         tags: Mapping[str, str],
         crf: int | None = None,
     ) -> None:
-        """size: width and height, in pixels. tags: what the file says of itself. crf: None: see `CODECS`."""
+        """Open the file and the encoder.
+
+        kind: the suffix that selects the format. size: width and height in pixels. tags: metadata of the
+        file. crf: constant rate factor; None: the one in `CODECS`.
+        """
         container, codec, options = CODECS[kind]
         if crf is not None:
             options = {**options, "crf": str(crf)}
@@ -72,7 +82,7 @@ class EncodedWriter:
         self._stream = stream
         self._stream.width, self._stream.height = size
         self._stream.pix_fmt = "yuv420p"
-        # Untagged video is guessed at by size, and differently by each player.
+        # Players guess the colours of untagged video from its size, each differently.
         context = self._stream.codec_context
         context.colorspace = Colorspace.ITU709
         context.color_range = ColorRange.MPEG
@@ -99,7 +109,7 @@ class EncodedWriter:
 
 
 def _join_fragments(path: Path, container: str, tags: Mapping[str, str]) -> None:
-    """Make one piece of a file of fragments: the same packets, not encoded again."""
+    """Rewrite a file of fragments as one piece, with the same packets, not encoded again."""
     part = temporary_name(path)
     try:
         with (
@@ -110,7 +120,7 @@ def _join_fragments(path: Path, container: str, tags: Mapping[str, str]) -> None
             stream = fragments.streams.video[0]
             copy = whole.add_stream_from_template(stream)
             for packet in fragments.demux(stream):
-                if packet.dts is not None:  # the last one says that there are no more
+                if packet.dts is not None:  # PyAV ends the stream with an empty packet
                     packet.stream = copy
                     whole.mux(packet)
         part.replace(path)

@@ -1,6 +1,6 @@
-"""A picture of a video."""
+"""Type of a video's frames."""
 
 import numpy as np
 
 Frame = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-"""One picture, uint8 `[H, W, 3]`, RGB."""
+"""RGB picture, uint8 `[H, W, 3]`."""

@@ -1,4 +1,4 @@
-"""GIF that loops, by pillow."""
+"""Encoder of looping GIFs, by pillow."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from PIL import Image
 from paradit.video.frame import Frame
 
 PALETTE_FRAMES = 16
-"""So many frames, evenly spaced, choose the palette that all share: one palette does not flicker."""
+"""Number of evenly spaced frames that choose the palette; all frames share it, which avoids flicker."""
 
 
 class GifWriter:
-    """Holds all frames until the end, 3 bytes a pixel, since the palette is chosen from them.
+    """Writer that holds all frames until the end, 3 bytes per pixel, to choose the palette from them.
 
-    Frames that are equal are stored once, with the time of all.
+    Consecutive equal frames are stored once, with their total duration.
     """
 
     def __init__(self, path: Path, fps: float, tags: Mapping[str, str]) -> None:
-        """tags: what the file says of itself; GIF has room for the `comment`."""
+        """Prepare a GIF. tags: metadata, of which GIF only stores `comment`."""
         self._path, self._fps, self._comment = path, fps, tags.get("comment", "")
         self._frames: list[Frame] = []
 
@@ -32,7 +32,7 @@ class GifWriter:
     def finish(self) -> None:
         palette = _palette(self._frames)
         pictures = [
-            # Dithering would shimmer on what stands still, and triple the size.
+            # Dithering would make still areas shimmer, and triple the size.
             Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
             for frame in self._frames
         ]
@@ -58,6 +58,6 @@ def _palette(frames: list[Frame]) -> Image.Image:
 
 
 def _durations(num_frames: int, fps: float) -> list[int]:
-    """Milliseconds of each frame. GIF counts in 1/100 s: uneven frames keep the mean rate right."""
+    """Return the milliseconds of each frame; GIF counts in 1/100 s, so they vary to keep the mean rate."""
     ends = [round(100 * index / fps) for index in range(num_frames + 1)]
     return [10 * (end - start) for start, end in pairwise(ends)]

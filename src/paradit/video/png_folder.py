@@ -1,4 +1,4 @@
-"""A folder of PNG: 00000.png, 00001.png and so on, without loss."""
+"""Lossless folders of PNG files: 00000.png, 00001.png and so on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paradit.video.frame import Frame
 
 class PngFolderWriter:
     def __init__(self, path: Path, tags: Mapping[str, str]) -> None:
-        """tags: what each picture says of itself."""
+        """Create the folder. tags: metadata that each picture stores."""
         self._path, self._tags = path, PngInfo()
         for name, text in tags.items():
             self._tags.add_itxt(name.capitalize(), text)

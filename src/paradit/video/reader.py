@@ -1,4 +1,4 @@
-"""Read a video back, for tests and tools. Torch-free."""
+"""Reader of video files, for tests and tools. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from paradit.video.frame import Frame
 
 
 def read_video(path: str | Path) -> tuple[Frame, float]:
-    """All frames of a video file, uint8 `[F, H, W, 3]`, and its mean frames per second.
+    """Return all frames of a video file, uint8 `[F, H, W, 3]`, and its mean frames per second.
 
-    Raises `InputError` for a file that is no video.
+    Raises `InputError` if the file is not a valid video.
     """
     try:
         with av.open(str(path)) as file:

@@ -1,4 +1,4 @@
-"""Write a video frame by frame, under a temporary name until it is whole. Torch-free."""
+"""Writing of videos frame by frame, under a temporary name until they are complete. Torch-free."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ from paradit.files import behind_links, named, remove, temporary_name
 from paradit.video.frame import Frame
 
 FORMATS = (".mp4", ".webm", ".mov", ".mkv", ".gif")
-"""The suffixes that can be written; no suffix, or a final `/`, means a folder of PNG."""
+"""Suffixes of the formats that can be written; no suffix, or a final `/`, means a folder of PNG files."""
 MAX_CRF = {".mp4": 51, ".webm": 63, ".mov": 51, ".mkv": 51}
-"""The largest constant rate factor, at which a file is smallest, of the formats that are encoded by one."""
+"""Largest constant rate factor, which makes the smallest file, of each format that has one."""
 GIF_MAX_FPS = 50
-"""Players slow a GIF down whose frames are shorter than 2/100 s."""
+"""Largest frame rate of a GIF: players slow down one whose frames are shorter than 2/100 s."""
 
 
 class Writer(Protocol):
-    """What a format does: take frames, then finish the file. `close` also ends a broken-off file."""
+    """Interface of each format's writer: it takes frames, then finishes the file.
+
+    `close` also closes a file that is not finished.
+    """
 
     def write(self, frame: Frame) -> None: ...
 
@@ -37,16 +40,16 @@ class Writer(Protocol):
 
 
 class Video:
-    """The video that is being written; `open_video` gives it."""
+    """Video that is being written; `open_video` yields it."""
 
     def __init__(self, writer: Writer, width: int, height: int) -> None:
         self._writer = writer
         self._shape = (height, width, 3)
         self.num_frames = 0
-        """Frames written so far."""
+        """Number of frames written so far."""
 
     def write(self, frame: Frame) -> None:
-        """Append uint8 `[H, W, 3]`. Raises `ValueError` for another shape or type."""
+        """Append a frame, uint8 `[H, W, 3]`. Raises `ValueError` for another shape or type."""
         if frame.shape != self._shape or frame.dtype != np.uint8:
             raise ValueError(f"a frame is uint8 {self._shape}, got {frame.dtype} {frame.shape}")
         self._writer.write(frame)
@@ -66,13 +69,14 @@ def open_video(
     tags: Mapping[str, str] | None = None,
     crf: int | None = None,
 ) -> Iterator[Video]:
-    """Write a video to `path`; the body calls `write` for each frame.
+    """Write a video to `path`: yield a `Video` whose `write` the body calls for each frame.
 
-    The suffix says the format (`FORMATS`). The file has its name only once it is whole: whatever the
-    body raises, nothing is left behind. Until then it is `part`, beside it, or has a hidden name. A link is
-    written through. `name_next` is called with the whole file just before. Raises `InputError` for what
-    `check_target` refuses. tags: what the file says of itself, such as `title` and `comment`. crf: the
-    constant rate factor, from 0 (lossless) to `MAX_CRF`; None: one at which no loss is seen.
+    The suffix selects the format (`FORMATS`). The file gets its name only once it is complete, and nothing is
+    left behind if the body raises. Until then it is called `part`, or has a hidden name beside the target. If
+    `path` is a link, the file that it leads to is written. `name_next` is called with the complete file just
+    before that is renamed. Raises `InputError` as `check_target` does, or for an odd width or height. tags:
+    metadata of the file, such as `title` and `comment`. crf: the constant rate factor, from 0 (lossless) to
+    `MAX_CRF`; None: one without visible loss.
     """
     check_target(path, fps=fps, overwrite=overwrite, crf=crf)
     if width % 2 or height % 2:
@@ -80,7 +84,7 @@ def open_video(
     target = behind_links(path)
     if part is None:
         part = temporary_name(target)
-    remove(part)  # one that a run left which was killed
+    remove(part)  # left by a run that was killed
     try:
         writer = _open(video_format(path), part, (width, height), fps, tags=tags or {}, crf=crf)
         try:
@@ -101,10 +105,10 @@ def open_video(
 def check_target(
     path: str | Path, *, fps: float | None = None, overwrite: bool = False, crf: int | None = None
 ) -> None:
-    """Refuse a video path that cannot be written, before any work is done for it. Makes no file.
+    """Refuse a path that a video cannot be written to, before any work is done for it. Makes no file.
 
-    Raises `InputError`: unknown suffix, an `fps` or a `crf` that the format has not, or what `check_file`
-    refuses.
+    Raises `InputError` for an unknown suffix, an `fps` or a `crf` that the format does not allow, a folder
+    that holds other files or must not be replaced, or as `check_file` does.
     """
     named("output", path)
     kind, target = video_format(path), Path(path)
@@ -138,9 +142,9 @@ def check_target(
 
 
 def growing_name(path: str | Path) -> Path | None:
-    """Return a long video's path while it grows: `v.part.mp4` for `v.mp4`; None for a GIF, which does not.
+    """Return the path of a long video while it grows: `v.part.mp4` for `v.mp4`; None for a GIF.
 
-    The others play as far as they are there.
+    A GIF is written at its end only; the other formats play while they grow.
     """
     target = behind_links(path) if Path(path).is_symlink() else Path(path)
     if video_format(path) == ".gif":
@@ -149,9 +153,9 @@ def growing_name(path: str | Path) -> Path | None:
 
 
 def check_file(option: str, path: Path, *, overwrite: bool = False) -> None:
-    """Refuse a file that is there already, or whose folder is missing or cannot be written.
+    """Refuse a file that exists already, or whose folder is missing or cannot be written.
 
-    `option` is how the message calls it. Raises `InputError`; makes no file.
+    `option` is its name in the message. Raises `InputError`; makes no file.
     """
     named(option, path)
     if path.is_dir():
@@ -164,7 +168,7 @@ def check_file(option: str, path: Path, *, overwrite: bool = False) -> None:
 
 
 def _folder_of(path: Path) -> Path:
-    """The folder that is written to: of what a link leads to, else as it was named."""
+    """Return the folder that a path's file is written to: that of the link's target if the path is a link."""
     return behind_links(path).parent if path.is_symlink() else path.parent
 
 
@@ -183,7 +187,7 @@ def check_folder_writable(option: str, folder: Path) -> None:
 
 
 def video_format(path: str | Path) -> str:
-    """The suffix, lower-cased, that says the format; empty for a folder of PNG."""
+    """Return the lower-case suffix that selects the format; empty for a folder of PNG files."""
     suffix = Path(path).suffix.lower()
     is_folder = str(path).endswith("/") or os.path.isdir(path)  # noqa: PTH112 (never raises)
     return "" if is_folder and suffix not in FORMATS else suffix
@@ -198,7 +202,7 @@ def _open(
     tags: Mapping[str, str],
     crf: int | None,
 ) -> Writer:
-    # Formats are imported when they are asked for: PyAV and pillow take a while.
+    # Formats are imported only when needed, because PyAV and pillow load slowly.
     if kind == ".gif":
         from paradit.video.gif import GifWriter
 
@@ -213,7 +217,7 @@ def _open(
 
 
 def _put(part: Path, target: Path) -> None:
-    """Give the whole video its name, in the place of an older one."""
+    """Rename the complete video to its final name, replacing an older one."""
     if part.is_dir() and target.is_dir():
         # A folder cannot replace one that is not empty: move that aside first.
         old = temporary_name(target)
