@@ -16,8 +16,8 @@ from av.video.stream import VideoStream
 from paradit.files import temporary_name
 from paradit.video.frame import Frame
 
-# x264's macroblock tree is off: with it, and x264's assembly, narrow videos (96 pixels) come out differently in
-# every process.
+# x264's macroblock tree is off: with it, and x264's assembly, narrow videos (96 pixels) differ between
+# processes.
 H264 = {"crf": "18", "preset": "medium", "mbtree": "0"}
 CODECS = {
     # suffix: container, codec, its options (of about equal quality, without visible loss)
