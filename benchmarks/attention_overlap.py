@@ -1,17 +1,16 @@
-"""How much of sequence parallelism's communication is hidden: two ranks, over links of limited rate.
+"""Measure how much communication sequence parallelism hides, on two ranks and links of limited rate.
 
     python benchmarks/attention_overlap.py --links 800mbit 400mbit 200mbit 100mbit --repeats 5
 
 A turn is a whole denoising step: of a Wan transformer with both guidance branches, and of a HunyuanVideo
-transformer, which has one. Two processes with one thread and one core each, in two network namespaces joined
-by a link that `tbf` limits; set up and taken down here, which needs root, `ip` and `tc`. All ways take turns
-within one run; medians.
+transformer, which has one branch. Two processes with one thread and one core each run in two network
+namespaces, joined by a link that `tbf` limits. The script sets them up and removes them, which needs root,
+`ip` and `tc`. All variants take turns within one run; the figures are medians.
 
-serial: plain `ulysses`, both branches in one batch, receives posted first: our own best serial exchange.
-computation: the same with nothing sent. communication: the same messages with nothing computed.
-Overlap efficiency = (serial - ours) / (serial - max(computation, communication)).
-cache-dit's Ulysses of Wan is measured where it is installed (it takes one branch after the other, with gloo's
-all-to-all).
+serial: plain `ulysses`, both branches in one batch, receives posted first; our own best serial exchange.
+computation: the same, with nothing sent. communication: the same messages, with nothing computed. Overlap
+efficiency = (serial - ours) / (serial - max(computation, communication)). cache-dit's Ulysses for Wan is
+measured if it is installed (it computes one branch after the other, with gloo's all-to-all).
 """
 
 from __future__ import annotations
@@ -63,12 +62,12 @@ PORT = 29700
 
 
 def ways(model: str) -> dict[str, Placement]:
-    """HunyuanVideo has no second branch to interleave."""
+    """Return a model's placements; HunyuanVideo has no second guidance branch to interleave."""
     return {name: way for name, way in WAYS.items() if model == "wan" or not way.interleave}
 
 
 def modules(model: str) -> tuple[Any, Tensor, list[tuple[Tensor, ...]]]:
-    """The transformer, its latents, and its branches' prompts."""
+    """Return a model's random transformer, its latents, and the prompt embeddings of each guidance branch."""
     if model == "wan":
         sizes = (HEADS, HEAD_DIM, LAYERS, FFN)
         module, latents, embeds = random_wan(sizes, LATENT_SHAPE, TEXT_TOKENS)
@@ -79,7 +78,7 @@ def modules(model: str) -> tuple[Any, Tensor, list[tuple[Tensor, ...]]]:
 
 
 class Step:
-    """A denoising step, in any of the ways."""
+    """One rank's denoising step, computed by any of the placements or by only a part of one."""
 
     def __init__(self, model: str, ways: dict[str, Placement]) -> None:
         world = current_world(torch.device("cpu"))
@@ -94,7 +93,7 @@ class Step:
         self.transport = world.transport()
 
     def take(self, name: str) -> Tensor:
-        """The latents after the step."""
+        """Take the step named `name` (a placement, "communication" or "computation"); return its latents."""
         if name == "communication":
             return self.communicate()
         if name == "computation":
@@ -112,9 +111,9 @@ class Step:
         return latents
 
     def communicate(self) -> Tensor:
-        """Every layer's messages, packed already: three parts in, then one back."""
+        """Exchange every layer's messages without computing: three packed tensors in, then one back."""
         branches, tokens = len(self.prompts), len(self.layout.rope.positions)
-        rows = branches * (tokens // 2) * (HEADS // 2)  # of this rank's tokens, the other one's heads
+        rows = branches * (tokens // 2) * (HEADS // 2)  # this rank's tokens, the other rank's heads
         for _ in self.seam.blocks:
             for parts in (3, 1):
                 size = parts * rows * HEAD_DIM

@@ -1,10 +1,10 @@
-"""Do two versions do the same? Latents, frames, `--json` lines, exit codes and errors of a dozen commands.
+"""Compare two versions: latents, frames, `--json` lines, exit codes and errors of a dozen commands.
 
     python benchmarks/compare_versions.py OLD NEW [--only NAME ...]
 
 OLD and NEW are git revisions, or folders with a `src`. Every command runs with the bundled model in a folder
-of its own, with one thread a process. What depends on the clock, on memory or on chance is left out of the
-lines; lines of several ranks come in any order, so they are compared as a bag.
+of its own, with one thread per process. What depends on the clock, on memory or on chance is removed from the
+lines. Lines of several ranks come in any order, so they are compared as multisets.
 """
 
 from __future__ import annotations
@@ -90,16 +90,16 @@ COMMANDS = {
     ],
 }
 KILL_AFTER = 0.3
-"""Part of an unbroken run's denoising steps after which a command is killed."""
+"""Fraction of the denoising steps after which a run is killed."""
 LEFT_OUT = re.compile(r"second|memory|_bytes|rate|run_dir|model_folder|reason|path$|took")
-"""Fields of JSON lines that depend on the clock, on memory or on where a run is."""
+"""Pattern of the JSON fields that depend on the clock, on memory or on the folder of a run."""
 IN_TEXT = re.compile(r"\d+(\.\d+)?( ms| s\b| min\b|e-\d+)|paradit-runs/\S+|/tmp/\S+|\d{8}-\d{6}-\w+")
 LIMIT = 600.0
 
 
 @dataclass
 class Seen:
-    """What a version showed of some commands."""
+    """Results of one version for a list of commands."""
 
     codes: list[int] = field(default_factory=list)
     lines: Counter[str] = field(default_factory=Counter)
@@ -126,7 +126,7 @@ def main() -> int:
 
 @contextmanager
 def source(version: str) -> Iterator[Path]:
-    """The `src` folder of a git revision, or of a folder."""
+    """Yield the `src` folder of a git revision, or of a folder."""
     if (Path(version) / "src").is_dir():
         yield (Path(version) / "src").resolve()
         return
@@ -137,7 +137,7 @@ def source(version: str) -> Iterator[Path]:
 
 
 def seen(src: Path, commands: list[str]) -> Seen:
-    """What a version shows of some commands, one after the other in one folder."""
+    """Run commands with one version, one after the other in one folder, and return their results."""
     result = Seen()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -184,7 +184,7 @@ def run(command: str, folder: Path, environment: dict[str, str], result: Seen) -
 
 
 def kill_in_the_middle(process: subprocess.Popen[str]) -> None:
-    """End a run, and all its processes, once it has made a part of its steps."""
+    """Kill a command's main process after a fraction of its steps, and wait for its ranks to end."""
     total = 0
     assert process.stdout
     for line in process.stdout:
@@ -195,15 +195,15 @@ def kill_in_the_middle(process: subprocess.Popen[str]) -> None:
                 break
     process.kill()
     process.communicate()
-    time.sleep(2.0)  # ranks notice by themselves
+    time.sleep(2.0)  # ranks notice by themselves, and end
 
 
 def normalised(line: str) -> str:
-    """A line of stdout without what differs from run to run."""
+    """Return a line of stdout without the parts that differ from run to run."""
     if not line.startswith("{"):
         return IN_TEXT.sub("~", line)
     event = json.loads(line)
-    if event.get("event") in ("step", "block"):  # may be told more or less often
+    if event.get("event") in ("step", "block"):  # may be reported more or less often
         return str(event["event"])
     return json.dumps(without_chance(event), sort_keys=True)
 

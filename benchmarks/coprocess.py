@@ -1,11 +1,11 @@
-"""What an idle decode rank's help with the attention saves of a denoising step.
+"""Measure how much of a denoising step is saved if an idle decode rank helps with the attention.
 
     python benchmarks/coprocess.py --repeats 7
 
-Two processes of one thread each: one denoises (a Wan transformer of random weights, both guidance branches),
-one holds nothing and helps. Steps without help, with the share that is measured to be right, and with other
-shares take turns; medians. A share of the attention's work that costs A seconds alone could save share x A:
-the gain is over that.
+Two processes run with one thread each: one denoises (a Wan transformer with random weights, both guidance
+branches), and the other holds no tokens and helps. Steps without help, with the share that is chosen from
+measurements, and with other fixed shares take turns; the figures are medians. A share of attention that takes
+A seconds alone could save share x A; the gain is the time saved, divided by that.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ SHARES = (0.15, 0.3)
 
 
 class Turns:
-    """The helper's work in the next step: a plan of `Helped`, set from outside."""
+    """Plan for `Helped` that gives the helper the work set in `work`."""
 
     def __init__(self) -> None:
         self.work: int | None = None
-        """None: as it is measured."""
+        """Query rows for the helper in the next step; None: the share that was chosen from measurements."""
         self.helped: Helped | None = None
 
     def __call__(self, step: Message, idle: tuple[int, ...]) -> Sequence[int]:
@@ -80,7 +80,7 @@ def rank(world: World, shape: tuple[int, int, int], choice: Choice, repeats: int
             together.predict(transformer, latents, torch.tensor([500]), contexts, layout)
         return now(world.device) - began
 
-    while not helped._works:  # until the helper waits, and has been measured
+    while not helped._works:  # until the helper is ready, and its share has been chosen
         step(None)
     ((chosen,),) = helped._works.values()
     wanted = {"alone": 0, "measured": chosen, **{f"share {share}": int(share * rows) for share in SHARES}}

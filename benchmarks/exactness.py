@@ -1,7 +1,7 @@
-"""How far the final latents on several ranks are from those in one process: `python benchmarks/exactness.py`.
+"""Measure how far several ranks' final latents are from one rank's: `python benchmarks/exactness.py`.
 
-The model's default steps and guidance, one seed, fp32, one thread a process (real gloo processes). The
-promise is 1e-5.
+The model's default steps and guidance are used, one seed, fp32, and one thread per process (real gloo
+processes). The promise is 1e-5.
 """
 
 from __future__ import annotations

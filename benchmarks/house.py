@@ -1,8 +1,8 @@
-"""How the code is built, in figures: files, circles, types, long functions, and the way to the kernel.
+"""Print figures about the code: files, import cycles, types, long functions, depth of the kernel.
 
     python benchmarks/house.py [SRC ...]
 
-SRC: folders that hold `paradit`, such as `src` of several checkouts, for a column each.
+SRC: folders that hold `paradit`, such as the `src` of several checkouts; each gets a column.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 METHODS = ("full", "dualparal", "windowed", "fifo")
 FORMS = ("ulysses", "pipesp", "pipesp-paper", "ring", "usp")
 LONG = 40
-"""Lines of a function, above which it is counted."""
+"""Number of lines above which a function counts as long."""
 HELP_TIMES = 5
 WATCH = """
 import os, sys, threading, traceback
@@ -76,11 +76,11 @@ def figures(source: Path) -> dict[str, object]:
 
 
 UNTYPED = ("Any", "Untyped")
-"""`Untyped` is another name of `Any`."""
+"""Names of `Any`; `Untyped` is an alias."""
 
 
 def bare_any(tree: ast.AST) -> int:
-    """Number of arguments, results and variables whose type is `Any` and nothing else, by whatever name."""
+    """Return the number of arguments, results and variables whose whole type is `Any`, under any name."""
     found = 0
     for node in ast.walk(tree):
         notes = [getattr(node, "annotation", None), getattr(node, "returns", None)]
@@ -89,7 +89,7 @@ def bare_any(tree: ast.AST) -> int:
 
 
 def comparisons(tree: ast.AST) -> Iterator[int]:
-    """Lines that compare something with a method's name, or ask `in_blocks`."""
+    """Return the numbers of the lines that compare something with a method's name, or read `in_blocks`."""
     lines = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
@@ -102,9 +102,9 @@ def comparisons(tree: ast.AST) -> Iterator[int]:
 
 
 def named(files: dict[Path, ast.Module], names: tuple[str, ...]) -> dict[Path, set[int]]:
-    """Lines that hold one of the names as a text of its own, by file; docstrings do not count.
+    """Return the lines that hold one of the names as a whole string, by file; docstrings do not count.
 
-    Not those of attention/, where the forms are, nor of shapes/, where a ring is a shape.
+    Folders attention/, where the forms are, and shapes/, where a ring is a shape, are left out.
     """
     found = {}
     for path, tree in files.items():
@@ -117,7 +117,7 @@ def named(files: dict[Path, ast.Module], names: tuple[str, ...]) -> dict[Path, s
 
 
 def circles(source: Path, files: dict[Path, ast.Module]) -> list[set[str]]:
-    """Groups of files that import each other, those for type checking counted; by Tarjan's algorithm."""
+    """Return the groups of files that import each other, even for type checking only (Tarjan's algorithm)."""
     modules = {path: ".".join(path.relative_to(source).with_suffix("").parts) for path in files}
     modules = {path: name.removesuffix(".__init__") for path, name in modules.items()}
     known = set(modules.values())
@@ -156,7 +156,7 @@ def circles(source: Path, files: dict[Path, ast.Module]) -> list[set[str]]:
 
 
 def frames(source: Path, options: list[str]) -> int:
-    """Number of own frames from the command's main function to the first attention, over all processes."""
+    """Return the number of own stack frames from main to the first attention kernel, over all processes."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "sitecustomize.py").write_text(WATCH)
@@ -187,12 +187,12 @@ def frames(source: Path, options: list[str]) -> int:
 
 
 def help_seconds(source: Path) -> float:
-    """Least seconds of `--help`, with the compiled modules that an installed package has."""
+    """Return the shortest of several times of `--help`, in seconds, with bytecode compiled beforehand."""
     command, taken = [sys.executable, "-m", "paradit", "generate", "--help"], []
     with tempfile.TemporaryDirectory() as compiled:
         environment = {**os.environ, "PYTHONPATH": str(source), "PYTHONPYCACHEPREFIX": compiled}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        for _ in range(1 + HELP_TIMES):  # the first one compiles
+        for _ in range(1 + HELP_TIMES):  # the first run compiles the modules
             began = time.perf_counter()
             subprocess.run(command, env=environment, capture_output=True, check=True)
             taken.append(time.perf_counter() - began)

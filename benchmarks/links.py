@@ -1,4 +1,4 @@
-"""Two hosts for ranks: this machine's loopback, or two network namespaces with a link of limited rate."""
+"""Pairs of hosts for ranks: this machine's loopback, or two network namespaces with a limited link."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Host:
-    """Where a process runs: a command prefix, its environment, and its address."""
+    """Place where a process runs: a command prefix, a network interface and an address."""
 
     prefix: list[str]
     interface: str
@@ -19,7 +19,7 @@ class Host:
 
     @property
     def environment(self) -> dict[str, str]:
-        # What was quickest over another link does not count: nothing is remembered.
+        # Ranks must not remember what was fastest over another link.
         own = {"GLOO_SOCKET_IFNAME": self.interface, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": os.devnull}
         return {**os.environ, **own}
 
@@ -31,12 +31,12 @@ def loopback() -> Iterator[list[Host]]:
 
 @contextmanager
 def two_hosts(rate: str) -> Iterator[list[Host]]:
-    """Two namespaces joined by one link whose both directions carry at most `rate`, such as `1gbit`."""
+    """Yield two namespaces joined by a link that carries at most `rate`, such as `1gbit`, each way."""
     names = ["paradit0", "paradit1"]
-    # Packets, and the bucket, are large: frames of 1,500 bytes would cost the processor what a network card
-    # does by itself, and the ranks share this machine's.
+    # Packets and the bucket are large: with frames of 1,500 bytes, the processor, which the ranks need, would
+    # do a network card's work.
     shape = ["tbf", "rate", rate, "burst", "256kb", "latency", "50ms"]
-    _take_down(names)  # a run that was killed leaves them
+    _take_down(names)  # left over from a run that was killed
     _ip("link", "add", "pd0", "type", "veth", "peer", "name", "pd1")
     try:
         for index, name in enumerate(names):

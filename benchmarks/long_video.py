@@ -1,14 +1,15 @@
-"""Long videos by blocks: how near the schedule two ranks come, and what the window saves by itself.
+"""Measure long videos in blocks: how close two ranks come to the schedule, and what the window saves.
 
     python benchmarks/long_video.py speed     # about five minutes, with nothing else running
     python benchmarks/long_video.py bytes
     python benchmarks/long_video.py memory
 
-speed: a random Wan, two ranks of one thread each, all ways in turn within one run; medians, and ratios of
-each turn. The bound is the schedule's (`layer_pipeline.duration`): what a block-step takes on one rank while
-the other is as busy, divided like the measured layers. bytes: what each rank sends, and how far the latents
-are from those of one process, on 2 and 4 ranks. memory: peaks and the time to the first frame of the command
-line, bundled model. Each part leaves the others' results as they are.
+speed: a random Wan on two ranks of one thread each; all variants take turns within one run. Figures are
+medians, and ratios within each turn. The bound is the schedule's (`layer_pipeline.duration`): the time of a
+block-step on one rank while the other rank is as busy, divided in proportion to the measured layers. bytes:
+what each rank sends, and how far the latents are from those of one process, on 2 and 4 ranks. memory: peaks
+and the time to the first frame of the command line, with the bundled model. Each part leaves the other parts'
+results in the file.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from paradit.testing import run_world
 from random_models import TEXT_DIM, random_wan
 
 SIZES = (8, 32, 6, 1024)
-"""Of the random Wan: heads, head dim, layers, feed-forward."""
+"""Sizes of the random Wan: heads, head dim, layers, feed-forward."""
 HEIGHT_WIDTH = (24, 24)
 QUEUE = BlockQueue(num_frames=24, block_frames=4, context_frames=1, num_steps=4)
 FRAMES = (129, 513, 2049)
@@ -57,7 +58,7 @@ Make = Callable[[], Any]
 
 
 def random_model() -> VideoModel:
-    """The bundled model with a transformer of `SIZES`."""
+    """Return the bundled model with a random transformer of `SIZES`."""
     spec = read_spec(find_model("shapes"))
     model = loader(spec.pipeline_class)(spec, torch.float32, torch.device("cpu"))
     module, _, _ = random_wan(SIZES, (1, 2, 2), 8)
@@ -79,7 +80,7 @@ def blocks_of(model: VideoModel, share: LayerShare | None) -> Iterator[Tensor]:
 
 
 def in_blocks(model: VideoModel, share: LayerShare | None) -> Make:
-    """When each block is there, in seconds from the beginning."""
+    """Return a function that makes the video in blocks and returns the seconds until each block is there."""
 
     def make() -> list[float]:
         began = time.perf_counter()
@@ -89,7 +90,7 @@ def in_blocks(model: VideoModel, share: LayerShare | None) -> Make:
 
 
 def in_full(model: VideoModel, world: World | None) -> Make:
-    """The whole video at once."""
+    """Return a function that denoises the whole video at once."""
     heads = model.experts[0].num_heads
     team = together(world, Placement(ranks=world.size, attention="ulysses"), heads) if world else None
     noise = torch.randn(1, 16, QUEUE.num_frames or 1, *HEIGHT_WIDTH)
@@ -121,10 +122,10 @@ def grids(num_ranks: int) -> dict[str, StageGrid]:
 
 
 def taking_turns(world: World, repeats: int) -> dict[str, Any]:
-    """On rank 0: for each way the seconds of each turn, and when its blocks were there."""
+    """Measure all variants in turns; return each one's seconds and block times by turn, for rank 0."""
     transport, model = world.transport(), random_model()
     costs = measure_layers(model, (QUEUE.window_frames, *HEIGHT_WIDTH), prompts()[0])
-    ways: dict[str, tuple[Make, bool]] = {  # and whether the other rank does it too
+    ways: dict[str, tuple[Make, bool]] = {  # the flag: whether the other rank takes part or does the same
         "one rank": (in_blocks(model, None), False),
         "one rank each": (in_blocks(model, None), True),
     }
@@ -143,7 +144,7 @@ def taking_turns(world: World, repeats: int) -> dict[str, Any]:
             began = time.perf_counter()
             times = make() if both or world.rank == 0 else None
             transport.all_gather(torch.zeros(1))
-            if turn:  # the first one warms up
+            if turn:  # the first turn is a warm-up
                 taken[name].append(time.perf_counter() - began)
                 blocks[name].append(times or [])
     layers = [int(n) for n in transport.all_gather(torch.tensor([len(shares["stages"].layers)]))]
@@ -151,11 +152,11 @@ def taking_turns(world: World, repeats: int) -> dict[str, Any]:
 
 
 def bound(costs: LayerCosts, layers: list[int], seconds: float) -> float:
-    """What the schedule allows, where one rank takes `seconds` for all block-steps."""
+    """Return the shortest possible seconds on all ranks, if one rank takes `seconds` for all block-steps."""
     assert QUEUE.num_blocks
     starts = [sum(layers[:rank]) for rank in range(len(layers))]
     ranks = [sum(costs.layers[start : start + n]) for start, n in zip(starts, layers, strict=True)]
-    # Embedded once for both branches; a layer and the head come twice.
+    # Embedding runs once for both branches; each layer and the head run twice.
     ranks[0] += costs.embed / 2
     ranks[-1] += costs.head
     a_step = seconds / (QUEUE.num_blocks * QUEUE.num_steps)
@@ -170,7 +171,7 @@ def speed(repeats: int) -> dict[str, Any]:
         return median(x / y for x, y in zip(seconds[a], seconds[b], strict=True))
 
     def steady(name: str) -> float:
-        """Seconds from a block to the next."""
+        """Return the median seconds from one block to the next."""
         return median((times[-1] - times[0]) / (len(times) - 1) for times in found["blocks"][name])
 
     def efficiency(base: str) -> float:
@@ -203,7 +204,7 @@ def speed(repeats: int) -> dict[str, Any]:
 
 
 def counted(world: World, grid: StageGrid) -> tuple[list[Tensor], int]:
-    """The blocks, and the bytes that this rank has sent."""
+    """Make a video on a grid of ranks; return its blocks and the number of bytes that this rank sent."""
     model, sent = random_model(), 0
     share = divide_layers(model, world, None, grid)
     send = World.send
@@ -235,7 +236,7 @@ def bytes_sent() -> list[dict[str, Any]]:
 
 
 def memory(frames: list[int], steps: int) -> dict[str, list[dict[str, Any]]]:
-    """With the allocator as it is, and with large tensors outside its heap, which may be in pieces."""
+    """Measure with malloc as it is, and with large tensors mapped separately, outside its fragmented heap."""
     found = {}
     for name, settings in (("as it is", {}), ("large tensors mapped", {"MALLOC_MMAP_THRESHOLD_": "1048576"})):
         print(name)

@@ -1,10 +1,10 @@
-"""What long videos show, measured: `python benchmarks/long_video_quality.py --videos FOLDER`.
+"""Measure the quality of long videos: `python benchmarks/long_video_quality.py --videos FOLDER`.
 
 The bundled model makes videos of 257 and 1,025 frames in blocks of several sizes, with both noise
-initialisations, every way of reading the left neighbour, and the controls; and beside them those of its own
-33 frames in one piece. `paradit.shapes.evaluate` judges them. Each video is kept in the folder, so a run that
-was cut goes on where it was. Writes `results/long_video_quality.json` and, with `--images FOLDER`, contact
-sheets: frames over the whole video, and those about the worst border.
+initialisations, every way of reading the left neighbour, and the controls; for comparison, also videos of its
+own 33 frames in one piece. `paradit.shapes.evaluate` judges them. Each video is kept in the folder, so that
+an interrupted run resumes. Writes `results/long_video_quality.json` and, with `--images FOLDER`, contact
+sheets: frames over the whole video, and frames around the worst border.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ OTHERS: list[dict[str, Any]] = [
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One video."""
+    """One video to make and judge: scene, seed, length and settings."""
 
     scene: Scene
     seed: int
     num_frames: int
     settings: dict[str, Any] = field(default_factory=dict)
-    """Empty: in one piece."""
+    """Options of the video's method; empty for a video in one piece."""
 
     @property
     def name(self) -> str:
@@ -89,17 +89,17 @@ class Row:
 
 
 def rows() -> Iterator[Row]:
-    """Every video; dearest last."""
+    """Yield every video of the benchmark, the most expensive last."""
     yield from (Row(scene, seed, 33) for scene in SCENES for seed in (0, 1))
     yield from (Row(scene, 0, 257, settings) for scene in SCENES for settings in MAIN)
     yield from (Row(scene, 1, 257, settings) for scene in SCENES[:3] for settings in MAIN)
     yield from (Row(scene, seed, 257, way) for seed, scene in enumerate(SCENES[:3]) for way in OTHERS)
-    yield Row(SCENES[2], 2, 257, DEFAULT)  # the others' third
+    yield Row(SCENES[2], 2, 257, DEFAULT)  # DEFAULT's video to compare with OTHERS' third scene
     yield from (Row(SCENES[0], 0, 1025, settings) for settings in MAIN)
 
 
 def make(model: VideoModel, row: Row) -> np.ndarray:
-    """Frames [F, H, W, 3]."""
+    """Make a video, and return its frames [F, H, W, 3]."""
     defaults = model.spec.defaults
     channels, frames, *size = model.spec.vae.latent_shape(row.num_frames, defaults.height, defaults.width)
     shape = (1, channels, frames, *size)
@@ -142,13 +142,16 @@ def judge(row: Row, video: np.ndarray) -> dict[str, float]:
 
 
 def borders(row: Row) -> list[int]:
-    """The first frame of each block but the first."""
+    """Return the first frame of each block except the first block."""
     period = 4 * row.settings["block_frames"]
     return list(range(period - 3, row.num_frames, period))
 
 
 def summary(judged: dict[Row, dict[str, float]]) -> list[dict[str, Any]]:
-    """Means over the prompts and seeds of each way to make a video; without what cannot grow for so long."""
+    """Return the mean figures of each variant over prompts and seeds, without growing shapes.
+
+    A shape cannot grow for as long as these videos last.
+    """
     found = []
     of_all = sorted((row for row in judged if row.scene.motion != "growing"), key=_way)
     for (num_frames, settings), of_one_way in groupby(of_all, key=_way):
@@ -163,7 +166,7 @@ def _way(row: Row) -> tuple[int, list[tuple[str, str]]]:
 
 
 def sheets(videos: dict[Row, np.ndarray], folder: Path) -> None:
-    """Contact sheets: a row for each video, over the whole of it, and about the worst of its borders."""
+    """Save two contact sheets with a row for each video: of the whole video, and of its worst border."""
     long = {row: video for row, video in videos.items() if row.settings}
     contact_sheet(list(long.values()), [row.name for row in long], 16).save(folder / "long_videos.png")
     excerpts, captions = [], []

@@ -1,4 +1,4 @@
-"""Where and how a benchmark ran, and its results as a file."""
+"""Description of the machine that a benchmark ran on, and the file with its results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, GPU if any, and the versions that matter."""
+    """Return the processor, cores, GPU if any, and the versions that affect results."""
     names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     return {
         "cpu": names[0] if names else platform.processor(),
@@ -35,7 +35,7 @@ def _cpuinfo() -> list[str]:
 
 
 def command() -> str:
-    """The command line that started this benchmark, relative to the repository."""
+    """Return the command line that started this benchmark, relative to the repository."""
     script = Path(sys.argv[0]).resolve()
     root = RESULTS.parent.parent
     name = script.relative_to(root) if script.is_relative_to(root) else script.name

@@ -1,10 +1,11 @@
-"""How much memory a rank needs: all stages together, or the VAE and the text encoder on a rank of their own.
+"""Estimate a rank's memory, with all stages together or with VAE and text encoder on another rank.
 
     python benchmarks/memory.py
 
-For Wan 2.1 14B and HunyuanVideo 13B computed from the published configurations, without weights, in bf16
-(the VAE in fp32). For the bundled model also measured, on two ranks of a CPU: the peak over what a process
-has that has made a smaller video, and so has loaded all libraries, and let go of it; three times each.
+For Wan 2.1 14B and HunyuanVideo 13B it is computed from the published configurations, without weights, in
+bf16 (the VAE in fp32). For the bundled model it is also measured, on two ranks of a CPU and three times each:
+the peak, less what the process holds after it has made a smaller video and freed the model, so that all
+libraries are loaded.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ UMT5_XXL = {
 LLAMA_3_8B = {"vocab_size": 128320, "intermediate_size": 14336, "num_key_value_heads": 8}
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
 PUBLISHED: dict[str, tuple[str, type[torch.nn.Module], dict[str, dict[str, Any]]]] = {
-    # What differs from the classes' defaults. huggingface.co/Wan-AI/Wan2.1-T2V-14B-Diffusers
+    # Differences from the classes' defaults. huggingface.co/Wan-AI/Wan2.1-T2V-14B-Diffusers
     "Wan 2.1 14B": (
         "WanPipeline",
         AutoencoderKLWan,
@@ -62,7 +63,7 @@ VIDEOS = [
 
 
 def published_spec(name: str) -> ModelSpec:
-    """The spec of a model whose weights are not here; the VAE's are counted from its class."""
+    """Return the spec of a model without its weights; the VAE's parameters are counted from its class."""
     pipeline_class, vae_class, configs = PUBLISHED[name]
     with tempfile.TemporaryDirectory() as folder:
         index = {"_class_name": pipeline_class} | {part: ["of", "a class"] for part in configs}
@@ -84,7 +85,7 @@ def placements(ranks: int) -> dict[str, Placement]:
 
 
 def estimated(spec: ModelSpec, size: tuple[int, int, int], ranks: int, dtype_bytes: int) -> dict[str, Any]:
-    """Each rank's parts, by the placement."""
+    """Return each rank's estimated bytes by part, for each placement."""
     width, height, num_frames = size
     request = resolve(Request(prompt="a", width=width, height=height, num_frames=num_frames), spec)
     return {
@@ -94,7 +95,7 @@ def estimated(spec: ModelSpec, size: tuple[int, int, int], ranks: int, dtype_byt
 
 
 def measured(world: World, way: str, folder: str) -> int:
-    """A rank's peak over what its process has when nothing of the model is loaded."""
+    """Return a rank's peak bytes, less what its process holds with libraries but no model loaded."""
     spec, placement = read_spec(find_model("shapes")), placements(2)[way]
 
     def make(**asked: Any) -> None:

@@ -1,6 +1,6 @@
 """Write docs/reference/options.md: every option of every command, from the classes that declare them.
 
-python benchmarks/options_page.py
+Run it as `python benchmarks/options_page.py`.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ say more.
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page as Markdown."""
     entries = {**COMMANDS, "trace summary": SUMMARY}
     return "\n".join([HEAD, *(section(name, entry) for name, entry in entries.items())])
 
 
 def section(name: str, entry: Entry) -> str:
-    """A command's part of the page."""
+    """Return one command's section of the page."""
     told = inspect.getdoc(entry.options) or ""
     rows = [f"| {flag(field)} | {text(field)} |" for field in entry.fields().values()]
     return "\n".join([f"## paradit {name}", "", told, "", "| option | meaning |", "|---|---|", *rows, ""])
 
 
 def flag(field: Declared) -> str:
-    """How an option is written."""
+    """Return an option's flags and value as they are written on the command line."""
     option, name = field.option, field.name.replace("_", "-")
     if option.argument:
         return f"`{option.metavar}`"
@@ -47,7 +47,7 @@ def flag(field: Declared) -> str:
 
 
 def text(field: Declared) -> str:
-    """What an option means, and its default."""
+    """Return an option's meaning and default."""
     default = field.default
     if default in (None, MISSING, False) or "[default" in field.option.told:
         return field.option.told.replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Two live processes that take turns at what they are told to do: for comparisons within one run."""
+"""Pairs of live processes that take turns on command, for comparisons within one run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from links import Host
 
 
 class Pair:
-    """Two ranks of `script --worker NAME ... rank address`, of one thread each."""
+    """Two ranks, of one thread each, that run `script --worker NAME ... rank address`."""
 
     def __init__(self, script: str, arguments: list[str], hosts: list[Host], port: int) -> None:
         address = f"{hosts[0].address}:{port}"
@@ -33,10 +33,10 @@ class Pair:
             for rank, host in enumerate(hosts)
         ]
         self.ready = self._hear("ready")
-        """What each rank said when it was ready."""
+        """Values that the ranks reported when they were ready, by rank."""
 
     def take(self, what: str = "") -> dict[str, float]:
-        """Do it once; the seconds of the slower rank, and what else it measured."""
+        """Let both ranks do `what` once; return the larger of their seconds and of their other figures."""
         for rank in self._ranks:
             assert rank.stdin is not None
             rank.stdin.write(f"{what}\n")
@@ -63,14 +63,14 @@ class Pair:
 
 
 def join(rank: int, address: str) -> None:
-    """Be one of the two ranks, over gloo, with a core of its own, as on two hosts."""
+    """Join the pair's gloo group as one rank, pinned to a core of its own, as on two hosts."""
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {rank})
     dist.init_process_group("gloo", init_method=f"tcp://{address}", rank=rank, world_size=2)
 
 
 def serve(ready: Any, take: Callable[[str], object]) -> None:
-    """Say `ready`; then do what each line of stdin says, and say how long it took."""
+    """Report `ready`, then do what each line of stdin names, and report how long it took."""
     print(json.dumps({"ready": ready}), flush=True)
     for line in sys.stdin:
         dist.barrier()

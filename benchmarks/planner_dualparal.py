@@ -1,10 +1,10 @@
-"""DualParal's published gain in the planner: what the baseline must have been, how much of it is the window.
+"""Explain DualParal's published gain by the planner: its baseline, and how much is due to the window.
 
     python benchmarks/planner_dualparal.py
 
-The paper (arXiv 2505.21070): 1,025 frames, eight RTX 4090, Wan 2.1: up to 6.54 times lower latency and 1.48
-times less memory. Its settings by its repository: 480x832, 50 steps, blocks of 8 latent frames. What is
-simulated is the denoising of one video; nothing is fitted to it. No GPU.
+The paper (arXiv 2505.21070) reports up to 6.54 times lower latency and 1.48 times less memory, for 1,025
+frames on eight RTX 4090 with Wan 2.1. Its repository's settings are 480x832, 50 steps, and blocks of 8 latent
+frames. The denoising of one video is simulated; nothing is fitted to the paper. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FRAMES, RANKS, BLOCK = 1025, 8, 8
 PUBLISHED = {"latency": 6.54, "memory": 1.48}
 MODELS = {"1.3B": "Wan2.1-T2V-1.3B-Diffusers", "14B": "Wan2.1-T2V-14B-Diffusers"}
 CONTEXTS = (8, 4, 2)
-"""Latent frames of each neighbour: the repository's quick start, half of it, and a quarter."""
+"""Latent frames of context on each side: the repository's quick start, a half and a quarter of it."""
 FULL = {
     "Ulysses": (Placement(ranks=RANKS), Choice.of("ulysses")),
     "ring": (Placement(ranks=RANKS, attention="ring"), Choice.of("ring")),
@@ -38,7 +38,7 @@ FULL = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model with blocks of a context, on eight GPUs."""
+    """A model and a number of context frames, for blocks on eight GPUs."""
 
     model: str
     context: int
@@ -54,20 +54,20 @@ class Case:
         return Simulator(cluster, self.spec, whole, long=long)
 
     def full(self, cluster: Cluster, placement: Placement, form: Choice) -> float:
-        """Seconds of denoising all frames at once."""
+        """Return the seconds of denoising all frames at once."""
         return self.simulator(cluster).simulate(Way(placement=placement), 1, form).stages["denoise"]
 
     def in_blocks(self, cluster: Cluster, ranks: int) -> float:
-        """The same of DualParal. It decodes when all is denoised, so no decode is in between."""
+        """Return the seconds of denoising with DualParal, which decodes only once all is denoised."""
         video = replace(long_video(self.simulator(cluster), _long(ranks)), decode=0.0)
         return video.run().denoised
 
 
 def windowed_ulysses(case: Case, cluster: Cluster) -> float:
-    """The same blocks, one after the other, each step's tokens and attention shared by Ulysses.
+    """Return the seconds of denoising the same blocks one after the other, with Ulysses in each step.
 
-    A window of the block and its contexts goes through all layers as a video of its own would; keys that a
-    pipeline's rank has cached are computed once more, so it is a little too slow.
+    A window of the block and its contexts goes through all layers like a video of its own. Keys that a rank
+    of a layer pipeline has cached are computed again, so the time is slightly too long.
     """
     queue = long_video(case.simulator(cluster), _long(RANKS)).queue
     frames = 4 * (queue.block_frames + queue.context_frames) - 3
@@ -75,12 +75,12 @@ def windowed_ulysses(case: Case, cluster: Cluster) -> float:
     one = Simulator(cluster, case.spec, resolve(asked, case.spec))
     step = one.simulate(Way(placement=Placement(ranks=RANKS)), 1, Choice.of("ulysses")).step
     assert queue.num_blocks
-    # Keys of the right neighbour are read too: attention over so many more.
+    # Queries also read the right neighbour's keys.
     return step * queue.num_blocks * queue.num_steps * _wider(case.spec, queue)
 
 
 def _wider(spec: ModelSpec, queue: BlockQueue) -> float:
-    """What attention to the right neighbour's frames adds to a step's operations, as a factor."""
+    """Return the factor by which attention to the right neighbour's frames increases a step's operations."""
     transformer, tokens = spec.transformers[0], spec.tokens(1, 480, 832)
     held = (queue.block_frames + queue.context_frames) * tokens
     own = transformer.self_attention_flops(held, 0)
@@ -93,7 +93,7 @@ def _long(ranks: int) -> Way:
 
 
 def row(case: Case) -> dict[str, Any]:
-    """Seconds of denoising, and the fullest rank's bytes while it denoises."""
+    """Return a case's seconds of denoising, the fullest rank's bytes meanwhile, and the gains in both."""
     cluster = find_cluster(f"{RANKS}xRTX4090")
     simulator = case.simulator(cluster)
     seconds = {
@@ -128,16 +128,16 @@ def row(case: Case) -> dict[str, Any]:
 
 
 def _denoising(simulator: Simulator, way: Way) -> int:
-    """Bytes of the fullest rank that only denoises: the transformer's part, caches and activations."""
+    """Return the bytes of the fullest rank that only denoises: its weights, caches, activations, latents."""
     parts = simulator.memory_parts(way)[1]
     names = ("weights", "text_cache", "activations", "latents", "keys")
     return sum(parts.get(name, 0) for name in names)
 
 
 def memory_gains(case: Case, simulator: Simulator) -> dict[str, float]:
-    """How many times as much memory Ulysses needs, by what else is on every GPU, in bf16.
+    """Return how many times as much memory Ulysses needs, for different models also resident on every GPU.
 
-    DualParal's program computes both branches in one batch; ParaDiT's one after the other.
+    All in bf16. DualParal's program computes both branches in one batch; ParaDiT's one after the other.
     """
     full, long = (_denoising(simulator, way) for way in (Way(placement=Placement(ranks=RANKS)), _long(RANKS)))
     batched = long + simulator.memory_parts(_long(RANKS))[1]["activations"]
@@ -149,13 +149,13 @@ def memory_gains(case: Case, simulator: Simulator) -> dict[str, float]:
         found[f"nothing, {name}"] = full / ours
         found[f"VAE, {name}"] = (full + vae) / (ours + vae)
         found[f"VAE and text encoder, {name}"] = (full + resident) / (ours + resident)
-        # Dropped once texts are encoded, by DualParal alone: its peak may be that moment.
+        # DualParal alone drops the text encoder after encoding, so its peak may be the encoding itself.
         found[f"text encoder dropped, {name}"] = (full + resident) / max(resident, ours + vae)
     return found
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """As in docs/results/dualparal.md."""
+    """Return the table of seconds and gains for docs/results/dualparal.md."""
     heads = (
         *("model, context", "full, Ulysses", "full, ring", "windows, Ulysses", "DualParal"),
         *("gain over Ulysses", "over ring", "of the window", "eight over one: DualParal", "full, Ulysses"),
@@ -176,7 +176,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def memory_table(rows: list[dict[str, Any]]) -> str:
-    """As in docs/results/dualparal.md."""
+    """Return the table of memory gains for docs/results/dualparal.md."""
     contents = ("nothing", "VAE", "VAE and text encoder", "text encoder dropped")
     lines = ["| model, context | " + " | ".join(contents) + " |", "|---" * (len(contents) + 1) + "|"]
     for one in rows:

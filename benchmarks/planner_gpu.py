@@ -1,14 +1,14 @@
-"""Does the planner say what a GPU takes and needs? The published models' widths, with random weights.
+"""Compare the planner with a GPU's seconds and bytes, for published models with random weights.
 
     python benchmarks/planner_gpu.py            # on a GPU of at least 80 GB
     python benchmarks/planner_gpu.py --tiny     # tries the script, anywhere
-    python benchmarks/planner_gpu.py --again    # simulates what was measured again, with what is known now
+    python benchmarks/planner_gpu.py --again    # simulates the measured cases again, with the present planner
 
-Transformers in bf16 of the real classes and widths, the larger ones with fewer layers, so that all of it
-takes a few minutes: time and activations of a layer are what they are in the whole model. VAEs are whole, in
-fp32. The GPU is first measured as `paradit calibrate` does, on other shapes; each case is simulated with that
-and with the data sheet's file (`--gpus`), run once, and then measured: a denoising step, the decode, and the
-peak of both, the text encoder not being there. On one GPU, so that no message travels.
+Transformers are of the real classes and widths, in bf16. The larger ones have fewer layers, so that
+everything takes a few minutes; time and activations of a layer are those of the whole model. VAEs are whole,
+in fp32. First the GPU is calibrated as by `paradit calibrate`, on other shapes. Each case is simulated with
+that and with the data sheet's file (`--gpus`), run once, and then measured: a denoising step, the decode, and
+the peak of both, without the text encoder. All runs on one GPU, so no message travels.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from paradit.stages.denoise import denoise
 WAN_1B, WAN_14B = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"
 WAN_5B, HUNYUAN = "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "hunyuanvideo-community/HunyuanVideo"
 CASES: list[tuple[str, dict[str, int], list[tuple[int, int, int]]]] = [
-    # Model, layers instead of its own, sizes (width, height, frames).
+    # Model, layers instead of all its layers, sizes (width, height, frames).
     (WAN_1B, {}, [(832, 480, 33), (832, 480, 81)]),
     (WAN_14B, {"num_layers": 6}, [(832, 480, 81), (1280, 720, 81)]),
     (WAN_5B, {"num_layers": 6}, [(1280, 704, 121)]),
@@ -80,7 +80,7 @@ WAYS = "calibrated", "data sheet", "estimated"
 
 
 class Steps(Progress):
-    """Keeps when each step has ended, on the device."""
+    """Progress that records the time at which each step ended on the device."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(self.hear)
@@ -93,7 +93,7 @@ class Steps(Progress):
 
 
 def random_model(name: str, layers: dict[str, int], dtype: torch.dtype, device: torch.device) -> Any:
-    """A published model without its text encoder."""
+    """Return a published model with random weights, and without its text encoder."""
     configs = json.loads((resources.files("paradit.models") / "published.json").read_text())[name]
     wan = configs["model_index"]["_class_name"] == "WanPipeline"
     transformer_class, vae_class = (
@@ -137,12 +137,12 @@ def random_model(name: str, layers: dict[str, int], dtype: torch.dtype, device: 
 
 
 def _normalisation(z_dim: int | None) -> dict[str, list[float]]:
-    """Of latents, where the class's own is of another number of channels."""
+    """Return neutral means and deviations of latents, if the VAE's channel count is not the default."""
     return {} if z_dim is None else {"latents_mean": [0.0] * z_dim, "latents_std": [1.0] * z_dim}
 
 
 def peak(device: torch.device) -> int:
-    """Since it was last asked for."""
+    """Return the peak bytes since the last call."""
     found = peak_memory_bytes(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -151,7 +151,7 @@ def peak(device: torch.device) -> int:
 
 @torch.no_grad()
 def take(model: Any, request: Request) -> dict[str, float]:
-    """The seconds of a step and of the decode, whole and in tiles, and the peak bytes of each."""
+    """Return the seconds of a step and of the decode, whole and in tiles, and the peak bytes of each."""
     device = model.device
     embeds, *others = model.prompt_shapes
     prompt = (
@@ -190,7 +190,7 @@ def simulated(cluster: Cluster, spec: ModelSpec, request: Request, dtype: str) -
 
 
 def estimated(spec: ModelSpec, request: Request, itemsize: int) -> dict[str, float]:
-    """Of what is here: the placement's peak, stage by stage."""
+    """Return the peak bytes that the planner estimates, stage by stage, for what is loaded here."""
     size, branches = (
         (request.num_frames, request.height, request.width),
         spec.num_branches(request.guidance_scale),
@@ -269,7 +269,7 @@ def main() -> None:
 
 
 def again(gpus: str) -> None:
-    """Says of what was measured what is simulated and estimated now; writes nothing."""
+    """Simulate and estimate the stored cases again, and print the comparison; writes nothing."""
     found = json.loads((RESULTS / "planner_gpu.json").read_text())
     known, said = clusters(gpus, found["machine_file"]), {}
     for row in found["rows"]:

@@ -1,19 +1,19 @@
-"""Does the planner say what takes how long here? Calibrated on other shapes, against what is measured.
+"""Compare the planner with times measured on this machine, calibrated on other shapes.
 
     python benchmarks/planner_here.py overlap --links loopback 400mbit 100mbit --repeats 3
     python benchmarks/planner_here.py stages --steps 4 --repeats 3
     python benchmarks/planner_here.py stages --steps 30 --repeats 1
     python benchmarks/planner_here.py long --repeats 2
 
-overlap: denoising steps of `attention_overlap.py`'s two transformers on two ranks of one core each, in
-several ways, over links of limited rate (needs root, `ip` and `tc`). stages: ten prompts of `stages.py` on
-two ranks, in several ways. long: denoising of `long_video.py`'s video in blocks and at once, on one rank and
-on two. Each part first measures the machine as `paradit calibrate` does, with the same
-kind of processes on the same link, simulates, and then measures; medians of turns. The results of all parts
-stand in one file.
+overlap: denoising steps of `attention_overlap.py`'s two transformers on two ranks of one core each, with
+several placements, over links of limited rate (needs root, `ip` and `tc`). stages: ten prompts of `stages.py`
+on two ranks, with several placements. long: denoising of `long_video.py`'s video in blocks and at once, on
+one rank and on two. Each part first calibrates the machine as `paradit calibrate` does, with the same kind of
+processes on the same link, then simulates and measures; the figures are medians of turns. The results of all
+parts are in one file.
 
-A pair of ways is two of the same model, link and steps that differ by over 5 %; its winner is right where the
-simulated ones differ in the same sense.
+Two placements are compared if they have the same model, link and steps and their measured times differ by
+more than 5 %; the predicted winner is right if the simulated times differ in the same direction.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ WAYS = {
 PORT = 29720
 PROMPTS = 10
 TIE = 0.2
-"""Events that are less than this part of a stage apart may come in any order."""
+"""Fraction of a stage: events that are closer together than this may come in either order."""
 DIFFERENCE = 0.05
 TRACED = ("together", "apart")
-"""Ways whose schedule is settled beforehand; in others ranks take what comes first."""
+"""Placements whose schedule is fixed beforehand; with others, ranks take whatever request comes first."""
 
 
 def placement_of(form: Choice) -> Placement:
@@ -103,7 +103,7 @@ def worker(what: str, rank: int, address: str) -> None:
 
 
 def calibrated(found: Calibration) -> str:
-    """The machine's file."""
+    """Return the text of the machine's calibration file."""
     device = fit_device(found.measured, found.copies, "benchmarks/planner_here.py")
     for kind in ("product", "attention", "block", "decode"):
         print(
@@ -131,7 +131,7 @@ def overlap(links: list[str], repeats: int) -> dict[str, Any]:
     for number, link in enumerate(links):
         with hosts_of(link) as hosts:
             for model in MODELS:
-                # Before each case: how quick a core of this machine is changes from minute to minute.
+                # Calibrate before each case, because the speed of this machine's cores changes by the minute.
                 port = PORT + 10 * number + 2 * MODELS.index(model)
                 pair = Pair(__file__, ["machine"], hosts, port)
                 (text, *_) = pair.ready
@@ -156,7 +156,7 @@ def overlap(links: list[str], repeats: int) -> dict[str, Any]:
 
 
 def small(model: str) -> tuple[ModelSpec, Request]:
-    """The published model with the benchmark's transformer, and a request of the benchmark's latents."""
+    """Return a published spec with the benchmark's transformer, and a request with its latents' size."""
     module, *_ = modules(model)
     name, reader = {
         "wan": ("Wan2.1-T2V-1.3B-Diffusers", wan_spec),
@@ -209,7 +209,10 @@ def traced_rank(world: World, placement: Placement, steps: int, folder: str) -> 
 
 
 def same_order(placement: Placement, steps: int, seconds: dict[str, float]) -> dict[str, Any]:
-    """Whether stages begin and end in the simulated order: on each rank; and how many pairs of all do."""
+    """Trace a run and compare the order in which stages begin and end with the simulated order.
+
+    Returns whether the orders are equal on each rank, and how many pairs of events, over all ranks, agree.
+    """
     with tempfile.TemporaryDirectory() as folder:
         run_world(traced_rank, 2, placement, steps, folder, timeout=900)
         spans = {path.name[0]: read_spans(path) for path in Path(folder).glob("*.jsonl")}
@@ -251,7 +254,7 @@ LONG_WAYS = {
     "full, one rank": Placement(),
     "full, tokens shared": Placement(ranks=2),
 }
-"""As `long_video.taking_turns` calls them."""
+"""Placements of a long video, by the names that `long_video.taking_turns` uses."""
 
 
 def long(repeats: int) -> dict[str, Any]:

@@ -1,10 +1,13 @@
-"""The planner against PipeDiT's tables (arXiv 2511.12056): six numbers fitted on 24 cells, others predicted.
+"""Compare the planner with PipeDiT's tables (arXiv 2511.12056): fit six numbers on 24 cells of them.
+
+All other cells are predicted.
 
     python benchmarks/planner_paper.py                  # with the numbers in the hardware files
     python benchmarks/planner_paper.py --fit            # fit them anew
     python benchmarks/planner_paper.py --stock-frames   # with Open-Sora-Plan's own number of latent frames
 
-What is simulated is the paper's system, not ours: its parts are the planner's, its orders stand here. No GPU.
+The simulated system is the paper's, not ours: its parts come from the planner, and their order is defined
+here. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -43,9 +46,9 @@ MODELS = {OSP: "Open-Sora-Plan-v1.3.0", HYV: "HunyuanVideo"}
 RANKS, VIDEOS, ABLATION_STEPS = 8, 10, 30
 ROWS = ("offload_baseline", "decoupled", "decoupled_pipesp", "decoupled_pipesp_coprocess")
 FITTED_SIZES = ("480x352x65", "640x352x129", "1024x576x129")
-"""Of the ablation, both models and all four rows: 24 cells."""
+"""Video sizes of the ablation that are fitted, for both models and all four rows: 24 cells."""
 CHANGE = 0.05
-"""Changes from row to row that are smaller say nothing."""
+"""Smallest relative change between two rows of the ablation that counts."""
 
 # Table 2: seconds of a step of Open-Sora-Plan, without PipeSP and with it. Nothing was fitted to it.
 TABLE_2 = {
@@ -61,36 +64,42 @@ TABLE_2 = {
     },
 }  # fmt: skip
 # xDiT, docs/performance/hunyuanvideo.md: HunyuanVideo, 1280x720, 129 frames, 50 steps, Ulysses. The first
-# figure of the L20 gave Ada's reach in the hardware file.
+# figure of the L20 determined Ada's efficiency in the hardware file.
 XDIT = {
     "1xH100": 1904, "2xH100": 925, "4xH100": 514, "8xH100": 338, "1xH20": 6639, "2xH20": 3401, "4xH20": 1763,
     "8xH20": 941, "1xL20": 6044, "2xL20": 3271, "4xL20": 2080,
 }  # fmt: skip
 FLASH_ATTENTION_2 = 0.35
-"""Part of an H100's dense bf16 rate that it reaches (arXiv 2407.08608, which gives its third version 0.75).
-xDiT presumably had it then; the hardware file says what torch's own kernel reaches since."""
+"""Fraction of an H100's dense bf16 rate that FlashAttention-2 reaches (arXiv 2407.08608).
+
+That paper reports 0.75 for version 3. xDiT presumably used version 2 then; the hardware file has the
+efficiency of torch's own, newer kernel.
+"""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The six numbers, round ones to start from."""
+    """The six fitted numbers; the defaults are round starting values."""
 
     flash: float = 0.6
-    """Part of the A6000's dense bf16 rate that attention without a mask reaches (HunyuanVideo)."""
+    """Fraction of the A6000's dense bf16 rate that attention without a mask reaches (HunyuanVideo)."""
     efficient: float = 0.4
-    """The same of torch's memory-efficient attention with a mask (Open-Sora-Plan switches flash off)."""
+    """Fraction of that rate that torch's memory-efficient attention with a mask reaches (Open-Sora-Plan).
+
+    Open-Sora-Plan switches flash attention off.
+    """
     peer: float = 10e9
-    """Bytes/s from one GPU to one other over PCIe."""
+    """Bytes/s from one GPU to another over PCIe."""
     shared: float = 60e9
-    """Bytes/s of all messages through the host at once."""
+    """Bytes/s of all messages through the host together."""
     copy: float = 12e9
-    """Bytes/s of all weights on their way from the host at once."""
+    """Bytes/s of all weights that are copied from the host together."""
     latency: float = 300e-6
-    """Seconds of a message besides, with the waiting for each other that goes with it."""
+    """Seconds of each message in addition to its bytes, including the wait of ranks for each other."""
 
     @classmethod
     def in_files(cls) -> Fit:
-        """As the hardware files have them."""
+        """Return the numbers in the hardware files."""
         cluster = find_cluster("8xA6000")
         reach, link = cluster.device.reach, cluster.link
         assert link.peer and link.shared and link.copy
@@ -105,22 +114,23 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class Paper:
-    """The paper's system on a cluster of eight."""
+    """The paper's system on a cluster of eight GPUs."""
 
     cluster: Cluster
     stock_frames: bool = False
     steps: dict[tuple[str, str, str], float] = field(default_factory=dict)
-    """Seconds of those that were played."""
+    """Seconds of the steps simulated so far, by model, size and row."""
 
     def latent_frames(self, model: str, num_frames: int, holders: int) -> int:
-        """Of all ranks that hold tokens together."""
+        """Return the number of latent frames of all ranks that hold tokens, together."""
         if self.stock_frames and model == OSP:
-            # Each rank gets those of ceil(F / holders) frames: more than the video's, and fewer on 7 ranks.
+            # Each rank holds the latent frames of ceil(F / holders) frames: together more than the video has,
+            # and fewer on 7 ranks than on 8.
             return holders * ((-(-num_frames // holders) - 1) // 4 + 1)
         return (num_frames - 1) // 4 + 1
 
     def branch(self, model: str, size: str, row: str) -> Branch:
-        """Who holds and computes what in a row of the ablation, with the decoder helping in the last one."""
+        """Return each rank's tokens and work in a row of the ablation; in the last row, the decoder helps."""
         width, height, num_frames = _numbers(size)
         spec, open_sora = spec_of(model).transformers[0], model == OSP
         helps = row == ROWS[3]
@@ -158,7 +168,7 @@ class Paper:
         )
 
     def step(self, model: str, size: str, row: str) -> float:
-        """Seconds of a denoising step; in the last row, one in which the decoder helps."""
+        """Return the seconds of a denoising step; in the last row, of one in which the decoder helps."""
         if (model, size, row) not in self.steps:
             self.steps[model, size, row] = self._step(model, size, row)
         return self.steps[model, size, row]
@@ -166,7 +176,7 @@ class Paper:
     def _step(self, model: str, size: str, row: str) -> float:
         branch = self.branch(model, size, row)
         if model == HYV and row in ROWS[1:3]:
-            # Heads do not divide; PipeSP has nothing to do there.
+            # The heads do not divide among 7 ranks, so PipeSP has no effect.
             layer = RotationTiming(branch, [[rank] for rank in range(RANKS - 1)]).layer
         else:
             layer = papers_layer(
@@ -175,7 +185,7 @@ class Paper:
         return forward([(branch, layer)], spec_of(model).transformers[0].num_layers).seconds
 
     def total(self, model: str, size: str, steps: int, row: str) -> float:
-        """Seconds of ten videos in a row of the ablation."""
+        """Return the seconds of ten videos in a row of the ablation."""
         spec, device, cluster = spec_of(model), self.cluster.device, self.cluster
         width, height, num_frames = _numbers(size)
         decode = decode_seconds(spec.vae, device, "bf16", (num_frames, height, width))
@@ -188,7 +198,7 @@ class Paper:
             return VIDEOS * (encode + moved / cluster.link.copy + denoise + decode)
         encoder = 0 if model == OSP else RANKS - 1
         if row == ROWS[3]:
-            # While the decoder decodes, steps are those without its help.
+            # While the decoder decodes, it does not help with the steps.
             alone = self.step(model, size, ROWS[2])
             busy = min(decode + (encode if encoder else 0), steps * alone)
             denoise = busy + (steps - busy / alone) * self.step(model, size, row)
@@ -198,7 +208,7 @@ class Paper:
         return max(span.end for span in spans)
 
     def cell(self, model: str, size: str, steps: int, column: str) -> float:
-        """Of Table 6, whose second column is the better of co-processing and none."""
+        """Return a cell of Table 6, whose second column is the better of co-processing and none."""
         if column == "baseline_s":
             return self.total(model, size, steps, ROWS[0])
         return min(self.total(model, size, steps, row) for row in ROWS[2:])
@@ -215,11 +225,11 @@ def _numbers(size: str) -> tuple[int, int, int]:
 
 
 def papers_layer(branch: Branch, *, cross: bool, pipelined: bool, helps: bool) -> Layer:
-    """A layer of the paper's Ulysses: everything waits for everything, or PipeSP.
+    """Return the program of a layer in the paper's Ulysses: fully synchronous, or with PipeSP.
 
-    cross: the queries and results of cross-attention are exchanged too, as Open-Sora-Plan does.
-    pipelined: q, k, v travel while the next is projected, and results head by head.
-    helps: the last rank has its data by point-to-point messages, one after the other, after the exchange.
+    cross: queries and results of cross-attention are exchanged too, as in Open-Sora-Plan. pipelined: q, k, v
+    travel while the next one is projected, and results travel head by head. helps: the last rank gets its
+    data by point-to-point messages, one after the other, after the exchange.
     """
     (whole,) = chunk_boxes(branch.shares, 1)
     heads = [[box] for box in whole.new_heads]
@@ -229,7 +239,7 @@ def papers_layer(branch: Branch, *, cross: bool, pipelined: bool, helps: bool) -
     chunks = chunk_boxes(branch.shares, count)
     results = [branch.results(chunk.work) for chunk in chunks]
     if helps:
-        # Each tensor of each rank is a message of its own to the helper, and each rank's results are.
+        # Each tensor of each rank, and each rank's results, are a message of their own to or from the helper.
         peers = branch.shares.num_ranks - 1
         incoming = [_later(message, peers) for message in incoming]
         results[-1] = _later(results[-1], peers)
@@ -273,7 +283,7 @@ def _later(message: Message, times: int) -> Message:
 
 
 def _crossing(branch: Branch) -> tuple[Message, Message]:
-    """The queries and the results of cross-attention, among the ranks that hold tokens."""
+    """Return the messages with queries and results of cross-attention, among the ranks that hold tokens."""
     held = [tokens for tokens in branch.shares.tokens if tokens]
     shares = Shares.equal(sum(held), branch.shares.num_heads, len(held))
     part = replace(branch, ranks=branch.ranks[: len(held)], shares=shares, costs=branch.costs[: len(held)])
@@ -283,7 +293,7 @@ def _crossing(branch: Branch) -> tuple[Message, Message]:
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure of the paper's and ours."""
+    """One figure of the paper, with our prediction."""
 
     table: str
     model: str
@@ -300,7 +310,7 @@ class Cell:
 
 
 def cells(data: dict[str, Any], paper: Paper) -> Iterator[Cell]:
-    """The ablation's, then Table 6's, without those that are the ablation's too."""
+    """Yield the ablation's cells, then those of Table 6 that are not in the ablation."""
     for model, table in data["ablation_30_steps"].items():
         for row in ROWS:
             for size, reported in table[row].items():
@@ -318,10 +328,10 @@ def cells(data: dict[str, Any], paper: Paper) -> Iterator[Cell]:
 
 
 def fitted(data: dict[str, Any], *, stock_frames: bool) -> Fit:
-    """The numbers with the least error on the 24 cells: one number after the other, ever finer.
+    """Return the numbers with the least error on the 24 cells, improved one at a time in ever smaller steps.
 
-    The error is the mean of the cells', and as much of their changes from row to row: what the paper's
-    techniques gain is small beside what a video takes.
+    The error is the mean error of the cells, plus that of their changes from row to row, because the gains of
+    the paper's techniques are small compared with a video's total time.
     """
 
     def loss(fit: Fit) -> float:
@@ -350,7 +360,7 @@ def fitted(data: dict[str, Any], *, stock_frames: bool) -> Fit:
 
 
 def changes(found: list[Cell]) -> list[dict[str, Any]]:
-    """From row to row of the ablation, where the paper's is over 5 %."""
+    """Return the ablation's changes from row to row that exceed 5 % in the paper, with our predictions."""
     by_key = {(cell.model, cell.size, cell.column): cell for cell in found if cell.table == "ablation"}
     rows = []
     for model, size in dict.fromkeys((model, size) for model, size, _ in by_key):
@@ -401,7 +411,7 @@ def xdit() -> list[dict[str, Any]]:
 
 
 def plot(found: list[Cell]) -> str:
-    """Predicted over reported, on two logarithmic axes, as SVG."""
+    """Return an SVG plot of predicted over reported seconds, on two logarithmic axes."""
     from math import log10
 
     low, high, side, edge = 60.0, 7000.0, 480, 60

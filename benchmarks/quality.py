@@ -1,9 +1,9 @@
-"""What the bundled model's videos show, measured: `python benchmarks/quality.py`.
+"""Measure the quality of the bundled model's videos: `python benchmarks/quality.py`.
 
-Generates a video for each of `--prompts` combinations that were held out of training, with the command
-line's own defaults, and judges colour, shape and motion with `paradit.shapes.evaluate`. Judges as many
-real synthetic videos beside them, which bounds what the evaluator itself gets wrong. Writes
-`results/quality.json` and, with `--images FOLDER`, a contact sheet of the first dozen and a GIF of six.
+Generates a video for each of `--prompts` combinations that were held out of training, with the command line's
+own defaults, and judges colour, shape and motion with `paradit.shapes.evaluate`. Also judges as many real
+synthetic videos, which shows the evaluator's own error rate. Writes `results/quality.json` and, with
+`--images FOLDER`, a contact sheet of the first dozen and a GIF of six.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def held_out_scenes(count: int, seed: int = 0) -> list[Scene]:
 
 
 def summary(scenes: list[Scene], verdicts: list[Verdict]) -> dict[str, float]:
-    """Percentage right by trait, and the two measures of cleanness."""
+    """Return the percentage of right colours, shapes and motions, and the mean stray pixels and flicker."""
     figures = {
         trait: 100 * float(np.mean([v.right(s)[trait] for s, v in zip(scenes, verdicts, strict=True)]))
         for trait in TRAITS
@@ -47,7 +47,7 @@ def summary(scenes: list[Scene], verdicts: list[Verdict]) -> dict[str, float]:
 
 
 def mistakes(scenes: list[Scene], verdicts: list[Verdict]) -> dict[str, int]:
-    """How often each value was taken for another."""
+    """Return how often each value was mistaken for which other, most frequent first."""
     counts: collections.Counter[str] = collections.Counter()
     for scene, verdict in zip(scenes, verdicts, strict=True):
         for trait, right in verdict.right(scene).items():
@@ -57,7 +57,7 @@ def mistakes(scenes: list[Scene], verdicts: list[Verdict]) -> dict[str, int]:
 
 
 def save_gif(videos: list[np.ndarray], path: Path, fps: float) -> None:
-    """Six videos in two rows, twice as large."""
+    """Save six videos as one GIF, in two rows and at twice their size."""
     rows = [np.concatenate(videos[i : i + 3], axis=2) for i in (0, 3)]
     frames = np.concatenate(rows, axis=1).repeat(2, axis=1).repeat(2, axis=2)
     with open_video(path, frames.shape[2], frames.shape[1], fps, overwrite=True) as file:

@@ -1,4 +1,4 @@
-"""Transformers with random weights, the same in every process that makes them."""
+"""Transformers with random weights that are the same in every process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEXT_DIM = 64
 def random_wan(
     sizes: tuple[int, int, int, int], latent_shape: tuple[int, int, int], text_tokens: int
 ) -> tuple[WanTransformer3DModel, Tensor, list[Tensor]]:
-    """The transformer, latents [1, 16, F, h, w], and two prompts' embeddings [1, T, text_dim].
+    """Return a Wan transformer, latents [1, 16, F, h, w], and two prompt embeddings [1, T, text_dim].
 
     sizes: heads, head dim, layers, feed-forward.
     """
@@ -33,7 +33,7 @@ def random_wan(
 def random_hunyuan_video(
     sizes: tuple[int, int, int, int], latent_shape: tuple[int, int, int], text_tokens: int
 ) -> tuple[HunyuanVideoTransformer3DModel, Tensor, tuple[Tensor, ...]]:
-    """The transformer, latents [1, 16, F, h, w], and a prompt's parts as the module takes them.
+    """Return a HunyuanVideo transformer, latents [1, 16, F, h, w], and a prompt's parts for its forward.
 
     sizes: heads, head dim, double blocks, single blocks.
     """

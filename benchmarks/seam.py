@@ -1,8 +1,10 @@
-"""Time of a denoising step through the seam, against diffusers' own forward, interleaved in one run.
+"""Compare the time of a denoising step by ParaDiT's split forward with that of diffusers' own.
 
-A step is both guidance branches. Cases: a model folder or "shapes", at its default size, and a random Wan of
-6 layers, 8 heads of 64 and a feed-forward of 2048 at about 2,000 tokens. Both sides get the same inputs and
-must give the same values.
+Both take turns within one run.
+
+A step is both guidance branches. The cases are a model folder or "shapes", at its default size, and a random
+Wan of 6 layers, 8 heads of 64 and a feed-forward of 2048 at about 2,000 tokens. Both sides get the same
+inputs and must return the same values.
 
     python benchmarks/seam.py --model shapes --repeats 30
 """
@@ -34,7 +36,7 @@ class Case:
     name: str
     module: WanTransformer3DModel
     latent_shape: tuple[int, int, int]
-    """Latent (frames, height, width)."""
+    """Size of the latents: (frames, height, width)."""
 
 
 def random_wan(layers: int = 6) -> Case:
@@ -61,7 +63,7 @@ def folder_model(name: str) -> Case:
 
 @torch.no_grad()
 def measure(case: Case, repeats: int) -> dict[str, object]:
-    """Median seconds of a step for both sides, whose turns alternate, and the median of the ratios."""
+    """Return the median seconds of a step for both sides, which alternate, and the median of their ratios."""
     module, seam = case.module.eval(), WanTransformer(case.module)
     latents = torch.randn(1, module.config.in_channels, *case.latent_shape)
     prompts = [torch.randn(1, TEXT_TOKENS, module.config.text_dim) for _ in range(2)]
@@ -94,7 +96,7 @@ def measure(case: Case, repeats: int) -> dict[str, object]:
 
 
 def take_turns(repeats: int, *works: Callable[[], object]) -> Iterator[list[float]]:
-    """Seconds of each work, `repeats` times; which goes first alternates, so that a drift favours none."""
+    """Yield each work's seconds, `repeats` times; which goes first alternates, to cancel drift."""
     for turn in range(repeats):
         seconds = [0.0] * len(works)
         order = range(len(works))

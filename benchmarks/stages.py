@@ -1,11 +1,12 @@
-"""Ten prompts through text encoder, transformer and VAE on two ranks: together, apart, or a whole model each.
+"""Time ten prompts on two ranks: stages together, on separate ranks, or a whole model on each rank.
 
     python benchmarks/stages.py --repeats 3
 
-The bundled model, 33 frames, one thread a rank; few steps (the decode weighs) and many (the denoising does).
-All ways take turns within one run; medians of the seconds from the first prompt to the last video, with the
-models loaded. The bound of stages apart is the slower one's own time, once both are under way. `auto` is what
-`--placement auto` chooses after a warm-up, in a world of its own, made anew for each number of steps.
+The bundled model makes 33 frames with one thread per rank; with few steps (the decode dominates) and many
+(the denoising does). All placements take turns within one run. Figures are medians of the seconds from the
+first prompt to the last video, with the models loaded. The bound for separate stages is the slower stage's
+own time, once both are under way. `auto` is what `--placement auto` chooses after a warm-up in a world of its
+own, repeated for each number of steps.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ STEPS = (4, 30)
 
 
 class Clock(Progress):
-    """When the first request began, when the last video was there, and what the stages took."""
+    """Progress that records when the first request began, when the last video ended, and stage times."""
 
     def __init__(self) -> None:
         super().__init__(self.hear)
@@ -86,14 +87,14 @@ def measured(world: World, num_prompts: int, steps: int) -> StageSeconds:
 
 
 def automatic(num_prompts: int, steps: int) -> Choice:
-    """What `--placement auto` chooses."""
+    """Return the choice of `--placement auto`."""
     spec = read_spec(find_model("shapes"))
     costs, *_ = run_world(measured, 2, num_prompts, steps, timeout=900)
     return choose_placement(jobs_of(spec, num_prompts, steps, ""), spec, AUTO, costs)
 
 
 def take(placement: Placement, num_prompts: int, steps: int) -> tuple[float, dict[str, float]]:
-    """Seconds of the whole, and of all requests' stages."""
+    """Return the seconds of a whole run, and the sums of its requests' denoise and decode seconds."""
     with tempfile.TemporaryDirectory() as folder:
         clocks = run_world(rank, 2, placement, num_prompts, steps, folder, timeout=900)
     began = min(clock.began for clock in clocks if clock.began)
@@ -117,7 +118,7 @@ def main() -> None:
                 taken[way].append(take(placement, args.prompts, steps))
         seconds = {way: median(took for took, _ in each) for way, each in taken.items()}
         bound = median(max(stages.values()) for _, stages in taken["apart"])
-        # The slower stage's time, and one video's in the other before it begins or after it ends.
+        # The slower stage's time, plus one video in the other stage before it begins or after it ends.
         filled = median(
             max(a + b / args.prompts for a, b in (stages.values(), reversed(list(stages.values()))))
             for _, stages in taken["apart"]

@@ -1,12 +1,12 @@
-"""Sequence parallelism on two ranks: ours against diffusers' and cache-dit's Ulysses, on the same model.
+"""Compare our sequence parallelism on two ranks with diffusers' and cache-dit's Ulysses.
 
     python benchmarks/ulysses.py --links loopback 1gbit 200mbit --repeats 9
 
 A step is both guidance branches of one denoising step. Every system has two processes of its own with one
-thread each, which stay alive; their turns alternate, so that a drift of the machine favours none. A limited
-link joins two network namespaces (needs root and `ip`); loopback is the same machine. cache-dit is measured
-where it is installed. diffusers' own parallelism does not start on a CPU as shipped: two functions of
-`torch.accelerator` are replaced for it and for cache-dit, which changes nothing of what is measured.
+thread each, which stay alive. Their turns alternate, so that a drift of the machine favours none. A limited
+link joins two network namespaces (needs root and `ip`); loopback is within the machine. cache-dit is measured
+if it is installed. diffusers' own parallelism does not start on a CPU as shipped: two functions of
+`torch.accelerator` are patched for it and for cache-dit, which does not affect the measured time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def random_model(name: str) -> tuple[WanTransformer3DModel, Tensor, list[Tensor]
 
 @torch.no_grad()
 def worker(system: str, name: str, rank: int, address: str) -> None:
-    """One rank of a system: a step on every turn."""
+    """Run one rank of a system, which computes one step per turn."""
     join(rank, address)
     module, latents, prompts = random_model(name)
     timestep = torch.tensor([500])

@@ -1,4 +1,4 @@
-"""How ranks join a world: where they meet, which ones are missing, and how a wait is interrupted."""
+"""Joining of ranks to a world: their meeting point, missing ranks, and interruptible waits."""
 
 from __future__ import annotations
 
