@@ -1,4 +1,7 @@
-"""What torch's allocator is asked for on a CPU: the same bytes on every machine, unlike a process's peak."""
+"""Peak of memory that torch's allocator hands out on a CPU.
+
+It is the same number of bytes on every machine, unlike a process's peak.
+"""
 
 import json
 from collections.abc import Callable
@@ -10,9 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def allocated_peak(work: Callable[[], object]) -> int:
-    """Bytes of tensors alive at once while `work` runs, over those before it.
+    """Return the largest number of bytes in tensors at once while `work` runs, beyond those before it.
 
-    What libraries take for themselves (oneDNN's blocked copies, malloc's gaps) is not in it.
+    Memory that libraries take for themselves (oneDNN's blocked copies, malloc's gaps) does not count.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled, torch.no_grad():
         work()

@@ -1,4 +1,4 @@
-"""A small Hugging Face hub on loopback: as much of its HTTP interface as huggingface_hub needs for models."""
+"""A small Hugging Face hub on loopback, with the parts of its HTTP interface that models need."""
 
 from __future__ import annotations
 
@@ -18,42 +18,45 @@ TOKEN = "hf_of_this_hub"
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves folders as models by their ids. The fields may be changed at any time."""
+    """HTTP server that offers folders as models by their ids; its fields may be changed at any time."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.store = f"http://localhost:{self.server_port}/store"  # another host, as the real hub's is
+        self.store = f"http://localhost:{self.server_port}/store"  # another host, like the real hub's
         self.models: dict[str, Path] = {}
-        """By id, and other revisions by `id@revision`."""
+        """Folders by model id, and those of other revisions by `id@revision`."""
         self.gated: set[str] = set()
-        """Models that need access, which nobody has."""
+        """Models that need access rights, which nobody has."""
         self.status = 200
-        """Anything else is the answer to everything."""
+        """HTTP status of all answers, if not 200."""
         self.hangs = False
         self.no_hub = False
-        """Whether a web page is the answer to everything."""
+        """Whether the answer to everything is a web page, like that of a network's login."""
         self.asked: list[str] = []
-        """Methods and paths of the requests."""
+        """Methods and paths of the requests so far."""
 
     def at(self, model: str, revision: str | None) -> str | None:
-        """The key of a model's revision; a commit is one of any revision, or one that has been the newest."""
+        """Return the key in `models` of a model's revision, or None.
+
+        Any commit hash that no revision has counts as a former newest one.
+        """
         keys = [key for key in self.models if key.partition("@")[0] == model]
         named = [key for key in keys if key == f"{model}@{revision}" or self.commit(key) == revision]
         is_newest = revision in (None, "main") or re.fullmatch("[0-9a-f]{40}", revision or "")
         return named[0] if named else model if is_newest else None
 
     def commit(self, model: str) -> str:
-        """Hash of all that a model has now."""
+        """Return a hash of all files that a model has now, in place of a git commit."""
         digest = hashlib.sha1(usedforsecurity=False)
         for name, path in self.files(model).items():
             digest.update(name.encode() + path.read_bytes())
         return digest.hexdigest()
 
     def files(self, model: str) -> dict[str, Path]:
-        """A model's files by their names on the hub."""
+        """Return a model's files by their names on the hub."""
         folder = self.models[model]
         found = sorted(path for path in folder.rglob("*") if path.is_file())
         return {path.relative_to(folder).as_posix(): path for path in found}
@@ -61,7 +64,7 @@ class HubServer(ThreadingHTTPServer):
 
 @contextmanager
 def serving(**models: Path) -> Iterator[HubServer]:
-    """A hub that answers within this context; `models` are named `org/KEYWORD`."""
+    """Yield a hub that answers during the context; `models` are named `org/KEYWORD`."""
     with HubServer() as hub:
         hub.models.update({f"org/{name}": folder for name, folder in models.items()})
         thread = threading.Thread(target=hub.serve_forever, args=(0.05,))
@@ -100,11 +103,11 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_CONNECT(self) -> None:
-        """Asked as a proxy, for a connection through it."""
+        """Refuse to be a proxy: answer a request for a tunnel with 407."""
         self._send(b"", 407)
 
     def log_message(self, *_: object) -> None:
-        """Be silent."""
+        """Discard the log."""
 
     def _about(self, model: str, revision: str | None, *, tree: bool) -> None:
         hub = self.server
@@ -126,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(json.dumps(told).encode(), type_="application/json")
 
     def _file(self, model: str, name: str) -> None:
-        """Weights are stored elsewhere, as on the hub; where, is for everybody to know."""
+        """Send a file, or a redirect for weights, which are stored elsewhere, as on the real hub."""
         hub = self.server
         if model not in hub.models:
             self._refuse(404, "RepoNotFound", "Repository not found")
@@ -143,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._content(path.read_bytes(), ETag=f'"{_hash(path)}"', **commit)
 
     def _content(self, content: bytes, **headers: str) -> None:
-        """The content, or what of it is asked for."""
+        """Send the content, or the part of it that the request's Range names."""
         if found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
             start, size = int(found[1]), len(content)
             headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"

@@ -1,4 +1,4 @@
-"""Real command lines, followed by their events, with ranks that can be killed."""
+"""Real `paradit` commands whose events are followed, and whose ranks can be killed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from warm import start
 COMMAND = [sys.executable, "-c", "from paradit.cli.main import main; main()"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 LIMIT = 120.0
-"""Seconds for a command; one that takes longer hangs."""
+"""Seconds after which a command counts as hanging."""
 
 
 class Command:
-    """A running `paradit` with `--json`; `told` has what it has said so far."""
+    """A running `paradit` command with `--json`; `told` holds the events it has reported so far."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.folder = folder
@@ -35,7 +35,7 @@ class Command:
         self.began = time.monotonic()
 
     def until(self, found: Callable[[dict[str, Any]], bool]) -> bool:
-        """Follow until an event that is `found`; False where the command ends before."""
+        """Read events until one satisfies `found`; return False if the command ends before."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.told.append(json.loads(line))
@@ -45,16 +45,16 @@ class Command:
         return False
 
     def until_event(self, event: str, **fields: Any) -> None:
-        """Follow until an event with these fields. Fails where it does not come."""
+        """Read events until one has these fields; fails if none comes."""
         wanted = {"event": event, **fields}
         assert self.until(lambda told: wanted.items() <= told.items()), self.end()
 
     def ranks(self) -> list[psutil.Process]:
-        """The processes of the ranks, by rank."""
+        """Return the processes of the ranks, by rank."""
         return sorted(_ranks(self.process.pid), key=lambda process: process.pid)
 
     def end(self) -> tuple[int, str]:
-        """Follow to the end: the exit code, and what it wrote to stderr. Nothing may outlive it."""
+        """Read events to the end; return the exit code and stderr, and check that no process is left."""
         processes = _family(self.process.pid)
         assert not self.until(lambda _: False)
         _, errors = self.process.communicate(timeout=LIMIT)
@@ -63,41 +63,41 @@ class Command:
         return self.process.returncode, errors
 
     def end_well(self) -> None:
-        """Follow to the end, which must be a good one."""
+        """Read events to the end, and check that the command succeeded."""
         code, errors = self.end()
         told = [about for about in self.told if about["event"] not in ("step", "stage_start", "stage_end")]
         assert code == 0, f"{errors}\n{told}"
 
     def kill(self) -> None:
-        """kill -9 of the command alone; its ranks must go by themselves."""
+        """Kill the command alone, by SIGKILL, and check that its ranks end by themselves."""
         processes = _family(self.process.pid)
         self.process.kill()
-        self.until(lambda _: False)  # what it had told before
+        self.until(lambda _: False)  # reads the events that it had reported
         self.process.communicate(timeout=LIMIT)
         wait_until_gone(processes)
 
 
 def finished(folder: Path, *arguments: str) -> Command:
-    """A command that has ended well."""
+    """Run a command to its successful end, and return it."""
     command = Command(folder, *arguments)
     command.end_well()
     return command
 
 
 def run_folder(folder: Path) -> Path:
-    """Of the only run that can be gone on with."""
+    """Return the folder of the only run that can be resumed."""
     (found,) = (folder / "paradit-runs").iterdir()
     return found
 
 
 def video(folder: Path, number: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Latents and frames of the numbered video v-00.mp4, with latents l-00.safetensors."""
+    """Return latents and frames of video `number`, from l-00.safetensors and v-00.mp4 and so on."""
     latents = load_file(folder / f"l-{number:02d}.safetensors")["latents"]
     return latents, read_video(folder / f"v-{number:02d}.mp4")[0]
 
 
 def wait_until_gone(processes: list[psutil.Process], seconds: float = 10.0) -> None:
-    """Fails where a process is still there after so many seconds."""
+    """Check that all processes end within `seconds`."""
     _, left = psutil.wait_procs(processes, timeout=seconds)
     assert not left, f"left behind: {left}"
 
@@ -110,15 +110,15 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def _ranks(pid: int) -> list[psutil.Process]:
-    """Children of the fork server, which is itself a child of the command."""
+    """Return the ranks' processes: children of the fork server, which is a child of the command."""
     return [process for process in _family(pid) if _is_rank(process, pid)]
 
 
 def _is_rank(process: psutil.Process, command: int) -> bool:
     try:
         started = process.cmdline()
-        forked = started == psutil.Process(command).cmdline()  # as tests/warm.py does it
+        forked = started == psutil.Process(command).cmdline()  # tests/warm.py starts ranks in this way
         served = re.search("forkserver|spawn_main", " ".join(started)) is not None
         return process.ppid() != command and (forked or served)
-    except psutil.NoSuchProcess:  # it has just ended, such as what a library asks of the machine
+    except psutil.NoSuchProcess:  # it has just ended, such as a helper program that a library runs
         return False

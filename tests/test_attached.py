@@ -1,4 +1,4 @@
-"""`paradit.parallelize` on a pipeline with things attached: each is honoured, or refused by its name."""
+"""`paradit.parallelize` on pipelines with attachments, each of which is honoured or refused by name."""
 
 import re
 from copy import deepcopy
@@ -33,19 +33,19 @@ ADAPTED = {
     "wan21": ["to_q", "to_k", "to_v", "to_out.0", "net.2", "proj_out"],
     "hunyuan": ["to_q", "add_k_proj", "to_out.0", "norm1.linear", "proj_mlp", "net.2"],
 }
-"""The layers that adapters are put on."""
+"""Names of the layers that LoRA adapters are added to, by family."""
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model folder of each family, with two LoRA files in each: `first` and `second`."""
+    """Return a model folder of each family, with two LoRA files in each: `first` and `second`."""
     root = tmp_path_factory.mktemp("models")
     made = {"wan21": save_folder("wan21", root / "wan21"), "hunyuan": save_hunyuan_folder(root / "hunyuan")}
     for family, folder in made.items():
         for seed, name in enumerate(["first", "second"]):
             pipe = load(folder)
             torch.manual_seed(seed)
-            # Random on both sides: by default an adapter begins as zero.
+            # Both matrices are random, because by default an adapter starts as zero.
             config = LoraConfig(r=4, target_modules=ADAPTED[family], init_lora_weights=False)
             pipe.transformer.add_adapter(config)
             layers = get_peft_model_state_dict(pipe.transformer)
@@ -60,10 +60,10 @@ def load(folder: Path) -> Any:
 
 
 def like(pipe: Any) -> Any:
-    """Another pipeline with a transformer of its own, of the same weights: quicker than to load it again."""
+    """Return a copy of a pipeline with a transformer of its own, which is faster than loading it again."""
     other = type(pipe)(**pipe.components | {"transformer": deepcopy(pipe.transformer)})
     other.set_progress_bar_config(disable=True)
-    other.remove_all_hooks()  # which may be on what the two share
+    other.remove_all_hooks()  # also from the components that the two share
     return other
 
 
@@ -82,7 +82,7 @@ def generate(pipe: Any, prompt: str | None = "a red circle", **options: Any) -> 
 
 
 def call(pipe: Any, **options: Any) -> Tensor:
-    """What the transformer alone makes of random inputs."""
+    """Return the output of the transformer alone on random inputs."""
     module = pipe.transformer
     torch.manual_seed(5)
     if hasattr(module, "blocks"):
@@ -92,7 +92,7 @@ def call(pipe: Any, **options: Any) -> Tensor:
     return module(latents, timestep, *prompt, return_dict=False, **options)[0]
 
 
-# What is honoured. Each attaches something, and returns options for the pipeline's call, if any.
+# Honoured attachments. Each function attaches something, and returns options for the pipeline's call, if any.
 
 
 def load_loras(pipe: Any, folder: Path, *names: str) -> None:
@@ -120,7 +120,7 @@ def scaled_lora(pipe: Any, folder: Path) -> dict[str, Any]:
 
 
 def switched_loras(pipe: Any, folder: Path) -> dict[str, Any]:
-    """The first adapter in the first step, the second one in the second."""
+    """Use the first adapter in the first denoising step, and the second one from the second step on."""
     load_loras(pipe, folder, "first", "second")
     pipe.set_adapters("first")
 
@@ -136,7 +136,7 @@ def fused_qkv(pipe: Any, _: Path) -> None:
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weight is kept in int8, with a scale for each row."""
+    """Linear layer whose weight is stored in int8, with a scale for each row."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -175,13 +175,13 @@ def offloaded_lora(pipe: Any, folder: Path) -> None:
 
 
 def hooked(pipe: Any, _: Path) -> None:
-    """Hooks where they run: on the whole transformer, and on a layer that computes."""
+    """Add forward hooks to the whole transformer and to a layer that computes."""
     pipe.transformer.register_forward_hook(lambda _module, _args, output: (1.5 * output[0],))
     attention(pipe).to_q.register_forward_hook(lambda _module, _args, output: 1.25 * output)
 
 
 def edited(pipe: Any, folder: Path) -> None:
-    """One block fewer, and other rotations."""
+    """Remove one transformer block, and replace the rotary embedding."""
     del blocks(pipe)[1]
     pipe.transformer.rope = (
         HunyuanVideoRotaryPosEmbed(2, 1, [8, 12, 12], theta=50.0)
@@ -191,12 +191,12 @@ def edited(pipe: Any, folder: Path) -> None:
 
 
 THROUGH_THE_PIPE = (switched_loras, offload, offloaded_lora)
-"""Compared by a whole generation; the others by one call of the transformer."""
+"""Attachments that are compared by a whole generation; all others by one call of the transformer."""
 CHANGES = (
     *(weighted_loras, fused_lora, scaled_lora, switched_loras, offloaded_lora),
     *(quantised, cast_by_layer, hooked, edited),
 )
-"""With these the result is clearly another one."""
+"""Attachments that change the result clearly."""
 HONOURED = (*CHANGES, fused_qkv, backend, offload)
 
 
@@ -212,9 +212,10 @@ def attention(pipe: Any) -> nn.Module:
 
 @torch.no_grad()
 def differences(_: World, folders: dict[str, Path]) -> dict[tuple[str, str], list[float]]:
-    """By what is attached and the family, the largest difference from one process with the same attached.
+    """Return how far results are from those of one process with the same attachment, by name and family.
 
-    Without it; then with it attached before `parallelize`, attached after it, and after `undo`.
+    Each list has four differences: of a result without the attachment; with it attached before `parallelize`;
+    attached after it; and after `undo`.
     """
     found = {}
     for family, folder in folders.items():
@@ -233,7 +234,7 @@ def differences(_: World, folders: dict[str, Path]) -> dict[tuple[str, str], lis
                 undo()
             results.append(result(pipe, **options))
             found[attach.__name__, family] = [float((each - expected).abs().max()) for each in results]
-            pipe.transformer.set_attention_backend("native")  # it is set for all of a process
+            pipe.transformer.set_attention_backend("native")  # the setting is global to the process
     return found
 
 
@@ -243,7 +244,7 @@ def test_is_honoured(num_ranks: int, families: list[str], folders: dict[str, Pat
     some = {family: folders[family] for family in families}
     for found in run_world(differences, num_ranks, some, timeout=240):
         for (name, family), (without, *others) in found.items():
-            # On one rank the operations are the same ones; what was offloaded has another alignment.
+            # One rank runs the same operations, except that offloaded tensors have another alignment.
             exact = num_ranks == 1 and "offload" not in name
             assert max(others) <= (0 if exact else 1e-5), (name, family)
             assert without > 1e-3 or name not in changes, (name, family)
@@ -251,7 +252,10 @@ def test_is_honoured(num_ranks: int, families: list[str], folders: dict[str, Pat
 
 
 def with_the_same_prompt_embeds(_: World, folder: Path) -> list[Tensor]:
-    """By the first adapter and by the second, in one process and on all ranks; the prompt is one tensor."""
+    """Return results of the first and the second adapter, in one process and then on all ranks.
+
+    All four use the same tensor of prompt embeddings.
+    """
     alone = load(folder)
     together = like(alone)
     paradit.parallelize(together)
@@ -273,7 +277,7 @@ def test_adapters_may_change_between_calls(folders: dict[str, Path]) -> None:
 
 
 class Counted(ModelHook):
-    """An accelerate hook that counts its calls."""
+    """Accelerate hook that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []

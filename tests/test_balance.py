@@ -1,4 +1,4 @@
-"""Placements played through with given seconds: cases worked by hand, bounds, and a second simulation."""
+"""Simulated schedules of stages, with given seconds: against cases by hand, bounds, another simulation."""
 
 import heapq
 from collections import defaultdict, deque
@@ -68,7 +68,7 @@ def costs(step: float, together: float, decode: float, ranks: int, encode: float
         # Two decoders in turn.
         (3, "denoise=0 decode=1-2", (0, 2, 4), 6, 6 * 2 + 4),
         (3, "denoise=0 decode=1-2", (0, 1, 4), 5, 1 + 3 * 4),
-        # A decoder that also denoises holds the others up: as if all were together.
+        # A decoder that also denoises delays the others as much as if all stages were together.
         (2, "denoise=0-1 decode=1 encode=0", (0, 3, 2), 3, 3 * 5),
     ],
 )
@@ -83,7 +83,7 @@ def test_a_slow_decoder_pushes_back() -> None:
         spans = play(placed(2, groups), 6, seconds(0, 1, 10))
         return [span.start for span in spans if span.stage == "denoise"]
 
-    # Two may lie in the channel, and one more is made: the fifth begins when the second is being decoded.
+    # The channel holds two, and one more is in progress: the fifth begins while the second is decoded.
     assert starts("denoise=0 decode=1 encode=0") == [0, 1, 2, 3, 11, 21]
     # The rank that decodes has encoded no more than three before the first decode.
     assert starts("denoise=0 decode=1") == [0, 1, 2, 11, 21, 31]
@@ -105,7 +105,7 @@ def random_cases(number: int) -> Iterator[tuple[Placement, int, dict[str, float]
     draw = Random(0)
     for index in range(number):
         ranks, groups = GROUPS[index % len(GROUPS)]
-        # Whole numbers make ties, which a simulation may get wrong.
+        # Whole numbers create ties, which a simulation may resolve wrongly.
         stages = [draw.choice([draw.uniform(0.1, 5), float(draw.randint(1, 4))]) for _ in range(3)]
         yield placed(ranks, groups), draw.randint(1, 9), seconds(*stages)
 
@@ -133,7 +133,7 @@ def test_bounds_and_conserved_work() -> None:
 
 
 class Events:
-    """A second simulation, written otherwise: ranks are processes that work, send, take and meet."""
+    """Independent second simulation, with ranks as processes that work, send, receive and meet."""
 
     def __init__(self, placement: Placement, requests: int, stages: dict[str, float]) -> None:
         self.placement, self.requests, self.stages = placement, requests, stages
@@ -153,7 +153,7 @@ class Events:
         return self.now
 
     def go_on(self, process: Any) -> None:
-        """Until it works, which takes time, or waits for what is not yet so; then let others see."""
+        """Run a process until it works, which takes time, or waits; then continue others that can go on."""
         for wanted in process:
             if isinstance(wanted, float):
                 heapq.heappush(self.queue, (self.now + wanted, next(self.order), process))
@@ -260,7 +260,7 @@ def chosen(measured: StageSeconds, requests: int, spare: Any = lambda _: 0, **fi
 
 
 def test_choices_worked_by_hand() -> None:
-    # Nothing is gained by sharing, and memory is no object.
+    # Sharing gains nothing, and memory is unlimited.
     assert name_of(chosen(costs(1, 1, 5, ranks=2), 10).placement) == "2 replicas"
     # One prompt, and sharing that costs nothing.
     choice = chosen(costs(1, 0.5, 1, ranks=2), 1)
@@ -277,7 +277,7 @@ def test_choices_worked_by_hand() -> None:
         choice.reason
         == "apart, 1 of 2 ranks decodes: about 105 s for 10 prompts (there is memory for no other way)"
     )
-    # Nothing fits: what lacks least.
+    # Nothing fits: the placement that lacks least is chosen.
     choice = chosen(costs(1, 0.5, 5, ranks=2), 10, lambda placement: only_apart(placement) - 1)
     assert choice.placement == Placement(ranks=2, denoise=(0,), decode=(1,))
 

@@ -1,7 +1,7 @@
-"""What version 0.1 has left is read by this one: the same bits come of it.
+"""Files left by version 0.1, which this version must read and continue to the same bits.
 
 tests/data/0.1 was made by 0.1 itself: `paradit generate`, interrupted and to its end, `paradit calibrate` and
-`Placement.to_json`. full.safetensors and long.safetensors are what its own uninterrupted runs gave.
+`Placement.to_json`. full.safetensors and long.safetensors are results of its own uninterrupted runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FULL = ("--num-frames", "9", "--num-inference-steps", "8", "--seed", "3")
 
 
 def run_of(name: str, folder: Path) -> Path:
-    """A copy of a run folder, whose files are to come into `folder`."""
+    """Copy a run folder of 0.1, changed so that its videos are written to `folder`."""
     copy = shutil.copytree(DATA / name, folder / "paradit-runs" / name)
     text = (copy / "run.json").read_text().replace("/elsewhere/shapes", str(bundled_folder()))
     (copy / "run.json").write_text(text.replace("/elsewhere", str(folder)))
@@ -35,7 +35,7 @@ def run_of(name: str, folder: Path) -> Path:
 
 
 def same(made: Path, by_before: Path, folder: Path) -> None:
-    """Hold latents against those of 0.1: to the bit on a processor that computes the bits that it did."""
+    """Compare latents with those of 0.1, bit for bit if this processor reproduces the stored bits."""
     ours, theirs = load_file(made)["latents"], load_file(by_before)["latents"]
     assert (ours - theirs).abs().max() < 1e-5
     finished(folder, "generate", "a red circle moving right", "--size", "32x32", "--latents", "n.safetensors",

@@ -1,4 +1,4 @@
-"""Long videos by blocks: what is computed, and that it is the same bits on any number of ranks."""
+"""Long videos by blocks: what is computed, and that the bits are the same on any number of ranks."""
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -33,12 +33,12 @@ from paradit.testing import run_world
 from tiny import VARIANTS, decoded, drawing_scheduler, save_folder, save_hunyuan_folder
 
 SIZE = 4, 6
-"""Of the latents."""
+"""Height and width of the latents."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A video, and how it is made."""
+    """Size of a video in blocks, and the options of its block queue."""
 
     frames: int
     block_frames: int
@@ -104,7 +104,7 @@ def pipeline(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """As a rank has."""
+    """Run the body with one thread, like a rank."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -132,7 +132,11 @@ def on_ranks(
 def check_ranks(
     folder: Path, cases: list[Case], grid: StageGrid | int, costs: LayerCosts | None = None
 ) -> None:
-    """The bits of one process; within 1e-5 where ranks share tokens. grid: or how many stages of one rank."""
+    """Compare a video on several ranks with that of one process.
+
+    It must be equal bit for bit, or within 1e-5 if ranks share tokens. grid: a grid of ranks, or a number of
+    pipeline ranks.
+    """
     grid = grid if isinstance(grid, StageGrid) else StageGrid(grid)
     expected = alone(folder, cases)
     first, *others = run_world(on_ranks, grid.num_ranks, folder, cases, costs, grid, timeout=240)
@@ -156,7 +160,7 @@ def test_every_wan_on_three_ranks(variant: str, tmp_path: Path) -> None:
 
 
 def test_hunyuan_video_on_two_ranks(tmp_path: Path) -> None:
-    """Two double blocks and two single ones; the text's tokens travel too."""
+    """The model has two double and two single blocks; the text's tokens travel between ranks too."""
     check_ranks(save_hunyuan_folder(tmp_path), CASES[:3], 2, LayerCosts((3.0, 1.0, 1.0, 1.0)))
 
 
@@ -174,7 +178,7 @@ def test_branches_on_ranks_of_their_own(grid: StageGrid, layers: int, tmp_path: 
     ("grid", "layers"), [(StageGrid(1, 1, 2), 2), (StageGrid(1, 1, 4), 2), (StageGrid(2, 1, 2), 3)], ids=str
 )
 def test_tokens_shared_in_a_stage(grid: StageGrid, layers: int, tmp_path: Path) -> None:
-    """Three heads, which do not divide; blocks of so few tokens that some ranks have none."""
+    """Three heads do not divide among the ranks, and blocks have so few tokens that some ranks hold none."""
     check_ranks(save_folder("wan21", tmp_path, heads=3, layers=layers), CASES, grid)
 
 
@@ -201,7 +205,7 @@ def test_bf16(tmp_path: Path) -> None:
 
 
 class Clock:
-    """Counts slots as the ranks really go, by what they wait for: it travels with every message."""
+    """Counter of time slots on real ranks; every message carries the sender's time to its receiver."""
 
     now = 0.0
 
@@ -226,7 +230,7 @@ class Clock:
 
 
 def slots_taken(world: World, folder: Path, cases: list[Case]) -> list[float]:
-    """Of rank 0, in block-steps, until its last prediction has come."""
+    """Return the slots, in block-steps, until rank 0 has its last prediction, for each case."""
     model, taken = load(folder), []
     share = divide_layers(model, world, None)
 
@@ -246,7 +250,7 @@ def slots_taken(world: World, folder: Path, cases: list[Case]) -> list[float]:
 
 @pytest.mark.parametrize("num_ranks", [2, 3, 4])
 def test_idle_slots_of_real_runs(num_ranks: int, tmp_path: Path) -> None:
-    """Those of the schedule: with one branch (N-1)^2 and N^2-1."""
+    """Real runs idle exactly as scheduled: with one branch for (N-1)^2 and N^2-1 slots."""
     folder, size = save_folder("wan21", tmp_path, layers=4), (2 * num_ranks + 2, 2, 1, num_ranks)
     cases = [Case(*size, level, guided=guided) for guided in (False, True) for level in LEVELS]
     slots, *_ = run_world(slots_taken, num_ranks, folder, cases)
@@ -272,7 +276,7 @@ def layers_held(world: World, folder: Path, layers: bool) -> tuple[range, list[i
 
 @pytest.mark.parametrize("layers", [True, False], ids=["all there", "none yet"])
 def test_costs_are_measured(layers: bool, tmp_path: Path) -> None:
-    """Of two kinds of layers, of which no more than one is there if none was."""
+    """Costs are measured for both kinds of layers, with at most one layer loaded if none was."""
     model = load(save_hunyuan_folder(tmp_path), layers=layers)
     costs = measure_layers(model, (3, *SIZE), model.encode_prompt("a circle"))
     assert len(costs.layers) == 4
@@ -301,13 +305,13 @@ def test_one_block_is_the_whole_video_at_once(guided: bool, tmp_path: Path) -> N
 
 
 class Plainly:
-    """The method written down once more, without a queue: everything is kept, and chosen by its level."""
+    """Straightforward second version of the method, which keeps everything and looks it up by level."""
 
     def __init__(self, model: VideoModel, case: Case) -> None:
         self.model, self.case, self.noise = model, case, noise_for(model, case)
         self.latents: dict[tuple[int, int], Tensor] = {}
         self.keys: dict[tuple[int, int, int, int], tuple[Tensor, Tensor]] = {}
-        """By (block, level, branch, layer): of the block's own frames."""
+        """Keys and values of a block's own frames, by (block, level, branch, layer)."""
         self.schedulers: dict[int, object] = {}
 
     def make(self) -> list[Tensor]:
@@ -469,7 +473,7 @@ def test_a_video_without_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_blocks_are_decoded_as_they_come(variant: str, tmp_path: Path) -> None:
-    """The frames are those of the whole latents, and a block is asked for when those before are decoded."""
+    """Frames equal those of the whole latents, and a block is requested once those before are decoded."""
     model = load(save_folder(variant, tmp_path))
     latents = torch.randn(1, model.spec.vae.z_dim, 6, *SIZE)
     asked: list[int] = []
@@ -495,7 +499,7 @@ def test_latents_that_are_not_finite_are_named(tmp_path: Path) -> None:
 
 
 def poisoned(collect: Any, at: tuple[int, int] | None) -> Any:
-    """`collect`, with latents that become infinite in a (block, step)."""
+    """Wrap `collect` so that latents become infinite in one (block, step)."""
 
     def poison(self: BlockPipeline, step: BlockStep) -> None:
         if (step.block, step.step) == at:
@@ -508,7 +512,7 @@ def poisoned(collect: Any, at: tuple[int, int] | None) -> Any:
 def poisoned_on_ranks(
     world: World, folder: Path, points: list[tuple[int, int]], grid: StageGrid
 ) -> list[object]:
-    """What each rank has of a video with each point, and then of one without."""
+    """Return this rank's blocks or error for a video poisoned at each point, and then for a sound one."""
     model = load(folder)
     share = divide_layers(model, world, None, grid)
     collect, found = BlockPipeline._collect, []
@@ -523,8 +527,8 @@ def poisoned_on_ranks(
 
 @pytest.mark.parametrize("grid", [StageGrid(2), StageGrid(4), StageGrid(1, 2, 2)])
 def test_latents_that_are_not_finite_end_a_video_alone(grid: StageGrid, tmp_path: Path) -> None:
-    """On all ranks alike, without one that waits for ever; the next video is as it should be."""
-    points = [(0, 0), (0, 4), (2, 1), (3, 4)]  # the others have come to the end at the last
+    """All ranks end the video alike, without waiting forever, and the next video is right."""
+    points = [(0, 0), (0, 4), (2, 1), (3, 4)]  # at the last point, the other ranks have finished already
     folder = save_folder("wan21", tmp_path, layers=4)
     (expected,) = alone(folder, CASES[:1])
     (*failed, made), *others = run_world(poisoned_on_ranks, grid.num_ranks, folder, points, grid)

@@ -1,4 +1,4 @@
-"""The block queue and the layer pipeline: pure data flow, played without torch."""
+"""Block queue and layer pipeline as pure data flow, simulated without torch."""
 
 import random
 from collections import deque
@@ -51,12 +51,12 @@ def random_queue(rng: random.Random) -> BlockQueue:
 
 
 class Neighbours:
-    """What a rank can read: keys of the block-step before, and of the last round's; no more is kept."""
+    """Keys that a rank has kept: those of the previous block-step, and those of the last round."""
 
     def __init__(self) -> None:
         self.before: BlockStep | None = None
         self.kept: dict[int, int] = {}
-        """The level of the keys kept of a block, for its right neighbour."""
+        """Level of the keys that are kept of each block for its right neighbour."""
 
     def take(self, queue: BlockQueue, step: BlockStep) -> None:
         if step.right.frames and step.right.source == "cache":
@@ -73,7 +73,7 @@ class Neighbours:
 
 
 class Latents:
-    """What rank 0 holds of a block: its latents at two levels, the newest and that before."""
+    """Latents that rank 0 keeps of each block, at its newest level and the one before."""
 
     def __init__(self) -> None:
         self.level: dict[int, int] = {}
@@ -100,14 +100,14 @@ class Latents:
 
 
 def play(queue: BlockQueue, num_ranks: int, hop_depth: int, rng: random.Random) -> list[list[BlockStep]]:
-    """Run all ranks' programs over channels of a few messages, in a random order; what each computed.
+    """Run all ranks' programs in a random order, over channels of a few messages.
 
-    Fails where no rank can go on.
+    Returns the block-steps that each rank computed. Fails if no rank can continue.
     """
     programs: list[Iterator[Operation]] = [program(queue, num_ranks, rank) for rank in range(num_ranks)]
     waiting = [next(each, None) for each in programs]
     hops: list[deque[BlockStep]] = [deque() for _ in range(num_ranks)]
-    """hops[r]: from rank r to the next; the last one is the way back."""
+    """Block-steps in flight: hops[r] from rank r to the next, and the last one on the way back to rank 0."""
     depths = [hop_depth] * (num_ranks - 1) + [in_flight(num_ranks)]
     neighbours, latents = [Neighbours() for _ in programs], Latents()
     computed: list[list[BlockStep]] = [[] for _ in programs]
@@ -198,7 +198,7 @@ def test_idle_slots(num_ranks: int, more_steps: int, more_blocks: int) -> None:
 
 @pytest.mark.parametrize("num_ranks", range(2, 9))
 def test_as_many_blocks_as_ranks_idle_more_where_the_left_one_is_waited_for(num_ranks: int) -> None:
-    """A round is then N block-steps, and the left block's is the second of them: a slot more a round."""
+    """A round has N block-steps and waits for its second, the left block's: one more idle slot a round."""
     for more_steps in (1, 5):
         queue = blocks_and_steps(num_ranks, num_ranks + more_steps, "one-cleaner")
         assert idle_slots(queue, num_ranks) == num_ranks**2 - 1 + more_steps
@@ -214,7 +214,7 @@ def test_two_branches_one_after_the_other_idle_less_than_half(num_ranks: int) ->
 def test_fewer_blocks_or_steps_than_ranks(num_blocks: int, num_steps: int) -> None:
     queue = blocks_and_steps(num_blocks, num_steps)
     idle = idle_slots(queue, 8)
-    # Every round waits for the one before: eight slots a round, whatever is in it.
+    # Every round waits for the one before, so it takes eight slots, however few blocks it has.
     assert idle > (8 - 1) ** 2 or num_steps == 1
     assert idle <= 8 * queue.num_rounds
     play(queue, 8, 1, random.Random(0))
@@ -231,7 +231,7 @@ def test_duration_is_that_of_the_slowest_rank_and_what_is_idle() -> None:
         (32, 50, 4, 40, 1, 4),
         (32, 50, 8, 40, 2, 8),
         (5, 50, 8, 40, 1, 4),  # fewer blocks than ranks: 0.59 in eight stages, 0.97 in four
-        (5, 50, 8, 40, 2, 8),  # two branches fill what one leaves idle
+        (5, 50, 8, 40, 2, 8),  # two branches fill the idle time of one
         (32, 4, 8, 40, 1, 4),  # fewer steps than ranks
         (1, 10, 4, 40, 2, 1),  # one block
         (32, 50, 4, 6, 2, 4),  # the slowest has two layers of 1.5: less is lost than by exchanges

@@ -1,4 +1,4 @@
-"""A made-up transformer whose blocks attend twice: in one process and on two ranks."""
+"""A made-up transformer whose blocks attend twice, in one process and on two ranks."""
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ EXACT = Choice.plain(), Choice.of("pipesp", chunks=2), Choice.of("pipesp-paper")
 
 @dataclass(frozen=True, kw_only=True)
 class Plain(Tokens):
-    """Hidden states and nothing else."""
+    """Tokens with hidden states and nothing else."""
 
     @property
     def changing(self) -> tuple[Tensor]:
@@ -37,7 +37,7 @@ class Plain(Tokens):
 
 
 class Twice(Block[Plain]):
-    """What was attended to first is attended to again, with other queries."""
+    """Transformer block that attends, and then attends again with new queries, keys and values."""
 
     def __init__(self, layer: int) -> None:
         self.site = Site(layer)
@@ -57,7 +57,7 @@ class Twice(Block[Plain]):
         return replace(tokens, hidden_states=hidden_states)
 
     def _projected(self, hidden_states: Tensor, first: int) -> Projection:
-        # Row by row: a product of other rows may round otherwise.
+        # Computed row by row, because a matrix product may round differently for other numbers of rows.
         weights = self.weights[first : first + 3]
         return iter(
             [
@@ -68,7 +68,7 @@ class Twice(Block[Plain]):
 
 
 class MadeUp(CutTransformer[Plain, Tokens, Layout]):
-    """Only what a forward takes."""
+    """Transformer with only the parts that a forward needs."""
 
     num_heads = HEADS
     blocks: Sequence[Twice] = [Twice(layer) for layer in range(LAYERS)]

@@ -1,4 +1,4 @@
-"""Calibration: figures that are fitted again from what they would have measured; and a real measurement."""
+"""Calibration: recovery of known figures from the measurements that they imply; and a real measurement."""
 
 import json
 import subprocess
@@ -137,7 +137,7 @@ def pairs(inner: list[PairSeconds], across: list[PairSeconds]) -> dict[tuple[int
 def test_neighbours_with_a_link_of_their_own() -> None:
     slow, quick = PairSeconds(3e-5, 1 / 30e9), PairSeconds(1e-5, 1 / 90e9)
     assert neighbours_of(pairs([BRIDGE, slow], [OTHERS, OTHERS])) == slow
-    # Links that are alike: once disturbed, even of all pairs at a time, they are no bridges.
+    # Equal links with a single disturbance, even of all pairs at once, must not be taken for bridges.
     for inner, across in [
         ([OTHERS, OTHERS], [OTHERS, OTHERS]),
         ([BRIDGE, BRIDGE], [OTHERS, BRIDGE]),
@@ -147,7 +147,7 @@ def test_neighbours_with_a_link_of_their_own() -> None:
         assert neighbours_of(pairs(inner, across)) is None
     assert neighbours_of({(0, 1): [BRIDGE], (1, 2): [OTHERS], (2, 0): [OTHERS]}) is None
     assert neighbours_of({}) is None
-    # Of pairs the slowest counts, each as it was when nothing disturbed it.
+    # The slowest pair counts, each by its undisturbed time.
     found = pairs([BRIDGE, OTHERS], [OTHERS, BRIDGE])
     assert slowest_pair(found, neighbours_too=True) == BRIDGE.each_byte
     assert slowest_pair(pairs([BRIDGE], [OTHERS]), neighbours_too=True) == OTHERS.each_byte
@@ -159,7 +159,7 @@ def test_a_machine_with_bridges_is_found_again(gpus: str, tmp_path: Path) -> Non
     ranks, size = machine.ranks, 2.0**28
 
     def rate(members: list[int]) -> float:
-        """Bytes/s of a rank, while these send each other."""
+        """Return the bytes/s that each rank sends while these members exchange messages."""
         busy, _ = machine.transfer(members, [[size] * len(members)] * len(members))
         return (len(members) - 1) * size / max(busy.values())
 
@@ -177,7 +177,7 @@ def test_a_machine_with_bridges_is_found_again(gpus: str, tmp_path: Path) -> Non
     path.write_text(machine_file(GPU, link, ranks, measured, [], neighbours=own))
     found = find_cluster(str(path))
     assert (found.pair is None) == (machine.pair is None) == ("[links.pair]" not in path.read_text())
-    # What is sent to any others takes as long, among all and in pairs.
+    # Messages take as long on the machine that is read back, among all ranks and in pairs.
     for members in ([*range(ranks)], [0, 1], [1, 2], [0, 3]):
         table = [[size] * len(members)] * len(members)
         (ours, latency), (theirs, expected) = (one.transfer(members, table) for one in (found, machine))
@@ -186,7 +186,7 @@ def test_a_machine_with_bridges_is_found_again(gpus: str, tmp_path: Path) -> Non
 
 
 class Slowed(Transport):
-    """Over gloo, with seconds for every byte from a rank to another."""
+    """Transport over gloo that adds seconds for every byte sent from one rank to another."""
 
     def __init__(self, world: World, each_byte: Callable[[int, int], float]) -> None:
         super().__init__(world.group or dist.group.WORLD, world.ranks)
@@ -281,7 +281,7 @@ def test_the_command_keeps_what_it_has_found(tmp_path: Path, monkeypatch: pytest
     assert found is not None
     assert found.ranks == 1
     assert calibrated_cluster(2) is None
-    # One that cannot be read is none.
+    # An unreadable file counts as missing.
     calibrated_file(1).write_text("ranks = 1")
     assert calibrated_cluster(1) is None
 

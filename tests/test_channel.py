@@ -1,4 +1,4 @@
-"""Channels whose messages are expected: in order, whatever their sizes, however late they are taken."""
+"""Channels of expected messages: in order, of any sizes, and however late they are received."""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def messages_of(turn: int) -> list[torch.Tensor]:
 
 
 def send_and_receive(world: World, ahead: int) -> None:
-    """In both directions at once, and one side slower than the other."""
+    """Exchange messages in both directions at once, with one side slower than the other."""
     other = 1 - world.rank
     outgoing = Channel(world.way_back(), world.rank, [other], depth=3)
     coming: Iterator[list[tuple[int, ...]]] = (shapes_of(turn) for turn in range(ROUNDS))
@@ -32,7 +32,7 @@ def send_and_receive(world: World, ahead: int) -> None:
         if world.rank == 1:
             time.sleep(0.01)
         received = expected.receive()
-        time.sleep(0.005)  # what is on its way meanwhile must not change what is here
+        time.sleep(0.005)  # messages that arrive meanwhile must not change the received ones
         for message, wanted in zip(received, messages_of(turn), strict=True):
             assert torch.equal(message, wanted)
     outgoing.close()

@@ -1,4 +1,4 @@
-"""The real command, as a subprocess: what it says, what it leaves behind, and how it ends."""
+"""The real command, as a subprocess: its output, the files it leaves behind, and its exit codes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from paradit.cli.text import amount, duration
 from paradit.video.reader import read_video
 
 COMMAND = [sys.executable, "-c", "from paradit.cli.main import main; main()"]
-# A run that ends before torch is imported, and says if it was not.
+# The command, in an interpreter that reports on stderr if torch was imported.
 NO_TORCH = [
     sys.executable,
     "-c",
@@ -139,7 +139,7 @@ def test_the_options_are_these(tmp_path: Path) -> None:
 
 
 BAD = {
-    # name: (arguments, what the line must say); MODEL is a whole model, the others are made below
+    # name: (arguments, text in the error line); MODEL is a whole model, the others are made below
     "no prompt": ([], "no prompt"),
     "empty prompt": (["  "], "prompt is empty"),
     "two prompts": (["a", "b"], "unexpected extra argument"),
@@ -234,7 +234,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def place(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the bad commands meet."""
+    """Return a folder with the files that wrong commands refer to."""
     folder = tmp_path_factory.mktemp("place")
     (folder / "prompts.txt").write_text("# two of them\none\n\ntwo\n")
     (folder / "comments.txt").write_text("# one\n\n")
@@ -413,7 +413,7 @@ def test_many_prompts_as_json(model: Path, tmp_path: Path) -> None:
 
 
 def planned(arguments: list[str], model: Path, folder: Path) -> list[dict[str, Any]]:
-    """The plans of a dry run."""
+    """Return the `plan` events of a dry run."""
     ended = run(["generate", *arguments, "--model", model, "--dry-run", "--json"], folder, NO_TORCH)
     assert ended.returncode == 0, ended.stderr
     events = [json.loads(line) for line in ended.stdout.splitlines()]

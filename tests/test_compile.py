@@ -1,4 +1,4 @@
-"""`torch.compile` of a transformer's pieces: the same prediction, compiled once for all layers and steps."""
+"""`torch.compile` of a transformer's parts: equal predictions, compiled once for all layers and steps."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ def hunyuan_video() -> Predict:
 
 
 def predictor(cut, model, latents: Tensor, prompt: tuple[Tensor, ...]) -> Predict:
-    """(compiled or not, timestep) -> the prediction through the seam."""
+    """Return a function from (compiled or not, timestep) to the prediction of the cut transformer."""
     pieces = {compile: cut(model, compile=compile) for compile in (False, True)}
     layout = pieces[False].layout(tuple(latents.shape[2:]))
 
@@ -48,9 +48,9 @@ def predictor(cut, model, latents: Tensor, prompt: tuple[Tensor, ...]) -> Predic
         # normed, value, key, query, finish
         (lambda: wan("wan21"), 5),
         (lambda: wan("wan22_ti2v"), 5),
-        # The same for double and for single blocks; a double block norms the video and the text, which are
-        # of different lengths. After the first single block both are parts of one tensor, with its strides:
-        # norm and finish once more.
+        # Double and single blocks each need these. A double block norms the video and the text, which differ
+        # in length. After the first single block both are views of one tensor, with its strides, so norm and
+        # finish are compiled once more.
         (hunyuan_video, 13),
     ],
     ids=["wan21", "wan22_ti2v", "hunyuan_video"],

@@ -1,4 +1,4 @@
-"""What DualParal is compared to: windows alone, and one noise level by frame."""
+"""Methods that DualParal is compared with: windowed, and fifo with a noise level for each frame."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +27,7 @@ from paradit.testing import run_world
 from tiny import drawing_scheduler, save_folder
 
 SIZE = 4, 6
-"""Of the latents."""
+"""Height and width of the latents."""
 SCALES = 3.0, 2.0
 QUEUES = [
     BlockQueue(num_frames=frames, block_frames=block, context_frames=context, num_steps=steps)
@@ -95,7 +95,7 @@ def test_windows_are_videos_of_their_own_faded_into_each_other(queue: BlockQueue
         )
         weight = torch.ones(queue.num_frames)
         ramp = torch.arange(1, 2 * context + 1) / (2 * context + 1)
-        for step in range(2 * context):  # not at the video's two ends
+        for step in range(2 * context):  # there are no ramps at the video's two ends
             left, right = start - context + step, start + blocks + context - 1 - step
             if start and left < queue.num_frames:
                 weight[left] = min(weight[left], ramp[step])
@@ -130,7 +130,7 @@ def test_one_window_is_the_whole_video_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("variant", ["wan21", "wan22_ti2v"])
 @pytest.mark.parametrize("queue", QUEUES, ids=NAMES)
 def test_diagonally_as_written_down_plainly(variant: str, queue: BlockQueue, tmp_path: Path) -> None:
-    """With the module's own `forward`, every frame with its own timestep."""
+    """Latents equal a plain loop over the module's own `forward`, with a timestep for every frame."""
     model = load(save_folder(variant, tmp_path, scheduler=drawing_scheduler()))
     module, last = model.experts[0].module, queue.num_steps
     latents = torch.cat([noise_for(model, queue).block(n) for n in range(queue.num_blocks)], dim=2)

@@ -1,4 +1,4 @@
-"""Tiny random models of every kind, made with the real classes; small enough for a test."""
+"""Tiny random models of every family, made with the real classes; small enough for a test."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ M = TypeVar("M", bound=torch.nn.Module)
 def transformer(
     variant: str = "wan21", seed: int = 0, heads: int = 2, layers: int = 2, ffn_dim: int = 96
 ) -> WanTransformer3DModel:
-    """A transformer of a variant, or "i2v", with every parameter random, norms and tables too."""
+    """Return a Wan transformer of a variant, or "i2v", with all parameters random, norms and tables too."""
     extra = {
         "wan22_ti2v": {"in_channels": 48, "out_channels": 48},
         "i2v": {"in_channels": 36, "image_dim": 24, "added_kv_proj_dim": 64, "pos_embed_seq_len": None},
@@ -73,7 +73,7 @@ def transformer(
 
 
 def all_random(model: M) -> M:
-    """Norm weights of one and zero biases would hide mistakes."""
+    """Add noise to all parameters, because norm weights of one and zero biases would hide mistakes."""
     model.eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.add_(0.05 * torch.randn_like(parameter))
@@ -81,7 +81,7 @@ def all_random(model: M) -> M:
 
 
 def in_bf16(model: M, folder: Path) -> M:
-    """The model as `from_pretrained` gives it in bf16, where some modules stay in fp32."""
+    """Return the model as `from_pretrained` loads it in bf16, with some modules kept in fp32."""
     model.save_pretrained(folder)
     return type(model).from_pretrained(folder, dtype=torch.bfloat16).eval().requires_grad_(False)
 
@@ -104,7 +104,7 @@ def vae(variant: str) -> AutoencoderKLWan:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, from no file."""
+    """Return a tokenizer with one token per byte, made without any file."""
     specials = ["<pad>", "</s>", "<unk>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
@@ -137,7 +137,7 @@ def text_encoder() -> UMT5EncoderModel:
 
 
 def drawing_scheduler() -> DPMSolverMultistepScheduler:
-    """A scheduler that adds noise in every step, and remembers the step before."""
+    """Return a scheduler that draws noise in every step, and remembers the previous step."""
     return DPMSolverMultistepScheduler(
         prediction_type="flow_prediction",
         use_flow_sigmas=True,
@@ -156,7 +156,7 @@ def save_folder(
     scheduler: SchedulerMixin | None = None,
     **settings: object,
 ) -> Path:
-    """Save a whole model of a variant in diffusers' format; `settings` go into its paradit.json."""
+    """Save a whole model of a Wan variant in diffusers' format; `settings` go into its paradit.json."""
     seeds = {"transformer": 0, **({"transformer_2": 1} if variant == "wan22_a14b" else {})}
     experts = {name: transformer(variant, seed, heads, layers, ffn_dim) for name, seed in seeds.items()}
     WanPipeline(
@@ -175,7 +175,7 @@ def save_folder(
 
 
 def hunyuan_transformer(heads: int = 2, guidance_embeds: bool = True) -> HunyuanVideoTransformer3DModel:
-    """With two double and two single blocks, and every parameter random."""
+    """Return a HunyuanVideo transformer with two double and two single blocks, and all parameters random."""
     torch.manual_seed(0)
     model = HunyuanVideoTransformer3DModel(
         num_attention_heads=heads,
@@ -199,7 +199,10 @@ def hunyuan_vae() -> AutoencoderKLHunyuanVideo:
 
 
 def llama_tokenizer() -> PreTrainedTokenizerFast:
-    """Words of the pipeline's own template are one token each: it is about as long as it should be."""
+    """Return a tokenizer in which each word of the pipeline's own template is one token.
+
+    So the template has about its real length in tokens.
+    """
     words = sorted(set(re.findall(r"\w+|[^\w\s]+", DEFAULT_PROMPT_TEMPLATE["template"].replace("{}", ""))))
     letters = [chr(code) for code in range(33, 127)]
     tokens = dict.fromkeys(["<pad>", "<unk>", *words, *letters, *(f"##{letter}" for letter in letters)])
@@ -215,7 +218,7 @@ def save_hunyuan_folder(
     scheduler: SchedulerMixin | None = None,
     **settings: object,
 ) -> Path:
-    """A whole HunyuanVideo folder in diffusers' format; `settings` go into its paradit.json."""
+    """Save a whole HunyuanVideo model in diffusers' format; `settings` go into its paradit.json."""
     llama, clip = llama_tokenizer(), tokenizer()
     torch.manual_seed(3)
     text_encoder = LlamaModel(
@@ -223,7 +226,7 @@ def save_hunyuan_folder(
             vocab_size=len(llama),
             hidden_size=TEXT_DIM,
             intermediate_size=48,
-            num_hidden_layers=3,  # the last two of which are not read
+            num_hidden_layers=3,  # the output of the last two is not read
             num_attention_heads=2,
             num_key_value_heads=1,
         )
@@ -254,7 +257,7 @@ def save_hunyuan_folder(
 
 
 def decoded(model: VideoModel, latents: Tensor | LatentBlocks, tile: int | None = None) -> Iterator[Frames]:
-    """A video's frames, latent frame by latent frame, in tiles of a side in pixels."""
+    """Yield a video's frames, decoded latent frame by latent frame, in tiles of `tile` pixels a side."""
     vae = model.spec.vae
     height, width = (size * vae.spatial_compression for size in latents.shape[3:])
     decoder = model.decoder(latents)
@@ -262,5 +265,5 @@ def decoded(model: VideoModel, latents: Tensor | LatentBlocks, tile: int | None 
 
 
 def forward(cut: CutTransformer[Any, Any, Any], tokens: Tokens) -> Tensor:
-    """Return each token's part of the prediction, [B, S, patch values], in this process."""
+    """Return each token's part of the prediction, [B, S, patch values], computed in this process."""
     return cut.head(run(through_blocks(cut.blocks, tokens, local())))

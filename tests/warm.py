@@ -1,7 +1,8 @@
-"""Commands that begin with torch and diffusers there already: each is forked from a process that has them.
+"""Fast starts of `paradit` commands: each is forked from a process with torch and diffusers loaded.
 
-Those imports are most of what a small run takes. The server that a command forks its ranks from is forked
-from the command. What is imported when, and how a command and its ranks begin cold, is for tests/test_cli.py.
+Those imports take most of the time of a small run. The server from which a command forks its ranks is itself
+forked from the command. Which modules are imported when, and how a command and its ranks start cold, is
+tested in tests/test_cli.py.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ COMMAND = "from paradit.cli.main import main; main()"
 
 
 class Warm:
-    """A running `paradit`, to be followed as a `subprocess.Popen`."""
+    """A running `paradit` command, with the interface of `subprocess.Popen` that tests use."""
 
     def __init__(self, arguments: Sequence[str | Path], folder: Path, env: Mapping[str, str]) -> None:
         told, telling = os.pipe()
@@ -45,18 +46,18 @@ class Warm:
         self.returncode: int | None = None
 
     def errors_so_far(self) -> str:
-        return os.pread(self._errors.fileno(), 2**20, 0).decode()  # a seek would move where it writes
+        return os.pread(self._errors.fileno(), 2**20, 0).decode()  # a seek would move the writer's position
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
-            with suppress(ProcessLookupError):  # it has just ended, as of a stop after this very step
+            with suppress(ProcessLookupError):  # it may have just ended by itself
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout: float) -> tuple[str, str]:
-        """What is left of its output, and its errors, once it has ended. Raises TimeoutError."""
+        """Wait for the end, and return the rest of stdout, and stderr. Raises TimeoutError."""
         output = self.stdout.read()
         if not select.select([self._status], [], [], timeout)[0]:
             raise TimeoutError(f"the command has not ended within {timeout:g} s")
@@ -71,7 +72,7 @@ class Warm:
 def run(
     arguments: Sequence[str | Path], folder: Path, env: Mapping[str, str], timeout: float = 120.0
 ) -> subprocess.CompletedProcess[str]:
-    """A whole command, and what it has said."""
+    """Run a command to its end, and return its exit code and output."""
     process = start(arguments, folder, env)
     output, errors = process.communicate(timeout)
     assert process.returncode is not None
@@ -81,7 +82,7 @@ def run(
 def start(
     arguments: Sequence[str | Path], folder: Path, env: Mapping[str, str]
 ) -> Warm | subprocess.Popen[str]:
-    """A command, to be followed; cold where there is a GPU, since CUDA does not outlive a fork."""
+    """Start a command; cold if there is a GPU, because CUDA does not survive a fork."""
     if not torch.cuda.is_available():
         return Warm(arguments, folder, env)
     return subprocess.Popen(
@@ -108,18 +109,18 @@ def _server() -> socket.socket:
     process = subprocess.Popen(started, env=env, pass_fds=[its.fileno()])
     its.close()
     atexit.register(process.wait)
-    atexit.register(mine.close)  # which ends it, and comes first
+    atexit.register(mine.close)  # runs before the wait above, and ends the server
     return mine
 
 
 def serve(number: int) -> None:
-    """Returns in each command's process only, with its arguments in `sys.argv`."""
+    """Fork a process for each command that is requested; returns only there, with its `sys.argv` set."""
     import paradit.engine.rank
     import paradit.models.hunyuan_video.adapter
     import paradit.models.wan.adapter  # noqa: F401
 
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how the keepers end
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the keepers' exit codes are not needed
     with socket.socket(fileno=number) as asking:
         while True:
             message, fds, *_ = socket.recv_fds(asking, 2**20, 3)
@@ -140,7 +141,10 @@ def serve(number: int) -> None:
 
 
 def _forking(start: Callable[[bytes, Sequence[str], Sequence[int]], int]) -> Any:
-    """Return a `start` of interpreters that forks this process if multiprocessing's fork server is wanted."""
+    """Wrap `start`, which starts interpreters, so that it forks this process for a fork server.
+
+    This applies to multiprocessing's fork server; other programs are started as before.
+    """
 
     def forked(path: bytes, arguments: Sequence[str], fds: Sequence[int]) -> int:
         program = arguments[-1]
@@ -149,7 +153,7 @@ def _forking(start: Callable[[bytes, Sequence[str], Sequence[int]], int]) -> Any
         pid = os.fork()
         if pid:
             return pid
-        gc.freeze()  # what lies in it belongs to the command, as do the files that are closed here
+        gc.freeze()  # objects and files so far belong to the command; the files are closed here
         for fd in {int(file.name) for file in Path("/proc/self/fd").iterdir()} - {0, 1, 2, *fds}:
             with suppress(OSError):
                 os.close(fd)
@@ -162,7 +166,10 @@ def _forking(start: Callable[[bytes, Sequence[str], Sequence[int]], int]) -> Any
 
 
 def _keep(output: int, errors: int, status: int) -> None:
-    """Fork the command, and tell its id and, once it has ended, its exit code. Returns in the command."""
+    """Fork the command, report its process id and, once it has ended, its exit code.
+
+    Returns only in the command.
+    """
     pid = os.fork()
     if pid:
         os.close(output)

@@ -1,4 +1,4 @@
-"""CogVideoX from text, over diffusers' classes."""
+"""Plug-in with a model family: CogVideoX text-to-video, by diffusers' classes."""
 
 from paradit.models.registry import Family
 

@@ -1,4 +1,4 @@
-"""CogVideoXPipeline taken apart: its transformer, cut at its joint attention, and its decoder."""
+"""Parts of CogVideoXPipeline: its transformer, cut at the joint attention, and its decoder."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Transformer(JointModule[Tokens, JointContext]):
 
 
 class Decoder:
-    """Decodes a video in one piece."""
+    """Decoder that decodes a video in one piece."""
 
     num_pieces = 1
 
@@ -120,7 +120,8 @@ class Decoder:
         self.scale, self._ratio = pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal
         frames = latents.shape[2]
         self._lengths = [self._ratio if frames % 2 == 0 else 1] + [self._ratio] * (frames - 1)
-        """Frames of each latent frame: an odd number of them begins with a single one."""
+        """Number of frames of each latent frame; an odd number of latent frames begins with a single frame.
+        """
 
     def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:  # noqa: ARG002
         return 1, 3, sum(self._lengths), tile.rows.size * self.scale, tile.columns.size * self.scale

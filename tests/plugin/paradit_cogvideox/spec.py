@@ -1,4 +1,4 @@
-"""CogVideoX folders read without torch."""
+"""Reader of CogVideoX folders. Torch-free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The half without torch of a method: `clips`, blocks of frames that know nothing of each other."""
+"""Torch-free half of the method `clips`: frame blocks that are denoised independently."""
 
 from paradit.config.methods.blocks import InBlocks
 

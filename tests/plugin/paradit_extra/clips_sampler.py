@@ -1,4 +1,4 @@
-"""The half of `clips` that has torch: a clip is denoised as a whole video is."""
+"""Torch half of the method `clips`: each clip is denoised like a whole video."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from paradit.sampling.in_blocks import TeamSampler
 
 
 def blocks(model, queue, prompts, noise, *, guidance_scales, team, progress, state, save):
-    """The latents of each block in order, on every rank of the team."""
+    """Yield the denoised latents of each block in order, on every rank of the team."""
     for number in queue.blocks(state.round if state else 0):
         (clip,) = full_sequence.denoise(
             model,

@@ -1,4 +1,4 @@
-"""Every rank attends with its own queries to all keys and values, which are gathered from all ranks."""
+"""Attention form in which every rank gathers all keys and values, and attends with its own queries."""
 
 from paradit.attention.registry import Form
 

@@ -1,4 +1,4 @@
-"""Ranks as new interpreters, each of which is handed its work by its standard input."""
+"""Launcher that starts ranks as new interpreters, and sends each its work on standard input."""
 
 import pickle
 import subprocess
