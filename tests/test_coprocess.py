@@ -1,4 +1,4 @@
-"""Attention co-processing: the same latents, bit for bit, whoever helps and with whatever share."""
+"""Attention co-processing: latents are equal bit for bit, whoever helps and with whatever share."""
 
 import random
 import time
@@ -45,12 +45,12 @@ def speed(compute: float = 1.0, link: float = 0.0, fixed: float = 0.0) -> Helper
 @pytest.mark.parametrize(
     ("helpers", "expected"),
     [
-        ([speed()], [300]),  # as the three others
-        ([speed(2.0)], [171]),  # half as quick: 1 / 7
+        ([speed()], [300]),  # as fast as each of the three others
+        ([speed(2.0)], [171]),  # half as fast: 1 / 7
         ([speed(), speed(0.5)], [200, 400]),
-        ([speed(link=0.25)], [171]),  # and as long on the way
+        ([speed(link=0.25)], [171]),  # messages take as long as the work
         ([speed(fixed=300.0)], [75]),  # all end after 375
-        ([speed(fixed=400.0)], [0]),  # when the others are done without it
+        ([speed(fixed=400.0)], [0]),  # the others are done by then
         ([speed(fixed=400.0), speed()], [0, 300]),
         ([speed(0.25, link=1000.0)], [0]),
         ([], []),
@@ -82,7 +82,7 @@ def test_all_end_together(seed: int) -> None:
     for helper, number in zip(helpers, work, strict=True):
         times = 3 * helper.link, helper.compute, helper.link
         row = max(times) + (sum(times) - max(times)) / parts
-        # A helper that does nothing could have done nothing in time.
+        # A helper without work could not have done any in time.
         assert (
             helper.fixed + number * row == pytest.approx(end, abs=row + 4)
             if number
@@ -96,7 +96,10 @@ def test_all_end_together(seed: int) -> None:
 def judged(
     seconds: dict[tuple[int, ...], float], steps: int, judge: Judge | None = None
 ) -> list[tuple[int, ...]]:
-    """Who helps in each step while `idle`, the longest key, are."""
+    """Return the helpers that a judge chooses in each step, given the seconds of a step by its helpers.
+
+    The idle helpers are always those of the longest key.
+    """
     judge, idle = judge or Judge(), max(seconds, key=len)
     chosen = []
     for _ in range(steps):
@@ -114,7 +117,7 @@ def test_help_that_does_not_help_is_left_out() -> None:
 def test_times_that_change_are_seen() -> None:
     judge = Judge()
     judged({(): 1.0, (0,): 0.8}, 20, judge)
-    # All is slower now, with help and without: the change must not be laid to the help.
+    # Everything is slower now, with and without help, so the help must not be blamed.
     later = judged({(): 2.0, (0,): 1.6}, 40, judge)
     assert later[-20:] == [(0,)] * 20
 
@@ -131,7 +134,7 @@ def test_who_is_idle_is_judged_together() -> None:
 
 
 def random_shares(numbers: random.Random, num_holders: int, num_helpers: int) -> Shares:
-    """Any of a few shapes, any shares of helpers."""
+    """Return shares of random work for helpers, on one of several shapes."""
     tokens, heads, text = numbers.choice([(27, 3, 0), (64, 5, 5), (324, 2, 0), (100, 4, 7)])
     own = Shares.equal(tokens, heads, num_holders, num_replicated=text)
     ends = sorted(numbers.randint(0, sum(own.work)) for _ in range(num_helpers))
@@ -158,7 +161,7 @@ def splits_over_gloo(world: World, num_helpers: int) -> None:
     for turn in range(30):
         shares = random_shares(numbers, world.size - num_helpers, num_helpers)
         if world.rank >= shares.num_holders and not shares.work[world.rank]:
-            continue  # nothing comes here, so it need not be there
+            continue  # nothing arrives here, so it need not be ready
         q, k, v = random_qkv(shares)
         attend = FORMS[("plain", "2 chunks")[turn % 2]](shares, transport)  # type: ignore[arg-type]
         mine = of_rank(shares, world.rank, v, k, q)
@@ -175,7 +178,7 @@ def test_every_split_over_gloo_too(num_ranks: int, num_helpers: int) -> None:
 def test_a_helper_sends_nothing_in() -> None:
     shares = Shares.equal(27, 3, 2, num_replicated=4).with_helpers([31])
     _, transports = attend_on_ranks(shares, *random_qkv(shares), FORMS["plain"])
-    # Its results only: tokens to their ranks, and the text to both; 2 x 16 values of four bytes.
+    # Only its results travel: tokens to their ranks, and the text to both; 2 x 16 values of four bytes.
     (head, *_), text = shares.work_of(2), shares.replicated
     rows = sum(len(box) + len(box.intersect(text) or ()) for box in shares.work_of(2))
     assert head.stop == shares.num_rows
@@ -199,7 +202,7 @@ def jobs(model: Path, folder: Path, number: int) -> list[Job]:
 
 
 def any_split(step: Message, idle: tuple[int, ...], numbers: random.Random) -> Sequence[int]:
-    """Some of the helpers that are idle, or none, with any share."""
+    """Return random work for some of the idle helpers, or for none of them."""
     rows = step.num_heads * (step.num_tokens + step.num_replicated)
     work = [0] * 4
     for helper in idle:
@@ -209,12 +212,12 @@ def any_split(step: Message, idle: tuple[int, ...], numbers: random.Random) -> S
 
 
 def third(rows: int, _row: float, _ranks: int, helpers: Sequence[Any], _parts: int) -> list[int]:
-    """In place of the formula, which would rightly leave work as small as a test's to the denoise ranks."""
+    """Give helpers a third of the rows; the formula would give them none of a test's little work."""
     return [rows // 3 // len(helpers)] * len(helpers)
 
 
 class Slow(Helped):
-    """Leaves decoders the time to be idle now and then; and begins only when they are, first of all."""
+    """Helped attention in slow motion, so that decoders are sometimes idle; the first step waits for them."""
 
     def begin(self, step: Message) -> Attend | None:
         time.sleep(0.05)
@@ -229,7 +232,10 @@ class Slow(Helped):
 def on_ranks(
     world: World, model: Path, all_jobs: list[Job], where: Placement, planned: bool
 ) -> list[tuple[str, Any]]:
-    """planned: any split in every step; else by measuring, with a third for helpers."""
+    """Make videos on this rank, and return the events.
+
+    planned: whether every step has a random split; otherwise shares are measured, and helpers get a third.
+    """
     numbers, helpers = random.Random(5), len(where.helper_ranks)
 
     def plan(step: Message, idle: tuple[int, ...]) -> Sequence[int]:
@@ -257,7 +263,7 @@ def latents(folder: Path, number: int) -> list[Tensor]:
 def check(
     model: Path, folder: Path, ranks: int, groups: str, *, number: int, planned: bool = True, **fields: Any
 ) -> list[int]:
-    """With helpers and without: the same bits. How many steps of each request were helped."""
+    """Compare videos with and without helpers bit for bit; return the helped steps of each request."""
     made, helped = {}, []
     for name in ("without", "with"):
         where = Placement.of(ranks=ranks, **read_groups(groups), **fields, coprocess=name == "with")

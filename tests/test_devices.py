@@ -1,4 +1,4 @@
-"""A rank needs a GPU of its own where there are GPUs."""
+"""Assignment of GPUs: each rank needs one of its own if there are GPUs."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The documentation: it builds without a warning, its links lead somewhere, and its commands exist."""
+"""Documentation: it builds without warnings, its links resolve, and its commands exist."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAGES = [
 LONGEST = 120
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 SOURCES = (ROOT, ROOT / "src" / "paradit", ROOT / "src" / "paradit" / "planner", ROOT / "tests")
-"""Folders from which pages name files of the repository."""
+"""Folders whose files pages refer to."""
 
 
 def name_of(page: Path) -> str:
@@ -36,7 +36,7 @@ def name_of(page: Path) -> str:
 
 
 def parts(page: Path) -> Iterator[tuple[int, bool, str]]:
-    """Each line of a page, its number, and whether it is code."""
+    """Yield each line of a page, with its number and whether it is code."""
     code = False
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         fence = line.lstrip().startswith("```")
@@ -49,7 +49,7 @@ def prose(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as both the site and GitHub make them."""
+    """Return the anchors of a page's headings, as the site and GitHub generate them."""
     headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     words = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
     return {heading.strip().replace(" ", "-") for heading in words}
@@ -102,7 +102,7 @@ def test_files_that_pages_name_are_there(page: Path) -> None:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The command lines of a page's shell blocks."""
+    """Yield the arguments of the `paradit` commands in a page's shell blocks."""
     for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
@@ -116,7 +116,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 def test_commands_of_guides_are_accepted(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Those that make a video say what would run; of others the options are read."""
+    """Commands that make a video run as dry runs; the options of all others are parsed."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("a red circle\na blue ring bouncing\n")
     group = typer.main.get_command(app)

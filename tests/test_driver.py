@@ -1,4 +1,4 @@
-"""The driver over ranks that say what a test has them say: what is a failure, and what it does then."""
+"""Driver of scripted ranks: what it takes for a failure, and what it does then."""
 
 import time
 from itertools import count
@@ -44,19 +44,19 @@ DONE: Said = [
 
 
 class Script:
-    """Ranks that say what they are given, and then, for ever, what is last."""
+    """Ranks with scripted messages, the last of which is repeated forever."""
 
     def __init__(self, said: list[Said]) -> None:
         self.said, self.ended, self.are_replaced = said, False, True
         self.told: list[tuple[int, str]] = []
-        """What single ranks were told."""
+        """Messages that were sent to single ranks."""
         self.told_all: list[tuple[str, Any]] = []
         self.lines: list[str] = []
-        """Of the second rank's log."""
+        """Lines of the second rank's log."""
 
     @property
     def numbers(self) -> list[int]:
-        """Of the orders that all were told of."""
+        """Numbers of the orders that were sent to all ranks."""
         return [about["number"] for word, about in self.told_all if word == "order"]
 
     def log(self, rank: int) -> list[str]:
@@ -90,7 +90,7 @@ class Kept(Progress):
 
 
 class Driven:
-    """A run of three requests on two ranks, in as many worlds as there are scripts."""
+    """A run of three requests on two scripted ranks; each script is a world that replaces the last."""
 
     def __init__(self, folder: Path, *worlds: list[Said], stop: Stop | None = None) -> None:
         spec = read_spec(find_model("shapes"))
@@ -147,7 +147,7 @@ def test_a_rank_that_is_silent(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_starts_slowly_is_not_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its libraries come first; there must be news within the limit, of any rank."""
+    """A rank is silent while it imports libraries; a message of any rank within the limit is enough."""
     looks = count()
     monkeypatch.setattr("paradit.engine.driver.time", SimpleNamespace(monotonic=lambda: next(looks) / 200))
     first: Said = [(0, event(Doing(stage="load")))]
@@ -183,7 +183,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     run = Driven(tmp_path, [DENOISING, DIED, []], [DONE])
     run.folder.finish(run.run.jobs[0])
     Path(run.run.jobs[1].output).touch()
-    run.folder.name_next(1, Path(run.run.jobs[1].output))  # killed just after it had its name
+    run.folder.name_next(1, Path(run.run.jobs[1].output))  # as if killed just after the file got its name
     run.drive()
     assert run.worlds[1].numbers == [2]
 

@@ -1,4 +1,4 @@
-"""An engine that lives: jobs come at any time, end alone, and outlive their ranks."""
+"""A long-lived engine: jobs arrive at any time, end independently, and survive their ranks."""
 
 import asyncio
 import os
@@ -26,9 +26,9 @@ from tiny import save_folder
 
 TWO = Placement(ranks=2, attention="ulysses")
 STEPS = {0: 6, 1: 1000, 2: 6, 4: 40, 6: 6, 8: 40, 9: 6}
-"""Denoising steps of jobs, by seed."""
+"""Denoising steps of each job, by its seed."""
 PATIENCE = 300.0
-"""Seconds: ten times what it takes on a busy machine."""
+"""Seconds to wait for a result: ten times what it takes on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pids(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Processes of the ranks that were started, in order."""
+    """Return a list that collects the process ids of the ranks, in the order in which they start."""
     found: list[int] = []
     start = LocalLauncher.start
 
@@ -63,7 +63,7 @@ def latents(folder: Path, seed: int) -> torch.Tensor:
 
 
 def until(job: EngineJob, kind: type[Event], stage: str = "denoise") -> None:
-    """Wait for an event of a class, of a stage."""
+    """Wait until a job emits an event of a class, in a stage."""
     seen = []
     for event in job.events():
         seen.append(event)
@@ -92,7 +92,7 @@ def test_ranks_start_and_load_once_and_again_after_one_has_died(
             submitted(engine, tmp_path, seed).result(PATIENCE)
         assert (len(pids), loads()) == (2, 2)
         os.kill(pids[1], signal.SIGKILL)
-        wait_for(lambda: any(isinstance(event, Restarted) for event in told))  # idle, and noticed
+        wait_for(lambda: any(isinstance(event, Restarted) for event in told))  # noticed, though idle
         jobs = [submitted(engine, tmp_path, seed) for seed in range(5, 8)]
         assert [job.result(PATIENCE)["seed"] for job in jobs] == [5, 6, 7]
         assert (len(pids), loads()) == (4, 4)
@@ -101,7 +101,7 @@ def test_ranks_start_and_load_once_and_again_after_one_has_died(
 
 
 def test_jobs_end_alone_and_outlive_their_ranks(model: Path, tmp_path: Path, pids: list[int]) -> None:
-    """Ten jobs: three are cancelled, one fails, ranks are killed twice; six are as if by themselves."""
+    """Three of ten jobs are cancelled, one fails, ranks are killed twice; six equal those run alone."""
     alone, together = tmp_path / "alone", tmp_path / "together"
     alone.mkdir()
     together.mkdir()
@@ -227,7 +227,7 @@ time.sleep(1000)
 
 @pytest.mark.parametrize("steps", [1, 1000])
 def test_ranks_end_with_their_engine_s_process(model: Path, tmp_path: Path, steps: int) -> None:
-    """Idle, or at work; and the script has no main guard."""
+    """Ranks end whether idle or at work; the script needs no main guard."""
     (tmp_path / "script.py").write_text(SCRIPT)
     source = str(Path(paradit.__file__).parent.parent)
     process = subprocess.Popen(

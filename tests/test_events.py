@@ -1,4 +1,4 @@
-"""Events: every reader knows every class of them, and a job's log keeps the last ones, numbered."""
+"""Events: every reader knows every class of them, and a job's log keeps the newest ones, numbered."""
 
 import json
 import types
@@ -26,7 +26,7 @@ PLAN = {
 
 
 def sample(kind: type[Event]) -> Event:
-    """An event of a class, with a value of its type in every field."""
+    """Return an event of a class, with a value of the right type in every field."""
     special = {"result": RESULT, "plan": PLAN, "stages": [("decode",)], "by_rank": [10], "levels": (1, 2)}
     hints = get_type_hints(kind)
     return kind(**{each.name: special.get(each.name, value_of(hints[each.name])) for each in fields(kind)})

@@ -1,6 +1,7 @@
-"""Nothing is lost: killed and stopped ranks, a killed command, cancelling, a full disk, poisoned latents.
+"""Failures without loss: killed and stopped ranks, killed commands, cancelling, full disks, NaN latents.
 
-`PARADIT_KILLS=40 pytest tests/test_faults.py -k random` is the first row of docs/results/failures.md's table.
+`PARADIT_KILLS=40 pytest tests/test_faults.py -k random` reproduces the first row of the table in
+docs/results/failures.md.
 """
 
 import contextlib
@@ -49,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an unbroken run makes."""
+    """Return a folder with the videos of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     finished(folder, *arguments(model))
@@ -57,7 +58,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def same_videos(folder: Path, whole: Path, numbers: list[int] | None = None) -> None:
-    """The very same, and nothing else is left in the folder."""
+    """Check that a folder has the same videos, bit for bit, and nothing else."""
     numbers = numbers if numbers is not None else list(range(len(PROMPTS)))
     for number in numbers:
         (latents, frames), (expected, pixels) = (video(where, number) for where in (folder, whole))
@@ -85,7 +86,7 @@ def test_a_killed_rank_is_replaced(model: Path, folder: Path, whole: Path, stage
 
 
 def test_a_killed_command_goes_on(model: Path, folder: Path, whole: Path) -> None:
-    """From the last checkpoint: at most its steps are done again."""
+    """The command resumes from its last checkpoint, and repeats at most that checkpoint's interval."""
     for options in (APART, []):
         command = Command(folder, *arguments(model, *options))
         command.until_event("request", index=1)
@@ -118,13 +119,13 @@ def test_three_failures_fail_a_request_alone(model: Path, folder: Path, whole: P
     command = Command(folder, *arguments(model, *APART))
     for _ in range(3):
         command.until_event("request", index=1)
-        first, *_ = command.ranks()  # looking for it takes about as long as denoising
+        first, *_ = command.ranks()  # finding them takes about as long as denoising
         command.until_event("stage_start", stage="denoise")
         first.kill()
     code, errors = command.end()
     assert code == 1, errors
     (failed,) = [told for told in command.told if told["event"] == "failed"]
-    assert failed["index"] in (0, 1)  # the second's text may be ready while the first is denoised
+    assert failed["index"] in (0, 1)  # the second request may be encoded while the first is denoised
     assert "given up after 3 failures" in failed["message"]
     assert sum(told["event"] == "result" for told in command.told) == 3
     finished(folder, "resume")
@@ -149,7 +150,7 @@ def test_cancelling(model: Path, folder: Path, whole: Path, stage: str, ranks: s
     if (folder / "paradit-runs").exists():
         assert {"event": "resumable", "run_dir": str(run_folder(folder))} in command.told
         finished(folder, "resume")
-    else:  # there was nothing to keep yet
+    else:  # nothing was written yet
         assert stage != "decode"
         assert not any(told["event"] == "step" and told["stage"] == "denoise" for told in command.told)
         finished(folder, *arguments(model, *options))
@@ -161,7 +162,7 @@ def test_the_second_ctrl_c_ends_at_once(model: Path, folder: Path) -> None:
     command = Command(folder, *arguments(model, "--size", "512x512", "--num-frames", "49"))
     command.until_event("step", stage="denoise", done=1)
     command.process.send_signal(signal.SIGINT)
-    time.sleep(0.7)  # not the same one, passed on
+    time.sleep(0.7)  # long enough not to count as the same signal, passed on
     command.process.send_signal(signal.SIGINT)
     code, errors = command.end()
     assert code == 130
@@ -170,7 +171,7 @@ def test_the_second_ctrl_c_ends_at_once(model: Path, folder: Path) -> None:
 
 
 def test_latents_that_are_poisoned(model: Path, folder: Path, whole: Path) -> None:
-    """The request fails alone, and the step is named."""
+    """A request with NaN latents fails alone, and its error names the step."""
     command = Command(folder, *arguments(model, *APART))
     command.until_event("request", index=2)
     command.until(lambda told: told["event"] == "step" and told["stage"] == "denoise" and told["done"] == 9)
@@ -190,7 +191,7 @@ def test_latents_that_are_poisoned(model: Path, folder: Path, whole: Path) -> No
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """2 MiB, which a test fills."""
+    """Yield a file system of 2 MiB, for a test to fill."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = shutil.which("mount") and os.getuid() == 0
@@ -206,7 +207,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk(model: Path, small_disk: Path, whole: Path) -> None:
-    """Requests whose video does not fit fail alone, and are made once there is room."""
+    """Requests whose video does not fit fail alone, and are made once there is space."""
     (small_disk / "prompts.txt").write_text("\n".join(PROMPTS))
     filler = small_disk / "filler"
     command = Command(small_disk, *arguments(model, *APART))
@@ -226,7 +227,7 @@ def test_a_full_disk(model: Path, small_disk: Path, whole: Path) -> None:
 
 
 def test_random_kills(model: Path, tmp_path: Path, whole: Path) -> None:
-    """Of ranks of every stage and of the whole command, at random moments, in one run after the other."""
+    """Ranks of all stages, and the whole command, are killed at random moments, in one run after another."""
     number = int(os.environ.get("PARADIT_KILLS", "4"))
     killed: Counter[str] = Counter()
     chance = random.Random(number)
@@ -243,9 +244,9 @@ def test_random_kills(model: Path, tmp_path: Path, whole: Path) -> None:
             if kind == "command":
                 command.kill()
                 if not (folder / "paradit-runs").exists():
-                    break  # it had come to its end
+                    break  # it had ended already
                 command = Command(folder, "resume")
-            elif len(ranks) == 4:  # and not just starting, or ending
+            elif len(ranks) == 4:  # otherwise the ranks are just starting or ending
                 chance.choice(ranks[:2] if kind == "denoise" else [ranks[STAGE_OF[kind]]]).kill()
             else:
                 continue

@@ -1,4 +1,4 @@
-"""Names that a run holds, links that are written through, and what files say of themselves."""
+"""Files of a run: reserved names, links that are written through, and metadata."""
 
 import json
 import os
@@ -100,7 +100,7 @@ def test_a_second_run_of_the_same_file_is_refused_and_a_link_is_written_through(
     assert (tmp_path / "a.mp4").is_symlink()
     about = said_by(tmp_path / "there" / "real.mp4")
     assert about["prompt"] == "a cat"
-    # A decode of the latents says the same, and is the same file.
+    # A decode of the latents writes the same metadata, and the same file.
     finished(tmp_path, "decode", "l.safetensors", "--model", str(folder), "-o", "again.mp4")
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "there" / "real.mp4").read_bytes()
     finished(tmp_path, "decode", "l.safetensors", "--model", str(folder), "-o", "bare.mp4", "--no-metadata")
@@ -109,7 +109,7 @@ def test_a_second_run_of_the_same_file_is_refused_and_a_link_is_written_through(
 
 
 def said_by(path: Path) -> dict[str, object]:
-    """What a file says that it was made from."""
+    """Return the metadata of a file, which say what it was made from."""
     if path.is_dir():
         text = Image.open(path / "00000.png").text["Comment"]
     elif path.suffix == ".gif":
@@ -164,7 +164,7 @@ def test_a_run_is_not_resumed_with_another_model(folder: Path, tmp_path: Path) -
     spec = read_spec(model)
     job = Job(request=resolve(Request(prompt="a cat"), spec), output="a.mp4", latents=None)
     run = Run(
-        model="tiny",  # as it was called from another folder
+        model="tiny",  # the name by which another folder knew it
         model_folder=str(model),
         model_hash=model_hash(model),
         jobs=(job,),
@@ -179,7 +179,7 @@ def test_a_run_is_not_resumed_with_another_model(folder: Path, tmp_path: Path) -
 
 
 def test_videos_are_made_in_threads_side_by_side(folder: Path) -> None:
-    """Also while an event loop runs in the main thread, as in a notebook."""
+    """Threads make videos concurrently, even with an event loop in the main thread, as in a notebook."""
     import asyncio
 
     seeds = [0, 1, 0]

@@ -1,4 +1,4 @@
-"""What cannot fit is refused before anything is loaded, and what is said to fit is accepted."""
+"""Memory checks: what cannot fit is refused before anything is loaded, and advised options are accepted."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Accepted(Exception):
-    """All checks are done."""
+    """Raised in place of the download of weights, once all checks have passed."""
 
 
 Generate = Callable[..., None]
@@ -47,7 +47,7 @@ Generate = Callable[..., None]
 
 @pytest.fixture
 def generate(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generate:
-    """`paradit generate` up to where weights are downloaded."""
+    """Return a function that runs `paradit generate` until it would download weights."""
 
     def accept(*_: object) -> None:
         raise Accepted
@@ -64,7 +64,7 @@ def generate(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ge
 
 
 def on_gpus(monkeypatch: pytest.MonkeyPatch, memory: float, count: int) -> None:
-    """As if there were GPUs, as far as memory is checked."""
+    """Pretend that there are `count` GPUs with `memory` bytes each, as far as memory checks go."""
     monkeypatch.setattr(room, "where_and_how", lambda dtype: (torch.device("cuda"), dtype or "fp32"))
     monkeypatch.setattr(room, "total_memory_bytes", lambda _: round(memory))
     monkeypatch.setattr(room, "num_gpus", lambda: count)
@@ -87,7 +87,7 @@ MANY = (
 LONG = ("--size", "128x128", "--method", "dualparal", "--duration", "6s")
 TWO = ("--ranks", "2")
 CASES = [
-    # Asked for; the GPU's memory in parts of what that needs; how many GPUs; what is said to fit.
+    # Options; the GPU's memory as a fraction of what they need; number of GPUs; advised options.
     (BIG, 0.8, 1, r"--vae-tile \d+"),
     (
         (*BIG, *TWO, "--vae-tile", "32"),
@@ -134,7 +134,7 @@ def test_what_is_said_to_fit_is_accepted(
 
 TILES = (*BIG, "--vae-tile", "32")
 FILES = [
-    # Asked for; what the file says; what of it stays; memory in parts of what is needed; what is said to fit.
+    # Options; the file's settings; those that stay; memory as a fraction of the need; advised options.
     (TILES, {"ranks": 2, "attention": "pipesp", "chunks": 2}, "attention chunks", 0.75, "--placement .*"),
     (TILES, {"ranks": 2, "interleave": False, "compile": True}, "interleave compile", 0.75, "--placement .*"),
     (SMALL, {"denoise": [0, 1], "decode": [2], "cfg_degree": 2}, "cfg_degree denoise", 0.6, "--dtype bf16"),
@@ -150,7 +150,7 @@ def test_what_a_file_says_is_kept(
     generate: Generate,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where what is said to fit takes the file's place, and where it stands beside it."""
+    """Advised options keep a placement file's settings, whether they replace the file or add to it."""
     options, said, kept, part, words = case
     Path("placement.json").write_text(json.dumps(said))
     Path("prompts").write_text("a\nb\n")
@@ -169,7 +169,7 @@ def test_what_a_file_says_is_kept(
 
 
 def _needed(options: tuple[str, ...], generate: Generate, monkeypatch: pytest.MonkeyPatch) -> float:
-    """What the fullest rank is estimated to need as it is asked for."""
+    """Return the estimated peak bytes of the fullest rank for these options."""
     peaks: list[int] = []
     on_gpus(monkeypatch, 1e12, 8)
     room_bytes = room.room_bytes
@@ -197,7 +197,7 @@ def test_between_a_warning(
     on_gpus(monkeypatch, needed / SURELY - 1, 1)
     with pytest.raises(InputError, match=r"512x512, 5 frames is too much: about .* most is for the decode"):
         generate(*BIG)
-    # A dry run may be for another machine.
+    # A dry run may be meant for another machine.
     app(["generate", "a", "--model", "shapes", "--size", "2048x2048", "--dry-run"], standalone_mode=False)
 
 
@@ -259,7 +259,7 @@ def test_saved_latents(
 def test_a_run_that_has_begun(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is refused before anything is loaded, and told to use options that it has, or to begin anew."""
+    """A run is refused before anything is loaded, with advice to use its own options or to begin anew."""
 
     def typed(*words: str) -> int:
         capsys.readouterr()

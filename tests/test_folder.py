@@ -1,4 +1,4 @@
-"""Model folders: what is found, and what each broken one is told; nothing is loaded."""
+"""Model folders: what is found in them, and the error for each broken one; nothing is loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(whole: Path, tmp_path: Path) -> Path:
-    """A copy to break."""
+    """Return a copy of a model folder, for a test to break."""
     return shutil.copytree(whole, tmp_path / "tiny-wan")
 
 

@@ -1,6 +1,6 @@
-"""On a GPU: the same video as on the CPU, and on several ranks, over NCCL.
+"""Videos on a GPU: equal to those on the CPU, and to those of several ranks over NCCL.
 
-Where there is one GPU the ranks share it, which NCCL does from 2.30 on: NCCL_MULTI_RANK_GPU_ENABLE=1.
+On a machine with one GPU the ranks share it, which NCCL supports since 2.30: NCCL_MULTI_RANK_GPU_ENABLE=1.
 """
 
 import json
@@ -62,13 +62,13 @@ WAYS: list[Way] = [
 
 @pytest.fixture(autouse=True)
 def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By which cuDNN's convolutions, as the patches' embedding, round to 2**-11 unless told not to."""
+    """Switch off TF32, with which cuDNN's convolutions, such as the patch embedding, round to 2**-11."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of them, by name."""
+    """Return a folder that holds a Wan and a HunyuanVideo model."""
     folder = tmp_path_factory.mktemp("models")
     save_folder("wan21", folder / "wan", heads=3, layers=4, **SIZES)
     save_hunyuan_folder(folder / "hunyuan", heads=3, **SIZES)
@@ -98,7 +98,10 @@ def folder_of(folder: Path, number: int, dtype: str) -> Path:
 
 
 def make_all(rank: int, ranks: int, models: Path, folder: Path) -> None:
-    """Be a rank that makes the videos of all ways with so many ranks; with one, all of them."""
+    """Join a world as one rank, and make the videos of all placements of its size.
+
+    A world of one rank makes all videos, for comparison.
+    """
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
     with join_world(rank, ranks, folder / f"meet-{ranks}", device=device_of(rank)) as world:
@@ -120,7 +123,7 @@ def latents(folder: Path, number: int, dtype: str) -> torch.Tensor:
 
 
 def distance(made: torch.Tensor, expected: torch.Tensor) -> float:
-    """Relative, in the 2-norm."""
+    """Return the relative distance of two tensors in the 2-norm."""
     return float((made - expected).norm() / expected.norm())
 
 
@@ -138,7 +141,7 @@ def test_ranks_over_nccl(ranks: int, models: Path, tmp_path: Path) -> None:
             continue
         alone, alone_in_bf16 = (latents(tmp_path / "1", number, dtype) for dtype in ("fp32", "bf16"))
         made, in_bf16 = (latents(tmp_path / str(ranks), number, dtype) for dtype in ("fp32", "bf16"))
-        # In bf16 a sum in another order differs in its last bit: no farther from fp32 than twice one rank.
+        # In bf16 sums in another order differ in the last bit: the error is at most twice that of one rank.
         differs = float((made - alone).abs().max())
         ratio = distance(in_bf16, alone) / distance(alone_in_bf16, alone)
         said.append(f"{name} {fields} {asked}: {differs:.1e}, bf16 {ratio:.2f}")
@@ -149,7 +152,7 @@ def test_ranks_over_nccl(ranks: int, models: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["wan", "hunyuan"])
 def test_as_on_the_cpu(name: str, models: Path) -> None:
-    """Noise is made on the CPU, so that only the order of sums differs."""
+    """Noise is made on the CPU in both cases, so only the order of sums differs."""
     spec = read_spec(models / name)
     made = {}
     for device in ("cpu", "cuda"):
@@ -165,8 +168,8 @@ def test_as_on_the_cpu(name: str, models: Path) -> None:
 
 
 def test_the_peak_is_at_most_the_estimated_one() -> None:
-    """Of the bundled model. The command line refuses over 1.1 times the estimate (scheduling.fitting)."""
-    own = 64e6  # what cuBLAS and cuDNN take for themselves, whatever the model
+    """The bundled model's peak stays within 1.1 times the estimate, the limit in scheduling.fitting."""
+    own = 64e6  # bytes that cuBLAS and cuDNN take for themselves, for any model
     spec = read_spec(find_model("shapes"))
     for dtype, itemsize in (("fp32", 4), ("bf16", 2)):
         request = resolve(Request.of(prompt=PROMPTS[0], num_inference_steps=2, dtype=dtype), spec)

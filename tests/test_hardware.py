@@ -1,4 +1,4 @@
-"""The planner's devices: how people write them, and that each can be planned for."""
+"""Devices of the planner: how people write their names, and that each can be planned for."""
 
 import math
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_devices_as_people_write_them(text: str) -> None:
     [
         ("8xL41", "device 'L41' is not known; known are, the nearest first, L40, L40S, "),
         ("RTX 4080", "'RTX 4080' is not known; known are, the nearest first, RTX4090, "),
-        # What would be another device is not taken for one that is known.
+        # The name of another device is not taken for a known one.
         ("H100 PCIe", "'H100 PCIe' is not known; known are, the nearest first, H100, "),
         ("A100 24GB", "'A100 24GB' is not known; known are, the nearest first, A100, A100-40GB, "),
         ("RTX 4090 D", "'RTX 4090 D' is not known; known are, the nearest first, RTX4090, "),
@@ -94,7 +94,7 @@ def test_every_device_is_planned_for(name: str) -> None:
         simulator = Simulator(cluster, spec, request, "fp32")
         found = simulator.simulate(way, 2, Choice.of("ulysses"))
         assert 0 < found.step < found.latency < found.seconds < math.inf
-    # Another name for it is that of its data sheet, with its memory.
+    # The documentation lists the device under this name.
     page = (Path(__file__).parents[1] / "docs" / "reference" / "gpus.md").read_text(encoding="utf-8")
     assert f"| {name} |" in page
 
@@ -105,5 +105,5 @@ def test_what_a_device_computes_in() -> None:
     assert refused.returncode == 2
     assert refused.stderr == "paradit: error: dtype bf16 is not one that a T4 computes in: use dtype fp32\n"
     assert run(*small, "--gpus", "2xT4", "--dtype", "fp32").returncode == 0
-    # A plan's command makes what was planned.
+    # A plan's command makes the planned video.
     assert " --dtype fp32" in run(*small, "--gpus", "2xA100", "--dtype", "fp32").stdout

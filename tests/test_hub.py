@@ -1,4 +1,4 @@
-"""Models from a real hub on loopback, and from its cache: what is found, and what every failure is told."""
+"""Models from a real hub on loopback, and from its cache: what is found, and the error of each failure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from paradit.models.spec import read_spec
 PUBLISHED = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
 NOWHERE = "http://127.0.0.1:1"
 COMMAND = "from paradit.cli.main import main; main()"
-# Only as a process starts does the hub's library read its variables.
+# The hub's library reads its variables only when a process starts.
 FIND = """
 import json, sys
 from paradit.config.errors import InputError
@@ -68,7 +68,7 @@ VAE = "vae/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """What is on the hub, by keyword: a whole model, and models that are special in one way."""
+    """Return the hub's models by keyword: a whole one, and models that are special in one way."""
     place = tmp_path_factory.mktemp("models")
     made = {"name": tiny.save_folder("wan21", place / "name", width=64, height=32, num_frames=5)}
     for name in ("sharded", "both", "variant", "i2v", "original", "gated"):
@@ -93,7 +93,7 @@ def hub(models: dict[str, Path]) -> Iterator[HubServer]:
 
 
 def environment(hub: HubServer, home: Path, **variables: str) -> dict[str, str]:
-    """The variables of a process that knows this hub, and no other that a user may have set."""
+    """Return the environment of a process that uses this hub, without any of the user's hub settings."""
     names = ("HF_", "HUGGING", "TRANSFORMERS_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(names)}
     env |= {"HF_HOME": str(home), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -108,7 +108,7 @@ def run(
     prepare: Callable[[], None] | None = None,
     **variables: str,
 ) -> subprocess.CompletedProcess[str]:
-    """A process that runs a script, in the folder in which the hub's home is."""
+    """Run a script in a process, in the folder that holds the hub's home."""
     return subprocess.run(
         [sys.executable, "-c", script, *arguments],
         cwd=home.parent,
@@ -122,21 +122,21 @@ def run(
 
 
 def found(hub: HubServer, home: Path, *names: str, **variables: str) -> list[dict[str, str] | str]:
-    """Folder and name of each model, its weights downloaded; or what was said instead."""
+    """Download each model's weights; return its folder and name, or the error."""
     done = run(FIND, [*names], hub, home, **variables)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def refusal(hub: HubServer, home: Path, *names: str, **variables: str) -> str:
-    """What was said of all these models: a line each."""
+    """Return the errors of all these models, one line each."""
     said = found(hub, home, *names, **variables)
     assert all(isinstance(line, str) and "\n" not in line for line in said), said
     return "\n".join(map(str, said))
 
 
 def snapshot(home: Path, name: str) -> Path:
-    """The only folder of a model in the cache."""
+    """Return the only folder of a model in the cache."""
     (folder,) = (home / "hub" / f"models--{name.replace('/', '--')}" / "snapshots").iterdir()
     return folder
 
@@ -199,7 +199,7 @@ def test_what_diffusers_has_downloaded(hub: HubServer, tmp_path: Path) -> None:
 
     (both,) = found(hub, home, "org/both", HF_HUB_OFFLINE="1")
     hub.status = 200
-    assert found(hub, home, "org/both") == [both]  # with the weights that are there
+    assert found(hub, home, "org/both") == [both]  # with the weights that are present
     assert both == {"folder": str(snapshot(home, "org/both")), "name": "org/both"}
     (weights,) = (snapshot(home, "org/both") / "transformer").glob("*.safetensors")
     assert weights.name == "diffusion_pytorch_model.fp16.safetensors"
@@ -209,7 +209,7 @@ def test_half_a_download_without_the_hub_says_what_is_missing(hub: HubServer, tm
     home = tmp_path / "home"
     arguments = ["generate", "a", "--model", "org/name", "--dry-run"]
     planned = run(COMMAND, arguments, hub, home)
-    assert "model:   org/name " in planned.stdout  # of its small files, which are all that is there now
+    assert "model:   org/name " in planned.stdout  # only the small files are present now
     assert run(COMMAND, arguments, hub, home, HF_HUB_OFFLINE="1").stdout == planned.stdout
     said = refusal(hub, home, "org/name", HF_HUB_OFFLINE="1")
     assert said == (
@@ -298,7 +298,7 @@ def test_answers_that_are_none(hub: HubServer, tmp_path: Path) -> None:
 
 
 def test_weights_that_there_is_no_room_for(hub: HubServer, tmp_path: Path) -> None:
-    """As on a full disk: the write itself fails, by the limit for a file's length."""
+    """The write itself fails, as on a full disk; here by a limit on a file's length."""
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
@@ -322,7 +322,7 @@ def test_a_published_model_is_planned_without_any_network(hub: HubServer, tmp_pa
     refused = planned("LanguageBind/Open-Sora-Plan-v1.3.0", HF_HUB_OFFLINE="1")
     assert (refused.returncode, "is not supported" in refused.stderr) == (2, True)
 
-    # What is in the cache goes before what is known of the model.
+    # The cache takes precedence over the published configuration.
     hub.models[PUBLISHED] = hub.models["org/name"]
     found(hub, tmp_path / "home", PUBLISHED)
     hub.asked.clear()

@@ -18,12 +18,12 @@ from runs import Command, finished, run_folder
 from tiny import decoded, save_hunyuan_folder
 
 STEPS, BLOCK = 4, 2
-FRAMES = 34  # ten latent frames, five blocks, and three frames that nobody asked for
+FRAMES = 34  # ten latent frames in five blocks; three decoded frames are dropped
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two double blocks and two single ones, of three heads."""
+    """Return a model folder with two double and two single blocks, each with three heads."""
     folder = tmp_path_factory.mktemp("models") / "tiny-hunyuan"
     sizes = {"width": 48, "height": 48, "num_frames": 9, "num_inference_steps": STEPS, "fps": 16}
     return save_hunyuan_folder(folder, heads=3, **sizes)
@@ -45,7 +45,7 @@ def latents_of(folder: Path) -> Tensor:
 
 @pytest.fixture(scope="module")
 def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process makes."""
+    """Return a folder with the video that one process makes."""
     folder = tmp_path_factory.mktemp("alone")
     finished(folder, *arguments(model))
     return folder
@@ -73,7 +73,7 @@ def test_tiles_are_shared_while_it_is_made(model: Path, alone: Path, tmp_path: P
 
 
 def test_prompts_of_other_lengths(model: Path, alone: Path, tmp_path: Path) -> None:
-    """The text's tokens are among the video's: how many there are changes from block to block."""
+    """Text tokens are part of the sequence, so its length changes from block to block with the prompt."""
     then = ["--prompt-at", "1.5s", "a much longer text about a blue square"]
     for ranks in ("1", "2"):
         (tmp_path / ranks).mkdir()
@@ -100,7 +100,7 @@ def test_until_it_is_stopped(model: Path, tmp_path: Path) -> None:
 
 
 def test_windows_alone_and_one_level_by_frame(model: Path, tmp_path: Path) -> None:
-    """The one of the controls runs; the other one needs a timestep for each frame."""
+    """Windowed runs; fifo is refused, because it needs a timestep for each frame."""
     for ranks in ("1", "2"):
         (tmp_path / ranks).mkdir()
         finished(tmp_path / ranks, *arguments(model, "--ranks", ranks, method="windowed"))
@@ -112,7 +112,7 @@ def test_windows_alone_and_one_level_by_frame(model: Path, tmp_path: Path) -> No
 
 
 def test_groups_are_decoded_as_they_come(model: Path) -> None:
-    """The frames are those of the whole latents; a block is asked for when those before are decoded."""
+    """Frames equal those of the whole latents; a block is requested once those before are decoded."""
     loaded = load(read_spec(model), "fp32", stages=("decode",))
     latents = torch.randn(1, loaded.spec.vae.z_dim, 10, 6, 6)
     asked: list[int] = []
@@ -125,7 +125,7 @@ def test_groups_are_decoded_as_they_come(model: Path) -> None:
 
     for frames in decoded(loaded, LatentBlocks(tuple(latents.shape), blocks()), tile=32):
         made.append(frames)
-    # Groups of five, three apart: the first one gives four latent frames' worth, the others three.
+    # Groups of five latent frames begin three apart: the first one yields four of them, the others three.
     assert asked == [0, 0, 4, 7]
     for frames, expected in zip(made, decoded(loaded, latents, tile=32), strict=True):
         assert np.array_equal(frames, expected)

@@ -1,7 +1,7 @@
-"""The seam over HunyuanVideoTransformer3DModel equals the class's own forward.
+"""The cut forward of HunyuanVideoTransformer3DModel equals the class's own.
 
-Bit for bit where the text has no padding; where it has, the module masks it and the seam cuts it off, which
-are not the same operations: they differ by rounding.
+The values are equal bit for bit if the text has no padding. If it has, the class masks the padding and the
+cut forward removes it; these are different operations, so values differ by rounding.
 """
 
 from dataclasses import replace
@@ -16,11 +16,11 @@ from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from tiny import POOLED_DIM, TEXT_DIM, forward, hunyuan_transformer, in_bf16
 
 SHAPES = [(1, 2, 4, 6), (2, 3, 2, 10), (1, 1, 6, 6), (1, 5, 10, 14)]
-"""(batch, frames, height, width) of latents."""
+"""Shapes of latents: (batch, frames, height, width)."""
 
 
 def inputs(model, shape, text_length=9):
-    """(latents, timestep, prompt), the prompt as the module takes it, without padding."""
+    """Return (latents, timestep, prompt), with the prompt as the class takes it, without padding."""
     batch, *grid = shape
     dtype = model.dtype
     prompt = (
@@ -33,7 +33,7 @@ def inputs(model, shape, text_length=9):
 
 
 def padded(prompt, padding=7):
-    """The prompt with tokens after its end that mean nothing."""
+    """Return the prompt with meaningless padding tokens at its end."""
     embeds, mask, *others = prompt
     noise = 10 * torch.randn(len(embeds), padding, TEXT_DIM, dtype=embeds.dtype)
     return (
@@ -90,7 +90,7 @@ def test_guidance_is_read_where_it_is_embedded():
     low, high = (seam(model, latents, timestep, (*prompt, torch.tensor([g]))) for g in (1000.0, 9000.0))
     assert not torch.equal(low, high)
     model = hunyuan_transformer(guidance_embeds=False)
-    given = latents, timestep, tuple(prompt)  # without any guidance
+    given = latents, timestep, tuple(prompt)  # without a guidance embedding
     assert torch.equal(seam(model, *given), own(model, *given))
 
 
@@ -115,7 +115,7 @@ def test_leaves_the_module_as_it_was():
 
 @torch.no_grad()
 def test_prompts_share_one_embedding():
-    """As guidance branches do: one after the other, or joined in one batch."""
+    """Guidance branches share one embedding of the latents, one after the other or in one batch."""
     model = hunyuan_transformer()
     hunyuan = HunyuanVideoTransformer(model)
     latents, timestep, first = inputs(model, SHAPES[0])
@@ -132,7 +132,7 @@ def test_prompts_share_one_embedding():
 @pytest.mark.parametrize("cuts", [[3], [1, 1, 8], [12]])
 @torch.no_grad()
 def test_sharded_tokens_give_the_same_video(cuts):
-    """Token shares of any size, zero too, each with all of the text: what a rank computes."""
+    """Tokens are divided into shares of any size, even zero, each with all the text, as on ranks."""
     model = hunyuan_transformer()
     hunyuan = HunyuanVideoTransformer(model)
     latents, timestep, prompt = inputs(model, (1, 2, 4, 6))

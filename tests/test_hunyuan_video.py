@@ -1,4 +1,4 @@
-"""HunyuanVideo: its spec, and a generation against HunyuanVideoPipeline's, by one process and by several."""
+"""HunyuanVideo: its spec, and a generation compared with HunyuanVideoPipeline's, on one and several ranks."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,10 +39,10 @@ from paradit.text_to_video import load, text_to_video
 from tiny import POOLED_DIM, TEXT_DIM, decoded, hunyuan_transformer, save_hunyuan_folder
 
 SIZE = {"width": 48, "height": 80, "num_frames": 9, "num_inference_steps": 3}
-"""45 tokens."""
+"""Size of a video with 45 tokens."""
 PROMPT, SEED = "a red circle", 11
 FULL_PROMPT = "abcdefghij " * 30
-"""Fills the 256 tokens of the text, so that there is no padding."""
+"""Prompt that fills all 256 text tokens, so that there is no padding."""
 
 CONFIGS = {
     "HunyuanVideo": {},
@@ -136,7 +136,7 @@ def test_reads_a_folder(folder):
     assert spec.size_multiple == 16
     assert spec.vae.latent_shape(129, 720, 1280) == (16, 33, 90, 160)
     assert spec.tokens(129, 720, 1280) == 33 * 45 * 80
-    assert spec.num_branches(6.0) == 1  # the guidance is embedded
+    assert spec.num_branches(6.0) == 1  # guidance is an input of the transformer
     by_component = {weights.component: weights.parameters for weights in spec.weights}
     assert by_component["transformer"] == spec.transformers[0].num_parameters
     parts = spec.memory_bytes(129, 720, 1280, 2)
@@ -191,7 +191,7 @@ class InFp32(FlowMatchEulerDiscreteScheduler):
 
 
 def test_keeps_the_latents_in_fp32(folder):
-    """The pipeline's scheduler rounds the latents to the prediction's dtype, and with them the timesteps."""
+    """The pipeline's scheduler rounds latents to the prediction's dtype, and timesteps too; ours does not."""
     latents = by_us(folder, FULL_PROMPT, dtype="bf16").latents
     assert latents.dtype == torch.float32
     pipe = pipeline_of(folder, torch.bfloat16)
@@ -205,7 +205,7 @@ def test_keeps_the_latents_in_fp32(folder):
 )
 @torch.no_grad()
 def test_decode_streams_and_equals_the_vae(folder, shape):
-    """By groups of frames, and beyond 256 pixels by tiles."""
+    """The VAE decodes by groups of frames, and by tiles beyond 256 pixels."""
     model = load(read_spec(folder), "fp32")
     pipe, latents = model._pipeline, torch.randn(1, 16, *shape)
     pipe.vae.enable_tiling()
@@ -232,7 +232,7 @@ def latents_on_ranks(world: World, folder: Path, placements: list[Placement]) ->
 
 @pytest.mark.parametrize(("heads", "num_ranks"), [(2, 2), (3, 2), (2, 3)])
 def test_several_ranks_give_the_same_latents(heads, num_ranks, tmp_path):
-    """45 tokens and 17 of the text, however the ranks share the attention."""
+    """The 45 video tokens and 17 text tokens divide unevenly, for any form of attention."""
     folder = save_hunyuan_folder(tmp_path, heads=heads)
     names = ("ulysses", "pipesp", "pipesp-paper", "ring", "auto")
     placements = [Placement(ranks=num_ranks, attention=name) for name in names]

@@ -1,4 +1,4 @@
-"""What a launcher has said, or something else has left in the shell; and ranks that wait for each other."""
+"""Launchers' variables, and leftovers of them in the shell; and ranks that wait for each other."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_places_where_ranks_cannot_meet() -> None:
         port = str(other.getsockname()[1])
         with pytest.raises(InputError, match=rf"^MASTER_PORT {port} is in use by another program, .*: unset"):
             check_meeting_point(place(RANK="0", MASTER_PORT=port))
-        check_meeting_point(place(RANK="1", MASTER_PORT=port))  # it may be the first rank
+        check_meeting_point(place(RANK="1", MASTER_PORT=port))  # the first rank may be what listens there
     for name in ("no-such-host.invalid", "a..b"):
         with pytest.raises(InputError, match=rf"^MASTER_ADDR '{name}' cannot be found \(.*\): unset "):
             check_meeting_point(place(MASTER_ADDR=name))
@@ -103,7 +103,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_commands_that_join_nobody_speak_whatever_is_left_in_the_shell(tmp_path: Path) -> None:
-    """Another rank would be silent; and nothing is read that cannot be."""
+    """Commands that join no world print their output under another rank's variables, even invalid ones."""
     left = {**ENV, **SECOND, "WORLD_SIZE": "many", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     model = ["--model", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"]
     done = run(["plan", *model, "--gpus", "1xL40"], tmp_path, left)
@@ -142,7 +142,7 @@ def test_waiting_for_others_says_for_whom_and_can_be_interrupted(model: Path, tm
     wait_for(first, f"rank 0 waits for rank 2 of 3 at 127.0.0.1:{here} (if none is to come: {unset})\n")
     nothing = f"127.0.0.1:{elsewhere}: nothing answers there"
     wait_for(alone, f"rank 1 waits for rank 0 of 2 at {nothing} (if none is to come: {unset})\n")
-    assert "waits for rank 2" not in second.errors_so_far()  # the first rank says it
+    assert "waits for rank 2" not in second.errors_so_far()  # the first rank reports it
 
     assert ended(alone, signal.SIGTERM) == (143, "paradit: terminated")
     assert ended(first, signal.SIGINT) == (130, "paradit: interrupted")
@@ -164,7 +164,7 @@ def wait_for(process: Warm, words: str) -> None:
 
 
 def ended(process: Warm, signum: int | None) -> tuple[int | None, str]:
-    """The exit code, and the last line on stderr."""
+    """Return the exit code, and the last line on stderr."""
     if signum is not None:
         process.send_signal(signum)
     _, errors = process.communicate(timeout=60)

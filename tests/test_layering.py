@@ -1,4 +1,4 @@
-"""Imports run downwards only, and what must answer at once imports no torch (design, section 5)."""
+"""Import rules: imports run downwards only, and commands that answer at once import no torch (design 5)."""
 
 import ast
 import subprocess
@@ -13,7 +13,7 @@ import paradit
 
 PACKAGE = Path(paradit.__file__).parent
 
-# Lowest first; a module may import from its own line and the lines above it. The longest prefix counts.
+# Layers, lowest first. A module may import from its own line and the lines above; the longest prefix counts.
 LAYERS = [
     ["version", "config.errors", "config.limits", "progress"],
     ["memory", "devices", "files", "waiting", "streams", "launched", "stopping", "logs"],
@@ -98,7 +98,7 @@ ONLY_IN = {
 
 
 def modules() -> dict[str, Path]:
-    """Dotted name below `paradit` -> file."""
+    """Return each module's file, by its dotted name below `paradit`."""
     names = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -117,7 +117,7 @@ def layer(name: str) -> int:
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports, also inside functions."""
+    """Return the dotted names that a file imports, even inside functions."""
     found: set[str] = set()
     known = modules()
 
@@ -169,7 +169,7 @@ def test_nothing_is_imported_for_type_checking_alone() -> None:
 
 
 def test_the_public_names_have_types() -> None:
-    """What type checkers read says of each name where it is."""
+    """Type checkers find each public name in the module that the stub file names."""
     said = ast.parse((PACKAGE / "__init__.pyi").read_text()).body
     names = {
         alias.asname: node.module for node in said if isinstance(node, ast.ImportFrom) for alias in node.names

@@ -1,4 +1,4 @@
-"""Absurd numbers, files and texts are refused at once, in one line, wherever they come from."""
+"""Absurd numbers, files and texts, which are refused at once, in one line, wherever they come from."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from paradit.planner.hardware import find_cluster
 from test_planner import MACHINE
 
 BIG, HUGE = 10**30, 10**5000
-"""The latter has more digits than Python writes."""
+"""Absurdly large numbers; HUGE has more digits than Python converts to text."""
 SPEC = read_spec(bundled_folder())
 
 
 def refusal(ask: Callable[..., object], *given: Any, **named: Any) -> str:
-    """The one line that is answered."""
+    """Return the one-line error of a call."""
     with pytest.raises((InputError, typer.TyperException)) as caught:
         ask(*given, **named)
     error = caught.value
@@ -143,7 +143,7 @@ def test_texts_and_times() -> None:
     for at in (BIG, HUGE, 1e15, math.inf):
         asked = Request(prompt="a", num_frames=ENDLESS, prompts_at=((at, "b"),))
         assert "prompts_at" in refusal(resolve, asked, SPEC)
-    # What can be is found at once too: seven latent frames of four at 16 a second, but for the first.
+    # Possible durations are found at once too: latent frames hold four frames each, except the first.
     late = Request(prompt="a", num_frames=ENDLESS, prompts_at=((1.75, "b"), (9_000_000.0, "c")))
     assert in_blocks(resolve(late, SPEC)).prompt_blocks(SPEC) == [2, 5_142_858]
 
@@ -278,7 +278,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the commands meet."""
+    """Return a folder with the files that the commands refer to."""
     import numpy as np
     from safetensors.numpy import save_file
 

@@ -1,4 +1,4 @@
-"""Long videos while they are made, and afterwards: watched, stopped, made longer, with prompts by time."""
+"""Long videos during and after a run: watched, stopped and extended, with prompts that change over time."""
 
 import json
 import signal
@@ -16,8 +16,8 @@ from tiny import save_folder
 
 STEPS, BLOCK = 4, 2
 LONGER_BLOCKS = 9
-"""Of 63 frames, 17 latent ones."""
-FRAMES = 34  # ten latent frames, five blocks; the last latent frame has three that nobody asked for
+"""Number of blocks in a video of 63 frames, which has 17 latent frames."""
+FRAMES = 34  # ten latent frames in five blocks; three frames of the last latent frame are dropped
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def latents_of(folder: Path) -> torch.Tensor:
 
 
 def frames_there(path: Path) -> int:
-    """That a player would show now."""
+    """Return the number of frames that a player would show now."""
     with av.open(str(path)) as file:
         return sum(1 for _ in file.decode(video=0))
 
@@ -54,7 +54,7 @@ def told(command: Command, event: str) -> list[dict]:
     ("options", "suffix"), [([], ".mp4"), (["--placement", "denoise=0-1 decode=2"], ".webm")]
 )
 def test_it_plays_while_it_grows(model: Path, tmp_path: Path, options: list[str], suffix: str) -> None:
-    # Many frames: an encoder looks some ahead before it gives any.
+    # Many frames, because an encoder looks some frames ahead before it writes any.
     command = Command(tmp_path, *arguments(model, *options, frames=201, latents=False), "-o", f"v{suffix}")
     command.until_event("growing", path=f"v.part{suffix}")
     assert command.until(lambda event: event["event"] == "block" and event["frames_written"] >= 120)
@@ -80,7 +80,7 @@ def test_the_queue_is_told(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [["--ranks", "2"], ["--placement", "denoise=0-2 decode=3"]])
 def test_prompts_by_time(model: Path, tmp_path: Path, options: list[str]) -> None:
-    """What has left the queue before is what it was; and on any ranks."""
+    """A block that has left the queue before a prompt begins is unchanged; results are equal on any ranks."""
     first, then = ["--prompt-at", "1s", "a blue square"], ["--prompt-at", "1.5s", "a red circle"]
     for name, more in {"one": first, "alone": [*first, *then], "ranks": [*first, *then, *options]}.items():
         (tmp_path / name).mkdir()
@@ -96,7 +96,7 @@ def test_prompts_by_time(model: Path, tmp_path: Path, options: list[str]) -> Non
 
 
 def test_prompts_by_time_from_python(model: Path, tmp_path: Path) -> None:
-    default_blocks = ["--block-frames", "1"]  # a third of what the model says that it was trained on
+    default_blocks = ["--block-frames", "1"]  # a third of the length that the model was trained on
     finished(tmp_path, *arguments(model, *default_blocks, "--prompt-at", "1s", "a blue square"))
     made = paradit.generate(
         "a red circle",
@@ -105,7 +105,7 @@ def test_prompts_by_time_from_python(model: Path, tmp_path: Path) -> None:
         method="dualparal",
         prompts_at=[(1.0, "a blue square")],
     )
-    assert torch.allclose(made.latents, latents_of(tmp_path), atol=1e-5)  # other threads
+    assert torch.allclose(made.latents, latents_of(tmp_path), atol=1e-5)  # the number of threads differs
     assert len(made.frames) == FRAMES
 
 
@@ -136,7 +136,7 @@ def test_prompts_that_cannot_be(model: Path, tmp_path: Path, options: list[str],
 
 @pytest.fixture(scope="module")
 def longer(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is made where the whole length is asked for at once."""
+    """Return a folder with a video that is made in its whole length at once."""
     folder = tmp_path_factory.mktemp("longer")
     finished(folder, *arguments(model, frames=63))
     return folder
@@ -153,7 +153,7 @@ def same_video(folder: Path, expected: Path, name: str = "v.mp4") -> None:
 def test_made_longer_it_is_the_same(  # noqa: PLR0917
     model: Path, longer: Path, tmp_path: Path, frames: int, ranks: str, then: str
 ) -> None:
-    """Whether its last block was whole or not, whatever ranks; and twice."""
+    """A video extended twice equals one made at once, for any ranks and whole or partial last blocks."""
     first = finished(tmp_path, *arguments(model, "--ranks", ranks, frames=frames))
     (about,) = told(first, "extendable")
     run = str(run_folder(tmp_path))
@@ -199,7 +199,7 @@ def test_what_cannot_be_made_longer(longer: Path, options: list[str], said: str)
 
 @pytest.mark.parametrize("options", [[], ["--ranks", "2"], ["--placement", "denoise=0-1 decode=2"]])
 def test_until_it_is_stopped(model: Path, tmp_path: Path, options: list[str]) -> None:
-    """What is finished is a video; and from there it goes on, with the same frames."""
+    """A stopped run leaves a complete video, and resumes and extends it to the same frames."""
     endless = [*arguments(model, *options, frames=None, latents=False), "--duration", "inf"]
     for number, begin in enumerate((endless, ["resume"])):
         command = Command(tmp_path, *begin)
@@ -239,7 +239,7 @@ def test_what_cannot_be_endless(model: Path, tmp_path: Path, options: list[str],
 
 
 def test_killed_and_gone_on(model: Path, longer: Path, tmp_path: Path) -> None:
-    """No block-step is made more often than the checkpoints' interval says."""
+    """A resumed run repeats no more block-steps than the checkpoints' interval allows."""
     every = 2  # rounds
     command = Command(tmp_path, *arguments(model, "--checkpoint-steps", str(every), frames=63))
     command.until_event("step", stage="denoise", done=23)

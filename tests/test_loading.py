@@ -1,4 +1,4 @@
-"""What a process needs to load a model: its weights in the run's dtype, no copy of the checkpoint beside."""
+"""Memory of a process that loads a model: weights in the run's dtype, without another copy of the files."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from tiny import save_folder, save_hunyuan_folder
 
 MIB = 2**20
 
-# Anonymous memory is what a process has for itself; pages of files belong to all that map them.
+# Anonymous memory belongs to one process alone; pages of files are shared by all processes that map them.
 MEASURE = """
 import gc, json, sys, threading
 from pathlib import Path
@@ -67,7 +67,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Wan transformer of 211 MB in five files and a text encoder of 169 MB in four, in fp32."""
+    """Return a model in fp32 shards: a Wan transformer of 211 MB in five, a text encoder of 169 MB."""
     folder = save_folder("wan21", tmp_path_factory.mktemp("models") / "large")
     torch.manual_seed(0)
     transformer = WanTransformer3DModel(
@@ -110,7 +110,7 @@ def measured(folder: Path, tmp_path: Path, dtype: str, part: str = "all") -> dic
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_no_copy_of_the_checkpoint(dtype: str, folder: Path, tmp_path: Path) -> None:
     found = measured(folder, tmp_path, dtype)
-    # In the dtype that they are stored in, weights are a part of the files, which all processes share.
+    # In their stored dtype, weights are mapped from the files, which all processes share.
     needed = found["weights"] if dtype == "bf16" else 0
     assert found["own"] < needed + 20 * MIB
     assert found["own_peak"] < needed + 40 * MIB
@@ -121,9 +121,9 @@ def test_no_copy_of_the_checkpoint(dtype: str, folder: Path, tmp_path: Path) -> 
 @linux_only
 @pytest.mark.parametrize("part", ["first", "last"])
 def test_half_of_the_layers_is_half_of_the_memory(part: str, folder: Path, tmp_path: Path) -> None:
-    """At any time: as a rank of a pipeline of two loads them, which has measured a layer before."""
+    """A rank of a layer pipeline of two holds half the layers at any time, even while it measures layers."""
     found = measured(folder, tmp_path, "bf16", part)
-    assert found["weights"] < 60 * MIB  # all are 105
+    assert found["weights"] < 60 * MIB  # all layers have 105
     assert found["own"] < found["weights"] + 20 * MIB
     assert found["own_peak"] < found["weights"] + 40 * MIB
     assert found["resident"] < found["weights"] + 30 * MIB
@@ -132,7 +132,7 @@ def test_half_of_the_layers_is_half_of_the_memory(part: str, folder: Path, tmp_p
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("family", ["wan", "hunyuan_video"])
 def test_layers_read_later_are_the_same(family: str, dtype: str, folder: Path, tmp_path: Path) -> None:
-    """In any order; of a folder with shards and of one with a single file, values that are computed too."""
+    """Layers may be read in any order, from shards or a single file, and computed values are equal too."""
     spec = read_spec(folder if family == "wan" else save_hunyuan_folder(tmp_path))
     (expected,) = load(spec, dtype, stages=("denoise",)).experts
     (found,) = load(spec, dtype, stages=("denoise",), layers=False).experts
@@ -180,7 +180,7 @@ def test_loaded_weights_are_those_stored(folder: Path) -> None:
 
 
 def test_weights_of_a_variant_are_loaded_if_there_are_no_others(tmp_path: Path) -> None:
-    """Of the transformer in shards of it, the text encoder in one file; the VAE's are the usual ones."""
+    """The transformer has fp16 shards, the text encoder one fp16 file, and the VAE its usual file."""
     folder = save_folder("wan21", tmp_path)
     stored = {}
     for name, kind in (("transformer", WanTransformer3DModel), ("text_encoder", UMT5EncoderModel)):

@@ -1,4 +1,4 @@
-"""Log records: none unless they are wanted; by rank with `--verbose`, and to a program's own `logging`."""
+"""Log records: none by default, by rank with `--verbose`, and passed to a program's own `logging`."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ def run(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str
 
 
 def modules(errors: str) -> set[tuple[str | None, str]]:
-    """The rank and module of every record."""
+    """Return the rank and module of every log record."""
     return {found.groups() for line in errors.splitlines() if (found := LINE.fullmatch(line))}  # type: ignore[misc]
 
 

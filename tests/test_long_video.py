@@ -1,4 +1,4 @@
-"""Long videos by the command line: in blocks, of exactly so many frames, the same whatever happens."""
+"""Long videos by the command line: made in blocks, of exact length, and the same whatever happens."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from paradit.video.reader import read_video
 from runs import Command, finished, run_folder
 from tiny import save_folder
 
-FRAMES = 34  # not 4n+1: ten latent frames, five blocks, and three frames that nobody asked for
+FRAMES = 34  # not 4n+1: ten latent frames in five blocks, of which three decoded frames are dropped
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def arguments(model: Path, *options: str, frames: int = FRAMES) -> list[str]:
 
 @pytest.fixture(scope="module")
 def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process makes."""
+    """Return a folder with the video that one process makes."""
     folder = tmp_path_factory.mktemp("alone")
     finished(folder, *arguments(model))
     return folder
@@ -85,7 +85,7 @@ def test_exactly_so_many_frames(alone: Path) -> None:
 )
 def test_the_same_on_any_ranks(model: Path, alone: Path, tmp_path: Path, options: list[str]) -> None:
     finished(tmp_path, *arguments(model, *options))
-    if "--vae-tile" in options:  # other frames, where tiles are blended
+    if "--vae-tile" in options:  # frames differ where tiles are blended
         made, wanted = (load_file(where / "l.safetensors")["latents"] for where in (tmp_path, alone))
         assert torch.equal(made, wanted)
     else:
@@ -93,7 +93,7 @@ def test_the_same_on_any_ranks(model: Path, alone: Path, tmp_path: Path, options
 
 
 def test_more_ranks_than_layers(model: Path, alone: Path, tmp_path: Path) -> None:
-    """All share the tokens: products of four rows may round otherwise."""
+    """All ranks share the tokens, and matrix products of only four rows may round differently."""
     finished(tmp_path, *arguments(model, "--ranks", "5"))
     made, wanted = (load_file(where / "l.safetensors")["latents"] for where in (tmp_path, alone))
     torch.testing.assert_close(made, wanted, rtol=0, atol=1e-5)
@@ -101,7 +101,7 @@ def test_more_ranks_than_layers(model: Path, alone: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("options", [[], ["--placement", "denoise=0-1 decode=2"]], ids=["alone", "apart"])
 def test_a_killed_run_goes_on(model: Path, alone: Path, tmp_path: Path, options: list[str]) -> None:
-    """After some blocks have left: no block is made again, and no step before the last checkpoint."""
+    """A run that is killed after some blocks are done repeats no block, and no step before its checkpoint."""
     command = Command(tmp_path, *arguments(model, *options, "--checkpoint-steps", "1"))
     command.until_event("step", stage="decode", done=3)
     command.kill()
@@ -126,7 +126,7 @@ def test_a_killed_rank_is_replaced(model: Path, alone: Path, tmp_path: Path) -> 
     [("windowed", []), ("fifo", ["--placement", "denoise=0-1 decode=2", "--attention", "ulysses"])],
 )
 def test_what_it_is_compared_to(model: Path, tmp_path: Path, method: str, options: list[str]) -> None:
-    """Killed and resumed: as unbroken; and on ranks that share each window, as by one process."""
+    """Killed and resumed runs of the controls equal uninterrupted runs, also on ranks that share windows."""
     alone, together = tmp_path / "alone", tmp_path / "together"
     for folder in (alone, together):
         folder.mkdir()
@@ -183,7 +183,7 @@ def test_what_cannot_be_is_refused(model: Path, tmp_path: Path, options: list[st
 
 
 def test_left_context_from_the_cache(model: Path, alone: Path, tmp_path: Path) -> None:
-    """Other latents, and the same on one rank and on several."""
+    """Latents differ from those without the cache, and are equal on one rank and on several."""
     made = []
     for ranks in (1, 3):
         folder = tmp_path / str(ranks)
@@ -247,7 +247,7 @@ def test_a_trace_has_the_steps_of_blocks_in_the_simulated_order(
 
 
 def test_how_long_is_written(tmp_path: Path) -> None:
-    """The bundled model knows how long its videos may be; beyond, they are made in blocks."""
+    """The bundled model knows the length it was trained on; longer videos are made in blocks."""
     for text, frames in (("2s", 32), ("0.1min", 96)):
         command = finished(tmp_path, "generate", "a red circle", "--duration", text, "--dry-run")
         (plan,) = [told for told in command.told if told["event"] == "plan"]

@@ -1,4 +1,4 @@
-"""What a run needs, as the planner estimates it, held against what torch's allocator is asked for."""
+"""Planner's estimate of a run's memory, compared with what torch's allocator hands out."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +24,13 @@ from tiny import save_folder, save_hunyuan_folder
 
 BYTES = {"fp32": 4, "bf16": 2}
 PROMPT = "a red circle " * 200
-"""As long as text can be."""
+"""Prompt of the greatest possible length."""
 
 
 @pytest.mark.parametrize("dtype", BYTES)
 @pytest.mark.parametrize("variant", ["wan21", "wan22_ti2v", "hunyuan"])
 def test_denoising(variant: str, dtype: str, tmp_path: Path) -> None:
-    """With a feed-forward as wide, against the tokens, as in published models."""
+    """The feed-forward is as wide, relative to the tokens, as in published models."""
     if variant == "hunyuan":
         save_hunyuan_folder(tmp_path, heads=8)
     else:
@@ -45,12 +45,12 @@ def test_denoising(variant: str, dtype: str, tmp_path: Path) -> None:
     peak = allocated_peak(lambda: next(denoise(work)))
     parts = spec.rank_memory_bytes(33, 256, 256, BYTES[dtype], ["denoise"], cached=branches)
     estimated = parts["latents"] + parts["text_cache"] + parts["activations"]
-    # What is small beside the tokens of a published model is in it: predictions in bf16 count as fp32.
+    # Parts that are small beside the tokens of a published model matter here: bf16 predictions count as fp32.
     assert 0.98 < estimated / peak < 1.04, f"{estimated / peak:.3f}"
 
 
 def wan_decoding(channels: int, frames: int, side: int) -> tuple[int, int]:
-    """A decode's peak, and the estimate."""
+    """Return the peak bytes of a decode, and the estimate."""
     decode, spec = random_decoder(channels, torch.device("cpu"))
     latents = torch.randn(1, *spec.latent_shape(frames, side, side))
     return allocated_peak(lambda: decode(latents)), spec.decode_bytes(side, side)
@@ -81,6 +81,9 @@ def hunyuan_decoding(channels: int, frames: int, side: int) -> tuple[int, int]:
     ],
 )
 def test_decoding(decoding: Callable[..., tuple[int, int]], size: tuple[int, int, int]) -> None:
-    """Convolutions' own working memory, which a GPU takes (benchmarks/planner_gpu.py), is in the estimate."""
+    """The estimate includes the convolutions' own memory on a GPU, which a CPU's peak does not have.
+
+    benchmarks/planner_gpu.py measures that part.
+    """
     peak, estimated = decoding(*size)
     assert 1.03 < estimated / peak < 1.08, f"{estimated / peak:.3f}"

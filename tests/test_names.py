@@ -1,4 +1,4 @@
-"""No code depends on what methods and forms of attention are called: with other names all works the same."""
+"""Independence of names: everything works with other names for the methods and forms of attention."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ for registry in (METHODS, FORMS):
         named[new] = where
     registry._builtin, registry._found = named, {}
 """
-"""Run by every process when it starts, ranks included."""
+"""Program that renames everything, run by every process at its start, ranks included."""
 QUICK = ("--num-inference-steps", "2", "--size", "32x32", "--json")
 
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The environment in which all is called otherwise, and the new names by the old ones."""
+    """Return the environment in which everything is renamed, and the new names by the old ones."""
     folder = tmp_path_factory.mktemp("names")
     (folder / "sitecustomize.py").write_text(RENAMED)
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -52,7 +52,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def said(names: dict[str, Any], folder: Path, *arguments: str) -> list[dict[str, Any]]:
-    """The events of a command."""
+    """Return the events of a command."""
     done = subprocess.run(
         [sys.executable, "-m", "paradit", *arguments],
         env=names["environment"],

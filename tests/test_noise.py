@@ -1,4 +1,4 @@
-"""The noise of frame blocks: from the seed and the block's number alone."""
+"""Noise of frame blocks, which depends only on the seed and the block's number."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Options: each declared once, and what comes of that: help, documentation, and what wrong ones mean."""
+"""Options, each declared once: their help, their documentation, and suggestions for wrong names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENTRIES: dict[str, Entry] = {**COMMANDS, "trace summary": SUMMARY}
 
 
 def texts(path: Path) -> set[str]:
-    """All texts in a Python file; those beside each other are one."""
+    """Return all string constants in a Python file; adjacent literals count as one."""
     found = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
     return {value for value in found if isinstance(value, str)}
 
@@ -30,7 +30,7 @@ def test_help_and_name_stand_in_one_file() -> None:
     sources = {path: texts(path) for path in PACKAGE.rglob("*.py")}
     for command, entry in ENTRIES.items():
         for name, field in entry.fields().items():
-            if callable(field.option.help):  # the forms, and the methods, themselves say it
+            if callable(field.option.help):  # the forms and methods provide the help text
                 continue
             said = [path for path, found in sources.items() if field.option.help in found]
             assert len(said) == 1, (command, name, said)

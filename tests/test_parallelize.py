@@ -1,4 +1,4 @@
-"""`paradit.parallelize`: the user's own pipeline on several ranks, and back again."""
+"""`paradit.parallelize`, which runs the user's own pipeline on several ranks, and its undo."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Placements: what cannot be is refused by name, and what is left open becomes a few ways to try."""
+"""Placements: impossible ones are refused by name, and open settings become a few candidates."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -153,7 +153,7 @@ def test_activations_are_shared(spec: ModelSpec) -> None:
     (alone,) = needed(spec, Placement(), guidance_scale=1.0)
     four = needed(spec, Placement(ranks=4), guidance_scale=1.0)
     tokens, width = spec.tokens(9, 128, 128), spec.transformers[0].width
-    # And every rank embeds all tokens.
+    # Every rank also embeds all tokens.
     assert sum(parts["activations"] for parts in four) == alone["activations"] + 3 * tokens * width * 2
     # Both guidance branches in one batch, or each on ranks of its own.
     both, one = (needed(spec, Placement(ranks=4, cfg_degree=degree))[0] for degree in (1, 2))

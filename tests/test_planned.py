@@ -1,4 +1,4 @@
-"""How a run uses its ranks where this machine is calibrated: as is quickest; and the video is the same."""
+"""Runs on a calibrated machine: ranks are used in the fastest way, and the video stays the same."""
 
 import json
 import os
@@ -97,12 +97,12 @@ def test_a_video_as_a_whole_is_made_in_the_quickest_way() -> None:
             if not way.coprocess and way.placement.decode_degree == 1 and form.name in ("ulysses", "pipesp")
         ]
         quickest = min(map(goal, known))[0]
-        # A form that is a little quicker than the plainest is not taken.
+        # A form that is only slightly faster than the simplest one is not chosen.
         assert quickest * (1 - 1e-9) <= next(iter(found.seconds.values())) <= quickest / (1 - MARGIN)
         assert found.placement.attention in ("ulysses", "pipesp")
         assert found.why
         assert all(line.partition(": ")[0] in [switch.name for switch in SWITCHES] for line in found.why)
-    # Messages that take for ever, and prompts enough: each makes its own.
+    # Messages are very slow and there are enough prompts, so each rank makes its own video.
     assert choice(jobs(4), Placement(ranks=4), bandwidth=1e5).placement.replicas == 4
 
 
@@ -134,7 +134,7 @@ def test_what_is_open_of_the_form_is_planned(
         return
     assert found is not None
     check_placement(found.placement, made[0].request, SPEC)
-    # All but the form stays, and no form is left open.
+    # Everything but the form is kept, and no form stays open.
     form = {name: getattr(base, name) for name in ("attention", "options", "interleave")}
     assert replace(found.placement, **form) == base
     (one,) = found.placement.choices(SPEC.transformers[0].num_attention_heads, branches)
@@ -162,7 +162,7 @@ def test_co_processing_is_compared_where_nothing_is_said_of_it(
     width, height = size
     made, on = jobs(1 if is_worth_it else 4, width=width, height=height), cluster(3)
     simulator, apart = Simulator(on, SPEC, made[0].request), Placement(ranks=3, denoise=(0, 1), decode=(2,))
-    # Of a memory that only ranks with fewer stages fit into.
+    # A memory into which only ranks with fewer stages fit.
     limit = max(simulator.memory(Way(placement=apart)))
     small = replace(on, device=replace(on.device, memory=limit))
     found = planned(made, SPEC, Placement(ranks=3), small, Open(cfg_degrees=(1,)))
@@ -251,7 +251,7 @@ LONG_OPTIONS = ("--method", "dualparal", "--duration", "2s", "--block-frames", "
 def test_generate_arranges_a_long_video_as_planned(
     latency: float, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a message takes seconds, branches are apart: hidden states never travel."""
+    """If a message takes seconds, branches are on separate ranks, so that hidden states never travel."""
     told(tmp_path, model, *LONG_OPTIONS)
     alone = load_file(tmp_path / "l.safetensors")["latents"]
     calibrated(monkeypatch, tmp_path / "cache", 2, latency)
@@ -309,7 +309,7 @@ def test_a_form_that_was_planned_is_not_rehearsed(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing"))
     (*_, line, _) = [event["line"] for event in only(told(tmp_path, model, *options), "explain")]
     assert line == "attention auto: the quickest form, as rehearsed in the first step"
-    assert rehearsals(trace) == 2  # one of each rank
+    assert rehearsals(trace) == 2  # one on each rank
     calibrated(monkeypatch, tmp_path / "cache", 2, 1e-5)
     events = told(tmp_path, model, *options)
     (*_, line, _) = [event["line"] for event in only(events, "explain")]

@@ -1,4 +1,4 @@
-"""The planner: against a rehearsal of the program itself, by hand, and what must hold on any hardware."""
+"""The planner: compared with a rehearsal of the program and with cases by hand, and general properties."""
 
 import json
 import subprocess
@@ -127,7 +127,7 @@ def test_so_is_a_step_of_usp(link: tuple[float, float], monkeypatch: pytest.Monk
 
 
 def test_what_a_shared_host_does_to_all_at_once() -> None:
-    # All that eight ranks send goes through one resource: as long as one after the other.
+    # All messages of eight ranks go through one resource, so they take as long as one after the other.
     on = cluster(8, latency=0.0, bandwidth=1e30, shared=1e6)
     one = branch(on, Shares.equal(TOKENS, HEADS, 8))
     played = forward([(one, layer(one, Choice.of("pipesp-paper")))], LAYERS)
@@ -173,7 +173,7 @@ def test_events_by_hand() -> None:
     first = [Compute("a", 1.0), Post("m", message), Compute("b", 0.25), Wait("m")]
     second = [Compute("a", 3.0), Post("m", message)]
     played = play([first, second])
-    # It starts when the second has posted it, at 3.
+    # The message starts when the second rank has posted it, at 3.
     assert list(played.ends) == [5.5, 3.0]
     with pytest.raises(RuntimeError, match="wait"):
         play([[Wait("nothing")]])
@@ -188,9 +188,9 @@ def test_posting_takes_as_long_as_was_computed_at_most() -> None:
         Compute("work", 5.0),
         Post(3, message),
     ]
-    # 1, its posting 1, the second one's none; 5 and 2; then the port is free.
+    # Work 1, posting 1, none for the second rank; 5 and 2; then the port is free.
     assert play([[*program, Wait(3)]]).ends == [10.0]
-    # Nothing is begun where nothing travels.
+    # No message begins if nothing travels.
     slow = replace(cluster(2), device=replace(DEVICE, posting=1.0))
     shares = Shares.equal(TOKENS, HEADS, 2)
     for sent, taken in ((0.0, 0.0), (8.0, 1.0)):
@@ -241,7 +241,7 @@ def test_the_best_is_behind_nothing_that_is_usual(goal: str) -> None:
         best = GOALS[goal](plans.best[0].simulated)
         usual = [plan for plan in plans.usual if plan.fits and not plan.simulated.way.offload]
         assert all(best <= GOALS[goal](plan.simulated) for plan in usual)
-        # And the reasons say so: what the best is with another setting is not better.
+        # The reasons agree: the best plan with another setting is not better.
         assert all("(-" not in line for line in reasons(plans, goal, str))
 
 
@@ -256,7 +256,7 @@ MAY_DIFFER = {
     "interleaved": {"interleave"},
     "ranks that share a decode": {"decode_degree"},
 }
-"""By switch, what two plans that differ in it alone may differ in, and what follows from it."""
+"""Settings in which two plans that differ in one switch may differ, as its consequences, by switch."""
 
 
 def whole_plan(one: Simulated) -> dict[str, object]:
@@ -454,7 +454,7 @@ def test_a_long_video_is_planned_with_its_own_blocks() -> None:
     for plan, shown in ((usual, False), (own, True)):
         best = plan["best"][0]
         assert (best["method"], " ".join(blocks) in best["command"]) == ("dualparal", shown)
-    # What the other left context would take; the cache has less to compute, and more to keep.
+    # The other left context for comparison: the cache computes less, and keeps more.
     (line,) = [line for line in usual["reasons"] if line.startswith("left context: latents; cache ")]
     assert "(-" in line
     (line,) = [line for line in own["reasons"] if line.startswith("left context: cache; latents ")]

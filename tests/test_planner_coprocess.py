@@ -1,4 +1,4 @@
-"""Co-processing: a simulated step is the program, rehearsed with a clock for every rank."""
+"""Co-processing: a simulated step equals the real program, rehearsed with a clock for every rank."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from test_rehearsal import DEPTH, FINISH, HEADS, LAYERS, PROJECTION, ROW, TOKENS
 
 
 class Stage:
-    """Ranks' programs, of which one runs at a time: that whose clock is furthest behind."""
+    """Scheduler of ranks' programs in threads; only the rank whose clock is furthest behind runs."""
 
     def __init__(self, num_ranks: int) -> None:
         self.now = [0.0] * num_ranks
         self._ready: dict[int, float] = {}
-        """When each rank that may go on does."""
+        """Time at which each rank that can continue does so."""
         self._blocked: set[int] = set()
         self._running: int | None = None
         self._changed = threading.Condition()
@@ -69,7 +69,7 @@ class Stage:
         assert not self._blocked, f"ranks {self._blocked} wait for ever"
 
     def take(self, rank: int, until: float) -> None:
-        """The rank goes on at that time."""
+        """Suspend a rank until that time on its clock."""
         with self._changed:
             self._ready[rank] = until
             self._next()
@@ -77,7 +77,7 @@ class Stage:
             self.now[rank] = until
 
     def block(self, rank: int) -> None:
-        """Until `free` is called."""
+        """Suspend a rank until `free` is called."""
         with self._changed:
             self._blocked.add(rank)
             self._next()
@@ -101,7 +101,7 @@ class Stage:
 
 @dataclass
 class Part:
-    """What the ranks that hold tokens send each other, or some helper and they."""
+    """Part of a message that begins as one: between ranks that hold tokens, or between a helper and them."""
 
     posted: set[int] = field(default_factory=set)
     peers: set[int] = field(default_factory=set)
@@ -111,7 +111,7 @@ class Part:
 
 
 class Ports:
-    """Of every rank two, for what leaves and what comes, each of which does one message at a time."""
+    """Two ports for every rank, for sending and receiving, each of which handles one message at a time."""
 
     def __init__(self, stage: Stage, link: Link, num_holders: int) -> None:
         self.stage, self._link, self.num_holders = stage, link, num_holders
@@ -119,7 +119,7 @@ class Ports:
         self._free: dict[tuple[str, int], float] = {}
 
     def post(self, number: int, rank: int, sent: Sequence[int], received: Sequence[int]) -> list[Part]:
-        """A rank's `number`-th message: what of it begins once the other side is ready too."""
+        """Post a rank's `number`-th message; its parts begin once the other side has posted them too."""
         found: dict[int, Part] = {}
         for other, (out, into) in enumerate(zip(sent, received, strict=True)):
             if other == rank or not (out or into):
@@ -151,7 +151,7 @@ class Ports:
 
 
 class Rehearsed(Transport):
-    """Point to point, among ranks of a stage."""
+    """Simulated point-to-point transport between the ranks of a `Stage`."""
 
     def __init__(self, ports: Ports, rank: int, num_ranks: int) -> None:
         super().__init__(None)
@@ -194,8 +194,10 @@ class RankClock:
 
 
 def rehearsed(step: Message, num_holders: int, link: Link) -> tuple[list[float], list[Part], list[float]]:
-    """A step with help, as the ranks that hold tokens and the helpers run it: when each ends, what travels,
-    and for how long each has computed."""
+    """Rehearse a step with help on all ranks, holders and helpers.
+
+    Returns when each rank ends, the messages, and for how long each rank has computed.
+    """
     shares = step.shares(num_holders)
     stage = Stage(shares.num_ranks)
     ports = Ports(stage, link, num_holders)
@@ -283,7 +285,7 @@ ROWS = TOKENS * HEADS
         (2, [ROWS // 4], 0),
         (2, [ROWS // 4, 0, ROWS // 8], 4),
         (3, [ROWS // 5 - 7, ROWS // 3], 12),
-        (2, [4, 4], 0),  # in some chunks a helper has nothing to do
+        (2, [4, 4], 0),  # a helper has no work in some chunks
     ],
 )
 def test_a_step_with_help_is_the_program_rehearsed(
@@ -298,7 +300,7 @@ def test_a_step_with_help_is_the_program_rehearsed(
     assert list(played.computing) == pytest.approx(
         [seconds + own * (rank < holders) for rank, seconds in enumerate(computed)]
     )
-    # And every message: between whom, how many bytes, and when.
+    # Every message agrees too: ranks, bytes and times.
     simulated = [(sent.begin, sent.end, _pairs(sent.message)) for sent in played.sent]
     simulated = [sent for sent in simulated if sent[2]]
     expected = [(part.begins, part.arrives, part.sent) for part in parts]
@@ -313,7 +315,7 @@ def test_a_step_with_help_is_the_program_rehearsed(
 
 
 def _pairs(message: Any) -> dict[tuple[int, int], float]:
-    """Bytes from a rank to another."""
+    """Return the number of bytes from each rank to each other."""
     return {
         (sender, receiver): size
         for sender, row in zip(message.ranks, message.table, strict=True)
@@ -353,5 +355,5 @@ def test_a_placement_is_simulated_as_its_ranks_agree(
         )
         assert found.shares == step.shares(len(denoise))
         assert found.ranks == tuple(range(len(denoise) + 2))
-        # As `Together` has them: in one batch, or each in a stream.
+        # Branches as in `Together`: in one batch, or each in a stream of its own.
         assert (found.batch, streams) == ((1, one.branches) if interleave else (one.branches, 1))

@@ -1,4 +1,4 @@
-"""Long videos in blocks, simulated: against the schedule's own count, and what must hold anywhere."""
+"""Simulated long videos in blocks: compared with the schedule's own count, and general properties."""
 
 from collections import defaultdict
 from dataclasses import replace
@@ -72,7 +72,7 @@ def video(
     return LongVideo(cluster=on, spec=SPEC, request=asked, placement=placement, dtype="bf16", decode=decode)
 
 
-# 30 layers: alike on as many ranks as divide them, and on four not.
+# 30 layers, which divide evenly among some numbers of ranks, but not among four.
 @pytest.mark.parametrize("ranks", [1, 2, 4, 6])
 @pytest.mark.parametrize(("blocks", "steps"), [(9, 6), (3, 6), (9, 2)])
 def test_without_messages_it_takes_what_the_schedule_counts(ranks: int, blocks: int, steps: int) -> None:
@@ -84,7 +84,7 @@ def test_without_messages_it_takes_what_the_schedule_counts(ranks: int, blocks: 
 
 @pytest.mark.parametrize(("stages", "blocks", "steps"), [(1, 3, 2), (2, 9, 6), (3, 3, 6), (6, 9, 2)])
 def test_branches_on_different_ranks_are_two_pipelines(stages: int, blocks: int, steps: int) -> None:
-    """Where messages are free; and each hidden state still travels once, each prediction comes from two."""
+    """With free messages, branches are independent; hidden states travel once, and two predictions arrive."""
     placement = Placement(ranks=2 * stages, cfg_degree=2)
     one = video(cluster(2 * stages, **FREE), request(5 * blocks, steps, context_frames=0), placement)
     step = next(one.queue.steps())
@@ -118,13 +118,13 @@ def test_folded_blocks_are_played_blocks(placement: Placement, sharers: int) -> 
     assert len(spokesmen) == len(one.steps.teams) + (placement.decode is not None)
     computing = [run.computing[rank] for rank in spokesmen]
     assert computing == pytest.approx([whole.computing[rank] for rank in spokesmen], rel=1e-6)
-    # What is known without playing is a bound, and a near one.
+    # The bound that is known without simulation is valid, and close.
     assert 0.5 * run.seconds < one.least_seconds <= run.seconds
 
 
 @pytest.mark.parametrize(("stages", "cfg_degree", "sharers"), [(1, 1, 4), (2, 1, 3), (3, 2, 2)])
 def test_free_messages_make_a_team_one_rank(stages: int, cfg_degree: int, sharers: int) -> None:
-    """Whose part of the work is that of the one that has most."""
+    """With free messages, a team takes as long as its member with the most work."""
     ranks = stages * cfg_degree * sharers
     one = video(
         cluster(ranks, **FREE),
@@ -138,7 +138,7 @@ def test_free_messages_make_a_team_one_rank(stages: int, cfg_degree: int, sharer
     parts = 2 // cfg_degree
     costs = [parts * max(one.step_seconds(stage, kind).computing) for stage in range(stages)]
     assert one.run().seconds == pytest.approx(duration(one.queue, costs, parts=parts), rel=1e-9)
-    # All of the attention is computed by somebody.
+    # Some rank computes each part of the attention.
     shares = one.steps.shares(kind)
     assert sum(shares.work) == shares.num_tokens * shares.num_heads
 
@@ -168,7 +168,7 @@ def test_work_is_conserved_and_nothing_that_shares_a_resource_overlaps(sharers: 
         sent[one_sent.message.name] += 1
     steps = len(list(one.queue.steps()))
     expected = {"hidden states": 2 * 2 * steps, "prediction": steps, "latents": 7}
-    if sharers > 1:  # its own latents go to a mate of the first rank's
+    if sharers > 1:  # the first rank's latents also go to those that share tokens with it
         expected |= {"exchanges": 3 * 2 * steps, "latents": 7 + steps}
     assert sent == expected
 
@@ -225,11 +225,11 @@ def test_memory_does_not_grow_with_the_length() -> None:
     assert peaks(20) <= peaks(30) <= peaks(100) == peaks(1000)
     by_rank = by_rank_of(placement, request(100))
     transformer = 2 * sum(w.parameters for w in SPEC.weights if stage_of(w.component) == "denoise")
-    # Each has its layers; the first one also the other stages.
+    # Each rank has its layers, and the first rank also the other stages.
     assert [parts["weights"] for parts in by_rank[1:]] == pytest.approx([transformer / 3] * 2)
     # Keys and values of two frames, of both branches, in a rank's ten layers.
     assert by_rank[1]["keys"] == 2 * 2 * 10 * 2 * SPEC.tokens(1, 96, 160) * 1536 * 2
-    # With left contexts from the cache, those of each block in the queue, 6, besides.
+    # With left contexts from the cache, also those of each of the 6 blocks in the queue.
     kept = by_rank_of(placement, request(100, left_context="cache"))
     assert kept[1]["keys"] == 7 * by_rank[1]["keys"]
     wider = by_rank_of(placement, request(100, width=320))
@@ -276,7 +276,10 @@ def test_the_best_is_behind_no_method(goal: str) -> None:
 @pytest.mark.parametrize("goal", GOALS)
 @pytest.mark.parametrize("part", [1.0, 0.3, 0.0])
 def test_ways_that_are_not_played_could_not_have_been_the_best(goal: str, part: float) -> None:
-    """Nor what the best is compared with: whether all fit, as they are or in tiles, or few, or none."""
+    """Candidates that are not simulated could not be best, neither overall nor for their setting.
+
+    This holds whether all fit into memory, as they are or in tiles, or few of them, or none.
+    """
     asked = request(60, width=480, height=288)
     on = cluster(6, bandwidth=2e9)
     roomy = Simulator(on, SPEC, asked, long=asked)
@@ -299,7 +302,7 @@ def test_ways_that_are_not_played_could_not_have_been_the_best(goal: str, part: 
                 kind, took = one.way.kind, GOALS[goal](one)
                 found[kind] = min(took, found.get(kind, took))
         assert kinds[0] == kinds[1]
-        # What the best is compared with is the best of all that differ from it in one setting alone.
+        # The best plan is compared with the best of those that differ from it in one setting only.
         best = plans.best[0].simulated
         for switch, other in compared(plans, goal):
             alike = [
@@ -321,7 +324,7 @@ def test_a_left_context_from_the_cache_is_not_computed() -> None:
         usual = [max(map(kind_of, one.queue.steps()), key=lambda kind: kind[3]) for one in made]
         assert [(kind[:3], kind[3]) for kind in usual] == [((5, 2, 0), 9), ((5, 0, 0), 9)]
         computed, kept = (one.run() for one in made)
-        # Five frames instead of seven, and for those the same keys.
+        # Five frames instead of seven, which read the same keys.
         assert 5 / 7 * computed.seconds * 0.9 < kept.seconds < computed.seconds
         assert made[1].least_seconds <= kept.seconds
 
@@ -343,7 +346,10 @@ CASES = [(grid, "latents") for grid in GRIDS] + [(grid, "cache") for grid in (GR
 
 
 def small_video(folder: Path, grid: StageGrid, left_context: str) -> LongVideo:
-    """Five blocks of 12 tokens a frame, the last of one frame; three heads, which do not divide."""
+    """Return a video of five blocks, with 12 tokens per frame; the last block has one frame.
+
+    The model's three heads do not divide among the ranks.
+    """
     asked = Request.of(
         prompt="any",
         width=64,
@@ -368,7 +374,7 @@ def small_video(folder: Path, grid: StageGrid, left_context: str) -> LongVideo:
 
 
 def bytes_sent(world: World, folder: Path) -> list[int]:
-    """By this rank, in a real run of each grid."""
+    """Return the number of bytes that this rank sends in a real run, for each case."""
     found, sent, send = [], 0, World.send
 
     def counting(self: World, tensor: Tensor, rank: int) -> Any:
@@ -390,7 +396,7 @@ def bytes_sent(world: World, folder: Path) -> list[int]:
 
 
 def test_bytes_are_those_of_a_real_run(tmp_path: Path) -> None:
-    """Of every rank, message by message: latents, exchanges, hidden states and predictions."""
+    """Simulated messages (latents, exchanges, hidden states, predictions) have a real run's bytes by rank."""
     folder = save_folder("wan21", tmp_path, heads=3, layers=5)
     by_rank = run_world(bytes_sent, 4, folder, timeout=240)
     for number, (grid, left_context) in enumerate(CASES):

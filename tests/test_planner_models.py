@@ -1,4 +1,4 @@
-"""Operations of the autoencoders, as torch counts them; and the published configurations."""
+"""Operations of the autoencoders, as torch counts them, and the published configurations."""
 
 import pytest
 import torch

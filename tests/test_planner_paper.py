@@ -1,4 +1,4 @@
-"""The figures of docs/results/planner.md for PipeDiT's tables."""
+"""Figures about PipeDiT's tables that docs/results/planner.md states."""
 
 import json
 import sys

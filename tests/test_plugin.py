@@ -1,4 +1,4 @@
-"""A package beside this one brings a form of attention, a method, a launcher and a family (tests/plugin)."""
+"""A plug-in package (tests/plugin) that brings a form of attention, a method, a launcher and a family."""
 
 import importlib
 import json
@@ -39,11 +39,11 @@ PLUGIN = Path(__file__).parent / "plugin"
 SIZE = {"width": 48, "height": 32, "num_frames": 9, "num_inference_steps": 3}
 PROMPT, SEED = "a red circle", 11
 ELSEWHERE = Path(tempfile.gettempdir())
-"""Not where the package's source is: what is installed is to be found."""
+"""Working folder away from the package's source, so that the installed package is found."""
 
 
 def install(folder: Path, entry_points: dict[str, dict[str, str]], version: str = "1.0") -> dict[str, str]:
-    """Install the package into an empty folder, as pip does, and return the environment that has it."""
+    """Install the package into an empty folder, as pip does; return the environment that finds it."""
     for package in ("paradit_extra", "paradit_cogvideox"):
         shutil.copytree(PLUGIN / package, folder / package)
     about = folder / f"paradit_extra-{version}.dist-info"
@@ -158,7 +158,7 @@ def test_help_and_plan_know_them(env: dict[str, str], model: Path, tmp_path: Pat
     assert "gathered" not in command(off, "generate", "--help").stdout
     wan = ["plan", "--model", "Wan2.1-T2V-1.3B-Diffusers", "--gpus", "2xL40", "--json"]
     ways, without = (json.loads(command(one, *wan).stdout)["compared"] for one in (env, off))
-    assert ways > without  # gathered is simulated too
+    assert ways > without  # `gathered` is simulated too
     words = ["plan", "--model", str(model), "--gpus", "2xL40", "--num-frames", "9", "--size", "48x32"]
     done = command(env, *words)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,6 +1,6 @@
-"""The public surface, written out in `data/public.json`; what is changed in it is changed on purpose.
+"""The public surface, written out in `data/public.json`, so that it changes on purpose only.
 
-python tests/test_public.py    writes that file anew
+`python tests/test_public.py` writes that file anew.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ and commit the file. Something renamed or removed: the former name must work for
 a warning (an option: `Option(formerly=...)`); only then does it go from the file."""
 
 Surface = dict[str, dict[str, list[str]]]
-"""What is promised, by section and name."""
+"""Type of the public surface: what is promised, by section and name."""
 MEMBERS: dict[type, tuple[str, ...]] = {
     paradit.Engine: ("submit", "close"),
     EngineJob: ("status", "cancel", "result", "frames", "events"),
@@ -58,9 +58,9 @@ MEMBERS: dict[type, tuple[str, ...]] = {
     paradit.Request: ("of",),
     paradit.Placement: ("of", "flat"),
 }
-"""What is promised of classes besides their fields; the rest is the program's own."""
+"""Members of classes that are promised in addition to their fields; all others are internal."""
 MADE_BY_OTHERS = (EngineJob, Generated)
-"""Classes that nobody but the program makes."""
+"""Classes whose instances only the program makes."""
 FUNCTIONS = {
     "paradit.generate": paradit.generate,
     "paradit.parallelize": paradit.parallelize,
@@ -79,7 +79,7 @@ EXIT_CODES = {
 
 
 def surface() -> Surface:
-    """All that is promised."""
+    """Return the whole public surface."""
     return {
         "paradit": {"__all__": sorted(paradit.__all__)},
         "python": dict(signatures()),
@@ -93,7 +93,7 @@ def surface() -> Surface:
 
 
 def signatures() -> Iterator[tuple[str, list[str]]]:
-    """Parameters and their defaults, by what has them; types are what mypy looks after."""
+    """Yield the parameters and defaults of each function and class; mypy checks their types."""
     for name, function in FUNCTIONS.items():
         yield name, parameters(function)
     for kind, names in MEMBERS.items():
@@ -115,7 +115,7 @@ def parameters(made: Any) -> list[str]:
 
 
 def json_objects() -> dict[str, list[str]]:
-    """What `--json` says: the fields of each command's objects, by their `event` where they have one."""
+    """Return the fields of each command's `--json` objects, by command and `event`."""
     with TemporaryDirectory() as folder:
         video = ["generate", "p", "-o", f"{folder}/a.mp4", "--num-inference-steps", "1", "--num-frames", "5"]
         lines = {
@@ -136,7 +136,7 @@ def json_objects() -> dict[str, list[str]]:
 
 
 def shown_events() -> list[dict[str, Any]]:
-    """A JSON line of every event that has one, but for what a run says better."""
+    """Return a JSON line of every event that has one, except those that a real run shows better."""
     out, report = io.StringIO(), JsonReporter()
     with redirect_stdout(out):
         for kind in EVENTS.values():
@@ -162,7 +162,7 @@ def options() -> dict[str, list[str]]:
 
 
 def option(field: Declared) -> str:
-    """A flag, its type, and its default as `--help` says it."""
+    """Return an option's flag, type and default, as `--help` shows them."""
     one, name = field.option, field.name.replace("_", "-")
     flags = [one.metavar] if one.argument else [*filter(None, [one.short]), f"--{name}"]
     flags += [f"--no-{name}"] if one.negatable else []
@@ -214,7 +214,7 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Renamed:
-    """A command whose option had another name."""
+    """Options of a made-up command, some of which had other names."""
 
     num_inference_steps: Annotated[int, Option(formerly=("num_steps",), help="Steps.", least=1)] = 4
     trim: Annotated[bool, Option(formerly=("cut",), help="Whether to cut.", negatable=True)] = True

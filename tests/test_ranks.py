@@ -1,4 +1,4 @@
-"""`paradit generate --ranks N`: the same video, and what is left when a rank dies or the user stops."""
+"""`paradit generate --ranks N`: equal videos, and the state after a rank dies or the user stops."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_the_same_video(model: Path, tmp_path: Path) -> None:
 
 
 def in_many_prompts(model: Path, folder: Path, *options: str) -> list[dict[str, Any]]:
-    """The events of a run with three prompts."""
+    """Run three prompts, and return the events."""
     (folder / "prompts.txt").write_text("a red circle\na blue square\na green ring\n")
     arguments = ["--prompts-file", "prompts.txt", "--model", str(model), "--json", "--overwrite"]
     done = warm.run(["generate", *arguments, "--latents", "l.safetensors", *options], folder, ENV)
@@ -112,7 +112,7 @@ def test_the_placement_is_chosen_by_a_warm_up(
     assert len(named(events, "result")) == 3
     latents = many_latents(tmp_path)
 
-    # What was measured is remembered, also for a dry run.
+    # Measured times are remembered, and used by dry runs too.
     for more in ((), ("--dry-run",)):
         events = in_many_prompts(model, tmp_path, *options, *more)
         assert named(events, "placement") == [chosen]

@@ -1,7 +1,7 @@
-"""Whatever stands in a file that is read from outside, the answer is the value or one line, soon.
+"""Files from outside with arbitrary content, which give a value or a one-line error, quickly.
 
-Random values take the place of every field of every such file, in process over the real readers; a few go
-through the real command line. PARADIT_EXAMPLES sets how many there are of a file.
+Random values replace every field of every such file, in process with the real readers; a few files go through
+the real command line. PARADIT_EXAMPLES sets how many are tried of each.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from tiny import save_hunyuan_folder
 
 EXAMPLES = int(os.environ.get("PARADIT_EXAMPLES", "30"))
 SECONDS = 5.0
-"""Most that an answer may take, on a machine that does other things too."""
+"""Largest number of seconds that an answer may take, on a machine that is busy otherwise."""
 
 NUMBERS = st.one_of(
     st.integers(-2, 5), st.sampled_from([2**31 - 1, 2**63, 10**30, -(10**30)]), st.floats(), st.booleans()
@@ -58,7 +58,7 @@ VALUES = st.recursive(
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to every value in a JSON file, at any depth."""
+    """Yield the path to every value in a JSON file, at any depth."""
     yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
@@ -66,7 +66,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def changed(content: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """The content with another value at a place."""
+    """Return the content with another value at a path."""
     if not path:
         return value
     copy = dict(content) if isinstance(content, dict) else list(content)
@@ -76,7 +76,7 @@ def changed(content: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 @contextmanager
 def one_line(what: object = "") -> Iterator[None]:
-    """Within is a value or an InputError of one line, soon."""
+    """Check that the body either succeeds or raises an InputError of one line, quickly."""
     began = time.process_time()
     try:
         yield
@@ -94,7 +94,7 @@ def examples(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def mutate(data: st.DataObject, path: Path) -> tuple[str, object]:
-    """Change a value of a JSON file, or add one, and return which."""
+    """Change or add one value in a JSON file, and return where, and the value."""
     content = json.loads(path.read_text())
     place = data.draw(st.sampled_from(list(places(content))))
     value = data.draw(VALUES)
@@ -151,7 +151,7 @@ def test_model_folders(name: str, models: dict[str, Path], tmp_path: Path, data:
 @examples
 @given(data=st.data())
 def test_weights(tmp_path: Path, data: st.DataObject) -> None:
-    """An index, and the header of a file."""
+    """Both the index of weights and the header of their file get random values."""
     shutil.rmtree(tmp_path / "model", ignore_errors=True)
     folder = shutil.copytree(bundled_folder(), tmp_path / "model")
     stem = folder / "transformer" / "diffusion_pytorch_model.safetensors"

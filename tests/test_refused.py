@@ -1,4 +1,4 @@
-"""`paradit.parallelize` on a pipeline with things attached that cannot be honoured: refused by name."""
+"""`paradit.parallelize` on pipelines whose attachments cannot be honoured, which are refused by name."""
 
 import re
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 class Other(hooks.ModelHook):
-    """A hook that nobody knows."""
+    """Hook of an unknown class."""
 
 
 class OtherProcessor:
@@ -53,7 +53,7 @@ def timestep() -> int:
 
 
 def block_list(pipe: Any) -> str:
-    """Name of the first list of blocks; by itself diffusers takes any of several."""
+    """Return the name of the first list of blocks, because diffusers by itself takes any of several."""
     return "blocks" if hasattr(pipe.transformer, "blocks") else "transformer_blocks"
 
 
@@ -178,7 +178,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 def refusals(_: World, folder: Path) -> dict[str, list[str]]:
-    """What is said of each thing that is attached before `parallelize`, and, for Wan, after it."""
+    """Return the errors for each attachment, made before `parallelize` and, for Wan, after it."""
     said: dict[str, list[str]] = {}
     loaded = load(folder)
     for name, (attach, _message) in REFUSED.items():
@@ -233,7 +233,7 @@ def wrap_in_ddp(pipe: Any) -> None:
 
 
 def context_parallel(pipe: Any) -> None:
-    """What `enable_parallelism` does, which needs a GPU."""
+    """Do what `enable_parallelism` does, which itself needs a GPU."""
     mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("ring", "ulysses"))
     config = ContextParallelConfig(ulysses_degree=2, mesh=mesh)
     config.setup(torch.distributed.get_rank(), 2, torch.device("cpu"), mesh)
@@ -282,7 +282,7 @@ def patched_and_odd(_: World, folder: Path, experts: Path) -> None:
         paradit.parallelize(pipe)
 
     pipe = load(folder)
-    pipe.transformer = torch.nn.Sequential(pipe.transformer)  # and the pipe has no device any more
+    pipe.transformer = torch.nn.Sequential(pipe.transformer)  # now the pipe has no device either
     with pytest.raises(InputError, match=r"a Sequential in place of a WanTransformer3DModel at pipe"):
         paradit.parallelize(pipe)
 

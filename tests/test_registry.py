@@ -1,4 +1,4 @@
-"""Named things: found by name without importing the others, and brought by other packages."""
+"""Registries: things are found by name without importing the others, and other packages add some."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ dishes = Registry("dish", "paradit.dishes", {"soup": "kitchen.soup:SOUP", "stew"
 
 @pytest.fixture
 def kitchen(tmp_path: Path) -> Path:
-    """A folder with a package of two dishes, each in a module of its own."""
+    """Return a folder with a package of two dishes, each in a module of its own."""
     package = tmp_path / "kitchen"
     package.mkdir()
     (package / "__init__.py").touch()

@@ -1,4 +1,4 @@
-"""Forms of attention rehearsed against a clock: with costs that are given, the times are known."""
+"""Attention forms rehearsed against a simulated clock, with given costs and therefore known times."""
 
 import pytest
 import torch
@@ -20,10 +20,10 @@ from paradit.tuning.rehearsal import AttentionCost, BlockCost, rehearse, rehears
 
 LAYERS, TOKENS, HEADS, DEPTH = 6, 64, 8, 16
 PROJECTION, FINISH, ROW = 0.5, 4.5, 0.03125
-"""Seconds of a projection and of `finish`, of a batch of 2, and of a head's row; exact in binary."""
+"""Seconds of a projection and of `finish` for a batch of 2, and of a head's row; exact in binary."""
 WORK = LAYERS * (3 * PROJECTION + FINISH + 2 * ROW * TOKENS * HEADS / 2)
 BYTES = LAYERS * 4 * 2 * (TOKENS // 2) * (HEADS // 2) * DEPTH * 4
-"""Which a rank sends: v, k, q and the results of a batch of 2, to the other rank."""
+"""Number of bytes that a rank sends to the other: v, k, q and the results, for a batch of 2."""
 SHARES = Shares.equal(TOKENS, HEADS, 2)
 
 
@@ -49,8 +49,11 @@ def rehearsed(link: Link, chunks: int = 1, interleave: bool = False) -> float:
 
 
 def rehearsed_otherwise(link: Link, form: Choice, streams: int, monkeypatch: pytest.MonkeyPatch) -> float:
-    """The same in one of the forms that no run rehearses: `ring`, `pipesp-paper`, or that of long videos,
-    `windowed`; and `usp` on four ranks, a ring of two groups."""
+    """Rehearse one of the forms that no run rehearses, and return the seconds.
+
+    These are `ring`, `pipesp-paper`, `windowed` (of long videos), and `usp` on four ranks, a ring of two
+    groups.
+    """
     clock = rehearsal._Clock()
     transport = rehearsal._RehearsedTransport(clock, link, 0, 2)
 
@@ -88,7 +91,7 @@ def test_without_a_link_it_is_the_work(chunks: int, interleave: bool) -> None:
 def test_plain_ulysses_hides_only_what_travels_while_it_projects() -> None:
     link = Link(latency=0.25, seconds_per_byte=2.0**-12)
     travels = 4 * 2 * (TOKENS // 2) * (HEADS // 2) * DEPTH * 4 * link.seconds_per_byte  # a layer's
-    # v leaves after the first projection, and the two others are computed meanwhile.
+    # v is sent after the first projection, while the other two are computed.
     hidden = min(travels / 4, 2 * PROJECTION)
     assert rehearsed(link) == WORK + LAYERS * (travels - hidden + 2 * link.latency)
 

@@ -1,4 +1,4 @@
-"""Every check of a request; the model is only read, never loaded."""
+"""Checks of requests; the model's files are only read, and never loaded."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
 
 @pytest.fixture(scope="module")
 def refusal(spec: ModelSpec) -> Callable[..., str]:
-    """The one line that a request with these fields gets."""
+    """Return a function that returns the one-line error of a request with the given fields."""
 
     def ask(**fields: Any) -> str:
         with pytest.raises(InputError) as caught:
@@ -114,12 +114,12 @@ def test_positions_end(refusal: Callable[..., str]) -> None:
 
 
 def test_long_videos_are_made_in_blocks(spec: ModelSpec) -> None:
-    """Beyond twice the 49 frames that the model was trained on; of a duration, beyond those."""
+    """Videos beyond twice the 49 trained frames are made in blocks; those of a duration, beyond 49."""
     for num_frames, trim, method in ((97, False, "full"), (99, False, "dualparal"), (50, True, "dualparal")):
         request = resolve(Request(prompt="x", num_frames=num_frames, trim=trim), spec)
         assert request.method == method
         assert request.num_frames == num_frames
-        # A window is as long as what the model was trained on: 13 latent frames.
+        # A window has the length that the model was trained on: 13 latent frames.
         if isinstance(request, BlocksRequest):
             assert (request.block_frames, request.context_frames) == (7, 3)
         assert resolve(request.asked(), spec) == request

@@ -1,4 +1,4 @@
-"""Ring and USP: exact for any lengths, and only two blocks of keys and values on a rank."""
+"""Ring and USP attention: exact for any lengths, with only two blocks of keys and values on a rank."""
 
 from collections.abc import Iterator
 
@@ -29,7 +29,7 @@ def random_qkv(num_rows: int, num_heads: int) -> list[Tensor]:
 
 
 def projections(q: Tensor, k: Tensor, v: Tensor, sizes: list[int]) -> list[Iterator[Tensor]]:
-    """Each rank's v, k and q: its tokens, and the rows that all have, which are the last of `sizes`."""
+    """Return each rank's v, k and q: its own tokens and the replicated rows, the last of `sizes`."""
     parts = [x.split(sizes, dim=1) for x in (v, k, q)]
     return [iter([torch.cat([part[i], part[-1]], dim=1) for part in parts]) for i in range(len(sizes) - 1)]
 

@@ -1,4 +1,4 @@
-"""`paradit runs`: what is listed is what there is, and what is removed is gone."""
+"""`paradit runs`, which lists the runs that exist and removes runs."""
 
 import json
 import os

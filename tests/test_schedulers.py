@@ -1,4 +1,4 @@
-"""A model runs its folder's own scheduler, noise and all; one that cannot be run is refused beforehand."""
+"""Schedulers of model folders: they run with their own noise, or are refused before a run begins."""
 
 import inspect
 import json
@@ -57,7 +57,7 @@ STEADY = {
 HUNYUAN_STEADY = {
     "unipc": UniPCMultistepScheduler(**FLOW),
     "flow euler": FlowMatchEulerDiscreteScheduler(shift=7.0),
-    "euler": EulerDiscreteScheduler(),  # whose last step diffusers leaves out
+    "euler": EulerDiscreteScheduler(),  # diffusers leaves out its last step
 }
 
 
@@ -84,7 +84,7 @@ def of_the_pipeline(folder: Path) -> Tensor:
 
 @torch.no_grad()
 def plainly(folder: Path) -> Tensor:
-    """A loop over diffusers' transformer and the scheduler, each step with its own generator."""
+    """Denoise in a plain loop over diffusers' transformer and scheduler, with a generator for each step."""
     spec = read_spec(folder)
     model, latents = load(spec, "fp32"), initial_noise((1, 16, 2, 4, 8), SEED, torch.device("cpu"))
     (text,), scheduler = model.encode_prompt(PROMPT), model.scheduler(4)
@@ -99,7 +99,7 @@ def plainly(folder: Path) -> Tensor:
 def test_noise_comes_from_the_seed_and_the_step(name: str, tmp_path: Path) -> None:
     folder = folder_with(DRAWING[name], tmp_path)
     made = ours(folder)
-    torch.manual_seed(1)  # torch's own generator has no say
+    torch.manual_seed(1)  # torch's own generator must not matter
     assert torch.equal(ours(folder), made)
     assert torch.equal(plainly(folder), made)
 
@@ -151,7 +151,7 @@ def test_what_cannot_be_run_is_refused(name: str, tmp_path: Path) -> None:
 
 
 class Unseeded(FlowMatchEulerDiscreteScheduler):
-    """Draws from torch's own generator, whatever generator it is given."""
+    """Scheduler that draws from torch's own generator and ignores the one that it is given."""
 
     def step(self, *inputs, generator=None, return_dict=True):  # type: ignore[no-untyped-def]  # noqa: ARG002
         (stepped,) = super().step(*inputs, return_dict=False)
@@ -197,7 +197,7 @@ def _change(path: Path, **values: object) -> None:
 
 
 def test_all_of_diffusers_run_or_are_refused_in_one_line(tmp_path: Path) -> None:
-    """Every scheduler class, in both families: what the trial accepts goes on from any checkpoint."""
+    """Every scheduler class is tried in both families; those accepted resume from any checkpoint."""
     ran, refused = set(), set()
     for hunyuan in (False, True):
         folder = folder_with(FlowMatchEulerDiscreteScheduler(), tmp_path / str(hunyuan), hunyuan=hunyuan)

@@ -1,4 +1,4 @@
-"""The shapes world: every combination is drawn as it is said, and the evaluator sees it."""
+"""Shapes world: every combination is drawn as its prompt says, and the evaluator recognises it."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ BORDERS = [13, 29, 45]
 
 def test_long_videos_without_a_fault() -> None:
     for scene in all_scenes()[::131]:
-        # Drawn on from a frame of their own: for longer, nothing can grow.
+        # No longer than this, because nothing can grow for longer.
         verdict = evaluate_long(draw(scene, MAX_FRAMES, np.random.default_rng(1)), scene, BORDERS)
         assert (verdict.present, verdict.color, verdict.shape, verdict.motion) == (1, 1, 1, 1), scene
         if scene.motion not in ("standing still", "bouncing"):
@@ -82,9 +82,9 @@ def test_long_videos_with_faults() -> None:
         jumping[border:] = np.roll(jumping[border:], 20, axis=1)
     verdict = evaluate_long(jumping, scene, BORDERS)
     assert verdict.border_flicker > 1.5 and verdict.border_jump > 5 and verdict.present == 1
-    assert verdict.border_turn < 2  # on it goes as before
+    assert verdict.border_turn < 2  # the velocity is unchanged
 
-    # Slower after the first border, backwards after the second, on as before after the third.
+    # Slower after the first border, backwards after the second, and forwards as before after the third.
     course = np.cumsum([0.5 if 13 <= i < 29 else -1 if 29 <= i < 45 else 1 for i in range(MAX_FRAMES)])
     turning = np.stack([np.roll(video[0], round(3 * far), axis=1) for far in course])
     verdict = evaluate_long(turning, scene, BORDERS)
@@ -102,7 +102,7 @@ def test_long_videos_with_faults() -> None:
     fading = video.copy()
     ys, xs = np.mgrid[:96, :96]
     red = np.argwhere((video[24] == video[24].max(axis=(0, 1))).all(axis=2)).mean(axis=0)
-    fading[24][np.hypot(ys - red[0], xs - red[1]) > 4] = video[0, 0, 0]  # a dot is left of it
+    fading[24][np.hypot(ys - red[0], xs - red[1]) > 4] = video[0, 0, 0]  # only a dot is left
     assert evaluate_long(fading, scene, BORDERS).present == pytest.approx(48 / 49)
 
     darkening = np.clip(
@@ -118,7 +118,7 @@ def test_drawing_is_fixed_by_its_seed() -> None:
     scene = Scene("cyan", "ring", "circling", "brown")
     first, again = (draw(scene, 17, np.random.default_rng(5)) for _ in range(2))
     assert np.array_equal(first, again)
-    # A longer video begins as the shorter one.
+    # A longer video begins like the shorter one.
     assert np.array_equal(draw(scene, 33, np.random.default_rng(5))[:17], first)
     assert np.array_equal(draw(scene, 17, np.random.default_rng(5), first_frame=8)[:9], first[8:])
 

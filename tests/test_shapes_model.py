@@ -1,6 +1,6 @@
-"""The bundled model: whole, small, loaded like any published one, and it shows what the prompt says.
+"""The bundled model: complete, small, loaded like any published one, and true to its prompts.
 
-`benchmarks/quality.py` measures how often; here a few prompts, so that a broken asset is found out.
+`benchmarks/quality.py` measures how often; a few prompts here reveal a broken asset.
 """
 
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_is_small(folder: Path) -> None:
 def test_every_word_is_one_token_and_others_are_dropped(pipeline: WanPipeline) -> None:
     tokenizer = pipeline.tokenizer
     ids = tokenizer(" ".join(WORDS)).input_ids
-    assert len(set(ids)) == len(ids) == len(WORDS) + 1  # and the end
+    assert len(set(ids)) == len(ids) == len(WORDS) + 1  # one more for the end token
     for form, word in OTHER_FORMS.items():
         assert tokenizer(form).input_ids == tokenizer(word).input_ids
     plain = tokenizer("red circle moving right dark background").input_ids

@@ -1,4 +1,4 @@
-"""Shares: every piece of work is done once, by equal parts, for any tokens, heads and ranks."""
+"""Shares of work: every piece is done once, in equal parts, for any tokens, heads and ranks."""
 
 import itertools
 
@@ -41,7 +41,7 @@ def test_chunks_make_up_the_work(num_tokens: int, num_heads: int, num_ranks: int
         assert len(chunks) == count
         assert sum(len(box) for chunk in chunks for box in chunk) == shares.work[rank]
         if shares.work[rank] >= count * shares.num_rows:
-            # The ends of chunks are those of heads, so that a head's keys travel with one chunk.
+            # Chunks end where heads do, so that a head's keys travel with a single chunk.
             assert all(chunk[0].start == 0 for chunk in chunks[1:] if chunk)
 
 

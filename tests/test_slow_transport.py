@@ -1,7 +1,7 @@
-"""No wait is missing and none is in the wrong place: late messages, in any order, change nothing.
+"""Waits for messages: none is missing or misplaced, because late messages in any order change nothing.
 
-Every rank is a thread of this process. A message leaves after a random delay, and is read only then: what was
-overwritten meanwhile arrives wrong; what is used before it was waited for is not a number.
+Every rank is a thread of this process. A message leaves after a random delay and is read only then: a buffer
+that was overwritten meanwhile arrives wrong, and one that is used before it was waited for holds NaN.
 """
 
 import random
@@ -23,7 +23,7 @@ LAYERS = 3
 
 
 class SlowNetwork:
-    """What lies between the ranks."""
+    """Network between the ranks that delays every message at random."""
 
     def __init__(self, num_ranks: int, seed: int) -> None:
         self.num_ranks, self.random = num_ranks, random.Random(seed)
@@ -45,7 +45,7 @@ class SlowNetwork:
 
 
 class SlowTransport:
-    """One rank's side of it, with the interface of `Transport`."""
+    """One rank's end of a `SlowNetwork`, with the interface of `Transport`."""
 
     def __init__(self, network: SlowNetwork, rank: int) -> None:
         self.network, self.rank, self.num_ranks, self.started = network, rank, network.num_ranks, 0
@@ -72,9 +72,9 @@ class SlowTransfer:
 
 
 def layers(attend: Attend, x: Tensor, layout: Unrotated) -> Generator[Wait, None, Tensor]:
-    """A few attentions, one after the other, each of its own kind of q, k and v."""
+    """Run a few attentions one after the other, each with different q, k and v."""
     for layer in range(LAYERS):
-        # Made anew and overwritten afterwards, as an allocator that reuses memory would.
+        # Tensors are made anew and overwritten afterwards, like memory that an allocator reuses.
         own = [x * factor for factor in (1.0, 0.3, 0.5)]
         x = (yield from attend(layer, iter(own), layout)) + x
         for tensor in own:
@@ -87,7 +87,7 @@ def ring_form(shares: Shares, transport: SlowTransport) -> Attend:
 
 
 def on_threads(shares: Shares, form: Form, seed: int) -> list[Tensor]:
-    """Two branches, interleaved, on every rank; the tokens of each rank."""
+    """Run two interleaved branches on every rank, and return each rank's tokens."""
     network = SlowNetwork(shares.num_ranks, seed)
     branches = random_qkv(shares)[:2]
     results: dict[int, list[Tensor]] = {}

@@ -1,4 +1,4 @@
-"""Specs: exact counts, geometry, defaults; and no torch."""
+"""Specs of models: exact counts, geometry and defaults, read without torch."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from paradit.models.umt5 import umt5_parameters
 from paradit.models.wan.spec import transformer_spec
 from tiny import save_folder, transformer
 
-# The transformer configs of the published checkpoints, huggingface.co/Wan-AI/*-Diffusers, where they differ
+# Transformer configs of the published checkpoints, huggingface.co/Wan-AI/*-Diffusers: the fields that differ
 # from the class's defaults.
 PUBLISHED = {
     "Wan2.1-T2V-1.3B": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
@@ -93,7 +93,7 @@ def test_memory_grows_with_what_is_asked(tmp_path):
     spec = read_spec(save_folder("wan21", tmp_path))
     small, long = (spec.memory_bytes(frames, 480, 832, 2) for frames in (17, 81))
     assert small["weights"] == long["weights"] > 0
-    assert small["decode"] == long["decode"]  # frames leave as they are decoded
+    assert small["decode"] == long["decode"]  # frames are written as they are decoded
     assert small["activations"] < long["activations"]
     assert long["peak"] <= sum(value for part, value in long.items() if part != "peak")
 
@@ -131,7 +131,7 @@ def test_specs_import_no_torch(tmp_path):
     assert ran.stdout.strip() == "[]"
 
 
-# google/umt5-xxl, which every published Wan brings, and small ones.
+# google/umt5-xxl, the text encoder of every published Wan, and small ones.
 @pytest.mark.parametrize(
     "config",
     [
@@ -161,4 +161,4 @@ def test_supported_classes():
     assert supported_pipelines() == ("WanPipeline", "HunyuanVideoPipeline")
     assert family("WanPipeline") is FAMILIES.find("wan")
     with pytest.raises(InputError, match="supported: WanPipeline, HunyuanVideoPipeline"):
-        family("OpenSoraPlanPipeline")  # planned only
+        family("OpenSoraPlanPipeline")  # only the planner knows it

@@ -1,4 +1,4 @@
-"""Stages on their own ranks: the same videos, only what is needed is loaded, and a request fails alone."""
+"""Stages on ranks of their own: equal videos, only the needed parts loaded, and requests that fail alone."""
 
 from collections import deque
 from dataclasses import replace
@@ -43,7 +43,7 @@ TOGETHER = [
     (3, "denoise=0-1 decode=1,2 encode=2"),
     (4, "denoise=1-2 decode=0,3 encode=1"),
 ]
-"""Where all that decode share each video."""
+"""Placements in which all ranks that decode share each video: (ranks, groups)."""
 
 
 def placement(ranks: int, groups: str, **fields: Any) -> Placement:
@@ -81,7 +81,7 @@ def test_every_request_goes_its_way_and_nobody_waits_for_ever(
             begun = done[stage].get(request, set())
             if any(r not in begun and list(programs[r])[:1] != [(stage, request)] for r in group):
                 continue
-            # What the next stage has not begun may be ready for `AHEAD` requests, and one more is being made.
+            # Outputs of `AHEAD` requests may wait for the next stage, while one more is being made.
             after = {"encode": "denoise", "denoise": "decode"}.get(stage)
             if after:
                 assert request - len(done[after]) <= AHEAD + len(decoders)
@@ -128,7 +128,7 @@ def test_files_that_hold_no_placement(text: str) -> None:
 
 
 class Kept(Progress):
-    """Keeps what it is told."""
+    """Progress that records the events that it is told."""
 
     def __init__(self) -> None:
         super().__init__(self.hear)
@@ -260,7 +260,7 @@ def test_a_rank_loads_what_it_needs(model: Path) -> None:
 
 
 def held_before_and_after(world: World, model: Path, folder: Path) -> list[list[int]]:
-    """How many layers each expert has when they are divided, and then."""
+    """Return each expert's number of layers before they are divided, and afterwards."""
     from paradit.sampling.dualparal import QueueSampler
 
     divide, seen = QueueSampler.divide, []
@@ -290,7 +290,7 @@ def test_a_rank_of_a_pipeline_never_has_others_layers(tmp_path: Path) -> None:
 
 
 def poisoned(world: World, model: Path, folder: Path, where: Placement) -> list[tuple[str, Any]]:
-    """The second request gets noise that is no number, and the third one's folder is gone."""
+    """Make videos with NaN noise in the second request, and without the third one's folder."""
     from paradit.sampling import full_sequence as stage
 
     initial_noise = stage.initial_noise

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full or broken, or that have another encoding: the work goes on."""
+"""Standard streams that are closed, full, broken or in another encoding, and do not stop the work."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     arguments: list[str], folder: Path, streams: str = "", **env: str
 ) -> subprocess.CompletedProcess[bytes]:
-    """A whole command, with its streams as a shell says: `>&-` closes stdout."""
+    """Run a whole command with its streams redirected by the shell; `>&-` closes stdout."""
     return subprocess.run(
         ["bash", "-c", f'"$@" {streams}; exit ${{PIPESTATUS[0]}}', "bash", *COMMAND, *arguments],
         cwd=folder,
@@ -44,14 +44,14 @@ def run(
 
 
 def read(told: bytes) -> str:
-    """What was said, of which nothing may be a traceback."""
+    """Return the decoded output, after a check that it holds no traceback."""
     text = told.decode()
     assert "Traceback" not in text and "Exception ignored" not in text, text
     return text
 
 
 def check_made(folder: Path) -> None:
-    """The video is there, whole, and nothing else is."""
+    """Check that the video is complete, and that nothing else is there."""
     assert [path.name for path in folder.iterdir()] == ["中文-é-seed0.mp4"]
     assert read_video(folder / "中文-é-seed0.mp4")[0].shape == (9, 48, 48, 3)
 
@@ -87,7 +87,7 @@ def test_names_are_those_that_the_system_can_write(model: Path, tmp_path: Path) 
     arguments = ["generate", "--prompts-file", "prompts.txt", "--model", str(model), "--dry-run", "--json"]
     told = json.loads(read(run(arguments, tmp_path, **ascii_only).stdout))
     assert (told["prompt"], told["path"]) == (f"{PROMPT} red", "00-red-seed0.mp4")
-    # The shell's argument is a byte that is not UTF-8.
+    # The argument holds a byte that is not valid UTF-8.
     done = run(["generate", "a", "--model", str(model)], tmp_path, "-o $'caf\\xe9.mp4'")
     assert (done.returncode, read(done.stderr)) == (
         2, "paradit: error: output 'caf\\udce9.mp4' cannot be written in utf-8: name another\n"
@@ -107,7 +107,7 @@ def test_names_are_those_that_the_system_can_write(model: Path, tmp_path: Path) 
 def test_commands_whose_output_is_all_they_make(
     tmp_path: Path, arguments: list[str], streams: str, code: int, said: str
 ) -> None:
-    # The reader of `| true` has gone before anything is said: Python takes longer to start.
+    # The reader of `| true` is gone before any output, because Python takes longer to start.
     done = run(arguments, tmp_path, streams)
     assert (done.returncode, read(done.stderr)) == (code, said)
 
@@ -118,7 +118,7 @@ def test_a_pipe_that_does_not_block_loses_nothing() -> None:
     says = "from paradit.streams import make_safe; make_safe(); print('x' * 999_999)"
     process = subprocess.Popen([sys.executable, "-c", says], stdout=theirs)
     os.close(theirs)
-    time.sleep(0.5)  # it is full meanwhile
+    time.sleep(0.5)  # the pipe fills up meanwhile
     with os.fdopen(ours) as pipe:
         assert len(pipe.read()) == 1_000_000
     assert process.wait(30) == 0

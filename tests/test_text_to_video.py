@@ -1,4 +1,4 @@
-"""A generation through the seam equals WanPipeline's, and the streamed decode the VAE's."""
+"""Generations by the cut model, compared with WanPipeline's, and the streamed decode with the VAE's."""
 
 import warnings
 from dataclasses import replace

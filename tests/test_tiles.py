@@ -1,4 +1,4 @@
-"""Tiles: diffusers' own values, on any number of ranks; and smaller ones where memory runs out."""
+"""Tiled decodes: equal to diffusers' on any number of ranks, with smaller tiles if memory runs out."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ from test_stages import Kept, jobs, placement
 from tiny import VARIANTS, decoded, save_folder, save_hunyuan_folder
 
 SIZES = [(8, 8), (4, 12), (5, 9), (7, 6), (13, 4), (10, 11)]
-"""Of latents, cut into tiles of 4, 3 apart."""
+"""Sizes (height, width) of latents, which are cut into tiles of 4 that begin 3 apart."""
 
 
 @pytest.fixture(scope="module", params=[*VARIANTS, "hunyuan"])
@@ -48,7 +48,7 @@ def latents_of(model: Any, frames: int, height: int, width: int) -> Tensor:
 
 
 def by_diffusers(model: Any, latents: Tensor, tile: int | None) -> Tensor:
-    """What the VAE's own `decode` gives, in tiles of `tile` pixels."""
+    """Return the output of the VAE's own `decode`, in tiles of `tile` pixels."""
     vae = model._pipeline.vae
     vae.use_tiling = False
     if tile is not None:
@@ -66,7 +66,7 @@ def by_diffusers(model: Any, latents: Tensor, tile: int | None) -> Tensor:
 
 
 def by_us(model: Any, latents: Tensor, tile: int | None) -> Tensor:
-    """The samples that frames are made of."""
+    """Return the samples from which our decoder makes frames."""
     scale, decoder = model.spec.vae.spatial_compression, model.decoder(latents)
     kept = []
 
@@ -119,7 +119,7 @@ def test_tiles_cover_the_picture_once(size: tuple[int, int], side: int | None) -
 
 
 def test_frames_leave_at_once_and_nothing_grows_with_length(model: Any) -> None:
-    """What a decode holds when a frame leaves is the same for each, however long the video is."""
+    """A decode holds the same memory at each frame, however long the video is."""
     import gc
 
     latents = latents_of(model, 16, 8, 8)
@@ -221,7 +221,10 @@ def test_too_few_tiles(tmp_path: Path) -> None:
 def decoded_together(
     world: World, folder: Path, latents: Tensor, tile: int, failing: dict[int, list[Any]]
 ) -> tuple[np.ndarray | None, list[str]]:
-    """failing: by rank, (exception, at which tile's piece) for each attempt."""
+    """Decode on ranks that share the tiles; return the frames or None, and the warnings.
+
+    failing: for each rank, (exception, number of the piece that raises it) for each attempt.
+    """
     model = load(read_spec(folder), "fp32", stages=("decode",))
     told = Warned()
     plans = iter(failing.get(world.rank, []))
@@ -244,7 +247,7 @@ def decoded_together(
 
 
 class Failing:
-    """Tiles whose `turn`th piece is an exception."""
+    """Function that decodes tiles, in which the piece numbered `turn` raises an exception."""
 
     def __init__(self, pieces: Any, error: Exception, turn: int) -> None:
         self._pieces, self._error, self._turn = pieces, error, turn
@@ -341,7 +344,7 @@ decode(model, latents, request.vae_tile, Said(), consume)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of a process's memory")
 def test_the_allocator_s_own_error(tmp_path: Path) -> None:
-    """Under a limit at which torch cannot take the memory for the whole picture (640 MiB), but for tiles."""
+    """A memory limit lets torch decode in tiles, but not the whole picture (640 MiB)."""
     folder = save_hunyuan_folder(tmp_path / "model")
     output = tmp_path / "out" / "video.gif"
     output.parent.mkdir()
@@ -362,11 +365,11 @@ def test_the_allocator_s_own_error(tmp_path: Path) -> None:
 
 
 class Broken(Exception):
-    """Nothing that a decode knows."""
+    """Exception that a decode does not handle."""
 
 
 def test_an_attempt_s_file_is_begun_again(tmp_path: Path) -> None:
-    """Memory runs out while frames are written: nothing of the first attempt is in the file."""
+    """Memory runs out while frames are written, and the file holds nothing of the first attempt."""
     model = load(read_spec(save_folder("wan21", tmp_path / "model")), "fp32", stages=("decode",))
     latents, told, seen = latents_of(model, 3, 18, 16), Warned(), []
 
@@ -391,7 +394,7 @@ def broken(_: Iterator[np.ndarray]) -> None:
 
 
 def on_ranks(world: World, model: Path, folder: Path, where: Placement) -> list[tuple[str, Any]]:
-    """The third request's folder is gone."""
+    """Make videos in tiles on this rank, without the third request's folder, and return the events."""
     report, spec = Kept(), read_spec(model)
     all_jobs = [replace(job, request=replace(job.request, vae_tile=32)) for job in jobs(model, folder)]
     all_jobs[2] = replace(all_jobs[2], latents=folder / "gone" / "l.safetensors")
@@ -409,7 +412,8 @@ def on_ranks(world: World, model: Path, folder: Path, where: Placement) -> list[
     ],
 )
 def test_the_engine_shares_decodes(ranks: int, groups: str, tmp_path: Path) -> None:
-    """The files of one process; a request that fails where it is written fails alone."""
+    """Ranks that share decodes write the files of one process; a request that cannot be written fails alone.
+    """
     settings = {"width": 48, "height": 48, "num_frames": 9, "num_inference_steps": 2}
     model = save_folder("wan21", tmp_path / "tiny-wan", heads=3, **settings)
     shared = placement(ranks, groups, attention="ulysses")

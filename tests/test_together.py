@@ -1,4 +1,4 @@
-"""Final latents on several gloo ranks equal those in one process, for shapes that divide by nothing."""
+"""Final latents on several gloo ranks, equal to those of one process, for sizes that divide by nothing."""
 
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ def final_latents(folder: Path, size: tuple[int, int, int], guided: bool, team: 
 
 
 def alone(folder: Path, size: tuple[int, int, int], guided: bool) -> Tensor:
-    """With one thread, as a rank has."""
+    """Return one process's latents, computed with one thread, like a rank's."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     expected = final_latents(folder, size, guided, None)
@@ -71,7 +71,7 @@ def check(folder: Path, size: tuple[int, int, int], guided: bool, cfg_degree: in
 
 
 def placements(num_ranks: int) -> dict[str, Placement]:
-    """Every way of sharing attention that there is on so many ranks; plain Ulysses first."""
+    """Return all ways to share attention among so many ranks, plain Ulysses first."""
     made = {
         "ulysses": Placement(ranks=num_ranks, attention="ulysses"),
         "auto": Placement(ranks=num_ranks),
@@ -159,7 +159,7 @@ def test_guidance_branches(guided: bool, cfg_degree: int, num_ranks: int, tmp_pa
 
 
 def offered(world: World, folder: Path, guided: bool) -> set[bool]:
-    """Whether the choices of attention that a step has left to be made are interleaved."""
+    """Return whether interleaved and plain choices are among those that a step leaves undecided."""
     interleaved: set[bool] = set()
 
     def first(undecided: Undecided) -> Choice:

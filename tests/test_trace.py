@@ -1,4 +1,4 @@
-"""Traces: what every rank did and when, in one valid file; and what the summary makes of it."""
+"""Traces: the record of what every rank did and when, in one valid file, and its summary."""
 
 import json
 import os
@@ -46,7 +46,10 @@ def lies_in(inner: Span, outer: Iterable[Span]) -> bool:
 
 
 def check_rows(trace: dict[str, Any]) -> None:
-    """Every row has a name, and its spans lie within each other or apart: viewers draw nothing else."""
+    """Check that every row has a name, and that its spans lie within each other or apart.
+
+    Viewers cannot draw spans that overlap otherwise.
+    """
     events = trace["traceEvents"]
     named = {(e["pid"], e["tid"]) for e in events if e["name"] == "thread_name"}
     rows: dict[tuple[int, int], list[tuple[float, float]]] = {}
@@ -88,7 +91,7 @@ def test_what_is_recorded_is_read_again(tmp_path: Path) -> None:
     assert (message_span.name, message_span.about) == ("messages", {"sent": 5, "received": 6})
     assert lies_in(step, [message_span]) and lies_in(message_span, [stage])
     assert step.end - step.begin >= 20e6
-    # The wall clock may be set while the steady one goes on; a second is more than it is ever slewed.
+    # The wall clock may be adjusted while the monotonic one continues, but by less than a second.
     assert before - 1e9 < stage.begin < stage.end < time.time_ns() + 1e9
 
 
@@ -115,7 +118,7 @@ def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     (path,) = tmp_path.iterdir()
     with path.open("a") as file:
-        file.write('["begin", 9, 17')  # what a power cut may leave
+        file.write('["begin", 9, 17')  # an incomplete line, as after a power cut
     # The same rank, started again.
     with recording(Tracing(tmp_path), 1), span("denoise", STAGE, request=0):
         pass
@@ -163,22 +166,22 @@ SECOND = 10**9
 
 
 def a_run(**link: Any) -> dict[int, list[Span]]:
-    """Rank 0 denoises in ten seconds and decodes nothing; rank 1 waits for it and decodes."""
+    """Return spans of a run: rank 0 denoises in ten seconds, and rank 1 waits for it and decodes."""
     sizes = {"sent": 100, "received": 300}
     return {
         0: [
             Span(LINK, STAGE, 0, SECOND, link),
             Span("load", STAGE, SECOND, 2 * SECOND),
             Span("denoise", STAGE, 3 * SECOND, 13 * SECOND, {"request": 0}),
-            # Before the steps the ranks agree on what is asked for: that is no exchange of attention.
+            # Before the steps, the ranks agree on the request, which is not an exchange of attention.
             Span("messages", MESSAGE, 3 * SECOND, 4 * SECOND, sizes),
             Span("wait", EXCHANGE, 3 * SECOND, 4 * SECOND),
             Span("step 1", STEP, 4 * SECOND, 8 * SECOND),
             Span("step 2", STEP, 8 * SECOND, 13 * SECOND),
-            # Half hidden: it takes 1 s alone, and is waited for during 0.5 s.
+            # Half hidden: the message takes 1 s alone, of which the rank waits for 0.5 s.
             Span("messages", MESSAGE, 5 * SECOND, 7 * SECOND, sizes),
             Span("wait", EXCHANGE, 6 * SECOND + SECOND // 2, 7 * SECOND),
-            # Not hidden, and 2 s of waiting are for the other rank.
+            # Not hidden: 1 s of the wait is for the message, and 2 s are for the other rank.
             Span("messages", MESSAGE, 9 * SECOND, 12 * SECOND, sizes),
             Span("wait", EXCHANGE, 9 * SECOND, 12 * SECOND),
         ],
@@ -238,7 +241,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def traced(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three requests on two ranks: both denoise, the second encodes and decodes."""
+    """Return the trace of three requests on two ranks: both denoise, and the second encodes and decodes."""
     folder = tmp_path_factory.mktemp("traced")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     groups = "denoise=0-1 decode=1 encode=1"
@@ -270,7 +273,7 @@ def test_the_trace_of_a_run(traced: Path) -> None:
         assert all(any(w.begin <= m.end <= w.end for w in exchanges) for m in only(found, MESSAGE))
         in_steps = [wait for wait in exchanges if any(s.begin <= wait.begin < s.end for s in steps)]
         assert in_steps and all(lies_in(wait, steps) for wait in in_steps)
-        # Waits for other stages are no part of a stage.
+        # Waits for other stages are not part of a stage.
         assert not any(lies_in(wait, stages) for wait in only(found, CHANNEL))
     waits = [span.name for span in only(by_rank[0], CHANNEL)]
     assert waits.count("wait for rank 1") == len(PROMPTS)  # for the encoded prompts
@@ -368,7 +371,7 @@ def test_a_killed_rank_leaves_its_trace(model: Path, tmp_path: Path) -> None:
     run.ranks()[1].kill()
     run.end_well()
     for rank, found in read_trace(tmp_path / "t.json").items():
-        # That which was killed, and that which took its place.
+        # The rank that was killed, and the one that replaced it.
         denoised = [span for span in found if span.name == "denoise"]
         broken, whole = sorted(denoised, key=lambda span: span.begin)
         assert broken.about == {"request": 0} | ({"unfinished": True} if rank == 1 else {})
@@ -381,7 +384,7 @@ def test_a_killed_rank_leaves_its_trace(model: Path, tmp_path: Path) -> None:
 
 
 def slow_to_take(world: World, folder: Path) -> None:
-    """Rank 0 sends five messages at once, of which two may be on their way; rank 1 takes one in 0.2 s."""
+    """Send five messages, of which two may be in flight, to a rank that receives one every 0.2 s."""
     channel = Channel(world, 0, [1], depth=2)
     with recording(Tracing(folder), world.rank):
         for number in range(5):
@@ -401,6 +404,6 @@ def test_back_pressure_is_seen(tmp_path: Path) -> None:
     assert [(wait["name"], wait["args"]) for wait in waits[:3]] == [
         ("wait until taken", {"ready": 3, "by": [1]})
     ] * 3
-    # The last of five is sent once the third is taken, which is after 0.6 s; less what ranks begin apart.
+    # The last of five is sent once the third is received, after 0.6 s; less the time between the ranks' starts.
     assert sum(wait["dur"] for wait in waits[:3]) > 0.4e6
     assert len([event for event in events if event["name"] == "wait for rank 0"]) == 5

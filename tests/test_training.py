@@ -1,4 +1,4 @@
-"""The training command, for a few steps: it makes a model that loads, and goes on where it was stopped."""
+"""The training command for a few steps: it makes a model that loads, and resumes after a stop."""
 
 import os
 import subprocess

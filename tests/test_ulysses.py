@@ -1,7 +1,7 @@
 """Ulysses over shares: layouts, exactness and bytes, for shapes and shares of every kind.
 
-All ranks run in this process: attention is a generator that yields where it would wait, so each rank is taken
-to its next wait in turn, and messages lie in memory meanwhile.
+All ranks run in this process. Attention is a generator that yields whenever it would wait, so each rank is
+advanced to its next wait in turn, while messages lie in memory.
 """
 
 import random
@@ -23,14 +23,14 @@ from paradit.distributed.redistribution import Redistribution, start
 from paradit.distributed.shares import Box, Shares
 
 DEPTH = 16
-"""Head dim. At 8 a row's bits depend on how many others there are; real models have 32 and more."""
+"""Head dim. With 8, a row's bits depend on the number of other rows; real models have 32 and more."""
 
 
 class MemoryTransport:
-    """Messages between the ranks of one process; the n-th start of one rank meets the n-th of the others.
+    """Transport within one process; the n-th start of one rank meets the n-th of the others.
 
-    A message is read when it is waited for, which is as late as can be: what is overwritten while it is on
-    its way arrives wrong.
+    A message is read as late as possible, when it is waited for, so that a buffer that was overwritten in
+    flight arrives wrong.
     """
 
     def __init__(self, rank: int, num_ranks: int, mail: dict[tuple[int, int, int], Tensor]) -> None:
@@ -62,13 +62,13 @@ def world(num_ranks: int) -> list[MemoryTransport]:
 
 
 def split(total: int, parts: int) -> tuple[int, ...]:
-    """`total` in parts that differ by at most one."""
+    """Return the sizes of `parts` parts of `total`, which differ by at most one."""
     ends = [total * part // parts for part in range(parts + 1)]
     return tuple(stop - start for start, stop in pairwise(ends))
 
 
 def run_together(works: list) -> list[Tensor]:
-    """Take every generator to its next wait, in turn, until all have returned."""
+    """Advance every generator to its next wait, in turn, until all have returned their results."""
     results: dict[int, Tensor] = {}
     while len(results) < len(works):
         for index, work in enumerate(works):
@@ -82,7 +82,7 @@ def run_together(works: list) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Unrotated:
-    """A layout whose rotations leave everything as it is."""
+    """Layout with rotations that leave everything unchanged."""
 
     num_tokens: int
     num_replicated: int = 0
@@ -97,7 +97,7 @@ Form = Callable[[Shares, MemoryTransport], Attend]
 
 
 def of_rank(shares: Shares, rank: int, *all_rows: Tensor) -> list[Tensor]:
-    """What a rank holds of tensors [B, S, H, D]: its tokens and, if it is no helper, the replicated rows."""
+    """Return a rank's part of tensors [B, S, H, D]: its tokens and, on holders, the replicated rows."""
     text = shares.num_replicated if rank < shares.num_holders else 0
     parts = [x.split([*shares.tokens, shares.num_replicated], dim=1) for x in all_rows]
     return [torch.cat([part[rank], part[-1][:, :text]], dim=1) for part in parts]
@@ -111,7 +111,7 @@ def layout_of(shares: Shares, rank: int) -> Unrotated:
 def attend_on_ranks(
     shares: Shares, q: Tensor, k: Tensor, v: Tensor, form: Form
 ) -> tuple[Tensor, list[MemoryTransport]]:
-    """The attended values of all rows; those of replicated rows must be the same on all that hold them."""
+    """Return the attended values of all rows, after a check that replicated rows are equal on all holders."""
     transports = world(shares.num_ranks)
     works = [
         form(shares, transport)(0, iter(of_rank(shares, rank, v, k, q)), layout_of(shares, rank))
@@ -190,7 +190,7 @@ def test_bytes_are_those_that_the_exchange_says(shares: Shares, num_chunks: int)
 
 
 def indices(box: Box, num_heads: int) -> Tensor:
-    """A box's tensor [1, tokens, heads, 1] whose values say which token and head they are."""
+    """Return a box's tensor [1, tokens, heads, 1] whose values encode the token and the head."""
     tokens = torch.arange(box.start, box.stop)[:, None] * num_heads
     return (tokens + torch.arange(box.first_head, box.last_head))[None, :, :, None]
 
@@ -216,7 +216,7 @@ def test_every_value_arrives_where_it_belongs(shares: Shares, move: str) -> None
         assert len(received) == len(target[rank])
         for box, tensor in zip(target[rank], received, strict=True):
             assert torch.equal(tensor, indices(box, shares.num_heads))
-        assert arrival.wait()[0] is received  # waiting twice is harmless
+        assert arrival.wait()[0] is received  # a second wait returns the same
 
 
 def test_refuses_shares_for_another_number_of_ranks() -> None:

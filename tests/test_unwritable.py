@@ -1,4 +1,4 @@
-"""A long video that cannot be written any more ends soon, on all ranks; the next one is made."""
+"""A long video that can no longer be written: it ends soon, on all ranks, and the next one is made."""
 
 import resource
 from pathlib import Path
@@ -24,13 +24,13 @@ from tiny import save_folder
 
 STEPS, BLOCK = 4, 2
 LONG, SHORT = 120, 3
-"""Blocks of the two videos."""
+"""Number of blocks of each of the two videos."""
 MOST = 2**16
-"""Bytes of a file: the long video would have more, the short one has less."""
+"""Largest number of bytes of a file; the long video exceeds it, and the short one does not."""
 
 
 class Followed(Progress):
-    """What is told of two videos, and how many layers were computed for each."""
+    """Progress that records the events, and the number of layers computed for each of two videos."""
 
     def __init__(self) -> None:
         super().__init__(self.hear)
@@ -66,7 +66,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def on_ranks(
     world: World, model: Path, folder: Path, method: str, where: Placement
 ) -> tuple[list[tuple[Any, ...]], list[int], list[int]]:
-    """A long video, of which no rank can write all, and then a short one; of both what `Followed` has."""
+    """Make a long video that no rank can write, and then a short one; return what `Followed` recorded."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (MOST, hard))
     spec, report = read_spec(model), Followed()
@@ -112,7 +112,7 @@ def test_all_ranks_end_soon(
     ]
     assert len(read_video(tmp_path / "1.mp4")[0]) == 4 * SHORT * BLOCK - 3
     assert [path.name for path in tmp_path.iterdir()] == ["1.mp4"]
-    # Blocks that were written, in the queue, on their way to the rank that decodes, and of two rounds more.
+    # Blocks that were written, in the queue, on their way to the decoder, and begun in two more rounds.
     frames = max(of_rank[0] for of_rank in written)
     begun = frames // (4 * BLOCK) + 1 + STEPS + (AHEAD + 1) + 2
     assert 0 < begun < LONG / 4

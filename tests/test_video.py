@@ -1,4 +1,4 @@
-"""Each video format is written, read back and compared; a broken-off one leaves nothing."""
+"""Video formats: each is written, read back and compared; an aborted one leaves no file."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_overwrite(tmp_path: Path, frames: Frame, name: str) -> None:
         write(tmp_path / name, frames)
     with pytest.raises(RuntimeError), open_video(tmp_path / name, WIDTH, HEIGHT, 16, overwrite=True) as video:
         video.write(frames[0])
-        raise RuntimeError  # the older video stays
+        raise RuntimeError  # the older video must stay
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
     write(tmp_path / name, frames[:3], overwrite=True)
     assert [entry.name for entry in tmp_path.iterdir()] == [name]

@@ -1,4 +1,4 @@
-"""The seam over WanTransformer3DModel equals the class's own forward, bit for bit."""
+"""The cut forward of WanTransformer3DModel equals the class's own, bit for bit."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from paradit.models.wan.transformer import WanTransformer
 from tiny import TEXT_DIM, VARIANTS, forward, in_bf16, transformer
 
 SHAPES = [(1, 2, 4, 6), (2, 3, 2, 10), (1, 1, 6, 6)]
-"""(batch, frames, height, width) of latents."""
+"""Shapes of latents: (batch, frames, height, width)."""
 
 
 def inputs(model, shape, text_length=9):
@@ -111,7 +111,7 @@ def by_rank(tokens, cuts):
 @pytest.mark.parametrize("cuts", [[3], [1, 1, 8], [12]])
 @torch.no_grad()
 def test_sharded_tokens_give_the_same_video(per_token, cuts):
-    """Token shares of any size, zero too, with every key at hand: what a sequence-parallel rank computes."""
+    """Tokens are divided into shares of any size, even zero, each with all keys, as on ranks."""
     model = transformer("wan22_ti2v")
     wan = WanTransformer(model)
     latents, text = inputs(model, (1, 2, 4, 6))

@@ -1,4 +1,4 @@
-"""The channel between a driver and its ranks, and the processes of a local launcher."""
+"""Channel between a driver and its ranks, and the processes that the local launcher starts."""
 
 import os
 import socket
@@ -122,7 +122,7 @@ def test_an_inbox_waits_and_knows_what_is_not_wanted() -> None:
 
 
 def speak(seat: Seat) -> None:
-    """Say what a process was started with, and end in several ways."""
+    """Report what this process was started with, and end in a way that depends on the rank."""
     rank = Connection(seat.address, seat.token, seat.rank)
     rank.send("arguments", Path("/proc/self/cmdline").read_text(), repr(seat))
     print("a line of rank", seat.rank, flush=True)

@@ -1,4 +1,4 @@
-"""Several gloo processes: the harness itself, and the exchange over the real transport."""
+"""Worlds of several gloo processes: the test harness, and the exchange over the real transport."""
 
 import os
 import signal
@@ -62,7 +62,7 @@ def test_a_hang_ends_and_shows_where_it_was() -> None:
 
 
 def attend(world: World, shares: Shares, forms: list[str]) -> list[Tensor]:
-    """The attended values of this rank's tokens in each form."""
+    """Return the attended values of this rank's tokens, for each form."""
     q, k, v = of_rank(shares, world.rank, *random_qkv(shares))
     layout = layout_of(shares, world.rank)
     attended = []
