@@ -412,8 +412,7 @@ def on_ranks(world: World, model: Path, folder: Path, where: Placement) -> list[
     ],
 )
 def test_the_engine_shares_decodes(ranks: int, groups: str, tmp_path: Path) -> None:
-    """Ranks that share decodes write the files of one process; a request that cannot be written fails alone.
-    """
+    """Ranks that share decodes write the files of one process; a request that fails, fails alone."""
     settings = {"width": 48, "height": 48, "num_frames": 9, "num_inference_steps": 2}
     model = save_folder("wan21", tmp_path / "tiny-wan", heads=3, **settings)
     shared = placement(ranks, groups, attention="ulysses")

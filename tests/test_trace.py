@@ -404,6 +404,6 @@ def test_back_pressure_is_seen(tmp_path: Path) -> None:
     assert [(wait["name"], wait["args"]) for wait in waits[:3]] == [
         ("wait until taken", {"ready": 3, "by": [1]})
     ] * 3
-    # The last of five is sent once the third is received, after 0.6 s; less the time between the ranks' starts.
+    # The last of five is sent once the third is received, after 0.6 s, less the time between their starts.
     assert sum(wait["dur"] for wait in waits[:3]) > 0.4e6
     assert len([event for event in events if event["name"] == "wait for rank 0"]) == 5
