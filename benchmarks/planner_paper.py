@@ -84,9 +84,9 @@ class Fit:
     flash: float = 0.6
     """Fraction of the A6000's dense bf16 rate that attention without a mask reaches (HunyuanVideo)."""
     efficient: float = 0.4
-    """Fraction of that rate that torch's memory-efficient attention with a mask reaches (Open-Sora-Plan).
+    """Fraction of the A6000's dense bf16 rate that torch's memory-efficient attention reaches with a mask.
 
-    Open-Sora-Plan switches flash attention off.
+    Open-Sora-Plan uses it, because it switches flash attention off.
     """
     peer: float = 10e9
     """Bytes/s from one GPU to another over PCIe."""

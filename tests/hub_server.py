@@ -31,7 +31,7 @@ class HubServer(ThreadingHTTPServer):
         self.gated: set[str] = set()
         """Models that need access rights, which nobody has."""
         self.status = 200
-        """HTTP status of all answers, if not 200."""
+        """HTTP status; any other than 200 is the answer to every request."""
         self.hangs = False
         self.no_hub = False
         """Whether the answer to everything is a web page, like that of a network's login."""

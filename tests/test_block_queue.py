@@ -230,12 +230,12 @@ def test_duration_is_that_of_the_slowest_rank_and_what_is_idle() -> None:
     [
         (32, 50, 4, 40, 1, 4),
         (32, 50, 8, 40, 2, 8),
-        (5, 50, 8, 40, 1, 4),  # fewer blocks than ranks: 0.59 in eight stages, 0.97 in four
+        (5, 50, 8, 40, 1, 4),  # fewer blocks than ranks: 0.59 busy on eight pipeline ranks, 0.97 on four
         (5, 50, 8, 40, 2, 8),  # two branches fill the idle time of one
         (32, 4, 8, 40, 1, 4),  # fewer steps than ranks
         (1, 10, 4, 40, 2, 1),  # one block
-        (32, 50, 4, 6, 2, 4),  # the slowest has two layers of 1.5: less is lost than by exchanges
-        (32, 50, 8, 5, 1, 2),  # of four stages of five layers the slowest has two of 1.25
+        (32, 50, 4, 6, 2, 4),  # the slowest has two layers instead of 1.5: exchanges would cost more
+        (32, 50, 8, 5, 1, 2),  # five layers on four ranks: the slowest has two, instead of 1.25
         (32, 50, 5, 4, 2, 1),  # more ranks than layers
         (None, 50, 4, 40, 2, 4),
         (None, 2, 8, 40, 1, 4),

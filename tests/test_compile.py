@@ -28,7 +28,7 @@ def hunyuan_video() -> Predict:
 
 
 def predictor(cut, model, latents: Tensor, prompt: tuple[Tensor, ...]) -> Predict:
-    """Return a function from (compiled or not, timestep) to the prediction of the cut transformer."""
+    """Return a function from (compiled or not, timestep) to the prediction of the model cut into blocks."""
     pieces = {compile: cut(model, compile=compile) for compile in (False, True)}
     layout = pieces[False].layout(tuple(latents.shape[2:]))
 

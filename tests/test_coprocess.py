@@ -96,9 +96,9 @@ def test_all_end_together(seed: int) -> None:
 def judged(
     seconds: dict[tuple[int, ...], float], steps: int, judge: Judge | None = None
 ) -> list[tuple[int, ...]]:
-    """Return the helpers that a judge chooses in each step, given the seconds of a step by its helpers.
+    """Return the helpers that a judge chooses in each of several steps, while all helpers are idle.
 
-    The idle helpers are always those of the longest key.
+    seconds: the time of a step, by the helpers that help in it.
     """
     judge, idle = judge or Judge(), max(seconds, key=len)
     chosen = []
@@ -340,7 +340,7 @@ def test_steps_are_measured_and_judged(wan: Path, tmp_path: Path) -> None:
     assert sum(helped) > 0
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(

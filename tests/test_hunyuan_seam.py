@@ -1,7 +1,7 @@
-"""The cut forward of HunyuanVideoTransformer3DModel equals the class's own.
+"""HunyuanVideoTransformer3DModel cut into blocks: its forward equals the class's own.
 
 The values are equal bit for bit if the text has no padding. If it has, the class masks the padding and the
-cut forward removes it; these are different operations, so values differ by rounding.
+cut model removes it; these are different operations, so values differ by rounding.
 """
 
 from dataclasses import replace

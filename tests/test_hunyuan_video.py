@@ -249,7 +249,7 @@ def before_during_after(_: World, folder: Path) -> list[Tensor]:
     undo = paradit.parallelize(pipe)
     assert "forward" in vars(pipe.transformer)
     during = by_the_pipeline(pipe)
-    # With a second branch, which the pipeline computes itself; its text has another length.
+    # A second branch, which the pipeline computes too, has a text of another length.
     guided = by_the_pipeline(pipe, negative_prompt="blurry", true_cfg_scale=2.0)
     undo()
     assert "forward" not in vars(pipe.transformer)

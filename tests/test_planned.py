@@ -264,7 +264,7 @@ def test_generate_arranges_a_long_video_as_planned(
     if latency > 1:
         assert placement["cfg_degree"] == 2 or placement["decode"] == [1]
     torch.testing.assert_close(load_file(tmp_path / "l.safetensors")["latents"], alone, rtol=0, atol=1e-5)
-    # What is asked for is not planned.
+    # Options that are given are not planned.
     for asked in (("--pipeline-degree", "1"), ("--placement", "denoise=0-1 decode=0")):
         assert not only(told(tmp_path, model, *options, *asked, "--dry-run"), "placement")
 
@@ -317,7 +317,7 @@ def test_a_form_that_was_planned_is_not_rehearsed(
     assert not only(events, "placement")
     assert rehearsals(trace) == 0
     torch.testing.assert_close(load_file(tmp_path / "l.safetensors")["latents"], alone, rtol=0, atol=1e-5)
-    # What is asked for is not planned.
+    # Options that are given are not planned.
     asked = told(tmp_path, model, "--ranks", "2", "--explain", "--attention", "ulysses", "--dry-run")
     assert "attention ulysses: as asked for" in [event["line"] for event in only(asked, "explain")]
 

@@ -309,7 +309,7 @@ def test_a_helper_takes_work_and_never_costs_any() -> None:
     one = simulator(on)
     alone, helped = (one.simulate(Way(placement=placement, coprocess=c), 1, ULYSSES) for c in (False, True))
     assert helped.latency < alone.latency
-    # By no more than its share of the attention: PipeDiT's equation 3.
+    # The gain is at most the helper's share of the attention: PipeDiT's equation 3.
     assert helped.step >= alone.step * 3 / 4
     slow = simulator(cluster(4, latency=1.0, bandwidth=1e3))
     alone, helped = (slow.simulate(Way(placement=placement, coprocess=c), 3, ULYSSES) for c in (False, True))

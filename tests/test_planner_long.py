@@ -255,7 +255,7 @@ def test_a_timeline_has_every_rank_of_a_team() -> None:
     simulated = simulator.simulate(way, 1, Choice.of("ulysses"))
     by_rank = timeline(simulator, simulated, 1)
     steps = [[one for one in by_rank[rank] if one.name.startswith("block ")] for rank in range(4)]
-    assert [len(found) for found in steps] == [4 * 3 * 2] * 4  # of both branches
+    assert [len(found) for found in steps] == [4 * 3 * 2] * 4  # for two branches
     assert steps[0] == steps[1] != steps[2] == steps[3]
     sent = [sum(one.about.get("sent", 0) for one in by_rank[rank]) for rank in range(5)]
     assert min(sent[:4]) > 0 == sent[4]

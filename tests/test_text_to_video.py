@@ -1,4 +1,4 @@
-"""Generations by the cut model, compared with WanPipeline's, and the streamed decode with the VAE's."""
+"""Generated videos that equal WanPipeline's, and a streamed decode that equals the VAE's own."""
 
 import warnings
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The cut forward of WanTransformer3DModel equals the class's own, bit for bit."""
+"""WanTransformer3DModel cut into blocks: its forward equals the class's own, bit for bit."""
 
 from dataclasses import replace
 

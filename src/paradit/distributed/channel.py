@@ -1,4 +1,4 @@
-"""Queues that carry tensors from a stage to the next, between ranks, in order and a few at a time."""
+"""Queues that carry tensors from one stage to the next, between ranks, in order and a few at a time."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Chunk:
 
 
 class UlyssesExchange:
-    """Redistributions of one attention among the ranks of a transport, chunk by chunk."""
+    """Exchange of one attention's queries, keys, values and results among ranks, chunk by chunk."""
 
     def __init__(
         self, shares: Shares, transport: Transport, num_chunks: int = 1, *, whole_heads: bool = False

@@ -38,7 +38,7 @@ NAMED = 8
 
 
 class Joining:
-    """One rank's attempt to join its world, with what a message says about the ranks it waits for."""
+    """One rank's attempt to join its world; it keeps track of the ranks that are still missing."""
 
     def __init__(
         self, rank: int, size: int, meet: Path | Launched, device: torch.device, limit: timedelta

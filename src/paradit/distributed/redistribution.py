@@ -83,7 +83,7 @@ class Redistribution:
 
 @dataclass(frozen=True)
 class Move:
-    """Tensors that one redistribution reads, and the tensors that it writes to."""
+    """Tensors that this rank contributes to a redistribution, and those that it receives into."""
 
     redistribution: Redistribution
     tensors: Sequence[Tensor]
@@ -91,12 +91,12 @@ class Move:
     like: Tensor
 
     def leaving(self, rank: int) -> list[Tensor]:
-        """Return the views of this rank's tensors that go to another rank, in an order both sides share."""
+        """Return the parts of this rank's tensors that go to another rank, in an order both sides share."""
         boxes = self.redistribution.held
         return [_view(self.tensors[i], boxes[i], part) for i, _, part in self.redistribution.outgoing[rank]]
 
     def coming(self, rank: int) -> list[Tensor]:
-        """Return the views that another rank's data is written to, in the order in which it is sent."""
+        """Return the views that receive another rank's data, in the order in which it is sent."""
         boxes = self.redistribution.boxes
         return [_view(self.into[j], boxes[j], part) for _, j, part in self.redistribution.incoming[rank]]
 

@@ -26,7 +26,7 @@ class Transfer:
         in_flight: list[Tensor],
         traced: int | None = None,
     ) -> None:
-        """Hold the messages until they have arrived. traced: number of their span in the trace."""
+        """Hold the pending operations and their buffers. traced: number of their span in the trace."""
         self._works, self._received, self._traced = list(works), received, traced
         # Keeps tensors that are being sent from being freed or reused too early.
         self._in_flight = in_flight
@@ -52,7 +52,7 @@ class Transport:
         *,
         point_to_point: bool = False,
     ) -> None:
-        """Number the ranks of a group.
+        """Make a transport among the ranks of a process group; None: for this rank alone.
 
         ranks: the group's ranks, by their numbers in the default process group, in the order of this
         transport; None: ascending. point_to_point: never use a collective, so that ranks between which

@@ -56,19 +56,19 @@ class World:
         return Transport(self.group or dist.group.WORLD, self.ranks, point_to_point=point_to_point)
 
     def tell(self, word: str, about: str = "") -> None:
-        """Publish a word with some text for the other processes; returns once it is visible to them."""
+        """Publish a word, with a text, in the store of all processes; returns once it is visible to them."""
         assert self.store is not None
         self.store.set(word, about)
         self.store.check([word])  # TCPStore.set does not wait; an answer to `check` means that it is done
 
     def word(self, word: str) -> str:
-        """Return the text that was published with a word; waits until the word is published."""
+        """Return the text that was published with a word in the store; waits until it is published."""
         assert self.store is not None
         about: bytes = self.store.get(word)
         return about.decode()
 
     def told(self, word: str) -> bool:
-        """Return whether a process has published this word, without waiting for it."""
+        """Return whether a word has been published in the store, without waiting for it."""
         assert self.store is not None
         return bool(self.store.check([word]))
 

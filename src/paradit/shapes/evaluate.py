@@ -52,12 +52,16 @@ class LongVerdict:
     shape: float
     motion: float
     border_flicker: float
-    """Ratio of the change between two frames at a frame block's border to that inside; 1: no visible border.
-    """
+    """Mean change between two frames at block borders, divided by that elsewhere; 1: invisible borders."""
     border_jump: float
-    """Ratio, borders to inside, of the change in the object's velocity between frames: shows leaps."""
+    """Mean change of the object's velocity between frames at block borders, divided by that elsewhere.
+
+    It is large if the object leaps at borders.
+    """
     border_turn: float
-    """Ratio, borders to inside, of the change in the object's velocity over several frames: shows new paths.
+    """Mean change of the object's velocity over several frames at block borders, divided by that elsewhere.
+
+    It is large if the object changes its speed or direction at borders.
     """
     drift: float
     """Largest change of the background's colour since the first frames, in levels of 255."""

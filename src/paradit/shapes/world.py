@@ -72,12 +72,15 @@ OTHER_FORMS = {
 """Other forms of known words, each with the word that the tokenizer replaces it by."""
 
 HELD_OUT_SHARE = 8
-"""Number of combinations of which one is kept out of training, for the evaluation."""
+"""Number N, of which one in N combinations is kept out of training, for the evaluation."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Content of one video; `prompt` describes it in the grammar's plain form."""
+    """Content of one video of the shapes world: colour, shape, motion and background.
+
+    `prompt` describes it in the grammar's plain form.
+    """
 
     color: str
     shape: str

@@ -35,11 +35,11 @@ def decode(
     *,
     world: World | None = None,
 ) -> T | None:
-    """Return what `consume` makes of the frames of latents [1, C, F, h, w]; reported as stage "decode".
+    """Pass the decoded frames of latents [1, C, F, h, w] to `consume`, and return its result.
 
-    tile: the side of a tile in pixels; None: the whole picture. world: the ranks that share the tiles, which
-    all call this with the same latents. The first rank consumes the frames; the others return None, even if
-    an OSError or `Undecoded` ends the decode, which only the first rank raises.
+    Reported as stage "decode". tile: the side of a tile in pixels; None: the whole picture. world: the ranks
+    that share the tiles, which all call this with the same latents. The first rank consumes the frames; the
+    others return None, even if an OSError or `Undecoded` ends the decode, which only the first rank raises.
 
     If memory runs out, `consume` is called again with the frames of smaller tiles, and `progress` is warned.
     Raises OutOfMemory, on all ranks, if there are no smaller tiles, or if the latents are a stream that

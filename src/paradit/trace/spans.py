@@ -47,7 +47,7 @@ class Tracing:
 
 @contextmanager
 def recording(tracing: Tracing | None, rank: int) -> Iterator[None]:
-    """Record this process's spans as those of rank `rank` during the body; nothing if `tracing` is None."""
+    """Record this process's spans as those of rank `rank` during the body; `tracing` None records nothing."""
     global _recorder  # noqa: PLW0603 (see above)
     if tracing is None:
         yield

@@ -32,16 +32,16 @@ class RankSummary:
     bytes_sent: int
     """Number of bytes sent by the exchanges of denoising steps."""
     alone: float | None
-    """Seconds that these exchanges would take one after the other, with nothing else going on.
+    """Seconds that the exchanges of denoising steps would take one after the other, without any other work.
 
     None if the link is not known.
     """
 
     exposed: float | None
-    """Seconds, out of `alone`, that this rank spent waiting; None if the link is not known.
+    """Seconds of the exchanges' own time, `alone`, that this rank spent waiting for them.
 
-    If a wait for a message is longer than the message takes alone, the rest is a wait for the rank that sends
-    it, which counts in `communicating` only.
+    None if the link is not known. If a wait for a message is longer than the message takes alone, the rest is
+    a wait for the rank that sends it, which counts in `communicating` only.
     """
 
     @property

@@ -27,4 +27,4 @@ def blocks(model, queue, prompts, noise, *, guidance_scales, team, progress, sta
             save(QueueState(round=number + 1))
 
 
-SAMPLER = TeamSampler(blocks, lambda _, round: round)  # as many are done as clips are
+SAMPLER = TeamSampler(blocks, lambda _, round: round)  # one block is done after each clip

@@ -24,7 +24,7 @@ def attend(shares, transport, kernel, site, projection, layout):  # noqa: ARG001
 
     value, key = next(projection), layout.rope.apply(next(projection))
     both = torch.cat([key, value], dim=-1)
-    mine = both[:, : shares.tokens[transport.rank]].contiguous()  # what follows, every rank has
+    mine = both[:, : shares.tokens[transport.rank]].contiguous()  # the replicated rows are on every rank
     batch, _, heads, depth = both.shape
     sizes = [batch * tokens * heads * depth for tokens in shares.tokens]
     arrival = transport.start([mine.flatten()] * transport.num_ranks, sizes)
