@@ -1,9 +1,9 @@
-"""Is a new version as fast as an old one? Seconds of whole commands, both versions in turn, in one run.
+"""Compare the speed of two versions: seconds of whole commands, which take turns within one run.
 
     python benchmarks/compare_speed.py OLD NEW [--turns 7] [--only NAME ...]
 
-OLD and NEW are folders that hold `paradit`, such as `src` of two checkouts. A command's seconds go from its
-first request to its last result, so loading is left out; prints and keeps the ratio of the medians.
+OLD and NEW are folders that hold `paradit`, such as the `src` of two checkouts. A command's seconds go from
+its first request to its last result, without loading. The script prints and keeps the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
         for turn in range(options.turns + 1):
             for version in ("old", "new") if turn % 2 else ("new", "old"):
                 seconds = run(getattr(options, version).resolve(), COMMANDS[name])
-                if turn:  # the first one fills the caches of the disk
+                if turn:  # the first turn fills the disk's caches
                     taken[version].append(seconds)
         old, new = median(taken["old"]), median(taken["new"])
         results[name] = {"command": COMMANDS[name], "seconds": taken, "ratio": new / old}

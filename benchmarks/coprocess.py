@@ -42,7 +42,7 @@ SHARES = (0.15, 0.3)
 
 
 class Turns:
-    """Plan for `Helped` that gives the helper the work set in `work`."""
+    """Plan of the helper's work in the next step, which is set from outside through `work`."""
 
     def __init__(self) -> None:
         self.work: int | None = None

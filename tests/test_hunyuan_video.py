@@ -98,7 +98,7 @@ def test_parameter_count_is_the_class_s(config):
 def test_flops_are_those_counted(guidance_embeds):
     model = hunyuan_transformer(guidance_embeds=guidance_embeds)
     text, pooled = torch.randn(1, 20, TEXT_DIM), torch.randn(1, POOLED_DIM)
-    # The counter does not know the fused CPU kernel; the math one is made of products.
+    # The counter does not know the fused CPU kernel; the math backend consists of matrix products.
     math_kernel = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     with FlopCounterMode(display=False) as counter, math_kernel:
         guidance = torch.tensor([6000.0])
@@ -107,7 +107,7 @@ def test_flops_are_those_counted(guidance_embeds):
     assert counter.get_total_flops() == spec.flops(48, text_tokens=20) + spec.context_flops(20)
 
 
-# llava-llama-3-8b's language model and clip-vit-large-patch14's, which HunyuanVideo brings; and the defaults.
+# HunyuanVideo's text encoders, of llava-llama-3-8b and clip-vit-large-patch14; and the defaults.
 @pytest.mark.parametrize(
     ("llama", "clip"),
     [

@@ -103,7 +103,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_commands_that_join_nobody_speak_whatever_is_left_in_the_shell(tmp_path: Path) -> None:
-    """Commands that join no world print their output under another rank's variables, even invalid ones."""
+    """Commands that join no world ignore launchers' variables in the shell, even invalid ones."""
     left = {**ENV, **SECOND, "WORLD_SIZE": "many", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     model = ["--model", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"]
     done = run(["plan", *model, "--gpus", "1xL40"], tmp_path, left)
@@ -176,7 +176,7 @@ import os, signal, sys
 from paradit.cli.signals import Stopped, stopping_cleanly
 
 class Callback:
-    def __del__(self):  # Python cannot raise what is raised here
+    def __del__(self):  # Python cannot propagate an exception from here
         os.kill(os.getpid(), signal.SIGINT)
         signal.pause()
 

@@ -14,7 +14,7 @@ from tiny import hunyuan_vae, vae
 
 
 def counted(decode) -> int:
-    # The counter does not know the fused CPU kernel; the math one is made of products.
+    # The counter does not know the fused CPU kernel; the math backend consists of matrix products.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         decode()
     return counter.get_total_flops()

@@ -55,7 +55,7 @@ def test_flops_are_those_counted(timesteps):
     spec = transformer_spec(model.config)
     latents, text = torch.randn(1, 16, 3, 8, 8), torch.randn(1, 20, 32)
     timestep = torch.tensor([3]) if timesteps == 1 else torch.full((1, timesteps), 3)
-    # The counter does not know the fused CPU kernel; the math one is made of products.
+    # The counter does not know the fused CPU kernel; the math backend consists of matrix products.
     math_kernel = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     with FlopCounterMode(display=False) as counter, math_kernel:
         model(latents, timestep, text)

@@ -211,7 +211,7 @@ def test_replicas_make_the_same_videos(
     run_world(on_ranks, 1, model, tmp_path / "one", Placement(), number)
     size = ranks // replicas
     for rank, events in enumerate(told):
-        # The first rank of a replica tells, of every so-many-th request.
+        # The first rank of each replica reports its own requests.
         mine = range(rank // size, number, replicas) if rank % size == 0 else ()
         results = [about for event, about in events if event == "result"]
         assert [Path(about["path"]).name for about in results] == [f"{index}.mp4" for index in mine]

@@ -147,7 +147,7 @@ def test_memory_is_checked_by_rank(tmp_path, monkeypatch):
     request = resolve(Request(prompt="a", width=64, height=32, num_frames=5), spec)
     parts, two = spec.memory_bytes(5, 32, 64, 4), Placement(ranks=2, replicas=2)
     has = partial(monkeypatch.setattr, room, "total_memory_bytes")
-    # Without a GPU all ranks share it, and the pages of the files.
+    # Without a GPU, all ranks share the machine's memory, and the pages of the files.
     needed = 2 * parts["peak"] - parts["weights"]
     has(lambda _: needed)
     assert room.check_memory(spec, request, two) is None
@@ -157,7 +157,7 @@ def test_memory_is_checked_by_rank(tmp_path, monkeypatch):
     has(lambda _: parts["weights"] - 1)
     with pytest.raises(InputError, match=r"for its weights in fp32 on 2 ranks, and"):
         room.check_memory(spec, request, two)
-    # In another dtype than the files', each has weights of its own.
+    # If the dtype differs from the files', each rank has weights of its own.
     in_bf16 = replace(request, dtype="bf16")
     halved = spec.memory_bytes(5, 32, 64, 2)
     has(lambda _: 2 * halved["peak"])
@@ -165,7 +165,7 @@ def test_memory_is_checked_by_rank(tmp_path, monkeypatch):
     has(lambda _: 2 * halved["peak"] - 1)
     assert "will be needed on 2 ranks" in room.check_memory(spec, in_bf16, two)
 
-    # With GPUs, each rank has its own.
+    # On GPUs, each rank has memory of its own.
     monkeypatch.setattr(room, "where_and_how", lambda _: (torch.device("cuda"), "fp32"))
     has(lambda _: parts["peak"])
     assert room.check_memory(spec, request, two) is None

@@ -102,8 +102,8 @@ def test_every_attention(num_ranks: int, size: tuple[int, int, int], tmp_path: P
         for name, latents in zip(made, by_placement, strict=True):
             difference = float((latents - expected).abs().max())
             assert difference <= 1e-5, (name, difference)
-            # Interleaved branches are products of half as many rows, and of a dozen or fewer some CPUs' BLAS
-            # (seen: a Xeon with AMX) rounds otherwise.
+            # Products of interleaved branches have half as many rows, and with a dozen or fewer some CPUs' BLAS
+            # (seen: a Xeon with AMX) rounds differently.
             if name == "pipesp, 1 chunk":
                 assert torch.equal(latents, by_placement[0]), name
 

@@ -161,7 +161,7 @@ def _unpack(message: Tensor, views: list[Tensor]) -> None:
 
 
 def _parts(message: Tensor, views: list[Tensor]) -> list[Tensor]:
-    """Return views of a flat message, one for each of the given tensors and of its shape."""
+    """Split a flat message into views with the shapes of the given tensors."""
     ends = [0, *accumulate(view.numel() for view in views)]
     return [
         message[first:last].view(view.shape)

@@ -51,7 +51,10 @@ class RankSummary:
 
 
 def read_trace(path: Path) -> dict[int, list[Span]]:
-    """Return each rank's spans from a file that `--trace` wrote. Raises InputError if it holds none."""
+    """Return each rank's spans from a file that `--trace` wrote.
+
+    Raises InputError if the file cannot be read, is not a valid trace or holds no stage.
+    """
     try:
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
         spans = [(event["pid"], _span(event)) for event in events if event["ph"] == "X"]
@@ -145,6 +148,6 @@ class _Apart:
         self._begins = [span.begin for span in self._spans]
 
     def at(self, time: int) -> Span | None:
-        """Return the span in progress at a time, or None."""
+        """Return the span in progress at a time, in nanoseconds, or None."""
         before = bisect_right(self._begins, time) - 1
         return self._spans[before] if before >= 0 and time <= self._spans[before].end else None

@@ -12,6 +12,8 @@ from paradit.video.frame import Frame
 
 
 class PngFolderWriter:
+    """Writer of a folder of PNG files, one for each frame."""
+
     def __init__(self, path: Path, tags: Mapping[str, str]) -> None:
         """Create the folder. tags: metadata that each picture stores."""
         self._path, self._tags = path, PngInfo()
