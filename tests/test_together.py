@@ -102,7 +102,7 @@ def test_every_attention(num_ranks: int, size: tuple[int, int, int], tmp_path: P
         for name, latents in zip(made, by_placement, strict=True):
             difference = float((latents - expected).abs().max())
             assert difference <= 1e-5, (name, difference)
-            # Products of interleaved branches have half as many rows, and with a dozen or fewer some CPUs' BLAS
+            # Products of interleaved branches have half as many rows; with a dozen or fewer, some CPUs' BLAS
             # (seen: a Xeon with AMX) rounds differently.
             if name == "pipesp, 1 chunk":
                 assert torch.equal(latents, by_placement[0]), name
