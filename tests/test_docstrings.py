@@ -12,10 +12,10 @@ FRAGMENT = re.compile(r"(Of|From|What|As|By|Those|The same|And|Also)\b")
 
 
 def docstrings(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and text of each docstring, also of those below a variable."""
+    """Yield the line and text of each docstring, including those below variables."""
     for node in ast.walk(ast.parse(path.read_text())):
         body = getattr(node, "body", None)
-        for statement in body if isinstance(body, list) else []:  # a lambda's is no list
+        for statement in body if isinstance(body, list) else []:  # a lambda's body is not a list
             if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
                 text = statement.value.value
                 if isinstance(text, str):
