@@ -176,7 +176,7 @@ import os, signal, sys
 from paradit.cli.signals import Stopped, stopping_cleanly
 
 class Callback:
-    def __del__(self):  # Python cannot propagate an exception from here
+    def __del__(self):  # Python cannot raise what is raised here
         os.kill(os.getpid(), signal.SIGINT)
         signal.pause()
 
