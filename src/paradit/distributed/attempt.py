@@ -1,4 +1,4 @@
-"""Attempts that several ranks make together and end together if one of them fails."""
+"""Attempts at a task that several ranks make together: if one rank fails, all of them stop trying."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from paradit.distributed.world import World
 
 FINE, NO_MEMORY, FAILED = range(3)
-"""Outcomes of an attempt on one rank, from best to worst; the worst rank's outcome counts for all."""
+"""Outcomes of one rank's part in a shared task, from best to worst; the ranks act by the worst of them."""
 
 
 class Ended(Exception):
-    """Raised if another rank cannot continue an attempt; its argument is NO_MEMORY or FAILED."""
+    """Error raised if another rank cannot continue a shared attempt; its argument is NO_MEMORY or FAILED."""
 
 
 class Attempt:
@@ -27,7 +27,7 @@ class Attempt:
     """
 
     def __init__(self, world: World | None, device: torch.device) -> None:
-        """Take part in an attempt. world: the ranks that share it; None: this process alone."""
+        """Begin an attempt at a task by several ranks. world: these ranks; None: this process alone."""
         self.rank, self.num_ranks = (world.rank, world.size) if world else (0, 1)
         self._world, self._device = world, device
         self._leaving: tuple[dist.Work, Tensor] | None = None
@@ -38,7 +38,7 @@ class Attempt:
             raise Ended(outcome)
 
     def tell(self, outcome: int) -> int:
-        """Report this rank's outcome, and return the worst of all ranks'; all ranks call it together."""
+        """Report this rank's outcome to all ranks, and return the worst one; all ranks call it together."""
         if self._world is None:
             return outcome
         everyone = self._world.transport().all_gather(torch.tensor([outcome], device=self._device))
@@ -48,10 +48,10 @@ class Attempt:
         return max(int(one) for one in everyone)
 
     def gather(self, pieces: list[Tensor], shapes: Sequence[Sequence[tuple[int, ...]]]) -> list[list[Tensor]]:
-        """Return the pieces of every rank, by rank, on the first rank, and an empty list on the others.
+        """Return the tensors of every rank, by rank, on the first rank, and an empty list on the others.
 
-        shapes: the shapes of each rank's pieces. Each rank allocates all memory before the ranks agree to
-        continue.
+        pieces: this rank's tensors. shapes: the shapes of each rank's tensors. Each rank allocates all memory
+        before the ranks agree to continue.
         """
         if self._world is None:
             return [pieces]

@@ -1,4 +1,4 @@
-"""Queues that carry tensors from one stage to the next, between ranks, in order and a few at a time."""
+"""Queues that carry tensors between ranks, from one stage of a request to the next, a few at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Channel:
     """
 
     def __init__(self, world: World | None, sender: int, receivers: Sequence[int], depth: int) -> None:
-        """Open one rank's end of the channel.
+        """Open this rank's end of a queue of tensors between ranks.
 
         world: None in a single process. depth: number of messages that may be in flight before `send` waits.
         """
@@ -33,10 +33,10 @@ class Channel:
         self._leaving: deque[tuple[list[dist.Work], Tensor]] = deque()
 
     def send(self, tensor: Tensor) -> None:
-        """Queue a tensor for all receivers; only the sender calls it.
+        """Queue a tensor for all receiving ranks; only the sending rank calls it.
 
-        It waits only while more than `depth` messages have not been received. An empty tensor is not sent to
-        other ranks.
+        Waits while more than `depth` messages have not been received. An empty tensor is not sent to other
+        ranks.
         """
         if self._keeps:
             self._kept.append(tensor)
@@ -49,7 +49,7 @@ class Channel:
             self._wait_for_oldest()
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return the next message, which has this shape and dtype; each receiver calls it."""
+        """Wait for the next tensor, which has this shape and dtype, and return it; each receiver calls it."""
         if self._me == self._sender:
             return self._kept.popleft()
         assert self._world is not None
@@ -85,7 +85,7 @@ class Expected:
         dtype: torch.dtype,
         ahead: int = 2,
     ) -> None:
-        """Post the first receives.
+        """Open the receiving end of a link between two ranks, and post its first receives.
 
         shapes: for each call of `receive`, the shapes of the messages that it returns. ahead: number of calls
         for which receives are posted in advance.
@@ -97,7 +97,7 @@ class Expected:
             self._post()
 
     def receive(self) -> list[Tensor]:
-        """Return the next messages, views of a buffer that is reused later; waits until they have arrived."""
+        """Wait for the next messages, and return them as views of a buffer, valid until the next call."""
         self._post()
         works, messages = self._coming.popleft()
         with span(f"wait for rank {self._sender}", CHANNEL):

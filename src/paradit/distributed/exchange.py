@@ -1,9 +1,9 @@
 """Ulysses exchange: queries, keys and values go to the ranks that compute attention, results come back.
 
-DeepSpeed-Ulysses (arXiv 2309.14509) divides whole heads and equal sequences. Here a rank's share of the work
-is any contiguous range of (head, query row) pairs (`Shares`). A rank may share its first and its last head
-with a neighbour, by query rows; the keys and values of such a head then go to both. The work may also be cut
-into chunks that travel separately (PipeSP, arXiv 2511.12056).
+DeepSpeed-Ulysses (arXiv 2309.14509) divides whole heads and equal sequences. Here a rank computes any
+contiguous range of (head, query row) pairs, its share of the work (`Shares`). If two ranks divide a head
+between them by query rows, the keys and values of that head go to both. The work may also be cut into chunks
+that travel separately (PipeSP, arXiv 2511.12056).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from paradit.distributed.transport import Transport
 
 @dataclass(frozen=True)
 class Chunk:
-    """One chunk of every rank's attention work, with the three redistributions that it needs."""
+    """Part of all ranks' attention work that travels separately, with the plans of what ranks send for it."""
 
     work: Sequence[Box]
-    """Blocks of query rows that this rank computes."""
+    """Query rows that this rank computes in this chunk, as boxes of tokens x heads."""
     new_heads: Box
-    """Heads whose keys and values arrive with this chunk, except those that an earlier chunk brought."""
+    """Heads whose keys and values this rank receives with this chunk, without those that it has already."""
     queries: Redistribution
-    """Redistribution of the queries, from the ranks that hold tokens to those that compute their rows."""
+    """Plan that moves queries from the ranks that hold their tokens to the ranks that compute them."""
     heads: Redistribution
-    """Redistribution of the keys, and again of the values, to every rank that works on their heads."""
+    """Plan that moves keys, and again values, from the ranks that hold their tokens to all that need them."""
     results: Redistribution
-    """Redistribution of the attended values, back to the ranks that hold the tokens."""
+    """Plan that moves attended values back to the ranks that hold their tokens."""
 
 
 class UlyssesExchange:
@@ -40,9 +40,10 @@ class UlyssesExchange:
     def __init__(
         self, shares: Shares, transport: Transport, num_chunks: int = 1, *, whole_heads: bool = False
     ) -> None:
-        """Work out from the shares what each rank sends and receives in each chunk.
+        """Plan what each rank sends and receives in each chunk, from the ranks' shares of tokens and work.
 
-        whole_heads: a rank receives all heads of its share, even if its rows need fewer (for USP).
+        whole_heads: give each rank an equal part of the heads, complete, even if its query rows need fewer
+        (for USP).
         """
         if shares.num_ranks != transport.num_ranks:
             raise ValueError(f"shares for {shares.num_ranks} ranks, and {transport.num_ranks} exchange")
@@ -67,9 +68,9 @@ class UlyssesExchange:
             )
 
     def held(self, tensor: Tensor) -> list[Tensor]:
-        """Split a tensor [B, tokens, H, D] into this rank's own tokens and the replicated ones.
+        """Split a tensor [B, tokens, H, D] into this rank's own tokens and those that every rank holds.
 
-        A helper holds no tokens, and its tensor is returned whole.
+        A rank that holds no tokens (a helper) gets its tensor back whole.
         """
         num_tokens = self.shares.tokens[self.transport.rank]
         if not self.shares.num_replicated or self.transport.rank >= self.shares.num_holders:
@@ -77,7 +78,10 @@ class UlyssesExchange:
         return [tensor[:, :num_tokens], tensor[:, num_tokens:]]
 
     def send(self, redistribution: Redistribution, tensor: Tensor) -> Move:
-        """Return a move of this rank's tensor by a chunk's `queries` or `heads`, to be sent by `start`."""
+        """Return a transfer, not yet begun, of this rank's tensor by a chunk's plan; `start` sends it.
+
+        redistribution: the chunk's plan, `queries` or `heads`.
+        """
         return redistribution.move(self.held(tensor), like=tensor)
 
     def bytes_sent(self, rank: int, batch: int, head_dim: int, itemsize: int) -> int:

@@ -1,4 +1,4 @@
-"""Joining of ranks to a world: their meeting point, missing ranks, and interruptible waits."""
+"""Start of a process group: how ranks find each other, which are missing, and interruptible waits."""
 
 from __future__ import annotations
 
@@ -27,23 +27,27 @@ POLL_SECONDS = 0.02
 LOOKS = 50
 """Number of polls between two checks of which ranks are missing."""
 TELL_SECONDS = 5.0
-"""Seconds until the user is told which ranks are missing, and between later messages if that changes."""
+"""Seconds of waiting until the user is told which ranks are missing, and between updates of that message."""
 CONNECT_SECONDS = 1.0
 GREETING_SECONDS = 30.0
-"""Seconds in which a store must answer; a listener that does not is taken for another program."""
+"""Seconds in which the ranks' TCPStore must answer; a listener that does not is taken for another program."""
 LEAVE_SECONDS = 1.0
-"""Seconds that an interrupted join waits for its background thread to end."""
+"""Seconds that an interrupted join of the process group waits for its background thread to end."""
 NAMED = 8
-"""Largest number of missing ranks that a message names."""
+"""Largest number of missing ranks that a message lists by number."""
 
 
 class Joining:
-    """One rank's attempt to join its world; it keeps track of the ranks that are still missing."""
+    """One rank's attempt to join a run's process group; it keeps track of ranks that are still missing."""
 
     def __init__(
         self, rank: int, size: int, meet: Path | Launched, device: torch.device, limit: timedelta
     ) -> None:
-        """Prepare to join. meet: the file of a store, or the meeting point that a launcher has declared."""
+        """Prepare to join the other ranks, but do not wait for them yet.
+
+        meet: the file of a `FileStore`, or the address and port that a launcher has declared. limit: longest
+        time to wait.
+        """
         self._rank, self._size, self._meet = rank, size, meet
         self._device, self._limit = device, limit
         self._deadline = time.monotonic() + limit.total_seconds()
@@ -53,12 +57,12 @@ class Joining:
         self._missing: list[int] = []
 
     def join(self, tell: Callable[[str], None] | None) -> Store:
-        """Create the default process group, and return the store that the ranks share.
+        """Wait for all ranks, create the default process group, and return the store that the ranks share.
 
         Another thread does all waiting, so that this one can handle signals. tell: called after a few seconds
         with a message about the missing ranks, on the first rank that is present. Raises RankError if joining
-        takes too long or a rank ends meanwhile, and InputError if another program answers in the ranks'
-        place, if the port is taken, or if ranks have different plug-ins.
+        takes too long or a rank ends meanwhile, and InputError if another program answers at the ranks'
+        address, if the port is taken, or if ranks have different plug-ins.
         """
         said = ""
 
@@ -112,9 +116,9 @@ class Joining:
             raise InputError(f"no rank, but another program answers at {where}: {here.unset}") from None
 
     def _keep_store(self, here: Launched) -> Store:
-        """Start the store that the other ranks connect to, and return it; only rank 0 calls it."""
+        """Start the TCPStore that the other ranks connect to, and return it; only rank 0 calls it."""
         try:
-            # Under its own address: this machine may not be able to reach itself by the name others use.
+            # Use localhost: this machine may not be able to reach itself by the name that others use.
             return self._store("localhost", here.port, is_master=True)
         except dist.DistNetworkError as error:
             if "EADDRINUSE" not in str(error):
@@ -127,7 +131,7 @@ class Joining:
         return TCPStore(address, port, is_master=is_master, timeout=limit, wait_for_workers=False)
 
     def _wait_for_answer(self, here: Launched) -> None:
-        """Wait until something listens at the address, because torch's own attempts to connect are noisy."""
+        """Wait until a program listens at the ranks' address, without the warnings that torch would print."""
         self._why_alone = "nothing answers there"
         while True:
             with suppress(OSError), socket.create_connection((here.address, here.port), CONNECT_SECONDS):
@@ -135,7 +139,7 @@ class Joining:
             self._pause()
 
     def _wait_for_all(self, here: Store) -> None:
-        """Register this rank, and wait until all ranks have registered."""
+        """Register this rank in the ranks' store, and wait until all ranks have registered."""
         here.set(str(self._rank), json.dumps(plugins()))
         self._why_alone = ""
         ranks = list(map(str, range(self._size)))
@@ -150,7 +154,7 @@ class Joining:
             self._pause()
 
     def _compare_plugins(self, here: Store) -> None:
-        """Raise InputError, on all ranks alike, if a rank has other plug-ins than the first."""
+        """Raise InputError, on all ranks alike, if a rank has other plug-ins installed than the first one."""
         first, *others = (set(json.loads(here.get(str(rank)))) for rank in range(self._size))
         for rank, plugins_there in enumerate(others, 1):
             if more := sorted(first ^ plugins_there):
@@ -168,9 +172,9 @@ class Joining:
             raise RankError(f"{self._state() or f'rank {self._rank} waits for others'}, {waited}")
 
     def _state(self) -> str:
-        """Return a message that says which ranks are awaited, where, and what to do if none will come.
+        """Return a message about the missing ranks: which, at which address, what to do if none will come.
 
-        It is empty if a rank before this one is present and reports it.
+        It is empty if no rank is missing, or if a rank with a lower number is present and reports it.
         """
         if self._why_alone:
             missing, why = [0], f": {self._why_alone}"

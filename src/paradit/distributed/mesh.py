@@ -1,4 +1,4 @@
-"""Grid of the ranks that denoise together: guidance branches x ranks that share a branch's tokens."""
+"""Grid of the ranks that denoise a video: guidance branches x ranks that share a branch's tokens."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ Groups = Sequence[Sequence[int]]
 
 
 class Sharers:
-    """Ranks that share the attention of one guidance branch, as one of them sees them."""
+    """Ranks that share the attention of one guidance branch, with this rank's connection to the others."""
 
     def __init__(self, transport: Transport, divide: Callable[[Groups], Transport] | None = None) -> None:
-        """Hold a transport among all of these ranks.
+        """Keep this rank's connection to the ranks that share its attention.
 
-        divide: makes the transport that `among` returns; None: these ranks cannot be divided.
+        divide: function that makes the connections among groups of these ranks; None: they cannot be divided.
         """
         self.transport, self._divide = transport, divide
 
     def among(self, groups: Groups) -> Transport:
-        """Return a transport among the ranks of this rank's group, in the group's order.
+        """Return a connection among the ranks of this rank's group, numbered in the group's order.
 
         All ranks call it together. Raises ValueError if these ranks cannot be divided.
         """
@@ -32,7 +32,7 @@ class Sharers:
 
 
 class Mesh:
-    """Assignment of n ranks to guidance branches, with the transports within and across the branches.
+    """Assignment of n ranks to guidance branches, with the connections within and across the branches.
 
     With `cfg_degree` 2, the first half of the ranks computes the first branch and the rest the second; with
     1, all ranks compute both. Every rank must create it, with the same degree. Raises ValueError if the
@@ -47,14 +47,17 @@ class Mesh:
         self.cfg_rank, self.rank = divmod(world.rank, size)
         ranks = range(size)
         self.branch = self._among([list(ranks)])
-        """Transport among the ranks that share the tokens of this rank's branch."""
+        """Connection among the ranks that share the tokens of this rank's guidance branch."""
         self.cfg = self._own([[branch * size + rank for branch in range(cfg_degree)] for rank in ranks])
-        """Transport among the ranks that hold the same tokens in different branches."""
+        """Connection among the ranks that hold the same tokens in different guidance branches."""
         self.sharers = Sharers(self.branch, self._among)
-        """Ranks that share the tokens of this rank's branch, numbered within the branch."""
+        """Ranks that share the tokens of this rank's guidance branch, numbered within the branch."""
 
     def _among(self, groups: Groups) -> Transport:
-        """Return a transport among this rank's group in its branch; other branches are divided alike."""
+        """Return a connection among the ranks of this rank's group within its guidance branch.
+
+        groups: groups of a branch's ranks, numbered within the branch; all branches are divided alike.
+        """
         starts = range(0, self.world.size, self._size)
         return self._own([[first + rank for rank in group] for first in starts for group in groups])
 

@@ -1,8 +1,8 @@
-"""Redistribution of tensors: from the (token, head) boxes that ranks hold to the boxes that they need.
+"""Redistribution of tensors: from the boxes (tokens x heads) that ranks hold to those that they need.
 
-Every exchange of sequence parallelism is one: queries go from the ranks that hold the tokens to those that do
-the work, keys and values to all that need their heads, results back, and predictions to every rank. Both
-sides work out from the boxes alone what travels, so sizes are never sent.
+Every exchange of sequence parallelism is one: queries go from the ranks that hold the tokens to those that
+compute them, keys and values to all that need their heads, results back, and predictions to every rank.
+Sender and receiver both work out from the boxes what travels, so sizes are never sent.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from paradit.distributed.transport import Transfer, Transport
 
 
 class Redistribution:
-    """Plan of what each rank sends to turn its `source` boxes into the `target` boxes of all ranks.
+    """Plan of what each rank sends to the others, so that every rank gets the tokens and heads that it needs.
 
-    Each box is a tensor [B, tokens, heads, D] on its rank. `replicated` are boxes that every rank except the
-    helpers (the last ranks) holds in addition to its source boxes. They travel to helpers only
+    `source` and `target` are the boxes (tokens x heads) that each rank holds and needs; each box is a tensor
+    [B, tokens, heads, D] on its rank. The last `num_helpers` ranks hold no tokens. All other ranks hold the
+    boxes `replicated` in addition to their source boxes; these are sent only to the last ranks
     (`boxes_given`).
     """
 
@@ -37,20 +38,20 @@ class Redistribution:
         self._replicated, self._num_helpers = replicated, num_helpers
         rank, num_holders = transport.rank, len(source) - num_helpers
         self.held = [*source[rank], *replicated] if rank < num_holders else list(source[rank])
-        """Boxes that this rank holds; it passes one tensor for each."""
+        """Boxes of tokens x heads that this rank holds; `move` takes one tensor for each."""
         self.boxes = target[rank]
-        """Boxes that this rank receives."""
+        """Boxes of tokens x heads that this rank needs; `move` fills one tensor for each."""
         others = [other for other in range(len(target)) if other != rank]
         self.outgoing = {other: common_parts(self._given(rank, other), target[other]) for other in others}
         self.incoming = {other: common_parts(self._given(other, rank), target[rank]) for other in others}
         self.kept = common_parts(self.held, target[rank])
-        """Parts that stay on this rank: (source box's index, target box's index, their common part).
+        """Data that this rank both holds and needs: (index of box held, index of box needed, overlap) each.
 
-        `outgoing` and `incoming` hold such triples for each other rank.
+        `outgoing` and `incoming` list such triples for the data that travels to and from each other rank.
         """
 
     def elements_sent(self, rank: int) -> int:
-        """Return the number of (token, head) rows that `rank` sends to other ranks.
+        """Return how many vectors of D elements, one per token and head, `rank` sends to other ranks.
 
         Multiply by batch x D x item size for bytes.
         """
@@ -65,11 +66,11 @@ class Redistribution:
         return boxes_given(self._source, sender, receiver, self._replicated, self._num_helpers)
 
     def move(self, tensors: Sequence[Tensor], like: Tensor, into: Sequence[Tensor] | None = None) -> Move:
-        """Return a move of this rank's tensors, one for each box that it holds, to be sent by `start`.
+        """Return a transfer, not yet begun, of this rank's tensors, one for each box that it holds.
 
         All ranks call it, including those that hold nothing: `like`, any tensor of the same kind, sets batch,
-        D, dtype and device. What arrives is written to `into`, one tensor for each target box, or to new
-        tensors.
+        D, dtype and device. What arrives is written to `into`, one tensor for each box that this rank needs,
+        or to new tensors. The module's `start` sends it.
         """
         assert len(tensors) == len(self.held), (len(tensors), self.held)
         if into is None:
@@ -83,7 +84,7 @@ class Redistribution:
 
 @dataclass(frozen=True)
 class Move:
-    """Tensors that this rank contributes to a redistribution, and those that it receives into."""
+    """One rank's tensors for a redistribution: those that it sends, and those that it receives into."""
 
     redistribution: Redistribution
     tensors: Sequence[Tensor]
@@ -91,24 +92,24 @@ class Move:
     like: Tensor
 
     def leaving(self, rank: int) -> list[Tensor]:
-        """Return the parts of this rank's tensors that go to another rank, in an order both sides share."""
+        """Return the parts of this rank's tensors to send to another rank, in the order that it expects."""
         boxes = self.redistribution.held
         return [_view(self.tensors[i], boxes[i], part) for i, _, part in self.redistribution.outgoing[rank]]
 
     def coming(self, rank: int) -> list[Tensor]:
-        """Return the views that receive another rank's data, in the order in which it is sent."""
+        """Return views of the tensors to receive into, for another rank's data, in the order of sending."""
         boxes = self.redistribution.boxes
         return [_view(self.into[j], boxes[j], part) for _, j, part in self.redistribution.incoming[rank]]
 
     def keep(self) -> None:
-        """Copy the parts that stay on this rank to their target tensors."""
+        """Copy the data that stays on this rank from the tensors to send to the tensors to receive into."""
         held, boxes = self.redistribution.held, self.redistribution.boxes
         for i, j, part in self.redistribution.kept:
             _view(self.into[j], boxes[j], part).copy_(_view(self.tensors[i], held[i], part))
 
 
 def start(moves: Sequence[Move]) -> Arrival:
-    """Start several moves of one transport together, with a single message to each rank."""
+    """Begin to send the tensors of several redistributions together, with a single message to each rank."""
     transport, like = moves[0].redistribution.transport, moves[0].like
     outgoing, sizes = [], []
     for rank in range(transport.num_ranks):
@@ -124,14 +125,17 @@ def start(moves: Sequence[Move]) -> Arrival:
 
 
 class Arrival:
-    """Moves in flight."""
+    """Redistributions whose messages are in flight."""
 
     def __init__(self, transfer: Transfer, moves: Sequence[Move]) -> None:
         self._transfer: Transfer | None = transfer
         self._moves = moves
 
     def wait(self) -> list[list[Tensor]]:
-        """Return, for each move, the completed tensors [B, tokens, heads, D] of this rank's target boxes."""
+        """Wait for all messages; return, for each redistribution, one tensor [B, tokens, heads, D] per box.
+
+        The boxes are those that this rank needs.
+        """
         if self._transfer is not None:
             received = self._transfer.wait()
             self._transfer = None
@@ -142,7 +146,7 @@ class Arrival:
 
 
 def _view(tensor: Tensor, box: Box, part: Box) -> Tensor:
-    """Return the view of `part` in a box's tensor [B, tokens, heads, D]."""
+    """Return the view of `part`, an area of tokens x heads, in the tensor [B, tokens, heads, D] of `box`."""
     tokens = slice(part.start - box.start, part.stop - box.start)
     heads = slice(part.first_head - box.first_head, part.last_head - box.first_head)
     return tensor[:, tokens, heads]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 ROW_MULTIPLE = 4
-"""Number of rows whose multiples end equal token shares, and chunks of work that cut a head.
+"""Number of rows to a multiple of which ends of token ranges, and of chunks within a head, are rounded.
 
 A CPU computes very few rows of a head with other instructions; `attention.local.some_rows` handles this for
 all shares of work.
@@ -21,7 +21,7 @@ all shares of work.
 
 @dataclass(frozen=True)
 class Box:
-    """Rectangle of [tokens, heads]: tokens start to stop, heads first_head to last_head, ends excluded."""
+    """Rectangle of tokens x heads: tokens start to stop, heads first_head to last_head, ends excluded."""
 
     first_head: int
     last_head: int
@@ -32,7 +32,7 @@ class Box:
         return (self.last_head - self.first_head) * (self.stop - self.start)
 
     def intersect(self, other: Box) -> Box | None:
-        """Return the common part of two boxes, or None."""
+        """Return the overlap of two rectangles of tokens x heads; None if they do not overlap."""
         box = Box(
             max(self.first_head, other.first_head),
             min(self.last_head, other.last_head),
@@ -50,11 +50,11 @@ class Shares:
     tokens: tuple[int, ...]
     """Number of tokens that each rank holds; may be zero."""
     work: tuple[int, ...]
-    """Number of (head, query row) pieces that each rank computes; may be zero."""
+    """Number of (head, query row) pairs whose attention each rank computes; may be zero."""
     num_replicated: int = 0
-    """Number of rows, after all tokens, that every rank except the helpers holds: a joint model's text."""
+    """Number of tokens, after all others, that every rank except the helpers holds: a joint model's text."""
     num_helpers: int = 0
-    """Number of ranks, the last ones, that hold no tokens and only compute."""
+    """Number of ranks, the last ones, that hold no tokens and only compute attention."""
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.work):
@@ -77,7 +77,7 @@ class Shares:
 
     @classmethod
     def equal(cls, num_tokens: int, num_heads: int, num_ranks: int, num_replicated: int = 0) -> Shares:
-        """Return plain Ulysses' shares: equal tokens and equal work on all ranks."""
+        """Return equal shares of tokens and of attention work for all ranks, as in plain Ulysses."""
         num_rows = num_tokens + num_replicated
         return cls(
             num_heads=num_heads,
@@ -87,9 +87,10 @@ class Shares:
         )
 
     def with_helpers(self, work: Sequence[int]) -> Shares:
-        """Return shares with further ranks that hold no tokens and do the given amounts of work.
+        """Return these shares with further ranks, which hold no tokens and only compute attention.
 
-        The tokens stay where they are; the present ranks divide the remaining work equally.
+        work: number of (head, query row) pairs that each further rank computes. The present ranks keep their
+        tokens, and divide the remaining work equally.
         """
         left = sum(self.work) - sum(work)
         return replace(
@@ -105,12 +106,12 @@ class Shares:
 
     @property
     def num_holders(self) -> int:
-        """Number of ranks that hold tokens, which come before the helpers."""
+        """Number of ranks that hold tokens; they come before those that only compute attention."""
         return self.num_ranks - self.num_helpers
 
     @property
     def num_tokens(self) -> int:
-        """Total number of tokens, without the replicated ones."""
+        """Total number of tokens that the ranks divide, without those that every rank holds."""
         return sum(self.tokens)
 
     @property
@@ -120,30 +121,33 @@ class Shares:
 
     @property
     def num_rows(self) -> int:
-        """Number of rows in each head's attention: tokens and replicated rows."""
+        """Number of query rows in each head's attention: divided tokens and replicated ones together."""
         return self.num_tokens + self.num_replicated
 
     def tokens_of(self, rank: int) -> Box:
-        """Return the box that a rank holds: all heads of its tokens, which may be none."""
+        """Return the box of tokens x heads that a rank holds: its tokens, which may be none, in all heads."""
         held = _range_of(self.tokens, rank)
         return Box(0, self.num_heads, held.start, held.stop)
 
     @property
     def replicated(self) -> Box:
-        """Box that every rank except the helpers holds in addition to its tokens."""
+        """Box of tokens x heads for the tokens, such as text, that every rank except the helpers holds."""
         return Box(0, self.num_heads, self.num_tokens, self.num_rows)
 
     def held_by(self, rank: int) -> list[Box]:
-        """Return all boxes that a rank holds, its own tokens first; a helper has one empty box."""
+        """Return all boxes of tokens x heads that a rank holds: its own tokens, then the replicated ones.
+
+        A rank that holds no tokens has one empty box.
+        """
         is_holder = self.num_replicated and rank < self.num_holders
         return [self.tokens_of(rank), *([self.replicated] if is_holder else [])]
 
     def work_of(self, rank: int) -> list[Box]:
-        """Return a rank's query rows: the end of a head, whole heads, the beginning of another."""
+        """Return the query rows that a rank computes, as boxes: end of a head, whole heads, start of one."""
         return list(_blocks(_range_of(self.work, rank), self.num_rows))
 
     def chunks_of(self, rank: int, count: int) -> list[list[Box]]:
-        """Return a rank's query rows in `count` chunks, some of which may be empty.
+        """Return the query rows that a rank computes, in `count` chunks of boxes, some of which may be empty.
 
         The chunks consist of whole heads if the rank has enough of them.
         """
@@ -154,25 +158,28 @@ class Shares:
         return [list(_blocks(range(*both), self.num_rows)) for both in pairwise(ends)]
 
     def heads_for(self, work: Sequence[Box]) -> Box:
-        """Return the box of keys, or values, that some query rows need: all rows of their heads."""
+        """Return the box of keys, or values, that the given query rows attend to: all rows of their heads."""
         first, last = (work[0].first_head, work[-1].last_head) if work else (0, 0)
         return Box(first, last, 0, self.num_rows)
 
     def heads_of(self, rank: int) -> Box:
-        """Return the box of heads that a rank's equal part of all heads touches, whatever its work share."""
+        """Return the box of the heads that a rank has in an equal division of heads, rounded to whole heads.
+
+        Neighbouring ranks may both have a head; `work` is ignored.
+        """
         first = self.num_heads * rank // self.num_ranks
         last = -(-self.num_heads * (rank + 1) // self.num_ranks)
         return Box(first, last, 0, self.num_rows)
 
 
 Boxes = Sequence[Sequence[Box]]
-"""Boxes of each rank, in the order of the ranks; the boxes of one rank do not overlap."""
+"""Rectangles of tokens x heads (`Box`) of each rank, in rank order; those of one rank do not overlap."""
 
 
 def common_parts(source: Sequence[Box], target: Sequence[Box]) -> list[tuple[int, int, Box]]:
-    """Return the overlaps of two lists of boxes, in an order that sender and receiver share.
+    """Return all overlaps of two lists of boxes: (index in `source`, index in `target`, common part) each.
 
-    Each is (index of the source box, index of the target box, their common part).
+    The order depends only on the two lists, so that sender and receiver agree on it.
     """
     pairs = ((i, j, a.intersect(b)) for i, a in enumerate(source) for j, b in enumerate(target))
     return [(i, j, box) for i, j, box in pairs if box is not None]
@@ -181,7 +188,7 @@ def common_parts(source: Sequence[Box], target: Sequence[Box]) -> list[tuple[int
 def boxes_given(
     source: Boxes, sender: int, receiver: int, replicated: Sequence[Box] = (), num_helpers: int = 0
 ) -> Sequence[Box]:
-    """Return the boxes from which `sender` serves `receiver`.
+    """Return the boxes of tokens x heads from which `sender` sends `receiver` the parts that it needs.
 
     `replicated` are boxes that every rank except the helpers (the last ranks) holds in addition to its source
     boxes. They travel to helpers only: to the first helper from the first rank, to the second from the
@@ -195,7 +202,11 @@ def boxes_given(
 def rows_between(
     source: Boxes, target: Boxes, replicated: Sequence[Box] = (), num_helpers: int = 0
 ) -> list[list[int]]:
-    """Return the numbers of (token, head) rows that ranks send to each other, by sender, then receiver."""
+    """Return how many (token, head) rows each rank sends to each other rank, as a matrix [sender][receiver].
+
+    source, target: the boxes of tokens x heads that each rank holds and needs. replicated, num_helpers: as
+    for `boxes_given`.
+    """
 
     def rows(sender: int, receiver: int) -> int:
         boxes = boxes_given(source, sender, receiver, replicated, num_helpers)
@@ -206,7 +217,8 @@ def rows_between(
 
 
 def _common_rows(a: Box, b: Box) -> int:
-    """Return the number of rows in two boxes' overlap, without building a Box, for speed in large worlds."""
+    """Return the number of (token, head) rows in two boxes' overlap. Builds no Box, to be fast for many
+    ranks."""
     heads = min(a.last_head, b.last_head) - max(a.first_head, b.first_head)
     rows = min(a.stop, b.stop) - max(a.start, b.start)
     return heads * rows if heads > 0 and rows > 0 else 0
@@ -214,18 +226,19 @@ def _common_rows(a: Box, b: Box) -> int:
 
 @dataclass(frozen=True)
 class ChunkBoxes:
-    """Boxes of one chunk of the attention work, for each rank."""
+    """Parts of an attention that each rank computes in one chunk, and the heads that it receives with it."""
 
     work: Boxes
-    """Query rows that each rank computes."""
+    """Query rows that each rank computes in this chunk."""
     new_heads: Sequence[Box]
-    """Heads whose keys and values arrive with this chunk, except those that an earlier chunk brought."""
+    """Heads whose keys and values each rank receives with this chunk, without those that it has already."""
 
 
 def chunk_boxes(shares: Shares, num_chunks: int, *, whole_heads: bool = False) -> list[ChunkBoxes]:
-    """Return the boxes of each of `num_chunks` chunks of all ranks' work.
+    """Divide an attention into chunks; return what each rank computes, and which heads it receives, in each.
 
-    whole_heads: a rank receives all heads of its share, even if its rows need fewer (for USP).
+    whole_heads: give each rank an equal part of the heads, complete, even if its query rows need fewer (for
+    USP).
     """
     ranks = range(shares.num_ranks)
     found = []
@@ -248,7 +261,7 @@ def _not_seen(heads: Box, seen: int) -> Box:
 def _equal_parts(
     start: int, stop: int, parts: int, length: int, multiple: int = ROW_MULTIPLE
 ) -> tuple[int, ...]:
-    """Return the sizes of equal parts of start to stop, with inner ends moved to a multiple of rows.
+    """Return the sizes of `parts` equal parts of start to stop, with inner ends at a multiple of rows.
 
     Rows are counted from the beginning of each head, which has `length` rows.
     """

@@ -1,4 +1,4 @@
-"""Measurement of how long work takes on a device, and messages between ranks."""
+"""Measurement of how long computations take on a device, and messages between ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TIMES = 2
 LARGEST_MESSAGE = 2**23
 """Largest number of bytes that is sent to each rank to measure a link's rate."""
 TRACED_MESSAGE = 2**20
-"""Number of bytes that a traced run sends to each rank to measure its link, when real sizes are unknown."""
+"""Number of bytes that a traced run sends to each rank to measure a link, when real sizes are unknown."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Link:
     latency: float
     """Seconds from the start of a small message to its arrival."""
     seconds_per_byte: float
-    """Seconds for each byte that a rank sends or receives, whichever is more."""
+    """Seconds per byte; the bytes that a rank sends or those that it receives count, whichever are more."""
 
 
 def now(device: torch.device) -> float:
@@ -51,7 +51,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 def measure_link(
     transport: Transport, num_bytes: int, device: torch.device, peers: Sequence[int] | None = None
 ) -> Link:
-    """Measure the link between ranks, which all call it together with the same `num_bytes`.
+    """Measure latency and rate of messages between ranks; all call it together with the same `num_bytes`.
 
     num_bytes: number of bytes that a rank may send to another in an exchange. peers: the ranks with which
     this one exchanges messages; None: all others.
@@ -73,7 +73,7 @@ def measure_link(
 
 
 def trace_link(transport: Transport, device: torch.device) -> None:
-    """Measure the link and record it in the trace, to show how much of the communication was hidden.
+    """Measure the link between ranks and record it in the trace, to show how much communication was hidden.
 
     All ranks of the transport call it together.
     """

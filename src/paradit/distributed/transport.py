@@ -1,4 +1,4 @@
-"""Uneven all-to-all between the ranks of a group: the one place that chooses how bytes travel.
+"""All-to-all with messages of unequal sizes between the ranks of a process group, over gloo or NCCL.
 
 gloo's `all_to_all_single` reaches half the rate of a limited link, because a receiver's readiness queues
 behind the outgoing payload. Point-to-point messages, with the receives posted first, reach nearly all of it.
@@ -17,7 +17,7 @@ from paradit.trace.spans import EXCHANGE, MESSAGE, begin, end, span
 
 
 class Transfer:
-    """Messages in flight; `wait` returns the received ones, by rank, and may be called repeatedly."""
+    """Messages of an all-to-all in flight; `wait` returns those received, by rank, and may be repeated."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class Transfer:
         in_flight: list[Tensor],
         traced: int | None = None,
     ) -> None:
-        """Hold the pending operations and their buffers. traced: number of their span in the trace."""
+        """Keep an all-to-all's pending operations and buffers. traced: number of its span in the trace."""
         self._works, self._received, self._traced = list(works), received, traced
         # Keeps tensors that are being sent from being freed or reused too early.
         self._in_flight = in_flight
@@ -43,7 +43,7 @@ class Transfer:
 
 
 class Transport:
-    """All-to-all over a process group; without a group, of one rank with itself."""
+    """Connection among the ranks of a process group, for all-to-all exchanges; or of one rank with itself."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Transport:
         *,
         point_to_point: bool = False,
     ) -> None:
-        """Make a transport among the ranks of a process group; None: for this rank alone.
+        """Connect this rank to the others of a process group; None: to itself alone.
 
         ranks: the group's ranks, by their numbers in the default process group, in the order of this
         transport; None: ascending. point_to_point: never use a collective, so that ranks between which
@@ -88,7 +88,7 @@ class Transport:
         return self._all_to_all(outgoing, incoming, traced)
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """Return every rank's tensor, by rank; all must have the same shape."""
+        """Return a list of every rank's tensor, in the order of ranks; all must have the same shape."""
         flat = tensor.reshape(-1)
         received = self.start([flat] * self.num_ranks, [flat.numel()] * self.num_ranks).wait()
         return [part.view(tensor.shape) for part in received]

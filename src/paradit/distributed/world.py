@@ -1,4 +1,4 @@
-"""Worlds of processes: how to join one, and the groups, messages and shared words within it.
+"""Groups of processes that work together ("worlds"): how to join one, and its messages and key-value store.
 
 A `World` is passed along; nothing here is kept in module globals. (torch itself keeps one default group per
 process, so a process is in one world at a time.)
@@ -24,23 +24,23 @@ from paradit.launched import Launched
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """All processes of a run, or some of them that work together, as one of them sees them."""
+    """Group of processes that work together, all of a run or some, with this process's rank in the group."""
 
     rank: int
     size: int
     device: torch.device
     group: dist.ProcessGroup | None = None
-    """Process group of these ranks; None: the default group of all processes."""
+    """Process group of these ranks; None: the default process group."""
     ranks: tuple[int, ...] | None = None
-    """Numbers of these ranks among all processes; None: all processes, in order."""
+    """Ranks that these processes have in the default process group, in order; None: they are all of it."""
     store: Store | None = None
-    """Store in which processes publish words for each other; None if others made the process group."""
+    """Key-value store by which processes notify each other; None if other code made the process group."""
 
     def part(self, ranks: Sequence[int], *, own_group: bool = False) -> World | None:
-        """Return a world of some of these ranks, in their order; None if this rank is not among them.
+        """Return a world of some of these ranks, in the given order; None if this rank is not among them.
 
-        Every rank must call it, with the same ranks. own_group: use a process group of its own even if the
-        ranks are those of this world, so that the messages of the two do not mix.
+        Every rank must call it, with the same ranks. own_group: create a new process group even if the ranks
+        are those of this world, so that the messages of the two do not mix.
         """
         if list(ranks) == list(range(self.size)) and not own_group:
             return self
@@ -52,28 +52,32 @@ class World:
         return replace(self, rank=rank, size=len(ranks), group=group, ranks=numbers)
 
     def transport(self, *, point_to_point: bool = False) -> Transport:
-        """Return a transport among all ranks; `point_to_point` as for `Transport`."""
+        """Return a connection among all ranks of this world, for all-to-all exchanges of tensors.
+
+        point_to_point: never use a collective, so that ranks between which nothing travels need not take
+        part.
+        """
         return Transport(self.group or dist.group.WORLD, self.ranks, point_to_point=point_to_point)
 
     def tell(self, word: str, about: str = "") -> None:
-        """Publish a word, with a text, in the store of all processes; returns once it is visible to them."""
+        """Publish a key and a text in the store of all processes; return once they are visible to all."""
         assert self.store is not None
         self.store.set(word, about)
         self.store.check([word])  # TCPStore.set does not wait; an answer to `check` means that it is done
 
     def word(self, word: str) -> str:
-        """Return the text that was published with a word in the store; waits until it is published."""
+        """Wait until a key is published in the store of all processes, and return its text."""
         assert self.store is not None
         about: bytes = self.store.get(word)
         return about.decode()
 
     def told(self, word: str) -> bool:
-        """Return whether a word has been published in the store, without waiting for it."""
+        """Return whether a key is published in the store of all processes, without waiting for it."""
         assert self.store is not None
         return bool(self.store.check([word]))
 
     def transports(self, groups: Sequence[Sequence[int]]) -> list[Transport | None]:
-        """Return a transport for each group of ranks, or None for a group that this rank is not in.
+        """Return a connection (`Transport`) for each group of ranks; None for each that this rank is not in.
 
         Every rank must call it, with the same groups in the same order. As few process groups as possible are
         made: each costs memory on a GPU, and threads that keep waking up on a CPU.
@@ -99,7 +103,7 @@ class World:
         ]
 
     def send(self, tensor: Tensor, rank: int) -> dist.Work:
-        """Begin to send a contiguous tensor to another rank; it must not change until the work is done."""
+        """Begin to send a contiguous tensor to another rank; it must not change until that work is done."""
         work = dist.isend(tensor, self._global(rank), group=self.group)
         assert work is not None  # this rank is in the group
         return work
@@ -109,16 +113,16 @@ class World:
         dist.recv(tensor, self._global(rank), group=self.group)
 
     def receive_later(self, tensor: Tensor, rank: int) -> dist.Work:
-        """Begin to fill a contiguous tensor with what another rank sends; it is complete after `wait`."""
+        """Begin to fill a contiguous tensor with what another rank sends; wait for the result before use."""
         work = dist.irecv(tensor, group=self.group, group_src=rank)
         assert work is not None
         return work
 
     def way_back(self) -> World:
-        """Return a world of the same ranks for messages that must not wait behind those of this world.
+        """Return a world of the same ranks whose messages do not wait behind those of this world.
 
         NCCL runs the messages between two ranks in order, in both directions: a receive that is posted ahead
-        would hold up what is sent after it. Every rank must call it.
+        would hold up what is sent after it. Every rank must call it. Returns this world itself on CPUs.
         """
         if self.device.type != "cuda":
             return self
@@ -130,7 +134,7 @@ class World:
 
 
 def current_world(device: torch.device) -> World | None:
-    """Return the world of the process group that somebody else has initialised, or None if there is none."""
+    """Return the world of a default process group that other code has initialised; None if there is none."""
     if not dist.is_initialized():
         return None
     return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
@@ -146,13 +150,13 @@ def join_world(
     timeout: float = 600.0,
     tell: Callable[[str], None] | None = None,
 ) -> Iterator[World]:
-    """Join a world as rank `rank` of `size` processes, and leave it after the body.
+    """Join the process group of `size` processes as rank `rank`, and leave it after the `with` body.
 
-    The process group uses gloo on CPUs and NCCL on GPUs. meet: the file of a store, or the meeting point that
-    a launcher has declared. A collective that takes longer than `timeout` seconds raises RuntimeError.
-    Signals are handled while the rank waits for others; after a few seconds, `tell` is called with a message
-    about the missing ones. The group is destroyed only on a normal end: after an error the others may never
-    reach that point, and waiting for them would hang.
+    The process group uses gloo on CPUs and NCCL on GPUs. meet: the file of a `FileStore`, or the address and
+    port that a launcher has declared. A collective that takes longer than `timeout` seconds raises
+    RuntimeError. Signals are handled while the rank waits for others; after a few seconds, `tell` is called
+    with a message about the missing ones. The group is destroyed only on a normal end: after an error the
+    others may never reach that point, and waiting for them would hang.
     """
     device = device or torch.device("cpu")
     if device.type == "cuda":
