@@ -46,7 +46,7 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Placement of tokens in the video: of those that one rank holds, or of all tokens in one process."""
+    """Position of each token in the video: of the tokens that one rank holds, or of all in one process."""
 
     rope: Rope
     """Rotary embeddings (RoPE) for the tokens, in token order."""

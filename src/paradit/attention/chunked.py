@@ -1,6 +1,7 @@
-"""Attention whose heads travel between ranks: the exchange in chunks, and the work on each chunk.
+"""Ulysses and PipeSP attention: ranks exchange queries, keys and values, and each computes some heads.
 
-With one chunk this is Ulysses, with more PipeSP. Exact: every row is computed exactly once.
+With one chunk this is Ulysses; with several it is PipeSP, which computes one chunk while others travel.
+Exact: every row is computed exactly once.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from paradit.distributed.shares import Shares
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:
-    """Return a function that builds attention in the chosen number of chunks, for given shares of tokens."""
+    """Return a function that builds Ulysses or PipeSP attention for given shares of tokens and work."""
     return lambda shares: chunked(UlyssesExchange(shares, sharers.transport, choice.parts), kernel)
 
 
 def chunked(exchange: UlyssesExchange, kernel: Kernel) -> Attend:
-    """Return attention that exchanges heads in the chunks of `exchange`.
+    """Return an attention function whose ranks exchange heads in the chunks of `exchange`.
 
     All incoming messages are started in the order in which they are needed, so none waits behind a later one.
-    `timing.chunked` models it for the planner.
+    `timing.chunked` simulates it for the planner.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
@@ -55,7 +56,7 @@ def chunked(exchange: UlyssesExchange, kernel: Kernel) -> Attend:
 
 
 class Work:
-    """One rank's part in computing one attention: keeps heads as they arrive, and sends results back."""
+    """One rank's part in computing one attention: it keeps the heads that arrive, and sends results back."""
 
     def __init__(self, exchange: UlyssesExchange, kernel: Kernel, like: Tensor) -> None:
         self._exchange, self._kernel, self._like = exchange, kernel, like
@@ -64,7 +65,7 @@ class Work:
         self._attended = empty_like(like)
 
     def take_heads(self, chunk: Chunk, values: list[Tensor], keys: list[Tensor]) -> None:
-        """Keep the values and keys, each [B, S, heads, D], of a chunk's new heads.
+        """Keep the values and keys, each [B, S, heads, D], that have arrived for the new heads of a chunk.
 
         S may exceed the number of tokens that attend: keys of neighbouring frame blocks may follow.
         """

@@ -1,4 +1,5 @@
-"""Building an attention form on ranks, through the function that the form names."""
+"""Construction of a form of attention, such as Ulysses or ring, on ranks, by the function that the form
+names."""
 
 from __future__ import annotations
 
@@ -12,14 +13,14 @@ from paradit.distributed.mesh import Sharers
 from paradit.distributed.shares import Shares
 
 Join: TypeAlias = Callable[[Sharers, Choice, Kernel], Callable[[Shares], Attend]]
-"""Type of the function that `Form.joined_by` names, which builds an attention form on ranks."""
+"""Type of the function that `Form.joined_by` names, which sets up a form of attention on the ranks."""
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:
     """Return a function that builds this rank's attention for given shares of tokens and work.
 
-    All ranks call it together, once per team, because it creates process groups. kernel: function that
-    computes attention; a form that needs the log-sum-exp uses its own. If a form is `helped`, ranks that hold
-    no tokens also call it; they are the last of `sharers`.
+    All ranks call it together, once per group that denoises together, because it creates process groups.
+    kernel: function that computes attention; a form that needs the log-sum-exp uses its own. If a form allows
+    helpers, the ranks that hold no tokens also call it; they are the last of `sharers`.
     """
     return cast("Join", imported(choice.form.joined_by))(sharers, choice, kernel)

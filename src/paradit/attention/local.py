@@ -18,13 +18,13 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 FEW = 16
-"""Smallest number of query rows in a last block for which torch's CPU attention rounds as in a full block."""
+"""Smallest number of query rows in an incomplete block that torch's CPU attention rounds like a full one."""
 
 
 def some_rows(
     kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, *, start: int = 0, num_rows: int | None = None
 ) -> Tensor:
-    """Compute attention for some of a head's query rows, with the same bits as among all of its rows.
+    """Compute attention for some of a head's query rows, bit for bit as if computed among all its rows.
 
     query: [B, rows, H, D], the rows from `start`. num_rows: number of rows that the whole head has; None: as
     many as keys.
@@ -65,8 +65,8 @@ def _block(rows: int) -> int:
 def unattended(after_each: Callable[[], None] = lambda: None) -> Attend:
     """Return a stand-in for attention: it rotates keys and queries, then returns the values unchanged.
 
-    It serves to time a transformer block without its attention. after_each: called after v, after k and after
-    q.
+    It serves to time a transformer block without its attention. after_each: function that is called after v,
+    after k and after q are computed.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
@@ -82,7 +82,7 @@ def unattended(after_each: Callable[[], None] = lambda: None) -> Attend:
 
 
 def local(kernel: Kernel = sdpa) -> Attend:
-    """Return attention of all tokens in one process; its generator never yields."""
+    """Return a function that computes attention of all tokens in one process; its generator never yields."""
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
         yield from ()

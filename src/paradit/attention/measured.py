@@ -10,7 +10,7 @@ from paradit.distributed.timing import seconds
 
 
 class MeasuredKernel:
-    """An attention backend with its seconds by input shapes; each shape is measured once, on demand."""
+    """Attention backend whose time for inputs of given shapes is measured on demand, once for each shape."""
 
     def __init__(self, kernel: Kernel, device: torch.device) -> None:
         self._kernel, self._device = kernel, device

@@ -25,7 +25,8 @@ def sdpa_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Te
 
 
 class Merge:
-    """Attention over all keys, accumulated in fp32 from results over some keys each, added in any order."""
+    """Accumulator, in fp32, that merges attention over parts of the keys, in any order, into that over all
+    keys."""
 
     def __init__(self) -> None:
         self._out: Tensor | None = None

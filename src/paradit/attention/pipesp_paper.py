@@ -1,4 +1,4 @@
-"""Attention of the PipeSP paper, as it runs on ranks; `forms.pipesp_paper` describes the form."""
+"""Attention as in the PipeSP paper (arXiv 2511.12056): all data arrive first; results leave head by head."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares],
 
 
 def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Kernel) -> Attend:
-    """Return attention that sends each head's results as soon as they are computed.
+    """Return an attention function that sends each head's results as soon as they are computed.
 
-    exchange: exchange in one chunk. by_head: exchange of the same shares in as many chunks as a rank has
-    heads.
+    exchange: exchange of queries, keys and values in one chunk. by_head: exchange of the same shares in as
+    many chunks as a rank has heads; it carries the results.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
@@ -51,7 +51,7 @@ def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Ke
 
 
 def _rows(chunk: Chunk, queries: list[Tensor], part: Box) -> Tensor:
-    """Return the queries of the box `part`, cut from the queries of the chunk's boxes.
+    """Return the queries of the rectangle `part` (tokens x heads), cut from those of the chunk's boxes.
 
     queries: one tensor for each of the chunk's boxes. Raises ValueError if `part` lies within none of them.
     """

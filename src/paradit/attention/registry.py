@@ -1,4 +1,4 @@
-"""Registry of attention forms: how the ranks of a guidance branch share attention. Imports no torch.
+"""Registry of attention forms, such as Ulysses and ring, by which ranks share attention. Imports no torch.
 
 To add one, see docs/development/adding_an_attention_form.md.
 """
@@ -15,12 +15,12 @@ from paradit.config.values import NONE, Value, Values
 from paradit.kernels import require_lse
 
 AUTO = "auto"
-"""Value of the attention option that asks for the quickest choice among all forms that are `automatic`."""
+"""Value of `--attention` that asks for the fastest of all forms that are marked as `automatic`."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An attention form with all its options set."""
+    """A form of attention, such as Ulysses or ring, with values for all its options."""
 
     name: str
     options: Values = NONE
@@ -32,12 +32,12 @@ class Choice:
 
     @classmethod
     def of(cls, name: str, *, interleave: bool = False, **options: Value | None) -> Choice:
-        """Return the choice of the form called `name`, with the given options of that form."""
+        """Return a choice of the attention form called `name`, with the given values of its options."""
         return cls(name, Values(options), interleave)
 
     @classmethod
     def plain(cls, *, interleave: bool = False) -> Choice:
-        """Return the baseline that all choices are compared with: the first form in the registry."""
+        """Return the baseline of all comparisons: the first attention form in the registry, plain Ulysses."""
         return cls(FORMS.names()[0], interleave=interleave)
 
     @property
@@ -46,17 +46,21 @@ class Choice:
 
     @property
     def lag(self) -> int:
-        """Number of turns by which the second interleaved guidance branch starts after the first."""
+        """Number of turns by which the second of two interleaved guidance branches starts after the first.
+
+        A turn of a branch lasts until it next waits for data.
+        """
         return self.form.lag(self)
 
     @property
     def parts(self) -> int:
-        """Number of parts into which an attention's work is cut: one travels while another is computed."""
+        """Number of parts of an attention's work that travel separately: one is computed while another
+        travels."""
         return self.form.parts(self)
 
     @property
     def simplest(self) -> Choice:
-        """Plainest choice that runs the same program as this one."""
+        """Simplest choice that runs exactly as this one does, such as Ulysses for PipeSP in one chunk."""
         return self.form.simplest(self)
 
     def __str__(self) -> str:
@@ -65,7 +69,8 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Requirements on an attention form, as far as a placement of the ranks states them."""
+    """Requirements on an attention form: number of ranks, options, attention backend, and what else is asked.
+    """
 
     ranks: int
     """Number of ranks that share the tokens of a guidance branch."""
@@ -74,7 +79,7 @@ class Asked:
     """Name of the attention backend: one of `paradit.kernels.KERNELS`."""
     interleave: bool | None
     coprocess: bool
-    """Whether ranks that hold no tokens may take a share of the attention."""
+    """Whether ranks that hold no tokens may compute a part of the attention (co-processing)."""
 
 
 @dataclass(frozen=True)
@@ -83,27 +88,28 @@ class NoOptions:
 
 
 class Form:
-    """A way in which the ranks of a guidance branch share its attention."""
+    """A form of attention: one way, such as Ulysses or ring, in which a guidance branch's ranks share it."""
 
     name: str
     help: str
-    """One line for help texts: how the ranks share attention."""
+    """One-line description of the form for `--help`: how the ranks share attention."""
     exactness: str
-    """Text that begins with `exact` or `approximate`, and says to what extent or in what respect."""
+    """Text that begins with `exact` or `approximate`, then says how results may differ from those of one
+    process."""
     joined_by: str
-    """Location, as "module:name", of the `Join` (`attention.join`) that builds the form on ranks; may
-    import torch."""
+    """Location, as "module:name", of the function that sets up the form on ranks (a `Join` of
+    `attention.join`); may import torch."""
     timed_by: str
-    """Location, as "module:name", of the form's `Timing` (`attention.timing`), with which the planner
-    simulates it; must not import torch."""
+    """Location, as "module:name", of the function that simulates the form for the planner (a `Timing` of
+    `attention.timing`); must not import torch."""
     options: type = NoOptions
     """Frozen dataclass, read by `paradit.config.options`, of the options that only this form has."""
     automatic = False
-    """Whether attention `auto` may choose this form."""
+    """Whether `--attention auto` may choose this form."""
     compared = False
-    """Whether the planner also compares this form although attention `auto` does not try it."""
+    """Whether the planner also compares this form although `--attention auto` does not try it."""
     helped = False
-    """Whether ranks that hold no tokens may take a share of this form's work (co-processing)."""
+    """Whether ranks that hold no tokens may compute a part of the attention in this form (co-processing)."""
     needs_lse = False
     """Whether the form needs an attention backend that returns the log-sum-exp."""
 
@@ -125,39 +131,43 @@ class Form:
             )
 
     def misplaced(self, attention: str) -> str:
-        """Return the error text for this form's options if `attention` names another form."""
+        """Return the error text for options of this form that are set although `attention` names another
+        form."""
         names = list(declared(self.options))
         verb, them = ("is", "it") if len(names) == 1 else ("are", "them")
         return f"{' and '.join(names)} {verb} {self.name}'s, and attention is {attention!r}: leave {them} out"
 
     def choices(self, asked: Asked, heads: int) -> list[Choice]:  # noqa: ARG002
-        """Return the choices that remain open if this form is asked for, the plainest first.
+        """Return the choices of option values to try if the user asks for this form, the simplest first.
 
         heads: largest number of heads that a rank works on.
         """
         return [Choice(self.name, asked.options)]
 
     def candidates(self, asked: Asked, heads: int) -> list[Choice]:
-        """Return the choices that `auto` may try, the plainest first.
+        """Return the choices of this form that `--attention auto` may try, the simplest first.
 
-        Only called for an `automatic` form.
+        Only called if the form is `automatic`.
         """
         return self.choices(asked, heads)
 
     def lag(self, choice: Choice) -> int:  # noqa: ARG002
-        """Return by how many turns the second interleaved guidance branch starts after the first."""
+        """Return the number of turns by which the second interleaved guidance branch starts after the first.
+
+        A turn of a branch lasts until it next waits for data.
+        """
         return 0
 
     def parts(self, choice: Choice) -> int:  # noqa: ARG002
-        """Return the number of parts into which the work of an attention is cut."""
+        """Return the number of parts of an attention's work that travel separately."""
         return 1
 
     def simplest(self, choice: Choice) -> Choice:
-        """Return the plainest choice that runs the same program as `choice`."""
+        """Return the simplest choice that runs exactly as `choice` does, which may be of another form."""
         return choice
 
     def written(self, options: Mapping[str, Value], *, short: bool = False) -> str:  # noqa: ARG002
-        """Return the form and its options as readable text; `short` is for text within a list."""
+        """Return the form's name with its options as readable text; `short` is for text within a list."""
         said = ", ".join(f"{name} {value}" for name, value in options.items())
         return f"{self.name} ({said})" if said else self.name
 
@@ -191,7 +201,7 @@ def help_text() -> str:
 
 
 def checked_options(attention: str, options: Mapping[str, Value | None]) -> Values:
-    """Return the attention options that are set to other values than their defaults, after checking them.
+    """Check the options of an attention form; return those that are set to other values than their defaults.
 
     attention: name of a form, or `AUTO`. Raises InputError for an option that no form has, a value that is
     not valid for its option, or an option of another form.
@@ -212,12 +222,13 @@ def checked_options(attention: str, options: Mapping[str, Value | None]) -> Valu
 
 
 def _with_options_first(attention: str) -> Sequence[Form]:
-    """Return all forms, the requested one first, because another may have an option of the same name."""
+    """Return all attention forms, the requested one first, because another may have an option of the same
+    name."""
     return sorted(FORMS.all(), key=lambda form: form.name != attention)
 
 
 def automatic(asked: Asked, heads: int) -> Iterator[Choice]:
-    """Yield the choices that attention `auto` may try, the plainest first.
+    """Yield the forms of attention, with option values, that `--attention auto` may try, the simplest first.
 
     Skips forms that are not automatic, refuse what is asked, or lack an option that is set.
     """

@@ -1,4 +1,4 @@
-"""Ring attention as it runs on ranks; `forms.ring` describes the form."""
+"""Ring attention, as it runs on ranks: keys and values pass around a ring of them (arXiv 2310.01889)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares],
 
 
 def ring(lengths: Sequence[int], transport: Transport) -> Attend:
-    """Return ring attention, in which keys and values pass around all ranks of the transport.
+    """Return a function that computes ring attention: keys and values pass around all ranks of the transport.
 
     lengths: number of tokens that each rank holds, which may differ or be zero.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotations (RoPE) of some tokens: one angle for each pair of neighbouring channels of a head."""
+    """RoPE rotations of some tokens: one angle for each pair of neighbouring channels of a head."""
 
     positions: Tensor
     """Position of each token in the video, [S, axes]."""
@@ -28,13 +28,13 @@ class Rope:
         return (x * self.cos).add_(swapped.mul_(self.sin)).to(x.dtype)
 
     def shard(self, start: int, stop: int) -> Rope:
-        """Return the rotations of tokens start to stop."""
+        """Return the RoPE rotations of tokens `start` to `stop` (excluded)."""
         return Rope(
             positions=self.positions[start:stop], cos=self.cos[:, start:stop], sin=self.sin[:, start:stop]
         )
 
     def followed_by(self, other: Rope) -> Rope:
-        """Return the rotations of these tokens followed by those of `other`."""
+        """Return the RoPE rotations of these tokens followed by those of `other`."""
         return Rope(
             positions=torch.cat([self.positions, other.positions]),
             cos=torch.cat([self.cos, other.cos], dim=1),
@@ -44,15 +44,15 @@ class Rope:
 
 @dataclass(frozen=True, kw_only=True)
 class RopeTables:
-    """Tables of the rotations at all positions, by axis of the video; each axis has its own channels."""
+    """Tables of RoPE rotations at all positions, by axis of the video; each axis has its own channels."""
 
     cos: tuple[Tensor, ...]
-    """Cosines, one tensor [positions, channels of the axis] for each axis, arranged as in `Rope`; `sin`
+    """Cosines, one tensor [positions, channels of the axis] for each axis, arranged as in `Rope`; sines
     likewise."""
     sin: tuple[Tensor, ...]
 
     def at(self, positions: Tensor) -> Rope:
-        """Return the rotations of tokens at `positions` [S, axes], integers."""
+        """Return the RoPE rotations of tokens at the integer `positions` [S, axes]."""
         return Rope(positions=positions, cos=_gather(self.cos, positions), sin=_gather(self.sin, positions))
 
 

@@ -14,7 +14,7 @@ from paradit.distributed.transport import Transfer, Transport
 class Rotation:
     """Keys and values on their way around a ring of ranks.
 
-    Replicated rows, which every rank holds after its own, do not travel.
+    Replicated tokens, such as text, which every rank holds after its own, do not travel.
     """
 
     def __init__(self, key: Tensor, value: Tensor, lengths: Sequence[int], transport: Transport) -> None:
@@ -30,9 +30,10 @@ class Rotation:
         self._arriving = self._pass_on(message, turn=1)
 
     def _pass_on(self, message: Tensor, turn: int) -> Transfer | None:
-        """Send keys and values to the next rank; in turn t, receive those of the rank t places before.
+        """Begin to send keys and values to the next rank of the ring, and to receive others in return.
 
-        Returns None if they have reached all ranks.
+        turn: number of this pass, from 1; pass t brings the keys and values of the rank t places before this
+        one. Returns None if all ranks have had them.
         """
         rank, num_ranks = self._transport.rank, self._transport.num_ranks
         if turn == num_ranks:
@@ -51,9 +52,10 @@ class Rotation:
     def attend(
         self, queries: Sequence[Tensor], heads: Sequence[slice]
     ) -> Generator[Wait, None, list[Tensor]]:
-        """Return the attended values of queries [B, rows, H, D], each with its slice of the keys' heads.
+        """Return the attended values of queries [B, rows, H, D] over the keys of all ranks in the ring.
 
-        The generator yields while the next keys and values are on their way.
+        heads: for each tensor of queries, its slice of the keys' heads. The generator yields while the next
+        keys and values are on their way.
         """
         merges = [Merge() for _ in queries]
         key, value = self._key, self._value

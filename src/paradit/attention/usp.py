@@ -1,4 +1,4 @@
-"""USP attention as it runs on ranks; `forms.usp` describes the form."""
+"""USP attention, as it runs on ranks: Ulysses within groups, ring attention among them (arXiv 2405.07719)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from paradit.distributed.transport import Transport
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
-    """Create the groups of ranks, and return a function that builds USP attention for given shares."""
+    """Divide ranks into Ulysses groups and rings; return a function that builds USP attention for given
+    shares."""
     rank, num_ranks = sharers.transport.rank, sharers.transport.num_ranks
     groups = decode(Grid, choice.options).groups(num_ranks)
     within = sharers.among(groups)
@@ -42,11 +43,11 @@ def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares],
 
 
 def usp(exchange: UlyssesExchange, lengths: Sequence[int], transport: Transport) -> Attend:
-    """Return USP attention: Ulysses within a group of ranks, ring attention among the groups.
+    """Return a function that computes USP attention: Ulysses within a group of ranks, ring among the groups.
 
     exchange: exchange among the ranks of this rank's Ulysses group, which delivers all of a rank's heads in
     one chunk. lengths: number of tokens that each Ulysses group holds. transport: connection among the ranks
-    with the same heads.
+    with the same heads, one of each group.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001

@@ -28,12 +28,13 @@ class Neighbour:
 
     features: Features
     rope: Rope
-    """Rotations of the neighbour's tokens at their positions in this window."""
+    """RoPE rotations of the neighbouring block's tokens at their positions in this window."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Range of a window's tokens, start to stop, whose keys and values are cached for a neighbour."""
+    """Range of a window's tokens, start to stop, whose keys and values are cached for a neighbouring frame
+    block."""
 
     features: Features
     start: int
@@ -41,10 +42,11 @@ class Kept:
 
 
 def windowed(kernel: Kernel, neighbours: Sequence[Neighbour] = (), keep: Sequence[Kept] = ()) -> Attend:
-    """Return attention of a window's tokens to each other and to their neighbours, in one process.
+    """Return a function that computes, in one process, attention of a frame block with cached neighbours.
 
-    Its generator never yields. `keep` may name the features that are read: at each site they are read before
-    they are replaced.
+    The block's tokens attend to each other and to the neighbours' tokens. The function's generator never
+    yields. `keep` may name the features that are read: at each attention they are read before they are
+    replaced.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
@@ -63,12 +65,12 @@ def windowed_over(
     neighbours: Sequence[Neighbour] = (),
     keep: Sequence[Kept] = (),
 ) -> Attend:
-    """Return attention in a window whose tokens are spread over ranks.
+    """Return a function that computes, on several ranks, attention of a frame block with cached neighbours.
 
-    A rank reads and keeps features of the heads that it works on, so no features travel: keys cross the
-    exchange before RoPE and are rotated on arrival. exchange: exchange in one chunk, with whole heads. rope:
-    rotations of all tokens that are computed, except the replicated ones. `timing.window` models it for the
-    planner.
+    A rank reads and caches keys and values of the heads that it works on, so no cached ones travel: keys
+    cross the exchange before RoPE and are rotated on arrival. exchange: exchange in one chunk, with whole
+    heads. rope: rotations of all tokens that are computed, except the replicated ones. `timing.window`
+    simulates it for the planner.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
@@ -100,7 +102,7 @@ def _take(
     *,
     rope: Rope,
 ) -> tuple[Tensor, Tensor]:
-    """Return the rotated keys, and the values, of a window's tokens followed by those of its neighbours.
+    """Return the rotated keys, and the values, of a window's tokens followed by its neighbours' tokens.
 
     Stores the keys and values that `keep` asks for.
     """

@@ -1,1 +1,1 @@
-"""Attention forms, one module each: description, options and refusals. Imports no torch."""
+"""Forms of attention, such as Ulysses and ring, one module each: description, options, checks. No torch."""

@@ -1,4 +1,4 @@
-"""PipeSP: Ulysses in chunks, in both directions (after arXiv 2511.12056, whose own form is `pipesp_paper`).
+"""PipeSP: Ulysses attention whose data travel in chunks, after arXiv 2511.12056 (its own: `pipesp_paper`).
 
 While one chunk is computed, the next chunks arrive and the results of the previous one leave.
 """
@@ -15,13 +15,13 @@ from paradit.config.options import Option, decode
 from paradit.config.values import Value, Values
 
 CHUNKS_BY_ITSELF = 2
-"""Number of chunks on a single rank, which exchanges data only with helpers and does not time
-alternatives."""
+"""Number of PipeSP's chunks on a single rank, whose data travel to helpers only; alternatives are not timed.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunks:
-    """Option of PipeSP: the number of chunks in which its data travel."""
+    """Option of PipeSP attention: the number of chunks in which its data travel."""
 
     chunks: Annotated[
         int | None,

@@ -13,7 +13,7 @@ from paradit.config.options import Option, decode
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Options of USP: how a guidance branch's ranks form Ulysses groups, and these groups a ring."""
+    """Options of USP attention: how a guidance branch's ranks form Ulysses groups, and these form a ring."""
 
     ring_degree: Annotated[
         int | None,

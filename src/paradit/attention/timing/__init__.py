@@ -1,4 +1,4 @@
-"""Planner's models of a layer with each attention form: what ranks compute, send and wait for. No torch."""
+"""Simulation, for the planner, of a transformer layer with each form of attention. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from paradit.config.registry import imported
 from paradit.planner.step import Branch, Layer
 
 Timing: TypeAlias = Callable[[Branch, Choice], Layer]
-"""Type of the function that `Form.timed_by` names, which returns the planner's model of a layer."""
+"""Type of the function that `Form.timed_by` names, which simulates a transformer layer for the planner."""
 
 
 def layer(branch: Branch, choice: Choice) -> Layer:
-    """Return the planner's model of a layer with a choice of attention, as `attention.join` builds it."""
+    """Return the planner's simulation of a transformer layer with a choice of attention."""
     return cast("Timing", imported(choice.form.timed_by))(branch, choice)

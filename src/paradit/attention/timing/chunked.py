@@ -1,4 +1,5 @@
-"""Planner's models of attention forms whose heads travel between ranks: Ulysses, PipeSP, PipeSP's paper."""
+"""Simulation, for the planner, of attention whose heads travel between ranks: Ulysses, PipeSP, PipeSP's
+paper."""
 
 from __future__ import annotations
 
@@ -11,17 +12,18 @@ from paradit.planner.step import Branch, Exchange, Layer
 
 
 def layer(branch: Branch, choice: Choice) -> Layer:
-    """Return the planner's model of a layer with `attention.chunked`, in the chosen number of chunks."""
+    """Return the planner's simulation of a transformer layer with Ulysses or PipeSP (`attention.chunked`)."""
     return chunked_layer(branch, choice.parts, interleaved=choice.interleave)
 
 
 def paper_layer(branch: Branch, choice: Choice) -> Layer:  # noqa: ARG001
-    """Return the planner's model of a layer with `attention.pipesp_paper`."""
+    """Return the planner's simulation of a layer with the PipeSP paper's attention
+    (`attention.pipesp_paper`)."""
     return all_in_first(branch, branch.shares.most_heads)
 
 
 def chunked_layer(branch: Branch, num_chunks: int = 1, *, interleaved: bool = False) -> Layer:
-    """Return the planner's model of a layer whose attention travels in `num_chunks` chunks.
+    """Return the planner's simulation of a layer whose attention data travel in `num_chunks` chunks.
 
     interleaved: whether the messages of a second guidance branch may travel at any time.
     """
@@ -76,7 +78,10 @@ def _beside(
 
 
 def all_in_first(branch: Branch, count: int, *, whole_heads: bool = False) -> Layer:
-    """Return the planner's model of a layer whose data all arrive first; results leave in `count` chunks."""
+    """Return the planner's simulation of a layer that computes attention once all data have arrived.
+
+    count: number of chunks in which the results leave. whole_heads: as for `chunk_boxes`.
+    """
     (whole,) = chunk_boxes(branch.shares, 1, whole_heads=whole_heads)
     coming = incoming(branch, whole)
     chunks = chunk_boxes(branch.shares, count)
@@ -100,7 +105,7 @@ def all_in_first(branch: Branch, count: int, *, whole_heads: bool = False) -> La
 
 
 def incoming(branch: Branch, whole: ChunkBoxes) -> list[Message]:
-    """Return the three messages that bring each rank the values, the keys and the queries of its work."""
+    """Return the three messages by which each rank receives the values, keys and queries that it works on."""
     heads = [[box] for box in whole.new_heads]
     return [
         branch.inward("values", heads),

@@ -1,4 +1,4 @@
-"""Planner's models of ring attention and USP, whose keys and values pass around a ring of groups of ranks."""
+"""Simulation, for the planner, of ring attention and USP: keys and values pass around a ring of groups."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from paradit.planner.step import Branch, Layer
 
 
 def ring_layer(branch: Branch, choice: Choice) -> Layer:  # noqa: ARG001
-    """Return the planner's model of a layer with `attention.ring`."""
+    """Return the planner's simulation of a transformer layer with ring attention (`attention.ring`)."""
     return RotationTiming(branch, [[rank] for rank in range(branch.shares.num_ranks)]).layer
 
 
 def usp_layer(branch: Branch, choice: Choice) -> Layer:
-    """Return the planner's model of a layer with `attention.usp`."""
+    """Return the planner's simulation of a transformer layer with USP attention (`attention.usp`)."""
     groups = decode(Grid, choice.options).groups(branch.shares.num_ranks)
     return RotationTiming(branch, groups).layer
 
 
 @dataclass(frozen=True, eq=False)
 class RotationTiming:
-    """Planner's model of layers in which keys and values pass around a ring of Ulysses groups."""
+    """Planner's simulation of layers in which keys and values pass around a ring of Ulysses groups.
+
+    In ring attention each group is a single rank.
+    """
 
     branch: Branch
     groups: Sequence[Sequence[int]]
-    """Ranks of the guidance branch by group, in the order of the ring; all groups have the same size."""
+    """Ranks of the guidance branch by Ulysses group, in the order of the ring; all groups have one size."""
 
     @property
     def degree(self) -> int:
@@ -39,12 +42,12 @@ class RotationTiming:
 
     @property
     def size(self) -> int:
-        """Number of ranks in a group."""
+        """Number of ranks in each Ulysses group."""
         return len(self.groups[0])
 
     @cached_property
     def _lengths(self) -> list[int]:
-        """Number of tokens that each group of ranks holds."""
+        """Number of tokens that each Ulysses group of ranks holds, in the order of the ring."""
         return [sum(self.branch.shares.tokens[rank] for rank in group) for group in self.groups]
 
     @cached_property
@@ -54,7 +57,7 @@ class RotationTiming:
 
     @cached_property
     def _inside(self) -> list[tuple[Message, Message, Message]]:
-        """Messages within each group, in this order: values, keys with queries, results."""
+        """Messages within each Ulysses group, in this order: values, keys with queries, results."""
         return [
             self._exchange(group, length) for group, length in zip(self.groups, self._lengths, strict=True)
         ]
@@ -80,7 +83,8 @@ class RotationTiming:
 
     @cached_property
     def _turns(self) -> list[list[Message]]:
-        """Messages that pass keys and values on to the next group, by place within the group and by turn."""
+        """Messages that pass keys and values around the ring, by the rank's index in its group, then number
+        of the pass."""
         return [[self._turn(index, turn) for turn in range(self.degree - 1)] for index in range(self.size)]
 
     def _turn(self, index: int, turn: int) -> Message:
@@ -93,9 +97,9 @@ class RotationTiming:
         return self.branch.message("keys and values", ranks, sent)
 
     def layer(self, rank: int, key: Hashable) -> Iterator[Step]:
-        """Yield what one rank computes, sends and waits for in a layer.
+        """Yield what one rank computes, sends and waits for in a transformer layer.
 
-        rank: the rank's place in the guidance branch.
+        rank: the rank's index among those of the guidance branch.
         """
         cost = self.branch.costs[rank]
         group = next(number for number, ranks in enumerate(self.groups) if rank in ranks)
@@ -116,7 +120,8 @@ class RotationTiming:
         yield Compute("finish", cost.finish)
 
     def _rotate(self, rank: int, group: int, key: Hashable) -> Iterator[Step]:
-        """Yield a rank's attention over one group's keys after another's, while the next keys travel."""
+        """Yield a rank's steps in attention over one group's keys after another's, while the next keys
+        travel."""
         branch, shares, cost = self.branch, self.branch.shares, self.branch.costs[rank]
         index = self.groups[group].index(rank)
         rows = (self._lengths[group] + shares.num_replicated) * self._heads
