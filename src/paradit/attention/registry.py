@@ -69,8 +69,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Requirements on an attention form: number of ranks, options, attention backend, and what else is asked.
-    """
+    """Requirements that an attention form must meet, such as number of ranks and attention backend."""
 
     ranks: int
     """Number of ranks that share the tokens of a guidance branch."""

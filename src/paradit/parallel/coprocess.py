@@ -1,10 +1,10 @@
 """Attention co-processing: idle decode ranks share the denoising attention (PipeDiT, arXiv 2511.12056).
 
 These helpers hold no tokens and no weights: a step's attention is the same exchange over more ranks. The
-first rank that denoises leads. Before each step it checks which decode ranks are idle, decides who helps, and
-sends one small message (`Message`) to the other ranks that denoise and to the helpers. Nothing is decided
-within a step. A decode rank that waits for latents listens for these messages: it helps in a step, and
-listens again, until its latents come.
+first rank that denoises leads. Before each step it checks which decode ranks are idle, decides which of them
+help, and sends one small message (`Message`) to the other ranks that denoise and to the helpers. Nothing is
+decided within a step. A decode rank that waits for latents listens for these messages: it helps in a step,
+and listens again, until its latents come.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """Announcement to the ranks before a step: who helps, and the shape of the attention; or another event.
+    """Message that the first denoise rank sends before a step: which decode ranks help with its attention.
 
-    `kind` says which: a step without or with help, a measurement, the delivery of latents, or the end.
+    `kind` says what it announces: a step without help or with it, a measurement, latents, or the end of all
+    steps. The decode ranks that may help are called helpers.
     """
 
     kind: int = ALONE
@@ -53,20 +54,20 @@ class Message:
     num_heads: int = 0
     head_dim: int = 0
     sites: int = 0
-    """Number that identifies the forward's list of attentions; the leader publishes each list under its
-    number."""
+    """Number that identifies the list of attentions in this forward; the first denoise rank publishes each
+    list under its number."""
     dtype: int = 0
-    """Index of the dtype in `DTYPES`."""
+    """Index in `DTYPES` of the dtype of the tokens."""
     choice: int = 0
-    """Index of the attention choice, in the list of choices that all ranks know."""
+    """Index of the form of attention in the list of choices that all ranks know."""
     streams: int = 0
-    """Number of forwards that run side by side."""
+    """Number of forwards that run interleaved: one for each guidance branch, or 1 for all in one batch."""
     lag: int = 0
     steps: int = 0
-    """Number of steps that had help since the last latents; set only if the kind is `LATENTS`."""
+    """Number of steps with help since latents were last announced; set only if `kind` is `LATENTS`."""
     work: tuple[int, ...] = ()
-    """Number of rows that each helper computes, zero if it does not help. If the kind is `MEASURE`: 1 for
-    each helper that takes part."""
+    """Number of (head, query row) pairs that each helper computes, zero if it does not help. If `kind` is
+    `MEASURE`: 1 for each helper that is measured."""
 
     def pack(self, device: torch.device) -> Tensor:
         """Return the message as an int64 tensor, whose length depends only on the number of helpers."""
@@ -75,34 +76,35 @@ class Message:
 
     @classmethod
     def unpack(cls, message: Tensor) -> Message:
-        """Return the message that `pack` made into this tensor."""
+        """Return the message from the int64 tensor that `pack` made of it."""
         values = message.tolist()
         *names, _ = asdict(cls())
         return cls(**dict(zip(names, values, strict=False)), work=tuple(values[len(names) :]))
 
     @property
     def helpers(self) -> tuple[int, ...]:
-        """Numbers of the helpers that have work in this step, counted from 0."""
+        """Indices, from 0, of the decode ranks that help in this step, or that are measured."""
         return tuple(helper for helper, work in enumerate(self.work) if work)
 
     def shares(self, num_ranks: int) -> Shares:
-        """Return the shares of tokens and work of all ranks: `num_ranks` that denoise, then the helpers."""
+        """Return the tokens and attention work of all ranks: `num_ranks` that denoise, then the decode ranks
+        that help."""
         own = Shares.equal(self.num_tokens, self.num_heads, num_ranks, self.num_replicated)
         return own.with_helpers(self.work)
 
 
 Plan = Callable[[Message, tuple[int, ...]], Sequence[int]]
-"""Function that decides how many rows each helper computes: (the step, numbers of the idle helpers) -> rows.
+"""Type of a function that decides how much helpers compute: (step, indices of idle helpers) -> rows of each.
 
--1 stands for a helper that must be measured first.
+A row is a (head, query row) pair; -1 stands for a helper that must be measured first.
 """
 
 
 class _Member:
-    """A rank of the union of ranks that denoise, which come first, and helpers."""
+    """A rank that takes part in co-processed attention: one that denoises, or a decode rank that may help."""
 
     def __init__(self, union: World, num_ranks: int, kernel: Kernel, choices: Sequence[Choice]) -> None:
-        """Build every choice of attention over the union of ranks.
+        """Set up every choice of attention on the ranks of `union`: those that denoise, then the helpers.
 
         num_ranks: number of ranks that denoise. choices: choices of attention, the same on all ranks.
         """
@@ -120,11 +122,12 @@ class _Member:
         return self._builds[choice](shares)
 
     def attend(self, agreed: Message) -> Attend:
-        """Return the attention that was agreed for a step."""
+        """Return the attention function of a step, with the shares of work on which the ranks have agreed."""
         return self._attend(agreed.shares(self._num_ranks), agreed.choice)
 
     def _measure(self, agreed: Message) -> Tensor:
-        """Return measured seconds, fp64: per row on this rank, of the link's latency, and per byte sent."""
+        """Measure this rank; return the seconds per attention row, of the link's latency, and per byte, [3],
+        fp64."""
         ranks = self._num_ranks + len(agreed.helpers)
         rows, heads = agreed.num_tokens + agreed.num_replicated, max(1, agreed.num_heads // ranks)
         like = torch.empty(
@@ -141,7 +144,7 @@ class _Member:
 
 
 class Helped(_Member):
-    """A rank that denoises and shares its attention with helpers, which are agreed on before each step."""
+    """A denoise rank that shares its attention with decode ranks, agreed on before each step."""
 
     def __init__(
         self,
@@ -152,10 +155,10 @@ class Helped(_Member):
         *,
         plan: Plan | None = None,
     ) -> None:
-        """Build every choice of attention over the ranks of `union`, and on the leader channels to helpers.
+        """Set up every choice of attention on the ranks of `union`; on the first rank, also links to helpers.
 
-        team: the ranks that denoise. union: these ranks and the helpers, with a process group of its own.
-        plan: replacement for measuring and judging, for tests.
+        team: the ranks that denoise. union: these ranks and the helpers (decode ranks), with a process group
+        of its own. plan: function that decides in place of measurements and comparison, for tests.
         """
         super().__init__(union, team.size, kernel, choices)
         self._team, self._leads = team.transport(), team.rank == 0
@@ -170,9 +173,9 @@ class Helped(_Member):
         self._sites: dict[tuple[tuple[int, str], ...], int] = {}
 
     def number_of(self, sites: Sequence[Site]) -> int:
-        """Return the number by which helpers know a forward's list of attentions; publish a list that is new.
+        """Return the number by which helpers find a forward's list of attentions; publish a list that is new.
 
-        Every rank that denoises calls it; helpers hold no transformer blocks to ask.
+        Every rank that denoises calls it; helpers hold no transformer blocks, so they cannot know the list.
         """
         keys = tuple(site.key for site in sites)
         if keys not in self._sites:
@@ -182,7 +185,7 @@ class Helped(_Member):
         return self._sites[keys]
 
     def begin(self, step: Message) -> Attend | None:
-        """Agree on the helpers of a step, and return its attention with them, or None if nobody helps.
+        """Agree on the decode ranks that help in a step; return its attention with them, None without help.
 
         Every rank that denoises calls it. step: the message for this step, without its `kind` and `work`.
         """
@@ -197,17 +200,18 @@ class Helped(_Member):
         return self.attend(self._agreed) if self._agreed.kind == HELP else None
 
     def end(self) -> None:
-        """Record that the step is done and, on the leader, how long it took."""
+        """Record the end of a step and, on the first rank, its duration, by which it judges whether help
+        pays."""
         self._steps += self._agreed.kind == HELP
         if self._leads:
             seconds = now(self._world.device) - self._began
             self._judge(self._step).record(self._agreed.helpers, seconds)
 
     def latents(self, helpers: Sequence[int]) -> int:
-        """Announce which helpers receive the latents of the last steps; return how many steps had help.
+        """Announce which helpers receive latents next; return how many steps since the last call had help.
 
-        The steps are those since the last call. helpers: empty if the latents go to ranks that are not
-        helpers. Every rank that denoises calls it.
+        helpers: their indices; empty if the latents go to ranks that are not helpers. Every rank that
+        denoises calls it.
         """
         steps, self._steps = self._steps, 0
         for helper in helpers if self._leads else ():
@@ -216,7 +220,7 @@ class Helped(_Member):
         return steps
 
     def close(self) -> None:
-        """Tell the helpers that no more steps come."""
+        """Tell the decode ranks that help with attention that no more steps will come."""
         for helper, channel in enumerate(self._channels):
             self._send(helper, Message(kind=END))
             channel.close()
@@ -231,7 +235,7 @@ class Helped(_Member):
         return replace(step, kind=HELP if any(work) else ALONE, work=tuple(work))
 
     def _measured_plan(self, step: Message, idle: tuple[int, ...]) -> Sequence[int]:
-        """Return how many rows each helper can compute in time; -1 for helpers to be measured first."""
+        """Return how many rows each helper can compute in time, as measured; -1 for any not yet measured."""
         chosen = self._judge(step).choose(idle)
         unknown = [-int(helper in chosen) for helper in range(self._num_helpers)]
         return self._works.get((step, chosen), unknown)
@@ -240,7 +244,8 @@ class Helped(_Member):
         return self._judges.setdefault(step, Judge())
 
     def _tell(self, decided: Message) -> Message:
-        """Send the leader's decision to all ranks that denoise and the helpers concerned; return it."""
+        """Send the first denoise rank's decision to the others that denoise and to the helpers concerned;
+        return it."""
         device = self._world.device
         agreed = Message.unpack(self._team.broadcast(decided.pack(device)))
         if self._leads:
@@ -253,7 +258,7 @@ class Helped(_Member):
         self._channels[helper].send(replace(message, work=work).pack(self._world.device))
 
     def _take_measures(self, step: Message) -> None:
-        """Measure what was agreed on; the leader stores how many rows each helper can compute in time."""
+        """Measure the chosen helpers; the first rank stores how many rows each can compute in time."""
         chosen, mine = self._agreed.helpers, self._measure(self._agreed)
         row_seconds = max(float(figures[0]) for figures in self._team.all_gather(mine))
         if not self._leads:
@@ -271,7 +276,7 @@ class Helped(_Member):
 
 
 class Helper(_Member):
-    """A decode rank that helps with the attention while it waits for latents."""
+    """A decode rank that helps with the denoising attention while it waits for latents."""
 
     def __init__(
         self,
@@ -288,7 +293,8 @@ class Helper(_Member):
         self._sites = cache(self._read_sites)
 
     def until_latents(self) -> int:
-        """Help until this rank's next latents come, or the steps end; return how many steps had help."""
+        """Help with attention until latents come for this decode rank, or all steps end; return how many had
+        help."""
         self._world.tell(_waits(self._number, self._received))
         self._received += 1
         while True:
@@ -304,7 +310,8 @@ class Helper(_Member):
 
     @torch.no_grad()
     def _help(self, agreed: Message) -> None:
-        """Compute this helper's share of a step's attention, in the same turns as the ranks that denoise."""
+        """Compute this decode rank's share of a step's attention; forwards take turns as on the ranks that
+        denoise."""
         works = helping(agreed, self._sites(agreed.sites), self.attend(agreed), self._world.device)
         run_interleaved(works, agreed.lag)
 
@@ -314,7 +321,7 @@ class Helper(_Member):
 
 @dataclass(frozen=True, kw_only=True)
 class _NoTokens(Tokens):
-    """Tokens of a helper, which holds none."""
+    """Empty stand-in for a video's tokens on a decode rank that only helps with attention."""
 
     @property
     def changing(self) -> tuple[Tensor, ...]:
@@ -325,9 +332,9 @@ class _NoTokens(Tokens):
 
 
 class _Hollow(Block[_NoTokens]):
-    """A transformer block reduced to its attention, on a helper, which has no weights.
+    """Transformer block reduced to its attention, for a decode rank that helps and has no weights.
 
-    Its site has no denoising step, because a helper does not know it.
+    Its site has no denoising step, because the decode rank does not know it.
     """
 
     def __init__(self, site: Site, nothing: Tensor) -> None:
@@ -343,7 +350,8 @@ class _Hollow(Block[_NoTokens]):
 def helping(
     agreed: Message, sites: Sequence[Site], attend: Attend, device: torch.device
 ) -> list[Generator[Wait, None, None]]:
-    """Return a helper's part of a step: for each forward, a generator that runs only its attentions."""
+    """Return a decode rank's part of a step that it helps with: a generator of its attentions for each
+    forward."""
     shape = agreed.batch, 0, agreed.num_heads, agreed.head_dim
     nothing = torch.empty(shape, dtype=DTYPES[agreed.dtype], device=device)
     none = nothing.new_empty(1, 0, 1, agreed.head_dim)
@@ -358,7 +366,7 @@ def helping(
 
 
 def _speed(step: Message, figures: Tensor) -> HelperSpeed:
-    """Return a helper's speed, computed from the seconds that `_Member._measure` returned on it."""
+    """Return a helper's speed, computed from the seconds that `_Member._measure` returned on that rank."""
     row, latency, seconds_per_byte = figures.tolist()
     link = seconds_per_byte * step.batch * step.head_dim * DTYPES[step.dtype].itemsize
     rows = step.num_tokens + step.num_replicated
@@ -366,10 +374,11 @@ def _speed(step: Message, figures: Tensor) -> HelperSpeed:
 
 
 def _attentions(number: int) -> str:
-    """Return the store key under which the leader publishes the list of a forward's attentions."""
+    """Return the store key under which the list of a forward's attentions is published."""
     return f"attentions {number}"
 
 
 def _waits(helper: int, number: int) -> str:
-    """Return the store key with which a helper announces that it waits for its latents `number`, from 0."""
+    """Return the store key by which decode rank `helper` announces that it waits for its latents `number`,
+    from 0."""
     return f"helper {helper} waits for latents {number}"

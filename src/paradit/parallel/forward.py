@@ -31,7 +31,7 @@ def through_blocks(
 
 
 def in_step(attend: Attend, step: int) -> Attend:
-    """Return attention that adds the denoising step to each site, because blocks do not know the step."""
+    """Return `attend` with the denoising step filled in at each call, because blocks do not know the step."""
 
     def attend_in_step(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
         if site.pattern is not None:
@@ -44,8 +44,9 @@ def in_step(attend: Attend, step: int) -> Attend:
 def run_interleaved(works: Sequence[Generator[Wait, None, R]], lag: int = 0) -> list[R]:
     """Run generators to their ends side by side, and return their results.
 
-    While one waits for data, the others compute. They take turns, so that on every rank messages are sent and
-    expected in the same order. lag: number of turns by which each starts after the one before it.
+    While one waits for data, the others compute. They take turns, each until it next yields, so that on every
+    rank messages are sent and expected in the same order. lag: number of turns by which each starts after the
+    one before it.
     """
     results: dict[int, R] = {}
     waits: dict[int, Wait] = {}

@@ -26,7 +26,7 @@ SEEDS = (
 
 
 class Pipeline(Protocol):
-    """A diffusers pipeline, whose transformers are attributes."""
+    """A diffusers pipeline with a `device`, whose transformers `parallelize` finds among its attributes."""
 
     @property
     def device(self) -> torch.device: ...
@@ -64,7 +64,7 @@ def parallelize(pipe: Pipeline) -> Callable[[], None]:
 
 
 def _replacement(pipe: Pipeline, names: Sequence[str]) -> Replacement:
-    """Return the `Replacement` that patches the transformers of these names.
+    """Return the model family's instructions for patching the `forward` of the transformers of these names.
 
     Raises InputError if a transformer's class is not supported.
     """

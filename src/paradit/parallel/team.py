@@ -16,24 +16,24 @@ from paradit.parallel.forward import run_interleaved, through_blocks
 
 
 class Branches:
-    """Prompt contexts for the guidance branches that a process computes, created on first use."""
+    """Prepared prompts of the guidance branches that a process computes, each prepared on first use."""
 
     def __init__(self, transformer: Transformer, prompts: Sequence[Prompt]) -> None:
         self._transformer, self._prompts = transformer, prompts
 
     @cached_property
     def each(self) -> list[Context]:
-        """Contexts of the prompts, one per prompt."""
+        """Prepared prompts as the transformer blocks read them, one for each guidance branch."""
         return [self._transformer.context(*prompt) for prompt in self._prompts]
 
     @cached_property
     def joined(self) -> Context:
-        """Context of all prompts together, for computing them in one batch."""
+        """Prepared prompts of all guidance branches together, for computing the branches in one batch."""
         return self.each[0] if len(self._prompts) == 1 else self._transformer.join(self.each)
 
 
 class Team(Protocol):
-    """Processes that denoise together, or a single one, as one of them sees the team."""
+    """Interface to the processes that denoise a video together, or to a single one that does it alone."""
 
     is_first: bool
     """Whether this process is the one that encodes, decodes and reports progress."""
@@ -41,13 +41,13 @@ class Team(Protocol):
     def share(
         self, make: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        """Return, on all processes, the tensor that `make` returns on the first process.
+        """Return, on all processes, the tensor that `make` returns on the first; only the first calls `make`.
 
         `shape`, `dtype` and `device` are those of the tensor.
         """
 
     def agree(self, what: str, value: bytes) -> None:
-        """Raise RuntimeError, naming the rank, if a process has a different `value` from the first.
+        """Raise RuntimeError, naming the rank, if a process passes another `value` than the first process.
 
         what: name of the value, for the error.
         """
@@ -56,9 +56,9 @@ class Team(Protocol):
         """Return the `number` of every process, in the order of ranks; all processes call it together."""
 
     def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> Branches:
-        """Return the prompt contexts for the guidance branches that this process computes.
+        """Return the prepared prompts of the guidance branches that this process computes.
 
-        Called once per expert.
+        Called once per expert transformer.
         """
 
     def predict(
@@ -71,7 +71,7 @@ class Team(Protocol):
         *,
         step: int = 0,
     ) -> list[Tensor]:
-        """Return the prediction [B, C, F, h, w] for each prompt, on every process.
+        """Return the transformer's prediction [B, C, F, h, w] for each prompt, on every process.
 
         step: the denoising step, if it is known.
         """

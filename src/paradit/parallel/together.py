@@ -1,4 +1,4 @@
-"""Predictions by several ranks, each of which has a part of the tokens, one guidance branch, or both."""
+"""Predictions by several ranks, each of which computes a part of the tokens, one guidance branch, or both."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Undecided:
-    """A step whose attention form is still to be chosen, with all that the choice depends on."""
+    """A step for which a form of attention is still to be chosen, with all that the choice depends on."""
 
     choices: Sequence[Choice]
-    """Choices of attention that are open, the plainest first."""
+    """Forms of attention, with their options, to choose from, the simplest first."""
     step: Step
     shares: Shares
     mesh: Mesh
@@ -58,11 +58,11 @@ class Undecided:
 
 
 Choose = Callable[[Undecided], Choice]
-"""Function that chooses the attention of a step; all ranks call it together, and get the same result."""
+"""Type of a function that chooses a step's form of attention; all ranks call it, and get the same result."""
 
 
 class Together:
-    """A team of several ranks, arranged as a mesh of guidance branches and ranks that share tokens.
+    """Several ranks that denoise together: a mesh of guidance branches x ranks that share tokens.
 
     Exact: it does the same operations on the same rows as one process. Only the division of matrix products
     into tiles may differ, which affects the last bits.
@@ -76,11 +76,12 @@ class Together:
         helped: Helped | None = None,
         choose: Choose | None = None,
     ) -> None:
-        """Prepare every choice of attention on the ranks of the mesh.
+        """Set up every choice of attention on the ranks of the mesh.
 
-        choices: the possible choices of attention. helped: this rank's side of co-processing; helpers join
-        the attention that is chosen, and know the same choices. choose: function that chooses among several,
-        once for each kind of step. Raises ValueError if there are several choices and no `choose`.
+        choices: forms of attention, with options, that may be used. helped: this rank's side of
+        co-processing, made with the same choices; None: no decode ranks help. choose: function that chooses
+        among several, once for each number of tokens and of guidance branches. Raises ValueError if there are
+        several choices and no `choose`.
         """
         if len(choices) > 1 and choose is None:
             raise ValueError(f"there are {len(choices)} choices of attention, and nothing that chooses")
@@ -91,7 +92,8 @@ class Together:
         self.is_first = mesh.world.rank == 0
         self._attends: dict[tuple[Choice, Shares], Attend] = {}
         self.chosen: dict[tuple[Shares, int], Choice] = {}
-        """Attention that was chosen among several, by shares and number of guidance branches."""
+        """Form of attention that was chosen among several, by shares of tokens and number of guidance
+        branches."""
 
     def share(
         self, make: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
@@ -105,10 +107,10 @@ class Together:
         self.agree_all({what: value})
 
     def agree_all(self, values: Mapping[str, bytes], advice: Mapping[str, str] | None = None) -> None:
-        """Raise RuntimeError for the first of `values` that differs between processes; its key is its name.
+        """Raise RuntimeError, naming the ranks and the value, if `values` differ between processes.
 
-        advice: text to add to the error, by the name of the value. Sends one message, however many values
-        there are.
+        values: bytes by the name of the value. advice: text to add to the error, by the name of the value.
+        Sends one message, however many values there are.
         """
         mine = b"".join(hashlib.sha256(value).digest() for value in values.values())
         sent = torch.frombuffer(bytearray(mine), dtype=torch.uint8).to(self._mesh.world.device)
@@ -159,7 +161,7 @@ class Together:
         return [transformer.unpatchify(prediction, layout) for prediction in predictions]
 
     def forward(self, transformer: Transformer, tokens: Tokens) -> Tensor:
-        """Return the prediction of all tokens, [B, S, patch values], on every rank.
+        """Return the transformer's output for all tokens, [B, S, patch values], on every rank.
 
         Uses the first choice of attention.
         """
@@ -168,7 +170,7 @@ class Together:
         return self._of_all_tokens(step, transformer.head(done))
 
     def _chosen(self, step: Step) -> Choice:
-        """Return a step's choice of attention: the only one that applies, or one chosen among several."""
+        """Return a step's form of attention: the only one that applies, or one chosen among several."""
         branches = len(step.branches.each)
         # A single branch has no other to be interleaved with.
         choices = [choice for choice in self._choices if branches > 1 or not choice.interleave]
@@ -221,7 +223,7 @@ class Together:
         return through_blocks(step.transformer.blocks, tokens, attend, step.number)
 
     def _of_all_tokens(self, step: Step, values: Tensor) -> Tensor:
-        """Gather each rank's values of its own tokens, [B, its tokens, values]; return all [B, S, values]."""
+        """Gather the values of all tokens [B, S, values] from each rank's values [B, tokens, values]."""
         shares = step.shares(self._mesh.branch.num_ranks)
         if shares.num_ranks == 1:
             return values
@@ -232,7 +234,7 @@ class Together:
         return all_values[:, :, 0]
 
     def _message(self, step: Step, choice: Choice) -> Message:
-        """Return the message that tells helpers the shape of a step's attention."""
+        """Return the message that describes a step's attention to the decode ranks that help."""
         assert self._helped is not None
         x, transformer = step.tokens.hidden_states, step.transformer
         branches = len(step.branches.each)

@@ -15,8 +15,7 @@ from paradit.config.options import Option, decode
 from paradit.config.values import Value, Values
 
 CHUNKS_BY_ITSELF = 2
-"""Number of PipeSP's chunks on a single rank, whose data travel to helpers only; alternatives are not timed.
-"""
+"""Number of PipeSP's chunks on a single rank, whose data travel to helpers only. Others are not timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
