@@ -20,7 +20,7 @@ from paradit.distributed.transport import Transport
 
 @dataclass(frozen=True)
 class Chunk:
-    """Part of all ranks' attention work that travels separately, with the plans of what ranks send for it."""
+    """Part of an attention whose data travel separately, with the plans of what ranks send for it."""
 
     work: Sequence[Box]
     """Query rows that this rank computes in this chunk, as boxes of tokens x heads."""

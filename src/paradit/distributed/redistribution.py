@@ -45,7 +45,7 @@ class Redistribution:
         self.outgoing = {other: common_parts(self._given(rank, other), target[other]) for other in others}
         self.incoming = {other: common_parts(self._given(other, rank), target[rank]) for other in others}
         self.kept = common_parts(self.held, target[rank])
-        """Data that this rank both holds and needs: (index of box held, index of box needed, overlap) each.
+        """Triples (index of box held, index of box needed, overlap) for the data that stays on this rank.
 
         `outgoing` and `incoming` list such triples for the data that travels to and from each other rank.
         """

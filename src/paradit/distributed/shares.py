@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 ROW_MULTIPLE = 4
-"""Number of rows to a multiple of which ends of token ranges, and of chunks within a head, are rounded.
+"""Granularity, in rows, to which ends of ranks' token ranges, and of chunks within a head, are rounded.
 
 A CPU computes very few rows of a head with other instructions; `attention.local.some_rows` handles this for
 all shares of work.
@@ -131,7 +131,7 @@ class Shares:
 
     @property
     def replicated(self) -> Box:
-        """Box of tokens x heads for the tokens, such as text, that every rank except the helpers holds."""
+        """Box (tokens x heads) of replicated tokens, such as text, which every rank except helpers holds."""
         return Box(0, self.num_heads, self.num_tokens, self.num_rows)
 
     def held_by(self, rank: int) -> list[Box]:
@@ -143,7 +143,10 @@ class Shares:
         return [self.tokens_of(rank), *([self.replicated] if is_holder else [])]
 
     def work_of(self, rank: int) -> list[Box]:
-        """Return the query rows that a rank computes, as boxes: end of a head, whole heads, start of one."""
+        """Return the query rows that a rank computes, as boxes of tokens x heads.
+
+        The boxes are the end of one head, whole heads, and the start of another, as far as the rank has them.
+        """
         return list(_blocks(_range_of(self.work, rank), self.num_rows))
 
     def chunks_of(self, rank: int, count: int) -> list[list[Box]]:
@@ -163,7 +166,7 @@ class Shares:
         return Box(first, last, 0, self.num_rows)
 
     def heads_of(self, rank: int) -> Box:
-        """Return the box of the heads that a rank has in an equal division of heads, rounded to whole heads.
+        """Return the box of heads that a rank has if all heads are divided equally, rounded to whole heads.
 
         Neighbouring ranks may both have a head; `work` is ignored.
         """
@@ -177,7 +180,7 @@ Boxes = Sequence[Sequence[Box]]
 
 
 def common_parts(source: Sequence[Box], target: Sequence[Box]) -> list[tuple[int, int, Box]]:
-    """Return all overlaps of two lists of boxes: (index in `source`, index in `target`, common part) each.
+    """Return a triple (index in `source`, index in `target`, overlap) for each overlap of two lists of boxes.
 
     The order depends only on the two lists, so that sender and receiver agree on it.
     """
@@ -235,7 +238,7 @@ class ChunkBoxes:
 
 
 def chunk_boxes(shares: Shares, num_chunks: int, *, whole_heads: bool = False) -> list[ChunkBoxes]:
-    """Divide an attention into chunks; return what each rank computes, and which heads it receives, in each.
+    """Divide an attention into chunks; return what each rank computes and receives in each chunk.
 
     whole_heads: give each rank an equal part of the heads, complete, even if its query rows need fewer (for
     USP).

@@ -52,7 +52,7 @@ class Transport:
         *,
         point_to_point: bool = False,
     ) -> None:
-        """Connect this rank to the others of a process group; None: to itself alone.
+        """Connect this rank to the other ranks of a process group; to itself alone if `group` is None.
 
         ranks: the group's ranks, by their numbers in the default process group, in the order of this
         transport; None: ascending. point_to_point: never use a collective, so that ranks between which

@@ -134,7 +134,7 @@ class World:
 
 
 def current_world(device: torch.device) -> World | None:
-    """Return the world of a default process group that other code has initialised; None if there is none."""
+    """Return the world of the default process group, if other code has initialised it; otherwise None."""
     if not dist.is_initialized():
         return None
     return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)

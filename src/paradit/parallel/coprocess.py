@@ -126,8 +126,7 @@ class _Member:
         return self._attend(agreed.shares(self._num_ranks), agreed.choice)
 
     def _measure(self, agreed: Message) -> Tensor:
-        """Measure this rank; return the seconds per attention row, of the link's latency, and per byte, [3],
-        fp64."""
+        """Return a tensor [3], fp64, of measured seconds: per attention row, link latency, and per byte."""
         ranks = self._num_ranks + len(agreed.helpers)
         rows, heads = agreed.num_tokens + agreed.num_replicated, max(1, agreed.num_heads // ranks)
         like = torch.empty(
@@ -200,8 +199,7 @@ class Helped(_Member):
         return self.attend(self._agreed) if self._agreed.kind == HELP else None
 
     def end(self) -> None:
-        """Record the end of a step and, on the first rank, its duration, by which it judges whether help
-        pays."""
+        """Record the end of a step and, on the first rank, its duration, to judge whether help saves time."""
         self._steps += self._agreed.kind == HELP
         if self._leads:
             seconds = now(self._world.device) - self._began
@@ -244,8 +242,7 @@ class Helped(_Member):
         return self._judges.setdefault(step, Judge())
 
     def _tell(self, decided: Message) -> Message:
-        """Send the first denoise rank's decision to the others that denoise and to the helpers concerned;
-        return it."""
+        """Send the first rank's decision to all that denoise and to the helpers concerned; return it."""
         device = self._world.device
         agreed = Message.unpack(self._team.broadcast(decided.pack(device)))
         if self._leads:
@@ -293,8 +290,10 @@ class Helper(_Member):
         self._sites = cache(self._read_sites)
 
     def until_latents(self) -> int:
-        """Help with attention until latents come for this decode rank, or all steps end; return how many had
-        help."""
+        """Help with attention until latents come for this decode rank, or all steps have ended.
+
+        Returns how many steps had help since the denoise ranks last announced latents.
+        """
         self._world.tell(_waits(self._number, self._received))
         self._received += 1
         while True:
@@ -310,8 +309,7 @@ class Helper(_Member):
 
     @torch.no_grad()
     def _help(self, agreed: Message) -> None:
-        """Compute this decode rank's share of a step's attention; forwards take turns as on the ranks that
-        denoise."""
+        """Compute this decode rank's share of a step's attention, in turns if forwards are interleaved."""
         works = helping(agreed, self._sites(agreed.sites), self.attend(agreed), self._world.device)
         run_interleaved(works, agreed.lag)
 

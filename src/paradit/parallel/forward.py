@@ -42,7 +42,7 @@ def in_step(attend: Attend, step: int) -> Attend:
 
 
 def run_interleaved(works: Sequence[Generator[Wait, None, R]], lag: int = 0) -> list[R]:
-    """Run generators to their ends side by side, and return their results.
+    """Run generators side by side to their ends, waiting for what each yields; return their results.
 
     While one waits for data, the others compute. They take turns, each until it next yields, so that on every
     rank messages are sent and expected in the same order. lag: number of turns by which each starts after the
@@ -68,6 +68,6 @@ def run_interleaved(works: Sequence[Generator[Wait, None, R]], lag: int = 0) -> 
 
 
 def run(work: Generator[Wait, None, R]) -> R:
-    """Run a single generator to its end, waiting wherever it would wait, and return its result."""
+    """Run a single generator to its end, waiting for each operation that it yields; return its result."""
     (result,) = run_interleaved([work])
     return result

@@ -90,8 +90,8 @@ class _Forward:
         self._module: Module = getattr(pipe, name)
         self._teams: dict[tuple[torch.device, str], Together] = {}
         self._agreed = ""
-        """Description of the transformer whose weights were last compared between ranks; empty before the
-        first time."""
+        """Description of what was attached to the transformer when ranks last compared its weights; empty
+        before that."""
 
     @torch.no_grad()
     def __call__(self, latents: Tensor, timestep: Tensor, prompt: tuple[Tensor | None, ...]) -> Tensor:
@@ -119,7 +119,7 @@ class _Forward:
     def _agree(
         self, team: Together, attached: Attached, inputs: Mapping[str, Sequence[Tensor | None]]
     ) -> None:
-        """Raise RuntimeError if ranks differ in the transformer's attachments, inputs or weights."""
+        """Raise RuntimeError if ranks differ in the transformer's attachments, its weights or its inputs."""
         name, description = f"pipe.{self._attribute}", attached.description
         values = {what: _bytes(*tensors) for what, tensors in inputs.items()}
         team.agree_all({f"what is attached to {name}": description.encode()} | values, {"the noise": SEEDS})

@@ -1,4 +1,4 @@
-"""Imports for the fork server, which make every rank start with torch and diffusers loaded.
+"""Imports for multiprocessing's fork server, so that every test rank starts with torch and diffusers loaded.
 
 This module must start no thread and no process group, because neither survives a fork.
 """

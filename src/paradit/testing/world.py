@@ -1,7 +1,7 @@
-"""Short-lived worlds of gloo processes for tests, each for one piece of work.
+"""Short-lived groups of gloo processes for tests, each for one function call on every rank.
 
-A fork server with torch preloaded starts a world in about a tenth of a second. So each piece of work gets a
-world of its own, and nothing is left over from a failure.
+A fork server with torch preloaded starts a group in about a tenth of a second. So each call gets a group of
+its own, and nothing is left over from a failure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ Looking up the host's name instead is slow, and fails on some machines.
 
 
 class WorldError(RuntimeError):
-    """Raised if a rank failed or did not end in time; the message holds every failed rank's own report."""
+    """Error raised if a rank of a test failed or did not end in time; its message holds every failed rank's
+    report."""
 
 
 def run_world(work: Callable[..., T], num_ranks: int, *args: object, timeout: float = 60.0) -> list[T]:

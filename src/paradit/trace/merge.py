@@ -1,7 +1,7 @@
 """Merge of the ranks' records into one Chrome trace, which Perfetto and chrome://tracing open.
 
-Each rank is a process in the viewer. Its rows are stages with their steps, waits, and as many rows of layers
-and of messages as their overlaps need.
+In these viewers each rank is a process. Its rows are stages with their steps, waits, and as many rows of
+layers and of messages as their overlaps need.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from paradit.files import behind_links
 from paradit.trace.spans import CHANNEL, EXCHANGE, LAYER, MESSAGE, REHEARSAL, STAGE, STEP, Tracing
 
 _NESTED = {"stages": (STAGE, STEP, REHEARSAL), "waiting": (EXCHANGE, CHANNEL)}
-"""Viewer rows, with the categories of their spans, which lie within each other or apart."""
+"""Rows of a rank in a trace viewer, with the categories of spans in each; spans of a row never overlap in
+part."""
 _OVERLAPPING = {"layers": (LAYER,), "messages": (MESSAGE,)}
 
 
 @dataclass(frozen=True)
 class Span:
-    """One rank's activity from `begin` to `end`, in nanoseconds since 1970."""
+    """One activity of a rank in a trace, from `begin` to `end`, in nanoseconds since 1970."""
 
     name: str
     category: str
@@ -37,10 +38,10 @@ class Span:
 
 @contextmanager
 def collected(target: Path | None, *, layers: bool = False) -> Iterator[Tracing | None]:
-    """Yield the `Tracing` to which the ranks record, and merge their records to `target` after the body.
+    """Yield the folder to which ranks record their traces; after the `with` body, merge them to `target`.
 
     They are merged even if the body raises. If `target` is None, nothing is traced, and None is yielded.
-    layers: whether single layers are recorded too.
+    layers: whether single transformer layers are recorded too.
     """
     if target is None:
         yield None
@@ -53,7 +54,7 @@ def collected(target: Path | None, *, layers: bool = False) -> Iterator[Tracing 
 
 
 def merge(folder: Path, target: Path) -> None:
-    """Merge the records of all ranks in `folder` into `target`, which appears only once it is complete."""
+    """Merge the trace records of all ranks in `folder` into `target`, which appears once it is complete."""
     by_rank: dict[int, list[Span]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         rank, _ = path.stem.split("-")
@@ -68,7 +69,7 @@ def merge(folder: Path, target: Path) -> None:
 
 
 def read_spans(path: Path) -> list[Span]:
-    """Return the spans in the file of one process, which may break off.
+    """Return the spans in one process's trace file, which may end early if the process was killed.
 
     A span that was not ended lasts until the last entry of its process, and is marked `unfinished`.
     """
@@ -95,7 +96,7 @@ def _lines(path: Path) -> Iterator[list[Any]]:
 
 
 def chrome_trace(by_rank: Mapping[int, Iterable[Span]]) -> dict[str, Any]:
-    """Return a Chrome trace of each rank's spans; times are microseconds after the first span's begin."""
+    """Return each rank's spans as a Chrome trace; times are microseconds since the first span's begin."""
     zero = min((span.begin for spans in by_rank.values() for span in spans), default=0)
     events: list[dict[str, Any]] = []
     threads = count(1)  # unique across ranks: a viewer may take equal numbers in two processes for one thread
@@ -111,7 +112,7 @@ def chrome_trace(by_rank: Mapping[int, Iterable[Span]]) -> dict[str, Any]:
 
 
 def _rows(spans: Sequence[Span]) -> Iterator[tuple[str, list[Span]]]:
-    """Yield the named rows of one rank's spans, in the order in which they are shown."""
+    """Yield one rank's spans by named row, in the order in which a trace viewer shows the rows."""
     for name, categories in _NESTED.items():
         row = [span for span in spans if span.category in categories]
         if row:
@@ -122,7 +123,7 @@ def _rows(spans: Sequence[Span]) -> Iterator[tuple[str, list[Span]]]:
 
 
 def _apart(spans: Iterable[Span]) -> list[list[Span]]:
-    """Distribute spans over rows without overlap: each, in order of their begins, to the first free row."""
+    """Distribute spans over rows so that none overlap: each, in order of begin, goes to a free row."""
     rows: list[list[Span]] = []
     for span in spans:
         free = next((row for row in rows if row[-1].end <= span.begin), None)

@@ -1,4 +1,4 @@
-"""Spans of time, which each process of a run records to a file of its own.
+"""Recording of a trace: spans of time, which each process of a run writes to a file of its own.
 
 The recorder is the only thing here that is global to the process and not passed along: spans are recorded in
 every layer down to the messages, and most functions between would carry a recorder only for others. A process
@@ -17,29 +17,30 @@ from pathlib import Path
 from typing import Any
 
 STAGE = "stage"
-"""Category of the stages of a request, whose number is their argument `request`.
+"""Trace category of a request's stages, such as denoise; their argument `request` is the request's number.
 
-Stages without that argument come before all requests.
+Spans without that argument, such as the loading of the model, come before all requests.
 """
 STEP = "step"
-"""Category of denoising steps, which lie within a stage."""
+"""Trace category of denoising steps, which lie within a stage."""
 REHEARSAL = "rehearsal"
-"""Category of trials of attention forms, which lie within a step; their messages are not recorded."""
+"""Trace category of trials of attention forms, which lie within a step; their messages are not recorded."""
 LAYER = "layer"
-"""Category of transformer layers, by stream of work; two streams take turns, so their layers overlap."""
+"""Trace category of transformer layers; those of two interleaved guidance branches overlap in time."""
 MESSAGE = "message"
-"""Category of exchanges between ranks, from start to known arrival, with the bytes sent and received."""
+"""Trace category of exchanges between ranks, from start to known arrival, with bytes sent and received."""
 EXCHANGE = "exchange"
-"""Category of waits for messages of other ranks."""
+"""Trace category of waits for messages of other ranks."""
 LINK = "measure link"
-"""Name of the stage in which a rank measures its link: `latency`, `seconds_per_byte` and `device`."""
+"""Name of the trace span in which a rank measures its link: `latency`, `seconds_per_byte` and `device`."""
 CHANNEL = "channel"
-"""Category of waits for another stage, for its output or until it takes what is ready (back-pressure)."""
+"""Trace category of waits for another stage: for its output, or until it takes this one's (back-pressure)."""
 
 
 @dataclass(frozen=True)
 class Tracing:
-    """Folder in which the ranks of a run record their spans, and whether single layers are recorded."""
+    """Settings of a trace: the folder in which ranks record their spans, and whether single layers are
+    recorded."""
 
     folder: Path
     layers: bool = False
@@ -47,7 +48,10 @@ class Tracing:
 
 @contextmanager
 def recording(tracing: Tracing | None, rank: int) -> Iterator[None]:
-    """Record this process's spans as those of rank `rank` during the body; `tracing` None records nothing."""
+    """Record this process's spans in the trace of rank `rank` during the `with` body.
+
+    tracing: where to record; None: record nothing.
+    """
     global _recorder  # noqa: PLW0603 (see above)
     if tracing is None:
         yield
@@ -62,7 +66,7 @@ def recording(tracing: Tracing | None, rank: int) -> Iterator[None]:
 
 @contextmanager
 def unrecorded() -> Iterator[None]:
-    """Record nothing during the body, which measures something."""
+    """Record no spans during the `with` body, because it makes measurements of its own."""
     global _recorder  # noqa: PLW0603
     before, _recorder = _recorder, None
     try:
@@ -72,35 +76,38 @@ def unrecorded() -> Iterator[None]:
 
 
 def is_recording() -> bool:
-    """Return whether spans are being recorded."""
+    """Return whether spans of a trace are being recorded."""
     return _recorder is not None
 
 
 def span(name: str, category: str, /, **about: object) -> AbstractContextManager[None]:
-    """Record the time that the body takes. about: plain values that the viewer shows with the span."""
+    """Record the time that the `with` body takes, as a span of the trace.
+
+    about: plain values that the trace viewer shows with the span.
+    """
     return _NOTHING if _recorder is None else _Span(_recorder, name, category, about)
 
 
 def layer_span(layer: int) -> AbstractContextManager[None]:
-    """Record the time that a layer takes, if layers are to be recorded."""
+    """Record the time of a transformer layer, the `with` body, if the trace is to show layers."""
     if _recorder is None or not _recorder.layers:
         return _NOTHING
     return _Span(_recorder, f"layer {layer}", LAYER, {})
 
 
 def begin(name: str, category: str, /, **about: object) -> int | None:
-    """Begin a span that `end` ends elsewhere, and return its number; None if nothing is recorded."""
+    """Begin a span of the trace, and return the number by which `end` ends it; None without a trace."""
     return None if _recorder is None else _recorder.begin(name, category, about)
 
 
 def end(number: int | None, **about: object) -> None:
-    """End the span with the number that `begin` returned. about: values that are known only now."""
+    """End the span of the trace whose number `begin` returned. about: values that are known only now."""
     if number is not None and _recorder is not None:
         _recorder.end(number, about)
 
 
 class _Recorder:
-    """Writer of one process's spans, as one JSON list per line.
+    """Writer of one process's trace file, which has one JSON list per line.
 
     Lines are `begin`, number, time, name, category, about; or `end`, number, time, about. Begins and ends are
     separate, so that the file shows what a rank was doing when it was killed. Times are in nanoseconds since

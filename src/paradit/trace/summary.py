@@ -16,21 +16,24 @@ from paradit.trace.spans import CHANNEL, EXCHANGE, LINK, MESSAGE, STAGE, STEP
 
 @dataclass(frozen=True, kw_only=True)
 class RankSummary:
-    """Summary of one rank's time, from any rank's first span to the last, as four parts that add up to it."""
+    """Summary of one rank's time in a trace, from the first span of any rank to the last.
+
+    `preparing`, `busy`, `communicating` and `idle` add up to that time.
+    """
 
     rank: int
     preparing: float
-    """Seconds of loading this rank's part of the model and measuring its link."""
+    """Seconds in which this rank loads its part of the model and measures its link."""
     busy: float
-    """Seconds in the stages of requests, without the waits."""
+    """Seconds that the rank spends in the stages of requests, without the waits."""
     communicating: float
-    """Seconds of waiting for messages in denoising steps."""
+    """Seconds that the rank waits for messages in denoising steps."""
     idle: float
-    """Seconds of everything else: waits for other stages and ranks, and gaps between stages."""
+    """Seconds of all else: waits for other stages and ranks, and gaps between stages."""
     messages: int
-    """Number of exchanges begun in denoising steps."""
+    """Number of exchanges with other ranks that were begun in denoising steps."""
     bytes_sent: int
-    """Number of bytes sent by the exchanges of denoising steps."""
+    """Number of bytes that this rank sent by exchanges in denoising steps."""
     alone: float | None
     """Seconds that the exchanges of denoising steps would take one after the other, without any other work.
 
@@ -38,7 +41,7 @@ class RankSummary:
     """
 
     exposed: float | None
-    """Seconds of the exchanges' own time, `alone`, that this rank spent waiting for them.
+    """Seconds that this rank waited for exchanges that were still travelling; at most `alone`.
 
     None if the link is not known. If a wait for a message is longer than the message takes alone, the rest is
     a wait for the rank that sends it, which counts in `communicating` only.
@@ -46,7 +49,10 @@ class RankSummary:
 
     @property
     def hidden(self) -> float | None:
-        """Fraction of `alone` that was not waited for, 0 to 1; None if the link is not known."""
+        """Fraction of the exchanges' time `alone` in which this rank did not wait, 0 to 1; may be None.
+
+        None if the link is not known, or if there were no exchanges.
+        """
         return 1 - self.exposed / self.alone if self.alone and self.exposed is not None else None
 
 
@@ -80,9 +86,9 @@ def _span(event: dict[str, Any]) -> Span:
 
 
 def summarize(by_rank: Mapping[int, Iterable[Span]]) -> list[RankSummary]:
-    """Return each rank's summary, in the order of the ranks.
+    """Return a summary of each rank's time in a trace, in the order of ranks.
 
-    Alone, a message takes the link's latency, plus the time of the bytes sent or received, whichever is more
+    A message alone takes the link's latency, plus the time of the bytes sent or received, whichever is more
     (Hockney's model, as in `tuning.rehearsal`). `alone` and `exposed` are None without a measured link, and
     on CUDA, where the stream waits and not this process.
     """
@@ -117,7 +123,8 @@ def _summary(rank: int, spans: list[Span], total: int) -> RankSummary:
 
 
 def _alone(messages: list[Span], links: list[Span]) -> list[float] | None:
-    """Return the seconds that each message would take alone; None without a link measured on the CPU."""
+    """Return the seconds that each message would take without other work; None unless the link is measured on
+    a CPU."""
     if not links or links[-1].about.get("device") != "cpu":
         return None
     latency, seconds_per_byte = (links[-1].about[name] for name in ("latency", "seconds_per_byte"))
@@ -141,13 +148,13 @@ def _length(spans: Iterable[Span]) -> int:
 
 
 class _Apart:
-    """Spans that do not overlap, searchable by time."""
+    """Spans of a trace that do not overlap, searchable by time."""
 
     def __init__(self, spans: Iterable[Span]) -> None:
         self._spans = sorted(spans, key=lambda span: span.begin)
         self._begins = [span.begin for span in self._spans]
 
     def at(self, time: int) -> Span | None:
-        """Return the span in progress at a time, in nanoseconds, or None."""
+        """Return the span that is in progress at `time`, in nanoseconds since 1970; None if there is none."""
         before = bisect_right(self._begins, time) - 1
         return self._spans[before] if before >= 0 and time <= self._spans[before].end else None

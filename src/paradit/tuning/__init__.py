@@ -1,1 +1,1 @@
-"""Measurements that find the fastest settings on this machine, and a file that remembers them."""
+"""Measurements that find the fastest form of attention on this machine, and a file that remembers it."""

@@ -1,4 +1,7 @@
-"""Choice of the fastest form of attention on this machine: remembered from before, or rehearsed now."""
+"""Choice of the fastest attention on this machine: read from a file of earlier results, or simulated now.
+
+The simulation uses times that are measured first; it is called a rehearsal.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def quickest(open: Undecided) -> Choice:
-    """Return the fastest choice of attention for a step: as remembered on this machine, or as rehearsed.
+    """Return the fastest form of attention for a step, as remembered on this machine or else as rehearsed.
 
-    All ranks of the mesh call it together, and get the same.
+    A rehearsal simulates each form with measured times. All ranks of the mesh call it together, and get the
+    same.
     """
     step, x = open.step, open.step.tokens.hidden_states
     what = (
@@ -41,9 +45,10 @@ def quickest(open: Undecided) -> Choice:
 
 
 def _rehearsed(open: Undecided) -> int:
-    """Rehearse all choices, and return the index of the fastest.
+    """Simulate a step with each choice of attention, and return the index of the fastest.
 
-    The slowest rank's times count, so that all ranks decide alike.
+    The slowest rank's times count, so that all ranks decide alike. The first choice wins if no other is
+    clearly faster.
     """
     ways = {choice.interleave for choice in open.choices}
     costs = {interleave: _costs(open, interleave) for interleave in ways}
@@ -68,7 +73,10 @@ def _rehearsed(open: Undecided) -> int:
 
 
 def _costs(open: Undecided, interleave: bool) -> list[BlockCost]:
-    """Measure the costs of a few blocks: of one guidance branch if branches are interleaved, else of all."""
+    """Return measured times of blocks, the first and last in turn, for one guidance branch or for all.
+
+    They are for one branch if `interleave` is set, because interleaved branches run separately.
+    """
     step, mine = open.step, open.shares.tokens_of(open.mesh.branch.rank)
     context = step.branches.each[0] if interleave else step.branches.joined
     part = step.transformer.branch(step.tokens, context).shard(mine.start, mine.stop)
@@ -77,7 +85,7 @@ def _costs(open: Undecided, interleave: bool) -> list[BlockCost]:
 
 
 def _link(open: Undecided, costs: list[BlockCost]) -> Link:
-    """Measure the link between the ranks of a guidance branch, with messages as large as the exchange's."""
+    """Measure the link between the ranks of a guidance branch, with messages as large as attention's."""
     value = costs[0].attentions[0].value
     num_bytes = max(open.gather_number(value.nbytes // open.shares.num_ranks))
     return measure_link(open.mesh.branch, num_bytes, open.step.tokens.hidden_states.device)

@@ -1,4 +1,4 @@
-"""Rehearsal of a forward with any form of attention: its seconds on a simulated clock, by measured costs.
+"""Simulation ("rehearsal") of a transformer's forward with any form of attention, by measured times.
 
 What is rehearsed is the program that runs, `through_blocks` with its attention and its exchange, so no
 schedule is described twice. But its tensors hold no data (torch's device "meta"), its blocks and its kernel
@@ -32,25 +32,25 @@ from paradit.parallel.forward import run, run_interleaved, through_blocks
 
 @dataclass(frozen=True)
 class AttentionCost:
-    """Measured cost of preparing one of a block's attentions, on a rank that holds a part of the tokens."""
+    """Measured time to prepare one of a block's attentions, on a rank that holds a part of the tokens."""
 
     value: Tensor
-    """Values that attention reads, [B, S, H, D], by shape and dtype only."""
+    """Attention's input values, [B, S, H, D], of which only the shape and dtype matter."""
     projections: tuple[float, ...]
-    """Seconds for computing v, k and q with RoPE; those of v include all work since the attention before."""
+    """Seconds to compute v, k and q with RoPE; those of v include all work since the attention before."""
 
 
 @dataclass(frozen=True)
 class BlockCost:
-    """Measured cost of a transformer block without its attentions, on a rank with a part of the tokens."""
+    """Measured time of a transformer block without its attentions, on a rank with a part of the tokens."""
 
     attentions: tuple[AttentionCost, ...]
     finish: float
-    """Seconds for the block's work after its last attention."""
+    """Seconds that a transformer block takes after its last attention."""
 
 
 def measure_block(block: Block[T], tokens: T) -> BlockCost:
-    """Measure a transformer block's costs on a rank's tokens; its attention only reads the clock."""
+    """Measure the time of a transformer block without its attentions, on the tokens that a rank holds."""
     device = tokens.hidden_states.device
     rows = [_laps(block, tokens, device) for _ in range(TIMES + 1)][1:]
     *projections, finish = (min(times) for times in zip(*(laps for laps, _ in rows), strict=True))
@@ -102,7 +102,7 @@ def rehearse(
 ) -> float:
     """Return the simulated seconds that transformer blocks take on one rank with a choice of attention.
 
-    The choice must not need the log-sum-exp. streams: number of forwards that run side by side, each through
+    The choice must not need the log-sum-exp. streams: number of forwards that run interleaved, each through
     blocks of these costs.
     """
     clock = _Clock()
@@ -128,7 +128,8 @@ class _Clock:
 
 
 class _RehearsedTransport(Transport):
-    """Simulated transport: messages travel one after another by the clock, while computing continues."""
+    """Simulated connection of ranks: messages travel one after another by the clock, while computing
+    continues."""
 
     def __init__(self, clock: _Clock, link: Link, rank: int, num_ranks: int) -> None:
         super().__init__(None)
@@ -160,7 +161,8 @@ class _RehearsedTransfer(Transfer):
 
 
 class _RehearsedBlock(Block["RehearsedTokens"]):
-    """Transformer block that only advances the clock, by the time that a real one was measured to take."""
+    """Simulated transformer block, which only advances the clock by the time that a real one was measured to
+    take."""
 
     def __init__(self, cost: BlockCost, clock: _Clock) -> None:
         self._cost, self._clock = cost, clock
@@ -178,7 +180,7 @@ class _RehearsedBlock(Block["RehearsedTokens"]):
 
 
 class _StillRope(Rope):
-    """RoPE that rotates nothing, because its time is included in that of the projections."""
+    """Stand-in for RoPE that rotates nothing; its time is included in that of the projections."""
 
     def apply(self, x: Tensor) -> Tensor:
         return x
@@ -192,7 +194,7 @@ class _StillRope(Rope):
 
 @dataclass(frozen=True, kw_only=True)
 class RehearsedTokens(Tokens):
-    """Tokens of a rehearsal, which have shapes but no data."""
+    """Tokens of a simulated forward, which have shapes but no data."""
 
     @property
     def changing(self) -> tuple[Tensor, ...]:
@@ -203,7 +205,10 @@ class RehearsedTokens(Tokens):
 
 
 def rehearsed_tokens(value: Tensor) -> RehearsedTokens:
-    """Return tokens without data, for blocks whose attention values are shaped like `value`, [B, S, H, D]."""
+    """Return tokens without data, for a simulated forward whose attention values have the shape of `value`.
+
+    value: [B, S, H, D].
+    """
     positions = torch.empty(value.shape[1], 3, device="meta")
     layout = Layout(rope=_StillRope(positions=positions, cos=positions, sin=positions))
     return RehearsedTokens(hidden_states=value.flatten(2), layout=layout)

@@ -1,4 +1,4 @@
-"""File of what was measured on this machine, so that nothing is measured twice."""
+"""File of the results of measurements on this machine, so that nothing is measured twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Remembered:
-    """Store of measured results, such as the fastest choice, in a file of the user's cache folder.
+    """Store of measured results, such as the fastest form of attention, in a file in the user's cache folder.
 
     A file that cannot be read or written counts as empty.
     """
@@ -33,7 +33,10 @@ class Remembered:
         return found if isinstance(found, str) else None
 
     def keep(self, what: str, best: str) -> None:
-        """Store a result for this machine under the key `what`, without losing those of other processes."""
+        """Store the result `best` for this machine under the key `what`, without losing other results.
+
+        Processes that store results at the same time do not lose each other's.
+        """
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with changing(self._path):
