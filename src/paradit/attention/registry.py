@@ -158,7 +158,7 @@ class Form:
         return 0
 
     def parts(self, choice: Choice) -> int:  # noqa: ARG002
-        """Return the number of parts of an attention's work that travel separately."""
+        """Return in how many parts an attention's work travels: one is computed while another travels."""
         return 1
 
     def simplest(self, choice: Choice) -> Choice:

@@ -32,7 +32,7 @@ class World:
     group: dist.ProcessGroup | None = None
     """Process group of these ranks; None: the default process group."""
     ranks: tuple[int, ...] | None = None
-    """Ranks that these processes have in the default process group, in order; None: they are all of it."""
+    """Ranks that these processes have in the default process group, in order; None: all of that group."""
     store: Store | None = None
     """Key-value store by which processes notify each other; None if other code made the process group."""
 
@@ -86,7 +86,7 @@ class World:
             return [self.transport()]
         if all(len(ranks) == 1 for ranks in groups):
             return [Transport(None) if self.rank in ranks else None for ranks in groups]
-        # In a part of the world, the other processes do not take part in making groups.
+        # If this world is only a part of all processes, the others do not take part in making its groups.
         alone = self.group is not None
         mine = [ranks for ranks in groups if self.rank in ranks] if alone else groups
         made = {

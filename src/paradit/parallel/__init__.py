@@ -1,1 +1,1 @@
-"""Predictions of a denoising step, computed by one process or by several ranks together."""
+"""Transformer predictions of a denoising step, computed by one process or by several ranks together."""

@@ -143,7 +143,7 @@ class _Member:
 
 
 class Helped(_Member):
-    """A denoise rank that shares its attention with decode ranks, agreed on before each step."""
+    """A denoise rank that shares its attention with idle decode ranks, chosen anew before each step."""
 
     def __init__(
         self,

@@ -78,7 +78,7 @@ class Team(Protocol):
 
 
 class Alone:
-    """A team of one process, which computes guidance branches one by one, bit for bit as diffusers does."""
+    """Single process that denoises alone, one guidance branch after another, bit for bit like diffusers."""
 
     is_first = True
 

@@ -45,7 +45,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Undecided:
-    """A step for which a form of attention is still to be chosen, with all that the choice depends on."""
+    """Denoising step whose form of attention is still to be chosen, with all that the choice depends on."""
 
     choices: Sequence[Choice]
     """Forms of attention, with their options, to choose from, the simplest first."""
@@ -170,7 +170,7 @@ class Together:
         return self._of_all_tokens(step, transformer.head(done))
 
     def _chosen(self, step: Step) -> Choice:
-        """Return a step's form of attention: the only one that applies, or one chosen among several."""
+        """Return the form of attention for a step: the only one that applies, or one chosen among several."""
         branches = len(step.branches.each)
         # A single branch has no other to be interleaved with.
         choices = [choice for choice in self._choices if branches > 1 or not choice.interleave]

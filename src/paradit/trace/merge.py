@@ -27,7 +27,10 @@ _OVERLAPPING = {"layers": (LAYER,), "messages": (MESSAGE,)}
 
 @dataclass(frozen=True)
 class Span:
-    """One activity of a rank in a trace, from `begin` to `end`, in nanoseconds since 1970."""
+    """One activity of a rank in a trace, from `begin` to `end`, in nanoseconds.
+
+    Times count from 1970 as recorded, and from the first span if read back from a trace.
+    """
 
     name: str
     category: str

@@ -155,6 +155,6 @@ class _Apart:
         self._begins = [span.begin for span in self._spans]
 
     def at(self, time: int) -> Span | None:
-        """Return the span that is in progress at `time`, in nanoseconds since 1970; None if there is none."""
+        """Return the span that is in progress at `time`, in nanoseconds; None if there is none."""
         before = bisect_right(self._begins, time) - 1
         return self._spans[before] if before >= 0 and time <= self._spans[before].end else None

@@ -80,7 +80,7 @@ def _costs(open: Undecided, interleave: bool) -> list[BlockCost]:
     step, mine = open.step, open.shares.tokens_of(open.mesh.branch.rank)
     context = step.branches.each[0] if interleave else step.branches.joined
     part = step.transformer.branch(step.tokens, context).shard(mine.start, mine.stop)
-    kinds = [step.transformer.blocks[0], step.transformer.blocks[-1]]  # a family's may differ
+    kinds = [step.transformer.blocks[0], step.transformer.blocks[-1]]  # a model's blocks may be of two kinds
     return [measure_block(block, part) for block in kinds] * 2
 
 
