@@ -1,5 +1,4 @@
-"""Construction of a form of attention, such as Ulysses or ring, on ranks, by the function that the form
-names."""
+"""Construction of attention on ranks, in forms such as Ulysses or ring, by the function that a form names."""
 
 from __future__ import annotations
 

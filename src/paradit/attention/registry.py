@@ -54,8 +54,7 @@ class Choice:
 
     @property
     def parts(self) -> int:
-        """Number of parts of an attention's work that travel separately: one is computed while another
-        travels."""
+        """Number of parts in which an attention's work travels: one is computed while another travels."""
         return self.form.parts(self)
 
     @property
@@ -130,8 +129,7 @@ class Form:
             )
 
     def misplaced(self, attention: str) -> str:
-        """Return the error text for options of this form that are set although `attention` names another
-        form."""
+        """Return the error text for options of this form that are set while `attention` names another."""
         names = list(declared(self.options))
         verb, them = ("is", "it") if len(names) == 1 else ("are", "them")
         return f"{' and '.join(names)} {verb} {self.name}'s, and attention is {attention!r}: leave {them} out"
@@ -221,8 +219,7 @@ def checked_options(attention: str, options: Mapping[str, Value | None]) -> Valu
 
 
 def _with_options_first(attention: str) -> Sequence[Form]:
-    """Return all attention forms, the requested one first, because another may have an option of the same
-    name."""
+    """Return all attention forms, the requested one first; another may have an option of the same name."""
     return sorted(FORMS.all(), key=lambda form: form.name != attention)
 
 

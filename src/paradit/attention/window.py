@@ -33,8 +33,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Kept:
-    """Range of a window's tokens, start to stop, whose keys and values are cached for a neighbouring frame
-    block."""
+    """Range of a window's tokens, start to stop, whose keys and values are cached for a neighbour block."""
 
     features: Features
     start: int

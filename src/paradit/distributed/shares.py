@@ -220,8 +220,7 @@ def rows_between(
 
 
 def _common_rows(a: Box, b: Box) -> int:
-    """Return the number of (token, head) rows in two boxes' overlap. Builds no Box, to be fast for many
-    ranks."""
+    """Return the number of (token, head) rows in two boxes' overlap. Builds no Box, to save time."""
     heads = min(a.last_head, b.last_head) - max(a.first_head, b.first_head)
     rows = min(a.stop, b.stop) - max(a.start, b.start)
     return heads * rows if heads > 0 and rows > 0 else 0

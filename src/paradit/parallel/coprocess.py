@@ -87,8 +87,7 @@ class Message:
         return tuple(helper for helper, work in enumerate(self.work) if work)
 
     def shares(self, num_ranks: int) -> Shares:
-        """Return the tokens and attention work of all ranks: `num_ranks` that denoise, then the decode ranks
-        that help."""
+        """Return the tokens and attention work of all ranks: `num_ranks` that denoise, then the helpers."""
         own = Shares.equal(self.num_tokens, self.num_heads, num_ranks, self.num_replicated)
         return own.with_helpers(self.work)
 
@@ -348,8 +347,10 @@ class _Hollow(Block[_NoTokens]):
 def helping(
     agreed: Message, sites: Sequence[Site], attend: Attend, device: torch.device
 ) -> list[Generator[Wait, None, None]]:
-    """Return a decode rank's part of a step that it helps with: a generator of its attentions for each
-    forward."""
+    """Return a decode rank's part of a step that it helps with: for each forward, a generator.
+
+    The generators run only the attentions of the forwards.
+    """
     shape = agreed.batch, 0, agreed.num_heads, agreed.head_dim
     nothing = torch.empty(shape, dtype=DTYPES[agreed.dtype], device=device)
     none = nothing.new_empty(1, 0, 1, agreed.head_dim)
@@ -377,6 +378,8 @@ def _attentions(number: int) -> str:
 
 
 def _waits(helper: int, number: int) -> str:
-    """Return the store key by which decode rank `helper` announces that it waits for its latents `number`,
-    from 0."""
+    """Return the store key by which a decode rank announces that it waits for its latents `number`.
+
+    helper: index of the decode rank among the helpers. number: counted from 0.
+    """
     return f"helper {helper} waits for latents {number}"

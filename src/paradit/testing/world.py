@@ -22,8 +22,7 @@ Looking up the host's name instead is slow, and fails on some machines.
 
 
 class WorldError(RuntimeError):
-    """Error raised if a rank of a test failed or did not end in time; its message holds every failed rank's
-    report."""
+    """Error raised if a rank of a test failed or ran too long; it holds every failed rank's own report."""
 
 
 def run_world(work: Callable[..., T], num_ranks: int, *args: object, timeout: float = 60.0) -> list[T]:

@@ -20,8 +20,7 @@ from paradit.files import behind_links
 from paradit.trace.spans import CHANNEL, EXCHANGE, LAYER, MESSAGE, REHEARSAL, STAGE, STEP, Tracing
 
 _NESTED = {"stages": (STAGE, STEP, REHEARSAL), "waiting": (EXCHANGE, CHANNEL)}
-"""Rows of a rank in a trace viewer, with the categories of spans in each; spans of a row never overlap in
-part."""
+"""Rows of a rank in a trace viewer, with the categories of spans in each; spans are nested or apart."""
 _OVERLAPPING = {"layers": (LAYER,), "messages": (MESSAGE,)}
 
 

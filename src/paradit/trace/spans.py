@@ -39,8 +39,7 @@ CHANNEL = "channel"
 
 @dataclass(frozen=True)
 class Tracing:
-    """Settings of a trace: the folder in which ranks record their spans, and whether single layers are
-    recorded."""
+    """Settings of a trace: the folder in which ranks record it, and whether single layers are recorded."""
 
     folder: Path
     layers: bool = False

@@ -123,8 +123,10 @@ def _summary(rank: int, spans: list[Span], total: int) -> RankSummary:
 
 
 def _alone(messages: list[Span], links: list[Span]) -> list[float] | None:
-    """Return the seconds that each message would take without other work; None unless the link is measured on
-    a CPU."""
+    """Return the seconds that each message would take without other work, by the measured link.
+
+    Returns None if no link was measured, or if it was measured on another device than a CPU.
+    """
     if not links or links[-1].about.get("device") != "cpu":
         return None
     latency, seconds_per_byte = (links[-1].about[name] for name in ("latency", "seconds_per_byte"))

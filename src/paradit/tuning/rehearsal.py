@@ -128,8 +128,7 @@ class _Clock:
 
 
 class _RehearsedTransport(Transport):
-    """Simulated connection of ranks: messages travel one after another by the clock, while computing
-    continues."""
+    """Simulated connection of ranks: messages travel one by one on the clock, while computing continues."""
 
     def __init__(self, clock: _Clock, link: Link, rank: int, num_ranks: int) -> None:
         super().__init__(None)
@@ -161,8 +160,7 @@ class _RehearsedTransfer(Transfer):
 
 
 class _RehearsedBlock(Block["RehearsedTokens"]):
-    """Simulated transformer block, which only advances the clock by the time that a real one was measured to
-    take."""
+    """Simulated transformer block, which only advances the clock by the measured time of a real one."""
 
     def __init__(self, cost: BlockCost, clock: _Clock) -> None:
         self._cost, self._clock = cost, clock

@@ -1,5 +1,4 @@
-"""Simulation, for the planner, of attention whose heads travel between ranks: Ulysses, PipeSP, PipeSP's
-paper."""
+"""Simulation, for the planner, of attention whose heads travel between ranks: Ulysses and both PipeSPs."""
 
 from __future__ import annotations
 
@@ -17,8 +16,7 @@ def layer(branch: Branch, choice: Choice) -> Layer:
 
 
 def paper_layer(branch: Branch, choice: Choice) -> Layer:  # noqa: ARG001
-    """Return the planner's simulation of a layer with the PipeSP paper's attention
-    (`attention.pipesp_paper`)."""
+    """Return the planner's simulation of a layer with the PipeSP paper's attention (`pipesp_paper`)."""
     return all_in_first(branch, branch.shares.most_heads)
 
 

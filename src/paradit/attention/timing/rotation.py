@@ -83,8 +83,7 @@ class RotationTiming:
 
     @cached_property
     def _turns(self) -> list[list[Message]]:
-        """Messages that pass keys and values around the ring, by the rank's index in its group, then number
-        of the pass."""
+        """Messages that pass keys and values around the ring, by rank's index in its group and by pass."""
         return [[self._turn(index, turn) for turn in range(self.degree - 1)] for index in range(self.size)]
 
     def _turn(self, index: int, turn: int) -> Message:
@@ -120,8 +119,7 @@ class RotationTiming:
         yield Compute("finish", cost.finish)
 
     def _rotate(self, rank: int, group: int, key: Hashable) -> Iterator[Step]:
-        """Yield a rank's steps in attention over one group's keys after another's, while the next keys
-        travel."""
+        """Yield a rank's steps: attention over one group's keys after another's, while the next travel."""
         branch, shares, cost = self.branch, self.branch.shares, self.branch.costs[rank]
         index = self.groups[group].index(rank)
         rows = (self._lengths[group] + shares.num_replicated) * self._heads
