@@ -1,8 +1,9 @@
-"""Denoising of a long video, frame block by frame block, on one rank of a layer pipeline (DualParal).
+"""Denoising of a long video on one rank of a layer pipeline, one frame block at a time (DualParal).
 
-After arXiv 2505.21070. `scheduling` decides which block takes which step, what it reads, and when; this
-module does it. Approximate: a frame sees its block and some neighbouring frames, at other noise levels, not
-the whole video. The results depend neither on the number of ranks nor on when messages arrive.
+After arXiv 2505.21070. `scheduling` decides when each frame block takes each step and which neighbouring
+frames it reads; this module carries that out. Approximate: a frame sees its block and some neighbouring
+frames, at other noise levels, not the whole video. The results depend neither on the number of ranks nor on
+the timing of messages.
 """
 
 from __future__ import annotations
@@ -65,10 +66,11 @@ class BlockPipeline:
 
         prompts: the prompt and, with guidance, the negative prompt; their branches are computed one after the
         other unless they have ranks of their own. size: (h, w) of the latents. guidance_scales: one for each
-        of the model's experts. later: prompts that replace the first one, each with the first block, counted
-        from 0, that uses it. share: this rank's result of `divide_layers`; None for one process. state: a
-        state that `save` was called with, to resume from. wanted: function that says whether the rest of the
-        video is still wanted; called on the first rank, in every round and after every block.
+        of the model's experts. later: prompts that replace the first one, each with the first frame block,
+        counted from 0, that uses it. share: this rank's part in the pipeline, as `divide_layers` returned it;
+        None for one process. state: a state that `save` was called with, to resume from. wanted: function
+        that returns whether the rest of the video is still wanted; called on the first rank, in every round
+        and after every frame block.
         """
         self._model, self._prompts, self._noise, self._size = model, prompts, noise, size
         self._scales, self._kernel, self._later, self._wanted = guidance_scales, kernel, later, wanted
@@ -78,7 +80,8 @@ class BlockPipeline:
         if grid.cfg_degree not in (1, len(prompts)):
             raise ValueError(f"{len(prompts)} guidance branches on {grid.cfg_degree} groups of ranks")
         self._branches = range(len(prompts)) if grid.cfg_degree == 1 else [grid.branch(self._rank)]
-        """Numbers of the guidance branches that this rank computes, one after the other."""
+        """Indices of the guidance branches (prompt, negative prompt) that this rank computes, one after the
+        other."""
 
         self._timesteps = model.scheduler(queue.num_steps).timesteps
         self._experts = [model.expert_at(timestep) for timestep in self._timesteps]
@@ -87,22 +90,24 @@ class BlockPipeline:
         ]
         self._queue = replace(queue, expert_steps=tuple(changes))
         self._contexts: dict[tuple[int, int], TextContext] = {}
-        """Contexts of the prompts, by (expert, `id` of the prompt)."""
+        """Prompts in the form that transformer blocks read, by (expert, `id` of the encoded prompt)."""
         self._windows: dict[tuple[int, Context, Context], Window] = {}
         self._first_round = state.round if state else 0
 
         self._right: list[Features] = [{} for _ in prompts]
-        """Cached keys and values of the first frames of the frame block that took its step last, by
-        branch."""
+        """Cached keys and values of the first frames of the frame block that stepped last, by guidance
+        branch. The block to its left, which steps next, reads them."""
         self._left: dict[tuple[int, int], Features] = {}
-        """Cached keys and values of each frame block's last frames after its latest step, by (block,
-        branch)."""
+        """Cached keys and values of each frame block's last frames after its latest step, by (frame block,
+        guidance branch). The block to its right reads them."""
         self._held: dict[int, _Held] = {}
-        """Frame blocks that are not yet finished or still read, by number; only on the first rank."""
+        """Frame blocks that are being denoised or are still read by a neighbour, by number; only on the first
+        rank."""
         if state is not None:
             self._restore(state)
         self._round = self._first_round
-        """Number of the round of the block queue that was begun last."""
+        """Number of the latest round that was begun; in a round, every frame block in the queue takes one
+        step."""
         word = f"end of video {next(share.videos)} of {share.world.ranks}" if share else ""
         self._early_end = EarlyEnd(share.world if share else None, word, self._queue)
         self._links = StageLinks(share, self, model.dtype, model.device)
@@ -112,9 +117,9 @@ class BlockPipeline:
         """Yield the denoised latents [1, C, F, h, w], fp32, of each frame block in order, on the first rank.
 
         Every rank iterates over this; ranks except the first yield nothing. save: function called with this
-        rank's state after every `save_every` rounds. Steps of blocks are reported as stage "denoise". Raises
-        FloatingPointError if a block's latents become non-finite (inf or NaN), and Unwanted if the rest is no
-        longer wanted: on all ranks except those that have finished already.
+        rank's state every `save_every` rounds of the block queue. Steps of frame blocks are reported as stage
+        "denoise". Raises FloatingPointError if a frame block's latents become non-finite (inf or NaN), and
+        Unwanted if the rest is no longer wanted: on all ranks except those that have finished already.
         """
         steps_done = sum(len(self._queue.active(round)) for round in range(self._first_round))
         features: deque[dict[tuple[int, int], Features]] = deque()
@@ -183,9 +188,10 @@ class BlockPipeline:
         self._forget_left(step)
 
     def _attend(self, step: BlockStep, branch: int, window: Window, num_replicated: int) -> Attend:
-        """Return the attention for one step of a frame block, which also reads and fills caches of keys.
+        """Return the attention function for a frame block's step, which reads and fills key/value caches.
 
-        It reads what neighbours have left, and stores what they will read.
+        It reads keys and values that the neighbouring frame blocks cached, and caches those that they will
+        read.
         """
         neighbours = []
         if step.left.source == "cache" and step.left.frames:
@@ -208,9 +214,9 @@ class BlockPipeline:
                 self._left.pop((step.block - 1, branch), None)
 
     def _latents(self, step: BlockStep) -> Tensor:
-        """Return the transformer's input for one step of a frame block: its latents and any computed context.
+        """Return the transformer's input for one step of a frame block: its latents and any uncached context.
 
-        On ranks that do not embed, a tensor without values (device "meta").
+        On ranks that do not embed, the tensor has no values (device "meta").
         """
         if not self._links.is_first:
             return torch.empty(self._shape(step.computed_frames), device="meta")
@@ -231,7 +237,7 @@ class BlockPipeline:
         return latents
 
     def _collect(self, step: BlockStep) -> None:
-        """Wait for the prediction of one step of a frame block, and take the solver's step with it."""
+        """Receive the prediction for one step of a frame block, and take the solver's step with it."""
         held, expert = self._held[step.block], self._experts[step.step]
         values = guide(self._links.predictions(), self._scales[expert])
         prediction = self._model.experts[expert].unpatchify(values, self._window(step).own_layout)
@@ -252,7 +258,7 @@ class BlockPipeline:
         return self._windows[key]
 
     def _contexts_of(self, expert: int, block: int) -> list[TextContext]:
-        """Return a frame block's prompt contexts, one for each guidance branch that this rank computes."""
+        """Return a frame block's prompts as the transformer reads them, one for each branch on this rank."""
         texts = list(self._prompts)
         for first, text in self._later:
             texts[0] = text if first <= block else texts[0]
@@ -269,14 +275,14 @@ class BlockPipeline:
         return (1, self._model.spec.vae.z_dim, frames, *self._size)
 
     def _steps(self) -> Iterator[BlockStep]:
-        """Yield the steps of frame blocks for which this rank receives messages."""
+        """Yield the steps of all frame blocks, in order, until the video ends: the order of messages."""
         steps = self._queue.steps(self._first_round)
         return takewhile(lambda step: self._early_end.goes_on(step.round), steps)
 
     def latents(self) -> Iterator[Shapes]:
         """Yield the shape of the latents that this rank receives for each step of a frame block.
 
-        This method and the two that follow implement `Expectations`.
+        This method, `hops` and `predictions` implement the interface `Expectations`.
         """
         return ([self._shape(step.computed_frames)] for step in self._steps())
 
@@ -334,7 +340,7 @@ class BlockPipeline:
 
     @property
     def _heads(self) -> range:
-        """Range of the heads that this rank works on."""
+        """Range of the attention heads that this rank computes."""
         return self._sharing.heads(self._model.experts[0].num_heads)
 
     @cached_property
@@ -344,7 +350,7 @@ class BlockPipeline:
 
 @dataclass
 class _Held:
-    """A frame block on the first rank: its latents after the last two steps, and its own solver."""
+    """A frame block on the first rank: its latents after its last two steps, and its own scheduler."""
 
     level: int
     latents: Tensor
@@ -352,7 +358,7 @@ class _Held:
     scheduler: Scheduler
 
     def at(self, level: int) -> Tensor:
-        """Return the latents after `level` steps, which must be the block's last or last but one."""
+        """Return the frame block's latents after `level` steps: its latest step, or the one before."""
         latents = {self.level: self.latents, self.level - 1: self.before}.get(level)
         assert latents is not None, f"latents at level {level} are asked for, there are those of {self.level}"
         return latents

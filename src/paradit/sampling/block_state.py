@@ -1,7 +1,8 @@
 """State of a long video's denoising between two rounds of the block queue, enough to resume bit for bit.
 
-It consists of plain values and tensors. The noise of later blocks is not part of it, because it follows from
-the seed and a block's number; nor are the right neighbours' keys, because every round begins without any.
+In a round, each frame block in the queue takes one step. The state consists of plain values and tensors. The
+noise of later frame blocks is not part of it, because it follows from the seed and a block's number; nor are
+the right neighbours' keys, because every round begins without any.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from paradit.parallel.team import Team
 from paradit.sampling.position import as_tensor
 
 HeadFeatures = dict[tuple[int, str, int], tuple[Tensor, Tensor]]
-"""Cached keys, before RoPE, and values [B, S, D] of some tokens, by (layer, name of the attention, head)."""
+"""Cached keys (before RoPE) and values, [B, S, D] each, by (layer, name of the attention in it, head)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +35,11 @@ class BlockState:
     latents: Tensor
     """Latents of the frame block, [1, C, F, h, w], fp32."""
     before: Tensor | None
-    """Latents of the frame block one step earlier, for a right neighbour that reads them at its own noise
+    """Latents of the frame block one step earlier, which its right neighbour may read to match its own noise
     level."""
     solver: dict[str, object]
-    """Attributes of the frame block's own scheduler that differ from a fresh scheduler's (see
-    `solver_state`)."""
+    """Attributes of the frame block's own scheduler that differ from a new scheduler's (see `solver_state`).
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +49,12 @@ class QueueState:
     round: int
     """Number of the next round of the block queue."""
     blocks: dict[int, BlockState] = field(default_factory=dict)
-    """States of the frame blocks in the queue, by number, and of the last one that left it, which is still
-    read."""
+    """States of the frame blocks in the queue, by number, and of the last one that left it, because its
+    neighbour still reads it."""
     left_features: dict[tuple[int, int], HeadFeatures] = field(default_factory=dict)
-    """Cached keys and values of left contexts, by (block, guidance branch), for this rank's layers and
-    heads. Empty unless the left context comes from the cache, whose keys cannot be computed again."""
+    """Cached keys and values of the last frames of frame blocks, which their right neighbours read, by (frame
+    block, guidance branch), for this rank's layers and heads. Empty unless left context is read from a cache,
+    because those keys cannot be computed again."""
 
     def to_bytes(self) -> bytes:
         """Return the state as bytes that `from_bytes` reads."""
@@ -86,7 +88,7 @@ class _Stored:
 
 
 def shared_state(state: QueueState | None, team: Team, device: torch.device) -> QueueState | None:
-    """Return the first process's state on all processes of a team; None if the first has none."""
+    """Send the first process's state to all that denoise together, and return it; None if it has none."""
     content = state.to_bytes() if state and team.is_first else b""
     size, *_ = team.gather_number(len(content))
     if not size:
@@ -96,7 +98,7 @@ def shared_state(state: QueueState | None, team: Team, device: torch.device) -> 
 
 
 def _named(features: Mapping[tuple[int | str, ...], tuple[Tensor, Tensor]]) -> HeadFeatures:
-    """Return features keyed by attention name too; version 0.1 stored none: a block attended only once."""
+    """Return cached features with the attention's name in each key; version 0.1 saved keys without it."""
     found: HeadFeatures = {}
     for (layer, *name, head), parts in features.items():
         found[int(layer), str(name[0]) if name else Site(0).name, int(head)] = parts
@@ -104,7 +106,7 @@ def _named(features: Mapping[tuple[int | str, ...], tuple[Tensor, Tensor]]) -> H
 
 
 def solver_state(scheduler: Scheduler, fresh: Scheduler) -> dict[str, object]:
-    """Return a diffusers scheduler's attributes that differ from those of `fresh`, a new one of its class."""
+    """Return the attributes of a diffusers scheduler that differ from those of `fresh`, a new one like it."""
     return {
         name: list(value) if isinstance(value, list) else value
         for name, value in vars(scheduler).items()
@@ -113,7 +115,7 @@ def solver_state(scheduler: Scheduler, fresh: Scheduler) -> dict[str, object]:
 
 
 def restore_solver(fresh: Scheduler, state: dict[str, object]) -> Scheduler:
-    """Set a fresh scheduler to a state that `solver_state` returned, and return the scheduler."""
+    """Set a new scheduler to a state that `solver_state` returned, and return the scheduler."""
     copied = {name: list(value) if isinstance(value, list) else value for name, value in state.items()}
     vars(fresh).update(copied)
     return fresh

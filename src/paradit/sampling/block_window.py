@@ -1,4 +1,4 @@
-"""Placement of a frame block's tokens in one step: in the block's window, and on ranks that share them."""
+"""Tokens of a frame block and its context in one step, and their division among the ranks that share them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from paradit.scheduling.block_queue import BlockStep
 
 @dataclass(frozen=True)
 class Sharing:
-    """Division of a window's tokens among ranks, as one of these ranks sees it."""
+    """Division of a frame block's tokens among ranks, from the point of view of one of them."""
 
     transport: Transport | None = None
     """Connection among the ranks that share the tokens; None: this rank has all tokens."""
@@ -31,15 +31,16 @@ class Sharing:
         return self.transport.num_ranks if self.transport else 1
 
     def heads(self, num_heads: int) -> range:
-        """Return the heads that this rank works on, whatever the number of tokens."""
+        """Return the attention heads that this rank computes, which do not depend on the number of tokens."""
         box = Shares.equal(0, num_heads, self.sharers).heads_of(self.place)
         return range(box.first_head, box.last_head)
 
 
 class Window:
-    """A frame block with its context; steps with the same frames and neighbours share one window.
+    """A frame block and the context frames around it, as ranges of tokens and their RoPE rotations.
 
-    Positions are counted from the window's first frame.
+    All steps with the same numbers of frames share one window. Token positions are counted from the window's
+    first frame.
     """
 
     def __init__(
@@ -53,38 +54,40 @@ class Window:
         self.layout = replace(
             transformer.layout((step.computed_frames, *size)), rope=whole.shard(start, start + count)
         )
-        """Layout of the tokens that are computed."""
+        """Layout (positions and rotations) of the tokens that are computed, not read from a cache."""
         self.left = whole.shard(0, start)
-        """Rotations of the tokens before the computed ones, whose cached keys are read."""
+        """RoPE rotations of the tokens before the computed ones, whose keys and values are read from a cache.
+        """
         self.right = whole.shard(start + count, len(whole.positions))
-        """Rotations of the tokens after the computed ones, whose cached keys are read."""
+        """RoPE rotations of the tokens after the computed ones, whose keys and values are read from a cache.
+        """
         own = step.left.computed * self.tokens
         self.own = range(own, own + step.frames * self.tokens)
-        """Range of the frame block's own tokens among the tokens that are computed."""
+        """Range of the frame block's own tokens, without context, among the tokens that are computed."""
         self.own_layout = transformer.layout((step.frames, *size))
 
         self._sharing, self._num_heads = sharing, transformer.num_heads
         boxes = map(self._shares(0).tokens_of, range(sharing.sharers))
         self.shares = [range(box.start, box.stop) for box in boxes]
-        """Range of the computed tokens that each of the sharing ranks has."""
+        """Range of the computed tokens that each of the sharing ranks holds, in the order of these ranks."""
         self._exchange = cache(self._new_exchange)
 
     @property
     def mine(self) -> range:
-        """Range of the computed tokens that this rank has."""
+        """Range of the computed tokens that this rank holds."""
         return self.shares[self._sharing.place]
 
     @property
     def my_layout(self) -> Layout:
-        """Layout of this rank's tokens."""
+        """Layout (positions and rotations) of the tokens that this rank holds."""
         return replace(self.layout, rope=self.layout.rope.shard(self.mine.start, self.mine.stop))
 
     def mine_of(self, timestep: Tensor) -> Tensor:
-        """Return the timesteps of this rank's tokens: a part of [B, S], or all of [B]."""
+        """Return the timesteps of this rank's tokens: columns of a tensor [B, S], or all of a tensor [B]."""
         return timestep[:, self.mine.start : self.mine.stop] if timestep.ndim == 2 else timestep
 
     def own_of(self, place: int) -> range:
-        """Return which of the frame block's own tokens the sharing rank at `place` has; may be empty."""
+        """Return the range of the frame block's own tokens on the sharing rank `place`; may be empty."""
         share = self.shares[place]
         start = max(self.own.start, share.start)
         return range(start, max(start, min(self.own.stop, share.stop)))
@@ -92,9 +95,9 @@ class Window:
     def attend(
         self, kernel: Kernel, neighbours: Sequence[Neighbour], keep: Sequence[Kept], num_replicated: int
     ) -> Attend:
-        """Return the attention of the window's tokens.
+        """Return the attention function for the window's tokens.
 
-        num_replicated: number of further tokens, which all sharing ranks hold.
+        num_replicated: number of further tokens, such as the text's, which every rank holds.
         """
         if self._sharing.transport is None:
             return windowed(kernel, neighbours, keep)

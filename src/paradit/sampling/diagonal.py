@@ -2,10 +2,10 @@
 
 FIFO-Diffusion (arXiv 2405.11473). The queue is that of `scheduling.block_queue`, with blocks of one frame: in
 every round a frame of noise joins it, all frames take one step, and the least noisy frame leaves. A round
-goes through the transformer in windows, counted from the head of the queue, so that their borders fall
-elsewhere in every round. In each window `block_frames` take a step, and `context_frames` on both sides are
-only read; before the head, these are finished frames (the paper's lookahead). All windows of a round read the
-latents from before the round.
+goes through the transformer in windows, counted from the head of the queue, so that window borders fall on
+other frames in every round. In each window `block_frames` frames take a step, and `context_frames` frames on
+both sides are only read; before the head, these are finished frames (the paper's lookahead). All windows of a
+round read the latents from before the round.
 
 Approximate: as with frame blocks, a frame sees only its window. All frames of a window also differ in noise
 level, which a model must be trained for, or happen to tolerate.
@@ -33,12 +33,12 @@ from paradit.scheduling.block_queue import BlockQueue
 
 @dataclass
 class _Frame:
-    """A latent frame [1, C, 1, h, w] and its own solver."""
+    """A latent frame [1, C, 1, h, w] in the queue, and its own solver (scheduler)."""
 
     latents: Tensor
     scheduler: Scheduler
     level: int = 0
-    """Number of steps that the frame has taken."""
+    """Number of denoising steps that the frame has taken."""
 
 
 @torch.no_grad()
@@ -54,10 +54,10 @@ def blocks(
     state: QueueState | None = None,
     save: Callable[[QueueState], bool] | None = None,
 ) -> Iterator[Tensor]:
-    """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank of the team.
+    """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank.
 
     Works for models with one expert. state: a state that `save` was called with after a round, to resume
-    from. Steps of blocks are reported as stage "denoise". Raises FloatingPointError, on every rank, if
+    from. Steps of frame blocks are reported as stage "denoise". Raises FloatingPointError, on every rank, if
     latents become non-finite (inf or NaN), and Unwanted if `save` returns False before the end.
     """
     frames = replace(queue, block_frames=1, context_frames=0)
@@ -68,7 +68,7 @@ def blocks(
     held = _restored(model, queue, state)
 
     def predictions(own: range, seen: range) -> Iterator[tuple[int, Tensor]]:
-        """Return pairs (frame, prediction) for the frames in `own`, computed from all frames in `seen`."""
+        """Return (frame number, prediction) of each frame in `own`, from the latents of all in `seen`."""
         latents = torch.cat([held[frame].latents for frame in seen], dim=2)
         layout = transformer.layout(tuple(latents.shape[2:]))  # type: ignore[arg-type]
         levels = timesteps[[held[frame].level for frame in seen]]
@@ -110,7 +110,7 @@ def blocks(
 
 
 def windows(queue: BlockQueue, active: range) -> Iterator[tuple[range, range]]:
-    """Yield a round's windows, each as two ranges: frames that take a step, and all frames read for it."""
+    """Yield a round's windows, each as two ranges: frames that take a step, and all frames that are read."""
     for start in range(active.start, active.stop, queue.block_frames):
         own = range(start, min(start + queue.block_frames, active.stop))
         yield (
@@ -120,7 +120,7 @@ def windows(queue: BlockQueue, active: range) -> Iterator[tuple[range, range]]:
 
 
 def finished(queue: BlockQueue, round: int) -> int:
-    """Return the number of frame blocks that are done before a round of the queue."""
+    """Return the number of frame blocks that are fully denoised when a round of the queue begins."""
     ready = replace(queue, block_frames=1, context_frames=0).finished(round)
     return ready // queue.block_frames if ready != queue.num_frames else queue.num_blocks or 0
 

@@ -1,4 +1,4 @@
-"""Sampler of the method `dualparal`: a queue of frame blocks whose layers are divided among the ranks."""
+"""Sampler of the method `dualparal`: a queue of frame blocks, with the model's layers divided among ranks."""
 
 from __future__ import annotations
 
@@ -74,9 +74,10 @@ class QueueSampler(BlockSampler):
 
 
 def by_block(request: BlocksRequest, work: Work) -> tuple[tuple[Prompt, ...], list[tuple[int, Prompt]]]:
-    """Return the encoded prompt and negative prompt, and a list of later prompts that replace the first one.
+    """Return the encoded prompts that a long video starts with, and those that replace the first one later.
 
-    Each later prompt comes with the first frame block, counted from 0, that uses it.
+    The first tuple holds the prompt and, with guidance, the negative prompt. Each later prompt comes with the
+    first frame block, counted from 0, that uses it.
     """
     spec = work.model.spec
     of_text = dict(zip(request.texts(spec), work.prompts, strict=True))

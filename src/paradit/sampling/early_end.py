@@ -1,7 +1,8 @@
-"""Early end of a video on a layer pipeline: all ranks end before the same round, and no message is left over.
+"""Agreement by which all ranks of a layer pipeline end a video early, before the same round.
 
-The first rank publishes the round in the store. No rank waits for it: the round lies so far ahead that a rank
-that reaches it, or posts receives for it, has already received messages sent after it was published.
+The first rank publishes the number of that round in the store. The round lies so far ahead that no rank has
+to wait for the number: a rank that reaches the round, or posts receives for it, has already received messages
+sent after it was published. So no message is left over.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from paradit.distributed.world import World
 from paradit.scheduling.block_queue import BlockQueue
 
 STEPS_AHEAD = 3
-"""Largest number of steps of frame blocks for which a rank may have posted receives although no message of
-these steps has arrived."""
+"""Largest number of steps for which a rank posts receives before any message of these steps has arrived."""
 UNWANTED = "nobody wants the rest"
 
 
@@ -25,30 +25,34 @@ class Unwanted(Exception):
 
 
 def no_blocks() -> Iterator[Tensor]:
-    """Raise Unwanted when the first block is asked for: stands in for a video that is not wanted at all."""
+    """Return an iterator that raises Unwanted when its first frame block is requested.
+
+    It stands in for the latents of a video that nobody wants any more.
+    """
     yield from ()
     raise Unwanted
 
 
 class EarlyEnd:
-    """One rank's view of a video's early end: whether there is one, why, and before which round."""
+    """One rank's knowledge of whether a video ends early, why, and before which round of the block queue."""
 
     def __init__(self, world: World | None, word: str, queue: BlockQueue) -> None:
-        """Start with no early end known.
+        """Start without an early end.
 
-        world: the ranks of the pipeline; None for one process. word: key in the store, unique to this video
-        and the same on all ranks.
+        world: the ranks of the layer pipeline; None for one process. word: key in the store, unique to this
+        video and the same on all ranks.
         """
         self._world, self._word, self._queue = world, word, queue
         self._rounds = math.inf
         self._looked = -1
         self.reason = ""
-        """Reason why the video ends early; empty if, as far as this rank knows, it does not."""
+        """Reason why the video ends early; empty as long as this rank knows of none."""
 
     def tell(self, reason: str, round: int) -> None:
-        """Publish the reason for an early end, and the round before which all ranks end.
+        """Publish why the video ends early, and before which round all ranks end.
 
-        The first rank calls it, once. round: the round that it began last; it may have come to the next one.
+        Called once, by the first rank. round: the last round that this rank has begun; it may be about to
+        begin the next one.
         """
         self.reason = reason
         if self._world is None:
@@ -62,7 +66,10 @@ class EarlyEnd:
         self._world.tell(self._word, f"{self._rounds} {reason}")
 
     def goes_on(self, round: int) -> bool:
-        """Return whether a round takes place; ranks except the first look this up in the store."""
+        """Return whether a round takes place, because the video does not end before it.
+
+        Ranks other than the first look this up in the store.
+        """
         if self._world is not None and self._world.rank > 0 and round > self._looked and not self.reason:
             self._looked = round
             if self._world.told(self._word):

@@ -39,7 +39,7 @@ def denoise(
     latents: the noise to begin with. guidance_scales: one for each expert. noise: function (step, counted
     from 0) -> generator that a stochastic scheduler draws from. Steps are reported as stage "denoise". Raises
     FloatingPointError, naming the step, if the latents become non-finite (inf or NaN); and Unwanted, after
-    the same step on all ranks, if `checkpoints` end the work.
+    the same step on all ranks, if `checkpoints` reports that the rest is not wanted.
     """
     team, scheduler = team or Alone(), model.scheduler(num_inference_steps)
     experts, steps = _Experts(model, team, prompts, latents), len(scheduler.timesteps)
@@ -65,7 +65,7 @@ def denoise(
 
 
 class _Experts:
-    """A model's transformers, each of which serves some of the steps, and their contexts of the prompts."""
+    """A model's transformers (experts), each for some of the steps, and the prompts as they read them."""
 
     def __init__(self, model: VideoModel, team: Team, prompts: tuple[Prompt, ...], latents: Tensor) -> None:
         self._model, self._team, self._prompts = model, team, prompts
@@ -74,7 +74,10 @@ class _Experts:
         self._serving = -1
 
     def at(self, timestep: Tensor) -> tuple[int, Transformer, Branches]:
-        """Return the number of the expert that serves a timestep, its transformer, and its contexts."""
+        """Return the index of the expert for a timestep, its transformer, and the prompts as it reads them.
+
+        The prompts are converted once per expert.
+        """
         expert = self._model.expert_at(timestep)
         transformer = self._model.experts[expert]
         if expert != self._serving:
@@ -84,7 +87,7 @@ class _Experts:
 
 
 class FullSequence(Sampler):
-    """Sampler that denoises all latents at once, on every rank of the team."""
+    """Sampler that denoises all latents of a video at once, as diffusers does; all ranks take part."""
 
     def blocks(self, work: Work) -> Iterator[Tensor]:
         model, request, team = work.model, work.request, work.team

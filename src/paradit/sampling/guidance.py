@@ -12,7 +12,7 @@ from paradit.models.spec import ModelSpec
 def guide(predictions: Sequence[Tensor], scale: float) -> Tensor:
     """Return the guided prediction: unconditional + scale * (conditional - unconditional).
 
-    predictions: conditional first, then unconditional; a single prediction is returned as it is.
+    predictions: the conditional one, then the unconditional one; a single prediction is returned as it is.
     """
     conditional, *others = predictions
     if not others:

@@ -1,4 +1,7 @@
-"""Base classes of the samplers of long videos, which save the state after rounds and resume from it."""
+"""Base classes for samplers of long videos, which save their state after rounds and can resume from it.
+
+In a round, every frame block in the queue takes one denoising step.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from paradit.scheduling.block_queue import BlockQueue
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """Point from which a long video's denoising starts or resumes, with what a sampler needs for it."""
+    """Starting point of a long video's denoising, new or resumed, with everything that its sampler needs."""
 
     work: Work
     request: BlocksRequest
@@ -29,16 +32,17 @@ class Begun:
     noise: PooledNoise
     guidance_scales: tuple[float, ...]
     state: QueueState | None
-    """State that was kept last, on the first rank; None on other ranks, or if nothing was kept."""
+    """State from the last checkpoint, on the first rank; None on other ranks, or if there is no checkpoint.
+    """
     round: int
-    """Number of the next round of the block queue, on all ranks."""
+    """Number of the next round of the block queue, the same on all ranks."""
     save: Callable[[QueueState], bool] | None
-    """Function called after every round, which returns whether the work continues; None except on the
-    first rank."""
+    """Function that the first rank calls after every round, and that returns whether to continue; None on
+    other ranks."""
 
 
 class BlockSampler(Sampler):
-    """Sampler of a long video, which yields frame blocks one after another and resumes from checkpoints."""
+    """Base class of samplers of long videos, which yield frame blocks and resume from checkpoints."""
 
     def blocks(self, work: Work) -> Iterator[Tensor]:
         begun, team, checkpoints = self._begun(work), work.team, work.checkpoints
@@ -58,7 +62,7 @@ class BlockSampler(Sampler):
                     raise
 
     def _begun(self, work: Work) -> Begun:
-        """Return the point from which the work starts or resumes; the first rank's checkpoint decides it."""
+        """Return the point from which denoising starts or resumes, as the first rank's checkpoint decides."""
         request, team, spec = in_blocks(work.request), work.team, work.model.spec
         channels, _, height, width = latent_shape(request, spec)
         queue = request.queue(spec)
@@ -80,7 +84,7 @@ class BlockSampler(Sampler):
         )
 
     def after_round(self, work: Work, queue: BlockQueue, state: QueueState) -> bool:
-        """Offer the state after a round to the checkpoints; return whether the work continues.
+        """Save a checkpoint of the state after a round if one is due; return whether denoising continues.
 
         Called on the first rank only.
         """
@@ -88,28 +92,25 @@ class BlockSampler(Sampler):
         return not work.checkpoints or work.checkpoints.offer(state.to_bytes, is_open=is_open)
 
     def is_open(self, queue: BlockQueue, round: int) -> bool:  # noqa: ARG002
-        """Return whether a longer video could resume from exactly this round's state."""
+        """Return whether a longer version of the video could resume from the state before this round."""
         return False
 
     @abstractmethod
     def finished(self, queue: BlockQueue, round: int) -> int:
-        """Return the number of frame blocks that are done before a round of the queue."""
+        """Return the number of frame blocks that are fully denoised when a round of the queue begins."""
 
     @abstractmethod
     def fresh(self, begun: Begun) -> Iterator[Tensor]:
-        """Yield the latents of the frame blocks that are not done yet, in order."""
+        """Denoise the frame blocks that are not finished yet, and yield the latents of each in order."""
 
 
 class TeamSampler(BlockSampler):
-    """Sampler of a long video whose ranks all share every window, so that each rank gets every block."""
+    """Sampler of a long video whose ranks share the tokens of every window, so that all get every block."""
 
     def __init__(
         self, blocks: Callable[..., Iterator[Tensor]], finished: Callable[[BlockQueue, int], int]
     ) -> None:
-        """Make a sampler from two functions.
-
-        blocks, finished: functions with the parameters of those in `sampling.windows`.
-        """
+        """Make a sampler from two functions like `blocks` and `finished` in `sampling.windows`."""
         self._blocks, self._finished = blocks, finished
 
     def finished(self, queue: BlockQueue, round: int) -> int:

@@ -20,7 +20,7 @@ from paradit.scheduling.layer_pipeline import StageGrid, split_layers
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """Costs of the layers, the embedding and the head in one forward, all in the same unit."""
+    """Costs of a transformer's layers, embedding and head in one forward pass, such as their seconds."""
 
     layers: tuple[float, ...]
     embed: float = 0.0
@@ -29,25 +29,25 @@ class LayerCosts:
 
 @dataclass(frozen=True)
 class LayerShare:
-    """A rank's place in a layer pipeline: its layers, and the ranks that it works with."""
+    """One rank's part in a layer pipeline: its layers, and the process groups in which it works."""
 
     world: World
     way_back: World
-    """Process group (`World`) for predictions on their way from the last layer slice to the first rank."""
+    """Process group in which predictions travel from the last layer slice back to the first rank."""
     grid: StageGrid
     sharing: Sharing
-    """Division of tokens among the ranks with the same layers and guidance branch."""
+    """Division of tokens among the ranks that have the same layers and the same guidance branch."""
     layers: range
     videos: Iterator[int] = field(default_factory=count)
-    """Counter that numbers the videos made with this share, in order; all ranks count alike."""
+    """Counter from which each video made in this pipeline takes its number; all ranks count alike."""
 
 
 @torch.no_grad()
 def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Prompt) -> LayerCosts:
-    """Measure the seconds of each part of a forward, for latents of (F, h, w).
+    """Measure the seconds that each layer, the embedding and the head take, for latents of (F, h, w).
 
-    Layers of one kind are taken to cost the same. If the model holds no layer of a kind, it loads one in
-    place of those that it holds.
+    Measures one layer of each kind, because all layers of a kind cost the same. If the model holds no layer
+    of a kind, it loads one in place of those that it holds.
     """
     transformer, device = model.experts[0], model.device
     latents = torch.zeros(1, model.spec.vae.z_dim, *shape, dtype=model.dtype, device=device)
@@ -78,9 +78,9 @@ def divide_layers(
 ) -> LayerShare:
     """Divide the layers among the ranks, and return this rank's share; the model keeps only these layers.
 
-    All ranks call it, once per model. costs: costs of the layers, of which the first rank's count; others may
-    pass None. grid: how the ranks divide into layer slices; None: one rank each. Raises InputError if there
-    are more layer slices than layers.
+    All ranks call it, once per model. costs: costs of the layers; only the first rank's are used, so other
+    ranks may pass None. grid: how the ranks divide into layer slices; None: one rank each. Raises InputError
+    if there are more layer slices than layers.
     """
     grid = grid or StageGrid(world.size)
     num_layers = len(model.experts[0].layers.kinds)
@@ -98,7 +98,7 @@ def divide_layers(
 
 
 def _sharing(world: World, grid: StageGrid) -> Sharing:
-    """Return how this rank shares a window's tokens with other ranks.
+    """Return the division of tokens in which this rank takes part.
 
     Its transport is separate from that of latents and predictions, which travel between the same ranks.
     """

@@ -28,7 +28,7 @@ def step_generator(seed: int, step: int, part: int | None = None) -> torch.Gener
 
 
 class BlockNoise(Protocol):
-    """Noise of each frame block, which depends only on the seed and the block's number."""
+    """Interface of a source of noise for frame blocks, which uses only the seed and the block's number."""
 
     def block(self, number: int) -> Tensor:
         """Return a frame block's initial noise, [1, C, block_frames, h, w], fp32, on the CPU."""
@@ -41,10 +41,10 @@ class BlockNoise(Protocol):
 
 
 class IndependentNoise:
-    """Noise that is drawn for each frame block independently."""
+    """Source of noise that is drawn for each frame block independently."""
 
     def __init__(self, frame_shape: tuple[int, int, int], seed: int, block_frames: int) -> None:
-        """Set the seed and the shape of a block.
+        """Set the seed and the shape of a frame block.
 
         frame_shape: (C, h, w).
         """
@@ -62,8 +62,9 @@ class IndependentNoise:
 class PooledNoise:
     """DualParal's coordinated noise (arXiv 2505.21070): all frame blocks share a pool of frames of noise.
 
-    The pool has as many frames as a block and its left context together. A block takes those that its left
-    context does not use, in an order of its own, so the two together have each frame of the pool once.
+    The pool has as many frames as a frame block and its left context together. A block takes those that its
+    left context does not use, in an order of its own, so the two together contain each frame of the pool
+    once.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class PooledNoise:
         return step_generator(self._seed, step, part)
 
     def frames_of(self, number: int) -> list[int]:
-        """Return the indices of the pool's frames that a block takes, in order.
+        """Return the indices of the pool's frames that a frame block takes, in order.
 
         Each block's order follows from the one before, so the orders of all earlier blocks are computed,
         once.

@@ -1,4 +1,4 @@
-"""State of a video's denoising after a step, which is saved so that it can resume with the same bits."""
+"""State of a whole video's denoising after a step, saved so that it can be resumed bit for bit."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from paradit.sampling.sampler import Checkpoints
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """State of a video's denoising after `step` steps."""
+    """State of a video's denoising after `step` steps: its latents and its scheduler."""
 
     step: Annotated[int, Option(least=0)]
     latents: Tensor
-    """Latents after the step, [B, C, F, h, w], fp32."""
+    """Latents after these steps, [B, C, F, h, w], fp32."""
     scheduler: dict[str, object]
     """Attributes of the scheduler (see `scheduler_state`), in which a multistep solver remembers its last
     steps."""
@@ -35,16 +35,20 @@ class Position:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Position:
-        """Read a position, onto the CPU. Raises InputError, or what torch raises, if it is not valid."""
+        """Read a saved state, with its tensors on the CPU.
+
+        Raises InputError, or what torch raises, if it is not valid.
+        """
         return decode(cls, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
 
 def resumed(
     checkpoints: Checkpoints | None, team: Team, scheduler: Scheduler, latents: Tensor, progress: Progress
 ) -> tuple[int, Tensor]:
-    """Return how many steps the first process's checkpoint has, and the latents after them.
+    """Resume from the first process's checkpoint; return its number of steps, and the latents after them.
 
-    Without a checkpoint: 0, and `latents`. Called on all processes of the team; restores the scheduler too.
+    Returns 0 and `latents` if there is no checkpoint. Also restores the scheduler. Called on all processes
+    that denoise together.
     """
     device = latents.device
     content = checkpoints.last(Position.from_bytes) if checkpoints and team.is_first else b""
@@ -61,9 +65,9 @@ def resumed(
 def kept(
     checkpoints: Checkpoints | None, team: Team, scheduler: Scheduler, latents: Tensor, step: int
 ) -> bool:
-    """Offer the position after `step` steps to the checkpoints; return whether the work continues.
+    """Save a checkpoint after `step` steps if one is due; return whether denoising continues.
 
-    Does so on the first process only; returns True on the others.
+    Saves on the first process only; returns True on the others.
     """
     if checkpoints is None or not team.is_first:
         return True
@@ -73,14 +77,14 @@ def kept(
 
 
 def scheduler_state(scheduler: Scheduler) -> dict[str, object]:
-    """Return a scheduler's attributes that are tensors, booleans, numbers, None or lists of these."""
+    """Return a scheduler's attributes that can be saved: tensors, booleans, numbers, None or their lists."""
     return {name: value for name, value in vars(scheduler).items() if _is_plain(value)}
 
 
 def restore(scheduler: Scheduler, state: dict[str, object], device: torch.device) -> None:
     """Set a scheduler's attributes to a saved state.
 
-    The scheduler must be set to the same number of steps, for latents on `device`.
+    The scheduler must already be set to as many steps as the saved one. device: that of the latents.
     """
     for name, value in state.items():
         now = getattr(scheduler, name, None)  # the first step adds some

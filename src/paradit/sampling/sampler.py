@@ -1,4 +1,4 @@
-"""Samplers, which denoise on each rank: the torch half of a generation method, which names its sampler."""
+"""Samplers: the part of each generation method that uses torch, and denoises on every rank."""
 
 from __future__ import annotations
 
@@ -21,27 +21,33 @@ from paradit.scheduling.layer_pipeline import StageGrid
 
 
 class Checkpoints(Protocol):
-    """Store for the finished parts of one request's denoising; only the first process of a team has one."""
+    """Interface to the saved progress of one request's denoising.
+
+    Of the processes that denoise together, only the first has it.
+    """
 
     def last(self, parse: Callable[[bytes], object]) -> bytes:
-        """Return the state that was kept last; empty if there is none that `parse` can read."""
+        """Return the state from the last checkpoint; empty if there is none that `parse` can read."""
 
     def offer(self, state: Callable[[], bytes], *, is_open: bool = False) -> bool:
-        """Offer the state after a step, which may be kept; return whether the work continues.
+        """Save a checkpoint of the state after a step if one is due; return whether denoising continues.
 
-        is_open: whether a longer video could resume from exactly this state.
+        is_open: whether a longer version of the video could resume from exactly this state.
         """
 
     def block(self, number: int) -> Tensor:
-        """Return the latents of a finished frame block that was kept."""
+        """Return the latents of a finished frame block that `keep` saved."""
 
     def keep(self, number: int, latents: Tensor) -> None:
-        """Keep the latents of a finished frame block."""
+        """Save the latents of a finished frame block."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """One request's denoising, as one rank sees it. All ranks of a team have the same request."""
+    """Everything that one rank needs to denoise a request.
+
+    Ranks that denoise together have the same request.
+    """
 
     model: VideoModel
     request: ResolvedRequest
@@ -51,14 +57,14 @@ class Work:
     team: Team
     checkpoints: Checkpoints | None = None
     share: LayerShare | None = None
-    """Layers of this rank in a layer pipeline, as `Sampler.divide` returned them; None if the method has
-    no pipeline."""
+    """This rank's part in a layer pipeline, as `Sampler.divide` returned it; None if the method has no
+    pipeline."""
     wanted: Callable[[], bool] = lambda: True
-    """Function that says whether the rest of the video is still wanted; called on the first rank."""
+    """Function that returns whether the rest of the video is still wanted; called on the first rank."""
 
 
 class Sampler(ABC):
-    """A method's way of making a video's latents, frame block by frame block or as a single block."""
+    """Denoising loop of a generation method, which yields a video's latents in frame blocks or at once."""
 
     def divide(
         self,
@@ -68,7 +74,7 @@ class Sampler(ABC):
         world: World,  # noqa: ARG002
         grid: StageGrid,  # noqa: ARG002
     ) -> LayerShare | None:
-        """Divide the model's layers among the ranks, if the method does that; return this rank's share.
+        """Divide the model's layers among ranks; return this rank's part. None: the method does not divide.
 
         All ranks call it, once per model.
         """
@@ -76,15 +82,15 @@ class Sampler(ABC):
 
     @abstractmethod
     def blocks(self, work: Work) -> Iterator[Tensor]:
-        """Yield each block's denoised latents [1, C, f, h, w], fp32, in order; the first rank gets all.
+        """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order.
 
-        Steps are reported as stage "denoise". Raises FloatingPointError if latents become non-finite (inf or
-        NaN), and `Unwanted` if the rest is no longer wanted: on all ranks except those that have finished
-        already.
+        The first rank gets every block; other ranks may get none. Steps are reported as stage "denoise".
+        Raises FloatingPointError if latents become non-finite (inf or NaN), and `Unwanted` if the rest is no
+        longer wanted: on all ranks except those that have finished already.
         """
 
 
 def sampler_of(request: ResolvedRequest) -> Sampler:
-    """Return the sampler that a request's method names."""
+    """Return the sampler of a request's generation method."""
     module, _, name = method_of(request).sampler.partition(":")
     return cast(Sampler, getattr(import_module(module), name))

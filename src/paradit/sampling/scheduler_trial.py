@@ -26,11 +26,11 @@ _INSTEAD = "put another one into the model's folder, such as FlowMatchEulerDiscr
 def try_scheduler(
     folder: Path, schedule: Schedule, num_steps: int, channels: int, *, in_blocks: bool
 ) -> None:
-    """Refuse a model folder's scheduler if it fails, or the seed does not determine its steps.
+    """Refuse a model folder's scheduler if it fails, or if the seed does not determine its steps.
 
     Raises InputError. schedule: how the model's pipeline sets the scheduler's steps. channels: number of
-    channels of the latents. in_blocks: whether the video is denoised in frame blocks, each of which takes one
-    evaluation per step.
+    channels of the latents. in_blocks: whether the video is denoised in frame blocks, for which the scheduler
+    may evaluate the model only once per step.
 
     The steps are run twice: in one go, and with a scheduler that is created anew before each step and
     restored to the state that a checkpoint holds. The results differ if a scheduler draws from another source
@@ -63,7 +63,7 @@ def _made(folder: Path, schedule: Schedule, num_steps: int) -> Scheduler:
 
 
 def _run(make: Callable[[], Scheduler], channels: int, between: Callable[[Scheduler], Scheduler]) -> Tensor:
-    """Return small latents after all steps; `between` replaces the scheduler between two steps."""
+    """Run all steps on small latents, and return the result; `between` replaces the scheduler each time."""
     scheduler = make()
     latents = torch.linspace(-1, 1, channels * 8).view(1, channels, 2, 2, 2)
     for step, timestep in enumerate(scheduler.timesteps):
@@ -74,7 +74,7 @@ def _run(make: Callable[[], Scheduler], channels: int, between: Callable[[Schedu
 
 
 def _put_back(make: Callable[[], Scheduler], scheduler: Scheduler, *, in_blocks: bool) -> Scheduler:
-    """Return a new scheduler, restored from the state that a checkpoint keeps of the given one."""
+    """Return a new scheduler in the state that a checkpoint would save of the given one."""
     fresh = make()
     if in_blocks:
         buffer = io.BytesIO()

@@ -15,8 +15,8 @@ def solver_step(
 ) -> Tensor:
     """Return the latents [B, C, F, h, w] one step less noisy, in the dtype in which they came (fp32).
 
-    generator: source of what a stochastic scheduler draws, on the CPU, so that all devices draw the same.
-    Some schedulers round their result to the prediction's dtype; those values are kept.
+    generator: CPU generator that a stochastic scheduler draws from, so that all devices draw the same. Some
+    schedulers round their result to the prediction's dtype; the rounded values are kept.
     """
     draws = "generator" in inspect.signature(scheduler.step).parameters
     arguments = {"generator": generator} if draws else {}

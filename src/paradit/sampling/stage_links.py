@@ -1,6 +1,8 @@
-"""Messages between the ranks of a layer pipeline: latents in, hidden states onwards, predictions back.
+"""Messages between the ranks of a layer pipeline: latents, hidden states and predictions.
 
-Each layer slice, a part of the model's layers, is on one or several ranks. Rank 0 is the leader.
+A layer slice is a part of the model's layers, on one or several ranks. Rank 0, the leader, sends latents to
+the other ranks of the first slice; each slice sends hidden states to the next; the last one sends predictions
+back to the leader.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ from paradit.sampling.layer_split import LayerShare
 from paradit.scheduling.layer_pipeline import StageGrid, in_flight
 
 HOP_DEPTH = 2
-"""Number of tensors that may be on their way to the next rank before this one waits."""
+"""Number of tensors that may be on their way to the next layer slice before the sending rank waits."""
 
 Shapes = Sequence[Sequence[int]]
 
 
 class Expectations(Protocol):
-    """Shapes of the messages that a rank will receive, in order; endless, or until no more messages come."""
+    """Interface that yields the shapes of the messages that a rank will receive, in order.
+
+    Its iterators end once no more messages come, if ever.
+    """
 
     def latents(self) -> Iterator[Shapes]:
         """Yield the shapes of the latents that the first layer slice embeds."""
@@ -33,14 +38,14 @@ class Expectations(Protocol):
     def predictions(self, place: int) -> Iterator[Shapes]:
         """Yield the shapes of the predictions that a rank of the last layer slice sends.
 
-        place: index of that rank among those that share tokens.
+        place: index of that rank among those that share its tokens.
         """
 
 
 class StageLinks:
     """One rank's connections to the other ranks of a layer pipeline.
 
-    Everything is received in the block queue's order, and receives are posted ahead.
+    Messages are received in the order of the block queue's steps, and receives are posted in advance.
     """
 
     def __init__(
@@ -48,7 +53,7 @@ class StageLinks:
     ) -> None:
         """Open this rank's channels, and post the first receives.
 
-        share: this rank's place in the pipeline; None for one process.
+        share: this rank's part in the pipeline; None for one process.
         """
         grid, rank = (share.grid, share.world.rank) if share else (StageGrid(), 0)
         world, back = (share.world, share.way_back) if share else (None, None)
@@ -65,8 +70,8 @@ class StageLinks:
         if world and not self.is_first:
             self._from_before = Expected(world, rank - grid.stage_ranks, expected.hops(), dtype)
         self._predictions: list[list[Expected | None]] = []
-        """Receivers of predictions, by guidance branch and by place among the ranks that share tokens;
-        None stands for this rank's own prediction."""
+        """Receivers of predictions, by guidance branch and by the sender's index among the ranks that share
+        tokens; None stands for this rank's own prediction."""
         if self.is_leader:
             last = grid.num_ranks - grid.stage_ranks
             for branch in range(grid.cfg_degree):
@@ -81,7 +86,7 @@ class StageLinks:
         self._to_mates.send(latents)
 
     def latents(self) -> Tensor:
-        """Return the next latents that the leader, rank 0, has sent."""
+        """Receive the next latents from the leader, rank 0, and return them."""
         (latents,) = self._from_leader.receive()
         return latents
 
@@ -91,7 +96,7 @@ class StageLinks:
             self._to_next.send(tensor)
 
     def handed_on(self) -> list[Tensor]:
-        """Return the next hidden states from the layer slice before this one."""
+        """Receive the next hidden states from the layer slice before this one, and return them."""
         return self._from_before.receive()
 
     def send_back(self, prediction: Tensor) -> None:
@@ -99,7 +104,7 @@ class StageLinks:
         self._to_leader.send(prediction)
 
     def predictions(self) -> list[Tensor]:
-        """Return the oldest missing prediction, [1, S, patch values] of all tokens, for each guidance branch.
+        """Receive and return the next prediction of each guidance branch, [1, S, patch values] of all tokens.
 
         Only the leader, rank 0, calls it.
         """

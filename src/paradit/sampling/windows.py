@@ -1,4 +1,4 @@
-"""Denoising of a long video in independent windows whose overlaps are blended; a control for the block queue.
+"""Denoising of a long video in independent windows whose overlaps are blended; a baseline for comparisons.
 
 A window is a frame block with its context on both sides. Approximate: nothing passes between windows while
 they are denoised, so they agree only as far as the prompt and their noise make them. Where two overlap, the
@@ -38,9 +38,9 @@ def blocks(
 ) -> Iterator[Tensor]:
     """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank.
 
-    save: function called after every step with the windows that are finished; it returns whether to continue.
-    state: a state that it was called with, to resume from. Steps of windows are reported as stage "denoise".
-    Raises FloatingPointError, on every rank, if latents become non-finite (inf or NaN).
+    save: function called after every step with the latents of finished windows; it returns whether to
+    continue. state: a state that it was called with, to resume from. Steps of windows are reported as stage
+    "denoise". Raises FloatingPointError, on every rank, if latents become non-finite (inf or NaN).
     """
     begun = state.round if state else 0
     whole = {number: block.latents for number, block in state.blocks.items()} if state else {}
@@ -65,15 +65,15 @@ def blocks(
 
 
 def finished(queue: BlockQueue, round: int) -> int:  # noqa: ARG001
-    """Return the number of frame blocks that are done after `round` windows: one fewer.
+    """Return the number of frame blocks that are finished once `round` windows are denoised: one fewer.
 
-    The last block waits to be blended with the next window.
+    The last frame block waits to be blended with the next window.
     """
     return max(0, round - 1)
 
 
 def noise_of(queue: BlockQueue, noise: BlockNoise, block: int) -> Tensor:
-    """Return the noise [1, C, f, h, w] of all frames in a block's window, neighbours' frames included."""
+    """Return the noise [1, C, f, h, w] of all frames in a window: the block's own and its neighbours'."""
     window, size = queue.window_of(block), queue.block_frames
     first, last = window.start // size, (window.stop - 1) // size
     several = torch.cat([noise.block(number) for number in range(first, last + 1)], dim=2)
@@ -116,7 +116,7 @@ def _state(round: int, windows: dict[int, Tensor], steps: int) -> QueueState:
 
 
 class _WholeWindows:
-    """Checkpoints that keep nothing of an unfinished window, but allow the run to end after every step."""
+    """Stand-in for checkpoints that saves no unfinished window, but lets the run end after any step."""
 
     def __init__(self, offer: Callable[[], bool] | None) -> None:
         self._offer = offer
@@ -134,7 +134,7 @@ class _WholeWindows:
 
 
 class _Within(Progress):
-    """Progress of one window, whose steps are reported as part of the single stage that all windows form."""
+    """Progress of one window, whose steps count towards the one stage that all windows form together."""
 
     def __init__(self, progress: Progress, before: int) -> None:
         super().__init__(progress.emit)

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Undecoded(Exception):
-    """Raised by a consumer of frames that wants no more of them."""
+    """Error that a consumer of frames raises when it wants no more of them."""
 
 
 def decode(
@@ -60,7 +60,7 @@ def decode(
 def _attempted(
     stream: Generator[Frames], attempt: Attempt, consume: Callable[[Generator[Frames]], T]
 ) -> tuple[int | None, T | None]:
-    """Decode once, on all ranks; return None and the result, or the outcome that ended it on all ranks."""
+    """Decode once, on all ranks; return (None, result), or (outcome, None) if it ended early on all ranks."""
     try:
         with closing(stream):
             made = None
@@ -81,7 +81,10 @@ def _attempted(
 
 
 def _smaller(model: VideoModel, latents: Tensor | LatentBlocks, tile: int | None, progress: Progress) -> int:
-    """Return the next smaller tile, with a warning. Raises OutOfMemory if that is not possible."""
+    """Return the side, in pixels, of the next smaller tile, and warn of it.
+
+    Raises OutOfMemory if tiles cannot be smaller, or if the latents cannot be read twice.
+    """
     vae = model.spec.vae
     height, width = (size * vae.spatial_compression for size in latents.shape[3:])
     smaller = vae.smaller_tile(height, width, tile)
@@ -105,8 +108,8 @@ def frames(
 ) -> Generator[Frames]:
     """Yield the frames of latents [1, C, F, h, w] as [H, W, 3], on demand; reported as stage "decode".
 
-    tile: the side of a tile in pixels; None: the whole picture. attempt: the attempt of the ranks that share
-    the tiles, of which only the first gets frames. park: whether what tiles keep between pieces waits in the
+    tile: the side of a tile in pixels; None: the whole picture. attempt: agreement among the ranks that share
+    the tiles, of which only the first gets frames. park: whether the decoder's caches of tiles wait in the
     machine's memory instead of the device's.
     """
     vae = model.spec.vae
@@ -123,9 +126,9 @@ def frames(
 
 
 def pictures(decoder: Decoder, grid: Grid, attempt: Attempt) -> Iterator[Tensor]:
-    """Yield the pieces of the whole picture, one after another, on the first rank; nothing on the others.
+    """Yield the decoded pieces (some frames each) of the whole picture, in order, on the first rank.
 
-    Tiles are dealt out to the ranks of the attempt, and all of them advance one piece at a time.
+    Other ranks yield nothing. Tiles are dealt out to the ranks, and all tiles advance one piece at a time.
     """
     tiles, hands = grid.tiles, grid.dealt(attempt.num_ranks)
     mine = [decoder.pieces(tiles[number]) for number in hands[attempt.rank]]

@@ -12,7 +12,7 @@ from paradit.sampling.sampler import Work, sampler_of
 def denoise(work: Work) -> Iterator[Tensor]:
     """Yield the denoised latents [1, C, f, h, w], fp32, of each frame block in order, as `Sampler.blocks`.
 
-    Every process of the denoising team calls it with the same request, and iterates to the end. Raises
+    Every process that takes part calls it with the same request, and iterates to the end. Raises
     RuntimeError, naming the rank, if requests or weights differ.
     """
     work.team.agree("what is asked for", repr(work.request).encode())

@@ -13,9 +13,9 @@ QUOTED = 200
 
 
 def encode(model: VideoModel, request: ResolvedRequest, progress: Progress) -> tuple[Prompt, ...]:
-    """Return the prompt embeddings of each of the request's texts; reported as stage "encode".
+    """Return the prompt embeddings of each of a request's texts; reported as stage "encode".
 
-    `progress` is warned of each prompt that is longer than a text encoder reads.
+    Warns through `progress` of each prompt that is longer than a text encoder reads.
     """
     prompts = request.texts(model.spec)
     for prompt in prompts:
