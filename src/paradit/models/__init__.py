@@ -1,1 +1,1 @@
-"""Model families, one folder each, and what is known about a model without loading it."""
+"""Supported model families, one folder each, and what can be read of a model without loading it."""

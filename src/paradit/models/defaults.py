@@ -12,7 +12,7 @@ from paradit.config.options import ABOVE_ZERO, Option, check
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """Values for what a request leaves out; `paradit.json` in a model's folder may set these fields."""
+    """Default values for what a request leaves out; `paradit.json` in a model's folder may set them."""
 
     width: Annotated[int, Option(least=1, most=MAX_SIDE)]
     height: Annotated[int, Option(least=1, most=MAX_SIDE)]
@@ -21,7 +21,8 @@ class Defaults:
     num_inference_steps: Annotated[int, Option(least=1, most=1000)]
     guidance_scale: Annotated[float, Option(least=ABOVE_ZERO, most=MAX_GUIDANCE)]
     guidance_scale_2: Annotated[float | None, Option(least=ABOVE_ZERO, most=MAX_GUIDANCE)] = None
-    """Guidance scale of the low-noise expert, for models that have one; None: the same as guidance_scale."""
+    """Guidance scale of the low-noise expert, for models with two experts; None: the same as guidance_scale.
+    """
     negative_prompt: Annotated[str, Option()] = ""
     train_frames: Annotated[tuple[int, int] | None, Option(least=1, most=MAX_FRAMES)] = None
     """Shortest and longest video, in frames, that the model was trained on; None if not known."""

@@ -1,4 +1,4 @@
-"""Parts of model families that import torch and diffusers: model loaders, and samples with random weights."""
+"""Lookup of the parts of model families that import torch: model loaders, and parts with random weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from paradit.models.registry import FAMILIES, family
 
 
 def loader(pipeline_class: str) -> Callable[..., VideoModel]:
-    """Return the function that loads models of a pipeline class's family; importing it imports diffusers.
+    """Return the function that loads models of a diffusers pipeline class; this imports diffusers.
 
-    The function is (spec, dtype, device, *, stages, compile, layers) -> VideoModel, with what `stages` need.
+    The function is (spec, dtype, device, *, stages, compile, layers) -> VideoModel; it loads only what
+    `stages` need.
     """
     return cast("Callable[..., VideoModel]", imported(f"{family(pipeline_class).model}.load"))
 
 
 def samples() -> ModuleType:
-    """Return a module that makes model parts with random weights, from the first family that has one."""
+    """Return a Python module that makes parts of models with random weights, for timing measurements.
+
+    It is that of the first model family that has one.
+    """
     return import_module(next(one.samples for one in FAMILIES.all() if one.samples))

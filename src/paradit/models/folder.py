@@ -1,6 +1,7 @@
-"""Search for a model, and checks that it is complete before any of it is loaded. Does not import torch.
+"""Search for a model, and checks that its folder is complete before any of it is loaded.
 
-A model is given as the name of the bundled one, as a folder in diffusers' format, or as a hub id.
+Does not import torch. A model is given as the name of the bundled one, as a folder in diffusers' format, or
+as a hub id.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def bundled_folder() -> Path:
 def find_model(
     name: str, *, revision: str | None = None, variant: str | None = None, weights: bool = True
 ) -> Path:
-    """Return the folder of the model called `name`, checked; of a hub model, download only the small files.
+    """Return the checked folder of the model called `name`; of a hub model, download only the small files.
 
     `download_weights` downloads its weights. If the hub does not deliver the model, a copy in the hub's cache
     is used, no matter which program downloaded it. revision: a branch, tag or commit of a hub model; None:
@@ -82,8 +83,8 @@ def find_spec(
 ) -> ModelSpec:
     """Return the spec (sizes and costs) of the model called `name`, found as by `find_model`.
 
-    loads: whether the model will be loaded; if not, it needs no weights and, if it is published, no hub.
-    Raises InputError if there is no such model, or if it cannot be used.
+    loads: whether the model will be loaded; if not, weights need not be present, and for a published model
+    the hub is not asked. Raises InputError if there is no such model, or if it cannot be used.
     """
     if loads or revision or variant or name not in published_models() or not _may_be_hub_id(name):
         return read_spec(find_model(name, revision=revision, variant=variant, weights=loads), variant)
@@ -96,7 +97,7 @@ def find_spec(
 
 
 def download_weights(name: str, folder: Path, variant: str | None = None) -> None:
-    """Download the weights of hub model `name` that are missing in `folder`, as `find_model` found it.
+    """Download the weights of hub model `name` that are missing in `folder`, which `find_model` returned.
 
     Does nothing for models that are not on the hub. Raises InputError if the download fails.
     """
@@ -134,7 +135,7 @@ def _from_cache(
     revision: str | None = None,
     variant: str | None = None,
 ) -> Path:
-    """Return the newest complete snapshot of a hub model in the cache.
+    """Return the newest complete snapshot of a hub model in the hub's cache on this machine.
 
     error: the reason why the hub was not used, which the InputError for a missing model repeats.
     """

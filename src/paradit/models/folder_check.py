@@ -39,8 +39,9 @@ def check_folder(
     local: bool = False,
     weights: bool = True,
 ) -> None:
-    """Check model `name` in `folder`, which holds `files` (relative paths with `/`). Raises InputError.
+    """Refuse a model folder that is incomplete or that ParaDiT cannot run. Raises InputError.
 
+    name: what messages call the model. files: the relative paths, with `/`, of the files in the folder.
     variant: a variant of weights that some component must have. local: whether the weights among `files` are
     in the folder, so that their lengths are checked too; of a hub model, only their names may be known.
     weights: whether all weights must be present.
@@ -63,13 +64,16 @@ def check_folder(
 
 
 def no_index(name: str, other: str | None) -> str:
-    """Return the message for a model without model_index.json; `other` is its hub id in diffusers' format."""
+    """Return the error text for a model without model_index.json.
+
+    other: the hub id of the same model in diffusers' format; None if not known.
+    """
     hint = f": use {other!r}" if other else ""
     return f"model {name!r} is incomplete or not in diffusers' format: model_index.json is missing{hint}"
 
 
 def other_format(name: str) -> str | None:
-    """Return the hub id, in diffusers' format, of a published model that `name` is in another format.
+    """Return the hub id of a published model in diffusers' format, if `name` is that model in another format.
 
     Returns None if there is none.
     """
@@ -118,7 +122,7 @@ def has_weights(component: str) -> bool:
 
 
 def names_in(component: str, files: set[str]) -> set[str]:
-    """Return the paths of a component's files, relative to its folder, from the paths of a model's files."""
+    """Return the paths of one component's files, relative to its folder, out of those of a whole model."""
     return {file.removeprefix(f"{component}/") for file in files if file.startswith(f"{component}/")}
 
 
@@ -144,7 +148,7 @@ def _check_weights(
 def missing_weights(
     folder: Path, component: str, files: set[str], variant: str | None = None
 ) -> tuple[list[str], str | None]:
-    """Return the names of a component's weights that are not among `files`, and the variant of its weights.
+    """Return the names of a component's weights files that are not among `files`, and the weights' variant.
 
     variant: the variant to prefer.
     """
@@ -167,7 +171,10 @@ def _refuse_pickled(name: str, component: str, files: set[str]) -> None:
 
 
 def _check_safetensors(name: str, folder: Path, file: str) -> None:
-    """Compare the file's length with its own header, to find an interrupted copy. Raises Incomplete."""
+    """Refuse a safetensors file that is shorter than its header says, because its copy was interrupted.
+
+    Raises Incomplete.
+    """
     path = folder / file
     size = path.stat().st_size
     try:

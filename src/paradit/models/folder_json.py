@@ -17,7 +17,7 @@ from paradit.models import hub
 from paradit.models.defaults import Defaults
 
 STEMS = ("diffusion_pytorch_model", "model")
-"""Names of weight files without suffix, as diffusers' classes and as transformers' classes write them."""
+"""Base names of weights files, as diffusers' classes and as transformers' classes write them."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -46,15 +46,15 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def components(index: Mapping[str, Any]) -> list[str]:
-    """Return the names of the components in a model_index.json, without its options and absent components."""
+    """Return the names of the components that a model_index.json lists, except those marked as absent."""
     return [name for name, value in index.items() if isinstance(value, list) and None not in value]
 
 
 def own_settings(folder: Path, defaults: Defaults, without: Collection[str] = ()) -> tuple[str, Defaults]:
-    """Return a model's name and default request values, as `paradit.json` in its folder overrides them.
+    """Return a model's name and default request values; `paradit.json` in its folder may override them.
 
-    Without it, the name is the hub id or the folder's name, and the values are `defaults`. without: the names
-    of defaults that this kind of model does not have. Raises InputError.
+    Without that file, the name is the hub id or the folder's name, and the values are `defaults`. without:
+    the names of defaults that this kind of model does not have. Raises InputError.
     """
     path = folder / "paradit.json"
     snapshot = hub.snapshot_of(folder)
@@ -106,7 +106,7 @@ def wanted_weights(
 
 
 def stored_variant(folder: Path) -> str | None:
-    """Return the variant, such as "fp16", of the weights to load; None if the usual ones are complete."""
+    """Return the variant, such as "fp16", of the weights to load; None for the usual weights."""
     for name in components(read_index(folder)):
         _, variant = wanted_weights(folder / name, _names(folder / name))
         if variant is not None:
@@ -126,7 +126,7 @@ def _variants(names: Collection[str]) -> set[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Weights:
-    """Contents of an index of weights: the file that holds each tensor, by the tensor's name."""
+    """Contents of a component's index of weights files: the name of the file that holds each tensor."""
 
     weight_map: Mapping[str, str]
 

@@ -71,8 +71,8 @@ def download_files(repo: str, revision: str, names: Sequence[str]) -> None:
 def snapshots(repo: str, revision: str | None = None) -> list[Path]:
     """Return the folders of `repo` in the hub's cache, the newest known revision first.
 
-    Includes what other programs downloaded. revision: the branch, tag or commit whose folder is wanted; None:
-    all.
+    Folders that other programs downloaded are included. revision: the branch, tag or commit whose folder is
+    wanted; None: all.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -89,7 +89,7 @@ def snapshots(repo: str, revision: str | None = None) -> list[Path]:
 
 
 def snapshot_of(folder: Path) -> tuple[str, str] | None:
-    """Return the hub id and the revision of a folder in a hub cache; None for any other folder."""
+    """Return the hub id and the revision of a model's folder in a hub cache; None for any other folder."""
     snapshots, stored = folder.resolve().parent, folder.resolve().parent.parent
     if snapshots.name != "snapshots" or not stored.name.startswith("models--"):
         return None
@@ -107,7 +107,7 @@ def list_files(folder: Path) -> set[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the hub's library from writing progress bars and warnings to the terminal."""
+    """Context manager that stops the hub's library from writing progress bars and warnings."""
     from huggingface_hub.utils.logging import get_verbosity, set_verbosity
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
@@ -128,7 +128,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _asking(repo: str) -> Iterator[None]:
-    """Turn any exception within the context into a HubError about `repo`."""
+    """Context manager that turns any exception raised in it into a HubError about `repo`."""
     try:
         yield
     except Exception as error:

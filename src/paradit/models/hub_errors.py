@@ -1,4 +1,4 @@
-"""Explanations of errors between this machine and the Hugging Face hub, each one sentence with a remedy.
+"""Explanations of failed requests to the Hugging Face hub, each one sentence with a remedy.
 
 Does not import torch. Connection errors are recognised by the names of their classes, because the hub's
 library has used several HTTP libraries.
@@ -20,7 +20,7 @@ NETWORK = {errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE
 
 
 def reason(repo: str, error: Exception) -> str:
-    """Return why a download of `repo` failed, and what to do about it, as text to follow a colon."""
+    """Return why a download of `repo` failed, and a remedy, as text to put after a message's colon."""
     for cause in _causes(error):
         for said in (_offline(cause), _answer(repo, cause), _connection(cause), _cache(cause)):
             if said:
@@ -53,7 +53,7 @@ def _offline(error: BaseException) -> str | None:
 
 
 def _answer(repo: str, error: BaseException) -> str | None:
-    """Return what an error response of the hub, or of what answers in its place, means and how to fix it.
+    """Explain an error response of the hub, or of a proxy that answered for it, with a remedy.
 
     Returns None if `error` is not such a response.
     """
@@ -95,7 +95,7 @@ def _answer(repo: str, error: BaseException) -> str | None:
 
 
 def _connection(error: BaseException) -> str | None:
-    """Return why requests do not reach the hub; None if `error` is not a connection error."""
+    """Explain why requests do not reach the hub, with a remedy; None if `error` is not a connection error."""
     classes, said = {cls.__name__ for cls in type(error).__mro__}, _first_line(error)
     if classes & {"LocalProtocolError", "UnicodeEncodeError"}:  # the error's own text contains the token
         return "the token in HF_TOKEN, or saved by 'hf auth login', is not a valid one: replace or remove it"
@@ -115,7 +115,7 @@ def _connection(error: BaseException) -> str | None:
 
 
 def _cache(error: BaseException) -> str | None:
-    """Return why files cannot be written to the hub's cache here; None if `error` is another one."""
+    """Explain why files cannot be written to the hub's cache here; None if that is not the error."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     number = error.errno if isinstance(error, OSError) else None
@@ -130,7 +130,7 @@ def _cache(error: BaseException) -> str | None:
 
 
 def _hub() -> str:
-    """Return the hub's address and any proxy's, as text for messages, without a password."""
+    """Return the hub's address and any proxy's, for messages, without passwords."""
     from huggingface_hub.constants import ENDPOINT
 
     parts, proxies = urlsplit(ENDPOINT), getproxies()

@@ -13,10 +13,10 @@ from paradit.models.spec import FP32_BYTES, TransformerSpec
 
 @dataclass(frozen=True, kw_only=True)
 class JointTransformerSpec(TransformerSpec):
-    """Sizes of a transformer whose text tokens go through its blocks together with the video's."""
+    """Sizes of a transformer in which text tokens go through the blocks together with the video's tokens."""
 
     def flops(self, tokens: int, text_tokens: int, timesteps: int = 1) -> int:
-        """Count the floating-point operations of one forward pass: blocks, video embedding and head."""
+        """Count the floating-point operations of one forward pass: video embedding, blocks and head."""
         assert timesteps == 1, "all tokens have one timestep"
         width, rows = self.width, tokens + text_tokens
         blocks = self.num_layers * (8 * rows * width**2 + 4 * rows * width * self.ffn_dim)
@@ -24,7 +24,7 @@ class JointTransformerSpec(TransformerSpec):
         return blocks + self.self_attention_flops(tokens, text_tokens) + ends
 
     def self_attention_flops(self, tokens: int, text_tokens: int) -> int:
-        """Count the floating-point operations of all layers' joint attention, without projections.
+        """Count the floating-point operations of all layers' joint attention, except its linear projections.
 
         They grow with the square of video and text tokens together.
         """
@@ -39,7 +39,7 @@ class JointTransformerSpec(TransformerSpec):
         return 0
 
     def cached_values(self, text_tokens: int) -> int:
-        """Count the values kept of one prompt over all steps: the text encoder's output."""
+        """Count the values that are kept for one prompt during denoising: the text encoder's output."""
         return text_tokens * self.text_dim
 
     def activation_bytes(self, tokens: int, text_tokens: int, dtype_bytes: int) -> int:

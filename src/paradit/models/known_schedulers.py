@@ -1,4 +1,7 @@
-"""Scheduler configurations that are known to run, which therefore need no trial. Does not import torch."""
+"""Configurations with which diffusers' schedulers are known to run, so that no trial run is needed.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,11 @@ _KNOWN: dict[str, dict[str, Any]] = {
     },
     "FlowMatchEulerDiscreteScheduler": {"num_train_timesteps": 1000},
 }
-"""Configuration values of the published models that decide how a scheduler steps, by scheduler class."""
+"""Values of the configuration keys that decide how a scheduler steps, as in the published models, by
+scheduler class."""
 _NEEDED = {"UniPCMultistepScheduler": {"prediction_type", "use_flow_sigmas"}}
-"""Configuration keys that must be present, by scheduler class, because its default is not known to run."""
+"""Configuration keys that a scheduler class must be given, because its default for them is not known to run.
+"""
 _HARMLESS = {
     "beta_start": 0.0001,
     "beta_end": 0.02,
@@ -49,12 +54,12 @@ _HARMLESS = {
     "use_beta_sigmas": False,
     "stochastic_sampling": False,
 }
-"""Default configuration values of both scheduler classes, which saved configurations repeat."""
+"""Diffusers' default values of other configuration keys, which a known configuration may repeat."""
 _SHIFTS = ("shift", "flow_shift")
 
 
 def is_known(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler class and its configuration match a published model's, with any shift."""
+    """Whether a scheduler class and its configuration are those of a published model, with any shift."""
     if name not in _KNOWN or _NEEDED.get(name, set()) - config.keys():
         return False
     known = _HARMLESS | _KNOWN[name]

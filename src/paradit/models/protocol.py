@@ -20,11 +20,11 @@ from paradit.models.spec import ModelSpec
 Frames: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 Prompt: TypeAlias = tuple[Tensor, ...]
-"""Encoded prompt: the arguments of a transformer's `context`, each a tensor [1, ...]."""
+"""Encoded prompt: the tensors, [1, ...] each, that a transformer's `context` takes as arguments."""
 
 
 class Context(Protocol):
-    """Prompts in the form that transformer blocks read; computed once per request, the same in all steps."""
+    """Interface of encoded prompts in the form that transformer blocks read; computed once per request."""
 
     @property
     def batch(self) -> int:
@@ -33,7 +33,7 @@ class Context(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens(ABC):
-    """A video's tokens on their way through the transformer blocks, with all else that a block reads."""
+    """Tokens of a video on their way through the transformer blocks, with all else that a block reads."""
 
     hidden_states: Tensor
     """Hidden states [B, S, width] of the video's tokens."""
@@ -42,7 +42,7 @@ class Tokens(ABC):
     @property
     @abstractmethod
     def changing(self) -> tuple[Tensor, ...]:
-        """Tensors that the blocks change; ranks that hold different layers send them to each other."""
+        """Tensors that transformer blocks change, which a rank sends on to the rank with the next layers."""
 
     @abstractmethod
     def shard(self, start: int, stop: int) -> Self:
@@ -66,7 +66,7 @@ class Block(Generic[T]):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Attentions of the block, in the order in which they run."""
+        """Attention operations (`Site`) of the block, in the order in which they run."""
         return (self.site,)
 
     def project(self, tokens: T) -> Projection:
@@ -78,7 +78,7 @@ class Block(Generic[T]):
         raise NotImplementedError(f"{type(self).__name__} overrides neither run nor finish")
 
     def run(self, tokens: T, attend: Attend) -> Generator[Wait, None, T]:
-        """Run the block and return its output tokens; yields whenever `attend` would wait."""
+        """Run the block and return its output tokens; yields whenever `attend` would wait for other ranks."""
         attended = yield from attend(self.site, self.project(tokens), tokens.layout)
         return self.finish(tokens, attended)
 
@@ -86,22 +86,22 @@ class Block(Generic[T]):
 class CutTransformer(ABC, Generic[T, C, L]):
     """A diffusion transformer split into embedding, blocks and head, so that ranks can share its work.
 
-    Each model family has its own types of tokens, contexts and layouts.
+    Each model family has its own types of tokens, contexts (encoded prompts) and layouts.
     """
 
     num_heads: int
     blocks: Sequence[Block[T]]
     layers: Layers
-    """Layers of the model, with a record of those that this rank holds as `blocks`."""
+    """Record of the model's layers, and of those that this rank holds, which are its `blocks`."""
     context: Callable[..., C]
-    """Function from the parts of B encoded prompts, each [B, ...], to what `embed` and the blocks read.
+    """Function from the tensors of B encoded prompts, [B, ...] each, to what `embed` and the blocks read.
 
     Called once per request.
     """
 
     @property
     def sites(self) -> list[Site]:
-        """Attentions of a forward pass through `blocks`, in the order in which they run."""
+        """Attention operations (`Site`) of this rank's transformer blocks, in the order in which they run."""
         return [site for block in self.blocks for site in block.sites]
 
     @abstractmethod
@@ -113,7 +113,7 @@ class CutTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def join(self, contexts: Sequence[C]) -> C:
-        """Merge the contexts of several batches of prompts into one."""
+        """Merge several batches of prompts, as the transformer blocks read them, into one batch."""
 
     @abstractmethod
     def embed(self, latents: Tensor, timestep: Tensor, context: C, layout: L) -> T:
@@ -121,11 +121,11 @@ class CutTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def branch(self, tokens: T, context: C) -> T:
-        """Return the tokens with another context, repeated so that each of its prompts has a copy."""
+        """Return the tokens with other prompts (another guidance branch), one copy for each prompt."""
 
     @abstractmethod
     def keep_layers(self, layers: range) -> None:
-        """Hold only these transformer blocks from now on, and free the memory of the others.
+        """Keep only these transformer blocks in memory, and free the memory of the others.
 
         Blocks that are not in memory are read from the model's folder, if the model was loaded without
         layers.
@@ -133,7 +133,7 @@ class CutTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def resume(self, changing: Sequence[Tensor], timestep: Tensor, context: C, layout: L) -> T:
-        """Rebuild the output tokens of another rank's blocks from `changing`, the tensors they changed.
+        """Rebuild the tokens that another rank's blocks have output, from the tensors received in `changing`.
 
         timestep, context, layout: the arguments that the tokens were embedded with.
         """
@@ -144,22 +144,28 @@ class CutTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def head(self, tokens: T) -> Tensor:
-        """Return each token's part of the prediction, [B, S, patch values].
+        """Return the head's output for each token, [B, S, patch values].
 
         A rank may call this for only its own tokens.
         """
 
     @abstractmethod
     def unpatchify(self, values: Tensor, layout: L) -> Tensor:
-        """Assemble the prediction [B, C, F, H, W] from the parts of all tokens, [B, S, patch values]."""
+        """Assemble the prediction [B, C, F, H, W] from the head's output for all tokens.
+
+        The head's output is [B, S, patch values].
+        """
 
 
 Transformer: TypeAlias = CutTransformer[Tokens, Context, Layout]
-"""Transformer of any family. Callers pass it only tokens, contexts and layouts that it has returned."""
+"""A split transformer of any model family.
+
+Callers pass it only tokens, contexts and layouts that it has returned.
+"""
 
 
 def of_any_family(transformer: CutTransformer[T, C, L]) -> Transformer:
-    """Return the same transformer, typed as `Transformer` for code that works with any family."""
+    """Return the same transformer, typed as `Transformer` for code that works with any model family."""
     return cast("Transformer", transformer)
 
 
@@ -167,14 +173,14 @@ class Scheduler(Protocol):
     """Interface of diffusers' schedulers, as far as ParaDiT uses it."""
 
     timesteps: Tensor
-    """Timesteps of the steps that the scheduler is set to."""
+    """Timesteps of the denoising steps that `set_timesteps` has set."""
 
     @property
     def config(self) -> Mapping[str, Any]: ...
 
     @property
     def set_timesteps(self) -> Callable[..., None]:
-        """Method that sets the steps: (num_inference_steps, *, sigmas, device, ...).
+        """Method that sets the denoising steps: (num_inference_steps, *, sigmas, device, ...).
 
         Each class takes some of these arguments.
         """
@@ -185,13 +191,13 @@ class Scheduler(Protocol):
     def step(self) -> Callable[..., tuple[Tensor, ...]]:
         """Method that makes one step: (model_output, timestep, sample, *, return_dict, ...) -> a tuple.
 
-        The tuple begins with the sample, one step less noisy. Many classes also take a `generator`, from
-        which they draw noise: see `sampling.solver.solver_step`.
+        The tuple begins with the sample, one denoising step less noisy. Many classes also take a `generator`,
+        from which they draw noise: see `sampling.solver.solver_step`.
         """
 
 
 class Decoder(Protocol):
-    """Decoder of one video's latents, a few frames at a time, of the whole picture or of one tile."""
+    """Interface of a decoder of one video's latents, some frames at a time, whole or tile by tile."""
 
     scale: int
     """Number of decoded samples per latent pixel, along height and along width."""
@@ -208,7 +214,7 @@ class Decoder(Protocol):
         """
 
     def frames(self, pictures: Iterable[Tensor]) -> Iterator[Frames]:
-        """Yield the frames [f, H, W, 3] of each latent frame, given the pieces of the whole picture."""
+        """Yield the frames [f, H, W, 3] of each latent frame, from the decoded pieces of whole pictures."""
 
 
 class VideoModel(Protocol):
@@ -235,13 +241,13 @@ class VideoModel(Protocol):
         """
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return, by text encoder, its limit in tokens and the end of the prompt that it does not read.
+        """Return, for each text encoder that a prompt is too long for, its token limit and the text cut off.
 
-        Only encoders for which the prompt is too long are included.
+        Encoders that read the whole prompt are not included.
         """
 
     def scheduler(self, num_inference_steps: int) -> Scheduler:
-        """Return a new scheduler, set to its steps, that shares no state with other requests."""
+        """Return a new scheduler, set to `num_inference_steps` steps, that no other request uses."""
 
     def expert_at(self, timestep: Tensor) -> int:
         """Return the index of the expert (transformer) that serves a timestep of the scheduler."""
@@ -256,6 +262,6 @@ class VideoModel(Protocol):
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> Decoder:
         """Return a decoder of latents [1, C, F, h, w], which may still be arriving (`LatentBlocks`).
 
-        park: whether what tiles keep between their pieces waits in the machine's memory instead of on the
-        GPU.
+        park: whether the caches of tiles wait in the machine's memory, instead of on the GPU, between their
+        pieces.
         """

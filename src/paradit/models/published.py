@@ -36,7 +36,7 @@ def published_models() -> list[str]:
 
 
 def find_published(name: str) -> str | None:
-    """Return the hub id that `name` is, with or without its organisation, in any letter case.
+    """Return the hub id of the published model `name`, with or without organisation, in any letter case.
 
     Returns None if no published model is called so.
     """

@@ -1,4 +1,4 @@
-"""Model families: the pipelines and transformers that each supports, and where its code is.
+"""Registry of model families: the pipelines and transformers that each supports, and where its code is.
 
 Does not import torch. To add a family, see docs/development/adding_a_model.md.
 """
@@ -15,7 +15,7 @@ COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A model family, described by "module:name" texts, so that its modules are imported only when needed."""
+    """A model family; its code is named as "module:name" texts, so that it is imported only when needed."""
 
     pipelines: tuple[str, ...]
     """Names of the pipeline classes that can be loaded, as a folder's model_index.json states them."""
@@ -31,13 +31,14 @@ class Family:
     transformers: tuple[str, ...] = ()
     """Names of the diffusers transformer classes that `parallelize` spreads over ranks, in any pipeline."""
     replacement: str = ""
-    """Name of the `Replacement` that patches the `forward` of the diffusers classes in `transformers`."""
+    """Name of the `Replacement` that patches the `forward` of the classes in `transformers`."""
     samples: str = ""
-    """Name of the module with `random_block` and `random_decoder`, which `calibrate` measures."""
+    """Name of the Python module with `random_block` and `random_decoder`, whose speed `calibrate` measures.
+    """
 
     @property
     def module(self) -> str:
-        """Name of the module that loads models."""
+        """Name of the Python module that loads the family's models."""
         assert self.model is not None, f"{self.pipelines} are not run"
         return self.model.partition(":")[0]
 
@@ -64,7 +65,7 @@ def supported_transformers() -> tuple[str, ...]:
 
 
 def family(pipeline_class: str) -> Family:
-    """Return the family that runs a diffusers pipeline class.
+    """Return the model family that runs a diffusers pipeline class.
 
     Raises InputError, which names the supported classes, if none does.
     """
@@ -76,5 +77,5 @@ def family(pipeline_class: str) -> Family:
 
 
 def find_family(pipeline_class: str) -> Family | None:
-    """Return the family of a pipeline class, even if it can only be planned for; None if there is none."""
+    """Return the model family of a pipeline class, even one that only the planner supports; None if none."""
     return next((one for one in FAMILIES.all() if pipeline_class in one.pipelines), None)

@@ -27,7 +27,7 @@ Size = Annotated[int, Option(least=1, most=MAX_SIZE)]
 Layers = Annotated[int, Option(least=1, most=1000)]
 Positive = Annotated[float, Option(least=ABOVE_ZERO, most=MAX_SIZE)]
 FIXED = Option(fixed=True)
-"""Option for a configuration key of which only the default value is supported."""
+"""Option for the field of a configuration class whose default value is the only supported one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +73,14 @@ class TransformerSpec:
         return blocks + self.self_attention_flops(tokens, text_tokens) + ends + time
 
     def self_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
-        """Count the floating-point operations of all layers' self-attention, without projections.
+        """Count the floating-point operations of all layers' self-attention, except its linear projections.
 
         They grow with the square of the tokens.
         """
         return self.num_layers * 4 * tokens**2 * self.width
 
     def cross_attention_flops(self, tokens: int, text_tokens: int) -> int:
-        """Count the floating-point operations of all layers' cross-attention, without projections.
+        """Count the floating-point operations of all layers' cross-attention, except its linear projections.
 
         They grow with tokens x text tokens.
         """
@@ -95,7 +95,8 @@ class TransformerSpec:
         return embedder + self.num_layers * 4 * text_tokens * self.width**2
 
     def cached_values(self, text_tokens: int) -> int:
-        """Count the values cached for one prompt over all steps: each layer's keys and values of the text."""
+        """Count the values cached for one prompt during denoising: keys and values of the text, in each
+        layer."""
         return 2 * self.num_layers * text_tokens * self.width
 
     def activation_bytes(self, tokens: int, text_tokens: int, dtype_bytes: int) -> int:  # noqa: ARG002
@@ -142,7 +143,7 @@ class VaeSpec(ABC):
     """Number of channels of each decoder level, the last, full-resolution level first."""
 
     LATENT_FRAMES_AT_ONCE = 1
-    """Number of latent frames that are decoded together, after the first ones."""
+    """Number of latent frames that the decoder takes at a time, once past the first ones."""
     TILE_PIXELS: ClassVar[int] = 256
     """Side of a tile, in pixels, in diffusers' `enable_tiling()`."""
 
@@ -209,7 +210,7 @@ class VaeSpec(ABC):
         return FP32_BYTES * (values + self.temporal_compression * self._waiting(tiles))
 
     def _waiting(self, tiles: Grid) -> int:
-        """Count the values kept for one frame until its decoded tiles are joined: tiles and picture."""
+        """Count the values of one frame in memory when tiles are joined: decoded tiles and joined picture."""
         if tiles.num_tiles == 1:
             return 0
         picture = sum(span.kept for span in tiles.rows) * sum(span.kept for span in tiles.columns)
@@ -218,7 +219,7 @@ class VaeSpec(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Size of one component's stored weights."""
+    """Size of one pipeline component's stored weights."""
 
     component: str
     parameters: int
@@ -232,12 +233,14 @@ class ModelSpec:
     name: str
     folder: Path
     variant: str | None = None
-    """Variant of the weights that was asked for, such as "fp16"; None: the usual, or the only one there."""
+    """Variant of the weights that was requested, such as "fp16"; None: the usual weights, or the only
+    variant."""
     pipeline_class: str
     transformers: tuple[TransformerSpec, ...]
     """Sizes of the model's transformer, or of its two experts, with the high-noise expert first."""
     boundary_ratio: float | None = None
-    """Fraction of the training timesteps below which the low-noise expert serves; None: one expert only."""
+    """Fraction of the training timesteps below which the low-noise expert takes over; None: there is one
+    expert."""
     expand_timesteps: bool = False
     """Whether each token has a timestep of its own."""
     vae: VaeSpec
@@ -293,7 +296,7 @@ class ModelSpec:
     def is_stored_in(self, dtype_bytes: int) -> bool:
         """Whether the files hold the weights in the dtypes that they run in (`dtype_bytes`; the VAE in fp32).
 
-        If so, they are not copied on a CPU, and all processes of a machine share them.
+        If so, loading on a CPU makes no copy, and all processes of a machine share the mapped files.
         """
         used = {"vae": FP32_BYTES}  # files also have headers; dtypes differ by a factor of two
         return all(
@@ -302,7 +305,7 @@ class ModelSpec:
         )
 
     def tokens(self, num_frames: int, height: int, width: int) -> int:
-        """Return the number of tokens of a video in the transformer."""
+        """Return the number of tokens that the transformer computes for a video."""
         _, *latent = self.vae.latent_shape(num_frames, height, width)
         return prod(
             size // patch for size, patch in zip(latent, self.transformers[0].patch_size, strict=True)
@@ -311,7 +314,7 @@ class ModelSpec:
     def memory_bytes(
         self, num_frames: int, height: int, width: int, dtype_bytes: int, tile: int | None = None
     ) -> dict[str, int]:
-        """Estimate the bytes, by part of memory, that a video needs in one process.
+        """Estimate the memory, in bytes, that a video needs in one process, by use.
 
         "weights" and "latents" stay; "text_cache" and "activations" are alive while denoising, "decode" after
         it. So "peak" is less than the sum. dtype_bytes: the size of a value of the compute dtype. tile: the
@@ -334,11 +337,11 @@ class ModelSpec:
         tile: int | None = None,
         decode_ranks: int = 1,
     ) -> dict[str, int]:
-        """Estimate the bytes, by part as in `memory_bytes`, that a rank needs to run `stages` of a video.
+        """Estimate the memory, in bytes, that a rank needs to run `stages` of a video, by use.
 
-        held: the number of tokens that the rank denoises; None: all. cached: the number of guidance branches
-        whose text it keeps. at_once: the number of guidance branches that it computes together. decode_ranks:
-        the number of ranks that share the tiles.
+        The uses are those of `memory_bytes`. held: the number of tokens that the rank denoises; None: all.
+        cached: the number of guidance branches whose text it keeps. at_once: the number of guidance branches
+        that it computes together. decode_ranks: the number of ranks that share the tiles.
         """
         tokens = self.tokens(num_frames, height, width)
         held = tokens if held is None else held
@@ -369,7 +372,7 @@ class ModelSpec:
         return working + tokens * (self._modulation_bytes(spec, dtype_bytes) + of_a_block)
 
     def _modulation_bytes(self, spec: TransformerSpec, dtype_bytes: int) -> int:
-        """Return the bytes of a token's own time embedding and modulation; 0 if tokens share a timestep."""
+        """Return the bytes of one token's time embedding and modulation; 0 if all tokens share a timestep."""
         return spec.width * (dtype_bytes + 6 * FP32_BYTES) if self.expand_timesteps else 0
 
 

@@ -1,4 +1,4 @@
-"""Warnings before a run about requests that will run, but are unlikely to produce what the user wants."""
+"""Warnings before a run about requests that can run, but are unlikely to produce what the user wants."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from paradit.models.spec import ModelSpec
 
 
 def warnings_for(request: ResolvedRequest, spec: ModelSpec, placement: Placement | None = None) -> list[str]:
-    """Return the warnings about a request, its model and its method, one line each."""
+    """Return the warnings about a request for a model, in one line each; empty if there are none."""
     of_model = _of_bundled(request, spec) if spec.folder == bundled_folder() else []
     return [*of_model, *method_of(request).warnings(placement or Placement(), request, spec)]
 
 
 def _of_bundled(request: ResolvedRequest, spec: ModelSpec) -> list[str]:
-    """Return warnings about what a request asks for that the bundled model was not trained on."""
+    """Return warnings about parts of a request that the bundled model was not trained for."""
     from paradit.shapes import world  # imports numpy
 
     found, defaults = [], spec.defaults

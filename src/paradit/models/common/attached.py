@@ -1,7 +1,8 @@
-"""Checks of what is attached to a diffusers transformer whose blocks ParaDiT splits at their attention.
+"""Checks for hooks, patches and adapters on a diffusers transformer that `parallelize` would drop or break.
 
-ParaDiT calls the submodules of a block, but neither the block nor its attention: a hook on a submodule runs,
-a hook on the block would be dropped. What would be dropped, or needs all tokens at once, is refused by name.
+ParaDiT splits transformer blocks at their attention: it calls their submodules, but neither the block nor its
+attention module. A hook on a submodule runs; a hook on the block would be dropped silently. An error names
+whatever would be dropped, and whatever needs all tokens at once.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from paradit.config.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """Modules of a family's transformer whose own `forward` is not called, because ParaDiT splits them."""
+    """Modules of a transformer that ParaDiT takes apart: it calls their submodules, not their `forward`."""
 
     modules: Mapping[str, type[Module]]
-    """Class of each such module by its name in the transformer, with `*` for a number.
+    """Class of each module that is taken apart, by its name in the transformer, with `*` for a number.
 
     The name `""` stands for the transformer itself.
     """
@@ -36,19 +37,19 @@ class Opened:
 
 @dataclass(frozen=True, kw_only=True)
 class Attached:
-    """Description of what is attached to a transformer, after a check that all of it will be honoured."""
+    """Result of a successful check of a transformer: its attention backend, and text about its submodules."""
 
     backend: str
-    """Name of the attention backend, which is the same in all blocks."""
+    """Name of the attention backend, which is the same in all transformer blocks."""
     description: str
-    """Text that names the attention backend and each submodule with its class and adapters.
+    """Text that lists the attention backend and each submodule with its class and adapters.
 
     All ranks must have the same text.
     """
 
 
 class Processor(Protocol):
-    """Interface of all of diffusers' attention processors."""
+    """Interface of diffusers' attention processors, as far as the checks use it."""
 
     @property
     def _attention_backend(self) -> AttentionBackendName | str | None: ...
@@ -58,7 +59,7 @@ class Processor(Protocol):
 
 
 Refusal = tuple[str, str]
-"""Pair of texts for an error: what cannot be honoured, and what to do instead."""
+"""Two texts for an error message: what cannot be honoured, and what to do instead."""
 
 _WHOLE = "leave the weights whole; parallelize shares out tokens, not weights"
 _OFFLOAD = "call pipe.enable_model_cpu_offload() instead"
@@ -70,7 +71,7 @@ _CLASSES = {
     "FSDPModule": ("FSDP (fully_shard)", _WHOLE),
     "DTensor": ("sharded weights (DTensor)", _WHOLE),
 }
-"""Refusals for wrapped modules and sharded parameters, by the name of their class."""
+"""Error texts (`Refusal`) for wrapped modules and sharded parameters, by the name of their class."""
 _HOOKS = {
     "faster_cache": "the step cache FasterCache",
     "first_block_cache": "the step cache FirstBlockCache",
@@ -81,14 +82,16 @@ _HOOKS = {
     "text_kv_cache": "the step cache TextKVCache",
     "layer_skip": "layer skip",
 }
-"""Names for refused hooks in error messages, by the file of diffusers.hooks that defines the hook's class."""
+"""Names of unsupported diffusers hooks in error messages, by the file of diffusers.hooks that defines them.
+"""
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def look(transformer: Module, opened: Opened, name: str) -> Attached:
-    """Return what is attached to a transformer, called `name` in messages; fast enough for every call.
+    """Check a transformer's hooks, patches and weights; return its attention backend and a description of it.
 
-    Raises InputError for the first thing that cannot be honoured.
+    Fast enough for every call. name: what messages call the transformer. Raises InputError for the first
+    thing that cannot be honoured.
     """
     lines: list[str] = []
     backends: dict[str, str] = {}
@@ -108,14 +111,17 @@ def look(transformer: Module, opened: Opened, name: str) -> Attached:
 
 
 def samples(module: Module) -> bytes:
-    """Return the first and last value of every plain weight tensor, as bytes that tell weights apart."""
+    """Return the first and last value of every plain weight tensor, as bytes that tell weights apart.
+
+    Cheaper than comparing all values.
+    """
     weights = [weight.detach().flatten() for weight in module.parameters() if type(weight) is Parameter]
     ends = [values[[0, -1]].float() for values in weights if len(values)]
     return torch.cat(ends).cpu().numpy().tobytes()
 
 
 def is_own(owner: object, replaced: object, method: str = "forward") -> bool:
-    """Whether `replaced` is the method that the owner's class defines, bound to the owner."""
+    """Whether `replaced` is not patched: it is the method that its owner's class defines, bound to it."""
     own = getattr(type(owner), method)
     return isinstance(replaced, MethodType) and replaced.__self__ is owner and replaced.__func__ is own
 
@@ -128,9 +134,9 @@ def name_of(function: object) -> str:
 def _refusals(
     part: Module, own: type[Module] | None, processor: type[Processor], *, is_root: bool
 ) -> Iterator[Refusal]:
-    """Yield what cannot be honoured in one module of a transformer, and what to do instead.
+    """Yield error texts for everything in one module of a transformer that cannot be honoured.
 
-    own: the class that a module must have if ParaDiT splits it; None: the module is called as a whole.
+    own: the class that the module must have if ParaDiT takes it apart; None: the module is called as a whole.
     """
     if is_root:
         yield from _modes(part)
@@ -203,7 +209,7 @@ def _torch_hooks(part: Module) -> Iterator[Refusal]:
 
 
 def _patches(part: object, own: type, method: str, *, is_root: bool = False) -> Iterator[Refusal]:
-    """Yield a refusal for each place, class or object, in which someone replaced a method."""
+    """Yield error texts for a method that someone has replaced, in the class or in the object itself."""
     of_class = getattr(type(part), method)
     if (of_class.__module__, of_class.__qualname__) != (own.__module__, f"{own.__qualname__}.{method}"):
         yield f"{name_of(of_class)} in place of {own.__name__}.{method}", "put diffusers' own back"
@@ -222,7 +228,7 @@ def _processor(processor: object, own: type[Processor]) -> Iterator[Refusal]:
 
 
 def _backend(processor: Processor) -> str:
-    """Return the attention backend that diffusers would use: the processor's, or else the global one."""
+    """Return the attention backend that diffusers would use: the processor's, or else the global default."""
     backend = processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]  # type: ignore[no-untyped-call]
     return str(getattr(backend, "value", backend))
 

@@ -1,4 +1,4 @@
-"""Joining of decoded tiles into pictures, blended at their overlaps, and conversion of pictures to frames."""
+"""Blending of decoded tiles into whole pictures, and conversion of pictures to frames."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paradit.models.protocol import Frames
 
 
 def join(grid: Grid, pieces: Sequence[Tensor], scale: int) -> Tensor:
-    """Join the samples of tiles, given row by row, into a picture [B, C, f, H, W]; overwrites the tiles.
+    """Join decoded tiles, given row by row, into a picture [B, C, f, H, W]; overwrites the tiles.
 
     scale: the number of samples per latent pixel, along height and width. Along each overlap, the earlier
     tile fades out linearly: first downwards, then to the right, each tile with neighbours that are already
@@ -52,7 +52,7 @@ def as_frames(processor: VideoProcessor, samples: Tensor) -> Frames:
 
 
 def _blend(before: Tensor, tile: Tensor, overlap: int, dim: int) -> None:
-    """Blend the first `overlap` samples of a tile along `dim`, in place, with the end of the tile before."""
+    """Blend a tile's first `overlap` samples along `dim`, in place, with the last ones of the tile before."""
     end = before.narrow(dim, before.shape[dim] - overlap, overlap)
     begin = tile.narrow(dim, 0, overlap)
     weights = torch.tensor([index / overlap for index in range(overlap)], dtype=torch.float64)

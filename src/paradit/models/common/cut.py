@@ -1,4 +1,4 @@
-"""Base class of diffusers transformers split at their attention, of whose layers a rank may hold some."""
+"""Base class of diffusers transformers split at their attention; a rank may hold only some of the layers."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from paradit.models.protocol import Block, C, CutTransformer, L, T
 
 
 class CutModule(CutTransformer[T, C, L]):
-    """A diffusers transformer split into embedding, blocks and head; base class for all families."""
+    """A diffusers transformer split into embedding, transformer blocks and head; families subclass it."""
 
     LISTS: ClassVar[tuple[str, ...]]
-    """Names of the module's lists of layers, in the order in which they run."""
+    """Names of the module's ModuleLists of layers, in the order in which they run."""
 
     def __init__(
         self, module: ModelMixin, *, compile: bool = False, stored: StoredWeights | None = None
     ) -> None:
-        """Split a diffusers module into embedding, blocks and head.
+        """Split a diffusers module into embedding, transformer blocks and head.
 
         compile: whether `torch.compile` compiles what runs before and after attention. stored: the weights
-        from which `Layers` reads layers that the module lacks.
+        from which layers that the module lacks are read later.
         """
         self.module = module
         self.layers = Layers(module, self.LISTS, stored)
@@ -35,10 +35,10 @@ class CutModule(CutTransformer[T, C, L]):
 
     @abstractmethod
     def cut(self) -> Sequence[Block[T]]:
-        """Wrap each module layer that this rank holds (`layers.held`) as a `Block`, and return these."""
+        """Return a `Block` around each of the module's layers that this rank holds (`layers.held`)."""
 
     def keep_layers(self, layers: range) -> None:
-        """Hold only these transformer blocks from now on, and what runs before and after all blocks."""
+        """Keep only these transformer blocks, the embedding and the head in memory; read the missing ones."""
         self.blocks = []
         self.layers.keep(layers)
         self.blocks = self.cut()

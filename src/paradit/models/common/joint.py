@@ -1,4 +1,7 @@
-"""Base classes for joint attention, in which text tokens, held by every rank, follow the video's tokens."""
+"""Base classes for joint attention, in which a video's tokens and its text's tokens attend to each other.
+
+Ranks share the video's tokens; the text's tokens follow them, on every rank.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ from paradit.models.protocol import T, Tokens
 
 @dataclass(frozen=True, kw_only=True)
 class JointLayout(Layout):
-    """Layout of a video's tokens and of the replicated text tokens that follow them.
+    """Layout (positions and RoPE rotations) of a video's tokens and of the text tokens that follow them.
 
-    The text's length is known only with the prompt, so `embed` adds it to the tokens' layout.
+    Every rank holds all text tokens. Their number is known only with the prompt, so `embed` adds them.
     """
 
     grid: tuple[int, int, int]
@@ -40,13 +43,13 @@ class JointLayout(Layout):
         )
 
     def with_text(self, length: int) -> Self:
-        """Return the whole video's layout followed by `length` text tokens, which replace any that it has."""
+        """Return the layout of the whole video and, in place of any earlier text, `length` text tokens."""
         return replace(self, num_replicated=length).shard(0, prod(self.grid), _still(self.rope, length))
 
     def shard(self, start: int, stop: int, text: Rope | None = None) -> Self:
-        """Return the layout of only tokens `start` to `stop` of the video, and of all of the text's tokens.
+        """Return the layout of video tokens `start` to `stop` (excluded) only, and of all the text's tokens.
 
-        text: the rotations of the text's tokens; None: those in this layout.
+        text: the RoPE rotations of the text's tokens; None: those in this layout.
         """
         if text is None:
             end = len(self.rope.positions)
@@ -56,7 +59,7 @@ class JointLayout(Layout):
 
 @dataclass(frozen=True)
 class JointContext:
-    """Batch of B prompts of equal length, without padding, in the form that the transformer reads."""
+    """Batch of B encoded prompts of equal length, without padding, in the form that the transformer reads."""
 
     prompt_embeds: Tensor
     """Prompt embeddings [B, T, text_dim]."""
@@ -93,7 +96,7 @@ class JointModule(CutModule[T, J, JointLayout]):
     """A split diffusers transformer whose blocks change both the video's and the text's tokens."""
 
     def changing_shapes(self, context: J, layout: JointLayout) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the shapes of the video's tokens [B, S, width] and of the text's [B, T, width].
+        """Return the shapes of the tensors that blocks change: video [B, S, width] and text [B, T, width].
 
         layout: the layout of the video without text.
         """
@@ -108,6 +111,6 @@ def split(both: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 def _still(like: Rope, length: int) -> Rope:
-    """Return rotations that leave `length` text tokens as they are: position 0, an angle of 0."""
+    """Return RoPE rotations for `length` text tokens that leave them unchanged: position 0, angle 0."""
     one = like.cos.new_ones(1, length, 1, like.cos.shape[3])
     return Rope(positions=like.positions.new_zeros(length, 3), cos=one, sin=torch.zeros_like(one))

@@ -10,15 +10,16 @@ from torch import Tensor
 
 
 class LatentBlocks:
-    """A video's latents [1, C, F, h, w], which arrive in frame blocks.
+    """Stream of a video's latents [1, C, F, h, w], which arrive a block of frames at a time.
 
-    A frame block is requested once those before it are used up.
+    A block is requested from the source once those before it are used up.
     """
 
     def __init__(self, shape: tuple[int, ...], blocks: Iterable[Tensor], *, endless: bool = False) -> None:
-        """Wrap an iterable of frame blocks.
+        """Wrap an iterable of blocks of latent frames.
 
-        shape: the shape [1, C, F, h, w] of all latents. endless: whether F is more than ever arrives.
+        shape: the shape [1, C, F, h, w] of all latents. endless: whether the video has no set end; F is then
+        more frames than will ever arrive.
         """
         self.endless = endless
         self.shape = shape
@@ -31,7 +32,7 @@ class LatentBlocks:
             yield from torch.split(block, 1, dim=2)
 
     def wait(self) -> None:
-        """Return once the first frame block has arrived, or it is known that none will."""
+        """Wait until the first block of frames has arrived, or until it is known that none will."""
         self._blocks = chain(list(islice(self._blocks, 1)), self._blocks)
 
     def frame(self, index: int) -> Tensor | None:
@@ -50,7 +51,7 @@ class LatentBlocks:
         return self._frame
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> LatentBlocks:
-        """Return the remaining latents, with `change` applied to each frame block as it arrives.
+        """Return a stream of the remaining latents, with `change` applied to each block as it arrives.
 
         `change` must keep shapes.
         """
@@ -58,5 +59,5 @@ class LatentBlocks:
 
 
 def in_blocks(latents: Tensor | LatentBlocks) -> LatentBlocks:
-    """Return latents as LatentBlocks; a tensor, which is complete, becomes a single frame block."""
+    """Return latents as a stream (`LatentBlocks`); a tensor, which is complete, becomes a single block."""
     return latents if isinstance(latents, LatentBlocks) else LatentBlocks(tuple(latents.shape), [latents])

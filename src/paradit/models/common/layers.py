@@ -1,4 +1,4 @@
-"""Bookkeeping of which transformer layers a rank holds."""
+"""Record of which layers of a transformer a rank has in memory."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from paradit.models.common.stored_weights import StoredWeights
 
 
 class Layers:
-    """Layers of a module, list after list, and a record of those whose weights this rank holds."""
+    """Layers of a transformer, in the order in which they run, and which of them this rank has in memory."""
 
     def __init__(self, module: Module, lists: Sequence[str], stored: StoredWeights | None = None) -> None:
-        """Read a module's layers. lists: the names of its lists of layers, in order.
+        """Read a module's layers. lists: the names of its ModuleLists of layers, in order.
 
         stored: the weights for layers that have none yet (`StoredWeights.without_layers`).
         """
         self._module, self._lists, self._stored = module, lists, stored
         parts = [(name, part) for name in lists for part in getattr(module, name)]
         self.kinds = tuple(name for name, _ in parts)
-        """Name of the list that each layer is in, whether held or not; the layers of one list are alike."""
+        """Name of the ModuleList that each layer is in, also if it is not in memory; layers of one list are
+        alike."""
         empty = [any(parameter.is_meta for parameter in part.parameters()) for _, part in parts]
         self._held = {layer: part for layer, (_, part) in enumerate(parts) if not empty[layer]}
         self._empty = {layer: part for layer, (_, part) in enumerate(parts) if empty[layer]}
@@ -29,11 +30,11 @@ class Layers:
 
     @property
     def held(self) -> list[int]:
-        """Numbers of the layers that the module holds, in order."""
+        """Numbers of the layers that are in memory, in ascending order."""
         return list(self._held)
 
     def keep(self, layers: Collection[int]) -> None:
-        """Hold these layers and no others; missing ones are read after the memory of the others is free."""
+        """Hold exactly these layers in memory: free the others first, then read the missing ones."""
         self._held = {layer: part for layer, part in self._held.items() if layer in layers}
         self._show()
         for layer in sorted(set(layers) - self._held.keys()):

@@ -1,4 +1,4 @@
-"""Loading of diffusers pipelines, and fingerprints of what was loaded, for every family."""
+"""Loading of diffusers pipelines, and fingerprints of loaded weights, for every model family."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COMPONENTS = {
     "denoise": ("transformer", "transformer_2"),
     "decode": ("vae",),
 }
-"""Names of the pipeline components that each stage needs, in any family."""
+"""Names of the pipeline components that each stage needs, in any model family."""
 
 
 def load_pipeline(
@@ -35,10 +35,10 @@ def load_pipeline(
     *,
     without_layers: Sequence[str] = (),
 ) -> P:
-    """Load a checked folder's pipeline from its safetensors onto `device`, with what `stages` need.
+    """Load from a checked folder's safetensors onto `device` the pipeline components that `stages` need.
 
-    The VAE stays in fp32, all else is in `dtype`. without_layers: names of the transformers' lists of layers
-    whose weights are not loaded yet.
+    The VAE stays in fp32, all else is in `dtype`. without_layers: names of the transformers' ModuleLists of
+    layers whose weights are not loaded yet.
     """
     transformers = stored_transformers(spec, dtype, device) if without_layers and "denoise" in stages else {}
     with _no_progress_bars():
@@ -63,7 +63,7 @@ def load_pipeline(
 
 
 def _left_out(pipeline_class: type[DiffusionPipeline], stages: Collection[str]) -> dict[str, None]:
-    """Return keyword arguments that make a pipeline skip the components that `stages` do not need."""
+    """Return arguments that make `from_pretrained` skip the components that `stages` do not need."""
     accepted = inspect.signature(pipeline_class.__init__).parameters
     others = [name for stage, names in _COMPONENTS.items() if stage not in stages for name in names]
     return {name: None for name in others if name in accepted}
@@ -72,17 +72,18 @@ def _left_out(pipeline_class: type[DiffusionPipeline], stages: Collection[str]) 
 def stored_transformers(
     spec: ModelSpec, dtype: torch.dtype, device: torch.device
 ) -> dict[str, StoredWeights]:
-    """Return the stored weights of a model's transformers, by the name of the pipeline's component."""
+    """Return readers of the weights of a model's transformers, by the names of the pipeline's components."""
     names = _COMPONENTS["denoise"][: len(spec.transformers)]
     variant = spec.variant or stored_variant(spec.folder)
     return {name: StoredWeights(spec.folder / name, dtype, device, variant) for name in names}
 
 
 def _let_go_of_files(module: torch.nn.Module) -> None:
-    """Copy what a mixed-precision module on the CPU keeps in fp32 out of its files, to free these.
+    """Copy a mixed-precision module's fp32 tensors out of the mapped weight files, so that these are freed.
 
-    A tensor in its stored dtype is a part of the mapped file, which all processes of the machine share. If
-    the other tensors were converted, the few that diffusers keeps in fp32 would hold whole files in memory.
+    For the CPU only. There, a tensor in its stored dtype is a part of the mapped file, which all processes of
+    the machine share. If the other tensors were converted, the few that diffusers keeps in fp32 would hold
+    whole files in memory.
     """
     if len({parameter.dtype for parameter in module.parameters()}) > 1:
         for parameter in module.parameters():
@@ -102,7 +103,7 @@ def fingerprint(modules: Iterable[Any]) -> bytes:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Hide the libraries' own progress bars, because ParaDiT shows progress by stage."""
+    """Context manager that hides the libraries' own progress bars; ParaDiT shows its progress instead."""
     libraries: list[Any] = [diffusers.utils.logging, transformers.utils.logging]
     shown = [library for library in libraries if library.is_progress_bar_enabled()]
     for library in shown:

@@ -21,7 +21,7 @@ from paradit.scheduling.stages import STAGES
 
 
 class PipelineModel(ABC):
-    """A diffusers pipeline's components behind the `VideoModel` interface; families subclass it."""
+    """A loaded diffusers pipeline with the `VideoModel` interface; each model family subclasses it."""
 
     PIPELINE: ClassVar[type[DiffusionPipeline]]
     """Class of the diffusers pipeline."""
@@ -39,7 +39,7 @@ class PipelineModel(ABC):
         compile: bool = False,
         layers: bool = True,
     ) -> Self:
-        """Load what `stages` need from a checked folder's safetensors; the VAE stays in fp32.
+        """Load the components that `stages` need from a checked folder's safetensors; the VAE stays in fp32.
 
         layers: whether the transformers' layers are loaded at once; if not, `keep_layers` reads them later.
         """
@@ -66,7 +66,10 @@ class PipelineModel(ABC):
 
     @abstractmethod
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> Decoder:
-        """Return a decoder of latents [1, C, F, h, w]. park: see `VideoModel`."""
+        """Return a decoder of latents [1, C, F, h, w].
+
+        park: whether the caches of waiting tiles lie in the machine's memory, not on the GPU.
+        """
 
     @property
     def prompt_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -75,7 +78,7 @@ class PipelineModel(ABC):
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str, guidance_scale: float | None = None) -> Prompt:  # noqa: ARG002
-        """Return the encoded prompt, which the transformer reads, in `dtype`."""
+        """Encode a prompt: return the embeddings that the transformer reads, in the model's dtype."""
         embeds, _ = self._pipeline.encode_prompt(
             prompt,
             do_classifier_free_guidance=False,
@@ -85,9 +88,9 @@ class PipelineModel(ABC):
         return (embeds.to(self.dtype),)
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return, by text encoder, its limit in tokens and the end of the prompt that exceeds it.
+        """Return, for each text encoder that a prompt is too long for, its token limit and the text cut off.
 
-        Returns nothing if the prompt fits.
+        Returns an empty dict if the prompt fits.
         """
         length = self.spec.text_length
         rest = left_out(self._pipeline.tokenizer, prompt, length)
@@ -98,20 +101,20 @@ class PipelineModel(ABC):
         return fingerprint(expert.module for expert in self.experts)
 
     def scheduler(self, num_inference_steps: int) -> Scheduler:
-        """Return a copy of the folder's scheduler, set to its steps.
+        """Return a new copy of the folder's scheduler, set to `num_inference_steps` steps.
 
-        Each request needs a copy, because a scheduler keeps its request's history.
+        Each request needs a copy, because a scheduler remembers its request's steps.
         """
         own = self.prepared(copy.deepcopy(self._pipeline.scheduler))
         self.schedule(own, num_inference_steps, self.device)
         return own
 
     def prepared(self, scheduler: Scheduler) -> Scheduler:
-        """Return the scheduler to use in place of the folder's; families may override this."""
+        """Return the scheduler to use for a copy of the folder's: the copy itself, unless overridden."""
         return scheduler
 
     def expert_at(self, timestep: Tensor) -> int:  # noqa: ARG002
-        """Return the index of the expert that serves a timestep, which is 0 if there is only one."""
+        """Return the index of the expert (transformer) that serves a timestep: 0 if there is only one."""
         return 0
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:

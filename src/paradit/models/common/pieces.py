@@ -1,4 +1,4 @@
-"""Helpers for the parts of a transformer that run without communication between ranks."""
+"""Helpers for the parts of a transformer that run on one rank, without communication."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ M = TypeVar("M", bound=Module)
 
 
 class HasHeads(Protocol):
-    """Interface of attention modules of any class that have a number of heads."""
+    """Interface of any attention module that states its number of heads."""
 
     @property
     def heads(self) -> int: ...
 
 
 def maybe_compiled(piece: F, compile: bool) -> F:
-    """Return `piece`, compiled by `torch.compile` if `compile`, once for all layers and steps of one shape.
+    """Return `piece`, compiled by `torch.compile` if `compile` is set.
 
-    A piece is a function of a module and tensors: because the weights are its inputs, other layers need no
-    compilation of their own.
+    A piece is a function of a module and tensors. Because the weights are its inputs, one compilation serves
+    all layers and steps with the same shapes.
     """
     return torch.compile(piece, dynamic=False) if compile else piece  # type: ignore[return-value]
 
@@ -36,7 +36,7 @@ def heads(x: Tensor, attn: HasHeads) -> Tensor:
 
 
 def of_class(kind: type[M], modules: ModuleList) -> list[M]:
-    """Return the modules of a list after a check that they are all of one class."""
+    """Return the modules of a ModuleList as a list, after asserting that all are of one class."""
     found = [module for module in modules if isinstance(module, kind)]
     assert len(found) == len(modules), f"not all are a {kind.__name__}"
     return found

@@ -1,4 +1,4 @@
-"""Detection of text that a text encoder does not read, because a prompt is longer than it takes."""
+"""Detection of the end of a prompt that a text encoder never reads, because the prompt is too long for it."""
 
 from __future__ import annotations
 

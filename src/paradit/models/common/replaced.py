@@ -1,4 +1,4 @@
-"""Patches that make a diffusers transformer's `forward` run other code for a while."""
+"""Patches for `parallelize`, which make a diffusers transformer's `forward` run other code for a while."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from paradit.models.protocol import Transformer
 from paradit.models.registry import FAMILIES
 
 Predict = Callable[[Tensor, Tensor, tuple[Tensor | None, ...]], Tensor]
-"""Function (latents [B, C, F, H, W], timestep, arguments of the transformer's `context`) -> prediction."""
+"""Type of functions (latents [B, C, F, H, W], timestep, arguments of the transformer's `context`) ->
+prediction."""
 
 Output = Transformer2DModelOutput | tuple[Tensor]
 """Type of a prediction as diffusers' transformers return it."""
@@ -30,19 +31,22 @@ Output = Transformer2DModelOutput | tuple[Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Replacement:
-    """Instructions of a model family for patching its transformers' `forward`."""
+    """Functions of a model family that split its transformers and patch their `forward`."""
 
     opened: Opened
     cut: Callable[[Module, Kernel], Transformer]
-    """Function (module, kernel) -> split transformer.
+    """Function (module, kernel) that returns the module as a split transformer.
 
     `kernel` computes the attention that ranks do not share.
     """
     forward: Callable[[Predict], Callable[..., Output]]
-    """Function that returns a substitute for the class's `forward`, with the same arguments."""
+    """Function that takes a `Predict` and returns a substitute for the class's `forward`.
+
+    The substitute takes the same arguments as `forward`.
+    """
 
     def put_in_place(self, module: Module, predict: Predict) -> Callable[[], None]:
-        """Patch `module(...)` to call `predict`, and return a function that removes the patch.
+        """Patch a module so that calling it calls `predict`; return a function that removes the patch.
 
         The patch replaces the module's own forward, beneath any hooks of accelerate.
         """
@@ -60,7 +64,10 @@ class Replacement:
 
 
 def check_free(module: Module, name: str) -> None:
-    """Raise InputError if the forward of a module, called `name` in messages, is patched already."""
+    """Raise InputError if a module's `forward` is patched already.
+
+    name: what the message calls the module.
+    """
     forward = vars(module).get(_slot(module))
     if isinstance(forward, _Replaced):
         if forward.active:
@@ -73,18 +80,18 @@ def check_free(module: Module, name: str) -> None:
 
 
 def refuse(attention_kwargs: Mapping[str, object] | None) -> None:
-    """Raise InputError if there are any attention_kwargs; diffusers has already taken `scale` out."""
+    """Raise InputError if any attention_kwargs are left; diffusers has already taken `scale` out."""
     if attention_kwargs:
         raise InputError(f"attention_kwargs takes 'scale' here, got {', '.join(map(repr, attention_kwargs))}")
 
 
 def output(sample: Tensor, return_dict: bool) -> Output:
-    """Return a prediction in the form that diffusers' transformers return."""
+    """Return a prediction as diffusers' transformers do: as an output object, or else as a tuple."""
     return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
 
 class _Replaced:
-    """Callable that stands in for a module's forward; calls the module's own one once `active` is False."""
+    """Callable that replaces a module's forward; it calls the original forward once `active` is False."""
 
     def __init__(self, module: Module, forward: Callable[..., Output]) -> None:
         self.own: Callable[..., Output] = MethodType(type(module).forward, module)
@@ -97,7 +104,7 @@ class _Replaced:
         return self._scaled(*args, **kwargs) if self.active else self.own(*args, **kwargs)
 
     def _scaled(self, *args: object, **kwargs: object) -> Output:
-        """Run the substitute with adapters scaled by `attention_kwargs["scale"]`, as diffusers does."""
+        """Run the replacing forward with LoRA scaled by `attention_kwargs["scale"]`, as diffusers does."""
 
         def forward(_: Module, *args: object, **kwargs: object) -> Output:
             return self._forward(*args, **kwargs)
@@ -107,16 +114,13 @@ class _Replaced:
 
 
 def _slot(module: Module) -> str:
-    """Return the name of the attribute that holds a module's innermost forward.
-
-    Under a hook of accelerate it is `_old_forward`.
-    """
+    """Return the name of the module attribute to patch: `forward`, or `_old_forward` under accelerate."""
     hooked = "_hf_hook" in vars(module) and "_old_forward" in vars(module)
     return "_old_forward" if hooked else "forward"
 
 
 def replacement(class_names: Iterable[str]) -> Replacement | None:
-    """Return the patch for the first of these class names that a family knows; None if none does.
+    """Return the `Replacement` for the first of these classes that a model family supports; None if none.
 
     class_names: the names of transformer classes, or of pipeline classes.
     """

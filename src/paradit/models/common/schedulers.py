@@ -15,7 +15,8 @@ from paradit.models.protocol import Scheduler
 from paradit.models.registry import family
 
 Schedule = Callable[[Scheduler, int, torch.device], None]
-"""Function (scheduler, num_inference_steps, device) that sets a scheduler's steps, or raises its errors."""
+"""Type of functions (scheduler, num_inference_steps, device) that set a scheduler's steps, or raise its
+errors."""
 
 
 def scheduler_name(folder: Path) -> str:
@@ -38,5 +39,5 @@ def load_scheduler(folder: Path) -> Scheduler:
 
 
 def schedule(pipeline_class: str) -> Schedule:
-    """Return the function that sets a scheduler's steps as the family's pipeline does."""
+    """Return the function that sets a scheduler's steps as this diffusers pipeline class does."""
     return cast("Schedule", imported(f"{family(pipeline_class).model}.schedule"))

@@ -1,4 +1,4 @@
-"""Weights of a diffusers model, read from its folder part by part, straight to the device.
+"""Reader of a diffusers model's weights, part by part, from its folder straight to the device.
 
 If layers are divided over ranks, a rank may lack room for all of them, so it never reads those of others.
 """
@@ -26,7 +26,7 @@ M = TypeVar("M", bound=Module)
 
 
 class ModelClass(Protocol):
-    """Interface of diffusers' model classes, as far as it is used here."""
+    """Interface of diffusers' model classes: only the members that the reader of weights uses."""
 
     @property
     def _keep_in_fp32_modules(self) -> list[str] | None: ...
@@ -37,7 +37,10 @@ class ModelClass(Protocol):
 
 
 class StoredWeights:
-    """Weights in a model's folder, read as `from_pretrained` does: all in one dtype, except some in fp32."""
+    """Weights of one component in its folder, read when needed, with the dtypes of `from_pretrained`.
+
+    All weights get one dtype, except those that the class keeps in fp32.
+    """
 
     def __init__(
         self, folder: Path, dtype: torch.dtype, device: torch.device, variant: str | None = None
@@ -45,9 +48,9 @@ class StoredWeights:
         self._folder, self._dtype, self._device, self._variant = folder, dtype, device, variant
 
     def without_layers(self, lists: Sequence[str]) -> Module:
-        """Return the model with all weights except its lists of layers, which stay on the meta device.
+        """Return the model with its weights loaded, except for its layers, which stay on the meta device.
 
-        lists: the names of the lists of layers.
+        lists: the names of its ModuleLists of layers.
         """
         with init_empty_weights():
             module = self._class.from_config(self._class.load_config(self._folder)).eval()
@@ -61,7 +64,7 @@ class StoredWeights:
         return module
 
     def filled(self, part: M, name: str) -> M:
-        """Return a copy of a part of the model, which is on the meta device, with its weights loaded.
+        """Return a copy of a part of the model that is on the meta device, with the part's weights loaded.
 
         name: the part's name in the model.
         """
@@ -95,7 +98,7 @@ class StoredWeights:
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        """Path of the file that holds each tensor, by the tensor's name."""
+        """Path of the weights file that holds each tensor, by the tensor's name."""
         found = {}
         for path in weight_files(self._folder, self._variant):
             with safe_open(path, framework="pt") as stored:

@@ -1,4 +1,4 @@
-"""Adapter for a loaded HunyuanVideo model: HunyuanVideoPipeline split into what each stage needs."""
+"""Adapter for a loaded HunyuanVideo model: HunyuanVideoPipeline split into the parts for each stage."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ CLIP_LENGTH = 77
 
 
 class HunyuanVideoModel(PipelineModel):
-    """A HunyuanVideoPipeline's components behind the VideoModel interface."""
+    """A loaded HunyuanVideoPipeline with the VideoModel interface."""
 
     PIPELINE, TRANSFORMER = HunyuanVideoPipeline, HunyuanVideoTransformer
 
     @staticmethod
     def schedule(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
-        """Set a scheduler's steps as HunyuanVideoPipeline does, by sigmas that fall evenly from 1.
+        """Set a scheduler's steps as HunyuanVideoPipeline does, with sigmas that fall evenly from 1.
 
         Raises TypeError for a scheduler that takes no sigmas.
         """
@@ -69,7 +69,7 @@ class HunyuanVideoModel(PipelineModel):
         return embeds.to(self.dtype), mask.to(self.dtype), pooled.to(self.dtype), guidance
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return, for Llama and CLIP, the limit in tokens and the end of the prompt that exceeds it.
+        """Return, for Llama and CLIP, the token limit that a prompt exceeds, and the text that is cut off.
 
         Only encoders for which the prompt is too long are included.
         """
@@ -82,7 +82,10 @@ class HunyuanVideoModel(PipelineModel):
         return {name: found for name, found in both.items() if found[1]}
 
     def prepared(self, scheduler: Scheduler) -> Scheduler:
-        """Return a scheduler whose latents stay in fp32, if its class is FlowMatchEulerDiscreteScheduler."""
+        """Return the scheduler to use for a loaded one: `_InFp32` for FlowMatchEulerDiscreteScheduler.
+
+        `_InFp32` keeps latents in fp32. Other schedulers are returned as they are.
+        """
         return in_fp32(scheduler) if type(scheduler) is FlowMatchEulerDiscreteScheduler else scheduler
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
@@ -92,19 +95,19 @@ class HunyuanVideoModel(PipelineModel):
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> HunyuanVideoDecoder:  # noqa: ARG002
         """Return a decoder of latents [1, C, F, h, w].
 
-        park: without effect, because nothing is kept between a tile's pieces.
+        park: has no effect, because no cache is kept between the pieces of a tile.
         """
         return HunyuanVideoDecoder(self._pipeline.vae, self._pipeline.video_processor, latents)
 
 
 def in_fp32(scheduler: Scheduler) -> Scheduler:
-    """Return a FlowMatchEulerDiscreteScheduler with the same configuration, whose latents stay in fp32."""
+    """Return a version of a FlowMatchEulerDiscreteScheduler, equally configured, with latents in fp32."""
     made: Scheduler = _InFp32.from_config(scheduler.config)
     return made
 
 
 class _InFp32(FlowMatchEulerDiscreteScheduler):
-    """A FlowMatchEulerDiscreteScheduler whose latents stay in fp32.
+    """FlowMatchEulerDiscreteScheduler that keeps latents in fp32.
 
     diffusers' class rounds each step's result to the dtype of the prediction. In bf16, the pipeline's latents
     therefore lose what a small step adds, and its timesteps are rounded too, by up to 2; here they are not.

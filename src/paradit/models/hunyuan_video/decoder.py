@@ -23,7 +23,7 @@ from paradit.models.protocol import Frames
 
 
 class HunyuanVideoDecoder:
-    """Decoder of a video's latents in which each piece is the samples of a group of latent frames."""
+    """Decoder of a video's latents in overlapping groups of latent frames; a piece is one group's samples."""
 
     def __init__(
         self, vae: AutoencoderKLHunyuanVideo, processor: VideoProcessor, latents: Tensor | LatentBlocks
@@ -35,14 +35,20 @@ class HunyuanVideoDecoder:
         self.num_pieces = self._groups.count
 
     def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:
-        """Return the shape of a tile's piece; a group's first latent frame is one frame, each other four."""
+        """Return the shape of one group's samples of a tile.
+
+        The group's first latent frame becomes one frame, each other latent frame four.
+        """
         frames = (self._groups.length(index) - 1) * self._vae.temporal_compression_ratio + 1
         height, width = tile.rows.size * self.scale, tile.columns.size * self.scale
         return 1, self._vae.config["out_channels"], frames, height, width
 
     @torch.no_grad()
     def pieces(self, tile: Tile) -> Iterator[Tensor]:
-        """Yield the tile's samples [1, 3, f, H, W], one group at a time; not yet blended in time."""
+        """Yield a tile's samples [1, 3, f, H, W], one group of latent frames at a time.
+
+        Groups are not yet blended in time.
+        """
         rows, columns = (slice(span.start, span.stop) for span in (tile.rows, tile.columns))
         for index in range(self.num_pieces):
             z = self._groups.at(index)
@@ -52,7 +58,7 @@ class HunyuanVideoDecoder:
 
     @torch.no_grad()
     def frames(self, pictures: Iterable[Tensor]) -> Iterator[Frames]:
-        """Yield the frames [f, H, W, 3] of each latent frame, given the groups' whole pictures."""
+        """Yield the frames [f, H, W, 3] of each latent frame, from the whole pictures of the groups."""
         ratio = self._vae.temporal_compression_ratio
         for group in self._blended(pictures):
             # The video's first latent frame is one frame, each other one four.
@@ -61,7 +67,7 @@ class HunyuanVideoDecoder:
                 yield as_frames(self._video_processor, part)
 
     def _blended(self, pictures: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Yield the frames that each group adds to the video, blended with the end of the group before."""
+        """Yield the samples that each group of latent frames adds, blended with the group before."""
         vae, previous = self._vae, None
         stride = vae.tile_sample_stride_num_frames
         overlap = vae.tile_sample_min_num_frames - stride
@@ -77,7 +83,7 @@ class HunyuanVideoDecoder:
 
 
 class _Groups:
-    """Overlapping groups of latent frames that are decoded together, filled as the latent frames arrive."""
+    """Overlapping groups of latent frames that are decoded together, each filled as its frames arrive."""
 
     def __init__(self, vae: AutoencoderKLHunyuanVideo, latents: LatentBlocks) -> None:
         self._vae, self._latents, self._num_frames = vae, latents, latents.shape[2]
@@ -93,7 +99,7 @@ class _Groups:
         """Latent frames of the group that was requested last, some of which belong to the next group too."""
 
     def length(self, index: int) -> int:
-        """Return the number of latent frames in a group, if the video does not end early."""
+        """Return the number of latent frames in group `index`, if the video does not end early."""
         return min(self._longest, self._num_frames - index * self._stride)
 
     def at(self, index: int) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Patch that lets ParaDiT compute a HunyuanVideoTransformer3DModel's forward for a while."""
+"""Patch of HunyuanVideoTransformer3DModel's forward, with which `parallelize` spreads it over ranks."""
 
 from __future__ import annotations
 

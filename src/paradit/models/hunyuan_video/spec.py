@@ -156,7 +156,7 @@ class HunyuanVideoTransformerSpec(JointTransformerSpec):
         return blocks + modulation + embedded + self._refiner_flops(text_tokens)
 
     def cached_values(self, text_tokens: int) -> int:
-        """Count the values kept of one prompt over all steps: the text encoders' outputs."""
+        """Count the values that are kept for one prompt during denoising: the text encoders' outputs."""
         return super().cached_values(text_tokens) + self.pooled_dim
 
     def _refiner_flops(self, text_tokens: int) -> int:
@@ -185,7 +185,7 @@ class HunyuanVideoVaeSpec(VaeSpec):
 
     @property
     def default_tile(self) -> int | None:
-        """Side, in pixels, of the tiles decoded if the request sets none, as in the model card.
+        """Side, in pixels, of the tiles that are decoded if the request sets none, as in the model card.
 
         Attention over a whole 720p frame would need tens of GB.
         """

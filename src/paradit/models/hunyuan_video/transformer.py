@@ -38,7 +38,7 @@ AdaLayerNorm = AdaLayerNormZero | AdaLayerNormZeroSingle
 
 @dataclass(frozen=True, kw_only=True)
 class HunyuanContext(JointContext):
-    """Batch of B prompts of equal length, without padding, in the form that the transformer reads."""
+    """Batch of B encoded prompts of equal length, without padding, in the form that the transformer reads."""
 
     pooled_projections: Tensor
     """Pooled output of CLIP for each prompt, [B, pooled_projection_dim]."""
@@ -48,12 +48,12 @@ class HunyuanContext(JointContext):
 
 @dataclass(frozen=True, kw_only=True)
 class HunyuanTokens(JointTokens):
-    """A video's and its text's tokens on their way through the blocks, with all else that a block reads."""
+    """A video's and its text's tokens on their way through the transformer blocks, with what these read."""
 
     temb: Tensor
     """Embedding [B, width] of the timestep, the guidance scale and the pooled text."""
     timestep: Tensor
-    """Timesteps [B] that the tokens were embedded with."""
+    """Timesteps [B] that were embedded with the tokens."""
     context: HunyuanContext
 
 
@@ -131,9 +131,9 @@ class SingleBlock(Block[HunyuanTokens]):
 
 
 class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
-    """A HunyuanVideoTransformer3DModel split into embedding, blocks (before and after attention) and head.
+    """A HunyuanVideoTransformer3DModel split into embedding, transformer blocks and head.
 
-    Raises InputError for a module with an unsupported configuration, such as one with an image.
+    Raises InputError for a module with an unsupported configuration, such as one that takes an image.
     """
 
     LISTS = ("transformer_blocks", "single_transformer_blocks")
@@ -150,7 +150,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         super().__init__(module, compile=compile, stored=stored)
 
     def cut(self) -> list[Block[HunyuanTokens]]:
-        """Wrap each layer that this rank holds as a `Block`, and return these, double blocks first."""
+        """Return a `Block` around each layer that this rank holds, double blocks first."""
         double = of_class(HunyuanVideoTransformerBlock, self.module.transformer_blocks)
         single = of_class(HunyuanVideoSingleTransformerBlock, self.module.single_transformer_blocks)
         sites, first = list(map(Site, self.layers.held)), len(double)
@@ -177,7 +177,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         pooled_projections: Tensor,
         guidance: Tensor | None = None,
     ) -> HunyuanContext:
-        """Return what the transformer reads of B prompts, with their padding removed.
+        """Convert B encoded prompts to the form that the transformer reads, with their padding removed.
 
         The arguments have the shapes [B, T, text_embed_dim], [B, T], [B, pooled_projection_dim] and [B].
         Raises ValueError if the mask does not keep the same number of first tokens of every prompt.
@@ -198,7 +198,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         )
 
     def join(self, contexts: Sequence[HunyuanContext]) -> HunyuanContext:
-        """Merge the contexts of several batches of prompts, all of one length, into one."""
+        """Merge several batches of encoded prompts, all of one length, into one batch."""
         guidance = [context.guidance for context in contexts if context.guidance is not None]
         return HunyuanContext(
             prompt_embeds=torch.cat([context.prompt_embeds for context in contexts]),
@@ -209,12 +209,12 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
     def embed(
         self, latents: Tensor, timestep: Tensor, context: HunyuanContext, layout: JointLayout
     ) -> HunyuanTokens:
-        """Embed latents [B, C, F, H, W] at timestep [B], in the dtype of the prompt, as tokens."""
+        """Embed latents [B, C, F, H, W] at timestep [B] as tokens, in the dtype of the prompt embeddings."""
         hidden_states = self.module.x_embedder(latents).contiguous()
         return self._with_text(hidden_states, timestep, context, layout)
 
     def branch(self, tokens: HunyuanTokens, context: HunyuanContext) -> HunyuanTokens:
-        """Return the same embedded video tokens with another context, one copy for each of its prompts."""
+        """Return the embedded video tokens with other prompts, one copy for each prompt."""
         if context is tokens.context:
             return tokens
         return self._with_text(tokens.hidden_states, tokens.timestep, context, tokens.layout)
@@ -242,7 +242,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
     def resume(
         self, changing: Sequence[Tensor], timestep: Tensor, context: HunyuanContext, layout: JointLayout
     ) -> HunyuanTokens:
-        """Rebuild the output tokens of another rank's blocks from `changing`, the tensors they changed."""
+        """Rebuild the tokens that another rank's blocks have output, from the received tensors `changing`."""
         hidden_states, text = changing
         temb, _ = self.module.time_text_embed(timestep, context.pooled_projections, context.guidance)
         return HunyuanTokens(
@@ -255,7 +255,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         )
 
     def head(self, tokens: HunyuanTokens) -> Tensor:
-        """Return each video token's part of the prediction, [B, S, patch values].
+        """Return the head's output for each video token, [B, S, patch values].
 
         A rank may call this for only its own tokens.
         """
@@ -263,7 +263,10 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         return values
 
     def unpatchify(self, values: Tensor, layout: JointLayout) -> Tensor:
-        """Assemble the prediction [B, C, F, H, W] from the parts of all tokens, [B, S, patch values]."""
+        """Assemble the prediction [B, C, F, H, W] from the head's output for all tokens.
+
+        The head's output is [B, S, patch values].
+        """
         config = self.module.config
         patch = config["patch_size_t"], config["patch_size"], config["patch_size"]
         x = values.reshape(len(values), *layout.grid, -1, *patch)
@@ -274,7 +277,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
 def _modulation(norm: AdaLayerNorm, temb: Tensor, count: int) -> tuple[Tensor, ...]:
     """Return the shifts, scales and gates of an AdaLayerNormZero, each [B, 1, width].
 
-    Called again wherever they are needed, before and after attention, because one row costs little.
+    They are computed twice, before and after attention, instead of kept, because one row costs little.
     """
     rows: Tensor = norm.linear(norm.silu(temb))
     return rows[:, None].chunk(count, dim=2)
@@ -315,7 +318,10 @@ def _double_finish(
 def _after(
     x: Tensor, attended: Tensor, modulation: Sequence[Tensor], norm: LayerNorm, feed_forward: FeedForward
 ) -> Tensor:
-    """Return the video's or the text's tokens after a double block: residual, norm and feed-forward."""
+    """Return the video's or the text's tokens after the part of a double block that follows attention.
+
+    It consists of residual, norm and feed-forward.
+    """
     gate, shift, scale, ffn_gate = modulation
     x = attended.mul_(gate).add_(x)
     out: Tensor = feed_forward(norm(x).mul_(1 + scale).add_(shift))

@@ -36,14 +36,14 @@ class OpenSoraPlanTransformerSpec(TransformerSpec):
 
     full_layers: int = 4
     sparsity: int = 4
-    """Number n for sparse layers, in which each query attends only to every n-th key."""
+    """Number n such that each query of a sparse layer attends only to every n-th key."""
 
     def flops(self, tokens: int, text_tokens: int, timesteps: int = 1) -> int:
-        """Count the floating-point operations of one forward pass, with the text's keys and values."""
+        """Count the floating-point operations of one forward pass, including the text's keys and values."""
         return super().flops(tokens, text_tokens, timesteps) + super().context_flops(text_tokens)
 
     def self_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
-        """Count the floating-point operations of all layers' self-attention, without projections.
+        """Count the floating-point operations of all layers' self-attention, except its linear projections.
 
         Sparse layers need 1/`sparsity` of a full layer's.
         """
@@ -57,9 +57,9 @@ class OpenSoraPlanTransformerSpec(TransformerSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class WfVaeSpec(VaeSpec):
-    """Sizes of a WFVAEModel (arXiv 2411.17459).
+    """Sizes of a WFVAEModel (arXiv 2411.17459), a VAE whose decoder ends in a wavelet transform.
 
-    Its last level has half the resolution, which a wavelet transform doubles.
+    Its last level has half the resolution, which the wavelet transform doubles.
     """
 
     flow_channels: int = 128

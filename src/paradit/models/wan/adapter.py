@@ -1,4 +1,4 @@
-"""Adapter for a loaded Wan text-to-video model: diffusers' WanPipeline split into what each stage needs."""
+"""Adapter for a loaded Wan text-to-video model: WanPipeline split into the parts that each stage needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paradit.models.wan.transformer import WanTransformer
 
 
 class WanModel(PipelineModel):
-    """A WanPipeline's components behind the VideoModel interface."""
+    """A loaded WanPipeline with the VideoModel interface."""
 
     PIPELINE, TRANSFORMER = WanPipeline, WanTransformer
 
@@ -30,16 +30,16 @@ class WanModel(PipelineModel):
             raise AttributeError("it has no sigmas, which WanPipeline reads in every step")
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return, by text encoder, its limit in tokens and the end of the prompt that exceeds it.
+        """Return the text encoder's token limit if a prompt exceeds it, and the text that it cuts off.
 
-        Returns nothing if the prompt fits.
+        Returns an empty dict if the prompt fits.
         """
         return super().left_out(prompt_clean(prompt))  # type: ignore[no-untyped-call]
 
     def expert_at(self, timestep: Tensor) -> int:
-        """Return the index of the expert that serves a timestep: 0, or 1 if a second one takes it.
+        """Return the index, 0 or 1, of the expert (transformer) that serves a timestep.
 
-        Wan 2.2 A14B's second expert serves the timesteps below the boundary.
+        Wan 2.2 A14B's second expert serves the timesteps below the boundary; other models have one expert.
         """
         if self.spec.boundary_ratio is None:
             return 0
@@ -62,6 +62,6 @@ class WanModel(PipelineModel):
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> WanDecoder:
         """Return a decoder of latents [1, C, F, h, w].
 
-        park: whether tiles' caches wait in the machine's memory instead of on the GPU.
+        park: whether the caches of waiting tiles lie in the machine's memory, not on the GPU.
         """
         return WanDecoder(self._pipeline.vae, self._pipeline.video_processor, latents, park=park)

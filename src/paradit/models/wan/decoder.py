@@ -21,11 +21,12 @@ from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
 from paradit.models.protocol import Frames
 
 Cache: TypeAlias = "list[Tensor | str | None]"
-"""State of each causal convolution: features of the frames before, or a string or None without any."""
+"""State of a tile's decoding, with one entry per causal convolution: features of earlier frames; a string or
+None if there are none."""
 
 
 class WanDecoder:
-    """Decoder of a video's latents in which each piece is the samples of one latent frame."""
+    """Decoder of a video's latents, one latent frame at a time; a piece is one latent frame's samples."""
 
     def __init__(
         self, vae: AutoencoderKLWan, processor: VideoProcessor, latents: Tensor | LatentBlocks, *, park: bool
@@ -41,14 +42,17 @@ class WanDecoder:
         self.num_pieces: int = latents.shape[2]
 
     def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:
-        """Return the shape of a tile's piece; the first latent frame is one frame, each later one four."""
+        """Return the shape of a tile's piece.
+
+        The first latent frame becomes one frame, each later one four.
+        """
         frames = self._vae.config["scale_factor_temporal"] if index else 1
         height, width = tile.rows.size * self.scale, tile.columns.size * self.scale
         return 1, self._vae.config["out_channels"], frames, height, width
 
     @torch.no_grad()
     def pieces(self, tile: Tile) -> Iterator[Tensor]:
-        """Yield the tile's samples [1, C, f, H, W], one latent frame at a time.
+        """Yield a tile's decoded samples [1, C, f, H, W], one latent frame at a time.
 
         They are not yet unpatched or clamped.
         """
@@ -76,7 +80,7 @@ class WanDecoder:
         return z
 
     def _next(self, z: Tensor, cache: Cache, *, first: bool, park: bool) -> Tensor:
-        """Return the samples of a tile's next latent frame, and update the tile's cache."""
+        """Decode a tile's next latent frame, update the tile's cache, and return the samples."""
         vae = self._vae
         here = [part.to(z.device) if isinstance(part, Tensor) else part for part in cache]
         # feat_idx is the decoder's counter of convolutions; each call starts at zero.
@@ -86,17 +90,17 @@ class WanDecoder:
 
     @torch.no_grad()
     def frames(self, pictures: Iterable[Tensor]) -> Iterator[Frames]:
-        """Yield the frames [f, H, W, 3] of each latent frame, given its whole picture."""
+        """Yield the frames [f, H, W, 3] of each latent frame, from the samples of the whole picture."""
         for picture in pictures:
             sample = unpatchify(picture, patch_size=self._patch)  # type: ignore[no-untyped-call]
             yield as_frames(self._video_processor, sample.clamp(-1, 1))
 
 
 def _parked(cache: Cache, before: Cache) -> Cache:
-    """Copy a cache into the machine's memory, over the parked cache `before` if the shapes are equal.
+    """Copy a tile's cache into the machine's memory, over its earlier copy `before` if the shapes are equal.
 
-    Always reuses the same place. Otherwise, on a CPU, what many tiles keep would lie between what they soon
-    free, and the heap would grow to several times the size of both.
+    Reusing that memory matters on a CPU. Otherwise, the caches of many tiles would lie between tensors that
+    are soon freed, and the heap would grow to several times the size of both.
     """
     parked: Cache = []
     for part, old in zip(cache, before, strict=True):

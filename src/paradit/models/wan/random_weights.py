@@ -1,4 +1,4 @@
-"""Parts of Wan models with random weights, of any size, to measure how long such parts take."""
+"""Parts of Wan models with random weights, of any size, for measurements of how long such parts take."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def random_block(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[WanBlock, WanTokens, TransformerSpec]:
-    """Return a transformer block, a video's tokens for it, and the spec of the block alone.
+    """Return a random transformer block, a video's tokens for it, and the spec (sizes) of the block alone.
 
     latent_shape: (frames, height, width) of the latents; a token is 1x2x2 of them. The feed-forward is four
     times as wide as the block. The spec leaves out what comes before and after the blocks.
@@ -59,7 +59,7 @@ def random_block(
 
 
 def random_decoder(channels: int, device: torch.device) -> tuple[Callable[[Tensor], list[Frames]], VaeSpec]:
-    """Return a function that decodes normalised latents [1, C, F, h, w] to all frames, and its VAE's sizes.
+    """Return a function that decodes normalised latents [1, C, F, h, w] to all frames, and the VAE's sizes.
 
     channels: the number of channels of the VAE's last level, which has random weights.
     """

@@ -80,7 +80,7 @@ _COMPONENTS = ("text_encoder", "transformer", "transformer_2", "vae")
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
-    """Options of a WanPipeline besides its components, with the class's defaults."""
+    """Settings of a WanPipeline besides its components, with the class's defaults."""
 
     boundary_ratio: Annotated[float | None, Option(least=0, most=1)] = None
     expand_timesteps: bool = False

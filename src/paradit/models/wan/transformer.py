@@ -30,7 +30,10 @@ from paradit.models.protocol import Block, Tokens
 
 @dataclass(frozen=True, kw_only=True)
 class WanLayout(Layout):
-    """Layout of a video's tokens. The text is not among them, because cross-attention reads it."""
+    """Layout (positions and RoPE rotations) of a video's tokens.
+
+    The text is not among them, because cross-attention reads it.
+    """
 
     grid: tuple[int, int, int]
     """Number of tokens along (frames, height, width)."""
@@ -38,7 +41,7 @@ class WanLayout(Layout):
 
 @dataclass(frozen=True, kw_only=True)
 class WanContext:
-    """Keys and values [B, T, H, D] that cross-attention reads, for each layer."""
+    """Keys and values [B, T, H, D] of B encoded prompts, which each layer's cross-attention reads."""
 
     text: tuple[tuple[Tensor, Tensor], ...]
     image: tuple[tuple[Tensor, Tensor], ...] | None = None
@@ -51,7 +54,7 @@ class WanContext:
 
 @dataclass(frozen=True, kw_only=True)
 class WanTokens(Tokens):
-    """A video's tokens on their way through the transformer blocks, with all else that a block reads."""
+    """Tokens of a video on their way through the transformer blocks, with all else that a block reads."""
 
     layout: WanLayout
     modulation: Tensor
@@ -93,7 +96,8 @@ class WanBlock(Block[WanTokens]):
     ) -> None:
         """Split a WanTransformerBlock into the parts before and after its self-attention.
 
-        place: its index among the blocks held. kernel: the function that computes cross-attention.
+        place: the index of this block among those that the rank holds. kernel: the function that computes
+        cross-attention.
         """
         self.site = site
         self._block, self._place = block, place
@@ -128,7 +132,7 @@ class WanBlock(Block[WanTokens]):
         return replace(tokens, hidden_states=x)
 
     def _read(self, tokens: WanTokens) -> list[tuple[Tensor, Tensor]]:
-        """Return the keys and values of the text and any image that this layer's cross-attention reads."""
+        """Return the keys and values that this layer's cross-attention reads: the text's, and any image's."""
         return [part[self._place] for part in (tokens.context.text, tokens.context.image) if part is not None]
 
     def text_keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +158,10 @@ class WanBlock(Block[WanTokens]):
 
 
 class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
-    """A WanTransformer3DModel split into embedding, blocks (each before and after attention) and head."""
+    """A WanTransformer3DModel split into embedding, transformer blocks and head.
+
+    Each block is split into the parts before and after its self-attention.
+    """
 
     LISTS = ("blocks",)
     module: WanTransformer3DModel
@@ -168,7 +175,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         stored: StoredWeights | None = None,
         kernel: Kernel = sdpa,
     ) -> None:
-        """Split a WanTransformer3DModel into embedding, blocks and head.
+        """Split a WanTransformer3DModel into embedding, transformer blocks and head.
 
         kernel: the function that computes cross-attention. For the other arguments, see `CutModule`.
         """
@@ -208,7 +215,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         )
 
     def context(self, prompt_embeds: Tensor, image_embeds: Tensor | None = None) -> WanContext:
-        """Return the keys and values of prompt_embeds [B, T, text_dim] that cross-attention reads.
+        """Convert B encoded prompts [B, T, text_dim] to the keys and values that cross-attention reads.
 
         Called once per prompt. Raises ValueError if a model that attends to an image gets none.
         """
@@ -227,7 +234,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         )
 
     def join(self, contexts: Sequence[WanContext]) -> WanContext:
-        """Merge the contexts of several batches of prompts into one."""
+        """Merge several batches of prompts, as cross-attention reads them, into one batch."""
 
         def joined(layers: Sequence[tuple[tuple[Tensor, Tensor], ...]]) -> tuple[tuple[Tensor, Tensor], ...]:
             return tuple(
@@ -253,7 +260,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         )
 
     def branch(self, tokens: WanTokens, context: WanContext) -> WanTokens:
-        """Return the tokens with another context, repeated so that each of its prompts has a copy."""
+        """Return the tokens with other prompts (another guidance branch), one copy for each prompt."""
         times = context.batch // len(tokens.hidden_states)
         if times == 1:
             return replace(tokens, context=context)
@@ -268,7 +275,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
     def resume(
         self, changing: Sequence[Tensor], timestep: Tensor, context: WanContext, layout: WanLayout
     ) -> WanTokens:
-        """Rebuild the output tokens of another rank's blocks from `changing`, the tensors they changed."""
+        """Rebuild the tokens that another rank's blocks have output, from the received tensors `changing`."""
         (hidden_states,) = changing
         temb, modulation = self._time(timestep, hidden_states.dtype)
         return WanTokens(
@@ -276,7 +283,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         )
 
     def changing_shapes(self, context: WanContext, layout: WanLayout) -> tuple[tuple[int, ...]]:
-        """Return the shape of the hidden states [B, S, width], the only tensor that blocks change."""
+        """Return the shape of the only tensor that transformer blocks change: hidden states [B, S, width]."""
         config, num_tokens = self.module.config, len(layout.rope.positions)
         return ((context.batch, num_tokens, config["num_attention_heads"] * config["attention_head_dim"]),)
 
@@ -291,7 +298,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         return temb, projected.unflatten(-1, (6, -1)).float()
 
     def head(self, tokens: WanTokens) -> Tensor:
-        """Return each token's part of the prediction, [B, S, patch values].
+        """Return the head's output for each token, [B, S, patch values].
 
         A rank may call this for only its own tokens.
         """
@@ -302,7 +309,10 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         return values
 
     def unpatchify(self, values: Tensor, layout: WanLayout) -> Tensor:
-        """Assemble the prediction [B, C, F, H, W] from the parts of all tokens, [B, S, patch values]."""
+        """Assemble the prediction [B, C, F, H, W] from the head's output for all tokens.
+
+        The head's output is [B, S, patch values].
+        """
         x = values.reshape(len(values), *layout.grid, *self.module.config["patch_size"], -1)
         x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)  # [B, C, F, pf, H, ph, W, pw]
         return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
@@ -336,7 +346,7 @@ def _finish(
     *,
     kernel: Kernel,
 ) -> Tensor:
-    """Return the block's output tokens [B, S, width].
+    """Run what follows a block's self-attention, and return the block's output tokens [B, S, width].
 
     read: the keys and values [B, T, H, D] of the text and of any image, for cross-attention.
     """
@@ -362,7 +372,10 @@ def _cross_attention(
 
 
 def _modulation(table: Tensor, modulation: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
-    """Return rows `start` to `stop` of a block's shifts, scales and gates, broadcastable to [B, S, width]."""
+    """Return rows `start` to `stop` of a block's shifts, scales and gates, in a shape that broadcasts.
+
+    They broadcast to [B, S, width].
+    """
     return _rows(table[:, start:stop] + modulation[..., start:stop, :])
 
 
