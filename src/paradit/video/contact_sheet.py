@@ -1,4 +1,4 @@
-"""Contact sheets: several videos on one picture, each as a row of frames. Torch-free."""
+"""Drawing of contact sheets: several videos on one picture, each as a row of frames. Torch-free."""
 
 from __future__ import annotations
 

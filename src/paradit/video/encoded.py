@@ -1,4 +1,4 @@
-"""Encoder of MP4, MOV and MKV (H.264) and WebM (VP9), by PyAV.
+"""Encoder of MP4, MOV and MKV (H.264) and WebM (VP9) files, by PyAV.
 
 Players and browsers open the files, even while they grow.
 """
@@ -32,7 +32,8 @@ FRAGMENTS = {"movflags": "+frag_keyframe+delay_moov+default_base_moof", "frag_du
 CLUSTERS = {"cluster_time_limit": "250", "fflags": "+bitexact"}
 GROWING = {".mp4": FRAGMENTS, ".mov": FRAGMENTS, ".mkv": CLUSTERS, ".webm": CLUSTERS}
 FASTSTART = {"movflags": "+faststart"}
-"""Muxer options that put the index first, so that a browser plays before it has the whole file."""
+"""Muxer options that put a video's index at the start of its file, so that a browser can play it before it
+has all of it."""
 
 PRECISE = (
     Interpolation.BICUBIC
@@ -40,17 +41,18 @@ PRECISE = (
     | Interpolation.FULL_CHR_H_INP
     | Interpolation.FULL_CHR_H_INT
 )
-"""Interpolation flags of conversions between RGB and YUV.
+"""Interpolation flags for conversions between RGB and YUV that do not darken the picture.
 
-Without the last three, each conversion darkens the picture by one level.
+Without the last three, each conversion darkens it by one level.
 """
 
 
 class EncodedWriter:
     """Writer that encodes each frame as it arrives; only the encoder's look-ahead is held in memory.
 
-    The file plays while it grows, in fragments. A finished MP4 or MOV is in one piece again, with the index
-    in front: players know its length, seek, and count its frames, which many cannot with fragments.
+    The file plays while it grows, because it consists of fragments. A finished MP4 or MOV is rewritten as one
+    piece with the index in front: players then know its length, seek, and count its frames, which many cannot
+    with fragments.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class EncodedWriter:
 
 
 def _join_fragments(path: Path, container: str, tags: Mapping[str, str]) -> None:
-    """Rewrite a file of fragments as one piece, with the same packets, not encoded again."""
+    """Rewrite a video file of fragments as one piece, with the same packets, which are not encoded again."""
     part = temporary_name(path)
     try:
         with (

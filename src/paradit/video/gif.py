@@ -12,7 +12,8 @@ from PIL import Image
 from paradit.video.frame import Frame
 
 PALETTE_FRAMES = 16
-"""Number of evenly spaced frames that choose the palette; all frames share it, which avoids flicker."""
+"""Number of evenly spaced frames from which the palette is chosen; all frames share it, which avoids flicker.
+"""
 
 
 class GifWriter:
@@ -58,6 +59,9 @@ def _palette(frames: list[Frame]) -> Image.Image:
 
 
 def _durations(num_frames: int, fps: float) -> list[int]:
-    """Return the milliseconds of each frame; GIF counts in 1/100 s, so they vary to keep the mean rate."""
+    """Return each frame's duration in milliseconds.
+
+    GIF counts in 1/100 s, so the durations vary to keep the mean frame rate.
+    """
     ends = [round(100 * index / fps) for index in range(num_frames + 1)]
     return [10 * (end - start) for start, end in pairwise(ends)]

@@ -1,4 +1,4 @@
-"""Lossless folders of PNG files: 00000.png, 00001.png and so on."""
+"""Writer of lossless folders of PNG files: 00000.png, 00001.png and so on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from paradit.video.frame import Frame
 
 
 class PngFolderWriter:
-    """Writer of a folder of PNG files, one for each frame."""
+    """Writer that saves each frame as a PNG file in one folder."""
 
     def __init__(self, path: Path, tags: Mapping[str, str]) -> None:
-        """Create the folder. tags: metadata that each picture stores."""
+        """Create the folder. tags: metadata to store in each picture."""
         self._path, self._tags = path, PngInfo()
         for name, text in tags.items():
             self._tags.add_itxt(name.capitalize(), text)

@@ -19,15 +19,16 @@ from paradit.files import behind_links, named, remove, temporary_name
 from paradit.video.frame import Frame
 
 FORMATS = (".mp4", ".webm", ".mov", ".mkv", ".gif")
-"""Suffixes of the formats that can be written; no suffix, or a final `/`, means a folder of PNG files."""
+"""Suffixes of the video formats that can be written; no suffix, or a final `/`, means a folder of PNG files.
+"""
 MAX_CRF = {".mp4": 51, ".webm": 63, ".mov": 51, ".mkv": 51}
-"""Largest constant rate factor, which makes the smallest file, of each format that has one."""
+"""Largest constant rate factor of each format that has one; it makes the smallest files."""
 GIF_MAX_FPS = 50
-"""Largest frame rate of a GIF: players slow down one whose frames are shorter than 2/100 s."""
+"""Largest frame rate of a GIF; players slow down GIFs whose frames are shorter than 2/100 s."""
 
 
 class Writer(Protocol):
-    """Interface of each format's writer: it takes frames, then finishes the file.
+    """Interface of the writers of all formats: they take frames, then finish the file.
 
     `close` also closes a file that is not finished.
     """
@@ -40,7 +41,7 @@ class Writer(Protocol):
 
 
 class Video:
-    """Video that is being written; `open_video` yields it."""
+    """A video that is being written, frame by frame; `open_video` yields it."""
 
     def __init__(self, writer: Writer, width: int, height: int) -> None:
         self._writer = writer
@@ -69,14 +70,14 @@ def open_video(
     tags: Mapping[str, str] | None = None,
     crf: int | None = None,
 ) -> Iterator[Video]:
-    """Write a video to `path`: yield a `Video` whose `write` the body calls for each frame.
+    """Context manager that writes a video to `path`; it yields a `Video`, whose `write` takes each frame.
 
     The suffix selects the format (`FORMATS`). The file gets its name only once it is complete, and nothing is
-    left behind if the body raises. Until then it is called `part`, or has a hidden name beside the target. If
-    `path` is a link, the file that it leads to is written. `name_next` is called with the complete file just
-    before that is renamed. Raises `InputError` as `check_target` does, or for an odd width or height. tags:
-    metadata of the file, such as `title` and `comment`. crf: the constant rate factor, from 0 (lossless) to
-    `MAX_CRF`; None: one without visible loss.
+    left behind if the with statement's body raises. Until then it is called `part`, or has a hidden name
+    beside the target. If `path` is a link, the file that it leads to is written. Raises `InputError` as
+    `check_target` does, or for an odd width or height. name_next: function called with the path of the
+    complete file just before it is renamed. tags: metadata of the file, such as `title` and `comment`. crf:
+    the constant rate factor, from 0 (lossless) to `MAX_CRF`; None: one without visible loss.
     """
     check_target(path, fps=fps, overwrite=overwrite, crf=crf)
     if width % 2 or height % 2:
@@ -142,7 +143,7 @@ def check_target(
 
 
 def growing_name(path: str | Path) -> Path | None:
-    """Return the path of a long video while it grows: `v.part.mp4` for `v.mp4`; None for a GIF.
+    """Return the path of a long video's file while it grows: `v.part.mp4` for `v.mp4`; None for a GIF.
 
     A GIF is written at its end only; the other formats play while they grow.
     """
@@ -155,7 +156,7 @@ def growing_name(path: str | Path) -> Path | None:
 def check_file(option: str, path: Path, *, overwrite: bool = False) -> None:
     """Refuse a file that exists already, or whose folder is missing or cannot be written.
 
-    `option` is its name in the message. Raises `InputError`; makes no file.
+    option: what the message calls the file. Raises `InputError`; makes no file.
     """
     named(option, path)
     if path.is_dir():
@@ -168,7 +169,7 @@ def check_file(option: str, path: Path, *, overwrite: bool = False) -> None:
 
 
 def _folder_of(path: Path) -> Path:
-    """Return the folder that a path's file is written to: that of the link's target if the path is a link."""
+    """Return the folder that a file is written to: for a link, that of the file that the link leads to."""
     return behind_links(path).parent if path.is_symlink() else path.parent
 
 
@@ -187,7 +188,7 @@ def check_folder_writable(option: str, folder: Path) -> None:
 
 
 def video_format(path: str | Path) -> str:
-    """Return the lower-case suffix that selects the format; empty for a folder of PNG files."""
+    """Return the lower-case suffix that selects a video's format; empty for a folder of PNG files."""
     suffix = Path(path).suffix.lower()
     is_folder = str(path).endswith("/") or os.path.isdir(path)  # noqa: PTH112 (never raises)
     return "" if is_folder and suffix not in FORMATS else suffix
