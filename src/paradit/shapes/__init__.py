@@ -1,1 +1,4 @@
-"""Shapes world of the bundled model: one moving shape on a background (drawing, prompts, evaluator)."""
+"""Shapes world: the simple videos that the bundled model makes, of one moving shape on a background.
+
+Holds their drawing, prompts and evaluator.
+"""

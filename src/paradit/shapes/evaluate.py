@@ -1,4 +1,4 @@
-"""Evaluator of shapes-world videos: recognises the colour, the shape and the motion.
+"""Evaluator of the bundled model's videos (shapes world): recognises their colour, shape and motion.
 
 No learned judge is used. The object is what differs from the picture's border; its colour is compared with
 the palette and its outline with the four shapes, and the paths of its centroid and area show the motion.
@@ -15,23 +15,24 @@ import numpy as np
 from paradit.shapes.world import COLORS, SHAPES, Scene
 
 MIN_FRAMES = 25
-"""Smallest number of frames that shows bouncing and circling, at 16 frames a second."""
+"""Smallest number of frames in which bouncing and circling can be recognised, at 16 frames a second."""
 
 CLIP_FRAMES = 33
-"""Number of frames in each clip by which a long video is judged."""
+"""Number of frames of each of the overlapping clips by which a long video is judged."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Evaluator's findings about a short video; None for a trait that it did not recognise."""
+    """Evaluator's findings about a short video: its colour, shape and motion; None for one not recognised."""
 
     color: str | None
     shape: str | None
     motion: str | None
     stray: float
-    """Largest fraction, over the frames, of the object's pixels that lie away from it: ghosts, debris."""
+    """Largest fraction, over the frames, of the non-background pixels that lie apart from the object: ghosts,
+    debris."""
     flicker: float
-    """Mean change of the background from frame to frame, in levels of 255."""
+    """Mean change of the background's pixels from frame to frame, in levels of 255."""
 
     def right(self, scene: Scene) -> dict[str, bool]:
         return {
@@ -43,23 +44,25 @@ class Verdict:
 
 @dataclass(frozen=True)
 class LongVerdict:
-    """Evaluator's findings about a long video whose frames were made in blocks."""
+    """Quality figures for a long video whose frames were made in blocks."""
 
     present: float
-    """Fraction of the frames that show an object which has not shrunk or faded away."""
+    """Fraction of the frames in which the object is visible, neither shrunk nor faded away."""
     color: float
-    """Fraction of the clips whose colour is right; `shape` and `motion` likewise."""
+    """Fraction of the video's clips in which the colour is right; `shape` and `motion` are such fractions
+    too."""
     shape: float
     motion: float
     border_flicker: float
-    """Mean change between two frames at block borders, divided by that elsewhere; 1: invisible borders."""
+    """Ratio of the mean change between two frames at block borders to that elsewhere; 1 if borders are
+    invisible."""
     border_jump: float
-    """Mean change of the object's velocity between frames at block borders, divided by that elsewhere.
+    """Ratio of the object's mean change of velocity between two frames at block borders to that elsewhere.
 
     It is large if the object leaps at borders.
     """
     border_turn: float
-    """Mean change of the object's velocity over several frames at block borders, divided by that elsewhere.
+    """Ratio of the object's mean change of velocity over several frames at block borders to that elsewhere.
 
     It is large if the object changes its speed or direction at borders.
     """
@@ -148,7 +151,10 @@ def evaluate_long(video: np.ndarray, scene: Scene, borders: Sequence[int], perio
 
 
 def _present(outlines: Sequence[_Outline | None]) -> float:
-    """Return the fraction of frames whose object has at least 0.6 of its median area within half a second."""
+    """Return the fraction of frames in which the object has at least 0.6 of its usual area.
+
+    The usual area is the median over the frames within half a second.
+    """
     areas = np.asarray([outline.area if outline else 0.0 for outline in outlines])
     reach = CLIP_FRAMES // 4
     usual = [np.median(areas[max(0, i - reach) : i + reach + 1]) for i in range(len(areas))]
@@ -156,7 +162,7 @@ def _present(outlines: Sequence[_Outline | None]) -> float:
 
 
 def _steps(outlines: Sequence[_Outline | None], side: int) -> np.ndarray:
-    """Return how far the object moved to reach each frame, in pixels, `[F, 2]`; NaN without an object."""
+    """Return how far the object moved since the frame before, in pixels, `[F, 2]`; NaN without an object."""
     places = np.asarray([(np.nan, np.nan) if o is None else (o.x, o.y) for o in outlines])
     # An object that leaves on one side returns on the other, so the shorter way counts.
     steps = (np.diff(places, axis=0) + side / 2) % side - side / 2
@@ -164,7 +170,7 @@ def _steps(outlines: Sequence[_Outline | None], side: int) -> np.ndarray:
 
 
 def _turns(steps: np.ndarray, reach: int, skip: int = 0) -> np.ndarray:
-    """Return, for each frame, how much the object's mean step changes there, in pixels.
+    """Return, for each frame, how much the object's mean velocity changes there, in pixels per frame.
 
     The mean of the `reach` steps before the frame is compared with that of `reach` steps from the frame on,
     after the first `skip` of these.
@@ -230,7 +236,7 @@ def _outline(mask: np.ndarray) -> _Outline | None:
 
 
 def _middle(counts: np.ndarray) -> int:
-    """Return the mean position of the counts, on a line whose ends are joined."""
+    """Return the mean position in a histogram along a line whose ends are joined, as on a circle."""
     angles = 2 * np.pi * np.arange(len(counts)) / len(counts)
     mean = np.angle(np.sum(counts * np.exp(1j * angles)))
     return round(float(mean / (2 * np.pi) * len(counts))) % len(counts)

@@ -1,4 +1,4 @@
-"""Shapes world of the bundled model: what it contains, how prompts describe it, and how it is drawn.
+"""Shapes world, the simple videos that the bundled model makes: their content, prompts and drawing.
 
 Torch-free. Training draws its data here, the evaluator takes its palette from here, and the command line
 looks up here which words the model knows.
@@ -16,7 +16,8 @@ import numpy as np
 FPS = 16
 """Frames per second at which the motions are defined."""
 MAX_FRAMES = 49
-"""Number of frames in the longest clips of the training; shapes that grow or shrink fit them."""
+"""Number of frames in the longest training clips; growing and shrinking shapes keep a fitting size for this
+long."""
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (225, 45, 45),
@@ -49,7 +50,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 
 WORDS = tuple(dict.fromkeys([*COLORS, *SHAPES, *" ".join(MOTIONS).split(), *BACKGROUNDS, "background"]))
-"""Words that carry meaning, once each; all others are ignored."""
+"""Words of a prompt that the bundled model knows, once each; it ignores all others."""
 
 OTHER_FORMS = {
     "grey": "gray",
@@ -69,17 +70,18 @@ OTHER_FORMS = {
     "leftwards": "left",
     "rightwards": "right",
 }
-"""Other forms of known words, each with the word that the tokenizer replaces it by."""
+"""Other forms of known words, each with the known word that replaces it in the tokenizer."""
 
 HELD_OUT_SHARE = 8
-"""Number N, of which one in N combinations is kept out of training, for the evaluation."""
+"""Number N: one in N combinations of colour, shape, motion and background is kept out of training, for
+evaluation."""
 
 
 @dataclass(frozen=True)
 class Scene:
     """Content of one video of the shapes world: colour, shape, motion and background.
 
-    `prompt` describes it in the grammar's plain form.
+    `prompt` is a plain sentence that describes it.
     """
 
     color: str
@@ -94,7 +96,7 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether this combination is kept out of training (decided by a checksum of the prompt)."""
+        """Whether this scene is kept out of training (decided by a checksum of its prompt)."""
         return zlib.crc32(self.prompt.encode()) % HELD_OUT_SHARE == 0
 
 
