@@ -59,7 +59,7 @@ _SHIFTS = ("shift", "flow_shift")
 
 
 def is_known(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler class and its configuration are those of a published model, with any shift."""
+    """Whether a scheduler class and its configuration match a published model's, with any timestep shift."""
     if name not in _KNOWN or _NEEDED.get(name, set()) - config.keys():
         return False
     known = _HARMLESS | _KNOWN[name]

@@ -160,7 +160,7 @@ class CutTransformer(ABC, Generic[T, C, L]):
 Transformer: TypeAlias = CutTransformer[Tokens, Context, Layout]
 """A split transformer of any model family.
 
-Callers pass it only tokens, contexts and layouts that it has returned.
+Its arguments are only tokens, contexts (encoded prompts) and layouts that it has returned.
 """
 
 
@@ -262,6 +262,5 @@ class VideoModel(Protocol):
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> Decoder:
         """Return a decoder of latents [1, C, F, h, w], which may still be arriving (`LatentBlocks`).
 
-        park: whether the caches of tiles wait in the machine's memory, instead of on the GPU, between their
-        pieces.
+        park: whether a tile's cache is kept in host memory, not on the GPU, while other tiles are decoded.
         """

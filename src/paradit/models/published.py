@@ -1,4 +1,4 @@
-"""Published models, known by configurations in this package: no network, no weights, no torch.
+"""Specs of published models, from configurations in this package: no network, no weights, no torch.
 
 published.json holds, for each model, what differs from its classes' defaults, as in the files of the hub
 repository of that name, and the number of its VAE's parameters, counted from the class (from the paper for

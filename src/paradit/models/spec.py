@@ -27,7 +27,7 @@ Size = Annotated[int, Option(least=1, most=MAX_SIZE)]
 Layers = Annotated[int, Option(least=1, most=1000)]
 Positive = Annotated[float, Option(least=ABOVE_ZERO, most=MAX_SIZE)]
 FIXED = Option(fixed=True)
-"""Option for the field of a configuration class whose default value is the only supported one."""
+"""Annotation for a field of a configuration class of which only the default value is supported."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -251,14 +251,14 @@ class BlockPipeline:
             self._held.pop(step.block - 1, None)
 
     def _window(self, step: BlockStep) -> Window:
-        # Block-steps with the same frames share a window, whatever their level.
+        # Steps with the same numbers of frames share a window, whatever their noise level.
         key = step.frames, replace(step.left, level=0), replace(step.right, level=0)
         if key not in self._windows:
             self._windows[key] = Window(self._model.experts[0], step, self._size, self._sharing)
         return self._windows[key]
 
     def _contexts_of(self, expert: int, block: int) -> list[TextContext]:
-        """Return a frame block's prompts as the transformer reads them, one for each branch on this rank."""
+        """Return a frame block's prompts as the transformer reads them, for this rank's guidance branches."""
         texts = list(self._prompts)
         for first, text in self._later:
             texts[0] = text if first <= block else texts[0]
@@ -275,7 +275,7 @@ class BlockPipeline:
         return (1, self._model.spec.vae.z_dim, frames, *self._size)
 
     def _steps(self) -> Iterator[BlockStep]:
-        """Yield the steps of all frame blocks, in order, until the video ends: the order of messages."""
+        """Yield the steps of all frame blocks, in the order of their messages, until the video ends."""
         steps = self._queue.steps(self._first_round)
         return takewhile(lambda step: self._early_end.goes_on(step.round), steps)
 

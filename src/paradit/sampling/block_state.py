@@ -44,10 +44,13 @@ class BlockState:
 
 @dataclass(frozen=True, kw_only=True)
 class QueueState:
-    """State of a long video between two rounds, as one rank saves it; only the first rank saves blocks."""
+    """State of a long video between two rounds of the block queue, as one rank saves it.
+
+    Only the first rank saves frame blocks.
+    """
 
     round: int
-    """Number of the next round of the block queue."""
+    """Number of the next round, in which every frame block in the queue takes one step."""
     blocks: dict[int, BlockState] = field(default_factory=dict)
     """States of the frame blocks in the queue, by number, and of the last one that left it, because its
     neighbour still reads it."""
@@ -88,7 +91,10 @@ class _Stored:
 
 
 def shared_state(state: QueueState | None, team: Team, device: torch.device) -> QueueState | None:
-    """Send the first process's state to all that denoise together, and return it; None if it has none."""
+    """Send the first process's state to all processes that denoise together, and return it.
+
+    Returns None if the first process has none.
+    """
     content = state.to_bytes() if state and team.is_first else b""
     size, *_ = team.gather_number(len(content))
     if not size:

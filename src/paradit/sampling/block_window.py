@@ -69,12 +69,12 @@ class Window:
         self._sharing, self._num_heads = sharing, transformer.num_heads
         boxes = map(self._shares(0).tokens_of, range(sharing.sharers))
         self.shares = [range(box.start, box.stop) for box in boxes]
-        """Range of the computed tokens that each of the sharing ranks holds, in the order of these ranks."""
+        """Ranges of the computed (not cached) tokens that the sharing ranks hold, one range for each rank."""
         self._exchange = cache(self._new_exchange)
 
     @property
     def mine(self) -> range:
-        """Range of the computed tokens that this rank holds."""
+        """Range of the computed (not cached) tokens that this rank holds."""
         return self.shares[self._sharing.place]
 
     @property
@@ -87,7 +87,10 @@ class Window:
         return timestep[:, self.mine.start : self.mine.stop] if timestep.ndim == 2 else timestep
 
     def own_of(self, place: int) -> range:
-        """Return the range of the frame block's own tokens on the sharing rank `place`; may be empty."""
+        """Return the range of the frame block's own tokens that one rank holds; may be empty.
+
+        place: the rank's index among those that share the tokens.
+        """
         share = self.shares[place]
         start = max(self.own.start, share.start)
         return range(start, max(start, min(self.own.stop, share.stop)))

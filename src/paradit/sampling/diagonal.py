@@ -120,7 +120,7 @@ def windows(queue: BlockQueue, active: range) -> Iterator[tuple[range, range]]:
 
 
 def finished(queue: BlockQueue, round: int) -> int:
-    """Return the number of frame blocks that are fully denoised when a round of the queue begins."""
+    """Return the number of frame blocks that are fully denoised when round `round` of the queue begins."""
     ready = replace(queue, block_frames=1, context_frames=0).finished(round)
     return ready // queue.block_frames if ready != queue.num_frames else queue.num_blocks or 0
 

@@ -16,7 +16,8 @@ from paradit.distributed.world import World
 from paradit.scheduling.block_queue import BlockQueue
 
 STEPS_AHEAD = 3
-"""Largest number of steps for which a rank posts receives before any message of these steps has arrived."""
+"""Largest number of frame blocks' steps for which a rank posts receives before any of their messages has
+arrived."""
 UNWANTED = "nobody wants the rest"
 
 
@@ -37,7 +38,7 @@ class EarlyEnd:
     """One rank's knowledge of whether a video ends early, why, and before which round of the block queue."""
 
     def __init__(self, world: World | None, word: str, queue: BlockQueue) -> None:
-        """Start without an early end.
+        """Set up one rank's view, in which the video does not end early so far.
 
         world: the ranks of the layer pipeline; None for one process. word: key in the store, unique to this
         video and the same on all ranks.
@@ -66,7 +67,7 @@ class EarlyEnd:
         self._world.tell(self._word, f"{self._rounds} {reason}")
 
     def goes_on(self, round: int) -> bool:
-        """Return whether a round takes place, because the video does not end before it.
+        """Return whether a round of the block queue takes place: whether no early end comes before it.
 
         Ranks other than the first look this up in the store.
         """

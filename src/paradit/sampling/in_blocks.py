@@ -35,7 +35,8 @@ class Begun:
     """State from the last checkpoint, on the first rank; None on other ranks, or if there is no checkpoint.
     """
     round: int
-    """Number of the next round of the block queue, the same on all ranks."""
+    """Number of the next round, in which every frame block in the queue takes one step; the same on all
+    ranks."""
     save: Callable[[QueueState], bool] | None
     """Function that the first rank calls after every round, and that returns whether to continue; None on
     other ranks."""
@@ -97,7 +98,7 @@ class BlockSampler(Sampler):
 
     @abstractmethod
     def finished(self, queue: BlockQueue, round: int) -> int:
-        """Return the number of frame blocks that are fully denoised when a round of the queue begins."""
+        """Return the number of frame blocks that are fully denoised when this round of the queue begins."""
 
     @abstractmethod
     def fresh(self, begun: Begun) -> Iterator[Tensor]:

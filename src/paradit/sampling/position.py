@@ -77,7 +77,7 @@ def kept(
 
 
 def scheduler_state(scheduler: Scheduler) -> dict[str, object]:
-    """Return a scheduler's attributes that can be saved: tensors, booleans, numbers, None or their lists."""
+    """Return a scheduler's attributes that can be saved: tensors, booleans, numbers, None, and lists."""
     return {name: value for name, value in vars(scheduler).items() if _is_plain(value)}
 
 

@@ -52,7 +52,7 @@ class Work:
     model: VideoModel
     request: ResolvedRequest
     prompts: tuple[Prompt, ...]
-    """Prompt embeddings of the request's texts."""
+    """Prompt embeddings of the request's texts (prompt, negative prompt, later prompts)."""
     progress: Progress
     team: Team
     checkpoints: Checkpoints | None = None
@@ -74,7 +74,7 @@ class Sampler(ABC):
         world: World,  # noqa: ARG002
         grid: StageGrid,  # noqa: ARG002
     ) -> LayerShare | None:
-        """Divide the model's layers among ranks; return this rank's part. None: the method does not divide.
+        """Divide the model's layers among ranks; return this rank's part, or None without a layer pipeline.
 
         All ranks call it, once per model.
         """

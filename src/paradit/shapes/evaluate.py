@@ -243,7 +243,7 @@ def _middle(counts: np.ndarray) -> int:
 
 
 def _shape(box: np.ndarray) -> str:
-    """Return the name of the shape with this mask, which is cut to its bounding box."""
+    """Return the name of the shape that a mask shows; the mask is cut to the shape's bounding box."""
     height, width = box.shape
     core = box[int(height * 0.4) : int(np.ceil(height * 0.6)), int(width * 0.4) : int(np.ceil(width * 0.6))]
     if core.mean() < 0.5:
@@ -262,7 +262,7 @@ def _shape(box: np.ndarray) -> str:
 
 
 def _motion(outlines: list[_Outline], side: float) -> str:
-    """Return the name of the motion, from the centroid's path and the area's course.
+    """Return the name of the motion, judged by the path of the object's centroid and the change of its area.
 
     side: the picture's side in pixels, by which the path is scaled.
     """
@@ -288,7 +288,7 @@ def _motion(outlines: list[_Outline], side: float) -> str:
 
 
 def _turning(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the angle (radians) through which the path turns about the middle of its bounding box."""
+    """Return the angle, in radians, by which the object's path turns about the middle of its bounding box."""
     centre_x, centre_y = (x.max() + x.min()) / 2, (y.max() + y.min()) / 2
     angle = np.unwrap(np.arctan2(y - centre_y, x - centre_x))
     return float(abs(angle[-1] - angle[0]))

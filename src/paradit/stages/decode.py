@@ -60,7 +60,7 @@ def decode(
 def _attempted(
     stream: Generator[Frames], attempt: Attempt, consume: Callable[[Generator[Frames]], T]
 ) -> tuple[int | None, T | None]:
-    """Decode once, on all ranks; return (None, result), or (outcome, None) if it ended early on all ranks."""
+    """Decode once, on all ranks; return (None, result), or (outcome, None) if one of the ranks failed."""
     try:
         with closing(stream):
             made = None
@@ -109,8 +109,8 @@ def frames(
     """Yield the frames of latents [1, C, F, h, w] as [H, W, 3], on demand; reported as stage "decode".
 
     tile: the side of a tile in pixels; None: the whole picture. attempt: agreement among the ranks that share
-    the tiles, of which only the first gets frames. park: whether the decoder's caches of tiles wait in the
-    machine's memory instead of the device's.
+    the tiles, of which only the first gets frames. park: whether a tile's cache is kept in host memory, not
+    on the device, while other tiles are decoded.
     """
     vae = model.spec.vae
     height, width = (size * vae.spatial_compression for size in latents.shape[3:])

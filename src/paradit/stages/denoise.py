@@ -1,4 +1,4 @@
-"""Denoise, the second stage: turns noise into a video's latents, with its method's sampler."""
+"""Denoise, the second stage: turns noise into a video's latents, with the sampler of the request's method."""
 
 from __future__ import annotations
 

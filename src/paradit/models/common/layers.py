@@ -20,8 +20,8 @@ class Layers:
         self._module, self._lists, self._stored = module, lists, stored
         parts = [(name, part) for name in lists for part in getattr(module, name)]
         self.kinds = tuple(name for name, _ in parts)
-        """Name of the ModuleList that each layer is in, also if it is not in memory; layers of one list are
-        alike."""
+        """Name of the ModuleList of each layer, in memory or not; the layers of one list have the same
+        structure."""
         empty = [any(parameter.is_meta for parameter in part.parameters()) for _, part in parts]
         self._held = {layer: part for layer, (_, part) in enumerate(parts) if not empty[layer]}
         self._empty = {layer: part for layer, (_, part) in enumerate(parts) if empty[layer]}

@@ -62,13 +62,13 @@ class PipelineModel(ABC):
     @staticmethod
     @abstractmethod
     def schedule(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
-        """Set a scheduler's steps as the family's pipeline does; raises what the scheduler raises."""
+        """Set a scheduler's steps as the model family's pipeline does; raises what the scheduler raises."""
 
     @abstractmethod
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> Decoder:
         """Return a decoder of latents [1, C, F, h, w].
 
-        park: whether the caches of waiting tiles lie in the machine's memory, not on the GPU.
+        park: whether a tile's cache is kept in host memory, not on the GPU, while other tiles are decoded.
         """
 
     @property

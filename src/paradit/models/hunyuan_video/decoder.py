@@ -103,7 +103,7 @@ class _Groups:
         return min(self._longest, self._num_frames - index * self._stride)
 
     def at(self, index: int) -> Tensor | None:
-        """Return group `index` as a tensor [1, C, f, h, w]; None if the video has ended.
+        """Return group `index` of latent frames as a tensor [1, C, f, h, w]; None if the video has ended.
 
         index: the number of the next group, or of the one that was requested last.
         """

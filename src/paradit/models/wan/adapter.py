@@ -62,6 +62,6 @@ class WanModel(PipelineModel):
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> WanDecoder:
         """Return a decoder of latents [1, C, F, h, w].
 
-        park: whether the caches of waiting tiles lie in the machine's memory, not on the GPU.
+        park: whether a tile's cache is kept in host memory, not on the GPU, while other tiles are decoded.
         """
         return WanDecoder(self._pipeline.vae, self._pipeline.video_processor, latents, park=park)

@@ -33,7 +33,7 @@ class WanDecoder:
     ) -> None:
         """Prepare to decode normalised latents [1, C, F, h, w].
 
-        park: whether tiles' caches wait in the machine's memory, not on the GPU, while other tiles decode.
+        park: whether a tile's cache is kept in host memory, not on the GPU, while other tiles are decoded.
         """
         self._vae, self._video_processor, self._park = vae, processor, park
         self._patch: int = vae.config["patch_size"] or 1
@@ -97,7 +97,7 @@ class WanDecoder:
 
 
 def _parked(cache: Cache, before: Cache) -> Cache:
-    """Copy a tile's cache into the machine's memory, over its earlier copy `before` if the shapes are equal.
+    """Copy a tile's cache into host memory, over its earlier copy `before` if the shapes are equal.
 
     Reusing that memory matters on a CPU. Otherwise, the caches of many tiles would lie between tensors that
     are soon freed, and the heap would grow to several times the size of both.

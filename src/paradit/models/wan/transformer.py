@@ -41,7 +41,7 @@ class WanLayout(Layout):
 
 @dataclass(frozen=True, kw_only=True)
 class WanContext:
-    """Keys and values [B, T, H, D] of B encoded prompts, which each layer's cross-attention reads."""
+    """Encoded prompts as keys and values [B, T, H, D], which the cross-attention of each layer reads."""
 
     text: tuple[tuple[Tensor, Tensor], ...]
     image: tuple[tuple[Tensor, Tensor], ...] | None = None
@@ -372,9 +372,9 @@ def _cross_attention(
 
 
 def _modulation(table: Tensor, modulation: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
-    """Return rows `start` to `stop` of a block's shifts, scales and gates, in a shape that broadcasts.
+    """Return rows `start` to `stop` (excluded) of a block's shifts, scales and gates.
 
-    They broadcast to [B, S, width].
+    Their shapes broadcast to [B, S, width].
     """
     return _rows(table[:, start:stop] + modulation[..., start:stop, :])
 
