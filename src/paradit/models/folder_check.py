@@ -171,7 +171,7 @@ def _refuse_pickled(name: str, component: str, files: set[str]) -> None:
 
 
 def _check_safetensors(name: str, folder: Path, file: str) -> None:
-    """Refuse a safetensors file that is shorter than its header says, because its copy was interrupted.
+    """Refuse a safetensors file that is damaged, or shorter than its header says (an interrupted copy).
 
     Raises Incomplete.
     """

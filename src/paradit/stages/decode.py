@@ -60,7 +60,7 @@ def decode(
 def _attempted(
     stream: Generator[Frames], attempt: Attempt, consume: Callable[[Generator[Frames]], T]
 ) -> tuple[int | None, T | None]:
-    """Decode once, on all ranks; return (None, result), or (outcome, None) if one of the ranks failed."""
+    """Decode once, on all ranks; return (None, result), or (outcome, None) if a rank could not decode."""
     try:
         with closing(stream):
             made = None
