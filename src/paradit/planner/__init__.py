@@ -1,4 +1,4 @@
-"""Planner: predicts time and memory of a run before anything is loaded. Imports no torch.
+"""Planner: predicts the time and memory of a run before any model is loaded. Imports no torch.
 
 It holds the figures of known hardware as data, the cost formulas, a simulator of the run, and the search for
 the best plan.

@@ -1,7 +1,7 @@
-"""Fit a machine's figures to measurements, and write the file that holds them.
+"""Fit the planner's hardware figures to measurements of a machine, and write them to a machine file.
 
-Predicted times come from `planner.costs`, so figures are fitted to the very formulas that plan with them.
-`engine.calibrate` does the measuring.
+Predicted times come from the cost formulas of `planner.costs`, so figures are fitted to the very formulas
+that plan with them. `engine.calibrate` does the measuring.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from paradit.planner.hardware import Device, Link
 
 
 class Work(Protocol):
-    """A piece of work whose time was measured, and which the cost formulas can predict."""
+    """Protocol of a measured operation, such as a matrix product, whose time cost formulas can predict."""
 
     @property
     def text(self) -> str:
-        """Description of the work for people, such as "bf16 64x768x768"."""
+        """Description of the operation for people, such as "bf16 64x768x768"."""
 
     def seconds(self, device: Device) -> float:
-        """Return the seconds that the cost formulas predict for this work on a device."""
+        """Return the seconds that the cost formulas predict for the operation on a device."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """Matrix product [rows, inner] x [inner, columns] that was measured."""
+    """Matrix product [rows, inner] x [inner, columns] whose time was measured."""
 
     dtype: str
     rows: int
@@ -54,7 +54,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention of `rows` query rows per head over all keys, as on a rank that holds some of the tokens."""
+    """Attention whose time was measured: in each head, `rows` queries attend to `keys` keys."""
 
     dtype: str
     heads: int
@@ -73,7 +73,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class Block:
-    """Transformer block without its self-attention, on the tokens of one video; `spec` has a single layer."""
+    """Transformer block, without self-attention, whose time on one video was measured.
+
+    `spec` has a single layer.
+    """
 
     dtype: str
     spec: TransformerSpec
@@ -99,7 +102,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Decode:
-    """VAE decode of a video of size (frames, height, width), in fp32."""
+    """VAE decode whose time was measured, in fp32, of a video of size (frames, height, width)."""
 
     vae: VaeSpec
     size: tuple[int, int, int]
@@ -115,7 +118,7 @@ class Decode:
 
 @dataclass(frozen=True)
 class Measured:
-    """A piece of work, and the seconds that it took."""
+    """Operation, with the seconds that it took when it was measured."""
 
     work: Work
     seconds: float
@@ -123,21 +126,21 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Copies:
-    """Memory figures of a device (copy rates and capacity), and whether it launches kernels ahead."""
+    """Measured copy rates and memory size of a device, and whether it launches kernels asynchronously."""
 
     copied: float
-    """Bytes/s that a large copy within the device moves, counting both reads and writes."""
+    """Bytes/s that a large copy within the device's memory moves, counting both reads and writes."""
     memory: float
-    """Bytes of device memory that a rank can use."""
+    """Bytes of device memory that one rank can use."""
     ahead: bool
-    """Whether kernels are launched while others run, as on a GPU (see `Device`)."""
+    """Whether kernels are launched while earlier ones still run, as on a GPU."""
     fetched: float | None = None
-    """Bytes/s from host memory to the devices, all ranks copying at once; None on a CPU, which has no
-    separate device memory."""
+    """Bytes/s from host memory to the devices, summed over all ranks while all of them copy; None on a CPU,
+    which has no separate device memory."""
 
 
 def fit_device(measured: Sequence[Measured], copies: Copies, source: str) -> Device:
-    """Return the device whose figures predict the measurements best; each kind of work is fitted in turn."""
+    """Return the device figures that predict the measured times best, fitted by kind of operation in turn."""
     kinds = {kind: [one for one in measured if isinstance(one.work, kind)] for kind in KINDS.values()}
     dtypes = list(dict.fromkeys(one.work.dtype for one in kinds[Product]))  # type: ignore[attr-defined]
     device = Device(
@@ -160,7 +163,7 @@ def fit_device(measured: Sequence[Measured], copies: Copies, source: str) -> Dev
 
 
 def _fit_products(device: Device, measured: Sequence[Measured], dtypes: Iterable[str]) -> Device:
-    """Fit the product rate of each dtype, and the number of multiprocessors that a product must fill."""
+    """Return the device with fitted matrix product rates, by dtype, and number of multiprocessors."""
 
     def with_units(units: float) -> Device:
         found = replace(device, units=units)
@@ -172,7 +175,7 @@ def _fit_products(device: Device, measured: Sequence[Measured], dtypes: Iterable
 
 
 def _fit_attention(device: Device, measured: Sequence[Measured], dtypes: Iterable[str]) -> Device:
-    """Fit the attention efficiency of each dtype together with its loss on narrow heads (`softmax`)."""
+    """Return the device with fitted attention efficiencies, by dtype, and a fitted cost of the softmax."""
 
     def with_softmax(softmax: float) -> Device:
         found = replace(device, softmax=softmax)
@@ -184,7 +187,7 @@ def _fit_attention(device: Device, measured: Sequence[Measured], dtypes: Iterabl
 
 
 def _fit_decodes(device: Device, measured: Sequence[Measured]) -> Device:
-    """Fit the efficiency of convolutions together with its loss for few channels (`narrow`)."""
+    """Return the device with a fitted efficiency of convolutions, and a fitted decline for few channels."""
 
     def with_narrow(narrow: float) -> Device:
         found = replace(device, narrow=narrow)
@@ -217,22 +220,22 @@ def residuals(measured: Iterable[Measured], device: Device) -> list[float]:
 
 
 def median_error(measured: Iterable[Measured], device: Device, kind: str) -> float:
-    """Return the median absolute relative error of the predictions for one kind of work, a key of `KINDS`."""
+    """Return the median absolute relative error of predictions for one kind of operation (key of `KINDS`)."""
     of_kind = [one for one in measured if isinstance(one.work, KINDS[kind])]
     return median(abs(error) for error in residuals(of_kind, device))
 
 
 def _misfit(device: Device, measured: Sequence[Measured]) -> float:
-    """Return the sum of |log(predicted / measured)|, in which short work counts as much as long work."""
+    """Return a fit's error: the sum of |log(predicted / measured)|. Short operations count like long ones."""
     return sum(abs(log(one.work.seconds(device) / one.seconds)) for one in measured)
 
 
 def _fitted(
     change: Callable[[float], Device], measured: Sequence[Measured], low: float, high: float
 ) -> Device:
-    """Return the device that `change` makes from the value in [low, high] that fits the measurements best.
+    """Return `change(value)` for the value in [low, high] with which the device best fits the measurements.
 
-    The search refines a logarithmic grid, and expects the misfit to have a single minimum.
+    The search refines a logarithmic grid, and expects the error to have a single minimum.
     """
     begin, end, steps = log(low), log(high), 24
     while end - begin > 1e-3:
@@ -255,10 +258,10 @@ def machine_file(
     *,
     neighbours: Link | None = None,
 ) -> str:
-    """Return the text of a machine file that `planner.hardware.find_cluster` reads.
+    """Return the text of a machine file: the TOML file of hardware figures that `find_cluster` reads.
 
-    about: comment lines for the head of the file. neighbours: the link between neighbouring ranks, if they
-    have one of their own.
+    about: comment lines for the head of the file. neighbours: link between neighbouring ranks (0 and 1, 2 and
+    3, ...), or None if they have none of their own.
     """
     lines = [*(f"# {line}" for line in about), "", f"ranks = {ranks}", "machines = 1", ""]
     lines += ["[devices.this]", f'source = "{device.source}"', f"dense = {_inline(device.dense)}"]

@@ -1,4 +1,4 @@
-"""Cost formulas: the seconds of each operation, from the model's sizes and the device's figures.
+"""Cost formulas that predict the seconds of each operation from the model's sizes and the device's figures.
 
 A kernel takes the longer of computing and of reading and writing memory (the roofline, Williams et al., CACM
 52, 2009). Its rate falls if its tiles do not fill the device. A sequence of kernels takes at least the time
@@ -14,39 +14,40 @@ from paradit.planner.hardware import Device
 
 ITEMSIZE = {"bf16": 2, "fp32": 4}
 TILE = 128
-"""Rows, and columns, of the result tile that a streaming multiprocessor computes at once; a usual size for
+"""Rows, and columns, of the tile of a result that one GPU multiprocessor computes at once; a usual size for
 both matrix products and attention."""
 PASSES = 50
-"""Number of times that a transformer block reads or writes a tensor as large as its tokens, besides its
-matrix products: three norms with their modulation, in fp32, those of q and k, RoPE, three gated
-residuals, the activation."""
+"""Number of memory passes of a transformer block besides its matrix products. A pass reads or writes a tensor
+as large as the block's tokens. The passes are those of three norms with their modulation, in fp32, the norms
+of q and k, RoPE, three gated residuals, and the activation."""
 KERNELS = 70
-"""Approximate number of kernels that a transformer block launches: its matrix products, and those that
-`PASSES` counts."""
+"""Approximate number of GPU kernels that a transformer block launches: its matrix products, and the
+operations that `PASSES` lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSeconds:
-    """Seconds of the parts of a transformer block on one rank, averaged over the layers."""
+    """Predicted seconds of each part of a transformer block on one rank, averaged over the layers."""
 
     value: float
-    """Seconds to project the values. Keys and queries, with RoPE, take as long each."""
+    """Seconds to project the attention's values (V). Keys take as long, and so do queries, RoPE included."""
     finish: float
     head_row: float
-    """Seconds of attention for one query row of one head over all keys, on a fully used device."""
+    """Seconds in which one query of one head attends to all keys, on a fully used device."""
     wave: float
-    """Fixed seconds of an attention kernel, whatever its size: half a wave of tiles, and its launch."""
+    """Seconds that each attention kernel adds, whatever its size: its launch, and its last wave of tiles,
+    which leaves half of the device idle on average."""
 
     merge: float
-    """Seconds to merge one head row with its partial result over other keys, if attention is computed in
+    """Seconds to merge two partial attention results of one query and head, if its keys are processed in
     parts."""
     crowding: float = 0.0
     """Slowdown of attention while messages travel, as a fraction of the time for which both run."""
 
     def attention(self, head_rows: float, beside: float = 0.0) -> float:
-        """Return the seconds of attention for `head_rows` (head, query row) pairs of all videos together.
+        """Return the seconds of attention for `head_rows` (head, query) pairs, counted over the whole batch.
 
-        beside: seconds for which messages travel meanwhile.
+        beside: seconds for which messages travel at the same time, which slow it down.
         """
         seconds = head_rows * self.head_row + self.wave if head_rows else 0.0
         return seconds + self.crowding * min(seconds, beside)
@@ -66,7 +67,7 @@ def block_seconds(
     """Return the costs of a transformer block on a rank that holds `held` of a video's `tokens`.
 
     batch: number of videos, or guidance branches, computed at once. text: number of prompt tokens. kernel:
-    attention backend whose rate counts.
+    kind of attention kernel, `flash` or `efficient` (see devices.toml).
     """
     size = ITEMSIZE[dtype]
     # FLOPs per layer without attention; the few operations outside the layers are spread over them.
@@ -108,18 +109,18 @@ def product_seconds(device: Device, dtype: str, rows: int, inner: int, columns: 
 
 
 def attention_seconds(device: Device, dtype: str, head_rows: int, keys: int, head_dim: int) -> float:
-    """Return the seconds of one attention kernel on `head_rows` (head, query row) pairs, `keys` keys each."""
+    """Return the seconds of an attention kernel for `head_rows` (head, query) pairs with `keys` keys each."""
     head_row = 4 * keys * head_dim / device.attention_rate("flash", dtype, head_dim)
     return head_rows * head_row + _wave(device, head_row)
 
 
 def _product_rate(device: Device, dtype: str, values: int) -> float:
-    """Return the FLOP/s of a matrix product whose result has this many values."""
+    """Return the FLOP/s of a matrix product whose result has `values` elements; smaller ones are slower."""
     return device.rate("product", dtype) * device.filled(values / TILE**2)
 
 
 def _launched(device: Device, seconds: float, kernels: float) -> float:
-    """Return the seconds that kernels take in all if Python launches them one by one.
+    """Return the seconds of a sequence of kernels, including what Python takes to launch them one by one.
 
     seconds: their computing time. kernels: their number.
     """
@@ -132,25 +133,28 @@ def _wave(device: Device, head_row: float) -> float:
 
 
 def _attention_rows(spec: TransformerSpec, tokens: int, text: int) -> int:
-    """Return the number of query rows per head: the video's tokens, plus the text's in joint attention."""
+    """Return the number of queries per head: the video's tokens, plus the text's in joint attention."""
     return tokens + replicated_rows(spec, text)
 
 
 def replicated_rows(spec: TransformerSpec, text: int) -> int:
-    """Return the number of rows that every rank holds: a joint-attention model's text tokens, else 0."""
+    """Return the number of text tokens that each rank holds beside its video's; 0 without joint attention."""
     joint = spec.self_attention_flops(1, text) != spec.self_attention_flops(1, 0)
     return text if joint else 0
 
 
 def encode_seconds(spec: ModelSpec, device: Device, dtype: str, prompts: int) -> float:
-    """Return the seconds of the text encoders on this many prompts: two operations a parameter and token."""
+    """Return the seconds to encode `prompts` prompts: 2 FLOPs per text encoder parameter and token."""
     parameters = sum(w.parameters for w in spec.weights if stage_of(w.component) == "encode")
     computed = 2 * parameters * spec.text_length * prompts / device.rate("product", dtype)
     return max(computed, parameters * ITEMSIZE[dtype] / device.copy_rate)
 
 
 def context_seconds(spec: ModelSpec, device: Device, dtype: str, prompts: int) -> float:
-    """Return the seconds that each denoising rank spends on the prompt embeddings before the first step."""
+    """Return the seconds that a denoise rank takes to process the prompt embeddings before the first step.
+
+    It embeds the text, and computes the text's keys and values in every layer.
+    """
     flops = sum(t.context_flops(spec.text_length) for t in spec.transformers) * prompts
     return flops / device.rate("product", dtype)
 
@@ -164,7 +168,7 @@ def decode_seconds(
     tile: int | None = None,
     ranks: int = 1,
 ) -> float:
-    """Return the seconds of the VAE's decode of a whole video of size (frames, height, width).
+    """Return the seconds to decode a whole video of size (frames, height, width) with the VAE.
 
     tile: side of the overlapping decode tiles in pixels; None: whole frames are decoded. ranks: number of
     ranks that share the tiles.

@@ -1,8 +1,9 @@
-"""Discrete-event simulator: rank programs played in time over resources that do one thing at a time.
+"""Discrete-event simulator of ranks that compute, and exchange messages over links.
 
-A rank computes, posts messages, and waits for them. A message starts once all of its ranks have posted it. It
-then occupies each of its resources (a port, a shared host) for a time of its own, after whatever that
-resource was given before. The simulation is deterministic: no clock, no random numbers.
+Each rank runs a program: it computes, posts messages (begins to send or receive them), and waits for them. A
+message starts once all of its ranks have posted it. It then occupies each of its resources (a port, a shared
+host) for a time of its own, after the messages that the resource got before. The simulation is deterministic:
+no clock, no random numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from itertools import count
 
 @dataclass(frozen=True)
 class Compute:
-    """Program step that keeps the rank busy computing."""
+    """Step of a simulated rank's program that computes for some seconds."""
 
     name: str
     seconds: float
@@ -23,7 +24,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Message:
-    """Messages that a set of ranks send each other at the same time, simulated as one."""
+    """Exchange of data between several ranks at one time, simulated as a single message."""
 
     name: str
     ranks: tuple[int, ...]
@@ -32,20 +33,23 @@ class Message:
     """Seconds for which the message occupies each resource, by the resource's name."""
     latency: float
     table: Sequence[Sequence[float]] = field(default=(), repr=False)
-    """Bytes sent, by position in `ranks`: row i, column j holds what the i-th rank sends to the j-th."""
+    """Bytes sent, by index in `ranks`: row i, column j holds what the i-th rank sends to the j-th."""
     posting: float = 0.0
-    """Seconds that a rank loses by posting the message; no more than it has computed since it last posted
-    one, because the thread that sends and the thread that computes have equal rights to a core."""
+    """Seconds of computing that a rank loses when it posts (begins) the message. It loses no more than it has
+    computed since its last post, because the sending and the computing thread have equal rights to a core."""
 
     @property
     def seconds(self) -> float:
-        """Seconds for which the message travels on idle links, without its latency."""
+        """Seconds for which the message travels if its links are idle, without its latency."""
         return max(self.busy.values(), default=0.0)
 
 
 @dataclass(frozen=True)
 class Post:
-    """Program step that begins a message; the message starts when all of its ranks have posted this key."""
+    """Step of a simulated rank's program that begins a message.
+
+    The message starts when all of its ranks have posted this key.
+    """
 
     key: Hashable
     message: Message
@@ -53,11 +57,12 @@ class Post:
 
 @dataclass(frozen=True)
 class Wait:
-    """Program step that blocks the rank until the message with this key has arrived."""
+    """Step of a simulated rank's program that waits until the message with this key has arrived."""
 
     key: Hashable
     same_turn: bool = False
-    """Whether this wait follows the one before without giving another interleaved stream a turn."""
+    """Whether this wait directly follows the previous one, instead of first letting another stream of work of
+    the same rank run."""
 
 
 Step = Compute | Post | Wait
@@ -66,7 +71,7 @@ Program = Iterable[Step]
 
 @dataclass(frozen=True)
 class Use:
-    """Interval in which a resource, such as a link's port or a rank's processor, is occupied."""
+    """Interval of simulated time in which a resource, such as a link's port or a processor, is occupied."""
 
     resource: str
     name: str
@@ -76,7 +81,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Sent:
-    """A message with the time at which all its ranks had posted it, and the time at which it arrived."""
+    """Simulated message, with the time at which all its ranks had posted it, and that of its arrival."""
 
     message: Message
     begin: float
@@ -85,10 +90,10 @@ class Sent:
 
 @dataclass(frozen=True)
 class Played:
-    """Result of playing rank programs: when each rank computed, waited, and sent messages."""
+    """Result of simulating the ranks' programs: when each rank computed, waited and exchanged messages."""
 
     ends: Sequence[float]
-    """End of each rank's program, in seconds from the start of the simulation."""
+    """Time at which each rank's program ended, in seconds from the start of the simulation."""
     computing: Sequence[float]
     """Seconds for which each rank computed."""
     uses: list[Use] = field(repr=False)
@@ -102,7 +107,7 @@ class Played:
 
 
 def play(programs: Sequence[Program]) -> Played:
-    """Play one program per rank, rank 0 first, from time 0. Raises RuntimeError if ranks deadlock."""
+    """Simulate one program per rank, rank 0 first, from time 0. Raises RuntimeError if ranks deadlock."""
     running = [_posting(program) for program in programs]
     ends, computing = [0.0] * len(running), [0.0] * len(running)
     free: dict[str, float] = {}
@@ -158,7 +163,7 @@ def play(programs: Sequence[Program]) -> Played:
 
 
 def _posting(program: Program) -> Iterator[Step]:
-    """Yield a rank's program with the time that posting messages takes inserted as computing."""
+    """Yield a rank's program, with the time that it takes to post messages added as computing steps."""
     computed = 0.0
     for step in program:
         if isinstance(step, Compute):
@@ -170,10 +175,10 @@ def _posting(program: Program) -> Iterator[Step]:
 
 
 def interleaved(streams: Sequence[Iterable[Step]], lag: int = 0) -> Generator[Step, None, None]:
-    """Merge a rank's streams of work into one program that takes turns at waits, as `run_interleaved` does.
+    """Merge a rank's streams of work into one program, which changes to another stream at each wait.
 
-    The order is that of `parallel.forward.run_interleaved`. lag: turns by which each stream starts after the
-    one before it.
+    The order is that of `parallel.forward.run_interleaved`. In a turn, each stream runs up to its next wait.
+    lag: number of turns by which each stream starts after the one before it.
     """
     running = dict(enumerate(map(iter, streams)))
     waits: dict[int, Wait] = {}

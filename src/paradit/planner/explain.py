@@ -12,14 +12,14 @@ from paradit.planner.simulate import Simulated, Simulator
 from paradit.scheduling.memory import PARTS, way_out
 
 WAITING, DECODING = 0.15, 0.15
-"""Fractions above which waiting (of a step) or decoding (of a video's latency) is named as what bounds a
-plan."""
+"""Fraction of a step spent waiting, and of a video's latency spent decoding, above which waiting or decoding
+is reported as the bottleneck of a plan."""
 SAID = 0.05
-"""Fraction of a step above which the wait for messages is mentioned."""
+"""Fraction of a step above which the wait for messages is mentioned in the explanation of a plan."""
 
 
 def bound_of(simulated: Simulated) -> str:
-    """Return in a few words what bounds a simulated plan: messages, decoding or computing."""
+    """Return a few words on the bottleneck of a simulated plan: messages, decoding or computing."""
     stages = simulated.stages
     if simulated.exposed > WAITING:
         return simulated.way.player.waits(simulated)
@@ -31,7 +31,7 @@ def bound_of(simulated: Simulated) -> str:
 
 
 def decoder_busy(simulated: Simulated) -> float:
-    """Return the fraction of the run in which the decode ranks that do not denoise are busy, on average."""
+    """Return the fraction of a simulated run for which ranks that only decode are busy, on average."""
     placement = simulated.way.placement
     ranks = [rank for rank in placement.decode_ranks if rank not in placement.denoise_ranks]
     return sum(1 - simulated.idle[rank] for rank in ranks) / max(1, len(ranks))
@@ -39,14 +39,14 @@ def decoder_busy(simulated: Simulated) -> float:
 
 @dataclass(frozen=True)
 class Switch:
-    """A setting of a plan with the functions that put its value, and the reason for it, into words."""
+    """Setting of a plan, with functions that describe its value, and its effect on time, in words."""
 
     name: str
     """Name of a plan's setting, a key of `planner.settings.SETTINGS`."""
     of: Callable[[Simulated], str]
     why: Callable[[Simulated, Simulated], str]
-    """Function of the best plan and of the best plan with another value; returns why their times differ,
-    or an empty text."""
+    """Function of the best plan, and of the best plan with another value of the setting. It returns why their
+    times differ, or an empty text."""
 
 
 def _idle_decoder(best: Simulated, other: Simulated) -> str:
@@ -96,9 +96,9 @@ SWITCHES = (
 
 
 def compared(plans: Plans, goal: str) -> Iterator[tuple[Switch, Simulated]]:
-    """Yield each setting of the best plan, and the best fitting plan that differs from it in that alone.
+    """Yield each setting of the best plan, with the best fitting plan that differs in that setting alone.
 
-    Settings in which no fitting plan differs alone are left out.
+    Settings without such a plan are left out.
     """
     best = plans.best[0].simulated
     fitting = [plan.simulated for plan in plans.tried if plan.fits]
@@ -114,9 +114,9 @@ def compared(plans: Plans, goal: str) -> Iterator[tuple[Switch, Simulated]]:
 
 
 def reasons(plans: Plans, goal: str, said: Callable[[float], str]) -> list[str]:
-    """Return one line per setting of the best plan: its value, and the best cost with another value.
+    """Return one line per setting of the best plan: its value, and the lowest cost with another value.
 
-    said: function that formats seconds, or bytes if memory is the goal, for people.
+    said: function that formats the cost for people: seconds, or bytes if memory is the goal.
     """
     if not plans.best[0].fits:
         return []
@@ -135,9 +135,10 @@ def reasons(plans: Plans, goal: str, said: Callable[[float], str]) -> list[str]:
 def otherwise(
     plan: Plan, simulator: Simulator, num_prompts: int, goal: str, said: Callable[[float], str]
 ) -> list[str]:
-    """Return lines on the settings of a plan's method that no placement holds, such as its left context.
+    """Return lines on the settings of a plan's denoising method that are not part of the placement.
 
-    Each line has the setting's value, and the plan's cost with another value, in the form of `reasons`.
+    An example is the left context of frame blocks. Each line has the setting's value, and the plan's cost
+    with another value, in the form of `reasons`.
     """
     mine, found = plan.simulated, []
     compared = mine.way.player.compared(simulator, mine, num_prompts) if plan.fits else ()
@@ -149,7 +150,7 @@ def otherwise(
 
 
 def misfits(plans: list[Plan], simulator: Simulator, said: Callable[[float], str]) -> list[str]:
-    """Return lines on plans that do not fit: which rank lacks memory, for which part, and what would fit.
+    """Return lines on plans that do not fit in memory: the fullest rank, its largest part, and a way out.
 
     Plans that lack memory for the same part, and would fit with the same change, share a line. said: function
     that formats bytes for people.

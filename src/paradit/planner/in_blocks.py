@@ -1,4 +1,4 @@
-"""Planner's model of DualParal, which makes long videos in frame blocks on a pipeline of layer slices."""
+"""Cost model of DualParal, which makes long videos in frame blocks on a pipeline of layer slices."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from paradit.trace.spans import CHANNEL, STEP
 
 
 class InBlocks(Player):
-    """Planner's model of long videos that a layer pipeline denoises as a queue of frame blocks."""
+    """Cost model of long videos that a layer pipeline denoises as a queue of frame blocks."""
 
     approximate = "is approximate: a frame sees its block and some neighbours only"
 
@@ -118,7 +118,10 @@ class InBlocks(Player):
     def compared(
         self, simulator: Simulator, simulated: Simulated, num_requests: int
     ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
-        """Yield how the plan changes with the other left context: cached keys and values, or latents."""
+        """Yield a comparison with the other source of the left context: cached keys and values, or latents.
+
+        It is (setting, its value, the other value, simulation with the other value, whether that fits).
+        """
         long = self.request(simulator)
         (name,) = (one for one in LEFT_SOURCES if one != long.left_context)
         changed = replace(long, left_context=name)
@@ -130,7 +133,7 @@ class InBlocks(Player):
     def spans(
         self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]
     ) -> Iterator[tuple[int, Span]]:
-        """Yield (rank, span) of every block-step, message and wait of the simulated video."""
+        """Yield (rank, trace span) of every step of every frame block, and of all messages and waits."""
         placement = simulated.way.placement
         video, size = long_video(simulator, simulated.way), placement.replica_ranks
         played = video.played()
@@ -145,7 +148,7 @@ class InBlocks(Player):
 
 
 def pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
-    """Yield the placements of a long video on layer pipelines of any number of slices.
+    """Yield candidate placements for a long video: layer pipelines with any number of layer slices.
 
     The number of ranks divides the cluster's. Guidance branches share ranks or have their own; the ranks of a
     layer slice share its tokens.
@@ -167,7 +170,7 @@ def pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
 
 @cache
 def long_video(simulator: Simulator, way: Way) -> LongVideo:
-    """Return the long video to simulate for a candidate plan; cached."""
+    """Return the simulation, not yet run, of the long video that a candidate plan makes; cached."""
     request = simulator.request_of(way)
     assert isinstance(request, QueueRequest)
     return LongVideo(

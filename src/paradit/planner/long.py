@@ -1,11 +1,11 @@
 """Simulation of a long video in frame blocks (DualParal) on the ranks of a layer pipeline.
 
-It plays `scheduling.layer_pipeline`'s programs over the cluster's devices and links, as
-`sampling.block_pipeline` runs them. A block-step's hidden states travel to the next layer slice, those of
-each guidance branch in a message of their own. Ranks post receives for two messages ahead. Predictions return
-to the first rank, which decodes a finished block before it continues, unless another rank decodes. Ranks that
-share a layer slice's tokens run in step, so only the first of them is played; the cost of their exchanges is
-known beforehand (`planner.stage_step`).
+It simulates the programs of `scheduling.layer_pipeline` on the cluster's devices and links, as
+`sampling.block_pipeline` runs them. After its layers, a rank sends a frame block's hidden states to the next
+layer slice, those of each guidance branch in a message of their own. Ranks post receives for two messages
+ahead. Predictions return to the first rank, which decodes a finished block before it continues, unless
+another rank decodes. Ranks that share a layer slice's tokens run in step, so only the first of them is
+simulated; the cost of their exchanges is known beforehand (`planner.stage_step`).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from paradit.scheduling.layer_pipeline import (
 )
 
 SETTLED, MEASURED = 3, 4
-"""Number of blocks after which a full queue is expected to be steady, and number of further blocks that
-measure its pace. All later blocks are taken to follow at that pace."""
+"""Number of blocks after which a full pipeline is expected to finish blocks at a steady pace, and number of
+further blocks over which that pace is measured. Later blocks are not simulated, but taken to follow at it."""
 STEADY = 1e-4
-"""Relative difference between the two halves of the measured blocks up to which the pace counts as steady;
-if it is larger, more blocks are played."""
+"""Relative difference, between the two halves of the measured blocks, up to which their pace counts as
+steady; if it is larger, more blocks are simulated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LongRun:
-    """Times of a simulated long video, in seconds from when its prompt embeddings are ready."""
+    """Simulated times of a long video, in seconds from when its prompt embeddings are ready."""
 
     seconds: float
     """Seconds until the video's last frames are decoded."""
@@ -47,10 +47,10 @@ class LongRun:
 
 
 class LongVideo(PipelineVideo):
-    """A long video that is simulated on a layer pipeline; each replica makes one such video."""
+    """Simulation of a long video on a layer pipeline; each data parallel replica makes one such video."""
 
     def run(self) -> LongRun:
-        """Simulate the video and return its times; only part of a long one is played."""
+        """Simulate the video and return its times; most blocks of a very long one are extrapolated."""
         queue = self.queue
         assert queue.num_blocks
         # The first rank begins block-steps up to this many rounds before it collects their predictions, so
@@ -77,7 +77,7 @@ class LongVideo(PipelineVideo):
         return LongRun(seconds=seconds, denoised=done[-1], first=done[0], computing=self._computing())
 
     def _decoded(self, came: list[float]) -> float:
-        """Return when a rank that only decodes is done, if blocks arrive at the given times (seconds)."""
+        """Return when a rank that only decodes finishes, given the times at which blocks arrive (seconds)."""
         free = 0.0
         for block, there in enumerate(came):
             free = max(free, there) + self.decode_seconds(self.queue, block)
@@ -85,9 +85,10 @@ class LongVideo(PipelineVideo):
 
     @property
     def least_seconds(self) -> float:
-        """Lower bound of the video's seconds: the time for which the busiest layer slice is occupied.
+        """Lower bound of the video's seconds: the time for which its busiest layer slice is occupied.
 
-        It includes the computing of all block-steps, and the exchanges of those of the most frequent kind.
+        It includes the computing of every step of every frame block, and the exchanges of the steps of the
+        most frequent kind.
         """
         kinds = _kinds(self.queue)
         (usual, times), *_ = kinds.most_common(1)
@@ -101,7 +102,7 @@ class LongVideo(PipelineVideo):
 
     @property
     def longest_step(self) -> float:
-        """Seconds of the longest block-step: most frames, largest layer slice, all branches of a rank."""
+        """Seconds of a frame block's longest step: most frames, largest layer slice, all branches."""
         kind = max(_kinds(self.queue), key=lambda kind: (sum(kind[:3]), kind[3]))
         return self.branches * self.steps.seconds(kind, max(map(len, self.split))).seconds
 
@@ -118,7 +119,7 @@ class LongVideo(PipelineVideo):
         return tuple(found) * placement.replicas
 
     def played(self, fewer: int = 0) -> Played:
-        """Simulate the video's run with the last `fewer` blocks left out, and return what each rank did."""
+        """Simulate the video without its last `fewer` blocks, and return what each rank did when."""
         assert self.queue.num_frames
         queue = replace(self.queue, num_frames=self.queue.num_frames - fewer * self.queue.block_frames)
         return play([self._program(rank, queue) for rank in range(self.placement.ranks)])
@@ -138,7 +139,10 @@ class LongVideo(PipelineVideo):
 
 
 def _pace(ends: Sequence[float]) -> tuple[bool, float]:
-    """Return whether block completion times (s) come at a steady pace, and the mean seconds between them."""
+    """Return whether blocks are completed at a steady pace, and the mean seconds between two of them.
+
+    ends: completion times of consecutive blocks, in seconds.
+    """
     half = len(ends) // 2
     early, late = ends[half] - ends[0], ends[-1] - ends[half]
     return abs(late - early) <= STEADY * late, (early + late) / (len(ends) - 1)
@@ -147,7 +151,7 @@ def _pace(ends: Sequence[float]) -> tuple[bool, float]:
 def _with_more(ends: list[float], last: int, more: int, each: float) -> list[float]:
     """Return completion times with `more` blocks inserted after block `last`, `each` seconds apart.
 
-    Times after block `last` are delayed to match.
+    The blocks after them complete that much later.
     """
     between = [ends[last] + number * each for number in range(1, more + 1)]
     return [*ends[: last + 1], *between, *(end + more * each for end in ends[last + 1 :])]
@@ -155,5 +159,5 @@ def _with_more(ends: list[float], last: int, more: int, each: float) -> list[flo
 
 @cache
 def _kinds(queue: BlockQueue) -> Counter[Kind]:
-    """Count the block-steps of a video by kind; those of one kind cost the same."""
+    """Count the steps of a video's frame blocks by kind; those of one kind cost the same."""
     return Counter(map(kind_of, queue.steps()))

@@ -1,4 +1,4 @@
-"""Fit a machine's links to the message times that `engine.calibrate` measured between its ranks."""
+"""Fit the figures of a machine's links to message times measured between its ranks (`engine.calibrate`)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from paradit.planner.hardware import Device, Link, are_neighbours
 
 @dataclass(frozen=True, kw_only=True)
 class Messages:
-    """Measured rates, latencies and side costs of messages between a machine's ranks."""
+    """Measured rates and latencies of messages between a machine's ranks, and their effect on computing."""
 
     latency: float
     pair: float
-    """Bytes/s that a rank sends while one pair of ranks exchanges data; not a pair of neighbours, if
-    neighbours have their own link."""
+    """Bytes/s that a rank sends while a single pair of ranks exchanges data. If neighbouring ranks have a
+    link of their own, the pair is not one of neighbours."""
     all: float
     """Bytes/s that a rank sends while all ranks send to all others."""
     crowding: float = 0.0
-    """Slowdown of computing beside messages, as a fraction of the time for which they travel."""
+    """Slowdown of computing while messages travel, as a fraction of the time for which they travel."""
     posting: float = 0.0
-    """Seconds that each exchange, however small, adds to the computing beside it."""
+    """Seconds by which each exchange of messages, however small, delays the computing that runs meanwhile."""
     neighbours: float | None = None
-    """Bytes/s that a rank sends while neighbours (0 and 1, 2 and 3, ...) exchange data; None: neighbours
+    """Bytes/s that a rank sends while neighbouring ranks (0 and 1, 2 and 3, ...) exchange data; None if these
     have no link of their own."""
     neighbours_latency: float | None = None
 
@@ -38,16 +38,17 @@ class PairSeconds:
 
 
 CLEARLY = 1.5
-"""Factor by which the slowest neighbours, in any measurement, must be quicker than the quickest other pair
-for neighbours to count as having a link of their own. An NVLink bridge is 2 times as quick as the port
-of PCIe 4.0, and 3 times as quick as a PCIe transfer between two devices (links.toml). Links of one kind
-differ by some tenths on a busy machine, and the same pairs are not the slower ones each time."""
+"""Factor by which neighbouring ranks (0 and 1, 2 and 3, ...) must exchange data faster than all other pairs
+to count as having a link of their own. Their slowest measurement is compared with the fastest of the others.
+An NVLink bridge is 2 times as fast as the port of PCIe 4.0, and 3 times as fast as a PCIe transfer between
+two devices (links.toml). Links of one kind differ by some tenths on a busy machine, but not the same pairs
+are slower each time."""
 
 
 def neighbours_of(measured: Mapping[tuple[int, int], Sequence[PairSeconds]]) -> PairSeconds | None:
-    """Return the slowest measured times of the link between neighbours, or None if it is like all others.
+    """Return the slowest times measured between neighbouring ranks; None if they have no link of their own.
 
-    measured: several measurements of each pair of ranks.
+    measured: times of each pair of ranks, each measured several times. Neighbours are 0 and 1, 2 and 3, ...
     """
     ranks = {rank for pair in measured for rank in pair}
     if not all(rank ^ 1 in ranks for rank in ranks):
@@ -61,9 +62,9 @@ def neighbours_of(measured: Mapping[tuple[int, int], Sequence[PairSeconds]]) -> 
 
 
 def slowest_pair(measured: Mapping[tuple[int, int], Sequence[PairSeconds]], *, neighbours_too: bool) -> float:
-    """Return the seconds per byte of the slowest pair of ranks, each pair by its least disturbed measurement.
+    """Return the seconds per byte of the slowest pair of ranks, taking the fastest measurement of each pair.
 
-    neighbours_too: whether pairs of neighbours count.
+    neighbours_too: whether pairs of neighbours (0 and 1, 2 and 3, ...) count.
     """
     return max(
         min(one.each_byte for one in times)
@@ -73,10 +74,10 @@ def slowest_pair(measured: Mapping[tuple[int, int], Sequence[PairSeconds]], *, n
 
 
 def fit_link(messages: Messages | None, copies: Copies, ranks: int) -> Link:
-    """Return the link within a machine that fits its measured messages.
+    """Return the link between a machine's ranks, with figures that fit the measured messages.
 
-    If all ranks at once are slower than a pair, they share the link's total rate (`shared`). messages: None
-    for a single rank, whose link is never used.
+    If ranks send slower when all of them send than when one pair does, they share the link's total rate
+    (`shared`). messages: None for a single rank, whose link is never used.
     """
     if messages is None:
         return Link(name="within", latency=0.0, bandwidth=copies.copied, copy=copies.fetched)
@@ -96,7 +97,7 @@ def fit_link(messages: Messages | None, copies: Copies, ranks: int) -> Link:
 
 
 def fit_neighbours(messages: Messages | None) -> Link | None:
-    """Return the link between neighbouring ranks, or None if they have none of their own."""
+    """Return the link between neighbouring ranks as measured, or None if they have none of their own."""
     if messages is None or messages.neighbours is None:
         return None
     assert messages.neighbours_latency is not None
@@ -104,7 +105,7 @@ def fit_neighbours(messages: Messages | None) -> Link | None:
 
 
 def crowded(device: Device, messages: Messages | None) -> Device:
-    """Return the device with the measured slowdown of computing beside messages set in its figures."""
+    """Return a copy of the device's figures with the measured slowdown of computing while messages travel."""
     if messages is None:
         return device
     message_units = device.units * messages.crowding / (1 + messages.crowding)

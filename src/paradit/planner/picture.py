@@ -1,4 +1,4 @@
-"""Draw a timeline of each rank as an image: the stage that it is in, and when it waits."""
+"""Draw the timeline of a simulated run as an image: the stage that each rank is in, and when it waits."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from paradit.trace.merge import Span
 from paradit.trace.spans import STAGE, STEP
 
 WIDTH, ROW, GAP = 1600, 34, 8
-"""Pixels: width of the picture, height of a rank's row, and space between two rows."""
+"""Width of the picture, height of a rank's row, and space between two rows, in pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 100, 130, 92, 76
 COLORS = {"encode": "#7a5195", "denoise": "#2f6db3", "decode": "#e07b39", "load": "#888888"}
 BLOCKS = ("#2f6db3", "#4c9f70", "#a06cb4", "#c25b6a", "#4aa3b8", "#8c8c3c")
-"""Colours of a long video's frame blocks in the picture, used in turn."""
+"""Colours of a long video's frame blocks in the picture; they repeat if there are more blocks."""
 BACK, IDLE, INK, GREY = "#ffffff", "#eceef1", "#1d2430", "#68707c"
 STEPS = (1, 2, 5, 10)
-"""Candidate distances between two marks of the time axis, each to be multiplied by a power of ten."""
+"""Distances to choose from between two marks of the time axis, each to be multiplied by a power of ten."""
 
 
 def draw_timeline(by_rank: Mapping[int, Sequence[Span]], title: str, subtitle: str) -> Image.Image:
-    """Draw the spans of each rank on a time axis from 0.
+    """Draw an image of each rank's trace spans on a time axis from 0.
 
-    Block-steps of a long video are coloured by frame block, all other runs by stage.
+    The steps of a long video are coloured by frame block, everything else by stage.
     """
     end = max(span.end for spans in by_rank.values() for span in spans)
     height = TOP + len(by_rank) * (ROW + GAP) + BOTTOM
@@ -68,7 +68,7 @@ def _row(
 
 
 def _color(span: Span, *, in_blocks: bool) -> str | None:
-    """Return the colour of a span, or None if it is not drawn."""
+    """Return the colour of a trace span in the picture, or None if it is not drawn."""
     if not in_blocks or span.name == "encode":
         if span.category != STAGE:
             return None
@@ -84,12 +84,15 @@ def _color(span: Span, *, in_blocks: bool) -> str | None:
 
 
 def _plain(span: Span) -> Span:
-    """Return a block-step's span renamed to "denoise", for videos with too many blocks to tell apart."""
+    """Return a trace span, renamed to "denoise" if it is a step of a frame block.
+
+    This is for videos with too many blocks to tell apart by colour.
+    """
     return replace(span, name="denoise") if _block(span) is not None else span
 
 
 def _block(span: Span) -> int | None:
-    """Return the number of the frame block that a span denoises, or None if it is not a block-step."""
+    """Return the number of the frame block that a trace span denoises, or None if it denoises none."""
     if span.category == STEP and span.name.startswith("block "):
         return int(span.name.removeprefix("block ").partition(",")[0])
     return None

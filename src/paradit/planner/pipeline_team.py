@@ -1,4 +1,4 @@
-"""Simulated programs of the ranks of a layer pipeline, in the order of `sampling.block_pipeline`."""
+"""Simulated programs of a layer pipeline's ranks, in the order in which `sampling.block_pipeline` works."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from paradit.scheduling.block_queue import BlockQueue, BlockStep
 from paradit.scheduling.layer_pipeline import Collect, Operation, program
 
 AHEAD = 2
-"""Number of messages for which a rank has posted receives beyond the one that it waits for
+"""Number of messages, beyond the one that it waits for, for which a rank has already posted receives
 (`distributed.channel.Expected`)."""
 
 DONE = "latents of block "
-"""Prefix of the name of the event in which the leader has a block's denoised latents; the block's number
-follows."""
+"""Prefix of the name of a simulated event: the first rank has the denoised latents of a frame block, whose
+number follows."""
 
 
 @cache
 def _operations(queue: BlockQueue, num_stages: int, is_leader: bool) -> list[tuple[Operation, Kind]]:
-    """Return a pipeline rank's operations in order, each with the kind of its block-step.
+    """Return a pipeline rank's operations in order, each with the kind by which its cost is looked up.
 
-    All ranks except the leader have the same operations.
+    All ranks except the leader, which collects the predictions, have the same operations.
     """
     found = program(queue, num_stages, 0 if is_leader else 1)
     return [(operation, kind_of(operation.step)) for operation in found]
 
 
 class Team:
-    """Pipeline ranks that share tokens, simulated as one rank that posts messages for all of them."""
+    """Ranks of a layer pipeline that share tokens, simulated as one that posts messages for all of them."""
 
     def __init__(self, video: PipelineVideo, queue: BlockQueue, first: int, place: int) -> None:
-        """Set up the team that begins at `place` among the placement's denoise ranks.
+        """Set up the ranks that share tokens, the first of which is denoise rank number `place`.
 
-        first: rank of the cluster that is rank 0 of the placement. place: position of the team's first rank.
+        first: rank of the cluster that is rank 0 of the placement's replica.
         """
         self._video, self._queue, self._pipe, self._place = video, queue, first, place
         self._grid = grid = video.grid
@@ -50,13 +50,14 @@ class Team:
         self._messages: dict[tuple[str, int, Kind], Message] = {}
         stage_ranks, sharers = grid.stage_ranks, grid.sharers
         self._mates = range(0, stage_ranks, sharers)
-        """Places at which the teams of ranks in the first layer slice begin."""
+        """Indices, among the denoise ranks, at which the groups of ranks that share tokens in the first layer
+        slice begin."""
         self._senders = range(grid.num_ranks - stage_ranks, grid.num_ranks, sharers)
-        """Places at which the teams of ranks in the last layer slice begin; they send predictions to the
-        leader."""
+        """Indices, among the denoise ranks, at which the groups of ranks that share tokens in the last layer
+        slice begin; they send predictions to the first rank."""
 
     def program(self) -> Iterator[Step]:
-        """Yield what a team of pipeline ranks does, in the order of `BlockPipeline.blocks`."""
+        """Yield the simulated program of ranks that share tokens, in the order of `BlockPipeline.blocks`."""
         hops = len(self._kinds) * self._video.branches
         if self._stage:
             for index in range(min(AHEAD, hops)):
@@ -79,7 +80,10 @@ class Team:
             computed += 1
 
     def _share(self, index: int) -> Iterator[Step]:
-        """Yield the steps that send a block-step's latents from the leader to the first layer slice."""
+        """Yield the steps in which the first rank sends latents to the other ranks of the first layer slice.
+
+        index: number of the block-step (one step of one frame block) that the latents are for.
+        """
         if self._stage == 0 and not self._is_leader:
             yield Wait(("latents", self._pipe, self._place, index))
         for mate in self._mates if self._is_leader else ():
@@ -125,19 +129,26 @@ class Team:
         yield from repeat(Post(("block", self._pipe, step.block), message), 2)
 
     def _hop(self, place: int, index: int) -> Iterator[Post]:
-        """Yield the posts of a team's hidden states, sent to the next layer slice; both sides post them."""
+        """Yield the steps that begin a message of hidden states to the next layer slice, on either side.
+
+        place: index of the first sending rank among the denoise ranks. index: number of the message.
+        """
         message = self._message("hidden states", place, self._kinds[index // self._video.branches])
         yield from repeat(Post(("hop", self._pipe, place, index), message), self._grid.sharers)
 
     def _predictions(self, index: int) -> Iterator[Post]:
-        """Yield the leader's posts for the predictions of one block-step, from each team that sends some."""
+        """Yield the steps in which the first rank begins to receive all parts of one prediction.
+
+        They come from the ranks of the last layer slice. index: number of the prediction.
+        """
         for sender in self._senders:
             yield from self._prediction(sender, index, as_leader=True)
 
     def _prediction(self, sender: int, index: int, *, as_leader: bool) -> Iterator[Post]:
-        """Yield the posts of a team's part of a prediction, sent to the leader.
+        """Yield the steps that begin a message with one part of a prediction to the first rank.
 
-        The leader's own part does not travel. as_leader: whether the leader posts it, or the ranks that send.
+        The first rank's own part does not travel. sender: index, among the denoise ranks, of the first of
+        those that send. as_leader: whether the steps are the first rank's; else they are the senders'.
         """
         message = self._message("prediction", sender, self._kinds[index])
         if len(message.ranks) > 1:
@@ -145,7 +156,7 @@ class Team:
             yield from repeat(Post(("prediction", self._pipe, sender, index), message), times)
 
     def _message(self, name: str, place: int, kind: Kind) -> Message:
-        """Return a message, by name, to or from the team of ranks that begins at a place; cached."""
+        """Return a message, by name, to or from the group of ranks that begins at index `place`; cached."""
         if (name, place, kind) not in self._messages:
             self._messages[name, place, kind] = self._new_message(name, place, kind)
         return self._messages[name, place, kind]

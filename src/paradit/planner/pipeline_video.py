@@ -1,4 +1,4 @@
-"""Properties of a long video on a layer pipeline that follow from its request and placement, unsimulated."""
+"""Properties of a long video on a layer pipeline that are known from its request without a simulation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from paradit.scheduling.layer_pipeline import StageGrid, split_layers
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineVideo:
-    """A long video in frame blocks on a placement's layer pipeline; each replica makes one such video."""
+    """Long video that a layer pipeline makes in frame blocks; each data parallel replica makes one."""
 
     cluster: Cluster
     spec: ModelSpec
@@ -29,8 +29,8 @@ class PipelineVideo:
     decode: float
     """Seconds to decode all frames of the video."""
     known: dict[tuple[tuple[int, ...], ...], StageSteps] = field(default_factory=dict, repr=False)
-    """Cache of block-step costs by the teams of ranks that share tokens; shared by all placements with the
-    same teams."""
+    """Cache of the costs of frame blocks' steps, by the groups of ranks that share tokens. All placements
+    with the same groups use one entry."""
 
     @cached_property
     def queue(self) -> BlockQueue:
@@ -41,23 +41,23 @@ class PipelineVideo:
         return set(self.placement.decode_ranks) == {self.placement.denoise_ranks[0]}
 
     def decode_seconds(self, queue: BlockQueue, block: int) -> float:
-        """Return the seconds to decode one block's frames."""
+        """Return the seconds to decode the frames of one frame block."""
         assert self.queue.num_frames
         return self.decode * queue.frames_of(block) / self.queue.num_frames
 
     @cached_property
     def grid(self) -> StageGrid:
-        """Grid of the denoise ranks by layer slice, guidance branch and share of the tokens."""
+        """Arrangement of the denoise ranks by layer slice, guidance branch and share of the tokens."""
         return method_of(self.request).grid(self.placement, self.request, self.spec)
 
     @cached_property
     def split(self) -> list[range]:
-        """Layers of each slice of the layer pipeline; all layers count as equally costly."""
+        """Range of layers in each slice of the layer pipeline, if all layers are taken to cost the same."""
         return split_layers([1.0] * self.spec.transformers[0].num_layers, self.grid.num_stages)
 
     @cached_property
     def steps(self) -> StageSteps:
-        """Costs of block-steps on the teams of ranks that share tokens, in all replicas."""
+        """Costs of the frame blocks' steps, for all groups of ranks that share tokens, in all replicas."""
         ranks, size = self.placement.denoise_ranks, self.placement.replica_ranks
         teams = tuple(
             tuple(first + ranks[place] for place in places)
@@ -69,7 +69,7 @@ class PipelineVideo:
         return self.known[teams]
 
     def step_seconds(self, stage: int, kind: Kind) -> StageSeconds:
-        """Return the seconds of a block-step in the layers of one slice, for one guidance branch."""
+        """Return the seconds of one step of a frame block in one layer slice, for one guidance branch."""
         return self.steps.seconds(kind, len(self.split[stage]))
 
     @cached_property
@@ -84,12 +84,12 @@ class PipelineVideo:
 
     @property
     def values_of_token(self) -> int:
-        """Number of values that a token has in the latents, and in the predictions."""
+        """Number of values per token in the latents, and in the predictions."""
         _, height, width = self.spec.transformers[0].patch_size
         return self.spec.vae.z_dim * height * width
 
     def block_message(self, first: int, frames: int) -> Message:
-        """Return the message of a finished block's latents from a replica's leader to its decode rank.
+        """Return the message of a finished block's latents from the first denoise rank to the decode rank.
 
         first: rank of the cluster at which the replica begins. frames: latent frames of the block.
         """
@@ -99,6 +99,6 @@ class PipelineVideo:
         return self.message("latents", ranks, [[0.0, size], [0.0, 0.0]])
 
     def message(self, name: str, ranks: tuple[int, ...], sent: list[list[float]]) -> Message:
-        """Return a message of `sent[i][j]` bytes from the i-th to the j-th of the given cluster ranks."""
+        """Return a simulated message in which the i-th of `ranks` sends `sent[i][j]` bytes to the j-th."""
         busy, latency = self.cluster.transfer(ranks, sent)
         return Message(name, ranks, busy, latency, sent)

@@ -1,4 +1,4 @@
-"""Search for the best plan: simulate the ways of using a cluster for a request, and rank them by a goal."""
+"""Search for the best plan: simulate the ways of using a cluster for a request, and sort them by a goal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from paradit.scheduling.memory import fitting_tile
 
 
 class Taken(Protocol):
-    """Protocol of a plan's cost, simulated or a lower bound: time and memory."""
+    """Protocol of the time and memory that a plan takes, either simulated or as a lower bound."""
 
     @property
     def latency(self) -> float:
@@ -41,15 +41,16 @@ GOALS: dict[str, Callable[[Taken], tuple[float, ...]]] = {
     "throughput": lambda one: (one.seconds, one.latency),
     "memory": lambda one: (max(one.memory), one.seconds),
 }
-"""Sort key of plans for each goal: seconds of one video by itself, seconds of all prompts, or bytes on the
-fullest rank. The plan with the least is the best."""
+"""Functions that return the sort key of plans for each goal: seconds of one video by itself, seconds of all
+prompts, or bytes on the fullest rank. The plan with the smallest key is the best."""
 IN_BLOCKS = Choice.plain()
-"""Attention choice of long videos in frame blocks, which have no other."""
+"""Attention choice of all plans for long videos in frame blocks, which can share attention in one way
+only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A simulated candidate plan with its name, and whether it fits the device's memory."""
+    """Simulated way of using the cluster, with its name and whether it fits in the device's memory."""
 
     name: str
     simulated: Simulated
@@ -57,26 +58,30 @@ class Plan:
 
     @property
     def placement(self) -> Placement:
-        """Placement that runs the plan, with its form of attention set."""
+        """Placement with which the plan can be run, with its attention form (such as Ulysses or ring) set."""
         return placement_of(self.simulated)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plans:
-    """Result of a plan search: the best plans, the usual ones, and all that were compared."""
+    """Result of the search for a plan: the best plans, common ones to compare with, all simulated ones."""
 
     best: list[Plan]
-    """Best plan of each kind that fits, best first; if no plan fits, the best of each kind anyway."""
+    """Best fitting plan of each kind (such as replicas), best first; if no plan fits, the best of each kind
+    anyway."""
     usual: list[Plan]
     """Common ways of using the cluster, for comparison with the best."""
     tried: list[Plan]
-    """All simulated plans except those with offloading, whether they fit or not. For a long video, only
-    those that can be the best of their kind, and those that the best plan is compared with."""
+    """All simulated plans except those that offload weights, whether they fit in memory or not. For a long
+    video, only those that can be the best of their kind, and those that the best plan is compared with."""
     compared: int
 
 
 def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
-    """Find the best plans for this many videos. Raises InputError if the cluster cannot be used at all."""
+    """Find the best plans for making `num_prompts` videos.
+
+    Raises InputError if the cluster cannot be used at all.
+    """
     found: dict[tuple[Way, Choice], Simulated] = {}
 
     def simulated(way: Way, choice: Choice) -> Simulated:
@@ -111,7 +116,7 @@ def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
 
 
 def with_tiles(simulator: Simulator, way: Way) -> Way | None:
-    """Return a candidate plan with the largest decode tiles with which it fits, or None if none help."""
+    """Return a plan with the largest VAE decode tiles with which it fits in memory, or None if none help."""
 
     def fits(request: ResolvedRequest) -> bool:
         return simulator.fits(replace(way, tile=request.vae_tile))
@@ -121,7 +126,7 @@ def with_tiles(simulator: Simulator, way: Way) -> Way | None:
 
 
 def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Way, Choice]]:
-    """Yield the usual ways of using the cluster, if possible, as (name, candidate, attention choice).
+    """Yield the common ways of using the cluster that are possible, as (name, plan, attention choice).
 
     They are one GPU, plain Ulysses, CFG with Ulysses, offloading, replicas, and a long video's blocks on one
     GPU.
@@ -148,10 +153,10 @@ def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Wa
 
 
 def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Choice]]:
-    """Yield the candidate placements of a video denoised as a whole, with each of their forms of attention.
+    """Yield the plans to simulate for a video denoised as a whole, each with its possible attention choices.
 
-    The number of decode ranks is limited to 1 and to about what PipeDiT's rule says. `pipelines` has the
-    candidates for long videos in blocks.
+    If ranks only decode, their number is limited to 1 and to about what PipeDiT's rule says. `pipelines` has
+    the candidates for long videos in blocks.
     """
     if simulator.only_long:
         return
@@ -163,7 +168,7 @@ def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Ch
 
 
 def play_long(simulator: Simulator, ways: Iterable[Way], num_prompts: int, goal: str) -> Iterator[Simulated]:
-    """Simulate those ways of making a long video that can be the best of their kind.
+    """Simulate those plans for a long video that can be the best of their kind.
 
     Each one's lower bound is known before it is simulated. The most promising are simulated first; the others
     are skipped once their bound exceeds the best.
@@ -190,9 +195,10 @@ def play_long(simulator: Simulator, ways: Iterable[Way], num_prompts: int, goal:
 def play_otherwise(
     simulator: Simulator, ways: Iterable[Way], best: Simulated, num_prompts: int, goal: str
 ) -> Iterator[Simulated]:
-    """Simulate the ways of making a long video that `best`, the best plan, is compared with.
+    """Simulate the plans for a long video that show what each setting of the best plan is worth.
 
-    For each setting: the best of those that fit and differ from it in that setting alone.
+    They fit in memory, and differ from `best`, the best plan, in one setting alone. Those whose lower bound
+    exceeds the best of them are skipped.
     """
     measure = GOALS[goal]
     fitting = [way for way in ways if simulator.fits(way)]
@@ -210,7 +216,7 @@ def play_otherwise(
 
 
 def _simulated(simulator: Simulator, way: Way, num_prompts: int) -> Simulated:
-    """Simulate a way of making a long video with Python's garbage collection off.
+    """Simulate a plan for a long video while Python's garbage collection is off.
 
     A simulation makes millions of objects without reference cycles, and searching them takes long.
     """
@@ -238,7 +244,7 @@ def _placements(simulator: Simulator, base: Placement, num_prompts: int) -> Iter
 
 
 def long_ways(simulator: Simulator, num_prompts: int) -> list[Way]:
-    """Return the ways of making a long video in frame blocks; empty if it is not to be made in blocks."""
+    """Return the plans for a long video in frame blocks; empty if it is not to be made in blocks."""
     if simulator.long is None:
         return []
     return list(player_of(simulator.long.method).ways(simulator, num_prompts))
@@ -281,7 +287,7 @@ def _choices(simulator: Simulator, placement: Placement) -> list[Choice]:
 
 
 def placement_of(simulated: Simulated) -> Placement:
-    """Return the placement of a simulated candidate plan, with its form of attention set."""
+    """Return the placement with which a simulated plan can be run, with its attention form set."""
     return simulated.way.player.placement(simulated)
 
 

@@ -1,4 +1,4 @@
-"""Settings of a plan, and the test of whether two plans differ in a single one."""
+"""Settings of a plan, and a test of whether two plans differ in a single one."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SETTINGS: dict[str, Callable[[Way, Choice], Hashable]] = {
     "ranks that share a decode": lambda way, _: way.placement.decode_degree > 1,
     "decode tiles": lambda way, _: way.tile,
 }
-"""Settings of a plan by name, each with the function that reads its value from a candidate plan and an
-attention choice. Values that follow from others are not settings: a decode is shared by all decode
-ranks, and the number of layer slices follows from the guidance branches and from the ranks that share
-tokens."""
+"""Settings of a plan by name, each with the function that reads its value from the plan and its attention
+choice. Values that follow from others are not settings: a decode is shared by all decode ranks, and the
+number of layer slices follows from the guidance branches and from the ranks that share tokens."""
 _OF_ONE_METHOD = ("a stage's tokens", "attention", "interleaved")
-"""Settings that only one of the two methods has; ignored in comparisons of the methods."""
+"""Names of settings that exist for one denoising method only; ignored if plans of two methods are
+compared."""
 
 
 def differs_only_in(setting: str, one: tuple[Way, Choice], other: tuple[Way, Choice]) -> bool:
@@ -41,5 +41,5 @@ def differs_only_in(setting: str, one: tuple[Way, Choice], other: tuple[Way, Cho
 
 
 def _ranks_of(way: Way) -> Hashable:
-    """Return what compared plans must agree in: ranks, attention backend, compilation, offloading."""
+    """Return what two plans must agree in to be comparable: ranks, attention backend, compile, offload."""
     return way.placement.ranks, way.placement.kernel, way.placement.compile, way.offload

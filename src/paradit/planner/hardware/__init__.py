@@ -1,8 +1,8 @@
 """Hardware as data: devices, links, and clusters made of them, read from TOML files. Imports no torch.
 
-`8xL40` is a machine of eight devices; `2x8xH100` is two machines of eight (`notation.py`). A name may also be
-the path to a `.toml` file of what `paradit calibrate` measured on a machine. It has tables as in devices.toml
-and links.toml, a device `this`, and `ranks`:
+Clusters are named by text (`notation.py`): `8xL40` is a machine of eight devices; `2x8xH100` is two machines
+of eight. A name may also be the path to a machine file: a `.toml` file of figures that `paradit calibrate`
+measured. It has tables as in devices.toml and links.toml, a device `this`, and `ranks`:
 
     ranks = 8                    # devices of a machine
     machines = 1
@@ -28,20 +28,19 @@ from paradit.files import read_text
 from paradit.planner.hardware.notation import read_gpus
 
 MOST = 1e30
-"""Largest value of a device's or link's figure; large enough to mean "no limit"."""
+"""Largest value that a hardware figure may have; large enough to mean "no limit"."""
 HEAD_MULTIPLE = 16
-"""Multiple to which attention kernels round up the channels of a head: the width of vector and tensor
-cores."""
+"""Multiple to which attention kernels pad the channels of a head: the width of vector and tensor cores."""
 _LINKS = ("link", "pair", "network")
-"""Keys of a device's table that name its links, not figures of the device. (`size`, by which people name a
-device, is no figure either.)"""
+"""Keys of a device's TOML table that name its links, and so are not figures of the device itself. (`size`,
+the memory in GB by which people name a device, is not a figure either.)"""
 Figure = Annotated[float, Option(least=ABOVE_ZERO, most=MOST)]
 FigureOrNone = Annotated[float, Option(least=0, most=MOST)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Performance figures of one GPU model; devices.toml describes the fields."""
+    """Performance figures of one model of GPU, or of a CPU; devices.toml describes the fields."""
 
     name: str
     dense: Annotated[Mapping[str, float], Option(least=ABOVE_ZERO, most=MOST)]
@@ -55,11 +54,12 @@ class Device:
     narrow: FigureOrNone
     posting: FigureOrNone = 0.0
     reach: Annotated[Mapping[str, float | Mapping[str, float]], Option(least=ABOVE_ZERO, most=MOST)]
-    """Efficiency by kind of kernel, as a fraction of the device's peak: a number, or one for each dtype."""
+    """Efficiency of each kind of kernel: the fraction of the device's peak rate that it reaches. A value is
+    one number, or one for each dtype."""
     source: str
 
     def __post_init__(self) -> None:
-        """Raise InputError if a figure of the device is not a valid number, or not one of its kind."""
+        """Raise InputError if a figure of the device is out of range, or is missing for a dtype."""
         check(self)
         if not {"bf16", "fp32"} & set(self.dense):
             raise InputError(f"dense must have bf16 or fp32, got {shown(dict(self.dense))}")
@@ -69,29 +69,30 @@ class Device:
                 raise InputError(f"reach of {part} must be {wanted}, got {shown(reach)}")
 
     def check_dtype(self, dtype: str) -> None:
-        """Raise InputError for a dtype that the device does not compute in."""
+        """Raise InputError if the device does not compute in a dtype."""
         if dtype not in self.dense:
             has = " or ".join(self.dense)
             raise InputError(f"dtype {dtype} is not one that a {self.name} computes in: use dtype {has}")
 
     def rate(self, kind: str, dtype: str) -> float:
-        """Return the FLOP/s that large kernels of a kind reach.
+        """Return the FLOP/s that large kernels of one kind reach in a dtype.
 
-        kind: `product`, `flash`, `efficient` or `convolution`.
+        kind: `product`, `convolution`, or `flash` or `efficient` attention.
         """
         reach = self.reach[kind]
         return self.dense[dtype] * (reach[dtype] if isinstance(reach, Mapping) else reach)
 
     def attention_rate(self, kernel: str, dtype: str, head_dim: int) -> float:
-        """Return the FLOP/s that an attention kernel reaches in its two products; lower for narrow heads.
+        """Return the FLOP/s that an attention kernel reaches in its matrix products; lower for narrow heads.
 
-        Work per query and key besides the products (`softmax`) weighs more, the narrower the heads are.
+        The fewer channels a head has, the more the softmax weighs, whose work does not depend on them
+        (`softmax`).
         """
         computed = -(-head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
         return self.rate(kernel, dtype) * head_dim / (computed + self.softmax)
 
     def convolution_rate(self, dtype: str) -> float:
-        """Return the FLOP/s that large convolutions reach.
+        """Return the FLOP/s that large convolutions reach in a dtype.
 
         torch lets cuDNN use TF32 for fp32 convolutions, at half the rate of bf16. Devices that have bf16 have
         TF32.
@@ -115,10 +116,10 @@ class Device:
         )
 
     def filled(self, tiles: float) -> float:
-        """Return the fraction of its full rate that a kernel of this many tiles reaches.
+        """Return the fraction of its full rate that a kernel reaches if its work is split into `tiles` tiles.
 
-        A tile is what a streaming multiprocessor computes at once; a wave is one tile for each of them. The
-        last wave of a kernel is half empty on average.
+        A tile is what a streaming multiprocessor computes at once; a wave is one tile for each
+        multiprocessor. The last wave of a kernel is half empty on average, which slows small kernels down.
         """
         return tiles / (tiles + self.units / 2)
 
@@ -136,7 +137,7 @@ class Link:
     source: str = ""
 
     def __post_init__(self) -> None:
-        """Raise InputError if a figure of the link is not a valid number, or not one of its kind."""
+        """Raise InputError if a figure of the link is out of range."""
         check(self)
 
 
@@ -180,10 +181,11 @@ class Cluster:
     def transfer(
         self, ranks: Sequence[int], sent: Sequence[Sequence[float]]
     ) -> tuple[dict[str, float], float]:
-        """Return (busy seconds of each resource, latency in seconds) of bytes that ranks send at once.
+        """Return how long an exchange takes: (busy seconds of each resource, latency in seconds).
 
-        `sent[i][j]` bytes go from the i-th to the j-th of the ranks. A resource is one direction of one
-        rank's port, the path between two ranks, or what all ranks of a machine share.
+        All ranks send at the same time: `sent[i][j]` bytes go from the i-th to the j-th of `ranks`. A
+        resource is one direction of one rank's port, the path between two ranks, or the host that all ranks
+        of a machine share.
         """
         busy: dict[str, float] = {}
         latency = 0.0
@@ -207,7 +209,7 @@ class Cluster:
 
 
 def are_neighbours(rank: int, other: int) -> bool:
-    """Return whether two ranks are numbered 0 and 1, 2 and 3, ...: a pair that may have a link of its own."""
+    """Return whether two ranks are one of the pairs (0, 1), (2, 3), ... that may have a link of their own."""
     return rank // 2 == other // 2
 
 
@@ -217,7 +219,10 @@ def known_devices() -> list[str]:
 
 
 def find_cluster(name: str) -> Cluster:
-    """Return the cluster that a notation or a `.toml` file describes. Raises InputError if it is invalid."""
+    """Return the cluster that a name such as `8xL40`, or the path of a machine file, stands for.
+
+    Raises InputError if the name or the file is not valid.
+    """
     if name.endswith(".toml"):
         return _read_machine(Path(name))
     tables, links = _table("devices"), _table("links")
@@ -256,14 +261,15 @@ def _cluster(
 
 @dataclass(frozen=True, kw_only=True)
 class _MachineFile:
-    """Content of a machine file, which `paradit calibrate` writes."""
+    """Content of a machine file: the TOML file of hardware figures that `paradit calibrate` writes."""
 
     ranks: int
     machines: int = 1
     devices: Mapping[Literal["this"], dict[str, Any]]
     links: Mapping[str, dict[str, Any]]
     residuals: dict[str, Any] = field(default_factory=dict)
-    """Measured and predicted times of a machine, for people; the planner does not read them."""
+    """Measured and predicted times of operations on the machine, for people; the planner does not read
+    them."""
 
 
 def _read_machine(path: Path) -> Cluster:

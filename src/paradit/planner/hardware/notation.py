@@ -1,4 +1,4 @@
-"""Parser of the text that names devices and their number, as people write them.
+"""Parser of texts that name devices and their number, as people write them.
 
 Examples: `8xL40`, `2x8xH100` (two machines), "8 x RTX 4090", `H100*8`, "NVIDIA A100-SXM4-80GB". A name may
 include the device's maker, its memory, and whether it is a module or a card; what it includes must be true of
@@ -26,7 +26,10 @@ _SIZE = re.compile(r"(\d+)gi?b?")
 
 
 def read_gpus(text: str, devices: Mapping[str, Mapping[str, Any]]) -> tuple[int, int, str]:
-    """Return (machines, devices per machine, key in `devices`). Raises InputError if the text is invalid."""
+    """Parse a text such as `2x8xH100` into (machines, devices per machine, key in `devices`).
+
+    Raises InputError if the text is not valid, or the device is not known.
+    """
     if not _NAMED.search(text):
         raise InputError(f"gpus are written like 8xL40 or 2x8xH100, or name a .toml file; got {shown(text)}")
     readings = list(_readings(" ".join(text.split())))
@@ -41,7 +44,7 @@ def read_gpus(text: str, devices: Mapping[str, Mapping[str, Any]]) -> tuple[int,
 
 
 def _readings(text: str) -> Iterator[tuple[int, int, str]]:
-    """Yield the possible readings of the text, as (machines, devices, name).
+    """Yield the possible readings of a text such as `8xL40`, as (machines, devices, device name).
 
     A number may be a count or the name of a device, as in `4090`.
     """
@@ -68,9 +71,9 @@ def _find(name: str, devices: Mapping[str, Mapping[str, Any]]) -> str | None:
 
 
 def _parts(name: str) -> tuple[str, int | None, set[str]]:
-    """Split a device name into its bare model, the memory that it states (GB, or None), and its forms.
+    """Split a device name into its model name, the memory that it states (GB, or None), and its form factors.
 
-    The bare model is without the maker and the like. A form is "module" or "card".
+    The model name leaves out the maker and the like. A form factor is "module" (SXM, OAM) or "card" (PCIe).
     """
     text = re.sub(r"(\d)\s+(gi?b)\b", r"\1\2", name.lower())
     text = re.sub(r"^rtx(?=\w)|(?<=\w)(?=sxm\d?\b)", " ", text)
