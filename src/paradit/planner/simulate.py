@@ -1,6 +1,6 @@
-"""Simulation of a whole run: denoising by the planner's model of its method, stages by the engine's schedule.
+"""Simulation of a whole run: its method's cost model times denoising, the engine's schedule orders stages.
 
-Left out are the data that travel between stages (megabytes), files, and Python's time between steps.
+It leaves out the data that travel between stages (megabytes), files, and Python's time between steps.
 """
 
 from __future__ import annotations
@@ -32,32 +32,33 @@ from paradit.trace.merge import Span
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """Candidate plan of using the ranks: a placement, and what a placement does not say."""
+    """Plan to simulate: a placement of the run on the ranks, and settings that a placement does not hold."""
 
     placement: Placement
     coprocess: bool = False
     """Whether decode ranks take a share of the attention while they are idle (co-processing)."""
     offload: bool = False
-    """Whether weights move between host and device for every request. ParaDiT does not do so; rivals do."""
+    """Whether weights move between host and device for every request. ParaDiT does not do so, but other
+    programs do."""
     method: str = field(default_factory=lambda: METHODS.names()[0])
-    """Name of the denoising method; the planner must have a model (`Player`) of it."""
+    """Name of the denoising method; the planner must have a cost model (`Player`) for it."""
     tile: int | None = None
-    """Side of the decode tiles in pixels; None: as the request and the placement say."""
+    """Side of the VAE decode tiles in pixels; None: as the request and the placement say."""
 
     @property
     def player(self) -> Player:
-        """Planner's model of the plan's denoising method, which simulates it."""
+        """Cost model of the plan's denoising method, which simulates it."""
         return player_of(self.method)
 
     @property
     def kind(self) -> str:
-        """Kind of the candidate plan, such as "apart" or "replicas"; the best of each kind is shown."""
+        """Kind of the plan, such as "apart" or "replicas"; the best plan of each kind is shown."""
         return self.player.kind(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated:
-    """Simulated cost of a candidate plan: times of its stages and videos, and the memory of its ranks."""
+    """Simulated cost of a plan: times of its stages and videos, and the memory of its ranks."""
 
     way: Way
     choice: Choice
@@ -68,14 +69,14 @@ class Simulated:
     first_frame: float
     """Seconds until the first frames of the first video are decoded."""
     step: float
-    """Seconds of a denoising step; with co-processing, of one that decoders help. For a long video, of the
-    longest block-step."""
+    """Seconds of a denoising step; with co-processing, of one in which idle decode ranks help. For a long
+    video, of the longest step of a frame block."""
     stages: Mapping[str, float]
     exposed: float
     """Fraction of a step for which the busiest rank waits for messages; for a long video, fraction of its
     run for which that rank is idle."""
     idle: tuple[float, ...]
-    """Fraction of the run for which each rank is in no stage; for a long video, for which it does not
+    """Fraction of the run for which each rank works on no stage; for a long video, for which it does not
     compute."""
     memory: tuple[int, ...]
     """Estimated peak bytes of each rank."""
@@ -83,7 +84,7 @@ class Simulated:
 
 @dataclass(frozen=True)
 class Least:
-    """Lower bounds of a candidate plan's cost, known without simulating it; fields as in `Simulated`."""
+    """Lower bounds of a plan's cost, known without simulating it; fields as in `Simulated`."""
 
     latency: float
     seconds: float
@@ -91,72 +92,74 @@ class Least:
 
 
 class Player(ABC):
-    """Planner's model of a denoising method: simulates its candidate plans, and describes them in words."""
+    """Cost model of a denoising method: simulates plans that use the method, and describes them in words."""
 
     approximate = ""
-    """Words that follow the method's name to say what is approximate about it; empty if it is exact."""
+    """Words that follow the method's name in texts to say what is approximate about it; empty if it is
+    exact."""
 
     @abstractmethod
     def request(self, simulator: Simulator) -> ResolvedRequest:
-        """Return the request that this method makes: the simulator's usual one, or that in frame blocks."""
+        """Return the request that this method runs: the simulator's usual one, or the one in frame blocks."""
 
     @abstractmethod
     def simulate(self, simulator: Simulator, way: Way, num_requests: int, choice: Choice) -> Simulated:
-        """Simulate `num_requests` requests on a candidate plan, and return its cost."""
+        """Simulate `num_requests` requests with a plan, and return the plan's cost."""
 
     @abstractmethod
     def least(self, simulator: Simulator, way: Way, num_requests: int) -> Least:
-        """Return lower bounds of a candidate plan's cost, without simulating it."""
+        """Return lower bounds of a plan's cost, without simulating it."""
 
     @abstractmethod
     def kind(self, way: Way) -> str:
-        """Return the kind of a candidate plan; the best plan of each kind is shown."""
+        """Return the kind of a plan, such as "replicas"; the best plan of each kind is shown."""
 
     @abstractmethod
     def title(self, way: Way) -> str:
-        """Return the name by which the method is listed beside others."""
+        """Return the method's name as lists of methods show it."""
 
     @abstractmethod
     def name(self, way: Way, choice: Choice) -> tuple[list[str], list[str]]:
-        """Return how a plan's ranks are used, and how they share attention, each as a list of short texts."""
+        """Return two lists of short texts on a plan: how it uses the ranks, how they share attention."""
 
     @abstractmethod
     def waits(self, simulated: Simulated) -> str:
-        """Return in words what bounds a plan whose ranks wait for much of the time."""
+        """Return words on the bottleneck of a plan whose ranks wait for much of the time."""
 
     @abstractmethod
     def placement(self, simulated: Simulated) -> Placement:
         """Return the placement with which a user can run a simulated plan."""
 
     def ways(self, simulator: Simulator, num_requests: int) -> Iterator[Way]:  # noqa: ARG002
-        """Yield the candidate plans for a long video in blocks; none for methods that denoise it as a whole.
+        """Yield the plans to simulate for a long video in frame blocks; none if the method has no blocks.
 
-        Candidates of the latter are made in `planner.search`.
+        Plans for a video that is denoised as a whole are made in `planner.search`.
         """
         yield from ()
 
     def divided(self, way: Way) -> list[str]:  # noqa: ARG002
-        """Return short texts on how a plan's ranks divide layers and tokens; empty if they divide none."""
+        """Return short texts on how a plan's ranks divide layers and tokens; empty if they divide neither."""
         return []
 
     def sharers(self, way: Way) -> int:  # noqa: ARG002
-        """Return the number of ranks that share a layer slice's tokens; 1 for a video as a whole."""
+        """Return the number of ranks that share a layer slice's tokens; 1 for a video denoised as a whole."""
         return 1
 
     def tokens(self, way: Way) -> str:  # noqa: ARG002
-        """Return in words how many ranks share a layer slice's tokens; empty if that is not a setting."""
+        """Return words on how many ranks share a layer slice's tokens; empty if that is not a setting."""
         return ""
 
     def stages(self, spans: Sequence[balance.Span], way: Way) -> Iterable[balance.Span]:  # noqa: ARG002
-        """Return the spans of a run's stages as the method really runs them.
+        """Return the intervals in which ranks run a request's stages, as this method really runs them.
 
-        spans: the stages played one after the other. A method whose stages overlap moves them.
+        spans: the intervals if each stage runs after the one before. A method whose stages overlap moves
+        them.
         """
         return spans
 
     @abstractmethod
     def cautions(self, simulator: Simulator) -> Iterator[str]:
-        """Yield warnings about videos of this method: what is not exact, or not certain to look right."""
+        """Yield warnings about this method's videos: what is not exact, or may not look right."""
 
     def compared(
         self,
@@ -164,7 +167,7 @@ class Player(ABC):
         simulated: Simulated,  # noqa: ARG002
         num_requests: int,  # noqa: ARG002
     ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
-        """Yield comparisons of settings that no placement has, each with the result of another value.
+        """Yield what the method's own settings, which no placement holds, are worth to a simulated plan.
 
         A comparison is (setting, value, other value, simulation with the other value, whether that fits).
         """
@@ -174,15 +177,15 @@ class Player(ABC):
     def spans(
         self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]
     ) -> Iterator[tuple[int, Span]]:
-        """Yield (rank, span) of a simulated run's steps, messages and layers, which belong within its stages.
+        """Yield (rank, trace span) of a simulated run's steps, messages and layers, all within its stages.
 
-        denoised: spans of the requests' denoise stages.
+        denoised: intervals in which the requests are denoised.
         """
 
 
 @cache
 def player_of(method: str) -> Player:
-    """Return the planner's model of a method. Raises InputError if the planner has none."""
+    """Return the cost model of a denoising method. Raises InputError if the planner has none."""
     name = find_method(method).player
     if name is None:
         raise InputError(f"the planner does not know method {method}")
@@ -192,19 +195,22 @@ def player_of(method: str) -> Player:
 
 @dataclass(frozen=True, eq=False)
 class Simulator:
-    """Simulator of one kind of video, made with a model on a cluster. Simulated steps are cached."""
+    """Simulator of any plan that makes one kind of video, with a given model and cluster.
+
+    Simulated steps are cached.
+    """
 
     cluster: Cluster
     spec: ModelSpec
     request: ResolvedRequest
-    """Resolved request to simulate; the largest, if a run has several."""
+    """Request to simulate, with its defaults filled in; the largest, if a run has several."""
     dtype: str = "bf16"
     long: ResolvedRequest | None = None
-    """Request for the same video in frame blocks, if that is to be compared; equal to `request` if the
-    video can only be made in blocks."""
+    """Request for the same video in frame blocks, if plans with these are to be compared; equal to `request`
+    if the video can only be made in blocks."""
 
     def __post_init__(self) -> None:
-        """Raise InputError for a dtype that the devices do not compute in."""
+        """Raise InputError if the devices do not compute in the dtype."""
         self.cluster.device.check_dtype(self.dtype)
 
     @property
@@ -213,11 +219,11 @@ class Simulator:
         return self.request == self.long
 
     def simulate(self, way: Way, num_requests: int, choice: Choice) -> Simulated:
-        """Simulate a candidate plan with an attention choice, for `num_requests` requests of this kind."""
+        """Simulate a plan with an attention choice, for `num_requests` requests of this kind."""
         return way.player.simulate(self, way, num_requests, choice)
 
     def request_of(self, way: Way) -> ResolvedRequest:
-        """Return the request as a candidate plan runs it: by its method, and with its decode tiles."""
+        """Return the request as a plan runs it: by the plan's method, and with its VAE decode tiles."""
         request = way.player.request(self)
         request = way.placement.tiled(request, self.spec)
         return replace(request, vae_tile=way.tile) if way.tile else request
@@ -239,11 +245,11 @@ class Simulator:
 
     @property
     def context(self) -> float:
-        """Seconds that every denoise rank spends on the prompt embeddings before the first step."""
+        """Seconds that every denoise rank takes to process the prompt embeddings before the first step."""
         return context_seconds(self.spec, self.cluster.device, self.dtype, self.branches)
 
     def decode_seconds(self, way: Way) -> float:
-        """Return the seconds of a video's decode, on one rank or on several that share its tiles."""
+        """Return the seconds to decode a video, on one rank or on several that share its tiles."""
         request, ranks = self.request_of(way), way.placement.decode_groups[0]
         size, tile, device = self.size_of(request), request.vae_tile, self.cluster.device
         computed = decode_seconds(self.spec.vae, device, "fp32", size, tile=tile, ranks=len(ranks))
@@ -261,7 +267,7 @@ class Simulator:
         return max(busy.values(), default=0.0) + latency * latent_shape(request, self.spec)[1]
 
     def size_of(self, request: ResolvedRequest) -> tuple[int, int, int]:
-        """Return the (frames, height, width) that the decoder makes; the last frames may be cut off."""
+        """Return the (frames, height, width) of the VAE's output; the last frames may be cut off later."""
         _, frames, *_ = latent_shape(request, self.spec)
         return (frames - 1) * self.spec.vae.temporal_compression + 1, request.height, request.width
 
@@ -289,11 +295,11 @@ class Simulator:
         ]
 
     def memory(self, way: Way) -> tuple[int, ...]:
-        """Return the estimated peak bytes of each rank under a candidate plan."""
+        """Return the estimated peak bytes of each rank if a plan is run."""
         return tuple(parts["peak"] for parts in self.memory_parts(way))
 
     def fits(self, way: Way) -> bool:
-        """Return whether each rank's estimated peak under a candidate plan fits the device's memory."""
+        """Return whether each rank's estimated peak fits the device's memory if a plan is run."""
         return max(self.memory(way)) <= self.cluster.device.memory
 
     def _weights(self, stage: str) -> int:
