@@ -1,4 +1,4 @@
-"""Costs of a block-step in one layer slice of a pipeline, whose ranks may share its tokens.
+"""Cost of a block-step (one step of one frame block) in one layer slice, whose ranks may share its tokens.
 
 Its exchanges are those of `planner.step`. They are simulated for all layer slices at once, as in the middle
 of a video, because messages that share a host slow each other down.
@@ -18,8 +18,8 @@ from paradit.planner.step import Branch, forward
 from paradit.scheduling.block_queue import BlockStep
 
 Kind = tuple[int, int, int, int]
-"""Type of the key to a block-step's cost, in latent frames: the block's own, those computed before and
-after them, and all that are attended to."""
+"""Key by which the cost of a frame block's step is looked up, in latent frames: the block's own, those
+computed before and after them, and all that are attended to."""
 
 
 def kind_of(step: BlockStep) -> Kind:
@@ -32,10 +32,10 @@ PLAYED_LAYERS = 8
 
 @dataclass(frozen=True)
 class StageSeconds:
-    """Seconds of a block-step in one layer slice."""
+    """Seconds of one step of a frame block in one layer slice."""
 
     computing: tuple[float, ...]
-    """Seconds of computing, for each of the ranks that share the layer slice's tokens."""
+    """Seconds for which each rank computes, in the order of the ranks that share the layer slice's tokens."""
     exposed: float
     """Seconds for which the rank that computes longest waits for messages."""
 
@@ -46,13 +46,16 @@ class StageSeconds:
 
 @dataclass(frozen=True, eq=False)
 class StageSteps:
-    """Costs of one guidance branch's block-steps on teams of ranks that share tokens; layers are alike."""
+    """Costs of the steps of frame blocks, on each group of ranks that share tokens, for one guidance branch.
+
+    All layers cost the same.
+    """
 
     cluster: Cluster
     spec: ModelSpec
     dtype: str
     teams: tuple[tuple[int, ...], ...]
-    """Teams of cluster ranks that share tokens, for all layer slices and guidance branches."""
+    """Groups of cluster ranks that share tokens, for all layer slices and guidance branches."""
     tokens: int
     """Number of tokens in a latent frame."""
 
@@ -61,7 +64,7 @@ class StageSteps:
         return {}
 
     def seconds(self, kind: Kind, layers: int) -> StageSeconds:
-        """Return the seconds of a block-step of this kind in `layers` layers; cached."""
+        """Return the seconds of one step of a frame block, of this kind, in `layers` layers; cached."""
         if (kind, layers) not in self._known:
             self._known[kind, layers] = StageSeconds(
                 self.computing(kind, layers), layers * self._layer(kind).exposed
@@ -69,7 +72,7 @@ class StageSteps:
         return self._known[kind, layers]
 
     def computing(self, kind: Kind, layers: int) -> tuple[float, ...]:
-        """Return the seconds that each rank computes for a block-step in `layers` layers.
+        """Return the seconds for which each rank computes in one step of a frame block, in `layers` layers.
 
         Exchanges are not included.
         """
@@ -81,13 +84,16 @@ class StageSteps:
         )
 
     def sent(self, kind: Kind, layers: int) -> list[list[float]]:
-        """Return the bytes that a team's ranks send each other in a block-step, [i][j] from i-th to j-th."""
+        """Return the bytes [i][j] that the i-th rank sends to the j-th in a block-step that they share.
+
+        It is one denoising step of one frame block.
+        """
         tables = [message.table for message in window_moves(self._branch(kind, self.teams[0]))]
         ranks = range(len(self.teams[0]))
         return [[layers * sum(table[i][j] for table in tables) for j in ranks] for i in ranks]
 
     def shares(self, kind: Kind) -> Shares:
-        """Return each rank's tokens and attention work, as `sampling.block_window` divides them."""
+        """Return each rank's tokens and attention work, divided as `sampling.block_window` divides them."""
         frames, left, right, _ = kind
         computed, heads = (left + frames + right) * self.tokens, self.spec.transformers[0].num_attention_heads
         return Shares.equal(computed, heads, len(self.teams[0]), self.text_rows)

@@ -1,9 +1,9 @@
 """Simulation of a denoising step, layer by layer: what each rank computes, and what travels meanwhile.
 
-The simulated layer of each attention form is a function that the form names
-(`attention.registry.Form.timed_by`). It takes the data that travel from the same shares and boxes as the real
-program (`distributed.shares`). `tests/test_planner.py` compares the times with a rehearsal of that program
-(`tuning.rehearsal`).
+Each attention form, such as Ulysses or ring, names a function that simulates its layer
+(`attention.registry.Form.timed_by`). The data that travel follow from the same division of tokens and heads
+as in the real program (`distributed.shares`). `tests/test_planner.py` compares the times with runs of that
+program on random data (`tuning.rehearsal`).
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ PLAYED_LAYERS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """Ranks that share the attention of one guidance branch, or of several in one batch."""
+    """Ranks that share the attention of one guidance branch, or of several branches in one batch."""
 
     cluster: Cluster
     ranks: tuple[int, ...]
-    """Ranks of the cluster that share the branch; helpers, which hold no tokens, come last."""
+    """Ranks of the cluster that share the branch. Helpers come last: decode ranks that take a share of the
+    attention while they are idle, and hold no tokens."""
     shares: Shares
     costs: Sequence[BlockSeconds]
     """Costs of a transformer block on each of the branch's ranks."""
     row_bytes: int
-    """Bytes of one (token, head) row, for all videos in the batch."""
+    """Bytes of one token in one head, for all videos in the batch."""
     batch: int
 
     @property
@@ -40,42 +41,53 @@ class Branch:
         return [[self.shares.tokens_of(rank)] for rank in range(self.shares.num_ranks)]
 
     def inward(self, name: str, *targets: Boxes) -> Message:
-        """Return the message in which every rank sends one tensor of its tokens to each of the targets."""
+        """Return the message that takes attention's inputs, such as q, k and v, to the ranks that need them.
+
+        targets: for each of the input tensors, the regions (tokens x heads) that each rank needs.
+        """
         text = [self.shares.replicated] if self.shares.num_replicated else []
         helpers = self.shares.num_helpers
         return self._moved(name, [rows_between(self.tokens, target, text, helpers) for target in targets])
 
     def results(self, work: Boxes) -> Message:
-        """Return the message that carries attention results back to the ranks that hold the tokens."""
+        """Return the message that carries attention results back to the ranks that hold the tokens.
+
+        work: regions (tokens x heads) whose results each rank has computed.
+        """
         held = [self.shares.held_by(rank) for rank in range(self.shares.num_ranks)]
         return self._moved("results", [rows_between(work, held)])
 
     def _moved(self, name: str, tables: Sequence[Sequence[Sequence[int]]]) -> Message:
-        """Return the message of the rows that the tables, added up, say each rank sends to each other."""
+        """Return the message in which ranks send each other the (token, head) rows that the tables count.
+
+        tables: numbers of rows [i][j] that the i-th rank sends to the j-th; they are added up.
+        """
         ranks = range(self.shares.num_ranks)
         sent = [[self.row_bytes * sum(table[i][j] for table in tables) for j in ranks] for i in ranks]
         return self.message(name, self.ranks, sent)
 
     def message(self, name: str, ranks: Sequence[int], sent: Sequence[Sequence[float]]) -> Message:
-        """Return a message of `sent[i][j]` bytes from the i-th to the j-th of `ranks`."""
+        """Return a simulated message in which the i-th of `ranks` sends `sent[i][j]` bytes to the j-th."""
         busy, latency = self.cluster.transfer(ranks, sent)
         posting = self.cluster.device.posting if busy else 0.0
         return Message(name, tuple(ranks), busy, latency, sent, posting)
 
     def attention(self, rank: int, head_rows: float, beside: float = 0.0) -> Compute:
-        """Return one rank's simulated attention work: `head_rows` (head, query row) pairs for each video.
+        """Return the simulated step in which a rank computes attention for `head_rows` (head, query) pairs.
 
-        rank: place in the branch. beside: seconds for which messages travel meanwhile, which slow it down.
+        The pairs are those of each video. rank: index in the branch's ranks. beside: seconds for which
+        messages travel meanwhile, which slow it down.
         """
         return Compute("attention", self.costs[rank].attention(self.batch * head_rows, beside))
 
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """Exchange of data among all ranks of a branch, which the ranks that hold tokens begin together.
+    """Exchange of data among all ranks of a guidance branch, begun by its ranks that hold tokens together.
 
-    Helpers may still be computing then. Data between two ranks travel as soon as both are ready
-    (`distributed.transport`, `point_to_point`), so a helper's data form a message of their own.
+    Helpers (decode ranks that take a share of the attention while idle) may still be computing then. Data
+    between two ranks travel as soon as both are ready (`distributed.transport`, `point_to_point`), so a
+    helper's data form a message of their own.
     """
 
     branch: Branch
@@ -89,7 +101,8 @@ class Exchange:
     def _parts(self) -> list[Message]:
         """Messages of the exchange: one among the ranks that hold tokens, and one of these with each helper.
 
-        Ranks that neither send nor receive bytes take no part.
+        A helper is a decode rank that takes a share of the attention while idle. Ranks that neither send nor
+        receive bytes take no part.
         """
         shares, table = self.branch.shares, self.whole.table
         if not shares.num_helpers:
@@ -112,23 +125,23 @@ class Exchange:
         return own or [Post((key, "nothing", rank), self.branch.message(self.whole.name, [one], [[0.0]]))]
 
     def post(self, rank: int, key: Hashable) -> Iterator[Step]:
-        """Yield the posts with which the branch's `rank`-th rank begins its part of the exchange."""
+        """Yield the steps in which the branch's `rank`-th rank begins its part of the exchange."""
         yield from self._of(rank, key)
 
     def wait(self, rank: int, key: Hashable) -> Iterator[Step]:
-        """Yield the waits until all that the branch's `rank`-th rank sends and receives has arrived."""
+        """Yield the steps in which the branch's `rank`-th rank waits for all that it sends and receives."""
         for number, post in enumerate(self._of(rank, key)):
             yield Wait(post.key, same_turn=number > 0)
 
 
 Layer = Callable[[int, Hashable], Iterator[Step]]
-"""Type of a function that takes a rank's place in the branch and a layer's key, and yields what the rank
-does in that layer."""
+"""Type of a function that simulates one layer on one rank. It takes the rank's index in its branch and a key
+unique to the layer, and yields what the rank does in that layer."""
 
 
 @dataclass(frozen=True)
 class Forward:
-    """Simulated times of all layers of a denoising step."""
+    """Simulated times of one denoising step in all transformer layers."""
 
     seconds: float
     computing: tuple[float, ...]
@@ -143,10 +156,11 @@ class Forward:
 def forward(
     branches: Sequence[tuple[Branch, Layer]], num_layers: int, streams: int = 1, lag: int = 0
 ) -> Forward:
-    """Simulate all layers of a step for branches on disjoint ranks; all but the first few are extrapolated.
+    """Simulate all layers of a denoising step, of which all but the first few are extrapolated.
 
-    streams: number of streams of work that each rank interleaves. lag: turns by which each starts after the
-    one before it.
+    branches: guidance branches, on disjoint ranks, each with the function that simulates its layers. streams:
+    number of streams of work that each rank interleaves. lag: number of turns by which each stream starts
+    after the one before it (`planner.events.interleaved`).
     """
     few = min(num_layers, PLAYED_LAYERS)
     last = play_layers(branches, few, streams, lag)
@@ -161,7 +175,7 @@ def forward(
 def play_layers(
     branches: Sequence[tuple[Branch, Layer]], num_layers: int, streams: int = 1, lag: int = 0
 ) -> Played:
-    """Simulate every layer of a step for branches on disjoint ranks.
+    """Simulate every layer of a denoising step, for guidance branches on disjoint ranks.
 
     Ranks of the result are numbered from 0, in ascending order of the branches' ranks. streams, lag: as for
     `forward`.

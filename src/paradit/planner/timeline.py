@@ -1,7 +1,7 @@
-"""Convert a simulated run to spans of each rank, in the form of a trace (`trace.merge.chrome_trace`).
+"""Convert a simulated run to trace spans of each rank, which `trace.merge.chrome_trace` writes.
 
-Stages and steps are those of the whole run; messages, waits and layers those of the first step only, because
-all others are like it. A long video has every block-step with its messages.
+Stages and steps are those of the whole run; messages, waits and layers are those of the first step only,
+because all others are like it. For a long video there are all steps of all frame blocks with their messages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NANO = 1e9
 
 
 def timeline(simulator: Simulator, simulated: Simulated, num_requests: int) -> dict[int, list[Span]]:
-    """Return the simulated spans of each rank, in nanoseconds from 0."""
+    """Return the trace spans of each rank in a simulated run, in nanoseconds from 0."""
     way = simulated.way
     spans = balance.play(way.placement, num_requests, simulated.stages)
     by_rank: dict[int, list[Span]] = {rank: [] for rank in range(way.placement.ranks)}
@@ -34,10 +34,10 @@ def timeline(simulator: Simulator, simulated: Simulated, num_requests: int) -> d
 def played_spans(
     played: Played, ranks: Iterable[Sequence[int]], start: float, computing: str, waiting: str
 ) -> Iterator[tuple[int, Span]]:
-    """Yield (rank, span) of played programs, shifted to begin at `start` seconds.
+    """Yield (rank, trace span) of simulated computing, waits and messages, shifted to begin at `start` (s).
 
-    ranks: for each program, the cluster's ranks that it stands for. computing, waiting: categories of the
-    spans.
+    ranks: for each simulated program, the cluster's ranks that it stands for. computing, waiting: trace
+    categories of spans in which a rank computes, or waits.
     """
     numbered = {f"rank {place}": of for place, of in enumerate(ranks)}
     for category, uses in ((computing, played.uses), (waiting, played.waits)):
@@ -55,5 +55,5 @@ def played_spans(
 
 
 def span_of(name: str, category: str, begin: float, end: float, **about: int) -> Span:
-    """Return a span whose begin and end are given in seconds; `about` holds its arguments."""
+    """Return a trace span whose begin and end are given in seconds. about: numbers attached to it."""
     return Span(name, category, round(begin * NANO), round(end * NANO), about)

@@ -1,4 +1,4 @@
-"""Planner's model of videos denoised as a whole, whose steps all cost the same (`planner.whole_step`)."""
+"""Cost model of videos denoised as a whole, in steps that all cost the same (`planner.whole_step`)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from paradit.trace.merge import Span
 from paradit.trace.spans import EXCHANGE, LAYER, STEP
 
 HELPERS_WORK = (1.0, 0.75, 0.5, 0.25)
-"""Attention shares of a co-processing decode rank that are tried, as fractions of an equal share."""
+"""Amounts of attention work that are tried for a decode rank that helps to denoise while it is idle, as
+fractions of an equal share."""
 
 
 class Whole(Player):
-    """Planner's model of the full-sequence method, which denoises all latents of a video at once."""
+    """Cost model of the full-sequence method, which denoises all latents of a video at once."""
 
     def request(self, simulator: Simulator) -> ResolvedRequest:
         return simulator.request
@@ -66,7 +67,7 @@ class Whole(Player):
         raise NotImplementedError("videos as a whole are played at once")
 
     def kind(self, way: Way) -> str:
-        """Return "together", "apart" or "replicas", followed by ", co-processing" if the plan uses it."""
+        """Return a plan's kind: "together", "apart" or "replicas", then ", co-processing" if it is used."""
         if way.placement.replicas > 1:
             return "replicas"
         kind = "apart" if name_of(way.placement).startswith("apart") else "together"
@@ -101,7 +102,7 @@ class Whole(Player):
     def spans(
         self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]
     ) -> Iterator[tuple[int, Span]]:
-        """Yield (rank, span) of every request's steps, and of the first step's messages, waits and layers."""
+        """Yield (rank, trace span) of all steps, and of the first step's messages, waits and layers."""
         steps = simulator.request.num_inference_steps
         for one in denoised:
             length = (one.end - one.start) / steps
@@ -115,7 +116,7 @@ class Whole(Player):
 
 
 def played_step(simulator: Simulator, way: Way, choice: Choice) -> tuple[Played, list[int]]:
-    """Simulate all layers of a denoising step; return the result and its cluster ranks, ascending."""
+    """Simulate all layers of a denoising step; return the result, and its ranks in the cluster, ascending."""
     group = group_of(way.placement)
     if way.coprocess:
         group = helped_group(simulator, way.placement, choice)
@@ -125,7 +126,10 @@ def played_step(simulator: Simulator, way: Way, choice: Choice) -> tuple[Played,
 
 
 def helped_group(simulator: Simulator, placement: Placement, choice: Choice) -> Group:
-    """Return the fastest group for a step, among shares of work for idle decode ranks, none included."""
+    """Return the fastest way to divide a step, after trying amounts of attention work for idle decode ranks.
+
+    The amounts are those of `HELPERS_WORK`, and none.
+    """
     groups = [group_of(placement, part) for part in (0.0, *HELPERS_WORK)]
     return min(groups, key=lambda group: simulated_step(simulator, group, choice).seconds)
 
@@ -133,10 +137,9 @@ def helped_group(simulator: Simulator, placement: Placement, choice: Choice) -> 
 def _help(
     placement: Placement, stages: Mapping[str, float], steps: int, alone: float, helped: float
 ) -> float:
-    """Return the change in a request's denoise seconds if decode ranks help while they are in no stage.
+    """Return the seconds that help by idle decode ranks adds to a request's denoising; usually negative.
 
-    alone, helped: seconds of a step without help and with it. The result is negative if help makes a step
-    faster.
+    alone, helped: seconds of a step without help and with it. Decode ranks help while they are in no stage.
     """
     decoders = len(placement.decode_groups)
     encodes = stages["encode"] if placement.encode_ranks[0] in placement.decode_ranks else 0.0

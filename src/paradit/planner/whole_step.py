@@ -1,4 +1,4 @@
-"""A denoising step of a video as a whole: the ranks that share each guidance branch, and the final gather.
+"""Cost of a denoising step of a whole video: its guidance branches on their ranks, and the final gather.
 
 What the ranks do in a layer is simulated by `planner.step`.
 """
@@ -21,7 +21,7 @@ from paradit.planner.step import Branch, Forward, Layer, forward
 
 
 class Video(Protocol):
-    """Protocol of a video on a cluster, with all that the cost of its steps depends on."""
+    """Protocol of a video to make on a cluster, with all that the cost of its denoising steps depends on."""
 
     @property
     def cluster(self) -> Cluster: ...
@@ -41,7 +41,7 @@ class Video(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Parts of a placement on which a denoising step's cost depends; a key of the step cache."""
+    """Denoise ranks of a placement and how they divide a step, by which simulated steps are cached."""
 
     ranks: tuple[int, ...]
     helpers: tuple[int, ...]
@@ -52,9 +52,10 @@ class Group:
 
 
 def group_of(placement: Placement, share: float = 0.0) -> Group:
-    """Return the group that denoises in a placement.
+    """Return the ranks that denoise in a placement, and how they divide a step.
 
-    share: attention work of each helping decode rank, as a fraction of an equal share; 0: none helps.
+    share: attention work of each decode rank that helps while it is idle, as a fraction of an equal share; 0:
+    none helps.
     """
     helpers = tuple(rank for rank in placement.decode_ranks if rank not in placement.denoise_ranks)
     return Group(
@@ -75,9 +76,9 @@ def simulated_step(simulator: Video, group: Group, choice: Choice) -> Forward:
 
 
 def branches_of(simulator: Video, group: Group, choice: Choice) -> tuple[list[tuple[Branch, Layer]], int]:
-    """Return the branches of all replicas with their simulated layers, and the number of streams of each.
+    """Return all replicas' guidance branches, and the number of streams of work that a rank interleaves.
 
-    A rank interleaves the streams of its branch.
+    Each branch comes with the function that simulates its layers.
     """
     spec, text = simulator.spec.transformers[0], simulator.spec.text_length
     computed = simulator.branches // group.cfg_degree

@@ -1,8 +1,9 @@
-"""Choose how the ranks divide the stages so that all videos finish first, by simulating every candidate.
+"""Choose how the ranks divide the stages so that all videos finish soonest, by simulating every candidate.
 
-`play` runs the programs of `scheduling.stages` with given durations, as ranks do: in order, waiting for each
-other's data and for channels that are full. `choose` compares the resulting times of the candidate
-placements: all stages together, denoising and decoding apart (DeDiVAE, arXiv 2511.12056), and replicas.
+`play` simulates the ranks' programs (`scheduling.stages`) with given durations of the stages. Each rank works
+in order, and waits for other ranks' data and for channels that are full. `choose` compares the resulting
+times of the candidate placements: all stages together, denoising and decoding apart (DeDiVAE, arXiv
+2511.12056), and replicas.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, steps
 
 Seconds = Annotated[float, Option(least=0, most=MAX_SECONDS)]
 Step = tuple[str, int]
-"""Type of a stage of a request: (stage, request number)."""
+"""Stage of one request, as (stage name, request number)."""
 MARGIN = 0.03
-"""Fraction by which another placement must be faster than the plainest one to be chosen."""
+"""Fraction by which another placement must be faster than the simplest one to be chosen instead of it."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Interval in which a request is in a stage, and the ranks that work on it."""
+    """Interval, in seconds, in which some ranks work on one stage of a request."""
 
     stage: str
     request: int
@@ -41,17 +42,17 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSeconds:
-    """Measured seconds of a request's stages, on `ranks` ranks."""
+    """Measured seconds of a request's stages, from which the times of placements are computed."""
 
     ranks: Annotated[int, Option(least=1)]
     encode: Seconds
     """Seconds to encode all texts of a request."""
     context: Seconds
-    """Seconds that every denoise rank spends on the prompt embeddings before the first step."""
+    """Seconds that every denoise rank takes to process the prompt embeddings before the first step."""
     step: Seconds
-    """Seconds of a denoising step on one rank."""
+    """Seconds of a denoising step on one rank alone."""
     step_together: Seconds
-    """Seconds of a denoising step that all ranks share."""
+    """Seconds of a denoising step that all `ranks` ranks share."""
     decode: Seconds
 
     def denoise(self, num_ranks: int, num_inference_steps: int) -> float:
@@ -63,15 +64,15 @@ class StageSeconds:
         return self.context + num_inference_steps * (self.step / num_ranks + added)
 
     def of(self, placement: Placement, num_inference_steps: int) -> dict[str, float]:
-        """Return the seconds of each stage of a request in a placement."""
+        """Return the seconds of each stage of a request if it runs on a placement."""
         denoise = self.denoise(len(placement.denoise_ranks), num_inference_steps)
         return {"encode": self.encode, "denoise": denoise, "decode": self.decode}
 
 
 def play(placement: Placement, num_requests: int, seconds: Mapping[str, float]) -> list[Span]:
-    """Simulate requests on a placement, given the seconds of each stage; return each stage's span.
+    """Simulate requests on a placement, and return the interval of each stage of each request.
 
-    Data between stages are taken to travel in no time.
+    seconds: duration of each stage. Data between stages are taken to travel in no time.
     """
     size = placement.replica_ranks
     found = []
@@ -84,7 +85,7 @@ def play(placement: Placement, num_requests: int, seconds: Mapping[str, float]) 
 
 
 def makespan(placement: Placement, num_requests: int, seconds: Mapping[str, float]) -> float:
-    """Return the seconds from the first request's start to the last one's finished video."""
+    """Return the simulated seconds from the first request's start until the last video is finished."""
     return max((span.end for span in play(placement, num_requests, seconds)), default=0.0)
 
 
@@ -102,8 +103,8 @@ def _play_replica(placement: Placement, num_requests: int, seconds: Mapping[str,
     free = [0.0] * placement.ranks
     done: dict[Step, Span] = {}
     full: dict[int, Step] = {}
-    """Stage of a request that must have begun before a rank, whose channel is full after its last send,
-    continues."""
+    """Stages of requests by rank whose outgoing channel is full: such a rank continues only when that stage
+    has begun, and so has taken a result out of the channel."""
     while any(programs):
         for step in dict.fromkeys(left[0] for left in programs if left):
             stage, request = step
@@ -129,7 +130,7 @@ def _play_replica(placement: Placement, num_requests: int, seconds: Mapping[str,
 
 
 def _before(step: Step, placement: Placement) -> Iterator[Step]:
-    """Yield the stages that must have ended before a stage of a request can begin."""
+    """Yield the (stage, request) pairs that must have ended before a stage of a request can begin."""
     stage, request = step
     if stage != "encode":
         yield STAGES[STAGES.index(stage) - 1], request
@@ -138,7 +139,7 @@ def _before(step: Step, placement: Placement) -> Iterator[Step]:
 
 
 def _must_have_begun(step: Step, placement: Placement) -> Step | None:
-    """Return the stage that must begin before the rank that sends this stage's result continues, or None.
+    """Return the stage of a request that must begin to make room for a stage's result, or None.
 
     A channel holds only a few results, so a sender waits for receivers that lag behind.
     """
@@ -158,16 +159,16 @@ def _must_have_begun(step: Step, placement: Placement) -> Step | None:
 
 
 def worth_taking(seconds: Sequence[float]) -> int:
-    """Return the index of the fastest placement, or 0 if it is not more than `MARGIN` faster than the first.
+    """Return the index of the fastest placement, or 0 if it beats the first by no more than `MARGIN`.
 
-    seconds: time of each placement, the plainest first.
+    seconds: time of each placement, the simplest first.
     """
     quickest = min(range(len(seconds)), key=seconds.__getitem__)
     return quickest if seconds[quickest] < (1 - MARGIN) * seconds[0] else 0
 
 
 def decoders_by_rule(ranks: int, denoise: float, decode: float) -> int:
-    """Return how many of the ranks decode by PipeDiT's rule (DeDiVAE, arXiv 2511.12056).
+    """Return how many of the ranks should only decode, by PipeDiT's rule (DeDiVAE, arXiv 2511.12056).
 
     denoise, decode: seconds of one request on one rank each. At least one rank denoises, and at least one
     decodes.
@@ -176,7 +177,7 @@ def decoders_by_rule(ranks: int, denoise: float, decode: float) -> int:
 
 
 def apart(base: Placement, num_decode: int) -> Placement:
-    """Return `base` with the last `num_decode` ranks for decoding, and the others for denoising.
+    """Return placement `base` with its last `num_decode` ranks only for decoding, the others for denoising.
 
     The first of the decode ranks encodes.
     """
@@ -185,7 +186,7 @@ def apart(base: Placement, num_decode: int) -> Placement:
 
 
 def ways(base: Placement, num_requests: int) -> list[Placement]:
-    """Return the candidate placements on the ranks of `base`, the plainest first.
+    """Return the candidate placements on the ranks of `base`, the simplest first.
 
     `base` has all stages together. A placement that is not valid is left out.
     """
@@ -225,12 +226,12 @@ class Choice:
 
     placement: Placement
     seconds: dict[str, float]
-    """Makespan in seconds of each placement that was compared, by name."""
+    """Simulated seconds until all videos are finished, by name of each placement that was compared."""
     reason: str
     """One line for people: the chosen placement, its time, and the best time of each other kind."""
     form: str = ""
-    """One line for people on the attention form and the times of others; empty if no other could be
-    chosen."""
+    """One line for people on the chosen attention form (such as Ulysses or ring), with the times of others;
+    empty if no other could be chosen."""
     why: tuple[str, ...] = ()
     """Lines for people on the other chosen settings, and what times other values would take."""
 
@@ -242,11 +243,11 @@ def choose(
     costs: StageSeconds,
     spare_bytes: Callable[[Placement], int],
 ) -> Choice:
-    """Choose the placement among `ways` that finishes all requests first; in a tie, the plainest.
+    """Choose the candidate placement that finishes all requests soonest; in a tie, the simplest.
 
     Only placements that fit in memory are compared; if none fits, the one that lacks least is chosen.
-    spare_bytes: returns the bytes that a placement leaves free on the fullest device; raises InputError for a
-    placement that is not valid.
+    spare_bytes: function that returns the bytes that a placement leaves free on the fullest device; it raises
+    InputError for a placement that is not valid.
     """
     possible = affordable(base, num_requests, spare_bytes)
     seconds = {
@@ -265,9 +266,10 @@ def choose(
 def affordable(
     base: Placement, num_requests: int, spare_bytes: Callable[[Placement], int]
 ) -> list[Placement]:
-    """Return the placements among `ways` that fit in memory, or else the one that lacks least.
+    """Return the candidate placements that fit in memory, or else only the one that lacks least.
 
-    spare_bytes: as for `choose`. Raises InputError if no placement is valid.
+    spare_bytes: function that returns the bytes that a placement leaves free on the fullest device. Raises
+    InputError if no placement is valid.
     """
     spare = {}
     for placement in ways(base, num_requests):

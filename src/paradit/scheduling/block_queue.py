@@ -26,18 +26,18 @@ class Context:
     level: int = 0
     """Noise level of these frames: the number of steps that their latents had taken."""
     source: str = "latents"
-    """Source of the frames' keys and values. `latents`: they are computed again, in this block's window;
-    `cache`: they are read from a cache."""
+    """Source of the frames' keys and values: with `latents` they are computed again together with the block's
+    own; with `cache` they are read from a cache."""
 
     @property
     def computed(self) -> int:
-        """Number of frames that are computed again together with the block's own."""
+        """Number of these frames that go through the transformer again, together with the block's own."""
         return self.frames if self.source == "latents" else 0
 
 
 @dataclass(frozen=True)
 class BlockStep:
-    """One denoising step of one frame block: the unit of work in the queue."""
+    """One denoising step of one frame block: the unit of work in the block queue."""
 
     round: int
     block: int
@@ -46,10 +46,10 @@ class BlockStep:
     frames: int
     """Number of latent frames in the block."""
     left: Context
-    """Context of last frames from the left neighbour, which has taken more steps."""
+    """Context on the left: last frames of the block before, which has taken more steps."""
     right: Context
-    """Context of first frames from the right neighbour, which is noisier and took its step just before, in
-    the same round."""
+    """Context on the right: first frames of the block after, which is noisier and took its step just before,
+    in the same round."""
 
     @property
     def computed_frames(self) -> int:
@@ -64,7 +64,7 @@ class BlockStep:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockQueue:
-    """Division of a video into frame blocks, and the order and neighbour contexts of their steps.
+    """Queue of a video's frame blocks: which block takes a step when, and what it reads of its neighbours.
 
     Raises InputError for values that are not valid together.
     """
@@ -74,16 +74,18 @@ class BlockQueue:
     block_frames: int
     """Number of latent frames in a block."""
     context_frames: int
-    """Number of latent frames that a block reads from each neighbour."""
+    """Number of latent frames that a block reads from each neighbouring block."""
     num_steps: int
     """Number of denoising steps that each block takes."""
     left_level: str = "same-level"
-    """Noise level of the left context: `same-level` as the block, or `one-cleaner`, the latest there is."""
+    """Noise level of the frames that a block reads from the block before: `same-level` as its own, or
+    `one-cleaner`, the latest there is."""
     left_source: str = "latents"
-    """Source of the left context: `latents`, or `cache`, which is at the block's own level."""
+    """Source of keys and values of the block before: `latents`, from which they are computed again, or
+    `cache`, which has them at the block's own noise level."""
     expert_steps: tuple[int, ...] = ()
-    """Steps at which the model switches to another of its experts. An expert cannot read keys of the one
-    before, so the right context is computed again in these steps."""
+    """Steps at which the model switches to another expert (transformer). An expert cannot read another's
+    keys, so the keys of the block after are computed again in these steps."""
 
     def __post_init__(self) -> None:
         for name, least in (("block_frames", 1), ("context_frames", 0), ("num_steps", 1)):
@@ -114,12 +116,12 @@ class BlockQueue:
 
     @property
     def num_rounds(self) -> int | None:
-        """Number of rounds until all blocks are denoised; None: endless."""
+        """Number of rounds (passes over the queue) until all blocks are denoised; None: endless."""
         return None if self.num_blocks is None else self.num_blocks + self.num_steps - 1
 
     @property
     def open_rounds(self) -> int:
-        """Number of first rounds that are the same for a longer video, which can resume after them.
+        """Number of first rounds that a longer video has in common with this one, and can resume after.
 
         They end before the last block joins, which may be shorter than it is in a longer video.
         """
@@ -128,7 +130,10 @@ class BlockQueue:
 
     @property
     def window_frames(self) -> int:
-        """Number of latent frames in the longest window, which is also the number of its positions."""
+        """Number of latent frames in the longest window: a block, and what it reads of its neighbours.
+
+        Positions in a window are numbered up to it.
+        """
         frames = self.block_frames + 2 * self.context_frames
         return frames if self.num_frames is None else min(frames, self.num_frames)
 
@@ -139,7 +144,7 @@ class BlockQueue:
         return min(self.block_frames, self.num_frames - block * self.block_frames)
 
     def window_of(self, block: int) -> range:
-        """Return the range of the video's latent frames that a block and its contexts cover."""
+        """Return the range of the video's latent frames that a block and its neighbouring context cover."""
         start, after = block * self.block_frames, self.context_frames
         stop = start + self.block_frames + after
         return range(max(0, start - after), stop if self.num_frames is None else min(stop, self.num_frames))
@@ -153,16 +158,16 @@ class BlockQueue:
         return count(first_round) if self.num_rounds is None else iter(range(first_round, self.num_rounds))
 
     def finished(self, round: int) -> int:
-        """Return how many blocks have left the queue before a round."""
+        """Return how many blocks have left the queue, fully denoised, before a round."""
         return max(0, round - self.num_steps + 1)
 
     def active(self, round: int) -> range:
-        """Return the blocks that take a step in a round, most denoised first."""
+        """Return the numbers of the blocks that take a step in a round, most denoised first."""
         newest = round if self.num_blocks is None else min(round, self.num_blocks - 1)
         return range(max(0, round - self.num_steps + 1), newest + 1)
 
     def steps(self, first_round: int = 0) -> Iterator[BlockStep]:
-        """Yield all block-steps of the video from a round on, in order."""
+        """Yield all steps of all frame blocks in the order of the queue, from round `first_round` on."""
         for round in self.rounds(first_round):
             for block in reversed(self.active(round)):
                 yield self._step(round, block)

@@ -1,8 +1,8 @@
 """Attention co-processing: which idle decode ranks help the denoise ranks in a step, and with how much work.
 
 PipeDiT's co-processing (arXiv 2511.12056) gives every rank an equal share, and leaves open who decides when.
-Here a helper's share is what the rank can compute, and its link can carry, in the time that the denoise ranks
-take for theirs. Help that does not make steps faster is not requested.
+Here a helping rank gets what it can compute, and its link can carry, in the time that the denoise ranks take
+for the rest. Help that does not make steps faster is not requested.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from dataclasses import dataclass
 from statistics import median
 
 TRIALS = 3
-"""Number of steps with help, and without, after which their times are compared. One more of each comes
-first and does not count."""
+"""Number of denoising steps with the help of idle decode ranks, and without it, after which their times are
+compared. One more of each comes first and does not count."""
 KEPT = 5
-"""Number of the latest steps that count in the comparison of steps with and without help."""
+"""Number of latest steps whose times count in the comparison of steps with and without help."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HelperSpeed:
-    """Seconds that a helping decode rank needs for its share of an attention, by row and in any case."""
+    """Speed of a decode rank that helps with attention: seconds for each row, and seconds in any case."""
 
     compute: float
-    """Seconds in which the helper computes one row of a head."""
+    """Seconds in which the rank computes one attention row: one query of one head."""
     link: float
     """Seconds in which one row of a head travels: a query, key, value or result."""
     fixed: float
-    """Seconds that a helper's share takes however small it is: until the first data arrive, and for the
-    keys and values of a head that is split between ranks."""
+    """Seconds that help takes however little it is: until the first data arrive, and for the keys and values
+    of a head that is split between ranks."""
 
 
 def helpers_work(
@@ -37,14 +37,15 @@ def helpers_work(
 ) -> list[int]:
     """Return how many of an attention's rows each helper computes; 0 if it would finish too late.
 
-    num_rows: number of rows of all heads. row_seconds: seconds of one row on each of the `num_ranks` denoise
-    ranks. parts: number of pieces, of chunks or guidance branches, in which an attention's work arrives; each
-    piece travels while another is computed.
+    A helper is a decode rank that takes a share of the attention while it is idle; a row is one query of one
+    head. num_rows: number of rows of all heads. row_seconds: seconds of one row on each of the `num_ranks`
+    denoise ranks. parts: number of pieces, of chunks or guidance branches, in which an attention's work
+    arrives; each piece travels while another is computed.
 
-    A row costs a helper 3 link in (its query, key and value), `compute`, and 1 link out. One after the other
-    that is their sum; in many parts only the longest of the three, m: row = m + (sum - m) / parts. All ranks
-    are to end at the same time T, in which a denoise rank does T / row_seconds rows, and a helper (T - fixed)
-    / row:
+    A row costs a helper 3 link in (its query, key and value), `compute`, and 1 link out. If these follow each
+    other, they add up; in many parts only the longest of the three, m, counts: row = m + (sum - m) / parts.
+    All ranks are to end at the same time T, in which a denoise rank does T / row_seconds rows, and a helper
+    (T - fixed) / row:
 
         num_ranks T / row_seconds + sum over helpers with fixed < T of (T - fixed) / row = num_rows
     """
@@ -68,7 +69,7 @@ def _row(helper: HelperSpeed, parts: int) -> float:
 
 
 class Judge:
-    """Judge of whether help makes steps faster, by the times of steps with help and without it."""
+    """Record of step times that tells whether the help of idle decode ranks makes steps faster."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[tuple[int, ...], list[float]] = defaultdict(list)
@@ -76,8 +77,8 @@ class Judge:
     def choose(self, idle: tuple[int, ...]) -> tuple[int, ...]:
         """Return the ranks that help in the next step: all idle decode ranks, or none.
 
-        idle: the decode ranks that are idle now. Each set of them is tried first, in turn with steps without
-        help.
+        idle: decode ranks that are idle now. Every new set of them is tried first, in steps that alternate
+        with steps without help.
         """
         if not idle:
             return ()
@@ -87,7 +88,7 @@ class Judge:
         return idle if _lately(helped) < _lately(alone) else ()
 
     def record(self, helpers: tuple[int, ...], seconds: float) -> None:
-        """Record the seconds of a step in which these ranks helped."""
+        """Record the seconds of a step in which the decode ranks `helpers` helped."""
         self._seconds[helpers].append(seconds)
 
 

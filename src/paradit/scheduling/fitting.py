@@ -1,4 +1,4 @@
-"""Find the nearest options with which a request that exceeds the device's memory would fit."""
+"""Find options, close to those given, with which a request that exceeds the device's memory would fit."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from paradit.scheduling.memory import fitting_tile
 from paradit.scheduling.stages import STAGES
 
 SURELY = 1.1
-"""Factor by which an estimated peak must exceed the memory for a run to be refused; a smaller excess only
-causes a warning.
+"""Factor by which the estimated peak must exceed the device's memory for a run to be refused; a smaller
+excess only causes a warning.
 
 Estimates are at most 4 % above what torch's allocator is asked for while denoising, and 8 % in a decode
 (`tests/test_memory.py`). Memory for exchanges, convolutions and files is not included."""
@@ -72,7 +72,7 @@ class _Search:
         return False
 
     def _tiled(self, change: _Change) -> _Change | None:
-        """Return a change of options that adds the largest decode tiles that make it fit, or None."""
+        """Return a change of options with the largest VAE decode tiles added that make it fit, or None."""
         tile = fitting_tile(
             change.request, self._spec, lambda tiled: self._is_accepted(replace(change, request=tiled))
         )
@@ -82,7 +82,7 @@ class _Search:
         return _Change(words, replace(change.request, vae_tile=tile), change.placement)
 
     def _placements(self, ranks: int) -> Iterator[_Change]:
-        """Yield other placements of one video on this many ranks, each as a change of options."""
+        """Yield the other placements of one video on `ranks` ranks, each as a change of options."""
         asked, method = self._asked, method_of(self._request)
         for cfg_degree in CFG_DEGREES:
             with suppress(InputError):
@@ -92,7 +92,7 @@ class _Search:
                             yield _Change(_words(asked, placement), self._request, placement)
 
     def _as(self, ranks: int, cfg_degree: int) -> Placement:
-        """Return the requested placement on other ranks, all stages together, with its attention form."""
+        """Return the requested placement changed to `ranks` ranks that all run all stages."""
         return replace(
             self._asked,
             ranks=ranks,
@@ -132,18 +132,18 @@ def options_that_fit(
     most_ranks: int,
     halve: bool,
 ) -> str:
-    """Return the nearest options with which a resolved request would fit in memory; empty if there are none.
+    """Return command-line options with which a request would fit in memory; empty if there are none.
 
     Tried in this order: the largest decode tiles that fit; another placement of the ranks, with the fewest
-    options changed; more ranks; bf16; one of these with tiles; fewer frames, or frame blocks. fits: returns
-    whether a request fits with a placement. most_ranks: largest number of ranks. halve: whether bf16 would
-    save memory.
+    options changed; more ranks; bf16; one of these with tiles; fewer frames, or frame blocks. fits: function
+    that returns whether a request fits with a placement. most_ranks: largest number of ranks. halve: whether
+    bf16 would save memory.
     """
     return _Search(request, spec, placement, fits).find(most_ranks, halve=halve)
 
 
 def _words(asked: Placement, other: Placement) -> list[str]:
-    """Return the command-line options that change one placement into another."""
+    """Return the command-line options that turn one placement into another."""
     groups = [(one.encode, one.denoise, one.decode) for one in (asked, other)]
     before, after = asked.flat(), other.flat()
     said = {
@@ -156,7 +156,7 @@ def _words(asked: Placement, other: Placement) -> list[str]:
 
 
 def _kept(change: _Change) -> list[str]:
-    """Return the options to repeat with a new `--placement`, which may replace a file that set them."""
+    """Return the options to repeat beside a new `--placement`, which may replace a file that set them."""
     if "--placement" not in change.words:
         return []
     usual = Placement().flat()

@@ -1,8 +1,9 @@
-"""Schedule of a layer pipeline: which rank does what, in order, as block-steps flow through divided layers.
+"""Schedule of a layer pipeline, whose ranks hold a slice of the layers each: which rank does what, in order.
 
-Rank 0 embeds, computes the first layers, and holds all latents and their solvers. The last rank computes the
-last layers and the head, and sends predictions back to rank 0. Every rank computes block-steps in the queue's
-order. Several ranks may share the work of one rank here; together they hold a layer slice (`StageGrid`).
+The ranks pass on block-steps (a step of one frame block each). Rank 0 embeds, computes the first layers, and
+holds all latents and their solvers. The last rank computes the last layers and the head, and sends
+predictions back to rank 0. Every rank computes block-steps in the queue's order. Several ranks may share the
+work of one rank here; together they hold a layer slice (`StageGrid`).
 """
 
 from __future__ import annotations
@@ -17,24 +18,23 @@ from paradit.config.errors import InputError
 from paradit.scheduling.block_queue import BlockQueue, BlockStep
 
 WELL_USED = 0.7
-"""Utilisation that layer slices must reach for the ranks to be divided into that many. Otherwise groups of
-ranks share tokens in fewer slices, and exchange data in every layer."""
+"""Utilisation that ranks must reach to be divided into a number of layer slices. Otherwise there are fewer
+slices, and the ranks of each share its tokens, which takes an exchange of data in every layer."""
 MANY_BLOCKS = 64
-"""Number of frame blocks that suffice to measure how busy the pipeline is; a longer video is simulated as
-if it had this many."""
+"""Number of frame blocks that suffice to estimate how busy a pipeline is; a longer video is simulated as if
+it had this many."""
 
 
 @dataclass(frozen=True)
 class StageGrid:
     """Grid of a layer pipeline's ranks: by layer slice, then guidance branch, then share of the tokens.
 
-    A rank sends its hidden states to the rank at the same place of the next slice, which has the same branch
-    and tokens.
+    A rank sends its hidden states to the rank of the next slice that has the same branch and tokens.
     """
 
     num_stages: int = 1
     cfg_degree: int = 1
-    """Number of rank groups among which guidance branches are divided; 2: each branch has ranks of its
+    """Number of groups of ranks that the guidance branches are divided among; 2: each branch has ranks of its
     own."""
     sharers: int = 1
     """Number of ranks that share a guidance branch's tokens (sequence parallelism)."""
@@ -55,7 +55,7 @@ class StageGrid:
         return rank % self.stage_ranks // self.sharers
 
     def place(self, rank: int) -> int:
-        """Return a rank's position among the ranks that share its tokens."""
+        """Return a rank's index among the ranks that share the tokens of its layer slice and branch."""
         return rank % self.sharers
 
     def groups(self) -> list[list[int]]:
@@ -66,14 +66,14 @@ class StageGrid:
 
 @dataclass(frozen=True)
 class Compute:
-    """Operation of a pipeline rank: pass a block-step through the rank's layers."""
+    """Operation of a pipeline rank: pass a frame block, for one denoising step, through the rank's layers."""
 
     step: BlockStep
 
 
 @dataclass(frozen=True)
 class Collect:
-    """Operation of rank 0: wait for the oldest missing prediction, and take the solver's step with it."""
+    """Operation of rank 0: wait for the oldest prediction that is due, and take the solver's step with it."""
 
     step: BlockStep
 
@@ -82,10 +82,11 @@ Operation = Compute | Collect
 
 
 def in_flight(num_stages: int) -> int:
-    """Return the most block-steps that rank 0 may have begun without collecting their predictions.
+    """Return the largest number of block-steps that rank 0 has begun without collecting their predictions.
 
-    That is twice the number of layer slices: one for each slice to compute, and as many on their way. A
-    channel back to rank 0 that holds this many never fills, so no two ranks ever wait for each other.
+    A block-step is one step of one frame block. The number is twice that of the layer slices: one for each
+    slice to compute, and as many on their way. A channel back to rank 0 that holds this many never fills, so
+    no two ranks ever wait for each other.
     """
     return 2 * num_stages
 
@@ -97,10 +98,10 @@ def program(
     first_round: int = 0,
     goes_on: Callable[[int], bool] = lambda _: True,
 ) -> Iterator[Operation]:
-    """Yield the operations of a pipeline rank, in order, from a round on; only rank 0 collects predictions.
+    """Yield the operations of a pipeline rank, in order, from round `first_round` on.
 
-    All rounds before `first_round` must be finished. goes_on: returns whether a round is to be computed; it
-    is called when the round is reached.
+    Only rank 0 collects predictions. All earlier rounds must be finished. goes_on: function that returns
+    whether a round is to be computed; it is called when the round is reached.
     """
     steps = takewhile(lambda step: goes_on(step.round), queue.steps(first_round))
     if rank > 0:
@@ -119,7 +120,7 @@ def program(
 
 
 def _needed(step: BlockStep) -> set[tuple[int, int]]:
-    """Return the (round, block) pairs of block-steps whose predictions a block-step's latents depend on."""
+    """Return the (round, block) pairs whose predictions must be known before a block can take a step."""
     needed = {(step.round - 1, step.block)}
     if step.left.computed and step.left.level > step.step:
         needed.add((step.round - 1, step.block - 1))
@@ -164,10 +165,10 @@ def _split(costs: Sequence[float], num_ranks: int, embed_cost: float, head_cost:
 
 
 def duration(queue: BlockQueue, rank_costs: Sequence[float], parts: int = 1) -> float:
-    """Return how long the pipeline takes, in the unit of `rank_costs`; messages take no time.
+    """Return how long a layer pipeline takes for a video, in the unit of `rank_costs`; messages take no time.
 
-    rank_costs: cost of a block-step in each layer slice. parts: number of messages in which a block-step
-    travels, one for each guidance branch that is computed in turn.
+    rank_costs: cost of one step of one frame block in each layer slice. parts: number of messages in which a
+    step's hidden states travel, one for each guidance branch that is computed in turn.
     """
     num_ranks = len(rank_costs)
     free = [0.0] * num_ranks
@@ -185,9 +186,9 @@ def duration(queue: BlockQueue, rank_costs: Sequence[float], parts: int = 1) -> 
 
 
 def used_share(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
-    """Return the fraction of a pipeline's run for which its ranks compute, if all are equally fast.
+    """Return the fraction of a layer pipeline's run for which its ranks compute, if all are equally fast.
 
-    Of a video with more than `MANY_BLOCKS` blocks only that many are simulated.
+    At most `MANY_BLOCKS` blocks of a video are simulated.
     """
     most = MANY_BLOCKS * queue.block_frames
     played = replace(queue, num_frames=min(queue.num_frames or most, most))
@@ -196,18 +197,22 @@ def used_share(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
 
 
 def idle_slots(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
-    """Return how long a pipeline rank idles over the whole run, in block-steps of equal ranks."""
+    """Return how long a pipeline rank is idle over the whole run, in multiples of the time of one block-step.
+
+    A block-step is one step of one frame block; all ranks take equally long for it.
+    """
     assert queue.num_blocks is not None, "a video without end is never done"
     return duration(queue, [1.0] * num_ranks, parts) - queue.num_blocks * queue.num_steps
 
 
 @lru_cache(maxsize=256)  # slow: it plays the pipeline, and is called for every candidate
 def choose_stages(queue: BlockQueue, num_ranks: int, num_layers: int, parts: int = 1) -> int:
-    """Return into how many layer slices to divide ranks that could also share a guidance branch's tokens.
+    """Return into how many layer slices to divide `num_ranks` ranks; the ranks of one slice share its tokens.
 
-    It is the largest number whose slices are kept busy enough (`WELL_USED`), because groups that share tokens
-    move more data. Slices idle at the ends of the schedule, and if the layers do not divide evenly. parts: as
-    for `duration`.
+    It is the largest number whose slices are kept busy enough (`WELL_USED`), because ranks that share tokens
+    move more data. Slices idle at the ends of the schedule, and if the layers do not divide evenly. parts:
+    number of messages in which a step's hidden states travel, one for each guidance branch that is computed
+    in turn.
     """
     blocks = min(MANY_BLOCKS, queue.num_blocks or MANY_BLOCKS)
     queue = replace(queue, num_frames=blocks * queue.block_frames)

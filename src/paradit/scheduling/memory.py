@@ -1,4 +1,4 @@
-"""Memory of ranks as estimated from the spec alone: the largest part, and tiles or frames that would fit."""
+"""Memory of ranks, estimated from sizes alone: the largest part, and the tiles or frames that would fit."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PARTS = {
 
 
 def on_one_device(by_rank: list[dict[str, int]], sharing: int) -> dict[str, int]:
-    """Return the fullest device's bytes of "weights" and "peak", if `sharing` ranks share each device."""
+    """Return the bytes of "weights" and "peak" of the fullest device, if each device runs `sharing` ranks."""
     found = {part: [parts[part] for parts in by_rank] for part in ("weights", "peak")}
     return {part: sum(sorted(sizes, reverse=True)[:sharing]) for part, sizes in found.items()}
 
 
 def largest_part(by_rank: list[dict[str, int]]) -> str:
-    """Return the part, a key of `PARTS`, that takes the most memory of the fullest rank at its peak."""
+    """Return the part of memory, a key of `PARTS`, that is largest on the fullest rank at its peak."""
     fullest = max(by_rank, key=lambda parts: parts["peak"])
     stages = ("text_cache", "activations"), ("decode",)
     at_peak = max(stages, key=lambda stage: sum(fullest[part] for part in stage))
@@ -37,9 +37,9 @@ def largest_part(by_rank: list[dict[str, int]]) -> str:
 def fitting_tile(
     request: ResolvedRequest, spec: ModelSpec, fits: Callable[[ResolvedRequest], bool]
 ) -> int | None:
-    """Return the largest decode tiles, smaller than a request's own, with which it fits; None: none do.
+    """Return the side, in pixels, of the largest decode tiles with which a request fits; None if none fit.
 
-    The value is the tiles' side in pixels.
+    Only tiles smaller than the request's own are tried.
     """
     tile = request.vae_tile
     while (tile := spec.vae.smaller_tile(request.height, request.width, tile)) is not None:
@@ -49,7 +49,7 @@ def fitting_tile(
 
 
 def way_out(request: ResolvedRequest, spec: ModelSpec, fits: Callable[[ResolvedRequest], bool]) -> str:
-    """Return a suffix for a message on lack of memory: the tiles or frames with which the request would fit.
+    """Return the end of a message on lack of memory: decode tiles or frames with which a request would fit.
 
     It is empty if neither helps.
     """

@@ -1,7 +1,7 @@
 """Order in which each rank runs the stages of requests (DeDiVAE, arXiv 2511.12056).
 
-Every rank has a program of its own: stages of one request after those of another. Ranks wait only for each
-other's data, so stages on different ranks overlap without further coordination.
+Every rank has a program of its own: its stages of one request after those of another. Ranks wait only for
+each other's data, so stages on different ranks overlap without further coordination.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ waits."""
 
 R = TypeVar("R")
 Take = Callable[[bool], R | None]
-"""Type of a function that returns requests in order: the next one, or None if there is none now.
+"""Function that returns the next request, or None if there is none now.
 
-Its argument says whether to wait for one; it then returns None only if no more will come."""
+Its argument says whether to wait for one; None then means that no more will come."""
 
 
 def listed(requests: Iterable[R]) -> Take[R]:
-    """Return a `Take` function for requests that are all known beforehand."""
+    """Return a function that returns the given requests one by one, then None."""
     left = iter(requests)
     return lambda _: next(left, None)
 
@@ -37,11 +37,11 @@ def program(
     take: Take[R],
     is_denoised: Callable[[R], bool] = lambda _: False,
 ) -> Iterator[tuple[tuple[str, ...], R]]:
-    """Yield what a rank that runs `stages` does, in order, as (stages, request).
+    """Yield what a rank that runs `stages` does, in order, as (stages of one request, request).
 
     decoder: number, from 0, of the rank's decoder among `num_decoders`; a decoder is one rank, or several
-    that decode each video together. take: returns the next request. is_denoised: returns whether only the
-    decode of a request is left.
+    that decode each video together. take: function that returns the next request. is_denoised: function that
+    returns whether only the decode of a request is left.
 
     On ranks that denoise, a request goes through all their stages before the next one begins. A rank that
     encodes and decodes for others encodes `AHEAD` requests ahead, so that the others need not wait for its
@@ -85,11 +85,11 @@ def steps(
     requests: Iterable[R],
     denoised: Collection[R] = (),
 ) -> Iterator[tuple[str, R]]:
-    """Yield the program of a rank as (stage, request) pairs, for requests that are all known beforehand."""
+    """Yield a rank's program as (stage, request) pairs, for requests that are all known beforehand."""
     found = program(stages, decoder, num_decoders, listed(requests), denoised.__contains__)
     return ((stage, request) for several, request in found for stage in several)
 
 
 def decoder_of(request: int, num_decoders: int) -> int:
-    """Return the number, from 0, of the decoder that decodes a request; decoders take turns."""
+    """Return the number, from 0, of the decoder (rank or group of ranks) that decodes a request, by turns."""
     return request % num_decoders
