@@ -137,7 +137,7 @@ class InBlocks(Player):
         placement = simulated.way.placement
         video, size = long_video(simulator, simulated.way), placement.replica_ranks
         played = video.played()
-        # Only the first rank of a team is simulated; its spans stand for the whole team.
+        # Only the first of the ranks that share tokens is simulated; its spans stand for all of them.
         teams = {team[0]: team for team in video.steps.teams}
         programs = [teams.get(rank, (rank,)) for rank in range(placement.ranks)]
         for one in denoised:

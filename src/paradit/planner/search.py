@@ -269,7 +269,7 @@ def _with_forms(simulator: Simulator, placement: Placement) -> Iterator[tuple[Wa
     for choice in choices:
         yield Way(placement=placement), choice
     if Way(placement=placement).kind == "apart" and placement.cfg_degree == 1:
-        # A single denoise rank can interleave branches only if it has helpers: add those choices.
+        # A single denoise rank can interleave branches only if decode ranks help it: add those choices.
         helped = _choices(simulator, replace(placement, coprocess=True))
         for choice in dict.fromkeys([*choices, *helped]):
             yield Way(placement=placement, coprocess=True), choice

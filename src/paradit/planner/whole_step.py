@@ -82,7 +82,7 @@ def branches_of(simulator: Video, group: Group, choice: Choice) -> tuple[list[tu
     """
     spec, text = simulator.spec.transformers[0], simulator.spec.text_length
     computed = simulator.branches // group.cfg_degree
-    # A single rank computes its branches one after the other. Several ranks, or one with helpers, compute
+    # A single rank computes its branches one after the other. Several ranks, or one that has help, compute
     # them in one batch, or interleaved.
     together = len(group.ranks) + len(group.helpers) > 1 and not choice.interleave
     batch = computed if together else 1
