@@ -102,7 +102,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Decode:
-    """VAE decode whose time was measured, in fp32, of a video of size (frames, height, width)."""
+    """VAE decode in fp32 whose time was measured; `size` is the video's (frames, height, width)."""
 
     vae: VaeSpec
     size: tuple[int, int, int]

@@ -14,8 +14,8 @@ from paradit.planner.hardware import Device
 
 ITEMSIZE = {"bf16": 2, "fp32": 4}
 TILE = 128
-"""Rows, and columns, of the tile of a result that one GPU multiprocessor computes at once; a usual size for
-both matrix products and attention."""
+"""Rows, and columns, of the result tile that one GPU multiprocessor computes at once; a usual size for both
+matrix products and attention."""
 PASSES = 50
 """Number of memory passes of a transformer block besides its matrix products. A pass reads or writes a tensor
 as large as the block's tokens. The passes are those of three norms with their modulation, in fp32, the norms

@@ -1,4 +1,4 @@
-"""Explain a plan: what bounds its time, what each setting is worth, and why others do not fit."""
+"""Explain an execution plan: what bounds its time, what each setting is worth, and why others do not fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ WAITING, DECODING = 0.15, 0.15
 """Fraction of a step spent waiting, and of a video's latency spent decoding, above which waiting or decoding
 is reported as the bottleneck of a plan."""
 SAID = 0.05
-"""Fraction of a step above which the wait for messages is mentioned in the explanation of a plan."""
+"""Fraction of a step above which the wait for messages is mentioned in the explanation of an execution
+plan."""
 
 
 def bound_of(simulated: Simulated) -> str:
@@ -39,7 +40,7 @@ def decoder_busy(simulated: Simulated) -> float:
 
 @dataclass(frozen=True)
 class Switch:
-    """Setting of a plan, with functions that describe its value, and its effect on time, in words."""
+    """Setting of an execution plan, with functions that put its value, and its effect on time, into words."""
 
     name: str
     """Name of a plan's setting, a key of `planner.settings.SETTINGS`."""

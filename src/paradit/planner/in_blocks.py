@@ -118,9 +118,10 @@ class InBlocks(Player):
     def compared(
         self, simulator: Simulator, simulated: Simulated, num_requests: int
     ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
-        """Yield a comparison with the other source of the left context: cached keys and values, or latents.
+        """Yield the comparison with a plan whose blocks take their left context from the other source.
 
-        It is (setting, its value, the other value, simulation with the other value, whether that fits).
+        The sources are cached keys and values, and latents. The comparison is (setting, its value, the other
+        value, simulation with the other value, whether that fits in memory).
         """
         long = self.request(simulator)
         (name,) = (one for one in LEFT_SOURCES if one != long.left_context)

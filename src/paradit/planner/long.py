@@ -26,7 +26,8 @@ from paradit.scheduling.layer_pipeline import (
 
 SETTLED, MEASURED = 3, 4
 """Number of blocks after which a full pipeline is expected to finish blocks at a steady pace, and number of
-further blocks over which that pace is measured. Later blocks are not simulated, but taken to follow at it."""
+further blocks over which that pace is measured. Later blocks are not simulated, but taken to keep that
+pace."""
 STEADY = 1e-4
 """Relative difference, between the two halves of the measured blocks, up to which their pace counts as
 steady; if it is larger, more blocks are simulated."""
@@ -119,7 +120,7 @@ class LongVideo(PipelineVideo):
         return tuple(found) * placement.replicas
 
     def played(self, fewer: int = 0) -> Played:
-        """Simulate the video without its last `fewer` blocks, and return what each rank did when."""
+        """Simulate the video without its last `fewer` blocks; return when each rank computed and waited."""
         assert self.queue.num_frames
         queue = replace(self.queue, num_frames=self.queue.num_frames - fewer * self.queue.block_frames)
         return play([self._program(rank, queue) for rank in range(self.placement.ranks)])
@@ -159,5 +160,5 @@ def _with_more(ends: list[float], last: int, more: int, each: float) -> list[flo
 
 @cache
 def _kinds(queue: BlockQueue) -> Counter[Kind]:
-    """Count the steps of a video's frame blocks by kind; those of one kind cost the same."""
+    """Count the steps of a video's frame blocks by their numbers of frames, which decide their cost."""
     return Counter(map(kind_of, queue.steps()))

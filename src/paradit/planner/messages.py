@@ -41,8 +41,8 @@ CLEARLY = 1.5
 """Factor by which neighbouring ranks (0 and 1, 2 and 3, ...) must exchange data faster than all other pairs
 to count as having a link of their own. Their slowest measurement is compared with the fastest of the others.
 An NVLink bridge is 2 times as fast as the port of PCIe 4.0, and 3 times as fast as a PCIe transfer between
-two devices (links.toml). Links of one kind differ by some tenths on a busy machine, but not the same pairs
-are slower each time."""
+two devices (links.toml). Links of one kind differ by some tenths on a busy machine, but it is not always the
+same pairs that are slower."""
 
 
 def neighbours_of(measured: Mapping[tuple[int, int], Sequence[PairSeconds]]) -> PairSeconds | None:

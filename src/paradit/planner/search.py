@@ -1,4 +1,4 @@
-"""Search for the best plan: simulate the ways of using a cluster for a request, and sort them by a goal."""
+"""Search for the best execution plan: simulate the ways of using a cluster, and sort them by a goal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from paradit.scheduling.memory import fitting_tile
 
 
 class Taken(Protocol):
-    """Protocol of the time and memory that a plan takes, either simulated or as a lower bound."""
+    """Protocol of the time and memory that an execution plan takes, simulated or as a lower bound."""
 
     @property
     def latency(self) -> float:
@@ -44,13 +44,12 @@ GOALS: dict[str, Callable[[Taken], tuple[float, ...]]] = {
 """Functions that return the sort key of plans for each goal: seconds of one video by itself, seconds of all
 prompts, or bytes on the fullest rank. The plan with the smallest key is the best."""
 IN_BLOCKS = Choice.plain()
-"""Attention choice of all plans for long videos in frame blocks, which can share attention in one way
-only."""
+"""Attention form recorded for plans of long videos in frame blocks, which have no choice of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Simulated way of using the cluster, with its name and whether it fits in the device's memory."""
+    """Simulated execution plan, with its name and whether it fits in the device's memory."""
 
     name: str
     simulated: Simulated
@@ -126,7 +125,7 @@ def with_tiles(simulator: Simulator, way: Way) -> Way | None:
 
 
 def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Way, Choice]]:
-    """Yield the common ways of using the cluster that are possible, as (name, plan, attention choice).
+    """Yield the common ways of using the cluster that are possible, as (name, plan, attention form).
 
     They are one GPU, plain Ulysses, CFG with Ulysses, offloading, replicas, and a long video's blocks on one
     GPU.
@@ -153,10 +152,10 @@ def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Wa
 
 
 def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Choice]]:
-    """Yield the plans to simulate for a video denoised as a whole, each with its possible attention choices.
+    """Yield the plans to simulate for a video denoised as a whole, each with its possible attention forms.
 
-    If ranks only decode, their number is limited to 1 and to about what PipeDiT's rule says. `pipelines` has
-    the candidates for long videos in blocks.
+    If some ranks only decode, their number is limited to 1 and to about what PipeDiT's rule says. `pipelines`
+    has the candidates for long videos in blocks.
     """
     if simulator.only_long:
         return

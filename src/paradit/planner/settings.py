@@ -1,4 +1,4 @@
-"""Settings of a plan, and a test of whether two plans differ in a single one."""
+"""Settings of an execution plan, and a test of whether two plans differ in a single one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ compared."""
 
 
 def differs_only_in(setting: str, one: tuple[Way, Choice], other: tuple[Way, Choice]) -> bool:
-    """Return whether two plans differ in the given setting and in no other."""
+    """Return whether two execution plans differ in the given setting and in no other."""
     of, free = SETTINGS[setting], (setting, *(_OF_ONE_METHOD if setting == "method" else ()))
     if of(*one) == of(*other) or _ranks_of(one[0]) != _ranks_of(other[0]):
         return False
@@ -41,5 +41,5 @@ def differs_only_in(setting: str, one: tuple[Way, Choice], other: tuple[Way, Cho
 
 
 def _ranks_of(way: Way) -> Hashable:
-    """Return what two plans must agree in to be comparable: ranks, attention backend, compile, offload."""
+    """Return what plans must agree in to be compared: ranks, attention backend, compilation, offloading."""
     return way.placement.ranks, way.placement.kernel, way.placement.compile, way.offload

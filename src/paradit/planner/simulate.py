@@ -1,4 +1,4 @@
-"""Simulation of a whole run: its method's cost model times denoising, the engine's schedule orders stages.
+"""Simulation of a whole run: denoising by a cost model of its method, stages in the engine's order.
 
 It leaves out the data that travel between stages (megabytes), files, and Python's time between steps.
 """
@@ -32,7 +32,7 @@ from paradit.trace.merge import Span
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """Plan to simulate: a placement of the run on the ranks, and settings that a placement does not hold."""
+    """Execution plan to simulate: a placement of the run on the ranks, and settings besides the placement."""
 
     placement: Placement
     coprocess: bool = False
@@ -58,7 +58,7 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated:
-    """Simulated cost of a plan: times of its stages and videos, and the memory of its ranks."""
+    """Simulated cost of an execution plan: times of its stages and videos, and the memory of its ranks."""
 
     way: Way
     choice: Choice
@@ -84,7 +84,7 @@ class Simulated:
 
 @dataclass(frozen=True)
 class Least:
-    """Lower bounds of a plan's cost, known without simulating it; fields as in `Simulated`."""
+    """Lower bounds of an execution plan's cost, known without simulating it; fields as in `Simulated`."""
 
     latency: float
     seconds: float
@@ -92,7 +92,7 @@ class Least:
 
 
 class Player(ABC):
-    """Cost model of a denoising method: simulates plans that use the method, and describes them in words."""
+    """Cost model of a denoising method: simulates execution plans that use it, and puts them into words."""
 
     approximate = ""
     """Words that follow the method's name in texts to say what is approximate about it; empty if it is
@@ -100,15 +100,15 @@ class Player(ABC):
 
     @abstractmethod
     def request(self, simulator: Simulator) -> ResolvedRequest:
-        """Return the request that this method runs: the simulator's usual one, or the one in frame blocks."""
+        """Return the request that this method runs: for the video as a whole, or for it in frame blocks."""
 
     @abstractmethod
     def simulate(self, simulator: Simulator, way: Way, num_requests: int, choice: Choice) -> Simulated:
-        """Simulate `num_requests` requests with a plan, and return the plan's cost."""
+        """Simulate `num_requests` requests with an execution plan, and return the plan's cost."""
 
     @abstractmethod
     def least(self, simulator: Simulator, way: Way, num_requests: int) -> Least:
-        """Return lower bounds of a plan's cost, without simulating it."""
+        """Return lower bounds of an execution plan's cost, without simulating it."""
 
     @abstractmethod
     def kind(self, way: Way) -> str:
@@ -116,7 +116,7 @@ class Player(ABC):
 
     @abstractmethod
     def title(self, way: Way) -> str:
-        """Return the method's name as lists of methods show it."""
+        """Return the name under which texts for people show the method."""
 
     @abstractmethod
     def name(self, way: Way, choice: Choice) -> tuple[list[str], list[str]]:
@@ -146,7 +146,7 @@ class Player(ABC):
         return 1
 
     def tokens(self, way: Way) -> str:  # noqa: ARG002
-        """Return words on how many ranks share a layer slice's tokens; empty if that is not a setting."""
+        """Return words on how many ranks share a layer slice's tokens; empty if the method has no slices."""
         return ""
 
     def stages(self, spans: Sequence[balance.Span], way: Way) -> Iterable[balance.Span]:  # noqa: ARG002
@@ -167,9 +167,10 @@ class Player(ABC):
         simulated: Simulated,  # noqa: ARG002
         num_requests: int,  # noqa: ARG002
     ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
-        """Yield what the method's own settings, which no placement holds, are worth to a simulated plan.
+        """Yield comparisons of a plan with plans that differ in one of the method's own settings.
 
-        A comparison is (setting, value, other value, simulation with the other value, whether that fits).
+        These are settings that no placement holds. A comparison is (setting, value, other value, simulation
+        with the other value, whether that fits in memory).
         """
         yield from ()
 
@@ -219,7 +220,7 @@ class Simulator:
         return self.request == self.long
 
     def simulate(self, way: Way, num_requests: int, choice: Choice) -> Simulated:
-        """Simulate a plan with an attention choice, for `num_requests` requests of this kind."""
+        """Simulate an execution plan with an attention form, for `num_requests` requests of this kind."""
         return way.player.simulate(self, way, num_requests, choice)
 
     def request_of(self, way: Way) -> ResolvedRequest:

@@ -18,8 +18,8 @@ from paradit.planner.step import Branch, forward
 from paradit.scheduling.block_queue import BlockStep
 
 Kind = tuple[int, int, int, int]
-"""Key by which the cost of a frame block's step is looked up, in latent frames: the block's own, those
-computed before and after them, and all that are attended to."""
+"""Numbers of latent frames on which the cost of a frame block's step depends: the block's own, those computed
+before and after them, and all that it attends to."""
 
 
 def kind_of(step: BlockStep) -> Kind:
@@ -64,7 +64,10 @@ class StageSteps:
         return {}
 
     def seconds(self, kind: Kind, layers: int) -> StageSeconds:
-        """Return the seconds of one step of a frame block, of this kind, in `layers` layers; cached."""
+        """Return the seconds of one step of a frame block in `layers` layers; cached.
+
+        kind: the step's numbers of latent frames, on which its cost depends.
+        """
         if (kind, layers) not in self._known:
             self._known[kind, layers] = StageSeconds(
                 self.computing(kind, layers), layers * self._layer(kind).exposed
@@ -84,9 +87,9 @@ class StageSteps:
         )
 
     def sent(self, kind: Kind, layers: int) -> list[list[float]]:
-        """Return the bytes [i][j] that the i-th rank sends to the j-th in a block-step that they share.
+        """Return the bytes that ranks exchange in one step of a frame block whose tokens they share.
 
-        It is one denoising step of one frame block.
+        Row i, column j holds what the i-th rank sends to the j-th.
         """
         tables = [message.table for message in window_moves(self._branch(kind, self.teams[0]))]
         ranks = range(len(self.teams[0]))

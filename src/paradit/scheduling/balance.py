@@ -103,8 +103,8 @@ def _play_replica(placement: Placement, num_requests: int, seconds: Mapping[str,
     free = [0.0] * placement.ranks
     done: dict[Step, Span] = {}
     full: dict[int, Step] = {}
-    """Stages of requests by rank whose outgoing channel is full: such a rank continues only when that stage
-    has begun, and so has taken a result out of the channel."""
+    """Stages of requests that full channels wait for, by sending rank. The rank continues once that stage has
+    begun, and so has taken a result out of its channel."""
     while any(programs):
         for step in dict.fromkeys(left[0] for left in programs if left):
             stage, request = step

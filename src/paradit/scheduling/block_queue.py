@@ -46,9 +46,9 @@ class BlockStep:
     frames: int
     """Number of latent frames in the block."""
     left: Context
-    """Context on the left: last frames of the block before, which has taken more steps."""
+    """Context on the left: last frames of the previous block, which has taken more steps."""
     right: Context
-    """Context on the right: first frames of the block after, which is noisier and took its step just before,
+    """Context on the right: first frames of the next block, which is noisier and took its step just before,
     in the same round."""
 
     @property
@@ -78,14 +78,14 @@ class BlockQueue:
     num_steps: int
     """Number of denoising steps that each block takes."""
     left_level: str = "same-level"
-    """Noise level of the frames that a block reads from the block before: `same-level` as its own, or
+    """Noise level of the frames that a block reads from the previous one: `same-level` as its own, or
     `one-cleaner`, the latest there is."""
     left_source: str = "latents"
-    """Source of keys and values of the block before: `latents`, from which they are computed again, or
+    """Source of the previous block's keys and values: `latents`, from which they are computed again, or
     `cache`, which has them at the block's own noise level."""
     expert_steps: tuple[int, ...] = ()
     """Steps at which the model switches to another expert (transformer). An expert cannot read another's
-    keys, so the keys of the block after are computed again in these steps."""
+    keys, so the keys of the next block are computed again in these steps."""
 
     def __post_init__(self) -> None:
         for name, least in (("block_frames", 1), ("context_frames", 0), ("num_steps", 1)):
@@ -121,7 +121,7 @@ class BlockQueue:
 
     @property
     def open_rounds(self) -> int:
-        """Number of first rounds that a longer video has in common with this one, and can resume after.
+        """Number of first rounds that are the same in a longer video, which can resume after them.
 
         They end before the last block joins, which may be shorter than it is in a longer video.
         """
@@ -130,9 +130,9 @@ class BlockQueue:
 
     @property
     def window_frames(self) -> int:
-        """Number of latent frames in the longest window: a block, and what it reads of its neighbours.
+        """Number of latent frames in the longest window, which is also the number of its positions.
 
-        Positions in a window are numbered up to it.
+        A window is a block, and what it reads of its neighbours.
         """
         frames = self.block_frames + 2 * self.context_frames
         return frames if self.num_frames is None else min(frames, self.num_frames)

@@ -21,7 +21,7 @@ KEPT = 5
 
 @dataclass(frozen=True, kw_only=True)
 class HelperSpeed:
-    """Speed of a decode rank that helps with attention: seconds for each row, and seconds in any case."""
+    """Speed of a decode rank that helps with attention: seconds per row, and a fixed overhead."""
 
     compute: float
     """Seconds in which the rank computes one attention row: one query of one head."""

@@ -18,8 +18,9 @@ from paradit.config.errors import InputError
 from paradit.scheduling.block_queue import BlockQueue, BlockStep
 
 WELL_USED = 0.7
-"""Utilisation that ranks must reach to be divided into a number of layer slices. Otherwise there are fewer
-slices, and the ranks of each share its tokens, which takes an exchange of data in every layer."""
+"""Smallest utilisation at which the ranks of a layer pipeline are divided into a number of layer slices.
+Below it there are fewer slices, and the ranks of each share its tokens, which takes an exchange of data in
+every layer."""
 MANY_BLOCKS = 64
 """Number of frame blocks that suffice to estimate how busy a pipeline is; a longer video is simulated as if
 it had this many."""
@@ -73,7 +74,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Collect:
-    """Operation of rank 0: wait for the oldest prediction that is due, and take the solver's step with it."""
+    """Operation of rank 0: wait for the oldest outstanding prediction, and take the solver's step with it."""
 
     step: BlockStep
 
@@ -82,7 +83,7 @@ Operation = Compute | Collect
 
 
 def in_flight(num_stages: int) -> int:
-    """Return the largest number of block-steps that rank 0 has begun without collecting their predictions.
+    """Return the most block-steps that rank 0 may have begun without collecting their predictions.
 
     A block-step is one step of one frame block. The number is twice that of the layer slices: one for each
     slice to compute, and as many on their way. A channel back to rank 0 that holds this many never fills, so
@@ -120,7 +121,7 @@ def program(
 
 
 def _needed(step: BlockStep) -> set[tuple[int, int]]:
-    """Return the (round, block) pairs whose predictions must be known before a block can take a step."""
+    """Return the steps, as (round, block), whose predictions must be known before a block takes a step."""
     needed = {(step.round - 1, step.block)}
     if step.left.computed and step.left.level > step.step:
         needed.add((step.round - 1, step.block - 1))
@@ -207,7 +208,7 @@ def idle_slots(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
 
 @lru_cache(maxsize=256)  # slow: it plays the pipeline, and is called for every candidate
 def choose_stages(queue: BlockQueue, num_ranks: int, num_layers: int, parts: int = 1) -> int:
-    """Return into how many layer slices to divide `num_ranks` ranks; the ranks of one slice share its tokens.
+    """Return into how many layer slices to divide `num_ranks` ranks that could also share tokens.
 
     It is the largest number whose slices are kept busy enough (`WELL_USED`), because ranks that share tokens
     move more data. Slices idle at the ends of the schedule, and if the layers do not divide evenly. parts:

@@ -181,7 +181,7 @@ class Cluster:
     def transfer(
         self, ranks: Sequence[int], sent: Sequence[Sequence[float]]
     ) -> tuple[dict[str, float], float]:
-        """Return how long an exchange takes: (busy seconds of each resource, latency in seconds).
+        """Return how long an exchange of data takes: (busy seconds of each resource, latency in seconds).
 
         All ranks send at the same time: `sent[i][j]` bytes go from the i-th to the j-th of `ranks`. A
         resource is one direction of one rank's port, the path between two ranks, or the host that all ranks
