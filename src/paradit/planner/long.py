@@ -63,7 +63,7 @@ class LongVideo(PipelineVideo):
             more = max(0, queue.num_blocks - (queue.num_steps + last + ahead + 1))
             played = self.played(more)
             done = [use.end for use in played.uses if use.name.startswith(DONE)]
-            done = done[: queue.num_blocks - more]  # the other replicas are alike
+            done = done[: queue.num_blocks - more]  # those of the first replica
             steady, each = _pace(done[last - MEASURED : last + 1]) if more else (True, 0.0)
             if steady:
                 break

@@ -243,7 +243,7 @@ def _placements(simulator: Simulator, base: Placement, num_prompts: int) -> Iter
 
 
 def long_ways(simulator: Simulator, num_prompts: int) -> list[Way]:
-    """Return the plans for a long video in frame blocks; empty if it is not to be made in blocks."""
+    """Return the plans for a long video in frame blocks; empty if the video is not made in blocks."""
     if simulator.long is None:
         return []
     return list(player_of(simulator.long.method).ways(simulator, num_prompts))

@@ -152,7 +152,7 @@ class Cluster:
     link: Link
     """Link between devices of a machine."""
     pair: Link | None = None
-    """Link between neighbouring devices, if they have one of their own."""
+    """Link between neighbouring devices (0 and 1, 2 and 3, ...), if they have one of their own."""
     network: Link
     """Link between machines."""
 
