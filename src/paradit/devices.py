@@ -1,4 +1,4 @@
-"""GPUs of this machine: how many there are, whether that is enough, and which one a rank computes on."""
+"""GPUs of this machine: how many there are, whether they suffice for a run, and which one each rank uses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import torch
 
 SHARE_GPUS = "NCCL_MULTI_RANK_GPU_ENABLE"
-"""Environment variable that lets ranks share a GPU, with NCCL 2.30 or later; else NCCL refuses."""
+"""Environment variable that lets several ranks share a GPU; NCCL allows that only from version 2.30."""
 
 
 def num_gpus() -> int:
@@ -21,15 +21,15 @@ def visible_ranks() -> int:
 
 
 def device_of(local_rank: int) -> torch.device:
-    """Return the device of a rank, by its number among the ranks of its machine."""
+    """Return the device that a rank computes on. local_rank: index of the rank among those of its machine."""
     return torch.device("cuda", local_rank % num_gpus()) if num_gpus() else torch.device("cpu")
 
 
 def lack_gpus(ranks: int) -> bool:
-    """Whether ranks on this machine outnumber its GPUs and may not share them; always false on a CPU."""
+    """Return whether ranks outnumber this machine's GPUs and may not share them; always false on a CPU."""
     return 0 < num_gpus() < ranks and not may_share_gpus()
 
 
 def may_share_gpus() -> bool:
-    """Whether the user lets ranks share GPUs, to try several on one; that is slower than one rank."""
+    """Return whether the user lets ranks share GPUs, to try several on one; that is slower than one rank."""
     return os.environ.get(SHARE_GPUS, "0") != "0"

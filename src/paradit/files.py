@@ -1,4 +1,4 @@
-"""Files that are complete under their name or not there at all, and locks on file names. Torch-free."""
+"""Files that are either complete under their name or absent, and locks on file names. Torch-free."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from paradit.config.limits import MAX_FILE, shown, typed
 
 
 def temporary_name(target: Path) -> Path:
-    """Return a name that nobody else has, in the folder of `target` and so on the same file system."""
+    """Return an unused name for a temporary file in the folder of `target`, so on the same file system."""
     return target.absolute().parent / f".paradit-{os.getpid()}-{secrets.token_hex(4)}.part"
 
 
 def behind_links(path: str | Path) -> Path:
-    """Return the absolute path that a path leads to through links, whether or not it exists."""
+    """Return the absolute path of a file with all symbolic links resolved, whether or not the file exists."""
     return Path(os.path.realpath(path))
 
 
 def named(option: str, path: str | os.PathLike[str]) -> Path:
-    """Return the path that a user names, with `~` expanded, whether or not it exists.
+    """Return the path for a file name that the user gave, with `~` expanded; the file need not exist.
 
-    option: name of the option in messages. Raises InputError if no file can have this name.
+    option: name of the option in error messages. Raises InputError if no file can have this name.
     """
     if isinstance(path, str) and path == "-":
         raise InputError(f"{option} '-' is a stream: name a file, or ./- for one of that name")
@@ -55,7 +55,7 @@ def named(option: str, path: str | os.PathLike[str]) -> Path:
 
 
 def name_words(text: str) -> list[str]:
-    """Return a text's words in lower case, except those that file names cannot hold on this system."""
+    """Return the words of a text in lower case, for a file name; leaves out words that cannot be in one."""
     return [word for word in re.findall(r"\w+", text.lower()) if _is_nameable(word)]
 
 
@@ -68,10 +68,10 @@ def _is_nameable(word: str) -> bool:
 
 @contextmanager
 def reserved(option: str, path: str | Path) -> Iterator[None]:
-    """Reserve a file's name within the body, so that no other process can reserve it.
+    """Reserve a file's name while the `with` block runs, so that no other process can reserve it.
 
-    The name is held by a lock on a hidden file beside it, which the system frees however this process ends.
-    If the file system has no locks, nothing is held. option: name of the option in messages. Raises
+    A lock on a hidden file beside it holds the name; the system frees the lock however this process ends. If
+    the file system has no locks, nothing is held. option: name of the option in error messages. Raises
     InputError if another process holds the name.
     """
     target = behind_links(path)
@@ -88,7 +88,7 @@ def reserved(option: str, path: str | Path) -> Iterator[None]:
 
 
 def remove_left_lock(path: str | Path) -> None:
-    """Remove the hidden lock file of a name that a process held when it was killed."""
+    """Remove the hidden lock file that is left beside a file if the process that reserved it was killed."""
     lock = _lock_of(behind_links(path))
     if lock.exists():
         with contextlib.suppress(OSError), _locked(lock):
@@ -103,7 +103,7 @@ def _lock_of(target: Path) -> Path:
 
 @contextmanager
 def changing(path: Path) -> Iterator[None]:
-    """Lock a file while the body reads, changes and writes it, after waiting for others that do so.
+    """Lock a file while the `with` block reads, changes and writes it; first waits for any other holder.
 
     If the file system has no locks, nothing is held.
     """
@@ -115,9 +115,10 @@ def changing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of a file that exists only while it is locked.
+    """Hold a lock while the `with` block runs. The lock file at `path` exists only while it is locked.
 
-    wait: whether to wait for its holder. Raises BlockingIOError if it is held and `wait` is false.
+    wait: whether to wait for another process that holds it. Raises BlockingIOError if one does and `wait` is
+    false.
     """
     import fcntl  # not on Windows
 
@@ -153,7 +154,10 @@ def read_text(path: Path, most: int = MAX_FILE) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a whole file or none, even if the machine fails meanwhile; follows links. Raises OSError."""
+    """Write a file completely or not at all, even if the machine fails meanwhile; follows links.
+
+    Raises OSError.
+    """
     path = behind_links(path)
     part = temporary_name(path)
     try:
@@ -167,7 +171,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def remove_parts(folder: Path, pids: Collection[int]) -> None:
-    """Remove the temporary files that these processes, which have ended, left in a folder."""
+    """Remove the temporary files that processes which have ended left in a folder."""
     with contextlib.suppress(OSError):
         for path in folder.glob(".paradit-*-*.part"):
             match = re.fullmatch(r"\.paradit-(\d+)-\w+\.part", path.name)

@@ -1,6 +1,6 @@
-"""Attention backends by name, and what each can do. Torch-free, so that a mistake is reported at once.
+"""Attention backends, by diffusers' names, and what each can do.
 
-The names are those of diffusers' attention backends.
+Torch-free, so that a wrong name is reported at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ANY = ("bf16", "fp32")
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """Attention backend: what it needs, and what it can do."""
+    """Description of an attention backend: what it needs, and what it can do."""
 
     package: str | None = None
     """Name of the package that the attention backend needs besides torch; None if it needs none."""
@@ -52,9 +52,9 @@ def check_kernel(name: str) -> None:
 
 
 def require_lse(name: str, attention: str) -> None:
-    """Refuse an attention backend without log-sum-exp for a form that needs it. Raises InputError.
+    """Refuse an attention backend without log-sum-exp if the attention form needs it. Raises InputError.
 
-    attention: name of the attention form, for the message.
+    attention: name of the attention form, for the error message.
     """
     if not KERNELS[name].lse:
         able = ", ".join(n for n, k in KERNELS.items() if k.lse)

@@ -1,7 +1,7 @@
-"""Launcher settings: what torchrun or another launcher has told this process by environment variables.
+"""Environment variables by which torchrun or another launcher makes this process a rank, read and checked.
 
-Nothing else reads these variables. Torch-free. Something else may have left them in a shell, so they are
-checked, and every error says what to unset.
+Nothing else reads these variables. Torch-free. They may also be left over in a shell, so every error says
+what to unset.
 """
 
 from __future__ import annotations
@@ -18,36 +18,39 @@ from paradit.config.limits import MAX_RANKS, shown
 from paradit.waiting import interruptibly
 
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
-"""Name of the variable that only torchrun sets: whether its agent, not the first rank, keeps the store."""
+"""Environment variable that only torchrun sets: whether its agent, not the first rank, hosts the TCPStore."""
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 VARIABLES = (*NEEDED, "LOCAL_RANK", "LOCAL_WORLD_SIZE", AGENT_STORE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launched:
-    """Place of this process among the ranks that a launcher has started."""
+    """Place of this process among the ranks that a launcher, such as torchrun, has started."""
 
     rank: int
     ranks: int
     local_rank: int
-    """Number of the rank among those of its machine, by which it takes its GPU."""
+    """Index of the rank among those of its machine; it decides which GPU the rank uses."""
     local_ranks: int | None
-    """Number of ranks on this machine; None if the launcher has not said it."""
+    """Number of ranks on this machine; None if the launcher does not say it."""
     address: str
     port: int
-    """Port at which the ranks meet, on the machine `address`."""
+    """Port, on the host `address`, at which the ranks meet to form a process group."""
     by_torchrun: bool
     agent_store: bool
-    """Whether torchrun's agent keeps the store in which ranks meet; otherwise the first rank keeps it."""
+    """Whether torchrun's agent hosts the TCPStore in which the ranks meet; otherwise the first rank does."""
     attempt: str
-    """Number of times that torchrun has restarted its ranks, as text; it tells attempts apart in the agent's
-    store, which outlives them."""
+    """Number of times that torchrun has restarted its ranks, as text.
+
+    It keeps the keys of different attempts apart in the agent's store, which outlives them.
+    """
     unset: str
-    """Advice for error messages: what to unset if this process has no such launcher."""
+    """Advice for error messages: which environment variables to unset if no launcher has started this
+    process."""
 
     @property
     def meeting_point(self) -> str:
-        """Address and port as text, such as `host:29500` or `[::1]:29500`."""
+        """Address and port at which the ranks meet, as text, such as `host:29500` or `[::1]:29500`."""
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
@@ -97,18 +100,18 @@ def launched(environ: Mapping[str, str] = os.environ) -> Launched | None:
 
 
 def is_first_rank() -> bool:
-    """Return whether this process keeps the run's files: as a launcher's first rank, or with no launcher."""
+    """Return whether this process keeps the run's files: a launcher's first rank, or one without launcher."""
     here = launched()
     return here is None or here.rank == 0
 
 
 def is_spoken_for(environ: Mapping[str, str] = os.environ) -> bool:
-    """Return whether another rank, the first that torchrun started, reports for this one. Never raises."""
+    """Return whether torchrun's first rank prints errors and results on behalf of this one. Never raises."""
     return AGENT_STORE in environ and environ.get("RANK", "").strip() not in ("", "0")
 
 
 def forget_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Unset a launcher's variables, in a process that does not join other ranks."""
+    """Unset a launcher's environment variables, in a process that does not join other ranks."""
     for name in VARIABLES:
         environ.pop(name, None)
 

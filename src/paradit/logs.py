@@ -20,7 +20,7 @@ LOGGER = logging.getLogger("paradit")
 
 @contextmanager
 def shown(wanted: bool) -> Iterator[None]:
-    """Show every log record on stderr within the body, if `wanted`."""
+    """Show every log record on stderr while the `with` block runs, if `wanted`."""
     if not wanted:
         yield
         return
@@ -49,7 +49,7 @@ def send_records(level: int, send: Callable[[str, int, float, str], None]) -> No
 
 
 def take_record(rank: int, name: str, level: int, created: float, text: str) -> None:
-    """Log a record that a rank has sent; its attribute `rank` says which rank it was."""
+    """Log a record that a rank has sent; the record's attribute `rank` says which rank it was."""
     about = {"name": name, "levelno": level, "levelname": logging.getLevelName(level), "created": created}
     if (logger := logging.getLogger(name)).isEnabledFor(level):
         logger.handle(logging.makeLogRecord({**about, "msg": text, "rank": rank}))

@@ -16,7 +16,7 @@ def total_memory_bytes(device: torch.device) -> int:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak memory in use, in bytes: a GPU's by its tensors, otherwise this process's own."""
+    """Return the peak memory in use, in bytes: by tensors on a GPU, or by the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource  # not on Windows

@@ -22,36 +22,38 @@ from paradit.scheduling.stages import STAGES
 R = TypeVar("R")
 
 _LOADING = Lock()
-"""Lock held while a model is loaded, when diffusers and accelerate replace parts of torch for all threads."""
+"""Lock held while a model is loaded, because diffusers and accelerate then replace parts of torch for all
+threads."""
 
 
 class Rank(Protocol[R]):
-    """One process of a run: its stages of each request, and its channels to the other processes."""
+    """Interface of one process of a run, which `run` drives: what it does in each stage of a request."""
 
     def load(self) -> None:
-        """Load the parts of the model that this process's stages need, by `load`."""
+        """Load the parts of the model that this process's stages need, by the module's function `load`."""
 
     def requests(self) -> Iterator[tuple[tuple[str, ...], R]]:
-        """Yield requests as they come, each with the stages that this process does next for it."""
+        """Yield requests as they come, each with the stages that this process has to do for it next."""
 
     def encode(self, request: R) -> None:
         """Encode a request's texts, and send the embeddings to the processes that denoise."""
 
     def denoise(self, request: R) -> None:
-        """Denoise a request's latents, with the other processes that do, and send them to the decoder."""
+        """Denoise a request's latents together with other denoising processes, and send them to the decoder.
+        """
 
     def decode(self, request: R) -> None:
         """Decode a request's latents, and write the frames to a file as they come."""
 
     def account(self, request: R) -> None:
-        """Report what has become of a request, if it ends on this process."""
+        """Report the result of a request if its last stage ran on this process."""
 
     def close(self) -> None:
         """Wait until the other processes have received what was sent to them."""
 
 
 def run(rank: Rank[R]) -> None:
-    """Do one process's part of all requests, as they come, until there are no more."""
+    """Do one process's part of all requests, as they come, until no more come."""
     rank.load()
     for stages, request in rank.requests():
         if "encode" in stages:
@@ -76,10 +78,10 @@ def load(
 ) -> VideoModel:
     """Load a model onto a GPU, in bf16, if there is one; else onto the CPU, in fp32.
 
-    dtype, device: others than these. stages: only their weights are loaded, so that a process that only
-    denoises has neither text encoder nor VAE. compile: compile what comes before and after the transformers'
-    attention, at its first use. layers: False leaves the transformers' layers to be read later, by
-    `keep_layers`, because a rank has only a part of them.
+    dtype, device: values to use instead of these. stages: stages whose weights are loaded; a process that
+    only denoises thus has neither text encoder nor VAE. compile: whether to compile what comes before and
+    after the transformers' attention, at its first use. layers: False leaves the transformers' layers to be
+    read later, by `keep_layers`, because a rank has only some of them.
     """
     usual, dtype = where_and_how(dtype)
     with _LOADING, (progress or Progress()).stage("load"):

@@ -17,14 +17,14 @@ class Event:
     """Something that has happened to a run or a request; `engine.events.AnyEvent` lists all kinds."""
 
     job: int | None = None
-    """Index of the request that the event is about; None: of no request, or all."""
+    """Index of the request that the event is about; None if it is about no request, or about all."""
     number: int = 0
-    """Number of the event among those of its job, from 1; 0 until a log keeps it."""
+    """Number of the event among those of its job, from 1; 0 until it is recorded in a `Log`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageEvent(Event):
-    """Event that is about a stage."""
+    """Base class of events about one stage, such as encode, denoise or decode."""
 
     stage: str
 
@@ -34,7 +34,7 @@ class StageStarted(StageEvent):
     """Event sent when a stage begins."""
 
     total: int
-    """Number of steps of the stage; 0: unknown."""
+    """Number of steps of the stage; 0 if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +53,16 @@ class StageEnded(StageEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class QueueMoved(Event):
-    """Event sent when the block queue of a long video has advanced by a round."""
+    """Event sent after each round, which is one pass over the frame blocks in the queue of a long video."""
 
     block: int
-    """Number of the most denoised frame block in the queue, from 1."""
+    """Number, from 1, of the frame block in the queue that is denoised the most."""
     num_blocks: int | None
-    """Number of frame blocks of the video; None: it is endless."""
+    """Number of frame blocks of the video; None if the video is endless."""
     levels: tuple[int, int]
-    """Steps taken so far by the noisiest frame block in the queue, and by the most denoised one."""
+    """Numbers of steps done: by the noisiest frame block in the queue, and by the most denoised one."""
     steps: int
-    """Number of steps that each frame block takes."""
+    """Number of denoising steps that each frame block takes in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ Emit = Callable[[Event], None]
 
 
 def renaming(emit: Emit, rename: Callable[[str], str]) -> Emit:
-    """Return an `emit` that passes events on, with their stages renamed by `rename`."""
+    """Return an `emit` that passes events on, with the names of their stages changed by `rename`."""
 
     def emit_renamed(event: Event) -> None:
         emit(replace(event, stage=rename(event.stage)) if isinstance(event, StageEvent) else event)
@@ -85,24 +85,28 @@ def renaming(emit: Emit, rename: Callable[[str], str]) -> Emit:
 
 
 class Progress:
-    """Reporter of the stages of some work, which also adds up their seconds.
+    """Reporter of progress through stages, which also adds up the seconds of each stage.
 
-    Work calls `stage` around each stage, and `step` as parts of it are done.
+    Code that does the work calls `stage` around each stage, and `step` as steps of it are done.
     """
 
     def __init__(self, emit: Emit | None = None, job: int | None = None) -> None:
-        """Report to `emit`; without it, warnings are Python's, and nothing else is reported.
+        """Create a reporter that sends events to `emit`.
 
-        job: index of the request that the work is for, if it is for one.
+        Without `emit`, warnings are issued by Python's `warnings`, and nothing else is reported. job: index
+        of the request that the work is for, if it is for one.
         """
         self.emit = emit or _only_warn
         self._job = job
         self.seconds: dict[str, float] = {}
-        """Seconds of each stage that has ended, by name; a stage that runs twice adds up."""
+        """Seconds taken by each stage that has ended, by its name; a stage that runs twice adds up."""
 
     @contextmanager
     def stage(self, name: str, total: int = 1) -> Iterator[None]:
-        """Time the body as stage `name`, and report its start and end. total: number of steps; 0: unknown."""
+        """Time the stage `name`, which runs in the `with` block, and report its start and end.
+
+        total: number of steps; 0 if unknown.
+        """
         start = time.monotonic()
         self.emit(StageStarted(job=self._job, stage=name, total=total))
         yield
@@ -116,7 +120,8 @@ class Progress:
         self.emit(Stepped(job=self._job, stage=name, done=done))
 
     def queue(self, block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> None:
-        """Report where the block queue of a long video is after a round, as `QueueMoved`."""
+        """Emit a `QueueMoved` event: the state of a long video's queue of frame blocks after a pass over it.
+        """
         self.emit(QueueMoved(job=self._job, block=block, num_blocks=num_blocks, levels=levels, steps=steps))
 
     def warn(self, message: str) -> None:

@@ -11,7 +11,10 @@ from paradit.models.spec import ModelSpec
 from paradit.version import __version__
 
 _NOT_DECIDING = ("trim", "dtype")
-"""Fields of a request that change neither frames nor their times; the dtype is recorded as the run had it."""
+"""Request fields left out of the record, because they change neither the frames nor their times.
+
+The dtype that the run used is recorded separately.
+"""
 
 
 def provenance(request: ResolvedRequest, spec: ModelSpec, dtype: str, kernel: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Check that a video fits into memory, by the model's spec, before anything is loaded."""
+"""Check that a video fits into memory, by an estimate from the model's configuration, before it is loaded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def where_and_how(dtype: str | None) -> tuple[torch.device, str]:
-    """Return the device that this process computes on, and the dtype's name; None: the device's usual one."""
+    """Return the device that this process computes on, and the name of the dtype it computes in.
+
+    dtype: name that the request gives; None: the usual dtype of the device.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return device, dtype or ("bf16" if device.type == "cuda" else "fp32")
 
@@ -34,9 +37,9 @@ def where_and_how(dtype: str | None) -> tuple[torch.device, str]:
 def room_bytes(
     spec: ModelSpec, request: ResolvedRequest, placement: Placement, local_ranks: int | None = None
 ) -> dict[str, int]:
-    """Return the memory, in bytes, that the fullest device needs and has.
+    """Return the memory, in bytes, that the fullest device needs (an estimate), and that it has.
 
-    Keys: "weights" and "peak" for estimated needs, "total" for what it has. local_ranks: number of ranks that
+    Keys: "weights" and "peak" for what it needs, "total" for what it has. local_ranks: number of ranks that
     share this machine's memory, if there is no GPU; None: all.
     """
     device, dtype = where_and_how(request.dtype)
@@ -62,8 +65,9 @@ def check_memory(
     """Return a warning if a resolved request may need more memory than a device has; None if it fits.
 
     The warning says with which options the request would fit. Raises InputError if the weights alone need
-    more, or the estimate is surely too much (`scheduling.fitting.SURELY`). local_ranks: as for `room_bytes`.
-    known: options of the calling command, for a run that has begun; None: all of `generate`.
+    more, or if the estimate is too much beyond doubt (`scheduling.fitting.SURELY`). local_ranks: as for
+    `room_bytes`. known: options that the message may advise, for a run that has begun; None: all of
+    `generate`.
     """
     placement = placement or Placement()
     room = room_bytes(spec, request, placement, local_ranks)
@@ -92,9 +96,9 @@ def check_memory(
 
 
 def check_decode_memory(request: ResolvedRequest, spec: ModelSpec) -> str | None:
-    """Return a warning if a request's decode alone may need more memory than a device has; None if it fits.
+    """Return a warning if the decode of a request may need more memory than a device has; None if it fits.
 
-    Raises InputError if it surely needs more.
+    Raises InputError if it needs more beyond doubt.
     """
     total = total_memory_bytes(where_and_how(None)[0])
 
@@ -113,9 +117,10 @@ def check_decode_memory(request: ResolvedRequest, spec: ModelSpec) -> str | None
 
 
 def _judged(needed: int, total: int, said: str, refused: str = "") -> str:
-    """Return the warning `said` about an estimate above what there is. Raises InputError if it is far above.
+    """Return the warning `said` that a video may need too much memory; raises InputError if it surely does.
 
-    needed, total: bytes that are estimated, and that there are. refused: text before the warning in an error.
+    needed, total: bytes estimated, and bytes that the device has. refused: text put before the warning in the
+    error.
     """
     if needed > SURELY * total:
         raise InputError(f"{refused}{said}")
@@ -123,9 +128,9 @@ def _judged(needed: int, total: int, said: str, refused: str = "") -> str:
 
 
 def _advice(options: str, known: tuple[str, ...] | None, with_them: str) -> str:
-    """Return advice about options that fit into memory, for the end of a message.
+    """Return the end of a message about too little memory: options with which the video would fit.
 
-    options: options that fit. known: those that the command can take, for a run that has begun. with_them:
+    options: options that fit. known: options that the command accepts, for a run that has begun. with_them:
     words before the options.
     """
     if known is None or (options and set(re.findall(r"--[a-z-]+", options)) <= set(known)):
@@ -137,7 +142,7 @@ def _advice(options: str, known: tuple[str, ...] | None, with_them: str) -> str:
 def _fitting_options(
     spec: ModelSpec, request: ResolvedRequest, placement: Placement, local_ranks: int | None
 ) -> str:
-    """Return the options with which a request that does not fit would; empty if there are none."""
+    """Return options with which a request that needs too much memory would fit; empty if there are none."""
     device, dtype = where_and_how(request.dtype)
 
     def fits(changed: ResolvedRequest, other: Placement) -> bool:

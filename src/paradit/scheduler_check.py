@@ -1,4 +1,7 @@
-"""Check of a model's scheduler before weights are loaded. Torch-free if it is a known scheduler."""
+"""Check of a model's scheduler before weights are loaded.
+
+Torch-free if the scheduler is that of a published model.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,17 @@ from paradit.models.spec import ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class _Config:
-    """Numbers in a scheduler's configuration that set the size of its tables and its memory of steps."""
+    """Numbers in a scheduler's configuration that set how much memory it takes; each is checked by a limit.
+    """
 
     num_train_timesteps: Annotated[int, Option(least=1, most=10**5)] = 1000
     solver_order: Annotated[int, Option(least=1, most=10)] = 2
 
 
 def check_scheduler(spec: ModelSpec, request: ResolvedRequest) -> None:
-    """Refuse a model whose scheduler cannot make a resolved request's video. Raises InputError.
+    """Refuse a model whose scheduler cannot be used for a resolved request. Raises InputError.
 
-    Imports torch and diffusers only for a scheduler that is not like a published model's.
+    Imports torch and diffusers only to try a scheduler that is not like a published model's.
     """
     path = spec.folder / "scheduler" / "scheduler_config.json"
     if not path.exists():  # a published model, known only by its configurations

@@ -1,4 +1,4 @@
-"""The user's wish that a run end, and the exception that ends it. Torch-free."""
+"""Flag by which the user asks a run to end, and the exception that then ends it. Torch-free."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import signal
 
 
 class Interrupted(BaseException):  # not an Exception, lest an `except Exception` stop it
-    """Exception that says that the run has ended after a step, as the user asked, with all progress saved."""
+    """Exception that ends a run after a step because the user asked for that; all progress is saved."""
 
 
 class Stop:
-    """The user's wish that a run end after its present step. A signal or a message may set it at any time."""
+    """Flag that asks a run to end after its present step; a signal or a message may set it at any time."""
 
     def __init__(self) -> None:
         self.heeded = False
-        """Whether ranks check for a stop after every step, as they do while latents are denoised."""
+        """Whether ranks check this flag after every step now, as they do while latents are denoised."""
         self.wanted = False
         self.signum: int = signal.SIGINT
-        """Number of the signal that asked for the stop."""
+        """Number of the signal that set the flag."""

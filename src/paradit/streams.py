@@ -1,4 +1,4 @@
-"""Standard streams made safe: no work fails because a message cannot be written.
+"""Standard streams made safe, so that no work fails because a message cannot be written.
 
 A stream may be closed, full or of another encoding, or its reader may have gone. What cannot be written then
 is lost, and the work goes on.
@@ -65,12 +65,12 @@ class _SafeText(io.TextIOWrapper):
 
     @property
     def lost(self) -> OSError | None:
-        """Error because of which some of the output was lost; None if nothing was."""
+        """Error that caused some of the output to be lost; None if nothing was lost."""
         return self._raw.lost
 
 
 _KEPT = ("replace", "ignore", "xmlcharrefreplace", "namereplace")
-"""Error handlers of encodings that never raise; if the user has chosen one of them, it is kept."""
+"""Names of text encoding error handlers that never raise; if a stream has one of them, it is kept."""
 
 
 class _SafeFile(io.FileIO):
@@ -88,7 +88,7 @@ class _SafeFile(io.FileIO):
 
 
 def _safe(stream: TextIO | None, number: int) -> TextIO:
-    """Return the stream made safe, or as it is if somebody has put another kind of stream in its place."""
+    """Return the stream made safe, or unchanged if a program has replaced it with its own kind of stream."""
     if isinstance(stream, _SafeText) or not (stream is None or isinstance(stream, io.TextIOWrapper)):
         return stream
     if stream is not None:

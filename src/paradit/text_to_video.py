@@ -42,7 +42,7 @@ from paradit.video.writer import open_video
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """Generated video: its latents are there, and its frames are decoded as they are asked for."""
+    """Generated video: its denoised latents, whose frames are decoded only when they are asked for."""
 
     latents: Tensor
     """Denoised latents [1, C, F, h, w], fp32."""
@@ -55,9 +55,10 @@ class Video:
         return frames(self.model, self.latents, self.request.vae_tile, self.progress)
 
     def all_frames(self) -> Frames:
-        """Return all frames [F, H, W, 3], uint8. Raises OutOfMemory.
+        """Return all frames [F, H, W, 3], uint8.
 
-        They are decoded again in smaller tiles if memory runs out.
+        If memory runs out, they are decoded again in smaller tiles. Raises OutOfMemory if the smallest tiles
+        need too much as well.
         """
         tile = self.request.vae_tile
         made = decode(self.model, self.latents, tile, self.progress, lambda frames: np.stack(list(frames)))
@@ -80,15 +81,15 @@ class Generated:
     """Seconds that each stage took, by the stage's name."""
     peak_memory_bytes: int
     about: dict[str, Any]
-    """Description of what the video was made from, as `save` writes it into the file."""
+    """Description of what the video was made from, which `save` writes into the file's metadata."""
 
     def save(
         self, path: str | Path, *, overwrite: bool = False, metadata: bool = True, crf: int | None = None
     ) -> Path:
         """Write the video to `path`, in the format that the suffix names, and return the path.
 
-        metadata: whether the file says what the video was made from. crf: quality of the file, as for
-        `--crf`. Raises InputError if the file cannot be written in this way.
+        metadata: whether the file's metadata says what the video was made from. crf: quality of the file, as
+        for `--crf`. Raises InputError if the file cannot be written in this way.
         """
         target = named("output", path)
         height, width = self.frames.shape[1:3]
@@ -105,9 +106,10 @@ class Generated:
 def text_to_video(
     model: VideoModel, request: ResolvedRequest, progress: Progress, team: Team | None = None
 ) -> Video:
-    """Generate the video of a resolved request; its frames are decoded later, by `Video.frames`.
+    """Return the video of a resolved request, with denoised latents; its frames are decoded later.
 
-    Every process of a `team` calls it with the same request; each gets the latents.
+    team: the processes that denoise together; None: this process alone. Every process of a team calls this
+    function with the same request, and each gets the latents.
     """
     team = team or Alone()
     prompts = _shared(encode(model, request, progress) if team.is_first else None, model, request, team)
@@ -120,7 +122,7 @@ def text_to_video(
 def _shared(
     prompts: tuple[Prompt, ...] | None, model: VideoModel, request: ResolvedRequest, team: Team
 ) -> tuple[Prompt, ...]:
-    """Return the encoded prompts of the team's first process, on every process of the team."""
+    """Return, on every process that denoises, the prompts that the first of them has encoded."""
     parts = (part for prompt in prompts or () for part in prompt)
     return tuple(
         tuple(
@@ -133,7 +135,7 @@ def _shared(
 
 @contextmanager
 def _plain_torch() -> Iterator[None]:
-    """Run the body as if this thread's torch were at its defaults: no autocast, no default device.
+    """Run the `with` block as if this thread's torch were at its defaults: no autocast, no default device.
 
     Raises InputError if the default dtype is not float32, because that setting belongs to all threads.
     """

@@ -1,3 +1,3 @@
-"""This version."""
+"""Version of ParaDiT."""
 
 __version__ = "0.1.0"

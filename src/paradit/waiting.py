@@ -1,4 +1,4 @@
-"""Wait for a call that signals cannot interrupt, in a way that they can."""
+"""Wait for calls into C, such as for another machine, so that signals like Ctrl-C can still end the wait."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ T = TypeVar("T")
 def interruptibly(
     work: Callable[[], T], meanwhile: Callable[[], None] = lambda: None, seconds: float = 5.0
 ) -> T:
-    """Return what `work` returns, or raise what it raises, while signals are handled.
+    """Return what `work` returns, or raise what it raises, and handle signals meanwhile.
 
     A call into C, such as one that waits for another machine, keeps Python from handling a signal until it
-    returns. So `work` runs in a thread of its own, and an exception from a signal handler can leave this
-    thread at any time. meanwhile: function that is called every `seconds` until `work` is done.
+    returns. So `work` runs in a thread of its own, and an exception from a signal handler can end the wait at
+    any time. meanwhile: function that is called every `seconds` until `work` is done.
     """
     done: Future[T] = Future()
 

@@ -9,7 +9,7 @@ class InputError(ValueError):
 
 
 class OutOfMemory(RuntimeError):
-    """Error raised if memory runs out with nothing smaller left to try; the message says what was tried."""
+    """Error raised if memory runs out even with the smallest settings; the message says what was tried."""
 
 
 class JobError(RuntimeError):
@@ -21,4 +21,4 @@ class JobCancelled(JobError):
 
 
 class RankError(RuntimeError):
-    """Error raised if ranks fail; the message has each one's number and its traceback or signal."""
+    """Error raised if ranks fail; the message has each one's number, and its traceback or ending signal."""

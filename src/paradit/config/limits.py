@@ -15,29 +15,29 @@ from paradit.config.errors import InputError
 MAX_RANKS = 128
 """Largest number of ranks in a run, and of GPUs in a plan; more than share a video in practice."""
 MAX_CHUNKS = 128
-"""Largest number of chunks that attention's data may be split into; more than models have heads."""
+"""Largest number of chunks that a rank's attention data may be sent in; more than models have heads."""
 MAX_FRAMES = 10**6
 """Largest number of frames of a video with a set length; hours of video."""
 MAX_SECONDS = 10**7
 """Largest number of seconds that a user may give; about four months."""
 MAX_GUIDANCE = 1000
 MAX_SIDE = 2**14
-"""Largest width or height of a video, in pixels."""
+"""Largest width, and largest height, of a video in pixels."""
 MAX_TILE = 2**16
-"""Largest side of a decode tile, in pixels; larger than any allowed picture."""
+"""Largest side, in pixels, of a tile that the VAE decodes at once; larger than any allowed picture."""
 MAX_PROMPTS = 10_000
 MAX_PROMPT = 100_000
 """Largest number of characters in a prompt; a hundred times what text encoders read."""
 MAX_FILE = 10**7
 """Largest size, in bytes, of a file with prompts, a placement or a machine's measurements."""
 SHOWN = 60
-"""Number of characters after which an error message cuts off the value that it repeats."""
+"""Number of characters of the user's value that an error message repeats; the rest is cut off."""
 
 
 def whole(name: str, value: object, *, most: float = math.inf, least: float = 1, hint: str = "") -> int:
-    """Return `value` as a whole number, after checking its limits. Raises InputError.
+    """Return `value` as a whole number after checking it against limits. Raises InputError.
 
-    name: name of the value in messages. hint: advice in the message if the value is above `most`.
+    name: name of the value in error messages. hint: advice in the message if the value is above `most`.
     """
     try:
         if isinstance(value, bool) or not isinstance(value, SupportsIndex):
@@ -54,10 +54,10 @@ def whole(name: str, value: object, *, most: float = math.inf, least: float = 1,
 
 
 def amount(name: str, value: object, *, most: float, least: float = 0.0, hint: str = "") -> float:
-    """Return `value` as a finite number above 0, after checking its limits. Raises InputError.
+    """Return `value` as a finite number above 0 after checking it against limits. Raises InputError.
 
-    name: name of the value in messages. hint: advice in the message if the value is not finite or not above
-    0.
+    name: name of the value in error messages. hint: advice in the message if the value is not finite or not
+    above 0.
     """
     try:
         if isinstance(value, bool | str | bytes) or not isinstance(value, SupportsFloat | SupportsIndex):
@@ -83,12 +83,13 @@ def one_of(name: str, value: object, choices: Collection[str]) -> None:
 
 
 def digits(text: str) -> int:
-    """Return the integer that a string of digits writes; 10**18, above any limit, if it has more than 18."""
+    """Return a string of digits as an integer; one of more than 18 digits becomes 10**18, above every limit.
+    """
     return int(text) if len(text) <= 18 else 10**18
 
 
 def shown(value: object) -> str:
-    """Return the text of a value for an error message: its repr on one line, cut after `SHOWN` characters."""
+    """Return a value as text for an error message: its repr on one line, cut after `SHOWN` characters."""
     try:
         text = repr(value)
     except ValueError:  # an integer with more digits than Python prints
@@ -98,5 +99,5 @@ def shown(value: object) -> str:
 
 
 def typed(value: object) -> str:
-    """Return the text of a value of a wrong type for an error message: its repr and its type's name."""
+    """Return a value of the wrong type as text for an error message: its repr and the name of its type."""
     return shown(value) if value is None else f"{shown(value)} ({type(value).__name__})"

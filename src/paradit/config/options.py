@@ -29,12 +29,12 @@ T = TypeVar("T")
 
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a text"}
 PLURALS = {bool: "true or false", int: "whole numbers", float: "numbers", str: "texts"}
-"""Plural names of types in error messages; `WORDS` has the singular ones."""
+"""Plural names of types for error messages, such as `whole numbers`; `WORDS` has the singular ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """Declaration of a field beyond its type and default: help text, flags and limits."""
+    """Annotation of a dataclass field that makes it an option: help text, flags and limits."""
 
     help: str | Callable[[], str] = ""
     """Help text that says what the option does, or a function that returns it when help is shown."""
@@ -42,60 +42,61 @@ class Option:
     short: str = ""
     """One-letter flag on the command line, such as `-o`."""
     argument: bool = False
-    """Whether the command line takes the value by its position, without a flag."""
+    """Whether the command line takes the value as a positional argument, without a flag."""
     negatable: bool = False
     """Whether the command line also has `--no-NAME`, which sets the option to false."""
     also: tuple[str, ...] = ()
-    """Other words that a user may try for this option; an error then suggests the right flag."""
+    """Other words that a user may try for this option; the error for such a word suggests the right flag."""
     formerly: tuple[str, ...] = ()
-    """Names of the option in the previous minor version; they still work, with a warning."""
+    """Names that the option had in the previous minor version; they still work, with a warning."""
     least: float | None = None
     """Smallest value allowed for a number, or for each number in a list; None: any. See `ABOVE_ZERO`."""
     most: float | None = None
     fixed: bool = False
-    """Whether the default is the only supported value."""
+    """Whether the option supports no value other than its default."""
 
     @property
     def told(self) -> str:
-        """Help text as a string, whether it was declared as one or as a function."""
+        """Help text of the option as a string, whether it was declared as a string or as a function."""
         return self.help if isinstance(self.help, str) else self.help()
 
 
 class RenamedWarning(DeprecationWarning):
-    """Warning about the use of a name that the next minor version will not know."""
+    """Warning about the use of an option's old name, which the next minor version will not know."""
 
 
 ABOVE_ZERO = 5e-324
 """Limit for `Option.least` that allows any number above 0, but not 0 itself."""
 PLAIN = Option()
-"""Empty `Option`, for a field that is declared without one."""
+"""Empty `Option`, used for a field that is declared without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """Field of a dataclass as declared: its name, type, default and `Option`."""
+    """Declaration of a dataclass field: its name, type, default and `Option`."""
 
     name: str
     hint: object
-    """Type of the field, without its `Option`; a union with None if the field may be left open."""
+    """Type of the field, without its `Option`; a union with None if the value may be left open."""
     default: object
     """Default value of the field; `MISSING` if a value must be given."""
     option: Option = PLAIN
 
     @classmethod
     def of(cls, name: str, hint: object, default: object = MISSING) -> Declared:
-        """Return the declaration of a field that belongs to no dataclass."""
+        """Return a declaration made from parts, for a value that is not a field of a dataclass."""
         return cls(name=name, hint=hint, default=default)
 
     @property
     def kind(self) -> object:
-        """Type of the declared field, without None."""
+        """Type of the declared field, with None taken out of the union."""
         parts = [part for part in _parts(self.hint) if part is not NoneType]
         return parts[0] if len(parts) == 1 else self.hint
 
     @property
     def among(self) -> tuple[object, ...]:
-        """All values that the declared field allows; empty if it allows any of its type."""
+        """All values that the declared field allows, if it is a choice; empty if it allows any of its type.
+        """
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
     def read(self, value: object) -> object:
@@ -149,7 +150,7 @@ def all_fields(cls: type) -> Mapping[str, Declared]:
 
 
 def declared(cls: type) -> Mapping[str, Declared]:
-    """Return the fields of a dataclass that are declared with an `Option`, by name, in their order."""
+    """Return the fields of a dataclass that are annotated with an `Option`, by name, in their order."""
     if cls not in _OPTIONS:
         _OPTIONS[cls] = {name: field for name, field in all_fields(cls).items() if field.option is not PLAIN}
     return _OPTIONS[cls]
@@ -163,7 +164,7 @@ def _declared(field: Field[object], hint: object) -> Declared:
 
 
 def check(made: object) -> None:
-    """Check an object's declared fields, and set each to its converted value. Raises InputError."""
+    """Check the annotated fields of an object, and convert each to its type in place. Raises InputError."""
     for name, field in declared(type(made)).items():
         object.__setattr__(made, name, field.read(getattr(made, name)))
 
@@ -180,7 +181,7 @@ def decode(cls: type[T], data: object, where: str = "") -> T:
 
 
 def decode_known(cls: type[T], data: Mapping[str, object], where: str = "") -> T:
-    """Return an instance of a dataclass made of the plain values that it knows; otherwise like `decode`."""
+    """Return an instance of a dataclass made of plain values, as `decode` does, but ignore unknown names."""
     known: type = cls
     return decode(cls, {name: value for name, value in data.items() if name in all_fields(known)}, where)
 
@@ -200,7 +201,7 @@ def read_all(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
 def read_values(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
     """Return the values of the fields that `data` has, converted to their types. Raises InputError.
 
-    known: fields by name, any of which `data` may leave out.
+    known: fields by name; `data` may leave out any of them.
     """
     if not isinstance(data, Mapping):
         raise InputError(f"an object with {_some(known)} is wanted, got {typed(data)}")
@@ -213,14 +214,14 @@ def read_values(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
 
 
 def former_names(known: Iterable[Declared]) -> dict[str, str]:
-    """Return the present name of each option by its former names."""
+    """Return a mapping from each option's former names to its present name."""
     return {former: field.name for field in known for former in field.option.formerly}
 
 
 def with_new_names(data: Mapping[str, object], renamed: Mapping[str, str]) -> Mapping[str, object]:
-    """Return the values with former names replaced, and warn of each. Raises InputError if both are given.
+    """Return the values with former option names replaced by present ones, and warn of each.
 
-    renamed: present names by former names.
+    renamed: present names by former names. Raises InputError if a value is given under both names.
     """
     for former in [name for name in data if name in renamed]:
         if (name := renamed[former]) in data:
@@ -231,7 +232,7 @@ def with_new_names(data: Mapping[str, object], renamed: Mapping[str, str]) -> Ma
 
 
 def warn_renamed(former: str, name: str) -> None:
-    """Warn, in one line, that a former name will stop working."""
+    """Warn, in one line, that an option's former name will stop working."""
     said = f"{former} is now {name}: the former name goes with the next minor version"
     warnings.warn_explicit(said, RenamedWarning, "paradit", 0)
 
@@ -252,7 +253,8 @@ def read_object(text: str | bytes, what: str) -> dict[str, Any]:
 
 @contextmanager
 def named(where: str) -> Iterator[None]:
-    """Prefix the message of an InputError from the body with `where`, the source that was being read."""
+    """Add `where`, the source that is being read, to the front of an InputError raised in the `with` block.
+    """
     try:
         yield
     except InputError as error:
@@ -282,7 +284,10 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _path(kind: type, value: object) -> object:
-    """Return a text as a Path if msgspec asks for one; msgspec then checks the type of what is returned."""
+    """Return a text as a Path if msgspec, which converts the fields, asks for one.
+
+    msgspec then checks the type of what is returned.
+    """
     return Path(value) if kind is Path and isinstance(value, str) else value
 
 
@@ -302,7 +307,7 @@ def _numbers(value: object) -> Iterator[int | float]:
 
 
 def _wanted(kind: object) -> str:
-    """Return the words for a type in an error message, such as `a whole number`."""
+    """Return the words for a type in an error message, such as `a whole number` for int."""
     parts, among = _parts(kind), get_args(kind)
     if len(parts) > 1:
         return " or ".join(map(_wanted, parts))

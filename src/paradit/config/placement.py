@@ -1,4 +1,7 @@
-"""Placements: which ranks do what. Torch-free, so that a bad one is refused before anything is loaded."""
+"""Placements: which ranks encode, denoise and decode, and how they share a video.
+
+Torch-free, so that a bad one is refused before anything is loaded.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ RANKS = Option()
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Placement of the work on ranks: how many there are, what each does, and how they share a video."""
+    """Assignment of work to ranks: how many there are, which stages each does, and how they share a video."""
 
     ranks: Annotated[int, Option(least=1, most=MAX_RANKS)] = 1
     encode: Annotated[tuple[int, ...] | None, RANKS] = None
@@ -63,7 +66,8 @@ class Placement:
             most=MAX_RANKS,
         ),
     ] = 1
-    """Number of decode ranks that share a video by tiles: 1 (each decodes whole videos), or all of them."""
+    """Number of decode ranks that share each video by tiles: 1 (each decodes whole videos), or all of them.
+    """
     cfg_degree: Annotated[
         int,
         Option(
@@ -74,16 +78,17 @@ class Placement:
             most=MAX_RANKS,
         ),
     ] = 1
-    """Number of rank groups for the two guidance branches: 2, a branch each; 1, all ranks compute both."""
+    """Number of rank groups for the two guidance branches: 2 if each group computes one branch; 1 if all
+    ranks compute both."""
     method_options: Mapping[str, Value] = NONE
-    """Options that only some denoising method has, such as `pipeline_degree`."""
+    """Placement options that only some denoising method has, such as `pipeline_degree`."""
     attention: Annotated[
         str, Option(also=("ulysses-degree", "sequence-parallel"), help=help_text, metavar="NAME")
     ] = AUTO
-    """Attention form, by which the ranks of a guidance branch share attention: a name in
+    """Attention form, that is how the ranks of a guidance branch share attention: a name in
     `attention.registry`, or `auto`."""
     options: Mapping[str, Value] = NONE
-    """Options that only some attention form has; those left out have their defaults."""
+    """Options that only some attention form has, by name; those left out have their defaults."""
     interleave: Annotated[
         bool | None,
         Option(
@@ -91,8 +96,8 @@ class Placement:
             help="A guidance branch computes while the other's data travel. [default: auto's choice]",
         ),
     ] = None
-    """Whether each guidance branch computes while the other's data travel; None: if `attention` is `auto` and
-    that is quicker."""
+    """Whether a rank computes one guidance branch while the other branch's data travel; None: if `attention`
+    is `auto` and that is quicker."""
     kernel: Annotated[
         str,
         Option(
@@ -201,7 +206,9 @@ class Placement:
         return cls(**mine, options=Values(others), method_options=Values(method))  # type: ignore[arg-type]
 
     def flat(self) -> dict[str, object]:
-        """Return all fields of the placement by name, with the options of all attention forms and methods."""
+        """Return all fields of the placement by name, including the options of all attention forms and
+        methods.
+        """
         found, said = {}, {**self.options, **self.method_options}
         for name, field in placement_fields().items():
             is_own = name in declared(Placement)
@@ -210,7 +217,7 @@ class Placement:
 
     @property
     def replica_ranks(self) -> int:
-        """Number of ranks that make a video together."""
+        """Number of ranks in each replica, which make a video together."""
         return self.ranks // self.replicas
 
     @property
@@ -220,7 +227,7 @@ class Placement:
 
     @property
     def denoise_ranks(self) -> tuple[int, ...]:
-        """Ranks with the transformer, in the first replica."""
+        """Ranks that denoise, and so have the transformer, in the first replica."""
         return tuple(range(self.replica_ranks)) if self.denoise is None else self.denoise
 
     @property
@@ -229,17 +236,19 @@ class Placement:
 
     @property
     def helper_ranks(self) -> tuple[int, ...]:
-        """Ranks that help to denoise if `coprocess` is set: those that decode but do not denoise."""
+        """Ranks that decode but do not denoise; with `coprocess` they compute some of the attention while
+        idle.
+        """
         return tuple(rank for rank in self.decode_ranks if rank not in self.denoise_ranks)
 
     def helpers_of(self, decoder: int) -> list[int]:
-        """Return the indices in `helper_ranks` of the ranks that belong to one of the `decode_groups`."""
+        """Return the indices in `helper_ranks` of the ranks in group number `decoder` of `decode_groups`."""
         group = self.decode_groups[decoder]
         return [number for number, rank in enumerate(self.helper_ranks) if rank in group]
 
     @property
     def decode_groups(self) -> list[tuple[int, ...]]:
-        """Groups of ranks that decode a video together; the first rank of each group writes the video."""
+        """Groups of decode ranks; each group decodes a video together, and its first rank writes the file."""
         ranks, degree = self.decode_ranks, self.decode_degree
         return [ranks[start : start + degree] for start in range(0, len(ranks), degree)]
 
@@ -258,7 +267,7 @@ class Placement:
 
     @property
     def branch_ranks(self) -> int:
-        """Number of ranks that share the tokens of a guidance branch."""
+        """Number of denoise ranks that share the tokens of one guidance branch."""
         return len(self.denoise_ranks) // self.cfg_degree
 
     def to_json(self) -> str:
@@ -276,7 +285,7 @@ class Placement:
         )
 
     def choices(self, num_heads: int, num_branches: int = 2) -> list[Choice]:
-        """Return the ways to share attention that are still open, the plainest first.
+        """Return the attention forms, with options, that the placement leaves open, the plainest first.
 
         num_heads: number of the model's attention heads. num_branches: number of guidance branches, 1 or 2.
         """
@@ -298,13 +307,13 @@ class Placement:
         return made[:1] if alone else made
 
     def chosen(self, choice: Choice) -> Placement:
-        """Return this placement with its attention set to one choice."""
+        """Return this placement with its attention form and options set to one of `choices`."""
         return replace(
             self, attention=choice.name, options=choice.options, interleave=choice.interleave or None
         )
 
     def tiled(self, request: ResolvedRequest, spec: ModelSpec) -> ResolvedRequest:
-        """Return the request with decode tiles added, if ranks share the decode and it has none."""
+        """Return the request with tiles for the VAE added, if ranks share the decode and it has none."""
         if self.decode_degree == 1 or request.vae_tile is not None:
             return request
         return replace(request, vae_tile=spec.vae.TILE_PIXELS)
@@ -322,7 +331,8 @@ class Placement:
                 raise InputError(f"{option} needs two guidance branches, and {why}: use {instead}")
 
     def check_tiles(self, request: ResolvedRequest, spec: ModelSpec) -> None:
-        """Refuse a picture that has fewer tiles than ranks that share its decode. Raises InputError."""
+        """Refuse a request whose picture has fewer tiles than ranks that share its decode. Raises InputError.
+        """
         if self.decode_degree == 1 or request.vae_tile is None:
             return
         size, multiple = (request.height, request.width), spec.vae.tile_multiple
@@ -352,16 +362,16 @@ def placement_fields() -> Mapping[str, Declared]:
 
 
 def check_rank(stage: str, rank: int) -> None:
-    """Raise InputError if a stage is given a rank number beyond those of any run."""
+    """Raise InputError if `rank`, given for a stage, is not below the largest number of ranks of any run."""
     if abs(rank) >= MAX_RANKS:
         raise InputError(f"{stage} has a rank {shown(rank)}: ranks are 0 to {MAX_RANKS - 1} at most")
 
 
 def divisors(number: int) -> str:
-    """Return all divisors of a number as text for messages, such as `1, 2, 4`."""
+    """Return all divisors of a number as text for error messages, such as `1, 2, 4`."""
     return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
 def written(ranks: Iterable[int]) -> str:
-    """Return ranks as text for messages, such as `0, 2, 3`; `none` if there are none."""
+    """Return ranks as text for error messages, such as `0, 2, 3`; `none` if there are none."""
     return ", ".join(str(rank) for rank in ranks) or "none"

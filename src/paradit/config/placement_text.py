@@ -1,4 +1,4 @@
-"""Reading and writing of placements as text: JSON, or the ranks of each stage. Torch-free."""
+"""Reading and writing of placements as text: JSON, or a list of the ranks of each stage. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from paradit.scheduling.stages import STAGES
 
 
 def read_placement(text: str) -> Placement:
-    """Return the placement that `Placement.to_json` wrote. Raises InputError if the text is not valid."""
+    """Return the placement that a JSON text written by `Placement.to_json` holds.
+
+    Raises InputError if it is not valid.
+    """
     return Placement.of(**read_fields(text))
 
 

@@ -1,4 +1,4 @@
-"""Registry of named things of one kind, built in or from plug-ins; each is imported when it is looked up.
+"""Registry of things found by name, such as attention forms: built in or plug-ins, imported when looked up.
 
 Another package adds a thing by an entry point with the thing's name and the value "module:object":
 
@@ -26,17 +26,20 @@ _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SWITCH = "PARADIT_PLUGINS"
-"""Name of the environment variable that leaves all plug-ins out if it is `off`."""
+"""Environment variable that leaves out all plug-ins if it is `off`."""
 PREFIX = "paradit."
 GROUPS = ("paradit.attention", "paradit.launchers", "paradit.methods", "paradit.models")
 
 
 class PluginWarning(UserWarning):
-    """Warning that a plug-in is left out, and why."""
+    """Warning that a plug-in cannot be used and is left out, and why."""
 
 
 def plugins() -> list[str]:
-    """Return all plug-ins with their packages' versions; all ranks must have the same. Imports none."""
+    """Return all installed plug-ins with their packages' versions, to check that all ranks have the same.
+
+    Imports none.
+    """
     if _left_out():
         return []
     return sorted(
@@ -52,20 +55,20 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, group: str, builtin: Mapping[str, str]) -> None:
         """Create a registry of built-in things and of the plug-ins of an entry point group.
 
-        kind: word for such a thing in messages. group: name of the entry point group. builtin:
-        "module:object" texts by name.
+        kind: word for such a thing in error messages, such as `method`. group: name of the entry point group.
+        builtin: import paths "module:object" of the built-in things, by name.
         """
         self.kind, self._group, self._builtin = kind, group, dict(builtin)
         self._found: dict[str, T] = {}
         self._failed: set[str] = set()
-        """Names of plug-ins whose failed import was warned of."""
+        """Names of plug-ins whose import has failed, and for which a warning was issued."""
 
     def names(self) -> tuple[str, ...]:
-        """Return all names, built-in ones first, without importing anything."""
+        """Return the names of all things in the registry, built-in ones first, without importing anything."""
         return (*self._builtin, *self._plugins)
 
     def find(self, name: str) -> T:
-        """Import the thing with a name and return it.
+        """Import the registered thing with this name and return it.
 
         Raises InputError, which suggests the nearest name, if there is none.
         """
@@ -76,7 +79,10 @@ class Registry(Generic[T]):
         return self._found[name]
 
     def all(self) -> list[T]:
-        """Return all things that can be imported, in `names` order; warn once of each plug-in that fails."""
+        """Return all registered things that can be imported, in the order of `names`.
+
+        Warns once of each plug-in whose import fails.
+        """
         found = []
         for name in self.names():
             try:
@@ -123,7 +129,7 @@ class Registry(Generic[T]):
 
 
 def imported(name: str) -> object:
-    """Return the object that a text "module:name" names; the name may have dots."""
+    """Import and return the object that a text "module:name" refers to; the name may have dots."""
     module, _, path = name.partition(":")
     return attrgetter(path)(import_module(module))
 

@@ -33,7 +33,8 @@ ENDLESS = 2**52 + 1
 """Sentinel frame count for `--duration inf`; larger than any run reaches."""
 MAX_SEED = 2**64 - 1
 MAX_STEPS = 1000
-"""Largest number of denoising steps; schedules have 1000 training timesteps, and more would repeat some."""
+"""Largest number of denoising steps; schedules have 1000 training timesteps, and more steps would repeat
+some."""
 MIN_FPS, MAX_FPS = 0.1, 1000
 PIPELINE_MULTIPLE = 16
 """Multiple, in pixels, that diffusers' pipelines require of width and height, whatever the model's own
@@ -58,7 +59,8 @@ class Request:
     """Height of the video, in pixels."""
     num_frames: int | None = None
     trim: bool = False
-    """Whether `num_frames` may be any number; frames that the VAE makes beyond it are dropped."""
+    """Whether `num_frames` may be any number; the VAE then makes more frames than that, and the rest is
+    dropped."""
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     """Scale of classifier-free guidance; 1 turns guidance off."""
@@ -70,18 +72,20 @@ class Request:
     method: str | None = None
     """Denoising method: a name in `config.methods.registry.METHODS`; `None`: chosen by the video's length."""
     options: Mapping[str, Value] = NONE
-    """Options that only some denoising method has, such as `block_frames`; those left out depend on the
-    model."""
+    """Request options that only some denoising method has, such as `block_frames`; default values depend on
+    the model."""
     prompts_at: Iterable[tuple[float, str]] = ()
-    """Pairs (seconds, text): what the video shows from the first frame block that begins at that time or
-    later."""
+    """Later prompts, as pairs (seconds, text): each is shown from the first frame block that begins at that
+    time or later."""
     vae_tile: int | None = None
-    """Side, in pixels, of the square tiles that the picture is decoded in; `None`: as the model's card says,
-    which for some models is the whole picture."""
+    """Side, in pixels, of the square tiles in which the VAE decodes the picture; `None`: as the model's card
+    says, which for some models is the whole picture."""
 
     @classmethod
     def of(cls, **given: object) -> Request:
-        """Return the request made from one flat set of fields, with options of methods among them."""
+        """Return the request made from one flat set of fields, in which methods' options are among the
+        others.
+        """
         own = {field.name for field in fields(cls)}
         mine = {name: value for name, value in given.items() if name in own}
         others = {name: value for name, value in given.items() if name not in own}
@@ -89,13 +93,13 @@ class Request:
 
     @property
     def endless(self) -> bool:
-        """Whether the video goes on until it is stopped."""
+        """Whether the requested video goes on until the user stops it."""
         return self.num_frames == ENDLESS
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRequest:
-    """Request for a video with everything decided and checked: what a method makes of a `Request`.
+    """Request for a video with every value decided and checked, made from a `Request` by a denoising method.
 
     Subclasses have the options of their methods as fields.
     """
@@ -115,21 +119,22 @@ class ResolvedRequest:
     method: str
     prompts_at: tuple[tuple[float, str], ...] = ()
     vae_tile: int | None
-    """Side, in pixels, of the square tiles that the picture is decoded in; None: the whole picture."""
+    """Side, in pixels, of the square tiles in which the VAE decodes the picture; None: the whole picture."""
 
     @property
     def endless(self) -> bool:
-        """Whether the video goes on until it is stopped."""
+        """Whether the requested video goes on until the user stops it."""
         return self.num_frames == ENDLESS
 
     def asked(self, **changed: object) -> Request:
-        """Return an unresolved request for the same video, with some fields changed, to be resolved anew."""
+        """Return a `Request` for the same video with some fields changed, so that it can be resolved again.
+        """
         return Request.of(**{**asdict(self), **changed})
 
     def texts(self, spec: ModelSpec) -> list[str]:
-        """Return the texts to encode: the prompt, the negative prompt for guidance, and later prompts.
+        """Return all texts to encode: the prompt, with guidance the negative prompt, and later prompts.
 
-        A later prompt comes once, and only if it is not there already.
+        A later prompt that equals one already in the list is left out.
         """
         prompts = [self.prompt]
         if spec.num_branches(self.guidance_scale) == 2:
@@ -138,20 +143,20 @@ class ResolvedRequest:
         return prompts + [text for text in later if text not in prompts]
 
     def block_sizes(self, spec: ModelSpec) -> Iterator[int]:
-        """Yield the number of latent frames of each block that the video's latents come in, in order."""
+        """Yield the number of latent frames of each frame block in turn; one block if denoised as a whole."""
         yield latent_shape(self, spec)[1]
 
     def num_blocks(self, spec: ModelSpec) -> int:  # noqa: ARG002
-        """Return the number of blocks that the video's latents come in."""
+        """Return the number of frame blocks that the video is denoised in; 1 if it is denoised as a whole."""
         return 1
 
     def window_frames(self, frames: int) -> int:
-        """Return how many of a video's `frames` latent frames the transformer sees at a time."""
+        """Return how many latent frames, of a video that has `frames`, the transformer sees at a time."""
         return frames
 
 
 def resolved_fields(request: Request, spec: ModelSpec) -> dict[str, Any]:
-    """Return the fields of a `ResolvedRequest` that all methods have, checked and with the model's defaults.
+    """Return the fields that every `ResolvedRequest` has, checked and with the model's defaults filled in.
 
     The method, its options and later prompts are left out. Raises InputError, one line that names the field,
     its value and the nearest valid one.
@@ -191,7 +196,7 @@ def resolved_fields(request: Request, spec: ModelSpec) -> dict[str, Any]:
 def latent_shape(request: ResolvedRequest, spec: ModelSpec) -> tuple[int, int, int, int]:
     """Return the shape (channels, frames, height, width) of a request's latents.
 
-    The latents are enough for all its frames; the last decoded frames may be dropped.
+    They may decode to a few frames more than the request has; these are dropped.
     """
     ratio = spec.vae.temporal_compression
     whole = -(-(request.num_frames - 1) // ratio) * ratio + 1
@@ -199,7 +204,7 @@ def latent_shape(request: ResolvedRequest, spec: ModelSpec) -> tuple[int, int, i
 
 
 def frames_at_once(request: ResolvedRequest, spec: ModelSpec) -> int:
-    """Return the number of video frames that the transformer sees at a time."""
+    """Return the number of video frames that the transformer sees at a time in a request's video."""
     frames = request.window_frames(latent_shape(request, spec)[1])
     return (frames - 1) * spec.vae.temporal_compression + 1
 
@@ -207,7 +212,7 @@ def frames_at_once(request: ResolvedRequest, spec: ModelSpec) -> int:
 def frames_for(
     duration: str | float | None, num_frames: int | None, fps: float | None, spec: ModelSpec
 ) -> int | None:
-    """Return the number of frames, given directly or as a duration; None: the model's default.
+    """Return the number of frames that is given directly or as a duration; None if neither is given.
 
     duration: seconds, or a text such as `60s` or `inf`. Raises InputError if both are given.
     """
@@ -226,7 +231,7 @@ def frames_for(
 
 
 def chosen_seed(seed: object) -> int:
-    """Return the seed as a number, or one drawn at random for the word `random`. Raises InputError."""
+    """Return the seed as a number; the word `random` gives one drawn at random. Raises InputError."""
     is_flag = isinstance(seed, bool)
     if not is_flag and isinstance(seed, numbers.Integral):
         return int(seed)
@@ -258,7 +263,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def asked_size(size: str | None, width: int | None, height: int | None) -> tuple[int | None, int | None]:
-    """Return the width and height asked for, by `--size` or each by itself; None: the model's.
+    """Return the width and height that were asked for, by `--size` or one by one; None: left to the model.
 
     Raises InputError, also if a side is given twice.
     """

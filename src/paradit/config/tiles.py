@@ -1,4 +1,4 @@
-"""Overlapping tiles of a picture, and which rank decodes which of them. Torch-free.
+"""Overlapping tiles in which the VAE decodes a picture, and which rank decodes which of them. Torch-free.
 
 Tiles are squares that start three quarters of their side apart, as diffusers' `enable_tiling()` has them:
 starts, sizes and overlaps equal those of `AutoencoderKLWan.tiled_decode` and
@@ -13,7 +13,8 @@ from functools import lru_cache
 from itertools import product
 
 SIDES_APART = 4
-"""Number of equal parts in a tile's side, one of which neighbours overlap by; sides are multiples of it."""
+"""Number of equal parts that a tile's side divides into: neighbouring tiles overlap by one part and start
+three apart."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Span:
     start: int
     stop: int
     kept: int
-    """Number of latent pixels that are kept in the picture; the next tile supplies the rest."""
+    """Number of latent pixels of the tile that appear in the picture; the next tile covers the others."""
     overlap: int
-    """Number of latent pixels at the start that are blended with the end of the tile before."""
+    """Number of latent pixels at the tile's start that are blended with the end of the tile before it."""
 
     @property
     def size(self) -> int:
@@ -34,7 +35,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Tile:
-    """Part of the picture that is decoded by itself."""
+    """Tile of the picture: a rectangle that the VAE decodes by itself."""
 
     rows: Span
     columns: Span
@@ -47,7 +48,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Grid:
-    """All tiles of a picture, as spans of rows and of columns."""
+    """Grid of all tiles of a picture, as the spans of its rows and of its columns."""
 
     rows: tuple[Span, ...]
     columns: tuple[Span, ...]
@@ -72,7 +73,7 @@ class Grid:
         return max(span.size for span in self.rows) * max(span.size for span in self.columns)
 
     def dealt_areas(self, num_ranks: int) -> list[int]:
-        """Return the total tile area of each rank under `dealt`, in latent pixels, in ascending order.
+        """Return the total tile area that `dealt` assigns to each rank, in latent pixels, in ascending order.
 
         The tiles are not listed one by one: a huge picture has millions of them, but few sizes.
         """
@@ -95,7 +96,7 @@ class Grid:
         return sorted(areas)
 
     def dealt(self, num_ranks: int) -> list[list[int]]:
-        """Return, for each rank, the numbers of the tiles that it decodes, in ascending order.
+        """Return, for each rank, the indices in `tiles` of the tiles that it decodes, in ascending order.
 
         The largest tiles are assigned first, each to the rank with the least area so far, so work is about
         equal.

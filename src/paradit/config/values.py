@@ -1,4 +1,4 @@
-"""Immutable values by name, for options that only some methods or attention forms have."""
+"""Immutable mapping from names to values, for options that only some methods or attention forms have."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ class Values(Mapping[str, Value]):
 
 
 NONE = Values()
-"""Empty set of values."""
+"""Empty `Values`, used as a default."""

@@ -1,1 +1,2 @@
-"""Denoising methods: what each can do, checks and shows. Torch-free; `paradit.sampling` runs them."""
+"""Denoising methods: what each can do, and how it checks requests. Torch-free; `paradit.sampling` runs them.
+"""

@@ -30,28 +30,35 @@ from paradit.scheduling.layer_pipeline import StageGrid
 
 
 class Method(Declares):
-    """Denoising method, such as `full` or `dualparal`: one object, found by its name in `METHODS`."""
+    """Denoising method, such as `full` or `dualparal`; each is a single object, found by name in `METHODS`.
+    """
 
     sampler: str
-    """Object that denoises, as "module:object": a `paradit.sampling.sampler.Sampler`, which imports torch."""
+    """Import path "module:object" of the `paradit.sampling.sampler.Sampler` that denoises by this method; it
+    needs torch."""
     player: str | None = None
-    """Object that simulates the method for the planner, as "module:object": a
-    `paradit.planner.simulate.Player`; None if the planner does not know the method."""
+    """Import path "module:object" of the `paradit.planner.simulate.Player` that simulates this method for the
+    planner; None if the planner does not know the method."""
     resolved: ClassVar[type[ResolvedRequest]] = ResolvedRequest
     streams = False
-    """Whether the latents come in frame blocks, each decoded as it comes, in memory that hardly depends on
-    the video's length; otherwise all latents come at once."""
+    """Whether the method makes the latents one frame block after another, each decoded as it comes, so that
+    memory hardly grows with the video's length.
+
+    Otherwise all latents come at once.
+    """
     endless = False
-    """Whether the method can make a video without a set length, until it is stopped."""
+    """Whether the method can make a video of no set length, which goes on until the user stops it."""
     later_prompts = False
-    """Whether a later frame block may have another prompt than those before it."""
+    """Whether the method lets later frame blocks have other prompts than those before them."""
     solver_by_block = False
-    """Whether each frame block has a solver of its own, which evaluates the model once per step."""
+    """Whether each frame block has its own solver (scheduler state), which evaluates the model once per step.
+    """
     divides_layers = False
-    """Whether the ranks divide the transformer's layers among them; otherwise each rank has all layers."""
+    """Whether ranks divide the transformer's layers among them; otherwise each rank has all layers."""
 
     planned_unasked = False
-    """Whether, on a calibrated machine, the planner decides how ranks are used if the user does not."""
+    """Whether the planner decides the placement on a calibrated machine even if the user does not ask for
+    that."""
 
     def suits(self, fields: Mapping[str, Any], spec: ModelSpec) -> bool:  # noqa: ARG002
         """Return whether this denoising method is chosen for a video if the user names no method.
@@ -76,7 +83,9 @@ class Method(Declares):
         return self.with_prompts(made, _pairs(request.prompts_at), spec)
 
     def chosen(self, options: object, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
-        """Return the values of the method's own options, decided and checked. Raises InputError.
+        """Return the values of this method's own options, with the model's defaults, after checking them.
+
+        Raises InputError.
 
         options: instance of the dataclass `self.options`, with what the user gave.
         """
@@ -112,7 +121,7 @@ class Method(Declares):
         placement.check_tiles(placement.tiled(request, spec), spec)
 
     def check_ranks(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> None:  # noqa: ARG002
-        """Refuse ranks that this method cannot use in the way that the placement says. Raises InputError."""
+        """Refuse a placement whose ranks this method cannot use as the placement says. Raises InputError."""
         own = declared(self.placement_options)
         for name in placement.method_options:
             if name not in own:
@@ -120,7 +129,9 @@ class Method(Declares):
                 raise InputError(f"{name} is method {owner}'s, and this video's is {self.name}: leave it out")
 
     def grid(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> StageGrid:  # noqa: ARG002
-        """Return how the denoise ranks divide layers, branches and tokens; here each rank has all layers."""
+        """Return how denoise ranks divide layers, guidance branches and tokens; here each rank has all
+        layers.
+        """
         return StageGrid(1, placement.cfg_degree, placement.branch_ranks)
 
     def memory_by_rank(
@@ -149,9 +160,10 @@ class Method(Declares):
         ]
 
     def divisions(self, placement: Placement, asked: Placement) -> Iterator[Placement]:  # noqa: ARG002
-        """Yield ways to divide one video's work over a placement's ranks, decode included, plainest first.
+        """Yield placements that divide one video's work, decode included, over the same ranks, plainest
+        first.
 
-        asked: the placement that does not fit; choices made in it are kept.
+        asked: the placement that does not fit into memory; choices made in it are kept.
         """
         yield placement
         decoders = placement.decode or ()
@@ -161,9 +173,9 @@ class Method(Declares):
     def fitting_frames(
         self, request: ResolvedRequest, spec: ModelSpec, fits: Callable[[ResolvedRequest], bool]
     ) -> int | None:
-        """Return the largest number of frames that fit into memory, for a request that does not fit.
+        """Return the largest number of frames that fits into memory, for a request that does not fit.
 
-        None if no number fits, or the method has frame blocks, whose memory hardly depends on the length.
+        None if no number fits, or if the method has frame blocks, whose memory hardly depends on the length.
         fits: function that says whether a shorter request fits.
         """
         if self.streams:
@@ -177,7 +189,7 @@ class Method(Declares):
         return (least - 1) * ratio + 1 if least else None
 
     def instead(self, request: ResolvedRequest, spec: ModelSpec) -> ResolvedRequest | None:
-        """Return the request for the same video in frame blocks, whose memory hardly grows with its length.
+        """Return a request for the same video in frame blocks, whose memory hardly grows with its length.
 
         None if this method already has frame blocks, the video is no longer than the model was trained on, or
         no method can make it in frame blocks.
@@ -189,7 +201,7 @@ class Method(Declares):
         return None
 
     def dry_run(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
-        """Return the values that `--dry-run` shows for this denoising method only, by name."""
+        """Return the additional values, by name, that `--dry-run` shows for this denoising method."""
         return {}
 
     def warnings(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> list[str]:  # noqa: ARG002
@@ -212,23 +224,26 @@ class Method(Declares):
         """Return the request for a video `more` frames longer, which resumes from this one's saved state.
 
         finished: number of finished frame blocks, if the video has no set length and was stopped; None if it
-        has ended. where: path to the run, for messages. Raises InputError if the video cannot be made longer.
+        is complete. where: path to the run, for error messages. Raises InputError if the video cannot be made
+        longer.
         """
         raise InputError(f"videos of method {self.name} cannot be made longer")
 
     def made_again(self, request: ResolvedRequest, spec: ModelSpec) -> range:
-        """Return the frame blocks, from 1, that a longer video makes again because the end shows in them."""
+        """Return the frame blocks, numbered from 1, that a longer video makes again because the old end shows
+        in them.
+        """
         return range(1, request.num_blocks(spec) + 1)
 
     @abstractmethod
     def by_rule(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> str | None:
-        """Return why `--placement auto` keeps all stages on the same ranks if nothing has been measured.
+        """Return why `--placement auto` keeps all stages on the same ranks by a rule, without measurements.
 
-        None if a warm-up is to measure and decide.
+        None if the method has no such rule, so that a short warm-up measures and decides.
         """
 
     def _check_foreign(self, options: Mapping[str, Value]) -> None:
-        """Refuse options that this method does not have. Raises InputError."""
+        """Refuse options that belong to other methods. Raises InputError."""
         foreign = [name for name in options if name not in declared(self.options)]
         if not foreign:
             return
@@ -239,22 +254,25 @@ class Method(Declares):
 
 
 def find_method(name: str) -> Method:
-    """Return the method with a name. Raises InputError, which suggests the nearest name, if there is none."""
+    """Return the denoising method with this name.
+
+    Raises InputError, which suggests the nearest name, if there is none.
+    """
     return cast(Method, METHODS.find(name))
 
 
 def method_of(request: ResolvedRequest) -> Method:
-    """Return the method that a resolved request is denoised by."""
+    """Return the denoising method of a resolved request."""
     return find_method(request.method)
 
 
 def all_methods() -> list[Method]:
-    """Return all methods that can be imported, built-in ones first."""
+    """Return all denoising methods that can be imported, built-in ones first."""
     return cast(list[Method], METHODS.all())
 
 
 def planned_methods() -> list[Method]:
-    """Return the methods that the planner can simulate."""
+    """Return the denoising methods that the planner can simulate."""
     return [method for method in all_methods() if method.player is not None]
 
 
@@ -272,7 +290,7 @@ def resolve(request: Request, spec: ModelSpec) -> ResolvedRequest:
 
 
 def read_resolved(fields: Mapping[str, Any]) -> ResolvedRequest:
-    """Return the resolved request that a run's file stores as plain values. Raises InputError.
+    """Return the resolved request that a run's `run.json` holds as plain values. Raises InputError.
 
     Options that only other methods have are dropped: version 0.1 wrote those of all methods.
     """
@@ -288,7 +306,7 @@ def check_placement(placement: Placement, request: ResolvedRequest, spec: ModelS
 
 
 def _named(can: Callable[[Method], bool]) -> str:
-    """Return the name of the first method that satisfies `can`, for error messages."""
+    """Return the name of the first denoising method for which `can` is true, for error messages."""
     return next((method.name for method in all_methods() if can(method)), "another method")
 
 

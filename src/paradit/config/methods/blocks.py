@@ -1,4 +1,4 @@
-"""Base of the methods that denoise in frame blocks: their options, checks and later prompts."""
+"""Base class of the methods that denoise in frame blocks: their options, checks and later prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from paradit.scheduling.block_queue import BlockQueue, position_warning
 
 @dataclass(frozen=True, kw_only=True)
 class BlockOptions:
-    """Options for the sizes of frame blocks and of their context."""
+    """Options for the size of frame blocks, and for how many neighbouring frames each one sees."""
 
     block_frames: Annotated[
         int | None,
@@ -42,9 +42,9 @@ class BlocksRequest(ResolvedRequest):
     """Resolved request for a video that is made in frame blocks."""
 
     block_frames: int
-    """Number of latent frames in a frame block."""
+    """Number of latent frames in each frame block."""
     context_frames: int
-    """Number of latent frames that a frame block reads from each neighbour."""
+    """Number of latent frames of each neighbour that a frame block sees while it is denoised."""
 
     def queue(self, spec: ModelSpec) -> BlockQueue:
         """Return the queue of frame blocks that the video's latent frames are cut into."""
@@ -66,11 +66,13 @@ class BlocksRequest(ResolvedRequest):
         return min(frames, self.block_frames + 2 * self.context_frames)
 
     def start_of(self, block: int, spec: ModelSpec) -> float:
-        """Return the time, in seconds of the video, at which a frame block's first frame is shown."""
+        """Return the time, in seconds from the video's start, at which a frame block's first frame is shown.
+        """
         return max(0, (block * self.block_frames - 1) * spec.vae.temporal_compression + 1) / self.fps
 
     def prompt_blocks(self, spec: ModelSpec) -> list[int | None]:
-        """Return, for each entry of `prompts_at`, the first frame block that begins at its time or later.
+        """Return, for each later prompt (`prompts_at`), the first frame block that begins at its time or
+        later.
 
         Blocks are counted from 0; None if no block begins that late.
         """
@@ -86,7 +88,7 @@ class BlocksRequest(ResolvedRequest):
 
 
 class InBlocks(Method):
-    """Denoising method that makes a video's latents one frame block after another."""
+    """Base class of denoising methods that make a video's latents in frame blocks."""
 
     options: type = BlockOptions
     resolved: ClassVar[type[BlocksRequest]] = BlocksRequest
@@ -135,7 +137,7 @@ class InBlocks(Method):
 
 
 def in_blocks(request: ResolvedRequest) -> BlocksRequest:
-    """Return the request as a `BlocksRequest`; it must belong to a method in frame blocks."""
+    """Return the request as a `BlocksRequest`; it must be for a method that denoises in frame blocks."""
     assert isinstance(request, BlocksRequest), request
     return request
 

@@ -24,7 +24,7 @@ from paradit.scheduling.layer_pipeline import StageGrid, choose_stages, split_la
 
 @dataclass(frozen=True, kw_only=True)
 class QueueOptions(BlockOptions):
-    """Options for the sizes of frame blocks, and for how a block sees the one before it."""
+    """Options for the size of frame blocks, and for how each block sees the one before it."""
 
     left_context: Annotated[
         Literal["latents", "cache"],
@@ -40,7 +40,7 @@ class QueueOptions(BlockOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineOptions:
-    """Placement option for the number of slices that the transformer's layers are divided into."""
+    """Placement options of the method `dualparal`: the number of slices that the layers are divided into."""
 
     pipeline_degree: Annotated[
         int | None,
@@ -58,11 +58,11 @@ class PipelineOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class QueueRequest(BlocksRequest):
-    """Resolved request for a video that is made in a queue of frame blocks."""
+    """Resolved request for a video that is denoised as a queue of frame blocks."""
 
     left_context: str
-    """Source of the left neighbour's frames that a frame block sees: `latents`, computed once more with the
-    block, or `cache`, the keys and values that the neighbour had for them."""
+    """How a frame block sees the frames of its left neighbour: `latents` are computed once more with the
+    block; `cache` uses the keys and values that the neighbour computed for them."""
 
     def queue(self, spec: ModelSpec) -> BlockQueue:
         return replace(super().queue(spec), left_source=self.left_context)
@@ -144,9 +144,9 @@ class DualParal(InBlocks):
     def _memory(
         self, placement: Placement, request: QueueRequest, spec: ModelSpec, dtype_bytes: int, rank: int
     ) -> dict[str, int]:
-        """Return a rank's estimated memory in bytes, by part; a denoise rank holds only some of the layers.
+        """Return a rank's estimated memory in bytes, by part; each denoise rank has only some of the layers.
 
-        Part "keys" is for the keys and values that the next step reads.
+        Part "keys" is the cache of keys and values that the next step reads.
         """
         stages, ranks = placement.stages_of(rank), placement.denoise_ranks
         size = (frames_at_once(request, spec), request.height, request.width)
@@ -187,7 +187,8 @@ class DualParal(InBlocks):
         return {**parts, "peak": parts["weights"] + working}
 
     def dry_run(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> dict[str, Any]:
-        """Return how the video is cut into frame blocks, and the share of time that ranks are busy."""
+        """Return values for `--dry-run`: how the video is cut into frame blocks, and how busy the ranks are.
+        """
         queue = cast(QueueRequest, request).queue(spec)
         channels, _, height, width = latent_shape(request, spec)
         unknown: dict[str, Any] = {"num_frames": None, "num_blocks": None, "rounds": None, "flops": None}
@@ -247,7 +248,7 @@ class DualParal(InBlocks):
 
 
 def stages_of(placement: Placement) -> int | None:
-    """Return the number of layer slices that a placement asks for; None if it leaves that open."""
+    """Return the number of layer slices that a placement sets; None if it leaves that open."""
     return cast(int | None, placement.method_options.get("pipeline_degree"))
 
 

@@ -1,4 +1,5 @@
-"""Method `fifo`: each latent frame has its own noise level, and every step lowers all of them."""
+"""Method `fifo`: each latent frame has its own noise level, and every step lowers the levels of all frames.
+"""
 
 from __future__ import annotations
 

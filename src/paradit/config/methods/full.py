@@ -52,7 +52,7 @@ class Full(Method):
 
 
 def is_long(fields: Mapping[str, Any], spec: ModelSpec) -> bool:
-    """Return whether a video is so long that it is made in frame blocks if no method is named.
+    """Return whether a video is so long that it is denoised in frame blocks unless the user names a method.
 
     fields: result of `resolved_fields`.
     """

@@ -1,4 +1,4 @@
-"""Registry of the denoising methods by name, and of the options that only some of them have."""
+"""Registry of the denoising methods by name, and the options that only some of them have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class NoOptions:
 
 
 class Declares:
-    """Base class of denoising methods: the name, help text and options that each declares."""
+    """Base class of denoising methods that holds what each declares: its name, help text and options."""
 
     name: str
     help: str
@@ -40,7 +40,8 @@ METHODS: Registry[Declares] = Registry(
         "fifo": "paradit.config.methods.fifo:FIFO",
     },
 )
-"""Registry of denoising methods: the whole video at once, or in blocks (docs/development/long_videos.md)."""
+"""Registry of denoising methods: the whole video at once, or in frame blocks
+(docs/development/long_videos.md)."""
 
 
 def declared_options() -> dict[str, Declared]:
