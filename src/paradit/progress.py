@@ -120,8 +120,7 @@ class Progress:
         self.emit(Stepped(job=self._job, stage=name, done=done))
 
     def queue(self, block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> None:
-        """Emit a `QueueMoved` event: the state of a long video's queue of frame blocks after a pass over it.
-        """
+        """Emit `QueueMoved`: the state of a long video's queue of frame blocks after a pass over it."""
         self.emit(QueueMoved(job=self._job, block=block, num_blocks=num_blocks, levels=levels, steps=steps))
 
     def warn(self, message: str) -> None:

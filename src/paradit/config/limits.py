@@ -83,8 +83,7 @@ def one_of(name: str, value: object, choices: Collection[str]) -> None:
 
 
 def digits(text: str) -> int:
-    """Return a string of digits as an integer; one of more than 18 digits becomes 10**18, above every limit.
-    """
+    """Return a string of digits as an integer; more than 18 digits become 10**18, above every limit."""
     return int(text) if len(text) <= 18 else 10**18
 
 

@@ -95,8 +95,7 @@ class Declared:
 
     @property
     def among(self) -> tuple[object, ...]:
-        """All values that the declared field allows, if it is a choice; empty if it allows any of its type.
-        """
+        """All values that the declared field allows, if it is a `Literal`; else empty."""
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
     def read(self, value: object) -> object:
@@ -253,8 +252,7 @@ def read_object(text: str | bytes, what: str) -> dict[str, Any]:
 
 @contextmanager
 def named(where: str) -> Iterator[None]:
-    """Add `where`, the source that is being read, to the front of an InputError raised in the `with` block.
-    """
+    """Put `where`, the source that is being read, before the text of an InputError from the `with` block."""
     try:
         yield
     except InputError as error:

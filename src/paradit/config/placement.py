@@ -66,8 +66,7 @@ class Placement:
             most=MAX_RANKS,
         ),
     ] = 1
-    """Number of decode ranks that share each video by tiles: 1 (each decodes whole videos), or all of them.
-    """
+    """Number of decode ranks that share a video by tiles: 1 (each decodes whole videos), or all of them."""
     cfg_degree: Annotated[
         int,
         Option(
@@ -206,9 +205,7 @@ class Placement:
         return cls(**mine, options=Values(others), method_options=Values(method))  # type: ignore[arg-type]
 
     def flat(self) -> dict[str, object]:
-        """Return all fields of the placement by name, including the options of all attention forms and
-        methods.
-        """
+        """Return all fields of the placement by name, with the options of all attention forms and methods."""
         found, said = {}, {**self.options, **self.method_options}
         for name, field in placement_fields().items():
             is_own = name in declared(Placement)
@@ -236,9 +233,7 @@ class Placement:
 
     @property
     def helper_ranks(self) -> tuple[int, ...]:
-        """Ranks that decode but do not denoise; with `coprocess` they compute some of the attention while
-        idle.
-        """
+        """Ranks that decode but do not denoise; with `coprocess` they do some of the attention while idle."""
         return tuple(rank for rank in self.decode_ranks if rank not in self.denoise_ranks)
 
     def helpers_of(self, decoder: int) -> list[int]:
@@ -331,8 +326,7 @@ class Placement:
                 raise InputError(f"{option} needs two guidance branches, and {why}: use {instead}")
 
     def check_tiles(self, request: ResolvedRequest, spec: ModelSpec) -> None:
-        """Refuse a request whose picture has fewer tiles than ranks that share its decode. Raises InputError.
-        """
+        """Refuse a picture that has fewer tiles than there are ranks to decode them. Raises InputError."""
         if self.decode_degree == 1 or request.vae_tile is None:
             return
         size, multiple = (request.height, request.width), spec.vae.tile_multiple

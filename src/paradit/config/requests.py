@@ -83,9 +83,7 @@ class Request:
 
     @classmethod
     def of(cls, **given: object) -> Request:
-        """Return the request made from one flat set of fields, in which methods' options are among the
-        others.
-        """
+        """Return the request made from one flat set of fields, with methods' options among the others."""
         own = {field.name for field in fields(cls)}
         mine = {name: value for name, value in given.items() if name in own}
         others = {name: value for name, value in given.items() if name not in own}
@@ -127,8 +125,7 @@ class ResolvedRequest:
         return self.num_frames == ENDLESS
 
     def asked(self, **changed: object) -> Request:
-        """Return a `Request` for the same video with some fields changed, so that it can be resolved again.
-        """
+        """Return a `Request` for the same video, with some fields changed, to be resolved again."""
         return Request.of(**{**asdict(self), **changed})
 
     def texts(self, spec: ModelSpec) -> list[str]:

@@ -1,2 +1,2 @@
-"""Denoising methods: what each can do, and how it checks requests. Torch-free; `paradit.sampling` runs them.
+"""Denoising methods: what each can do, and how it checks requests. Torch-free: `paradit.sampling` denoises.
 """

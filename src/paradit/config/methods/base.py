@@ -30,8 +30,7 @@ from paradit.scheduling.layer_pipeline import StageGrid
 
 
 class Method(Declares):
-    """Denoising method, such as `full` or `dualparal`; each is a single object, found by name in `METHODS`.
-    """
+    """Denoising method, such as `full` or `dualparal`: one object each, found by its name in `METHODS`."""
 
     sampler: str
     """Import path "module:object" of the `paradit.sampling.sampler.Sampler` that denoises by this method; it
@@ -51,8 +50,7 @@ class Method(Declares):
     later_prompts = False
     """Whether the method lets later frame blocks have other prompts than those before them."""
     solver_by_block = False
-    """Whether each frame block has its own solver (scheduler state), which evaluates the model once per step.
-    """
+    """Whether each frame block has its own scheduler state, which evaluates the model once per step."""
     divides_layers = False
     """Whether ranks divide the transformer's layers among them; otherwise each rank has all layers."""
 
@@ -129,9 +127,7 @@ class Method(Declares):
                 raise InputError(f"{name} is method {owner}'s, and this video's is {self.name}: leave it out")
 
     def grid(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> StageGrid:  # noqa: ARG002
-        """Return how denoise ranks divide layers, guidance branches and tokens; here each rank has all
-        layers.
-        """
+        """Return how denoise ranks divide layers, guidance branches and tokens; here each has all layers."""
         return StageGrid(1, placement.cfg_degree, placement.branch_ranks)
 
     def memory_by_rank(
@@ -160,8 +156,7 @@ class Method(Declares):
         ]
 
     def divisions(self, placement: Placement, asked: Placement) -> Iterator[Placement]:  # noqa: ARG002
-        """Yield placements that divide one video's work, decode included, over the same ranks, plainest
-        first.
+        """Yield placements that divide a video's work, decode included, over the same ranks, plainest first.
 
         asked: the placement that does not fit into memory; choices made in it are kept.
         """
@@ -230,8 +225,7 @@ class Method(Declares):
         raise InputError(f"videos of method {self.name} cannot be made longer")
 
     def made_again(self, request: ResolvedRequest, spec: ModelSpec) -> range:
-        """Return the frame blocks, numbered from 1, that a longer video makes again because the old end shows
-        in them.
+        """Return the frame blocks, from 1, that a longer video makes again, because the old end affects them.
         """
         return range(1, request.num_blocks(spec) + 1)
 

@@ -66,13 +66,11 @@ class BlocksRequest(ResolvedRequest):
         return min(frames, self.block_frames + 2 * self.context_frames)
 
     def start_of(self, block: int, spec: ModelSpec) -> float:
-        """Return the time, in seconds from the video's start, at which a frame block's first frame is shown.
-        """
+        """Return the time, in seconds from the video's start, at which a frame block begins."""
         return max(0, (block * self.block_frames - 1) * spec.vae.temporal_compression + 1) / self.fps
 
     def prompt_blocks(self, spec: ModelSpec) -> list[int | None]:
-        """Return, for each later prompt (`prompts_at`), the first frame block that begins at its time or
-        later.
+        """Return, for each later prompt in `prompts_at`, the first frame block that begins then or later.
 
         Blocks are counted from 0; None if no block begins that late.
         """

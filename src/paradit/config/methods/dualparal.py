@@ -187,8 +187,7 @@ class DualParal(InBlocks):
         return {**parts, "peak": parts["weights"] + working}
 
     def dry_run(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> dict[str, Any]:
-        """Return values for `--dry-run`: how the video is cut into frame blocks, and how busy the ranks are.
-        """
+        """Return values for `--dry-run`: how the video is cut into frame blocks, and how busy ranks are."""
         queue = cast(QueueRequest, request).queue(spec)
         channels, _, height, width = latent_shape(request, spec)
         unknown: dict[str, Any] = {"num_frames": None, "num_blocks": None, "rounds": None, "flops": None}

@@ -1,5 +1,4 @@
-"""Method `fifo`: each latent frame has its own noise level, and every step lowers the levels of all frames.
-"""
+"""Method `fifo`: each latent frame has its own noise level, and every step lowers all of them."""
 
 from __future__ import annotations
 
