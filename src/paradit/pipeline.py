@@ -39,8 +39,7 @@ class Rank(Protocol[R]):
         """Encode a request's texts, and send the embeddings to the processes that denoise."""
 
     def denoise(self, request: R) -> None:
-        """Denoise a request's latents, with all denoising processes together, and send them to the decoder.
-        """
+        """Denoise a request's latents, with the other denoising processes, and send them to the decoder."""
 
     def decode(self, request: R) -> None:
         """Decode a request's latents, and write the frames to a file as they come."""

@@ -1,4 +1,4 @@
-"""A rank's record of each open request, and the result that it reports once the video is written."""
+"""Record that a rank keeps of each open request, and the result that it reports once the video is written."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from paradit.models.spec import ModelSpec
 
 @dataclass
 class Open:
-    """Record that a rank keeps of a request, from taking it until its last stage there is done."""
+    """Record that a rank keeps of a request, from taking it until the rank has done its last stage of it."""
 
     position: int
-    """Number of the order among those of its world or replica, from 0; it decides which decoder takes it."""
+    """Position of the request, from 0, among those of its replica; it decides which decode ranks get it."""
     seconds: dict[str, float] = field(default_factory=dict)
     coming: Coming | None = None
-    """Iterator over a long video's frame blocks, on the rank that decodes them; else None."""
+    """Iterator over a long video's frame blocks, on the rank that decodes them; None on other ranks."""
     written: Written | None = None
     helped_steps: int | None = None
     is_decoded: bool = False
@@ -29,7 +29,7 @@ class Open:
     def result(
         self, job: Job, spec: ModelSpec, began: float, memory: list[int] | None, device: str
     ) -> dict[str, Any]:
-        """Return the fields of the `Finished` event of a video that is written.
+        """Return the fields of the `Finished` event for a video that has been written.
 
         began: when work on the video began, on the monotonic clock. memory: peak bytes of each rank; None:
         not gathered after this video, and left out. device: `cpu` or `cuda`.

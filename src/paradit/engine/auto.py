@@ -1,4 +1,4 @@
-"""Automatic placement (`--placement auto`): plan it, or time the stages once, and take the fastest."""
+"""Choice of a placement for `--placement auto`: by the planner, or by timing the stages once."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _LOG = logging.getLogger(__name__)
 def decide(requests: list[ResolvedRequest], spec: ModelSpec, emit: Emit) -> Placement:
     """Return the fastest placement for these requests on all GPUs of this machine.
 
-    The planner decides if this machine is calibrated. Otherwise a method's own rule does, if it has one, or
-    the times of a short warm-up, which are remembered. A choice of the planner or the warm-up is emitted as
-    `Placed`.
+    The planner decides if this machine is calibrated. Otherwise the method's own rule does, if it has one, or
+    else a short warm-up that times the stages; its times are stored for later runs. A choice by the planner
+    or the warm-up is emitted as `Placed`.
     """
     base = Placement(ranks=visible_ranks())
     if base.ranks == 1:
@@ -53,7 +53,7 @@ def decide(requests: list[ResolvedRequest], spec: ModelSpec, emit: Emit) -> Plac
 
 
 def choose_placement(jobs: list[Job], spec: ModelSpec, base: Placement, costs: StageSeconds) -> Choice:
-    """Return the fastest way to use `base`'s ranks for these jobs, given measured stage times `costs`."""
+    """Return the fastest placement for these jobs on `base`'s ranks, by `costs`, the measured stage times."""
     request = largest(jobs, spec)
     spare = partial(_spare_bytes, spec, request)
     return choose(base, len(jobs), request.num_inference_steps, costs, spare)
@@ -66,7 +66,7 @@ def most_affordable(jobs: list[Job], spec: ModelSpec, base: Placement) -> Placem
 
 
 def known_costs(jobs: list[Job], spec: ModelSpec, base: Placement) -> StageSeconds | None:
-    """Return stage times that an earlier warm-up measured for such jobs on this machine, or None."""
+    """Return the stage times that an earlier warm-up measured for such jobs on this machine, or None."""
     remembered = Remembered().find(_what(largest(jobs, spec), spec, base))
     with suppress(InputError):
         return decode(StageSeconds, read_object(remembered or "", "what is remembered"))
@@ -74,7 +74,7 @@ def known_costs(jobs: list[Job], spec: ModelSpec, base: Placement) -> StageSecon
 
 
 def measure_costs(jobs: list[Job], spec: ModelSpec, base: Placement, report: Progress) -> StageSeconds:
-    """Time the stages of these jobs in a warm-up on new ranks, and remember the result.
+    """Time the stages of these jobs in a warm-up on new ranks, and store the times for later runs.
 
     The warm-up uses as many ranks as `base` has, ends them afterwards, and is reported as stage "warm-up".
     Raises RankError if a rank fails.

@@ -1,4 +1,7 @@
-"""Micro-benchmarks of a machine, for the planner; all its ranks run them at once, because they share it."""
+"""Micro-benchmarks of a machine, for the planner: computing, memory, and messages between ranks.
+
+All ranks run them at once, because they share the machine.
+"""
 
 from __future__ import annotations
 
@@ -38,25 +41,25 @@ T = TypeVar("T")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT_TOKENS = 32
 TURNS, EXCHANGES = 21, 8
-"""Numbers of timings of attention (alone, and beside short and long messages), and of exchanges in each.
+"""Number of timings of attention alone and beside messages, and number of message exchanges in each timing.
 
 Exchanges follow one another, because a rank that is late once stays late. A short one costs anything from
-nothing to some milliseconds, so it takes many times to find.
+nothing to some milliseconds, so it takes many to find its usual cost.
 """
 SMALL = 8
-"""Ratio of the long messages' size to that of the short ones."""
+"""Divisor of the message size: attention is timed beside messages of full size, and of 1/8 of it."""
 BESIDE_SECONDS = 0.01
-"""Seconds for which an exchange's long messages travel, at most: a delay of milliseconds must show."""
+"""Seconds, at most, that the messages of an exchange travel; so short that a delay of milliseconds shows."""
 
 ROUNDS = 3
-"""Number of rounds in which every computation is timed; the median of them counts."""
+"""Number of rounds in which every computation is timed; the median of its times is used."""
 LEAST_SECONDS = 0.1
-"""Seconds for which a computation is repeated in each round, at least, so that all ranks are busy at once."""
+"""Seconds, at least, for which each computation is repeated in a round, so that all ranks are busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Problem sizes of the benchmarks, usual ones for a kind of device; all take about a minute."""
+    """Problem sizes of the benchmarks, chosen for a kind of device so that all take about a minute."""
 
     products: Sequence[tuple[int, int]]
     """Sizes of matrix products to time: (rows, columns) for [rows, columns] times [columns, columns]."""
@@ -65,7 +68,7 @@ class Sizes:
     blocks: Sequence[tuple[int, int, tuple[int, int, int]]]
     """Sizes of transformer blocks to time: (heads, head dim, latent shape).
 
-    The first is small, to time kernel launches.
+    The first is so small that its time is that of kernel launches.
     """
     decodes: Sequence[tuple[int, tuple[int, int, int]]]
     """Sizes of decodes to time: (channels of the VAE's last level, (frames, height, width) in pixels)."""
@@ -110,12 +113,12 @@ CUDA = Sizes(
 
 @dataclass(frozen=True)
 class Calibration:
-    """Measurements of one machine: its computing, its memory and its links."""
+    """Measurements of one machine for the planner's predictions: its computing, its memory and its links."""
 
     measured: list[Measured]
     copies: Copies
     messages: Messages | None
-    """Measured links between the ranks; None if there is one rank."""
+    """Measured latency and rates of messages between the ranks; None if there is one rank."""
 
 
 def calibrate(ranks: int, report: Progress, sizes: Sizes | None = None) -> Calibration:
@@ -127,17 +130,23 @@ def calibrate(ranks: int, report: Progress, sizes: Sizes | None = None) -> Calib
 
 
 def calibrate_links(ranks: int, report: Progress) -> Messages:
-    """Measure only the links between this many idle ranks. Raises RankError if a rank fails."""
+    """Measure only the links between this many ranks, which compute nothing.
+
+    Raises RankError if a rank fails.
+    """
     return _on_ranks(_measure_links, ranks, report)
 
 
 Measure = Callable[[World, Progress], T]
 Prepared = tuple[Work, Callable[[], float]]
-"""A computation to time, and a function that runs it and returns its seconds."""
+"""Benchmark: the computation to time, and a function that runs it and returns its seconds."""
 
 
 def _on_ranks(measure: Measure[T], ranks: int, report: Progress) -> T:
-    """Run `measure` on new ranks, and return the first one's result. Raises RankError if a rank fails."""
+    """Start ranks, run `measure` on all of them, and return the first one's result.
+
+    Raises RankError if one fails.
+    """
     launcher, preload = new_launcher(), ["paradit.engine.calibrate"]
     called = call_on_ranks(launcher, ranks, _with_progress, measure, emit=report.emit, preload=preload)
     for rank, why in called.failures.items():
@@ -152,9 +161,9 @@ def _with_progress(world: World, progress: Progress, measure: Measure[T]) -> T:
 
 @torch.no_grad()
 def measure(world: World, progress: Progress, sizes: Sizes | None = None) -> Calibration:
-    """Run all benchmarks and return their results; each is the time of the slowest rank.
+    """Run all benchmarks, and return their results; each time is that of the slowest rank.
 
-    All ranks of the world call it together. sizes: None: the usual ones for the kind of device.
+    All ranks call it together. sizes: problem sizes; None: the usual ones for the kind of device.
     """
     transport, device = world.transport(), world.device
     sizes = sizes or _sizes(device)
@@ -178,7 +187,7 @@ def _measure_links(world: World, progress: Progress) -> Messages:
 def _measure_device(
     transport: Transport, device: torch.device, sizes: Sizes, progress: Progress
 ) -> list[Measured]:
-    """Time matrix products, attention, transformer blocks and decodes, in rounds over all of them.
+    """Time matrix products, attention, transformer blocks and decodes, in several rounds over all of them.
 
     A disturbance of some seconds thus spoils one time of each computation, and not the median.
     """
@@ -233,7 +242,7 @@ def _decode(size: tuple[int, tuple[int, int, int]], device: torch.device) -> Pre
 
 
 def _measure_copies(transport: Transport, device: torch.device, size: int) -> Copies:
-    """Measure the memory's rate by copies of `size` bytes: on the device, and from the host to a GPU."""
+    """Measure the memory's bandwidth by copies of `size` bytes: on the device, and from the host to a GPU."""
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copied = _slowest(transport, lambda: _usual(lambda: target.copy_(source), device), device)
@@ -247,7 +256,7 @@ def _measure_copies(transport: Transport, device: torch.device, size: int) -> Co
 
 
 def measure_links(transport: Transport, device: torch.device, size: int) -> Messages:
-    """Measure the links between ranks by messages of `size` bytes: between pairs, and from all to all.
+    """Measure the links between ranks by messages of `size` bytes: between pairs of ranks, and among all.
 
     All ranks of the transport call it together.
     """
@@ -270,11 +279,12 @@ def measure_links(transport: Transport, device: torch.device, size: int) -> Mess
 def _beside(
     transport: Transport, size: int, device: torch.device, seconds_per_byte: float
 ) -> tuple[float, float]:
-    """Return (posting, crowding): how much an exchange of messages slows down attention beside it.
+    """Return how much messages slow down attention that runs at the same time, as (posting, crowding).
 
-    posting: seconds added by each exchange, however small. crowding: seconds added for each second that
-    messages travel. On a CPU, the threads of a rank that send and compute share cores. Because of gloo's
-    locks, the exchange that comes last may cost a turn of the system's scheduler, however few its bytes.
+    posting: seconds added by each exchange of messages, however small. crowding: seconds added for each
+    second that messages travel. On a CPU, the threads of a rank that send and compute share cores. Because of
+    gloo's locks, the exchange that comes last may cost a time slice of the system's scheduler, however few
+    its bytes.
     """
     query = torch.randn(1, 1024, 4, 64, device=device)
     most = int(BESIDE_SECONDS / seconds_per_byte / (transport.num_ranks - 1))
@@ -292,9 +302,10 @@ def _beside(
     times = 1 + ceil(2 * travels[-1] / _slowest(transport, lambda: _usual(once, device), device))
 
     def beside(size: int) -> float:
-        """Return the seconds of one exchange and the attention beside it, averaged over several exchanges.
+        """Return the seconds of one exchange of messages together with the attention that runs beside it.
 
-        Attention begins before the messages and continues after them. size: bytes; 0: no messages.
+        Averaged over several exchanges. Attention begins before the messages and continues after them. size:
+        bytes; 0: no messages.
         """
         began = now(device)
         for number in range(EXCHANGES):
@@ -326,7 +337,10 @@ def _sizes(device: torch.device) -> Sizes:
 
 
 def _usual(work: Callable[[], object], device: torch.device) -> float:
-    """Return the median seconds of `work` after one run to warm up, while the other ranks are as busy."""
+    """Return the median seconds of `work` over several runs, after one run to warm up.
+
+    All ranks call it at once, so the others are as busy.
+    """
     work()
     taken: list[float] = []
     while not taken or sum(taken) < LEAST_SECONDS:
@@ -337,6 +351,6 @@ def _usual(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _slowest(transport: Transport, took: Callable[[], float], device: torch.device) -> float:
-    """Return the slowest rank's measured seconds; all ranks measure at once."""
+    """Return the slowest rank's measured seconds. All ranks call it together, and begin at once."""
     transport.all_gather(torch.zeros(1, device=device))  # a barrier, so that all begin at once
     return largest(transport, took(), device)

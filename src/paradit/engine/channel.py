@@ -1,8 +1,8 @@
-"""Channel between a driver and its ranks: framed messages of plain values over sockets. Torch-free.
+"""Channel between a driver and its ranks: messages of plain values over sockets. Torch-free.
 
-Ranks connect to the driver, and begin with the token of their world; a peer that does not know it is
-disconnected. Messages are msgpack, and this module unpickles nothing. Only `engine.started.call_on_ranks`
-puts pickled bytes into a message: it unpickles the results that ranks return, which had to know the token.
+A rank connects to the driver, and begins with a secret token; a peer that does not know it is disconnected.
+Messages are msgpack, and this module unpickles nothing. Only `engine.started.call_on_ranks` puts pickled
+bytes into a message: it unpickles the results that ranks return, which had to know the token.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from paradit.engine.events import EVENTS
 from paradit.progress import Event
 
 Message = tuple[str, tuple[Any, ...]]
-"""A message on the channel: a word for its kind, and plain values (numbers, texts, bytes, lists, dicts)."""
+"""Message on the channel: its kind, and plain values (numbers, texts, bytes, lists, dicts)."""
 LOG = "log"
-"""Kind of message with a rank's log record, or with the lowest log level that the driver wants."""
+"""Kind of message that carries a rank's log record, or tells ranks the lowest log level that is wanted."""
 EVENT = "event"
-"""Kind of message with an event: the name of its class, and its fields."""
+"""Kind of message that carries an event: the name of its class, and its fields."""
 ENDED = "ended"
-"""Kind of message by which the driver learns that a rank has disconnected."""
+"""Kind of message that stands for a rank's disconnecting; the driver's side creates it."""
 
 GREETING_BYTES = 1024
-"""Largest message in bytes that is accepted from a peer which has not sent the token yet."""
+"""Size limit, in bytes, of a message from a peer that has not sent the token yet."""
 _LENGTH = 8
 
 
 class Connection:
-    """A rank's end of the channel. Several threads may send, and one receives."""
+    """A rank's end of the channel to the driver. Several threads may send, and one receives."""
 
     def __init__(self, address: str, token: str, rank: int) -> None:
-        """Connect to the driver's `Hub` at `address` (`host:port`), and send the token and the rank."""
+        """Connect to the driver's `Hub` at `address` (`host:port`), and send the secret token and rank."""
         host, _, port = address.rpartition(":")
         self._socket = socket.create_connection((host, int(port)))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -71,7 +71,7 @@ class Connection:
 
 
 class Hub:
-    """The driver's end of the channel to the ranks of one world. One thread receives, and any may send."""
+    """The driver's end of the channel to its ranks. One thread receives, and any thread may send."""
 
     def __init__(self) -> None:
         self.token = secrets.token_hex(16)
@@ -82,12 +82,12 @@ class Hub:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._lock = threading.Lock()
         self._told: list[bytes] = []
-        """Messages to all ranks so far, encoded; a rank that connects later gets them too."""
+        """Encoded messages that went to all ranks so far; a rank that connects later gets them, too."""
         self._peers: dict[int, _Peer] = {}
-        """Connections of the ranks that have sent the token, by rank."""
+        """Connections of the ranks that have sent the secret token, by rank."""
 
     def hear(self, timeout: float) -> list[tuple[int, Message]]:
-        """Return the messages that have come, as (rank, message), each rank's in order.
+        """Return the messages that have come from ranks, as (rank, message), each rank's in order.
 
         Waits for the first one for at most `timeout` seconds; the list may be empty.
         """
@@ -114,7 +114,7 @@ class Hub:
                     peer.socket.sendall(self._told[-1])
 
     def knows(self, rank: int) -> bool:
-        """Whether a rank is connected."""
+        """Return whether a rank is connected now."""
         return rank in self._peers
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ class Hub:
             self._selector.register(connection, selectors.EVENT_READ, _Peer(connection))
 
     def _take(self, peer: _Peer) -> list[tuple[int, Message]]:
-        """Read what a peer has sent and return its messages; none before it has sent the token.
+        """Read what a peer has sent and return its messages; there are none before it has sent the token.
 
         A peer that hangs up or sends something invalid is disconnected; a rank's last message is then
         `ENDED`.
@@ -160,7 +160,7 @@ class Hub:
         return heard
 
     def _greet(self, peer: _Peer, message: Message) -> bool:
-        """Accept a peer as a rank if its first message has the token; return whether it does.
+        """Accept a peer as a rank if its first message has the secret token; return whether it was accepted.
 
         A rank that is connected already is not accepted again.
         """
@@ -186,25 +186,25 @@ def event_of(name: str, fields: dict[str, Any]) -> Event:
 
 
 class _Peer:
-    """A connection that the hub has accepted, from a rank or a stranger."""
+    """Connection that the driver's `Hub` has accepted, from a rank or a stranger."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket, self.frames = connection, _Frames()
         self.rank: int | None = None
-        """Rank of the peer; None until it has sent the token."""
+        """Rank of the peer; None until it has sent the secret token."""
 
 
 class _Frames:
-    """Parser that joins bytes as they arrive, and splits them into messages."""
+    """Parser that joins the bytes from a socket as they arrive, and splits them into messages."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self.messages: deque[Message] = deque()
 
     def add(self, content: bytes, most: int | None = None) -> None:
-        """Add bytes from a socket, and append each message that is now complete to `messages`.
+        """Add bytes from a socket, and append each message that is now complete to the list `messages`.
 
-        Raises ValueError if bytes are not a message, or a message is longer than `most` bytes.
+        Raises ValueError if bytes are not a message, or if a message is longer than `most` bytes.
         """
         self._buffer += content
         while len(self._buffer) >= _LENGTH:

@@ -1,4 +1,4 @@
-"""Decode saved latents to a video, with no other weights than those of the VAE."""
+"""Decode of saved latents to a video, for which only the weights of the VAE are loaded."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def decode_saved(
     overwrite: bool,
     about: dict[str, Any] | None = None,
 ) -> None:
-    """Decode the tensor `latents` of a safetensors file into the job's output; the file was checked before.
+    """Decode the latents in a safetensors file, and write the job's video; the file was checked before.
 
-    about: provenance of the latents, for the video's metadata; None: no metadata.
+    about: record of what the latents were made from, for the video's metadata; None: no metadata.
     """
     model = load(spec, job.request.dtype, report, stages=("decode",))
     tensor = load_file(latents)["latents"].to(model.device)

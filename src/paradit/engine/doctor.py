@@ -1,4 +1,4 @@
-"""Report what this machine has, what of it ParaDiT can use, and what would make it faster.
+"""Report of this machine's devices and software, what ParaDiT can use, and what would make it faster.
 
 Checks are independent: if one fails, its error stands in place of its result, and the others still run.
 """
@@ -33,11 +33,12 @@ FASTER = {
     "flash_attn_interface": (9, "flash-attn 3 (from its repository's folder hopper): --kernel _flash_3"),
     "sageattention": (8, "pip install sageattention: --kernel sage (quantised: not exact)"),
 }
-"""Attention packages worth installing, each with its least major compute capability and how to install it."""
+"""Attention packages worth installing: for each, the least compute capability (major) that it needs, and how
+to install it."""
 
 
 def examine() -> dict[str, Any]:
-    """Run all checks and return their results by name; that of a failed check is {"error": message}."""
+    """Run all checks of this machine; return their results by name, {"error": message} for a failed one."""
     checks: dict[str, Callable[[], Any]] = {
         "versions": _versions,
         "devices": _devices,
@@ -87,9 +88,9 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _links() -> dict[str, Any] | None:
-    """Return latency (s) and rates (bytes/s) between all GPUs, or between two processes on a CPU.
+    """Return latency (s) and rates (bytes/s) of messages between all GPUs, or between two CPU processes.
 
-    Returns None if there is one GPU, or one core, because nothing can be shared then.
+    Returns None if there is one GPU or one core, because then there is no link to measure.
     """
     gpus = num_gpus()
     if gpus == 1 or num_cores() == 1:
@@ -175,7 +176,7 @@ def _warnings(found: dict[str, Any]) -> list[str]:
 
 
 def _faster() -> list[str]:
-    """Return advice on what to install, one line for each."""
+    """Return advice on what to install to go faster, one line for each package."""
     if not torch.cuda.is_available():
         return ["a GPU with CUDA, and torch built for it: https://pytorch.org/get-started"]
     capability = torch.cuda.get_device_capability()[0]

@@ -1,4 +1,4 @@
-"""Driver: gives orders to ranks as they come, follows their events, and restarts ranks that fail."""
+"""Driver: sends orders (videos to make) to ranks, follows their events, and restarts ranks that fail."""
 
 from __future__ import annotations
 
@@ -23,30 +23,31 @@ from paradit.stopping import Interrupted, Stop
 
 _LOG = logging.getLogger(__name__)
 FAILURES = 3
-"""Number of failures after which a request is given up, or the whole run if ranks fail before any request."""
+"""Number of failures after which a request is given up, or the whole run if they come before any request."""
 SILENCE_SECONDS = 60.0
-"""Seconds without a heartbeat after which a rank is taken to hang; the hang limit counts if it is shorter."""
+"""Seconds without a heartbeat after which a rank is considered hung; a shorter hang limit counts instead."""
 LAST_WORDS_SECONDS = 1.0
-"""Seconds after the first failure in which other ranks are still heard, because one may know the cause."""
+"""Seconds after the first failure in which the driver still reads other ranks' messages, because one may know
+the cause."""
 LOG_LINES = 12
 HANG_SECONDS = 600.0
-"""Seconds without progress on any rank after which ranks are taken to hang, unless the user sets it."""
+"""Seconds without progress on any rank after which the run is considered hung, unless the user sets it."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Reason why the ranks of a world have failed."""
+    """Failure of one or more ranks: its description, and the order that it happened in."""
 
     text: str
-    """Description of each failed rank: what it was doing, its last words, and the end of its log."""
+    """Description of each failed rank: what it was doing, its last message, and the end of its log."""
     order: int | None
-    """Number of the order that was worked on; None: no order was begun yet."""
+    """Number of the order (a request to carry out) in which ranks failed; None: before any order."""
     raised_at_start: bool
     """Whether a rank raised an exception before any order, as it would again after a restart."""
 
 
 class Driver:
-    """Queue of orders (videos to make), and the ranks that carry them out.
+    """Driver of ranks: a queue of orders (videos to make), and the ranks that carry them out.
 
     One thread runs it; any thread may add or cancel orders, and end it.
     """
@@ -62,10 +63,11 @@ class Driver:
         stop: Stop | None = None,
         hang_limit: float = HANG_SECONDS,
     ) -> None:
-        """Prepare a driver; nothing is started before `run`.
+        """Create a driver; no rank is started before `run`.
 
-        start: starts the ranks of a world. here: returns the program of a single rank, which then runs in the
-        thread that calls `run`. Exactly one of the two is given. hang_limit: seconds.
+        start: starts the processes of all ranks. here: returns the program of a single rank, which then runs
+        in the thread that calls `run`. Exactly one of the two is given. hang_limit: seconds without progress
+        on any rank after which the run is considered hung.
         """
         self._spec, self._placement, self._emit = spec, placement, emit
         self._start, self._here, self._hang_limit = start, here, hang_limit
@@ -73,18 +75,18 @@ class Driver:
         self._lock = threading.RLock()
         self._news = threading.Condition(self._lock)
         self._orders: dict[int, Order] = {}
-        """Orders that are neither done nor given up, by number."""
+        """Orders (videos to make) that are neither done nor given up, by number."""
         self._cancelled: set[int] = set()
         self._begun: set[int] = set()
         self._ended = False
         self._world: _World | Inbox | None = None
         self._tries = 0
         self._denoising: set[int | None] = set()
-        """Numbers of the orders being denoised; ranks check after every step whether these are still wanted.
-        """
+        """Numbers of the orders that are being denoised; ranks check after every step whether they are still
+        wanted."""
 
     def add(self, order: Order) -> None:
-        """Add an order, to be carried out after those before it."""
+        """Add an order, which is a video to make, to the end of the queue."""
         with self._news:
             self._orders[order.number] = order
             if self._world is not None:
@@ -92,7 +94,7 @@ class Driver:
             self._news.notify()
 
     def cancel(self, number: int) -> None:
-        """Cancel an order: it ends within a step, or at once if no rank has begun it."""
+        """Cancel an order: its video is ended within a step, or at once if no rank has begun it."""
         with self._lock:
             if number not in self._orders:
                 return
@@ -104,7 +106,7 @@ class Driver:
             self.hear(Cancelled(job=number))
 
     def end(self) -> None:
-        """Declare that no more orders come; ranks end once all are done."""
+        """Declare that no more orders will be added; ranks end once all are done."""
         with self._news:
             self._ended = True
             if self._world is not None:
@@ -112,10 +114,10 @@ class Driver:
             self._news.notify()
 
     def run(self) -> None:
-        """Carry out orders until no more come.
+        """Carry out orders until no more come; if ranks fail, start new ones.
 
-        Raises RankError if ranks cannot start, or have failed and cannot be replaced; Interrupted after a
-        stop. Leaves no process behind, even if an exception such as Ctrl-C ends it.
+        Raises RankError if ranks cannot start, or have failed and cannot be replaced; Interrupted after the
+        user has asked to stop. Leaves no process behind, even if an exception such as Ctrl-C ends it.
         """
         failures: Counter[int | None] = Counter()
         while self._await_orders():
@@ -138,7 +140,10 @@ class Driver:
                 self.hear(Failed(job=number, count=count, message=f"{order.job.request.prompt!r}: {why}"))
 
     def hear(self, event: Event) -> None:
-        """Record an event of an order, from any thread, and pass it on."""
+        """Update the driver's state by an event about an order, and pass the event on.
+
+        Any thread may call it.
+        """
         with self._lock:
             order = self._orders.get(event.job) if event.job is not None else None
             match event:
@@ -159,7 +164,7 @@ class Driver:
         self._emit(event)
 
     def _await_orders(self) -> bool:
-        """Wait until there is an order or no more come; return whether there is one."""
+        """Wait until there is an order or no more come; return whether there is one to carry out."""
         with self._news:
             while not self._orders and not self._ended:
                 self._news.wait()
@@ -167,7 +172,7 @@ class Driver:
 
     @contextmanager
     def _at_work(self, world: _World | Inbox) -> Iterator[None]:
-        """Pass all open orders to a world of ranks, and those that come while the body runs."""
+        """Send all open orders to started ranks, and new orders, too, while the `with` block runs."""
         try:
             self._hand_over(world)
             yield
@@ -193,7 +198,7 @@ class Driver:
             self._world, self._tries = world, self._tries + 1
 
     def _as_of_now(self, order: Order) -> Order:
-        """Return an order updated for the present ranks: whether it is denoised, and which replica takes it.
+        """Return an order updated for sending: whether its latents are saved, and which replica takes it.
 
         The replica is the one with the fewest of the orders before this one.
         """
@@ -209,9 +214,9 @@ class Driver:
         return order
 
     def _judge(self, failure: Failure, failures: Counter[int | None], *, again: bool) -> None:
-        """Decide after a failure: give up an order, raise RankError to give up all, or announce a restart.
+        """Decide what follows a failure: give up an order, give up all (RankError), or announce a restart.
 
-        again: whether ranks can be started again.
+        again: whether the launcher can start ranks again.
         """
         if failure.order is not None:
             failures[None] = 0  # the ranks can start, so failures at the start count from zero again
@@ -232,7 +237,7 @@ class Driver:
         self._emit(Restarted(message=f"{failure.text}\n{next_try}"))
 
     def stopped(self, world: _World) -> bool:
-        """Cancel all orders if the user wants to stop; return whether to end without waiting for any."""
+        """Cancel all orders if the user has asked to stop; return whether the run can end at once."""
         if not self.stop.wanted:
             return False
         with self._lock:
@@ -243,11 +248,11 @@ class Driver:
             return bool(self._orders) and not self._denoising and not endless
 
     def has_work(self) -> bool:
-        """Whether an order is left to do."""
+        """Return whether an order is left to carry out."""
         return bool(self._orders)
 
     def sweep(self) -> None:
-        """Remove the half-written files of ranks that have ended."""
+        """Remove the half-written files of ranks whose processes have ended."""
         for order in self._orders.values():
             if order.folder is not None:
                 RunFolder(order.folder).sweep([order.job])
@@ -259,7 +264,7 @@ class Driver:
 
 
 class _World:
-    """The ranks of one attempt, from their start to their end, as the driver sees them."""
+    """Started ranks as the driver sees them, until all are done or one fails; a restart makes new ones."""
 
     def __init__(self, driver: Driver, started: Ranks, ranks: int, hang_limit: float) -> None:
         self._driver, self.ranks, self._hang_limit = driver, started, hang_limit
@@ -267,13 +272,13 @@ class _World:
         self._doing: list[tuple[str, int | None]] = [("load", None) for _ in range(ranks)]
         self._progress = time.monotonic()
         self._heard: dict[int, float] = {}
-        """Time when each rank was last heard, on the monotonic clock, by rank.
+        """Time of the last message from each rank, on the monotonic clock, by rank.
 
-        A rank that was never heard has no entry and is not taken to hang, because it may be loading its
+        A rank that has sent none has no entry and is not considered hung, because it may be loading its
         libraries.
         """
         self._last_words: dict[int, tuple[str, str]] = {}
-        """Last message of each failed rank, by rank: how it has failed, and a text."""
+        """How each failed rank has failed (a word and a text), by rank, from its last message."""
         self._told: set[int] = set()
 
     def add(self, order: Order) -> None:
@@ -288,14 +293,14 @@ class _World:
         self.ranks.tell_all("end")
 
     def close(self) -> None:
-        """End all ranks at once, and remove what they have left half-written."""
+        """Kill all ranks, and remove the files that they have left half-written."""
         self.ranks.end()
         self._driver.sweep()
 
     def follow(self) -> Failure | None:
-        """Pass on events until every rank is done, or one has failed; return the failure, if any.
+        """Pass on ranks' events until every rank is done or one has failed; return the failure, if any.
 
-        Raises Interrupted after a stop.
+        Raises Interrupted after the user has asked to stop.
         """
         while self._running:
             failed = [self._take(rank, message) for rank, message in self._listen()]
@@ -315,7 +320,7 @@ class _World:
         return heard
 
     def _take(self, rank: int, message: Message) -> bool:
-        """Handle one message of a rank; return whether it says that the rank has failed."""
+        """Handle one message from a rank; return whether it says that the rank has failed."""
         word, values = message
         starts = rank not in self._heard
         self._heard[rank] = time.monotonic()
@@ -334,9 +339,10 @@ class _World:
         return word in ("raised", "ended")
 
     def _find_hanging(self) -> bool:
-        """Return whether ranks hang: some are silent, or none makes progress.
+        """Return whether some ranks send no heartbeats, or no rank makes progress.
 
-        This is then recorded as why they failed, and ranks are asked to write their stacks to their logs.
+        If so, this is recorded as the reason why they failed, and they are asked to write their stacks to
+        their logs.
         """
         now, limit = time.monotonic(), self._hang_limit
         silence = min(limit, SILENCE_SECONDS)
@@ -351,7 +357,7 @@ class _World:
         return bool(silent)
 
     def _failure(self) -> Failure:
-        """Wait briefly for other ranks' last messages, and return a failure that describes all of them."""
+        """Wait briefly for other ranks' last messages; return a `Failure` that describes all failed ranks."""
         deadline = time.monotonic() + LAST_WORDS_SECONDS
         while self._running and time.monotonic() < deadline:
             for rank, message in self.ranks.hear(LISTEN_SECONDS):

@@ -1,9 +1,10 @@
-"""Engine for Python programs: ranks start and load a model once, then make videos as requests come.
+"""Engine for Python programs: its ranks load a model once, then make videos as requests come.
 
-with paradit.Engine("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", Placement(ranks=4)) as engine:
-    job = engine.submit(Request(prompt="a red circle"), "circle.mp4")
-    for event in job.events(): ...
-    print(job.result()["path"])
+    with paradit.Engine("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", Placement(ranks=4)) as engine:
+        job = engine.submit(Request(prompt="a red circle"), "circle.mp4")
+        for event in job.events():
+            ...
+        print(job.result()["path"])
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ from paradit.video.writer import check_target
 _LOG = logging.getLogger(__name__)
 AUTO = "auto"
 DOING = {"encode": "encoding", "denoise": "denoising", "decode": "decoding"}
-"""Status of a job while a stage runs, by the stage's name."""
+"""Status of a job during each stage, by the name of the stage."""
 ENDED = ("done", "failed", "cancelled")
 
 
 class EngineJob:
-    """A request that an engine has accepted: its status, its events and its result."""
+    """Job of an engine: a request that it has accepted, with its status, its events and its result."""
 
     def __init__(self, number: int, job: Job, cancel: Callable[[int], None], held: ExitStack) -> None:
         self.number, self.request, self.output = number, job.request, Path(job.output)
@@ -59,11 +60,11 @@ class EngineJob:
 
     @property
     def status(self) -> str:
-        """Status: `queued`, `encoding`, `denoising`, `decoding`, `done`, `failed` or `cancelled`."""
+        """Status of the job: `queued`, `encoding`, `denoising`, `decoding`, `done`, `failed`, `cancelled`."""
         return self._status
 
     def cancel(self) -> None:
-        """Cancel this job alone: it ends within a step, and its checkpoints stay in its run's folder."""
+        """Cancel this job and no other; it ends within a step, and its checkpoints are kept."""
         self._cancel(self.number)
 
     def result(self, timeout: float | None = None) -> dict[str, Any]:
@@ -80,19 +81,19 @@ class EngineJob:
         raise JobCancelled("cancelled") if self._status == "cancelled" else JobError(self._error)
 
     def frames(self) -> Iterator[Frame]:
-        """Wait for the video, and yield its frames [H, W, 3] as they are in its file."""
+        """Wait for the video, and yield its frames [H, W, 3], uint8, read from its file."""
         self.result()
         yield from read_video(self.output)[0]
 
     def events(self, after: int = 0) -> JobEvents:
-        """Return the job's events after number `after`; iterate by `for` or `async for` until the job ends.
+        """Return the job's events after number `after`, for a `for` or `async for` loop until the job ends.
 
         Events that are no longer kept are reported by one `Missed`.
         """
         return JobEvents(self, after)
 
     def hear(self, event: Event) -> None:
-        """Record an event that concerns this job, or all jobs, and wake its readers."""
+        """Record an event about this job, or about all jobs, and wake whoever waits for it."""
         with self._news:
             if self._status in ENDED:
                 return
@@ -104,21 +105,21 @@ class EngineJob:
             wake()
 
     def end(self) -> None:
-        """Release the names of the job's files, and keep its run's folder if it is still of use."""
+        """Release the job's file names; remove its run's folder unless the run can be resumed or extended."""
         self._held.close()
 
     def since(self, number: int) -> tuple[list[Event], bool]:
-        """Return the events after a number, and whether more will follow."""
+        """Return the events after event `number`, and whether more will follow."""
         with self._news:
             return self._log.since(number), self._status not in ENDED
 
     def wait(self, number: int) -> None:
-        """Wait until there is an event after a number, or the job has ended."""
+        """Wait until there is an event after event `number`, or the job has ended."""
         with self._news:
             self._news.wait_for(lambda: self._log.last > number or self._status in ENDED)
 
     def waking(self, wake: Callable[[], object]) -> Callable[[], None]:
-        """Have `wake` called at every event, by the engine's thread; return a function that ends this."""
+        """Have the engine's thread call `wake` at every event; return a function that ends this."""
         with self._news:
             self._wakers.add(wake)
         return lambda: self._wakers.discard(wake)
@@ -139,7 +140,7 @@ class EngineJob:
 
 
 class JobEvents:
-    """Events of a job, for iteration by `for` or `async for`; neither needs a thread of its own."""
+    """Events of a job, for iteration by `for` or `async for`; neither starts a thread."""
 
     def __init__(self, job: EngineJob, after: int) -> None:
         self._job, self._after = job, after
@@ -171,7 +172,7 @@ class JobEvents:
 
 
 class Engine:
-    """Ranks that hold one model, and make the videos of requests.
+    """Engine whose ranks hold one model in memory, and make the videos of requests as they are submitted.
 
     Use it as a context manager, or call `close`. Any thread may submit.
     """
@@ -206,7 +207,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._broken: BaseException | None = None
         self.placement: Placement | None = None
-        """Placement of the ranks; None until it is decided."""
+        """Placement of the work on ranks; None until it is decided."""
         if isinstance(placement, str) and placement != AUTO:
             raise InputError(f"placement must be a Placement or 'auto', got {placement!r}")
         if not isinstance(placement, str):
@@ -225,7 +226,7 @@ class Engine:
         metadata: bool = True,
         checkpoint_steps: int | None = None,
     ) -> EngineJob:
-        """Accept a request and return at once; its video is made after those before it.
+        """Accept a request and return its job at once; the video is made after those before it.
 
         output, latents: paths of files to write. checkpoint_steps: denoising steps between checkpoints; None:
         by time. Raises InputError if the request cannot be made, as the command does; also if it needs
@@ -252,7 +253,10 @@ class Engine:
         return accepted
 
     def close(self, *, wait: bool = True) -> None:
-        """End the ranks once all jobs have ended; without `wait`, cancel these first. May be called twice."""
+        """End the ranks once all jobs have ended; with `wait` false, cancel the jobs first.
+
+        May be called twice.
+        """
         with self._lock:
             self._closed = True
             driver, jobs = self._driver, list(self._jobs.values())
@@ -278,9 +282,9 @@ class Engine:
             raise RuntimeError("the engine has failed, and takes no more requests") from self._broken
 
     def _check(self, request: ResolvedRequest, placement: Placement) -> None:
-        """Refuse a request that cannot be made, by the command's checks, before anything is loaded.
+        """Refuse a request that cannot be made, before anything is loaded. Raises InputError.
 
-        Raises InputError.
+        The checks are those of `paradit generate`.
         """
         check_placement(placement, request, self.spec)
         check_scheduler(self.spec, request)
@@ -331,7 +335,7 @@ class Engine:
         )
 
     def _hold(self, run: Run, job: Job) -> tuple[EngineJob, RunFolder]:
-        """Create the folder of a job's run, and hold the names of its files until the job ends."""
+        """Create the folder of a job's run, and reserve the job's file names until it ends."""
         with ExitStack() as held:
             held.enter_context(files_reserved([job], overwrite=run.overwrite))
             folder = RunFolder.create(run)
@@ -354,7 +358,7 @@ class Engine:
             self._driver.cancel(number)
 
     def _run(self) -> None:
-        """Run the driver, in the engine's thread; if it fails, all open jobs fail with its error."""
+        """Run the driver of the ranks, in the engine's thread; its error fails all open jobs."""
         assert self._driver is not None
         try:
             self._driver.run()
@@ -364,7 +368,7 @@ class Engine:
                 self._hear(Failed(job=job.number, count=1, message=str(error)))
 
     def _hear(self, event: Event) -> None:
-        """Pass an event on to its job, or to all jobs if it has none, and to the user's `emit`."""
+        """Pass an event on to its job, or to all jobs if it is about none, and to the user's `emit`."""
         ended = isinstance(event, Finished | Failed | Cancelled)
         if event.job is None:
             for each in list(self._jobs.values()):

@@ -1,6 +1,6 @@
 """Events by which an engine reports on its jobs. Torch-free.
 
-Readers match on the classes of `AnyEvent`; mypy, and a test, find a reader that misses one of them.
+Code that handles events matches on the classes of `AnyEvent`; mypy, and a test, find code that misses one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, get_args
 from paradit.progress import Event, QueueMoved, StageEnded, StageStarted, Stepped, Warned
 
 KEPT = 1000
-"""Number of events of a job that are kept, at most, for readers that come later."""
+"""Number of events of a job that are kept, at most, for readers that ask for them later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Began(Event):
     """Event sent when work on a request begins."""
 
     count: int
-    """Number of requests that were submitted together with this one, itself included."""
+    """Number of requests that were submitted together with this one, including it."""
     prompt: str
 
 
@@ -33,7 +33,7 @@ class Doing(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Growing(Event):
-    """Event sent before a long video is written to `path`; the file can be played while it grows."""
+    """Event sent before a long video is written; the file at `path` can be played while it grows."""
 
     path: str
 
@@ -50,7 +50,8 @@ class Finished(Event):
     """Event sent when a video's file is complete."""
 
     result: dict[str, Any]
-    """Fields of `Job.about`, seconds by stage, and peak memory in bytes by rank if ranks have gathered it."""
+    """Description of the video: `Job.about`, seconds by stage, and peak memory in bytes by rank if it was
+    gathered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +64,14 @@ class Failed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Cancelled(Event):
-    """Event sent when a request that is no longer wanted has ended; its checkpoints are kept."""
+    """Event sent when a request that is no longer wanted has been ended; its checkpoints are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryUsed(Event):
-    """Event with peak memory (bytes) and stages of every rank, sent at the end of a run.
+    """Event with the peak memory in bytes and the stages of every rank, sent at the end of a run.
 
-    A run whose ranks all denoise, without replicas, has the memory in each `Finished` instead.
+    Not sent if all ranks denoise and there are no replicas: each `Finished` event then has the memory.
     """
 
     by_rank: list[int]
@@ -79,7 +80,7 @@ class MemoryUsed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting(Event):
-    """Event sent while this rank waits for others to join it; the message says for which, and where."""
+    """Event sent while this rank waits for others to join it; the text says for which ranks, and where."""
 
     message: str
 
@@ -93,46 +94,46 @@ class Restarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Resumable(Event):
-    """Event sent when a run ends unfinished, and can be resumed from what is saved in `folder`."""
+    """Event sent when a run ends unfinished; it can be resumed from the progress saved in `folder`."""
 
     folder: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extendable(Event):
-    """Event sent when long videos are complete, and can be made longer by what is kept in `folder`."""
+    """Event sent when long videos are complete; they can be made longer from the state saved in `folder`."""
 
     folder: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explained(Event):
-    """Event with a line on a choice made for the user, such as the seed, or how ranks are used."""
+    """Event with a line that explains a choice made for the user, such as the seed or the placement."""
 
     line: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placed(Event):
-    """Event sent when `--placement auto` has decided how ranks are used."""
+    """Event sent when `--placement auto` has chosen a placement of the work on ranks."""
 
     placement: dict[str, Any]
-    """Placement that was chosen, as plain values (`Placement.flat`)."""
+    """Chosen placement, as plain values (`Placement.flat`)."""
     reason: str
     seconds: dict[str, float]
-    """Estimated seconds for all requests with each placement that was compared, by its name."""
+    """Estimated seconds for all requests, with each placement that was compared, by the placement's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned(Event):
-    """Event with the plan that a dry run has made, as plain values."""
+    """Event with what a dry run has found out about a video (sizes, FLOPs, memory), as plain values."""
 
     plan: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Missed(Event):
-    """Event that a reader gets in place of `count` older events which are no longer kept."""
+    """Event that a reader gets in place of `count` older events that are no longer kept."""
 
     count: int
 
@@ -146,22 +147,27 @@ EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(AnyEv
 """Event classes by name."""
 
 COALESCED = (Stepped, QueueMoved, Wrote)
-"""Event classes of which the newest event says all that earlier ones have said."""
+"""Event classes that replace one another: only the newest event of each is kept, as it covers the earlier
+ones."""
 
 
 class Log:
-    """Numbered record of one job's events: the last `KEPT`, with only the newest of each kind of progress."""
+    """Log of one job's events, numbered from 1, for readers that come later.
+
+    It keeps at most `KEPT` of them, and only the newest of each kind of progress.
+    """
 
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
         self._events: deque[Event] = deque()
         self.last = 0
-        """Number of the newest event; 0: there is none yet."""
+        """Number of the newest event; 0 if there is none yet."""
         self._dropped = 0
-        """Number of the newest event that was dropped for lack of room, not replaced by one of its kind."""
+        """Number of the newest event that was dropped because the log was full, not because a newer one
+        replaced it."""
 
     def add(self, event: Event) -> Event:
-        """Keep an event, and return it with its number."""
+        """Add an event to the log, and return the event with its number."""
         self.last += 1
         event = replace(event, number=self.last)
         if isinstance(event, COALESCED):
@@ -176,7 +182,7 @@ class Log:
         return event
 
     def since(self, number: int) -> list[Event]:
-        """Return the events after a number, preceded by `Missed` if some are no longer kept."""
+        """Return the events after event `number`; a `Missed` event comes first if some are no longer kept."""
         found = [event for event in self._events if event.number > number]
         if number < self._dropped:
             count = self._dropped - number

@@ -1,4 +1,4 @@
-"""Jobs and runs: what to make, with which model, on which ranks, and where to write it. Torch-free."""
+"""Jobs and runs: which videos to make, with which model, on which ranks, and into which files. Torch-free."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Job:
     output: str
     latents: Path | None
     crf: int | None = None
-    """Constant rate factor of the video's file; None: one without visible loss."""
+    """Constant rate factor (quality) of the video file's encoding; None: no visible loss."""
     make_folder: Path | None = None
-    """Folder to create for the output if it does not exist yet; None: no folder."""
+    """Folder to create for the output if it does not exist yet; None: none is created."""
     index: int = 0
     """Index of the request in its run, from 0."""
     count: int = 1
-    """Number of requests in the run."""
+    """Number of requests in the same run."""
 
     @property
     def growing(self) -> Path | None:
-        """Path of the video's file while it grows; None if the file appears only when it is complete."""
+        """Path of the video's file while it grows and can be watched; None if it appears when complete."""
         return growing_name(self.output) if method_of(self.request).streams else None
 
     def about(self, spec: ModelSpec) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A whole run: its jobs, its model, its placement, and how it is carried out."""
+    """Everything that decides a run: its jobs, model and placement, and how they are carried out."""
 
     model: str
     """Model as the user named it: `bundled`, a folder or a hub id."""
@@ -68,18 +68,19 @@ class Run:
     variant: str | None = None
     """Variant of the weights, such as `fp16`, if the user asked for one."""
     model_folder: str = ""
-    """Path to the model's files when the run began."""
+    """Path to the folder in which the model's files were when the run began."""
     model_hash: str = ""
-    """Hash of the model's files (`models.identity`)."""
+    """Hash of the model's files (`models.identity`), by which a resumed run checks that the model is
+    unchanged."""
     jobs: tuple[Job, ...]
     placement: Placement
     overwrite: bool = False
     checkpoint_steps: Annotated[int | None, Option(least=1, most=MAX_FRAMES)] = None
     """Denoising steps between checkpoints; None: about `engine.keeper.CHECKPOINT_SECONDS` of work."""
     hang_limit: Annotated[float, Option(least=1, most=MAX_SECONDS)] = 600.0
-    """Seconds without progress on any rank after which the run is taken to hang."""
+    """Seconds without progress on any rank after which the run is considered hung."""
     metadata: bool = True
-    """Whether the metadata of videos says what they were made from (`provenance`)."""
+    """Whether each video's metadata says what the video was made from (`provenance`)."""
 
     def __post_init__(self) -> None:
         check(self)

@@ -1,4 +1,4 @@
-"""Write latents and videos to disk: each file is complete under its name, or not there."""
+"""Writing of latents and videos to disk: each file is complete under its name, or absent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from paradit.video.writer import Video, growing_name, open_video
 
 @dataclass(frozen=True)
 class Written:
-    """Result of writing a video's file: its number of frames, and when the first was written."""
+    """Result of writing a video's file: its number of frames, and the time when the first was written."""
 
     num_frames: int
     first_frame: float
@@ -43,11 +43,11 @@ def keep(
     progress: Progress | None = None,
     name_next: Callable[[Path], None] | None = None,
 ) -> Written:
-    """Save a job's latents if it asks for them, and write its frames as they come (`open_video`).
+    """Write a job's video from its frames as they come, and save its latents if the job asks for them.
 
-    latents: None if they come with the frames, as a long video's do: its file can be watched while it grows.
-    about: provenance of the video, for its metadata; None: no metadata. name_next: called with the complete
-    file, just before it gets its name.
+    latents: None if they come together with the frames, as a long video's do; its file can be watched while
+    it grows. about: record of what the video was made from, for its metadata; None: no metadata. name_next:
+    called with the complete file, just before the file gets its name.
     """
     progress = progress or Progress()
     if job.latents is not None and latents is not None:
@@ -76,7 +76,7 @@ def keep(
 
 
 def _write(file: Video, frames: Generator[Frames], job: Job, progress: Progress) -> float:
-    """Write frames as they come, and return the time when the first one was written."""
+    """Write frames to a video's file as they come, and return the time when the first one was written."""
     first_frame = 0.0
     for frame in frames:
         if file.num_frames < job.request.num_frames:  # the last latent frame may decode to more
@@ -91,8 +91,8 @@ def save_latents(
 ) -> None:
     """Save latents [1, C, F, h, w] under the key `latents` of a safetensors file, completely or not at all.
 
-    fields: `Job.about`, for the file's metadata. about: provenance, for the metadata of a video that is
-    decoded from the file.
+    fields: result of `Job.about`, for the file's metadata. about: record of what the latents were made from,
+    for the metadata of a video that is decoded from the file.
     """
     metadata = {key: str(value) for key, value in fields.items() if value is not None}
     if about:

@@ -1,4 +1,4 @@
-"""Save the progress of a request in its run's folder: checkpoints, frame blocks and final latents."""
+"""Saving of a request's progress in its run's folder: checkpoints, frame blocks and final latents."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from paradit.progress import Progress
 
 _LOG = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 30.0
-"""Seconds of work between two checkpoints, about, unless a number of steps is set."""
+"""Seconds of work, about, between two checkpoints, unless a number of steps is set."""
 
 
 class Keeper:
-    """Store for the progress of one request, as one rank uses it."""
+    """Writer and reader, on one rank, of the saved progress of one request: its checkpoints and latents."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class Keeper:
     ) -> None:
         """Prepare to save the progress of `job` in its run's folder.
 
-        wanted: returns whether the request is still wanted. steps: denoising steps between checkpoints; None:
-        by time (`CHECKPOINT_SECONDS`).
+        wanted: function that returns whether the request is still wanted. steps: denoising steps between
+        checkpoints; None: by time (`CHECKPOINT_SECONDS`).
         """
         self._folder, self._job, self._progress, self._steps = folder, job, progress, steps
         self.wanted = wanted
@@ -50,26 +50,29 @@ class Keeper:
         return load_file(self._folder.latents(self._job.index))["latents"]
 
     def save_latents(self, latents: Tensor, spec: ModelSpec) -> None:
-        """Save the final latents before they are decoded; the checkpoint is then removed."""
+        """Save the final latents, from which a failed decode can be resumed; then remove the checkpoint."""
         path = self._folder.latents(self._job.index)
         if self._written(lambda: save_latents(path, latents, self._job.about(spec))):
             self._folder.checkpoint(self._job.index).unlink(missing_ok=True)
             _LOG.debug("wrote %s", path)
 
     def name_next(self, video: Path) -> None:
-        """Note that the video's file is complete, and is about to get its name."""
+        """Record on disk that the video's file is complete and is about to get its name."""
         self._folder.name_next(self._job.index, video)
 
     def finish(self) -> None:
-        """Note that the video is done, and remove what is no longer needed of the request."""
+        """Mark the request as done, and remove its saved progress that is no longer needed."""
         self._folder.finish(self._job)
 
     def checkpoints(self, device: torch.device) -> JobCheckpoints:
-        """Return the request's checkpoints, for a sampler; frame blocks are loaded onto `device`."""
+        """Return the object through which a sampler saves and loads checkpoints of this request.
+
+        device: device onto which frame blocks are loaded.
+        """
         return JobCheckpoints(self, self._folder, self._job, device)
 
     def read_checkpoint(self, parse: Callable[[bytes], object]) -> bytes:
-        """Return the content of the last checkpoint; empty if there is none that `parse` can read."""
+        """Return the content of the last checkpoint; empty if there is none, or `parse` cannot read it."""
         path = self._folder.checkpoint(self._job.index)
         try:
             content = path.read_bytes()
@@ -83,9 +86,9 @@ class Keeper:
         return content
 
     def offer(self, checkpoint: Callable[[], bytes]) -> bool:
-        """Save a checkpoint if it is time to; return whether the request is still wanted.
+        """Save a checkpoint if one is due; return whether the request is still wanted.
 
-        It is called after every step.
+        To be called after every step. A checkpoint is also saved if the request is no longer wanted.
         """
         self._done += 1
         now, wanted = time.monotonic(), self.wanted()
@@ -96,7 +99,7 @@ class Keeper:
         return wanted
 
     def write(self, path: Path, content: Callable[[], bytes]) -> None:
-        """Write a file from which the request can be resumed; warn once if that is not possible."""
+        """Write a file from which the request can be resumed; if that fails, warn once and continue."""
         if self._written(lambda: write_whole(path, content())):
             _LOG.debug("wrote %s", path)
 
@@ -113,7 +116,10 @@ class Keeper:
 
 
 class JobCheckpoints:
-    """Checkpoints of one request, as a sampler uses them (`sampling.sampler.Checkpoints`)."""
+    """Checkpoints of one request in its run's folder, behind the interface that samplers use.
+
+    The interface is `sampling.sampler.Checkpoints`.
+    """
 
     def __init__(self, keeper: Keeper, folder: RunFolder, job: Job, device: torch.device) -> None:
         self._keeper, self._folder, self._job, self._device = keeper, folder, job, device

@@ -19,21 +19,21 @@ from paradit.sampling.early_end import Unwanted
 from paradit.scheduling.stages import AHEAD
 
 BLOCK, ENDED, FAILED = range(3)
-"""Kinds of messages: one with a frame block, and two that end the video, as complete or as failed."""
+"""Kinds of messages to a decoder: a frame block follows; the video has ended; the video has failed."""
 
 
 class FailedElsewhere(Exception):
-    """Exception on a rank that decodes: the request has failed on the denoising rank, which reports it."""
+    """Exception on a decode rank: the request has failed on the denoise rank, which reports the cause."""
 
 
 class Coming:
-    """Iterator over a long video's frame blocks [1, C, f, h, w], fp32, which also measures its waits."""
+    """Iterator over a long video's frame blocks [1, C, f, h, w], fp32, which times the waits for them."""
 
     def __init__(self, blocks: Iterator[Tensor]) -> None:
-        """Iterate over blocks that this rank denoises, each when it is asked for."""
+        """Iterate over frame blocks that this rank denoises itself, each when it is asked for."""
         self._blocks = blocks
         self.waited = 0.0
-        """Seconds that the iterator has taken to get blocks so far."""
+        """Seconds that the iterator has spent waiting for frame blocks so far."""
 
     @property
     def denoise_seconds(self) -> float:
@@ -51,20 +51,20 @@ class Coming:
             self.waited += time.monotonic() - began
 
     def drain(self) -> None:
-        """Take all blocks that are left, so that the other ranks reach the end of the video, early or not."""
+        """Take and drop all frame blocks that are left, so that the denoise ranks can finish the video."""
         with suppress(Unwanted, FailedElsewhere, FloatingPointError):
             for _ in self._blocks:
                 pass
 
 
 class ComingFrom(Coming):
-    """Iterator over frame blocks that another rank sends by `Latents.send_blocks`.
+    """Iterator over frame blocks that another rank denoises and sends by `Latents.send_blocks`.
 
     It raises FailedElsewhere if the request fails there.
     """
 
     def __init__(self, channel: Channel, shapes: Iterator[tuple[int, ...]], device: torch.device) -> None:
-        """Receive blocks over a channel; `shapes` yields the shape [1, C, f, h, w] of each."""
+        """Receive frame blocks over a channel; `shapes` yields the shape [1, C, f, h, w] of each."""
         super().__init__(self._received(channel, shapes, device))
         self._took = 0.0
 
@@ -86,7 +86,7 @@ class ComingFrom(Coming):
 
 
 class Latents:
-    """One rank's ends of the channels from the first rank that denoises to each of the decoders."""
+    """One rank's ends of the channels by which latents travel from the first denoise rank to each decoder."""
 
     def __init__(
         self, spec: ModelSpec, placement: Placement, world: World | None, device: torch.device
@@ -96,7 +96,7 @@ class Latents:
         self._channels = [Channel(world, leader, group, AHEAD) for group in placement.decode_groups]
 
     def shape(self, request: ResolvedRequest) -> tuple[int, ...]:
-        """Return the shape of all latents of a request, [1, C, F, h, w]."""
+        """Return the shape [1, C, F, h, w] of all latents of a request."""
         return 1, *latent_shape(request, self._spec)
 
     def send(self, decoder: int, request: ResolvedRequest, latents: Tensor | None, seconds: float) -> None:
@@ -129,7 +129,7 @@ class Latents:
             self._channels[decoder].send(torch.cat([block.flatten(), about]))
 
         def send_nothing(what: int) -> None:
-            """Send a message of kind `what` in place of the next block, if one is still expected."""
+            """Send `what` (`ENDED` or `FAILED`) in place of the next frame block, if one is expected."""
             if (shape := next(shapes, None)) is not None:
                 send(torch.zeros(shape, device=self._device), what)
 
@@ -143,11 +143,11 @@ class Latents:
         send_nothing(ENDED)
 
     def receive_blocks(self, decoder: int, request: ResolvedRequest) -> ComingFrom:
-        """Return an iterator over a request's frame blocks, as they come."""
+        """Return an iterator over a request's frame blocks, which yields each one when it has come."""
         return ComingFrom(self._channels[decoder], self._block_shapes(request), self._device)
 
     def close(self) -> None:
-        """Wait until all that was sent has been received."""
+        """Wait until all latents that were sent have been received."""
         for channel in self._channels:
             channel.close()
 

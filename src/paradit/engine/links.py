@@ -1,4 +1,4 @@
-"""Measurements of messages between a machine's ranks: all ranks at once, and one pair after another."""
+"""Measurements of links between a machine's ranks: of all ranks at once, and of one pair after another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paradit.distributed.transport import Transport
 from paradit.planner.messages import PairSeconds
 
 TIMES = 5
-"""Number of measurements of each link; their median counts, because plans need usual times, not the best."""
+"""Number of measurements of each link; their median is used, because plans need usual times, not the best."""
 
 ROUNDS = 2
 """Number of rounds over all pairs, so that a passing disturbance is not mistaken for a slow link."""
@@ -42,10 +42,10 @@ def measure_pairs(
 def usual_link(
     transport: Transport, size: int, device: torch.device, peers: Sequence[int] | None = None
 ) -> Link:
-    """Measure a link several times; return its least latency and its median rate.
+    """Measure a link several times, and return its least latency and its median rate.
 
-    One measurement alone may be far off. size: bytes to each peer. peers: ranks with which this one exchanges
-    messages; None: all others.
+    One measurement alone may be far off. size: bytes sent to each peer. peers: ranks with which this one
+    exchanges messages; None: all others.
     """
     links = [measure_link(transport, size, device, peers) for _ in range(TIMES)]
     sent = size * (transport.num_ranks - 1 if peers is None else max(1, len(peers)))

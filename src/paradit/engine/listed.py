@@ -1,4 +1,4 @@
-"""Make the videos of a fixed list of jobs, without a driver, on ranks that torchrun or the like starts."""
+"""Making of a fixed list of videos, without a driver, on ranks started by a launcher such as torchrun."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ def make_videos(
     stop: Stop | None = None,
     checkpoint_steps: int | None = None,
 ) -> None:
-    """Do this rank's part of a fixed list of jobs; all ranks of the placement call it.
+    """Do this rank's part of a fixed list of jobs; all ranks of the placement call it together.
 
-    folder: saves progress; only the first rank has one, and informs the others which jobs are left.
+    folder: the run's folder, in which progress is saved; only the first rank has one, and informs the others
+    which jobs are left.
     """
     inbox = Inbox(stop)
     for position, (number, is_denoised) in enumerate(_left(jobs, folder, world)):
@@ -54,7 +55,7 @@ def make_videos(
 
 
 def _left(jobs: list[Job], folder: RunFolder | None, world: World | None) -> list[tuple[int, bool]]:
-    """Return the numbers of the jobs that are left, each with whether its latents are there already."""
+    """Return the numbers of the jobs that are left, each with whether its denoised latents are saved."""
     left = [
         (number, folder.is_denoised(job) if folder else False)
         for number, job in enumerate(jobs)

@@ -1,4 +1,4 @@
-"""Orders, which tell ranks what to make, and the inbox of a rank's next ones. Torch-free."""
+"""Orders, each of which tells ranks to make a video, and a rank's queue of them. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from paradit.stopping import Stop
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """A video to make, and how. All ranks of a world get the same orders, in the same order."""
+    """Order to the ranks to make a video: the job, and how to carry it out.
+
+    All ranks get the same orders in the same sequence.
+    """
 
     number: int
-    """Number of the job among all jobs of its engine; its events have it too."""
+    """Number of the order's job among all jobs of its engine; events about the job have the same number."""
     job: Job
     folder: Path | None
-    """Path to the folder of the job's run; None: no progress is saved."""
+    """Path to the folder of the job's run, where progress is saved; None: no progress is saved."""
     is_denoised: bool = False
-    """Whether the latents are there already, and only the decode is left to do."""
+    """Whether the denoised latents are saved already, so that only the decode is left to do."""
     replica: int = 0
-    """Number of the replica that makes the video, from 0."""
+    """Number, from 0, of the replica that makes the video."""
     overwrite: bool = False
     metadata: bool = True
-    """Whether the video's metadata says what it was made from (`provenance`)."""
+    """Whether the video's metadata says what the video was made from (`provenance`)."""
     checkpoint_steps: int | None = None
     """Denoising steps between checkpoints; None: by time."""
 
     def plain(self) -> dict[str, Any]:
-        """Return the order as plain values, which can be sent over a channel."""
+        """Return the order as plain values, to be sent over a channel."""
         # Files are named in results as the user has named them.
         named = {"output": self.job.output, "latents": str(self.job.latents) if self.job.latents else None}
         about = {"job": {**plain_job(self.job), **named}, "place": [self.job.index, self.job.count]}
@@ -41,7 +44,7 @@ class Order:
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Order:
-        """Return the order that `plain` has turned into plain values."""
+        """Return an order made from the plain values that `plain` returned."""
         fields = dict(plain)
         job = job_of(fields.pop("job"), *fields.pop("place"))
         folder = fields.pop("folder")
@@ -49,45 +52,50 @@ class Order:
 
 
 class Inbox:
-    """Queue of the orders that a rank has not begun, and the numbers of those that were cancelled.
+    """Queue of the orders (videos to make) that a rank has not begun, with the cancelled ones marked.
 
     One thread takes orders; any may add and cancel them.
     """
 
     def __init__(self, stop: Stop | None = None) -> None:
-        """Create an empty inbox. stop: the user's wish to stop, after which no order is wanted any more."""
+        """Create an empty inbox.
+
+        stop: flag that the user sets to end the run; after that no order is wanted any more.
+        """
         self._stop = stop or Stop()
         self._news = threading.Condition()
         self._orders: deque[Order] = deque()
         self._cancelled: set[int] = set()
         self._ended = False
         self.replica: int | None = None
-        """Number of the replica whose orders are taken; None: all orders are."""
+        """Number of the replica whose orders this rank takes; None: it takes all orders."""
 
     def add(self, order: Order) -> None:
-        """Add an order, to be carried out after those before it."""
+        """Add an order to the end of the queue."""
         with self._news:
             self._orders.append(order)
             self._news.notify()
 
     def cancel(self, number: int) -> None:
-        """Cancel an order: it is not made, or not to its end."""
+        """Cancel an order: it is not begun, or it is ended within a step."""
         self._cancelled.add(number)
 
     def end(self) -> None:
-        """Declare that no more orders come."""
+        """Declare that no more orders will be added."""
         with self._news:
             self._ended = True
             self._news.notify()
 
     def is_wanted(self, order: Order) -> bool:
-        """Return whether an order is still to be made: it is not cancelled, and the run not stopped."""
+        """Return whether an order is still wanted: not cancelled, and the user has not asked to stop."""
         return order.number not in self._cancelled and not self._stop.wanted
 
     def take(self, wait: bool) -> Order | None:
-        """Take the next order and return it; None if there is none (`scheduling.stages.Take`).
+        """Take the next order from the queue and return it; None if there is none.
 
-        wait: whether to wait for one; then None means that no more come.
+        See `scheduling.stages.Take`.
+
+        wait: whether to wait for one; None then means that no more will come.
         """
         with self._news:
             while not self._stop.wanted:

@@ -1,4 +1,6 @@
-"""Placement that the planner finds fastest for a run, if this machine is calibrated. Torch-free.
+"""Choice of the placement that the planner finds fastest for a run, if this machine is calibrated.
+
+Torch-free.
 
 The process that starts the ranks decides once, for all of them.
 """
@@ -31,22 +33,22 @@ from paradit.scheduling.balance import MARGIN, Choice, name_of, ways, worth_taki
 from paradit.scheduling.layer_pipeline import MANY_BLOCKS
 
 SHOWN = 3
-"""Number of other placements that a reason names, with their times."""
+"""Number of other placements that the reason for a choice names, with their times."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Open:
-    """Settings of a placement that the user has left open."""
+    """Settings of a placement that the user has left open, so that the planner may decide them."""
 
     cfg_degrees: Sequence[int] = (1, 2)
     replicas: bool = True
-    """Whether ranks may form replicas."""
+    """Whether the planner may divide the ranks into replicas."""
     coprocess: bool = True
-    """Whether ranks that decode may help with the attention of those that denoise."""
+    """Whether the planner may let idle decode ranks do some of the attention of those that denoise."""
 
 
 def largest(jobs: list[Job], spec: ModelSpec) -> ResolvedRequest:
-    """Return the resolved request with the most work, which stands for all."""
+    """Return the request with the most tokens times steps; the plan for all jobs is made for it."""
 
     def work(request: ResolvedRequest) -> int:
         tokens = spec.tokens(request.num_frames, request.height, request.width)
@@ -56,11 +58,11 @@ def largest(jobs: list[Job], spec: ModelSpec) -> ResolvedRequest:
 
 
 def planned(jobs: list[Job], spec: ModelSpec, base: Placement, cluster: Cluster, left: Open) -> Choice | None:
-    """Return the fastest placement on `base`'s ranks that fits into memory, or the one that needs least.
+    """Return the fastest placement that fits into memory, or the one that needs least if none fits.
 
-    base: has all stages together, and the settings that the user has chosen. left: what else may be decided;
-    the form of attention is, too. Returns None if the planner does not know the method, or finds no
-    placement.
+    base: placement with all stages on the same ranks, and with the settings that the user has chosen. left:
+    settings that the planner may decide, besides the attention form. Returns None if the planner does not
+    know the method, or finds no placement.
     """
     simulator = _simulator(jobs, spec, cluster)
     if simulator is None:
@@ -86,7 +88,7 @@ def planned(jobs: list[Job], spec: ModelSpec, base: Placement, cluster: Cluster,
 
 
 def planned_form(jobs: list[Job], spec: ModelSpec, placement: Placement, cluster: Cluster) -> Choice | None:
-    """Return a placement with its form of attention decided; None if there is nothing to decide."""
+    """Return a placement with the attention form that the planner chooses; None if there is no choice."""
     simulator = _simulator(jobs, spec, cluster)
     if simulator is None or simulator.long is not None:
         return None
@@ -98,7 +100,7 @@ def planned_form(jobs: list[Job], spec: ModelSpec, placement: Placement, cluster
 
 
 def _simulator(jobs: list[Job], spec: ModelSpec, cluster: Cluster) -> Simulator | None:
-    """Return a simulator of the largest request; None if the planner does not know the method."""
+    """Return a simulator for the largest of the requests; None if the planner does not know the method."""
     request = largest(jobs, spec)
     if method_of(request).player is None:
         return None
@@ -134,7 +136,7 @@ def _as_a_whole(simulator: Simulator, base: Placement, num_prompts: int, left: O
 
 
 def _played(simulator: Simulator, ways: list[Way], num_prompts: int, goal: str) -> list[Simulated]:
-    """Simulate candidate placements of a long video that may be the best, and those to compare it with."""
+    """Simulate placements for a long video: those that may be the best, and some to compare the best with."""
     played = list(play_long(simulator, ways, num_prompts, goal))
     best = min(played, key=GOALS[goal], default=None)
     if best is None:
@@ -144,7 +146,7 @@ def _played(simulator: Simulator, ways: list[Way], num_prompts: int, goal: str) 
 
 
 def _in_each_form(simulator: Simulator, way: Way, num_prompts: int) -> list[Simulated]:
-    """Simulate a candidate placement with every open form of attention; the one to take comes first."""
+    """Simulate a placement with every attention form that it leaves open; the form to choose comes first."""
     heads = simulator.spec.transformers[0].num_attention_heads
     choices = way.placement.choices(heads, simulator.branches)
     simulated = [simulator.simulate(way, num_prompts, choice.simplest) for choice in choices]
@@ -153,9 +155,10 @@ def _in_each_form(simulator: Simulator, way: Way, num_prompts: int) -> list[Simu
 
 
 def _put_plain_first(groups: list[list[Simulated]], goal: str) -> None:
-    """Move the fastest candidate without co-processing to the front, unless the first is worth taking.
+    """Put the fastest placement without co-processing first, unless another is faster by more than `MARGIN`.
 
-    The first, which has co-processing, is if it is faster by more than `MARGIN`.
+    Co-processing lets idle decode ranks do some of the attention. groups: simulated placements, the fastest
+    first, each in several attention forms.
     """
     plain = next(number for number, (one, *_) in enumerate(groups) if not one.way.coprocess)
     if not worth_taking([GOALS[goal](groups[number][0])[0] for number in (plain, 0)]):
@@ -163,9 +166,9 @@ def _put_plain_first(groups: list[list[Simulated]], goal: str) -> None:
 
 
 def _choice(simulated: list[Simulated], what: str) -> Choice:
-    """Return the first of the simulated candidates as the choice, with a reason that names some others.
+    """Return the choice of the first of the simulated placements, with a reason that names some others.
 
-    simulated: candidate placements, the best first. what: the requests that the seconds are for, in words.
+    simulated: simulated placements, the best first. what: the requests that the seconds are for, in words.
     """
     seconds: dict[str, float] = {}
     for one in simulated:
@@ -179,7 +182,7 @@ def _choice(simulated: list[Simulated], what: str) -> Choice:
 
 
 def _reasons(groups: list[list[Simulated]], goal: str) -> tuple[str, ...]:
-    """Return lines that say why the first candidate is the best one; none if it does not fit."""
+    """Return lines that say why the first placement is the best one; none if it does not fit into memory."""
     if goal == "memory":
         return ()
     plans = [Plan(name="", simulated=one, fits=True) for group in groups for one in group]
@@ -188,7 +191,7 @@ def _reasons(groups: list[list[Simulated]], goal: str) -> tuple[str, ...]:
 
 
 def _form_line(simulated: list[Simulated]) -> str:
-    """Return a line on how fast the chosen form of attention is, and the others; empty if there is one."""
+    """Return a line on the speed of the chosen attention form, and of the others; empty if there is one."""
     if len(simulated) == 1:
         return ""
     taken, *others = simulated

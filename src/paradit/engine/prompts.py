@@ -15,13 +15,13 @@ from paradit.scheduling.stages import AHEAD
 
 
 class Prompts:
-    """One rank's end of the channel for prompt embeddings."""
+    """One rank's end of the channel by which prompt embeddings travel from encode to denoise ranks."""
 
     def __init__(self, placement: Placement, world: World | None) -> None:
         self._channel = Channel(world, placement.encode_ranks[0], placement.denoise_ranks, AHEAD)
 
     def send(self, model: VideoModel, request: ResolvedRequest, prompts: tuple[Prompt, ...] | None) -> None:
-        """Send a request's prompt embeddings; None says that the request is no longer wanted."""
+        """Send a request's prompt embeddings, or None if the request is no longer wanted."""
         if prompts is None:
             size = self._size(model, request)
             parts = [torch.zeros(size, dtype=model.dtype, device=model.device)]
@@ -43,7 +43,7 @@ class Prompts:
         )
 
     def close(self) -> None:
-        """Wait until all that was sent has been received."""
+        """Wait until all prompt embeddings that were sent have been received."""
         self._channel.close()
 
     def _size(self, model: VideoModel, request: ResolvedRequest) -> int:

@@ -1,4 +1,4 @@
-"""The program that every rank runs, even a single one: it takes orders, and does its stages of each."""
+"""Program that every rank runs, even a single one: it takes orders (videos to make) and does their stages."""
 
 from __future__ import annotations
 
@@ -54,11 +54,12 @@ def rank_program(
     world: World | None = None,
     device: torch.device | None = None,
 ) -> Callable[[], None]:
-    """Wait for the first order, and return this rank's program: `pipeline.run` with this rank.
+    """Wait for the first order, and return this rank's program, which is `pipeline.run` with this rank.
 
-    All ranks call it. The program does this rank's part of every order, until no more come. An order that is
-    no longer wanted ends within a step, on all ranks alike. If an order fails, because its latents are not
-    finite or its video cannot be written, the others are not affected. world: None for one process.
+    All ranks call it. The program does this rank's part of every order (a video to make), until no more come.
+    An order that is no longer wanted ends within a step, on all ranks alike. If an order fails, because its
+    latents are not finite or its video cannot be written, the others are not affected. world: the ranks that
+    work together; None for one process.
     """
     at_end = None
     if placement.replicas > 1:
@@ -74,7 +75,7 @@ def rank_program(
 
 
 class _Rank:
-    """One rank, as `pipeline.run` drives it: its work in each stage, and its channels to the other ranks."""
+    """One rank's work in each stage, for `pipeline.run`, and its channels to the other ranks."""
 
     def __init__(
         self,
@@ -108,8 +109,8 @@ class _Rank:
         self._open: dict[int, Open] = {}
         self._taken = 0
         self._began = time.monotonic()
-        """Time from which the next video's first frame is timed: the start, the end of the video before it,
-        or the arrival of its order at an idle rank; on the monotonic clock."""
+        """Start of the seconds to the next video's first frame, on the monotonic clock: the rank's start, the
+        end of the video before, or the arrival of an order while the rank was idle."""
         self._layers: LayerShare | None = None
 
     def load(self) -> None:
@@ -130,12 +131,15 @@ class _Rank:
         self._latents = Latents(self._spec, self._placement, self._world, self._model.device)
 
     def requests(self) -> Iterator[tuple[tuple[str, ...], Order]]:
-        """Yield orders as they come, each with the stages that this rank does next for it."""
+        """Yield orders (videos to make) as they come, each with the stages that this rank has to do next."""
         decoders, stages = len(self._placement.decode_groups), self._stages
         return program(stages, self._decoder, decoders, self._take, lambda order: order.is_denoised)
 
     def _take(self, wait: bool) -> Order | None:
-        """Take the next order, begin a record of it, and return it (`scheduling.stages.Take`)."""
+        """Take the next order from the inbox, create a record of it, and return it.
+
+        See `scheduling.stages.Take`.
+        """
         order = self._inbox.take(wait)
         if order is not None:
             if not self._open:
@@ -182,7 +186,7 @@ class _Rank:
             self._latents.send(self._decoder_of(order), order.job.request, latents, seconds)
 
     def _denoise_blocks(self, order: Order, prompts: tuple[Prompt, ...] | None, team: Team) -> None:
-        """Denoise a long video; the first rank sends each frame block to the decoder once it is denoised."""
+        """Denoise a long video; the first denoise rank sends each denoised frame block to the decoder."""
         if self._decoder >= 0 and team.is_first:
             # This rank decodes, too: each block before the next one is denoised.
             self._open[order.number].coming = Coming(self._blocks(order, prompts, team))
@@ -199,7 +203,7 @@ class _Rank:
                 self._end_early(order, error)
 
     def _blocks(self, order: Order, prompts: tuple[Prompt, ...] | None, team: Team) -> Iterator[Tensor]:
-        """Return an iterator over denoised latents: frame blocks, or everything at once.
+        """Return an iterator over denoised latents: frame blocks, or all latents as one.
 
         It yields them on the first rank that denoises, and nothing on the others.
         """
@@ -225,7 +229,7 @@ class _Rank:
         )
 
     def decode(self, order: Order) -> None:
-        """Decode a request and write its file, or decode this rank's tiles for the rank that writes it."""
+        """Decode a video and write its file, or decode this rank's tiles for the rank that writes it."""
         self._emit(Doing(job=order.number, stage="decode"))
         latents = self._latents_of(order)
         self._open[order.number].is_through = True
@@ -265,14 +269,14 @@ class _Rank:
             open_.coming.drain()  # the ranks that denoise reach its end too, if the decode has ended before
 
     def _while_wanted(self, order: Order, frames: Generator[Frames]) -> Generator[Frames]:
-        """Yield frames while the order is wanted; raise Undecoded when it no longer is."""
+        """Yield frames while the video is wanted; raise Undecoded once it is cancelled."""
         for frame in frames:
             if not self._inbox.is_wanted(order):
                 raise Undecoded
             yield frame
 
     def _latents_of(self, order: Order) -> Tensor | LatentBlocks:
-        """Return the latents to decode: from the rank that denoised them, or from an earlier run."""
+        """Return the latents to decode, from the denoise rank or from an earlier run's file."""
         request, open_, number = order.job.request, self._open[order.number], self._decoder_of(order)
         if method_of(request).streams:
             if open_.coming is None:
@@ -290,7 +294,7 @@ class _Rank:
         return latents
 
     def _coming_blocks(self, order: Order, coming: Coming) -> Iterator[Tensor]:
-        """Yield the frame blocks to decode as they come; then save them all, if the job asks for latents."""
+        """Yield the frame blocks to decode as they come; then save them all if the job asks for latents."""
         job, collected = order.job, []
         for block in coming:
             if job.latents is not None:
@@ -301,7 +305,10 @@ class _Rank:
             save_latents(job.latents, latents, job.about(self._spec), self._provenance(order))
 
     def account(self, order: Order) -> None:
-        """Report a request's result if its video was written here; called after this rank's stages of it."""
+        """Report a request's result if this rank wrote the video.
+
+        Called after this rank's stages of the request.
+        """
         open_, job = self._open[order.number], order.job
         # The first rank stops an endless video; the others do not reach this line.
         meet = self._all_meet and not order.is_denoised and not job.request.endless
@@ -316,7 +323,7 @@ class _Rank:
         self._began = time.monotonic()
 
     def close(self) -> None:
-        """Wait until all that was sent is received; report the ranks' memory if no `Finished` had it."""
+        """Wait until all that was sent is received; report peak memory if `Finished` events have not."""
         if self._helper is not None:
             self._helper.until_latents()  # ends the helping: no more latents come
         self._prompts.close()
@@ -332,7 +339,7 @@ class _Rank:
             self._at_end()
 
     def _decoder_of(self, order: Order) -> int:
-        """Return the number of the decoder that takes a request (`scheduling.stages.decoder_of`)."""
+        """Return the index of the decode group that takes a request (see `scheduling.stages.decoder_of`)."""
         return decoder_of(self._open[order.number].position, len(self._placement.decode_groups))
 
     def _peak_memory(self) -> list[int]:
@@ -351,22 +358,25 @@ class _Rank:
         return partial(self._inbox.is_wanted, order)
 
     def _provenance(self, order: Order) -> dict[str, Any] | None:
-        """Return a video's provenance for its metadata; None if the order wants no metadata."""
+        """Return the record, for metadata, of what a video was made from; None if metadata is not wanted."""
         if not order.metadata:
             return None
         dtype = name_of(self._model.dtype)
         return provenance(order.job.request, self._spec, dtype, self._placement.kernel)
 
     def _undecoded(self, order: Order) -> str:
-        """Return the key to publish once a long video's decode has failed and needs no more blocks."""
+        """Return the key that a decode rank publishes once its decode of a long video has failed.
+
+        The ranks that denoise then end the video.
+        """
         return f"video {order.number} is not wanted"
 
     def _telling(self, order: Order | None) -> Progress:
-        """Return a `Progress` that reports on an order; without an order, one that reports only warnings."""
+        """Return a `Progress` that reports on an order, or only warnings if the order is None."""
         return Progress(self._emit, order.number) if order is not None else Progress()
 
     def _end_early(self, order: Order, error: Exception) -> None:
-        """Report why an order has failed, or that it has ended because it is no longer wanted."""
+        """Report that an order has ended without its video: cancelled, or failed because of `error`."""
         if isinstance(error, (Unwanted, Undecoded)):
             self._emit(Cancelled(job=order.number))
             return

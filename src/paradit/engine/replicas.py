@@ -14,9 +14,9 @@ from paradit.progress import Emit, Event, renaming
 
 
 def own_world(world: World, size: int) -> World | None:
-    """Return the world of this rank's replica; None if a replica is one process.
+    """Return the process group of this rank's replica; None if each replica is one process.
 
-    size: ranks of each replica. Every rank of all replicas calls it.
+    size: number of ranks in each replica. Every rank of all replicas calls it.
     """
     # All ranks must create all groups, in the same order.
     parts = [world.part(range(first, first + size)) for first in range(0, world.size, size) if size > 1]
@@ -24,7 +24,10 @@ def own_world(world: World, size: int) -> World | None:
 
 
 def tell_memory(world: World, placement: Placement, emit: Emit) -> None:
-    """Gather the peak memory of all replicas' ranks, and report it from the first; all call it at the end."""
+    """Gather the peak memory of all replicas' ranks, and report it from the first rank.
+
+    All ranks call it together, at the end of the run.
+    """
     mine = torch.tensor([peak_memory_bytes(world.device)], device=world.device)
     memory = [int(one) for one in world.transport().all_gather(mine)]
     if world.rank == 0:
@@ -33,7 +36,7 @@ def tell_memory(world: World, placement: Placement, emit: Emit) -> None:
 
 
 def of_replica(emit: Emit, replica: int) -> Emit:
-    """Return an `emit` for one replica, which puts the replica's number into the names of stages."""
+    """Return an `emit` for one replica, which adds the replica's number to the names of stages."""
 
     def emit_own(event: Event) -> None:
         if isinstance(event, Finished):

@@ -1,4 +1,4 @@
-"""Reserve the names of a run's files, from before it loads anything until it ends. Torch-free."""
+"""Reservation of the names of a run's files, from before it loads anything until it ends. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from paradit.video.writer import check_file, check_target
 
 @contextmanager
 def files_reserved(jobs: Sequence[Job], trace: Path | None = None, *, overwrite: bool) -> Iterator[None]:
-    """Reserve the names of all files that jobs write, and create their folders, within the body.
+    """Reserve the names of all files that jobs write, and create their folders, while the `with` block runs.
 
-    trace: path to another file that the run writes. Raises InputError if another run holds one of the names,
-    or, without `overwrite`, if a file has appeared there since it was checked. Of torchrun's ranks, the first
-    one does it for all.
+    trace: path to a trace file that the run writes, too. Raises InputError if another run holds one of the
+    names, or, without `overwrite`, if a file has appeared there since it was checked. If torchrun has started
+    the ranks, the first one does it for all.
     """
     if not is_first_rank():
         yield

@@ -1,4 +1,4 @@
-"""Makes the videos of a run: in this process, on ranks that it starts, or as one of a launcher's ranks."""
+"""Making of a run's videos: in this process, on ranks that it starts, or as one of a launcher's ranks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def check_devices(placement: Placement, dtype: str | None) -> None:
-    """Refuse more ranks than this machine has GPUs, and an attention backend that it cannot run.
+    """Refuse more ranks than this machine has GPUs, or an attention backend that does not run here.
 
     Any number of ranks may run on a CPU. dtype: as in a request; None: the usual one. Raises InputError.
     """
@@ -54,11 +54,12 @@ def make(
     *,
     tracing: Tracing | None = None,
 ) -> None:
-    """Make what is left of a run. Of a launcher's ranks, only the first has a folder.
+    """Make those of a run's videos that are not done yet.
 
-    At the end the folder is removed, unless the run can be resumed from it (`Resumable`), or long videos can
-    be made longer (`Extendable`). Raises RankError if the ranks that are started here cannot start,
-    Interrupted after a stop.
+    folder: the run's folder; of a launcher's ranks, only the first has one. At the end the folder is removed,
+    unless the run can be resumed from it (`Resumable`), or long videos can be made longer (`Extendable`).
+    Raises RankError if the ranks that are started here cannot start, and Interrupted after the user has asked
+    to stop.
     """
     if folder is None:
         _make_as_launched(run, spec, None, report, stop)
@@ -84,7 +85,7 @@ def make(
 
 
 def leave(run: Run, folder: RunFolder, emit: Emit) -> None:
-    """Remove a run's folder; or keep it, and report that the run can be resumed, or its videos extended."""
+    """Remove a run's folder; or keep it and report why, if the run can be resumed, or its videos extended."""
     if all(folder.is_done(job) for job in run.jobs):
         if any(folder.is_extendable(job) for job in run.jobs):
             emit(Extendable(folder=str(folder.path)))
@@ -105,9 +106,9 @@ def make_driver(
     hang_limit: float = HANG_SECONDS,
     tracing: Tracing | None = None,
 ) -> Driver:
-    """Return a driver of a placement's ranks, which it starts; a single rank runs in the driver's thread.
+    """Return a driver that starts the ranks of a placement; a single rank runs in the driver's thread.
 
-    tracing: what the started ranks record.
+    tracing: settings for the trace that the started ranks record.
     """
 
     def start() -> Ranks:
@@ -138,7 +139,10 @@ def make_driver(
 
 
 def order_of(run: Run, job: Job, folder: RunFolder | None, number: int) -> Order:
-    """Return an `Order` for one of a run's jobs. number: its number, unique in the driver."""
+    """Return the order (a video to make, as ranks get it) for one of a run's jobs.
+
+    number: number of the order, unique in the driver.
+    """
     return Order(
         number=number,
         job=job,
@@ -152,7 +156,7 @@ def order_of(run: Run, job: Job, folder: RunFolder | None, number: int) -> Order
 def _make_as_launched(
     run: Run, spec: ModelSpec, folder: RunFolder | None, report: Progress, stop: Stop
 ) -> None:
-    """Do this rank's part of a run, as one of the ranks that a launcher has started; there is no driver."""
+    """Do this rank's part of a run, as one of the ranks that a launcher has started, without a driver."""
     import torch
 
     from paradit.devices import device_of
@@ -189,9 +193,9 @@ def _make_as_launched(
 
 
 def heeded(emit: Emit, stop: Stop) -> Emit:
-    """Return an `emit` that records in `stop` whether denoising is under way, which a stop ends soon.
+    """Return an `emit` that keeps `stop.heeded` up to date: true while a request is being denoised.
 
-    After a stop, it does not pass on events that requests are cancelled.
+    After a stop, it does not pass on events that say that requests are cancelled.
     """
 
     def emit_heeded(event: Event) -> None:

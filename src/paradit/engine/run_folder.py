@@ -41,22 +41,25 @@ from paradit.files import name_words, remove, remove_left_lock, remove_parts, wr
 
 _LOG = logging.getLogger(__name__)
 VERSION = 1
-"""Version of the format of `run.json`; 0 is that of ParaDiT 0.1, whose files have no version."""
+"""Version of the format of `run.json`; 0 stands for ParaDiT 0.1, which wrote no version into its files."""
 RUNS = "paradit-runs"
-"""Name of the folder that holds runs, beside their first videos."""
+"""Name of the folder that holds the folders of runs; it stands beside each run's first video."""
 SHOWN_RUNS = 5
-"""Number of runs that an error names, at most, if the one asked for is not found."""
+"""Number of runs that an error lists, at most, if the one asked for is not found."""
 
 
 class RunFolder:
-    """Folder of one run at `path`: what it was asked for, and the progress that is saved."""
+    """Folder of one run: what the run was asked for, and the progress that is saved."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
     def create(cls, run: Run) -> RunFolder:
-        """Create a folder for a run, beside its first video. Raises InputError if it cannot be created."""
+        """Create the folder of a run, beside the run's first video.
+
+        Raises InputError if it cannot be created.
+        """
         first = run.jobs[0]
         beside = (first.make_folder or Path(first.output)).absolute().parent
         words = name_words(first.request.prompt)
@@ -90,22 +93,25 @@ class RunFolder:
         return self.path / f"{index:05d}.safetensors"
 
     def block(self, index: int, number: int) -> Path:
-        """Return the path to a denoised frame block of a request's latents; blocks count from 0."""
+        """Return the path to the file of a request's denoised frame block `number`, counted from 0."""
         return self.path / f"{index:05d}.block-{number:04d}.pt"
 
     def open_state(self, index: int) -> Path:
-        """Return the path to a request's block queue, saved before the video's end affected any block."""
+        """Return the path to a request's saved block queue, from which its video can be made longer.
+
+        The queue is as it was before the video's end affected any frame block.
+        """
         return self.path / f"{index:05d}.open.pt"
 
     def num_blocks(self, index: int) -> int:
-        """Return how many of a request's frame blocks are saved."""
+        """Return the number of frame blocks that are saved of a request."""
         return next(number for number in count() if not self.block(index, number).exists())
 
     def reopen(self, run: Run) -> None:
-        """Prepare a finished run for longer versions of its videos, which resume from saved block queues.
+        """Prepare a finished run for making its videos longer, which resumes from their saved block queues.
 
-        These are from before the old end affected any block, so an interruption here does no harm: the old,
-        shorter videos could resume from them, too.
+        The queues are from before the old end affected any frame block, so an interruption here does no harm:
+        the old, shorter videos could resume from them, too.
         """
         for job in run.jobs:
             if self.open_state(job.index).exists():
@@ -114,11 +120,11 @@ class RunFolder:
         self._write(run)
 
     def is_denoised(self, job: Job) -> bool:
-        """Whether the request's final latents are saved, so that only the decode is left to do."""
+        """Return whether the request's final latents are saved, so that only the decode is left to do."""
         return self.latents(job.index).exists()
 
     def has_video(self, job: Job) -> bool:
-        """Whether the request's video is complete, under its name."""
+        """Return whether the request's video is complete, under its name."""
         try:
             mark = self._mark(job.index).read_text()
         except OSError:
@@ -126,15 +132,15 @@ class RunFolder:
         return mark == _DONE or mark == _inode(Path(job.output))
 
     def is_done(self, job: Job) -> bool:
-        """Whether nothing is left to do for the request. An endless video is never done."""
+        """Return whether nothing is left to do for the request. An endless video is never done."""
         return self.has_video(job) and not job.request.endless
 
     def is_extendable(self, job: Job) -> bool:
-        """Whether the request's video is complete, and can be made longer."""
+        """Return whether the request's video is complete and can be made longer."""
         return self.is_done(job) and self.open_state(job.index).exists()
 
     def name_next(self, index: int, video: Path) -> None:
-        """Note that a file is about to get the name of the request's video, in case of a kill just then."""
+        """Record that a request's video is about to get its name, in case this process is killed then."""
         with contextlib.suppress(OSError):  # a full disk: at worst the video is written again
             self._mark(index).write_text(_inode(video))
 
@@ -147,13 +153,13 @@ class RunFolder:
             self.checkpoint(job.index).unlink(missing_ok=True)
 
     def has_something(self) -> bool:
-        """Whether a later run could resume from this folder, instead of beginning anew."""
+        """Return whether a later run could resume from this folder, instead of beginning anew."""
         # The user may have removed the folder meanwhile.
         there = self.path.iterdir() if self.path.is_dir() else ()
         return any(path.suffix in (".pt", ".safetensors", ".done") for path in there)
 
     def remove(self) -> None:
-        """Remove the folder, and the folder of runs if this was the last one."""
+        """Remove this run's folder, and the folder that holds all runs if this was the last one."""
         _LOG.debug("removing the run's folder %s", self.path)
         shutil.rmtree(self.path, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -161,7 +167,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run's lock within the body. Raises InputError if another process holds it."""
+        """Hold the run's lock while the `with` block runs. Raises InputError if another process holds it."""
         import fcntl  # not on Windows
 
         with (self.path / "lock").open("w") as file:
@@ -172,7 +178,7 @@ class RunFolder:
             yield
 
     def is_running(self) -> bool:
-        """Whether a process is running it now."""
+        """Return whether a process is working on the run now."""
         try:
             with self.locked():
                 return False
@@ -180,15 +186,15 @@ class RunFolder:
             return True
 
     def note_process(self, pid: int) -> None:
-        """Record the id of a process that may write the run's videos."""
+        """Record the id of a process that may write the run's videos, for `sweep` to find its left files."""
         with contextlib.suppress(OSError), (self.path / "processes").open("a") as file:
             file.write(f"{pid}\n")
 
     def sweep(self, jobs: Iterable[Job], pids: Collection[int] | None = None) -> None:
-        """Remove files that processes have left half-written.
+        """Remove files that processes which have ended have left half-written.
 
         pids: ids of these processes; None: all that have worked on the run. Then their locks and growing
-        videos are removed too.
+        videos are removed, too.
         """
         if pids is None:
             pids = self._processes()
@@ -224,7 +230,7 @@ def _inode(path: Path) -> str:
 
 
 def find_run(path: Path) -> RunFolder:
-    """Return the run at `path`. Raises InputError if there is none, and names the runs nearby."""
+    """Return the run at `path`. Raises InputError if there is none, and lists the runs nearby."""
     if (path / "run.json").exists():
         return RunFolder(path)
     near = {path.absolute().parent, Path(RUNS).absolute(), path.absolute() / RUNS, path.absolute()}
@@ -241,7 +247,7 @@ def find_run(path: Path) -> RunFolder:
 
 
 def unfinished(folder: Path) -> list[RunFolder]:
-    """Return the runs below `folder` that are not finished, the oldest first."""
+    """Return the folders of unfinished runs below `folder`, the oldest first."""
     found = [RunFolder(path.parent) for path in (folder / RUNS).glob("*/run.json")]
     left = [run for run in found if not all(run.is_done(job) for job in run.read().jobs)]
     return sorted(left, key=lambda run: run.path.stat().st_mtime)
@@ -253,7 +259,10 @@ def _as_json(run: Run) -> dict[str, Any]:
 
 
 def _from_json(found: dict[str, Any]) -> Run:
-    """Return the run that `_as_json` has written, in any version up to this one. Raises InputError."""
+    """Return the run that `_as_json` has written to `run.json`, in any version up to this one.
+
+    Raises InputError if it is not valid.
+    """
     if type(version := found.pop("version", 0)) is not int or version not in range(VERSION + 1):
         raise InputError(f"its version is {shown(version)}, and this paradit reads those up to {VERSION}")
     parts = {
@@ -276,7 +285,7 @@ _JOB = {name: field for name, field in all_fields(Job).items() if name not in ("
 
 
 def plain_job(job: Job) -> dict[str, Any]:
-    """Return a job as plain values, without its index and the number of jobs."""
+    """Return a job as plain values, without its index in the run and the number of jobs."""
     return {
         "request": asdict(job.request),
         "output": str(Path(job.output).absolute()),
@@ -287,7 +296,7 @@ def plain_job(job: Job) -> dict[str, Any]:
 
 
 def job_of(plain: dict[str, Any], index: int, count: int) -> Job:
-    """Return the job that `plain_job` has turned into plain values. Raises InputError for invalid ones."""
+    """Return a job made from the plain values of `plain_job`. Raises InputError for invalid ones."""
     fields = read_all(_JOB | {"request": Declared.of("request", dict[str, Any])}, plain)
     return Job(**{**fields, "request": _request(fields["request"])}, index=index, count=count)
 

@@ -1,4 +1,4 @@
-"""Ranks that this process has started: their messages and output; and calls of a function on all ranks."""
+"""Ranks that this process has started: their messages and output, and function calls on all of them."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from paradit.progress import Emit, Progress
 
 LISTEN_SECONDS = 0.2
 LOG_LINES = 200
-"""Number of lines of a rank's log that are kept, at most."""
+"""Number of lines of a rank's output that are kept, at most."""
 GRACE_SECONDS = 2.0
 """Seconds after the first failure in which other ranks may still report what has happened to them."""
 LAST_WORDS = ("done", "stopped", "raised", "returned", ENDED)
-"""Kinds of messages after which a rank sends no more."""
+"""Kinds of messages that are a rank's last: after one of them it sends no more."""
 
 
 def preloaded(spec: ModelSpec) -> list[str]:
-    """Return the names of the modules that every rank of this model imports."""
+    """Return the names of the modules that every rank of this model imports, to load them beforehand."""
     return ["paradit.engine.rank", family(spec.pipeline_class).module]
 
 
 class Ranks:
-    """Processes of one world: the messages that they send, and the last lines of their output."""
+    """Started processes of ranks that work together: their messages, and the last lines of their output."""
 
     def __init__(self, launcher: Launcher, ranks: int, work: Work, preload: Sequence[str] = ()) -> None:
         self._launcher, self._hub = launcher, Hub()
         self.are_replaced = launcher.capabilities.replaces
-        """Whether ranks can be started again after one has failed."""
+        """Whether the launcher can start ranks again after one has failed."""
         self._quiet: set[int] = set()
         """Ranks that have sent their last message."""
         self._logs: dict[int, deque[str]] = {rank: deque(maxlen=LOG_LINES) for rank in range(ranks)}
@@ -61,8 +61,8 @@ class Ranks:
     def hear(self, timeout: float = LISTEN_SECONDS) -> list[tuple[int, Message]]:
         """Return the messages that ranks have sent, as (rank, message).
 
-        The word of a rank's last message is one of `LAST_WORDS`: `ended`, with how its process has ended, if
-        the rank itself has sent none.
+        Each rank's last message is of a kind in `LAST_WORDS`; if the rank has sent none, it is `ended`, with
+        how its process has ended.
         """
         found = []
         for rank, message in self._hub.hear(timeout):
@@ -82,7 +82,7 @@ class Ranks:
         return found
 
     def tell(self, rank: int, word: str, *values: object) -> None:
-        """Send a message to a rank."""
+        """Send a message to one rank."""
         self._hub.tell(rank, word, *values)
 
     def tell_all(self, word: str, *values: object) -> None:
@@ -95,7 +95,7 @@ class Ranks:
         return [*self._logs[rank], *([rest] if (rest := self._rest.get(rank)) else [])]
 
     def end(self) -> None:
-        """Kill all processes, and close the channel to them. May be called twice."""
+        """Kill the processes of all ranks, and close the channel to them. May be called twice."""
         self._launcher.end()
         self._hub.close()
 
@@ -114,7 +114,7 @@ class Ranks:
 def listen(
     connection: Connection, hear: Callable[[str, tuple[Any, ...]], None], left: Callable[[], None]
 ) -> None:
-    """Start a thread in a rank's process that passes the driver's messages to `hear`, at any time.
+    """Start a thread, in a rank's process, that passes the driver's messages to `hear` as they come.
 
     The thread itself writes stacks and sends log records if the driver asks for them. If the driver is gone,
     it calls `left`, and ends the process.
@@ -139,12 +139,12 @@ def listen(
 
 @dataclass(frozen=True, kw_only=True)
 class Called:
-    """Results and failures of a function that was called on every rank."""
+    """Outcome of a function that was called on every rank: results and failures."""
 
     results: dict[int, Any]
-    """Result of each rank on which the function has returned, by rank."""
+    """Returned values, by rank, of the ranks on which the function has returned."""
     failures: dict[int, str]
-    """Traceback of each failed rank, or how it has ended, by rank; the first that was heard comes first."""
+    """Traceback of each failed rank, or how its process has ended, by rank; the first failure comes first."""
 
 
 def call_on_ranks(
@@ -156,7 +156,7 @@ def call_on_ranks(
     emit: Emit | None = None,
     preload: Sequence[str] = (),
 ) -> Called:
-    """Start ranks, have each call `work(world, *args)`, and return what these calls return.
+    """Start ranks, call `work(world, *args)` on each, and return the results and failures.
 
     timeout: seconds. emit: takes the first rank's events; `work` then gets a `Progress` after the world.
     `work` must be a function of a module, so that it can be pickled, as must `args` and the results. Ranks
@@ -189,7 +189,7 @@ def call_on_ranks(
 
 
 def _stacks(started: Ranks, silent: list[int], why: str) -> dict[int, str]:
-    """Return `why`, and the stacks of its threads, for each rank that does not end."""
+    """Return, for each rank that does not end, the text `why` and the stacks of its threads."""
     for rank in silent:
         started.tell(rank, "stacks")
     if silent:

@@ -1,4 +1,4 @@
-"""Groups of ranks that share the work of a stage, as one of the ranks sees them."""
+"""Process groups of ranks that share the work of a stage, each made from the point of view of one rank."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from paradit.tuning.quickest import quickest
 
 
 def sharers(placement: Placement, world: World | None) -> World | None:
-    """Return the ranks that decode each video together with this one; None if no others do."""
+    """Return the process group of the ranks that share each decode with this one; None if there are none."""
     # A group of their own, since prompts or latents may be on their way between the same two ranks.
     share = world is not None and placement.decode_degree > 1
     return world.part(placement.decode_ranks, own_group=True) if share and world else None
 
 
 def team(placement: Placement, spec: ModelSpec, part: World | None, helped: Helped | None) -> Team | None:
-    """Return what predicts denoising steps on this rank: alone, or with `part`, the ranks that denoise.
+    """Return the object that predicts denoising steps on this rank: alone, or with other denoise ranks.
 
-    Returns None if several ranks denoise, and this one does not. helped: its side of co-processing, if any.
+    part: process group of the ranks that denoise. helped: this rank's side of co-processing (idle decode
+    ranks do some of the attention), if any. Returns None if several ranks denoise, and this one does not.
     """
     kernel = load_kernel(placement.kernel)
     if len(placement.denoise_ranks) == 1 and helped is None:
@@ -53,9 +54,9 @@ def together(
     *,
     helped: Helped | None = None,
 ) -> Together:
-    """Return what predicts denoising steps on all ranks of a world together, as a placement says.
+    """Return the object that predicts denoising steps on all ranks of `world` together, as a placement says.
 
-    If several forms of attention are open, the fastest on this machine is taken. num_heads, num_branches:
+    If several attention forms are open, the fastest on this machine is taken. num_heads, num_branches:
     attention heads and guidance branches of the model. helped: this rank's side of co-processing, if any.
     """
     mesh = Mesh(world, placement.cfg_degree)
@@ -65,7 +66,7 @@ def together(
 
 
 def pipeline(placement: Placement, request: ResolvedRequest, world: World | None) -> World | None:
-    """Return the ranks that divide the model's layers among them, as a process group; None if none do."""
+    """Return the process group of the ranks that divide the model's layers among them; None if none do."""
     if world is None or not method_of(request).divides_layers or len(placement.denoise_ranks) == 1:
         return None
     return world.part(placement.denoise_ranks, own_group=True)
@@ -74,9 +75,10 @@ def pipeline(placement: Placement, request: ResolvedRequest, world: World | None
 def coprocess(
     placement: Placement, spec: ModelSpec, world: World | None, team: World | None
 ) -> tuple[Helped | None, Helper | None]:
-    """Return this rank's side of attention co-processing, as (denoising rank, idle rank that helps it).
+    """Return this rank's side of co-processing: idle decode ranks do some of the denoise ranks' attention.
 
-    At most one of them is not None; both are if there is no co-processing, or this rank has no part in it.
+    The pair is (side of a denoise rank, side of an idle rank). At most one of them is not None; both are None
+    if there is no co-processing, or this rank has no part in it.
     """
     if not placement.coprocess:
         return None, None

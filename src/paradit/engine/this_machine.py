@@ -17,9 +17,9 @@ _LOG = logging.getLogger(__name__)
 
 
 def calibrated_file(ranks: int) -> Path:
-    """Return the path to this machine's calibration with this many ranks, in the user's cache folder.
+    """Return the path, in the user's cache folder, to this machine's calibration with this many ranks.
 
-    Its name has the threads per rank too, which OMP_NUM_THREADS may change.
+    Its name has the threads per rank, too, which OMP_NUM_THREADS may change.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = f"{platform.node()}, {ranks} ranks of {threads_per_rank(ranks)} threads.toml"
@@ -27,7 +27,7 @@ def calibrated_file(ranks: int) -> Path:
 
 
 def keep_calibrated(text: str, ranks: int) -> None:
-    """Save the text of this machine's calibration file; do nothing if it cannot be written."""
+    """Save the text of a calibration file for this machine; do nothing if it cannot be written."""
     path = calibrated_file(ranks)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def keep_calibrated(text: str, ranks: int) -> None:
 
 
 def calibrated_cluster(ranks: int) -> Cluster | None:
-    """Return this machine as calibrated with this many ranks; None if there is no file that can be read."""
+    """Return this machine for the planner, as calibrated with this many ranks; None if it is not."""
     path = calibrated_file(ranks)
     try:
         cluster = find_cluster(str(path))

@@ -1,4 +1,4 @@
-"""Warm-up that briefly times the stages of a request, on the ranks that will make its video."""
+"""Warm-up: short timings of a request's stages, on the machine's ranks, to choose a placement by."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from paradit.video.writer import Video, open_video
 
 @torch.no_grad()
 def measure(world: World, spec: ModelSpec, request: ResolvedRequest, placement: Placement) -> StageSeconds:
-    """Return the seconds of a resolved request's stages; all ranks of the world call it together.
+    """Return the seconds of each stage of a resolved request, timed on the ranks that call it together.
 
-    Ranks load the weights of one stage after another, because all at once may not fit into memory. What one
-    rank takes by itself is timed while all ranks do the same, because they share the machine. The slowest
-    one's time counts.
+    Ranks load the weights of one stage after another, because all at once may not fit into memory. Work of a
+    single rank is timed while all ranks do the same, because they share the machine. The slowest rank's time
+    is used.
     """
     return _Warmup(world, spec, request, placement).measure()
 
@@ -64,7 +64,7 @@ class _Warmup:
         return work(), self._slowest(partial(seconds, work, self._world.device))
 
     def _denoise(self, prompts: tuple[Prompt, ...]) -> tuple[float, float, float]:
-        """Return the seconds of three things: the prompts' contexts, a step on one rank, a step on all."""
+        """Return the seconds of preparing the prompts' contexts, of a step on one rank, and of one on all."""
         model, device, spec = self._load("denoise"), self._world.device, self._spec
         kernel, transformer = load_kernel(self._placement.kernel), model.experts[0]
         _, _, frames, height, width = self._shape
@@ -86,9 +86,9 @@ class _Warmup:
         return self._slowest(partial(seconds, context, device)), of(Alone(kernel)), of(team)
 
     def _decode(self) -> float:
-        """Return the seconds of a decode, estimated from its first latent frames.
+        """Return the estimated seconds of a decode, from timings of its first latent frames.
 
-        Further latent frames are taken to cost as much as the last of these.
+        Further latent frames are assumed to take as long as the last timed one.
         """
         model, request = self._load("decode"), self._request
         latents = initial_noise(self._shape, request.seed, self._world.device)
@@ -118,7 +118,7 @@ class _Warmup:
         return load(self._spec, request.dtype, device=self._world.device, stages=(stage,), compile=compile)
 
     def _slowest(self, measured: Callable[[], float]) -> float:
-        """Return the slowest rank's measured seconds; all ranks measure at once."""
+        """Return the slowest rank's measured seconds. All ranks call it together, and begin at once."""
         device = self._world.device
         self._transport.all_gather(torch.zeros(1, device=device))  # a barrier, so that all begin at once
         mine = torch.tensor([measured()], dtype=torch.float64, device=device)

@@ -1,4 +1,4 @@
-"""A rank's process: joins the world, takes orders from the driver, and reports what becomes of them."""
+"""Main function of a rank's process: it joins other ranks, takes the driver's orders, and reports results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from paradit.trace.spans import Tracing, recording
 
 _LOG = logging.getLogger(__name__)
 WAIT_SECONDS = 24 * 3600.0
-"""Seconds for which a rank waits for another: a long wait is normal, and the driver notices dead ranks."""
+"""Seconds, at most, for which a rank waits for another; so many, because the driver notices dead ranks."""
 HEARTBEAT_SECONDS = 1.0
 
 
@@ -40,7 +40,7 @@ class Worker:
     tracing: Tracing | None = None
 
     def __call__(self, seat: Seat) -> None:
-        """Carry out the driver's orders. The last message to it is `done`, or `raised` with a traceback."""
+        """Carry out the driver's orders; the last message to it is `done`, or `raised` with a traceback."""
         make_safe()
         driver, orders = Connection(seat.address, seat.token, seat.rank), _Orders()
         emit, device = named_for(seat.rank, self.placement, driver.emit), torch.device(seat.device)
@@ -63,16 +63,16 @@ class Worker:
 
 
 class _Orders:
-    """Orders that the driver has sent to this process; their files may be left half-written."""
+    """Orders that the driver has sent to this process, kept to remove their half-written files later."""
 
     def __init__(self) -> None:
         self.inbox = Inbox()
         self._seen: list[Order] = []
 
     def hear(self, word: str, values: tuple[Any, ...]) -> None:
-        """Handle a message from the driver: an order, a cancellation, or that no more orders come.
+        """Handle a message from the driver: a new order, a cancellation, or that no more orders come.
 
-        The folder of an order's run notes this process before the order is queued.
+        Before an order is queued, this process's id is written into the folder of the order's run.
         """
         if word == "order":
             order = Order.of(values[0])
@@ -86,22 +86,23 @@ class _Orders:
             self.inbox.end()
 
     def sweep(self) -> None:
-        """Remove files that this process has left half-written."""
+        """Remove files that this process has left half-written, for all of its orders."""
         for order in self._seen:
             if order.folder is not None:
                 RunFolder(order.folder).sweep([order.job], [os.getpid()])
 
 
 def named_for(rank: int, placement: Placement, emit: Emit) -> Emit:
-    """Return an `emit` that adds the rank to the name of each stage which several ranks do at once."""
+    """Return an `emit` that adds the rank to the names of those stages that several ranks do at once."""
     names = {"decode": f"decode on rank {rank}"} if len(placement.decode_ranks) > 1 else {}
     return renaming(emit, lambda stage: names.get(stage, stage))
 
 
 def agree(world: World, placement: Placement) -> None:
-    """Raise RuntimeError if this rank's placement differs from the first rank's, because both would hang.
+    """Check that this rank's placement equals the first rank's, because otherwise both would hang.
 
-    Each of torchrun's ranks plans by a file that may have changed meanwhile.
+    Raises RuntimeError if it does not. Each of torchrun's ranks plans by a file that may have changed
+    meanwhile.
     """
     mine = repr(placement)
     if world.rank == 0:

@@ -1,2 +1,1 @@
-"""Denoising methods: what each can do, and how it checks requests. Torch-free: `paradit.sampling` denoises.
-"""
+"""Denoising methods: what each can do, and how it checks requests. Torch-free; `sampling` runs them."""

@@ -225,8 +225,7 @@ class Method(Declares):
         raise InputError(f"videos of method {self.name} cannot be made longer")
 
     def made_again(self, request: ResolvedRequest, spec: ModelSpec) -> range:
-        """Return the frame blocks, from 1, that a longer video makes again, because the old end affects them.
-        """
+        """Return the frame blocks, from 1, that a longer video makes again because they saw the old end."""
         return range(1, request.num_blocks(spec) + 1)
 
     @abstractmethod

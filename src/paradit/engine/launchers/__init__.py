@@ -22,41 +22,41 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """Abilities that some launchers have and others lack."""
+    """Capabilities in which launchers differ."""
 
     replaces: bool
     """Whether the launcher can start ranks again after one has failed."""
     shared_folder: bool
-    """Whether all ranks see the folders of the process that starts them."""
+    """Whether all ranks can access the folders of the process that starts them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seat:
-    """Place of a rank: its machine and device, and how it finds the driver and the other ranks."""
+    """Place that a launcher gives a rank: its machine and device, and how it finds driver and other ranks."""
 
     rank: int
     ranks: int
     machine: str
     local_rank: int
-    """Number of the rank among those of its machine, from 0; it decides which GPU the rank uses."""
+    """Index of the rank, from 0, among those of its machine; it decides which GPU the rank uses."""
     local_ranks: int
     threads: int
     device: str
     """Device to compute on, such as `cpu` or `cuda:1`."""
     meet: Path
-    """Path to the file through which the ranks find each other."""
+    """Path to the file through which the ranks find one another to form a process group."""
     address: str
     """Address at which the driver listens (`host:port`)."""
     token: str = field(repr=False)
-    """Secret of the world, which the driver expects in a rank's first message."""
+    """Secret that the driver expects in a rank's first message."""
 
 
 Work = Callable[[Seat], None]
-"""Main function of a rank's process. It is pickled, and does not return."""
+"""Main function of a rank's process, called with the rank's place. It is pickled, and does not return."""
 
 
 class Launcher(Protocol):
-    """A way to start the processes of one world, and to watch and end them."""
+    """Interface of a launcher, which starts the processes of all ranks, watches them and ends them."""
 
     capabilities: Capabilities
 
@@ -68,18 +68,18 @@ class Launcher(Protocol):
     ) -> list[Seat]:
         """Start ranks that run `work`, and return the place of each.
 
-        address, token: the driver's, which every place holds. preload: names of modules that all ranks
-        import.
+        address, token: address of the driver, and the secret that it expects from a rank; every place holds
+        both. preload: names of modules that all ranks import.
         """
 
     def ended(self) -> dict[int, str]:
-        """Return how processes have ended, in words, by rank; those that still run are left out."""
+        """Return, by rank, how processes have ended, in words; those that still run are left out."""
 
     def said(self) -> dict[int, str]:
         """Return what each rank has written to stdout and stderr since the last call, by rank."""
 
     def end(self) -> None:
-        """Kill all processes that are left, and wait until they are gone. May be called twice."""
+        """Kill all processes of ranks that still run, and wait until they are gone. May be called twice."""
 
 
 LAUNCHERS: Registry[Callable[[], Launcher]] = Registry(
@@ -87,11 +87,14 @@ LAUNCHERS: Registry[Callable[[], Launcher]] = Registry(
 )
 
 CHOICE = "PARADIT_LAUNCHER"
-"""Environment variable that names a launcher to use instead of `local`."""
+"""Name of the environment variable that selects a launcher other than `local`."""
 
 
 def new_launcher() -> Launcher:
-    """Return a launcher for one world. Raises InputError if PARADIT_LAUNCHER is not a valid launcher."""
+    """Return a new launcher, of the kind that PARADIT_LAUNCHER names, or else `local`.
+
+    Raises InputError if there is no launcher of this name.
+    """
     return LAUNCHERS.find(os.environ.get(CHOICE) or "local")()
 
 
@@ -101,6 +104,6 @@ def num_cores() -> int:
 
 
 def threads_per_rank(ranks: int) -> int:
-    """Return the number of threads for each rank: OMP_NUM_THREADS if set, else its share of the cores."""
+    """Return the number of CPU threads for each rank: OMP_NUM_THREADS if set, else its share of the cores."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return int(wanted) if wanted.isdecimal() and int(wanted) else max(1, num_cores() // ranks)

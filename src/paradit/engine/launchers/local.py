@@ -25,7 +25,7 @@ from paradit.engine.launchers import Capabilities, Machine, Seat, Work, num_core
 
 _LOG = logging.getLogger(__name__)
 _STARTING = threading.Lock()
-"""Lock held while processes are started, when signals and the main module of this process are changed."""
+"""Lock held while processes are started, because that changes signals and the main module of this process."""
 
 
 class LocalLauncher:
@@ -45,7 +45,7 @@ class LocalLauncher:
 
         threads: CPU threads of each rank; None: its share of the cores. device: device of every rank; None: a
         GPU each, if there are any. environ: additional environment variables of the ranks. with_main: whether
-        ranks import the main module too, which is needed if their work is defined there.
+        ranks also import this program's main module, which is needed if their work is defined there.
         """
         self._threads, self._device, self._environ = threads, device, dict(environ or {})
         self._with_main = with_main
@@ -122,7 +122,7 @@ class LocalLauncher:
 
 
 def _main(work: Work, seat: Seat, log: Connection, environ: Mapping[str, str]) -> None:
-    """Run `work` in a new process, whose output goes to a pipe to the process that started it."""
+    """Run `work` in a new process; its output goes through a pipe to the process that started it."""
     # Ctrl-C reaches every process of a terminal; only the one that started this one acts on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -153,7 +153,7 @@ def _context(
 
 @contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Block Ctrl-C within the body, so that a process started there ignores it from its first moment."""
+    """Block Ctrl-C while the `with` block runs, so that processes started there ignore it from the first."""
     resource_tracker.ensure_running()  # started first, since that unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -164,9 +164,9 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def _without_main(with_main: bool) -> Iterator[None]:
-    """Hide the main module within the body, so that processes started there do not run it again.
+    """Hide the main module while the `with` block runs, so that processes started there do not run it again.
 
-    Scripts thus need no `if __name__ == ...`. with_main: leaves it visible.
+    Scripts thus need no `if __name__ == "__main__"`. with_main: whether to leave it visible.
     """
     main = sys.modules["__main__"]
     if not with_main:
