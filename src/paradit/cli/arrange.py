@@ -1,4 +1,4 @@
-"""Choice of which ranks do what: as the options say, as planned for this machine, or left to a warm-up."""
+"""Choice of a run's placement: as the options say, as planned for this machine, or left to a warm-up."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ AUTO = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class Arranged:
-    """Placement of a run, as far as it is known before anything is loaded, and the reasons for it."""
+    """Placement of a run, as far as it can be decided before anything is loaded, and the reasons for it."""
 
     placement: Placement
     automatic: bool = False
-    """Whether the placement is still to be chosen, by a warm-up."""
+    """Whether the placement is still to be chosen, from the times of a short warm-up."""
     form: str = ""
-    """Reason for a planned attention form: which it is, and what others would take; empty if not planned."""
+    """Reason why the planner chose the attention form: its time and that of others; empty if it did not
+    choose."""
     why: tuple[str, ...] = ()
-    """Reasons for the other choices of a planned placement, one line each."""
+    """Reasons for the planner's other choices in the placement, one line each."""
 
 
 def asked_placement(options: GenerateOptions) -> Placement:
@@ -74,7 +75,7 @@ def asked_placement(options: GenerateOptions) -> Placement:
 def arrange(
     options: GenerateOptions, jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter
 ) -> Arranged:
-    """Return how the ranks of `base`, the placement that was asked for, are used.
+    """Return the placement to use, given `base`, which the user asked for, and the reasons for it.
 
     On a calibrated machine, the planner chooses the whole placement with `--placement auto`, and for long
     videos whose placement is left open; otherwise it chooses what is left open about the attention form.
@@ -111,14 +112,14 @@ def arrange(
 
 
 def _is_plain(base: Placement) -> bool:
-    """Return whether a placement leaves open all but guidance branches, attention backend and compiling."""
+    """Return whether a placement sets nothing but guidance branches, attention backend and compiling."""
     return base == Placement(
         ranks=base.ranks, cfg_degree=base.cfg_degree, kernel=base.kernel, compile=base.compile
     )
 
 
 def _read_placement(placement: str | None) -> dict[str, Any]:
-    """Return the placement fields that `--placement` sets: in a file, or as the ranks of stages."""
+    """Return the fields that the option `--placement` sets, by a file or by the ranks of each stage."""
     if placement in (None, AUTO):
         return {}
     if not placement.endswith(".json"):

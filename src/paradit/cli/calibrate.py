@@ -1,4 +1,7 @@
-"""Command `paradit calibrate`: measure this machine into a file. Imports no torch until all is checked."""
+"""Command `paradit calibrate`: measure this machine, and write the results to a file.
+
+Imports no torch until the options are checked.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ from paradit.video.writer import check_file
 
 
 def calibrate(options: CalibrateOptions) -> None:
-    """Measure this machine, fit the planner's figures to it, and write the file. Raises InputError.
+    """Measure this machine, fit the planner's cost model to the measurements, and write it to a file.
 
-    Nothing is written before everything is measured.
+    Raises InputError. Nothing is written before everything is measured.
     """
     output, ranks = options.output, options.ranks
     if output.suffix != ".toml":

@@ -1,4 +1,4 @@
-"""Command `paradit decode`: check saved latents, then make their video. Imports torch after all checks."""
+"""Command `paradit decode`: check saved latents, then make their video. Imports torch after other checks."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _KNOWN: dict[str, Callable[[str], Any]] = {
     "fps": float,
     "vae_tile": int,
 }
-"""Request fields that a latents file stores, with their types; the latents' shape gives the sizes."""
+"""Request fields, with types, that a file of saved latents stores; the latents' shape gives the sizes."""
 
 
 def decode(options: DecodeOptions) -> None:
     """Make the video of latents that `paradit generate --latents` saved.
 
-    Raises InputError if that cannot be done, before weights are loaded and any file is made.
+    Raises InputError if that cannot be done, before weights are loaded or a file is made.
     """
     latents, overwrite = options.latents, options.overwrite
     with make_reporter(options.json) as report:
@@ -63,9 +63,9 @@ def decode(options: DecodeOptions) -> None:
 
 
 def _provenance(about: dict[str, str], request: ResolvedRequest) -> dict[str, Any] | None:
-    """Return what the latents were made from, as their file says, with the values that are decided only now.
+    """Return the file's record of what the latents were made from, with the values decided only now.
 
-    None if the file does not say it.
+    None if the file has none.
     """
     try:
         found = json.loads(about["provenance"])
@@ -94,7 +94,7 @@ def _read(path: Path) -> tuple[list[int], dict[str, str]]:
 def _request(
     path: Path, shape: list[int], about: dict[str, str], fps: float | None, spec: ModelSpec
 ) -> Request:
-    """Return the request that the latents are the result of, as far as it is known. Raises InputError."""
+    """Return the request that made the latents, as far as it is known. Raises InputError."""
     name, vae = about.get("model", spec.name), spec.vae
     snapshot = snapshot_of(spec.folder)  # earlier versions stored its revision as the model's name
     if name not in (spec.name, snapshot and snapshot[1]):

@@ -1,4 +1,4 @@
-"""Reasons that `--explain` prints: why a run is made as it is, one line for each choice. Imports no torch."""
+"""Reasons that `--explain` prints, one line for each choice: why a run is made as it is. Imports no torch."""
 
 from __future__ import annotations
 

@@ -43,11 +43,11 @@ class Checked:
 
     spec: ModelSpec
     asked: Placement
-    """Placement that the options ask for."""
+    """Placement that the user's options ask for, before anything in it is chosen automatically."""
     arranged: Arranged
     as_asked: list[Job]
     jobs: list[Job]
-    """Jobs to run: those in `as_asked`, with decode tiles if the placement needs them."""
+    """Jobs to carry out: those in `as_asked`, with tiles for the VAE if the placement needs them."""
 
 
 def generate(options: GenerateOptions) -> int:
@@ -79,7 +79,10 @@ def generate(options: GenerateOptions) -> int:
 
 
 def _check(options: GenerateOptions, report: Reporter) -> Checked:
-    """Return the jobs and their placement, checked, and report warnings and reasons. Raises InputError."""
+    """Return the jobs and their placement after all checks, and report warnings and reasons.
+
+    Raises InputError.
+    """
     prompts = read_prompts(options)
     kept = {"checkpoint_steps": options.checkpoint_steps, "hang_limit": options.hang_limit}
     read_values(declared(Run), kept)
@@ -109,7 +112,7 @@ def _check(options: GenerateOptions, report: Reporter) -> Checked:
 
 
 def _tell(options: GenerateOptions, checked: Checked, report: Reporter) -> None:
-    """Report what would be made, for `--dry-run`."""
+    """Report what a run would make, for `--dry-run`."""
     spec, jobs, placement = checked.spec, checked.jobs, checked.arranged.placement
     if checked.arranged.automatic:
         placement = _known_choice(jobs, spec, placement, report)
@@ -153,7 +156,7 @@ def _check_replicas(placement: Placement, count: int) -> None:
 
 
 def _choice(jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter) -> Placement:
-    """Return the placement that `--placement auto` chooses, from costs measured now or earlier."""
+    """Return the placement that `--placement auto` chooses by the stages' times, measured now or earlier."""
     from paradit.engine.auto import choose_placement, known_costs, measure_costs
 
     costs = known_costs(jobs, spec, base) or measure_costs(jobs, spec, base, report)
@@ -165,7 +168,7 @@ def _choice(jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter)
 def _known_choice(jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter) -> Placement:
     """Return the placement that `--placement auto` would choose, for a dry run, which measures nothing.
 
-    All stages are on the same ranks if nothing has been measured yet.
+    If nothing was measured earlier, all stages are on the same ranks.
     """
     from paradit.engine.auto import known_costs
 
@@ -190,7 +193,7 @@ def _check_memory(checked: Checked, report: Reporter) -> None:
 
 
 def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
-    """Return a job's tokens, FLOPs, memory and use of ranks, as plain values, from the model's spec alone."""
+    """Return a job's tokens, FLOPs, memory and use of ranks, by the model's configuration alone."""
     request, method, transformer = job.request, method_of(job.request), spec.transformers[0]
     size = (frames_at_once(request, spec), request.height, request.width)
     tokens = spec.tokens(*size)
@@ -221,7 +224,7 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
 def _shares(
     placement: Placement, request: ResolvedRequest, spec: ModelSpec, tokens: int
 ) -> list[dict[str, Any]]:
-    """Return each rank's stages, layers, tokens held and attention rows computed, for each of its branches.
+    """Return, for a dry run, each rank's stages, layers, tokens and attention rows per guidance branch.
 
     Layers are divided as if all took the same time; a run measures them.
     """

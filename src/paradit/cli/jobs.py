@@ -1,4 +1,4 @@
-"""Jobs made and checked from the options of `paradit generate`. Loads nothing, makes no file."""
+"""Making of checked jobs from the options of `paradit generate`. Loads no model, and makes no file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SLUG_LENGTH = 48
 
 
 def make_jobs(options: GenerateOptions, prompts: list[str], spec: ModelSpec) -> list[Job]:
-    """Return a checked job for each prompt and seed. Raises InputError for the first that cannot be made."""
+    """Return a checked job for each prompt and seed. Raises InputError for the first that is not valid."""
     seed = chosen_seed(options.seed)
     seeds = range(seed, seed + options.num_videos)
     requests = [resolve(_request(options, prompt, one, spec), spec) for prompt in prompts for one in seeds]
@@ -62,7 +62,7 @@ def make_jobs(options: GenerateOptions, prompts: list[str], spec: ModelSpec) -> 
 
 
 def read_prompts(options: GenerateOptions) -> list[str]:
-    """Return the prompts asked for, one or more. Raises InputError."""
+    """Return the prompts that the options ask for, one or more. Raises InputError."""
     if options.prompts_file is None:
         whole("num_videos", options.num_videos, most=MAX_PROMPTS)
         if options.prompt is None:
@@ -88,7 +88,7 @@ def read_prompts(options: GenerateOptions) -> list[str]:
 
 
 def output_folder(options: GenerateOptions) -> Path | None:
-    """Return the folder for numbered videos if `--output` names one; None if it names a file or nothing."""
+    """Return the folder for numbered videos that `--output` names; None if it names a file or nothing."""
     if not _is_numbered(options) or options.output is None or video_format(options.output):
         return None
     return Path(options.output)
@@ -138,7 +138,7 @@ def _prompt_at(text: str) -> tuple[float, str]:
 
 
 def _is_numbered(options: GenerateOptions) -> bool:
-    """Return whether the names of output files get numbers."""
+    """Return whether output files get numbers in their names, because there may be several."""
     return options.prompts_file is not None or options.num_videos > 1
 
 

@@ -1,4 +1,4 @@
-"""Command `paradit`: its subcommands, and how it ends. Imports no torch until a video is made.
+"""Command `paradit`: its subcommands, and its exit codes. Imports no torch until a video is made.
 
 Exit codes: 0 success; 1 a failure, with its traceback if it was unexpected; 2 a request that cannot be met
 (one line); 130 Ctrl-C; 143 termination. A message that cannot be written, as to a full or broken stream, ends
@@ -38,10 +38,10 @@ COMMANDS = {
 
 
 class Commands(TyperGroup):
-    """Group of all commands; each is built when it is asked for, so that listing them loads no options."""
+    """Group of all subcommands; each is built only when needed, so that listing them loads no options."""
 
     brief = False
-    """Whether commands are built with only their names and help texts, which is enough to list them."""
+    """Whether subcommands are built with only their names and help texts, which is enough to list them."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         return [*COMMANDS, *super().list_commands(ctx)]
@@ -72,7 +72,7 @@ class Commands(TyperGroup):
 
 app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 JOINING = ("generate", "resume", "extend")
-"""Commands that may run as one of several ranks, which a launcher has started."""
+"""Commands that may run as one of several ranks that a launcher such as torchrun has started."""
 
 
 EXPECTED = (InputError, OutOfMemory, typer.TyperException, RankError, Interrupted, Stopped)
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def told(error: BaseException) -> int:
-    """Print why a command has ended, and return the exit code.
+    """Print why a command has ended, and return its exit code.
 
     error: instance of one of `EXPECTED`.
     """
@@ -112,7 +112,7 @@ def told(error: BaseException) -> int:
 
 
 def _end(message: str, code: int) -> int:
-    """Print the command's last message on one line, from one rank only, and return the exit code `code`."""
+    """Print the command's last message on one line, on one rank only, and return the exit code `code`."""
     if not is_spoken_for():
         print("paradit:", " ".join(message.split()), file=sys.stderr, flush=True)
     return code

@@ -1,4 +1,4 @@
-"""Command `paradit plan`: what a run would take on some GPUs, and how best to use them. Imports no torch."""
+"""Command `paradit plan`: what a run would take on given GPUs, and how best to use them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from paradit.trace.merge import chrome_trace
 from paradit.video.writer import check_file
 
 MAX_PROMPTS, MAX_PLANNED = 1000, 100_000
-"""Largest numbers of prompts, and of frames of a video, that `paradit plan` simulates."""
+"""Largest number of prompts, and largest number of frames in a video, that `paradit plan` simulates."""
 
 
 def plan(options: PlanOptions) -> int:
-    """Print the best plans and the usual ones, and return the exit code. Raises InputError.
+    """Print the best plans, and usual ones to compare with, and return the exit code. Raises InputError.
 
     The best plan's trace and picture are written if they are asked for.
     """
@@ -69,10 +69,10 @@ def _spec(model: str) -> ModelSpec:
 
 
 def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[ResolvedRequest, ResolvedRequest | None]:
-    """Return the request that denoises the video at once, and the one in frame blocks. Raises InputError.
+    """Return two requests for the same video: denoised as a whole, and in frame blocks. Raises InputError.
 
-    The second is None if the video is no longer than the model was trained on. If the video cannot be made at
-    once, both are in frame blocks.
+    The second is None if the video is no longer than the model was trained on. If the video cannot be
+    denoised as a whole, both are in frame blocks.
     """
     width, height = asked_size(options.size, options.width, options.height)
     asked = Request(
@@ -103,7 +103,7 @@ def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[ResolvedRequest, R
 def _in_blocks(asked: Request, options: PlanOptions, spec: ModelSpec) -> ResolvedRequest | None:
     """Return the request in frame blocks; None if the video is no longer than the model was trained on.
 
-    Raises InputError if options for blocks are given and cannot be used.
+    Raises InputError if options for frame blocks are given and cannot be used.
     """
     blocks, long = options.others, None
     method = next((method.name for method in planned_methods() if method.streams), None)

@@ -1,4 +1,4 @@
-"""Plans as text for people (table, reasons, what does not fit, command lines), and as JSON."""
+"""Plans as text for people (table, reasons, what does not fit, command lines), or as JSON."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from paradit.planner.search import Plan, Plans
 from paradit.planner.simulate import Simulator, player_of
 
 SHOWN = 4
-"""Number of best plans that the table shows."""
+"""Number of plans, the best ones, that the table shows."""
 
 
 def plan_text(plans: Plans, simulator: Simulator, options: PlanOptions) -> str:
-    """Return the whole text that `paradit plan` prints for people."""
+    """Return all that `paradit plan` prints for people, as one text."""
     request, cluster = simulator.request, simulator.cluster
     prompts = "1 prompt" if options.num_prompts == 1 else f"{options.num_prompts} prompts"
     lines = [
@@ -80,9 +80,10 @@ def _cells(one: Plan) -> tuple[str, str, str, str, str]:
 
 
 def _misfits(plans: Plans, simulator: Simulator) -> list[str]:
-    """Return lines that say why plans do not fit into memory.
+    """Return lines that say why some plans do not fit into memory.
 
-    They are about the usual plans, and the smallest plan of each kind of which none fits.
+    These are the usual plans that do not fit, and, for each kind of plan of which none fits, the one with the
+    smallest peak.
     """
     fitting = {plan.simulated.way.kind for plan in plans.tried if plan.fits}
     lacking: dict[str, Plan] = {}
@@ -97,7 +98,7 @@ def _misfits(plans: Plans, simulator: Simulator) -> list[str]:
 
 
 def _cautions(plans: Plans, simulator: Simulator) -> Iterator[str]:
-    """Yield warnings about what is not exact in the plans that are shown."""
+    """Yield warnings about what is inexact in the videos that the shown plans make."""
     shown = {plan.simulated.way.method for plan in (*plans.best[:SHOWN], *plans.usual)}
     for name in reversed(METHODS.names()):
         if name in shown:

@@ -1,4 +1,4 @@
-"""Reporters, which show a run on the command line: as a terminal's bars, plain lines or JSON lines."""
+"""Reporters that show a run on the command line: as a terminal's bars, as plain lines or as JSON lines."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ from paradit.streams import says_utf8
 Fields = tuple[str, dict[str, Any]] | None
 
 PLAIN_SECONDS = 5.0
-"""Least number of seconds between two progress lines of a stage, if there is no terminal."""
+"""Least number of seconds between two printed lines about a stage's progress, if there is no terminal."""
 
 
 class Reporter(Progress):
-    """Reporter in plain lines: progress and warnings on stderr, results on stdout.
+    """Reporter that prints plain lines: progress and warnings on stderr, results on stdout.
 
     To be used as a context manager.
     """
@@ -66,13 +66,13 @@ class Reporter(Progress):
         self.failures = 0
         """Number of requests that have failed."""
         self._count: dict[int | None, int] = {}
-        """Number of requests that were asked for together with each request, itself included."""
+        """Number of requests that were asked for together (1 if alone), by the index of each."""
         self._rows: dict[tuple[int | None, str], _Row] = {}
         """Stages that have begun, by request and stage name; several may run at once."""
         self._frames: dict[int | None, int] = {}
-        """Number of frames written so far, by request, for long videos."""
+        """Number of frames written so far to each long video, by request."""
         self._queue: dict[int | None, str] = {}
-        """Text that says how far the queue of frame blocks is, by request, for long videos."""
+        """Text on the progress of each long video's queue of frame blocks, by request."""
 
     def __enter__(self) -> Self:
         return self
@@ -82,7 +82,7 @@ class Reporter(Progress):
     ) -> None: ...
 
     def _hear(self, event: Event) -> None:
-        """Record what all reporters need of an event, then show it."""
+        """Record what every kind of reporter needs of an event, then show the event."""
         match event:
             case Began():
                 self._count[event.job] = event.count
@@ -95,7 +95,7 @@ class Reporter(Progress):
         self.show(cast(AnyEvent, event))
 
     def show(self, event: AnyEvent) -> None:
-        """Print an event of a run for the user, whatever its class."""
+        """Print an event of a run for the user, if it is of a kind that is shown."""
         match event:
             case StageStarted():
                 self._say(
@@ -172,7 +172,7 @@ class Reporter(Progress):
             self._say(f"{queue}, {self._frames.get(event.job, 0)} frames written")
 
     def _name(self, event: StageEvent) -> str:
-        """Return the name of an event's stage, after its request's number if there are several requests."""
+        """Return the name of an event's stage, preceded by the request's number if there are several."""
         return f"{self._number(event)}{event.stage}"
 
     def _number(self, event: Event) -> str:
@@ -183,7 +183,7 @@ class Reporter(Progress):
 
 
 class _Row:
-    """Stage under way: when it began, and when its last progress line was printed."""
+    """Progress of a stage that is under way: when it began, and when its last line was printed."""
 
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total = name, total
@@ -199,9 +199,9 @@ def _path(folder: str) -> str:
 
 
 class SilentReporter(Reporter):
-    """Reporter for a launcher's ranks except the first, which reports for all.
+    """Reporter that prints nothing, for all ranks of a launcher except the first, which reports for all.
 
-    It shows only whom this rank waits for.
+    It shows only which ranks this one waits for.
     """
 
     def show(self, event: AnyEvent) -> None:
@@ -210,7 +210,7 @@ class SilentReporter(Reporter):
 
 
 class JsonReporter(Reporter):
-    """Reporter in JSON lines on stdout: one object per event, with the event's name in `event`."""
+    """Reporter that prints JSON lines on stdout: one object per event, with the event's name in `event`."""
 
     def show(self, event: AnyEvent) -> None:
         if (found := self._fields(event)) is not None:
@@ -218,7 +218,7 @@ class JsonReporter(Reporter):
             print(json.dumps({"event": name, **fields}, ensure_ascii=not says_utf8()), flush=True)
 
     def _fields(self, event: AnyEvent) -> Fields:  # noqa: PLR0911, PLR0912 (one for each class)
-        """Return the JSON name and fields of an event; None if it is not reported."""
+        """Return an event's name and fields for JSON; None if the event is not reported."""
         match event:
             case StageStarted():
                 return "stage_start", {"stage": event.stage, "total": event.total or None}
@@ -272,7 +272,7 @@ class JsonReporter(Reporter):
 
 
 class TerminalReporter(Reporter):
-    """Reporter on a terminal's stderr: one line per stage, with a bar, steps, rate and time left.
+    """Reporter that draws bars on a terminal's stderr: one line per stage, with steps, rate and time left.
 
     A finished stage becomes a plain line above the bars, so that nothing draws it again.
     """
@@ -331,7 +331,7 @@ class TerminalReporter(Reporter):
             self._bars.update(self._tasks[job, stage], completed=completed, **said)
 
     def _end(self, job: int | None, stage: str) -> None:
-        """Print a stage's row for the last time, and remove it from the bars."""
+        """Print the final line of a stage, and remove its bar."""
         task = self._tasks.pop((job, stage), None)
         if task is None or self._bars is None:
             return
@@ -365,9 +365,10 @@ class TerminalReporter(Reporter):
 
 
 class _RateColumn(ProgressColumn):
-    """Column after a bar: seconds, rate and time left (`12.3 s, 2.41 steps/s, 8.1 s left`).
+    """Text column after a progress bar: seconds, rate and time left (`12.3 s, 2.41 steps/s, 8.1 s left`).
 
-    A stage of one step has only its seconds, and the row of frame blocks has the state of their queue.
+    A stage of one step has only its seconds, and that of a long video has the state of its queue of frame
+    blocks.
     """
 
     def get_table_column(self) -> Column:
@@ -387,7 +388,7 @@ class _RateColumn(ProgressColumn):
 
 
 def make_reporter(as_json: bool, *, silent: bool = False) -> Reporter:
-    """Return the reporter that suits the option `--json` and where stderr goes.
+    """Return the reporter that suits the option `--json` and the kind of stderr, such as a terminal.
 
     silent: whether another rank reports for this one.
     """

@@ -1,4 +1,4 @@
-"""Command `paradit resume`: find a run, check that it can be resumed, and make the rest of it."""
+"""Command `paradit resume`: find a run, check that it can be resumed, and make the videos that are left."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from paradit.scheduler_check import check_scheduler
 
 
 def resume(options: ResumeOptions) -> int:
-    """Make what is left of a run, and return the exit code: 1 if a request has failed.
+    """Make the videos that are left of a run, and return the exit code: 1 if a request has failed.
 
     Raises InputError if the run cannot be resumed, before any file is made.
     """

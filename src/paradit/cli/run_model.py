@@ -1,4 +1,7 @@
-"""Model of a run that is resumed or extended: it must be the one that the run began with. Torch-free."""
+"""Search for the model of a run that is resumed or extended: it must be the one the run began with.
+
+Torch-free.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from paradit.models.identity import model_hash
 
 
 def find_run_model(run: Run) -> Path:
-    """Return the folder of a run's model: the one it began with, if that exists, else found by its name.
+    """Return the folder of a run's model: the one it began with if it exists, else one found by its name.
 
     A hub model may have a newer revision by now, in another folder. Raises InputError as `find_model` does.
     """

@@ -21,11 +21,11 @@ class Found:
     """Entry in the list of runs: one run's folder, with its state and size."""
 
     run: str
-    """Path to the run's folder, as `resume`, `extend` and `--remove` take it."""
+    """Path to the run's folder, in the form that `resume`, `extend` and `--remove` accept."""
     state: str
     """State of the run: `running`, `unfinished`, `extendable`, `done` or `damaged`."""
     videos: int | None
-    """Number of videos asked for; None if the run cannot be read."""
+    """Number of videos that the run was asked for; None if the run cannot be read."""
     videos_done: int | None
     size_bytes: int
     changed: float
@@ -64,7 +64,10 @@ def _list(folder: Path, *, as_json: bool) -> None:
 
 
 def _remove(folder: Path, names: list[str], *, as_json: bool) -> None:
-    """Remove the folders of the named runs, or none. Raises InputError if one is missing or still running."""
+    """Remove the folders of the named runs.
+
+    Raises InputError, and removes none, if one is missing or running.
+    """
     there = [_named(folder, name) for name in names]
     for run in there:
         if run.is_running():
@@ -79,7 +82,10 @@ def _remove(folder: Path, names: list[str], *, as_json: bool) -> None:
 
 
 def _named(folder: Path, name: str) -> RunFolder:
-    """Return the run that a name below the folder, or a path, stands for. Raises InputError if none does."""
+    """Return the run that `name` stands for: a name below the folder, or a path.
+
+    Raises InputError if none does.
+    """
     path = named("run", name)
     inside = _runs(folder) / path
     return find_run(inside if (inside / "run.json").exists() else path)

@@ -1,4 +1,4 @@
-"""Ctrl-C and termination as one exception, so that `finally` removes partial files in both cases."""
+"""Ctrl-C and termination turned into one exception, so that `finally` removes partial files in both cases."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from paradit.launched import is_spoken_for
 from paradit.stopping import Stop
 
 ECHO_SECONDS = 0.5
-"""Seconds after the first signal in which another is ignored, as the same one passed on by a parent."""
+"""Seconds after the first signal in which another is ignored, because a parent process may pass on the same
+one."""
 STOPPING = b"\nparadit: ending after this step; once more ends at once\n"
 GRACE_SECONDS = 2.0
-"""Seconds after the ending signal in which another is ignored, so that clean-up is not interrupted."""
+"""Seconds after the signal that ends the process in which another is ignored, so that clean-up can finish."""
 AGAIN_SECONDS = 0.25
-"""Seconds until the exception of a signal is raised again, if it could not be raised or was swallowed."""
+"""Seconds after which a signal's exception is raised again, if it could not be raised or was swallowed."""
 
 
 class Stopped(BaseException):  # like KeyboardInterrupt: no `except Exception` may hold it up
@@ -33,12 +34,13 @@ class Stopped(BaseException):  # like KeyboardInterrupt: no `except Exception` m
 
 
 stop = Stop()
-"""Flag that the first signal sets, and that a run reads after every step; one per process, as signals are."""
+"""Flag that the first signal sets and that a run reads after every step; one per process, because signals
+are."""
 
 
 @contextmanager
 def stopping_cleanly() -> Iterator[None]:
-    """Make SIGINT and SIGTERM raise `Stopped` in the main thread within the body, or first set `stop`.
+    """Make SIGINT and SIGTERM, in the `with` block, raise `Stopped` in the main thread, or first set `stop`.
 
     A library may swallow the exception, as Python itself does in callbacks, above all while modules are
     imported; then it is raised once more. It is not raised at a module's top level, because torch calls code

@@ -1,4 +1,4 @@
-"""Text for people: results, plans, durations and amounts."""
+"""Formatting of results, plans, durations and amounts as text for people."""
 
 from __future__ import annotations
 
@@ -62,9 +62,10 @@ def result_text(result: dict[str, Any]) -> str:
 
 
 def queue_text(block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> str:
-    """Return the progress of a queue of frame blocks: `[################----] block 37 of 46, level 12..50`.
+    """Return text on a queue of frame blocks: `[################----] block 37 of 46, level 12..50`.
 
-    The bar shows how many blocks are done. levels: steps taken by the noisiest and by the cleanest block.
+    The bar shows how many frame blocks are done. levels: steps done by the noisiest and by the most denoised
+    one.
     """
     bar, of = "", ""
     if num_blocks:
@@ -104,7 +105,7 @@ def plan_text(plan: dict[str, Any]) -> str:
 
 
 def _blocks(plan: dict[str, Any]) -> str:
-    """Return a line about a planned long video's frame blocks: sizes, rounds and the use of ranks."""
+    """Return a line for a dry run on a long video's frame blocks: sizes, rounds and the use of ranks."""
     sizes = f"of {plan['block_frames']} latent frames, in windows of {plan['window_frames']}"
     used = f"ranks used to {plan['used_share']:.1%}"
     if plan["num_blocks"] is None:

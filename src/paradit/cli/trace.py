@@ -1,4 +1,7 @@
-"""Check of the option `--trace`, and the command `paradit trace summary`. Imports no torch."""
+"""Check of the option `--trace`, and the command `paradit trace summary`, which reads a trace.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def check_trace(options: GenerateOptions) -> None:
 
 
 def summary(options: SummaryOptions) -> int:
-    """Print how each rank in a trace file spent its time, and return the exit code.
+    """Print how each rank in a trace spent its time (busy, communicating, idle); return the exit code.
 
     Raises InputError if the file is not a trace.
     """

@@ -1,10 +1,9 @@
 """Engine for Python programs: its ranks load a model once, then make videos as requests come.
 
-    with paradit.Engine("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", Placement(ranks=4)) as engine:
-        job = engine.submit(Request(prompt="a red circle"), "circle.mp4")
-        for event in job.events():
-            ...
-        print(job.result()["path"])
+with paradit.Engine("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", Placement(ranks=4)) as engine:
+    job = engine.submit(Request(prompt="a red circle"), "circle.mp4")
+    for event in job.events(): ...
+    print(job.result()["path"])
 """
 
 from __future__ import annotations

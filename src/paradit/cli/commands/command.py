@@ -1,4 +1,4 @@
-"""Commands of the command line, each built from the dataclass that declares its options."""
+"""Building of command line commands, each from the dataclass that declares its options."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ from paradit.version import __version__
 _LOG = logging.getLogger(__name__)
 
 RUN = "paradit-runs/a-red-circle-20261120-185300-3fa2"
-"""Path to a run's folder, for the examples in help texts."""
+"""Example of a path to a run's folder, for help texts."""
 NAMES = ("gpus", "model", "output", "placement")
-"""Text options that may name a file, in which `~` is the user's home; other files have the type Path."""
+"""Names of text options that may hold a file name, in which `~` is expanded; other file options have type
+Path."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base class for options of a command that also has options declared elsewhere, such as by plug-ins."""
+    """Base class for the options of a command that also takes options declared elsewhere, as by plug-ins."""
 
     others: Values = NONE
     """Values, by name, of the options that are declared elsewhere."""
@@ -42,19 +43,19 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Declaration of a command: its options, its function and an example, known before it is called."""
+    """Declaration of a command: its options, the function that carries it out, and an example for help."""
 
     options: type
     """Dataclass that declares the command's options; its docstring is the help text."""
     run: str
-    """Function that carries the command out, as "module:name", imported when called: (options) -> code."""
+    """Import path "module:name" of the function that carries the command out: options in, exit code out."""
     example: str
     more: Callable[[], Mapping[str, Mapping[str, Declared]]] = dict
-    """Function that returns options for `Options.others`, grouped by the name of the option that they follow
-    in help texts."""
+    """Function that returns the options that are declared elsewhere (`Options.others`), grouped by the name
+    of the option that each group follows in help texts."""
 
     def fields(self) -> dict[str, Declared]:
-        """Return all options by name, in the order in which help shows them."""
+        """Return all options by name, in the order in which `--help` shows them."""
         found: dict[str, Declared] = {}
         more = self.more()
         for name, field in declared(self.options).items():
@@ -65,7 +66,7 @@ class Entry:
         return found
 
     def meant(self) -> dict[str, str]:
-        """Return the right flag for each word that may mean it: its name, and words that users may try."""
+        """Return the right flag by each word that a user may try for it: its name, or a word in `also`."""
         return {
             word: f"--{field.name.replace('_', '-')}"
             for field in self.fields().values()
@@ -74,7 +75,7 @@ class Entry:
         }
 
     def renamed(self) -> dict[str, str]:
-        """Return the present flag for each flag that the previous minor version had."""
+        """Return the present flag for each old flag of the previous minor version."""
         names = former_names(self.fields().values()).items()
         return {
             prefix + former.replace("_", "-"): prefix + name.replace("_", "-")
@@ -83,7 +84,7 @@ class Entry:
         }
 
     def function(self) -> Callable[..., int | None]:
-        """Return the function that typer makes a command of; it is called with a value for each option."""
+        """Return the function that typer turns into a command; its parameters are the command's options."""
 
         def command(**given: object) -> int | None:
             own = {name: value for name, value in given.items() if name in declared(self.options)}
@@ -121,7 +122,7 @@ def _parameter(field: Declared) -> Parameter:
 
 
 class Command(TyperCommand):
-    """Command that expands `~` in file names, also where the shell does not (`--output=~/a`).
+    """Command that expands `~` in file names even if the shell does not (`--output=~/a`).
 
     It accepts the former names of options, with a warning, and suggests the right flag for a wrong one.
     """
@@ -148,7 +149,7 @@ class Command(TyperCommand):
 
 
 def _with_new_names(args: list[str], renamed: Mapping[str, str]) -> list[str]:
-    """Return the command line with former flags replaced by present ones, and warn of each."""
+    """Return the command line with old flags replaced by present ones, and warn of each."""
     found = []
     for position, arg in enumerate(args):
         flag, equals, value = arg.partition("=")
@@ -160,14 +161,17 @@ def _with_new_names(args: list[str], renamed: Mapping[str, str]) -> list[str]:
 
 
 def _nearest(wrong: str, meant: Mapping[str, str]) -> list[str]:
-    """Return the flag that a wrong one may stand for, by its meaning or else its spelling; empty if none."""
+    """Return the right flag for a wrong one, by its meaning or else its spelling; empty if none is near."""
     word = wrong.lstrip("-")
     near = [word] if word in meant else difflib.get_close_matches(word, meant, n=1, cutoff=0.7)
     return [meant[one] for one in near]
 
 
 def _dashed_prompt(args: list[str]) -> str | None:
-    """Return the argument that was taken for an option but reads like a prompt; None if there is none."""
+    """Return the argument that begins with a dash, and so was taken for an option, but reads like a prompt.
+
+    None if there is none.
+    """
     if "--" in args:
         return None
     return next((arg for arg in args if arg.startswith("-") and " " in arg and "=" not in arg), None)
