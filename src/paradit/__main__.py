@@ -1,4 +1,4 @@
-"""`python -m paradit`, and so `torchrun -m paradit`."""
+"""Entry point of `python -m paradit`, and so of `torchrun -m paradit`."""
 
 from paradit.cli.main import main
 

@@ -50,7 +50,7 @@ class Option:
     formerly: tuple[str, ...] = ()
     """Names that the option had in the previous minor version; they still work, with a warning."""
     least: float | None = None
-    """Smallest value allowed for a number, or for each number in a list; None: any. See `ABOVE_ZERO`."""
+    """Smallest value allowed for a number, or for each number in a list; None: no limit. See `ABOVE_ZERO`."""
     most: float | None = None
     fixed: bool = False
     """Whether the option supports no value other than its default."""
@@ -169,10 +169,10 @@ def check(made: object) -> None:
 
 
 def decode(cls: type[T], data: object, where: str = "") -> T:
-    """Return an instance of a dataclass made of plain values.
+    """Return an instance of a dataclass made of plain values, after checking each field.
 
-    where: source of the values, such as a file's path, for messages. Raises InputError, in one line, for a
-    wrong type, a number beyond its limits, an unknown name or a missing one.
+    where: source of the values, such as a file's path, for error messages. Raises InputError, in one line,
+    for a wrong type, a number beyond its limits, an unknown name or a missing one.
     """
     known: type = cls
     with named(where):

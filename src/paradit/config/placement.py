@@ -120,7 +120,8 @@ class Placement:
             help="Ranks that only decode take a share of the attention while they are idle.",
         ),
     ] = False
-    """Whether ranks that decode but do not denoise take a share of the attention while they are idle."""
+    """Whether ranks that decode but do not denoise do a share of the denoise ranks' attention while they are
+    idle."""
 
     def __post_init__(self) -> None:
         check(self)

@@ -47,7 +47,7 @@ Exchanges follow one another, because a rank that is late once stays late. A sho
 nothing to some milliseconds, so it takes many to find its usual cost.
 """
 SMALL = 8
-"""Divisor of the message size: attention is timed beside messages of full size, and of 1/8 of it."""
+"""Divisor of the message size for the smaller of two sizes, beside both of which attention is timed."""
 BESIDE_SECONDS = 0.01
 """Seconds, at most, that the messages of an exchange travel; so short that a delay of milliseconds shows."""
 

@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 FAILURES = 3
 """Number of failures after which a request is given up, or the whole run if they come before any request."""
 SILENCE_SECONDS = 60.0
-"""Seconds without a heartbeat after which a rank is considered hung; a shorter hang limit counts instead."""
+"""Seconds without a heartbeat after which a rank is considered hung, unless the hang limit is shorter."""
 LAST_WORDS_SECONDS = 1.0
 """Seconds after the first failure in which the driver still reads other ranks' messages, because one may know
 the cause."""
@@ -36,12 +36,12 @@ HANG_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Failure:
-    """Failure of one or more ranks: its description, and the order that it happened in."""
+    """Failure of one or more ranks: its description, and the order (a video to make) in which it happened."""
 
     text: str
     """Description of each failed rank: what it was doing, its last message, and the end of its log."""
     order: int | None
-    """Number of the order (a request to carry out) in which ranks failed; None: before any order."""
+    """Number of the order (a video to make) in which ranks failed; None if they failed before any order."""
     raised_at_start: bool
     """Whether a rank raised an exception before any order, as it would again after a restart."""
 
@@ -278,7 +278,7 @@ class _World:
         libraries.
         """
         self._last_words: dict[int, tuple[str, str]] = {}
-        """How each failed rank has failed (a word and a text), by rank, from its last message."""
+        """Last message of each failed rank, by rank: the kind of failure, and a text about it."""
         self._told: set[int] = set()
 
     def add(self, order: Order) -> None:

@@ -189,10 +189,9 @@ class Engine:
 
         model: `bundled`, a folder, or a hub id. placement: how ranks are used; None: one rank, a thread of
         this process; "auto": decided for `plan_for`, or else for the first request, and then kept.
-        hang_limit: seconds without progress on any rank after which ranks are taken to hang.
-
-        emit: takes every event of all jobs, in the engine's thread (warnings about a request, and how ranks
-        are placed, in the thread that submits); without it, warnings are Python's.
+        hang_limit: seconds without progress on any rank after which ranks are considered hung. emit: takes
+        every event of all jobs, in the engine's thread (warnings about a request, and how ranks are placed,
+        in the thread that submits); without it, warnings are Python's.
         """
         Run(model=str(model), jobs=(), placement=Placement(), hang_limit=hang_limit)  # checks the values
         self.spec: ModelSpec = read_spec(find_model(str(model)))

@@ -144,7 +144,7 @@ AnyEvent: TypeAlias = (
     | Planned | Missed
 )  # fmt: skip
 EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(AnyEvent)}
-"""Event classes by name."""
+"""All event classes, by the names of the classes."""
 
 COALESCED = (Stepped, QueueMoved, Wrote)
 """Event classes that replace one another: only the newest event of each is kept, as it covers the earlier

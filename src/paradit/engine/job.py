@@ -17,7 +17,7 @@ from paradit.video.writer import growing_name
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A video to make, and the files to write."""
+    """Job of a run or an engine: a video to make, and the files to write."""
 
     request: ResolvedRequest
     output: str

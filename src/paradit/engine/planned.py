@@ -88,7 +88,8 @@ def planned(jobs: list[Job], spec: ModelSpec, base: Placement, cluster: Cluster,
 
 
 def planned_form(jobs: list[Job], spec: ModelSpec, placement: Placement, cluster: Cluster) -> Choice | None:
-    """Return a placement with the attention form that the planner chooses; None if there is no choice."""
+    """Return a placement with its attention form chosen by the planner; None if there is nothing to choose.
+    """
     simulator = _simulator(jobs, spec, cluster)
     if simulator is None or simulator.long is not None:
         return None
@@ -166,7 +167,7 @@ def _put_plain_first(groups: list[list[Simulated]], goal: str) -> None:
 
 
 def _choice(simulated: list[Simulated], what: str) -> Choice:
-    """Return the choice of the first of the simulated placements, with a reason that names some others.
+    """Return the first of the simulated placements as the choice, with a reason that names some others.
 
     simulated: simulated placements, the best first. what: the requests that the seconds are for, in words.
     """

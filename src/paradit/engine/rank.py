@@ -109,8 +109,8 @@ class _Rank:
         self._open: dict[int, Open] = {}
         self._taken = 0
         self._began = time.monotonic()
-        """Start of the seconds to the next video's first frame, on the monotonic clock: the rank's start, the
-        end of the video before, or the arrival of an order while the rank was idle."""
+        """Time from which the seconds to the next video's first frame are counted, on the monotonic clock:
+        the rank's start, the end of the video before, or the arrival of an order while the rank was idle."""
         self._layers: LayerShare | None = None
 
     def load(self) -> None:

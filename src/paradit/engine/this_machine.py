@@ -35,7 +35,10 @@ def keep_calibrated(text: str, ranks: int) -> None:
 
 
 def calibrated_cluster(ranks: int) -> Cluster | None:
-    """Return this machine for the planner, as calibrated with this many ranks; None if it is not."""
+    """Return this machine, as calibrated with this many ranks, for the planner.
+
+    None if there is no calibration file that can be read.
+    """
     path = calibrated_file(ranks)
     try:
         cluster = find_cluster(str(path))

@@ -50,7 +50,7 @@ class Method(Declares):
     later_prompts = False
     """Whether the method lets later frame blocks have other prompts than those before them."""
     solver_by_block = False
-    """Whether each frame block has its own scheduler state, which evaluates the model once per step."""
+    """Whether each frame block has its own scheduler, which must evaluate the model once per step."""
     divides_layers = False
     """Whether ranks divide the transformer's layers among them; otherwise each rank has all layers."""
 

@@ -70,7 +70,7 @@ class BlocksRequest(ResolvedRequest):
         return max(0, (block * self.block_frames - 1) * spec.vae.temporal_compression + 1) / self.fps
 
     def prompt_blocks(self, spec: ModelSpec) -> list[int | None]:
-        """Return, for each later prompt in `prompts_at`, the first frame block that begins then or later.
+        """Return, for each later prompt in `prompts_at`, the first frame block at its time or after it.
 
         Blocks are counted from 0; None if no block begins that late.
         """
@@ -143,9 +143,9 @@ def in_blocks(request: ResolvedRequest) -> BlocksRequest:
 def with_later_prompts(
     request: BlocksRequest, prompts_at: list[tuple[Any, Any]], spec: ModelSpec
 ) -> BlocksRequest:
-    """Return the request with its prompts for later times, after checking them. Raises InputError.
+    """Return the request with its later prompts, after checking them. Raises InputError.
 
-    prompts_at: pairs of seconds and text, in rising order; each needs a frame block that begins in its time.
+    prompts_at: pairs of seconds and text, in rising order; a frame block must begin while each text holds.
     """
     found, last = [], 0.0
     for seconds, text in prompts_at:

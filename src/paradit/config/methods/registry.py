@@ -55,7 +55,10 @@ def declared_placement_options() -> dict[str, Declared]:
 
 
 def checked_placement_options(options: Mapping[str, Value | None]) -> Values:
-    """Return the placement options that were given. Raises InputError for an unknown one or a wrong value."""
+    """Return the placement options that were given, after checking them.
+
+    Raises InputError for an unknown one or a wrong value.
+    """
     given, known = Values(options), declared_placement_options()
     for name, value in given.items():
         if name not in known:
