@@ -185,7 +185,7 @@ def _check_memory(checked: Checked, report: Reporter) -> None:
         from paradit.engine.auto import most_affordable
 
         placement = most_affordable(checked.as_asked, spec, placement)
-    # The planned attention form was not asked for, and a way that fits may need another.
+    # The user did not ask for the planned attention form, and a placement that fits may need another.
     as_asked = replace(
         placement, attention=asked.attention, options=asked.options, interleave=asked.interleave
     )

@@ -299,7 +299,7 @@ class Placement:
             # An interleaved rank computes its branches in turn, as a process alone always does.
             interleaves = [True] if alone else [False, True]
         made = [replace(choice, interleave=interleave) for choice in found for interleave in interleaves]
-        # A rank alone waits only for helpers, so no rehearsal has to compare the ways.
+        # A single rank waits only for ranks that help it, so the choices need not be timed to compare them.
         return made[:1] if alone else made
 
     def chosen(self, choice: Choice) -> Placement:

@@ -51,7 +51,7 @@ def keep(
     """
     progress = progress or Progress()
     if job.latents is not None and latents is not None:
-        # Saved before the decode, which may run out of memory: the costly part is then safe.
+        # Saved before the decode, which may run out of memory, so that the costly part is safe.
         save_latents(job.latents, latents, job.about(spec), about)
     request = job.request
     part = growing_name(job.output) if latents is None else None

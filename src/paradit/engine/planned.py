@@ -88,8 +88,7 @@ def planned(jobs: list[Job], spec: ModelSpec, base: Placement, cluster: Cluster,
 
 
 def planned_form(jobs: list[Job], spec: ModelSpec, placement: Placement, cluster: Cluster) -> Choice | None:
-    """Return a placement with its attention form chosen by the planner; None if there is nothing to choose.
-    """
+    """Return a placement with its attention form chosen by the planner; None if nothing is to be chosen."""
     simulator = _simulator(jobs, spec, cluster)
     if simulator is None or simulator.long is not None:
         return None

@@ -18,7 +18,7 @@ def own_world(world: World, size: int) -> World | None:
 
     size: number of ranks in each replica. Every rank of all replicas calls it.
     """
-    # All ranks must create all groups, in the same order.
+    # All ranks must create all process groups, in the same order.
     parts = [world.part(range(first, first + size)) for first in range(0, world.size, size) if size > 1]
     return next((part for part in parts if part is not None), None)
 

@@ -186,8 +186,7 @@ class RunFolder:
             return True
 
     def note_process(self, pid: int) -> None:
-        """Record the id of a process that may write the run's videos, so that `sweep` finds what it leaves.
-        """
+        """Record the id of a process that may write the run's videos; `sweep` then finds what it leaves."""
         with contextlib.suppress(OSError), (self.path / "processes").open("a") as file:
             file.write(f"{pid}\n")
 

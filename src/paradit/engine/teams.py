@@ -21,7 +21,7 @@ from paradit.tuning.quickest import quickest
 
 def sharers(placement: Placement, world: World | None) -> World | None:
     """Return the process group of the ranks that share each decode with this one; None if no rank does."""
-    # A group of their own, since prompts or latents may be on their way between the same two ranks.
+    # Its own process group, because prompts or latents may be on their way between the same two ranks.
     share = world is not None and placement.decode_degree > 1
     return world.part(placement.decode_ranks, own_group=True) if share and world else None
 

@@ -182,7 +182,7 @@ class DualParal(InBlocks):
         block = channels * queue.block_frames * height * width * FP32_BYTES
         parts["latents"] = 5 * active * block if rank == ranks[0] else 0
         denoise = parts["text_cache"] + parts["activations"]
-        # A rank that also decodes does so between two block-steps.
+        # A rank that also decodes does so between two denoising steps of frame blocks.
         working = parts["latents"] + parts["keys"] + max(denoise, parts["text_cache"] + parts["decode"])
         return {**parts, "peak": parts["weights"] + working}
 
