@@ -16,7 +16,7 @@ def num_gpus() -> int:
 
 
 def visible_ranks() -> int:
-    """Return the number of ranks that use all of this machine: one for each GPU, or one if there is none."""
+    """Return the number of ranks that use this machine fully: one for each GPU, or one if there is no GPU."""
     return max(1, num_gpus())
 
 

@@ -55,7 +55,7 @@ class Launched:
 
 
 def launched(environ: Mapping[str, str] = os.environ) -> Launched | None:
-    """Return this process's place among a launcher's ranks; None without RANK and WORLD_SIZE.
+    """Return this process's place among a launcher's ranks; None if RANK and WORLD_SIZE are not set.
 
     An empty variable counts as unset. Raises InputError if a variable is missing or not valid.
     """
@@ -135,7 +135,7 @@ def check_meeting_point(here: Launched) -> None:
 
 
 def port_error(here: Launched, error: OSError) -> InputError:
-    """Return the error for a first rank that cannot listen on the port at which the ranks meet."""
+    """Return the error to raise if the first rank cannot listen on the port at which the ranks meet."""
     why = "in use by another program" if error.errno == errno.EADDRINUSE else f"not for us ({error.strerror})"
     return InputError(f"MASTER_PORT {here.port} is {why}, and the ranks are to meet there: {here.unset}")
 

@@ -40,7 +40,7 @@ def wanted_level() -> int | None:
 
 
 def send_records(level: int, send: Callable[[str, int, float, str], None]) -> None:
-    """Send every log record of this process from now on: its logger's name, level, time and text.
+    """Call `send` for every log record of this process from now on: logger's name, level, time and text.
 
     level: lowest level of records that are sent.
     """

@@ -33,7 +33,7 @@ class Job:
 
     @property
     def growing(self) -> Path | None:
-        """Path of the video's file while it grows and can be watched; None if it appears when complete."""
+        """Path of the video's file while it grows; None if the file appears only when it is complete."""
         return growing_name(self.output) if method_of(self.request).streams else None
 
     def about(self, spec: ModelSpec) -> dict[str, Any]:
