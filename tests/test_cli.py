@@ -118,6 +118,7 @@ OPTIONS = [
     "--json",
     "--dry-run",
     "--explain",
+    "--verbose",
     "--help",
 ]
 

@@ -25,6 +25,7 @@ from transformers import T5Config, T5EncoderModel
 import paradit
 from paradit.attention.registry import FORMS, Choice
 from paradit.attention.timing import layer
+from paradit.config import registry
 from paradit.config.errors import InputError
 from paradit.distributed.timing import Link
 from paradit.distributed.world import join_world
@@ -188,6 +189,7 @@ def test_one_that_cannot_be_imported_is_named_in_one_line_and_left_out(tmp_path:
 
 def joined(rank: int, folder: str, env: dict[str, str]) -> None:
     sys.path.insert(0, env["PYTHONPATH"].partition(os.pathsep)[0])
+    registry._all_points.cache_clear()  # this process is forked from one that may have looked for plug-ins
     if rank:
         os.environ["PARADIT_PLUGINS"] = "off"
     try:

@@ -220,17 +220,21 @@ class Renamed:
     trim: Annotated[bool, Option(formerly=("cut",), help="Whether to cut.", negatable=True)] = True
 
 
+MADE: list[Renamed] = []
+"""Options that the command of the next test was called with."""
+
+
 def test_an_option_s_former_name_works_and_warns() -> None:
-    made: list[Renamed] = []
+    MADE.clear()
     alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-    entry = Entry(options=Renamed, run=made.append, example="")
+    entry = Entry(options=Renamed, run=f"{__name__}:MADE.append", example="")
     alone.command("renamed", cls=Command)(entry.function())
     said = "--num-steps is now --num-inference-steps: the former name goes with the next minor version"
     with pytest.warns(RenamedWarning, match=said):
         alone(["--num-steps=7", "--no-trim"], standalone_mode=False)
     with pytest.warns(RenamedWarning, match="--no-cut is now --no-trim"):
         alone(["--num-inference-steps", "9", "--no-cut"], standalone_mode=False)
-    assert made == [Renamed(num_inference_steps=7, trim=False), Renamed(num_inference_steps=9, trim=False)]
+    assert MADE == [Renamed(num_inference_steps=7, trim=False), Renamed(num_inference_steps=9, trim=False)]
     assert issubclass(RenamedWarning, DeprecationWarning)
 
 
