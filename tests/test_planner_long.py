@@ -236,8 +236,9 @@ def test_memory_does_not_grow_with_the_length() -> None:
     assert all(more["peak"] >= less["peak"] for more, less in zip(wider, by_rank, strict=True))
 
 
-def test_replicas_make_a_video_each() -> None:
-    on, asked = cluster(4), request(33)
+@pytest.mark.parametrize("latent_frames", [33, 400])
+def test_replicas_make_a_video_each(latent_frames: int) -> None:
+    on, asked = cluster(4), request(latent_frames)
     simulator = Simulator(on, SPEC, asked, long=asked)
     form = Choice.of("ulysses")
     one = simulator.simulate(Way(placement=Placement(ranks=2), method="dualparal"), 1, form)

@@ -62,8 +62,8 @@ class LongVideo(PipelineVideo):
             last = settled + MEASURED
             more = max(0, queue.num_blocks - (queue.num_steps + last + ahead + 1))
             played = self.played(more)
-            done = [use.end for use in played.uses if use.name.startswith(DONE)]
-            done = done[: queue.num_blocks - more]  # those of the first replica
+            leader = f"rank {self.placement.denoise_ranks[0]}"  # of the first replica
+            done = [use.end for use in played.uses if use.name.startswith(DONE) and use.resource == leader]
             steady, each = _pace(done[last - MEASURED : last + 1]) if more else (True, 0.0)
             if steady:
                 break
