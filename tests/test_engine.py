@@ -249,3 +249,84 @@ def _lives(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+INTERRUPTED = """
+import sys
+from paradit import Engine, Placement, Request
+
+with Engine(sys.argv[1], Placement(ranks=int(sys.argv[2]))) as engine:
+    for name in ("a", "b"):
+        engine.submit(Request(prompt="a", num_inference_steps=1000), f"{name}.mp4")
+    print("waits", flush=True)
+"""
+LEFT = """
+import sys
+from paradit import Engine, Placement, Request
+
+engine = Engine(sys.argv[1], Placement(ranks=int(sys.argv[2])))
+print(engine.submit(Request(prompt="a", num_inference_steps=1), "a.mp4").result()["path"], flush=True)
+engine.submit(Request(prompt="b", num_inference_steps=1000), "b.mp4")
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("program", [INTERRUPTED, LEFT])
+def test_engines_that_are_interrupted_or_left_open_end(
+    model: Path, tmp_path: Path, program: str, ranks: int
+) -> None:
+    """Ctrl-C while `with` waits cancels the jobs; so does the end of a script that closes no engine."""
+    (tmp_path / "script.py").write_text(program)
+    source = str(Path(paradit.__file__).parent.parent)
+    process = subprocess.Popen(
+        [sys.executable, "script.py", str(model), str(ranks)],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": source}, stdout=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout
+    process.stdout.readline()
+    if program == INTERRUPTED:
+        process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode in (0, -signal.SIGINT), errors
+    assert ("KeyboardInterrupt" in errors) == (program == INTERRUPTED), errors
+    assert {path.name for path in tmp_path.iterdir()} <= {"script.py", "a.mp4", "paradit-runs"}
+
+
+def test_readers_that_fail_end_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda about: reported.append(str(about.exc_value)))
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Stepped):
+            raise ValueError("a reader's own")
+        if isinstance(event, Finished) and event.job == 0:
+            jobs.append(submitted(engine, tmp_path, 1))
+
+    with Engine(model, emit=emit) as engine:
+        jobs = [submitted(engine, tmp_path, 0)]
+        jobs[0].result(PATIENCE)
+        wait_for(lambda: len(jobs) == 2)
+        assert jobs[1].result(PATIENCE)["seed"] == 1
+    assert set(reported) == {"a reader's own"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"placement": 3}, "placement must be a Placement or 'auto', got 3"),
+        ({"emit": 3}, "emit must be a function that takes an event, got 3"),
+        ({"placement": "auto", "plan_for": ["a"]}, "request must be a Request, got 'a'"),
+    ],
+)
+def test_engines_that_cannot_be(model: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Engine(model, **options)
+
+
+def test_frames_of_a_folder(model: Path, tmp_path: Path) -> None:
+    with Engine(model) as engine:
+        job = engine.submit(Request(prompt="a", num_inference_steps=1, num_frames=5), tmp_path / "made")
+        assert [frame.shape for frame in job.frames()] == [(48, 48, 3)] * 5
+        with pytest.raises(InputError, match="request must be a Request"):
+            engine.submit("a", tmp_path / "b.mp4")  # type: ignore[arg-type]

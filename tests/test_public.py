@@ -234,7 +234,8 @@ def test_an_option_s_former_name_works_and_warns() -> None:
         alone(["--num-steps=7", "--no-trim"], standalone_mode=False)
     with pytest.warns(RenamedWarning, match="--no-cut is now --no-trim"):
         alone(["--num-inference-steps", "9", "--no-cut"], standalone_mode=False)
-    assert MADE == [Renamed(num_inference_steps=7, trim=False), Renamed(num_inference_steps=9, trim=False)]
+    expected = [Renamed(num_inference_steps=7, trim=False), Renamed(num_inference_steps=9, trim=False)]
+    assert expected == MADE
     assert issubclass(RenamedWarning, DeprecationWarning)
 
 

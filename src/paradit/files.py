@@ -166,6 +166,9 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # the system names no file if a disk is full
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -183,11 +183,12 @@ class Driver:
                 self.stop.heeded = False
 
     def _hand_over(self, world: _World | Inbox) -> None:
+        finished = []
         with self._lock:
             for order in list(self._orders.values()):
                 if order.folder is not None and RunFolder(order.folder).is_done(order.job):
                     about = {**order.job.about(self._spec), "seconds": {}, "device": "cpu"}
-                    self.hear(Finished(job=order.number, result=about))
+                    finished.append(Finished(job=order.number, result=about))
                 else:
                     world.add(self._as_of_now(order))
             for number in self._cancelled:
@@ -196,6 +197,8 @@ class Driver:
             if self._ended:
                 world.end()
             self._world, self._tries = world, self._tries + 1
+        for event in finished:
+            self.hear(event)
 
     def _as_of_now(self, order: Order) -> Order:
         """Return an order updated for sending: whether its latents are saved, and which replica takes it.

@@ -11,14 +11,18 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import multiprocessing.util  # noqa: F401 (its exit function waits for ranks: it must run after `close`)
+import os
+import sys
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from paradit.config.errors import InputError, JobCancelled, JobError
+from paradit.config.limits import shown
 from paradit.config.methods.base import check_placement, method_of, resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request, ResolvedRequest
@@ -29,6 +33,7 @@ from paradit.engine.job import Job, Run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, leave, make_driver, order_of
 from paradit.engine.run_folder import RunFolder
+from paradit.files import named
 from paradit.models.folder import BUNDLED, download_weights, find_model
 from paradit.models.identity import model_hash
 from paradit.models.spec import ModelSpec, read_spec
@@ -155,7 +160,12 @@ class JobEvents:
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         loop, news = asyncio.get_running_loop(), asyncio.Event()
-        forget = self._job.waking(lambda: loop.call_soon_threadsafe(news.set))
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # the loop is closed, and nobody listens any more
+                loop.call_soon_threadsafe(news.set)
+
+        forget = self._job.waking(wake)
         try:
             number, more = self._after, True
             while more:
@@ -194,24 +204,29 @@ class Engine:
         in the thread that submits); without it, warnings are Python's.
         """
         Run(model=str(model), jobs=(), placement=Placement(), hang_limit=hang_limit)  # checks the values
+        if emit is not None and not callable(emit):
+            raise InputError(f"emit must be a function that takes an event, got {shown(emit)}")
         self.spec: ModelSpec = read_spec(find_model(str(model)))
         self._model, self._hang_limit, self._tell = str(model), hang_limit, emit
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # `emit` may submit when a warning about a request is reported to it
+        self._pid = os.getpid()
         self._jobs: dict[int, EngineJob] = {}
         """Jobs that have not ended, by number."""
         self._count, self._closed = 0, False
         self._first: ResolvedRequest | None = None
         self._driver: Driver | None = None
         self._thread: threading.Thread | None = None
+        self._left = threading.Event()
+        """Set when the engine's thread has nothing left to do."""
         self._broken: BaseException | None = None
         self.placement: Placement | None = None
         """Placement of the work on ranks; None until it is decided."""
-        if isinstance(placement, str) and placement != AUTO:
-            raise InputError(f"placement must be a Placement or 'auto', got {placement!r}")
+        if placement is not None and not isinstance(placement, Placement) and placement != AUTO:
+            raise InputError(f"placement must be a Placement or 'auto', got {shown(placement)}")
         if not isinstance(placement, str):
             self.placement = placement or Placement()
         elif plan_for:
-            self.placement = self._decided([resolve(request, self.spec) for request in plan_for])
+            self.placement = self._decided([self._resolved(request) for request in plan_for])
         atexit.register(self.close, wait=False)
 
     def submit(
@@ -231,14 +246,16 @@ class Engine:
         another dtype than the first one, or a method that the ranks' weights are not divided for. Raises
         RuntimeError if the engine is closed or has failed.
         """
-        resolved = resolve(request, self.spec)
+        resolved = self._resolved(request)
+        target = None if latents is None else named("latents", latents)
         with self._lock:
             self._check_open()
             placement = self.placement or self._decided([resolved])
             self._check(resolved, placement)
+            placement = self.placement or placement  # `emit` may have submitted another request meanwhile
             resolved = placement.tiled(resolved, self.spec)
             check_target(output, fps=resolved.fps, overwrite=overwrite)
-            job = Job(request=resolved, output=str(output), latents=Path(latents) if latents else None)
+            job = Job(request=resolved, output=str(output), latents=target)
             if self._driver is None:
                 download_weights(self._model, self.spec.folder)
                 self._model_hash = model_hash(self.spec.folder)
@@ -253,19 +270,30 @@ class Engine:
     def close(self, *, wait: bool = True) -> None:
         """End the ranks once all jobs have ended; with `wait` false, cancel the jobs first.
 
-        May be called twice.
+        May be called twice. An exception that interrupts the wait, such as Ctrl-C, cancels the jobs, too.
         """
+        if os.getpid() != self._pid:
+            return  # this process was forked from the engine's
         with self._lock:
             self._closed = True
             driver, jobs = self._driver, list(self._jobs.values())
+        if driver is not None:
+            for job in [] if wait else jobs:
+                job.cancel()
+            driver.end()
+            if threading.current_thread() is not self._thread:
+                self._wait_until_left(jobs)
         atexit.unregister(self.close)
-        if driver is None or self._thread is None:
-            return
-        for job in [] if wait else jobs:
-            job.cancel()
-        driver.end()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+
+    def _wait_until_left(self, jobs: list[EngineJob]) -> None:
+        # Not by joining the thread: after a join that Ctrl-C interrupts, Python 3.11 takes it to have ended.
+        try:
+            self._left.wait()
+        except BaseException:
+            for job in jobs:
+                job.cancel()
+            self._left.wait()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -273,7 +301,14 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(wait=kind is None)
 
+    def _resolved(self, request: Request) -> ResolvedRequest:
+        if not isinstance(request, Request):
+            raise InputError(f"request must be a Request, got {shown(request)}")
+        return resolve(request, self.spec)
+
     def _check_open(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError("the engine belongs to the process that this one was forked from")
         if self._closed:
             raise RuntimeError("the engine is closed")
         if self._broken is not None:
@@ -364,6 +399,8 @@ class Engine:
             self._broken = error
             for job in list(self._jobs.values()):
                 self._hear(Failed(job=job.number, count=1, message=str(error)))
+        finally:
+            self._left.set()
 
     def _hear(self, event: Event) -> None:
         """Pass an event on to its job, or to all jobs if it is about none, and to the user's `emit`."""
@@ -376,7 +413,13 @@ class Engine:
                 del self._jobs[event.job]
                 job.end()
             job.hear(event)
-        if self._tell is not None:
-            self._tell(event)
-        elif isinstance(event, Warned):
-            warnings.warn(event.message, stacklevel=2)
+        try:
+            if self._tell is not None:
+                self._tell(event)
+            elif isinstance(event, Warned):
+                warnings.warn(event.message, stacklevel=2)
+        except Exception:
+            if threading.current_thread() is not self._thread:
+                raise  # to the caller of `submit` or `cancel`
+            # Work goes on; Python reports the error as it reports all errors of threads.
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), self._thread)))

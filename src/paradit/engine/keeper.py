@@ -108,7 +108,7 @@ class Keeper:
         try:
             write()
         except OSError as error:
-            if not self._warned:
+            if not self._warned and self.wanted():  # the folder of a cancelled request may be gone
                 self._progress.warn(f"no checkpoint could be written ({error.strerror or error}): going on")
             self._warned = True
             return False

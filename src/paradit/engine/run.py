@@ -11,7 +11,7 @@ from paradit.config.placement import Placement
 from paradit.engine.driver import HANG_SECONDS, Driver
 from paradit.engine.events import Cancelled, Extendable, Resumable, Waiting
 from paradit.engine.job import Job, Run
-from paradit.engine.launchers import new_launcher, threads_per_rank
+from paradit.engine.launchers import find_launcher, new_launcher, threads_per_rank
 from paradit.engine.orders import Inbox, Order
 from paradit.engine.run_folder import RunFolder
 from paradit.engine.started import Ranks, preloaded
@@ -126,6 +126,8 @@ def make_driver(
         return rank_program(inbox, spec, placement, emit)
 
     alone = placement.ranks == 1
+    if not alone:
+        find_launcher()  # refuses an unknown one before anything starts
     _LOG.info("placement: %s", placement)
     return Driver(
         spec,

@@ -162,6 +162,7 @@ class RunFolder:
         """Remove this run's folder, and the folder that holds all runs if this was the last one."""
         _LOG.debug("removing the run's folder %s", self.path)
         shutil.rmtree(self.path, ignore_errors=True)
+        shutil.rmtree(self.path, ignore_errors=True)  # a rank may have noted its process meanwhile
         with contextlib.suppress(OSError):
             self.path.parent.rmdir()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 from paradit.config.errors import InputError
 from paradit.video.encoded import PRECISE
@@ -15,8 +16,11 @@ from paradit.video.frame import Frame
 def read_video(path: str | Path) -> tuple[Frame, float]:
     """Return all frames of a video file, uint8 `[F, H, W, 3]`, and its mean frames per second.
 
-    Raises `InputError` if the file is not a valid video.
+    path: file, or folder of PNG files, whose frames per second are not known (0). Raises `InputError` if the
+    file is not a valid video.
     """
+    if Path(path).is_dir():
+        return _read_folder(Path(path)), 0.0
     try:
         with av.open(str(path)) as file:
             stream = file.streams.video[0]
@@ -29,3 +33,13 @@ def read_video(path: str | Path) -> tuple[Frame, float]:
     if not frames:
         raise InputError(f"{str(path)!r} holds no frame")
     return np.stack(frames), float(rate or 0)
+
+
+def _read_folder(folder: Path) -> Frame:
+    frames = []
+    for path in sorted(folder.glob("*.png")):
+        with Image.open(path) as picture:
+            frames.append(np.asarray(picture.convert("RGB")))
+    if not frames:
+        raise InputError(f"{str(folder)!r} holds no frame")
+    return np.stack(frames)

@@ -90,12 +90,17 @@ CHOICE = "PARADIT_LAUNCHER"
 """Name of the environment variable that selects a launcher other than `local`."""
 
 
+def find_launcher() -> Callable[[], Launcher]:
+    """Return the launcher class that PARADIT_LAUNCHER names. Raises InputError if it names none."""
+    return LAUNCHERS.find(os.environ.get(CHOICE) or "local")
+
+
 def new_launcher() -> Launcher:
     """Return a new launcher, of the kind that PARADIT_LAUNCHER names, or else `local`.
 
     Raises InputError if there is no launcher of this name.
     """
-    return LAUNCHERS.find(os.environ.get(CHOICE) or "local")()
+    return find_launcher()()
 
 
 def num_cores() -> int:
