@@ -120,8 +120,7 @@ class Decoder:
         self.scale, self._ratio = pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal
         frames = latents.shape[2]
         self._lengths = [self._ratio if frames % 2 == 0 else 1] + [self._ratio] * (frames - 1)
-        """Number of frames of each latent frame; an odd number of latent frames begins with a single frame.
-        """
+        """Number of frames of each latent frame; if their number is odd, the first is a single frame."""
 
     def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:  # noqa: ARG002
         return 1, 3, sum(self._lengths), tile.rows.size * self.scale, tile.columns.size * self.scale
