@@ -297,7 +297,7 @@ def test_latents_that_cannot_be_decoded(model: Path, place: Path, arguments: lis
     assert names(place) == before
 
 
-@pytest.mark.parametrize("file", ["none.json", "there.mp4", "there.json"])
+@pytest.mark.parametrize("file", ["none.json", "there.mp4", "there.json", "/dev/zero"])
 def test_files_without_a_trace(place: Path, file: str) -> None:
     ended = run(["trace", "summary", file], place, NO_TORCH)
     assert (ended.returncode, ended.stdout) == (2, "")

@@ -29,7 +29,7 @@ MAX_PROMPTS = 10_000
 MAX_PROMPT = 100_000
 """Largest number of characters in a prompt; a hundred times what text encoders read."""
 MAX_FILE = 10**7
-"""Largest size, in bytes, of a file with prompts, a placement or a machine's measurements."""
+"""Largest size, in bytes, of a text file that is read, such as prompts, a placement or a configuration."""
 SHOWN = 60
 """Number of characters of the user's value that an error message repeats; the rest is cut off."""
 

@@ -13,6 +13,7 @@ import msgspec
 
 from paradit.config.errors import InputError
 from paradit.config.options import Declared, declared, decode_known, named, read_object, read_values
+from paradit.files import read_text
 from paradit.models import hub
 from paradit.models.defaults import Defaults
 
@@ -23,7 +24,7 @@ STEMS = ("diffusion_pytorch_model", "model")
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file. Raises InputError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
     return read_object(text, str(path))

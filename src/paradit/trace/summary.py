@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from paradit.config.errors import InputError
+from paradit.files import read_text
 from paradit.trace.merge import Span
 from paradit.trace.spans import CHANNEL, EXCHANGE, LINK, MESSAGE, STAGE, STEP
+
+MAX_TRACE = 2**29
+"""Largest size of a trace file, in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,7 @@ def read_trace(path: Path) -> dict[int, list[Span]]:
     Raises InputError if the file cannot be read, is not a valid trace or holds no stage.
     """
     try:
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+        events = json.loads(read_text(path, MAX_TRACE))["traceEvents"]
         spans = [(event["pid"], _span(event)) for event in events if event["ph"] == "X"]
     except OSError as error:
         raise InputError(f"trace {str(path)!r} cannot be read: {error.strerror}") from None
