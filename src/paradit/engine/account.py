@@ -31,8 +31,8 @@ class Open:
     ) -> dict[str, Any]:
         """Return the fields of the `Finished` event for a video that has been written.
 
-        began: when work on the video began, on the monotonic clock. memory: peak bytes of each rank; None:
-        not gathered after this video, and left out. device: `cpu` or `cuda`.
+        began: time at which work on the video began, on the monotonic clock. memory: peak bytes of each rank;
+        None: they were not gathered after this video, and are left out. device: `cpu` or `cuda`.
         """
         assert self.written is not None
         seconds = self.seconds

@@ -53,20 +53,29 @@ def decide(requests: list[ResolvedRequest], spec: ModelSpec, emit: Emit) -> Plac
 
 
 def choose_placement(jobs: list[Job], spec: ModelSpec, base: Placement, costs: StageSeconds) -> Choice:
-    """Return the fastest placement for these jobs on `base`'s ranks, by `costs`, the measured stage times."""
+    """Return the fastest placement for these jobs, by `costs`, the measured times of the stages.
+
+    base: placement with the ranks to use.
+    """
     request = largest(jobs, spec)
     spare = partial(_spare_bytes, spec, request)
     return choose(base, len(jobs), request.num_inference_steps, costs, spare)
 
 
 def most_affordable(jobs: list[Job], spec: ModelSpec, base: Placement) -> Placement:
-    """Return a placement on the ranks of `base` that fits into memory, or else the one that lacks least."""
+    """Return a placement that fits into memory, or if none does, the one that exceeds it least.
+
+    base: placement with the ranks to use.
+    """
     first, *_ = affordable(base, len(jobs), partial(_spare_bytes, spec, largest(jobs, spec)))
     return first
 
 
 def known_costs(jobs: list[Job], spec: ModelSpec, base: Placement) -> StageSeconds | None:
-    """Return the stage times that an earlier warm-up measured for such jobs on this machine, or None."""
+    """Return the times of the stages that an earlier warm-up measured for such jobs on this machine.
+
+    None if there are none.
+    """
     remembered = Remembered().find(_what(largest(jobs, spec), spec, base))
     with suppress(InputError):
         return decode(StageSeconds, read_object(remembered or "", "what is remembered"))
@@ -92,7 +101,7 @@ def measure_costs(jobs: list[Job], spec: ModelSpec, base: Placement, report: Pro
 
 
 def _spare_bytes(spec: ModelSpec, request: ResolvedRequest, placement: Placement) -> int:
-    """Return how many bytes a placement leaves free on its fullest device; negative if it lacks memory.
+    """Return how many bytes a placement leaves free on its fullest device; negative if it needs too much.
 
     Raises InputError if the placement is not valid for the request.
     """
@@ -102,7 +111,7 @@ def _spare_bytes(spec: ModelSpec, request: ResolvedRequest, placement: Placement
 
 
 def _what(request: ResolvedRequest, spec: ModelSpec, base: Placement) -> str:
-    """Return the key under which measured stage times are stored: a text of all that they depend on."""
+    """Return the key under which a warm-up's times are stored: a text with all that they depend on."""
     texts = [w.parameters for w in spec.weights if w.component.startswith("text")]
     shape = (request.width, request.height, request.num_frames, spec.num_branches(request.guidance_scale))
     dtype, threads = request.dtype or "usual", threads_per_rank(base.ranks)

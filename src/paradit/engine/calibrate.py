@@ -41,20 +41,23 @@ T = TypeVar("T")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT_TOKENS = 32
 TURNS, EXCHANGES = 21, 8
-"""Number of timings of attention alone and beside messages, and number of message exchanges in each timing.
+"""Number of timings of attention, alone and beside messages, and number of message exchanges per timing.
 
-Exchanges follow one another, because a rank that is late once stays late. A short one costs anything from
-nothing to some milliseconds, so it takes many to find its usual cost.
+A timing has many exchanges in a row, and the time of one is their mean: a short exchange takes anything from
+nothing to some milliseconds, and a rank that is late once stays late.
 """
 SMALL = 8
-"""Divisor of the message size for the smaller of two sizes, beside both of which attention is timed."""
+"""Ratio of the two message sizes beside which attention is timed: the larger over the smaller."""
 BESIDE_SECONDS = 0.01
-"""Seconds, at most, that the messages of an exchange travel; so short that a delay of milliseconds shows."""
+"""Longest time, in seconds, that the messages beside attention travel.
+
+It is short, so that a delay of milliseconds shows.
+"""
 
 ROUNDS = 3
-"""Number of rounds in which every computation is timed; the median of its times is used."""
+"""Number of times that every computation is timed, in turn with the others; the median is used."""
 LEAST_SECONDS = 0.1
-"""Seconds, at least, for which each computation is repeated in a round, so that all ranks are busy."""
+"""Least number of seconds for which a computation is repeated in one timing, so that all ranks are busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +142,7 @@ def calibrate_links(ranks: int, report: Progress) -> Messages:
 
 Measure = Callable[[World, Progress], T]
 Prepared = tuple[Work, Callable[[], float]]
-"""Benchmark: the computation to time, and a function that runs it and returns its seconds."""
+"""Pair of a computation to time, and a function that runs it and returns its seconds."""
 
 
 def _on_ranks(measure: Measure[T], ranks: int, report: Progress) -> T:
@@ -187,9 +190,10 @@ def _measure_links(world: World, progress: Progress) -> Messages:
 def _measure_device(
     transport: Transport, device: torch.device, sizes: Sizes, progress: Progress
 ) -> list[Measured]:
-    """Time matrix products, attention, transformer blocks and decodes, in several rounds over all of them.
+    """Time matrix products, attention, transformer blocks and decodes, each several times.
 
-    A disturbance of some seconds thus spoils one time of each computation, and not the median.
+    All are timed once before any is timed again: a disturbance of some seconds thus spoils one time of each
+    computation, and not the median.
     """
     block_dtype = "fp32" if device.type == "cpu" else "bf16"
     works = [
@@ -256,9 +260,10 @@ def _measure_copies(transport: Transport, device: torch.device, size: int) -> Co
 
 
 def measure_links(transport: Transport, device: torch.device, size: int) -> Messages:
-    """Measure the links between ranks by messages of `size` bytes: between pairs of ranks, and among all.
+    """Measure latency and rate of the links between ranks, by messages of `size` bytes.
 
-    All ranks of the transport call it together.
+    First all ranks exchange messages at once, then pairs of ranks, one after another. All ranks of the
+    transport call it together.
     """
     together = usual_link(transport, size, device)
     pairs = measure_pairs(transport, size, device) if transport.num_ranks > 2 else {}
@@ -279,12 +284,12 @@ def measure_links(transport: Transport, device: torch.device, size: int) -> Mess
 def _beside(
     transport: Transport, size: int, device: torch.device, seconds_per_byte: float
 ) -> tuple[float, float]:
-    """Return how much messages slow down attention that runs at the same time, as (posting, crowding).
+    """Return by how much messages slow down attention that runs at the same time, as (posting, crowding).
 
     posting: seconds added by each exchange of messages, however small. crowding: seconds added for each
-    second that messages travel. On a CPU, the threads of a rank that send and compute share cores. Because of
-    gloo's locks, the exchange that comes last may cost a time slice of the system's scheduler, however few
-    its bytes.
+    second that messages travel. On a CPU, the threads of a rank that send and compute share cores. There, the
+    exchange that ends last may take a time slice of the system's scheduler, however few its bytes, because of
+    gloo's locks.
     """
     query = torch.randn(1, 1024, 4, 64, device=device)
     most = int(BESIDE_SECONDS / seconds_per_byte / (transport.num_ranks - 1))
@@ -302,10 +307,10 @@ def _beside(
     times = 1 + ceil(2 * travels[-1] / _slowest(transport, lambda: _usual(once, device), device))
 
     def beside(size: int) -> float:
-        """Return the seconds of one exchange of messages together with the attention that runs beside it.
+        """Return the mean seconds of one exchange of messages together with the attention beside it.
 
-        Averaged over several exchanges. Attention begins before the messages and continues after them. size:
-        bytes; 0: no messages.
+        Attention begins before the messages and continues after them. size: bytes of a message; 0: no
+        messages.
         """
         began = now(device)
         for number in range(EXCHANGES):
@@ -327,7 +332,10 @@ def _beside(
 
 
 def _middle(values: list[float]) -> float:
-    """Return the mean of the middle half of values; it is steadier than the median if they spread evenly."""
+    """Return the mean of the middle half of the values.
+
+    It varies less than the median if the values spread evenly.
+    """
     quarter = len(values) // 4
     return mean(sorted(values)[quarter : len(values) - quarter])
 
@@ -339,7 +347,7 @@ def _sizes(device: torch.device) -> Sizes:
 def _usual(work: Callable[[], object], device: torch.device) -> float:
     """Return the median seconds of `work` over several runs, after one run to warm up.
 
-    All ranks call it at once, so the others are as busy.
+    All ranks call it at the same time, so that the machine is as busy as in a run.
     """
     work()
     taken: list[float] = []
@@ -351,6 +359,9 @@ def _usual(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _slowest(transport: Transport, took: Callable[[], float], device: torch.device) -> float:
-    """Return the slowest rank's measured seconds. All ranks call it together, and begin at once."""
+    """Run a measurement on all ranks at once, and return the seconds of the slowest rank.
+
+    All ranks call it together; a barrier lets them begin at once.
+    """
     transport.all_gather(torch.zeros(1, device=device))  # a barrier, so that all begin at once
     return largest(transport, took(), device)

@@ -24,11 +24,11 @@ from paradit.progress import Event
 Message = tuple[str, tuple[Any, ...]]
 """Message on the channel: its kind, and plain values (numbers, texts, bytes, lists, dicts)."""
 LOG = "log"
-"""Kind of message that carries a rank's log record, or tells ranks the lowest log level that is wanted."""
+"""Kind of message that carries a log record from a rank, or the lowest wanted log level to the ranks."""
 EVENT = "event"
 """Kind of message that carries an event: the name of its class, and its fields."""
 ENDED = "ended"
-"""Kind of message that stands for a rank's disconnecting; the driver's side creates it."""
+"""Kind of message that the driver's side creates itself when a rank has disconnected."""
 
 GREETING_BYTES = 1024
 """Size limit, in bytes, of a message from a peer that has not sent the token yet."""
@@ -82,14 +82,14 @@ class Hub:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._lock = threading.Lock()
         self._told: list[bytes] = []
-        """Encoded messages that went to all ranks so far; a rank that connects later gets them, too."""
+        """Encoded messages that went to all ranks so far; a rank that connects later gets them first."""
         self._peers: dict[int, _Peer] = {}
-        """Connections of the ranks that have sent the secret token, by rank."""
+        """Connections of the ranks that are connected and have sent the secret token, by rank."""
 
     def hear(self, timeout: float) -> list[tuple[int, Message]]:
-        """Return the messages that have come from ranks, as (rank, message), each rank's in order.
+        """Return the messages that have come from ranks, as (rank, message); each rank's are in order.
 
-        Waits for the first one for at most `timeout` seconds; the list may be empty.
+        Waits for the first message for at most `timeout` seconds; the list may be empty.
         """
         heard: list[tuple[int, Message]] = []
         for key, _ in self._selector.select(timeout):
@@ -106,7 +106,10 @@ class Hub:
                 peer.socket.sendall(_frame(word, values))
 
     def tell_all(self, word: str, *values: object) -> None:
-        """Send a message to all ranks, in the same order to each; a rank that connects later gets it then."""
+        """Send a message to all ranks, also to those that connect later.
+
+        All get such messages in the same sequence.
+        """
         with self._lock:
             self._told.append(_frame(word, values))
             for peer in self._peers.values():
@@ -132,9 +135,9 @@ class Hub:
             self._selector.register(connection, selectors.EVENT_READ, _Peer(connection))
 
     def _take(self, peer: _Peer) -> list[tuple[int, Message]]:
-        """Read what a peer has sent and return its messages; there are none before it has sent the token.
+        """Read what a peer has sent, and return its messages; none before it has sent the token.
 
-        A peer that hangs up or sends something invalid is disconnected; a rank's last message is then
+        A peer that hangs up or sends something invalid is disconnected. If it was a rank, its last message is
         `ENDED`.
         """
         try:

@@ -1,4 +1,4 @@
-"""Driver: sends orders (videos to make) to ranks, follows their events, and restarts ranks that fail."""
+"""Driver of ranks: sends them orders (videos to make), reads their events, and replaces failed ranks."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ FAILURES = 3
 SILENCE_SECONDS = 60.0
 """Seconds without a heartbeat after which a rank is considered hung, unless the hang limit is shorter."""
 LAST_WORDS_SECONDS = 1.0
-"""Seconds after the first failure in which the driver still reads other ranks' messages, because one may know
-the cause."""
+"""Seconds for which the driver still reads messages after the first failure of a rank.
+
+Another rank may know the cause.
+"""
 LOG_LINES = 12
 HANG_SECONDS = 600.0
 """Seconds without progress on any rank after which the run is considered hung, unless the user sets it."""
@@ -65,9 +67,9 @@ class Driver:
     ) -> None:
         """Create a driver; no rank is started before `run`.
 
-        start: starts the processes of all ranks. here: returns the program of a single rank, which then runs
-        in the thread that calls `run`. Exactly one of the two is given. hang_limit: seconds without progress
-        on any rank after which the run is considered hung.
+        Either `start` or `here` is given. start: function that starts the processes of all ranks. here:
+        function that returns what a single rank does, which then runs in the thread that calls `run`.
+        hang_limit: seconds without progress on any rank after which the run is considered hung.
         """
         self._spec, self._placement, self._emit = spec, placement, emit
         self._start, self._here, self._hang_limit = start, here, hang_limit
@@ -75,15 +77,17 @@ class Driver:
         self._lock = threading.RLock()
         self._news = threading.Condition(self._lock)
         self._orders: dict[int, Order] = {}
-        """Orders (videos to make) that are neither done nor given up, by number."""
+        """Orders (videos to make) that are neither done nor given up, by their ids."""
         self._cancelled: set[int] = set()
         self._begun: set[int] = set()
         self._ended = False
         self._world: _World | Inbox | None = None
         self._tries = 0
         self._denoising: set[int | None] = set()
-        """Numbers of the orders that are being denoised; ranks check after every step whether they are still
-        wanted."""
+        """Ids of the orders (videos to make) whose latents are being denoised.
+
+        Meanwhile ranks check after every step whether these orders are still wanted.
+        """
 
     def add(self, order: Order) -> None:
         """Add an order, which is a video to make, to the end of the queue."""
@@ -94,7 +98,7 @@ class Driver:
             self._news.notify()
 
     def cancel(self, number: int) -> None:
-        """Cancel an order: its video is ended within a step, or at once if no rank has begun it."""
+        """Cancel an order: its video ends within a step, or at once if no rank has begun it."""
         with self._lock:
             if number not in self._orders:
                 return
@@ -172,7 +176,10 @@ class Driver:
 
     @contextmanager
     def _at_work(self, world: _World | Inbox) -> Iterator[None]:
-        """Send all open orders to started ranks, and new orders, too, while the `with` block runs."""
+        """Send all unfinished orders (videos to make) to started ranks.
+
+        While the `with` block runs, new orders are sent, too.
+        """
         try:
             self._hand_over(world)
             yield
@@ -201,9 +208,10 @@ class Driver:
             self.hear(event)
 
     def _as_of_now(self, order: Order) -> Order:
-        """Return an order updated for sending: whether its latents are saved, and which replica takes it.
+        """Return an order (a video to make) with what is decided only when it is sent.
 
-        The replica is the one with the fewest of the orders before this one.
+        That is whether its latents are saved already, and which replica makes the video: the one that has the
+        fewest of the unfinished orders before this one.
         """
         folder, replicas = order.folder, self._placement.replicas
         done = folder is not None and RunFolder(folder).is_denoised(order.job)
@@ -217,9 +225,9 @@ class Driver:
         return order
 
     def _judge(self, failure: Failure, failures: Counter[int | None], *, again: bool) -> None:
-        """Decide what follows a failure: give up an order, give up all (RankError), or announce a restart.
+        """Decide how to continue after a failure: give up the order, give up all, or start the ranks again.
 
-        again: whether the launcher can start ranks again.
+        Raises RankError to give up all. again: whether the launcher can start ranks again.
         """
         if failure.order is not None:
             failures[None] = 0  # the ranks can start, so failures at the start count from zero again
@@ -261,13 +269,16 @@ class Driver:
                 RunFolder(order.folder).sweep([order.job])
 
     def about(self, stage: str, number: int | None) -> str:
-        """Return what a rank was doing, in words: the stage, and the request if there is one."""
+        """Return in words what a rank was doing: the stage, and the request if it is about one."""
         order = self._orders.get(number) if number is not None else None
         return stage if order is None else f"{stage} of request {order.job.index + 1}"
 
 
 class _World:
-    """Started ranks as the driver sees them, until all are done or one fails; a restart makes new ones."""
+    """Driver's view of started ranks: which still run, what each does, and when it was last heard.
+
+    A restart makes a new one.
+    """
 
     def __init__(self, driver: Driver, started: Ranks, ranks: int, hang_limit: float) -> None:
         self._driver, self.ranks, self._hang_limit = driver, started, hang_limit
@@ -281,7 +292,7 @@ class _World:
         libraries.
         """
         self._last_words: dict[int, tuple[str, str]] = {}
-        """Last message of each failed rank, by rank: the kind of failure, and a text about it."""
+        """Reason why each failed rank has failed, by rank: the kind of failure, and a text about it."""
         self._told: set[int] = set()
 
     def add(self, order: Order) -> None:
@@ -301,7 +312,7 @@ class _World:
         self._driver.sweep()
 
     def follow(self) -> Failure | None:
-        """Pass on ranks' events until every rank is done or one has failed; return the failure, if any.
+        """Pass on ranks' events until every rank is done or one has failed; return the failure, or None.
 
         Raises Interrupted after the user has asked to stop.
         """
@@ -342,7 +353,7 @@ class _World:
         return word in ("raised", "ended")
 
     def _find_hanging(self) -> bool:
-        """Return whether some ranks send no heartbeats, or no rank makes progress.
+        """Return whether ranks hang: some send no heartbeats, or no rank makes progress.
 
         If so, this is recorded as the reason why they failed, and they are asked to write their stacks to
         their logs.
@@ -360,7 +371,7 @@ class _World:
         return bool(silent)
 
     def _failure(self) -> Failure:
-        """Wait briefly for other ranks' last messages; return a `Failure` that describes all failed ranks."""
+        """Wait briefly for the last messages of other ranks, and return a description of all failed ranks."""
         deadline = time.monotonic() + LAST_WORDS_SECONDS
         while self._running and time.monotonic() < deadline:
             for rank, message in self.ranks.hear(LISTEN_SECONDS):

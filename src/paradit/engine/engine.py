@@ -90,14 +90,14 @@ class EngineJob:
         yield from read_video(self.output)[0]
 
     def events(self, after: int = 0) -> JobEvents:
-        """Return the job's events after number `after`, for a `for` or `async for` loop until the job ends.
+        """Return the job's events numbered above `after`, for a `for` or `async for` loop until the job ends.
 
         Events that are no longer kept are reported by one `Missed`.
         """
         return JobEvents(self, after)
 
     def hear(self, event: Event) -> None:
-        """Record an event about this job, or about all jobs, and wake whoever waits for it."""
+        """Record an event about this job, or about all jobs, and wake the threads that wait for one."""
         with self._news:
             if self._status in ENDED:
                 return
@@ -113,17 +113,20 @@ class EngineJob:
         self._held.close()
 
     def since(self, number: int) -> tuple[list[Event], bool]:
-        """Return the events after event `number`, and whether more will follow."""
+        """Return the events numbered above `number`, and whether more will follow."""
         with self._news:
             return self._log.since(number), self._status not in ENDED
 
     def wait(self, number: int) -> None:
-        """Wait until there is an event after event `number`, or the job has ended."""
+        """Wait until there is an event numbered above `number`, or the job has ended."""
         with self._news:
             self._news.wait_for(lambda: self._log.last > number or self._status in ENDED)
 
     def waking(self, wake: Callable[[], object]) -> Callable[[], None]:
-        """Have the engine's thread call `wake` at every event; return a function that ends this."""
+        """Call `wake`, in the engine's thread, at every event of this job from now on.
+
+        Returns a function that ends this.
+        """
         with self._news:
             self._wakers.add(wake)
         return lambda: self._wakers.discard(wake)
@@ -211,16 +214,16 @@ class Engine:
         self._lock = threading.RLock()  # `emit` may submit when a warning about a request is reported to it
         self._pid = os.getpid()
         self._jobs: dict[int, EngineJob] = {}
-        """Jobs that have not ended, by number."""
+        """Jobs that have not ended, by their ids."""
         self._count, self._closed = 0, False
         self._first: ResolvedRequest | None = None
         self._driver: Driver | None = None
         self._thread: threading.Thread | None = None
         self._left = threading.Event()
-        """Set when the engine's thread has nothing left to do."""
+        """Event that is set once the engine's thread has no more work to do."""
         self._broken: BaseException | None = None
         self.placement: Placement | None = None
-        """Placement of the work on ranks; None until it is decided."""
+        """Placement (which ranks do which stages); None until it is decided."""
         if placement is not None and not isinstance(placement, Placement) and placement != AUTO:
             raise InputError(f"placement must be a Placement or 'auto', got {shown(placement)}")
         if not isinstance(placement, str):
@@ -391,7 +394,7 @@ class Engine:
             self._driver.cancel(number)
 
     def _run(self) -> None:
-        """Run the driver of the ranks, in the engine's thread; its error fails all open jobs."""
+        """Run the driver of the ranks, in the engine's thread; if it raises, all unfinished jobs fail."""
         assert self._driver is not None
         try:
             self._driver.run()
@@ -403,7 +406,7 @@ class Engine:
             self._left.set()
 
     def _hear(self, event: Event) -> None:
-        """Pass an event on to its job, or to all jobs if it is about none, and to the user's `emit`."""
+        """Pass an event on: to its job, or to all jobs if it is about none, and to the user's `emit`."""
         ended = isinstance(event, Finished | Failed | Cancelled)
         if event.job is None:
             for each in list(self._jobs.values()):

@@ -144,11 +144,10 @@ AnyEvent: TypeAlias = (
     | Planned | Missed
 )  # fmt: skip
 EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(AnyEvent)}
-"""All event classes, by the names of the classes."""
+"""All event classes, by name; an event is sent with its class's name."""
 
 COALESCED = (Stepped, QueueMoved, Wrote)
-"""Event classes that replace one another: only the newest event of each is kept, as it covers the earlier
-ones."""
+"""Event classes of which a log keeps only the newest event, because it covers the earlier ones."""
 
 
 class Log:
@@ -182,7 +181,10 @@ class Log:
         return event
 
     def since(self, number: int) -> list[Event]:
-        """Return the events after event `number`; a `Missed` event comes first if some are no longer kept."""
+        """Return the events numbered above `number`.
+
+        A `Missed` event comes first if some of them are no longer kept.
+        """
         found = [event for event in self._events if event.number > number]
         if number < self._dropped:
             count = self._dropped - number

@@ -59,7 +59,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that decides a run: its jobs, model and placement, and how they are carried out."""
+    """Description of a run: its jobs, model and placement, and how they are carried out."""
 
     model: str
     """Model as the user named it: `bundled`, a folder or a hub id."""
@@ -68,7 +68,7 @@ class Run:
     variant: str | None = None
     """Variant of the weights, such as `fp16`, if the user asked for one."""
     model_folder: str = ""
-    """Path to the folder in which the model's files were when the run began."""
+    """Path to the folder that held the model's files when the run began."""
     model_hash: str = ""
     """Hash of the model's files (`models.identity`), by which a resumed run checks that the model is
     unchanged."""

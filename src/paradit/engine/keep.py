@@ -45,9 +45,9 @@ def keep(
 ) -> Written:
     """Write a job's video from its frames as they come, and save its latents if the job asks for them.
 
-    latents: None if they come together with the frames, as a long video's do; its file can be watched while
-    it grows. about: record of what the video was made from, for its metadata; None: no metadata. name_next:
-    called with the complete file, just before the file gets its name.
+    latents: None if they come together with the frames, as a long video's do; the file can then be watched
+    while it grows. about: record of what the video was made from, for its metadata; None: no metadata.
+    name_next: function called with the path to the complete, still temporary file, just before it is renamed.
     """
     progress = progress or Progress()
     if job.latents is not None and latents is not None:

@@ -21,7 +21,7 @@ from paradit.progress import Progress
 
 _LOG = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 30.0
-"""Seconds of work, about, between two checkpoints, unless a number of steps is set."""
+"""Seconds of work, about, between two checkpoints, unless the user sets a number of steps."""
 
 
 class Keeper:
@@ -57,7 +57,7 @@ class Keeper:
             _LOG.debug("wrote %s", path)
 
     def name_next(self, video: Path) -> None:
-        """Record on disk that the video's file is complete and is about to get its name."""
+        """Record on disk that the video's file is complete, and gets its final name next."""
         self._folder.name_next(self._job.index, video)
 
     def finish(self) -> None:
@@ -88,7 +88,7 @@ class Keeper:
     def offer(self, checkpoint: Callable[[], bytes]) -> bool:
         """Save a checkpoint if one is due; return whether the request is still wanted.
 
-        To be called after every step. A checkpoint is also saved if the request is no longer wanted.
+        To be called after every step. If the request is no longer wanted, a checkpoint is saved in any case.
         """
         self._done += 1
         now, wanted = time.monotonic(), self.wanted()

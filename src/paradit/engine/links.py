@@ -1,4 +1,4 @@
-"""Measurements of links between a machine's ranks: of all ranks at once, and of one pair after another."""
+"""Measurements of the links between a machine's ranks: all at once, or one pair after another."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ROUNDS = 2
 def measure_pairs(
     transport: Transport, size: int, device: torch.device
 ) -> dict[tuple[int, int], list[PairSeconds]]:
-    """Measure the link between each rank and the next one, one pair after another, in several rounds.
+    """Measure the link between each rank and the next, one pair after another, in several rounds.
 
-    Returns each pair's measurements, one from every round; the last rank's next one is the first. All ranks
-    of the transport call it together, and get the same.
+    The rank after the last is the first. Returns, for each pair, its measurements, one from every round. All
+    ranks of the transport call it together, and get the same result.
     """
     rank, number = transport.rank, transport.num_ranks
     found: dict[tuple[int, int], list[PairSeconds]] = {}

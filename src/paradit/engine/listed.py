@@ -33,7 +33,7 @@ def make_videos(
 ) -> None:
     """Do this rank's part of a fixed list of jobs; all ranks of the placement call it together.
 
-    folder: the run's folder, in which progress is saved; only the first rank has one, and informs the others
+    folder: the run's folder, in which progress is saved. Only the first rank has one; it tells the others
     which jobs are left.
     """
     inbox = Inbox(stop)
@@ -55,7 +55,7 @@ def make_videos(
 
 
 def _left(jobs: list[Job], folder: RunFolder | None, world: World | None) -> list[tuple[int, bool]]:
-    """Return the numbers of the jobs that are left, each with whether its denoised latents are saved."""
+    """Return the indices of the jobs that are left, each with whether its denoised latents are saved."""
     left = [
         (number, folder.is_denoised(job) if folder else False)
         for number, job in enumerate(jobs)

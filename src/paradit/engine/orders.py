@@ -21,14 +21,14 @@ class Order:
     """
 
     number: int
-    """Number of the order's job among all jobs of its engine; events about the job have the same number."""
+    """Id of the order's job among all jobs of its engine; events about the job have it, too."""
     job: Job
     folder: Path | None
     """Path to the folder of the job's run, where progress is saved; None: no progress is saved."""
     is_denoised: bool = False
     """Whether the denoised latents are saved already, so that only the decode is left to do."""
     replica: int = 0
-    """Number, from 0, of the replica that makes the video."""
+    """Index of the replica that makes the video."""
     overwrite: bool = False
     metadata: bool = True
     """Whether the video's metadata says what the video was made from (`provenance`)."""
@@ -68,7 +68,7 @@ class Inbox:
         self._cancelled: set[int] = set()
         self._ended = False
         self.replica: int | None = None
-        """Number of the replica whose orders this rank takes; None: it takes all orders."""
+        """Index of the replica whose orders this rank takes; None: it takes all orders."""
 
     def add(self, order: Order) -> None:
         """Add an order to the end of the queue."""
@@ -93,9 +93,8 @@ class Inbox:
     def take(self, wait: bool) -> Order | None:
         """Take the next order from the queue and return it; None if there is none.
 
-        See `scheduling.stages.Take`.
-
-        wait: whether to wait for one; None then means that no more will come.
+        See `scheduling.stages.Take`. wait: whether to wait for an order; None then means that no more will
+        come.
         """
         with self._news:
             while not self._stop.wanted:
@@ -109,7 +108,7 @@ class Inbox:
         return None
 
     def first(self) -> Order | None:
-        """Wait for the next order, and return it without taking it; None if no more come."""
+        """Wait for the next order, and return it but leave it in the queue; None if no more come."""
         order = self.take(wait=True)
         if order is not None:
             self._orders.appendleft(order)

@@ -33,12 +33,12 @@ from paradit.scheduling.balance import MARGIN, Choice, name_of, ways, worth_taki
 from paradit.scheduling.layer_pipeline import MANY_BLOCKS
 
 SHOWN = 3
-"""Number of other placements that the reason for a choice names, with their times."""
+"""Number of other placements that are listed, with their times, in the reason for a choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Open:
-    """Settings of a placement that the user has left open, so that the planner may decide them."""
+    """Settings of a placement that the user has left open, and that the planner may therefore decide."""
 
     cfg_degrees: Sequence[int] = (1, 2)
     replicas: bool = True
@@ -60,9 +60,9 @@ def largest(jobs: list[Job], spec: ModelSpec) -> ResolvedRequest:
 def planned(jobs: list[Job], spec: ModelSpec, base: Placement, cluster: Cluster, left: Open) -> Choice | None:
     """Return the fastest placement that fits into memory, or the one that needs least if none fits.
 
-    base: placement with all stages on the same ranks, and with the settings that the user has chosen. left:
-    settings that the planner may decide, besides the attention form. Returns None if the planner does not
-    know the method, or finds no placement.
+    Returns None if the planner does not know the denoising method, or finds no placement. base: placement
+    with all stages on the same ranks, and with the settings that the user has chosen. left: settings that the
+    planner may decide, besides the attention form.
     """
     simulator = _simulator(jobs, spec, cluster)
     if simulator is None:
@@ -88,7 +88,11 @@ def planned(jobs: list[Job], spec: ModelSpec, base: Placement, cluster: Cluster,
 
 
 def planned_form(jobs: list[Job], spec: ModelSpec, placement: Placement, cluster: Cluster) -> Choice | None:
-    """Return a placement with its attention form chosen by the planner; None if nothing is to be chosen."""
+    """Return a placement with the attention form that the planner finds fastest.
+
+    None if only one form is possible, the planner does not know the denoising method, or the video is made in
+    frame blocks.
+    """
     simulator = _simulator(jobs, spec, cluster)
     if simulator is None or simulator.long is not None:
         return None
@@ -100,7 +104,7 @@ def planned_form(jobs: list[Job], spec: ModelSpec, placement: Placement, cluster
 
 
 def _simulator(jobs: list[Job], spec: ModelSpec, cluster: Cluster) -> Simulator | None:
-    """Return a simulator for the largest of the requests; None if the planner does not know the method."""
+    """Return the planner's simulator for the largest of the requests; None if it does not know the method."""
     request = largest(jobs, spec)
     if method_of(request).player is None:
         return None
@@ -136,7 +140,10 @@ def _as_a_whole(simulator: Simulator, base: Placement, num_prompts: int, left: O
 
 
 def _played(simulator: Simulator, ways: list[Way], num_prompts: int, goal: str) -> list[Simulated]:
-    """Simulate placements for a long video: those that may be the best, and some to compare the best with."""
+    """Return simulations of placements for a long video.
+
+    Placements that may be the best are simulated, and some others to compare the best with.
+    """
     played = list(play_long(simulator, ways, num_prompts, goal))
     best = min(played, key=GOALS[goal], default=None)
     if best is None:
@@ -146,7 +153,10 @@ def _played(simulator: Simulator, ways: list[Way], num_prompts: int, goal: str) 
 
 
 def _in_each_form(simulator: Simulator, way: Way, num_prompts: int) -> list[Simulated]:
-    """Simulate a placement with every attention form that it leaves open; the form to choose comes first."""
+    """Return simulations of a placement with every attention form that it leaves open.
+
+    The first is the one whose form is to be chosen.
+    """
     heads = simulator.spec.transformers[0].num_attention_heads
     choices = way.placement.choices(heads, simulator.branches)
     simulated = [simulator.simulate(way, num_prompts, choice.simplest) for choice in choices]
@@ -155,10 +165,10 @@ def _in_each_form(simulator: Simulator, way: Way, num_prompts: int) -> list[Simu
 
 
 def _put_plain_first(groups: list[list[Simulated]], goal: str) -> None:
-    """Put the fastest placement without co-processing first, unless another is faster by more than `MARGIN`.
+    """Move the fastest placement without co-processing to the front, unless co-processing is clearly faster.
 
-    Co-processing lets idle decode ranks do some of the attention. groups: simulated placements, the fastest
-    first, each in several attention forms.
+    Clearly means by more than `MARGIN`. Co-processing lets idle decode ranks do some of the attention.
+    groups: simulated placements, the fastest first, each in several attention forms.
     """
     plain = next(number for number, (one, *_) in enumerate(groups) if not one.way.coprocess)
     if not worth_taking([GOALS[goal](groups[number][0])[0] for number in (plain, 0)]):
@@ -168,7 +178,8 @@ def _put_plain_first(groups: list[list[Simulated]], goal: str) -> None:
 def _choice(simulated: list[Simulated], what: str) -> Choice:
     """Return the first of the simulated placements as the choice, with a reason that names some others.
 
-    simulated: simulated placements, the best first. what: the requests that the seconds are for, in words.
+    simulated: simulated placements, the best first. what: words for the work that takes these seconds, such
+    as `2 prompts`.
     """
     seconds: dict[str, float] = {}
     for one in simulated:
@@ -182,7 +193,10 @@ def _choice(simulated: list[Simulated], what: str) -> Choice:
 
 
 def _reasons(groups: list[list[Simulated]], goal: str) -> tuple[str, ...]:
-    """Return lines that say why the first placement is the best one; none if it does not fit into memory."""
+    """Return lines that say why the first placement is the best one.
+
+    There are none if no placement fits into memory.
+    """
     if goal == "memory":
         return ()
     plans = [Plan(name="", simulated=one, fits=True) for group in groups for one in group]
@@ -191,7 +205,10 @@ def _reasons(groups: list[list[Simulated]], goal: str) -> tuple[str, ...]:
 
 
 def _form_line(simulated: list[Simulated]) -> str:
-    """Return a line on the speed of the chosen attention form, and of the others; empty if there is one."""
+    """Return a line with the seconds per step of the chosen attention form and of the others.
+
+    Empty if there is only one form.
+    """
     if len(simulated) == 1:
         return ""
     taken, *others = simulated

@@ -54,12 +54,12 @@ def rank_program(
     world: World | None = None,
     device: torch.device | None = None,
 ) -> Callable[[], None]:
-    """Wait for the first order, and return this rank's program, which is `pipeline.run` with this rank.
+    """Wait for the first order (a video to make), and return the function that does this rank's work.
 
-    All ranks call it. The program does this rank's part of every order (a video to make), until no more come.
-    An order that is no longer wanted ends within a step, on all ranks alike. If an order fails, because its
-    latents are not finite or its video cannot be written, the others are not affected. world: the ranks that
-    work together; None for one process.
+    All ranks call it. The function is `pipeline.run`: it does this rank's part of every order, until no more
+    come. An order that is no longer wanted ends within a step, on all ranks alike. If an order fails, because
+    its latents are not finite or its video cannot be written, the others are not affected. world: process
+    group of all ranks; None for one process.
     """
     at_end = None
     if placement.replicas > 1:
@@ -109,8 +109,11 @@ class _Rank:
         self._open: dict[int, Open] = {}
         self._taken = 0
         self._began = time.monotonic()
-        """Time from which the seconds to the next video's first frame are counted, on the monotonic clock:
-        the rank's start, the end of the video before, or the arrival of an order while the rank was idle."""
+        """Time, on the monotonic clock, from which the seconds to the next video's first frame are counted.
+
+        It is that of the rank's start, of the end of the video before, or of the arrival of an order while
+        the rank was idle.
+        """
         self._layers: LayerShare | None = None
 
     def load(self) -> None:
@@ -136,7 +139,7 @@ class _Rank:
         return program(stages, self._decoder, decoders, self._take, lambda order: order.is_denoised)
 
     def _take(self, wait: bool) -> Order | None:
-        """Take the next order from the inbox, create a record of it, and return it.
+        """Take the next order (a video to make) from the inbox, create a record of it, and return it.
 
         See `scheduling.stages.Take`.
         """
@@ -365,18 +368,21 @@ class _Rank:
         return provenance(order.job.request, self._spec, dtype, self._placement.kernel)
 
     def _undecoded(self, order: Order) -> str:
-        """Return the key that a decode rank publishes once its decode of a long video has failed.
+        """Return the key that a decode rank publishes if its decode of a long video has failed.
 
         The ranks that denoise then end the video.
         """
         return f"video {order.number} is not wanted"
 
     def _telling(self, order: Order | None) -> Progress:
-        """Return a `Progress` that reports on an order, or only warnings if the order is None."""
+        """Return a reporter of progress on an order (a video to make); None: a reporter of warnings alone."""
         return Progress(self._emit, order.number) if order is not None else Progress()
 
     def _end_early(self, order: Order, error: Exception) -> None:
-        """Report that an order has ended without its video: cancelled, or failed because of `error`."""
+        """Report that an order (a video to make) has ended without its video.
+
+        It was cancelled, or has failed because of `error`.
+        """
         if isinstance(error, (Unwanted, Undecoded)):
             self._emit(Cancelled(job=order.number))
             return

@@ -24,7 +24,7 @@ def own_world(world: World, size: int) -> World | None:
 
 
 def tell_memory(world: World, placement: Placement, emit: Emit) -> None:
-    """Gather the peak memory of all replicas' ranks, and report it from the first rank.
+    """Gather the peak memory of the ranks of all replicas, and report it from the first rank.
 
     All ranks call it together, at the end of the run.
     """
@@ -36,7 +36,10 @@ def tell_memory(world: World, placement: Placement, emit: Emit) -> None:
 
 
 def of_replica(emit: Emit, replica: int) -> Emit:
-    """Return an `emit` for one replica, which adds the replica's number to the names of stages."""
+    """Return an `emit` for one replica, which adds the replica's number to the names of stages.
+
+    It removes the memory from `Finished` events, because that of all replicas is reported at the end.
+    """
 
     def emit_own(event: Event) -> None:
         if isinstance(event, Finished):

@@ -56,10 +56,10 @@ def make(
 ) -> None:
     """Make those of a run's videos that are not done yet.
 
-    folder: the run's folder; of a launcher's ranks, only the first has one. At the end the folder is removed,
-    unless the run can be resumed from it (`Resumable`), or long videos can be made longer (`Extendable`).
-    Raises RankError if the ranks that are started here cannot start, and Interrupted after the user has asked
-    to stop.
+    folder: the run's folder; if a launcher has started the ranks, only the first has one. At the end the
+    folder is removed, unless the run can be resumed from it (`Resumable`), or long videos can be made longer
+    (`Extendable`). Raises RankError if the ranks that are started here cannot start, and Interrupted after
+    the user has asked to stop.
     """
     if folder is None:
         _make_as_launched(run, spec, None, report, stop)
@@ -85,7 +85,10 @@ def make(
 
 
 def leave(run: Run, folder: RunFolder, emit: Emit) -> None:
-    """Remove a run's folder; or keep it and report why, if the run can be resumed, or its videos extended."""
+    """Remove a run's folder, unless the run can be resumed from it, or its videos made longer.
+
+    If so, the folder stays, and an event says why.
+    """
     if all(folder.is_done(job) for job in run.jobs):
         if any(folder.is_extendable(job) for job in run.jobs):
             emit(Extendable(folder=str(folder.path)))
@@ -141,9 +144,9 @@ def make_driver(
 
 
 def order_of(run: Run, job: Job, folder: RunFolder | None, number: int) -> Order:
-    """Return the order (a video to make, as ranks get it) for one of a run's jobs.
+    """Return the order for one of a run's jobs: the job in the form in which ranks receive it.
 
-    number: number of the order, unique in the driver.
+    number: id of the order, unique in the driver.
     """
     return Order(
         number=number,
@@ -195,7 +198,7 @@ def _make_as_launched(
 
 
 def heeded(emit: Emit, stop: Stop) -> Emit:
-    """Return an `emit` that keeps `stop.heeded` up to date: true while a request is being denoised.
+    """Return an `emit` that keeps the flag `stop.heeded` true while a request is being denoised.
 
     After a stop, it does not pass on events that say that requests are cancelled.
     """

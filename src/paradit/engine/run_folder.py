@@ -104,14 +104,15 @@ class RunFolder:
         return self.path / f"{index:05d}.open.pt"
 
     def num_blocks(self, index: int) -> int:
-        """Return the number of frame blocks that are saved of a request."""
+        """Return the number of frame blocks of a request's video that are saved."""
         return next(number for number in count() if not self.block(index, number).exists())
 
     def reopen(self, run: Run) -> None:
-        """Prepare a finished run for making its videos longer, which resumes from their saved block queues.
+        """Prepare a finished run for making its videos longer.
 
-        The queues are from before the old end affected any frame block, so an interruption here does no harm:
-        the old, shorter videos could resume from them, too.
+        The longer videos resume from the saved block queues, as they were before the old end affected any
+        frame block. So an interruption here does no harm: the old, shorter videos can be resumed from these
+        queues, too.
         """
         for job in run.jobs:
             if self.open_state(job.index).exists():
@@ -140,7 +141,7 @@ class RunFolder:
         return self.is_done(job) and self.open_state(job.index).exists()
 
     def name_next(self, index: int, video: Path) -> None:
-        """Record that a request's video is about to get its name, in case this process is killed then."""
+        """Record that a request's video gets its final name next, in case this process is killed then."""
         with contextlib.suppress(OSError):  # a full disk: at worst the video is written again
             self._mark(index).write_text(_inode(video))
 
@@ -153,7 +154,7 @@ class RunFolder:
             self.checkpoint(job.index).unlink(missing_ok=True)
 
     def has_something(self) -> bool:
-        """Return whether a later run could resume from this folder, instead of beginning anew."""
+        """Return whether a later run can resume from this folder instead of beginning anew."""
         # The user may have removed the folder meanwhile.
         there = self.path.iterdir() if self.path.is_dir() else ()
         return any(path.suffix in (".pt", ".safetensors", ".done") for path in there)
@@ -187,12 +188,12 @@ class RunFolder:
             return True
 
     def note_process(self, pid: int) -> None:
-        """Record the id of a process that may write the run's videos; `sweep` then finds what it leaves."""
+        """Record the id of a process that may write the run's videos, for `sweep` to find leftover files."""
         with contextlib.suppress(OSError), (self.path / "processes").open("a") as file:
             file.write(f"{pid}\n")
 
     def sweep(self, jobs: Iterable[Job], pids: Collection[int] | None = None) -> None:
-        """Remove files that processes which have ended have left half-written.
+        """Remove half-written files that were left by processes which have ended.
 
         pids: ids of these processes; None: all that have worked on the run. Then their locks and growing
         videos are removed, too.
@@ -286,7 +287,7 @@ _JOB = {name: field for name, field in all_fields(Job).items() if name not in ("
 
 
 def plain_job(job: Job) -> dict[str, Any]:
-    """Return a job as plain values, without its index in the run and the number of jobs."""
+    """Return a job as plain values, without its index in the run and the number of the run's jobs."""
     return {
         "request": asdict(job.request),
         "output": str(Path(job.output).absolute()),

@@ -1,4 +1,4 @@
-"""Ranks that this process has started: their messages and output, and function calls on all of them."""
+"""Ranks that this process has started: their messages, their output, and functions called on all of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOG_LINES = 200
 GRACE_SECONDS = 2.0
 """Seconds after the first failure in which other ranks may still report what has happened to them."""
 LAST_WORDS = ("done", "stopped", "raised", "returned", ENDED)
-"""Kinds of messages that are a rank's last: after one of them it sends no more."""
+"""Kinds of messages that end a rank's messages: it sends no more after one of them."""
 
 
 def preloaded(spec: ModelSpec) -> list[str]:
@@ -38,14 +38,14 @@ def preloaded(spec: ModelSpec) -> list[str]:
 
 
 class Ranks:
-    """Started processes of ranks that work together: their messages, and the last lines of their output."""
+    """Processes of ranks that were started together, with their messages and last lines of output."""
 
     def __init__(self, launcher: Launcher, ranks: int, work: Work, preload: Sequence[str] = ()) -> None:
         self._launcher, self._hub = launcher, Hub()
         self.are_replaced = launcher.capabilities.replaces
         """Whether the launcher can start ranks again after one has failed."""
         self._quiet: set[int] = set()
-        """Ranks that have sent their last message."""
+        """Ranks that have sent the last of their messages, of a kind in `LAST_WORDS`."""
         self._logs: dict[int, deque[str]] = {rank: deque(maxlen=LOG_LINES) for rank in range(ranks)}
         self._rest: dict[int, str] = {}
         """Unfinished last line of each rank's output, by rank."""
@@ -61,8 +61,8 @@ class Ranks:
     def hear(self, timeout: float = LISTEN_SECONDS) -> list[tuple[int, Message]]:
         """Return the messages that ranks have sent, as (rank, message).
 
-        Each rank's last message is of a kind in `LAST_WORDS`; if the rank has sent none, it is `ended`, with
-        how its process has ended.
+        Each rank's last message is of a kind in `LAST_WORDS`. If a rank's process ends without one, an
+        `ended` that says how is added.
         """
         found = []
         for rank, message in self._hub.hear(timeout):

@@ -1,4 +1,4 @@
-"""Process groups of ranks that share the work of a stage, each made from the point of view of one rank."""
+"""Process groups of the ranks that share the work of a stage, and the objects that do this rank's part."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from paradit.tuning.quickest import quickest
 
 
 def sharers(placement: Placement, world: World | None) -> World | None:
-    """Return the process group of the ranks that share each decode with this one; None if no rank does."""
+    """Return the process group of the ranks that decode each video together; None if this rank is in none."""
     # Its own process group, because prompts or latents may be on their way between the same two ranks.
     share = world is not None and placement.decode_degree > 1
     return world.part(placement.decode_ranks, own_group=True) if share and world else None
 
 
 def team(placement: Placement, spec: ModelSpec, part: World | None, helped: Helped | None) -> Team | None:
-    """Return the object that predicts denoising steps on this rank: alone, or with other denoise ranks.
+    """Return the object that computes predictions of denoising steps on this rank, alone or with others.
 
-    part: process group of the ranks that denoise. helped: this rank's side of co-processing (idle decode
-    ranks do some of the attention), if any. Returns None if several ranks denoise, and this one does not.
+    Returns None if several ranks denoise, and this one does not. part: process group of the ranks that
+    denoise. helped: this rank's side of co-processing (idle decode ranks do some of the attention), if any.
     """
     kernel = load_kernel(placement.kernel)
     if len(placement.denoise_ranks) == 1 and helped is None:
@@ -54,10 +54,11 @@ def together(
     *,
     helped: Helped | None = None,
 ) -> Together:
-    """Return the object that predicts denoising steps on all ranks of `world` together, as a placement says.
+    """Return the object by which all ranks of `world` compute predictions of denoising steps together.
 
-    If several attention forms are open, the fastest on this machine is taken. num_heads, num_branches:
-    attention heads and guidance branches of the model. helped: this rank's side of co-processing, if any.
+    If the placement leaves several attention forms open, the fastest on this machine is taken. num_heads,
+    num_branches: attention heads and guidance branches of the model. helped: this rank's side of
+    co-processing (idle decode ranks do some of the attention), if any.
     """
     mesh = Mesh(world, placement.cfg_degree)
     if is_recording():
@@ -75,10 +76,10 @@ def pipeline(placement: Placement, request: ResolvedRequest, world: World | None
 def coprocess(
     placement: Placement, spec: ModelSpec, world: World | None, team: World | None
 ) -> tuple[Helped | None, Helper | None]:
-    """Return this rank's side of co-processing: idle decode ranks do some of the denoise ranks' attention.
+    """Return this rank's side of co-processing, in which idle decode ranks do some of the attention.
 
-    The pair is (side of a denoise rank, side of an idle rank). At most one of them is not None; both are None
-    if there is no co-processing, or this rank has no part in it.
+    The pair is (side of a rank that denoises, side of an idle rank). At most one of them is not None; both
+    are None if there is no co-processing, or this rank has no part in it.
     """
     if not placement.coprocess:
         return None, None

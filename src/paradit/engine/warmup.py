@@ -64,7 +64,7 @@ class _Warmup:
         return work(), self._slowest(partial(seconds, work, self._world.device))
 
     def _denoise(self, prompts: tuple[Prompt, ...]) -> tuple[float, float, float]:
-        """Return the seconds of preparing the prompts' contexts, of a step on one rank, and of one on all."""
+        """Return the seconds of preparing the prompts, of a step on one rank, and of a step on all ranks."""
         model, device, spec = self._load("denoise"), self._world.device, self._spec
         kernel, transformer = load_kernel(self._placement.kernel), model.experts[0]
         _, _, frames, height, width = self._shape
@@ -118,7 +118,10 @@ class _Warmup:
         return load(self._spec, request.dtype, device=self._world.device, stages=(stage,), compile=compile)
 
     def _slowest(self, measured: Callable[[], float]) -> float:
-        """Return the slowest rank's measured seconds. All ranks call it together, and begin at once."""
+        """Run a measurement on all ranks at once, and return the seconds of the slowest rank.
+
+        All ranks call it together; a barrier lets them begin at once.
+        """
         device = self._world.device
         self._transport.all_gather(torch.zeros(1, device=device))  # a barrier, so that all begin at once
         mine = torch.tensor([measured()], dtype=torch.float64, device=device)

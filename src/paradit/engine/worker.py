@@ -27,20 +27,26 @@ from paradit.trace.spans import Tracing, recording
 
 _LOG = logging.getLogger(__name__)
 WAIT_SECONDS = 24 * 3600.0
-"""Seconds, at most, for which a rank waits for another; so many, because the driver notices dead ranks."""
+"""Longest time, in seconds, that a rank waits for another.
+
+It is long, because the driver notices ranks that have died or hang.
+"""
 HEARTBEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """Main function of a rank's process, which takes orders from a driver."""
+    """Main function of a rank's process that takes orders (videos to make) from a driver."""
 
     spec: ModelSpec
     placement: Placement
     tracing: Tracing | None = None
 
     def __call__(self, seat: Seat) -> None:
-        """Carry out the driver's orders; the last message to it is `done`, or `raised` with a traceback."""
+        """Carry out the driver's orders (videos to make).
+
+        The last message sent to the driver is `done`, or `raised` with a traceback.
+        """
         make_safe()
         driver, orders = Connection(seat.address, seat.token, seat.rank), _Orders()
         emit, device = named_for(seat.rank, self.placement, driver.emit), torch.device(seat.device)
@@ -63,7 +69,10 @@ class Worker:
 
 
 class _Orders:
-    """Orders that the driver has sent to this process, kept to remove their half-written files later."""
+    """Receiver of the driver's messages in a rank's process.
+
+    It keeps all orders (videos to make), to remove their half-written files later.
+    """
 
     def __init__(self) -> None:
         self.inbox = Inbox()
@@ -93,7 +102,7 @@ class _Orders:
 
 
 def named_for(rank: int, placement: Placement, emit: Emit) -> Emit:
-    """Return an `emit` that adds the rank to the names of those stages that several ranks do at once."""
+    """Return an `emit` that adds the rank to the name of the stage decode, if several ranks decode."""
     names = {"decode": f"decode on rank {rank}"} if len(placement.decode_ranks) > 1 else {}
     return renaming(emit, lambda stage: names.get(stage, stage))
 
@@ -101,8 +110,8 @@ def named_for(rank: int, placement: Placement, emit: Emit) -> Emit:
 def agree(world: World, placement: Placement) -> None:
     """Check that this rank's placement equals the first rank's, because otherwise both would hang.
 
-    Raises RuntimeError if it does not. Each of torchrun's ranks plans by a file that may have changed
-    meanwhile.
+    Raises RuntimeError if it differs. Each of torchrun's ranks plans for itself, from a calibration file that
+    may have changed meanwhile.
     """
     mine = repr(placement)
     if world.rank == 0:

@@ -13,7 +13,7 @@ from paradit.config.registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A machine on which processes can be started."""
+    """Machine on which processes of ranks can be started."""
 
     name: str
     cores: int
@@ -22,7 +22,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """Capabilities in which launchers differ."""
+    """Description of what a launcher can do, in respects in which launchers differ."""
 
     replaces: bool
     """Whether the launcher can start ranks again after one has failed."""
@@ -32,7 +32,7 @@ class Capabilities:
 
 @dataclass(frozen=True, kw_only=True)
 class Seat:
-    """Place that a launcher gives a rank: its machine and device, and how it finds driver and other ranks."""
+    """Description of a rank, for its process: its machine and device, and how to reach the others."""
 
     rank: int
     ranks: int
@@ -52,7 +52,10 @@ class Seat:
 
 
 Work = Callable[[Seat], None]
-"""Main function of a rank's process, called with the rank's place. It is pickled, and does not return."""
+"""Main function of a rank's process; it receives the rank's `Seat`.
+
+It is pickled, and does not return.
+"""
 
 
 class Launcher(Protocol):
@@ -66,14 +69,14 @@ class Launcher(Protocol):
     def start(
         self, ranks: int, work: Work, *, address: str, token: str, preload: Sequence[str]
     ) -> list[Seat]:
-        """Start ranks that run `work`, and return the place of each.
+        """Start ranks that run `work`, and return the description (`Seat`) of each.
 
-        address, token: address of the driver, and the secret that it expects from a rank; every place holds
-        both. preload: names of modules that all ranks import.
+        address, token: address of the driver, and the secret that it expects from a rank; both are in every
+        description. preload: names of modules that all ranks import.
         """
 
     def ended(self) -> dict[int, str]:
-        """Return, by rank, how processes have ended, in words; those that still run are left out."""
+        """Return how processes of ranks have ended, in words, by rank; those that still run are left out."""
 
     def said(self) -> dict[int, str]:
         """Return what each rank has written to stdout and stderr since the last call, by rank."""
