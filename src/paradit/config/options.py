@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a text"}
 PLURALS = {bool: "true or false", int: "whole numbers", float: "numbers", str: "texts"}
-"""Plural names of types for error messages, such as `whole numbers`; `WORDS` has the singular ones."""
+"""Plural words for types in error messages, such as `whole numbers`; `WORDS` has the singular ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Option:
     short: str = ""
     """One-letter flag on the command line, such as `-o`."""
     argument: bool = False
-    """Whether the command line takes the value as a positional argument, without a flag."""
+    """Whether the option is a positional argument on the command line, without a flag."""
     negatable: bool = False
     """Whether the command line also has `--no-NAME`, which sets the option to false."""
     also: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ class Declared:
 
     @classmethod
     def of(cls, name: str, hint: object, default: object = MISSING) -> Declared:
-        """Return a declaration made from parts, for a value that is not a field of a dataclass."""
+        """Return a declaration for a value that is not a field of a dataclass."""
         return cls(name=name, hint=hint, default=default)
 
     @property
@@ -282,7 +282,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _path(kind: type, value: object) -> object:
-    """Return a text as a Path if msgspec, which converts the fields, asks for one.
+    """Return a text as a Path if the wanted type is Path, else unchanged; a hook for msgspec.
 
     msgspec then checks the type of what is returned.
     """

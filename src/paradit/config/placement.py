@@ -95,8 +95,10 @@ class Placement:
             help="A guidance branch computes while the other's data travel. [default: auto's choice]",
         ),
     ] = None
-    """Whether a rank computes one guidance branch while the other branch's data travel; None: if `attention`
-    is `auto` and that is quicker."""
+    """Whether a rank computes one guidance branch while the other branch's data travel.
+
+    None: if `attention` is `auto` and interleaving is quicker.
+    """
     kernel: Annotated[
         str,
         Option(
@@ -198,7 +200,7 @@ class Placement:
 
     @classmethod
     def of(cls, **given: object) -> Placement:
-        """Return the placement made from one flat set of fields, as JSON and the command line have them."""
+        """Return the placement made of its fields by name, as JSON and the command line have them."""
         own, of_methods = declared(cls), declared_placement_options()
         mine = {name: value for name, value in given.items() if name in own}
         method = {name: value for name, value in given.items() if name in of_methods}
@@ -206,7 +208,10 @@ class Placement:
         return cls(**mine, options=Values(others), method_options=Values(method))  # type: ignore[arg-type]
 
     def flat(self) -> dict[str, object]:
-        """Return all fields of the placement by name, with the options of all attention forms and methods."""
+        """Return all fields of the placement by name, as one mapping; `of` reads it.
+
+        The options of all attention forms and methods are among them.
+        """
         found, said = {}, {**self.options, **self.method_options}
         for name, field in placement_fields().items():
             is_own = name in declared(Placement)
@@ -281,7 +286,7 @@ class Placement:
         )
 
     def choices(self, num_heads: int, num_branches: int = 2) -> list[Choice]:
-        """Return the attention forms, with options, that the placement leaves open, the plainest first.
+        """Return the attention forms, with options, that the placement leaves open, the simplest first.
 
         num_heads: number of the model's attention heads. num_branches: number of guidance branches, 1 or 2.
         """
@@ -309,7 +314,7 @@ class Placement:
         )
 
     def tiled(self, request: ResolvedRequest, spec: ModelSpec) -> ResolvedRequest:
-        """Return the request with tiles for the VAE added, if ranks share the decode and it has none."""
+        """Return the request with a tile size for the VAE set, if ranks share the decode and it has none."""
         if self.decode_degree == 1 or request.vae_tile is not None:
             return request
         return replace(request, vae_tile=spec.vae.TILE_PIXELS)
@@ -357,7 +362,7 @@ def placement_fields() -> Mapping[str, Declared]:
 
 
 def check_rank(stage: str, rank: int) -> None:
-    """Raise InputError if `rank`, given for a stage, is not below the largest number of ranks of any run."""
+    """Refuse a rank, given for a stage, that no run can have (`limits.MAX_RANKS`). Raises InputError."""
     if abs(rank) >= MAX_RANKS:
         raise InputError(f"{stage} has a rank {shown(rank)}: ranks are 0 to {MAX_RANKS - 1} at most")
 

@@ -83,7 +83,7 @@ class Request:
 
     @classmethod
     def of(cls, **given: object) -> Request:
-        """Return the request made from one flat set of fields, with methods' options among the others."""
+        """Return the request made of its fields by name, with methods' options among them."""
         own = {field.name for field in fields(cls)}
         mine = {name: value for name, value in given.items() if name in own}
         others = {name: value for name, value in given.items() if name not in own}
@@ -148,7 +148,7 @@ class ResolvedRequest:
         return 1
 
     def window_frames(self, frames: int) -> int:
-        """Return how many latent frames, of a video that has `frames`, the transformer sees at a time."""
+        """Return how many latent frames the transformer sees at a time, if the video has `frames` of them."""
         return frames
 
 
@@ -201,7 +201,7 @@ def latent_shape(request: ResolvedRequest, spec: ModelSpec) -> tuple[int, int, i
 
 
 def frames_at_once(request: ResolvedRequest, spec: ModelSpec) -> int:
-    """Return the number of video frames that the transformer sees at a time in a request's video."""
+    """Return how many frames of the requested video the transformer sees at a time."""
     frames = request.window_frames(latent_shape(request, spec)[1])
     return (frames - 1) * spec.vae.temporal_compression + 1
 

@@ -24,7 +24,7 @@ class Span:
     start: int
     stop: int
     kept: int
-    """Number of latent pixels of the tile that appear in the picture; the next tile covers the others."""
+    """Number of the tile's latent pixels that appear in the picture; the next tile covers the rest."""
     overlap: int
     """Number of latent pixels at the tile's start that are blended with the end of the tile before it."""
 
@@ -98,8 +98,8 @@ class Grid:
     def dealt(self, num_ranks: int) -> list[list[int]]:
         """Return, for each rank, the indices in `tiles` of the tiles that it decodes, in ascending order.
 
-        The largest tiles are assigned first, each to the rank with the least area so far, so work is about
-        equal.
+        The largest tiles are assigned first, each to the rank with the least area so far, so that ranks have
+        about equal work.
         """
         tiles = self.tiles
         hands: list[list[int]] = [[] for _ in range(num_ranks)]

@@ -55,8 +55,7 @@ class Method(Declares):
     """Whether ranks divide the transformer's layers among them; otherwise each rank has all layers."""
 
     planned_unasked = False
-    """Whether the planner decides the placement on a calibrated machine even if the user does not ask for
-    that."""
+    """Whether the planner decides the placement on a calibrated machine without being asked to."""
 
     def suits(self, fields: Mapping[str, Any], spec: ModelSpec) -> bool:  # noqa: ARG002
         """Return whether this denoising method is chosen for a video if the user names no method.
@@ -119,7 +118,7 @@ class Method(Declares):
         placement.check_tiles(placement.tiled(request, spec), spec)
 
     def check_ranks(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> None:  # noqa: ARG002
-        """Refuse a placement whose ranks this method cannot use as the placement says. Raises InputError."""
+        """Refuse a placement that this method cannot carry out with its ranks. Raises InputError."""
         own = declared(self.placement_options)
         for name in placement.method_options:
             if name not in own:
@@ -127,7 +126,10 @@ class Method(Declares):
                 raise InputError(f"{name} is method {owner}'s, and this video's is {self.name}: leave it out")
 
     def grid(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> StageGrid:  # noqa: ARG002
-        """Return how denoise ranks divide layers, guidance branches and tokens; here each has all layers."""
+        """Return how denoise ranks divide layers, guidance branches and tokens.
+
+        Here, each rank has all layers.
+        """
         return StageGrid(1, placement.cfg_degree, placement.branch_ranks)
 
     def memory_by_rank(
@@ -156,9 +158,10 @@ class Method(Declares):
         ]
 
     def divisions(self, placement: Placement, asked: Placement) -> Iterator[Placement]:  # noqa: ARG002
-        """Yield placements that divide a video's work, decode included, over the same ranks, plainest first.
+        """Yield placements that divide a video's work over the same ranks, the simplest first.
 
-        asked: the placement that does not fit into memory; choices made in it are kept.
+        The decode is divided, too. asked: the placement that does not fit into memory; choices made in it are
+        kept.
         """
         yield placement
         decoders = placement.decode or ()
@@ -219,24 +222,27 @@ class Method(Declares):
         """Return the request for a video `more` frames longer, which resumes from this one's saved state.
 
         finished: number of finished frame blocks, if the video has no set length and was stopped; None if it
-        is complete. where: path to the run, for error messages. Raises InputError if the video cannot be made
-        longer.
+        is complete. where: text that names the run in error messages, such as its path. Raises InputError if
+        the video cannot be made longer.
         """
         raise InputError(f"videos of method {self.name} cannot be made longer")
 
     def made_again(self, request: ResolvedRequest, spec: ModelSpec) -> range:
-        """Return the frame blocks, from 1, that a longer video makes again because they saw the old end."""
+        """Return the numbers, from 1, of the frame blocks that must be made again to make the video longer.
+
+        They saw the old end of the video.
+        """
         return range(1, request.num_blocks(spec) + 1)
 
     @abstractmethod
     def by_rule(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> str | None:
-        """Return why `--placement auto` keeps all stages on the same ranks by a rule, without measurements.
+        """Return why `--placement auto` keeps all stages on the same ranks without any measurements.
 
-        None if the method has no such rule, so that a short warm-up measures and decides.
+        None if the method has no such rule; then a short warm-up decides.
         """
 
     def _check_foreign(self, options: Mapping[str, Value]) -> None:
-        """Refuse options that belong to other methods. Raises InputError."""
+        """Refuse options that only other denoising methods have. Raises InputError."""
         foreign = [name for name in options if name not in declared(self.options)]
         if not foreign:
             return

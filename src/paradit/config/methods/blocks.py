@@ -47,7 +47,7 @@ class BlocksRequest(ResolvedRequest):
     """Number of latent frames of each neighbour that a frame block sees while it is denoised."""
 
     def queue(self, spec: ModelSpec) -> BlockQueue:
-        """Return the queue of frame blocks that the video's latent frames are cut into."""
+        """Return the queue of frame blocks into which the video's latent frames are divided."""
         return BlockQueue(
             num_frames=latent_shape(self, spec)[1],
             block_frames=self.block_frames,

@@ -247,7 +247,7 @@ class DualParal(InBlocks):
 
 
 def stages_of(placement: Placement) -> int | None:
-    """Return the number of layer slices that a placement sets; None if it leaves that open."""
+    """Return the number of slices that a placement divides the layers into; None if it leaves that open."""
     return cast(int | None, placement.method_options.get("pipeline_degree"))
 
 

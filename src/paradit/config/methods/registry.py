@@ -17,7 +17,7 @@ class NoOptions:
 
 
 class Declares:
-    """Base class of denoising methods that holds what each declares: its name, help text and options."""
+    """Base class of denoising methods with the attributes that each declares: name, help text and options."""
 
     name: str
     help: str
