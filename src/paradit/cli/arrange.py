@@ -33,8 +33,7 @@ class Arranged:
     automatic: bool = False
     """Whether the placement is still to be chosen, from the times of a short warm-up."""
     form: str = ""
-    """Reason why the planner chose the attention form: its time and that of others; empty if it did not
-    choose."""
+    """Reason why the planner chose the attention form, with the times of all; empty if it did not choose."""
     why: tuple[str, ...] = ()
     """Reasons for the planner's other choices in the placement, one line each."""
 

@@ -112,7 +112,7 @@ def _check(options: GenerateOptions, report: Reporter) -> Checked:
 
 
 def _tell(options: GenerateOptions, checked: Checked, report: Reporter) -> None:
-    """Report what a run would make, for `--dry-run`."""
+    """Print what a run would make, for `--dry-run`."""
     spec, jobs, placement = checked.spec, checked.jobs, checked.arranged.placement
     if checked.arranged.automatic:
         placement = _known_choice(jobs, spec, placement, report)

@@ -99,7 +99,7 @@ def main() -> None:
 def told(error: BaseException) -> int:
     """Print why a command has ended, and return its exit code.
 
-    error: instance of one of `EXPECTED`.
+    error: exception of one of the classes in `EXPECTED`.
     """
     if isinstance(error, RankError):
         print(f"paradit: error: a rank failed\n{error}", file=sys.stderr, flush=True)

@@ -69,10 +69,10 @@ def _spec(model: str) -> ModelSpec:
 
 
 def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[ResolvedRequest, ResolvedRequest | None]:
-    """Return two requests for the same video: denoised as a whole, and in frame blocks. Raises InputError.
+    """Return two requests for the same video: one denoised as a whole, one in frame blocks.
 
     The second is None if the video is no longer than the model was trained on. If the video cannot be
-    denoised as a whole, both are in frame blocks.
+    denoised as a whole, both are in frame blocks. Raises InputError.
     """
     width, height = asked_size(options.size, options.width, options.height)
     asked = Request(

@@ -68,7 +68,7 @@ class Reporter(Progress):
         self._count: dict[int | None, int] = {}
         """Number of requests that were asked for together (1 if alone), by the index of each."""
         self._rows: dict[tuple[int | None, str], _Row] = {}
-        """Stages that have begun, by request and stage name; several may run at once."""
+        """Progress of the stages that have begun, by request and stage name; several may run at once."""
         self._frames: dict[int | None, int] = {}
         """Number of frames written so far to each long video, by request."""
         self._queue: dict[int | None, str] = {}
@@ -183,7 +183,7 @@ class Reporter(Progress):
 
 
 class _Row:
-    """Progress of a stage that is under way: when it began, and when its last line was printed."""
+    """Progress of a stage that is under way: when it began, and when a line about it was last printed."""
 
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total = name, total

@@ -105,7 +105,10 @@ def plan_text(plan: dict[str, Any]) -> str:
 
 
 def _blocks(plan: dict[str, Any]) -> str:
-    """Return a line for a dry run on a long video's frame blocks: sizes, rounds and the use of ranks."""
+    """Return a line about a long video's frame blocks, for a dry run: sizes, rounds, and how busy ranks are.
+
+    A round is one pass over the queue of frame blocks.
+    """
     sizes = f"of {plan['block_frames']} latent frames, in windows of {plan['window_frames']}"
     used = f"ranks used to {plan['used_share']:.1%}"
     if plan["num_blocks"] is None:

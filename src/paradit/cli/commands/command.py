@@ -35,10 +35,10 @@ Path."""
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base class for the options of a command that also takes options declared elsewhere, as by plug-ins."""
+    """Base class of a command's options, if the command also takes options that other modules declare."""
 
     others: Values = NONE
-    """Values, by name, of the options that are declared elsewhere."""
+    """Values, by name, of options that other modules declare, such as those of plug-ins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,10 @@ class Entry:
     """Import path "module:name" of the function that carries the command out: options in, exit code out."""
     example: str
     more: Callable[[], Mapping[str, Mapping[str, Declared]]] = dict
-    """Function that returns the options that are declared elsewhere (`Options.others`), grouped by the name
-    of the option that each group follows in help texts."""
+    """Function that returns the options that other modules declare (`Options.others`).
+
+    They are grouped by the name of the option that each group follows in help texts.
+    """
 
     def fields(self) -> dict[str, Declared]:
         """Return all options by name, in the order in which `--help` shows them."""
@@ -66,7 +68,10 @@ class Entry:
         return found
 
     def meant(self) -> dict[str, str]:
-        """Return the right flag by each word that a user may try for it: its name, or a word in `also`."""
+        """Return the flag that is right for each word that a user may try for an option.
+
+        Words are the option's name and those in its `also`.
+        """
         return {
             word: f"--{field.name.replace('_', '-')}"
             for field in self.fields().values()
@@ -75,7 +80,7 @@ class Entry:
         }
 
     def renamed(self) -> dict[str, str]:
-        """Return the present flag for each old flag of the previous minor version."""
+        """Return the present flag for each old flag that the previous minor version had."""
         names = former_names(self.fields().values()).items()
         return {
             prefix + former.replace("_", "-"): prefix + name.replace("_", "-")
@@ -168,7 +173,7 @@ def _nearest(wrong: str, meant: Mapping[str, str]) -> list[str]:
 
 
 def _dashed_prompt(args: list[str]) -> str | None:
-    """Return the argument that begins with a dash, and so was taken for an option, but reads like a prompt.
+    """Return an argument that was taken for an option because it begins with a dash, but reads like a prompt.
 
     None if there is none.
     """
