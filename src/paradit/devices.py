@@ -16,7 +16,7 @@ def num_gpus() -> int:
 
 
 def visible_ranks() -> int:
-    """Return the number of ranks that use this machine fully: one for each GPU, or one if there is no GPU."""
+    """Return how many ranks this machine has room for: one for each GPU, or one if there is no GPU."""
     return max(1, num_gpus())
 
 
@@ -26,10 +26,13 @@ def device_of(local_rank: int) -> torch.device:
 
 
 def lack_gpus(ranks: int) -> bool:
-    """Return whether ranks outnumber this machine's GPUs and may not share them; always false on a CPU."""
+    """Return whether there are more ranks than GPUs here, and GPUs may not be shared; false on a CPU."""
     return 0 < num_gpus() < ranks and not may_share_gpus()
 
 
 def may_share_gpus() -> bool:
-    """Return whether the user lets ranks share GPUs, to try several on one; that is slower than one rank."""
+    """Return whether the user has set the variable `SHARE_GPUS`, so that several ranks may use one GPU.
+
+    That is for trying several ranks on one GPU; it is slower than one rank.
+    """
     return os.environ.get(SHARE_GPUS, "0") != "0"

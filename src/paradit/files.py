@@ -55,7 +55,10 @@ def named(option: str, path: str | os.PathLike[str]) -> Path:
 
 
 def name_words(text: str) -> list[str]:
-    """Return the words of a text in lower case, for a file name; leaves out words that cannot be in one."""
+    """Return the words of a text in lower case, to make a file name of.
+
+    Words with characters that this system's file names cannot have are left out.
+    """
     return [word for word in re.findall(r"\w+", text.lower()) if _is_nameable(word)]
 
 
@@ -88,7 +91,7 @@ def reserved(option: str, path: str | Path) -> Iterator[None]:
 
 
 def remove_left_lock(path: str | Path) -> None:
-    """Remove the hidden lock file that is left beside a file if the process that reserved it was killed."""
+    """Remove the hidden lock file beside a file, left there if the process that reserved it was killed."""
     lock = _lock_of(behind_links(path))
     if lock.exists():
         with contextlib.suppress(OSError), _locked(lock):
@@ -103,9 +106,10 @@ def _lock_of(target: Path) -> Path:
 
 @contextmanager
 def changing(path: Path) -> Iterator[None]:
-    """Lock a file while the `with` block reads, changes and writes it; first waits for any other holder.
+    """Lock a file while the `with` block reads, changes and writes it.
 
-    If the file system has no locks, nothing is held.
+    If another process holds the lock, waits until it is free. If the file system has no locks, nothing is
+    held.
     """
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):
@@ -154,9 +158,9 @@ def read_text(path: Path, most: int = MAX_FILE) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all, even if the machine fails meanwhile; follows links.
+    """Write a file completely or not at all, even if the machine fails meanwhile.
 
-    Raises OSError.
+    If `path` is a symbolic link, the file that it points to is written. Raises OSError.
     """
     path = behind_links(path)
     part = temporary_name(path)
@@ -174,7 +178,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def remove_parts(folder: Path, pids: Collection[int]) -> None:
-    """Remove the temporary files that processes which have ended left in a folder."""
+    """Remove the temporary files that processes `pids`, which have ended, left in a folder."""
     with contextlib.suppress(OSError):
         for path in folder.glob(".paradit-*-*.part"):
             match = re.fullmatch(r"\.paradit-(\d+)-\w+\.part", path.name)

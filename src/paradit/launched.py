@@ -25,7 +25,7 @@ VARIABLES = (*NEEDED, "LOCAL_RANK", "LOCAL_WORLD_SIZE", AGENT_STORE)
 
 @dataclass(frozen=True, kw_only=True)
 class Launched:
-    """Place of this process among the ranks that a launcher, such as torchrun, has started."""
+    """Description of this process's rank, as a launcher, such as torchrun, gives it in the environment."""
 
     rank: int
     ranks: int
@@ -42,11 +42,10 @@ class Launched:
     attempt: str
     """Number of times that torchrun has restarted its ranks, as text.
 
-    It keeps the keys of different attempts apart in the agent's store, which outlives them.
+    Keys in the agent's store contain it, because the store outlives the ranks, and old keys must not be read.
     """
     unset: str
-    """Advice for error messages: which environment variables to unset if no launcher has started this
-    process."""
+    """Advice for error messages: which variables to unset if no launcher has started this process."""
 
     @property
     def meeting_point(self) -> str:
@@ -55,7 +54,7 @@ class Launched:
 
 
 def launched(environ: Mapping[str, str] = os.environ) -> Launched | None:
-    """Return this process's place among a launcher's ranks; None if RANK and WORLD_SIZE are not set.
+    """Return what a launcher has set for this process; None if RANK and WORLD_SIZE are not set.
 
     An empty variable counts as unset. Raises InputError if a variable is missing or not valid.
     """
@@ -100,7 +99,10 @@ def launched(environ: Mapping[str, str] = os.environ) -> Launched | None:
 
 
 def is_first_rank() -> bool:
-    """Return whether this process keeps the run's files: a launcher's first rank, or one without launcher."""
+    """Return whether this process writes the run's files.
+
+    True for the first rank that a launcher has started, and for a process that no launcher has started.
+    """
     here = launched()
     return here is None or here.rank == 0
 

@@ -40,9 +40,10 @@ def wanted_level() -> int | None:
 
 
 def send_records(level: int, send: Callable[[str, int, float, str], None]) -> None:
-    """Call `send` for every log record of this process from now on: logger's name, level, time and text.
+    """Call `send` for every log record of this process from now on.
 
-    level: lowest level of records that are sent.
+    `send` gets the logger's name, the level, the time and the text. level: lowest level of records that are
+    sent.
     """
     LOGGER.addHandler(_Sent(send))
     LOGGER.setLevel(level)
@@ -66,7 +67,7 @@ class _Sent(logging.Handler):
 
 
 class _Shown(logging.Handler):
-    """Handler that prints on stderr: the time, the rank if there are several, the module, and the text."""
+    """Log handler that prints records on stderr: time, rank (if there are several), module and text."""
 
     def __init__(self) -> None:
         super().__init__()

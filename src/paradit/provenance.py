@@ -11,7 +11,7 @@ from paradit.models.spec import ModelSpec
 from paradit.version import __version__
 
 _NOT_DECIDING = ("trim", "dtype")
-"""Request fields left out of the record, because they change neither the frames nor their times.
+"""Request fields left out of the record, because they do not change the video's frames or their times.
 
 The dtype that the run used is recorded separately.
 """

@@ -20,7 +20,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """Return the name of a torch dtype in requests: `fp32` or `bf16`."""
+    """Return the name that requests have for a torch dtype: `fp32` or `bf16`."""
     (name,) = (name for name, other in DTYPES.items() if other == dtype)
     return name
 
@@ -65,8 +65,8 @@ def check_memory(
     """Return a warning if a resolved request may need more memory than a device has; None if it fits.
 
     The warning says with which options the request would fit. Raises InputError if the weights alone need
-    more, or if the estimate is too much beyond doubt (`scheduling.fitting.SURELY`). local_ranks: as for
-    `room_bytes`. known: options that the message may advise, for a run that has begun; None: all of
+    more, or if the estimate is more than `scheduling.fitting.SURELY` times what the device has. local_ranks:
+    as for `room_bytes`. known: options that the message may advise, for a run that has begun; None: all of
     `generate`.
     """
     placement = placement or Placement()
@@ -98,7 +98,7 @@ def check_memory(
 def check_decode_memory(request: ResolvedRequest, spec: ModelSpec) -> str | None:
     """Return a warning if the decode of a request may need more memory than a device has; None if it fits.
 
-    Raises InputError if it needs more beyond doubt.
+    Raises InputError if it surely needs more (`scheduling.fitting.SURELY`).
     """
     total = total_memory_bytes(where_and_how(None)[0])
 
@@ -117,10 +117,10 @@ def check_decode_memory(request: ResolvedRequest, spec: ModelSpec) -> str | None
 
 
 def _judged(needed: int, total: int, said: str, refused: str = "") -> str:
-    """Return the warning `said` that a video may need too much memory; raises InputError if it surely does.
+    """Return `said`, a warning that a video may need too much memory, unless it surely does.
 
-    needed, total: bytes estimated, and bytes that the device has. refused: text put before the warning in the
-    error.
+    Then InputError is raised instead. needed, total: bytes estimated, and bytes that the device has. refused:
+    text put before the warning in the error.
     """
     if needed > SURELY * total:
         raise InputError(f"{refused}{said}")
@@ -128,9 +128,9 @@ def _judged(needed: int, total: int, said: str, refused: str = "") -> str:
 
 
 def _advice(options: str, known: tuple[str, ...] | None, with_them: str) -> str:
-    """Return the end of a message about too little memory: options with which the video would fit.
+    """Return the end of a message about too little memory, with options with which the video would fit.
 
-    options: options that fit. known: options that the command accepts, for a run that has begun. with_them:
+    options: these options. known: options that the command accepts, for a run that has begun. with_them:
     words before the options.
     """
     if known is None or (options and set(re.findall(r"--[a-z-]+", options)) <= set(known)):

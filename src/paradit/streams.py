@@ -16,10 +16,10 @@ from typing import TextIO
 
 
 def make_safe() -> None:
-    """Make this process's standard streams safe; to be called before anything opens a file.
+    """Make this process's standard streams safe, so that writing to them never raises.
 
-    A missing stream becomes /dev/null: otherwise the next file or socket to be opened would get its number,
-    and messages would be written into that.
+    To be called before anything opens a file. A missing stream becomes /dev/null: otherwise the next file or
+    socket to be opened would get its number, and messages would be written into that.
     """
     for number in range(3):
         try:
@@ -88,7 +88,10 @@ class _SafeFile(io.FileIO):
 
 
 def _safe(stream: TextIO | None, number: int) -> TextIO:
-    """Return the stream made safe, or unchanged if a program has replaced it with its own kind of stream."""
+    """Return a stream that never raises when text is written to it.
+
+    A stream of another kind, which a program has put in its place, is returned unchanged.
+    """
     if isinstance(stream, _SafeText) or not (stream is None or isinstance(stream, io.TextIOWrapper)):
         return stream
     if stream is not None:

@@ -122,7 +122,10 @@ def text_to_video(
 def _shared(
     prompts: tuple[Prompt, ...] | None, model: VideoModel, request: ResolvedRequest, team: Team
 ) -> tuple[Prompt, ...]:
-    """Return, on every process that denoises, the prompts that the first of them has encoded."""
+    """Return the prompt embeddings on every process that denoises.
+
+    The first of these processes has encoded the prompts, and sends them to the others; those pass None.
+    """
     parts = (part for prompt in prompts or () for part in prompt)
     return tuple(
         tuple(
