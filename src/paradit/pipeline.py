@@ -30,7 +30,7 @@ class Rank(Protocol[R]):
     """Interface of one process of a run, which `run` drives: what it does in each stage of a request."""
 
     def load(self) -> None:
-        """Load the parts of the model that this process's stages need, by the module's function `load`."""
+        """Load the parts of the model that this process's stages need, by `paradit.pipeline.load`."""
 
     def requests(self) -> Iterator[tuple[tuple[str, ...], R]]:
         """Yield requests as they come, each with the stages that this process has to do for it next."""

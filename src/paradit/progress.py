@@ -60,7 +60,7 @@ class QueueMoved(Event):
     num_blocks: int | None
     """Number of frame blocks of the video; None if the video is endless."""
     levels: tuple[int, int]
-    """Numbers of steps done: by the noisiest frame block in the queue, and by the most denoised one."""
+    """Pair of numbers of steps done: by the noisiest frame block in the queue, by the most denoised one."""
     steps: int
     """Number of denoising steps that each frame block takes in all."""
 

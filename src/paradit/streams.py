@@ -70,7 +70,7 @@ class _SafeText(io.TextIOWrapper):
 
 
 _KEPT = ("replace", "ignore", "xmlcharrefreplace", "namereplace")
-"""Names of text encoding error handlers that never raise; if a stream has one of them, it is kept."""
+"""Names of Python's encoding error handlers that never raise; a stream that has one of them keeps it."""
 
 
 class _SafeFile(io.FileIO):

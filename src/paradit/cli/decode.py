@@ -31,7 +31,10 @@ _KNOWN: dict[str, Callable[[str], Any]] = {
     "fps": float,
     "vae_tile": int,
 }
-"""Request fields, with types, that a file of saved latents stores; the latents' shape gives the sizes."""
+"""Request fields, with their types, that a file of saved latents stores.
+
+Width, height and number of frames follow from the latents' shape.
+"""
 
 
 def decode(options: DecodeOptions) -> None:

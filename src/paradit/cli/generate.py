@@ -224,9 +224,10 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
 def _shares(
     placement: Placement, request: ResolvedRequest, spec: ModelSpec, tokens: int
 ) -> list[dict[str, Any]]:
-    """Return, for a dry run, each rank's stages, layers, tokens and attention rows per guidance branch.
+    """Return, for a dry run, each rank's stages, layers, tokens and attention query rows.
 
-    Layers are divided as if all took the same time; a run measures them.
+    Tokens and rows are those per guidance branch. Layers are divided as if all took the same time; a run
+    measures them.
     """
     grid, transformer = method_of(request).grid(placement, request, spec), spec.transformers[0]
     shares = Shares.equal(tokens, transformer.num_attention_heads, grid.sharers)

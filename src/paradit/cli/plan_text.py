@@ -98,7 +98,7 @@ def _misfits(plans: Plans, simulator: Simulator) -> list[str]:
 
 
 def _cautions(plans: Plans, simulator: Simulator) -> Iterator[str]:
-    """Yield warnings about what is inexact in the videos that the shown plans make."""
+    """Yield warnings about the videos that the shown plans make: what is not exact, or may not look right."""
     shown = {plan.simulated.way.method for plan in (*plans.best[:SHOWN], *plans.usual)}
     for name in reversed(METHODS.names()):
         if name in shown:

@@ -43,8 +43,9 @@ def stopping_cleanly() -> Iterator[None]:
     """Make SIGINT and SIGTERM, in the `with` block, raise `Stopped` in the main thread, or first set `stop`.
 
     A library may swallow the exception, as Python itself does in callbacks, above all while modules are
-    imported; then it is raised once more. It is not raised at a module's top level, because torch calls code
-    from there that must not raise; a quarter of a second later the import is somewhere else.
+    imported; then it is raised once more. It is not raised in the top-level code of a module, because torch
+    calls such code from places that must not raise. It is then raised `AGAIN_SECONDS` later, when other code
+    runs.
     """
     first = last = -GRACE_SECONDS
     ending = signal.SIGINT.value

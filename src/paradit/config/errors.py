@@ -17,8 +17,8 @@ class JobError(RuntimeError):
 
 
 class JobCancelled(JobError):
-    """Error raised for a job that was cancelled, to whoever waits for its result."""
+    """Error raised to a caller that waits for the result of a job that was cancelled."""
 
 
 class RankError(RuntimeError):
-    """Error raised if ranks fail; the message has each one's number, and its traceback or ending signal."""
+    """Error raised if ranks fail; the message has each one's number, and its traceback or fatal signal."""

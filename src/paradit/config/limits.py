@@ -13,7 +13,7 @@ from typing import SupportsFloat, SupportsIndex
 from paradit.config.errors import InputError
 
 MAX_RANKS = 128
-"""Largest number of ranks in a run, and of GPUs in a plan; more than share a video in practice."""
+"""Largest number of ranks in a run, and of GPUs in a plan; far more than any real run has."""
 MAX_CHUNKS = 128
 """Largest number of chunks that a rank's attention data may be sent in; more than models have heads."""
 MAX_FRAMES = 10**6

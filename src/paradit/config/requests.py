@@ -37,8 +37,10 @@ MAX_STEPS = 1000
 some."""
 MIN_FPS, MAX_FPS = 0.1, 1000
 PIPELINE_MULTIPLE = 16
-"""Multiple, in pixels, that diffusers' pipelines require of width and height, whatever the model's own
-patches divide."""
+"""Number of pixels of which diffusers' pipelines require width and height to be multiples.
+
+The model's own patches may allow smaller multiples.
+"""
 
 
 V = TypeVar("V")

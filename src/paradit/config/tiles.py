@@ -113,9 +113,10 @@ class Grid:
 
 @lru_cache(maxsize=64)  # a search asks for the same huge picture many times
 def grid(height: int, width: int, side: int | None) -> Grid:
-    """Return the tiles of a picture of `height` x `width` latent pixels; one if it is no larger than a tile.
+    """Return the grid of tiles for a picture of `height` x `width` latent pixels.
 
-    side: side of a tile in latent pixels, a multiple of `SIDES_APART`; None: one tile.
+    It has a single tile if the picture is no larger than that. side: side of a tile in latent pixels, a
+    multiple of `SIDES_APART`; None: one tile.
     """
     if side is None or max(height, width) <= side:
         return Grid((Span(0, height, height, 0),), (Span(0, width, width, 0),))

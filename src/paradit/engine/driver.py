@@ -45,7 +45,7 @@ class Failure:
     order: int | None
     """Number of the order (a video to make) in which ranks failed; None if they failed before any order."""
     raised_at_start: bool
-    """Whether a rank raised an exception before any order, as it would again after a restart."""
+    """Whether a rank raised an exception before it took any order, as it would again after a restart."""
 
 
 class Driver:

@@ -245,9 +245,9 @@ class Engine:
         """Accept a request and return its job at once; the video is made after those before it.
 
         output, latents: paths of files to write. checkpoint_steps: denoising steps between checkpoints; None:
-        by time. Raises InputError if the request cannot be made, as the command does; also if it needs
-        another dtype than the first one, or a method that the ranks' weights are not divided for. Raises
-        RuntimeError if the engine is closed or has failed.
+        by time. Raises InputError if the request cannot be made, for the reasons that `paradit generate` has;
+        also if it needs another dtype than the first request, or a denoising method for which the ranks'
+        weights are not divided. Raises RuntimeError if the engine is closed or has failed.
         """
         resolved = self._resolved(request)
         target = None if latents is None else named("latents", latents)

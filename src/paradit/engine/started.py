@@ -189,7 +189,7 @@ def call_on_ranks(
 
 
 def _stacks(started: Ranks, silent: list[int], why: str) -> dict[int, str]:
-    """Return, for each rank that does not end, the text `why` and the stacks of its threads."""
+    """Return a text for each rank that has not ended, by rank: `why`, and the stacks of its threads."""
     for rank in silent:
         started.tell(rank, "stacks")
     if silent:

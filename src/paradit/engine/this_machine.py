@@ -35,7 +35,7 @@ def keep_calibrated(text: str, ranks: int) -> None:
 
 
 def calibrated_cluster(ranks: int) -> Cluster | None:
-    """Return this machine, as calibrated with this many ranks, for the planner.
+    """Return a description of this machine for the planner, from its calibration with this many ranks.
 
     None if there is no calibration file that can be read.
     """
