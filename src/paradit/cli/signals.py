@@ -34,8 +34,10 @@ class Stopped(BaseException):  # like KeyboardInterrupt: no `except Exception` m
 
 
 stop = Stop()
-"""Flag that the first signal sets and that a run reads after every step; one per process, because signals
-are."""
+"""Flag that the first signal sets and that a run reads after every step.
+
+There is one per process, because signals go to the process.
+"""
 
 
 @contextmanager

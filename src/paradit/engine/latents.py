@@ -129,8 +129,9 @@ class Latents:
             self._channels[decoder].send(torch.cat([block.flatten(), about]))
 
         def send_nothing(what: int) -> None:
-            """Send a message of kind `what` (`ENDED` or `FAILED`) in place of the next frame block, if one is
-            expected.
+            """Send a message that no more frame blocks come, in place of the next one, if one is expected.
+
+            what: kind of the message, `ENDED` or `FAILED`.
             """
             if (shape := next(shapes, None)) is not None:
                 send(torch.zeros(shape, device=self._device), what)

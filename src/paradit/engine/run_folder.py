@@ -195,8 +195,8 @@ class RunFolder:
     def sweep(self, jobs: Iterable[Job], pids: Collection[int] | None = None) -> None:
         """Remove half-written files that were left by processes which have ended.
 
-        pids: ids of these processes; None: all that have worked on the run. Then their locks and growing
-        videos are removed, too.
+        pids: ids of these processes; None: all that have worked on the run. If None, locks and growing videos
+        are removed, too.
         """
         if pids is None:
             pids = self._processes()

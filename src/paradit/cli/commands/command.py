@@ -35,7 +35,7 @@ Path."""
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base class of a command's options, if the command also takes options that other modules declare."""
+    """Base class for the options of a command that also takes options which other modules declare."""
 
     others: Values = NONE
     """Values, by name, of options that other modules declare, such as those of plug-ins."""
