@@ -1,4 +1,4 @@
-"""Attempts at a task that several ranks make together: if one rank fails, all of them stop trying."""
+"""Tasks, such as decoding, that several ranks attempt together: if one rank fails, all ranks stop."""
 
 from __future__ import annotations
 
@@ -12,33 +12,43 @@ from torch import Tensor
 from paradit.distributed.world import World
 
 FINE, NO_MEMORY, FAILED = range(3)
-"""Outcomes of one rank's part in a shared task, from best to worst; the ranks act by the worst of them."""
+"""Outcomes of one rank's part in a shared task, from best to worst; all ranks act on the worst of them."""
 
 
 class Ended(Exception):
-    """Error raised if another rank cannot continue a shared attempt; its argument is NO_MEMORY or FAILED."""
+    """Error raised if another rank cannot continue a task that ranks attempt together.
+
+    Its argument is the worst outcome of any rank, NO_MEMORY or FAILED.
+    """
 
 
 class Attempt:
-    """One try at a task by several ranks, which all continue it or all end it.
+    """One attempt at a task that several ranks share, such as decoding; all continue it, or all end it.
 
-    Each rank calls `agree` in `gather`, before anything is sent, and once at the end; a rank that fails calls
-    `tell` instead. Once `agree` raises, or `tell` returns a failure, no message of the attempt is in flight.
+    Each rank agrees with the others twice: in `gather`, before anything is sent, and at the end, by `agree`.
+    A rank that fails calls `tell` instead. Once `agree` has raised, or `tell` has returned a failure, no
+    message of the attempt is in flight.
     """
 
     def __init__(self, world: World | None, device: torch.device) -> None:
-        """Begin an attempt at a task by several ranks. world: these ranks; None: this process alone."""
+        """Begin an attempt at a shared task. world: the ranks that share it; None: this process alone."""
         self.rank, self.num_ranks = (world.rank, world.size) if world else (0, 1)
         self._world, self._device = world, device
         self._leaving: tuple[dist.Work, Tensor] | None = None
 
     def agree(self) -> None:
-        """Report that this rank can continue, and wait for the others; raises Ended if one of them cannot."""
+        """Report that this rank can continue the shared task, and wait until all other ranks have reported.
+
+        Raises Ended if one of them cannot continue.
+        """
         if outcome := self.tell(FINE):
             raise Ended(outcome)
 
     def tell(self, outcome: int) -> int:
-        """Report this rank's outcome to all ranks, and return the worst one; all ranks call it together."""
+        """Report this rank's outcome of a shared task to all ranks, and return the worst outcome of any rank.
+
+        All ranks call it together.
+        """
         if self._world is None:
             return outcome
         everyone = self._world.transport().all_gather(torch.tensor([outcome], device=self._device))
@@ -48,10 +58,10 @@ class Attempt:
         return max(int(one) for one in everyone)
 
     def gather(self, pieces: list[Tensor], shapes: Sequence[Sequence[tuple[int, ...]]]) -> list[list[Tensor]]:
-        """Return the tensors of every rank, by rank, on the first rank, and an empty list on the others.
+        """Send the tensors of all ranks to the first rank, and return them there, in one list for each rank.
 
-        pieces: this rank's tensors. shapes: the shapes of each rank's tensors. Each rank allocates all memory
-        before the ranks agree to continue.
+        Returns an empty list on the other ranks. pieces: this rank's tensors. shapes: the shapes of each
+        rank's tensors. Each rank allocates all memory before the ranks agree to continue.
         """
         if self._world is None:
             return [pieces]

@@ -1,4 +1,4 @@
-"""Queues that carry tensors between ranks, from one stage of a request to the next, a few at a time."""
+"""One-way queues that carry tensors from a rank to others, with a limited number of tensors in flight."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ class Channel:
             self._wait_for_oldest()
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Wait for the next tensor, which has this shape and dtype, and return it; each receiver calls it."""
+        """Return the next tensor from the sending rank, once it has arrived; each receiving rank calls it.
+
+        shape, dtype: those of the tensor, which the receiver has to know beforehand.
+        """
         if self._me == self._sender:
             return self._kept.popleft()
         assert self._world is not None
@@ -59,7 +62,7 @@ class Channel:
         return message
 
     def close(self) -> None:
-        """Wait until every message that was sent has been received."""
+        """Wait until every message that was sent through this queue has been received."""
         while self._leaving:
             self._wait_for_oldest()
 
@@ -71,10 +74,10 @@ class Channel:
 
 
 class Expected:
-    """Receiving end of a link between two ranks on which the shapes of all messages are known beforehand.
+    """Receiving end of a link between two ranks, for messages whose shapes are known beforehand.
 
-    Receives are posted ahead, so that messages travel while earlier ones are worked on. Buffers are reused: a
-    received tensor is valid only until the next call of `receive`. Empty messages do not travel.
+    Receives are posted in advance, so that messages travel while earlier ones are worked on. Buffers are
+    reused: a received tensor is valid only until the next call of `receive`. Empty messages do not travel.
     """
 
     def __init__(
@@ -97,7 +100,10 @@ class Expected:
             self._post()
 
     def receive(self) -> list[Tensor]:
-        """Wait for the next messages, and return them as views of a buffer, valid until the next call."""
+        """Wait for the next messages from the sending rank, and return them.
+
+        They are views of a buffer, valid until the next call.
+        """
         self._post()
         works, messages = self._coming.popleft()
         with span(f"wait for rank {self._sender}", CHANNEL):

@@ -20,16 +20,19 @@ from paradit.distributed.transport import Transport
 
 @dataclass(frozen=True)
 class Chunk:
-    """Part of an attention whose data travel separately, with the plans of what ranks send for it."""
+    """One chunk of an attention computation, whose data travel separately from those of other chunks.
+
+    It holds what this rank computes in the chunk, and the plans of what all ranks send for it.
+    """
 
     work: Sequence[Box]
-    """Query rows that this rank computes in this chunk, as boxes of tokens x heads."""
+    """Query rows that this rank computes in this chunk, as rectangles of tokens x heads."""
     new_heads: Box
-    """Heads whose keys and values this rank receives with this chunk, without those that it has already."""
+    """Heads whose keys and values this rank receives with this chunk, without those of earlier chunks."""
     queries: Redistribution
-    """Plan that moves queries from the ranks that hold their tokens to the ranks that compute them."""
+    """Plan that moves queries from the ranks that hold their tokens to those that compute their attention."""
     heads: Redistribution
-    """Plan that moves keys, and again values, from the ranks that hold their tokens to all that need them."""
+    """Plan that moves keys, or values, from the ranks that hold their tokens to all ranks that need them."""
     results: Redistribution
     """Plan that moves attended values back to the ranks that hold their tokens."""
 
@@ -42,8 +45,8 @@ class UlyssesExchange:
     ) -> None:
         """Plan what each rank sends and receives in each chunk, from the ranks' shares of tokens and work.
 
-        whole_heads: give each rank an equal part of the heads, complete, even if its query rows need fewer
-        (for USP).
+        whole_heads: whether each rank receives an equal part of the heads, even those that its query rows do
+        not need. USP and long videos require this.
         """
         if shares.num_ranks != transport.num_ranks:
             raise ValueError(f"shares for {shares.num_ranks} ranks, and {transport.num_ranks} exchange")
@@ -68,9 +71,10 @@ class UlyssesExchange:
             )
 
     def held(self, tensor: Tensor) -> list[Tensor]:
-        """Split a tensor [B, tokens, H, D] into this rank's own tokens and those that every rank holds.
+        """Split a tensor [B, tokens, H, D] into this rank's own tokens and the replicated ones, such as text.
 
-        A rank that holds no tokens (a helper) gets its tensor back whole.
+        Replicated tokens are those that every rank holds. A rank that holds no tokens (a helper) gets its
+        tensor back whole.
         """
         num_tokens = self.shares.tokens[self.transport.rank]
         if not self.shares.num_replicated or self.transport.rank >= self.shares.num_holders:
@@ -78,14 +82,14 @@ class UlyssesExchange:
         return [tensor[:, :num_tokens], tensor[:, num_tokens:]]
 
     def send(self, redistribution: Redistribution, tensor: Tensor) -> Move:
-        """Return a transfer, not yet begun, of this rank's tensor by a chunk's plan; `start` sends it.
+        """Prepare to send this rank's tensor to other ranks by a chunk's plan; return a transfer to `start`.
 
         redistribution: the chunk's plan, `queries` or `heads`.
         """
         return redistribution.move(self.held(tensor), like=tensor)
 
     def bytes_sent(self, rank: int, batch: int, head_dim: int, itemsize: int) -> int:
-        """Return the bytes that `rank` sends in one attention: keys, values, queries and results."""
+        """Return how many bytes `rank` sends in one attention, for keys, values, queries and results."""
         rows = sum(
             2 * chunk.heads.elements_sent(rank)
             + chunk.queries.elements_sent(rank)

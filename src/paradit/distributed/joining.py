@@ -1,4 +1,4 @@
-"""Start of a process group: how ranks find each other, which are missing, and interruptible waits."""
+"""Start of a process group: ranks find each other, report which are missing, and can be interrupted."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from paradit.waiting import interruptibly
 
 POLL_SECONDS = 0.02
 LOOKS = 50
-"""Number of polls between two checks of which ranks are missing."""
+"""Number of polls of the ranks' store between two checks of which ranks have not joined yet."""
 TELL_SECONDS = 5.0
-"""Seconds of waiting until the user is told which ranks are missing, and between updates of that message."""
+"""Seconds until the user is first told which ranks have not joined, and between updates of that message."""
 CONNECT_SECONDS = 1.0
 GREETING_SECONDS = 30.0
-"""Seconds in which the ranks' TCPStore must answer; a listener that does not is taken for another program."""
+"""Seconds in which the ranks' TCPStore must answer; otherwise the listener counts as another program."""
 LEAVE_SECONDS = 1.0
 """Seconds that an interrupted join of the process group waits for its background thread to end."""
 NAMED = 8
-"""Largest number of missing ranks that a message lists by number."""
+"""Largest number of missing ranks that a message lists; it shortens the rest to "..."."""
 
 
 class Joining:
@@ -53,7 +53,7 @@ class Joining:
         self._deadline = time.monotonic() + limit.total_seconds()
         self._left, self._ended = Event(), Event()
         self._why_alone = ""
-        """Reason why this rank has not reached the others' store yet; empty once it has."""
+        """Reason why this rank has not reached the store at which ranks meet; empty once it has."""
         self._missing: list[int] = []
 
     def join(self, tell: Callable[[str], None] | None) -> Store:
@@ -131,7 +131,10 @@ class Joining:
         return TCPStore(address, port, is_master=is_master, timeout=limit, wait_for_workers=False)
 
     def _wait_for_answer(self, here: Launched) -> None:
-        """Wait until a program listens at the ranks' address, without the warnings that torch would print."""
+        """Wait until a program listens at the address where ranks meet.
+
+        torch could also wait for it, but would print warnings.
+        """
         self._why_alone = "nothing answers there"
         while True:
             with suppress(OSError), socket.create_connection((here.address, here.port), CONNECT_SECONDS):
@@ -172,9 +175,10 @@ class Joining:
             raise RankError(f"{self._state() or f'rank {self._rank} waits for others'}, {waited}")
 
     def _state(self) -> str:
-        """Return a message about the missing ranks: which, at which address, what to do if none will come.
+        """Return a message for the user about ranks that have not joined: which, where, and what to do.
 
-        It is empty if no rank is missing, or if a rank with a lower number is present and reports it.
+        The message is empty if no rank is missing, or if a rank with a lower number has joined, because that
+        rank reports it.
         """
         if self._why_alone:
             missing, why = [0], f": {self._why_alone}"

@@ -22,9 +22,10 @@ class Sharers:
         self.transport, self._divide = transport, divide
 
     def among(self, groups: Groups) -> Transport:
-        """Return a connection among the ranks of this rank's group, numbered in the group's order.
+        """Return a connection among the ranks of one of the `groups`: the group that this rank is in.
 
-        All ranks call it together. Raises ValueError if these ranks cannot be divided.
+        The connection numbers the ranks in the group's order. All ranks call this together. Raises ValueError
+        if these ranks cannot be divided.
         """
         if self._divide is None:
             raise ValueError("these ranks cannot be divided into groups")

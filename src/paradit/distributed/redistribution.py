@@ -20,10 +20,10 @@ from paradit.distributed.transport import Transfer, Transport
 class Redistribution:
     """Plan of what each rank sends to the others, so that every rank gets the tokens and heads that it needs.
 
-    `source` and `target` are the boxes (tokens x heads) that each rank holds and needs; each box is a tensor
-    [B, tokens, heads, D] on its rank. The last `num_helpers` ranks hold no tokens. All other ranks hold the
-    boxes `replicated` in addition to their source boxes; these are sent only to the last ranks
-    (`boxes_given`).
+    `source` and `target` are the boxes (rectangles of tokens x heads) that each rank holds and needs; each
+    box is a tensor [B, tokens, heads, D] on its rank. The last `num_helpers` ranks hold no tokens. All other
+    ranks also hold the boxes in `replicated`, such as text, which are sent only to the last ranks (see
+    `boxes_given`).
     """
 
     def __init__(
@@ -38,22 +38,22 @@ class Redistribution:
         self._replicated, self._num_helpers = replicated, num_helpers
         rank, num_holders = transport.rank, len(source) - num_helpers
         self.held = [*source[rank], *replicated] if rank < num_holders else list(source[rank])
-        """Boxes of tokens x heads that this rank holds; `move` takes one tensor for each."""
+        """Boxes (rectangles of tokens x heads) that this rank holds; `move` takes one tensor for each."""
         self.boxes = target[rank]
-        """Boxes of tokens x heads that this rank needs; `move` fills one tensor for each."""
+        """Boxes (rectangles of tokens x heads) that this rank needs; `move` fills one tensor for each."""
         others = [other for other in range(len(target)) if other != rank]
         self.outgoing = {other: common_parts(self._given(rank, other), target[other]) for other in others}
         self.incoming = {other: common_parts(self._given(other, rank), target[rank]) for other in others}
         self.kept = common_parts(self.held, target[rank])
-        """Triples (index of box held, index of box needed, overlap) for the data that stays on this rank.
+        """Data that this rank both holds and needs: triples (index of box held, of box needed, overlap).
 
         `outgoing` and `incoming` list such triples for the data that travels to and from each other rank.
         """
 
     def elements_sent(self, rank: int) -> int:
-        """Return how many vectors of D elements, one per token and head, `rank` sends to other ranks.
+        """Return the number of vectors, one per token and head, that `rank` sends to other ranks.
 
-        Multiply by batch x D x item size for bytes.
+        A vector has D elements: multiply by batch x D x item size for bytes.
         """
         return sum(
             len(part)
@@ -66,11 +66,11 @@ class Redistribution:
         return boxes_given(self._source, sender, receiver, self._replicated, self._num_helpers)
 
     def move(self, tensors: Sequence[Tensor], like: Tensor, into: Sequence[Tensor] | None = None) -> Move:
-        """Return a transfer, not yet begun, of this rank's tensors, one for each box that it holds.
+        """Prepare to send this rank's tensors, one for each box that it holds; return the transfer.
 
-        All ranks call it, including those that hold nothing: `like`, any tensor of the same kind, sets batch,
-        D, dtype and device. What arrives is written to `into`, one tensor for each box that this rank needs,
-        or to new tensors. The module's `start` sends it.
+        `start`, a function of this module, begins the transfer. All ranks call `move`, including those that
+        hold nothing: `like`, any tensor of the same kind, sets batch, D, dtype and device. What arrives is
+        written to `into`, one tensor for each box that this rank needs, or to new tensors.
         """
         assert len(tensors) == len(self.held), (len(tensors), self.held)
         if into is None:
@@ -84,7 +84,7 @@ class Redistribution:
 
 @dataclass(frozen=True)
 class Move:
-    """One rank's tensors for a redistribution: those that it sends, and those that it receives into."""
+    """One rank's tensors in a redistribution: those that it sends from, and those that it receives into."""
 
     redistribution: Redistribution
     tensors: Sequence[Tensor]
@@ -97,12 +97,12 @@ class Move:
         return [_view(self.tensors[i], boxes[i], part) for i, _, part in self.redistribution.outgoing[rank]]
 
     def coming(self, rank: int) -> list[Tensor]:
-        """Return views of the tensors to receive into, for another rank's data, in the order of sending."""
+        """Return the views that receive another rank's data, in the order in which that rank sends them."""
         boxes = self.redistribution.boxes
         return [_view(self.into[j], boxes[j], part) for _, j, part in self.redistribution.incoming[rank]]
 
     def keep(self) -> None:
-        """Copy the data that stays on this rank from the tensors to send to the tensors to receive into."""
+        """Copy the data that this rank both holds and needs, which no message carries."""
         held, boxes = self.redistribution.held, self.redistribution.boxes
         for i, j, part in self.redistribution.kept:
             _view(self.into[j], boxes[j], part).copy_(_view(self.tensors[i], held[i], part))
@@ -125,16 +125,17 @@ def start(moves: Sequence[Move]) -> Arrival:
 
 
 class Arrival:
-    """Redistributions whose messages are in flight."""
+    """Messages of one or more redistributions in flight; `wait` returns the tensors that they bring."""
 
     def __init__(self, transfer: Transfer, moves: Sequence[Move]) -> None:
         self._transfer: Transfer | None = transfer
         self._moves = moves
 
     def wait(self) -> list[list[Tensor]]:
-        """Wait for all messages; return, for each redistribution, one tensor [B, tokens, heads, D] per box.
+        """Wait for all messages; return, for each redistribution, the tensors that this rank needs.
 
-        The boxes are those that this rank needs.
+        There is one tensor [B, tokens, heads, D] for each box (rectangle of tokens x heads) that the rank
+        needs.
         """
         if self._transfer is not None:
             received = self._transfer.wait()
@@ -146,7 +147,10 @@ class Arrival:
 
 
 def _view(tensor: Tensor, box: Box, part: Box) -> Tensor:
-    """Return the view of `part`, an area of tokens x heads, in the tensor [B, tokens, heads, D] of `box`."""
+    """Return a view of one part (a rectangle of tokens x heads) of a larger box's tensor.
+
+    tensor: the tensor [B, tokens, heads, D] of `box`. part: the rectangle, which lies within `box`.
+    """
     tokens = slice(part.start - box.start, part.stop - box.start)
     heads = slice(part.first_head - box.first_head, part.last_head - box.first_head)
     return tensor[:, tokens, heads]

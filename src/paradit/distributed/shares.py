@@ -1,8 +1,8 @@
-"""Division of tokens and attention work among ranks. Torch-free.
+"""Division of tokens and attention work among ranks. Imports no torch.
 
 Attention over S rows and H heads consists of H x S pieces of work of equal size: one query row of one head
-against all keys. Counted head by head, any contiguous range of them can be one rank's share. So the shares
-are equal to within one row for any S, H and number of ranks, and nothing is padded.
+against all keys. If they are counted head by head, any contiguous range of them can be one rank's share. So
+the shares are equal to within one row for any S, H and number of ranks, and nothing is padded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 ROW_MULTIPLE = 4
-"""Granularity, in rows, to which ends of ranks' token ranges, and of chunks within a head, are rounded.
+"""Granularity, in rows, to which the ends of token ranges, and of chunks within a head, are rounded.
 
 A CPU computes very few rows of a head with other instructions; `attention.local.some_rows` handles this for
 all shares of work.
@@ -44,7 +44,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Shares:
-    """Number of tokens that each rank holds, and amount of attention work that each computes, by rank."""
+    """Division of an attention among ranks: the tokens that each rank holds, and the work that it does."""
 
     num_heads: int
     tokens: tuple[int, ...]
@@ -52,7 +52,7 @@ class Shares:
     work: tuple[int, ...]
     """Number of (head, query row) pairs whose attention each rank computes; may be zero."""
     num_replicated: int = 0
-    """Number of tokens, after all others, that every rank except the helpers holds: a joint model's text."""
+    """Number of tokens, after all others, that every rank except the helpers holds, such as the text."""
     num_helpers: int = 0
     """Number of ranks, the last ones, that hold no tokens and only compute attention."""
 
@@ -111,7 +111,7 @@ class Shares:
 
     @property
     def num_tokens(self) -> int:
-        """Total number of tokens that the ranks divide, without those that every rank holds."""
+        """Total number of tokens that are divided among the ranks, without the replicated ones."""
         return sum(self.tokens)
 
     @property
@@ -125,7 +125,7 @@ class Shares:
         return self.num_tokens + self.num_replicated
 
     def tokens_of(self, rank: int) -> Box:
-        """Return the box of tokens x heads that a rank holds: its tokens, which may be none, in all heads."""
+        """Return the box (rectangle of tokens x heads) that a rank holds: its own tokens in all heads."""
         held = _range_of(self.tokens, rank)
         return Box(0, self.num_heads, held.start, held.stop)
 
@@ -143,9 +143,9 @@ class Shares:
         return [self.tokens_of(rank), *([self.replicated] if is_holder else [])]
 
     def work_of(self, rank: int) -> list[Box]:
-        """Return the query rows that a rank computes, as boxes of tokens x heads.
+        """Return the query rows that a rank computes, as boxes (rectangles of tokens x heads).
 
-        The boxes are the end of one head, whole heads, and the start of another, as far as the rank has them.
+        There are up to three: the end of one head, several whole heads, and the start of another head.
         """
         return list(_blocks(_range_of(self.work, rank), self.num_rows))
 
@@ -168,7 +168,7 @@ class Shares:
     def heads_of(self, rank: int) -> Box:
         """Return the box of heads that a rank has if all heads are divided equally, rounded to whole heads.
 
-        Neighbouring ranks may both have a head; `work` is ignored.
+        Two neighbouring ranks may both have a head. The division of `work` plays no role.
         """
         first = self.num_heads * rank // self.num_ranks
         last = -(-self.num_heads * (rank + 1) // self.num_ranks)
@@ -176,7 +176,7 @@ class Shares:
 
 
 Boxes = Sequence[Sequence[Box]]
-"""Rectangles of tokens x heads (`Box`) of each rank, in rank order; those of one rank do not overlap."""
+"""Boxes (rectangles of tokens x heads) of each rank, in rank order; the boxes of one rank do not overlap."""
 
 
 def common_parts(source: Sequence[Box], target: Sequence[Box]) -> list[tuple[int, int, Box]]:
@@ -191,7 +191,7 @@ def common_parts(source: Sequence[Box], target: Sequence[Box]) -> list[tuple[int
 def boxes_given(
     source: Boxes, sender: int, receiver: int, replicated: Sequence[Box] = (), num_helpers: int = 0
 ) -> Sequence[Box]:
-    """Return the boxes of tokens x heads from which `sender` sends `receiver` the parts that it needs.
+    """Return the boxes (rectangles of tokens x heads) from which `sender` sends parts to `receiver`.
 
     `replicated` are boxes that every rank except the helpers (the last ranks) holds in addition to its source
     boxes. They travel to helpers only: to the first helper from the first rank, to the second from the
@@ -228,7 +228,7 @@ def _common_rows(a: Box, b: Box) -> int:
 
 @dataclass(frozen=True)
 class ChunkBoxes:
-    """Parts of an attention that each rank computes in one chunk, and the heads that it receives with it."""
+    """One chunk of an attention: the query rows that each rank computes, and the heads that it receives."""
 
     work: Boxes
     """Query rows that each rank computes in this chunk."""
@@ -239,8 +239,8 @@ class ChunkBoxes:
 def chunk_boxes(shares: Shares, num_chunks: int, *, whole_heads: bool = False) -> list[ChunkBoxes]:
     """Divide an attention into chunks; return what each rank computes and receives in each chunk.
 
-    whole_heads: give each rank an equal part of the heads, complete, even if its query rows need fewer (for
-    USP).
+    whole_heads: whether each rank receives an equal part of the heads, even those that its query rows do not
+    need. USP and long videos require this.
     """
     ranks = range(shares.num_ranks)
     found = []
@@ -263,9 +263,10 @@ def _not_seen(heads: Box, seen: int) -> Box:
 def _equal_parts(
     start: int, stop: int, parts: int, length: int, multiple: int = ROW_MULTIPLE
 ) -> tuple[int, ...]:
-    """Return the sizes of `parts` equal parts of start to stop, with inner ends at a multiple of rows.
+    """Divide the range from `start` to `stop` into nearly equal parts, and return their sizes.
 
-    Rows are counted from the beginning of each head, which has `length` rows.
+    The range counts rows, head by head; each head has `length` rows. Ends between parts are rounded to a
+    multiple of `multiple` rows from the beginning of their head.
     """
     ends = [start]
     for part in range(1, parts):

@@ -1,4 +1,4 @@
-"""Measurement of how long computations take on a device, and messages between ranks."""
+"""Measurement of the time that computations take on a device, and that messages take between ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TIMES = 2
 LARGEST_MESSAGE = 2**23
 """Largest number of bytes that is sent to each rank to measure a link's rate."""
 TRACED_MESSAGE = 2**20
-"""Number of bytes that a traced run sends to each rank to measure a link, when real sizes are unknown."""
+"""Number of bytes that each rank is sent to measure a link for the trace, if real sizes are unknown."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Link:
     latency: float
     """Seconds from the start of a small message to its arrival."""
     seconds_per_byte: float
-    """Seconds per byte; the bytes that a rank sends or those that it receives count, whichever are more."""
+    """Seconds per byte of what a rank sends or of what it receives, whichever is more."""
 
 
 def now(device: torch.device) -> float:

@@ -17,7 +17,7 @@ from paradit.trace.spans import EXCHANGE, MESSAGE, begin, end, span
 
 
 class Transfer:
-    """Messages of an all-to-all in flight; `wait` returns those received, by rank, and may be repeated."""
+    """All-to-all exchange in flight; `wait` returns the received tensors by rank, and may be repeated."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Transport:
         # A collective numbers the ranks in ascending order only.
         self._by_messages = point_to_point or self._ranks != sorted(self._ranks)
         self.bytes_sent = self.bytes_received = 0
-        """Number of bytes that this object has sent so far; what a rank keeps for itself does not count."""
+        """Number of bytes that this rank has sent, and received, by this object, without data for itself."""
 
     def start(self, outgoing: list[Tensor], sizes: Sequence[int]) -> Transfer:
         """Begin to send `outgoing[r]` to each rank r, and to receive `sizes[r]` elements from it.

@@ -24,7 +24,7 @@ from paradit.launched import Launched
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Group of processes that work together, all of a run or some, with this process's rank in the group."""
+    """Group of processes that work together, some or all of a run's, and this process's rank in it."""
 
     rank: int
     size: int
@@ -32,15 +32,15 @@ class World:
     group: dist.ProcessGroup | None = None
     """Process group of these ranks; None: the default process group."""
     ranks: tuple[int, ...] | None = None
-    """Ranks that these processes have in the default process group, in order; None: all of that group."""
+    """Ranks of these processes in the default process group, in order; None: all ranks of that group."""
     store: Store | None = None
     """Key-value store by which processes notify each other; None if other code made the process group."""
 
     def part(self, ranks: Sequence[int], *, own_group: bool = False) -> World | None:
         """Return a world of some of these ranks, in the given order; None if this rank is not among them.
 
-        Every rank must call it, with the same ranks. own_group: create a new process group even if the ranks
-        are those of this world, so that the messages of the two do not mix.
+        Every rank of this world must call it, with the same ranks. own_group: whether to create a new process
+        group even if the ranks are those of this world, so that the messages of the two do not mix.
         """
         if list(ranks) == list(range(self.size)) and not own_group:
             return self
@@ -103,7 +103,7 @@ class World:
         ]
 
     def send(self, tensor: Tensor, rank: int) -> dist.Work:
-        """Begin to send a contiguous tensor to another rank; it must not change until that work is done."""
+        """Begin to send a contiguous tensor to a rank; it must not change until the returned work is done."""
         work = dist.isend(tensor, self._global(rank), group=self.group)
         assert work is not None  # this rank is in the group
         return work
@@ -113,7 +113,7 @@ class World:
         dist.recv(tensor, self._global(rank), group=self.group)
 
     def receive_later(self, tensor: Tensor, rank: int) -> dist.Work:
-        """Begin to fill a contiguous tensor with what another rank sends; wait for the result before use."""
+        """Begin to receive a contiguous tensor from another rank; wait for the returned work before use."""
         work = dist.irecv(tensor, group=self.group, group_src=rank)
         assert work is not None
         return work
