@@ -16,7 +16,7 @@ from paradit.attention.rope import Rope
 
 @dataclass(frozen=True)
 class Pattern:
-    """A model's rule that splits tokens into groups that attend only within themselves.
+    """A model's rule for sparse attention: it splits tokens into groups that attend only to themselves.
 
     Token i of the sequence is in group (i // run) % groups. No attention form supports patterns yet.
     """
@@ -36,27 +36,29 @@ class Site:
     step: int = 0
     """Number of the denoising step, counted from 0; 0 if it is not known."""
     pattern: Pattern | None = None
-    """Groups of tokens that attend only within themselves; None: all tokens attend to all."""
+    """Rule that restricts attention to groups of tokens; None: all tokens attend to all."""
 
     @property
     def key(self) -> tuple[int, str]:
-        """Layer and name, which identify the same attention in all denoising steps."""
+        """Layer and name, which identify the same attention computation in all denoising steps."""
         return self.layer, self.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Position of each token in the video: of the tokens that one rank holds, or of all in one process."""
+    """Positions in the video of the tokens that one rank holds; in a single process, of all tokens."""
 
     rope: Rope
     """Rotary embeddings (RoPE) for the tokens, in token order."""
     num_replicated: int = 0
-    """Number of tokens, after all others, that every rank holds: a joint-attention model's text."""
+    """Number of tokens, after all others, that every rank holds, such as the text in joint attention."""
 
 
 Projection = Iterator[Tensor]
-"""Iterator over v, then k, then q, each [B, S, H, D] before RoPE; each can be used as soon as it is
-returned."""
+"""Iterator over a transformer block's values, then keys, then queries, each [B, S, H, D], before RoPE.
+
+Values can be sent to other ranks before keys and queries are taken from it.
+"""
 
 
 class Wait(Protocol):
@@ -67,13 +69,11 @@ class Wait(Protocol):
 
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Function that computes full attention: (query, key, value), each [B, S, H, D] -> attended values [B, S,
-H, D]."""
+"""Function that computes full attention: query, key, value [B, S, H, D] -> attended values [B, S, H, D]."""
 
 Attend = Callable[[Site, Projection, Layout], Generator[Wait, None, Tensor]]
-"""Function that computes one attention among ranks: (site, projection, layout) -> attended values [B, S, H,
-D].
+"""Function that computes attention: (site, projection, layout) -> attended values [B, S, H, D].
 
-It returns a generator, which yields each operation it would wait for: the caller may run other work
-meanwhile.
+It returns a generator, which yields each operation that it would wait for, so that the caller may run other
+work meanwhile. The generator's return value is the result.
 """

@@ -1,4 +1,4 @@
-"""Construction of attention on ranks, in forms such as Ulysses or ring, by the function that a form names."""
+"""Set-up of an attention form, such as Ulysses or ring, on the ranks that share attention."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from paradit.distributed.mesh import Sharers
 from paradit.distributed.shares import Shares
 
 Join: TypeAlias = Callable[[Sharers, Choice, Kernel], Callable[[Shares], Attend]]
-"""Type of the function that `Form.joined_by` names, which sets up a form of attention on the ranks."""
+"""Type of the function, named by `Form.joined_by`, that sets up a form of attention on ranks."""
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:
     """Return a function that builds this rank's attention for given shares of tokens and work.
 
-    All ranks call it together, once per group that denoises together, because it creates process groups.
-    kernel: function that computes attention; a form that needs the log-sum-exp uses its own. If a form allows
-    helpers, the ranks that hold no tokens also call it; they are the last of `sharers`.
+    All ranks call it together, once per group of ranks that denoise together, because it creates process
+    groups. kernel: function that computes attention; a form that needs the log-sum-exp uses its own. If a
+    form allows helpers, which hold no tokens, they also call it; they are the last of `sharers`.
     """
     return cast("Join", imported(choice.form.joined_by))(sharers, choice, kernel)

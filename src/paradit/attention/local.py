@@ -1,4 +1,4 @@
-"""Attention in one process, which holds every token and so never waits."""
+"""Attention in one process, which holds every token and so never waits for other ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 FEW = 16
-"""Smallest number of query rows in an incomplete block that torch's CPU attention rounds like a full one."""
+"""Smallest block of query rows for which torch's CPU attention rounds as it does for a full block."""
 
 
 def some_rows(
@@ -32,10 +32,10 @@ def some_rows(
     On a CPU torch computes query rows in blocks. The last block may be small, and then its matrix products
     may use other instructions: this was seen for up to 10 rows, depending on head dim, number of keys and
     processor. On some processors a lone small block also differs from one that follows another. So one row is
-    repeated until the last block is not small. If the rows include those of the whole head's own small last
-    block, these are computed separately, in a block of the same length that follows another. This holds for
-    head dims of at least 16, and numbers of keys that leave a remainder of more than three when divided into
-    blocks of 512.
+    repeated until the last block is not small. If the given rows include rows of the whole head's own small
+    last block, these are computed separately, in a block of the same length that follows another. This holds
+    for head dims of at least 16, and numbers of keys that leave a remainder of more than three when divided
+    into blocks of 512.
     """
     total, rows = num_rows or key.shape[1], query.shape[1]
     if query.device.type != "cpu" or rows == 0:
@@ -58,12 +58,12 @@ def some_rows(
 
 
 def _block(rows: int) -> int:
-    """Return how many query rows torch's CPU attention computes at a time, if it is given `rows` of them."""
+    """Return how many query rows torch's CPU attention computes at a time if a head has `rows` of them."""
     return 32 if rows < 192 else 64 if rows < 768 else 256
 
 
 def unattended(after_each: Callable[[], None] = lambda: None) -> Attend:
-    """Return a stand-in for attention: it rotates keys and queries, then returns the values unchanged.
+    """Return a stand-in for attention, which rotates keys and queries, then returns the values unchanged.
 
     It serves to time a transformer block without its attention. after_each: function that is called after v,
     after k and after q are computed.

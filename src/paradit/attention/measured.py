@@ -19,7 +19,7 @@ class MeasuredKernel:
     def seconds(self, query: Tensor, key: Tensor) -> float:
         """Return the seconds of one call with queries and keys of these shapes, [B, S, H, D].
 
-        Only the shapes and the query's dtype are used: the tensors may have no values.
+        Only the shapes and the query's dtype are used, so the tensors may be on device "meta".
         """
         shapes = query.shape, key.shape
         if shapes not in self._seconds:

@@ -25,7 +25,10 @@ def sdpa_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Te
 
 
 class Merge:
-    """Accumulator, in fp32, of attention over parts of the keys, in any order, into that over all keys."""
+    """Accumulator, in fp32, that merges attention over parts of the keys into attention over all keys.
+
+    The parts may come in any order.
+    """
 
     def __init__(self) -> None:
         self._out: Tensor | None = None

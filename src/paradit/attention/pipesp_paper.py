@@ -51,9 +51,10 @@ def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Ke
 
 
 def _rows(chunk: Chunk, queries: list[Tensor], part: Box) -> Tensor:
-    """Return the queries of the rectangle `part` (tokens x heads), cut from those of the chunk's boxes.
+    """Return the queries of one rectangle (tokens x heads), cut from the tensors of a chunk's larger boxes.
 
-    queries: one tensor for each of the chunk's boxes. Raises ValueError if `part` lies within none of them.
+    queries: one tensor for each of the chunk's boxes. part: the rectangle. Raises ValueError if it lies
+    within none of the boxes.
     """
     for block, query in zip(chunk.work, queries, strict=True):
         if block.intersect(part) == part:

@@ -46,7 +46,7 @@ class Choice:
 
     @property
     def lag(self) -> int:
-        """Number of turns by which the second of two interleaved guidance branches starts after the first.
+        """Delay of the second of two interleaved guidance branches after the first, as a number of turns.
 
         A turn of a branch lasts until it next waits for data.
         """
@@ -54,7 +54,7 @@ class Choice:
 
     @property
     def parts(self) -> int:
-        """Number of parts in which an attention's work travels: one is computed while another travels."""
+        """Number of parts in which attention data travel, so that one is computed while another travels."""
         return self.form.parts(self)
 
     @property
@@ -68,7 +68,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Requirements that an attention form must meet, such as number of ranks and attention backend."""
+    """Requirements that a run sets for its attention form, such as number of ranks and attention backend."""
 
     ranks: int
     """Number of ranks that share the tokens of a guidance branch."""
@@ -82,11 +82,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Options of an attention form that has none."""
+    """Empty set of options, for an attention form that has none of its own."""
 
 
 class Form:
-    """A form of attention: one way, such as Ulysses or ring, in which a guidance branch's ranks share it."""
+    """A form of attention, such as Ulysses or ring: a way in which a guidance branch's ranks share it."""
 
     name: str
     help: str
@@ -101,7 +101,7 @@ class Form:
     """Location, as "module:name", of the function that simulates the form for the planner (a `Timing` of
     `attention.timing`); must not import torch."""
     options: type = NoOptions
-    """Frozen dataclass, read by `paradit.config.options`, of the options that only this form has."""
+    """Frozen dataclass of the options that only this form has; `paradit.config.options` reads it."""
     automatic = False
     """Whether `--attention auto` may choose this form."""
     compared = False
@@ -116,7 +116,7 @@ class Form:
         return self.exactness.startswith("exact")
 
     def check(self, asked: Asked) -> None:
-        """Refuse requirements that this form cannot meet. Raises InputError.
+        """Refuse requirements of a run that this attention form cannot meet. Raises InputError.
 
         An override calls this first, then refuses what else it cannot meet.
         """
@@ -129,7 +129,10 @@ class Form:
             )
 
     def misplaced(self, attention: str) -> str:
-        """Return the error text for options of this form that are set while `attention` names another."""
+        """Return the error text for options of this form that are set although another form is chosen.
+
+        attention: name of the form that is chosen.
+        """
         names = list(declared(self.options))
         verb, them = ("is", "it") if len(names) == 1 else ("are", "them")
         return f"{' and '.join(names)} {verb} {self.name}'s, and attention is {attention!r}: leave {them} out"
@@ -149,14 +152,14 @@ class Form:
         return self.choices(asked, heads)
 
     def lag(self, choice: Choice) -> int:  # noqa: ARG002
-        """Return the number of turns by which the second interleaved guidance branch starts after the first.
+        """Return the delay, in turns, of the second of two interleaved guidance branches after the first.
 
         A turn of a branch lasts until it next waits for data.
         """
         return 0
 
     def parts(self, choice: Choice) -> int:  # noqa: ARG002
-        """Return in how many parts an attention's work travels: one is computed while another travels."""
+        """Return the number of parts in which attention data travel, one while another is computed."""
         return 1
 
     def simplest(self, choice: Choice) -> Choice:
@@ -219,14 +222,17 @@ def checked_options(attention: str, options: Mapping[str, Value | None]) -> Valu
 
 
 def _with_options_first(attention: str) -> Sequence[Form]:
-    """Return all attention forms, the requested one first; another may have an option of the same name."""
+    """Return all attention forms, the requested one first.
+
+    So its options come first if another form has an option of the same name.
+    """
     return sorted(FORMS.all(), key=lambda form: form.name != attention)
 
 
 def automatic(asked: Asked, heads: int) -> Iterator[Choice]:
     """Yield the forms of attention, with option values, that `--attention auto` may try, the simplest first.
 
-    Skips forms that are not automatic, refuse what is asked, or lack an option that is set.
+    Skips forms that are not automatic, that refuse the requirements, or that lack an option which is set.
     """
     for form in FORMS.all():
         if not form.automatic or not set(asked.options) <= declared(form.options).keys():

@@ -47,8 +47,7 @@ class RopeTables:
     """Tables of RoPE rotations at all positions, by axis of the video; each axis has its own channels."""
 
     cos: tuple[Tensor, ...]
-    """Cosines, one tensor [positions, channels of the axis] for each axis, arranged as in `Rope`; sines
-    likewise."""
+    """Cosines of the angles for each axis: [positions, channels of the axis], arranged as in `Rope`."""
     sin: tuple[Tensor, ...]
 
     def at(self, positions: Tensor) -> Rope:

@@ -30,10 +30,10 @@ class Rotation:
         self._arriving = self._pass_on(message, turn=1)
 
     def _pass_on(self, message: Tensor, turn: int) -> Transfer | None:
-        """Begin to send keys and values to the next rank of the ring, and to receive others in return.
+        """Begin to send keys and values to the next rank of the ring, and to receive the previous rank's.
 
-        turn: number of this pass, from 1; pass t brings the keys and values of the rank t places before this
-        one. Returns None if all ranks have had them.
+        turn: number of this pass, from 1. Pass t brings the keys and values of the rank t places before this
+        one. Returns None if all ranks have had all keys and values.
         """
         rank, num_ranks = self._transport.rank, self._transport.num_ranks
         if turn == num_ranks:

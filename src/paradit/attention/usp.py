@@ -19,7 +19,10 @@ from paradit.distributed.transport import Transport
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
-    """Divide ranks into Ulysses groups and rings; return a function that builds USP attention for shares."""
+    """Return a function that builds USP attention for given shares of tokens and work.
+
+    Divides the ranks into Ulysses groups and rings.
+    """
     rank, num_ranks = sharers.transport.rank, sharers.transport.num_ranks
     groups = decode(Grid, choice.options).groups(num_ranks)
     within = sharers.among(groups)

@@ -24,7 +24,7 @@ Features: TypeAlias = dict[tuple[int, str], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Neighbour:
-    """Tokens of a neighbouring frame block whose cached keys and values are read, but not computed."""
+    """Tokens of a neighbouring frame block, whose keys and values are read from a cache, not computed."""
 
     features: Features
     rope: Rope
@@ -44,8 +44,8 @@ def windowed(kernel: Kernel, neighbours: Sequence[Neighbour] = (), keep: Sequenc
     """Return a function that computes, in one process, attention of a frame block with cached neighbours.
 
     The block's tokens attend to each other and to the neighbours' tokens. The function's generator never
-    yields. `keep` may name the features that are read: at each attention they are read before they are
-    replaced.
+    yields. `keep` may store into a cache that is also read: at each attention it is read before it is
+    overwritten.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:

@@ -1,1 +1,1 @@
-"""Forms of attention, such as Ulysses and ring, one module each: description, options, checks. No torch."""
+"""Forms of attention, such as Ulysses and ring: one module each, with its options and checks. No torch."""

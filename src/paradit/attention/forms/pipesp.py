@@ -1,6 +1,7 @@
-"""PipeSP: Ulysses attention whose data travel in chunks, after arXiv 2511.12056 (its own: `pipesp_paper`).
+"""PipeSP attention, after arXiv 2511.12056: Ulysses whose data travel in chunks.
 
-While one chunk is computed, the next chunks arrive and the results of the previous one leave.
+While one chunk is computed, the next chunks arrive and the results of the previous one leave. The paper's own
+order is in `pipesp_paper`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from paradit.config.options import Option, decode
 from paradit.config.values import Value, Values
 
 CHUNKS_BY_ITSELF = 2
-"""Number of PipeSP's chunks on a single rank, whose data travel to helpers only. Others are not timed."""
+"""Number of PipeSP's chunks if a single rank denoises, and data travel only to helpers (idle decode ranks).
+
+No other number of chunks is timed then.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ def chunked_layer(branch: Branch, num_chunks: int = 1, *, interleaved: bool = Fa
 def _beside(
     value: Exchange, together: list[Exchange], results: list[Exchange], *, interleaved: bool
 ) -> list[float]:
-    """Return, for each chunk, the seconds during which messages travel while the chunk is computed."""
+    """Return, for each chunk, the seconds for which messages travel while that chunk is computed."""
     if interleaved:  # all of the other stream's messages may travel, spread evenly over the chunks
         whole = sum(message.seconds for message in (value, *together, *results))
         return [whole / len(together)] * len(together)

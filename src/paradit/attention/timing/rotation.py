@@ -83,7 +83,7 @@ class RotationTiming:
 
     @cached_property
     def _turns(self) -> list[list[Message]]:
-        """Messages that pass keys and values around the ring, by rank's index in its group and by pass."""
+        """Messages that pass keys and values around the ring, by [rank within its Ulysses group][pass]."""
         return [[self._turn(index, turn) for turn in range(self.degree - 1)] for index in range(self.size)]
 
     def _turn(self, index: int, turn: int) -> Message:
@@ -96,7 +96,7 @@ class RotationTiming:
         return self.branch.message("keys and values", ranks, sent)
 
     def layer(self, rank: int, key: Hashable) -> Iterator[Step]:
-        """Yield what one rank computes, sends and waits for in a transformer layer.
+        """Yield one rank's steps in a simulated transformer layer: what it computes, sends and waits for.
 
         rank: the rank's index among those of the guidance branch.
         """
@@ -119,7 +119,7 @@ class RotationTiming:
         yield Compute("finish", cost.finish)
 
     def _rotate(self, rank: int, group: int, key: Hashable) -> Iterator[Step]:
-        """Yield a rank's steps: attention over one group's keys after another's, while the next travel."""
+        """Yield a rank's steps in the ring: attention over one group's keys while the next keys travel."""
         branch, shares, cost = self.branch, self.branch.shares, self.branch.costs[rank]
         index = self.groups[group].index(rank)
         rows = (self._lengths[group] + shares.num_replicated) * self._heads
