@@ -54,8 +54,7 @@ class Message:
     num_heads: int = 0
     head_dim: int = 0
     sites: int = 0
-    """Number that identifies the list of attentions in this forward; the first denoise rank publishes each
-    list under its number."""
+    """Number under which the first denoise rank has published the list of this forward's attentions."""
     dtype: int = 0
     """Index in `DTYPES` of the dtype of the tokens."""
     choice: int = 0
@@ -87,15 +86,19 @@ class Message:
         return tuple(helper for helper, work in enumerate(self.work) if work)
 
     def shares(self, num_ranks: int) -> Shares:
-        """Return the tokens and attention work of all ranks: `num_ranks` that denoise, then the helpers."""
+        """Return how tokens and attention work are divided among the denoise ranks and the helpers.
+
+        num_ranks: number of denoise ranks, which come before the helpers.
+        """
         own = Shares.equal(self.num_tokens, self.num_heads, num_ranks, self.num_replicated)
         return own.with_helpers(self.work)
 
 
 Plan = Callable[[Message, tuple[int, ...]], Sequence[int]]
-"""Type of a function that decides how much helpers compute: (step, indices of idle helpers) -> rows of each.
+"""Type of a function that decides how much attention each helper (idle decode rank) computes in a step.
 
-A row is a (head, query row) pair; -1 stands for a helper that must be measured first.
+Its arguments are the step and the indices of idle helpers. It returns one number for each helper: of (head,
+query row) pairs, or -1 if the helper must be measured first.
 """
 
 
@@ -125,7 +128,11 @@ class _Member:
         return self._attend(agreed.shares(self._num_ranks), agreed.choice)
 
     def _measure(self, agreed: Message) -> Tensor:
-        """Return a tensor [3], fp64, of measured seconds: per attention row, link latency, and per byte."""
+        """Measure this rank's attention and link; return a tensor [3], fp64, of seconds.
+
+        They are: seconds per attention row (a query row of one head), latency of the link, and seconds per
+        byte.
+        """
         ranks = self._num_ranks + len(agreed.helpers)
         rows, heads = agreed.num_tokens + agreed.num_replicated, max(1, agreed.num_heads // ranks)
         like = torch.empty(
@@ -173,7 +180,7 @@ class Helped(_Member):
     def number_of(self, sites: Sequence[Site]) -> int:
         """Return the number by which helpers find a forward's list of attentions; publish a list that is new.
 
-        Every rank that denoises calls it; helpers hold no transformer blocks, so they cannot know the list.
+        Every rank that denoises calls it. Helpers hold no transformer blocks, so they cannot know the list.
         """
         keys = tuple(site.key for site in sites)
         if keys not in self._sites:
@@ -232,7 +239,7 @@ class Helped(_Member):
         return replace(step, kind=HELP if any(work) else ALONE, work=tuple(work))
 
     def _measured_plan(self, step: Message, idle: tuple[int, ...]) -> Sequence[int]:
-        """Return how many rows each helper can compute in time, as measured; -1 for any not yet measured."""
+        """Return how many attention rows each helper is to compute; -1 if it must be measured first."""
         chosen = self._judge(step).choose(idle)
         unknown = [-int(helper in chosen) for helper in range(self._num_helpers)]
         return self._works.get((step, chosen), unknown)
@@ -241,7 +248,10 @@ class Helped(_Member):
         return self._judges.setdefault(step, Judge())
 
     def _tell(self, decided: Message) -> Message:
-        """Send the first rank's decision to all that denoise and to the helpers concerned; return it."""
+        """Send the first rank's decision about help to all denoise ranks and to the helpers; return it.
+
+        Only the helpers that take part receive it.
+        """
         device = self._world.device
         agreed = Message.unpack(self._team.broadcast(decided.pack(device)))
         if self._leads:
@@ -254,7 +264,7 @@ class Helped(_Member):
         self._channels[helper].send(replace(message, work=work).pack(self._world.device))
 
     def _take_measures(self, step: Message) -> None:
-        """Measure the chosen helpers; the first rank stores how many rows each can compute in time."""
+        """Measure the helpers chosen for a step; the first rank stores how many rows each can do in time."""
         chosen, mine = self._agreed.helpers, self._measure(self._agreed)
         row_seconds = max(float(figures[0]) for figures in self._team.all_gather(mine))
         if not self._leads:
@@ -347,9 +357,9 @@ class _Hollow(Block[_NoTokens]):
 def helping(
     agreed: Message, sites: Sequence[Site], attend: Attend, device: torch.device
 ) -> list[Generator[Wait, None, None]]:
-    """Return a decode rank's part of a step that it helps with: for each forward, a generator.
+    """Return generators that run a decode rank's part of a step that it helps with, one for each forward.
 
-    The generators run only the attentions of the forwards.
+    They run only the attentions of the forwards.
     """
     shape = agreed.batch, 0, agreed.num_heads, agreed.head_dim
     nothing = torch.empty(shape, dtype=DTYPES[agreed.dtype], device=device)

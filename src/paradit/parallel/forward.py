@@ -19,7 +19,7 @@ R = TypeVar("R")
 def through_blocks(
     blocks: Sequence[Block[T]], tokens: T, attend: Attend, step: int = 0
 ) -> Generator[Wait, None, T]:
-    """Run tokens through transformer blocks, and return them; the generator yields where `attend` would wait.
+    """Run tokens through transformer blocks, and return them; yield each operation to be waited for.
 
     step: the denoising step, if it is known.
     """
@@ -44,9 +44,9 @@ def in_step(attend: Attend, step: int) -> Attend:
 def run_interleaved(works: Sequence[Generator[Wait, None, R]], lag: int = 0) -> list[R]:
     """Run generators side by side to their ends, waiting for what each yields; return their results.
 
-    While one waits for data, the others compute. They take turns, each until it next yields, so that on every
-    rank messages are sent and expected in the same order. lag: number of turns by which each starts after the
-    one before it.
+    While one waits for data, the others compute. They take turns, each until it next yields, so that all
+    ranks send and expect messages in the same order. lag: number of turns by which each generator starts
+    after the one before it.
     """
     results: dict[int, R] = {}
     waits: dict[int, Wait] = {}

@@ -41,11 +41,11 @@ def parallelize(pipe: Pipeline) -> Callable[[], None]:
     rank. The returned function undoes it. Uses sequence parallelism by `UlyssesExchange`: exact, for any
     number of tokens, heads and ranks.
 
-    At each call of a transformer, what is attached to it (adapters, hooks, an attention backend) is looked
-    up. It is honoured, or InputError names it.
+    Each call of a transformer looks up what is attached to it (adapters, hooks, an attention backend). What
+    is attached either takes effect as usual, or InputError names it.
 
     Raises InputError for a pipeline with other transformers, if no process group is initialised, if the
-    pipeline is parallelized already, or if something is attached to its transformers that cannot be honoured.
+    pipeline is parallelized already, or if something attached to its transformers is not supported.
     """
     names = [name for name in ("transformer", "transformer_2") if getattr(pipe, name, None) is not None]
     how = _replacement(pipe, names)

@@ -1,4 +1,4 @@
-"""Predictions by several ranks, each of which computes a part of the tokens, one guidance branch, or both."""
+"""Predictions that several ranks compute together, by dividing tokens or guidance branches among them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Undecided:
     mesh: Mesh
     kernel: Kernel
     gather_number: Callable[[int], list[int]]
-    """Function (this rank's number) -> every rank's number; all ranks call it together."""
+    """Function that takes this rank's number and returns every rank's; all ranks call it together."""
 
 
 Choose = Callable[[Undecided], Choice]
@@ -92,8 +92,7 @@ class Together:
         self.is_first = mesh.world.rank == 0
         self._attends: dict[tuple[Choice, Shares], Attend] = {}
         self.chosen: dict[tuple[Shares, int], Choice] = {}
-        """Form of attention that was chosen among several, by shares of tokens and number of guidance
-        branches."""
+        """Form of attention chosen among several, by (shares of tokens, number of guidance branches)."""
 
     def share(
         self, make: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
@@ -109,8 +108,8 @@ class Together:
     def agree_all(self, values: Mapping[str, bytes], advice: Mapping[str, str] | None = None) -> None:
         """Raise RuntimeError, naming the ranks and the value, if `values` differ between processes.
 
-        values: bytes by the name of the value. advice: text to add to the error, by the name of the value.
-        Sends one message, however many values there are.
+        values: the bytes to compare, by the name of what they stand for. advice: text to add to the error, by
+        such a name. Sends one message, however many values there are.
         """
         mine = b"".join(hashlib.sha256(value).digest() for value in values.values())
         sent = torch.frombuffer(bytearray(mine), dtype=torch.uint8).to(self._mesh.world.device)
@@ -170,7 +169,10 @@ class Together:
         return self._of_all_tokens(step, transformer.head(done))
 
     def _chosen(self, step: Step) -> Choice:
-        """Return the form of attention for a step: the only one that applies, or one chosen among several."""
+        """Return a step's form of attention, with its options: the only one that applies, or the one chosen.
+
+        Several are compared once for each number of tokens and of guidance branches.
+        """
         branches = len(step.branches.each)
         # A single branch has no other to be interleaved with.
         choices = [choice for choice in self._choices if branches > 1 or not choice.interleave]
@@ -223,7 +225,7 @@ class Together:
         return through_blocks(step.transformer.blocks, tokens, attend, step.number)
 
     def _of_all_tokens(self, step: Step, values: Tensor) -> Tensor:
-        """Gather the values of all tokens [B, S, values] from each rank's values [B, tokens, values]."""
+        """Gather the values of all tokens, [B, S, values], from each rank's own, [B, tokens, values]."""
         shares = step.shares(self._mesh.branch.num_ranks)
         if shares.num_ranks == 1:
             return values
