@@ -90,7 +90,7 @@ class BlockPipeline:
         ]
         self._queue = replace(queue, expert_steps=tuple(changes))
         self._contexts: dict[tuple[int, int], TextContext] = {}
-        """Prompts in the form that transformer blocks read, by (expert, `id` of the encoded prompt)."""
+        """Prompts as the transformer blocks read them, by (expert's index, `id` of the encoded prompt)."""
         self._windows: dict[tuple[int, Context, Context], Window] = {}
         self._first_round = state.round if state else 0
 
@@ -214,9 +214,10 @@ class BlockPipeline:
                 self._left.pop((step.block - 1, branch), None)
 
     def _latents(self, step: BlockStep) -> Tensor:
-        """Return the transformer's input for one step of a frame block: its latents and any uncached context.
+        """Return the transformer's input for one step of a frame block: its latents and neighbouring frames.
 
-        On ranks that do not embed, the tensor has no values (device "meta").
+        Frames whose keys and values are read from a cache are left out. On ranks that do not embed, the
+        tensor has no values (device "meta").
         """
         if not self._links.is_first:
             return torch.empty(self._shape(step.computed_frames), device="meta")
@@ -237,7 +238,7 @@ class BlockPipeline:
         return latents
 
     def _collect(self, step: BlockStep) -> None:
-        """Receive the prediction for one step of a frame block, and take the solver's step with it."""
+        """Receive the prediction for one step of a frame block, and take the scheduler's step with it."""
         held, expert = self._held[step.block], self._experts[step.step]
         values = guide(self._links.predictions(), self._scales[expert])
         prediction = self._model.experts[expert].unpatchify(values, self._window(step).own_layout)
@@ -340,7 +341,7 @@ class BlockPipeline:
 
     @property
     def _heads(self) -> range:
-        """Range of the attention heads that this rank computes."""
+        """Range of the attention heads that this rank computes, in all layers that it holds."""
         return self._sharing.heads(self._model.experts[0].num_heads)
 
     @cached_property
@@ -358,7 +359,7 @@ class _Held:
     scheduler: Scheduler
 
     def at(self, level: int) -> Tensor:
-        """Return the frame block's latents after `level` steps: its latest step, or the one before."""
+        """Return the frame block's latents after `level` steps; only those of its last two steps are kept."""
         latents = {self.level: self.latents, self.level - 1: self.before}.get(level)
         assert latents is not None, f"latents at level {level} are asked for, there are those of {self.level}"
         return latents

@@ -1,8 +1,8 @@
 """State of a long video's denoising between two rounds of the block queue, enough to resume bit for bit.
 
 In a round, each frame block in the queue takes one step. The state consists of plain values and tensors. The
-noise of later frame blocks is not part of it, because it follows from the seed and a block's number; nor are
-the right neighbours' keys, because every round begins without any.
+noise of later frame blocks is not part of it, because it follows from the seed and a block's number. The
+cached keys of right neighbours are not part of it either, because every round begins without any.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ class BlockState:
     latents: Tensor
     """Latents of the frame block, [1, C, F, h, w], fp32."""
     before: Tensor | None
-    """Latents of the frame block one step earlier, which its right neighbour may read to match its own noise
-    level."""
+    """Latents of the frame block one step earlier; None if there are none, or nothing reads them.
+
+    Its right neighbour may read these instead of the latest ones, to match its own noise level.
+    """
     solver: dict[str, object]
     """Attributes of the frame block's own scheduler that differ from a new scheduler's (see `solver_state`).
     """
@@ -52,12 +54,16 @@ class QueueState:
     round: int
     """Number of the next round, in which every frame block in the queue takes one step."""
     blocks: dict[int, BlockState] = field(default_factory=dict)
-    """States of the frame blocks in the queue, by number, and of the last one that left it, because its
-    neighbour still reads it."""
+    """States of the frame blocks in the queue, by number, and of the last one that left it.
+
+    The block that left is still read by its neighbour.
+    """
     left_features: dict[tuple[int, int], HeadFeatures] = field(default_factory=dict)
-    """Cached keys and values of the last frames of frame blocks, which their right neighbours read, by (frame
-    block, guidance branch), for this rank's layers and heads. Empty unless left context is read from a cache,
-    because those keys cannot be computed again."""
+    """Cached keys and values of frame blocks' last frames, by (frame block, guidance branch).
+
+    Right neighbours read them. They cover this rank's layers and heads, and are saved because they cannot be
+    computed again. Empty unless left context is read from a cache.
+    """
 
     def to_bytes(self) -> bytes:
         """Return the state as bytes that `from_bytes` reads."""
@@ -68,7 +74,7 @@ class QueueState:
 
     @classmethod
     def from_bytes(cls, content: bytes, device: torch.device | None = None) -> QueueState:
-        """Read a state, with its tensors on `device`.
+        """Read a state that `to_bytes` has written, with its tensors on `device`.
 
         Raises InputError, or what torch raises, if it is not valid.
         """
@@ -91,7 +97,7 @@ class _Stored:
 
 
 def shared_state(state: QueueState | None, team: Team, device: torch.device) -> QueueState | None:
-    """Send the first process's state to all processes that denoise together, and return it.
+    """Send the first process's saved state to all processes that denoise together, and return it on each.
 
     Returns None if the first process has none.
     """
@@ -104,7 +110,10 @@ def shared_state(state: QueueState | None, team: Team, device: torch.device) -> 
 
 
 def _named(features: Mapping[tuple[int | str, ...], tuple[Tensor, Tensor]]) -> HeadFeatures:
-    """Return cached features with the attention's name in each key; version 0.1 saved keys without it."""
+    """Return cached features by (layer, name of the attention, head).
+
+    Version 0.1 saved them without the name; it is added here.
+    """
     found: HeadFeatures = {}
     for (layer, *name, head), parts in features.items():
         found[int(layer), str(name[0]) if name else Site(0).name, int(head)] = parts

@@ -1,4 +1,7 @@
-"""Tokens of a frame block and its context in one step, and their division among the ranks that share them."""
+"""Tokens of a frame block and its context in one step, and their division among the ranks that share them.
+
+The context of a frame block is the neighbouring frames that it attends to.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class Sharing:
         return self.transport.num_ranks if self.transport else 1
 
     def heads(self, num_heads: int) -> range:
-        """Return the attention heads that this rank computes, which do not depend on the number of tokens."""
+        """Return the range of attention heads that this rank computes, whatever the number of tokens."""
         box = Shares.equal(0, num_heads, self.sharers).heads_of(self.place)
         return range(box.first_head, box.last_head)
 
@@ -39,8 +42,8 @@ class Sharing:
 class Window:
     """A frame block and the context frames around it, as ranges of tokens and their RoPE rotations.
 
-    All steps with the same numbers of frames share one window. Token positions are counted from the window's
-    first frame.
+    All steps with the same numbers of frames share one window. Positions of tokens are counted from the
+    window's first frame.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class Window:
 
     @property
     def mine(self) -> range:
-        """Range of the computed (not cached) tokens that this rank holds."""
+        """Range of the tokens that this rank holds, among those that are computed, not read from a cache."""
         return self.shares[self._sharing.place]
 
     @property
@@ -87,9 +90,9 @@ class Window:
         return timestep[:, self.mine.start : self.mine.stop] if timestep.ndim == 2 else timestep
 
     def own_of(self, place: int) -> range:
-        """Return the range of the frame block's own tokens that one rank holds; may be empty.
+        """Return the range of the frame block's own tokens, without context, that one rank holds.
 
-        place: the rank's index among those that share the tokens.
+        The range may be empty. place: the rank's index among those that share the tokens.
         """
         share = self.shares[place]
         start = max(self.own.start, share.start)

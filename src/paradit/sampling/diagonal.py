@@ -68,7 +68,7 @@ def blocks(
     held = _restored(model, queue, state)
 
     def predictions(own: range, seen: range) -> Iterator[tuple[int, Tensor]]:
-        """Return (frame number, prediction) of each frame in `own`, from the latents of all in `seen`."""
+        """Return (frame number, prediction) for each frame in `own`, from the latents of those in `seen`."""
         latents = torch.cat([held[frame].latents for frame in seen], dim=2)
         layout = transformer.layout(tuple(latents.shape[2:]))  # type: ignore[arg-type]
         levels = timesteps[[held[frame].level for frame in seen]]

@@ -74,7 +74,7 @@ class QueueSampler(BlockSampler):
 
 
 def by_block(request: BlocksRequest, work: Work) -> tuple[tuple[Prompt, ...], list[tuple[int, Prompt]]]:
-    """Return the encoded prompts that a long video starts with, and those that replace the first one later.
+    """Return the encoded prompts with which a long video starts, and the later ones that replace the first.
 
     The first tuple holds the prompt and, with guidance, the negative prompt. Each later prompt comes with the
     first frame block, counted from 0, that uses it.

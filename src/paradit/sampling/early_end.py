@@ -16,8 +16,7 @@ from paradit.distributed.world import World
 from paradit.scheduling.block_queue import BlockQueue
 
 STEPS_AHEAD = 3
-"""Largest number of frame blocks' steps for which a rank posts receives before any of their messages has
-arrived."""
+"""Largest number of steps, each of one frame block, for which a rank posts receives in advance."""
 UNWANTED = "nobody wants the rest"
 
 
@@ -38,7 +37,7 @@ class EarlyEnd:
     """One rank's knowledge of whether a video ends early, why, and before which round of the block queue."""
 
     def __init__(self, world: World | None, word: str, queue: BlockQueue) -> None:
-        """Set up one rank's view, in which the video does not end early so far.
+        """Set up one rank's knowledge of an early end of a video; no early end is known yet.
 
         world: the ranks of the layer pipeline; None for one process. word: key in the store, unique to this
         video and the same on all ranks.
@@ -47,10 +46,10 @@ class EarlyEnd:
         self._rounds = math.inf
         self._looked = -1
         self.reason = ""
-        """Reason why the video ends early; empty as long as this rank knows of none."""
+        """Reason why the video ends early; empty as long as this rank knows of no early end."""
 
     def tell(self, reason: str, round: int) -> None:
-        """Publish why the video ends early, and before which round all ranks end.
+        """Publish that the video ends early, why, and before which round of the block queue all ranks end.
 
         Called once, by the first rank. round: the last round that this rank has begun; it may be about to
         begin the next one.
@@ -67,7 +66,7 @@ class EarlyEnd:
         self._world.tell(self._word, f"{self._rounds} {reason}")
 
     def goes_on(self, round: int) -> bool:
-        """Return whether a round of the block queue takes place: whether no early end comes before it.
+        """Return whether a round of the block queue takes place; if not, the video ends before it.
 
         Ranks other than the first look this up in the store.
         """

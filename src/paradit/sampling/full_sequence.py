@@ -65,7 +65,7 @@ def denoise(
 
 
 class _Experts:
-    """A model's transformers (experts), each for some of the steps, and the prompts as they read them."""
+    """A model's expert transformers, each used for some of the steps, with the prompts prepared for them."""
 
     def __init__(self, model: VideoModel, team: Team, prompts: tuple[Prompt, ...], latents: Tensor) -> None:
         self._model, self._team, self._prompts = model, team, prompts
@@ -74,9 +74,9 @@ class _Experts:
         self._serving = -1
 
     def at(self, timestep: Tensor) -> tuple[int, Transformer, Branches]:
-        """Return the index of the expert for a timestep, its transformer, and the prompts as it reads them.
+        """Return the index of the expert for a timestep, its transformer, and the prompts prepared for it.
 
-        The prompts are converted once per expert.
+        The prompts are prepared once per expert.
         """
         expert = self._model.expert_at(timestep)
         transformer = self._model.experts[expert]

@@ -10,9 +10,10 @@ from paradit.models.spec import ModelSpec
 
 
 def guide(predictions: Sequence[Tensor], scale: float) -> Tensor:
-    """Return the guided prediction: unconditional + scale * (conditional - unconditional).
+    """Return the prediction with classifier-free guidance.
 
-    predictions: the conditional one, then the unconditional one; a single prediction is returned as it is.
+    It is unconditional + scale * (conditional - unconditional). predictions: the conditional one, then the
+    unconditional one; a single prediction is returned unchanged.
     """
     conditional, *others = predictions
     if not others:
@@ -22,7 +23,7 @@ def guide(predictions: Sequence[Tensor], scale: float) -> Tensor:
 
 
 def scales(spec: ModelSpec, guidance_scale: float) -> tuple[float, ...]:
-    """Return each expert's guidance scale.
+    """Return the guidance scale for each of a model's experts.
 
     If `guidance_scale` is not the model's default, all experts use it, as in diffusers.
     """

@@ -93,7 +93,7 @@ class BlockSampler(Sampler):
         return not work.checkpoints or work.checkpoints.offer(state.to_bytes, is_open=is_open)
 
     def is_open(self, queue: BlockQueue, round: int) -> bool:  # noqa: ARG002
-        """Return whether a longer version of the video could resume from the state before this round."""
+        """Return whether a longer version of the video could resume from its state just before this round."""
         return False
 
     @abstractmethod
@@ -106,12 +106,12 @@ class BlockSampler(Sampler):
 
 
 class TeamSampler(BlockSampler):
-    """Sampler of a long video whose ranks share the tokens of every window, so that all get every block."""
+    """Sampler of a long video whose ranks share every window's tokens; all ranks get all frame blocks."""
 
     def __init__(
         self, blocks: Callable[..., Iterator[Tensor]], finished: Callable[[BlockQueue, int], int]
     ) -> None:
-        """Make a sampler from two functions like `blocks` and `finished` in `sampling.windows`."""
+        """Make a sampler from two functions that work like `blocks` and `finished` in `sampling.windows`."""
         self._blocks, self._finished = blocks, finished
 
     def finished(self, queue: BlockQueue, round: int) -> int:

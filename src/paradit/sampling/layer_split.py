@@ -20,7 +20,7 @@ from paradit.scheduling.layer_pipeline import StageGrid, split_layers
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """Costs of a transformer's layers, embedding and head in one forward pass, such as their seconds."""
+    """Costs, such as seconds, of a transformer's layers, its embedding and its head in one forward pass."""
 
     layers: tuple[float, ...]
     embed: float = 0.0
@@ -36,18 +36,18 @@ class LayerShare:
     """Process group in which predictions travel from the last layer slice back to the first rank."""
     grid: StageGrid
     sharing: Sharing
-    """Division of tokens among the ranks that have the same layers and the same guidance branch."""
+    """Division of tokens among the ranks that have this rank's layers and guidance branch."""
     layers: range
     videos: Iterator[int] = field(default_factory=count)
-    """Counter from which each video made in this pipeline takes its number; all ranks count alike."""
+    """Counter that numbers the videos made in this pipeline; all ranks count alike."""
 
 
 @torch.no_grad()
 def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Prompt) -> LayerCosts:
     """Measure the seconds that each layer, the embedding and the head take, for latents of (F, h, w).
 
-    Measures one layer of each kind, because all layers of a kind cost the same. If the model holds no layer
-    of a kind, it loads one in place of those that it holds.
+    Measures one layer of each kind, because all layers of a kind cost the same. If the model does not hold
+    any layer of a kind, it loads one in place of those that it holds.
     """
     transformer, device = model.experts[0], model.device
     latents = torch.zeros(1, model.spec.vae.z_dim, *shape, dtype=model.dtype, device=device)
@@ -78,8 +78,8 @@ def divide_layers(
 ) -> LayerShare:
     """Divide the layers among the ranks, and return this rank's share; the model keeps only these layers.
 
-    All ranks call it, once per model. costs: costs of the layers; only the first rank's are used, so other
-    ranks may pass None. grid: how the ranks divide into layer slices; None: one rank each. Raises InputError
+    All ranks call it, once per model. costs: costs of the layers; only the first rank's count, so other ranks
+    may pass None. grid: division of the ranks into layer slices; None: one rank for each. Raises InputError
     if there are more layer slices than layers.
     """
     grid = grid or StageGrid(world.size)
@@ -98,9 +98,9 @@ def divide_layers(
 
 
 def _sharing(world: World, grid: StageGrid) -> Sharing:
-    """Return the division of tokens in which this rank takes part.
+    """Return this rank's place in the division of tokens, with its connection to the ranks that share them.
 
-    Its transport is separate from that of latents and predictions, which travel between the same ranks.
+    The connection is separate from that of latents and predictions, which travel between the same ranks.
     """
     if grid.sharers == 1:
         return Sharing()

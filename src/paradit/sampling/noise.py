@@ -13,16 +13,17 @@ from torch import Tensor
 def initial_noise(shape: Sequence[int], seed: int, device: torch.device) -> Tensor:
     """Return a video's initial noise, fp32, as diffusers' pipelines draw it.
 
-    It is drawn on the CPU, so that a seed means the same on every device.
+    It is drawn on the CPU, so that a seed gives the same noise on every device.
     """
     return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(seed)).to(device)
 
 
 def step_generator(seed: int, step: int, part: int | None = None) -> torch.Generator:
-    """Return the CPU generator of the noise that a scheduler adds in a step, counted from 0.
+    """Return the CPU random generator for the noise that a scheduler adds in a step, counted from 0.
 
-    part: number of the frame block, or the latent frame, that takes the step by itself; None: the whole
-    video. Each step has its own generator, so no generator state needs to be saved or shared between ranks.
+    part: number of the frame block, or of the latent frame, that takes the step by itself; None: the whole
+    video takes it. Each step has its own generator, so no generator state needs to be saved or shared between
+    ranks.
     """
     return _generator("step" if part is None else f"step of part {part}", seed, step)
 
@@ -34,9 +35,9 @@ class BlockNoise(Protocol):
         """Return a frame block's initial noise, [1, C, block_frames, h, w], fp32, on the CPU."""
 
     def step(self, part: int, step: int) -> torch.Generator:
-        """Return the generator of the noise that a scheduler adds in one step.
+        """Return the random generator for the noise that a scheduler adds in one denoising step.
 
-        part: number of the frame block, or the latent frame, that takes the step by itself.
+        part: number of the frame block, or of the latent frame, that takes the step by itself.
         """
 
 
@@ -44,10 +45,7 @@ class IndependentNoise:
     """Source of noise that is drawn for each frame block independently."""
 
     def __init__(self, frame_shape: tuple[int, int, int], seed: int, block_frames: int) -> None:
-        """Set the seed and the shape of a frame block.
-
-        frame_shape: (C, h, w).
-        """
+        """Set up noise for frame blocks of `block_frames` frames. frame_shape: (C, h, w)."""
         self._shape, self._seed, self._frames = frame_shape, seed, block_frames
 
     def block(self, number: int) -> Tensor:
@@ -62,18 +60,15 @@ class IndependentNoise:
 class PooledNoise:
     """DualParal's coordinated noise (arXiv 2505.21070): all frame blocks share a pool of frames of noise.
 
-    The pool has as many frames as a frame block and its left context together. A block takes those that its
-    left context does not use, in an order of its own, so the two together contain each frame of the pool
-    once.
+    The pool has as many frames as a frame block and its left context together. A block takes the frames that
+    its left context does not use, shuffled. So a block and its left context together contain each frame of
+    the pool once.
     """
 
     def __init__(
         self, frame_shape: tuple[int, int, int], seed: int, block_frames: int, context_frames: int
     ) -> None:
-        """Draw the pool of noise.
-
-        frame_shape: (C, h, w). context_frames: at most `block_frames`.
-        """
+        """Draw the pool of noise frames. frame_shape: (C, h, w). context_frames: at most `block_frames`."""
         channels, height, width = frame_shape
         shape = 1, channels, block_frames + context_frames, height, width
         self._pool = initial_noise(shape, seed, torch.device("cpu"))
@@ -87,7 +82,7 @@ class PooledNoise:
         return step_generator(self._seed, step, part)
 
     def frames_of(self, number: int) -> list[int]:
-        """Return the indices of the pool's frames that a frame block takes, in order.
+        """Return the indices of the noise frames that a frame block takes from the pool, in order.
 
         Each block's order follows from the one before, so the orders of all earlier blocks are computed,
         once.

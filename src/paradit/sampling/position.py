@@ -45,7 +45,7 @@ class Position:
 def resumed(
     checkpoints: Checkpoints | None, team: Team, scheduler: Scheduler, latents: Tensor, progress: Progress
 ) -> tuple[int, Tensor]:
-    """Resume from the first process's checkpoint; return its number of steps, and the latents after them.
+    """Resume from the first process's checkpoint; return how many steps it has, and the latents after them.
 
     Returns 0 and `latents` if there is no checkpoint. Also restores the scheduler. Called on all processes
     that denoise together.
@@ -82,7 +82,7 @@ def scheduler_state(scheduler: Scheduler) -> dict[str, object]:
 
 
 def restore(scheduler: Scheduler, state: dict[str, object], device: torch.device) -> None:
-    """Set a scheduler's attributes to a saved state.
+    """Set a scheduler's attributes to a state that `scheduler_state` returned.
 
     The scheduler must already be set to as many steps as the saved one. device: that of the latents.
     """

@@ -1,4 +1,4 @@
-"""Samplers: the part of each generation method that uses torch, and denoises on every rank."""
+"""Samplers: the denoising loops of generation methods. They use torch, and run on every rank."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from paradit.scheduling.layer_pipeline import StageGrid
 
 
 class Checkpoints(Protocol):
-    """Interface to the saved progress of one request's denoising.
+    """Interface to the saved progress of one request's denoising, and to the decision whether it continues.
 
     Of the processes that denoise together, only the first has it.
     """

@@ -63,7 +63,10 @@ def _made(folder: Path, schedule: Schedule, num_steps: int) -> Scheduler:
 
 
 def _run(make: Callable[[], Scheduler], channels: int, between: Callable[[Scheduler], Scheduler]) -> Tensor:
-    """Run all steps on small latents, and return the result; `between` replaces the scheduler each time."""
+    """Run all steps on small latents, and return the result.
+
+    between: function that replaces the scheduler between two steps.
+    """
     scheduler = make()
     latents = torch.linspace(-1, 1, channels * 8).view(1, channels, 2, 2, 2)
     for step, timestep in enumerate(scheduler.timesteps):
@@ -74,7 +77,7 @@ def _run(make: Callable[[], Scheduler], channels: int, between: Callable[[Schedu
 
 
 def _put_back(make: Callable[[], Scheduler], scheduler: Scheduler, *, in_blocks: bool) -> Scheduler:
-    """Return a new scheduler in the state that a checkpoint would save of the given one."""
+    """Return a new scheduler, restored to the state of the given one that a checkpoint would hold."""
     fresh = make()
     if in_blocks:
         buffer = io.BytesIO()

@@ -13,10 +13,11 @@ from paradit.models.protocol import Scheduler
 def solver_step(
     scheduler: Scheduler, prediction: Tensor, timestep: Tensor, latents: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Return the latents [B, C, F, h, w] one step less noisy, in the dtype in which they came (fp32).
+    """Take one denoising step with a scheduler; return the new latents [B, C, F, h, w].
 
-    generator: CPU generator that a stochastic scheduler draws from, so that all devices draw the same. Some
-    schedulers round their result to the prediction's dtype; the rounded values are kept.
+    They keep the dtype of `latents` (fp32). generator: CPU generator that a stochastic scheduler draws from,
+    so that all devices draw the same. Some schedulers round their result to the prediction's dtype; the
+    rounded values are kept.
     """
     draws = "generator" in inspect.signature(scheduler.step).parameters
     arguments = {"generator": generator} if draws else {}

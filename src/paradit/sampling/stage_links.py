@@ -26,7 +26,7 @@ Shapes = Sequence[Sequence[int]]
 class Expectations(Protocol):
     """Interface that yields the shapes of the messages that a rank will receive, in order.
 
-    Its iterators end once no more messages come, if ever.
+    Its iterators end once no more messages come. For an endless video they may never end.
     """
 
     def latents(self) -> Iterator[Shapes]:
@@ -70,8 +70,10 @@ class StageLinks:
         if world and not self.is_first:
             self._from_before = Expected(world, rank - grid.stage_ranks, expected.hops(), dtype)
         self._predictions: list[list[Expected | None]] = []
-        """Receivers of predictions, by guidance branch and by the sender's index among the ranks that share
-        tokens; None stands for this rank's own prediction."""
+        """Receivers of predictions, by guidance branch and by the sender's index among token-sharing ranks.
+
+        None stands for this rank's own prediction.
+        """
         if self.is_leader:
             last = grid.num_ranks - grid.stage_ranks
             for branch in range(grid.cfg_degree):
@@ -117,6 +119,6 @@ class StageLinks:
         return part
 
     def close(self) -> None:
-        """Wait until all messages that were sent have been received."""
+        """Wait until all messages that this rank sent to other ranks of the pipeline have been received."""
         for channel in (self._to_mates, self._to_next, self._to_leader):
             channel.close()

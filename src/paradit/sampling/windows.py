@@ -39,8 +39,8 @@ def blocks(
     """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank.
 
     save: function called after every step with the latents of finished windows; it returns whether to
-    continue. state: a state that it was called with, to resume from. Steps of windows are reported as stage
-    "denoise". Raises FloatingPointError, on every rank, if latents become non-finite (inf or NaN).
+    continue. state: a state that `save` was called with, to resume from. Steps of windows are reported as
+    stage "denoise". Raises FloatingPointError, on every rank, if latents become non-finite (inf or NaN).
     """
     begun = state.round if state else 0
     whole = {number: block.latents for number, block in state.blocks.items()} if state else {}
@@ -73,7 +73,7 @@ def finished(queue: BlockQueue, round: int) -> int:  # noqa: ARG001
 
 
 def noise_of(queue: BlockQueue, noise: BlockNoise, block: int) -> Tensor:
-    """Return the noise [1, C, f, h, w] of all frames in a window: the block's own and its neighbours'."""
+    """Return the noise [1, C, f, h, w] of a block's whole window: of its own and its neighbours' frames."""
     window, size = queue.window_of(block), queue.block_frames
     first, last = window.start // size, (window.stop - 1) // size
     several = torch.cat([noise.block(number) for number in range(first, last + 1)], dim=2)
@@ -116,7 +116,7 @@ def _state(round: int, windows: dict[int, Tensor], steps: int) -> QueueState:
 
 
 class _WholeWindows:
-    """Stand-in for checkpoints that saves no unfinished window, but lets the run end after any step."""
+    """Stand-in for the checkpoints of one window: it saves nothing, but lets the run end after any step."""
 
     def __init__(self, offer: Callable[[], bool] | None) -> None:
         self._offer = offer
@@ -134,7 +134,7 @@ class _WholeWindows:
 
 
 class _Within(Progress):
-    """Progress of one window, whose steps count towards the one stage that all windows form together."""
+    """Progress of one window, counted as part of the single stage that all windows form together."""
 
     def __init__(self, progress: Progress, before: int) -> None:
         super().__init__(progress.emit)
