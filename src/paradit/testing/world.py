@@ -29,7 +29,7 @@ def run_world(work: Callable[..., T], num_ranks: int, *args: object, timeout: fl
     """Run `work(world, *args)` on `num_ranks` gloo processes of one thread; return the results by rank.
 
     `work` is a module-level function, so that it can be pickled, as must `args` and the results. Its
-    assertions may use the rank's own knowledge. Raises `WorldError` with each failed rank's traceback or
+    assertions may use what only that rank knows. Raises `WorldError` with each failed rank's traceback or
     signal, or, after `timeout` seconds, with every rank's stack.
     """
     launcher = LocalLauncher(threads=1, device="cpu", environ=LOOPBACK, with_main=True)
