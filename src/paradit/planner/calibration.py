@@ -1,7 +1,7 @@
 """Fit the planner's hardware figures to measurements of a machine, and write them to a machine file.
 
-Predicted times come from the cost formulas of `planner.costs`, so figures are fitted to the very formulas
-that plan with them. `engine.calibrate` does the measuring.
+Hardware figures are rates, latencies and efficiencies. They are fitted so that the planner's own cost
+formulas (`planner.costs`) predict the measured times. `engine.calibrate` does the measuring.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from paradit.planner.hardware import Device, Link
 
 
 class Work(Protocol):
-    """Protocol of a measured operation, such as a matrix product, whose time cost formulas can predict."""
+    """Protocol of a measured operation, such as a matrix product, with a prediction of its time."""
 
     @property
     def text(self) -> str:
@@ -54,7 +54,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention whose time was measured: in each head, `rows` queries attend to `keys` keys."""
+    """Attention computation whose time was measured: in each head, `rows` queries attend to `keys` keys."""
 
     dtype: str
     heads: int
@@ -102,7 +102,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Decode:
-    """VAE decode in fp32 whose time was measured; `size` is the video's (frames, height, width)."""
+    """Decode of a video in fp32 whose time was measured; `size` is the video's (frames, height, width)."""
 
     vae: VaeSpec
     size: tuple[int, int, int]
@@ -118,7 +118,7 @@ class Decode:
 
 @dataclass(frozen=True)
 class Measured:
-    """Operation, with the seconds that it took when it was measured."""
+    """Measurement of an operation: the operation, and the seconds that it took."""
 
     work: Work
     seconds: float
@@ -129,18 +129,22 @@ class Copies:
     """Measured copy rates and memory size of a device, and whether it launches kernels asynchronously."""
 
     copied: float
-    """Bytes/s that a large copy within the device's memory moves, counting both reads and writes."""
+    """Rate of a large copy within the device's memory, in bytes/s; both reads and writes count."""
     memory: float
     """Bytes of device memory that one rank can use."""
     ahead: bool
     """Whether kernels are launched while earlier ones still run, as on a GPU."""
     fetched: float | None = None
-    """Bytes/s from host memory to the devices, summed over all ranks while all of them copy; None on a CPU,
-    which has no separate device memory."""
+    """Rate of copies from host memory to the devices, in bytes/s, summed over all ranks while all of them
+    copy; None on a CPU, which has no separate device memory."""
 
 
 def fit_device(measured: Sequence[Measured], copies: Copies, source: str) -> Device:
-    """Return the device figures that predict the measured times best, fitted by kind of operation in turn."""
+    """Return the device figures with which the cost formulas best predict the measured times.
+
+    The figures are fitted for one kind of operation (such as matrix products) after another. source: text
+    that says how the figures were obtained.
+    """
     kinds = {kind: [one for one in measured if isinstance(one.work, kind)] for kind in KINDS.values()}
     dtypes = list(dict.fromkeys(one.work.dtype for one in kinds[Product]))  # type: ignore[attr-defined]
     device = Device(
@@ -163,7 +167,10 @@ def fit_device(measured: Sequence[Measured], copies: Copies, source: str) -> Dev
 
 
 def _fit_products(device: Device, measured: Sequence[Measured], dtypes: Iterable[str]) -> Device:
-    """Return the device with fitted matrix product rates, by dtype, and number of multiprocessors."""
+    """Fit the rate of matrix products in each dtype, and the number of multiprocessors.
+
+    Returns a copy of the device's figures with the fitted values.
+    """
 
     def with_units(units: float) -> Device:
         found = replace(device, units=units)
@@ -175,7 +182,10 @@ def _fit_products(device: Device, measured: Sequence[Measured], dtypes: Iterable
 
 
 def _fit_attention(device: Device, measured: Sequence[Measured], dtypes: Iterable[str]) -> Device:
-    """Return the device with fitted attention efficiencies, by dtype, and a fitted cost of the softmax."""
+    """Fit the efficiency of attention in each dtype, and the cost of its softmax.
+
+    Returns a copy of the device's figures with the fitted values.
+    """
 
     def with_softmax(softmax: float) -> Device:
         found = replace(device, softmax=softmax)
@@ -187,7 +197,10 @@ def _fit_attention(device: Device, measured: Sequence[Measured], dtypes: Iterabl
 
 
 def _fit_decodes(device: Device, measured: Sequence[Measured]) -> Device:
-    """Return the device with a fitted efficiency of convolutions, and a fitted decline for few channels."""
+    """Fit the efficiency of convolutions, and how much it declines if there are few channels.
+
+    Returns a copy of the device's figures with the fitted values.
+    """
 
     def with_narrow(narrow: float) -> Device:
         found = replace(device, narrow=narrow)
@@ -226,16 +239,20 @@ def median_error(measured: Iterable[Measured], device: Device, kind: str) -> flo
 
 
 def _misfit(device: Device, measured: Sequence[Measured]) -> float:
-    """Return a fit's error: the sum of |log(predicted / measured)|. Short operations count like long ones."""
+    """Return how badly a device's figures fit measurements: the sum of |log(predicted / measured)|.
+
+    The logarithm makes short operations count as much as long ones.
+    """
     return sum(abs(log(one.work.seconds(device) / one.seconds)) for one in measured)
 
 
 def _fitted(
     change: Callable[[float], Device], measured: Sequence[Measured], low: float, high: float
 ) -> Device:
-    """Return `change(value)` for the value in [low, high] with which the device best fits the measurements.
+    """Return the device with one of its figures fitted to measurements, within [low, high].
 
-    The search refines a logarithmic grid, and expects the error to have a single minimum.
+    change: function that returns the device with a given value of that figure. The search refines a
+    logarithmic grid, and expects the error to have a single minimum.
     """
     begin, end, steps = log(low), log(high), 24
     while end - begin > 1e-3:
@@ -261,7 +278,7 @@ def machine_file(
     """Return the text of a machine file: the TOML file of hardware figures that `find_cluster` reads.
 
     about: comment lines for the head of the file. neighbours: link between neighbouring ranks (0 and 1, 2 and
-    3, ...), or None if they have none of their own.
+    3, ...), or None if they use the same link as all ranks.
     """
     lines = [*(f"# {line}" for line in about), "", f"ranks = {ranks}", "machines = 1", ""]
     lines += ["[devices.this]", f'source = "{device.source}"', f"dense = {_inline(device.dense)}"]

@@ -1,8 +1,8 @@
 """Cost formulas that predict the seconds of each operation from the model's sizes and the device's figures.
 
-A kernel takes the longer of computing and of reading and writing memory (the roofline, Williams et al., CACM
-52, 2009). Its rate falls if its tiles do not fill the device. A sequence of kernels takes at least the time
-that Python needs to launch them.
+The time of a kernel is that of its computing or that of its memory accesses, whichever is longer (the
+roofline, Williams et al., CACM 52, 2009). Its rate falls if its tiles do not fill the device. A sequence of
+kernels takes at least the time that Python needs to launch them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from paradit.planner.hardware import Device
 
 ITEMSIZE = {"bf16": 2, "fp32": 4}
 TILE = 128
-"""Rows, and columns, of the result tile that one GPU multiprocessor computes at once; a usual size for both
-matrix products and attention."""
+"""Number of rows, and of columns, of the result tile that one GPU multiprocessor computes at once; a usual
+size for both matrix products and attention."""
 PASSES = 50
-"""Number of memory passes of a transformer block besides its matrix products. A pass reads or writes a tensor
-as large as the block's tokens. The passes are those of three norms with their modulation, in fp32, the norms
-of q and k, RoPE, three gated residuals, and the activation."""
+"""Number of times that a transformer block reads or writes a tensor as large as its tokens, not counting its
+matrix products. These passes belong to three norms with their modulation, in fp32, the norms of q and k,
+RoPE, three gated residuals, and the activation."""
 KERNELS = 70
 """Approximate number of GPU kernels that a transformer block launches: its matrix products, and the
 operations that `PASSES` lists."""
@@ -35,8 +35,8 @@ class BlockSeconds:
     head_row: float
     """Seconds in which one query of one head attends to all keys, on a fully used device."""
     wave: float
-    """Seconds that each attention kernel adds, whatever its size: its launch, and its last wave of tiles,
-    which leaves half of the device idle on average."""
+    """Fixed seconds of each attention kernel: its launch, and its last wave of tiles, which on average leaves
+    half of the device idle."""
 
     merge: float
     """Seconds to merge two partial attention results of one query and head, if its keys are processed in
@@ -47,7 +47,7 @@ class BlockSeconds:
     def attention(self, head_rows: float, beside: float = 0.0) -> float:
         """Return the seconds of attention for `head_rows` (head, query) pairs, counted over the whole batch.
 
-        beside: seconds for which messages travel at the same time, which slow it down.
+        beside: seconds for which messages travel at the same time, and slow the attention down.
         """
         seconds = head_rows * self.head_row + self.wave if head_rows else 0.0
         return seconds + self.crowding * min(seconds, beside)
@@ -64,7 +64,7 @@ def block_seconds(
     dtype: str,
     kernel: str = "flash",
 ) -> BlockSeconds:
-    """Return the costs of a transformer block on a rank that holds `held` of a video's `tokens`.
+    """Return the predicted times of a transformer block on a rank that holds `held` of a video's `tokens`.
 
     batch: number of videos, or guidance branches, computed at once. text: number of prompt tokens. kernel:
     kind of attention kernel, `flash` or `efficient` (see devices.toml).
@@ -115,14 +115,14 @@ def attention_seconds(device: Device, dtype: str, head_rows: int, keys: int, hea
 
 
 def _product_rate(device: Device, dtype: str, values: int) -> float:
-    """Return the FLOP/s of a matrix product whose result has `values` elements; smaller ones are slower."""
+    """Return the FLOP/s of a matrix product whose result has `values` elements; small products are slower."""
     return device.rate("product", dtype) * device.filled(values / TILE**2)
 
 
 def _launched(device: Device, seconds: float, kernels: float) -> float:
     """Return the seconds of a sequence of kernels, including what Python takes to launch them one by one.
 
-    seconds: their computing time. kernels: their number.
+    seconds: computing time of the kernels. kernels: number of kernels.
     """
     launch = kernels * device.launch
     return max(seconds, launch) if device.ahead else seconds + launch
@@ -138,7 +138,7 @@ def _attention_rows(spec: TransformerSpec, tokens: int, text: int) -> int:
 
 
 def replicated_rows(spec: TransformerSpec, text: int) -> int:
-    """Return the number of text tokens that each rank holds beside its video's; 0 without joint attention."""
+    """Return the number of text tokens that each rank holds besides video tokens; 0 if it holds none."""
     joint = spec.self_attention_flops(1, text) != spec.self_attention_flops(1, 0)
     return text if joint else 0
 

@@ -1,9 +1,9 @@
 """Discrete-event simulator of ranks that compute, and exchange messages over links.
 
 Each rank runs a program: it computes, posts messages (begins to send or receive them), and waits for them. A
-message starts once all of its ranks have posted it. It then occupies each of its resources (a port, a shared
-host) for a time of its own, after the messages that the resource got before. The simulation is deterministic:
-no clock, no random numbers.
+message starts once all of its ranks have posted it. It then occupies each of its resources, such as a port or
+a shared host, for a given time; a resource serves messages in the order in which they start. The simulation
+is deterministic: no clock, no random numbers.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ class Message:
     table: Sequence[Sequence[float]] = field(default=(), repr=False)
     """Bytes sent, by index in `ranks`: row i, column j holds what the i-th rank sends to the j-th."""
     posting: float = 0.0
-    """Seconds of computing that a rank loses when it posts (begins) the message. It loses no more than it has
-    computed since its last post, because the sending and the computing thread have equal rights to a core."""
+    """Seconds of computing that a rank loses when it posts (begins) the message. The loss is at most what the
+    rank has computed since its last post, because the sending and the computing thread have equal rights to a
+    core."""
 
     @property
     def seconds(self) -> float:
-        """Seconds for which the message travels if its links are idle, without its latency."""
+        """Seconds that the message takes, without its latency, if no other message uses its links."""
         return max(self.busy.values(), default=0.0)
 
 
 @dataclass(frozen=True)
 class Post:
-    """Step of a simulated rank's program that begins a message.
+    """Step of a simulated rank's program that posts (begins) a message.
 
-    The message starts when all of its ranks have posted this key.
+    The message starts when all of its ranks have posted it under the same key.
     """
 
     key: Hashable
@@ -61,8 +62,8 @@ class Wait:
 
     key: Hashable
     same_turn: bool = False
-    """Whether this wait directly follows the previous one, instead of first letting another stream of work of
-    the same rank run."""
+    """Whether the rank goes straight on to this wait after the previous one. If not, another stream of work
+    of the same rank, such as another guidance branch, runs first."""
 
 
 Step = Compute | Post | Wait
@@ -81,7 +82,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Sent:
-    """Simulated message, with the time at which all its ranks had posted it, and that of its arrival."""
+    """Record of a simulated message: when all of its ranks had posted it, and when it arrived."""
 
     message: Message
     begin: float
@@ -177,8 +178,9 @@ def _posting(program: Program) -> Iterator[Step]:
 def interleaved(streams: Sequence[Iterable[Step]], lag: int = 0) -> Generator[Step, None, None]:
     """Merge a rank's streams of work into one program, which changes to another stream at each wait.
 
-    The order is that of `parallel.forward.run_interleaved`. In a turn, each stream runs up to its next wait.
-    lag: number of turns by which each stream starts after the one before it.
+    A stream is, for example, the work for one guidance branch. The order is that of
+    `parallel.forward.run_interleaved`: in every turn, each stream runs up to its next wait. lag: number of
+    turns by which each stream starts after the one before it.
     """
     running = dict(enumerate(map(iter, streams)))
     waits: dict[int, Wait] = {}

@@ -1,4 +1,4 @@
-"""Explain an execution plan: what bounds its time, what each setting is worth, and why others do not fit."""
+"""Explain an execution plan: what bounds its time, what each setting is worth, why other plans do not fit."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from paradit.planner.simulate import Simulated, Simulator
 from paradit.scheduling.memory import PARTS, way_out
 
 WAITING, DECODING = 0.15, 0.15
-"""Fraction of a step spent waiting, and of a video's latency spent decoding, above which waiting or decoding
-is reported as the bottleneck of a plan."""
+"""Thresholds above which waiting or decoding is reported as the bottleneck of a plan: the fraction of a step
+spent waiting, and the fraction of a video's latency spent decoding."""
 SAID = 0.05
-"""Fraction of a step above which the wait for messages is mentioned in the explanation of an execution
-plan."""
+"""Fraction of a step that must be spent waiting for messages for the explanation of a plan to mention the
+wait."""
 
 
 def bound_of(simulated: Simulated) -> str:
@@ -40,14 +40,14 @@ def decoder_busy(simulated: Simulated) -> float:
 
 @dataclass(frozen=True)
 class Switch:
-    """Setting of an execution plan, with functions that put its value, and its effect on time, into words."""
+    """Setting in which execution plans can differ, with functions that describe its value and its effect."""
 
     name: str
-    """Name of a plan's setting, a key of `planner.settings.SETTINGS`."""
+    """Name of the setting, a key of `planner.settings.SETTINGS`."""
     of: Callable[[Simulated], str]
     why: Callable[[Simulated, Simulated], str]
-    """Function of the best plan, and of the best plan with another value of the setting. It returns why their
-    times differ, or an empty text."""
+    """Function that takes the best plan, and the best plan with another value of the setting. It returns a
+    text on why their times differ, or an empty one."""
 
 
 def _idle_decoder(best: Simulated, other: Simulated) -> str:
@@ -97,9 +97,9 @@ SWITCHES = (
 
 
 def compared(plans: Plans, goal: str) -> Iterator[tuple[Switch, Simulated]]:
-    """Yield each setting of the best plan, with the best fitting plan that differs in that setting alone.
+    """Yield each setting of the best plan, with the best other plan that differs in that setting alone.
 
-    Settings without such a plan are left out.
+    Only plans that fit in memory are considered. Settings without such a plan are left out.
     """
     best = plans.best[0].simulated
     fitting = [plan.simulated for plan in plans.tried if plan.fits]
@@ -136,10 +136,10 @@ def reasons(plans: Plans, goal: str, said: Callable[[float], str]) -> list[str]:
 def otherwise(
     plan: Plan, simulator: Simulator, num_prompts: int, goal: str, said: Callable[[float], str]
 ) -> list[str]:
-    """Return lines on the settings of a plan's denoising method that are not part of the placement.
+    """Return lines for people on settings of a plan's denoising method that its placement does not hold.
 
     An example is the left context of frame blocks. Each line has the setting's value, and the plan's cost
-    with another value, in the form of `reasons`.
+    with another value, in the style of `reasons`.
     """
     mine, found = plan.simulated, []
     compared = mine.way.player.compared(simulator, mine, num_prompts) if plan.fits else ()
@@ -151,10 +151,10 @@ def otherwise(
 
 
 def misfits(plans: list[Plan], simulator: Simulator, said: Callable[[float], str]) -> list[str]:
-    """Return lines on plans that do not fit in memory: the fullest rank, its largest part, and a way out.
+    """Return lines for people on plans that do not fit in memory, and on what change would make them fit.
 
-    Plans that lack memory for the same part, and would fit with the same change, share a line. said: function
-    that formats bytes for people.
+    Each line names the fullest rank and what takes most of its memory. Plans that lack memory for the same
+    part, and would fit with the same change, share a line. said: function that formats bytes for people.
     """
     limit, request = simulator.cluster.device.memory, simulator.request
     alike: dict[tuple[str, str], list[tuple[int, str, str]]] = {}

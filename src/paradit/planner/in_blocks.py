@@ -97,7 +97,7 @@ class InBlocks(Player):
     def stages(self, spans: Sequence[balance.Span], way: Way) -> Iterator[balance.Span]:
         began = {one.request: one.start for one in spans if one.stage == "denoise"}
         for one in spans:
-            if one.stage == "decode":  # frames are decoded from the first finished block on
+            if one.stage == "decode":  # decoding begins with the first finished block
                 yield replace(one, start=began[one.request])
             elif one.stage == "denoise":
                 # A rank that decodes blocks as it denoises them has one span for both, as in the trace.
@@ -118,10 +118,11 @@ class InBlocks(Player):
     def compared(
         self, simulator: Simulator, simulated: Simulated, num_requests: int
     ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
-        """Yield the comparison with a plan whose blocks take their left context from the other source.
+        """Yield how the plan does if frame blocks get their left context from the other source.
 
-        The sources are cached keys and values, and latents. The comparison is (setting, its value, the other
-        value, simulation with the other value, whether that fits in memory).
+        The left context is the end of the previous block. Its sources are cached keys and values, and
+        latents. The result is (setting, its value, the other value, simulation with the other value, whether
+        that fits in memory).
         """
         long = self.request(simulator)
         (name,) = (one for one in LEFT_SOURCES if one != long.left_context)
@@ -151,8 +152,8 @@ class InBlocks(Player):
 def pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
     """Yield candidate placements for a long video: layer pipelines with any number of layer slices.
 
-    The number of ranks divides the cluster's. Guidance branches share ranks or have their own; the ranks of a
-    layer slice share its tokens.
+    The number of ranks divides that of the cluster. Guidance branches share ranks, or each has its own; the
+    ranks of a layer slice share its tokens.
     """
     ranks, long = simulator.cluster.ranks, simulator.long
     assert long is not None
@@ -171,7 +172,7 @@ def pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
 
 @cache
 def long_video(simulator: Simulator, way: Way) -> LongVideo:
-    """Return the simulation, not yet run, of the long video that a candidate plan makes; cached."""
+    """Return a simulation, not yet run, of a long video that is made by an execution plan; cached."""
     request = simulator.request_of(way)
     assert isinstance(request, QueueRequest)
     return LongVideo(

@@ -2,10 +2,10 @@
 
 It simulates the programs of `scheduling.layer_pipeline` on the cluster's devices and links, as
 `sampling.block_pipeline` runs them. After its layers, a rank sends a frame block's hidden states to the next
-layer slice, those of each guidance branch in a message of their own. Ranks post receives for two messages
-ahead. Predictions return to the first rank, which decodes a finished block before it continues, unless
-another rank decodes. Ranks that share a layer slice's tokens run in step, so only the first of them is
-simulated; the cost of their exchanges is known beforehand (`planner.stage_step`).
+layer slice, with a separate message for each guidance branch. Ranks post receives for two messages ahead.
+Predictions return to the first rank. It decodes a finished block before it continues, unless another rank
+decodes. Ranks that share a layer slice's tokens run in step, so only the first of them is simulated; the cost
+of their exchanges is computed beforehand (`planner.stage_step`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from paradit.scheduling.layer_pipeline import (
 )
 
 SETTLED, MEASURED = 3, 4
-"""Number of blocks after which a full pipeline is expected to finish blocks at a steady pace, and number of
-further blocks over which that pace is measured. Later blocks are not simulated, but taken to keep that
-pace."""
+"""Numbers of frame blocks: after the first number, a full pipeline is expected to finish blocks at a steady
+pace; over the second, that pace is measured. Later blocks are not simulated, but taken to keep the pace."""
 STEADY = 1e-4
-"""Relative difference, between the two halves of the measured blocks, up to which their pace counts as
-steady; if it is larger, more blocks are simulated."""
+"""Largest relative difference between the paces of the first and the second half of the measured blocks with
+which the pace counts as steady. If it differs more, more blocks are simulated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ class LongVideo(PipelineVideo):
     """Simulation of a long video on a layer pipeline; each data parallel replica makes one such video."""
 
     def run(self) -> LongRun:
-        """Simulate the video and return its times; most blocks of a very long one are extrapolated."""
+        """Simulate the video and return its times. Most blocks of a very long video are extrapolated."""
         queue = self.queue
         assert queue.num_blocks
         # The first rank begins block-steps up to this many rounds before it collects their predictions, so
@@ -78,7 +77,10 @@ class LongVideo(PipelineVideo):
         return LongRun(seconds=seconds, denoised=done[-1], first=done[0], computing=self._computing())
 
     def _decoded(self, came: list[float]) -> float:
-        """Return when a rank that only decodes finishes, given the times at which blocks arrive (seconds)."""
+        """Return the seconds after which a rank that only decodes has decoded all frame blocks.
+
+        came: times, in seconds, at which the blocks arrive at that rank.
+        """
         free = 0.0
         for block, there in enumerate(came):
             free = max(free, there) + self.decode_seconds(self.queue, block)
@@ -88,8 +90,8 @@ class LongVideo(PipelineVideo):
     def least_seconds(self) -> float:
         """Lower bound of the video's seconds: the time for which its busiest layer slice is occupied.
 
-        It includes the computing of every step of every frame block, and the exchanges of the steps of the
-        most frequent kind.
+        It includes the computing of every step of every frame block. Exchanges are included only for the most
+        frequent kind of step.
         """
         kinds = _kinds(self.queue)
         (usual, times), *_ = kinds.most_common(1)
@@ -152,7 +154,7 @@ def _pace(ends: Sequence[float]) -> tuple[bool, float]:
 def _with_more(ends: list[float], last: int, more: int, each: float) -> list[float]:
     """Return completion times with `more` blocks inserted after block `last`, `each` seconds apart.
 
-    The blocks after them complete that much later.
+    Blocks after the inserted ones are completed correspondingly later.
     """
     between = [ends[last] + number * each for number in range(1, more + 1)]
     return [*ends[: last + 1], *between, *(end + more * each for end in ends[last + 1 :])]
@@ -160,5 +162,8 @@ def _with_more(ends: list[float], last: int, more: int, each: float) -> list[flo
 
 @cache
 def _kinds(queue: BlockQueue) -> Counter[Kind]:
-    """Count the steps of a video's frame blocks by their numbers of frames, which decide their cost."""
+    """Return how many steps of each kind a video's frame blocks take.
+
+    A kind is the numbers of latent frames of a step, which decide its cost.
+    """
     return Counter(map(kind_of, queue.steps()))

@@ -1,4 +1,7 @@
-"""Fit the figures of a machine's links to message times measured between its ranks (`engine.calibrate`)."""
+"""Fit the latency and bandwidth of a machine's links to message times measured between its ranks.
+
+`engine.calibrate` measures them.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ class Messages:
 
     latency: float
     pair: float
-    """Bytes/s that a rank sends while a single pair of ranks exchanges data. If neighbouring ranks have a
-    link of their own, the pair is not one of neighbours."""
+    """Bytes/s that a rank sends while a single pair of ranks exchanges data. If neighbouring ranks (0 and 1,
+    2 and 3, ...) have a link of their own, the pair is not one of neighbours."""
     all: float
     """Bytes/s that a rank sends while all ranks send to all others."""
     crowding: float = 0.0
@@ -77,7 +80,7 @@ def fit_link(messages: Messages | None, copies: Copies, ranks: int) -> Link:
     """Return the link between a machine's ranks, with figures that fit the measured messages.
 
     If ranks send slower when all of them send than when one pair does, they share the link's total rate
-    (`shared`). messages: None for a single rank, whose link is never used.
+    (`shared`). messages: measurements; None for a single rank, whose link is never used.
     """
     if messages is None:
         return Link(name="within", latency=0.0, bandwidth=copies.copied, copy=copies.fetched)

@@ -19,7 +19,7 @@ BLOCKS = ("#2f6db3", "#4c9f70", "#a06cb4", "#c25b6a", "#4aa3b8", "#8c8c3c")
 """Colours of a long video's frame blocks in the picture; they repeat if there are more blocks."""
 BACK, IDLE, INK, GREY = "#ffffff", "#eceef1", "#1d2430", "#68707c"
 STEPS = (1, 2, 5, 10)
-"""Distances to choose from between two marks of the time axis, each to be multiplied by a power of ten."""
+"""Candidate distances between two marks of the time axis; each may be multiplied by any power of ten."""
 
 
 def draw_timeline(by_rank: Mapping[int, Sequence[Span]], title: str, subtitle: str) -> Image.Image:
@@ -86,7 +86,7 @@ def _color(span: Span, *, in_blocks: bool) -> str | None:
 def _plain(span: Span) -> Span:
     """Return a trace span, renamed to "denoise" if it is a step of a frame block.
 
-    This is for videos with too many blocks to tell apart by colour.
+    It is used if a video has too many blocks to tell them apart by colour.
     """
     return replace(span, name="denoise") if _block(span) is not None else span
 

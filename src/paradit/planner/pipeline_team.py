@@ -1,4 +1,4 @@
-"""Simulated programs of a layer pipeline's ranks, in the order in which `sampling.block_pipeline` works."""
+"""Simulated programs of a layer pipeline's ranks, which follow those of `sampling.block_pipeline`."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ from paradit.scheduling.block_queue import BlockQueue, BlockStep
 from paradit.scheduling.layer_pipeline import Collect, Operation, program
 
 AHEAD = 2
-"""Number of messages, beyond the one that it waits for, for which a rank has already posted receives
+"""Number of further messages for which a rank has posted receives while it waits for one
 (`distributed.channel.Expected`)."""
 
 DONE = "latents of block "
-"""Prefix of the name of a simulated event: the first rank has the denoised latents of a frame block, whose
-number follows."""
+"""Prefix of the name of a simulated event, followed by the number of a frame block. The event marks when the
+first rank has the block's denoised latents."""
 
 
 @cache
 def _operations(queue: BlockQueue, num_stages: int, is_leader: bool) -> list[tuple[Operation, Kind]]:
-    """Return a pipeline rank's operations in order, each with the kind by which its cost is looked up.
+    """Return a pipeline rank's operations in order, each with its kind, by which its cost is looked up.
 
-    All ranks except the leader, which collects the predictions, have the same operations.
+    A kind is the numbers of latent frames of a step. All ranks have the same operations, except the leader,
+    the first rank, which also collects the predictions.
     """
     found = program(queue, num_stages, 0 if is_leader else 1)
     return [(operation, kind_of(operation.step)) for operation in found]
 
 
 class Team:
-    """Ranks of a layer pipeline that share tokens, simulated as one that posts messages for all of them."""
+    """Group of pipeline ranks that share tokens, simulated as one rank that posts the messages of all."""
 
     def __init__(self, video: PipelineVideo, queue: BlockQueue, first: int, place: int) -> None:
-        """Set up the ranks that share tokens, the first of which is denoise rank number `place`.
+        """Set up the group of ranks whose first rank has index `place` among the denoise ranks.
 
-        first: rank of the cluster that is rank 0 of the placement's replica.
+        first: rank of the cluster at which the placement's data parallel replica begins.
         """
         self._video, self._queue, self._pipe, self._place = video, queue, first, place
         self._grid = grid = video.grid
@@ -50,14 +51,14 @@ class Team:
         self._messages: dict[tuple[str, int, Kind], Message] = {}
         stage_ranks, sharers = grid.stage_ranks, grid.sharers
         self._mates = range(0, stage_ranks, sharers)
-        """Indices, among the denoise ranks, at which the groups of ranks that share tokens in the first layer
-        slice begin."""
+        """Index of the first rank of each group in the first layer slice, among the denoise ranks. The
+        ranks of a group share tokens."""
         self._senders = range(grid.num_ranks - stage_ranks, grid.num_ranks, sharers)
-        """Indices, among the denoise ranks, at which the groups of ranks that share tokens in the last layer
-        slice begin; they send predictions to the first rank."""
+        """Index of the first rank of each group in the last layer slice, among the denoise ranks. These
+        groups, whose ranks share tokens, send predictions to the first denoise rank."""
 
     def program(self) -> Iterator[Step]:
-        """Yield the simulated program of ranks that share tokens, in the order of `BlockPipeline.blocks`."""
+        """Yield the simulated program of the group of ranks, in the order of `BlockPipeline.blocks`."""
         hops = len(self._kinds) * self._video.branches
         if self._stage:
             for index in range(min(AHEAD, hops)):
@@ -91,7 +92,7 @@ class Team:
             if len(message.ranks) == 1:
                 continue
             yield from repeat(Post(("latents", self._pipe, mate, index), message), len(message.ranks))
-            if mate == 0:  # the leader's own team begins once all its ranks have the latents
+            if mate == 0:  # the leader's own group begins once all its ranks have the latents
                 yield Wait(("latents", self._pipe, mate, index))
             elif index >= AHEAD:
                 yield Wait(("latents", self._pipe, mate, index - AHEAD))
@@ -109,7 +110,7 @@ class Team:
             yield Wait(key)
         if not self._is_last:
             yield from self._hop(self._place, index)
-            if index >= AHEAD:  # the channel holds `HOP_DEPTH` messages, so an older one must be gone
+            if index >= AHEAD:  # the channel holds `HOP_DEPTH` messages, so an older one must have left it
                 yield Wait(("hop", self._pipe, self._place, index - AHEAD))
 
     def _collect(self, step: BlockStep, index: int) -> Iterator[Step]:
@@ -129,9 +130,10 @@ class Team:
         yield from repeat(Post(("block", self._pipe, step.block), message), 2)
 
     def _hop(self, place: int, index: int) -> Iterator[Post]:
-        """Yield the steps that begin a message of hidden states to the next layer slice, on either side.
+        """Yield the steps in which the ranks that send, or receive, begin a message to the next layer slice.
 
-        place: index of the first sending rank among the denoise ranks. index: number of the message.
+        The message carries hidden states. place: index of the first sending rank among the denoise ranks.
+        index: number of the message.
         """
         message = self._message("hidden states", place, self._kinds[index // self._video.branches])
         yield from repeat(Post(("hop", self._pipe, place, index), message), self._grid.sharers)
@@ -139,7 +141,7 @@ class Team:
     def _predictions(self, index: int) -> Iterator[Post]:
         """Yield the steps in which the first rank begins to receive all parts of one prediction.
 
-        They come from the ranks of the last layer slice. index: number of the prediction.
+        The parts come from the ranks of the last layer slice. index: number of the prediction.
         """
         for sender in self._senders:
             yield from self._prediction(sender, index, as_leader=True)
@@ -147,8 +149,9 @@ class Team:
     def _prediction(self, sender: int, index: int, *, as_leader: bool) -> Iterator[Post]:
         """Yield the steps that begin a message with one part of a prediction to the first rank.
 
-        The first rank's own part does not travel. sender: index, among the denoise ranks, of the first of
-        those that send. as_leader: whether the steps are the first rank's; else they are the senders'.
+        The first rank's own part does not travel. sender: index, among the denoise ranks, of the first
+        sending rank. as_leader: whether to yield the steps of the first rank, which receives, instead of
+        those of the senders.
         """
         message = self._message("prediction", sender, self._kinds[index])
         if len(message.ranks) > 1:
@@ -156,7 +159,7 @@ class Team:
             yield from repeat(Post(("prediction", self._pipe, sender, index), message), times)
 
     def _message(self, name: str, place: int, kind: Kind) -> Message:
-        """Return a message, by name, to or from the group of ranks that begins at index `place`; cached."""
+        """Return the message called `name` to or from the group of ranks that begins at `place`; cached."""
         if (name, place, kind) not in self._messages:
             self._messages[name, place, kind] = self._new_message(name, place, kind)
         return self._messages[name, place, kind]

@@ -1,4 +1,4 @@
-"""Properties of a long video on a layer pipeline that are known from its request without a simulation."""
+"""Description of a long video on a layer pipeline: all that is known without simulating the pipeline."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class PipelineVideo:
     decode: float
     """Seconds to decode all frames of the video."""
     known: dict[tuple[tuple[int, ...], ...], StageSteps] = field(default_factory=dict, repr=False)
-    """Cache of the costs of frame blocks' steps, by the groups of ranks that share tokens. All placements
-    with the same groups use one entry."""
+    """Cache of the costs of frame blocks' steps. The key is the groups of ranks that share tokens, so
+    placements with the same groups use one entry."""
 
     @cached_property
     def queue(self) -> BlockQueue:
@@ -52,7 +52,7 @@ class PipelineVideo:
 
     @cached_property
     def split(self) -> list[range]:
-        """Range of layers in each slice of the layer pipeline, if all layers are taken to cost the same."""
+        """Range of layers of each slice of the layer pipeline, chosen as if all layers cost the same."""
         return split_layers([1.0] * self.spec.transformers[0].num_layers, self.grid.num_stages)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Search for the best execution plan: simulate the ways of using a cluster, and sort them by a goal."""
+"""Search for the best execution plan: simulate possible ways of using a cluster, and sort them by a goal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from paradit.scheduling.memory import fitting_tile
 
 
 class Taken(Protocol):
-    """Protocol of the time and memory that an execution plan takes, simulated or as a lower bound."""
+    """Protocol of the time and memory that an execution plan takes, simulated or as lower bounds."""
 
     @property
     def latency(self) -> float:
@@ -41,10 +41,12 @@ GOALS: dict[str, Callable[[Taken], tuple[float, ...]]] = {
     "throughput": lambda one: (one.seconds, one.latency),
     "memory": lambda one: (max(one.memory), one.seconds),
 }
-"""Functions that return the sort key of plans for each goal: seconds of one video by itself, seconds of all
-prompts, or bytes on the fullest rank. The plan with the smallest key is the best."""
+"""Function for each goal that returns the sort key of a plan: seconds of one video by itself, seconds of all
+prompts, or bytes on the fullest rank, then a second figure that decides ties. The plan with the smallest key
+is the best."""
 IN_BLOCKS = Choice.plain()
-"""Attention form recorded for plans of long videos in frame blocks, which have no choice of it."""
+"""Placeholder for the attention form (such as Ulysses or ring) in plans of long videos in frame blocks, which
+have no choice of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plans:
-    """Result of the search for a plan: the best plans, common ones to compare with, all simulated ones."""
+    """Result of the search for a plan: the best plans, common ones to compare with, and all that it tried."""
 
     best: list[Plan]
     """Best fitting plan of each kind (such as replicas), best first; if no plan fits, the best of each kind
@@ -154,8 +156,8 @@ def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Wa
 def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Choice]]:
     """Yield the plans to simulate for a video denoised as a whole, each with its possible attention forms.
 
-    If some ranks only decode, their number is limited to 1 and to about what PipeDiT's rule says. `pipelines`
-    has the candidates for long videos in blocks.
+    If some ranks only decode, plans have either one of them or about as many as PipeDiT's rule says
+    (`decoders_by_rule`). Candidates for long videos in frame blocks come from `planner.in_blocks.pipelines`.
     """
     if simulator.only_long:
         return
@@ -169,8 +171,8 @@ def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Ch
 def play_long(simulator: Simulator, ways: Iterable[Way], num_prompts: int, goal: str) -> Iterator[Simulated]:
     """Simulate those plans for a long video that can be the best of their kind.
 
-    Each one's lower bound is known before it is simulated. The most promising are simulated first; the others
-    are skipped once their bound exceeds the best.
+    A lower bound of each plan's cost is known without a simulation. The most promising plans are simulated
+    first. The others are skipped if their bound exceeds the best cost that was found.
     """
     measure = GOALS[goal]
     least = {way: way.player.least(simulator, way, num_prompts) for way in ways}
@@ -196,8 +198,8 @@ def play_otherwise(
 ) -> Iterator[Simulated]:
     """Simulate the plans for a long video that show what each setting of the best plan is worth.
 
-    They fit in memory, and differ from `best`, the best plan, in one setting alone. Those whose lower bound
-    exceeds the best of them are skipped.
+    They fit in memory, and differ from the best plan, `best`, in one setting alone. A plan is skipped if its
+    lower bound exceeds the best cost found for that setting.
     """
     measure = GOALS[goal]
     fitting = [way for way in ways if simulator.fits(way)]
@@ -217,7 +219,8 @@ def play_otherwise(
 def _simulated(simulator: Simulator, way: Way, num_prompts: int) -> Simulated:
     """Simulate a plan for a long video while Python's garbage collection is off.
 
-    A simulation makes millions of objects without reference cycles, and searching them takes long.
+    A simulation makes millions of objects without reference cycles, and the collector would search them again
+    and again.
     """
     was_on = gc.isenabled()
     gc.disable()

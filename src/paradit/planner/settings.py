@@ -1,4 +1,4 @@
-"""Settings of an execution plan, and a test of whether two plans differ in a single one."""
+"""Settings in which execution plans can differ, and a test of whether two plans differ in only one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Callable[[Way, Choice], Hashable]] = {
 choice. Values that follow from others are not settings: a decode is shared by all decode ranks, and the
 number of layer slices follows from the guidance branches and from the ranks that share tokens."""
 _OF_ONE_METHOD = ("a stage's tokens", "attention", "interleaved")
-"""Names of settings that exist for one denoising method only; ignored if plans of two methods are
+"""Names of settings that exist for one denoising method only. They are ignored if plans of two methods are
 compared."""
 
 
@@ -41,5 +41,5 @@ def differs_only_in(setting: str, one: tuple[Way, Choice], other: tuple[Way, Cho
 
 
 def _ranks_of(way: Way) -> Hashable:
-    """Return what plans must agree in to be compared: ranks, attention backend, compilation, offloading."""
+    """Return what two plans must share to be compared: ranks, attention backend, compilation, offloading."""
     return way.placement.ranks, way.placement.kernel, way.placement.compile, way.offload

@@ -1,6 +1,6 @@
-"""Simulation of a whole run: denoising by a cost model of its method, stages in the engine's order.
+"""Simulation of a whole run: the denoising method's cost model, and the stages in the engine's order.
 
-It leaves out the data that travel between stages (megabytes), files, and Python's time between steps.
+The data that travel between stages (megabytes), files, and Python's time between steps are left out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from paradit.trace.merge import Span
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """Execution plan to simulate: a placement of the run on the ranks, and settings besides the placement."""
+    """Execution plan to simulate: a placement of the run on the ranks, and settings that no placement has."""
 
     placement: Placement
     coprocess: bool = False
@@ -43,7 +43,7 @@ class Way:
     method: str = field(default_factory=lambda: METHODS.names()[0])
     """Name of the denoising method; the planner must have a cost model (`Player`) for it."""
     tile: int | None = None
-    """Side of the VAE decode tiles in pixels; None: as the request and the placement say."""
+    """Side of the VAE decode tiles in pixels; None: the tiles that the request and the placement ask for."""
 
     @property
     def player(self) -> Player:
@@ -92,15 +92,14 @@ class Least:
 
 
 class Player(ABC):
-    """Cost model of a denoising method: simulates execution plans that use it, and puts them into words."""
+    """Cost model of a denoising method: simulates execution plans that use the method, and describes them."""
 
     approximate = ""
-    """Words that follow the method's name in texts to say what is approximate about it; empty if it is
-    exact."""
+    """Words for people, after the method's name, on what is approximate about it; empty if it is exact."""
 
     @abstractmethod
     def request(self, simulator: Simulator) -> ResolvedRequest:
-        """Return the request that this method runs: for the video as a whole, or for it in frame blocks."""
+        """Return the request that this method runs: the one for a whole video or the one for frame blocks."""
 
     @abstractmethod
     def simulate(self, simulator: Simulator, way: Way, num_requests: int, choice: Choice) -> Simulated:
@@ -120,7 +119,7 @@ class Player(ABC):
 
     @abstractmethod
     def name(self, way: Way, choice: Choice) -> tuple[list[str], list[str]]:
-        """Return two lists of short texts on a plan: how it uses the ranks, how they share attention."""
+        """Return two lists of short texts on a plan: how it uses the ranks, and how they share attention."""
 
     @abstractmethod
     def waits(self, simulated: Simulated) -> str:
@@ -150,10 +149,10 @@ class Player(ABC):
         return ""
 
     def stages(self, spans: Sequence[balance.Span], way: Way) -> Iterable[balance.Span]:  # noqa: ARG002
-        """Return the intervals in which ranks run a request's stages, as this method really runs them.
+        """Return the intervals in which ranks run the stages of requests, corrected for stages that overlap.
 
-        spans: the intervals if each stage runs after the one before. A method whose stages overlap moves
-        them.
+        spans: the intervals if each stage begins only after the stage before. A method whose stages overlap
+        moves them.
         """
         return spans
 
@@ -169,8 +168,8 @@ class Player(ABC):
     ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
         """Yield comparisons of a plan with plans that differ in one of the method's own settings.
 
-        These are settings that no placement holds. A comparison is (setting, value, other value, simulation
-        with the other value, whether that fits in memory).
+        Only settings that a placement does not hold are compared. A comparison is (setting, value, other
+        value, simulation with the other value, whether that fits in memory).
         """
         yield from ()
 
@@ -196,7 +195,7 @@ def player_of(method: str) -> Player:
 
 @dataclass(frozen=True, eq=False)
 class Simulator:
-    """Simulator of any plan that makes one kind of video, with a given model and cluster.
+    """Simulator of execution plans that make one kind of video, with a given model on a given cluster.
 
     Simulated steps are cached.
     """
@@ -207,8 +206,8 @@ class Simulator:
     """Request to simulate, with its defaults filled in; the largest, if a run has several."""
     dtype: str = "bf16"
     long: ResolvedRequest | None = None
-    """Request for the same video in frame blocks, if plans with these are to be compared; equal to `request`
-    if the video can only be made in blocks."""
+    """Request for the same video in frame blocks, if plans with frame blocks are to be compared; equal to
+    `request` if the video can only be made in blocks."""
 
     def __post_init__(self) -> None:
         """Raise InputError if the devices do not compute in the dtype."""
@@ -224,7 +223,7 @@ class Simulator:
         return way.player.simulate(self, way, num_requests, choice)
 
     def request_of(self, way: Way) -> ResolvedRequest:
-        """Return the request as a plan runs it: by the plan's method, and with its VAE decode tiles."""
+        """Return the request as a plan runs it: with the plan's denoising method and its VAE decode tiles."""
         request = way.player.request(self)
         request = way.placement.tiled(request, self.spec)
         return replace(request, vae_tile=way.tile) if way.tile else request

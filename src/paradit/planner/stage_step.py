@@ -1,7 +1,7 @@
 """Cost of a block-step (one step of one frame block) in one layer slice, whose ranks may share its tokens.
 
-Its exchanges are those of `planner.step`. They are simulated for all layer slices at once, as in the middle
-of a video, because messages that share a host slow each other down.
+The exchanges between these ranks are simulated with `planner.step`. All layer slices are simulated at once,
+as in the middle of a video, because messages that share a host slow each other down.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from paradit.planner.step import Branch, forward
 from paradit.scheduling.block_queue import BlockStep
 
 Kind = tuple[int, int, int, int]
-"""Numbers of latent frames on which the cost of a frame block's step depends: the block's own, those computed
-before and after them, and all that it attends to."""
+"""Kind of a frame block's step, as the numbers of latent frames that decide its cost: the block's own frames,
+those computed before them, those computed after them, and all that the block attends to."""
 
 
 def kind_of(step: BlockStep) -> Kind:
@@ -66,7 +66,7 @@ class StageSteps:
     def seconds(self, kind: Kind, layers: int) -> StageSeconds:
         """Return the seconds of one step of a frame block in `layers` layers; cached.
 
-        kind: the step's numbers of latent frames, on which its cost depends.
+        kind: numbers of latent frames of the step, on which its cost depends.
         """
         if (kind, layers) not in self._known:
             self._known[kind, layers] = StageSeconds(
@@ -96,7 +96,7 @@ class StageSteps:
         return [[layers * sum(table[i][j] for table in tables) for j in ranks] for i in ranks]
 
     def shares(self, kind: Kind) -> Shares:
-        """Return each rank's tokens and attention work, divided as `sampling.block_window` divides them."""
+        """Return how ranks divide a frame block's tokens and attention, as in `sampling.block_window`."""
         frames, left, right, _ = kind
         computed, heads = (left + frames + right) * self.tokens, self.spec.transformers[0].num_attention_heads
         return Shares.equal(computed, heads, len(self.teams[0]), self.text_rows)

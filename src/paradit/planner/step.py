@@ -1,8 +1,8 @@
 """Simulation of a denoising step, layer by layer: what each rank computes, and what travels meanwhile.
 
-Each attention form, such as Ulysses or ring, names a function that simulates its layer
-(`attention.registry.Form.timed_by`). The data that travel follow from the same division of tokens and heads
-as in the real program (`distributed.shares`). `tests/test_planner.py` compares the times with runs of that
+Each attention form, such as Ulysses or ring, names a function that simulates a layer with that form
+(`attention.registry.Form.timed_by`). Which data travel is derived from the division of tokens and heads that
+the real program uses (`distributed.shares`). `tests/test_planner.py` compares the times with runs of that
 program on random data (`tuning.rehearsal`).
 """
 
@@ -18,7 +18,7 @@ from paradit.planner.events import Compute, Message, Played, Post, Step, Wait, i
 from paradit.planner.hardware import Cluster
 
 PLAYED_LAYERS = 4
-"""Number of layers that are simulated; each further layer is taken to be as long as the last of them."""
+"""Number of layers that are simulated. Each further layer is taken to be as long as the last of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Branch:
     def inward(self, name: str, *targets: Boxes) -> Message:
         """Return the message that takes attention's inputs, such as q, k and v, to the ranks that need them.
 
-        targets: for each of the input tensors, the regions (tokens x heads) that each rank needs.
+        targets: for each input tensor, the regions (tokens x heads) of it that each rank needs.
         """
         text = [self.shares.replicated] if self.shares.num_replicated else []
         helpers = self.shares.num_helpers
@@ -58,9 +58,10 @@ class Branch:
         return self._moved("results", [rows_between(work, held)])
 
     def _moved(self, name: str, tables: Sequence[Sequence[Sequence[int]]]) -> Message:
-        """Return the message in which ranks send each other the (token, head) rows that the tables count.
+        """Return the message in which ranks send each other attention rows (one token of one head each).
 
-        tables: numbers of rows [i][j] that the i-th rank sends to the j-th; they are added up.
+        tables: numbers of rows, [i][j], that the i-th rank sends to the j-th. The numbers of all tables are
+        added up.
         """
         ranks = range(self.shares.num_ranks)
         sent = [[self.row_bytes * sum(table[i][j] for table in tables) for j in ranks] for i in ranks]
@@ -83,11 +84,11 @@ class Branch:
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """Exchange of data among all ranks of a guidance branch, begun by its ranks that hold tokens together.
+    """Exchange of data among all ranks of a guidance branch.
 
-    Helpers (decode ranks that take a share of the attention while idle) may still be computing then. Data
-    between two ranks travel as soon as both are ready (`distributed.transport`, `point_to_point`), so a
-    helper's data form a message of their own.
+    The ranks that hold tokens begin it together. Helpers (decode ranks that take a share of the attention
+    while idle) may still be computing then. Data between two ranks travel as soon as both are ready
+    (`distributed.transport`, `point_to_point`), so the data of a helper form a separate message.
     """
 
     branch: Branch
@@ -125,11 +126,11 @@ class Exchange:
         return own or [Post((key, "nothing", rank), self.branch.message(self.whole.name, [one], [[0.0]]))]
 
     def post(self, rank: int, key: Hashable) -> Iterator[Step]:
-        """Yield the steps in which the branch's `rank`-th rank begins its part of the exchange."""
+        """Yield the steps in which the branch's rank number `rank` begins its part of the exchange."""
         yield from self._of(rank, key)
 
     def wait(self, rank: int, key: Hashable) -> Iterator[Step]:
-        """Yield the steps in which the branch's `rank`-th rank waits for all that it sends and receives."""
+        """Yield the steps in which the branch's rank number `rank` waits for all its data of the exchange."""
         for number, post in enumerate(self._of(rank, key)):
             yield Wait(post.key, same_turn=number > 0)
 
@@ -156,7 +157,7 @@ class Forward:
 def forward(
     branches: Sequence[tuple[Branch, Layer]], num_layers: int, streams: int = 1, lag: int = 0
 ) -> Forward:
-    """Simulate all layers of a denoising step, of which all but the first few are extrapolated.
+    """Simulate a denoising step through all layers; all but the first few layers are extrapolated.
 
     branches: guidance branches, on disjoint ranks, each with the function that simulates its layers. streams:
     number of streams of work that each rank interleaves. lag: number of turns by which each stream starts

@@ -1,7 +1,8 @@
 """Convert a simulated run to trace spans of each rank, which `trace.merge.chrome_trace` writes.
 
-Stages and steps are those of the whole run; messages, waits and layers are those of the first step only,
-because all others are like it. For a long video there are all steps of all frame blocks with their messages.
+Spans of stages and steps cover the whole run. Those of messages, waits and layers cover the first step only,
+because all other steps are like it. For a long video, all steps of all frame blocks have their messages and
+waits.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def timeline(simulator: Simulator, simulated: Simulated, num_requests: int) -> d
 def played_spans(
     played: Played, ranks: Iterable[Sequence[int]], start: float, computing: str, waiting: str
 ) -> Iterator[tuple[int, Span]]:
-    """Yield (rank, trace span) of simulated computing, waits and messages, shifted to begin at `start` (s).
+    """Yield (rank, trace span) of simulated computing, waits and messages, shifted by `start` seconds.
 
     ranks: for each simulated program, the cluster's ranks that it stands for. computing, waiting: trace
     categories of spans in which a rank computes, or waits.
@@ -55,5 +56,5 @@ def played_spans(
 
 
 def span_of(name: str, category: str, begin: float, end: float, **about: int) -> Span:
-    """Return a trace span whose begin and end are given in seconds. about: numbers attached to it."""
+    """Return a trace span; begin and end are given in seconds. about: numbers to attach to the span."""
     return Span(name, category, round(begin * NANO), round(end * NANO), about)

@@ -1,4 +1,4 @@
-"""Cost model of videos denoised as a whole, in steps that all cost the same (`planner.whole_step`)."""
+"""Cost model of videos denoised as a whole (not in frame blocks), in steps that all cost the same."""
 
 from __future__ import annotations
 
@@ -116,7 +116,10 @@ class Whole(Player):
 
 
 def played_step(simulator: Simulator, way: Way, choice: Choice) -> tuple[Played, list[int]]:
-    """Simulate all layers of a denoising step; return the result, and its ranks in the cluster, ascending."""
+    """Simulate all layers of a denoising step.
+
+    Returns the result, and the cluster's ranks that take part, in ascending order.
+    """
     group = group_of(way.placement)
     if way.coprocess:
         group = helped_group(simulator, way.placement, choice)
@@ -126,9 +129,9 @@ def played_step(simulator: Simulator, way: Way, choice: Choice) -> tuple[Played,
 
 
 def helped_group(simulator: Simulator, placement: Placement, choice: Choice) -> Group:
-    """Return the fastest way to divide a step, after trying amounts of attention work for idle decode ranks.
+    """Return the fastest division of a step in which idle decode ranks may help with attention.
 
-    The amounts are those of `HELPERS_WORK`, and none.
+    The amounts of work that are tried for them are those of `HELPERS_WORK`, and none.
     """
     groups = [group_of(placement, part) for part in (0.0, *HELPERS_WORK)]
     return min(groups, key=lambda group: simulated_step(simulator, group, choice).seconds)

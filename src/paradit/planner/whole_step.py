@@ -1,6 +1,7 @@
-"""Cost of a denoising step of a whole video: its guidance branches on their ranks, and the final gather.
+"""Cost of a denoising step of a video denoised as a whole, not in frame blocks.
 
-What the ranks do in a layer is simulated by `planner.step`.
+The step consists of the guidance branches on their ranks, and a final gather of the predictions. What the
+ranks do in a layer is simulated by `planner.step`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from paradit.planner.step import Branch, Forward, Layer, forward
 
 
 class Video(Protocol):
-    """Protocol of a video to make on a cluster, with all that the cost of its denoising steps depends on."""
+    """Protocol of a video to make on a cluster: all on which the cost of its denoising steps depends."""
 
     @property
     def cluster(self) -> Cluster: ...
@@ -41,7 +42,7 @@ class Video(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Denoise ranks of a placement and how they divide a step, by which simulated steps are cached."""
+    """Division of a denoising step among a placement's ranks; simulated steps are cached by it."""
 
     ranks: tuple[int, ...]
     helpers: tuple[int, ...]
@@ -52,7 +53,7 @@ class Group:
 
 
 def group_of(placement: Placement, share: float = 0.0) -> Group:
-    """Return the ranks that denoise in a placement, and how they divide a step.
+    """Return which ranks of a placement work on a denoising step, and how they divide it.
 
     share: attention work of each decode rank that helps while it is idle, as a fraction of an equal share; 0:
     none helps.
@@ -76,14 +77,14 @@ def simulated_step(simulator: Video, group: Group, choice: Choice) -> Forward:
 
 
 def branches_of(simulator: Video, group: Group, choice: Choice) -> tuple[list[tuple[Branch, Layer]], int]:
-    """Return all replicas' guidance branches, and the number of streams of work that a rank interleaves.
+    """Return the guidance branches of all replicas, and how many streams of work each rank interleaves.
 
     Each branch comes with the function that simulates its layers.
     """
     spec, text = simulator.spec.transformers[0], simulator.spec.text_length
     computed = simulator.branches // group.cfg_degree
-    # A single rank computes its branches one after the other. Several ranks, or one that has help, compute
-    # them in one batch, or interleaved.
+    # A single rank computes its branches one after the other. Several ranks, or one that idle decode
+    # ranks help, compute them in one batch, or interleaved.
     together = len(group.ranks) + len(group.helpers) > 1 and not choice.interleave
     batch = computed if together else 1
     size = len(group.ranks) // group.cfg_degree

@@ -32,8 +32,8 @@ MOST = 1e30
 HEAD_MULTIPLE = 16
 """Multiple to which attention kernels pad the channels of a head: the width of vector and tensor cores."""
 _LINKS = ("link", "pair", "network")
-"""Keys of a device's TOML table that name its links, and so are not figures of the device itself. (`size`,
-the memory in GB by which people name a device, is not a figure either.)"""
+"""Keys of a device's TOML table that name its links, and so are not performance figures of the device itself.
+(Neither is `size`, the memory in GB by which people name a device.)"""
 Figure = Annotated[float, Option(least=ABOVE_ZERO, most=MOST)]
 FigureOrNone = Annotated[float, Option(least=0, most=MOST)]
 
@@ -83,10 +83,10 @@ class Device:
         return self.dense[dtype] * (reach[dtype] if isinstance(reach, Mapping) else reach)
 
     def attention_rate(self, kernel: str, dtype: str, head_dim: int) -> float:
-        """Return the FLOP/s that an attention kernel reaches in its matrix products; lower for narrow heads.
+        """Return the FLOP/s that an attention kernel reaches in its matrix products.
 
-        The fewer channels a head has, the more the softmax weighs, whose work does not depend on them
-        (`softmax`).
+        It is lower for heads with few channels, because the work of the softmax (`softmax`) does not depend
+        on the channels.
         """
         computed = -(-head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
         return self.rate(kernel, dtype) * head_dim / (computed + self.softmax)
@@ -116,7 +116,7 @@ class Device:
         )
 
     def filled(self, tiles: float) -> float:
-        """Return the fraction of its full rate that a kernel reaches if its work is split into `tiles` tiles.
+        """Return the fraction of its full rate that a kernel reaches if its work consists of `tiles` tiles.
 
         A tile is what a streaming multiprocessor computes at once; a wave is one tile for each
         multiprocessor. The last wave of a kernel is half empty on average, which slows small kernels down.
@@ -209,7 +209,7 @@ class Cluster:
 
 
 def are_neighbours(rank: int, other: int) -> bool:
-    """Return whether two ranks are one of the pairs (0, 1), (2, 3), ... that may have a link of their own."""
+    """Return whether two ranks form one of the pairs (0, 1), (2, 3), ..., which may have their own link."""
     return rank // 2 == other // 2
 
 
@@ -268,8 +268,8 @@ class _MachineFile:
     devices: Mapping[Literal["this"], dict[str, Any]]
     links: Mapping[str, dict[str, Any]]
     residuals: dict[str, Any] = field(default_factory=dict)
-    """Measured and predicted times of operations on the machine, for people; the planner does not read
-    them."""
+    """Measured and predicted times of operations on the machine, for people to read; not used by the
+    planner."""
 
 
 def _read_machine(path: Path) -> Cluster:
