@@ -1,9 +1,9 @@
 """Choose how the ranks divide the stages so that all videos finish soonest, by simulating every candidate.
 
 `play` simulates the ranks' programs (`scheduling.stages`) with given durations of the stages. Each rank works
-in order, and waits for other ranks' data and for channels that are full. `choose` compares the resulting
-times of the candidate placements: all stages together, denoising and decoding apart (DeDiVAE, arXiv
-2511.12056), and replicas.
+through its stages in order. It waits for other ranks' data, and for room in channels that are full. `choose`
+compares the resulting times of the candidate placements: all stages on the same ranks, denoising and decoding
+on separate ranks (DeDiVAE, arXiv 2511.12056), and data parallel replicas.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class StageSeconds:
     def denoise(self, num_ranks: int, num_inference_steps: int) -> float:
         """Return the seconds of denoising on `num_ranks` ranks: one rank's time divided, plus overhead.
 
-        The overhead of sharing is measured with all ranks only, and taken to be the same for fewer of them.
+        The overhead is measured only with a step that all ranks share, and taken to be the same for fewer
+        ranks.
         """
         added = self.step_together - self.step / self.ranks if num_ranks > 1 else 0.0
         return self.context + num_inference_steps * (self.step / num_ranks + added)
@@ -103,8 +104,8 @@ def _play_replica(placement: Placement, num_requests: int, seconds: Mapping[str,
     free = [0.0] * placement.ranks
     done: dict[Step, Span] = {}
     full: dict[int, Step] = {}
-    """Stages of requests that full channels wait for, by sending rank. The rank continues once that stage has
-    begun, and so has taken a result out of its channel."""
+    """Stage of a request for which each rank with a full channel waits, by rank. Once that stage begins, it
+    has taken a result out of the channel, and the rank continues."""
     while any(programs):
         for step in dict.fromkeys(left[0] for left in programs if left):
             stage, request = step
@@ -135,13 +136,13 @@ def _before(step: Step, placement: Placement) -> Iterator[Step]:
     if stage != "encode":
         yield STAGES[STAGES.index(stage) - 1], request
     if request and len(placement.denoise_ranks) == placement.ranks:
-        yield "decode", request - 1  # if all ranks denoise, they meet after each request
+        yield "decode", request - 1  # if all ranks denoise, the previous request is finished first
 
 
 def _must_have_begun(step: Step, placement: Placement) -> Step | None:
-    """Return the stage of a request that must begin to make room for a stage's result, or None.
+    """Return the stage of a request that must begin to make room for the result of `step`, or None.
 
-    A channel holds only a few results, so a sender waits for receivers that lag behind.
+    A channel between ranks holds only a few results, so a sender waits for receivers that lag behind.
     """
     stage, request = step
     if stage == "encode":
@@ -177,9 +178,9 @@ def decoders_by_rule(ranks: int, denoise: float, decode: float) -> int:
 
 
 def apart(base: Placement, num_decode: int) -> Placement:
-    """Return placement `base` with its last `num_decode` ranks only for decoding, the others for denoising.
+    """Return a placement in which the last `num_decode` ranks of `base` decode, and all others denoise.
 
-    The first of the decode ranks encodes.
+    The first of the decode ranks also encodes.
     """
     first = base.ranks - num_decode
     return replace(base, denoise=tuple(range(first)), decode=tuple(range(first, base.ranks)))
@@ -188,7 +189,7 @@ def apart(base: Placement, num_decode: int) -> Placement:
 def ways(base: Placement, num_requests: int) -> list[Placement]:
     """Return the candidate placements on the ranks of `base`, the simplest first.
 
-    `base` has all stages together. A placement that is not valid is left out.
+    In `base`, all ranks run all stages. Placements that are not valid are left out.
     """
     ranks, changes = range(base.ranks), list[Callable[[], Placement]]()
     changes.append(lambda: replace(base, encode=(0,), decode=tuple(ranks)))
@@ -266,7 +267,7 @@ def choose(
 def affordable(
     base: Placement, num_requests: int, spare_bytes: Callable[[Placement], int]
 ) -> list[Placement]:
-    """Return the candidate placements that fit in memory, or else only the one that lacks least.
+    """Return the candidate placements that fit in memory, or else only the one that lacks least memory.
 
     spare_bytes: function that returns the bytes that a placement leaves free on the fullest device. Raises
     InputError if no placement is valid.

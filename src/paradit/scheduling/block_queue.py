@@ -1,9 +1,9 @@
 """DualParal's block queue: which frame block takes which denoising step, in which order, and what it reads.
 
 A video of any length is cut into frame blocks (arXiv 2505.21070). In every round one block of noise joins the
-queue at its tail, every block in it takes one denoising step, noisiest first, and the block at its head
-leaves once it has taken all steps. So block b takes step s in round b + s, and neighbours are one step apart.
-Which block reads what, at which noise level, depends on the round alone, never on timing.
+queue at its tail, every block in the queue takes one denoising step, noisiest first, and the block at the
+head leaves once it has taken all steps. So block b takes step s in round b + s, and neighbours are one step
+apart. Which block reads what, at which noise level, depends on the round alone, never on timing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Context:
 
     @property
     def computed(self) -> int:
-        """Number of these frames that go through the transformer again, together with the block's own."""
+        """Number of the context frames that go through the transformer again, with the block's own frames."""
         return self.frames if self.source == "latents" else 0
 
 
@@ -64,7 +64,7 @@ class BlockStep:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockQueue:
-    """Queue of a video's frame blocks: which block takes a step when, and what it reads of its neighbours.
+    """Queue of a video's frame blocks: when each block takes a step, and what it reads from its neighbours.
 
     Raises InputError for values that are not valid together.
     """
@@ -78,14 +78,14 @@ class BlockQueue:
     num_steps: int
     """Number of denoising steps that each block takes."""
     left_level: str = "same-level"
-    """Noise level of the frames that a block reads from the previous one: `same-level` as its own, or
-    `one-cleaner`, the latest there is."""
+    """Noise level of the frames that a block reads from the previous one: `same-level`, equal to its own, or
+    `one-cleaner`, one step further denoised (the latest there is)."""
     left_source: str = "latents"
     """Source of the previous block's keys and values: `latents`, from which they are computed again, or
     `cache`, which has them at the block's own noise level."""
     expert_steps: tuple[int, ...] = ()
     """Steps at which the model switches to another expert (transformer). An expert cannot read another's
-    keys, so the keys of the next block are computed again in these steps."""
+    keys, so in these steps the keys of the next block, which are otherwise cached, are computed again."""
 
     def __post_init__(self) -> None:
         for name, least in (("block_frames", 1), ("context_frames", 0), ("num_steps", 1)):
@@ -121,18 +121,19 @@ class BlockQueue:
 
     @property
     def open_rounds(self) -> int:
-        """Number of first rounds that are the same in a longer video, which can resume after them.
+        """Number of rounds, from the first, that a longer video would have too; it can resume after them.
 
-        They end before the last block joins, which may be shorter than it is in a longer video.
+        They end before the last block joins the queue, because that block may be shorter than in a longer
+        video.
         """
         assert self.num_blocks
         return self.num_blocks - 1
 
     @property
     def window_frames(self) -> int:
-        """Number of latent frames in the longest window, which is also the number of its positions.
+        """Number of latent frames in the longest window, which is also its number of temporal positions.
 
-        A window is a block, and what it reads of its neighbours.
+        A window is a frame block, and what it reads from its neighbours.
         """
         frames = self.block_frames + 2 * self.context_frames
         return frames if self.num_frames is None else min(frames, self.num_frames)

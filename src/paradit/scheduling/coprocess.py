@@ -1,8 +1,8 @@
 """Attention co-processing: which idle decode ranks help the denoise ranks in a step, and with how much work.
 
-PipeDiT's co-processing (arXiv 2511.12056) gives every rank an equal share, and leaves open who decides when.
-Here a helping rank gets what it can compute, and its link can carry, in the time that the denoise ranks take
-for the rest. Help that does not make steps faster is not requested.
+PipeDiT's co-processing (arXiv 2511.12056) gives every rank an equal share, and does not say who decides when
+to help. Here a helping rank gets what it can compute, and its link can carry, in the time that the denoise
+ranks take for the rest. Help that does not make steps faster is not requested.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from statistics import median
 
 TRIALS = 3
-"""Number of denoising steps with the help of idle decode ranks, and without it, after which their times are
-compared. One more of each comes first and does not count."""
+"""Number of denoising steps to time with the help of idle decode ranks, and also without it, before the two
+are compared. One more step of each comes first and does not count."""
 KEPT = 5
-"""Number of latest steps whose times count in the comparison of steps with and without help."""
+"""Number of latest steps with help, and of latest steps without it, whose times are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ class _Search:
         return False
 
     def _tiled(self, change: _Change) -> _Change | None:
-        """Return a change of options plus the largest decode tiles that make it fit, or None if none do."""
+        """Return a change of options, plus the largest decode tiles that make it fit; None if no tiles do."""
         tile = fitting_tile(
             change.request, self._spec, lambda tiled: self._is_accepted(replace(change, request=tiled))
         )

@@ -1,9 +1,9 @@
-"""Schedule of a layer pipeline, whose ranks hold a slice of the layers each: which rank does what, in order.
+"""Schedule of a layer pipeline, whose ranks each hold a slice of the layers: what each rank does, in order.
 
-The ranks pass on block-steps (a step of one frame block each). Rank 0 embeds, computes the first layers, and
-holds all latents and their solvers. The last rank computes the last layers and the head, and sends
-predictions back to rank 0. Every rank computes block-steps in the queue's order. Several ranks may share the
-work of one rank here; together they hold a layer slice (`StageGrid`).
+The unit of work is a block-step: one step of one frame block. It passes from rank to rank. Rank 0 embeds,
+computes the first layers, and holds all latents and their solvers. The last rank computes the last layers and
+the head, and sends predictions back to rank 0. Every rank computes block-steps in the queue's order. What is
+one rank here may also be several ranks that share its work, and hold a layer slice together (`StageGrid`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from paradit.config.errors import InputError
 from paradit.scheduling.block_queue import BlockQueue, BlockStep
 
 WELL_USED = 0.7
-"""Smallest utilisation at which the ranks of a layer pipeline are divided into a number of layer slices.
-Below it there are fewer slices, and the ranks of each share its tokens, which takes an exchange of data in
-every layer."""
+"""Smallest utilisation of the layer slices of a pipeline. If more slices would be less busy than this, there
+are fewer, and the ranks of each slice share its tokens, which takes an exchange of data in every layer."""
 MANY_BLOCKS = 64
 """Number of frame blocks that suffice to estimate how busy a pipeline is; a longer video is simulated as if
 it had this many."""
@@ -83,11 +82,11 @@ Operation = Compute | Collect
 
 
 def in_flight(num_stages: int) -> int:
-    """Return the most block-steps that rank 0 may have begun without collecting their predictions.
+    """Return the largest number of block-steps that rank 0 begins before it must collect a prediction.
 
-    A block-step is one step of one frame block. The number is twice that of the layer slices: one for each
-    slice to compute, and as many on their way. A channel back to rank 0 that holds this many never fills, so
-    no two ranks ever wait for each other.
+    A block-step is one step of one frame block. There are two for each layer slice: one that it computes, and
+    one on its way. A channel back to rank 0 that holds this many predictions never fills, so no two ranks
+    ever wait for each other.
     """
     return 2 * num_stages
 
@@ -206,14 +205,14 @@ def idle_slots(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
     return duration(queue, [1.0] * num_ranks, parts) - queue.num_blocks * queue.num_steps
 
 
-@lru_cache(maxsize=256)  # slow: it plays the pipeline, and is called for every candidate
+@lru_cache(maxsize=256)  # slow: it simulates the pipeline, and is called for every candidate
 def choose_stages(queue: BlockQueue, num_ranks: int, num_layers: int, parts: int = 1) -> int:
-    """Return into how many layer slices to divide `num_ranks` ranks that could also share tokens.
+    """Return the number of layer slices into which to divide `num_ranks` ranks that could also share tokens.
 
     It is the largest number whose slices are kept busy enough (`WELL_USED`), because ranks that share tokens
-    move more data. Slices idle at the ends of the schedule, and if the layers do not divide evenly. parts:
-    number of messages in which a step's hidden states travel, one for each guidance branch that is computed
-    in turn.
+    move more data. Slices are idle at both ends of the schedule, and if the layers do not divide evenly.
+    parts: number of messages in which a step's hidden states travel, one for each guidance branch that is
+    computed in turn.
     """
     blocks = min(MANY_BLOCKS, queue.num_blocks or MANY_BLOCKS)
     queue = replace(queue, num_frames=blocks * queue.block_frames)

@@ -1,4 +1,4 @@
-"""Memory of ranks, estimated from sizes alone: the largest part, and the tiles or frames that would fit."""
+"""Memory of ranks, estimated from sizes alone: what takes most of it, and which tiles or frames would fit."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def fitting_tile(
 
 
 def way_out(request: ResolvedRequest, spec: ModelSpec, fits: Callable[[ResolvedRequest], bool]) -> str:
-    """Return the end of a message on lack of memory: decode tiles or frames with which a request would fit.
+    """Return words to end a message about too little memory: the decode tiles or frames that would fit.
 
     It is empty if neither helps.
     """

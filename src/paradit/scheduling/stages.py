@@ -13,8 +13,8 @@ from typing import TypeVar
 
 STAGES = ("encode", "denoise", "decode")
 AHEAD = 2
-"""Number of requests that may be ready between two stages; if the later stage is slow, the earlier one
-waits."""
+"""Number of requests that may be ready between two stages. Once there are this many, the earlier stage waits
+for the later one."""
 
 
 R = TypeVar("R")
