@@ -1,7 +1,7 @@
 """Merge of the ranks' records into one Chrome trace, which Perfetto and chrome://tracing open.
 
-In these viewers each rank is a process. Its rows are stages with their steps, waits, and as many rows of
-layers and of messages as their overlaps need.
+These viewers show each rank as a process with rows (tracks): one for stages with their steps, one for waits,
+and as many for layers, and for messages, as it takes to show those that overlap.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from paradit.files import behind_links
 from paradit.trace.spans import CHANNEL, EXCHANGE, LAYER, MESSAGE, REHEARSAL, STAGE, STEP, Tracing
 
 _NESTED = {"stages": (STAGE, STEP, REHEARSAL), "waiting": (EXCHANGE, CHANNEL)}
-"""Rows of a rank in a trace viewer, with the categories of spans in each; spans are nested or apart."""
+"""Categories of the spans in each of a rank's rows in a trace viewer, by the row's name. In each of these
+rows, spans are nested or disjoint."""
 _OVERLAPPING = {"layers": (LAYER,), "messages": (MESSAGE,)}
 
 
@@ -114,7 +115,7 @@ def chrome_trace(by_rank: Mapping[int, Iterable[Span]]) -> dict[str, Any]:
 
 
 def _rows(spans: Sequence[Span]) -> Iterator[tuple[str, list[Span]]]:
-    """Yield one rank's spans by named row, in the order in which a trace viewer shows the rows."""
+    """Yield one rank's spans as rows (tracks of a trace viewer), each with its name, in viewing order."""
     for name, categories in _NESTED.items():
         row = [span for span in spans if span.category in categories]
         if row:
@@ -125,7 +126,10 @@ def _rows(spans: Sequence[Span]) -> Iterator[tuple[str, list[Span]]]:
 
 
 def _apart(spans: Iterable[Span]) -> list[list[Span]]:
-    """Distribute spans over rows so that none overlap: each, in order of begin, goes to a free row."""
+    """Distribute spans over rows so that none in a row overlap.
+
+    Each span, in order of begin, goes to the first row that is free.
+    """
     rows: list[list[Span]] = []
     for span in spans:
         free = next((row for row in rows if row[-1].end <= span.begin), None)

@@ -1,8 +1,8 @@
 """Recording of a trace: spans of time, which each process of a run writes to a file of its own.
 
-The recorder is the only thing here that is global to the process and not passed along: spans are recorded in
-every layer down to the messages, and most functions between would carry a recorder only for others. A process
-is one rank and writes one file, and no computation ever reads it.
+The recorder is global to the process, and nothing else here is. Spans are recorded in every layer of the code
+down to the messages, so most functions would take a recorder only to pass it on. The global does no harm: a
+process is one rank and writes one file, and no computation ever reads it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ STAGE = "stage"
 Spans without that argument, such as the loading of the model, come before all requests.
 """
 STEP = "step"
-"""Trace category of denoising steps, which lie within a stage."""
+"""Trace category of denoising steps; each lies within the span of a stage."""
 REHEARSAL = "rehearsal"
-"""Trace category of trials of attention forms, which lie within a step; their messages are not recorded."""
+"""Trace category of trials of attention forms (such as Ulysses and ring) to find the fastest. They lie within
+a step, and their messages are not recorded."""
 LAYER = "layer"
 """Trace category of transformer layers; those of two interleaved guidance branches overlap in time."""
 MESSAGE = "message"
@@ -32,9 +33,11 @@ MESSAGE = "message"
 EXCHANGE = "exchange"
 """Trace category of waits for messages of other ranks."""
 LINK = "measure link"
-"""Name of the trace span in which a rank measures its link: `latency`, `seconds_per_byte` and `device`."""
+"""Name of the trace span in which a rank measures its link to other ranks. Its arguments are the results,
+`latency` in seconds and `seconds_per_byte`, and the type of `device`."""
 CHANNEL = "channel"
-"""Trace category of waits for another stage: for its output, or until it takes this one's (back-pressure)."""
+"""Trace category of waits for another stage: until its output arrives, or until it has taken this stage's
+output (back-pressure)."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Tracing:
 def recording(tracing: Tracing | None, rank: int) -> Iterator[None]:
     """Record this process's spans in the trace of rank `rank` during the `with` body.
 
-    tracing: where to record; None: record nothing.
+    tracing: settings of the trace; None: nothing is recorded.
     """
     global _recorder  # noqa: PLW0603 (see above)
     if tracing is None:
@@ -65,7 +68,7 @@ def recording(tracing: Tracing | None, rank: int) -> Iterator[None]:
 
 @contextmanager
 def unrecorded() -> Iterator[None]:
-    """Record no spans during the `with` body, because it makes measurements of its own."""
+    """Record no spans during the `with` body, such as a measurement whose messages are not the run's."""
     global _recorder  # noqa: PLW0603
     before, _recorder = _recorder, None
     try:
@@ -95,7 +98,7 @@ def layer_span(layer: int) -> AbstractContextManager[None]:
 
 
 def begin(name: str, category: str, /, **about: object) -> int | None:
-    """Begin a span of the trace, and return the number by which `end` ends it; None without a trace."""
+    """Begin a span of the trace, and return the number by which `end` ends it; None if none is recorded."""
     return None if _recorder is None else _recorder.begin(name, category, about)
 
 

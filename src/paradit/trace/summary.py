@@ -33,7 +33,7 @@ class RankSummary:
     communicating: float
     """Seconds that the rank waits for messages in denoising steps."""
     idle: float
-    """Seconds of all else: waits for other stages and ranks, and gaps between stages."""
+    """Seconds of the remaining time: waits for other stages and ranks, and gaps between stages."""
     messages: int
     """Number of exchanges with other ranks that were begun in denoising steps."""
     bytes_sent: int
@@ -53,7 +53,7 @@ class RankSummary:
 
     @property
     def hidden(self) -> float | None:
-        """Fraction of the exchanges' time `alone` in which this rank did not wait, 0 to 1; may be None.
+        """Fraction, 0 to 1, of the exchanges' time (`alone`) in which this rank did not wait for them.
 
         None if the link is not known, or if there were no exchanges.
         """
@@ -92,9 +92,9 @@ def _span(event: dict[str, Any]) -> Span:
 def summarize(by_rank: Mapping[int, Iterable[Span]]) -> list[RankSummary]:
     """Return a summary of each rank's time in a trace, in the order of ranks.
 
-    A message alone takes the link's latency, plus the time of the bytes sent or received, whichever is more
-    (Hockney's model, as in `tuning.rehearsal`). `alone` and `exposed` are None without a measured link, and
-    on CUDA, where the stream waits and not this process.
+    The time of a message alone is the link's latency, plus the time of the bytes sent or received, whichever
+    are more (Hockney's model, as in `tuning.rehearsal`). `alone` and `exposed` are None without a measured
+    link, and on CUDA, where the stream waits and not this process.
     """
     spans = [span for spans in by_rank.values() for span in spans]
     total = max(span.end for span in spans) - min(span.begin for span in spans)
@@ -143,7 +143,7 @@ def _alone(messages: list[Span], links: list[Span]) -> list[float] | None:
 def _exposed(messages: list[Span], alone: list[float], waits: _Apart) -> float:
     seconds = 0.0
     for message, most in zip(messages, alone, strict=True):
-        wait = waits.at(message.end)  # a message ends in the wait for it
+        wait = waits.at(message.end)  # its arrival is known only at the end of a wait for it
         if wait is not None:
             seconds += min((message.end - wait.begin) / 1e9, most)
     return seconds
