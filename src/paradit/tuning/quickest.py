@@ -1,6 +1,7 @@
-"""Choice of the fastest attention on this machine: read from a file of earlier results, or simulated now.
+"""Choice of the fastest attention form on this machine: read from a file of earlier results, or simulated.
 
-The simulation uses times that are measured first; it is called a rehearsal.
+An attention form is a way for ranks to share attention, such as Ulysses or ring. The simulation is called a
+rehearsal; it uses times that are measured first.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def quickest(open: Undecided) -> Choice:
-    """Return the fastest form of attention for a step, as remembered on this machine or else as rehearsed.
+    """Return the fastest attention form for a step, from a file of earlier results or else by a rehearsal.
 
-    A rehearsal simulates each form with measured times. All ranks of the mesh call it together, and get the
-    same.
+    A rehearsal simulates each form with measured times. All ranks of the mesh call this function together,
+    and get the same result.
     """
     step, x = open.step, open.step.tokens.hidden_states
     what = (
@@ -73,9 +74,10 @@ def _rehearsed(open: Undecided) -> int:
 
 
 def _costs(open: Undecided, interleave: bool) -> list[BlockCost]:
-    """Return measured times of blocks, the first and last in turn, for one guidance branch or for all.
+    """Return measured times of the first and the last transformer block, alternately, each twice.
 
-    They are for one branch if `interleave` is set, because interleaved branches run separately.
+    They are for one guidance branch if `interleave` is set, because interleaved branches run separately; else
+    for all branches together.
     """
     step, mine = open.step, open.shares.tokens_of(open.mesh.branch.rank)
     context = step.branches.each[0] if interleave else step.branches.joined

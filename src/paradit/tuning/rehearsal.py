@@ -1,10 +1,10 @@
 """Simulation ("rehearsal") of a transformer's forward with any form of attention, by measured times.
 
-What is rehearsed is the program that runs, `through_blocks` with its attention and its exchange, so no
-schedule is described twice. But its tensors hold no data (torch's device "meta"), its blocks and its kernel
-only advance the clock by the time that real ones were measured to take, and its messages share a link with a
-latency and a rate: Hockney's alpha-beta model (Parallel Computing 20, 1994), for one rank, with the others
-like it.
+The simulation runs the real program, `through_blocks` with its attention and its exchange, so no schedule is
+described twice. But its tensors hold no data (torch's device "meta"). Its blocks and its kernel only advance
+a clock by the time that real ones were measured to take. Its messages share a link that has a latency and a
+rate: Hockney's alpha-beta model (Parallel Computing 20, 1994). One rank is simulated; the others are taken to
+be like it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class BlockCost:
 
 
 def measure_block(block: Block[T], tokens: T) -> BlockCost:
-    """Measure the time of a transformer block without its attentions, on the tokens that a rank holds."""
+    """Measure the time of a transformer block without its attentions, on the tokens that this rank holds."""
     device = tokens.hidden_states.device
     rows = [_laps(block, tokens, device) for _ in range(TIMES + 1)][1:]
     *projections, finish = (min(times) for times in zip(*(laps for laps, _ in rows), strict=True))
@@ -178,7 +178,7 @@ class _RehearsedBlock(Block["RehearsedTokens"]):
 
 
 class _StillRope(Rope):
-    """Stand-in for RoPE that rotates nothing; its time is included in that of the projections."""
+    """Stand-in for RoPE that rotates nothing; RoPE's time is included in the measured times of q and k."""
 
     def apply(self, x: Tensor) -> Tensor:
         return x
@@ -205,7 +205,7 @@ class RehearsedTokens(Tokens):
 def rehearsed_tokens(value: Tensor) -> RehearsedTokens:
     """Return tokens without data, for a simulated forward whose attention values have the shape of `value`.
 
-    value: [B, S, H, D].
+    value: tensor of shape [B, S, H, D].
     """
     positions = torch.empty(value.shape[1], 3, device="meta")
     layout = Layout(rope=_StillRope(positions=positions, cos=positions, sin=positions))

@@ -1,4 +1,4 @@
-"""File of the results of measurements on this machine, so that nothing is measured twice."""
+"""File in which results of measurements on this machine are stored, so that nothing is measured twice."""
 
 from __future__ import annotations
 
