@@ -25,7 +25,7 @@ from paradit.planner.hardware import Device, Link
 
 
 class Work(Protocol):
-    """Protocol of a measured operation, such as a matrix product, with a prediction of its time."""
+    """Protocol of a measured operation, such as a matrix product, whose time can also be predicted."""
 
     @property
     def text(self) -> str:
@@ -278,7 +278,7 @@ def machine_file(
     """Return the text of a machine file: the TOML file of hardware figures that `find_cluster` reads.
 
     about: comment lines for the head of the file. neighbours: link between neighbouring ranks (0 and 1, 2 and
-    3, ...), or None if they use the same link as all ranks.
+    3, ...), or None if they have no link of their own.
     """
     lines = [*(f"# {line}" for line in about), "", f"ranks = {ranks}", "machines = 1", ""]
     lines += ["[devices.this]", f'source = "{device.source}"', f"dense = {_inline(device.dense)}"]

@@ -62,8 +62,8 @@ class Wait:
 
     key: Hashable
     same_turn: bool = False
-    """Whether the rank goes straight on to this wait after the previous one. If not, another stream of work
-    of the same rank, such as another guidance branch, runs first."""
+    """Whether the rank turns to this wait directly after the previous one. Otherwise it first runs another of
+    its streams of work, such as another guidance branch."""
 
 
 Step = Compute | Post | Wait

@@ -15,8 +15,7 @@ WAITING, DECODING = 0.15, 0.15
 """Thresholds above which waiting or decoding is reported as the bottleneck of a plan: the fraction of a step
 spent waiting, and the fraction of a video's latency spent decoding."""
 SAID = 0.05
-"""Fraction of a step that must be spent waiting for messages for the explanation of a plan to mention the
-wait."""
+"""Smallest fraction of a step spent waiting for messages that the explanation of a plan mentions."""
 
 
 def bound_of(simulated: Simulated) -> str:
@@ -32,7 +31,7 @@ def bound_of(simulated: Simulated) -> str:
 
 
 def decoder_busy(simulated: Simulated) -> float:
-    """Return the fraction of a simulated run for which ranks that only decode are busy, on average."""
+    """Return the average fraction of a simulated run for which ranks that only decode are busy."""
     placement = simulated.way.placement
     ranks = [rank for rank in placement.decode_ranks if rank not in placement.denoise_ranks]
     return sum(1 - simulated.idle[rank] for rank in ranks) / max(1, len(ranks))

@@ -120,9 +120,9 @@ class InBlocks(Player):
     ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
         """Yield how the plan does if frame blocks get their left context from the other source.
 
-        The left context is the end of the previous block. Its sources are cached keys and values, and
-        latents. The result is (setting, its value, the other value, simulation with the other value, whether
-        that fits in memory).
+        The left context is the end of the previous block. Its sources are a cache of its keys and values, and
+        its latents, from which these are computed again. The result is (setting, its value, the other value,
+        simulation with the other value, whether that fits in memory).
         """
         long = self.request(simulator)
         (name,) = (one for one in LEFT_SOURCES if one != long.left_context)

@@ -26,10 +26,10 @@ from paradit.scheduling.layer_pipeline import (
 
 SETTLED, MEASURED = 3, 4
 """Numbers of frame blocks: after the first number, a full pipeline is expected to finish blocks at a steady
-pace; over the second, that pace is measured. Later blocks are not simulated, but taken to keep the pace."""
+pace; over the second, that pace is measured. Later blocks are not simulated, but assumed to keep the pace."""
 STEADY = 1e-4
-"""Largest relative difference between the paces of the first and the second half of the measured blocks with
-which the pace counts as steady. If it differs more, more blocks are simulated."""
+"""Tolerance for a steady pace: the largest relative difference between the paces of the first and the second
+half of the measured blocks. If they differ more, more blocks are simulated."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Fit the latency and bandwidth of a machine's links to message times measured between its ranks.
 
-`engine.calibrate` measures them.
+The times are measured by `engine.calibrate`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class PairSeconds:
 
 
 CLEARLY = 1.5
-"""Factor by which neighbouring ranks (0 and 1, 2 and 3, ...) must exchange data faster than all other pairs
-to count as having a link of their own. Their slowest measurement is compared with the fastest of the others.
-An NVLink bridge is 2 times as fast as the port of PCIe 4.0, and 3 times as fast as a PCIe transfer between
-two devices (links.toml). Links of one kind differ by some tenths on a busy machine, but it is not always the
-same pairs that are slower."""
+"""Factor by which data must travel faster between neighbouring ranks (0 and 1, 2 and 3, ...) than between any
+other two, for neighbours to count as having a link of their own. The slowest measurement of neighbours is
+compared with the fastest of the other pairs. An NVLink bridge is 2 times as fast as the port of PCIe 4.0, and
+3 times as fast as a PCIe transfer between two devices (links.toml). Links of one kind differ by some tenths
+on a busy machine, but it is not always the same pairs that are slower."""
 
 
 def neighbours_of(measured: Mapping[tuple[int, int], Sequence[PairSeconds]]) -> PairSeconds | None:
@@ -100,7 +100,7 @@ def fit_link(messages: Messages | None, copies: Copies, ranks: int) -> Link:
 
 
 def fit_neighbours(messages: Messages | None) -> Link | None:
-    """Return the link between neighbouring ranks as measured, or None if they have none of their own."""
+    """Return the link between neighbouring ranks as measured, or None if they have no link of their own."""
     if messages is None or messages.neighbours is None:
         return None
     assert messages.neighbours_latency is not None
@@ -108,7 +108,7 @@ def fit_neighbours(messages: Messages | None) -> Link | None:
 
 
 def crowded(device: Device, messages: Messages | None) -> Device:
-    """Return a copy of the device's figures with the measured slowdown of computing while messages travel."""
+    """Return a copy of a device's figures that includes the measured slowdown of computing by messages."""
     if messages is None:
         return device
     message_units = device.units * messages.crowding / (1 + messages.crowding)

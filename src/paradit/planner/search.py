@@ -65,11 +65,11 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plans:
-    """Result of the search for a plan: the best plans, common ones to compare with, and all that it tried."""
+    """Result of the search for a plan: the best plans, common ones to compare with, and all plans tried."""
 
     best: list[Plan]
-    """Best fitting plan of each kind (such as replicas), best first; if no plan fits, the best of each kind
-    anyway."""
+    """Best plan of each kind (such as replicas) among those that fit in memory, best first; if no plan fits,
+    among all."""
     usual: list[Plan]
     """Common ways of using the cluster, for comparison with the best."""
     tried: list[Plan]
@@ -117,7 +117,7 @@ def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
 
 
 def with_tiles(simulator: Simulator, way: Way) -> Way | None:
-    """Return a plan with the largest VAE decode tiles with which it fits in memory, or None if none help."""
+    """Return a plan changed to the largest VAE decode tiles that make it fit in memory; None if none do."""
 
     def fits(request: ResolvedRequest) -> bool:
         return simulator.fits(replace(way, tile=request.vae_tile))

@@ -1,4 +1,4 @@
-"""Simulation of a whole run: the denoising method's cost model, and the stages in the engine's order.
+"""Simulation of a whole run: denoising by the method's cost model, and the stages in the engine's order.
 
 The data that travel between stages (megabytes), files, and Python's time between steps are left out.
 """
@@ -95,7 +95,8 @@ class Player(ABC):
     """Cost model of a denoising method: simulates execution plans that use the method, and describes them."""
 
     approximate = ""
-    """Words for people, after the method's name, on what is approximate about it; empty if it is exact."""
+    """Words that texts for people add to the method's name, to say what is approximate about it; empty if it
+    is exact."""
 
     @abstractmethod
     def request(self, simulator: Simulator) -> ResolvedRequest:
@@ -151,8 +152,8 @@ class Player(ABC):
     def stages(self, spans: Sequence[balance.Span], way: Way) -> Iterable[balance.Span]:  # noqa: ARG002
         """Return the intervals in which ranks run the stages of requests, corrected for stages that overlap.
 
-        spans: the intervals if each stage begins only after the stage before. A method whose stages overlap
-        moves them.
+        spans: intervals computed as if each stage began only after the one before it had ended. A method
+        whose stages overlap moves them.
         """
         return spans
 
@@ -219,7 +220,7 @@ class Simulator:
         return self.request == self.long
 
     def simulate(self, way: Way, num_requests: int, choice: Choice) -> Simulated:
-        """Simulate an execution plan with an attention form, for `num_requests` requests of this kind."""
+        """Simulate an execution plan with an attention form, for `num_requests` requests like `request`."""
         return way.player.simulate(self, way, num_requests, choice)
 
     def request_of(self, way: Way) -> ResolvedRequest:
@@ -295,11 +296,11 @@ class Simulator:
         ]
 
     def memory(self, way: Way) -> tuple[int, ...]:
-        """Return the estimated peak bytes of each rank if a plan is run."""
+        """Return the estimated peak bytes of each rank when a plan runs."""
         return tuple(parts["peak"] for parts in self.memory_parts(way))
 
     def fits(self, way: Way) -> bool:
-        """Return whether each rank's estimated peak fits the device's memory if a plan is run."""
+        """Return whether each rank's estimated peak fits in the device's memory when a plan runs."""
         return max(self.memory(way)) <= self.cluster.device.memory
 
     def _weights(self, stage: str) -> int:

@@ -76,8 +76,8 @@ class Branch:
     def attention(self, rank: int, head_rows: float, beside: float = 0.0) -> Compute:
         """Return the simulated step in which a rank computes attention for `head_rows` (head, query) pairs.
 
-        The pairs are those of each video. rank: index in the branch's ranks. beside: seconds for which
-        messages travel meanwhile, which slow it down.
+        head_rows counts the pairs of one video of the batch. rank: index in the branch's ranks. beside:
+        seconds for which messages travel meanwhile, and slow the attention down.
         """
         return Compute("attention", self.costs[rank].attention(self.batch * head_rows, beside))
 
