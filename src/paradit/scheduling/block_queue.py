@@ -121,7 +121,7 @@ class BlockQueue:
 
     @property
     def open_rounds(self) -> int:
-        """Number of rounds, from the first, that a longer video would have too; it can resume after them.
+        """Number of rounds, from the first, that a longer video has too, and after which it can resume.
 
         They end before the last block joins the queue, because that block may be shorter than in a longer
         video.

@@ -28,8 +28,8 @@ class HelperSpeed:
     link: float
     """Seconds in which one row of a head travels: a query, key, value or result."""
     fixed: float
-    """Seconds that help takes however little it is: until the first data arrive, and for the keys and values
-    of a head that is split between ranks."""
+    """Seconds that help takes however little it is: the wait for the first data, and the transfer of keys and
+    values of a head that is split between ranks."""
 
 
 def helpers_work(
@@ -42,10 +42,10 @@ def helpers_work(
     denoise ranks. parts: number of pieces, of chunks or guidance branches, in which an attention's work
     arrives; each piece travels while another is computed.
 
-    A row costs a helper 3 link in (its query, key and value), `compute`, and 1 link out. If these follow each
-    other, they add up; in many parts only the longest of the three, m, counts: row = m + (sum - m) / parts.
-    All ranks are to end at the same time T, in which a denoise rank does T / row_seconds rows, and a helper
-    (T - fixed) / row:
+    A row costs a helper 3 times `link` for its query, key and value, then `compute`, then `link` for its
+    result. If these follow each other, they add up; in many parts only the longest of the three, m, counts:
+    row = m + (sum - m) / parts. All ranks are to end at the same time T, in which a denoise rank does T /
+    row_seconds rows, and a helper (T - fixed) / row:
 
         num_ranks T / row_seconds + sum over helpers with fixed < T of (T - fixed) / row = num_rows
     """
@@ -69,7 +69,7 @@ def _row(helper: HelperSpeed, parts: int) -> float:
 
 
 class Judge:
-    """Record of step times that tells whether the help of idle decode ranks makes steps faster."""
+    """Judge of whether the help of idle decode ranks makes steps faster, from recorded step times."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[tuple[int, ...], list[float]] = defaultdict(list)

@@ -82,7 +82,7 @@ class _Search:
         return _Change(words, replace(change.request, vae_tile=tile), change.placement)
 
     def _placements(self, ranks: int) -> Iterator[_Change]:
-        """Yield the other placements of one video on `ranks` ranks, each as a change of options."""
+        """Yield other placements of one video on `ranks` ranks, each as a change of command-line options."""
         asked, method = self._asked, method_of(self._request)
         for cfg_degree in CFG_DEGREES:
             with suppress(InputError):
