@@ -91,7 +91,7 @@ def span(name: str, category: str, /, **about: object) -> AbstractContextManager
 
 
 def layer_span(layer: int) -> AbstractContextManager[None]:
-    """Record the time of a transformer layer, the `with` body, if the trace is to show layers."""
+    """Record the time of the `with` body as that of a transformer layer, if the trace is to show layers."""
     if _recorder is None or not _recorder.layers:
         return _NOTHING
     return _Span(_recorder, f"layer {layer}", LAYER, {})
