@@ -32,12 +32,12 @@ from paradit.parallel.forward import run, run_interleaved, through_blocks
 
 @dataclass(frozen=True)
 class AttentionCost:
-    """Measured time to prepare one of a block's attentions, on a rank that holds a part of the tokens."""
+    """Measured time to prepare one attention of a transformer block, on a rank with a part of the tokens."""
 
     value: Tensor
     """Attention's input values, [B, S, H, D], of which only the shape and dtype matter."""
     projections: tuple[float, ...]
-    """Seconds to compute v, k and q with RoPE; those of v include all work since the attention before."""
+    """Seconds to compute v, k and q with RoPE; those of v include all work since the previous attention."""
 
 
 @dataclass(frozen=True)
