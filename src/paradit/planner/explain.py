@@ -45,8 +45,8 @@ class Switch:
     """Name of the setting, a key of `planner.settings.SETTINGS`."""
     of: Callable[[Simulated], str]
     why: Callable[[Simulated, Simulated], str]
-    """Function that takes the best plan, and the best plan with another value of the setting. It returns a
-    text on why their times differ, or an empty one."""
+    """Function that takes the best plan, and the best one with another value of this setting. It returns a
+    text on why their times differ, or an empty text."""
 
 
 def _idle_decoder(best: Simulated, other: Simulated) -> str:
@@ -135,10 +135,10 @@ def reasons(plans: Plans, goal: str, said: Callable[[float], str]) -> list[str]:
 def otherwise(
     plan: Plan, simulator: Simulator, num_prompts: int, goal: str, said: Callable[[float], str]
 ) -> list[str]:
-    """Return lines for people on settings of a plan's denoising method that its placement does not hold.
+    """Return lines for people on a plan's method settings, such as the left context of frame blocks.
 
-    An example is the left context of frame blocks. Each line has the setting's value, and the plan's cost
-    with another value, in the style of `reasons`.
+    These are the settings of the denoising method that are not part of a placement. Each line has the
+    setting's value, and the plan's cost with another value, in the style of `reasons`.
     """
     mine, found = plan.simulated, []
     compared = mine.way.player.compared(simulator, mine, num_prompts) if plan.fits else ()

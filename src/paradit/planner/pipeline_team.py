@@ -51,11 +51,11 @@ class Team:
         self._messages: dict[tuple[str, int, Kind], Message] = {}
         stage_ranks, sharers = grid.stage_ranks, grid.sharers
         self._mates = range(0, stage_ranks, sharers)
-        """Index of the first rank of each group in the first layer slice, among the denoise ranks. The
-        ranks of a group share tokens."""
+        """Index, among the denoise ranks, of the first of each group of ranks that share tokens in the first
+        layer slice."""
         self._senders = range(grid.num_ranks - stage_ranks, grid.num_ranks, sharers)
-        """Index of the first rank of each group in the last layer slice, among the denoise ranks. These
-        groups, whose ranks share tokens, send predictions to the first denoise rank."""
+        """Index, among the denoise ranks, of the first of each group of ranks that share tokens in the last
+        layer slice; these groups send predictions to the first denoise rank."""
 
     def program(self) -> Iterator[Step]:
         """Yield the simulated program of the group of ranks, in the order of `BlockPipeline.blocks`."""

@@ -116,7 +116,7 @@ class Player(ABC):
 
     @abstractmethod
     def title(self, way: Way) -> str:
-        """Return the name under which texts for people show the method."""
+        """Return the method's name for texts that people read."""
 
     @abstractmethod
     def name(self, way: Way, choice: Choice) -> tuple[list[str], list[str]]:
@@ -167,9 +167,9 @@ class Player(ABC):
         simulated: Simulated,  # noqa: ARG002
         num_requests: int,  # noqa: ARG002
     ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
-        """Yield comparisons of a plan with plans that differ in one of the method's own settings.
+        """Yield comparisons of a plan with plans that differ in one setting of the denoising method.
 
-        Only settings that a placement does not hold are compared. A comparison is (setting, value, other
+        Settings that are part of a placement are not compared here. A comparison is (setting, value, other
         value, simulation with the other value, whether that fits in memory).
         """
         yield from ()
