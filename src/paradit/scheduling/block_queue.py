@@ -159,7 +159,7 @@ class BlockQueue:
         return count(first_round) if self.num_rounds is None else iter(range(first_round, self.num_rounds))
 
     def finished(self, round: int) -> int:
-        """Return how many blocks have left the queue, fully denoised, before a round."""
+        """Return how many blocks have left the queue, fully denoised, before a round begins."""
         return max(0, round - self.num_steps + 1)
 
     def active(self, round: int) -> range:

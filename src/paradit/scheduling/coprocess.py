@@ -77,8 +77,8 @@ class Judge:
     def choose(self, idle: tuple[int, ...]) -> tuple[int, ...]:
         """Return the ranks that help in the next step: all idle decode ranks, or none.
 
-        idle: decode ranks that are idle now. Every new set of them is tried first, in steps that alternate
-        with steps without help.
+        idle: decode ranks that are idle now. A set of ranks that has not helped before is tried first, in
+        steps that alternate with steps without help.
         """
         if not idle:
             return ()
