@@ -135,7 +135,7 @@ class InBlocks(Player):
     def spans(
         self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]
     ) -> Iterator[tuple[int, Span]]:
-        """Yield (rank, trace span) of every step of every frame block, and of all messages and waits."""
+        """Yield (rank, trace span) of a simulated run: all steps of all frame blocks, messages and waits."""
         placement = simulated.way.placement
         video, size = long_video(simulator, simulated.way), placement.replica_ranks
         played = video.played()

@@ -24,10 +24,11 @@ first rank has the block's denoised latents."""
 
 @cache
 def _operations(queue: BlockQueue, num_stages: int, is_leader: bool) -> list[tuple[Operation, Kind]]:
-    """Return a pipeline rank's operations in order, each with its kind, by which its cost is looked up.
+    """Return a pipeline rank's operations in order, each with its kind, on which the operation's cost
+    depends.
 
-    A kind is the numbers of latent frames of a step. All ranks have the same operations, except the leader,
-    the first rank, which also collects the predictions.
+    A kind is the numbers of latent frames of a step. All ranks have the same operations, except the leader
+    (first rank), which also collects the predictions.
     """
     found = program(queue, num_stages, 0 if is_leader else 1)
     return [(operation, kind_of(operation.step)) for operation in found]

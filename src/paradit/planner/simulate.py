@@ -69,8 +69,8 @@ class Simulated:
     first_frame: float
     """Seconds until the first frames of the first video are decoded."""
     step: float
-    """Seconds of a denoising step; with co-processing, of one in which idle decode ranks help. For a long
-    video, of the longest step of a frame block."""
+    """Seconds of a denoising step. With co-processing, it is a step in which idle decode ranks help; for a
+    long video, the longest step of a frame block."""
     stages: Mapping[str, float]
     exposed: float
     """Fraction of a step for which the busiest rank waits for messages; for a long video, fraction of its

@@ -103,8 +103,7 @@ class StageSteps:
 
     @cached_property
     def text_rows(self) -> int:
-        """Number of text tokens that go through the layers with the video's tokens; 0 without joint
-        attention."""
+        """Number of text tokens that go through the layers with the video tokens; 0 without joint attention."""
         return replicated_rows(self.spec.transformers[0], self.spec.text_length)
 
     def _layer(self, kind: Kind) -> StageSeconds:

@@ -102,7 +102,7 @@ class Whole(Player):
     def spans(
         self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]
     ) -> Iterator[tuple[int, Span]]:
-        """Yield (rank, trace span) of all steps, and of the first step's messages, waits and layers."""
+        """Yield (rank, trace span) of a simulated run: all steps; messages, waits and layers of the first."""
         steps = simulator.request.num_inference_steps
         for one in denoised:
             length = (one.end - one.start) / steps
