@@ -24,8 +24,7 @@ first rank has the block's denoised latents."""
 
 @cache
 def _operations(queue: BlockQueue, num_stages: int, is_leader: bool) -> list[tuple[Operation, Kind]]:
-    """Return a pipeline rank's operations in order, each with its kind, on which the operation's cost
-    depends.
+    """Return a pipeline rank's operations in order, each with its kind, on which its cost depends.
 
     A kind is the numbers of latent frames of a step. All ranks have the same operations, except the leader
     (first rank), which also collects the predictions.

@@ -103,7 +103,7 @@ class StageSteps:
 
     @cached_property
     def text_rows(self) -> int:
-        """Number of text tokens that go through the layers with the video tokens; 0 without joint attention."""
+        """Number of text tokens that pass through the layers with the video tokens; 0 if there are none."""
         return replicated_rows(self.spec.transformers[0], self.spec.text_length)
 
     def _layer(self, kind: Kind) -> StageSeconds:
