@@ -23,14 +23,16 @@ CLIP_FRAMES = 33
 
 @dataclass(frozen=True)
 class Verdict:
-    """Evaluator's findings about a short video: its colour, shape and motion; None for one not recognised."""
+    """Result of evaluating a short video: its colour, shape and motion, None for each not recognised."""
 
     color: str | None
     shape: str | None
     motion: str | None
     stray: float
-    """Largest fraction, over the frames, of the non-background pixels that lie apart from the object: ghosts,
-    debris."""
+    """Largest fraction, in any frame, of the non-background pixels that do not belong to the object.
+
+    Such pixels are ghosts or debris.
+    """
     flicker: float
     """Mean change of the background's pixels from frame to frame, in levels of 255."""
 
@@ -44,27 +46,32 @@ class Verdict:
 
 @dataclass(frozen=True)
 class LongVerdict:
-    """Quality figures for a long video whose frames were made in blocks."""
+    """Quality figures for a long video that was made in frame blocks."""
 
     present: float
     """Fraction of the frames in which the object is visible, neither shrunk nor faded away."""
     color: float
-    """Fraction of the video's clips in which the colour is right; `shape` and `motion` are such fractions
-    too."""
+    """Fraction of the video's clips in which the colour is right.
+
+    `shape` and `motion` are the fractions in which those are right.
+    """
     shape: float
     motion: float
     border_flicker: float
-    """Ratio of the mean change between two frames at block borders to that elsewhere; 1 if borders are
-    invisible."""
-    border_jump: float
-    """Ratio of the object's mean change of velocity between two frames at block borders to that elsewhere.
+    """Mean change of the picture from one frame to the next where a frame block begins, over that elsewhere.
 
-    It is large if the object leaps at borders.
+    The ratio is 1 if the borders between frame blocks are invisible.
+    """
+    border_jump: float
+    """Mean change of the object's velocity where a frame block begins, over that elsewhere.
+
+    The velocity is that between two frames, so the ratio is large if the object leaps at a border.
     """
     border_turn: float
-    """Ratio of the object's mean change of velocity over several frames at block borders to that elsewhere.
+    """Mean change of the object's velocity where a frame block begins, over that elsewhere.
 
-    It is large if the object changes its speed or direction at borders.
+    The velocity is the mean over several frames, so the ratio is large if the object changes its speed or
+    direction at a border.
     """
     drift: float
     """Largest change of the background's colour since the first frames, in levels of 255."""
@@ -84,7 +91,7 @@ class _Outline:
 
 
 def evaluate(video: np.ndarray) -> Verdict:
-    """Judge a video, uint8 `[F, H, W, 3]`.
+    """Recognise the colour, shape and motion of the object in a video, uint8 `[F, H, W, 3]`.
 
     Raises `ValueError` for fewer than `MIN_FRAMES` frames.
     """
@@ -114,11 +121,11 @@ def evaluate(video: np.ndarray) -> Verdict:
 
 
 def evaluate_long(video: np.ndarray, scene: Scene, borders: Sequence[int], period: int = 4) -> LongVerdict:
-    """Judge a long video, uint8 `[F, H, W, 3]`, by its clips of `CLIP_FRAMES` and its blocks' borders.
+    """Judge a long video, uint8 `[F, H, W, 3]`: its clips of `CLIP_FRAMES`, and its borders of frame blocks.
 
-    borders: the first frame of each frame block except the first block. They are compared with other frames
-    at a distance of whole periods, because a VAE decodes `period` frames at a time, and frames between its
-    pieces differ more anyway.
+    scene: the scene that the video should show. borders: the index of the first frame of each frame block
+    except the first block. Borders are compared only with frames that are whole periods away: a VAE decodes
+    `period` frames at a time, and the change from one such piece to the next is larger anyway.
     """
     starts = range(0, len(video) - CLIP_FRAMES + 1, CLIP_FRAMES // 2)
     clips = [evaluate(video[start : start + CLIP_FRAMES]).right(scene) for start in starts]
@@ -162,7 +169,7 @@ def _present(outlines: Sequence[_Outline | None]) -> float:
 
 
 def _steps(outlines: Sequence[_Outline | None], side: int) -> np.ndarray:
-    """Return how far the object moved since the frame before, in pixels, `[F, 2]`; NaN without an object."""
+    """Return the object's movement since the frame before, in pixels, `[F, 2]`; NaN if no object is seen."""
     places = np.asarray([(np.nan, np.nan) if o is None else (o.x, o.y) for o in outlines])
     # An object that leaves on one side returns on the other, so the shorter way counts.
     steps = (np.diff(places, axis=0) + side / 2) % side - side / 2
@@ -170,10 +177,10 @@ def _steps(outlines: Sequence[_Outline | None], side: int) -> np.ndarray:
 
 
 def _turns(steps: np.ndarray, reach: int, skip: int = 0) -> np.ndarray:
-    """Return, for each frame, how much the object's mean velocity changes there, in pixels per frame.
+    """Return how much the object's mean velocity changes at each frame, in pixels per frame.
 
-    The mean of the `reach` steps before the frame is compared with that of `reach` steps from the frame on,
-    after the first `skip` of these.
+    The mean of the `reach` movements (`_steps`) before the frame is compared with the mean of `reach`
+    movements from the frame on, of which the first `skip` are left out.
     """
     turns = np.full(len(steps), np.nan)
     for frame in range(reach, len(steps) - reach - skip + 1):
@@ -183,13 +190,13 @@ def _turns(steps: np.ndarray, reach: int, skip: int = 0) -> np.ndarray:
 
 
 def _difference_from_background(frames: np.ndarray) -> np.ndarray:
-    """Return each pixel's largest difference by channel from the frame's border colour: `[F, H, W]`."""
+    """Return the largest difference of any channel of each pixel from the frame's border colour, [F, H, W]."""
     difference: np.ndarray = np.abs(frames - _background(frames)[:, None, None]).max(axis=3)
     return difference
 
 
 def _background(frames: np.ndarray) -> np.ndarray:
-    """Return the colour of each frame's border, `[F, 3]`."""
+    """Return the median colour of each frame's border, `[F, 3]`."""
     border = np.concatenate(
         [frames[:, :3].reshape(len(frames), -1, 3), frames[:, -3:].reshape(len(frames), -1, 3),
          frames[:, :, :3].reshape(len(frames), -1, 3), frames[:, :, -3:].reshape(len(frames), -1, 3)],
@@ -207,10 +214,11 @@ def _color(frames: np.ndarray, difference: np.ndarray, contrast: float) -> str:
 
 
 def _outline(mask: np.ndarray) -> _Outline | None:
-    """Measure the object in one frame: the pixels near the median position; all others are stray.
+    """Measure the object in one frame; `mask` marks the pixels that are not background.
 
-    An object that leaves on one side returns on the other, so the picture is rolled until the object is in
-    the middle. Returns None if there is hardly anything to see.
+    Pixels near their median position belong to the object; all others count as stray. An object that leaves
+    on one side returns on the other, so the picture is shifted, with wrap-around, until the object is in the
+    middle. Returns None if there is hardly anything to see.
     """
     if mask.sum() < 20:
         return None
@@ -236,14 +244,14 @@ def _outline(mask: np.ndarray) -> _Outline | None:
 
 
 def _middle(counts: np.ndarray) -> int:
-    """Return the mean position in a histogram along a line whose ends are joined, as on a circle."""
+    """Return the mean position in a histogram of positions that wrap around, as on a circle."""
     angles = 2 * np.pi * np.arange(len(counts)) / len(counts)
     mean = np.angle(np.sum(counts * np.exp(1j * angles)))
     return round(float(mean / (2 * np.pi) * len(counts))) % len(counts)
 
 
 def _shape(box: np.ndarray) -> str:
-    """Return the name of the shape that a mask shows; the mask is cut to the shape's bounding box."""
+    """Return the name of the shape in a mask that is cropped to the shape's bounding box."""
     height, width = box.shape
     core = box[int(height * 0.4) : int(np.ceil(height * 0.6)), int(width * 0.4) : int(np.ceil(width * 0.6))]
     if core.mean() < 0.5:
@@ -262,7 +270,7 @@ def _shape(box: np.ndarray) -> str:
 
 
 def _motion(outlines: list[_Outline], side: float) -> str:
-    """Return the name of the motion, judged by the path of the object's centroid and the change of its area.
+    """Return the name of the object's motion, judged by the path of its centroid and the change of its area.
 
     side: the picture's side in pixels, by which the path is scaled.
     """
@@ -295,7 +303,7 @@ def _turning(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _flicker(frames: np.ndarray, masks: np.ndarray) -> float:
-    """Return the mean frame-to-frame change of the pixels that no frame's object covers."""
+    """Return the mean frame-to-frame change of those pixels that the object covers in no frame."""
     still = ~masks.any(axis=0)
     if still.mean() < 0.05:
         return 0.0

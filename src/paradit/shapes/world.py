@@ -16,8 +16,10 @@ import numpy as np
 FPS = 16
 """Frames per second at which the motions are defined."""
 MAX_FRAMES = 49
-"""Number of frames in the longest training clips; growing and shrinking shapes keep a fitting size for this
-long."""
+"""Largest number of frames in a training clip.
+
+Over this many frames, a growing or shrinking shape neither fills the picture nor vanishes.
+"""
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (225, 45, 45),
@@ -50,7 +52,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 
 WORDS = tuple(dict.fromkeys([*COLORS, *SHAPES, *" ".join(MOTIONS).split(), *BACKGROUNDS, "background"]))
-"""Words of a prompt that the bundled model knows, once each; it ignores all others."""
+"""Words of a prompt that the bundled model knows, each listed once; the model ignores all other words."""
 
 OTHER_FORMS = {
     "grey": "gray",
@@ -70,11 +72,10 @@ OTHER_FORMS = {
     "leftwards": "left",
     "rightwards": "right",
 }
-"""Other forms of known words, each with the known word that replaces it in the tokenizer."""
+"""Known word that the tokenizer puts in place of another form, such as "moving" for "moves", by that form."""
 
 HELD_OUT_SHARE = 8
-"""Number N: one in N combinations of colour, shape, motion and background is kept out of training, for
-evaluation."""
+"""Number N such that about one in N scenes is kept out of training, for evaluation."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,10 @@ def all_scenes() -> list[Scene]:
 
 
 def known_words(prompt: str) -> list[str]:
-    """Return the words of `prompt` that the model knows, in order, in lower case and their basic form."""
+    """Return the words of `prompt` that the bundled model knows, in order, in lower case.
+
+    Other forms of a known word are replaced by it (`OTHER_FORMS`).
+    """
     words = (OTHER_FORMS.get(word, word) for word in re.findall(r"[a-z]+", prompt.lower()))
     return [word for word in words if word in WORDS]
 
@@ -119,8 +123,8 @@ def draw(
 ) -> np.ndarray:
     """Draw one video of a scene: uint8 `[num_frames, size, size, 3]`.
 
-    Position, size, speed, phase and texture are drawn from `rng`. `first_frame` starts the clip later in the
-    motion. Raises `ValueError` if `first_frame + num_frames` exceeds `MAX_FRAMES`.
+    Position, size, speed, phase and texture are drawn from `rng`. first_frame: the frame of the motion at
+    which the clip begins. Raises `ValueError` if `first_frame + num_frames` exceeds `MAX_FRAMES`.
     """
     if not 0 < first_frame + num_frames <= MAX_FRAMES:
         raise ValueError(f"a clip ends at frame {first_frame + num_frames}, the motions last {MAX_FRAMES}")
@@ -173,7 +177,10 @@ def _trajectory(
 
 
 def _signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Return the distance to the shape's outline, negative inside; all shapes have about the same area."""
+    """Return each pixel's distance to the shape's outline, negative inside.
+
+    All shapes of one radius have about the same area.
+    """
     to_centre = np.sqrt(dx * dx + dy * dy)
     distance: np.ndarray
     if shape == "square":
@@ -188,7 +195,7 @@ def _signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndar
 
 
 def _texture(color: tuple[int, int, int], size: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a faint, smooth, still texture over one colour: float32 `[size, size, 3]`."""
+    """Return a still background: one colour with a faint, smooth texture, float32 `[size, size, 3]`."""
     grid = np.arange(size, dtype=np.float32) / size
     shade = np.zeros((size, size), dtype=np.float32)
     for _ in range(3):

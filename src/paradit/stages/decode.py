@@ -35,15 +35,16 @@ def decode(
     *,
     world: World | None = None,
 ) -> T | None:
-    """Pass the decoded frames of latents [1, C, F, h, w] to `consume`, and return its result.
+    """Decode latents [1, C, F, h, w], pass the frames to `consume`, and return the result of `consume`.
 
     Reported as stage "decode". tile: the side of a tile in pixels; None: the whole picture. world: the ranks
-    that share the tiles, which all call this with the same latents. The first rank consumes the frames; the
-    others return None, even if an OSError or `Undecoded` ends the decode, which only the first rank raises.
+    that share the tiles, all of which call this with the same latents; None: this process decodes alone. Only
+    the first rank calls `consume`; the others return None. If an OSError or `Undecoded` ends the decode, only
+    the first rank raises it.
 
     If memory runs out, `consume` is called again with the frames of smaller tiles, and `progress` is warned.
-    Raises OutOfMemory, on all ranks, if there are no smaller tiles, or if the latents are a stream that
-    cannot be read twice.
+    Raises OutOfMemory, on all ranks, if there are no smaller tiles, or if the latents are a stream
+    (`LatentBlocks`), which cannot be read twice.
     """
     park = False
     while True:
@@ -60,7 +61,10 @@ def decode(
 def _attempted(
     stream: Generator[Frames], attempt: Attempt, consume: Callable[[Generator[Frames]], T]
 ) -> tuple[int | None, T | None]:
-    """Decode once, on all ranks; return (None, result), or (outcome, None) if a rank could not decode."""
+    """Try once to decode on all ranks that share the tiles; return (None, result of `consume`).
+
+    If a rank could not decode, returns (NO_MEMORY or FAILED, None).
+    """
     try:
         with closing(stream):
             made = None
@@ -81,7 +85,7 @@ def _attempted(
 
 
 def _smaller(model: VideoModel, latents: Tensor | LatentBlocks, tile: int | None, progress: Progress) -> int:
-    """Return the side, in pixels, of the next smaller tile, and warn of it.
+    """Return the side, in pixels, of the smaller tiles to try next; warn that decoding starts again.
 
     Raises OutOfMemory if tiles cannot be smaller, or if the latents cannot be read twice.
     """
@@ -106,11 +110,12 @@ def frames(
     *,
     park: bool = False,
 ) -> Generator[Frames]:
-    """Yield the frames of latents [1, C, F, h, w] as [H, W, 3], on demand; reported as stage "decode".
+    """Yield the frames of latents [1, C, F, h, w] as [H, W, 3], each decoded only when it is requested.
 
-    tile: the side of a tile in pixels; None: the whole picture. attempt: agreement among the ranks that share
-    the tiles, of which only the first gets frames. park: whether a tile's cache is kept in host memory, not
-    on the device, while other tiles are decoded.
+    Reported as stage "decode". tile: the side of a tile in pixels; None: the whole picture. attempt: the try
+    at this decode that several ranks make together, of which only the first gets frames; None: this process
+    decodes alone. park: whether the decoder's cache for a tile is kept in host memory, not on the device,
+    while other tiles are decoded.
     """
     vae = model.spec.vae
     height, width = (size * vae.spatial_compression for size in latents.shape[3:])
@@ -126,9 +131,9 @@ def frames(
 
 
 def pictures(decoder: Decoder, grid: Grid, attempt: Attempt) -> Iterator[Tensor]:
-    """Yield the decoded pieces (some frames each) of the whole picture, in order, on the first rank.
+    """Yield the decoded whole pictures, a piece of some frames at a time, in order, on the first rank.
 
-    Other ranks yield nothing. Tiles are dealt out to the ranks, and all tiles advance one piece at a time.
+    Other ranks yield nothing. Each rank decodes some of the tiles, and all tiles advance one piece at a time.
     """
     tiles, hands = grid.tiles, grid.dealt(attempt.num_ranks)
     mine = [decoder.pieces(tiles[number]) for number in hands[attempt.rank]]

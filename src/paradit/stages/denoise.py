@@ -1,4 +1,4 @@
-"""Denoise, the second stage: turns noise into a video's latents, with the sampler of the request's method."""
+"""Denoise, the second stage: turns noise into latents, by the sampler of the request's generation method."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from paradit.sampling.sampler import Work, sampler_of
 
 
 def denoise(work: Work) -> Iterator[Tensor]:
-    """Yield the denoised latents [1, C, f, h, w], fp32, of each frame block in order, as `Sampler.blocks`.
+    """Yield the denoised latents [1, C, f, h, w], fp32, of each frame block in order.
 
-    Every process that takes part calls it with the same request, and iterates to the end. Raises
-    RuntimeError, naming the rank, if requests or weights differ.
+    Every rank that takes part calls this with the same request, and iterates to the end; only the first rank
+    is sure to get all frame blocks. Raises RuntimeError, naming the rank, if requests or weights differ, and
+    the errors of `Sampler.blocks`.
     """
     work.team.agree("what is asked for", repr(work.request).encode())
     return sampler_of(work.request).blocks(work)

@@ -9,13 +9,14 @@ from paradit.models.protocol import Prompt, VideoModel
 from paradit.progress import Progress
 
 QUOTED = 200
-"""Largest number of characters that a warning quotes from the part of a prompt that is left out."""
+"""Largest number of characters that a warning quotes from the end of a prompt that is cut off as too long."""
 
 
 def encode(model: VideoModel, request: ResolvedRequest, progress: Progress) -> tuple[Prompt, ...]:
-    """Return the prompt embeddings of each of a request's texts; reported as stage "encode".
+    """Return the prompt embeddings of each of a request's texts: prompt, negative prompt, later prompts.
 
-    Warns through `progress` of each prompt that is longer than a text encoder reads.
+    Reported as stage "encode". Warns, through `progress`, about each text that is longer than a text encoder
+    reads.
     """
     prompts = request.texts(model.spec)
     for prompt in prompts:

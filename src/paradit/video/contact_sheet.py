@@ -17,10 +17,11 @@ INK, PAPER = (30, 30, 30), (255, 255, 255)
 def contact_sheet(
     videos: Sequence[Frame], captions: Sequence[str] | None = None, columns: int = 8
 ) -> Image.Image:
-    """Draw one row for each video (uint8 `[F, H, W, 3]`): `columns` evenly spaced frames under its caption.
+    """Draw a picture with one row for each video: `columns` evenly spaced frames, under the video's caption.
 
-    The first and the last frame are always shown; a video with fewer frames fills fewer columns. Raises
-    `ValueError` if there is no video, or if the numbers of captions and videos differ.
+    Each video is uint8 `[F, H, W, 3]`. Its first and last frame are always shown; a video with fewer frames
+    fills fewer columns. Raises `ValueError` if there is no video, or if the numbers of captions and videos
+    differ.
     """
     if not videos or columns < 1:
         raise ValueError("a contact sheet needs a video and a column")

@@ -32,8 +32,8 @@ FRAGMENTS = {"movflags": "+frag_keyframe+delay_moov+default_base_moof", "frag_du
 CLUSTERS = {"cluster_time_limit": "250", "fflags": "+bitexact"}
 GROWING = {".mp4": FRAGMENTS, ".mov": FRAGMENTS, ".mkv": CLUSTERS, ".webm": CLUSTERS}
 FASTSTART = {"movflags": "+faststart"}
-"""Muxer options that put a video's index at the start of its file, so that a browser can play it before it
-has all of it."""
+"""Muxer options that put the index at the start of a video file, so that browsers can play it while loading.
+"""
 
 PRECISE = (
     Interpolation.BICUBIC
@@ -41,18 +41,18 @@ PRECISE = (
     | Interpolation.FULL_CHR_H_INP
     | Interpolation.FULL_CHR_H_INT
 )
-"""Interpolation flags for conversions between RGB and YUV that do not darken the picture.
+"""Interpolation flags for conversions between RGB and YUV that keep the picture's brightness.
 
-Without the last three, each conversion darkens it by one level.
+Without the last three flags, each conversion darkens the picture by one level.
 """
 
 
 class EncodedWriter:
-    """Writer that encodes each frame as it arrives; only the encoder's look-ahead is held in memory.
+    """Writer that encodes each frame as it arrives, so that memory holds only the encoder's look-ahead.
 
-    The file plays while it grows, because it consists of fragments. A finished MP4 or MOV is rewritten as one
-    piece with the index in front: players then know its length, seek, and count its frames, which many cannot
-    with fragments.
+    The file plays while it grows, because it consists of fragments. Many players cannot show the length of a
+    fragmented MP4 or MOV, seek in it or count its frames. A finished one is therefore rewritten in one piece,
+    with the index in front.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class EncodedWriter:
 
 
 def _join_fragments(path: Path, container: str, tags: Mapping[str, str]) -> None:
-    """Rewrite a video file of fragments as one piece, with the same packets, which are not encoded again."""
+    """Rewrite a fragmented video file in one piece; the encoded packets are copied, not encoded again."""
     part = temporary_name(path)
     try:
         with (

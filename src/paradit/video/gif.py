@@ -12,18 +12,20 @@ from PIL import Image
 from paradit.video.frame import Frame
 
 PALETTE_FRAMES = 16
-"""Number of evenly spaced frames from which the palette is chosen; all frames share it, which avoids flicker.
+"""Number of evenly spaced frames from which a GIF's palette is chosen.
+
+All frames share one palette, which avoids flicker.
 """
 
 
 class GifWriter:
-    """Writer that holds all frames until the end, 3 bytes per pixel, to choose the palette from them.
+    """Writer that holds all frames in memory, 3 bytes per pixel, until the end, to choose a common palette.
 
     Consecutive equal frames are stored once, with their total duration.
     """
 
     def __init__(self, path: Path, fps: float, tags: Mapping[str, str]) -> None:
-        """Prepare a GIF. tags: metadata, of which GIF only stores `comment`."""
+        """Prepare to write a GIF. tags: metadata, of which a GIF stores only `comment`."""
         self._path, self._fps, self._comment = path, fps, tags.get("comment", "")
         self._frames: list[Frame] = []
 
@@ -59,9 +61,9 @@ def _palette(frames: list[Frame]) -> Image.Image:
 
 
 def _durations(num_frames: int, fps: float) -> list[int]:
-    """Return each frame's duration in milliseconds.
+    """Return how long each frame is shown, in milliseconds.
 
-    GIF counts in 1/100 s, so the durations vary to keep the mean frame rate.
+    A GIF counts durations in 1/100 s, so they vary from frame to frame to keep the mean frame rate.
     """
     ends = [round(100 * index / fps) for index in range(num_frames + 1)]
     return [10 * (end - start) for start, end in pairwise(ends)]

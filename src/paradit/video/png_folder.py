@@ -15,7 +15,7 @@ class PngFolderWriter:
     """Writer that saves each frame as a PNG file in one folder."""
 
     def __init__(self, path: Path, tags: Mapping[str, str]) -> None:
-        """Create the folder. tags: metadata to store in each picture."""
+        """Create the folder for the frames. tags: metadata to store in each PNG file."""
         self._path, self._tags = path, PngInfo()
         for name, text in tags.items():
             self._tags.add_itxt(name.capitalize(), text)

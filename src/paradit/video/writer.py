@@ -22,15 +22,15 @@ FORMATS = (".mp4", ".webm", ".mov", ".mkv", ".gif")
 """Suffixes of the video formats that can be written; no suffix, or a final `/`, means a folder of PNG files.
 """
 MAX_CRF = {".mp4": 51, ".webm": 63, ".mov": 51, ".mkv": 51}
-"""Largest constant rate factor of each format that has one; it makes the smallest files."""
+"""Largest constant rate factor (CRF) of each video format that has one; it makes the smallest files."""
 GIF_MAX_FPS = 50
 """Largest frame rate of a GIF; players slow down GIFs whose frames are shorter than 2/100 s."""
 
 
 class Writer(Protocol):
-    """Interface of the writers of all formats: they take frames, then finish the file.
+    """Interface of the video writers, one for each format.
 
-    `close` also closes a file that is not finished.
+    `write` takes a frame, `finish` completes the file, and `close` frees all resources, finished or not.
     """
 
     def write(self, frame: Frame) -> None: ...
@@ -72,12 +72,13 @@ def open_video(
 ) -> Iterator[Video]:
     """Context manager that writes a video to `path`; it yields a `Video`, whose `write` takes each frame.
 
-    The suffix selects the format (`FORMATS`). The file gets its name only once it is complete, and nothing is
-    left behind if the with statement's body raises. Until then it is called `part`, or has a hidden name
-    beside the target. If `path` is a link, the file that it leads to is written. Raises `InputError` as
-    `check_target` does, or for an odd width or height. name_next: function called with the path of the
-    complete file just before it is renamed. tags: metadata of the file, such as `title` and `comment`. crf:
-    the constant rate factor, from 0 (lossless) to `MAX_CRF`; None: one without visible loss.
+    The suffix of `path` selects the format (`FORMATS`). If `path` is a link, the file that it leads to is
+    written. While the video is written, its file is called `part`, or has a hidden name in the same folder.
+    Once it is complete, it is renamed. If the body of the with statement raises, nothing is left behind.
+
+    name_next: function called with the path of the complete file just before it is renamed. tags: metadata of
+    the file, such as `title` and `comment`. crf: the constant rate factor, from 0 (lossless) to `MAX_CRF`;
+    None: one without visible loss. Raises `InputError` as `check_target` does, or for an odd width or height.
     """
     check_target(path, fps=fps, overwrite=overwrite, crf=crf)
     if width % 2 or height % 2:
@@ -106,10 +107,10 @@ def open_video(
 def check_target(
     path: str | Path, *, fps: float | None = None, overwrite: bool = False, crf: int | None = None
 ) -> None:
-    """Refuse a path that a video cannot be written to, before any work is done for it. Makes no file.
+    """Refuse a path that a video cannot be written to, before any work is done for the video. Makes no file.
 
-    Raises `InputError` for an unknown suffix, an `fps` or a `crf` that the format does not allow, a folder
-    that holds other files or must not be replaced, or as `check_file` does.
+    Raises `InputError` for an unknown suffix, for an `fps` or a `crf` that the format does not allow, for a
+    folder that holds other files or must not be replaced, and as `check_file` does.
     """
     named("output", path)
     kind, target = video_format(path), Path(path)
@@ -143,9 +144,9 @@ def check_target(
 
 
 def growing_name(path: str | Path) -> Path | None:
-    """Return the path of a long video's file while it grows: `v.part.mp4` for `v.mp4`; None for a GIF.
+    """Return the path of a long video's file while it grows, such as `v.part.mp4` for `v.mp4`.
 
-    A GIF is written at its end only; the other formats play while they grow.
+    Returns None for a GIF, which is written only at its end; the other formats play while they grow.
     """
     target = behind_links(path) if Path(path).is_symlink() else Path(path)
     if video_format(path) == ".gif":
@@ -154,9 +155,10 @@ def growing_name(path: str | Path) -> Path | None:
 
 
 def check_file(option: str, path: Path, *, overwrite: bool = False) -> None:
-    """Refuse a file that exists already, or whose folder is missing or cannot be written.
+    """Refuse to write a file that exists already, or whose folder is missing or cannot be written to.
 
-    option: what the message calls the file. Raises `InputError`; makes no file.
+    option: the name of the file in the error message, such as "output". overwrite: whether an existing file
+    is accepted. Raises `InputError`; makes no file.
     """
     named(option, path)
     if path.is_dir():
@@ -169,12 +171,15 @@ def check_file(option: str, path: Path, *, overwrite: bool = False) -> None:
 
 
 def _folder_of(path: Path) -> Path:
-    """Return the folder that a file is written to: for a link, that of the file that the link leads to."""
+    """Return the folder that a file is written to; for a link, the folder of the file that it leads to."""
     return behind_links(path).parent if path.is_symlink() else path.parent
 
 
 def check_folder_writable(option: str, folder: Path) -> None:
-    """Refuse a folder that is missing or in which no file can be made. Raises `InputError`."""
+    """Refuse a folder that is missing or in which no file can be made. Raises `InputError`.
+
+    option: the name of the file or folder in the error message.
+    """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise InputError(f"{option}: the folder {str(folder)!r} {what}")
@@ -218,7 +223,7 @@ def _open(
 
 
 def _put(part: Path, target: Path) -> None:
-    """Rename the complete video to its final name, replacing an older one."""
+    """Rename the complete video to its final name, replacing any older video of that name."""
     if part.is_dir() and target.is_dir():
         # A folder cannot replace one that is not empty: move that aside first.
         old = temporary_name(target)
