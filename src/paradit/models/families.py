@@ -13,7 +13,7 @@ from paradit.models.registry import FAMILIES, family
 
 
 def loader(pipeline_class: str) -> Callable[..., VideoModel]:
-    """Return the function that loads models of a diffusers pipeline class; this imports diffusers.
+    """Return the function that loads models of a diffusers pipeline class. Imports diffusers.
 
     The function is (spec, dtype, device, *, stages, compile, layers) -> VideoModel; it loads only what
     `stages` need.

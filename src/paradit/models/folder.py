@@ -43,10 +43,10 @@ def bundled_folder() -> Path:
 def find_model(
     name: str, *, revision: str | None = None, variant: str | None = None, weights: bool = True
 ) -> Path:
-    """Return the checked folder of the model called `name`; of a hub model, download only the small files.
+    """Return the checked folder of the model called `name`; download only the small files of a hub model.
 
-    `download_weights` downloads its weights. If the hub does not deliver the model, a copy in the hub's cache
-    is used, no matter which program downloaded it. revision: a branch, tag or commit of a hub model; None:
+    `download_weights` downloads the weights. If the hub cannot be asked, a copy of the model in the hub's
+    cache is used, whichever program downloaded it. revision: a branch, tag or commit of a hub model; None:
     the newest. variant: a variant of weights that the model must have. weights: whether a cached copy must
     include all weights. Raises InputError if there is no such model, or if it is incomplete, of an
     unsupported class, or without safetensors.
@@ -83,8 +83,8 @@ def find_spec(
 ) -> ModelSpec:
     """Return the spec (sizes and costs) of the model called `name`, found as by `find_model`.
 
-    loads: whether the model will be loaded; if not, weights need not be present, and for a published model
-    the hub is not asked. Raises InputError if there is no such model, or if it cannot be used.
+    loads: whether the model will be loaded; if not, its weights need not be present, and the hub is not asked
+    about a published model. Raises InputError if there is no such model, or if it cannot be used.
     """
     if loads or revision or variant or name not in published_models() or not _may_be_hub_id(name):
         return read_spec(find_model(name, revision=revision, variant=variant, weights=loads), variant)

@@ -41,10 +41,10 @@ def check_folder(
 ) -> None:
     """Refuse a model folder that is incomplete or that ParaDiT cannot run. Raises InputError.
 
-    name: what messages call the model. files: the relative paths, with `/`, of the files in the folder.
-    variant: a variant of weights that some component must have. local: whether the weights among `files` are
-    in the folder, so that their lengths are checked too; of a hub model, only their names may be known.
-    weights: whether all weights must be present.
+    name: the model's name in error messages. files: the relative paths, with `/`, of the files in the folder.
+    variant: a variant of weights that some component must have. local: whether the weights files are in the
+    folder, so that their lengths are checked too; if not, only their names on the hub are known. weights:
+    whether all weights must be present.
     """
     if "model_index.json" not in files:
         raise Incomplete(no_index(name, other_format(name)))
@@ -122,7 +122,7 @@ def has_weights(component: str) -> bool:
 
 
 def names_in(component: str, files: set[str]) -> set[str]:
-    """Return the paths of one component's files, relative to its folder, out of those of a whole model."""
+    """Select one component's files from those of a model; return their paths in the component's folder."""
     return {file.removeprefix(f"{component}/") for file in files if file.startswith(f"{component}/")}
 
 

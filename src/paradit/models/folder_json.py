@@ -18,7 +18,7 @@ from paradit.models import hub
 from paradit.models.defaults import Defaults
 
 STEMS = ("diffusion_pytorch_model", "model")
-"""Base names of weights files, as diffusers' classes and as transformers' classes write them."""
+"""Base names of weights files: the one that diffusers' classes write, and that of transformers' classes."""
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def download_files(repo: str, revision: str, names: Sequence[str]) -> None:
 
 
 def snapshots(repo: str, revision: str | None = None) -> list[Path]:
-    """Return the folders of `repo` in the hub's cache, the newest known revision first.
+    """Return the snapshot folders of `repo` in the hub's cache, the newest known revision first.
 
     Folders that other programs downloaded are included. revision: the branch, tag or commit whose folder is
     wanted; None: all.

@@ -115,7 +115,7 @@ def _connection(error: BaseException) -> str | None:
 
 
 def _cache(error: BaseException) -> str | None:
-    """Explain why files cannot be written to the hub's cache here; None if that is not the error."""
+    """Explain why files cannot be written to the hub's cache on this machine; None for any other error."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     number = error.errno if isinstance(error, OSError) else None
@@ -130,7 +130,7 @@ def _cache(error: BaseException) -> str | None:
 
 
 def _hub() -> str:
-    """Return the hub's address and any proxy's, for messages, without passwords."""
+    """Return the address of the hub, and that of any proxy, for error messages, without passwords."""
     from huggingface_hub.constants import ENDPOINT
 
     parts, proxies = urlsplit(ENDPOINT), getproxies()

@@ -9,7 +9,7 @@ from pathlib import Path
 from paradit.models.folder_json import components, read_json, stored_variant, weight_files
 
 SAMPLES, SAMPLE_BYTES = 64, 4096
-"""Number of samples that are read from a weights file, and bytes of each; whole files would take minutes."""
+"""Number of samples that the hash reads from a weights file, and bytes of each; whole files take minutes."""
 _ABOUT_THE_FILE = ("_diffusers_version", "_name_or_path", "transformers_version")
 """Configuration keys that say who wrote the file, and where; the hash ignores them."""
 
@@ -17,8 +17,8 @@ _ABOUT_THE_FILE = ("_diffusers_version", "_name_or_path", "transformers_version"
 def model_hash(folder: Path, variant: str | None = None) -> str:
     """Return a hash of a model's configurations, tokenizers and weights; 16 hexadecimal digits.
 
-    Of the weights it includes only those that are loaded, by their files' headers, sizes and evenly spaced
-    samples, so that it takes milliseconds. Raises OSError if a file cannot be read.
+    It includes only the weights files that are loaded: their headers, sizes and evenly spaced samples, so
+    that it takes milliseconds. Raises OSError if a file cannot be read.
     """
     index = read_json(folder / "model_index.json")
     digest = hashlib.sha256(_canonical(index))

@@ -22,11 +22,9 @@ _KNOWN: dict[str, dict[str, Any]] = {
     },
     "FlowMatchEulerDiscreteScheduler": {"num_train_timesteps": 1000},
 }
-"""Values of the configuration keys that decide how a scheduler steps, as in the published models, by
-scheduler class."""
+"""Configuration values that decide how a scheduler steps, as in the published models, by scheduler class."""
 _NEEDED = {"UniPCMultistepScheduler": {"prediction_type", "use_flow_sigmas"}}
-"""Configuration keys that a scheduler class must be given, because its default for them is not known to run.
-"""
+"""Configuration keys that must be present, by scheduler class, because its default for them may not run."""
 _HARMLESS = {
     "beta_start": 0.0001,
     "beta_end": 0.02,
@@ -54,7 +52,7 @@ _HARMLESS = {
     "use_beta_sigmas": False,
     "stochastic_sampling": False,
 }
-"""Diffusers' default values of other configuration keys, which a known configuration may repeat."""
+"""Default values of further configuration keys; a configuration that repeats them is still known to run."""
 _SHIFTS = ("shift", "flow_shift")
 
 

@@ -59,7 +59,7 @@ class Block(Generic[T]):
 
     A block with one attention implements `project`, which runs before it, and `finish`, which runs after it.
     A block with several attentions overrides `sites` and `run` instead; all its attentions have the same
-    heads.
+    number of heads.
     """
 
     site: Site
@@ -92,9 +92,9 @@ class CutTransformer(ABC, Generic[T, C, L]):
     num_heads: int
     blocks: Sequence[Block[T]]
     layers: Layers
-    """Record of the model's layers, and of those that this rank holds, which are its `blocks`."""
+    """Record of the model's layers, and of which of them (those in `blocks`) this rank holds."""
     context: Callable[..., C]
-    """Function from the tensors of B encoded prompts, [B, ...] each, to what `embed` and the blocks read.
+    """Function that converts B encoded prompts, tensors [B, ...], to the form that transformer blocks read.
 
     Called once per request.
     """
@@ -106,14 +106,14 @@ class CutTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def layout(self, latent_shape: tuple[int, int, int]) -> L:
-        """Return the layout (positions and rotations) of the tokens of latents (F, H, W).
+        """Return the layout (positions and RoPE rotations) of the tokens of latents (F, H, W).
 
         Called once per request.
         """
 
     @abstractmethod
     def join(self, contexts: Sequence[C]) -> C:
-        """Merge several batches of prompts, as the transformer blocks read them, into one batch."""
+        """Merge several batches of encoded prompts, in the form that `context` returns, into one batch."""
 
     @abstractmethod
     def embed(self, latents: Tensor, timestep: Tensor, context: C, layout: L) -> T:
@@ -121,7 +121,7 @@ class CutTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def branch(self, tokens: T, context: C) -> T:
-        """Return the tokens with other prompts (another guidance branch), one copy for each prompt."""
+        """Return the tokens combined with another guidance branch's prompts, one copy for each prompt."""
 
     @abstractmethod
     def keep_layers(self, layers: range) -> None:
@@ -133,9 +133,10 @@ class CutTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def resume(self, changing: Sequence[Tensor], timestep: Tensor, context: C, layout: L) -> T:
-        """Rebuild the tokens that another rank's blocks have output, from the tensors received in `changing`.
+        """Rebuild the tokens that another rank's blocks have output, from the tensors that it has sent.
 
-        timestep, context, layout: the arguments that the tokens were embedded with.
+        changing: these tensors (`Tokens.changing`). timestep, context, layout: the arguments that the tokens
+        were embedded with.
         """
 
     @abstractmethod
@@ -144,7 +145,7 @@ class CutTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def head(self, tokens: T) -> Tensor:
-        """Return the head's output for each token, [B, S, patch values].
+        """Return the output of the transformer's head for each token, [B, S, patch values].
 
         A rank may call this for only its own tokens.
         """
@@ -160,12 +161,12 @@ class CutTransformer(ABC, Generic[T, C, L]):
 Transformer: TypeAlias = CutTransformer[Tokens, Context, Layout]
 """A split transformer of any model family.
 
-Its arguments are only tokens, contexts (encoded prompts) and layouts that it has returned.
+Its methods may be given only tokens, contexts (encoded prompts) and layouts that it has itself returned.
 """
 
 
 def of_any_family(transformer: CutTransformer[T, C, L]) -> Transformer:
-    """Return the same transformer, typed as `Transformer` for code that works with any model family."""
+    """Return `transformer` itself, typed as `Transformer` for code that works with any model family."""
     return cast("Transformer", transformer)
 
 
@@ -197,24 +198,24 @@ class Scheduler(Protocol):
 
 
 class Decoder(Protocol):
-    """Interface of a decoder of one video's latents, some frames at a time, whole or tile by tile."""
+    """Interface of a decoder that decodes one video's latents, some frames at a time, whole or in tiles."""
 
     scale: int
     """Number of decoded samples per latent pixel, along height and along width."""
     num_pieces: int
-    """Number of pieces, each some frames long, that the video is decoded in."""
+    """Number of pieces (some frames each) in which the video is decoded."""
 
     def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:
         """Return the shape [1, C, f, H, W] of piece `index` of a tile."""
 
     def pieces(self, tile: Tile) -> Iterator[Tensor]:
-        """Yield a tile's decoded samples, piece by piece of some frames; the caller may overwrite them.
+        """Yield a tile's decoded samples, one piece (some frames) at a time; the caller may overwrite them.
 
         Many tiles may be in progress at once: each iterator keeps what it needs for its next piece.
         """
 
     def frames(self, pictures: Iterable[Tensor]) -> Iterator[Frames]:
-        """Yield the frames [f, H, W, 3] of each latent frame, from the decoded pieces of whole pictures."""
+        """Convert decoded pieces of whole pictures to frames; yield each latent frame's, [f, H, W, 3]."""
 
 
 class VideoModel(Protocol):
@@ -231,26 +232,26 @@ class VideoModel(Protocol):
         """Shapes of the tensors that one encoded prompt consists of."""
 
     def fingerprint(self) -> bytes:
-        """Return bytes that are equal if the same weights are loaded; fast, because it reads few values."""
+        """Return a fast fingerprint of the loaded weights: bytes that are equal for equal weights."""
 
     def encode_prompt(self, prompt: str, guidance_scale: float | None = None) -> Prompt:
-        """Return the encoded prompt: tensors of the shapes `prompt_shapes`, in `dtype`.
+        """Return the encoded prompt: tensors in `dtype`, with the shapes that `prompt_shapes` lists.
 
         guidance_scale: the scale to encode with the prompt, for models trained to read it; None: the model's
         default.
         """
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return, for each text encoder that a prompt is too long for, its token limit and the text cut off.
+        """Return the token limit and the cut-off text of each text encoder that a prompt is too long for.
 
         Encoders that read the whole prompt are not included.
         """
 
     def scheduler(self, num_inference_steps: int) -> Scheduler:
-        """Return a new scheduler, set to `num_inference_steps` steps, that no other request uses."""
+        """Return a new scheduler for one request, set to `num_inference_steps` steps."""
 
     def expert_at(self, timestep: Tensor) -> int:
-        """Return the index of the expert (transformer) that serves a timestep of the scheduler."""
+        """Return the index of the expert (one of the model's transformers) to use at a timestep."""
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
         """Return the timestep as the transformer takes it: [B], or [B, S] with one for each token.

@@ -36,9 +36,9 @@ def published_models() -> list[str]:
 
 
 def find_published(name: str) -> str | None:
-    """Return the hub id of the published model `name`, with or without organisation, in any letter case.
+    """Return the hub id of the published model called `name`; None if there is none.
 
-    Returns None if no published model is called so.
+    The name may lack the organisation, and is compared without regard to case.
     """
     for known in _all():
         if name.lower() in (known.lower(), known.lower().rpartition("/")[2]):

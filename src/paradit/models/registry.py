@@ -15,7 +15,7 @@ COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A model family; its code is named as "module:name" texts, so that it is imported only when needed."""
+    """A model family; its code is given as "module:name" strings, so that it is imported only when needed."""
 
     pipelines: tuple[str, ...]
     """Names of the pipeline classes that can be loaded, as a folder's model_index.json states them."""
@@ -33,8 +33,7 @@ class Family:
     replacement: str = ""
     """Name of the `Replacement` that patches the `forward` of the classes in `transformers`."""
     samples: str = ""
-    """Name of the Python module with `random_block` and `random_decoder`, whose speed `calibrate` measures.
-    """
+    """Name of the Python module with `random_block` and `random_decoder`, which `calibrate` times."""
 
     @property
     def module(self) -> str:
@@ -77,5 +76,5 @@ def family(pipeline_class: str) -> Family:
 
 
 def find_family(pipeline_class: str) -> Family | None:
-    """Return the model family of a pipeline class, even one that only the planner supports; None if none."""
+    """Return the model family of a pipeline class, or None; included are families that cannot be run."""
     return next((one for one in FAMILIES.all() if pipeline_class in one.pipelines), None)

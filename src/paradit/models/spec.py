@@ -27,7 +27,7 @@ Size = Annotated[int, Option(least=1, most=MAX_SIZE)]
 Layers = Annotated[int, Option(least=1, most=1000)]
 Positive = Annotated[float, Option(least=ABOVE_ZERO, most=MAX_SIZE)]
 FIXED = Option(fixed=True)
-"""Annotation for a field of a configuration class of which only the default value is supported."""
+"""Annotation of a configuration field whose only supported value is its default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,7 @@ class TransformerSpec:
         return embedder + self.num_layers * 4 * text_tokens * self.width**2
 
     def cached_values(self, text_tokens: int) -> int:
-        """Count the values cached for one prompt during denoising: keys and values of the text, in each
-        layer."""
+        """Count the values cached for a prompt while denoising: each layer's keys and values of its text."""
         return 2 * self.num_layers * text_tokens * self.width
 
     def activation_bytes(self, tokens: int, text_tokens: int, dtype_bytes: int) -> int:  # noqa: ARG002
@@ -116,7 +115,7 @@ class TransformerSpec:
 
 
 WORKING_MAPS = 14
-"""Number of feature maps of a VAE decoder's last level that are alive at its peak of memory.
+"""Number of feature maps of a VAE decoder's last level that are in memory at its peak, to estimate memory.
 
 The convolutions' workspace is included. Measured: 13.7 on a GPU (benchmarks/planner_gpu.py, eight peaks
 within 1 %), and 13.0 without the workspace (tests/test_memory.py).
@@ -143,7 +142,7 @@ class VaeSpec(ABC):
     """Number of channels of each decoder level, the last, full-resolution level first."""
 
     LATENT_FRAMES_AT_ONCE = 1
-    """Number of latent frames that the decoder takes at a time, once past the first ones."""
+    """Number of new latent frames in each call of the decoder after its first call."""
     TILE_PIXELS: ClassVar[int] = 256
     """Side of a tile, in pixels, in diffusers' `enable_tiling()`."""
 
@@ -154,7 +153,7 @@ class VaeSpec(ABC):
 
     @property
     def tile_multiple(self) -> int:
-        """Number of pixels that tiles' sides must be multiples of, so that tiles begin at latent pixels."""
+        """Number of pixels that a tile's side must be a multiple of, so that tiles begin at latent pixels."""
         return SIDES_APART * self.spatial_compression
 
     def grid(self, height: int, width: int, tile: int | None) -> Grid:
@@ -168,8 +167,8 @@ class VaeSpec(ABC):
     def smaller_tile(self, height: int, width: int, tile: int | None) -> int | None:
         """Return the side, in pixels, of tiles that need less memory than tiles with side `tile`.
 
-        It is half of `tile`; for a whole picture, diffusers' own side, or half the picture if that is
-        smaller. Returns None if no smaller side exists, because a tile is `tile_multiple` already.
+        The side is half of `tile`; after a whole picture, it is the side that diffusers uses, or half the
+        picture if that is smaller. Returns None if tiles already have the smallest side, `tile_multiple`.
         """
         side = max(height, width)
         if tile is not None and tile < side:
@@ -181,7 +180,10 @@ class VaeSpec(ABC):
         return found if found < side else None
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """Return (channels, frames, height, width) of a video's latents, assuming divisible sizes."""
+        """Return (channels, frames, height, width) of a video's latents.
+
+        The video's sizes must be divisible by the VAE's compression.
+        """
         frames = (num_frames - 1) // self.temporal_compression + 1
         return self.z_dim, frames, height // self.spatial_compression, width // self.spatial_compression
 
@@ -195,10 +197,10 @@ class VaeSpec(ABC):
     def decode_bytes(self, height: int, width: int, tile: int | None = None, ranks: int = 1) -> int:
         """Estimate the bytes of working memory that the decoder needs for one latent frame, in fp32.
 
-        Every causal convolution keeps its last two frames, for every tile. At the peak, the last level's
-        feature maps of one latent frame's frames are alive, for one tile. Decoded tiles wait for the last one
-        before they are joined. tile: the side of a tile, in pixels; None: whole pictures. ranks: the number
-        of ranks that share the tiles; the estimate is for the rank with the largest share.
+        Every causal convolution keeps its last two frames, for every tile. At the peak, memory also holds the
+        last level's feature maps for one tile of one latent frame. Decoded tiles wait until the last one is
+        ready to be joined. tile: the side of a tile, in pixels; None: whole pictures. ranks: the number of
+        ranks that share the tiles; the estimate is for the rank with the largest share.
         """
         tiles = self.grid(height, width, tile)
         areas = (self.spatial_compression // self.pixel_patch) ** 2
@@ -210,7 +212,7 @@ class VaeSpec(ABC):
         return FP32_BYTES * (values + self.temporal_compression * self._waiting(tiles))
 
     def _waiting(self, tiles: Grid) -> int:
-        """Count the values of one frame in memory when tiles are joined: decoded tiles and joined picture."""
+        """Count the values, per frame, in memory when tiles are joined: decoded tiles and joined picture."""
         if tiles.num_tiles == 1:
             return 0
         picture = sum(span.kept for span in tiles.rows) * sum(span.kept for span in tiles.columns)
@@ -233,8 +235,7 @@ class ModelSpec:
     name: str
     folder: Path
     variant: str | None = None
-    """Variant of the weights that was requested, such as "fp16"; None: the usual weights, or the only
-    variant."""
+    """Requested variant of the weights, such as "fp16"; None: the usual weights, or the only variant."""
     pipeline_class: str
     transformers: tuple[TransformerSpec, ...]
     """Sizes of the model's transformer, or of its two experts, with the high-noise expert first."""
@@ -254,7 +255,7 @@ class ModelSpec:
     one_timestep: bool = False
     """Whether all tokens of a video must have the same timestep."""
     latents_held: int = 9
-    """Number of tensors of the latents' size that are alive while denoising.
+    """Number of tensors as large as the latents that are in memory while denoising.
 
     They are the noise, the sample, the predictions, and what a multistep scheduler keeps and computes.
     """
@@ -267,9 +268,9 @@ class ModelSpec:
 
     @property
     def trained_latent_frames(self) -> int:
-        """Number of latent frames of the longest video that the model was trained on, if that is known.
+        """Number of latent frames of the longest video that the model was trained on.
 
-        Otherwise, those of a video of the model's default length.
+        If that is not known, it is the number for a video of the model's default length.
         """
         trained = self.defaults.train_frames
         frames = trained[1] if trained else self.defaults.num_frames
@@ -294,7 +295,7 @@ class ModelSpec:
         )
 
     def is_stored_in(self, dtype_bytes: int) -> bool:
-        """Whether the files hold the weights in the dtypes that they run in (`dtype_bytes`; the VAE in fp32).
+        """Whether the files hold weights of `dtype_bytes` per value (the VAE's of 4), as they are run.
 
         If so, loading on a CPU makes no copy, and all processes of a machine share the mapped files.
         """
@@ -314,11 +315,11 @@ class ModelSpec:
     def memory_bytes(
         self, num_frames: int, height: int, width: int, dtype_bytes: int, tile: int | None = None
     ) -> dict[str, int]:
-        """Estimate the memory, in bytes, that a video needs in one process, by use.
+        """Estimate the memory that a video needs in one process: the bytes of each use, and their peak.
 
-        "weights" and "latents" stay; "text_cache" and "activations" are alive while denoising, "decode" after
-        it. So "peak" is less than the sum. dtype_bytes: the size of a value of the compute dtype. tile: the
-        side, in pixels, of the tiles to decode; None: whole pictures.
+        "weights" and "latents" are in memory throughout, "text_cache" and "activations" while denoising, and
+        "decode" after that. So "peak" is less than the sum. dtype_bytes: the size of a value of the compute
+        dtype. tile: the side, in pixels, of the tiles to decode; None: whole pictures.
         """
         every = ("encode", "denoise", "decode")
         return self.rank_memory_bytes(num_frames, height, width, dtype_bytes, every, tile=tile)
@@ -337,7 +338,7 @@ class ModelSpec:
         tile: int | None = None,
         decode_ranks: int = 1,
     ) -> dict[str, int]:
-        """Estimate the memory, in bytes, that a rank needs to run `stages` of a video, by use.
+        """Estimate a rank's memory when it runs `stages` of a video: the bytes of each use, and the peak.
 
         The uses are those of `memory_bytes`. held: the number of tokens that the rank denoises; None: all.
         cached: the number of guidance branches whose text it keeps. at_once: the number of guidance branches

@@ -121,7 +121,7 @@ def evaluate(video: np.ndarray) -> Verdict:
 
 
 def evaluate_long(video: np.ndarray, scene: Scene, borders: Sequence[int], period: int = 4) -> LongVerdict:
-    """Judge a long video, uint8 `[F, H, W, 3]`: its clips of `CLIP_FRAMES`, and its borders of frame blocks.
+    """Judge a long video, uint8 `[F, H, W, 3]`: its clips of `CLIP_FRAMES`, and its frame blocks' borders.
 
     scene: the scene that the video should show. borders: the index of the first frame of each frame block
     except the first block. Borders are compared only with frames that are whole periods away: a VAE decodes
@@ -190,7 +190,10 @@ def _turns(steps: np.ndarray, reach: int, skip: int = 0) -> np.ndarray:
 
 
 def _difference_from_background(frames: np.ndarray) -> np.ndarray:
-    """Return the largest difference of any channel of each pixel from the frame's border colour, [F, H, W]."""
+    """Return how far each pixel is from the frame's border colour, `[F, H, W]`.
+
+    It is the largest absolute difference of any colour channel.
+    """
     difference: np.ndarray = np.abs(frames - _background(frames)[:, None, None]).max(axis=3)
     return difference
 

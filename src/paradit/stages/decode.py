@@ -63,7 +63,7 @@ def _attempted(
 ) -> tuple[int | None, T | None]:
     """Try once to decode on all ranks that share the tiles; return (None, result of `consume`).
 
-    If a rank could not decode, returns (NO_MEMORY or FAILED, None).
+    If a rank could not decode, returns (outcome, None), where the outcome is NO_MEMORY or FAILED.
     """
     try:
         with closing(stream):

@@ -16,8 +16,8 @@ from paradit.video.frame import Frame
 def read_video(path: str | Path) -> tuple[Frame, float]:
     """Return all frames of a video file, uint8 `[F, H, W, 3]`, and its mean frames per second.
 
-    path: file, or folder of PNG files, whose frames per second are not known (0). Raises `InputError` if the
-    file is not a valid video.
+    path: a video file, or a folder of PNG files, for which the frames per second are not known and returned
+    as 0. Raises `InputError` if the file is not a valid video.
     """
     if Path(path).is_dir():
         return _read_folder(Path(path)), 0.0

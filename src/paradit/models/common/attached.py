@@ -1,8 +1,8 @@
 """Checks for hooks, patches and adapters on a diffusers transformer that `parallelize` would drop or break.
 
-ParaDiT splits transformer blocks at their attention: it calls their submodules, but neither the block nor its
-attention module. A hook on a submodule runs; a hook on the block would be dropped silently. An error names
-whatever would be dropped, and whatever needs all tokens at once.
+ParaDiT splits transformer blocks at their attention: it calls the submodules of a block, but never the block
+or its attention module as a whole. A hook on a submodule therefore runs; a hook on the block would be dropped
+silently. The checks raise an error for whatever would be dropped, and for whatever needs all tokens at once.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from paradit.config.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """Modules of a transformer that ParaDiT takes apart: it calls their submodules, not their `forward`."""
+    """Modules of a transformer that ParaDiT takes apart: it calls their submodules, never their `forward`."""
 
     modules: Mapping[str, type[Module]]
-    """Class of each module that is taken apart, by its name in the transformer, with `*` for a number.
+    """Class of each module that is taken apart, by the module's name in the transformer.
 
-    The name `""` stands for the transformer itself.
+    In a name, `*` stands for a number. The name `""` stands for the transformer itself.
     """
     processor: type[Processor]
     """Class of the attention processors that ParaDiT replaces."""
@@ -37,7 +37,7 @@ class Opened:
 
 @dataclass(frozen=True, kw_only=True)
 class Attached:
-    """Result of a successful check of a transformer: its attention backend, and text about its submodules."""
+    """Result of a transformer's successful check: its attention backend and a description of its modules."""
 
     backend: str
     """Name of the attention backend, which is the same in all transformer blocks."""
@@ -59,7 +59,7 @@ class Processor(Protocol):
 
 
 Refusal = tuple[str, str]
-"""Two texts for an error message: what cannot be honoured, and what to do instead."""
+"""Two texts for an error message: what `parallelize` does not support, and what to do instead."""
 
 _WHOLE = "leave the weights whole; parallelize shares out tokens, not weights"
 _OFFLOAD = "call pipe.enable_model_cpu_offload() instead"
@@ -71,7 +71,7 @@ _CLASSES = {
     "FSDPModule": ("FSDP (fully_shard)", _WHOLE),
     "DTensor": ("sharded weights (DTensor)", _WHOLE),
 }
-"""Error texts (`Refusal`) for wrapped modules and sharded parameters, by the name of their class."""
+"""Error texts (`Refusal`) for unsupported wrappers and sharded parameters, by the name of their class."""
 _HOOKS = {
     "faster_cache": "the step cache FasterCache",
     "first_block_cache": "the step cache FirstBlockCache",
@@ -82,7 +82,7 @@ _HOOKS = {
     "text_kv_cache": "the step cache TextKVCache",
     "layer_skip": "layer skip",
 }
-"""Names of unsupported diffusers hooks in error messages, by the file of diffusers.hooks that defines them.
+"""Names, in error messages, of unsupported diffusers hooks, by the file of diffusers.hooks that defines them.
 """
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
@@ -90,8 +90,8 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 def look(transformer: Module, opened: Opened, name: str) -> Attached:
     """Check a transformer's hooks, patches and weights; return its attention backend and a description of it.
 
-    Fast enough for every call. name: what messages call the transformer. Raises InputError for the first
-    thing that cannot be honoured.
+    It is fast enough to run at every call of the pipeline. name: the transformer's name in error messages.
+    Raises InputError for the first thing that is not supported.
     """
     lines: list[str] = []
     backends: dict[str, str] = {}
@@ -111,7 +111,7 @@ def look(transformer: Module, opened: Opened, name: str) -> Attached:
 
 
 def samples(module: Module) -> bytes:
-    """Return the first and last value of every plain weight tensor, as bytes.
+    """Return, as bytes, the first and last value of every weight tensor that is a plain `Parameter`.
 
     Ranks compare these bytes to find different weights at little cost.
     """
@@ -121,7 +121,7 @@ def samples(module: Module) -> bytes:
 
 
 def is_own(owner: object, replaced: object, method: str = "forward") -> bool:
-    """Whether `replaced` is not patched: it is the method that its owner's class defines, bound to it."""
+    """Whether `replaced`, a method of `owner`, is the one that the owner's class defines, and not a patch."""
     own = getattr(type(owner), method)
     return isinstance(replaced, MethodType) and replaced.__self__ is owner and replaced.__func__ is own
 
@@ -134,9 +134,10 @@ def name_of(function: object) -> str:
 def _refusals(
     part: Module, own: type[Module] | None, processor: type[Processor], *, is_root: bool
 ) -> Iterator[Refusal]:
-    """Yield error texts for everything in one module of a transformer that cannot be honoured.
+    """Yield error texts for everything in one module of a transformer that is not supported.
 
-    own: the class that the module must have if ParaDiT takes it apart; None: the module is called as a whole.
+    own: the class that the module must have, if ParaDiT calls its submodules instead of it; None: the module
+    is called as a whole.
     """
     if is_root:
         yield from _modes(part)
@@ -209,7 +210,7 @@ def _torch_hooks(part: Module) -> Iterator[Refusal]:
 
 
 def _patches(part: object, own: type, method: str, *, is_root: bool = False) -> Iterator[Refusal]:
-    """Yield error texts for a method that someone has replaced, in the class or in the object itself."""
+    """Yield error texts for a method that has been patched, in the class or in the object itself."""
     of_class = getattr(type(part), method)
     if (of_class.__module__, of_class.__qualname__) != (own.__module__, f"{own.__qualname__}.{method}"):
         yield f"{name_of(of_class)} in place of {own.__name__}.{method}", "put diffusers' own back"

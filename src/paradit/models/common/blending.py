@@ -16,9 +16,9 @@ from paradit.models.protocol import Frames
 def join(grid: Grid, pieces: Sequence[Tensor], scale: int) -> Tensor:
     """Join decoded tiles, given row by row, into a picture [B, C, f, H, W]; overwrites the tiles.
 
-    scale: the number of samples per latent pixel, along height and width. Along each overlap, the earlier
-    tile fades out linearly: first downwards, then to the right, each tile with neighbours that are already
-    blended. The values are those of diffusers' `tiled_decode`, bit for bit.
+    Along each overlap, the earlier tile fades out linearly: first downwards, then to the right. Each tile is
+    blended with neighbours that are already blended. The values are those of diffusers' `tiled_decode`, bit
+    for bit. scale: the number of samples per latent pixel, along height and width.
     """
     if len(pieces) == 1:
         return pieces[0]
@@ -44,7 +44,7 @@ def join(grid: Grid, pieces: Sequence[Tensor], scale: int) -> Tensor:
 
 
 def as_frames(processor: VideoProcessor, samples: Tensor) -> Frames:
-    """Return the frames [f, H, W, 3] of a picture's samples [1, 3, f, H, W], as diffusers' pipelines do."""
+    """Convert decoded samples [1, 3, f, H, W] to uint8 frames [f, H, W, 3], as diffusers' pipelines do."""
     video = processor.postprocess_video(samples, output_type="np")
     assert isinstance(video, np.ndarray)
     frames: Frames = (video[0] * 255).round().astype("uint8")
@@ -52,7 +52,7 @@ def as_frames(processor: VideoProcessor, samples: Tensor) -> Frames:
 
 
 def _blend(before: Tensor, tile: Tensor, overlap: int, dim: int) -> None:
-    """Blend a tile's first `overlap` samples along `dim`, in place, with the last ones of the tile before."""
+    """Blend the first `overlap` samples of `tile` along `dim`, in place, with the last ones of `before`."""
     end = before.narrow(dim, before.shape[dim] - overlap, overlap)
     begin = tile.narrow(dim, 0, overlap)
     weights = torch.tensor([index / overlap for index in range(overlap)], dtype=torch.float64)

@@ -24,8 +24,8 @@ class CutModule(CutTransformer[T, C, L]):
     ) -> None:
         """Split a diffusers module into embedding, transformer blocks and head.
 
-        compile: whether `torch.compile` compiles what runs before and after attention. stored: the weights
-        from which layers that the module lacks are read later.
+        compile: whether `torch.compile` compiles what runs before and after attention. stored: the weights on
+        disk, from which layers that the module lacks are read later.
         """
         self.module = module
         self.layers = Layers(module, self.LISTS, stored)
@@ -35,10 +35,13 @@ class CutModule(CutTransformer[T, C, L]):
 
     @abstractmethod
     def cut(self) -> Sequence[Block[T]]:
-        """Return a `Block` around each of the module's layers that this rank holds (`layers.held`)."""
+        """Return the layers that this rank holds (`layers.held`), each wrapped as a `Block`."""
 
     def keep_layers(self, layers: range) -> None:
-        """Keep only these transformer blocks, the embedding and the head in memory; read the missing ones."""
+        """Keep only these transformer blocks, the embedding and the head in memory.
+
+        Blocks that are missing are read from disk.
+        """
         self.blocks = []
         self.layers.keep(layers)
         self.blocks = self.cut()

@@ -1,6 +1,6 @@
 """Base classes for joint attention, in which a video's tokens and its text's tokens attend to each other.
 
-Ranks share the video's tokens; the text's tokens follow them, on every rank.
+Each rank holds a share of the video's tokens, followed by all of the text's tokens.
 """
 
 from __future__ import annotations
@@ -43,11 +43,14 @@ class JointLayout(Layout):
         )
 
     def with_text(self, length: int) -> Self:
-        """Return the layout of the whole video and, in place of any earlier text, `length` text tokens."""
+        """Return this layout with `length` text tokens after the video's, in place of any it already has.
+
+        This layout must be that of the whole video.
+        """
         return replace(self, num_replicated=length).shard(0, prod(self.grid), _still(self.rope, length))
 
     def shard(self, start: int, stop: int, text: Rope | None = None) -> Self:
-        """Return the layout of video tokens `start` to `stop` (excluded) only, and of all the text's tokens.
+        """Return the layout of only the video tokens `start` to `stop` (excluded), and of all text tokens.
 
         text: the RoPE rotations of the text's tokens; None: those in this layout.
         """
@@ -71,7 +74,7 @@ class JointContext:
 
 @dataclass(frozen=True, kw_only=True)
 class JointTokens(Tokens):
-    """A video's tokens together with its text's tokens."""
+    """Tokens of a video and of its text on their way through the transformer blocks."""
 
     layout: JointLayout
     encoder_hidden_states: Tensor
@@ -93,10 +96,10 @@ J = TypeVar("J", bound=JointContext)
 
 
 class JointModule(CutModule[T, J, JointLayout]):
-    """A split diffusers transformer whose blocks change both the video's and the text's tokens."""
+    """A split diffusers transformer whose blocks update both the video's and the text's tokens."""
 
     def changing_shapes(self, context: J, layout: JointLayout) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the shapes of the tensors that blocks change: video [B, S, width] and text [B, T, width].
+        """Return the shapes of the tokens that blocks update: video [B, S, width] and text [B, T, width].
 
         layout: the layout of the video without text.
         """
@@ -106,11 +109,11 @@ class JointModule(CutModule[T, J, JointLayout]):
 
 
 def split(both: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Split a tensor [B, S + T, width] into the video's S = `length` rows and the text's T rows."""
+    """Split a tensor [B, S + T, width] into the rows of S = `length` video tokens and of T text tokens."""
     return both[:, :length], both[:, length:]
 
 
 def _still(like: Rope, length: int) -> Rope:
-    """Return RoPE rotations for `length` text tokens that leave them unchanged: position 0, angle 0."""
+    """Return RoPE rotations that leave `length` text tokens unchanged: position 0, angle 0."""
     one = like.cos.new_ones(1, length, 1, like.cos.shape[3])
     return Rope(positions=like.positions.new_zeros(length, 3), cos=one, sin=torch.zeros_like(one))

@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 class LatentBlocks:
-    """Stream of a video's latents [1, C, F, h, w], which arrive a block of frames at a time.
+    """Stream of a video's latents [1, C, F, h, w], which arrive one block of frames at a time.
 
-    A block is requested from the source once those before it are used up.
+    The next block is requested from its source only when all earlier blocks have been used.
     """
 
     def __init__(self, shape: tuple[int, ...], blocks: Iterable[Tensor], *, endless: bool = False) -> None:

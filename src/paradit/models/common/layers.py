@@ -13,15 +13,17 @@ class Layers:
     """Layers of a transformer, in the order in which they run, and which of them this rank has in memory."""
 
     def __init__(self, module: Module, lists: Sequence[str], stored: StoredWeights | None = None) -> None:
-        """Read a module's layers. lists: the names of its ModuleLists of layers, in order.
+        """Record a module's layers. lists: the names of its ModuleLists of layers, in order.
 
-        stored: the weights for layers that have none yet (`StoredWeights.without_layers`).
+        stored: the weights on disk of layers that are not loaded yet (`StoredWeights.without_layers`).
         """
         self._module, self._lists, self._stored = module, lists, stored
         parts = [(name, part) for name in lists for part in getattr(module, name)]
         self.kinds = tuple(name for name, _ in parts)
-        """Name of the ModuleList of each layer, in memory or not; the layers of one list have the same
-        structure."""
+        """Name of the ModuleList that each layer, in memory or not, belongs to.
+
+        The layers of one list have the same structure.
+        """
         empty = [any(parameter.is_meta for parameter in part.parameters()) for _, part in parts]
         self._held = {layer: part for layer, (_, part) in enumerate(parts) if not empty[layer]}
         self._empty = {layer: part for layer, (_, part) in enumerate(parts) if empty[layer]}
@@ -30,11 +32,11 @@ class Layers:
 
     @property
     def held(self) -> list[int]:
-        """Numbers of the layers that are in memory, in ascending order."""
+        """Indices of the layers that are in memory, in ascending order."""
         return list(self._held)
 
     def keep(self, layers: Collection[int]) -> None:
-        """Hold exactly these layers in memory: free the others first, then read the missing ones."""
+        """Hold exactly these layers in memory: free the others first, then read missing ones from disk."""
         self._held = {layer: part for layer, part in self._held.items() if layer in layers}
         self._show()
         for layer in sorted(set(layers) - self._held.keys()):

@@ -35,7 +35,7 @@ def load_pipeline(
     *,
     without_layers: Sequence[str] = (),
 ) -> P:
-    """Load from a checked folder's safetensors onto `device` the pipeline components that `stages` need.
+    """Load the pipeline components that `stages` need, from a checked folder's safetensors, onto `device`.
 
     The VAE stays in fp32, all else is in `dtype`. without_layers: names of the transformers' ModuleLists of
     layers whose weights are not loaded yet.
@@ -72,16 +72,16 @@ def _left_out(pipeline_class: type[DiffusionPipeline], stages: Collection[str]) 
 def stored_transformers(
     spec: ModelSpec, dtype: torch.dtype, device: torch.device
 ) -> dict[str, StoredWeights]:
-    """Return readers of the weights of a model's transformers, by the names of the pipeline's components."""
+    """Return a reader of the stored weights of each of a model's transformers, by the component's name."""
     names = _COMPONENTS["denoise"][: len(spec.transformers)]
     variant = spec.variant or stored_variant(spec.folder)
     return {name: StoredWeights(spec.folder / name, dtype, device, variant) for name in names}
 
 
 def _let_go_of_files(module: torch.nn.Module) -> None:
-    """Copy a mixed-precision module's fp32 tensors out of the mapped weight files, so that these are freed.
+    """Copy a mixed-precision module's fp32 tensors out of the memory-mapped weight files, to free the files.
 
-    For the CPU only. There, a tensor in its stored dtype is a part of the mapped file, which all processes of
+    For the CPU only. There, a tensor in its stored dtype is a view of the mapped file, which all processes of
     the machine share. If the other tensors were converted, the few that diffusers keeps in fp32 would hold
     whole files in memory.
     """
@@ -92,7 +92,10 @@ def _let_go_of_files(module: torch.nn.Module) -> None:
 
 
 def fingerprint(modules: Iterable[Any]) -> bytes:
-    """Return about eight values of every parameter as bytes; another checkpoint or a LoRA changes them."""
+    """Return a fast fingerprint of the weights: about eight values of every parameter, as bytes.
+
+    Another checkpoint or a LoRA changes it.
+    """
     values = [
         parameter.detach().flatten()[:: max(1, parameter.numel() // 8)].float()
         for module in modules

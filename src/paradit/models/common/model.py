@@ -88,7 +88,7 @@ class PipelineModel(ABC):
         return (embeds.to(self.dtype),)
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return, for each text encoder that a prompt is too long for, its token limit and the text cut off.
+        """Return the token limit and the cut-off text of each text encoder that a prompt is too long for.
 
         Returns an empty dict if the prompt fits.
         """
@@ -97,7 +97,7 @@ class PipelineModel(ABC):
         return {"the text encoder": (length, rest)} if rest else {}
 
     def fingerprint(self) -> bytes:
-        """Return bytes that are equal if the transformers have the same weights; fast."""
+        """Return a fast fingerprint of the transformers' weights: bytes that are equal for equal weights."""
         return fingerprint(expert.module for expert in self.experts)
 
     def scheduler(self, num_inference_steps: int) -> Scheduler:
@@ -110,11 +110,17 @@ class PipelineModel(ABC):
         return own
 
     def prepared(self, scheduler: Scheduler) -> Scheduler:
-        """Return the scheduler to use for a copy of the folder's: the copy itself, unless overridden."""
+        """Return the scheduler to run in place of `scheduler`, which is a copy of the model folder's.
+
+        It is `scheduler` itself, unless a model family overrides this method.
+        """
         return scheduler
 
     def expert_at(self, timestep: Tensor) -> int:  # noqa: ARG002
-        """Return the index of the expert (transformer) that serves a timestep: 0 if there is only one."""
+        """Return the index of the expert (one of the model's transformers) to use at a timestep.
+
+        It is 0, unless a model family overrides this method.
+        """
         return 0
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:

@@ -21,10 +21,10 @@ class HasHeads(Protocol):
 
 
 def maybe_compiled(piece: F, compile: bool) -> F:
-    """Return `piece`, compiled by `torch.compile` if `compile` is set.
+    """Return `piece`, a function of a module and tensors, compiled by `torch.compile` if `compile` is set.
 
-    A piece is a function of a module and tensors. Because the weights are its inputs, one compilation serves
-    all layers and steps with the same shapes.
+    Because the weights are inputs of the function, one compilation serves all layers and steps with the same
+    shapes.
     """
     return torch.compile(piece, dynamic=False) if compile else piece  # type: ignore[return-value]
 

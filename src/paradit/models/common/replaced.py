@@ -1,4 +1,4 @@
-"""Patches for `parallelize`, which make a diffusers transformer's `forward` run other code for a while."""
+"""Patches for `parallelize`, which make a diffusers transformer's `forward` run ParaDiT's code."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from paradit.models.protocol import Transformer
 from paradit.models.registry import FAMILIES
 
 Predict = Callable[[Tensor, Tensor, tuple[Tensor | None, ...]], Tensor]
-"""Type of functions (latents [B, C, F, H, W], timestep, arguments of the transformer's `context`) ->
-prediction."""
+"""Type of a function that computes the transformer's prediction.
+
+It takes (latents [B, C, F, H, W], timestep, arguments of `CutTransformer.context`).
+"""
 
 Output = Transformer2DModelOutput | tuple[Tensor]
-"""Type of a prediction as diffusers' transformers return it."""
+"""Type of a prediction as diffusers' transformers return it: an output object or a tuple."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +42,9 @@ class Replacement:
     `kernel` computes the attention that ranks do not share.
     """
     forward: Callable[[Predict], Callable[..., Output]]
-    """Function that takes a `Predict` and returns a substitute for the class's `forward`.
+    """Function that takes a `Predict` and returns a substitute for the `forward` of the transformer's class.
 
-    The substitute takes the same arguments as `forward`.
+    The substitute takes the same arguments as that `forward`.
     """
 
     def put_in_place(self, module: Module, predict: Predict) -> Callable[[], None]:
@@ -66,7 +68,7 @@ class Replacement:
 def check_free(module: Module, name: str) -> None:
     """Raise InputError if a module's `forward` is patched already.
 
-    name: what the message calls the module.
+    name: the module's name in the error message.
     """
     forward = vars(module).get(_slot(module))
     if isinstance(forward, _Replaced):
@@ -80,13 +82,13 @@ def check_free(module: Module, name: str) -> None:
 
 
 def refuse(attention_kwargs: Mapping[str, object] | None) -> None:
-    """Raise InputError if any attention_kwargs are left; diffusers has already taken `scale` out."""
+    """Raise InputError for attention_kwargs other than `scale`, which diffusers has already taken out."""
     if attention_kwargs:
         raise InputError(f"attention_kwargs takes 'scale' here, got {', '.join(map(repr, attention_kwargs))}")
 
 
 def output(sample: Tensor, return_dict: bool) -> Output:
-    """Return a prediction as diffusers' transformers do: as an output object, or else as a tuple."""
+    """Return a prediction as diffusers' transformers do: in an output object, or without it in a tuple."""
     return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
 
@@ -120,7 +122,7 @@ def _slot(module: Module) -> str:
 
 
 def replacement(class_names: Iterable[str]) -> Replacement | None:
-    """Return the `Replacement` for the first of these classes that a model family supports; None if none.
+    """Return the functions to patch the first of some classes that a model family supports; None if none is.
 
     class_names: the names of transformer classes, or of pipeline classes.
     """

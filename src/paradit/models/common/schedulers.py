@@ -15,8 +15,10 @@ from paradit.models.protocol import Scheduler
 from paradit.models.registry import family
 
 Schedule = Callable[[Scheduler, int, torch.device], None]
-"""Type of functions (scheduler, num_inference_steps, device) that set a scheduler's steps, or raise its
-errors."""
+"""Type of a function (scheduler, num_inference_steps, device) that sets a scheduler's steps.
+
+It raises what the scheduler raises.
+"""
 
 
 def scheduler_name(folder: Path) -> str:

@@ -1,6 +1,6 @@
 """Reader of a diffusers model's weights, part by part, from its folder straight to the device.
 
-If layers are divided over ranks, a rank may lack room for all of them, so it never reads those of others.
+If layers are divided over ranks, a rank may lack memory for all of them, so it reads only its own.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ModelClass(Protocol):
 
 
 class StoredWeights:
-    """Weights of one component in its folder, read when needed, with the dtypes of `from_pretrained`.
+    """Weights of one pipeline component, read from its folder as needed, in the dtypes of `from_pretrained`.
 
     All weights get one dtype, except those that the class keeps in fp32.
     """
@@ -48,7 +48,7 @@ class StoredWeights:
         self._folder, self._dtype, self._device, self._variant = folder, dtype, device, variant
 
     def without_layers(self, lists: Sequence[str]) -> Module:
-        """Return the model with its weights loaded, except for its layers, which stay on the meta device.
+        """Return the component with its weights loaded, except for its layers, which stay on the meta device.
 
         lists: the names of its ModuleLists of layers.
         """
@@ -64,9 +64,9 @@ class StoredWeights:
         return module
 
     def filled(self, part: M, name: str) -> M:
-        """Return a copy of a part of the model that is on the meta device, with the part's weights loaded.
+        """Return a copy of `part`, a module on the meta device, with its weights loaded.
 
-        name: the part's name in the model.
+        name: the part's name in the component.
         """
         part = copy.deepcopy(part)
         self._fill(part, f"{name}.")

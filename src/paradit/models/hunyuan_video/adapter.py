@@ -26,7 +26,7 @@ from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.models.protocol import Prompt, Scheduler
 
 CLIP_LENGTH = 77
-"""Number of tokens that CLIP reads in HunyuanVideoPipeline."""
+"""Largest number of tokens that the CLIP text encoder reads in HunyuanVideoPipeline."""
 
 
 class HunyuanVideoModel(PipelineModel):
@@ -69,9 +69,9 @@ class HunyuanVideoModel(PipelineModel):
         return embeds.to(self.dtype), mask.to(self.dtype), pooled.to(self.dtype), guidance
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return, for Llama and CLIP, the token limit that a prompt exceeds, and the text that is cut off.
+        """Return the token limit and the cut-off text of each text encoder that a prompt is too long for.
 
-        Only encoders for which the prompt is too long are included.
+        The encoders are Llama and CLIP; one that reads the whole prompt is not included.
         """
         text, length = str(DEFAULT_PROMPT_TEMPLATE["template"]).format(prompt), self.spec.text_length
         crop_start = DEFAULT_PROMPT_TEMPLATE["crop_start"]
@@ -82,9 +82,9 @@ class HunyuanVideoModel(PipelineModel):
         return {name: found for name, found in both.items() if found[1]}
 
     def prepared(self, scheduler: Scheduler) -> Scheduler:
-        """Return the scheduler to use for a loaded one: `_InFp32` for FlowMatchEulerDiscreteScheduler.
+        """Return the scheduler to run in place of a loaded one, so that latents stay in fp32.
 
-        `_InFp32` keeps latents in fp32. Other schedulers are returned as they are.
+        It is an `_InFp32` for a FlowMatchEulerDiscreteScheduler, and the loaded scheduler itself otherwise.
         """
         return in_fp32(scheduler) if type(scheduler) is FlowMatchEulerDiscreteScheduler else scheduler
 
@@ -101,7 +101,7 @@ class HunyuanVideoModel(PipelineModel):
 
 
 def in_fp32(scheduler: Scheduler) -> Scheduler:
-    """Return a version of a FlowMatchEulerDiscreteScheduler, equally configured, with latents in fp32."""
+    """Return a scheduler configured like `scheduler`, a FlowMatchEuler one, that keeps latents in fp32."""
     made: Scheduler = _InFp32.from_config(scheduler.config)
     return made
 
@@ -109,9 +109,9 @@ def in_fp32(scheduler: Scheduler) -> Scheduler:
 class _InFp32(FlowMatchEulerDiscreteScheduler):
     """FlowMatchEulerDiscreteScheduler that keeps latents in fp32.
 
-    diffusers' class rounds each step's result to the dtype of the prediction. In bf16, the pipeline's latents
-    therefore lose what a small step adds, and its timesteps are rounded too, by up to 2; here they are not.
-    In fp32 both classes are the same.
+    diffusers' class rounds each step's result to the dtype of the prediction. In bf16, latents therefore lose
+    what a small step adds, and timesteps are rounded too, by up to 2. This class rounds neither. In fp32 both
+    classes are the same.
     """
 
     def step(  # type: ignore[override]  # diffusers names torch.FloatTensor

@@ -67,7 +67,7 @@ class HunyuanVideoDecoder:
                 yield as_frames(self._video_processor, part)
 
     def _blended(self, pictures: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Yield the samples that each group of latent frames adds, blended with the group before."""
+        """Yield the new samples of each group of latent frames, blended with those of the group before."""
         vae, previous = self._vae, None
         stride = vae.tile_sample_stride_num_frames
         overlap = vae.tile_sample_min_num_frames - stride

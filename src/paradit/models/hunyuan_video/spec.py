@@ -48,10 +48,10 @@ REFINER_RATIO = 4
 It is the default of HunyuanVideoTokenRefiner.
 """
 WORKING_MAPS = 12
-"""Number of feature maps of the VAE decoder's last level that are alive at its peak of memory.
+"""Number of feature maps of the VAE decoder's last level that are in memory at its peak, to estimate memory.
 
-It is 11.4 as torch's allocator counts (tests/test_memory.py), and about a twentieth more for the
-convolutions' workspace on a GPU, as for Wan.
+Torch's allocator counts 11.4 (tests/test_memory.py); the convolutions' workspace on a GPU adds about a
+twentieth, as for Wan.
 """
 UNBOUNDED = 2**31
 """Value of `max_positions` for no limit: rotary angles are computed as needed, not looked up."""
@@ -231,10 +231,11 @@ class HunyuanVideoVaeSpec(VaeSpec):
     def decode_bytes(self, height: int, width: int, tile: int | None = None, ranks: int = 1) -> int:  # noqa: ARG002
         """Estimate the bytes of working memory that the decoder needs, in fp32.
 
-        In its last level one tile needs `WORKING_MAPS` maps of `decoder_dim` channels. The pixels of two
-        groups of frames are kept, to blend them. Decoded tiles wait for the last one before they are joined,
-        also if `ranks` share them. Attention in the middle block, which grows with the square of a tile's
-        area, is not counted. tile: the side of a tile, in pixels; None: whole pictures.
+        The decoder's last level needs `WORKING_MAPS` feature maps of `decoder_dim` channels for one tile. The
+        pixels of two groups of frames are kept, to blend them. Decoded tiles wait until the last one is ready
+        to be joined, however many `ranks` share the tiles. Attention in the middle block, which grows with
+        the square of a tile's area, is not counted. tile: the side of a tile, in pixels; None: whole
+        pictures.
         """
         tiles = self.grid(height, width, tile)
         pixels = tiles.largest_area * self.spatial_compression**2

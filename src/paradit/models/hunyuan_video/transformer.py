@@ -3,9 +3,10 @@
 Text and video attend to each other: the text's tokens follow the video's, and every rank holds them. The
 first blocks ("double") have separate weights for the text; the others ("single") treat both alike.
 
-A prompt's padding is cut off before anything is computed. The module masks it, in every attention and in the
-token refiner's mean, so it never reaches the video; without it no mask is needed. The result equals, bit for
-bit, the module's forward of the prompt without padding; with padding the two differ by rounding.
+A prompt's padding is cut off before anything is computed. diffusers' module masks the padding instead, in
+every attention and in the token refiner's mean, so that it never reaches the video; without padding, no mask
+is needed. The result equals the module's forward of the prompt without padding bit for bit; its forward with
+padding differs by rounding.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class HunyuanContext(JointContext):
 
 @dataclass(frozen=True, kw_only=True)
 class HunyuanTokens(JointTokens):
-    """A video's and its text's tokens on their way through the transformer blocks, with what these read."""
+    """Tokens of a video and its text on their way through the transformer blocks, with all else they read."""
 
     temb: Tensor
     """Embedding [B, width] of the timestep, the guidance scale and the pooled text."""
@@ -98,8 +99,8 @@ class SingleBlock(Block[HunyuanTokens]):
 
     Video and text share one set of weights.
 
-    Its feed-forward runs beside its attention, on the same normed tokens. `finish` computes the norm again,
-    whereas the module keeps the inner activation in memory during attention.
+    Feed-forward and attention read the same normed tokens. To save memory, `finish` computes the norm again
+    and runs the feed-forward after attention; the module keeps its inner activation during attention.
     """
 
     def __init__(self, block: HunyuanVideoSingleTransformerBlock, site: Site, *, compile: bool) -> None:
@@ -150,7 +151,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         super().__init__(module, compile=compile, stored=stored)
 
     def cut(self) -> list[Block[HunyuanTokens]]:
-        """Return a `Block` around each layer that this rank holds, double blocks first."""
+        """Return the layers that this rank holds, each wrapped as a `Block`, double blocks first."""
         double = of_class(HunyuanVideoTransformerBlock, self.module.transformer_blocks)
         single = of_class(HunyuanVideoSingleTransformerBlock, self.module.single_transformer_blocks)
         sites, first = list(map(Site, self.layers.held)), len(double)
@@ -160,7 +161,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         ]
 
     def layout(self, latent_shape: tuple[int, int, int]) -> JointLayout:
-        """Return the layout (positions and rotations) of the tokens of latents (F, H, W), without text.
+        """Return the layout (positions and RoPE rotations) of the tokens of latents (F, H, W), without text.
 
         Called once per request.
         """
@@ -214,7 +215,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         return self._with_text(hidden_states, timestep, context, layout)
 
     def branch(self, tokens: HunyuanTokens, context: HunyuanContext) -> HunyuanTokens:
-        """Return the embedded video tokens with other prompts, one copy for each prompt."""
+        """Return the video's tokens combined with another guidance branch's prompts, one copy per prompt."""
         if context is tokens.context:
             return tokens
         return self._with_text(tokens.hidden_states, tokens.timestep, context, tokens.layout)
@@ -242,7 +243,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
     def resume(
         self, changing: Sequence[Tensor], timestep: Tensor, context: HunyuanContext, layout: JointLayout
     ) -> HunyuanTokens:
-        """Rebuild the tokens that another rank's blocks have output, from the received tensors `changing`."""
+        """Rebuild the tokens that another rank's blocks have output, from the tensors that it has sent."""
         hidden_states, text = changing
         temb, _ = self.module.time_text_embed(timestep, context.pooled_projections, context.guidance)
         return HunyuanTokens(
@@ -255,7 +256,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         )
 
     def head(self, tokens: HunyuanTokens) -> Tensor:
-        """Return the head's output for each video token, [B, S, patch values].
+        """Return the output of the transformer's head for each video token, [B, S, patch values].
 
         A rank may call this for only its own tokens.
         """
@@ -277,7 +278,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
 def _modulation(norm: AdaLayerNorm, temb: Tensor, count: int) -> tuple[Tensor, ...]:
     """Return the shifts, scales and gates of an AdaLayerNormZero, each [B, 1, width].
 
-    They are computed twice, before and after attention, instead of kept, because one row costs little.
+    They are computed again after attention, not kept, because one row per video costs little.
     """
     rows: Tensor = norm.linear(norm.silu(temb))
     return rows[:, None].chunk(count, dim=2)
@@ -320,7 +321,7 @@ def _after(
 ) -> Tensor:
     """Return the video's or the text's tokens after the part of a double block that follows attention.
 
-    It consists of residual, norm and feed-forward.
+    That part consists of residual, norm and feed-forward.
     """
     gate, shift, scale, ffn_gate = modulation
     x = attended.mul_(gate).add_(x)

@@ -66,7 +66,7 @@ class WfVaeSpec(VaeSpec):
     """Number of channels of the two branches that carry low frequencies past the decoder's levels."""
 
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
-        """Count the floating-point operations of decoding a whole video, from the class's layers."""
+        """Count the floating-point operations of decoding a whole video, layer by layer."""
         _, frames, height, width = self.latent_shape(num_frames, height, width)
         top, middle, deepest = self.decoder_channels
         flow, blocks = self.flow_channels, self.num_res_blocks

@@ -30,16 +30,17 @@ class WanModel(PipelineModel):
             raise AttributeError("it has no sigmas, which WanPipeline reads in every step")
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return the text encoder's token limit if a prompt exceeds it, and the text that it cuts off.
+        """Return the token limit and the cut-off text of the text encoder, if a prompt is too long for it.
 
         Returns an empty dict if the prompt fits.
         """
         return super().left_out(prompt_clean(prompt))  # type: ignore[no-untyped-call]
 
     def expert_at(self, timestep: Tensor) -> int:
-        """Return the index, 0 or 1, of the expert (transformer) that serves a timestep.
+        """Return the index, 0 or 1, of the expert (one of the model's transformers) to use at a timestep.
 
-        Wan 2.2 A14B's second expert serves the timesteps below the boundary; other models have one expert.
+        Wan 2.2 A14B uses expert 1 at timesteps below `boundary_ratio` times the number of training timesteps;
+        other models have only expert 0.
         """
         if self.spec.boundary_ratio is None:
             return 0
@@ -49,7 +50,7 @@ class WanModel(PipelineModel):
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
         """Return the timestep as the transformer takes it: [B], or [B, S] with one for each token.
 
-        It is [B, S] for Wan 2.2 TI2V, and if `timestep` [F] has one for each latent frame.
+        It is [B, S] for Wan 2.2 TI2V, and for any model if `timestep` is [F], one for each latent frame.
         """
         batch, _, frames, height, width = latents.shape
         if timestep.ndim == 0 and not self.spec.expand_timesteps:

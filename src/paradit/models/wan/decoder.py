@@ -21,8 +21,8 @@ from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
 from paradit.models.protocol import Frames
 
 Cache: TypeAlias = "list[Tensor | str | None]"
-"""State of a tile's decoding, with one entry per causal convolution: features of earlier frames; a string or
-None if there are none."""
+"""Features of a tile's earlier frames, one entry per causal convolution: a string or None if there are none.
+"""
 
 
 class WanDecoder:
@@ -42,7 +42,7 @@ class WanDecoder:
         self.num_pieces: int = latents.shape[2]
 
     def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:
-        """Return the shape of a tile's piece.
+        """Return the shape [1, C, f, H, W] of a piece of a tile, decoded from latent frame `index`.
 
         The first latent frame becomes one frame, each later one four.
         """
@@ -73,7 +73,7 @@ class WanDecoder:
             yield self._next(z, cache, first=index == 0, park=park)
 
     def _before_decoder(self, latents: Tensor) -> Tensor:
-        """Convert normalised latents to the input of the decoder's own layers."""
+        """Convert normalised latents to the input of the VAE's `decoder` module."""
         z: Tensor = self._vae.post_quant_conv(
             _denormalise(self._vae, latents.to(self._vae.device, self._vae.dtype))
         )
@@ -97,7 +97,7 @@ class WanDecoder:
 
 
 def _parked(cache: Cache, before: Cache) -> Cache:
-    """Copy a tile's cache into host memory, over its earlier copy `before` if the shapes are equal.
+    """Copy a tile's cache into host memory, into the memory of its earlier copy `before` if shapes are equal.
 
     Reusing that memory matters on a CPU. Otherwise, the caches of many tiles would lie between tensors that
     are soon freed, and the heap would grow to several times the size of both.

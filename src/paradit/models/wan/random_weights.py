@@ -30,10 +30,10 @@ def random_block(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[WanBlock, WanTokens, TransformerSpec]:
-    """Return a random transformer block, a video's tokens for it, and the spec (sizes) of the block alone.
+    """Return a transformer block with random weights, a video's tokens as its input, and the block's spec.
 
     latent_shape: (frames, height, width) of the latents; a token is 1x2x2 of them. The feed-forward is four
-    times as wide as the block. The spec leaves out what comes before and after the blocks.
+    times as wide as the block. The spec (sizes) leaves out what comes before and after the blocks.
     """
     with device:
         module = WanTransformer3DModel(
@@ -59,9 +59,9 @@ def random_block(
 
 
 def random_decoder(channels: int, device: torch.device) -> tuple[Callable[[Tensor], list[Frames]], VaeSpec]:
-    """Return a function that decodes normalised latents [1, C, F, h, w] to all frames, and the VAE's sizes.
+    """Return a function that decodes normalised latents [1, C, F, h, w] to frames, and the sizes of its VAE.
 
-    channels: the number of channels of the VAE's last level, which has random weights.
+    The VAE has random weights. channels: the number of channels of its decoder's last level.
     """
     with device:
         vae = AutoencoderKLWan(base_dim=channels)

@@ -32,7 +32,7 @@ from paradit.models.protocol import Block, Tokens
 class WanLayout(Layout):
     """Layout (positions and RoPE rotations) of a video's tokens.
 
-    The text is not among them, because cross-attention reads it.
+    Text tokens are not included, because only cross-attention reads them.
     """
 
     grid: tuple[int, int, int]
@@ -96,8 +96,8 @@ class WanBlock(Block[WanTokens]):
     ) -> None:
         """Split a WanTransformerBlock into the parts before and after its self-attention.
 
-        place: the index of this block among those that the rank holds. kernel: the function that computes
-        cross-attention.
+        place: the index of this transformer block among those that the rank holds. kernel: the function that
+        computes cross-attention.
         """
         self.site = site
         self._block, self._place = block, place
@@ -190,7 +190,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         ]
 
     def layout(self, latent_shape: tuple[int, int, int]) -> WanLayout:
-        """Return the layout (positions and rotations) of the tokens of latents (F, H, W).
+        """Return the layout (positions and RoPE rotations) of the tokens of latents (F, H, W).
 
         Called once per request.
         """
@@ -202,7 +202,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         return WanLayout(grid=(frames, height, width), rope=tables.at(positions))
 
     def rope_tables(self) -> RopeTables:
-        """Convert the module's rotary tables, of every position, to RopeTables.
+        """Convert the module's rotary tables, which cover every position, to `RopeTables`.
 
         Both hold each angle twice, once for each channel of a pair.
         """
@@ -234,7 +234,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         )
 
     def join(self, contexts: Sequence[WanContext]) -> WanContext:
-        """Merge several batches of prompts, as cross-attention reads them, into one batch."""
+        """Merge several batches of encoded prompts, in the form that `context` returns, into one batch."""
 
         def joined(layers: Sequence[tuple[tuple[Tensor, Tensor], ...]]) -> tuple[tuple[Tensor, Tensor], ...]:
             return tuple(
@@ -248,7 +248,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         )
 
     def embed(self, latents: Tensor, timestep: Tensor, context: WanContext, layout: WanLayout) -> WanTokens:
-        """Embed latents [B, C, F, H, W], which must have the dtype that prompt_embeds had, as tokens.
+        """Embed latents [B, C, F, H, W] as tokens. The latents must have the dtype of the prompt embeddings.
 
         timestep: the timesteps [B], or [B, S] if each token has its own. To embed once for several prompts,
         see `branch`.
@@ -260,7 +260,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         )
 
     def branch(self, tokens: WanTokens, context: WanContext) -> WanTokens:
-        """Return the tokens with other prompts (another guidance branch), one copy for each prompt."""
+        """Return the tokens combined with another guidance branch's prompts, one copy for each prompt."""
         times = context.batch // len(tokens.hidden_states)
         if times == 1:
             return replace(tokens, context=context)
@@ -275,7 +275,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
     def resume(
         self, changing: Sequence[Tensor], timestep: Tensor, context: WanContext, layout: WanLayout
     ) -> WanTokens:
-        """Rebuild the tokens that another rank's blocks have output, from the received tensors `changing`."""
+        """Rebuild the tokens that another rank's blocks have output, from the tensors that it has sent."""
         (hidden_states,) = changing
         temb, modulation = self._time(timestep, hidden_states.dtype)
         return WanTokens(
@@ -298,7 +298,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
         return temb, projected.unflatten(-1, (6, -1)).float()
 
     def head(self, tokens: WanTokens) -> Tensor:
-        """Return the head's output for each token, [B, S, patch values].
+        """Return the output of the transformer's head for each token, [B, S, patch values].
 
         A rank may call this for only its own tokens.
         """
@@ -372,7 +372,7 @@ def _cross_attention(
 
 
 def _modulation(table: Tensor, modulation: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
-    """Return rows `start` to `stop` (excluded) of a block's shifts, scales and gates.
+    """Return rows `start` to `stop` (excluded) of a transformer block's shifts, scales and gates.
 
     Their shapes broadcast to [B, S, width].
     """
