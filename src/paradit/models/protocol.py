@@ -141,7 +141,7 @@ class CutTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def changing_shapes(self, context: C, layout: L) -> tuple[tuple[int, ...], ...]:
-        """Return the shapes of the tensors in `Tokens.changing`."""
+        """Return the shapes of the tensors that transformer blocks change, those in `Tokens.changing`."""
 
     @abstractmethod
     def head(self, tokens: T) -> Tensor:

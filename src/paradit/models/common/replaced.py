@@ -88,7 +88,7 @@ def refuse(attention_kwargs: Mapping[str, object] | None) -> None:
 
 
 def output(sample: Tensor, return_dict: bool) -> Output:
-    """Return a prediction as diffusers' transformers do: in an output object, or without it in a tuple."""
+    """Return a prediction as diffusers' transformers do: an output object if `return_dict`, else a tuple."""
     return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
 

@@ -100,7 +100,8 @@ class SingleBlock(Block[HunyuanTokens]):
     Video and text share one set of weights.
 
     Feed-forward and attention read the same normed tokens. To save memory, `finish` computes the norm again
-    and runs the feed-forward after attention; the module keeps its inner activation during attention.
+    and runs the feed-forward after attention; diffusers' block keeps the feed-forward's inner activation in
+    memory during attention.
     """
 
     def __init__(self, block: HunyuanVideoSingleTransformerBlock, site: Site, *, compile: bool) -> None:

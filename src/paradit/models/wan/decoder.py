@@ -21,7 +21,9 @@ from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
 from paradit.models.protocol import Frames
 
 Cache: TypeAlias = "list[Tensor | str | None]"
-"""Features of a tile's earlier frames, one entry per causal convolution: a string or None if there are none.
+"""Features of a tile's earlier frames, one entry per causal convolution.
+
+An entry is a string or None if there are no such features.
 """
 
 
