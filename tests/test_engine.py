@@ -252,9 +252,10 @@ def _lives(pid: int) -> bool:
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
 from paradit import Engine, Placement, Request
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also if the tests run in the background
 with Engine(sys.argv[1], Placement(ranks=int(sys.argv[2]))) as engine:
     for name in ("a", "b"):
         engine.submit(Request(prompt="a", num_inference_steps=1000), f"{name}.mp4")
