@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import paradit
 from paradit import Engine, InputError, JobCancelled, JobError, Placement, Request
-from paradit.engine.engine import EngineJob
+from paradit.engine.engine_job import EngineJob
 from paradit.engine.events import Doing, Finished, Restarted
 from paradit.engine.launchers.local import LocalLauncher
 from paradit.progress import Event, StageStarted, Stepped

@@ -35,7 +35,7 @@ from paradit.cli.signals import Stopped, stopping_cleanly
 from paradit.config.errors import InputError
 from paradit.config.methods.registry import METHODS
 from paradit.config.options import Declared, Option, RenamedWarning, decode
-from paradit.engine.engine import EngineJob
+from paradit.engine.engine_job import EngineJob
 from paradit.engine.events import EVENTS
 from paradit.models.registry import FAMILIES
 from paradit.text_to_video import Generated, text_to_video
