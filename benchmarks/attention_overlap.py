@@ -33,7 +33,7 @@ from pairs import Pair, join, serve
 from paradit.config.placement import Placement
 from paradit.distributed.transport import Transfer, Transport
 from paradit.distributed.world import current_world
-from paradit.engine.teams import together
+from paradit.engine.predictors import together
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.models.wan.transformer import WanTransformer
 from paradit.sampling.guidance import guide
@@ -88,8 +88,10 @@ class Step:
         self.timestep = torch.tensor([500])
         self.layout = self.seam.layout(LATENT_SHAPE)
         branches = len(self.prompts)
-        self.teams = {name: together(world, way, HEADS, branches) for name, way in ways.items()}
-        self.contexts = {name: team.contexts(self.seam, self.prompts) for name, team in self.teams.items()}
+        self.predictors = {name: together(world, way, HEADS, branches) for name, way in ways.items()}
+        self.contexts = {
+            name: predictor.contexts(self.seam, self.prompts) for name, predictor in self.predictors.items()
+        }
         self.transport = world.transport()
 
     def take(self, name: str) -> Tensor:
@@ -100,7 +102,9 @@ class Step:
             with nothing_sent():
                 return self.take("ulysses")
         return self.after(
-            self.teams[name].predict(self.seam, self.latents, self.timestep, self.contexts[name], self.layout)
+            self.predictors[name].predict(
+                self.seam, self.latents, self.timestep, self.contexts[name], self.layout
+            )
         )
 
     def after(self, predictions: list[Tensor]) -> Tensor:
@@ -148,7 +152,7 @@ def worker(system: str, model: str, rank: int, address: str) -> None:
     step = Step(model, ways(model))
     expected = step.expected()
     differences = {name: float((step.take(name) - expected).abs().max()) for name in ways(model)}
-    chosen = {name: [str(form) for form in step.teams[name].chosen.values()] for name in AUTO}
+    chosen = {name: [str(form) for form in step.predictors[name].chosen.values()] for name in AUTO}
     serve({"differences": differences, "chosen": chosen}, step.take)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from machine import write_results
-from paradit.attention.local import sdpa
+from paradit.attention.local_attention import sdpa
 from paradit.attention.measured import MeasuredKernel
 from paradit.attention.registry import Choice
 from paradit.distributed.mesh import Mesh
@@ -26,7 +26,7 @@ from paradit.distributed.timing import now
 from paradit.distributed.world import World
 from paradit.models.wan.transformer import WanTransformer
 from paradit.parallel.coprocess import Helped, Helper, Message
-from paradit.parallel.together import Together
+from paradit.parallel.sequence_parallel import SequenceParallel
 from paradit.testing import run_world
 from random_models import random_wan
 
@@ -58,16 +58,16 @@ class Turns:
 
 def rank(world: World, shape: tuple[int, int, int], choice: Choice, repeats: int) -> dict[str, Any]:
     union = world.part([0, 1], own_group=True)
-    team = world.part([0])
+    predictor = world.part([0])
     assert union is not None
-    if team is None:
+    if predictor is None:
         Helper(union, 1, choices=[choice]).until_latents()
         return {}
     turns = Turns()
-    helped = turns.helped = Helped(team, union, choices=[choice], plan=turns)
+    helped = turns.helped = Helped(predictor, union, choices=[choice], plan=turns)
     module, latents, embeds = random_wan((HEADS, HEAD_DIM, LAYERS, FFN), shape, 32)
     transformer = WanTransformer(module)
-    together = Together(Mesh(team), [choice], sdpa, helped)
+    together = SequenceParallel(Mesh(predictor), [choice], sdpa, helped)
     contexts = together.contexts(transformer, [(part,) for part in embeds])
     layout = transformer.layout(shape)
     tokens = shape[0] * shape[1] // 2 * shape[2] // 2

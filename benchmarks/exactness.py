@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from machine import write_results
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.distributed.world import World
-from paradit.engine.teams import together
+from paradit.engine.predictors import together
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
-from paradit.parallel.team import Alone, Team
+from paradit.parallel.predictor import LocalPredictor, Predictor
 from paradit.progress import Progress
 from paradit.testing import run_world
 from paradit.text_to_video import load, text_to_video
@@ -35,11 +35,11 @@ PLACEMENTS = [
 ]
 
 
-def final_latents(model_name: str, num_frames: int, team: Team) -> Tensor:
+def final_latents(model_name: str, num_frames: int, predictor: Predictor) -> Tensor:
     torch.set_num_threads(1)
     spec = read_spec(find_model(model_name))
     request = resolve(Request(prompt=PROMPT, num_frames=num_frames, dtype="fp32"), spec)
-    return text_to_video(load(spec, "fp32"), request, Progress(), team).latents
+    return text_to_video(load(spec, "fp32"), request, Progress(), predictor).latents
 
 
 def on_ranks(world: World, model_name: str, num_frames: int, placement: Placement) -> Tensor:
@@ -61,7 +61,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for num_frames in args.frames:
-        expected = final_latents(args.model, num_frames, Alone())
+        expected = final_latents(args.model, num_frames, LocalPredictor())
         for placement in PLACEMENTS:
             found = run_world(on_ranks, placement.ranks, args.model, num_frames, placement, timeout=600)
             difference = max(float((latents - expected).abs().max()) for latents in found)

@@ -1,18 +1,22 @@
-"""Print figures about the code: files, import cycles, types, long functions, depth of the kernel.
+"""Print figures about the code and its language: files, import cycles, types, depth of the kernel, docstrings.
 
     python benchmarks/house.py [SRC ...]
 
-SRC: folders that hold `paradit`, such as the `src` of several checkouts; each gets a column.
+SRC: folders that hold `paradit`, such as the `src` of several checkouts; each gets a column. Packages on
+PYTHONPATH, such as a plug-in, are installed beside it for `--help`.
 """
 
 from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
+import tokenize
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,7 +76,47 @@ def figures(source: Path) -> dict[str, object]:
         "own frames from main to the kernel, one process": one,
         "own frames from main to the kernel, two ranks": several,
         "seconds of --help, best of five": f"{help_seconds(source):.3f}",
+        **language(source, files),
     }
+
+
+FRAGMENT = re.compile(r"(Of|From|What|As|By|Those|The same|And|Also)\b")
+"""Pattern of the beginnings of docstrings that cannot be read without their neighbours."""
+WIDE = 120
+
+
+def language(source: Path, files: dict[Path, ast.Module]) -> dict[str, object]:
+    """Return figures about names, docstrings, comments and pages of a checkout."""
+    texts = [text for tree in files.values() for text in docstrings(tree)]
+    names = Counter(path.name for path in files if path.name != "__init__.py")
+    pages = [*(source.parent / "docs").rglob("*.md"), source.parent / "README.md"]
+    lines = sum(len(path.read_text().splitlines()) for path in files)
+    prose = [line for page in pages for line in page.read_text().splitlines() if not line.startswith("|")]
+    return {
+        "docstrings": len(texts),
+        "docstrings that begin as fragments": sum(FRAGMENT.match(text) is not None for text in texts),
+        "comment lines, % of all lines": f"{100 * sum(map(comments, files)) / lines:.1f}",
+        "modules that share their name with another": sum(count for count in names.values() if count > 1),
+        f"lines of prose over {WIDE} characters": sum(len(line) > WIDE for line in prose),
+        "lines of README": len((source.parent / "README.md").read_text().splitlines()),
+    }
+
+
+def docstrings(tree: ast.AST) -> Iterator[str]:
+    """Yield each docstring, including those below variables."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        for statement in body if isinstance(body, list) else []:  # a lambda's body is not a list
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                if isinstance(statement.value.value, str):
+                    yield statement.value.value
+
+
+def comments(path: Path) -> int:
+    """Return the number of comments in a file, at most one a line."""
+    with path.open("rb") as file:
+        found = [one for one in tokenize.tokenize(file.readline) if one.type == tokenize.COMMENT]
+    return len(found)
 
 
 UNTYPED = ("Any", "Untyped")
@@ -190,7 +234,8 @@ def help_seconds(source: Path) -> float:
     """Return the shortest of several times of `--help`, in seconds, with bytecode compiled beforehand."""
     command, taken = [sys.executable, "-m", "paradit", "generate", "--help"], []
     with tempfile.TemporaryDirectory() as compiled:
-        environment = {**os.environ, "PYTHONPATH": str(source), "PYTHONPYCACHEPREFIX": compiled}
+        paths = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": paths, "PYTHONPYCACHEPREFIX": compiled}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         for _ in range(1 + HELP_TIMES):  # the first run compiles the modules
             began = time.perf_counter()

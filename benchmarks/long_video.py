@@ -33,7 +33,7 @@ from torch import Tensor
 from machine import RESULTS, write_results
 from paradit.config.placement import Placement
 from paradit.distributed.world import World
-from paradit.engine.teams import together
+from paradit.engine.predictors import together
 from paradit.models.families import loader
 from paradit.models.folder import find_model
 from paradit.models.protocol import VideoModel
@@ -45,7 +45,7 @@ from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.layer_split import LayerCosts, LayerShare, divide_layers, measure_layers
 from paradit.sampling.noise import PooledNoise, step_generator
 from paradit.scheduling.block_queue import BlockQueue
-from paradit.scheduling.layer_pipeline import StageGrid, duration
+from paradit.scheduling.layer_pipeline import PipelineGrid, duration
 from paradit.testing import run_world
 from random_models import TEXT_DIM, random_wan
 
@@ -92,7 +92,7 @@ def in_blocks(model: VideoModel, share: LayerShare | None) -> Make:
 def in_full(model: VideoModel, world: World | None) -> Make:
     """Return a function that denoises the whole video at once."""
     heads = model.experts[0].num_heads
-    team = together(world, Placement(ranks=world.size, attention="ulysses"), heads) if world else None
+    predictor = together(world, Placement(ranks=world.size, attention="ulysses"), heads) if world else None
     noise = torch.randn(1, 16, QUEUE.num_frames or 1, *HEIGHT_WIDTH)
 
     def make() -> None:
@@ -104,20 +104,20 @@ def in_full(model: VideoModel, world: World | None) -> Make:
             guidance_scales=(3.0,),
             noise=partial(step_generator, 0),
             progress=Progress(),
-            team=team,
+            predictor=predictor,
         )
 
     return make
 
 
-def grids(num_ranks: int) -> dict[str, StageGrid]:
+def grids(num_ranks: int) -> dict[str, PipelineGrid]:
     found = {
-        "stages": StageGrid(num_ranks),
-        "tokens shared": StageGrid(1, 1, num_ranks),
-        "branches apart": StageGrid(num_ranks // 2, 2),
+        "stages": PipelineGrid(num_ranks),
+        "tokens shared": PipelineGrid(1, 1, num_ranks),
+        "branches apart": PipelineGrid(num_ranks // 2, 2),
     }
     if num_ranks == 4:
-        found["stages of two that share tokens"] = StageGrid(2, 1, 2)
+        found["stages of two that share tokens"] = PipelineGrid(2, 1, 2)
     return found
 
 
@@ -203,7 +203,7 @@ def speed(repeats: int) -> dict[str, Any]:
     return result
 
 
-def counted(world: World, grid: StageGrid) -> tuple[list[Tensor], int]:
+def counted(world: World, grid: PipelineGrid) -> tuple[list[Tensor], int]:
     """Make a video on a grid of ranks; return its blocks and the number of bytes that this rank sent."""
     model, sent = random_model(), 0
     share = divide_layers(model, world, None, grid)
@@ -222,7 +222,7 @@ def counted(world: World, grid: StageGrid) -> tuple[list[Tensor], int]:
 
 def bytes_sent() -> list[dict[str, Any]]:
     rows = []
-    ((expected, _),) = run_world(counted, 1, StageGrid(), timeout=590)
+    ((expected, _),) = run_world(counted, 1, PipelineGrid(), timeout=590)
     for num_ranks in (2, 4):
         for name, grid in grids(num_ranks).items():
             made = run_world(counted, num_ranks, grid, timeout=590)

@@ -24,20 +24,20 @@ from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.folder import find_model
 from paradit.models.protocol import VideoModel
 from paradit.models.spec import read_spec
-from paradit.parallel.team import Alone
+from paradit.parallel.predictor import LocalPredictor
 from paradit.progress import Progress
-from paradit.sampling import diagonal, full_sequence, windows
+from paradit.sampling import fifo, full_sequence, windowed
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.guidance import scales
 from paradit.sampling.noise import BlockNoise, IndependentNoise, PooledNoise, initial_noise, step_generator
 from paradit.scheduling.block_queue import BlockQueue
 from paradit.shapes.evaluate import evaluate, evaluate_long
-from paradit.shapes.world import Scene
+from paradit.shapes.scenes import Scene
 from paradit.stages.decode import frames as decode_frames
 from paradit.text_to_video import load
 from paradit.video.contact_sheet import contact_sheet
 
-BLOCKS = {"windowed": windows.blocks, "fifo": diagonal.blocks}
+BLOCKS = {"windowed": windowed.blocks, "fifo": fifo.blocks}
 SCENES = [
     Scene("red", "circle", "moving right", "dark"),
     Scene("yellow", "ring", "bouncing", "blue"),
@@ -130,7 +130,9 @@ def make(model: VideoModel, row: Row) -> np.ndarray:
         )
         blocks = pipeline.blocks()
     else:
-        blocks = BLOCKS[method](model, queue, prompts, noise, guidance_scales=guidance_scales, team=Alone())
+        blocks = BLOCKS[method](
+            model, queue, prompts, noise, guidance_scales=guidance_scales, predictor=LocalPredictor()
+        )
     latents = LatentBlocks(shape, blocks)
     return np.stack(list(decode_frames(model, latents, None, Progress())))
 

@@ -23,13 +23,13 @@ from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLWan
 
 from machine import write_results
 from paradit.cli.text import amount
-from paradit.config.methods.base import method_of, resolve
+from paradit.config.methods.method import method_of, resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
+from paradit.device_memory import peak_memory_bytes
 from paradit.distributed.world import World
+from paradit.engine.fixed_list import make_videos
 from paradit.engine.job import Job
-from paradit.engine.listed import make_videos
-from paradit.memory import peak_memory_bytes
 from paradit.models.folder import find_model
 from paradit.models.spec import ModelSpec, Weights, read_spec
 from paradit.progress import Progress

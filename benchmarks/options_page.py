@@ -10,7 +10,7 @@ from dataclasses import MISSING
 from pathlib import Path
 
 from paradit.cli.commands.command import Entry
-from paradit.cli.commands.trace import SUMMARY
+from paradit.cli.commands.trace_options import SUMMARY
 from paradit.cli.main import COMMANDS
 from paradit.config.options import Declared
 

@@ -15,14 +15,14 @@ from typing import Any
 
 from machine import write_results
 from paradit.attention.registry import Choice
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec
+from paradit.planner.block_costs import long_video
 from paradit.planner.hardware import Cluster, find_cluster
-from paradit.planner.in_blocks import long_video
-from paradit.planner.simulate import Simulator, Way
+from paradit.planner.simulate import Candidate, Simulator
 from paradit.scheduling.block_queue import BlockQueue
 
 FRAMES, RANKS, BLOCK = 1025, 8, 8
@@ -55,7 +55,7 @@ class Case:
 
     def full(self, cluster: Cluster, placement: Placement, form: Choice) -> float:
         """Return the seconds of denoising all frames at once."""
-        return self.simulator(cluster).simulate(Way(placement=placement), 1, form).stages["denoise"]
+        return self.simulator(cluster).simulate(Candidate(placement=placement), 1, form).stages["denoise"]
 
     def in_blocks(self, cluster: Cluster, ranks: int) -> float:
         """Return the seconds of denoising with DualParal, which decodes only once all is denoised."""
@@ -73,7 +73,7 @@ def windowed_ulysses(case: Case, cluster: Cluster) -> float:
     frames = 4 * (queue.block_frames + queue.context_frames) - 3
     asked = Request(prompt="any", width=832, height=480, num_frames=frames, method="full")
     one = Simulator(cluster, case.spec, resolve(asked, case.spec))
-    step = one.simulate(Way(placement=Placement(ranks=RANKS)), 1, Choice.of("ulysses")).step
+    step = one.simulate(Candidate(placement=Placement(ranks=RANKS)), 1, Choice.of("ulysses")).step
     assert queue.num_blocks
     # Queries also read the right neighbour's keys.
     return step * queue.num_blocks * queue.num_steps * _wider(case.spec, queue)
@@ -88,8 +88,8 @@ def _wider(spec: ModelSpec, queue: BlockQueue) -> float:
     return 1 + more / transformer.flops(held, spec.text_length)
 
 
-def _long(ranks: int) -> Way:
-    return Way(placement=Placement(ranks=ranks), method="dualparal")
+def _long(ranks: int) -> Candidate:
+    return Candidate(placement=Placement(ranks=ranks), method="dualparal")
 
 
 def row(case: Case) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def row(case: Case) -> dict[str, Any]:
         seconds[f"full, {name}"] = case.full(cluster, placement, form)
     memory = {
         "dualparal": _denoising(simulator, _long(RANKS)),
-        "full, Ulysses": _denoising(simulator, Way(placement=Placement(ranks=RANKS))),
+        "full, Ulysses": _denoising(simulator, Candidate(placement=Placement(ranks=RANKS))),
     }
     baseline = seconds["full, Ulysses"]
     return {
@@ -127,9 +127,9 @@ def row(case: Case) -> dict[str, Any]:
     }
 
 
-def _denoising(simulator: Simulator, way: Way) -> int:
+def _denoising(simulator: Simulator, candidate: Candidate) -> int:
     """Return the bytes of the fullest rank that only denoises: its weights, caches, activations, latents."""
-    parts = simulator.memory_parts(way)[1]
+    parts = simulator.memory_parts(candidate)[1]
     names = ("weights", "text_cache", "activations", "latents", "keys")
     return sum(parts.get(name, 0) for name in names)
 
@@ -139,7 +139,10 @@ def memory_gains(case: Case, simulator: Simulator) -> dict[str, float]:
 
     All in bf16. DualParal's program computes both branches in one batch; ParaDiT's one after the other.
     """
-    full, long = (_denoising(simulator, way) for way in (Way(placement=Placement(ranks=RANKS)), _long(RANKS)))
+    full, long = (
+        _denoising(simulator, candidate)
+        for candidate in (Candidate(placement=Placement(ranks=RANKS)), _long(RANKS))
+    )
     batched = long + simulator.memory_parts(_long(RANKS))[1]["activations"]
     size = {one.component: 2 * one.parameters for one in case.spec.weights}
     found = {}

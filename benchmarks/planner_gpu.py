@@ -31,23 +31,23 @@ from torch import Tensor
 
 from machine import RESULTS, write_results
 from paradit.attention.registry import Choice
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
+from paradit.device_memory import peak_memory_bytes
 from paradit.distributed.timing import now
-from paradit.engine.calibrate import Calibration, Sizes, calibrate
-from paradit.memory import peak_memory_bytes
+from paradit.engine.microbenchmarks import Calibration, Sizes, calibrate
 from paradit.models.hunyuan_video.adapter import HunyuanVideoModel
 from paradit.models.hunyuan_video.spec import transformer_spec as hunyuan_video_spec
 from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec
 from paradit.models.wan.adapter import WanModel
 from paradit.models.wan.spec import transformer_spec as wan_spec
-from paradit.parallel.team import Alone
+from paradit.parallel.predictor import LocalPredictor
 from paradit.planner.calibration import fit_device, machine_file, median_error
 from paradit.planner.hardware import Cluster, find_cluster
 from paradit.planner.messages import fit_link
-from paradit.planner.simulate import Simulator, Way
+from paradit.planner.simulate import Candidate, Simulator
 from paradit.progress import Event, Progress, Stepped
 from paradit.sampling.sampler import Work
 from paradit.stages.decode import frames
@@ -162,7 +162,9 @@ def take(model: Any, request: Request) -> dict[str, float]:
 
     def denoised(request: Request) -> tuple[Tensor, list[float]]:
         progress = Steps(device)
-        work = Work(model=model, request=request, prompts=prompts, progress=progress, team=Alone())
+        work = Work(
+            model=model, request=request, prompts=prompts, progress=progress, predictor=LocalPredictor()
+        )
         (latents,) = denoise(work)
         return latents, [after - before for before, after in pairwise(progress.ends)]
 
@@ -185,8 +187,13 @@ def take(model: Any, request: Request) -> dict[str, float]:
 
 def simulated(cluster: Cluster, spec: ModelSpec, request: Request, dtype: str) -> dict[str, float]:
     simulator, form = Simulator(cluster, spec, request, dtype), Choice.of("ulysses")
-    ways = {tile: simulator.simulate(Way(placement=Placement(), tile=tile), 1, form) for tile in (None, TILE)}
-    return {"step": ways[None].step} | {f"decode {tile}": way.stages["decode"] for tile, way in ways.items()}
+    candidates = {
+        tile: simulator.simulate(Candidate(placement=Placement(), tile=tile), 1, form)
+        for tile in (None, TILE)
+    }
+    return {"step": candidates[None].step} | {
+        f"decode {tile}": candidate.stages["decode"] for tile, candidate in candidates.items()
+    }
 
 
 def estimated(spec: ModelSpec, request: Request, itemsize: int) -> dict[str, float]:
@@ -215,7 +222,7 @@ def request_of(size: Sequence[int], spec: ModelSpec) -> Request:
 def all_say(
     known: dict[str, Cluster], spec: ModelSpec, request: Request, dtype: str, itemsize: int
 ) -> dict[str, dict[str, float]]:
-    says = {way: simulated(cluster, spec, request, dtype) for way, cluster in known.items()}
+    says = {candidate: simulated(cluster, spec, request, dtype) for candidate, cluster in known.items()}
     return says | {"estimated": estimated(spec, request, itemsize)}
 
 
@@ -257,7 +264,7 @@ def main() -> None:
             says = all_say(known, model.spec, request, name, dtype.itemsize)
             case = {"model": model_name, "layers": layers, "size": [width, height, num_frames]}
             for what, measured in take(model, request).items():
-                said = {way: each[what] for way, each in says.items() if what in each}
+                said = {candidate: each[what] for candidate, each in says.items() if what in each}
                 rows.append({**case, "what": what, "measured": measured, **said})
                 show(rows[-1])
             print(f"  {time.monotonic() - began:.0f} s", flush=True)
@@ -277,20 +284,22 @@ def again(gpus: str) -> None:
         if case not in said:
             spec = random_model(row["model"], row["layers"], torch.bfloat16, torch.device("meta")).spec
             said[case] = all_say(known, spec, request_of(row["size"], spec), "bf16", 2)
-        row |= {way: says[row["what"]] for way, says in said[case].items() if row["what"] in says}
+        row |= {candidate: says[row["what"]] for candidate, says in said[case].items() if row["what"] in says}
         show(row)
     errors(found["rows"])
 
 
 def errors(rows: list[dict[str, Any]]) -> None:
-    for way in WAYS:
-        off = [abs(row[way] / row["measured"] - 1) for row in rows if way in row]
-        print(f"{way}: median error {100 * median(off):.1f} %, most {100 * max(off):.1f} %")
+    for candidate in WAYS:
+        off = [abs(row[candidate] / row["measured"] - 1) for row in rows if candidate in row]
+        print(f"{candidate}: median error {100 * median(off):.1f} %, most {100 * max(off):.1f} %")
 
 
 def show(row: dict[str, Any]) -> None:
     unit = 1e9 if row["what"].startswith("peak") else 1.0
-    ratios = "  ".join(f"{way} {row[way] / row['measured']:.2f}" for way in WAYS if way in row)
+    ratios = "  ".join(
+        f"{candidate} {row[candidate] / row['measured']:.2f}" for candidate in WAYS if candidate in row
+    )
     said = f"{row['model']} {row['size']} {row['what']}"
     print(f"{said}: {row['measured'] / unit:.3g}; over it: {ratios}", flush=True)
 

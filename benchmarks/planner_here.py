@@ -37,24 +37,24 @@ from long_video import HEIGHT_WIDTH, QUEUE, SIZES, taking_turns
 from machine import RESULTS, command, write_results
 from pairs import Pair, join, serve
 from paradit.attention.registry import Choice
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.distributed.world import World, current_world
-from paradit.engine.calibrate import Calibration, measure
-from paradit.engine.listed import make_videos
+from paradit.engine.fixed_list import make_videos
+from paradit.engine.microbenchmarks import Calibration, measure
 from paradit.models.folder import find_model
 from paradit.models.hunyuan_video.spec import transformer_spec as hunyuan_video_spec
 from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.models.wan.spec import transformer_spec as wan_spec
+from paradit.planner.block_costs import long_video
 from paradit.planner.calibration import fit_device, machine_file, median_error
 from paradit.planner.hardware import Cluster, find_cluster
-from paradit.planner.in_blocks import long_video
 from paradit.planner.messages import crowded, fit_link
-from paradit.planner.simulate import Simulator, Way
+from paradit.planner.simulate import Candidate, Simulator
 from paradit.progress import Progress
-from paradit.scheduling.balance import play
+from paradit.scheduling.balance import simulate
 from paradit.testing import run_world
 from paradit.trace.merge import read_spans
 from paradit.trace.spans import STAGE, Tracing, recording
@@ -84,7 +84,7 @@ def placement_of(form: Choice) -> Placement:
     return Placement(ranks=2).chosen(form)
 
 
-def ways(model: str) -> dict[str, Choice]:
+def candidates(model: str) -> dict[str, Choice]:
     return {name: form for name, form in WAYS.items() if model == "wan" or not form.interleave}
 
 
@@ -94,8 +94,8 @@ def worker(what: str, rank: int, address: str) -> None:
     world = current_world(torch.device("cpu"))
     assert world is not None
     if what in MODELS:
-        step = Step(what, {name: placement_of(form) for name, form in ways(what).items()})
-        for name in ways(what):
+        step = Step(what, {name: placement_of(form) for name, form in candidates(what).items()})
+        for name in candidates(what):
             step.take(name)
         serve(None, step.take)
         return
@@ -139,17 +139,17 @@ def overlap(links: list[str], repeats: int) -> dict[str, Any]:
                 files[f"{model}, {link}"] = text
                 simulator = Simulator(cluster_of(text), *small(model), "fp32")
                 pair = Pair(__file__, [model], hosts, port + 1)
-                taken: dict[str, list[float]] = {name: [] for name in ways(model)}
+                taken: dict[str, list[float]] = {name: [] for name in candidates(model)}
                 for turn in range(repeats):
                     for name in list(taken) if turn % 2 else reversed(taken):
                         taken[name].append(pair.take(name)["seconds"])
                 pair.close()
-                for name, form in ways(model).items():
-                    way = Way(placement=placement_of(form))
+                for name, form in candidates(model).items():
+                    candidate = Candidate(placement=placement_of(form))
                     rows.append({
                         "case": f"{model}, {link}",
                         "way": name,
-                        "simulated": simulator.simulate(way, 1, form).step,
+                        "simulated": simulator.simulate(candidate, 1, form).step,
                         "measured": median(taken[name]),
                     })  # fmt: skip
     return {"machine_files": files, "repeats": repeats, "rows": rows}
@@ -184,8 +184,8 @@ def stages(steps: int, repeats: int) -> dict[str, Any]:
         for name, placement in STAGE_WAYS.items():
             taken[name].append(take(placement, PROMPTS, steps))
     for name, placement in STAGE_WAYS.items():
-        way = Way(placement=placement, coprocess=placement.coprocess)
-        simulated = simulator.simulate(way, PROMPTS, Choice.of("ulysses"))
+        candidate = Candidate(placement=placement, coprocess=placement.coprocess)
+        simulated = simulator.simulate(candidate, PROMPTS, Choice.of("ulysses"))
         seconds = dict(simulated.stages)
         rows.append({
             "case": f"{steps} steps",
@@ -225,7 +225,7 @@ def same_order(placement: Placement, steps: int, seconds: dict[str, float]) -> d
     ]
     simulated = [
         (at, str(rank), moment, span.stage, span.request)
-        for span in play(placement, PROMPTS, seconds)
+        for span in simulate(placement, PROMPTS, seconds)
         for rank in span.ranks
         for moment, at in (("begin", span.start), ("end", span.end))
     ]
@@ -268,11 +268,11 @@ def long(repeats: int) -> dict[str, Any]:
         method = "full" if name.startswith("full") else "dualparal"
         request = long_request(spec, method)
         simulator = Simulator(cluster_of(text), spec, request, "fp32", long=request)
-        way = Way(placement=placement, method=method)
+        candidate = Candidate(placement=placement, method=method)
         if method == "full":
-            simulated = QUEUE.num_steps * simulator.simulate(way, 1, Choice.of("ulysses")).step
+            simulated = QUEUE.num_steps * simulator.simulate(candidate, 1, Choice.of("ulysses")).step
         else:
-            simulated = replace(long_video(simulator, way), decode=0.0).run().denoised
+            simulated = replace(long_video(simulator, candidate), decode=0.0).run().denoised
         measured = median(found["seconds"][name])
         rows.append({"case": "a long video", "way": name, "simulated": simulated, "measured": measured})
     return {"machine_file": text, "repeats": repeats, "rows": rows}

@@ -24,19 +24,19 @@ from typing import Any
 
 from machine import write_results
 from paradit.attention.registry import Choice
-from paradit.attention.timing.rotation import RotationTiming
-from paradit.config.methods.base import resolve
+from paradit.attention.timing.rings import RotationTiming
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.distributed.shares import Shares, chunk_boxes
 from paradit.models.published import published_spec
 from paradit.models.spec import ModelSpec
 from paradit.planner.costs import block_seconds, decode_seconds, encode_seconds
-from paradit.planner.events import Compute, Message, Post, Step, Wait
+from paradit.planner.discrete_events import Compute, Message, Post, Step, Wait
 from paradit.planner.hardware import Cluster, find_cluster
-from paradit.planner.simulate import Simulator, Way
+from paradit.planner.simulate import Candidate, Simulator
 from paradit.planner.step import Branch, Layer, forward
-from paradit.scheduling.balance import play
+from paradit.scheduling.balance import simulate
 
 ROOT = Path(__file__).parent
 DATA = ROOT / "data" / "pipedit_8xa6000.json"
@@ -101,15 +101,17 @@ class Fit:
     def in_files(cls) -> Fit:
         """Return the numbers in the hardware files."""
         cluster = find_cluster("8xA6000")
-        reach, link = cluster.device.reach, cluster.link
+        efficiency, link = cluster.device.efficiency, cluster.link
         assert link.peer and link.shared and link.copy
-        return cls(reach["flash"], reach["efficient"], link.peer, link.shared, link.copy, link.latency)
+        return cls(
+            efficiency["flash"], efficiency["efficient"], link.peer, link.shared, link.copy, link.latency
+        )
 
     def cluster(self) -> Cluster:
         cluster = find_cluster("8xA6000")
-        reach = {**cluster.device.reach, "flash": self.flash, "efficient": self.efficient}
+        efficiency = {**cluster.device.efficiency, "flash": self.flash, "efficient": self.efficient}
         link = replace(cluster.link, peer=self.peer, shared=self.shared, copy=self.copy, latency=self.latency)
-        return replace(cluster, device=replace(cluster.device, reach=reach), link=link)
+        return replace(cluster, device=replace(cluster.device, efficiency=efficiency), link=link)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +206,7 @@ class Paper:
             denoise = busy + (steps - busy / alone) * self.step(model, size, row)
         holders = tuple(range(RANKS - 1))
         placement = Placement(ranks=RANKS, denoise=holders, decode=(RANKS - 1,), encode=(encoder,))
-        spans = play(placement, VIDEOS, {"encode": encode, "denoise": denoise, "decode": decode})
+        spans = simulate(placement, VIDEOS, {"encode": encode, "denoise": denoise, "decode": decode})
         return max(span.end for span in spans)
 
     def cell(self, model: str, size: str, steps: int, column: str) -> float:
@@ -400,11 +402,11 @@ def xdit() -> list[dict[str, Any]]:
         now = find_cluster(gpus)
         then = now
         if now.device.name == "H100":
-            reach = {**now.device.reach, "flash": FLASH_ATTENTION_2}
-            then = replace(now, device=replace(now.device, reach=reach, softmax=0.0))
-        way, form = Way(placement=Placement(ranks=now.ranks)), Choice.of("ulysses")
+            efficiency = {**now.device.efficiency, "flash": FLASH_ATTENTION_2}
+            then = replace(now, device=replace(now.device, efficiency=efficiency, softmax=0.0))
+        candidate, form = Candidate(placement=Placement(ranks=now.ranks)), Choice.of("ulysses")
         predicted, with_torch = (
-            Simulator(cluster, spec, request).simulate(way, 1, form).latency for cluster in (then, now)
+            Simulator(cluster, spec, request).simulate(candidate, 1, form).latency for cluster in (then, now)
         )
         rows.append({"gpus": gpus, "reported": reported, "predicted": predicted, "torch": with_torch})
     return rows

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from machine import write_results
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.requests import Request
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.progress import Progress
 from paradit.shapes.evaluate import Verdict, evaluate
-from paradit.shapes.world import Scene, all_scenes, draw
+from paradit.shapes.scenes import Scene, all_scenes, draw
 from paradit.text_to_video import load, text_to_video
 from paradit.video.contact_sheet import contact_sheet
 from paradit.video.writer import open_video

@@ -22,11 +22,11 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from machine import write_results
-from paradit.attention.local import local
+from paradit.attention.local_attention import local
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.models.wan.transformer import WanTransformer
-from paradit.parallel.forward import run, through_blocks
+from paradit.parallel.run_blocks import run, through_blocks
 
 TEXT_TOKENS = 512
 

@@ -17,20 +17,20 @@ import time
 from statistics import median
 
 from machine import write_results
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.distributed.world import World
 from paradit.engine.auto import choose_placement
 from paradit.engine.events import Began, Finished
+from paradit.engine.fixed_list import make_videos
 from paradit.engine.job import Job
-from paradit.engine.listed import make_videos
 from paradit.engine.warmup import measure
 from paradit.models.folder import find_model
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.progress import Event, Progress
 from paradit.scheduling.balance import Choice, StageSeconds
-from paradit.shapes.world import all_scenes
+from paradit.shapes.scenes import all_scenes
 from paradit.testing import run_world
 
 WAYS = {
@@ -111,12 +111,12 @@ def main() -> None:
     rows = []
     for steps in STEPS:
         choice = automatic(args.prompts, steps)
-        ways = {**WAYS, "auto": choice.placement}
-        taken: dict[str, list[tuple[float, dict[str, float]]]] = {way: [] for way in ways}
+        candidates = {**WAYS, "auto": choice.placement}
+        taken: dict[str, list[tuple[float, dict[str, float]]]] = {candidate: [] for candidate in candidates}
         for _ in range(args.repeats):
-            for way, placement in ways.items():
-                taken[way].append(take(placement, args.prompts, steps))
-        seconds = {way: median(took for took, _ in each) for way, each in taken.items()}
+            for candidate, placement in candidates.items():
+                taken[candidate].append(take(placement, args.prompts, steps))
+        seconds = {candidate: median(took for took, _ in each) for candidate, each in taken.items()}
         bound = median(max(stages.values()) for _, stages in taken["apart"])
         # The slower stage's time, plus one video in the other stage before it begins or after it ends.
         filled = median(
@@ -128,16 +128,18 @@ def main() -> None:
             "seconds": seconds,
             "bound_apart": bound,
             "bound_apart_with_first_and_last": filled,
-            "stages": {way: each[-1][1] for way, each in taken.items()},
+            "stages": {candidate: each[-1][1] for candidate, each in taken.items()},
             "auto": {"reason": choice.reason, "expected_seconds": choice.seconds},
         })  # fmt: skip
         print(f"\n{steps} steps, {args.prompts} prompts")
-        for way, took in sorted(seconds.items(), key=lambda item: item[1]):
-            print(f"  {way:24} {took:7.1f} s  {took / seconds['together']:5.2f} of together", flush=True)
+        for candidate, took in sorted(seconds.items(), key=lambda item: item[1]):
+            print(
+                f"  {candidate:24} {took:7.1f} s  {took / seconds['together']:5.2f} of together", flush=True
+            )
         print(f"  bound of apart {bound:.1f} s: it takes {seconds['apart'] / bound:.2f} of that")
         ratio = seconds["apart"] / filled
         print(f"  with the first video's or the last one's other stage {filled:.1f} s: {ratio:.2f}")
-        best = min(took for way, took in seconds.items() if way != "auto")
+        best = min(took for candidate, took in seconds.items() if candidate != "auto")
         print(f"  auto takes {seconds['auto'] / best:.2f} of the best other: {choice.reason}", flush=True)
     write_results("stages", {"prompts": args.prompts, "repeats": args.repeats, "rows": rows})
 

@@ -56,15 +56,18 @@ def worker(system: str, name: str, rank: int, address: str) -> None:
 def ours(module, latents, timestep, prompts):  # type: ignore[no-untyped-def]
     from paradit.config.placement import Placement
     from paradit.distributed.world import current_world
-    from paradit.engine.teams import together
+    from paradit.engine.predictors import together
     from paradit.models.wan.transformer import WanTransformer
 
     world = current_world(torch.device("cpu"))
     assert world is not None
     placement = Placement(ranks=2, attention="ulysses")
-    seam, team = WanTransformer(module), together(world, placement, module.config.num_attention_heads)
-    contexts, layout = team.contexts(seam, [(p,) for p in prompts]), seam.layout(tuple(latents.shape[2:]))
-    return lambda: team.predict(seam, latents, timestep, contexts, layout)
+    seam, predictor = WanTransformer(module), together(world, placement, module.config.num_attention_heads)
+    contexts, layout = (
+        predictor.contexts(seam, [(p,) for p in prompts]),
+        seam.layout(tuple(latents.shape[2:])),
+    )
+    return lambda: predictor.predict(seam, latents, timestep, contexts, layout)
 
 
 def as_if_there_were_an_accelerator() -> None:

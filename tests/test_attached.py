@@ -20,9 +20,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
 import paradit
-from paradit.attention.local import sdpa
+from paradit.attention.local_attention import sdpa
 from paradit.distributed.world import World
-from paradit.models.common.replaced import replacement
+from paradit.models.common.patch_forward import forward_patch
 from paradit.testing import run_world
 from test_hunyuan_seam import inputs as hunyuan_inputs
 from test_wan_seam import inputs as wan_inputs
@@ -385,12 +385,12 @@ def test_schedulers_that_draw_noise_need_one_global_seed(folders: dict[str, Path
 @pytest.mark.parametrize("family", FAMILIES)
 def test_opened_modules_are_those_that_the_seam_does_not_call(family: str) -> None:
     if family == "wan21":
-        module, how = transformer("i2v"), replacement(["WanTransformer3DModel"])
+        module, how = transformer("i2v"), forward_patch(["WanTransformer3DModel"])
         latents, text = wan_inputs(module, (1, 2, 4, 6), text_length=512)
         prompt: tuple[Tensor, ...] = (text, torch.randn(1, 5, module.config.image_dim))
         arguments = (latents, torch.tensor([700]), *prompt)
     else:
-        module, how = hunyuan_transformer(), replacement(["HunyuanVideoTransformer3DModel"])
+        module, how = hunyuan_transformer(), forward_patch(["HunyuanVideoTransformer3DModel"])
         latents, timestep, prompt = hunyuan_inputs(module, (1, 2, 4, 6))
         arguments = (latents, timestep, *prompt)
     called: set[str] = set()

@@ -16,12 +16,12 @@ from paradit.scheduling.balance import (
     Choice,
     StageSeconds,
     apart,
+    candidate_placements,
     choose,
     decoders_by_rule,
     makespan,
     name_of,
-    play,
-    ways,
+    simulate,
 )
 from paradit.scheduling.stages import AHEAD, STAGES, decoder_of
 from paradit.scheduling.stages import steps as each_step
@@ -80,7 +80,7 @@ def test_cases_worked_by_hand(
 
 def test_a_slow_decoder_pushes_back() -> None:
     def starts(groups: str) -> list[float]:
-        spans = play(placed(2, groups), 6, seconds(0, 1, 10))
+        spans = simulate(placed(2, groups), 6, seconds(0, 1, 10))
         return [span.start for span in spans if span.stage == "denoise"]
 
     # The channel holds two, and one more is in progress: the fifth begins while the second is decoded.
@@ -91,14 +91,14 @@ def test_a_slow_decoder_pushes_back() -> None:
 
 def test_replicas_are_as_many_runs_side_by_side() -> None:
     two = Placement(ranks=4, replicas=2)
-    spans = play(two, 5, seconds(1, 4, 2))
+    spans = simulate(two, 5, seconds(1, 4, 2))
     assert {span.request: span.ranks for span in spans if span.stage == "denoise"} == {
         0: (0, 1), 1: (2, 3), 2: (0, 1), 3: (2, 3), 4: (0, 1),
     }  # fmt: skip
     assert {span.ranks for span in spans if span.stage == "decode"} == {(0,), (2,)}
     assert makespan(two, 5, seconds(1, 4, 2)) == 3 * 7
     assert makespan(Placement(ranks=3, replicas=3), 1, seconds(1, 4, 2)) == 7
-    assert play(two, 0, seconds(1, 4, 2)) == []
+    assert simulate(two, 0, seconds(1, 4, 2)) == []
 
 
 def random_cases(number: int) -> Iterator[tuple[Placement, int, dict[str, float]]]:
@@ -112,7 +112,7 @@ def random_cases(number: int) -> Iterator[tuple[Placement, int, dict[str, float]
 
 def test_bounds_and_conserved_work() -> None:
     for placement, requests, stages in random_cases(200):
-        spans = play(placement, requests, stages)
+        spans = simulate(placement, requests, stages)
         assert len(spans) == len(STAGES) * requests
         total = makespan(placement, requests, stages)
         busy = [0.0] * placement.ranks
@@ -235,7 +235,7 @@ def test_seconds_on_fewer_ranks() -> None:
 
 
 def test_the_ways_that_there_are() -> None:
-    assert [name_of(way) for way in ways(Placement(ranks=4), 9)] == [
+    assert [name_of(candidate) for candidate in candidate_placements(Placement(ranks=4), 9)] == [
         "together",
         "together, each decodes",
         "apart, 1 of 4 ranks decodes",
@@ -244,12 +244,14 @@ def test_the_ways_that_there_are() -> None:
         "2 replicas",
         "4 replicas",
     ]
-    assert [name_of(way) for way in ways(Placement(ranks=4), 2)][-2:] == [
+    assert [name_of(candidate) for candidate in candidate_placements(Placement(ranks=4), 2)][-2:] == [
         "apart, 3 of 4 ranks decode",
         "2 replicas",
     ]
     # An odd number of ranks cannot have the two branches apart.
-    assert [name_of(way) for way in ways(Placement(ranks=4, cfg_degree=2), 9)][2:] == [
+    assert [name_of(candidate) for candidate in candidate_placements(Placement(ranks=4, cfg_degree=2), 9)][
+        2:
+    ] == [
         "apart, 2 of 4 ranks decode",
         "2 replicas",
     ]
@@ -307,9 +309,13 @@ def test_never_behind_any_that_was_compared() -> None:
         choice = chosen(measured, requests, spare)
         took = makespan(choice.placement, requests, measured.of(choice.placement, 10))
         assert took == choice.seconds[name_of(choice.placement)] == min(choice.seconds.values())
-        fitting = [way for way in ways(Placement(ranks=ranks), requests) if memory[name_of(way)] >= 0]
+        fitting = [
+            candidate
+            for candidate in candidate_placements(Placement(ranks=ranks), requests)
+            if memory[name_of(candidate)] >= 0
+        ]
         if fitting:
-            assert set(choice.seconds) == {name_of(way) for way in fitting}
+            assert set(choice.seconds) == {name_of(candidate) for candidate in fitting}
         by_rule = apart(
             Placement(ranks=ranks), decoders_by_rule(ranks, measured.denoise(1, 10), measured.decode)
         )

@@ -12,23 +12,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from paradit.attention.local import sdpa
-from paradit.distributed import channel
+from paradit.attention.local_attention import sdpa
+from paradit.distributed import tensor_queue
 from paradit.distributed.world import World
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.families import loader
 from paradit.models.protocol import VideoModel
 from paradit.models.spec import read_spec
-from paradit.parallel.forward import run
+from paradit.parallel.run_blocks import run
 from paradit.progress import Progress
-from paradit.sampling import block_pipeline, full_sequence, stage_links
+from paradit.sampling import block_pipeline, full_sequence, pipeline_links
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.block_state import QueueState
 from paradit.sampling.guidance import guide
 from paradit.sampling.layer_split import LayerCosts, LayerShare, divide_layers, measure_layers
 from paradit.sampling.noise import BlockNoise, PooledNoise, step_generator
 from paradit.scheduling.block_queue import LEVELS, BlockQueue, BlockStep
-from paradit.scheduling.layer_pipeline import StageGrid, idle_slots
+from paradit.scheduling.layer_pipeline import PipelineGrid, idle_slots
 from paradit.testing import run_world
 from tiny import VARIANTS, decoded, drawing_scheduler, save_folder, save_hunyuan_folder
 
@@ -122,7 +122,7 @@ def on_ranks(
     folder: Path,
     cases: list[Case],
     costs: LayerCosts | None,
-    grid: StageGrid,
+    grid: PipelineGrid,
 ) -> list[list[Tensor]]:
     model = load(folder, layers=False)
     share = divide_layers(model, world, costs, grid)
@@ -130,14 +130,14 @@ def on_ranks(
 
 
 def check_ranks(
-    folder: Path, cases: list[Case], grid: StageGrid | int, costs: LayerCosts | None = None
+    folder: Path, cases: list[Case], grid: PipelineGrid | int, costs: LayerCosts | None = None
 ) -> None:
     """Compare a video on several ranks with that of one process.
 
     It must be equal bit for bit, or within 1e-5 if ranks share tokens. grid: a grid of ranks, or a number of
     pipeline ranks.
     """
-    grid = grid if isinstance(grid, StageGrid) else StageGrid(grid)
+    grid = grid if isinstance(grid, PipelineGrid) else PipelineGrid(grid)
     expected = alone(folder, cases)
     first, *others = run_world(on_ranks, grid.num_ranks, folder, cases, costs, grid, timeout=240)
     assert all(made == [[] for _ in cases] for made in others)
@@ -168,27 +168,31 @@ GUIDED = [case for case in CASES if case.guided]
 
 
 @pytest.mark.parametrize(
-    ("grid", "layers"), [(StageGrid(1, 2), 2), (StageGrid(2, 2), 3), (StageGrid(1, 2, 2), 2)], ids=str
+    ("grid", "layers"),
+    [(PipelineGrid(1, 2), 2), (PipelineGrid(2, 2), 3), (PipelineGrid(1, 2, 2), 2)],
+    ids=str,
 )
-def test_branches_on_ranks_of_their_own(grid: StageGrid, layers: int, tmp_path: Path) -> None:
+def test_branches_on_ranks_of_their_own(grid: PipelineGrid, layers: int, tmp_path: Path) -> None:
     check_ranks(save_folder("wan21", tmp_path, heads=3, layers=layers), GUIDED, grid)
 
 
 @pytest.mark.parametrize(
-    ("grid", "layers"), [(StageGrid(1, 1, 2), 2), (StageGrid(1, 1, 4), 2), (StageGrid(2, 1, 2), 3)], ids=str
+    ("grid", "layers"),
+    [(PipelineGrid(1, 1, 2), 2), (PipelineGrid(1, 1, 4), 2), (PipelineGrid(2, 1, 2), 3)],
+    ids=str,
 )
-def test_tokens_shared_in_a_stage(grid: StageGrid, layers: int, tmp_path: Path) -> None:
+def test_tokens_shared_in_a_stage(grid: PipelineGrid, layers: int, tmp_path: Path) -> None:
     """Three heads do not divide among the ranks, and blocks have so few tokens that some ranks hold none."""
     check_ranks(save_folder("wan21", tmp_path, heads=3, layers=layers), CASES, grid)
 
 
 @pytest.mark.parametrize("variant", ["wan22_a14b", "wan22_ti2v"])
 def test_groups_of_every_wan(variant: str, tmp_path: Path) -> None:
-    check_ranks(save_folder(variant, tmp_path, heads=3, layers=2), GUIDED[:3], StageGrid(2, 1, 2))
+    check_ranks(save_folder(variant, tmp_path, heads=3, layers=2), GUIDED[:3], PipelineGrid(2, 1, 2))
 
 
 def test_groups_of_hunyuan_video(tmp_path: Path) -> None:
-    check_ranks(save_hunyuan_folder(tmp_path, heads=3), CASES[:3], StageGrid(2, 1, 2))
+    check_ranks(save_hunyuan_folder(tmp_path, heads=3), CASES[:3], PipelineGrid(2, 1, 2))
 
 
 def in_bf16(world: World, folder: Path) -> list[Tensor]:
@@ -209,7 +213,7 @@ class Clock:
 
     now = 0.0
 
-    class Channel(channel.Channel):
+    class Channel(tensor_queue.Channel):
         def send(self, tensor: Tensor) -> None:
             super().send(tensor)
             super().send(torch.tensor([Clock.now]))
@@ -219,7 +223,7 @@ class Clock:
             Clock.now = max(Clock.now, float(super().receive(*args)))
             return message
 
-    class Expected(channel.Expected):
+    class Expected(tensor_queue.Expected):
         def __init__(self, world: World, sender: int, shapes: Iterator, dtype: torch.dtype) -> None:
             super().__init__(world, sender, ([*group, (1,)] for group in shapes), dtype)
 
@@ -238,9 +242,9 @@ def slots_taken(world: World, folder: Path, cases: list[Case]) -> list[float]:
         Clock.now += 1
         return run(work)
 
-    stage_links.Channel, stage_links.Expected = Clock.Channel, Clock.Expected
+    pipeline_links.Channel, pipeline_links.Expected = Clock.Channel, Clock.Expected
     block_pipeline.run = run_in_one_slot
-    stage_links.HOP_DEPTH *= 2
+    pipeline_links.HOP_DEPTH *= 2
     for case in cases:
         Clock.now = 0.0
         list(pipeline(model, case, share).blocks())
@@ -409,14 +413,14 @@ def test_stopped_after_any_round_and_gone_on(case: Case | str, tmp_path: Path) -
             assert all(torch.equal(a, b) for a, b in zip(rest, made[before:], strict=True))
 
 
-def saved_on_ranks(world: World, folder: Path, case: Case, grid: StageGrid) -> list[QueueState]:
+def saved_on_ranks(world: World, folder: Path, case: Case, grid: PipelineGrid) -> list[QueueState]:
     model, states = load(folder), []
     share = divide_layers(model, world, None, grid)
     list(pipeline(model, case, share).blocks(states.append, save_every=3))
     return states
 
 
-def going_on(world: World, folder: Path, case: Case, state: QueueState, grid: StageGrid) -> list[Tensor]:
+def going_on(world: World, folder: Path, case: Case, state: QueueState, grid: PipelineGrid) -> list[Tensor]:
     model = load(folder)
     share = divide_layers(model, world, None, grid)
     return list(pipeline(model, case, share, state).blocks())
@@ -425,11 +429,15 @@ def going_on(world: World, folder: Path, case: Case, state: QueueState, grid: St
 @pytest.mark.parametrize("source", ["latents", "cache"])
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(StageGrid(3), StageGrid(2)), (StageGrid(1, 1, 2), StageGrid(1, 2)), (StageGrid(2), StageGrid(1, 1, 3))],
+    [
+        (PipelineGrid(3), PipelineGrid(2)),
+        (PipelineGrid(1, 1, 2), PipelineGrid(1, 2)),
+        (PipelineGrid(2), PipelineGrid(1, 1, 3)),
+    ],
     ids=str,
 )
 def test_gone_on_with_another_number_of_ranks(
-    source: str, before: StageGrid, after: StageGrid, tmp_path: Path
+    source: str, before: PipelineGrid, after: PipelineGrid, tmp_path: Path
 ) -> None:
     folder, case = save_folder("wan21", tmp_path, layers=3), replace(CASES[0], left_source=source)
     (expected,) = alone(folder, [case])
@@ -510,7 +518,7 @@ def poisoned(collect: Any, at: tuple[int, int] | None) -> Any:
 
 
 def poisoned_on_ranks(
-    world: World, folder: Path, points: list[tuple[int, int]], grid: StageGrid
+    world: World, folder: Path, points: list[tuple[int, int]], grid: PipelineGrid
 ) -> list[object]:
     """Return this rank's blocks or error for a video poisoned at each point, and then for a sound one."""
     model = load(folder)
@@ -525,8 +533,8 @@ def poisoned_on_ranks(
     return found
 
 
-@pytest.mark.parametrize("grid", [StageGrid(2), StageGrid(4), StageGrid(1, 2, 2)])
-def test_latents_that_are_not_finite_end_a_video_alone(grid: StageGrid, tmp_path: Path) -> None:
+@pytest.mark.parametrize("grid", [PipelineGrid(2), PipelineGrid(4), PipelineGrid(1, 2, 2)])
+def test_latents_that_are_not_finite_end_a_video_alone(grid: PipelineGrid, tmp_path: Path) -> None:
     """All ranks end the video alike, without waiting forever, and the next video is right."""
     points = [(0, 0), (0, 4), (2, 1), (3, 4)]  # at the last point, the other ranks have finished already
     folder = save_folder("wan21", tmp_path, layers=4)

@@ -16,8 +16,8 @@ from paradit.scheduling.layer_pipeline import (
     Collect,
     Compute,
     Operation,
-    StageGrid,
-    choose_stages,
+    PipelineGrid,
+    choose_slices,
     duration,
     idle_slots,
     in_flight,
@@ -245,14 +245,14 @@ def test_as_many_stages_as_are_used_well(  # noqa: PLR0917
     num_blocks: int | None, num_steps: int, num_ranks: int, num_layers: int, parts: int, expected: int
 ) -> None:
     queue = replace(blocks_and_steps(num_blocks or 1, num_steps), num_frames=num_blocks and 4 * num_blocks)
-    assert choose_stages(queue, num_ranks, num_layers, parts) == expected
+    assert choose_slices(queue, num_ranks, num_layers, parts) == expected
 
 
 def test_where_ranks_stand() -> None:
-    grid = StageGrid(num_stages=2, cfg_degree=2, sharers=2)
-    assert (grid.num_ranks, grid.stage_ranks) == (8, 4)
+    grid = PipelineGrid(num_slices=2, cfg_degree=2, sharers=2)
+    assert (grid.num_ranks, grid.slice_ranks) == (8, 4)
     assert grid.groups() == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    where = [(grid.stage(rank), grid.branch(rank), grid.place(rank)) for rank in range(8)]
+    where = [(grid.slice_of(rank), grid.branch(rank), grid.place(rank)) for rank in range(8)]
     assert where == [(stage, branch, place) for stage in (0, 1) for branch in (0, 1) for place in (0, 1)]
 
 

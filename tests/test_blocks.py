@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from paradit.attention.base import Attend, Layout, Projection, Site, Wait
-from paradit.attention.local import local
+from paradit.attention.local_attention import local
 from paradit.attention.registry import Choice
 from paradit.attention.rope import Rope, grid_positions
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import World
-from paradit.models.protocol import Block, CutTransformer, Tokens
-from paradit.parallel.forward import run, through_blocks
-from paradit.parallel.together import Together
+from paradit.models.protocol import Block, SplitTransformer, Tokens
+from paradit.parallel.run_blocks import run, through_blocks
+from paradit.parallel.sequence_parallel import SequenceParallel
 from paradit.testing import run_world
 
 HEADS, DEPTH, TOKENS, LAYERS = 4, 16, 37, 2
@@ -67,7 +67,7 @@ class Twice(Block[Plain]):
         )
 
 
-class MadeUp(CutTransformer[Plain, Tokens, Layout]):
+class MadeUp(SplitTransformer[Plain, Tokens, Layout]):
     """Transformer with only the parts that a forward needs."""
 
     num_heads = HEADS
@@ -91,7 +91,8 @@ def tokens() -> Plain:
 
 def on_ranks(world: World) -> list[Tensor]:
     return [
-        Together(Mesh(world), [choice]).forward(MadeUp(), tokens()) for choice in (*EXACT, Choice.of("ring"))
+        SequenceParallel(Mesh(world), [choice]).forward(MadeUp(), tokens())
+        for choice in (*EXACT, Choice.of("ring"))
     ]
 
 

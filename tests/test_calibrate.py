@@ -13,17 +13,17 @@ import pytest
 import torch.distributed as dist
 from torch import Tensor
 
-import paradit.engine.calibrate as calibrate_module
+import paradit.engine.microbenchmarks as calibrate_module
 from paradit.attention.registry import Choice
 from paradit.cli.calibrate import calibrate as calibrate_command
-from paradit.cli.commands.calibrate import CalibrateOptions
-from paradit.config.methods.base import resolve
+from paradit.cli.commands.calibrate_options import CalibrateOptions
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.distributed.transport import Transfer, Transport
 from paradit.distributed.world import World
-from paradit.engine.calibrate import Sizes, calibrate
 from paradit.engine.links import measure_pairs
+from paradit.engine.microbenchmarks import Sizes, calibrate
 from paradit.engine.this_machine import calibrated_cluster, calibrated_file
 from paradit.models.published import published_spec
 from paradit.models.wan.spec import transformer_spec, vae_spec
@@ -50,7 +50,7 @@ from paradit.planner.messages import (
     neighbours_of,
     slowest_pair,
 )
-from paradit.planner.simulate import Simulator, Way
+from paradit.planner.simulate import Candidate, Simulator
 from paradit.progress import Event, Progress, StageEnded
 from paradit.testing import run_world
 
@@ -59,13 +59,13 @@ GPU = Device(
     dense={"bf16": 600e12, "fp32": 40e12},
     memory_bandwidth=3e12,
     memory=80e9,
-    units=132.0,
-    message_units=0.0,
+    multiprocessors=132.0,
+    message_multiprocessors=0.0,
     launch=5e-6,
     ahead=True,
     softmax=10.0,
     narrow=20.0,
-    reach={"product": 1.0, "flash": {"bf16": 0.4, "fp32": 0.3}, "convolution": 0.2, "memory": 0.7},
+    efficiency={"product": 1.0, "flash": {"bf16": 0.4, "fp32": 0.3}, "convolution": 0.2, "memory": 0.7},
     source="none",
 )
 CPU = replace(
@@ -73,9 +73,9 @@ CPU = replace(
     dense={"bf16": 2e11, "fp32": 9e10},
     memory_bandwidth=1e10,
     memory=8e9,
-    units=0.5,
+    multiprocessors=0.5,
     ahead=False,
-    reach={**GPU.reach, "flash": {"bf16": 0.3, "fp32": 0.8}},
+    efficiency={**GPU.efficiency, "flash": {"bf16": 0.3, "fp32": 0.8}},
 )
 
 
@@ -112,7 +112,7 @@ def test_a_device_is_found_again(device: Device, scale: int) -> None:
         assert found.rate("product", dtype) == pytest.approx(device.rate("product", dtype), rel=0.02)
         assert found.rate("flash", dtype) == pytest.approx(device.rate("flash", dtype), rel=0.02)
     assert found.softmax == pytest.approx(device.softmax, rel=0.05)
-    assert found.units == pytest.approx(device.units, rel=0.1)
+    assert found.multiprocessors == pytest.approx(device.multiprocessors, rel=0.1)
     assert found.narrow == pytest.approx(device.narrow, rel=0.05)
 
 
@@ -267,7 +267,7 @@ def test_a_machine_is_measured_and_planned_for(ranks: int, tmp_path: Path) -> No
     )
     spec = published_spec("Wan2.1-T2V-1.3B-Diffusers")
     request = resolve(Request(prompt="any", width=96, height=96, num_frames=5), spec)
-    way = Way(placement=Placement(ranks=ranks))
+    way = Candidate(placement=Placement(ranks=ranks))
     assert Simulator(cluster, spec, request, "fp32").simulate(way, 2, Choice.of("ulysses")).seconds > 0
 
 
@@ -311,7 +311,7 @@ def test_the_doctor_finds_what_is_here() -> None:
     found = json.loads(done.stdout)
     assert found["versions"]["torch"]
     assert found["devices"][0]["memory_bytes"] > 0
-    assert found["kernels"]["native"] == "ready"
+    assert found["attention_backends"]["native"] == "ready"
     assert set(found["formats"].values()) == {"ready"}
     assert all("error" not in (part if isinstance(part, dict) else ()) for part in found.values())
 
@@ -319,8 +319,8 @@ def test_the_doctor_finds_what_is_here() -> None:
 def test_a_check_that_fails_leaves_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import paradit.engine.doctor as doctor_module
-    from paradit.cli.commands.doctor import DoctorOptions
+    import paradit.engine.machine_report as doctor_module
+    from paradit.cli.commands.doctor_options import DoctorOptions
     from paradit.cli.doctor import doctor
 
     def broken() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-from paradit.distributed.channel import Channel, Expected
+from paradit.distributed.tensor_queue import Channel, Expected
 from paradit.distributed.world import World
 from paradit.testing import run_world
 

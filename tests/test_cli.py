@@ -103,7 +103,7 @@ OPTIONS = [
     "--ring-degree",
     "--mesh",
     "--interleave",
-    "--kernel",
+    "--attention-backend",
     "--compile",
     "--coprocess",
     "--latents",
@@ -121,6 +121,27 @@ OPTIONS = [
     "--verbose",
     "--help",
 ]
+
+
+SYSTEM = "import sys; from paradit.cli.main import main; sys.platform = {!r}; main()"
+MAC = "import os; del os.sched_getaffinity; " + SYSTEM.format("darwin")
+"""Program that runs the command as if on macOS, so far as ParaDiT's own code asks."""
+
+
+def test_other_systems_get_one_line(tmp_path: Path) -> None:
+    done = run(["--version"], tmp_path, [sys.executable, "-c", SYSTEM.format("win32")])
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "win32" in done.stderr and "WSL 2" in done.stderr
+
+
+def test_one_rank_and_plans_need_nothing_of_linux(model: Path, tmp_path: Path) -> None:
+    for arguments in (
+        ["generate", "a", "--model", model, "-o", "v.mp4"],
+        ["plan", "--model", "shapes", "--gpus", "2xL40"],
+    ):
+        done = run([*arguments], tmp_path, [sys.executable, "-c", MAC])
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "v.mp4").is_file()
 
 
 def test_help_and_version_need_no_torch(tmp_path: Path) -> None:

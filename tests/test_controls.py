@@ -12,13 +12,13 @@ from torch import Tensor
 
 from paradit.config.placement import Placement
 from paradit.distributed.world import World
-from paradit.engine.teams import together
+from paradit.engine.predictors import sequence_parallel
 from paradit.models.families import loader
 from paradit.models.protocol import VideoModel
 from paradit.models.spec import read_spec
-from paradit.parallel.team import Alone, Team
+from paradit.parallel.predictor import LocalPredictor, Predictor
 from paradit.progress import Progress
-from paradit.sampling import diagonal, full_sequence, windows
+from paradit.sampling import fifo, full_sequence, windowed
 from paradit.sampling.block_state import QueueState
 from paradit.sampling.guidance import guide
 from paradit.sampling.noise import BlockNoise, PooledNoise, step_generator
@@ -55,7 +55,7 @@ def make(
     model: VideoModel,
     queue: BlockQueue,
     *,
-    team: Team | None = None,
+    predictor: Predictor | None = None,
     state: QueueState | None = None,
     save: Callable[[QueueState], bool] | None = None,
 ) -> list[Tensor]:
@@ -68,7 +68,7 @@ def make(
             prompts(model),
             noise,
             guidance_scales=scales,
-            team=team or Alone(),
+            predictor=predictor or LocalPredictor(),
             state=state,
             save=save,
         )
@@ -107,7 +107,7 @@ def test_windows_are_videos_of_their_own_faded_into_each_other(queue: BlockQueue
         total, weights = total + latents * weight[:, None, None], weights + weight
     if 2 * context <= blocks:
         assert torch.allclose(weights, torch.ones(()))
-    made = make(windows, model, queue)
+    made = make(windowed, model, queue)
     assert [block.shape[2] for block in made] == [queue.frames_of(n) for n in range(queue.num_blocks)]
     torch.testing.assert_close(torch.cat(made, dim=2), total / weights[:, None, None], rtol=1e-5, atol=1e-5)
 
@@ -123,7 +123,7 @@ def test_one_window_is_the_whole_video_at_once(tmp_path: Path) -> None:
         noise=partial(step_generator, 0),
         progress=Progress(),
     )
-    (made,) = make(windows, model, QUEUES[3])
+    (made,) = make(windowed, model, QUEUES[3])
     assert torch.equal(made, expected)
 
 
@@ -161,12 +161,12 @@ def test_diagonally_as_written_down_plainly(variant: str, queue: BlockQueue, tmp
                     generator=step_generator(3, level[frame], frame),
                     return_dict=False,
                 )
-    made = make(diagonal, model, queue)
+    made = make(fifo, model, queue)
     assert [block.shape[2] for block in made] == [queue.frames_of(n) for n in range(queue.num_blocks)]
     assert torch.equal(torch.cat(made, dim=2), latents[:, :, : queue.num_frames])
 
 
-@pytest.mark.parametrize("method", [windows, diagonal])
+@pytest.mark.parametrize("method", [windowed, fifo])
 @pytest.mark.parametrize("queue", QUEUES[:3], ids=NAMES[:3])
 def test_goes_on_from_a_saved_state(method: ModuleType, queue: BlockQueue, tmp_path: Path) -> None:
     model = load(save_folder("wan21", tmp_path, scheduler=drawing_scheduler()))
@@ -183,14 +183,14 @@ def test_goes_on_from_a_saved_state(method: ModuleType, queue: BlockQueue, tmp_p
 def on_ranks(world: World, folder: Path, cfg_degree: int) -> list[list[Tensor]]:
     model = load(folder)
     placement = Placement(ranks=world.size, cfg_degree=cfg_degree, attention="ulysses")
-    team = together(world, placement, model.experts[0].num_heads)
-    return [make(method, model, QUEUES[0], team=team) for method in (windows, diagonal)]
+    predictor = sequence_parallel(world, placement, model.experts[0].num_heads)
+    return [make(method, model, QUEUES[0], predictor=predictor) for method in (windowed, fifo)]
 
 
 @pytest.mark.parametrize(("num_ranks", "cfg_degree"), [(2, 2), (3, 1)])
 def test_ranks_share_each_window(num_ranks: int, cfg_degree: int, tmp_path: Path) -> None:
     folder = save_folder("wan21", tmp_path, heads=3, scheduler=drawing_scheduler())
-    expected = [make(method, load(folder), QUEUES[0]) for method in (windows, diagonal)]
+    expected = [make(method, load(folder), QUEUES[0]) for method in (windowed, fifo)]
     for made in run_world(on_ranks, num_ranks, folder, cfg_degree):
         for blocks, wanted in zip(made, expected, strict=True):
             for block, other in zip(blocks, wanted, strict=True):

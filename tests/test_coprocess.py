@@ -13,23 +13,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from paradit.attention.base import Attend
-from paradit.attention.local import sdpa
+from paradit.attention.local_attention import sdpa
 from paradit.config.errors import InputError
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.placement_text import read_groups, read_placement
 from paradit.config.requests import Request
 from paradit.distributed.shares import Shares
 from paradit.distributed.world import World
-from paradit.engine import rank, teams
+from paradit.engine import predictors, rank
+from paradit.engine.fixed_list import make_videos
 from paradit.engine.job import Job
-from paradit.engine.keep import Written
-from paradit.engine.listed import make_videos
+from paradit.engine.output import Written
 from paradit.models.spec import read_spec
 from paradit.parallel import coprocess
 from paradit.parallel.coprocess import Helped, Message
-from paradit.parallel.forward import run
-from paradit.scheduling.coprocess import TRIALS, HelperSpeed, Judge, helpers_work
+from paradit.parallel.run_blocks import run
+from paradit.scheduling.helper_work import TRIALS, HelperSpeed, Judge, helpers_work
 from paradit.testing import run_world
 from test_stages import Kept
 from test_ulysses import FORMS, attend_on_ranks, layout_of, of_rank, random_qkv
@@ -241,7 +241,7 @@ def on_ranks(
     def plan(step: Message, idle: tuple[int, ...]) -> Sequence[int]:
         return any_split(step, idle, numbers)[:helpers]
 
-    teams.Helped = partial(Slow, plan=plan if planned else None)  # type: ignore[misc, assignment]
+    predictors.Helped = partial(Slow, plan=plan if planned else None)  # type: ignore[misc, assignment]
     coprocess.helpers_work = third  # type: ignore[assignment]
     keep = rank.keep
 

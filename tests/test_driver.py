@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from paradit.config.errors import RankError
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.engine.channel import EVENT, Message

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from paradit.cli.progress import JsonReporter, Reporter, SilentReporter, TerminalReporter
+from paradit.cli.reporters import JsonReporter, Reporter, SilentReporter, TerminalReporter
 from paradit.engine.events import EVENTS, Began, Doing, Failed, Log, Missed, Wrote
 from paradit.progress import Event, StageEnded, StageStarted, Stepped
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from paradit.sampling.position import Position
+from paradit.sampling.solver_state import SolverState
 from runs import Command, finished, run_folder, video
 from tiny import drawing_scheduler, save_folder
 
@@ -177,7 +177,7 @@ def test_latents_that_are_poisoned(model: Path, folder: Path, whole: Path) -> No
     command.until(lambda told: told["event"] == "step" and told["stage"] == "denoise" and told["done"] == 9)
     command.kill()
     (checkpoint,) = run_folder(folder).glob("*.step.pt")
-    kept = Position.from_bytes(checkpoint.read_bytes())
+    kept = SolverState.from_bytes(checkpoint.read_bytes())
     kept.latents[0, 0, 0, 0, 0] = torch.nan
     checkpoint.write_bytes(kept.to_bytes())
     resumed = Command(folder, "resume")

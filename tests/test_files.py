@@ -15,7 +15,7 @@ from PIL import Image
 import paradit
 from paradit.cli.run_model import complete_run_model, find_run_model
 from paradit.config.errors import InputError
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.engine.job import Job, Run
@@ -139,7 +139,7 @@ def test_every_format_says_what_it_was_made_from(name: str, folder: Path, tmp_pa
         "guidance_scale": 5.0,
         "method": "full",
         "dtype": "fp32",
-        "kernel": "native",
+        "attention_backend": "native",
     }
     with pytest.raises(InputError, match="exists"):
         made.save(path)

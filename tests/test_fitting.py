@@ -18,7 +18,7 @@ import paradit.cli.decode
 import paradit.cli.extend
 import paradit.cli.generate as command
 import paradit.cli.resume
-from paradit import room
+from paradit import memory_check
 from paradit.cli.main import app, told
 from paradit.config.errors import InputError
 from paradit.config.placement import Placement
@@ -65,9 +65,9 @@ def generate(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ge
 
 def on_gpus(monkeypatch: pytest.MonkeyPatch, memory: float, count: int) -> None:
     """Pretend that there are `count` GPUs with `memory` bytes each, as far as memory checks go."""
-    monkeypatch.setattr(room, "where_and_how", lambda dtype: (torch.device("cuda"), dtype or "fp32"))
-    monkeypatch.setattr(room, "total_memory_bytes", lambda _: round(memory))
-    monkeypatch.setattr(room, "num_gpus", lambda: count)
+    monkeypatch.setattr(memory_check, "where_and_how", lambda dtype: (torch.device("cuda"), dtype or "fp32"))
+    monkeypatch.setattr(memory_check, "total_memory_bytes", lambda _: round(memory))
+    monkeypatch.setattr(memory_check, "num_gpus", lambda: count)
 
 
 BIG = ("--size", "512x512", "--num-frames", "5")
@@ -139,7 +139,13 @@ FILES = [
     (TILES, {"ranks": 2, "interleave": False, "compile": True}, "interleave compile", 0.75, "--placement .*"),
     (SMALL, {"denoise": [0, 1], "decode": [2], "cfg_degree": 2}, "cfg_degree denoise", 0.6, "--dtype bf16"),
     (SMALL, {"ranks": 2, "cfg_degree": 1, "chunks": 2}, "chunks", 0.85, "--cfg-degree 2"),
-    (SMALL, {"ranks": 2, "replicas": 2, "kernel": "_native_math"}, "kernel", 0.9, "--replicas 1 .*"),
+    (
+        SMALL,
+        {"ranks": 2, "replicas": 2, "attention_backend": "_native_math"},
+        "attention_backend",
+        0.9,
+        "--replicas 1 .*",
+    ),
     (SMALL, {"denoise": [0], "decode": [1], "coprocess": True, "chunks": 2}, "chunks", 0.85, ".*"),
 ]
 
@@ -172,7 +178,7 @@ def _needed(options: tuple[str, ...], generate: Generate, monkeypatch: pytest.Mo
     """Return the estimated peak bytes of the fullest rank for these options."""
     peaks: list[int] = []
     on_gpus(monkeypatch, 1e12, 8)
-    room_bytes = room.room_bytes
+    room_bytes = memory_check.room_bytes
     with monkeypatch.context() as patched:
 
         def noted(*arguments: object) -> dict[str, int]:
@@ -180,7 +186,7 @@ def _needed(options: tuple[str, ...], generate: Generate, monkeypatch: pytest.Mo
             peaks.append(found["peak"])
             return found
 
-        patched.setattr(room, "room_bytes", noted)
+        patched.setattr(memory_check, "room_bytes", noted)
         generate(*options)
     return float(max(peaks))
 
@@ -244,7 +250,7 @@ def test_saved_latents(
     monkeypatch.setattr(paradit.cli.decode, "download_weights", accept)
     monkeypatch.chdir(tmp_path)
     for there, warned in ((needed(None), False), (0.99 * needed(None), True), (needed(128), False)):
-        monkeypatch.setattr(room, "total_memory_bytes", lambda _, there=there: round(there))
+        monkeypatch.setattr(memory_check, "total_memory_bytes", lambda _, there=there: round(there))
         tile = [] if there > 0.9 * needed(None) else ["--vae-tile", "128"]
         if tile:
             with pytest.raises(
@@ -287,7 +293,7 @@ def test_a_run_that_has_begun(
     monkeypatch.setattr(paradit.cli.resume, "complete_run_model", accept)
     there = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
-    peak = room.room_bytes(read_spec(model), run.jobs[0].request, run.placement)["peak"]
+    peak = memory_check.room_bytes(read_spec(model), run.jobs[0].request, run.placement)["peak"]
     on_gpus(monkeypatch, 0.85 * peak, 2)
     assert re.search(r"is too much: about .*, and it fits with --ranks 2$", refused(*extend))
     anew = (

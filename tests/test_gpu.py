@@ -12,14 +12,14 @@ import torch
 import torch.multiprocessing
 from safetensors.torch import load_file
 
-from paradit.config.methods.base import method_of, resolve
+from paradit.config.methods.method import method_of, resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
+from paradit.device_memory import peak_memory_bytes
 from paradit.devices import SHARE_GPUS, device_of, may_share_gpus
 from paradit.distributed.world import join_world
+from paradit.engine.fixed_list import make_videos
 from paradit.engine.job import Job
-from paradit.engine.listed import make_videos
-from paradit.memory import peak_memory_bytes
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.progress import Progress
@@ -38,8 +38,8 @@ PROMPTS = ["a red circle", "a blue square", "a green ring"]
 BLOCKS = {"method": "dualparal", "num_frames": 34, "block_frames": 2, "context_frames": 1}
 APART = {"denoise": (0, 1), "decode": (2,), "attention": "ulysses"}
 
-Way = tuple[str, int, dict[str, Any], dict[str, Any]]
-WAYS: list[Way] = [
+Candidate = tuple[str, int, dict[str, Any], dict[str, Any]]
+WAYS: list[Candidate] = [
     # Model, ranks, placement, request.
     ("wan", 2, {"attention": "pipesp", "chunks": 2}, {}),
     ("wan", 2, {"attention": "pipesp", "chunks": 3, "interleave": True}, {}),

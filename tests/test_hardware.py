@@ -7,12 +7,12 @@ import pytest
 
 from paradit.attention.registry import Choice
 from paradit.config.errors import InputError
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.models.published import published_spec
 from paradit.planner.hardware import find_cluster, known_devices
-from paradit.planner.simulate import Simulator, Way
+from paradit.planner.simulate import Candidate, Simulator
 from test_planner import run
 
 WRITTEN = {
@@ -90,7 +90,7 @@ def test_every_device_is_planned_for(name: str) -> None:
     for text in (f"2x{name}", f"2x2x{name}"):
         cluster = find_cluster(text)
         assert cluster.device.source
-        way = Way(placement=Placement(ranks=cluster.ranks))
+        way = Candidate(placement=Placement(ranks=cluster.ranks))
         simulator = Simulator(cluster, spec, request, "fp32")
         found = simulator.simulate(way, 2, Choice.of("ulysses"))
         assert 0 < found.step < found.latency < found.seconds < math.inf

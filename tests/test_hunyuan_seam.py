@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
-from paradit.attention.local import sdpa
+from paradit.attention.local_attention import sdpa
 from paradit.config.errors import InputError
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from tiny import POOLED_DIM, TEXT_DIM, forward, hunyuan_transformer, in_bf16

@@ -17,12 +17,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
 import paradit
 from paradit.config.errors import InputError
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.options import decode_known
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.distributed.world import World
-from paradit.engine.teams import together
+from paradit.engine.predictors import sequence_parallel
 from paradit.models.folder import find_model
 from paradit.models.hunyuan_video.spec import (
     ClipSizes,
@@ -226,8 +226,8 @@ def test_generate(folder):
 def latents_on_ranks(world: World, folder: Path, placements: list[Placement]) -> list[Tensor]:
     spec = read_spec(folder)
     model, request = load(spec, "fp32"), resolve(Request(prompt=PROMPT, seed=SEED, **SIZE), spec)
-    teams = [together(world, placement, model.experts[0].num_heads) for placement in placements]
-    return [text_to_video(model, request, Progress(), team).latents for team in teams]
+    predictors = [sequence_parallel(world, placement, model.experts[0].num_heads) for placement in placements]
+    return [text_to_video(model, request, Progress(), predictor).latents for predictor in predictors]
 
 
 @pytest.mark.parametrize(("heads", "num_ranks"), [(2, 2), (3, 2), (2, 3)])

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from paradit.config.errors import InputError
-from paradit.launched import Launched, check_meeting_point, is_spoken_for, launched
+from paradit.launcher_environment import Launched, check_meeting_point, is_spoken_for, launched
 from tiny import save_folder
 from warm import Warm, run
 

@@ -18,8 +18,8 @@ import typer
 from paradit.cli.main import app
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_PROMPT, MAX_PROMPTS, MAX_RANKS
-from paradit.config.methods.base import resolve
 from paradit.config.methods.blocks import in_blocks
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.placement_text import read_groups, read_placement
 from paradit.config.requests import ENDLESS, Request, frames_for, parse_size
@@ -68,7 +68,7 @@ def test_counts_of_a_placement(name: str) -> None:
         (json.dumps({"denoise": [BIG]}), f"denoise has a rank {BIG}: ranks are 0 to 127"),
         (json.dumps({"denoise": list(range(10**5))}), "denoise has at most 128 ranks, got 100000"),
         (json.dumps({"compile": 10**9}), "compile must be true or false, got 1000000000"),
-        (json.dumps({"kernel": {}}), "kernel must be a text, got {} (dict)"),
+        (json.dumps({"attention_backend": {}}), "attention_backend must be a text, got {} (dict)"),
         (json.dumps({"x" * 10**5: 1}), "... is not known; known are ranks, "),
         ("[]", "the placement must hold a JSON object, got []"),
         (json.dumps({"rank": 4}), "the field 'rank' is not known: did you mean 'ranks'?"),
@@ -193,7 +193,11 @@ def test_folders_of_a_model(name: str, value: Any, said: str, tmp_path: Path) ->
         ("bandwidth = 1e9", "bandwidth = 1e308", "bandwidth must be from 0 to 1e+30"),
         ("bf16 = 1e12", "bf16 = inf", "dense must be a finite number above 0, got inf"),
         ("latency = 5e-5", "latency = -1", "latency must be a finite number above 0, got -1"),
-        ("reach = { flash = 0.4 }", "reach = 0.4", "reach must be an object of values, got 0.4 (float)"),
+        (
+            "efficiency = { flash = 0.4 }",
+            "efficiency = 0.4",
+            "efficiency must be an object of values, got 0.4 (float)",
+        ),
     ],
 )
 def test_files_of_a_machine(before: str, after: str, said: str, tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.models.spec import read_spec
 from paradit.planner.hardware import find_cluster
-from paradit.planner.long import LongVideo
+from paradit.planner.long_video import LongVideo
 from paradit.scheduling.block_queue import LEFT_SOURCES, BlockQueue
 from paradit.scheduling.layer_pipeline import idle_slots
 from paradit.trace.spans import STEP
@@ -237,7 +237,7 @@ def test_a_trace_has_the_steps_of_blocks_in_the_simulated_order(
         placement=Placement.of(ranks=2, pipeline_degree=2),
         dtype="fp32",
         decode=0.1,
-    ).played()
+    ).simulation()
     for rank in (0, 1):
         steps = [span for span in by_rank[rank] if span.category == STEP]
         found = [f"block {span.about['block'] - 1}, step {span.about['step'] - 1}" for span in steps]

@@ -9,13 +9,13 @@ from diffusers import AutoencoderKLHunyuanVideo
 from diffusers.video_processor import VideoProcessor
 
 from allocated import allocated_peak
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.requests import Request
 from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
 from paradit.models.hunyuan_video.spec import vae_spec
 from paradit.models.spec import read_spec
 from paradit.models.wan.random_weights import random_decoder
-from paradit.parallel.team import Alone
+from paradit.parallel.predictor import LocalPredictor
 from paradit.progress import Progress
 from paradit.sampling.sampler import Work
 from paradit.stages.denoise import denoise
@@ -41,7 +41,9 @@ def test_denoising(variant: str, dtype: str, tmp_path: Path) -> None:
     request = resolve(asked, spec)
     branches = spec.num_branches(request.guidance_scale)
     prompts = (model.encode_prompt(PROMPT),) * branches
-    work = Work(model=model, request=request, prompts=prompts, progress=Progress(), team=Alone())
+    work = Work(
+        model=model, request=request, prompts=prompts, progress=Progress(), predictor=LocalPredictor()
+    )
     peak = allocated_peak(lambda: next(denoise(work)))
     parts = spec.rank_memory_bytes(33, 256, 256, BYTES[dtype], ["denoise"], cached=branches)
     estimated = parts["latents"] + parts["text_cache"] + parts["activations"]

@@ -13,7 +13,7 @@ import typer
 
 import paradit
 from paradit.cli.commands.command import Entry
-from paradit.cli.commands.trace import SUMMARY
+from paradit.cli.commands.trace_options import SUMMARY
 from paradit.cli.main import COMMANDS, app
 
 PACKAGE = Path(paradit.__file__).parent

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from paradit.attention.registry import Choice
+from paradit.attention_backends import ATTENTION_BACKENDS, check_backend_on
 from paradit.config.errors import InputError
-from paradit.config.methods.base import method_of, resolve
+from paradit.config.methods.method import method_of, resolve
 from paradit.config.placement import Placement
 from paradit.config.placement_text import read_placement
 from paradit.config.requests import Request
-from paradit.kernels import KERNELS, check_kernel_on
 from paradit.models.spec import ModelSpec, read_spec
-from paradit.scheduling.memory import on_one_device
+from paradit.scheduling.rank_memory import on_one_device
 from paradit.scheduling.stages import STAGES
 from paradit.tuning.remembered import Remembered
 from tiny import save_folder
@@ -40,9 +40,15 @@ from tiny import save_folder
         ),
         ({"replicas": 2, "cfg_degree": 2}, "3 ranks do not divide into 2 guidance branches"),
         ({"replicas": 6, "attention": "usp"}, "1 ranks do not divide into a ring of 2"),
-        ({"kernel": "quick"}, "kernel must be one of native, .* got 'quick'"),
-        ({"kernel": "flash"}, "kernel 'flash' needs the package 'flash_attn'; there are: native, "),
-        ({"kernel": "_native_math", "attention": "ring"}, "ring needs a kernel .* log-sum-exp: native, not"),
+        ({"attention_backend": "quick"}, "attention_backend must be one of native, .* got 'quick'"),
+        (
+            {"attention_backend": "flash"},
+            "attention_backend 'flash' needs the package 'flash_attn'; there are: native, ",
+        ),
+        (
+            {"attention_backend": "_native_math", "attention": "ring"},
+            "ring needs an attention backend .* log-sum-exp: native, not",
+        ),
     ],
 )
 def test_refused_by_name(asked: dict[str, Any], said: str) -> None:
@@ -51,18 +57,18 @@ def test_refused_by_name(asked: dict[str, Any], said: str) -> None:
 
 
 def test_kernels_say_where_they_run() -> None:
-    check_kernel_on("native", "cpu", "fp32")
-    check_kernel_on("_native_flash", "cuda", "bf16")
+    check_backend_on("native", "cpu", "fp32")
+    check_backend_on("_native_flash", "cuda", "bf16")
     with pytest.raises(InputError, match=r"'_native_flash' needs a GPU.* on a CPU: native, _native_math"):
-        check_kernel_on("_native_flash", "cpu", "bf16")
-    with pytest.raises(InputError, match="kernel '_native_flash' takes bf16, got fp32"):
-        check_kernel_on("_native_flash", "cuda", "fp32")
+        check_backend_on("_native_flash", "cpu", "bf16")
+    with pytest.raises(InputError, match="attention_backend '_native_flash' takes bf16, got fp32"):
+        check_backend_on("_native_flash", "cuda", "fp32")
 
 
 def test_the_names_are_those_of_diffusers() -> None:
     from diffusers.models.attention_dispatch import AttentionBackendName
 
-    assert set(KERNELS) <= {backend.value for backend in AttentionBackendName}
+    assert set(ATTENTION_BACKENDS) <= {backend.value for backend in AttentionBackendName}
 
 
 @pytest.mark.parametrize(

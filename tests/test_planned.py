@@ -15,20 +15,20 @@ from safetensors.torch import load_file
 
 import warm
 from paradit.attention import registry
-from paradit.config.methods.base import check_placement, resolve
-from paradit.config.methods.dualparal import in_stages, stages_of
+from paradit.config.methods.dualparal import num_slices, with_slices
+from paradit.config.methods.method import check_placement, resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import ENDLESS, Request
 from paradit.distributed.world import World
 from paradit.engine.job import Job
-from paradit.engine.planned import Open, planned, planned_form
+from paradit.engine.planned_placement import Open, planned, planned_form
 from paradit.engine.this_machine import calibrated_file
 from paradit.engine.worker import agree
 from paradit.models.published import published_spec
+from paradit.planner.block_costs import pipelines
 from paradit.planner.explain import SWITCHES
-from paradit.planner.in_blocks import pipelines
-from paradit.planner.search import GOALS, candidates
-from paradit.planner.simulate import Simulator, Way
+from paradit.planner.search import GOALS, all_candidates
+from paradit.planner.simulate import Candidate, Simulator
 from paradit.scheduling.balance import MARGIN, Choice, worth_taking
 from paradit.testing import run_world
 from runs import COMMAND
@@ -64,7 +64,7 @@ def test_a_long_video_is_made_in_the_quickest_way(bandwidth: float) -> None:
     found = choice(made, base, bandwidth=bandwidth)
     simulator = Simulator(cluster(6, bandwidth=bandwidth), SPEC, made[0].request, long=made[0].request)
     every = [
-        simulator.simulate(Way(placement=one, method="dualparal"), 1, FORM)
+        simulator.simulate(Candidate(placement=one, method="dualparal"), 1, FORM)
         for one in pipelines(simulator, 1)
         if one.ranks == 6
     ]
@@ -78,8 +78,8 @@ def test_what_was_asked_for_stays() -> None:
     for cfg_degree in (1, 2):
         found = choice(jobs(**LONG), base, Open(cfg_degrees=(cfg_degree,)))
         assert found.placement.cfg_degree == cfg_degree
-    found = choice(jobs(**LONG), in_stages(base, 2), bandwidth=1e12, latency=0.0)
-    assert stages_of(found.placement) == 2
+    found = choice(jobs(**LONG), with_slices(base, 2), bandwidth=1e12, latency=0.0)
+    assert num_slices(found.placement) == 2
     many = jobs(8, **LONG)
     assert choice(many, base).placement.replicas > 1
     assert choice(many, base, Open(replicas=False)).placement.replicas == 1
@@ -93,7 +93,7 @@ def test_a_video_as_a_whole_is_made_in_the_quickest_way() -> None:
         goal = GOALS["latency" if number == 1 else "throughput"]
         known = [
             simulator.simulate(way, number, form)
-            for way, form in candidates(simulator, number)
+            for way, form in all_candidates(simulator, number)
             if not way.coprocess and way.placement.decode_degree == 1 and form.name in ("ulysses", "pipesp")
         ]
         quickest = min(map(goal, known))[0]
@@ -141,7 +141,7 @@ def test_what_is_open_of_the_form_is_planned(
     assert one in [form.simplest for form in open_forms]
     seconds = {}
     for other in open_forms:
-        way = Way(placement=base, coprocess=base.coprocess)
+        way = Candidate(placement=base, coprocess=base.coprocess)
         plain = other.simplest
         seconds[plain] = Simulator(on, SPEC, made[0].request).simulate(way, 1, plain).step
     plainest, quickest = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
@@ -163,7 +163,7 @@ def test_co_processing_is_compared_where_nothing_is_said_of_it(
     made, on = jobs(1 if is_worth_it else 4, width=width, height=height), cluster(3)
     simulator, apart = Simulator(on, SPEC, made[0].request), Placement(ranks=3, denoise=(0, 1), decode=(2,))
     # A memory into which only ranks with fewer stages fit.
-    limit = max(simulator.memory(Way(placement=apart)))
+    limit = max(simulator.memory(Candidate(placement=apart)))
     small = replace(on, device=replace(on.device, memory=limit))
     found = planned(made, SPEC, Placement(ranks=3), small, Open(cfg_degrees=(1,)))
     without = planned(made, SPEC, Placement(ranks=3), small, Open(cfg_degrees=(1,), coprocess=False))
@@ -183,11 +183,11 @@ def test_what_lacks_least_where_nothing_fits() -> None:
     assert found is not None
     simulator = Simulator(small, SPEC, made[0].request, long=made[0].request)
     needed = [
-        max(simulator.memory(Way(placement=one, method="dualparal")))
+        max(simulator.memory(Candidate(placement=one, method="dualparal")))
         for one in pipelines(simulator, 1)
         if one.ranks == 4
     ]
-    assert max(simulator.memory(Way(placement=found.placement, method="dualparal"))) == min(needed)
+    assert max(simulator.memory(Candidate(placement=found.placement, method="dualparal"))) == min(needed)
 
 
 def test_videos_without_end_and_others() -> None:
@@ -203,7 +203,7 @@ source = "a test"
 dense = {{ bf16 = 1e9, fp32 = 1e9 }}
 memory_bandwidth = 1e10
 memory = 8e9
-units = 1
+multiprocessors = 1
 ahead = false
 link = "within"
 [links.within]

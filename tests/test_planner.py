@@ -15,19 +15,19 @@ from PIL import Image
 import paradit.planner.step as step_module
 from paradit.attention.registry import Choice
 from paradit.attention.timing import layer
-from paradit.attention.timing.window import window_layer
+from paradit.attention.timing.windows import window_layer
 from paradit.config.errors import InputError
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.distributed.shares import Shares
 from paradit.models.published import published_models, published_spec
 from paradit.planner.costs import BlockSeconds
-from paradit.planner.events import Compute, Message, Post, Wait, play
+from paradit.planner.discrete_events import Compute, Message, Post, Wait, simulate
 from paradit.planner.explain import compared, misfits, reasons
 from paradit.planner.hardware import Cluster, Device, Link, find_cluster
 from paradit.planner.search import GOALS, Plan, candidates, find_plans, with_tiles
-from paradit.planner.simulate import Simulated, Simulator, Way
+from paradit.planner.simulate import Candidate, Simulated, Simulator
 from paradit.planner.step import Branch, forward
 from paradit.trace.summary import read_trace, summarize
 from test_rehearsal import (
@@ -51,12 +51,12 @@ DEVICE = Device(
     dense={"bf16": 100e12, "fp32": 20e12},
     memory_bandwidth=1e12,
     memory=48e9,
-    units=100,
-    message_units=10,
+    multiprocessors=100,
+    message_multiprocessors=10,
     launch=5e-6,
     ahead=True,
     narrow=0.0,
-    reach={"product": 0.7, "flash": 0.6, "efficient": 0.3, "convolution": 0.3, "memory": 0.8},
+    efficiency={"product": 0.7, "flash": 0.6, "efficient": 0.3, "convolution": 0.3, "memory": 0.8},
     source="none",
 )
 FORMS = [
@@ -94,9 +94,9 @@ def test_a_step_is_the_program_rehearsed(link: tuple[float, float], chunks: int,
     form = Choice.of("pipesp", chunks=chunks, interleave=interleave)
     streams = 2 if interleave else 1
     one = branch(on, SHARES, batch=2 // streams, part=1 / streams)
-    played = forward([(one, layer(one, form))], LAYERS, streams, form.lag)
-    assert played.seconds == pytest.approx(rehearsed(RehearsedLink(*link), chunks, interleave), rel=1e-12)
-    assert played.computing == pytest.approx([WORK, WORK])
+    simulation = forward([(one, layer(one, form))], LAYERS, streams, form.lag)
+    assert simulation.seconds == pytest.approx(rehearsed(RehearsedLink(*link), chunks, interleave), rel=1e-12)
+    assert simulation.computing == pytest.approx([WORK, WORK])
 
 
 @pytest.mark.parametrize("streams", [1, 2])
@@ -110,10 +110,10 @@ def test_so_is_a_step_of_the_other_forms(
     on = cluster(2, latency, 1 / seconds_per_byte)
     one = branch(on, SHARES, batch=2 // streams, part=1 / streams)
     program = window_layer(one) if attention == "windowed" else layer(one, form)
-    played = forward([(one, program)], LAYERS, streams)
+    simulation = forward([(one, program)], LAYERS, streams)
     expected = rehearsed_otherwise(RehearsedLink(*link), form, streams, monkeypatch)
-    assert played.seconds == pytest.approx(expected, rel=1e-12)
-    assert played.computing == pytest.approx([WORK, WORK])
+    assert simulation.seconds == pytest.approx(expected, rel=1e-12)
+    assert simulation.computing == pytest.approx([WORK, WORK])
 
 
 @pytest.mark.parametrize("link", [(0.0, 2.0**-20), (0.25, 2.0**-12), (0.5, 2.0**-10)])
@@ -121,18 +121,18 @@ def test_so_is_a_step_of_usp(link: tuple[float, float], monkeypatch: pytest.Monk
     latency, seconds_per_byte = link
     on, form = cluster(4, latency, 1 / seconds_per_byte), Choice.of("usp")
     one = branch(on, Shares.equal(TOKENS, HEADS, 4))
-    played = forward([(one, layer(one, form))], LAYERS)
+    simulation = forward([(one, layer(one, form))], LAYERS)
     expected = rehearsed_otherwise(RehearsedLink(*link), form, 1, monkeypatch)
-    assert played.seconds == pytest.approx(expected, rel=1e-12)
+    assert simulation.seconds == pytest.approx(expected, rel=1e-12)
 
 
 def test_what_a_shared_host_does_to_all_at_once() -> None:
     # All messages of eight ranks go through one resource, so they take as long as one after the other.
     on = cluster(8, latency=0.0, bandwidth=1e30, shared=1e6)
     one = branch(on, Shares.equal(TOKENS, HEADS, 8))
-    played = forward([(one, layer(one, Choice.of("pipesp-paper")))], LAYERS)
+    simulation = forward([(one, layer(one, Choice.of("pipesp-paper")))], LAYERS)
     sent = LAYERS * 4 * 2 * TOKENS * HEADS * DEPTH * 4 * 7 / 8
-    assert sent / 1e6 <= played.seconds <= sent / 1e6 + max(played.computing)
+    assert sent / 1e6 <= simulation.seconds <= sent / 1e6 + max(simulation.computing)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -155,12 +155,12 @@ def test_what_shares_a_resource_never_overlaps(form: Choice) -> None:
     one = branch(cluster(4, latency=0.01, bandwidth=2e4, shared=5e4), Shares.equal(TOKENS, HEADS, 4))
     program = layer(one, form)
     # Every layer of every rank needs its projections, its rows and its finish.
-    played = play([[step for key in range(3) for step in program(rank, key)] for rank in range(4)])
-    assert sum(played.computing) == pytest.approx(
+    simulation = simulate([[step for key in range(3) for step in program(rank, key)] for rank in range(4)])
+    assert sum(simulation.computing) == pytest.approx(
         3 * (4 * (3 * PROJECTION + FINISH) + 2 * ROW * TOKENS * HEADS)
     )
     uses = defaultdict(list)
-    for use in played.uses:
+    for use in simulation.uses:
         uses[use.resource].append((use.begin, use.end))
     assert len(uses) > 4
     for spans in uses.values():
@@ -172,11 +172,11 @@ def test_events_by_hand() -> None:
     message = Message("m", (0, 1), {"port": 2.0}, 0.5)
     first = [Compute("a", 1.0), Post("m", message), Compute("b", 0.25), Wait("m")]
     second = [Compute("a", 3.0), Post("m", message)]
-    played = play([first, second])
+    simulation = simulate([first, second])
     # The message starts when the second rank has posted it, at 3.
-    assert list(played.ends) == [5.5, 3.0]
+    assert list(simulation.ends) == [5.5, 3.0]
     with pytest.raises(RuntimeError, match="wait"):
-        play([[Wait("nothing")]])
+        simulate([[Wait("nothing")]])
 
 
 def test_posting_takes_as_long_as_was_computed_at_most() -> None:
@@ -189,7 +189,7 @@ def test_posting_takes_as_long_as_was_computed_at_most() -> None:
         Post(3, message),
     ]
     # Work 1, posting 1, none for the second rank; 5 and 2; then the port is free.
-    assert play([[*program, Wait(3)]]).ends == [10.0]
+    assert simulate([[*program, Wait(3)]]).ends == [10.0]
     # No message begins if nothing travels.
     slow = replace(cluster(2), device=replace(DEVICE, posting=1.0))
     shares = Shares.equal(TOKENS, HEADS, 2)
@@ -228,10 +228,10 @@ def test_more_bandwidth_is_never_slower(model: str) -> None:
         quick = replace(on.link, bandwidth=2 * on.link.bandwidth)
         quick = replace(quick, shared=2 * on.link.shared) if on.link.shared else quick
         one, other = (simulator(c, model, **size) for c in (on, replace(on, link=quick, network=quick)))
-        for way, form in candidates(one, 3):
-            before, after = (each.simulate(way, 3, form) for each in (one, other))
-            assert after.seconds <= before.seconds * (1 + 1e-9), (on, size, way, form)
-            assert after.latency <= before.latency * (1 + 1e-9), (on, size, way, form)
+        for candidate, form in candidates(one, 3):
+            before, after = (each.simulate(candidate, 3, form) for each in (one, other))
+            assert after.seconds <= before.seconds * (1 + 1e-9), (on, size, candidate, form)
+            assert after.latency <= before.latency * (1 + 1e-9), (on, size, candidate, form)
 
 
 @pytest.mark.parametrize("goal", GOALS)
@@ -239,7 +239,7 @@ def test_the_best_is_behind_nothing_that_is_usual(goal: str) -> None:
     for on, size in random_cases(6):
         plans = find_plans(simulator(on, **size), 4, goal)
         best = GOALS[goal](plans.best[0].simulated)
-        usual = [plan for plan in plans.usual if plan.fits and not plan.simulated.way.offload]
+        usual = [plan for plan in plans.usual if plan.fits and not plan.simulated.candidate.offload]
         assert all(best <= GOALS[goal](plan.simulated) for plan in usual)
         # The reasons agree: the best plan with another setting is not better.
         assert all("(-" not in line for line in reasons(plans, goal, str))
@@ -260,16 +260,16 @@ MAY_DIFFER = {
 
 
 def whole_plan(one: Simulated) -> dict[str, object]:
-    placement = one.way.placement
+    placement = one.candidate.placement
     flat = placement.flat()
     shared = ("ranks", "replicas", "decode_degree", "cfg_degree", "pipeline_degree")
-    names = (*shared, "chunks", "mesh", "kernel")
+    names = (*shared, "chunks", "mesh", "attention_backend")
     choice = {"attention": one.choice.name, "choice": one.choice.options, "interleave": one.choice.interleave}
     return {
         **{name: flat[name] for name in names},
         **{name: getattr(placement, name) for name in ("encode_ranks", "denoise_ranks", "decode_ranks")},
         **choice,
-        **{name: value for name, value in vars(one.way).items() if name != "placement"},
+        **{name: value for name, value in vars(one.candidate).items() if name != "placement"},
     }
 
 
@@ -291,14 +291,14 @@ def test_a_plan_is_compared_with_plans_that_differ_in_one_setting(goal: str) -> 
 
 
 def test_memory_grows_with_the_video() -> None:
-    way = Way(placement=Placement(ranks=4, denoise=(0, 1, 2), decode=(3,)))
+    candidate = Candidate(placement=Placement(ranks=4, denoise=(0, 1, 2), decode=(3,)))
     sizes = [
         {"width": 480},
         {"width": 960},
         {"width": 960, "height": 576},
         {"num_frames": 81, "width": 960, "height": 576},
     ]
-    found = [simulator(cluster(4), **size).simulate(way, 2, ULYSSES).memory for size in sizes]
+    found = [simulator(cluster(4), **size).simulate(candidate, 2, ULYSSES).memory for size in sizes]
     for before, after in pairwise(found):
         assert all(b <= a for b, a in zip(before, after, strict=True))
 
@@ -307,12 +307,16 @@ def test_a_helper_takes_work_and_never_costs_any() -> None:
     on = cluster(4, latency=0.0, bandwidth=1e30)
     placement = Placement(ranks=4, denoise=(0, 1, 2), decode=(3,))
     one = simulator(on)
-    alone, helped = (one.simulate(Way(placement=placement, coprocess=c), 1, ULYSSES) for c in (False, True))
+    alone, helped = (
+        one.simulate(Candidate(placement=placement, coprocess=c), 1, ULYSSES) for c in (False, True)
+    )
     assert helped.latency < alone.latency
     # The gain is at most the helper's share of the attention: PipeDiT's equation 3.
     assert helped.step >= alone.step * 3 / 4
     slow = simulator(cluster(4, latency=1.0, bandwidth=1e3))
-    alone, helped = (slow.simulate(Way(placement=placement, coprocess=c), 3, ULYSSES) for c in (False, True))
+    alone, helped = (
+        slow.simulate(Candidate(placement=placement, coprocess=c), 3, ULYSSES) for c in (False, True)
+    )
     assert helped.seconds <= alone.seconds
 
 
@@ -320,7 +324,7 @@ def test_tiles_are_shared_by_ranks() -> None:
     alone, four = Placement(ranks=4), Placement(ranks=4, decode=(0, 1, 2, 3), encode=(0,), decode_degree=4)
     one = simulator(cluster(4, latency=0.0, bandwidth=1e30), width=832, height=480)
     whole, tiled, shared = (
-        one.simulate(Way(placement=placement, tile=tile), 1, ULYSSES)
+        one.simulate(Candidate(placement=placement, tile=tile), 1, ULYSSES)
         for placement, tile in ((alone, None), (alone, 256), (four, 256))
     )
     # Tiles overlap, so they are more work; 15 on 4 ranks are not quite a quarter each.
@@ -328,20 +332,20 @@ def test_tiles_are_shared_by_ranks() -> None:
     assert shared.stages["decode"] < tiled.stages["decode"] / 3
     assert shared.memory[1] < tiled.memory[0] < whole.memory[0]
     slow = simulator(cluster(4, latency=0.0, bandwidth=1e6), width=832, height=480)
-    found = slow.simulate(Way(placement=four, tile=256), 1, ULYSSES)
+    found = slow.simulate(Candidate(placement=four, tile=256), 1, ULYSSES)
     # At least the samples of three quarters of the picture come to the first rank.
     assert found.stages["decode"] > 33 * 3 * 4 * 832 * 480 * 0.7 / 1e6
 
 
 def test_smaller_tiles_where_a_decode_does_not_fit() -> None:
     one = simulator(cluster(2), width=1280, height=720)
-    way = Way(placement=Placement(ranks=2, denoise=(0,), decode=(1,)))
-    small = replace(DEVICE, memory=one.memory(way)[1] - 1)
+    candidate = Candidate(placement=Placement(ranks=2, denoise=(0,), decode=(1,)))
+    small = replace(DEVICE, memory=one.memory(candidate)[1] - 1)
     tight = replace(one, cluster=replace(one.cluster, device=small))
-    tiled = with_tiles(tight, way)
+    tiled = with_tiles(tight, candidate)
     assert tiled is not None
     assert max(tight.memory(tiled)) <= small.memory
-    plan = Plan(name="this", simulated=one.simulate(way, 1, ULYSSES), fits=False)
+    plan = Plan(name="this", simulated=one.simulate(candidate, 1, ULYSSES), fits=False)
     (said,) = misfits([plan], tight, str)
     assert said.endswith(f"for the decode of 1280x720x33; fits with decode tiles of {tiled.tile} (this)")
 
@@ -349,8 +353,8 @@ def test_smaller_tiles_where_a_decode_does_not_fit() -> None:
 def test_replicas_share_the_host() -> None:
     def step(ranks: int, replicas: int) -> float:
         on = cluster(4, latency=0.0, bandwidth=1e30, shared=1e8)
-        way = Way(placement=Placement(ranks=ranks, replicas=replicas))
-        return simulator(on).simulate(way, 2, ULYSSES).step
+        candidate = Candidate(placement=Placement(ranks=ranks, replicas=replicas))
+        return simulator(on).simulate(candidate, 2, ULYSSES).step
 
     assert step(4, 2) > 1.5 * step(2, 1)
 
@@ -361,7 +365,7 @@ def test_published_models_are_planned(model: str) -> None:
     assert all(weights.parameters > 0 for weights in spec.weights)
     request = resolve(Request.of(prompt="any"), spec)
     simulated = Simulator(find_cluster("8xH100"), spec, request).simulate(
-        Way(placement=Placement(ranks=8)), 2, ULYSSES
+        Candidate(placement=Placement(ranks=8)), 2, ULYSSES
     )
     assert 0 < simulated.first_frame < simulated.latency < simulated.seconds
 
@@ -384,8 +388,8 @@ source = "measured"
 dense = { bf16 = 1e12, fp32 = 5e11 }
 memory_bandwidth = 2e10
 memory = 8e9
-units = 1
-reach = { flash = 0.4 }
+multiprocessors = 1
+efficiency = { flash = 0.4 }
 [links.within]
 latency = 5e-5
 bandwidth = 1e9
@@ -398,11 +402,11 @@ def test_a_measured_machine(tmp_path: Path) -> None:
     path = tmp_path / "machine.toml"
     path.write_text(MACHINE)
     found = find_cluster(str(path))
-    assert (found.ranks, found.device.reach["flash"], found.link.bandwidth) == (2, 0.4, 1e9)
+    assert (found.ranks, found.device.efficiency["flash"], found.link.bandwidth) == (2, 0.4, 1e9)
     for broken, said in (
         ("ranks = 2", "devices"),
         ("[", "TOML"),
-        (MACHINE.replace("units = 1", ""), "units"),
+        (MACHINE.replace("multiprocessors = 1", ""), "multiprocessors"),
     ):
         path.write_text(broken)
         with pytest.raises(InputError, match=said):

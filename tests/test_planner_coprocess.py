@@ -21,11 +21,11 @@ from paradit.distributed.shares import Shares
 from paradit.distributed.timing import Link
 from paradit.distributed.transport import Transfer, Transport
 from paradit.parallel.coprocess import HELP, Message, helping
-from paradit.parallel.forward import run_interleaved, through_blocks
+from paradit.parallel.run_blocks import run_interleaved, through_blocks
 from paradit.planner.costs import BlockSeconds
-from paradit.planner.step import Branch, forward, play_layers
-from paradit.planner.whole import HELPERS_WORK
-from paradit.planner.whole_step import branches_of, group_of
+from paradit.planner.step import Branch, forward, simulate_layers
+from paradit.planner.whole_video import HELPERS_WORK
+from paradit.planner.whole_video_step import branches_of, group_of
 from paradit.tuning import rehearsal
 from paradit.tuning.rehearsal import AttentionCost, BlockCost, rehearsed_tokens
 from test_planner import cluster, simulator
@@ -294,14 +294,14 @@ def test_a_step_with_help_is_the_program_rehearsed(
     step, shares = helped_step(holders, work, form, text)
     ends, parts, computed = rehearsed(step, holders, Link(*link))
     one = branch(step, shares, Link(*link))
-    played = play_layers([(one, layer(one, form))], LAYERS, step.streams, step.lag)
-    assert list(played.ends) == pytest.approx(ends, rel=1e-12)
+    simulation = simulate_layers([(one, layer(one, form))], LAYERS, step.streams, step.lag)
+    assert list(simulation.ends) == pytest.approx(ends, rel=1e-12)
     own = LAYERS * (3 * PROJECTION + FINISH)
-    assert list(played.computing) == pytest.approx(
+    assert list(simulation.computing) == pytest.approx(
         [seconds + own * (rank < holders) for rank, seconds in enumerate(computed)]
     )
     # Every message agrees too: ranks, bytes and times.
-    simulated = [(sent.begin, sent.end, _pairs(sent.message)) for sent in played.sent]
+    simulated = [(sent.begin, sent.end, _pairs(sent.message)) for sent in simulation.sent]
     simulated = [sent for sent in simulated if sent[2]]
     expected = [(part.begins, part.arrives, part.sent) for part in parts]
 
@@ -330,7 +330,7 @@ def test_folded_layers_are_played_layers(form: Choice) -> None:
     one = branch(step, shares, Link(0.01, 0.0007))
     program = layer(one, form)
     folded = forward([(one, program)], 20, step.streams, step.lag)
-    whole = play_layers([(one, program)], 20, step.streams, step.lag)
+    whole = simulate_layers([(one, program)], 20, step.streams, step.lag)
     assert folded.seconds == pytest.approx(whole.seconds, rel=1e-3)
 
 
@@ -355,5 +355,5 @@ def test_a_placement_is_simulated_as_its_ranks_agree(
         )
         assert found.shares == step.shares(len(denoise))
         assert found.ranks == tuple(range(len(denoise) + 2))
-        # Branches as in `Together`: in one batch, or each in a stream of its own.
+        # Branches as in `SequenceParallel`: in one batch, or each in a stream of its own.
         assert (found.batch, streams) == ((1, one.branches) if interleave else (one.branches, 1))

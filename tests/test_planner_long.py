@@ -12,31 +12,31 @@ import torch
 from torch import Tensor
 
 from paradit.attention.registry import Choice
-from paradit.config.methods.base import method_of, resolve
-from paradit.config.methods.dualparal import QueueRequest, in_stages
+from paradit.config.methods.dualparal import QueueRequest, with_slices
+from paradit.config.methods.method import method_of, resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request, ResolvedRequest
 from paradit.distributed.world import World
 from paradit.engine.job import Job
-from paradit.engine.planned import Open, planned
+from paradit.engine.planned_placement import Open, planned
 from paradit.models.families import loader
 from paradit.models.published import published_spec
 from paradit.models.spec import read_spec, stage_of
+from paradit.planner.block_costs import pipelines
 from paradit.planner.explain import compared
 from paradit.planner.hardware import Cluster
-from paradit.planner.in_blocks import pipelines
-from paradit.planner.long import LongVideo
+from paradit.planner.long_video import LongVideo
 from paradit.planner.search import GOALS, find_plans, with_tiles
 from paradit.planner.settings import differs_only_in
-from paradit.planner.simulate import Simulator, Way
-from paradit.planner.stage_step import kind_of
+from paradit.planner.simulate import Candidate, Simulator
+from paradit.planner.slice_step import kind_of
 from paradit.planner.timeline import timeline
 from paradit.sampling.block_pipeline import BlockPipeline
 from paradit.sampling.layer_split import divide_layers
 from paradit.sampling.noise import PooledNoise
-from paradit.scheduling.balance import play
+from paradit.scheduling.balance import simulate
 from paradit.scheduling.block_queue import LEFT_SOURCES
-from paradit.scheduling.layer_pipeline import StageGrid, duration
+from paradit.scheduling.layer_pipeline import PipelineGrid, duration
 from paradit.testing import run_world
 from test_planner import cluster
 from tiny import save_folder
@@ -68,7 +68,7 @@ def video(
     decode: float = 0.0,
 ) -> LongVideo:
     placement = placement or Placement(ranks=on.ranks)
-    placement = in_stages(placement, placement.branch_ranks // sharers)
+    placement = with_slices(placement, placement.branch_ranks // sharers)
     return LongVideo(cluster=on, spec=SPEC, request=asked, placement=placement, dtype="bf16", decode=decode)
 
 
@@ -91,7 +91,7 @@ def test_branches_on_different_ranks_are_two_pipelines(stages: int, blocks: int,
     costs = [one.step_seconds(stage, kind_of(step)).seconds for stage in range(stages)]
     assert one.run().seconds == pytest.approx(duration(one.queue, costs), rel=1e-9)
     sent = defaultdict(int)
-    for one_sent in one.played().sent:
+    for one_sent in one.simulation().sent:
         sent[one_sent.message.name] += 1
     steps = blocks * steps
     predictions = 2 * steps if stages > 1 else steps  # the leader's own does not travel
@@ -112,10 +112,10 @@ def test_folded_blocks_are_played_blocks(placement: Placement, sharers: int) -> 
     on = cluster(placement.ranks, bandwidth=3e8, shared=1e9)
     one = video(on, request(5 * 32 + 2), placement, sharers=sharers, decode=0.2)
     run = one.run()
-    whole = one.played()
+    whole = one.simulation()
     assert run.seconds == pytest.approx(whole.seconds, rel=1e-6)
     spokesmen = [rank for rank, computing in enumerate(whole.computing) if computing]
-    assert len(spokesmen) == len(one.steps.teams) + (placement.decode is not None)
+    assert len(spokesmen) == len(one.steps.groups) + (placement.decode is not None)
     computing = [run.computing[rank] for rank in spokesmen]
     assert computing == pytest.approx([whole.computing[rank] for rank in spokesmen], rel=1e-6)
     # The bound that is known without simulation is valid, and close.
@@ -133,8 +133,8 @@ def test_free_messages_make_a_team_one_rank(stages: int, cfg_degree: int, sharer
         sharers=sharers,
     )
     kind = kind_of(next(one.queue.steps()))
-    team = one.step_seconds(0, kind)
-    assert team.exposed == pytest.approx(0.0, abs=1e-12)
+    group = one.step_seconds(0, kind)
+    assert group.exposed == pytest.approx(0.0, abs=1e-12)
     parts = 2 // cfg_degree
     costs = [parts * max(one.step_seconds(stage, kind).computing) for stage in range(stages)]
     assert one.run().seconds == pytest.approx(duration(one.queue, costs, parts=parts), rel=1e-9)
@@ -149,14 +149,14 @@ def test_work_is_conserved_and_nothing_that_shares_a_resource_overlaps(sharers: 
     denoise = tuple(range(3 * sharers))
     placement = Placement(ranks=on.ranks, denoise=denoise, decode=(on.ranks - 1,))
     one = video(on, request(33), placement, sharers=sharers, decode=0.5)
-    played = one.played()
+    simulation = one.simulation()
     for stage in range(3):
         kinds = [kind_of(step) for step in one.queue.steps()]
         work = sum(2 * max(one.step_seconds(stage, kind).computing) for kind in kinds)
-        assert played.computing[stage * sharers] == pytest.approx(work)
-    assert played.computing[-1] == pytest.approx(0.5)
+        assert simulation.computing[stage * sharers] == pytest.approx(work)
+    assert simulation.computing[-1] == pytest.approx(0.5)
     uses = defaultdict(list)
-    for use in [*played.uses, *played.waits]:
+    for use in [*simulation.uses, *simulation.waits]:
         uses[use.resource].append((use.begin, use.end))
     assert len(uses) > 8
     for spans in uses.values():
@@ -164,7 +164,7 @@ def test_work_is_conserved_and_nothing_that_shares_a_resource_overlaps(sharers: 
             assert after[0] >= before[1] - 1e-12
     # Every hidden state, prediction and block travels once.
     sent = defaultdict(int)
-    for one_sent in played.sent:
+    for one_sent in simulation.sent:
         sent[one_sent.message.name] += 1
     steps = len(list(one.queue.steps()))
     expected = {"hidden states": 2 * 2 * steps, "prediction": steps, "latents": 7}
@@ -185,7 +185,7 @@ def test_a_joint_model_s_text_travels_with_its_tokens() -> None:
         dtype="bf16",
         decode=0.0,
     )
-    hops = [sent.message for sent in one.played().sent if sent.message.name == "hidden states"]
+    hops = [sent.message for sent in one.simulation().sent if sent.message.name == "hidden states"]
     assert len(hops) == 3 * 3  # one branch
     tokens = 3 * spec.tokens(1, 96, 160)
     assert {max(map(max, message.table)) for message in hops} == {
@@ -241,10 +241,10 @@ def test_replicas_make_a_video_each(latent_frames: int) -> None:
     on, asked = cluster(4), request(latent_frames)
     simulator = Simulator(on, SPEC, asked, long=asked)
     form = Choice.of("ulysses")
-    one = simulator.simulate(Way(placement=Placement(ranks=2), method="dualparal"), 1, form)
-    two = simulator.simulate(Way(placement=Placement(ranks=4, replicas=2), method="dualparal"), 2, form)
+    one = simulator.simulate(Candidate(placement=Placement(ranks=2), method="dualparal"), 1, form)
+    two = simulator.simulate(Candidate(placement=Placement(ranks=4, replicas=2), method="dualparal"), 2, form)
     assert two.seconds == pytest.approx(one.seconds, rel=1e-6)
-    spans = play(Placement(ranks=4, replicas=2), 2, two.stages)
+    spans = simulate(Placement(ranks=4, replicas=2), 2, two.stages)
     assert {span.ranks for span in spans if span.stage == "denoise"} == {(0, 1), (2, 3)}
 
 
@@ -252,8 +252,8 @@ def test_a_timeline_has_every_rank_of_a_team() -> None:
     on, asked = cluster(5), request(20, 3)
     simulator = Simulator(on, SPEC, asked, long=asked)
     placement = Placement.of(ranks=5, denoise=(0, 1, 2, 3), decode=(4,), pipeline_degree=2)
-    way = Way(placement=placement, method="dualparal")
-    simulated = simulator.simulate(way, 1, Choice.of("ulysses"))
+    candidate = Candidate(placement=placement, method="dualparal")
+    simulated = simulator.simulate(candidate, 1, Choice.of("ulysses"))
     by_rank = timeline(simulator, simulated, 1)
     steps = [[one for one in by_rank[rank] if one.name.startswith("block ")] for rank in range(4)]
     assert [len(found) for found in steps] == [4 * 3 * 2] * 4  # for two branches
@@ -268,7 +268,7 @@ def test_the_best_is_behind_no_method(goal: str) -> None:
     nothing = dict.fromkeys(("block_frames", "context_frames", "left_context"))
     whole = resolve(asked.asked(method="full", **nothing), SPEC)
     plans = find_plans(Simulator(cluster(4), SPEC, whole, long=asked), 2, goal)
-    methods = {plan.simulated.way.method for plan in plans.tried}
+    methods = {plan.simulated.candidate.method for plan in plans.tried}
     assert methods == {"full", "dualparal"}
     best = GOALS[goal](plans.best[0].simulated)
     assert all(best <= GOALS[goal](plan.simulated) for plan in plans.tried if plan.fits)
@@ -284,23 +284,26 @@ def test_ways_that_are_not_played_could_not_have_been_the_best(goal: str, part: 
     asked = request(60, width=480, height=288)
     on = cluster(6, bandwidth=2e9)
     roomy = Simulator(on, SPEC, asked, long=asked)
-    ways = [Way(placement=one, method="dualparal") for one in pipelines(roomy, 2)]
-    needed = sorted(max(roomy.memory(way)) for way in ways)
+    candidates = [Candidate(placement=one, method="dualparal") for one in pipelines(roomy, 2)]
+    needed = sorted(max(roomy.memory(candidate)) for candidate in candidates)
     memory = needed[round(part * (len(needed) - 1))] if part else needed[0] / 2
     simulator = replace(roomy, cluster=replace(on, device=replace(on.device, memory=memory)))
     plans = find_plans(simulator, 2, goal)
-    assert len(plans.tried) < len(ways)
+    assert len(plans.tried) < len(candidates)
     assert plans.best[0].fits == bool(part)
-    ways = [way if simulator.fits(way) else with_tiles(simulator, way) or way for way in ways]
-    fitting = [way for way in ways if simulator.fits(way)] or ways
-    every = [simulator.simulate(way, 2, Choice.of("ulysses")) for way in fitting]
-    played = [plan.simulated for plan in plans.tried if plan.fits == plans.best[0].fits]
+    candidates = [
+        candidate if simulator.fits(candidate) else with_tiles(simulator, candidate) or candidate
+        for candidate in candidates
+    ]
+    fitting = [candidate for candidate in candidates if simulator.fits(candidate)] or candidates
+    every = [simulator.simulate(candidate, 2, Choice.of("ulysses")) for candidate in fitting]
+    simulation = [plan.simulated for plan in plans.tried if plan.fits == plans.best[0].fits]
     assert GOALS[goal](plans.best[0].simulated) == min(map(GOALS[goal], every))
     if plans.best[0].fits:
         kinds: list[dict[str, tuple[float, ...]]] = [{}, {}]
-        for found, those in zip(kinds, (every, played), strict=True):
+        for found, those in zip(kinds, (every, simulation), strict=True):
             for one in those:
-                kind, took = one.way.kind, GOALS[goal](one)
+                kind, took = one.candidate.kind, GOALS[goal](one)
                 found[kind] = min(took, found.get(kind, took))
         assert kinds[0] == kinds[1]
         # The best plan is compared with the best of those that differ from it in one setting only.
@@ -309,12 +312,12 @@ def test_ways_that_are_not_played_could_not_have_been_the_best(goal: str, part: 
             alike = [
                 one
                 for one in every
-                if differs_only_in(switch.name, (best.way, best.choice), (one.way, one.choice))
+                if differs_only_in(switch.name, (best.candidate, best.choice), (one.candidate, one.choice))
                 and switch.of(one) != switch.of(best)
             ]
             assert GOALS[goal](other) == min(map(GOALS[goal], alike))
     for one in every:
-        least = one.way.player.least(simulator, one.way, 2)
+        least = one.candidate.cost_model.least(simulator, one.candidate, 2)
         assert least.latency <= one.latency * (1 + 1e-9)
         assert least.seconds <= one.seconds * (1 + 1e-9)
 
@@ -342,11 +345,17 @@ def test_a_run_is_planned_with_its_own_blocks() -> None:
     assert quickest(context_frames=0) < usual < quickest(block_frames=3)
 
 
-GRIDS = [StageGrid(2, 1, 2), StageGrid(1, 2, 2), StageGrid(1, 1, 4), StageGrid(2, 2), StageGrid(4)]
+GRIDS = [
+    PipelineGrid(2, 1, 2),
+    PipelineGrid(1, 2, 2),
+    PipelineGrid(1, 1, 4),
+    PipelineGrid(2, 2),
+    PipelineGrid(4),
+]
 CASES = [(grid, "latents") for grid in GRIDS] + [(grid, "cache") for grid in (GRIDS[0], GRIDS[2], GRIDS[4])]
 
 
-def small_video(folder: Path, grid: StageGrid, left_context: str) -> LongVideo:
+def small_video(folder: Path, grid: PipelineGrid, left_context: str) -> LongVideo:
     """Return a video of five blocks, with 12 tokens per frame; the last block has one frame.
 
     The model's three heads do not divide among the ranks.
@@ -368,7 +377,7 @@ def small_video(folder: Path, grid: StageGrid, left_context: str) -> LongVideo:
         cluster=cluster(4),
         spec=spec,
         request=resolve(asked, spec),
-        placement=Placement.of(ranks=4, cfg_degree=grid.cfg_degree, pipeline_degree=grid.num_stages),
+        placement=Placement.of(ranks=4, cfg_degree=grid.cfg_degree, pipeline_degree=grid.num_slices),
         dtype="fp32",
         decode=0.1,
     )
@@ -402,7 +411,7 @@ def test_bytes_are_those_of_a_real_run(tmp_path: Path) -> None:
     by_rank = run_world(bytes_sent, 4, folder, timeout=240)
     for number, (grid, left_context) in enumerate(CASES):
         simulated = [0.0] * 4
-        for one in small_video(folder, grid, left_context).played().sent:
+        for one in small_video(folder, grid, left_context).simulation().sent:
             for rank, row in zip(one.message.ranks, one.message.table, strict=True):
                 simulated[rank] += sum(row)
         assert simulated == [sent[number] for sent in by_rank], (grid, left_context)

@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from paradit.distributed.attempt import Attempt
+from paradit.distributed.agreement import Agreement
 from paradit.models.hunyuan_video import spec as hunyuan_spec
 from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
 from paradit.models.wan.spec import vae_spec
@@ -39,5 +39,5 @@ def test_hunyuan_decode(shape):
     expected = spec.decode_flops(4 * frames - 3, 8 * height, 8 * width)
     decoder = HunyuanVideoDecoder(model, None, latents)
     tiles = spec.grid(8 * height, 8 * width, spec.TILE_PIXELS)
-    alone = Attempt(None, torch.device("cpu"))
+    alone = Agreement(None, torch.device("cpu"))
     assert counted(lambda: list(pictures(decoder, tiles, alone))) == expected

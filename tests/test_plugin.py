@@ -25,7 +25,7 @@ from transformers import T5Config, T5EncoderModel
 import paradit
 from paradit.attention.registry import FORMS, Choice
 from paradit.attention.timing import layer
-from paradit.config import registry
+from paradit.config import plugins
 from paradit.config.errors import InputError
 from paradit.distributed.timing import Link
 from paradit.distributed.world import join_world
@@ -189,7 +189,7 @@ def test_one_that_cannot_be_imported_is_named_in_one_line_and_left_out(tmp_path:
 
 def joined(rank: int, folder: str, env: dict[str, str]) -> None:
     sys.path.insert(0, env["PYTHONPATH"].partition(os.pathsep)[0])
-    registry._all_points.cache_clear()  # this process is forked from one that may have looked for plug-ins
+    plugins._all_points.cache_clear()  # this process is forked from one that may have looked for plug-ins
     if rank:
         os.environ["PARADIT_PLUGINS"] = "off"
     try:
@@ -223,8 +223,8 @@ def test_its_form_takes_the_time_that_is_simulated(
     monkeypatch.setitem(FORMS._found, "gathered", gathered)
     choice, (latency, seconds_per_byte) = Choice.of("gathered"), link
     one = branch(cluster(2, latency, 1 / seconds_per_byte), SHARES)
-    played = forward([(one, layer(one, choice))], LAYERS)
+    simulation = forward([(one, layer(one, choice))], LAYERS)
     value = torch.empty(2, TOKENS // 2, HEADS, DEPTH, device="meta")
     blocks = [block_cost(value, 1)] * LAYERS
     expected = rehearse(choice, SHARES, 0, link=Link(*link), streams=1, blocks=blocks, kernel=Kernel())
-    assert played.seconds == pytest.approx(expected, rel=1e-12)
+    assert simulation.seconds == pytest.approx(expected, rel=1e-12)

@@ -27,9 +27,9 @@ import paradit
 import paradit.pipeline
 from paradit.attention.registry import FORMS
 from paradit.cli.commands.command import Command, Entry
-from paradit.cli.commands.trace import SUMMARY
+from paradit.cli.commands.trace_options import SUMMARY
 from paradit.cli.main import COMMANDS, app, main
-from paradit.cli.progress import JsonReporter
+from paradit.cli.reporters import JsonReporter
 from paradit.cli.runs import Found
 from paradit.cli.signals import Stopped, stopping_cleanly
 from paradit.config.errors import InputError

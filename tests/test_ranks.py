@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import warm
 from paradit.config.errors import RankError
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.engine.job import Job, Run
@@ -52,7 +52,7 @@ def test_the_same_video(model: Path, tmp_path: Path) -> None:
         ["--ranks", "2", "--cfg-degree", "2"],
         ["--ranks", "2", "--attention", "pipesp", "--chunks", "2", "--interleave"],
         ["--ranks", "4", "--attention", "usp", "--mesh", "ulysses,ring"],
-        ["--ranks", "2", "--kernel", "_native_math"],
+        ["--ranks", "2", "--attention-backend", "_native_math"],
     ):
         torch.testing.assert_close(latents(model, tmp_path, *options), alone, rtol=0, atol=1e-5)
 
@@ -191,7 +191,7 @@ def test_a_rank_that_cannot_start_says_so_itself(tmp_path: Path) -> None:
         (["--replicas", "2", "--placement", "decode=1"], "give replicas or groups, not both"),
         (["--replicas", "2", "--placement", "auto"], "--placement auto chooses the replicas"),
         (["--ranks", "2", "--attention", "magic"], "attention must be one of auto, ulysses, pipesp"),
-        (["--kernel", "quick"], "kernel must be one of native, "),
+        (["--attention-backend", "quick"], "attention_backend must be one of native, "),
     ],
 )
 def test_what_cannot_be_is_refused(model: Path, tmp_path: Path, options: list[str], said: str) -> None:

@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paradit.config.errors import InputError
-from paradit.config.methods.base import check_placement, resolve
+from paradit.config.methods.method import check_placement, resolve
 from paradit.config.options import all_fields
 from paradit.config.placement_text import read_placement
 from paradit.config.requests import Request
@@ -37,7 +37,7 @@ from paradit.models.spec import read_spec
 from paradit.models.wan import spec as wan
 from paradit.planner.hardware import find_cluster
 from paradit.sampling.block_state import QueueState
-from paradit.sampling.position import Position
+from paradit.sampling.solver_state import SolverState
 from paradit.scheduler_check import check_scheduler
 from test_before import DATA, run_of
 from tiny import save_hunyuan_folder
@@ -200,7 +200,7 @@ def test_machine_files(line: str, value: str, tmp_path_factory: pytest.TempPathF
 
 @pytest.mark.parametrize(
     ("file", "read"),
-    [("full/00000.step.pt", Position.from_bytes), ("long/00000.open.pt", QueueState.from_bytes)],
+    [("full/00000.step.pt", SolverState.from_bytes), ("long/00000.open.pt", QueueState.from_bytes)],
 )
 @examples
 @given(data=st.data())
@@ -241,7 +241,7 @@ WRONG = [
     ("placement.json", {"chunks": "nan"}, "chunks must be a whole number"),
     ("placement.json", {"pipeline_degree": "null"}, "pipeline_degree must be a whole number"),
     ("placement.json", {"replicas": None}, "replicas must be a whole number, got None"),
-    ("placement.json", {"kernel": [[]]}, "kernel must be a text, got [[]] (list)"),
+    ("placement.json", {"attention_backend": [[]]}, "attention_backend must be a text, got [[]] (list)"),
     ("placement.json", {"pipeline_degree": "-", "replicas": 2147483648}, "pipeline_degree must be a whole"),
     ("paradit.json", {"train_frames": 5}, "train_frames must be a list of 2 whole numbers, got 5 (int)"),
     ("paradit.json", {"negative_prompt": 3}, "negative_prompt must be a text, got 3 (int)"),

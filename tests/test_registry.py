@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from paradit.config.errors import InputError
-from paradit.config.registry import Registry
+from paradit.config.plugins import Registry
 
 GROUP = "paradit.dishes"
 BUILTIN = {"soup": "kitchen.soup:SOUP", "stew": "kitchen.stew:STEW"}
 DISHES = """
 import sys
-from paradit.config import registry
-from paradit.config.registry import Registry, plugins
+import paradit.config.plugins as plugins_module
+from paradit.config.plugins import Registry, plugins
 
 dishes = Registry("dish", "paradit.dishes", {"soup": "kitchen.soup:SOUP", "stew": "kitchen.stew:STEW"})
 """
@@ -124,7 +124,7 @@ def test_plug_ins_can_be_left_out(kitchen: Path) -> None:
 
 def test_the_identity_says_plug_ins_and_versions(kitchen: Path) -> None:
     plug_in(kitchen, "bakery", {"bread": "bakery:BREAD"}, "BREAD = 'fresh bread'")
-    script = "registry.GROUPS = ['paradit.dishes']; print(*plugins())"
+    script = "plugins_module.GROUPS = ['paradit.dishes']; print(*plugins())"
     assert said(kitchen, script) == ["paradit.dishes bread of bakery 1.2"]
 
 

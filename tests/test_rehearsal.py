@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from paradit.attention import rotation
+from paradit.attention import ring_exchange
 from paradit.attention.measured import MeasuredKernel
 from paradit.attention.pipesp_paper import pipesp_paper
 from paradit.attention.registry import Choice
@@ -14,7 +14,7 @@ from paradit.attention.window import windowed_over
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
 from paradit.distributed.timing import Link
-from paradit.parallel.forward import run_interleaved, through_blocks
+from paradit.parallel.run_blocks import run_interleaved, through_blocks
 from paradit.tuning import rehearsal
 from paradit.tuning.rehearsal import AttentionCost, BlockCost, rehearse, rehearsed_tokens
 
@@ -64,7 +64,7 @@ def rehearsed_otherwise(link: Link, form: Choice, streams: int, monkeypatch: pyt
     held = TOKENS // (4 if form.name == "usp" else 2)
     value = torch.empty(2 // streams, held, HEADS, DEPTH, device="meta")
     if form.name in ("ring", "usp"):
-        monkeypatch.setattr(rotation, "sdpa_with_lse", lambda q, k, v: (kernel(q, k, v), q[..., 0]))
+        monkeypatch.setattr(ring_exchange, "sdpa_with_lse", lambda q, k, v: (kernel(q, k, v), q[..., 0]))
     if form.name == "ring":
         attend = ring(SHARES.tokens, transport)
     elif form.name == "usp":

@@ -14,8 +14,8 @@ import pytest
 
 import tiny
 from paradit.config.errors import InputError
-from paradit.config.methods.base import resolve
 from paradit.config.methods.blocks import BlocksRequest
+from paradit.config.methods.method import resolve
 from paradit.config.requests import Request, chosen_seed, frames_for, parse_size
 from paradit.models.folder import bundled_folder
 from paradit.models.spec import ModelSpec, read_spec

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from paradit.attention.local import sdpa
-from paradit.attention.partial import Merge, sdpa_with_lse
+from paradit.attention.local_attention import sdpa
+from paradit.attention.online_softmax import Merge, sdpa_with_lse
 from paradit.attention.ring import ring
 from paradit.attention.usp import usp
 from paradit.distributed.exchange import UlyssesExchange

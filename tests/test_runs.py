@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.engine.job import Job, Run

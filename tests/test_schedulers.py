@@ -26,7 +26,7 @@ from diffusers import (
 from torch import Tensor
 
 from paradit.config.errors import InputError
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.requests import Request
 from paradit.models.known_schedulers import is_known
 from paradit.models.spec import read_spec

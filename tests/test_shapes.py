@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from paradit.shapes.evaluate import MIN_FRAMES, evaluate, evaluate_long
-from paradit.shapes.world import (
+from paradit.shapes.scenes import (
     BACKGROUNDS,
     COLORS,
     MAX_FRAMES,

@@ -11,13 +11,13 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from transformers import UMT5EncoderModel
 
 import paradit
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.requests import Request
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.models.warnings import warnings_for
 from paradit.shapes.evaluate import evaluate
-from paradit.shapes.world import OTHER_FORMS, WORDS, Scene
+from paradit.shapes.scenes import OTHER_FORMS, WORDS, Scene
 
 MOST_BYTES = 24_000_000
 STEPS = 3

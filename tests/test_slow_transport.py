@@ -15,7 +15,7 @@ from torch import Tensor
 from paradit.attention.base import Attend, Wait
 from paradit.attention.ring import ring
 from paradit.distributed.shares import Shares
-from paradit.parallel.forward import run_interleaved
+from paradit.parallel.run_blocks import run_interleaved
 from test_ulysses import FORMS, Form, Unrotated, layout_of, of_rank, random_qkv
 
 SECONDS = 0.01

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from paradit.config.errors import InputError
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.placement_text import read_fields, read_groups, read_placement
 from paradit.config.requests import Request
 from paradit.distributed.world import World
 from paradit.engine.events import Began, Failed, Finished, MemoryUsed
+from paradit.engine.fixed_list import make_videos
 from paradit.engine.job import Job
-from paradit.engine.listed import make_videos
 from paradit.models.spec import read_spec
 from paradit.progress import Event, Progress
 from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, steps

@@ -10,9 +10,9 @@ import torch
 from diffusers import WanPipeline
 
 import paradit
-from paradit import room
+from paradit import memory_check
 from paradit.config.errors import InputError
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.models.spec import read_spec
@@ -129,49 +129,49 @@ def test_memory_is_checked_before_loading(tmp_path, monkeypatch):
     spec = read_spec(save_folder("wan21", tmp_path))
     request = resolve(Request(prompt="a", width=64, height=32, num_frames=5), spec)
     parts = spec.memory_bytes(5, 32, 64, 4)
-    has = partial(monkeypatch.setattr, room, "total_memory_bytes")
+    has = partial(monkeypatch.setattr, memory_check, "total_memory_bytes")
     has(lambda _: parts["peak"])
-    assert room.check_memory(spec, request) is None
+    assert memory_check.check_memory(spec, request) is None
     has(lambda _: parts["peak"] - 1)
-    assert "of memory will be needed, and this machine has" in room.check_memory(spec, request)
+    assert "of memory will be needed, and this machine has" in memory_check.check_memory(spec, request)
     has(lambda _: round(parts["peak"] / 1.1) - 1)
     with pytest.raises(InputError, match=r"64x32, 5 frames is too much: about .* this machine has"):
-        room.check_memory(spec, request)
+        memory_check.check_memory(spec, request)
     has(lambda _: parts["weights"] - 1)
     with pytest.raises(InputError, match=r"for its weights in fp32, and this machine has"):
-        room.check_memory(spec, request)
+        memory_check.check_memory(spec, request)
 
 
 def test_memory_is_checked_by_rank(tmp_path, monkeypatch):
     spec = read_spec(save_folder("wan21", tmp_path))
     request = resolve(Request(prompt="a", width=64, height=32, num_frames=5), spec)
     parts, two = spec.memory_bytes(5, 32, 64, 4), Placement(ranks=2, replicas=2)
-    has = partial(monkeypatch.setattr, room, "total_memory_bytes")
+    has = partial(monkeypatch.setattr, memory_check, "total_memory_bytes")
     # Without a GPU, all ranks share the machine's memory, and the pages of the files.
     needed = 2 * parts["peak"] - parts["weights"]
     has(lambda _: needed)
-    assert room.check_memory(spec, request, two) is None
+    assert memory_check.check_memory(spec, request, two) is None
     has(lambda _: needed - 1)
-    assert "will be needed on 2 ranks, and this machine has" in room.check_memory(spec, request, two)
-    assert room.check_memory(spec, request, two, local_ranks=1) is None
+    assert "will be needed on 2 ranks, and this machine has" in memory_check.check_memory(spec, request, two)
+    assert memory_check.check_memory(spec, request, two, local_ranks=1) is None
     has(lambda _: parts["weights"] - 1)
     with pytest.raises(InputError, match=r"for its weights in fp32 on 2 ranks, and"):
-        room.check_memory(spec, request, two)
+        memory_check.check_memory(spec, request, two)
     # If the dtype differs from the files', each rank has weights of its own.
     in_bf16 = replace(request, dtype="bf16")
     halved = spec.memory_bytes(5, 32, 64, 2)
     has(lambda _: 2 * halved["peak"])
-    assert room.check_memory(spec, in_bf16, two) is None
+    assert memory_check.check_memory(spec, in_bf16, two) is None
     has(lambda _: 2 * halved["peak"] - 1)
-    assert "will be needed on 2 ranks" in room.check_memory(spec, in_bf16, two)
+    assert "will be needed on 2 ranks" in memory_check.check_memory(spec, in_bf16, two)
 
     # On GPUs, each rank has memory of its own.
-    monkeypatch.setattr(room, "where_and_how", lambda _: (torch.device("cuda"), "fp32"))
+    monkeypatch.setattr(memory_check, "where_and_how", lambda _: (torch.device("cuda"), "fp32"))
     has(lambda _: parts["peak"])
-    assert room.check_memory(spec, request, two) is None
+    assert memory_check.check_memory(spec, request, two) is None
     has(lambda _: parts["weights"] - 1)
     with pytest.raises(InputError, match="on the fullest rank, and the GPU has"):
-        room.check_memory(spec, request, two)
+        memory_check.check_memory(spec, request, two)
 
 
 def test_a_prompt_that_is_too_long_is_said_to_be(tmp_path):

@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from paradit.config.errors import InputError, OutOfMemory
-from paradit.config.methods.base import check_placement, resolve
+from paradit.config.methods.method import check_placement, resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.config.tiles import grid
-from paradit.distributed.attempt import Attempt
+from paradit.distributed.agreement import Agreement
 from paradit.distributed.world import World
-from paradit.engine.listed import make_videos
+from paradit.engine.fixed_list import make_videos
 from paradit.models.spec import read_spec
 from paradit.models.wan.decoder import _denormalise
 from paradit.progress import Progress
@@ -77,7 +77,7 @@ def by_us(model: Any, latents: Tensor, tile: int | None) -> Tensor:
 
     decoder._video_processor = Recorder()
     cut = model.spec.vae.grid(latents.shape[3] * scale, latents.shape[4] * scale, tile)
-    list(decoder.frames(pictures(decoder, cut, Attempt(None, latents.device))))
+    list(decoder.frames(pictures(decoder, cut, Agreement(None, latents.device))))
     return torch.cat(kept, dim=2)
 
 
@@ -315,11 +315,11 @@ import resource, sys
 from pathlib import Path
 import psutil, torch
 from paradit.engine.job import Job
-from paradit.engine.keep import keep
+from paradit.engine.output import keep
 from paradit.models.spec import read_spec
 from paradit.progress import Progress
 from paradit.config.requests import Request
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.stages.decode import decode
 from paradit.text_to_video import load
 

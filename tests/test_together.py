@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from paradit.attention.registry import Choice
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import World
-from paradit.engine.teams import together
+from paradit.engine.predictors import sequence_parallel
 from paradit.models.families import loader
 from paradit.models.protocol import VideoModel
 from paradit.models.spec import read_spec
-from paradit.parallel.team import Team
-from paradit.parallel.together import Together, Undecided
+from paradit.parallel.predictor import Predictor
+from paradit.parallel.sequence_parallel import SequenceParallel, Undecided
 from paradit.progress import Progress
 from paradit.sampling.full_sequence import denoise
 from paradit.sampling.noise import initial_noise, step_generator
@@ -29,7 +29,9 @@ from tiny import VARIANTS, drawing_scheduler, save_folder
 STEPS = 3
 
 
-def final_latents(folder: Path, size: tuple[int, int, int], guided: bool, team: Team | None) -> Tensor:
+def final_latents(
+    folder: Path, size: tuple[int, int, int], guided: bool, predictor: Predictor | None
+) -> Tensor:
     spec = read_spec(folder)
     model: VideoModel = loader(spec.pipeline_class)(spec, torch.float32, torch.device("cpu"))
     prompts = ["a red circle", "blurry"] if guided else ["a red circle"]
@@ -41,7 +43,7 @@ def final_latents(folder: Path, size: tuple[int, int, int], guided: bool, team: 
         guidance_scales=(3.0,) * len(spec.transformers),
         noise=partial(step_generator, 3),
         progress=Progress(),
-        team=team,
+        predictor=predictor,
     )
     return latents
 
@@ -59,8 +61,8 @@ def on_ranks(
     world: World, folder: Path, size: tuple[int, int, int], guided: bool, placements: list[Placement]
 ) -> list[Tensor]:
     heads = read_spec(folder).transformers[0].num_attention_heads
-    teams = [together(world, placement, heads) for placement in placements]
-    return [final_latents(folder, size, guided, team) for team in teams]
+    predictors = [sequence_parallel(world, placement, heads) for placement in placements]
+    return [final_latents(folder, size, guided, predictor) for predictor in predictors]
 
 
 def check(folder: Path, size: tuple[int, int, int], guided: bool, cfg_degree: int, num_ranks: int) -> None:
@@ -132,7 +134,7 @@ def with_another_seed(world: World, folder: Path) -> None:
     seed = 8 if world.rank == 1 else 7
     request = resolve(Request(prompt="a red circle", width=32, height=32, num_frames=5, seed=seed), spec)
     with pytest.raises(RuntimeError, match="rank 1: what is asked for differs from that of rank 0"):
-        text_to_video(load(spec), request, Progress(), Together(Mesh(world)))
+        text_to_video(load(spec), request, Progress(), SequenceParallel(Mesh(world)))
 
 
 def test_a_rank_that_is_asked_for_something_else_is_named(tmp_path: Path) -> None:
@@ -146,7 +148,7 @@ def with_other_weights(world: World, folders: list[Path]) -> None:
     )
     request = resolve(wanted, spec)
     with pytest.raises(RuntimeError, match="rank 1: the model differs from that of rank 0"):
-        text_to_video(load(spec), request, Progress(), Together(Mesh(world)))
+        text_to_video(load(spec), request, Progress(), SequenceParallel(Mesh(world)))
 
 
 def test_a_rank_with_other_weights_is_named(tmp_path: Path) -> None:
@@ -167,7 +169,7 @@ def offered(world: World, folder: Path, guided: bool) -> set[bool]:
         return undecided.choices[0]
 
     choices = Placement(ranks=2).choices(read_spec(folder).transformers[0].num_attention_heads)
-    final_latents(folder, (5, 32, 32), guided, Together(Mesh(world, 1), choices, choose=first))
+    final_latents(folder, (5, 32, 32), guided, SequenceParallel(Mesh(world, 1), choices, choose=first))
     return interleaved
 
 

@@ -16,14 +16,14 @@ import torch
 
 from paradit.config.errors import InputError
 from paradit.config.placement import Placement
-from paradit.distributed.channel import Channel
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.redistribution import Redistribution
 from paradit.distributed.shares import Box, Shares
+from paradit.distributed.tensor_queue import Channel
 from paradit.distributed.transport import Transport
 from paradit.distributed.world import World
 from paradit.models.spec import read_spec
-from paradit.scheduling.balance import play
+from paradit.scheduling.balance import simulate
 from paradit.testing import run_world
 from paradit.trace import spans
 from paradit.trace.merge import Span, chrome_trace, collected, merge, read_spans
@@ -291,7 +291,7 @@ def test_stages_come_in_the_simulated_order(traced: Path, model: Path, tmp_path:
         (tmp_path / "t.json", Placement(ranks=2, denoise=(0,), decode=(1,))),
     ):
         simulated = sorted(
-            play(placement, len(PROMPTS), {"encode": 0.1, "denoise": 1.0, "decode": 0.5}),
+            simulate(placement, len(PROMPTS), {"encode": 0.1, "denoise": 1.0, "decode": 0.5}),
             key=lambda span: span.start,
         )
         for rank, traced_spans in read_trace(path).items():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paradit.attention.base import Attend
 from paradit.attention.chunked import chunked as attend_in_chunks
-from paradit.attention.local import sdpa, some_rows
+from paradit.attention.local_attention import sdpa, some_rows
 from paradit.attention.pipesp_paper import pipesp_paper
 from paradit.attention.rope import Rope
 from paradit.distributed.exchange import UlyssesExchange

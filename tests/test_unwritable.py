@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.placement_text import read_groups
 from paradit.config.requests import Request
 from paradit.distributed.world import World
 from paradit.engine.events import Doing, Failed, Finished, Wrote
+from paradit.engine.fixed_list import make_videos
 from paradit.engine.job import Job
-from paradit.engine.listed import make_videos
 from paradit.models.spec import read_spec
 from paradit.models.wan.transformer import WanBlock
 from paradit.progress import Event, Progress

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from paradit.config.errors import InputError
-from paradit.shapes.world import Scene, draw
+from paradit.shapes.scenes import Scene, draw
 from paradit.video.contact_sheet import contact_sheet
 from paradit.video.frame import Frame
 from paradit.video.reader import read_video

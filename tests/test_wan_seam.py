@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from paradit.attention.local import sdpa
+from paradit.attention.local_attention import sdpa
 from paradit.models.wan.transformer import WanTransformer
 from tiny import TEXT_DIM, VARIANTS, forward, in_bf16, transformer
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from paradit.config.errors import InputError
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.requests import Request
 from paradit.engine.channel import ENDED, EVENT, Connection, Hub, Message, event_of
 from paradit.engine.events import EVENTS, Finished
 from paradit.engine.job import Job
 from paradit.engine.launchers import LAUNCHERS, Seat
 from paradit.engine.orders import Inbox, Order
-from paradit.engine.started import Ranks
+from paradit.engine.started_ranks import Ranks
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.progress import Event

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from paradit.attention.local import sdpa
+from paradit.attention.local_attention import sdpa
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
 from paradit.distributed.world import World
-from paradit.parallel.forward import run
+from paradit.parallel.run_blocks import run
 from paradit.testing import WorldError, run_world
 from test_ulysses import FORMS, SHARES, layout_of, of_rank, random_qkv
 

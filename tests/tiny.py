@@ -35,11 +35,11 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from paradit.attention.local import local
-from paradit.distributed.attempt import Attempt
+from paradit.attention.local_attention import local
+from paradit.distributed.agreement import Agreement
 from paradit.models.common.latent_blocks import LatentBlocks
-from paradit.models.protocol import CutTransformer, Frames, Tokens, VideoModel
-from paradit.parallel.forward import run, through_blocks
+from paradit.models.protocol import Frames, SplitTransformer, Tokens, VideoModel
+from paradit.parallel.run_blocks import run, through_blocks
 from paradit.stages.decode import pictures
 
 VARIANTS = ("wan21", "wan22_a14b", "wan22_ti2v")
@@ -261,9 +261,9 @@ def decoded(model: VideoModel, latents: Tensor | LatentBlocks, tile: int | None 
     vae = model.spec.vae
     height, width = (size * vae.spatial_compression for size in latents.shape[3:])
     decoder = model.decoder(latents)
-    return decoder.frames(pictures(decoder, vae.grid(height, width, tile), Attempt(None, model.device)))
+    return decoder.frames(pictures(decoder, vae.grid(height, width, tile), Agreement(None, model.device)))
 
 
-def forward(cut: CutTransformer[Any, Any, Any], tokens: Tokens) -> Tensor:
+def forward(cut: SplitTransformer[Any, Any, Any], tokens: Tokens) -> Tensor:
     """Return each token's part of the prediction, [B, S, patch values], computed in this process."""
     return cut.head(run(through_blocks(cut.blocks, tokens, local())))

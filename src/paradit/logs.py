@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from paradit.launched import launched
+from paradit.launcher_environment import launched
 
 LOGGER = logging.getLogger("paradit")
 """Parent logger of all modules of ParaDiT."""

@@ -12,11 +12,11 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from paradit.memory_check import DTYPES, where_and_how
 from paradit.models.families import loader
 from paradit.models.protocol import VideoModel
 from paradit.models.spec import ModelSpec
 from paradit.progress import Progress
-from paradit.room import DTYPES, where_and_how
 from paradit.scheduling.stages import STAGES
 
 R = TypeVar("R")

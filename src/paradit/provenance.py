@@ -17,11 +17,13 @@ The dtype that the run used is recorded separately.
 """
 
 
-def provenance(request: ResolvedRequest, spec: ModelSpec, dtype: str, kernel: str) -> dict[str, Any]:
+def provenance(
+    request: ResolvedRequest, spec: ModelSpec, dtype: str, attention_backend: str
+) -> dict[str, Any]:
     """Return all that decides a resolved request's frames: the request, the model and this version.
 
-    dtype: data type that the transformers ran in. kernel: attention backend. The placement, the time and the
-    command are left out, so that equal frames make equal files.
+    dtype: data type that the transformers ran in. attention_backend: its name, as diffusers has it. The
+    placement, the time and the command are left out, so that equal frames make equal files.
     """
     fields = {name: value for name, value in vars(request).items() if name not in _NOT_DECIDING}
     if request.endless:
@@ -32,7 +34,7 @@ def provenance(request: ResolvedRequest, spec: ModelSpec, dtype: str, kernel: st
         "model_hash": model_hash(spec.folder, spec.variant),
         **{name: value for name, value in fields.items() if value not in (None, ())},
         "dtype": dtype,
-        "kernel": kernel,
+        "attention_backend": attention_backend,
     }
 
 

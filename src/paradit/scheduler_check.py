@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from paradit.config.methods.base import method_of
+from paradit.config.methods.method import method_of
 from paradit.config.options import Option, decode_known
 from paradit.config.requests import ResolvedRequest
 from paradit.models.folder_json import read_index, read_json

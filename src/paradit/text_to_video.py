@@ -16,22 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paradit.attention_backends import DEFAULT
 from paradit.config.errors import InputError
 from paradit.config.limits import typed
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.requests import Request, ResolvedRequest, chosen_seed, frames_for
+from paradit.device_memory import peak_memory_bytes
 from paradit.files import named, reserved
-from paradit.kernels import DEFAULT
-from paradit.memory import peak_memory_bytes
+from paradit.memory_check import check_memory, name_of
 from paradit.models.folder import BUNDLED, download_weights, find_spec
 from paradit.models.protocol import Frames, Prompt, VideoModel
 from paradit.models.spec import ModelSpec
 from paradit.models.warnings import warnings_for
-from paradit.parallel.team import Alone, Team
+from paradit.parallel.predictor import LocalPredictor, Predictor
 from paradit.pipeline import load
 from paradit.progress import Progress
 from paradit.provenance import provenance, tags
-from paradit.room import check_memory, name_of
 from paradit.sampling.sampler import Work
 from paradit.scheduler_check import check_scheduler
 from paradit.stages.decode import decode, frames
@@ -104,23 +104,25 @@ class Generated:
 
 
 def text_to_video(
-    model: VideoModel, request: ResolvedRequest, progress: Progress, team: Team | None = None
+    model: VideoModel, request: ResolvedRequest, progress: Progress, predictor: Predictor | None = None
 ) -> Video:
     """Return the video of a resolved request, with denoised latents; its frames are decoded later.
 
     team: the processes that denoise together; None: this process alone. Every process of a team calls this
     function with the same request, and each gets the latents.
     """
-    team = team or Alone()
-    prompts = _shared(encode(model, request, progress) if team.is_first else None, model, request, team)
-    work = Work(model=model, request=request, prompts=prompts, progress=progress, team=team)
+    predictor = predictor or LocalPredictor()
+    prompts = _shared(
+        encode(model, request, progress) if predictor.is_first else None, model, request, predictor
+    )
+    work = Work(model=model, request=request, prompts=prompts, progress=progress, predictor=predictor)
     blocks = list(denoise(work))
     latents = torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0]
     return Video(latents=latents, request=request, model=model, progress=progress)
 
 
 def _shared(
-    prompts: tuple[Prompt, ...] | None, model: VideoModel, request: ResolvedRequest, team: Team
+    prompts: tuple[Prompt, ...] | None, model: VideoModel, request: ResolvedRequest, predictor: Predictor
 ) -> tuple[Prompt, ...]:
     """Return the prompt embeddings on every process that denoises.
 
@@ -129,7 +131,7 @@ def _shared(
     parts = (part for prompt in prompts or () for part in prompt)
     return tuple(
         tuple(
-            team.share(partial(next, parts), shape, model.dtype, model.device)
+            predictor.share(partial(next, parts), shape, model.dtype, model.device)
             for shape in model.prompt_shapes
         )
         for _ in request.texts(model.spec)

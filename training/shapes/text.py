@@ -9,7 +9,7 @@ from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from paradit.shapes.world import OTHER_FORMS, WORDS, Scene
+from paradit.shapes.scenes import OTHER_FORMS, WORDS, Scene
 
 TEXT_DIM = 64
 MAX_SEQUENCE_LENGTH = 512

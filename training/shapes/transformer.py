@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import UMT5EncoderModel
 
-from paradit.shapes.world import FPS, MAX_FRAMES, Scene, all_scenes, draw
+from paradit.shapes.scenes import FPS, MAX_FRAMES, Scene, all_scenes, draw
 
 CONFIG = {
     "patch_size": (1, 2, 2),

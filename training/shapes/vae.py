@@ -20,7 +20,7 @@ from common import (
 from diffusers import AutoencoderKLWan
 from torch.nn import functional as F
 
-from paradit.shapes.world import MAX_FRAMES, all_scenes, draw
+from paradit.shapes.scenes import MAX_FRAMES, all_scenes, draw
 
 LATENT_CHANNELS = 16
 CONFIG = {

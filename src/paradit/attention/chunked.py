@@ -12,7 +12,7 @@ from functools import partial
 from torch import Tensor, empty_like
 
 from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
-from paradit.attention.local import some_rows
+from paradit.attention.local_attention import some_rows
 from paradit.attention.registry import Choice
 from paradit.distributed.exchange import Chunk, UlyssesExchange
 from paradit.distributed.mesh import Sharers

@@ -7,7 +7,7 @@ from typing import TypeAlias, cast
 
 from paradit.attention.base import Attend, Kernel
 from paradit.attention.registry import Choice
-from paradit.config.registry import imported
+from paradit.config.plugins import imported
 from paradit.distributed.mesh import Sharers
 from paradit.distributed.shares import Shares
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from paradit.attention_backends import require_lse
 from paradit.config.errors import InputError
 from paradit.config.options import Declared, declared, decode
-from paradit.config.registry import Registry
+from paradit.config.plugins import Registry
 from paradit.config.values import NONE, Value, Values
-from paradit.kernels import require_lse
 
 AUTO = "auto"
 """Value of `--attention` that asks for the fastest of all forms that are marked as `automatic`."""
@@ -73,8 +73,8 @@ class Asked:
     ranks: int
     """Number of ranks that share the tokens of a guidance branch."""
     options: Values
-    kernel: str
-    """Name of the attention backend: one of `paradit.kernels.KERNELS`."""
+    attention_backend: str
+    """Name of the attention backend: one of `paradit.attention_backends.ATTENTION_BACKENDS`."""
     interleave: bool | None
     coprocess: bool
     """Whether ranks that hold no tokens may compute a part of the attention (co-processing)."""
@@ -121,7 +121,7 @@ class Form:
         An override calls this first, then refuses what else it cannot meet.
         """
         if self.needs_lse:
-            require_lse(asked.kernel, self.name)
+            require_lse(asked.attention_backend, self.name)
         if asked.coprocess and not self.helped:
             able = ", ".join([AUTO, *(form.name for form in FORMS.all() if form.helped)])
             raise InputError(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
 from paradit.attention.registry import Choice
-from paradit.attention.rotation import Rotation
+from paradit.attention.ring_exchange import Rotation
 from paradit.distributed.mesh import Sharers
 from paradit.distributed.shares import Shares
 from paradit.distributed.transport import Transport

@@ -9,7 +9,7 @@ from torch import Tensor, empty_like
 from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
 from paradit.attention.forms.usp import Grid
 from paradit.attention.registry import Choice
-from paradit.attention.rotation import Rotation
+from paradit.attention.ring_exchange import Rotation
 from paradit.config.options import decode
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.mesh import Sharers

@@ -8,8 +8,8 @@ from __future__ import annotations
 from datetime import date
 
 from paradit import __version__
-from paradit.cli.commands.calibrate import CalibrateOptions
-from paradit.cli.progress import make_reporter
+from paradit.cli.commands.calibrate_options import CalibrateOptions
+from paradit.cli.reporters import make_reporter
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_RANKS, whole
 from paradit.files import write_whole
@@ -32,8 +32,8 @@ def calibrate(options: CalibrateOptions) -> None:
         whole("ranks", ranks, most=MAX_RANKS)
 
     from paradit.devices import lack_gpus, num_gpus, visible_ranks
-    from paradit.engine.calibrate import calibrate as measure
     from paradit.engine.machine import device_name
+    from paradit.engine.microbenchmarks import calibrate as measure
     from paradit.engine.this_machine import keep_calibrated
 
     number = visible_ranks() if ranks is None else ranks

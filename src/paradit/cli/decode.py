@@ -10,10 +10,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from paradit.cli.commands.decode import DecodeOptions
-from paradit.cli.progress import make_reporter
+from paradit.cli.commands.decode_options import DecodeOptions
+from paradit.cli.reporters import make_reporter
 from paradit.config.errors import InputError
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.requests import Request, ResolvedRequest
 from paradit.engine.job import Job
 from paradit.engine.reserve import files_reserved
@@ -54,8 +54,8 @@ def decode(options: DecodeOptions) -> None:
         check_target(job.output, fps=request.fps, overwrite=overwrite, crf=job.crf)
 
         # Imports torch, to query the device: after all other checks, and before weights are downloaded.
-        from paradit.engine.decode import decode_saved
-        from paradit.room import check_decode_memory
+        from paradit.engine.saved_latents import decode_saved
+        from paradit.memory_check import check_decode_memory
 
         if warning := check_decode_memory(request, spec):
             report.warn(warning)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from paradit.cli.commands.doctor import DoctorOptions
+from paradit.cli.commands.doctor_options import DoctorOptions
 from paradit.cli.text import amount
 from paradit.streams import code_of_output
 
@@ -22,7 +22,7 @@ def doctor(options: DoctorOptions) -> int:
 
 def _print(*, as_json: bool) -> None:
     try:
-        from paradit.engine.doctor import examine
+        from paradit.engine.machine_report import examine
     except ImportError as error:  # nothing else can be examined without torch
         said = f"{error}: install ParaDiT anew, with what it needs"
         print(json.dumps({"event": "doctor", "error": said}) if as_json else said)
@@ -81,7 +81,7 @@ _SHOWN: dict[str, Any] = {
     "versions": _versions,
     "devices": _devices,
     "links": _links,
-    "kernels": _states,
+    "attention_backends": _states,
     "formats": _states,
     "use": _use,
     "warnings": _list,

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from paradit.cli.commands.extend import ExtendOptions
-from paradit.cli.progress import make_reporter
+from paradit.cli.commands.extend_options import ExtendOptions
+from paradit.cli.reporters import make_reporter
 from paradit.cli.run_model import complete_run_model, find_run_model
 from paradit.cli.signals import stop
 from paradit.config.errors import InputError
-from paradit.config.methods.base import check_placement, method_of
+from paradit.config.methods.method import check_placement, method_of
 from paradit.config.placement import Placement
 from paradit.config.requests import parse_duration
 from paradit.config.values import NONE
@@ -22,7 +22,7 @@ from paradit.engine.job import Job, Run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make
 from paradit.engine.run_folder import RunFolder, find_run
-from paradit.launched import launched
+from paradit.launcher_environment import launched
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.scheduler_check import check_scheduler
 from paradit.video.writer import check_target

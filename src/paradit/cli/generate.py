@@ -6,15 +6,15 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-from paradit.cli.arrange import Arranged, arrange, asked_placement
-from paradit.cli.commands.generate import GenerateOptions
-from paradit.cli.explain import explain
+from paradit.cli.choose_placement import Arranged, arrange, asked_placement
+from paradit.cli.commands.generate_options import GenerateOptions
 from paradit.cli.jobs import make_jobs, read_prompts
-from paradit.cli.progress import Reporter, make_reporter
+from paradit.cli.reporters import Reporter, make_reporter
+from paradit.cli.run_reasons import explain
 from paradit.cli.signals import stop
 from paradit.cli.trace import check_trace
 from paradit.config.errors import InputError
-from paradit.config.methods.base import check_placement, method_of
+from paradit.config.methods.method import check_placement, method_of
 from paradit.config.options import declared, read_values
 from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest, frames_at_once, latent_shape
@@ -25,7 +25,7 @@ from paradit.engine.job import Job, Run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make
 from paradit.engine.run_folder import RunFolder
-from paradit.launched import check_meeting_point, is_first_rank, launched
+from paradit.launcher_environment import check_meeting_point, is_first_rank, launched
 from paradit.models.folder import download_weights, find_spec
 from paradit.models.identity import model_hash
 from paradit.models.spec import ModelSpec
@@ -215,7 +215,7 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
         "ranks": placement.ranks,
         "replicas": placement.replicas,
         "cfg_degree": placement.cfg_degree,
-        "pipeline_degree": method.grid(placement, request, spec).num_stages,
+        "pipeline_degree": method.grid(placement, request, spec).num_slices,
         "shares": _shares(placement, request, spec, tokens),
         **method.dry_run(placement, request, spec),
     }
@@ -231,7 +231,7 @@ def _shares(
     """
     grid, transformer = method_of(request).grid(placement, request, spec), spec.transformers[0]
     shares = Shares.equal(tokens, transformer.num_attention_heads, grid.sharers)
-    layers = split_layers([1.0] * transformer.num_layers, grid.num_stages)
+    layers = split_layers([1.0] * transformer.num_layers, grid.num_slices)
     found = []
     for rank in range(placement.ranks):
         share: dict[str, Any] = {"rank": rank, "stages": placement.stages_of(rank)}
@@ -241,7 +241,7 @@ def _shares(
             place = grid.place(number)
             share["branch"] = grid.branch(number)
             share |= {"tokens": shares.tokens[place], "rows": shares.work[place]}
-            if grid.num_stages > 1:
-                share["layers"] = len(layers[grid.stage(number)])
+            if grid.num_slices > 1:
+                share["layers"] = len(layers[grid.slice_of(number)])
         found.append(share)
     return found

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paradit.cli.commands.generate import GenerateOptions
+from paradit.cli.commands.generate_options import GenerateOptions
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_PROMPTS, shown, whole
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.config.methods.registry import declared_options
 from paradit.config.requests import (
     Request,

@@ -16,24 +16,34 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from paradit import __version__
-from paradit.cli.commands import calibrate, decode, doctor, extend, generate, plan, resume, runs, trace
+from paradit.cli.commands import (
+    calibrate_options,
+    decode_options,
+    doctor_options,
+    extend_options,
+    generate_options,
+    plan_options,
+    resume_options,
+    runs_options,
+    trace_options,
+)
 from paradit.cli.commands.command import Command
 from paradit.cli.signals import Stopped, stop, stopping_cleanly
 from paradit.config.errors import InputError, OutOfMemory, RankError
 from paradit.config.options import RenamedWarning
-from paradit.launched import forget_launcher, is_spoken_for
+from paradit.launcher_environment import forget_launcher, is_spoken_for
 from paradit.stopping import Interrupted
 from paradit.streams import code_of_output, make_safe
 
 COMMANDS = {
-    "generate": generate.ENTRY,
-    "resume": resume.ENTRY,
-    "extend": extend.ENTRY,
-    "runs": runs.ENTRY,
-    "decode": decode.ENTRY,
-    "plan": plan.ENTRY,
-    "calibrate": calibrate.ENTRY,
-    "doctor": doctor.ENTRY,
+    "generate": generate_options.ENTRY,
+    "resume": resume_options.ENTRY,
+    "extend": extend_options.ENTRY,
+    "runs": runs_options.ENTRY,
+    "decode": decode_options.ENTRY,
+    "plan": plan_options.ENTRY,
+    "calibrate": calibrate_options.ENTRY,
+    "doctor": doctor_options.ENTRY,
 }
 
 
@@ -52,7 +62,7 @@ class Commands(TyperGroup):
             return super().get_command(ctx, cmd_name)
         if self.brief:
             return TyperCommand(cmd_name, help=entry.options.__doc__)
-        kind = generate.GenerateCommand if cmd_name == "generate" else Command
+        kind = generate_options.GenerateCommand if cmd_name == "generate" else Command
         alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         alone.command(cmd_name, cls=kind, epilog=f"Example: paradit {entry.example}")(entry.function())
         return typer.main.get_command(alone)
@@ -75,6 +85,8 @@ JOINING = ("generate", "resume", "extend")
 """Commands that may run as one of several ranks that a launcher such as torchrun has started."""
 
 
+SYSTEMS = ("linux", "darwin")
+"""Beginnings of the names in `sys.platform` of the operating systems on which ParaDiT runs."""
 EXPECTED = (InputError, OutOfMemory, typer.TyperException, RankError, Interrupted, Stopped)
 """Exceptions that end a command with a short message instead of a traceback."""
 
@@ -85,15 +97,24 @@ def main() -> None:
     make_safe()
     warnings.simplefilter("always", RenamedWarning)  # Python hides those from imported modules
     try:
+        check_system()  # before signals that only these systems have
         with stopping_cleanly():
             try:
                 code = int(app(prog_name="paradit", standalone_mode=False) or 0)
             except EXPECTED as error:
                 code = told(error)
+    except InputError as error:
+        code = told(error)
     except Stopped as stopped:  # raised during imports, or just before the end
         code = _end(stopped.message, stopped.exit_code)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and printed
     sys.exit(code)
+
+
+def check_system() -> None:
+    """Raise InputError on an operating system on which ParaDiT does not run."""
+    if not sys.platform.startswith(SYSTEMS):
+        raise InputError(f"ParaDiT runs on Linux and macOS, not on {sys.platform}: on Windows, use WSL 2")
 
 
 def told(error: BaseException) -> int:
@@ -118,7 +139,7 @@ def _end(message: str, code: int) -> int:
     return code
 
 
-@app.callback(invoke_without_command=True, epilog=f"Example: paradit {generate.ENTRY.example}")
+@app.callback(invoke_without_command=True, epilog=f"Example: paradit {generate_options.ENTRY.example}")
 def paradit(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
@@ -133,4 +154,4 @@ def paradit(
     return code_of_output()
 
 
-app.add_typer(trace.app, name="trace")
+app.add_typer(trace_options.app, name="trace")

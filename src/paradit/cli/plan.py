@@ -8,12 +8,12 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from paradit.cli.commands.plan import PlanOptions
+from paradit.cli.commands.plan_options import PlanOptions
 from paradit.cli.plan_text import plan_json, plan_text
 from paradit.cli.text import duration
 from paradit.config.errors import InputError
 from paradit.config.limits import whole
-from paradit.config.methods.base import planned_methods, resolve
+from paradit.config.methods.method import planned_methods, resolve
 from paradit.config.requests import Request, ResolvedRequest, asked_size, frames_for, latent_shape
 from paradit.files import write_whole
 from paradit.models.folder import find_model

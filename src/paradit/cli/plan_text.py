@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from paradit.cli.commands.plan import PlanOptions
+from paradit.cli.commands.plan_options import PlanOptions
 from paradit.cli.text import amount, duration
-from paradit.config.methods.base import find_method
+from paradit.config.methods.method import find_method
 from paradit.config.methods.registry import METHODS
 from paradit.config.options import declared, to_argv
 from paradit.config.placement_text import write_groups
@@ -16,7 +16,7 @@ from paradit.models.published import find_published
 from paradit.models.registry import supported_pipelines
 from paradit.planner.explain import bound_of, misfits, otherwise, reasons
 from paradit.planner.search import Plan, Plans
-from paradit.planner.simulate import Simulator, player_of
+from paradit.planner.simulate import Simulator, cost_model_of
 
 SHOWN = 4
 """Number of plans, the best ones, that the table shows."""
@@ -85,11 +85,11 @@ def _misfits(plans: Plans, simulator: Simulator) -> list[str]:
     These are the usual plans that do not fit, and, for each kind of plan of which none fits, the one with the
     smallest peak.
     """
-    fitting = {plan.simulated.way.kind for plan in plans.tried if plan.fits}
+    fitting = {plan.simulated.candidate.kind for plan in plans.tried if plan.fits}
     lacking: dict[str, Plan] = {}
     for plan in sorted(plans.tried, key=lambda plan: max(plan.simulated.memory)):
-        if plan.simulated.way.kind not in fitting:
-            lacking.setdefault(plan.simulated.way.kind, plan)
+        if plan.simulated.candidate.kind not in fitting:
+            lacking.setdefault(plan.simulated.candidate.kind, plan)
     usual = [plan for plan in plans.usual if not plan.fits]
     found = misfits([*usual, *lacking.values()], simulator, lambda size: amount(size, "B"))
     if not fitting:
@@ -99,27 +99,27 @@ def _misfits(plans: Plans, simulator: Simulator) -> list[str]:
 
 def _cautions(plans: Plans, simulator: Simulator) -> Iterator[str]:
     """Yield warnings about the videos that the shown plans make: what is not exact, or may not look right."""
-    shown = {plan.simulated.way.method for plan in (*plans.best[:SHOWN], *plans.usual)}
+    shown = {plan.simulated.candidate.method for plan in (*plans.best[:SHOWN], *plans.usual)}
     for name in reversed(METHODS.names()):
         if name in shown:
-            yield from player_of(name).cautions(simulator)
+            yield from cost_model_of(name).cautions(simulator)
 
 
 def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
     """Return the command line that runs a plan, or a note if ParaDiT does not run its model."""
-    spec, way, placement = simulator.spec, one.simulated.way, one.placement
-    request = simulator.request_of(way)
+    spec, candidate, placement = simulator.spec, one.simulated.candidate, one.placement
+    request = simulator.request_of(candidate)
     if spec.pipeline_class not in supported_pipelines():
         return f"(ParaDiT does not run {spec.name})"
     words = ["PROMPT"] if options.num_prompts == 1 else ["--prompts-file", "prompts.txt"]
-    method, sharing = find_method(way.method), placement.branch_ranks > 1
+    method, sharing = find_method(candidate.method), placement.branch_ranks > 1
     has_groups = (placement.encode, placement.denoise, placement.decode) != (None, None, None)
     said: dict[str, object] = {
         "model": spec.name if find_published(options.model) else options.model,
         "size": f"{request.width}x{request.height}",
         "duration": options.duration,
         "num_frames": request.num_frames if options.duration is None else None,
-        "method": way.method if simulator.long is not None else None,
+        "method": candidate.method if simulator.long is not None else None,
         **{name: value for name, value in options.others.items() if name in declared(method.options)},
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": options.guidance_scale,
@@ -128,14 +128,14 @@ def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
         "placement": write_groups(placement) if has_groups else None,
         "replicas": _above_one(placement.replicas),
         "decode_degree": _above_one(placement.decode_degree),
-        "vae_tile": way.tile,
+        "vae_tile": candidate.tile,
         "cfg_degree": _above_one(placement.cfg_degree),
         **(placement.method_options if sharing else {}),
     }
     if sharing and not method.divides_layers:
         interleave = placement.interleave or None
         said |= {"attention": placement.attention, **placement.options, "interleave": interleave}
-    said["coprocess"] = way.coprocess or None
+    said["coprocess"] = candidate.coprocess or None
     return shlex.join(["paradit", "generate", *words, *to_argv(said)])
 
 
@@ -151,7 +151,7 @@ def plan_json(plans: Plans, simulator: Simulator, options: PlanOptions) -> dict[
         return {
             "name": plan.name,
             "fits": plan.fits,
-            "method": simulated.way.method,
+            "method": simulated.candidate.method,
             "seconds": simulated.seconds,
             "latency": simulated.latency,
             "first_frame": simulated.first_frame,
@@ -161,11 +161,11 @@ def plan_json(plans: Plans, simulator: Simulator, options: PlanOptions) -> dict[
             "idle_by_rank": simulated.idle,
             "memory_bytes_by_rank": simulated.memory,
             "bound": bound_of(simulated),
-            "coprocess": simulated.way.coprocess,
-            "offload": simulated.way.offload,
-            "vae_tile": simulator.request_of(simulated.way).vae_tile,
+            "coprocess": simulated.candidate.coprocess,
+            "offload": simulated.candidate.offload,
+            "vae_tile": simulator.request_of(simulated.candidate).vae_tile,
             "placement": plan.placement.flat(),
-            "command": None if simulated.way.offload else command(plan, simulator, options),
+            "command": None if simulated.candidate.offload else command(plan, simulator, options),
         }
 
     request = simulator.request

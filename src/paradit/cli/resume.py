@@ -6,18 +6,18 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from paradit.cli.commands.resume import ResumeOptions
-from paradit.cli.progress import make_reporter
+from paradit.cli.commands.resume_options import ResumeOptions
+from paradit.cli.reporters import make_reporter
 from paradit.cli.run_model import complete_run_model, find_run_model
 from paradit.cli.signals import stop
 from paradit.config.errors import InputError
-from paradit.config.methods.base import resolve
+from paradit.config.methods.method import resolve
 from paradit.engine.admission import admit
 from paradit.engine.job import Run
 from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make
 from paradit.engine.run_folder import RUNS, RunFolder, find_run, unfinished
-from paradit.launched import check_meeting_point, is_first_rank, launched
+from paradit.launcher_environment import check_meeting_point, is_first_rank, launched
 from paradit.models.spec import read_spec
 from paradit.scheduler_check import check_scheduler
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from paradit.cli.commands.runs import RunsOptions
+from paradit.cli.commands.runs_options import RunsOptions
 from paradit.cli.text import amount, table
 from paradit.config.errors import InputError
 from paradit.engine.run_folder import RUNS, RunFolder, find_run

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from paradit.launched import is_spoken_for
+from paradit.launcher_environment import is_spoken_for
 from paradit.stopping import Stop
 
 ECHO_SECONDS = 0.5

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from paradit.cli.commands.generate import GenerateOptions
-from paradit.cli.commands.trace import SummaryOptions
+from paradit.cli.commands.generate_options import GenerateOptions
+from paradit.cli.commands.trace_options import SummaryOptions
 from paradit.cli.text import amount, duration, table
 from paradit.config.errors import InputError
-from paradit.launched import launched
+from paradit.launcher_environment import launched
 from paradit.streams import code_of_output
 from paradit.trace.summary import RankSummary, read_trace, summarize
 from paradit.video.writer import check_file

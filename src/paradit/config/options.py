@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, fields
+from functools import wraps
 from numbers import Real
 from pathlib import Path
 from types import NoneType, UnionType
@@ -56,7 +57,7 @@ class Option:
     """Whether the option supports no value other than its default."""
 
     @property
-    def told(self) -> str:
+    def help_text(self) -> str:
         """Help text of the option as a string, whether it was declared as a string or as a function."""
         return self.help if isinstance(self.help, str) else self.help()
 
@@ -215,6 +216,18 @@ def read_values(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
 def former_names(known: Iterable[Declared]) -> dict[str, str]:
     """Return a mapping from each option's former names to its present name."""
     return {former: field.name for field in known for former in field.option.formerly}
+
+
+def takes_former_names(cls: type[T]) -> type[T]:
+    """Let a dataclass's constructor take the former names of its options, too, with a warning for each."""
+    construct = cls.__init__
+
+    @wraps(construct)
+    def construct_renamed(self: T, *args: object, **values: object) -> None:
+        construct(self, *args, **with_new_names(values, former_names(declared(cls).values())))
+
+    cls.__init__ = construct_renamed  # type: ignore[method-assign, assignment]
+    return cls
 
 
 def with_new_names(data: Mapping[str, object], renamed: Mapping[str, str]) -> Mapping[str, object]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from paradit import kernels
+from paradit import attention_backends
 from paradit.attention.registry import (
     AUTO,
     FORMS,
@@ -24,7 +24,7 @@ from paradit.attention.registry import (
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_RANKS, shown
 from paradit.config.methods.registry import checked_placement_options, declared_placement_options
-from paradit.config.options import Declared, Option, check, declared
+from paradit.config.options import Declared, Option, check, declared, takes_former_names
 from paradit.config.requests import ResolvedRequest
 from paradit.config.values import NONE, Value, Values
 from paradit.models.spec import ModelSpec
@@ -34,6 +34,7 @@ CFG_DEGREES = (1, 2)
 RANKS = Option()
 
 
+@takes_former_names
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """Assignment of work to ranks: how many there are, which stages each does, and how they share a video."""
@@ -99,15 +100,16 @@ class Placement:
 
     None: if `attention` is `auto` and interleaving is quicker.
     """
-    kernel: Annotated[
+    attention_backend: Annotated[
         str,
         Option(
-            also=("attention-backend", "backend"),
+            formerly=("kernel",),
+            also=("backend",),
             help="Attention backend, by diffusers' name: flash, sage, ... [default: native]",
             metavar="NAME",
         ),
-    ] = kernels.DEFAULT
-    """Attention backend: a name in `paradit.kernels.KERNELS`."""
+    ] = attention_backends.DEFAULT
+    """Attention backend: a name in `paradit.attention_backends.ATTENTION_BACKENDS`."""
     compile: Annotated[
         bool,
         Option(
@@ -146,7 +148,7 @@ class Placement:
                 f"{number} ranks do not divide into {self.cfg_degree} guidance branches: "
                 f"use {number + 1} ranks, or cfg_degree 1"
             )
-        kernels.check_kernel(self.kernel)
+        attention_backends.check_backend(self.attention_backend)
         if self.interleave and self.cfg_degree == 2:
             raise InputError("interleave needs both branches on a rank: use cfg_degree 1, or no interleave")
         self._check_coprocess()
@@ -280,7 +282,7 @@ class Placement:
         return Asked(
             ranks=self.branch_ranks,
             options=Values(self.options),
-            kernel=self.kernel,
+            attention_backend=self.attention_backend,
             interleave=self.interleave,
             coprocess=self.coprocess,
         )

@@ -50,7 +50,7 @@ V = TypeVar("V")
 class Request:
     """Request for a video as a user makes it; `None` means the model's default.
 
-    `config.methods.base.resolve` fills the defaults in.
+    `config.methods.method.resolve` fills the defaults in.
     """
 
     prompt: str

@@ -19,8 +19,8 @@ from torch.distributed import FileStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from paradit.config.errors import InputError, RankError
-from paradit.config.registry import SWITCH, plugins
-from paradit.launched import Launched, port_error
+from paradit.config.plugins import SWITCH, plugins
+from paradit.launcher_environment import Launched, port_error
 from paradit.waiting import interruptibly
 
 POLL_SECONDS = 0.02
@@ -56,7 +56,7 @@ class Joining:
         """Reason why this rank has not reached the store at which ranks meet; empty once it has."""
         self._missing: list[int] = []
 
-    def join(self, tell: Callable[[str], None] | None) -> Store:
+    def join(self, warn: Callable[[str], None] | None) -> Store:
         """Wait for all ranks, create the default process group, and return the store that the ranks share.
 
         Another thread does all waiting, so that this one can handle signals. tell: called after a few seconds
@@ -69,8 +69,8 @@ class Joining:
         def meanwhile() -> None:
             nonlocal said
             told, said = said, self._state()
-            if tell is not None and said and said != told:
-                tell(said)
+            if warn is not None and said and said != told:
+                warn(said)
 
         try:
             return interruptibly(self._join, meanwhile, TELL_SECONDS)

@@ -14,8 +14,8 @@ from itertools import accumulate, pairwise
 ROW_MULTIPLE = 4
 """Granularity, in rows, to which the ends of token ranges, and of chunks within a head, are rounded.
 
-A CPU computes very few rows of a head with other instructions; `attention.local.some_rows` handles this for
-all shares of work.
+A CPU computes very few rows of a head with other instructions; `attention.local_attention.some_rows` handles
+this for all shares of work.
 """
 
 

@@ -19,7 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from paradit.distributed.joining import Joining
 from paradit.distributed.transport import Transport
-from paradit.launched import Launched
+from paradit.launcher_environment import Launched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,22 +59,22 @@ class World:
         """
         return Transport(self.group or dist.group.WORLD, self.ranks, point_to_point=point_to_point)
 
-    def tell(self, word: str, about: str = "") -> None:
+    def publish(self, key: str, text: str = "") -> None:
         """Publish a key and a text in the store of all processes; return once they are visible to all."""
         assert self.store is not None
-        self.store.set(word, about)
-        self.store.check([word])  # TCPStore.set does not wait; an answer to `check` means that it is done
+        self.store.set(key, text)
+        self.store.check([key])  # TCPStore.set does not wait; an answer to `check` means that it is done
 
-    def word(self, word: str) -> str:
+    def lookup(self, key: str) -> str:
         """Wait until a key is published in the store of all processes, and return its text."""
         assert self.store is not None
-        about: bytes = self.store.get(word)
-        return about.decode()
+        text: bytes = self.store.get(key)
+        return text.decode()
 
-    def told(self, word: str) -> bool:
+    def is_published(self, key: str) -> bool:
         """Return whether a key is published in the store of all processes, without waiting for it."""
         assert self.store is not None
-        return bool(self.store.check([word]))
+        return bool(self.store.check([key]))
 
     def transports(self, groups: Sequence[Sequence[int]]) -> list[Transport | None]:
         """Return a connection (`Transport`) for each group of ranks; None for each that this rank is not in.
@@ -148,20 +148,20 @@ def join_world(
     *,
     device: torch.device | None = None,
     timeout: float = 600.0,
-    tell: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Iterator[World]:
     """Join the process group of `size` processes as rank `rank`, and leave it after the `with` body.
 
     The process group uses gloo on CPUs and NCCL on GPUs. meet: the file of a `FileStore`, or the address and
     port that a launcher has declared. A collective that takes longer than `timeout` seconds raises
-    RuntimeError. Signals are handled while the rank waits for others; after a few seconds, `tell` is called
+    RuntimeError. Signals are handled while the rank waits for others; after a few seconds, `warn` is called
     with a message about the missing ones. The group is destroyed only on a normal end: after an error the
     others may never reach that point, and waiting for them would hang.
     """
     device = device or torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store = Joining(rank, size, meet, device, timedelta(seconds=timeout)).join(tell)
+    store = Joining(rank, size, meet, device, timedelta(seconds=timeout)).join(warn)
     yield World(rank=rank, size=size, device=device, store=PrefixStore("words", store))
     dist.barrier()
     dist.destroy_process_group()

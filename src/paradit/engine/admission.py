@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from paradit.config.placement import Placement
 from paradit.engine.job import Job
-from paradit.launched import launched
+from paradit.launcher_environment import launched
 from paradit.models.spec import ModelSpec
 
 
@@ -23,7 +23,7 @@ def admit(
     known: options that warnings and errors may advise, as in `room.check_memory`; None: all of `generate`.
     """
     # This imports torch to query the device, so it comes after all checks that need no torch.
-    from paradit.room import check_memory
+    from paradit.memory_check import check_memory
 
     here = launched()
     local_ranks = here.local_ranks if here else None

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from functools import partial
 
 from paradit.config.errors import InputError, RankError
-from paradit.config.methods.base import check_placement, method_of
+from paradit.config.methods.method import check_placement, method_of
 from paradit.config.options import decode, read_object
 from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest
@@ -17,13 +17,13 @@ from paradit.devices import visible_ranks
 from paradit.engine.events import Placed
 from paradit.engine.job import Job
 from paradit.engine.launchers import new_launcher, threads_per_rank
-from paradit.engine.planned import Open, largest, planned
-from paradit.engine.started import call_on_ranks, preloaded
+from paradit.engine.planned_placement import Open, largest, planned
+from paradit.engine.started_ranks import call_on_ranks, preloaded
 from paradit.engine.this_machine import calibrated_cluster
 from paradit.engine.warmup import measure
+from paradit.memory_check import room_bytes
 from paradit.models.spec import ModelSpec
 from paradit.progress import Emit, Progress
-from paradit.room import room_bytes
 from paradit.scheduling.balance import Choice, StageSeconds, affordable, choose
 from paradit.tuning.remembered import Remembered
 

@@ -1,8 +1,8 @@
 """Channel between a driver and its ranks: messages of plain values over sockets. Torch-free.
 
 A rank connects to the driver, and begins with a secret token; a peer that does not know it is disconnected.
-Messages are msgpack, and this module unpickles nothing. Only `engine.started.call_on_ranks` puts pickled
-bytes into a message: it unpickles the results that ranks return, which had to know the token.
+Messages are msgpack, and this module unpickles nothing. Only `engine.started_ranks.call_on_ranks` puts
+pickled bytes into a message: it unpickles the results that ranks return, which had to know the token.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Hub:
                 heard += self._take(key.data)
         return heard
 
-    def tell(self, rank: int, word: str, *values: object) -> None:
+    def send_to(self, rank: int, word: str, *values: object) -> None:
         """Send a message to a rank; do nothing if it is not connected."""
         with self._lock, suppress(OSError):
             if peer := self._peers.get(rank):

@@ -16,7 +16,7 @@ from paradit.engine.channel import EVENT, Message, event_of
 from paradit.engine.events import Began, Cancelled, Doing, Failed, Finished, Restarted
 from paradit.engine.orders import Inbox, Order
 from paradit.engine.run_folder import RunFolder
-from paradit.engine.started import LAST_WORDS, LISTEN_SECONDS, Ranks
+from paradit.engine.started_ranks import LAST_WORDS, LISTEN_SECONDS, Ranks
 from paradit.models.spec import ModelSpec
 from paradit.progress import Emit, Event, StageEnded, StageStarted
 from paradit.stopping import Interrupted, Stop
@@ -367,7 +367,7 @@ class _World:
         self._last_words.update(dict.fromkeys(silent, ("hangs", words)))
         if silent:
             for rank in self._running:
-                self.ranks.tell(rank, "stacks")
+                self.ranks.send_to(rank, "stacks")
         return bool(silent)
 
     def _failure(self) -> Failure:

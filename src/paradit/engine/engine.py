@@ -22,7 +22,7 @@ from typing import Self
 
 from paradit.config.errors import InputError
 from paradit.config.limits import shown
-from paradit.config.methods.base import check_placement, method_of, resolve
+from paradit.config.methods.method import check_placement, method_of, resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request, ResolvedRequest
 from paradit.engine.admission import admit
@@ -73,7 +73,7 @@ class Engine:
         if emit is not None and not callable(emit):
             raise InputError(f"emit must be a function that takes an event, got {shown(emit)}")
         self.spec: ModelSpec = read_spec(find_model(str(model)))
-        self._model, self._hang_limit, self._tell = str(model), hang_limit, emit
+        self._model, self._hang_limit, self._emit = str(model), hang_limit, emit
         self._lock = threading.RLock()  # `emit` may submit when a warning about a request is reported to it
         self._pid = os.getpid()
         self._jobs: dict[int, EngineJob] = {}
@@ -280,8 +280,8 @@ class Engine:
                 job.end()
             job.hear(event)
         try:
-            if self._tell is not None:
-                self._tell(event)
+            if self._emit is not None:
+                self._emit(event)
             elif isinstance(event, Warned):
                 warnings.warn(event.message, stacklevel=2)
         except Exception:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from paradit.config.limits import MAX_FRAMES, MAX_SECONDS
-from paradit.config.methods.base import method_of
+from paradit.config.methods.method import method_of
 from paradit.config.options import Option, check
 from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest
@@ -76,7 +76,7 @@ class Run:
     placement: Placement
     overwrite: bool = False
     checkpoint_steps: Annotated[int | None, Option(least=1, most=MAX_FRAMES)] = None
-    """Denoising steps between checkpoints; None: about `engine.keeper.CHECKPOINT_SECONDS` of work."""
+    """Denoising steps between checkpoints; None: about `engine.checkpoints.CHECKPOINT_SECONDS` of work."""
     hang_limit: Annotated[float, Option(least=1, most=MAX_SECONDS)] = 600.0
     """Seconds without progress on any rank after which the run is considered hung."""
     metadata: bool = True

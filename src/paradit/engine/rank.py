@@ -13,29 +13,29 @@ import torch
 from torch import Tensor
 
 from paradit.config.errors import InputError, OutOfMemory
-from paradit.config.methods.base import method_of
+from paradit.config.methods.method import method_of
 from paradit.config.placement import Placement
+from paradit.device_memory import peak_memory_bytes
 from paradit.distributed.world import World
-from paradit.engine import teams
-from paradit.engine.account import Open
+from paradit.engine import predictors
+from paradit.engine.checkpoints import SavedProgress
 from paradit.engine.events import Began, Cancelled, Doing, Failed, Finished, MemoryUsed
-from paradit.engine.keep import Written, keep, save_latents
-from paradit.engine.keeper import Keeper
-from paradit.engine.latents import Coming, FailedElsewhere, Latents
+from paradit.engine.latent_transfer import BlockStream, FailedElsewhere, Latents
 from paradit.engine.orders import Inbox, Order
-from paradit.engine.prompts import Prompts
+from paradit.engine.output import Written, save_latents, write_output
+from paradit.engine.prompt_transfer import Prompts
 from paradit.engine.replicas import of_replica, own_world, tell_memory
+from paradit.engine.request_record import Open
 from paradit.engine.run_folder import RunFolder
-from paradit.memory import peak_memory_bytes
+from paradit.memory_check import name_of
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.protocol import Frames, Prompt
 from paradit.models.spec import ModelSpec
-from paradit.parallel.team import Team
+from paradit.parallel.predictor import Predictor
 from paradit.pipeline import load, run
 from paradit.progress import Emit, Progress
 from paradit.provenance import provenance
-from paradit.room import name_of
-from paradit.sampling.early_end import Unwanted, no_blocks
+from paradit.sampling.early_stop import Unwanted, no_blocks
 from paradit.sampling.layer_split import LayerShare
 from paradit.sampling.sampler import Work, sampler_of
 from paradit.scheduling.stages import decoder_of, program
@@ -97,11 +97,11 @@ class _Rank:
         decoders = placement.decode_groups
         self._decoder = next((n for n, group in enumerate(decoders) if self._rank in group), -1)
         self._writes = self._rank in (group[0] for group in decoders)
-        self._sharers = teams.sharers(placement, world)
-        team = world.part(placement.denoise_ranks) if world else None
-        self._helped, self._helper = teams.coprocess(placement, spec, world, team)
-        self._team = teams.team(placement, spec, team, self._helped)
-        self._pipeline = teams.pipeline(placement, request, world)
+        self._sharers = predictors.sharers(placement, world)
+        denoisers = world.part(placement.denoise_ranks) if world else None
+        self._helped, self._helper = predictors.coprocess(placement, spec, world, denoisers)
+        self._predictor = predictors.predictor(placement, spec, denoisers, self._helped)
+        self._pipeline = predictors.pipeline(placement, request, world)
         self._grid = method_of(request).grid(placement, request, spec)
         self._prompts = Prompts(placement, world)
         # If all ranks denoise, they gather their memory figures after every request.
@@ -128,7 +128,7 @@ class _Rank:
                 device=self._device,
                 stages=self._stages,
                 compile=self._placement.compile,
-                layers=self._pipeline is None or self._grid.num_stages == 1,
+                layers=self._pipeline is None or self._grid.num_slices == 1,
             )
         self._load_seconds = progress.seconds
         self._latents = Latents(self._spec, self._placement, self._world, self._model.device)
@@ -167,45 +167,47 @@ class _Rank:
 
     def denoise(self, order: Order) -> None:
         """Denoise a request's latents; the first rank that denoises sends them to the decoder."""
-        team, open_, latents = self._team, self._open[order.number], None
-        assert team is not None
+        predictor, open_, latents = self._predictor, self._open[order.number], None
+        assert predictor is not None
         self._emit(Doing(job=order.number, stage="denoise"))
         prompts = self._prompts.receive(self._model, order.job.request)
         if method_of(order.job.request).streams:
-            self._denoise_blocks(order, prompts, team)
+            self._denoise_blocks(order, prompts, predictor)
             return
         try:
             with self._timed(order, "denoise"):
-                (latents,) = self._blocks(order, prompts, team)
+                (latents,) = self._blocks(order, prompts, predictor)
         except (FloatingPointError, Unwanted) as error:  # on all of these ranks alike
-            if team.is_first:
+            if predictor.is_first:
                 self._end_early(order, error)
-        if team.is_first and latents is not None and (keeper := self._keeper(order)):
-            keeper.save_latents(latents, self._spec)
+        if predictor.is_first and latents is not None and (saved_progress := self._saved_progress(order)):
+            saved_progress.save_latents(latents, self._spec)
         if self._helped is not None:  # decode ranks that help wait for latents too
             open_.helped_steps = self._helped.latents(self._placement.helpers_of(self._decoder_of(order)))
-        if team.is_first:
+        if predictor.is_first:
             seconds = open_.seconds.get("denoise", 0.0)
             self._latents.send(self._decoder_of(order), order.job.request, latents, seconds)
 
-    def _denoise_blocks(self, order: Order, prompts: tuple[Prompt, ...] | None, team: Team) -> None:
+    def _denoise_blocks(self, order: Order, prompts: tuple[Prompt, ...] | None, predictor: Predictor) -> None:
         """Denoise a long video; the first denoise rank sends each denoised frame block to the decoder."""
-        if self._decoder >= 0 and team.is_first:
+        if self._decoder >= 0 and predictor.is_first:
             # This rank decodes, too: each block before the next one is denoised.
-            self._open[order.number].coming = Coming(self._blocks(order, prompts, team))
+            self._open[order.number].block_stream = BlockStream(self._blocks(order, prompts, predictor))
             return
         try:
             with self._timed(order, "denoise"):
-                blocks = self._blocks(order, prompts, team)
-                if team.is_first:
+                blocks = self._blocks(order, prompts, predictor)
+                if predictor.is_first:
                     self._latents.send_blocks(self._decoder_of(order), order.job.request, blocks)
                 deque(blocks, maxlen=0)  # other ranks take part, and get no blocks
         except (FloatingPointError, Unwanted) as error:  # on all of these ranks alike
             # If the decode has failed, the rank that decodes has reported why.
-            if team.is_first and not (isinstance(error, Unwanted) and self._inbox.is_wanted(order)):
+            if predictor.is_first and not (isinstance(error, Unwanted) and self._inbox.is_wanted(order)):
                 self._end_early(order, error)
 
-    def _blocks(self, order: Order, prompts: tuple[Prompt, ...] | None, team: Team) -> Iterator[Tensor]:
+    def _blocks(
+        self, order: Order, prompts: tuple[Prompt, ...] | None, predictor: Predictor
+    ) -> Iterator[Tensor]:
         """Return an iterator over denoised latents: frame blocks, or all latents as one.
 
         It yields them on the first rank that denoises, and nothing on the others.
@@ -213,21 +215,21 @@ class _Rank:
         if prompts is None:
             return no_blocks()
         request, device = order.job.request, self._model.device
-        progress, sampler = self._telling(order if team.is_first else None), sampler_of(request)
+        progress, sampler = self._telling(order if predictor.is_first else None), sampler_of(request)
         if self._layers is None and self._pipeline is not None:
             with progress.stage("load"), self._timed(order, "load"):
                 self._layers = sampler.divide(self._model, request, prompts, self._pipeline, self._grid)
-        keeper = self._keeper(order) if team.is_first else None
+        saved_progress = self._saved_progress(order) if predictor.is_first else None
         return denoise(
             Work(
                 model=self._model,
                 request=request,
                 prompts=prompts,
                 progress=progress,
-                team=team,
+                predictor=predictor,
                 share=self._layers,
-                checkpoints=keeper.checkpoints(device) if keeper else None,
-                wanted=lambda: self._world is None or not self._world.told(self._undecoded(order)),
+                checkpoints=saved_progress.checkpoints(device) if saved_progress else None,
+                wanted=lambda: self._world is None or not self._world.is_published(self._undecoded(order)),
             )
         )
 
@@ -238,11 +240,11 @@ class _Rank:
         self._open[order.number].is_through = True
         if isinstance(latents, Tensor) and not latents.isfinite().all():
             return  # the request has ended early, and that was reported
-        job, open_, keeper = order.job, self._open[order.number], self._keeper(order)
+        job, open_, saved_progress = order.job, self._open[order.number], self._saved_progress(order)
         progress = self._telling(order if self._writes else None)
 
         def consume(frames: Generator[Frames]) -> Written:
-            return keep(
+            return write_output(
                 job,
                 self._spec,
                 latents if isinstance(latents, Tensor) else None,
@@ -250,7 +252,7 @@ class _Rank:
                 overwrite=order.overwrite,
                 about=self._provenance(order),
                 progress=progress,
-                name_next=keeper.name_next if keeper else None,
+                name_next=saved_progress.name_next if saved_progress else None,
             )
 
         try:
@@ -264,12 +266,12 @@ class _Rank:
                 self._end_early(order, error)
         else:
             open_.is_decoded = True
-            if open_.written is not None and keeper:
-                keeper.finish()
-        if self._world and open_.coming is not None and not job.request.endless:
+            if open_.written is not None and saved_progress:
+                saved_progress.finish()
+        if self._world and open_.block_stream is not None and not job.request.endless:
             if not open_.is_decoded:
-                self._world.tell(self._undecoded(order))
-            open_.coming.drain()  # the ranks that denoise reach its end too, if the decode has ended before
+                self._world.publish(self._undecoded(order))
+            open_.block_stream.drain()  # so that the denoise ranks reach its end
 
     def _while_wanted(self, order: Order, frames: Generator[Frames]) -> Generator[Frames]:
         """Yield frames while the video is wanted; raise Undecoded once it is cancelled."""
@@ -282,24 +284,24 @@ class _Rank:
         """Return the latents to decode, from the denoise rank or from an earlier run's file."""
         request, open_, number = order.job.request, self._open[order.number], self._decoder_of(order)
         if method_of(request).streams:
-            if open_.coming is None:
-                open_.coming = self._latents.receive_blocks(number, request)
-            blocks = self._coming_blocks(order, open_.coming)
+            if open_.block_stream is None:
+                open_.block_stream = self._latents.receive_blocks(number, request)
+            blocks = self._received(order, open_.block_stream)
             return LatentBlocks(self._latents.shape(request), blocks, endless=request.endless)
         if order.is_denoised:
-            keeper = self._keeper(order)
-            assert keeper is not None
-            return keeper.load_latents().to(self._model.device)
+            saved_progress = self._saved_progress(order)
+            assert saved_progress is not None
+            return saved_progress.load_latents().to(self._model.device)
         if self._helper is not None:  # help until the latents are ready
             open_.helped_steps = self._helper.until_latents()
         latents, seconds = self._latents.receive(number, request)
         open_.seconds.setdefault("denoise", seconds)
         return latents
 
-    def _coming_blocks(self, order: Order, coming: Coming) -> Iterator[Tensor]:
+    def _received(self, order: Order, block_stream: BlockStream) -> Iterator[Tensor]:
         """Yield the frame blocks to decode as they come; then save them all if the job asks for latents."""
         job, collected = order.job, []
-        for block in coming:
+        for block in block_stream:
             if job.latents is not None:
                 collected.append(block)
             yield block
@@ -351,11 +353,11 @@ class _Rank:
         everyone = self._world.transport().all_gather(mine) if self._world else [mine]
         return [int(one) for one in everyone]
 
-    def _keeper(self, order: Order) -> Keeper | None:
+    def _saved_progress(self, order: Order) -> SavedProgress | None:
         if order.folder is None:
             return None
         folder, progress = RunFolder(order.folder), self._telling(order)
-        return Keeper(folder, order.job, progress, self._wanted(order), order.checkpoint_steps)
+        return SavedProgress(folder, order.job, progress, self._wanted(order), order.checkpoint_steps)
 
     def _wanted(self, order: Order) -> Callable[[], bool]:
         return partial(self._inbox.is_wanted, order)
@@ -365,7 +367,7 @@ class _Rank:
         if not order.metadata:
             return None
         dtype = name_of(self._model.dtype)
-        return provenance(order.job.request, self._spec, dtype, self._placement.kernel)
+        return provenance(order.job.request, self._spec, dtype, self._placement.attention_backend)
 
     def _undecoded(self, order: Order) -> str:
         """Return the key that a decode rank publishes if its decode of a long video has failed.

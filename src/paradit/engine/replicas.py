@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 from paradit.config.placement import Placement
+from paradit.device_memory import peak_memory_bytes
 from paradit.distributed.world import World
 from paradit.engine.events import Finished, MemoryUsed
-from paradit.memory import peak_memory_bytes
 from paradit.progress import Emit, Event, renaming
 
 

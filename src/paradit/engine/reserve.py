@@ -9,7 +9,7 @@ from pathlib import Path
 
 from paradit.engine.job import Job
 from paradit.files import reserved
-from paradit.launched import is_first_rank
+from paradit.launcher_environment import is_first_rank
 from paradit.video.writer import check_file, check_target
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 
+from paradit.attention_backends import check_backend_on
 from paradit.config.errors import InputError
 from paradit.config.placement import Placement
 from paradit.engine.driver import HANG_SECONDS, Driver
@@ -14,9 +15,8 @@ from paradit.engine.job import Job, Run
 from paradit.engine.launchers import find_launcher, new_launcher, threads_per_rank
 from paradit.engine.orders import Inbox, Order
 from paradit.engine.run_folder import RunFolder
-from paradit.engine.started import Ranks, preloaded
-from paradit.kernels import check_kernel_on
-from paradit.launched import launched
+from paradit.engine.started_ranks import Ranks, preloaded
+from paradit.launcher_environment import launched
 from paradit.models.spec import ModelSpec
 from paradit.progress import Emit, Event, Progress, StageEnded, StageStarted
 from paradit.stopping import Interrupted, Stop
@@ -33,7 +33,9 @@ def check_devices(placement: Placement, dtype: str | None) -> None:
     from paradit.devices import SHARE_GPUS, lack_gpus, num_gpus
 
     cuda = num_gpus() > 0
-    check_kernel_on(placement.kernel, "cuda" if cuda else "cpu", dtype or ("bf16" if cuda else "fp32"))
+    check_backend_on(
+        placement.attention_backend, "cuda" if cuda else "cpu", dtype or ("bf16" if cuda else "fp32")
+    )
 
     here = launched()
     ranks = (here.local_ranks if here else None) or placement.ranks
@@ -166,7 +168,7 @@ def _make_as_launched(
 
     from paradit.devices import device_of
     from paradit.distributed.world import join_world
-    from paradit.engine.listed import make_videos
+    from paradit.engine.fixed_list import make_videos
     from paradit.engine.worker import WAIT_SECONDS, agree
 
     here = launched()
@@ -175,10 +177,10 @@ def _make_as_launched(
     device, ranks = device_of(here.local_rank), run.placement.ranks
     _LOG.info("placement: %s, on %s", run.placement, device)
 
-    def tell(message: str) -> None:
+    def warn(message: str) -> None:
         report.emit(Waiting(message=message))
 
-    with join_world(here.rank, ranks, here, device=device, timeout=WAIT_SECONDS, tell=tell) as world:
+    with join_world(here.rank, ranks, here, device=device, timeout=WAIT_SECONDS, warn=warn) as world:
         agree(world, run.placement)
         make_videos(
             list(run.jobs),

@@ -32,7 +32,7 @@ from typing import Any
 
 from paradit.config.errors import InputError
 from paradit.config.limits import shown
-from paradit.config.methods.base import read_resolved
+from paradit.config.methods.method import read_resolved
 from paradit.config.options import Declared, all_fields, named, read_all, read_object, read_values
 from paradit.config.placement import Placement, placement_fields
 from paradit.config.requests import ResolvedRequest

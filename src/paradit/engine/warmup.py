@@ -14,11 +14,11 @@ from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest
 from paradit.distributed.timing import seconds
 from paradit.distributed.world import World
-from paradit.engine.teams import together
-from paradit.models.common.kernels import load_kernel
+from paradit.engine.predictors import sequence_parallel
+from paradit.models.common.attention_kernel import load_kernel
 from paradit.models.protocol import Frames, Prompt, VideoModel
 from paradit.models.spec import ModelSpec
-from paradit.parallel.team import Alone, Team
+from paradit.parallel.predictor import LocalPredictor, Predictor
 from paradit.pipeline import load
 from paradit.progress import Progress
 from paradit.sampling.noise import initial_noise
@@ -66,24 +66,24 @@ class _Warmup:
     def _denoise(self, prompts: tuple[Prompt, ...]) -> tuple[float, float, float]:
         """Return the seconds of preparing the prompts, of a step on one rank, and of a step on all ranks."""
         model, device, spec = self._load("denoise"), self._world.device, self._spec
-        kernel, transformer = load_kernel(self._placement.kernel), model.experts[0]
+        kernel, transformer = load_kernel(self._placement.attention_backend), model.experts[0]
         _, _, frames, height, width = self._shape
         layout = transformer.layout((frames, height, width))
         latents = initial_noise(self._shape, self._request.seed, device).to(model.dtype)
         first, *_ = model.scheduler(self._request.num_inference_steps).timesteps
         timestep = model.model_timestep(first, latents)
 
-        def of(team: Team) -> float:
-            contexts = team.contexts(transformer, prompts)
-            step = partial(team.predict, transformer, latents, timestep, contexts, layout)
+        def of(predictor: Predictor) -> float:
+            contexts = predictor.contexts(transformer, prompts)
+            step = partial(predictor.predict, transformer, latents, timestep, contexts, layout)
             return self._slowest(partial(seconds, step, device))
 
         branches = 1 if spec.embedded_guidance else 2
-        team = together(
+        predictor = sequence_parallel(
             self._world, self._placement, spec.transformers[0].num_attention_heads, branches, kernel
         )
-        context = partial(Alone(kernel).contexts, transformer, prompts)
-        return self._slowest(partial(seconds, context, device)), of(Alone(kernel)), of(team)
+        context = partial(LocalPredictor(kernel).contexts, transformer, prompts)
+        return self._slowest(partial(seconds, context, device)), of(LocalPredictor(kernel)), of(predictor)
 
     def _decode(self) -> float:
         """Return the estimated seconds of a decode, from timings of its first latent frames.

@@ -19,7 +19,7 @@ from paradit.engine.launchers import Seat
 from paradit.engine.orders import Inbox, Order
 from paradit.engine.rank import rank_program
 from paradit.engine.run_folder import RunFolder
-from paradit.engine.started import listen
+from paradit.engine.started_ranks import listen
 from paradit.models.spec import ModelSpec
 from paradit.progress import Emit, renaming
 from paradit.streams import make_safe
@@ -115,8 +115,8 @@ def agree(world: World, placement: Placement) -> None:
     """
     mine = repr(placement)
     if world.rank == 0:
-        world.tell("placement", mine)
-    elif (others := world.word("placement")) != mine:
+        world.publish("placement", mine)
+    elif (others := world.lookup("placement")) != mine:
         raise RuntimeError(f"rank {world.rank} has {mine}, and rank 0 {others}")
 
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import cast
 
-from paradit.config.registry import imported
+from paradit.config.plugins import imported
 from paradit.models.protocol import VideoModel
 from paradit.models.registry import FAMILIES, family
 

@@ -83,7 +83,7 @@ class Block(Generic[T]):
         return self.finish(tokens, attended)
 
 
-class CutTransformer(ABC, Generic[T, C, L]):
+class SplitTransformer(ABC, Generic[T, C, L]):
     """A diffusion transformer split into embedding, blocks and head, so that ranks can share its work.
 
     Each model family has its own types of tokens, contexts (encoded prompts) and layouts.
@@ -158,14 +158,14 @@ class CutTransformer(ABC, Generic[T, C, L]):
         """
 
 
-Transformer: TypeAlias = CutTransformer[Tokens, Context, Layout]
+Transformer: TypeAlias = SplitTransformer[Tokens, Context, Layout]
 """A split transformer of any model family.
 
 Its methods may be given only tokens, contexts (encoded prompts) and layouts that it has itself returned.
 """
 
 
-def of_any_family(transformer: CutTransformer[T, C, L]) -> Transformer:
+def of_any_family(transformer: SplitTransformer[T, C, L]) -> Transformer:
     """Return `transformer` itself, typed as `Transformer` for code that works with any model family."""
     return cast("Transformer", transformer)
 

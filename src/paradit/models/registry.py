@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paradit.config.errors import InputError
-from paradit.config.registry import Registry
+from paradit.config.plugins import Registry
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 
@@ -30,8 +30,8 @@ class Family:
     """Names of the components that a model folder must hold."""
     transformers: tuple[str, ...] = ()
     """Names of the diffusers transformer classes that `parallelize` spreads over ranks, in any pipeline."""
-    replacement: str = ""
-    """Name of the `Replacement` that patches the `forward` of the classes in `transformers`."""
+    forward_patch: str = ""
+    """Name of the `ForwardPatch` that patches the `forward` of the classes in `transformers`."""
     samples: str = ""
     """Name of the Python module with `random_block` and `random_decoder`, which `calibrate` times."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, cast
 
 from paradit.config.options import ABOVE_ZERO, Option
-from paradit.config.registry import imported
+from paradit.config.plugins import imported
 from paradit.config.tiles import SIDES_APART, Grid, grid
 from paradit.models.defaults import Defaults
 from paradit.models.folder_json import read_index, stored_weights

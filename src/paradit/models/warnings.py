@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paradit.config.methods.base import method_of
+from paradit.config.methods.method import method_of
 from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest
 from paradit.models.folder import bundled_folder

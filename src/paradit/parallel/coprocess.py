@@ -20,18 +20,18 @@ from torch import Tensor
 
 from paradit.attention.base import Attend, Kernel, Layout, Projection, Site, Wait
 from paradit.attention.join import join
-from paradit.attention.local import sdpa
+from paradit.attention.local_attention import sdpa
 from paradit.attention.measured import MeasuredKernel
 from paradit.attention.registry import Choice
 from paradit.attention.rope import Rope
-from paradit.distributed.channel import Channel
 from paradit.distributed.mesh import Sharers
 from paradit.distributed.shares import Shares
+from paradit.distributed.tensor_queue import Channel
 from paradit.distributed.timing import measure_link, now
 from paradit.distributed.world import World
 from paradit.models.protocol import Block, Tokens
-from paradit.parallel.forward import run_interleaved
-from paradit.scheduling.coprocess import HelperSpeed, Judge, helpers_work
+from paradit.parallel.run_blocks import run_interleaved
+from paradit.scheduling.helper_work import HelperSpeed, Judge, helpers_work
 from paradit.scheduling.stages import AHEAD
 
 # Kinds of a `Message`.
@@ -153,7 +153,7 @@ class Helped(_Member):
 
     def __init__(
         self,
-        team: World,
+        denoisers: World,
         union: World,
         kernel: Kernel = sdpa,
         choices: Sequence[Choice] = (Choice.plain(),),
@@ -162,14 +162,14 @@ class Helped(_Member):
     ) -> None:
         """Set up every choice of attention on the ranks of `union`; on the first rank, also links to helpers.
 
-        team: the ranks that denoise. union: these ranks and the helpers (decode ranks), with a process group
-        of its own. plan: function that decides in place of measurements and comparison, for tests.
+        denoisers: the ranks that denoise. union: these ranks and the helpers (decode ranks), with a process
+        group of its own. plan: function that decides in place of measurements and comparison, for tests.
         """
-        super().__init__(union, team.size, kernel, choices)
-        self._team, self._leads = team.transport(), team.rank == 0
+        super().__init__(union, denoisers.size, kernel, choices)
+        self._denoisers, self._leads = denoisers.transport(), denoisers.rank == 0
         self._plan = plan or self._measured_plan
         helpers = range(self._num_helpers) if self._leads else ()
-        self._channels = [Channel(union, 0, [team.size + helper], AHEAD) for helper in helpers]
+        self._channels = [Channel(union, 0, [denoisers.size + helper], AHEAD) for helper in helpers]
         self._sent = [0 for _ in self._channels]
         self._judges: dict[Message, Judge] = {}
         self._works: dict[tuple[Message, tuple[int, ...]], list[int]] = {}
@@ -186,7 +186,7 @@ class Helped(_Member):
         if keys not in self._sites:
             self._sites[keys] = len(self._sites)
             if self._leads:
-                self._world.tell(_attentions(self._sites[keys]), json.dumps(keys))
+                self._world.publish(_attentions(self._sites[keys]), json.dumps(keys))
         return self._sites[keys]
 
     def begin(self, step: Message) -> Attend | None:
@@ -197,7 +197,7 @@ class Helped(_Member):
         self._step = step
         while True:
             decided = self._decide(step) if self._leads else step
-            self._agreed = self._tell(replace(decided, work=decided.work or (0,) * self._num_helpers))
+            self._agreed = self._broadcast(replace(decided, work=decided.work or (0,) * self._num_helpers))
             if self._agreed.kind != MEASURE:
                 break
             self._take_measures(step)
@@ -231,7 +231,7 @@ class Helped(_Member):
 
     def _decide(self, step: Message) -> Message:
         idle = tuple(
-            helper for helper, sent in enumerate(self._sent) if self._world.told(_waits(helper, sent))
+            helper for helper, sent in enumerate(self._sent) if self._world.is_published(_waits(helper, sent))
         )
         work = self._plan(step, idle)
         if min(work, default=0) < 0:
@@ -247,13 +247,13 @@ class Helped(_Member):
     def _judge(self, step: Message) -> Judge:
         return self._judges.setdefault(step, Judge())
 
-    def _tell(self, decided: Message) -> Message:
+    def _broadcast(self, decided: Message) -> Message:
         """Send the first rank's decision about help to all denoise ranks and to the helpers; return it.
 
         Only the helpers that take part receive it.
         """
         device = self._world.device
-        agreed = Message.unpack(self._team.broadcast(decided.pack(device)))
+        agreed = Message.unpack(self._denoisers.broadcast(decided.pack(device)))
         if self._leads:
             for helper in agreed.helpers:
                 self._send(helper, agreed)
@@ -266,7 +266,7 @@ class Helped(_Member):
     def _take_measures(self, step: Message) -> None:
         """Measure the helpers chosen for a step; the first rank stores how many rows each can do in time."""
         chosen, mine = self._agreed.helpers, self._measure(self._agreed)
-        row_seconds = max(float(figures[0]) for figures in self._team.all_gather(mine))
+        row_seconds = max(float(figures[0]) for figures in self._denoisers.all_gather(mine))
         if not self._leads:
             return
         sizes = [0] * self._world.size
@@ -303,7 +303,7 @@ class Helper(_Member):
 
         Returns how many steps had help since the denoise ranks last announced latents.
         """
-        self._world.tell(_waits(self._number, self._received))
+        self._world.publish(_waits(self._number, self._received))
         self._received += 1
         while True:
             message = Message.unpack(self._channel.receive([self._size], torch.int64, self._world.device))
@@ -323,7 +323,7 @@ class Helper(_Member):
         run_interleaved(works, agreed.lag)
 
     def _read_sites(self, number: int) -> list[Site]:
-        return [Site(layer, name) for layer, name in json.loads(self._world.word(_attentions(number)))]
+        return [Site(layer, name) for layer, name in json.loads(self._world.lookup(_attentions(number)))]
 
 
 @dataclass(frozen=True, kw_only=True)

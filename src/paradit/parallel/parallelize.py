@@ -13,11 +13,11 @@ from paradit.attention.base import Kernel
 from paradit.config.errors import InputError
 from paradit.distributed.mesh import Mesh
 from paradit.distributed.world import current_world
-from paradit.models.common.attached import Attached, look, samples
-from paradit.models.common.kernels import load_kernel
-from paradit.models.common.replaced import Replacement, check_free, replacement
+from paradit.models.common.attachments import Attached, look, samples
+from paradit.models.common.attention_kernel import load_kernel
+from paradit.models.common.patch_forward import ForwardPatch, check_free, forward_patch
 from paradit.models.registry import supported_transformers
-from paradit.parallel.together import Together
+from paradit.parallel.sequence_parallel import SequenceParallel
 
 SEEDS = (
     "give pipe(...) a generator with the same seed on every rank; a scheduler that draws noise takes it from "
@@ -63,14 +63,14 @@ def parallelize(pipe: Pipeline) -> Callable[[], None]:
     return undo
 
 
-def _replacement(pipe: Pipeline, names: Sequence[str]) -> Replacement:
+def _replacement(pipe: Pipeline, names: Sequence[str]) -> ForwardPatch:
     """Return the model family's instructions for patching the `forward` of the transformers of these names.
 
     Raises InputError if a transformer's class is not supported.
     """
     kinds = [kind.__name__ for name in names for kind in type(getattr(pipe, name)).__mro__]
     # A wrapped transformer no longer shows its own class; its wrapper is refused later, by name.
-    found = replacement([*kinds, type(pipe).__name__])
+    found = forward_patch([*kinds, type(pipe).__name__])
     if found is None or not names:
         known = " or a ".join(supported_transformers())
         got = " with ".join([type(pipe).__name__, *(type(getattr(pipe, name)).__name__ for name in names)])
@@ -85,10 +85,10 @@ class _Forward:
     between any two.
     """
 
-    def __init__(self, pipe: Pipeline, name: str, how: Replacement) -> None:
+    def __init__(self, pipe: Pipeline, name: str, how: ForwardPatch) -> None:
         self._pipe, self._attribute, self._how = pipe, name, how
         self._module: Module = getattr(pipe, name)
-        self._teams: dict[tuple[torch.device, str], Together] = {}
+        self._teams: dict[tuple[torch.device, str], SequenceParallel] = {}
         self._agreed = ""
         """Description of what was attached to the transformer when ranks last compared its weights; empty
         before that."""
@@ -98,33 +98,35 @@ class _Forward:
         # The user may have wrapped the module since `parallelize`.
         attached = look(getattr(self._pipe, self._attribute), self._how.opened, f"pipe.{self._attribute}")
         kernel = load_kernel(attached.backend)
-        team = self._team(latents.device, attached.backend, kernel)
+        predictor = self._predictor(latents.device, attached.backend, kernel)
         self._agree(
-            team, attached, {"the noise": (latents,), "the timestep": (timestep,), "the prompt": prompt}
+            predictor, attached, {"the noise": (latents,), "the timestep": (timestep,), "the prompt": prompt}
         )
 
         transformer = self._how.cut(self._module, kernel)
         frames, height, width = latents.shape[2:]
         layout = transformer.layout((frames, height, width))
         tokens = transformer.embed(latents, timestep, transformer.context(*prompt), layout)
-        return transformer.unpatchify(team.forward(transformer, tokens), layout)
+        return transformer.unpatchify(predictor.forward(transformer, tokens), layout)
 
-    def _team(self, device: torch.device, backend: str, kernel: Kernel) -> Together:
+    def _predictor(self, device: torch.device, backend: str, kernel: Kernel) -> SequenceParallel:
         if (device, backend) not in self._teams:
             world = current_world(device)
             assert world is not None, "the process group is gone"
-            self._teams[device, backend] = Together(Mesh(world), kernel=kernel)
+            self._teams[device, backend] = SequenceParallel(Mesh(world), kernel=kernel)
         return self._teams[device, backend]
 
     def _agree(
-        self, team: Together, attached: Attached, inputs: Mapping[str, Sequence[Tensor | None]]
+        self, predictor: SequenceParallel, attached: Attached, inputs: Mapping[str, Sequence[Tensor | None]]
     ) -> None:
         """Raise RuntimeError if ranks differ in the transformer's attachments, its weights or its inputs."""
         name, description = f"pipe.{self._attribute}", attached.description
         values = {what: _bytes(*tensors) for what, tensors in inputs.items()}
-        team.agree_all({f"what is attached to {name}": description.encode()} | values, {"the noise": SEEDS})
+        predictor.agree_all(
+            {f"what is attached to {name}": description.encode()} | values, {"the noise": SEEDS}
+        )
         if description != self._agreed:
-            team.agree(f"a weight of {name}", samples(self._module))
+            predictor.agree(f"a weight of {name}", samples(self._module))
             self._agreed = description
 
 

@@ -1,7 +1,7 @@
 """Fit the planner's hardware figures to measurements of a machine, and write them to a machine file.
 
 Hardware figures are rates, latencies and efficiencies. They are fitted so that the planner's own cost
-formulas (`planner.costs`) predict the measured times. `engine.calibrate` does the measuring.
+formulas (`planner.costs`) predict the measured times. `engine.microbenchmarks` does the measuring.
 """
 
 from __future__ import annotations
@@ -152,12 +152,12 @@ def fit_device(measured: Sequence[Measured], copies: Copies, source: str) -> Dev
         dense=dict.fromkeys(dtypes, 1e12),
         memory_bandwidth=copies.copied,
         memory=copies.memory,
-        units=1.0,
-        message_units=0.0,
+        multiprocessors=1.0,
+        message_multiprocessors=0.0,
         launch=min(one.seconds for one in kinds[Block]) / KERNELS,
         ahead=copies.ahead,
         narrow=0.0,
-        reach={"product": 1.0, "flash": dict.fromkeys(dtypes, 1.0), "convolution": 1.0, "memory": 1.0},
+        efficiency={"product": 1.0, "flash": dict.fromkeys(dtypes, 1.0), "convolution": 1.0, "memory": 1.0},
         source=source,
     )
     device = _fit_products(device, kinds[Product], dtypes)
@@ -172,13 +172,13 @@ def _fit_products(device: Device, measured: Sequence[Measured], dtypes: Iterable
     Returns a copy of the device's figures with the fitted values.
     """
 
-    def with_units(units: float) -> Device:
-        found = replace(device, units=units)
+    def with_multiprocessors(multiprocessors: float) -> Device:
+        found = replace(device, multiprocessors=multiprocessors)
         for dtype in dtypes:
             found = _fitted(partial(_with_dense, found, dtype), _of(dtype, measured), 1e8, 1e17)
         return found
 
-    return _fitted(with_units, measured, 1e-2, 1e3)
+    return _fitted(with_multiprocessors, measured, 1e-2, 1e3)
 
 
 def _fit_attention(device: Device, measured: Sequence[Measured], dtypes: Iterable[str]) -> Device:
@@ -218,13 +218,13 @@ def _with_dense(device: Device, dtype: str, rate: float) -> Device:
 
 
 def _with_reach(device: Device, kind: str, value: float) -> Device:
-    return replace(device, reach={**device.reach, kind: value})
+    return replace(device, efficiency={**device.efficiency, kind: value})
 
 
 def _with_attention(device: Device, dtype: str, value: float) -> Device:
-    reach = device.reach["flash"]
-    assert isinstance(reach, Mapping)
-    return replace(device, reach={**device.reach, "flash": {**reach, dtype: value}})
+    efficiency = device.efficiency["flash"]
+    assert isinstance(efficiency, Mapping)
+    return replace(device, efficiency={**device.efficiency, "flash": {**efficiency, dtype: value}})
 
 
 def residuals(measured: Iterable[Measured], device: Device) -> list[float]:
@@ -285,17 +285,19 @@ def machine_file(
     for name in (
         "memory_bandwidth",
         "memory",
-        "units",
-        "message_units",
+        "multiprocessors",
+        "message_multiprocessors",
         "launch",
         "softmax",
         "narrow",
         "posting",
     ):
         lines.append(f"{name} = {_number(getattr(device, name))}")
-    lines += [f"ahead = {str(device.ahead).lower()}", "", "[devices.this.reach]"]
-    for name, reach in device.reach.items():
-        lines.append(f"{name} = {_number(reach) if isinstance(reach, float) else _inline(reach)}")
+    lines += [f"ahead = {str(device.ahead).lower()}", "", "[devices.this.efficiency]"]
+    for name, efficiency in device.efficiency.items():
+        lines.append(
+            f"{name} = {_number(efficiency) if isinstance(efficiency, float) else _inline(efficiency)}"
+        )
     for one in (link, neighbours):
         lines += _link_lines(one) if one is not None else []
     lines += ["", "[residuals]  # of each kind: seconds as measured, and as the formulas say"]

@@ -129,7 +129,7 @@ def _launched(device: Device, seconds: float, kernels: float) -> float:
 
 
 def _wave(device: Device, head_row: float) -> float:
-    return head_row * TILE * device.units / 2 + device.launch
+    return head_row * TILE * device.multiprocessors / 2 + device.launch
 
 
 def _attention_rows(spec: TransformerSpec, tokens: int, text: int) -> int:

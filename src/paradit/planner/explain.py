@@ -9,7 +9,7 @@ from paradit.config.requests import ResolvedRequest
 from paradit.planner.search import GOALS, Plan, Plans
 from paradit.planner.settings import differs_only_in
 from paradit.planner.simulate import Simulated, Simulator
-from paradit.scheduling.memory import PARTS, way_out
+from paradit.scheduling.rank_memory import PARTS, way_out
 
 WAITING, DECODING = 0.15, 0.15
 """Thresholds above which waiting or decoding is reported as the bottleneck of a plan: the fraction of a step
@@ -22,17 +22,17 @@ def bound_of(simulated: Simulated) -> str:
     """Return a few words on the bottleneck of a simulated plan: messages, decoding or computing."""
     stages = simulated.stages
     if simulated.exposed > WAITING:
-        return simulated.way.player.waits(simulated)
+        return simulated.candidate.cost_model.waits(simulated)
     if stages["decode"] > max(stages["denoise"], DECODING * simulated.latency):
         return "decoding"
-    if stages["decode"] > DECODING * simulated.latency and not simulated.way.kind.startswith("apart"):
+    if stages["decode"] > DECODING * simulated.latency and not simulated.candidate.kind.startswith("apart"):
         return f"computing; decoding is {100 * stages['decode'] / simulated.latency:.0f} % of a video"
     return "computing"
 
 
 def decoder_busy(simulated: Simulated) -> float:
     """Return the average fraction of a simulated run for which ranks that only decode are busy."""
-    placement = simulated.way.placement
+    placement = simulated.candidate.placement
     ranks = [rank for rank in placement.decode_ranks if rank not in placement.denoise_ranks]
     return sum(1 - simulated.idle[rank] for rank in ranks) / max(1, len(ranks))
 
@@ -51,16 +51,16 @@ class Switch:
 
 def _idle_decoder(best: Simulated, other: Simulated) -> str:
     for one in (best, other):
-        if one.way.kind.startswith("apart"):
+        if one.candidate.kind.startswith("apart"):
             return f"where they are apart, decoders are busy {100 * decoder_busy(one):.0f} % of the time"
     return ""
 
 
 def _helped(best: Simulated, other: Simulated) -> str:
-    plain = other if best.way.coprocess else best
-    if not plain.way.kind.startswith("apart"):
+    plain = other if best.candidate.coprocess else best
+    if not plain.candidate.kind.startswith("apart"):
         return ""
-    one = len(plain.way.placement.decode_ranks) == 1
+    one = len(plain.candidate.placement.decode_ranks) == 1
     return f"{'the decoder is' if one else 'decoders are'} busy {100 * decoder_busy(plain):.0f} % of the time"
 
 
@@ -75,23 +75,25 @@ def _attention(one: Simulated) -> str:
 
 
 def _branches(one: Simulated) -> str:
-    return "on ranks of their own" if one.way.placement.cfg_degree > 1 else "on the same ranks"
+    return "on ranks of their own" if one.candidate.placement.cfg_degree > 1 else "on the same ranks"
 
 
 def _approximate(best: Simulated, other: Simulated) -> str:
-    ways = [one.way for one in (best, other) if one.way.player.approximate]
-    return f"{ways[0].method} {ways[0].player.approximate}" if ways else ""
+    candidates = [one.candidate for one in (best, other) if one.candidate.cost_model.approximate]
+    return f"{candidates[0].method} {candidates[0].cost_model.approximate}" if candidates else ""
 
 
 SWITCHES = (
-    Switch("method", lambda one: one.way.player.title(one.way), _approximate),
-    Switch("stages", lambda one: one.way.kind.partition(",")[0], _idle_decoder),
-    Switch("co-processing", lambda one: "on" if one.way.coprocess else "off", _helped),
+    Switch("method", lambda one: one.candidate.cost_model.title(one.candidate), _approximate),
+    Switch("stages", lambda one: one.candidate.kind.partition(",")[0], _idle_decoder),
+    Switch("co-processing", lambda one: "on" if one.candidate.coprocess else "off", _helped),
     Switch("guidance branches", _branches, _waits),
-    Switch("a stage's tokens", lambda one: one.way.player.tokens(one.way), lambda *_: ""),
+    Switch("a stage's tokens", lambda one: one.candidate.cost_model.tokens(one.candidate), lambda *_: ""),
     Switch("attention", _attention, _waits),
     Switch("interleaved", lambda one: "on" if one.choice.interleave else "off", _waits),
-    Switch("ranks that share a decode", lambda one: str(one.way.placement.decode_degree), lambda *_: ""),
+    Switch(
+        "ranks that share a decode", lambda one: str(one.candidate.placement.decode_degree), lambda *_: ""
+    ),
 )
 
 
@@ -106,7 +108,7 @@ def compared(plans: Plans, goal: str) -> Iterator[tuple[Switch, Simulated]]:
         others = [
             one
             for one in fitting
-            if differs_only_in(switch.name, (best.way, best.choice), (one.way, one.choice))
+            if differs_only_in(switch.name, (best.candidate, best.choice), (one.candidate, one.choice))
             and switch.of(one) != switch.of(best)
         ]
         if others:
@@ -127,8 +129,8 @@ def reasons(plans: Plans, goal: str, said: Callable[[float], str]) -> list[str]:
         line = f"{switch.name}: {switch.of(best)}; {switch.of(other)} {said(instead)} ({change:+.0f} %)"
         why = switch.why(best, other)
         found.append(f"{line}; {why}" if why else line)
-    if best.way.tile:
-        found.append(f"decode tiles: {best.way.tile}; larger ones do not fit")
+    if best.candidate.tile:
+        found.append(f"decode tiles: {best.candidate.tile}; larger ones do not fit")
     return found
 
 
@@ -141,7 +143,7 @@ def otherwise(
     setting's value, and the plan's cost with another value, in the style of `reasons`.
     """
     mine, found = plan.simulated, []
-    compared = mine.way.player.compared(simulator, mine, num_prompts) if plan.fits else ()
+    compared = mine.candidate.cost_model.compared(simulator, mine, num_prompts) if plan.fits else ()
     for setting, value, other_value, other, fits in compared:
         took, others = (GOALS[goal](one)[0] for one in (mine, other))
         line = f"{setting}: {value}; {other_value} {said(others)} ({100 * (others / took - 1):+.0f} %)"
@@ -158,7 +160,7 @@ def misfits(plans: list[Plan], simulator: Simulator, said: Callable[[float], str
     limit, request = simulator.cluster.device.memory, simulator.request
     alike: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
     for plan in plans:
-        by_rank = simulator.memory_parts(plan.simulated.way)
+        by_rank = simulator.memory_parts(plan.simulated.candidate)
         rank = max(range(len(by_rank)), key=lambda number: by_rank[number]["peak"])
         peak = by_rank[rank]["peak"]
         parts = {name: size for name, size in by_rank[rank].items() if name != "peak"}
@@ -179,10 +181,10 @@ def misfits(plans: list[Plan], simulator: Simulator, said: Callable[[float], str
 
 
 def _way_out(plan: Plan, simulator: Simulator) -> str:
-    way = plan.simulated.way
+    candidate = plan.simulated.candidate
 
     def fits(request: ResolvedRequest) -> bool:
         changed = replace(simulator, request=request, long=request)
-        return changed.fits(replace(way, tile=request.vae_tile))
+        return changed.fits(replace(candidate, tile=request.vae_tile))
 
-    return way_out(simulator.request_of(way), simulator.spec, fits)
+    return way_out(simulator.request_of(candidate), simulator.spec, fits)

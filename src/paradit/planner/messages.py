@@ -1,6 +1,6 @@
 """Fit the latency and bandwidth of a machine's links to message times measured between its ranks.
 
-The times are measured by `engine.calibrate`.
+The times are measured by `engine.microbenchmarks`.
 """
 
 from __future__ import annotations
@@ -111,5 +111,5 @@ def crowded(device: Device, messages: Messages | None) -> Device:
     """Return a copy of a device's figures that includes the measured slowdown of computing by messages."""
     if messages is None:
         return device
-    message_units = device.units * messages.crowding / (1 + messages.crowding)
-    return replace(device, message_units=message_units, posting=messages.posting)
+    message_multiprocessors = device.multiprocessors * messages.crowding / (1 + messages.crowding)
+    return replace(device, message_multiprocessors=message_multiprocessors, posting=messages.posting)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from paradit.config.methods.base import method_of
 from paradit.config.methods.blocks import BlocksRequest
+from paradit.config.methods.method import method_of
 from paradit.config.placement import Placement
 from paradit.models.spec import ModelSpec
 from paradit.planner.costs import ITEMSIZE
-from paradit.planner.events import Message
+from paradit.planner.discrete_events import Message
 from paradit.planner.hardware import Cluster
-from paradit.planner.stage_step import Kind, StageSeconds, StageSteps
+from paradit.planner.slice_step import Kind, SliceSeconds, SliceSteps
 from paradit.scheduling.block_queue import BlockQueue
-from paradit.scheduling.layer_pipeline import StageGrid, split_layers
+from paradit.scheduling.layer_pipeline import PipelineGrid, split_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class PipelineVideo:
     dtype: str
     decode: float
     """Seconds to decode all frames of the video."""
-    known: dict[tuple[tuple[int, ...], ...], StageSteps] = field(default_factory=dict, repr=False)
+    known: dict[tuple[tuple[int, ...], ...], SliceSteps] = field(default_factory=dict, repr=False)
     """Cache of the costs of frame blocks' steps. The key is the groups of ranks that share tokens, so
     placements with the same groups use one entry."""
 
@@ -46,31 +46,31 @@ class PipelineVideo:
         return self.decode * queue.frames_of(block) / self.queue.num_frames
 
     @cached_property
-    def grid(self) -> StageGrid:
+    def grid(self) -> PipelineGrid:
         """Arrangement of the denoise ranks by layer slice, guidance branch and share of the tokens."""
         return method_of(self.request).grid(self.placement, self.request, self.spec)
 
     @cached_property
     def split(self) -> list[range]:
         """Range of layers of each slice of the layer pipeline, chosen as if all layers cost the same."""
-        return split_layers([1.0] * self.spec.transformers[0].num_layers, self.grid.num_stages)
+        return split_layers([1.0] * self.spec.transformers[0].num_layers, self.grid.num_slices)
 
     @cached_property
-    def steps(self) -> StageSteps:
+    def steps(self) -> SliceSteps:
         """Costs of the frame blocks' steps, for all groups of ranks that share tokens, in all replicas."""
         ranks, size = self.placement.denoise_ranks, self.placement.replica_ranks
-        teams = tuple(
+        groups = tuple(
             tuple(first + ranks[place] for place in places)
             for first in range(0, self.placement.ranks, size)
             for places in self.grid.groups()
         )
-        if teams not in self.known:
-            self.known[teams] = StageSteps(self.cluster, self.spec, self.dtype, teams, self.tokens)
-        return self.known[teams]
+        if groups not in self.known:
+            self.known[groups] = SliceSteps(self.cluster, self.spec, self.dtype, groups, self.tokens)
+        return self.known[groups]
 
-    def step_seconds(self, stage: int, kind: Kind) -> StageSeconds:
+    def step_seconds(self, layer_slice: int, kind: Kind) -> SliceSeconds:
         """Return the seconds of one step of a frame block in one layer slice, for one guidance branch."""
-        return self.steps.seconds(kind, len(self.split[stage]))
+        return self.steps.seconds(kind, len(self.split[layer_slice]))
 
     @cached_property
     def tokens(self) -> int:

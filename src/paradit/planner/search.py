@@ -11,13 +11,13 @@ from typing import Protocol
 
 from paradit.attention.registry import FORMS, Choice
 from paradit.config.errors import InputError
-from paradit.config.methods.base import check_placement
+from paradit.config.methods.method import check_placement
 from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest
 from paradit.planner.settings import SETTINGS, differs_only_in
-from paradit.planner.simulate import Simulated, Simulator, Way, player_of
-from paradit.scheduling.balance import decoders_by_rule, ways
-from paradit.scheduling.memory import fitting_tile
+from paradit.planner.simulate import Candidate, Simulated, Simulator, cost_model_of
+from paradit.scheduling.balance import candidate_placements, decoders_by_rule
+from paradit.scheduling.rank_memory import fitting_tile
 
 
 class Taken(Protocol):
@@ -83,50 +83,53 @@ def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
 
     Raises InputError if the cluster cannot be used at all.
     """
-    found: dict[tuple[Way, Choice], Simulated] = {}
+    found: dict[tuple[Candidate, Choice], Simulated] = {}
 
-    def simulated(way: Way, choice: Choice) -> Simulated:
-        if (way, choice) not in found:
-            found[way, choice] = simulator.simulate(way, num_prompts, choice)
-        return found[way, choice]
+    def simulated(candidate: Candidate, choice: Choice) -> Simulated:
+        if (candidate, choice) not in found:
+            found[candidate, choice] = simulator.simulate(candidate, num_prompts, choice)
+        return found[candidate, choice]
 
     limit = simulator.cluster.device.memory
     usual = []
-    for name, way, choice in usual_ways(simulator, num_prompts):
-        usual.append(_plan(simulated(way, choice), limit, name))
-        if not usual[-1].fits and (tiles := with_tiles(simulator, way)):
+    for name, candidate, choice in usual_candidates(simulator, num_prompts):
+        usual.append(_plan(simulated(candidate, choice), limit, name))
+        if not usual[-1].fits and (tiles := with_tiles(simulator, candidate)):
             usual.append(_plan(simulated(tiles, choice), limit, f"{name}, tiles of {tiles.tile}"))
-    for way, choice in candidates(simulator, num_prompts):
-        if max(simulated(way, choice).memory) > limit and (tiles := with_tiles(simulator, way)):
+    for candidate, choice in all_candidates(simulator, num_prompts):
+        if max(simulated(candidate, choice).memory) > limit and (tiles := with_tiles(simulator, candidate)):
             simulated(tiles, choice)
-    long = long_ways(simulator, num_prompts)
-    long = [way if simulator.fits(way) else with_tiles(simulator, way) or way for way in long]
-    found |= {(one.way, one.choice): one for one in play_long(simulator, long, num_prompts, goal)}
-    plans = [_plan(one, limit) for (way, _), one in found.items() if not way.offload]
+    long = long_candidates(simulator, num_prompts)
+    long = [
+        candidate if simulator.fits(candidate) else with_tiles(simulator, candidate) or candidate
+        for candidate in long
+    ]
+    found |= {(one.candidate, one.choice): one for one in simulate_long(simulator, long, num_prompts, goal)}
+    plans = [_plan(one, limit) for (candidate, _), one in found.items() if not candidate.offload]
     chosen = [plan for plan in plans if plan.fits] or plans
     chosen.sort(key=lambda plan: GOALS[goal](plan.simulated))
     more: list[Simulated] = []
     if chosen[0].fits:
-        left = [way for way in long if (way, IN_BLOCKS) not in found]
-        more = list(play_otherwise(simulator, left, chosen[0].simulated, num_prompts, goal))
+        left = [candidate for candidate in long if (candidate, IN_BLOCKS) not in found]
+        more = list(simulate_rest(simulator, left, chosen[0].simulated, num_prompts, goal))
         plans += [_plan(one, limit) for one in more]
     best: dict[str, Plan] = {}
     for plan in chosen:
-        best.setdefault(plan.simulated.way.kind, plan)
+        best.setdefault(plan.simulated.candidate.kind, plan)
     return Plans(best=list(best.values()), usual=usual, tried=plans, compared=len(found) + len(more))
 
 
-def with_tiles(simulator: Simulator, way: Way) -> Way | None:
+def with_tiles(simulator: Simulator, candidate: Candidate) -> Candidate | None:
     """Return a plan changed to the largest VAE decode tiles that make it fit in memory; None if none do."""
 
     def fits(request: ResolvedRequest) -> bool:
-        return simulator.fits(replace(way, tile=request.vae_tile))
+        return simulator.fits(replace(candidate, tile=request.vae_tile))
 
-    tile = fitting_tile(simulator.request_of(way), simulator.spec, fits)
-    return replace(way, tile=tile) if tile else None
+    tile = fitting_tile(simulator.request_of(candidate), simulator.spec, fits)
+    return replace(candidate, tile=tile) if tile else None
 
 
-def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Way, Choice]]:
+def usual_candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Candidate, Choice]]:
     """Yield the common ways of using the cluster that are possible, as (name, plan, attention form).
 
     They are one GPU, plain Ulysses, CFG with Ulysses, offloading, replicas, and a long video's blocks on one
@@ -134,30 +137,38 @@ def usual_ways(simulator: Simulator, num_prompts: int) -> Iterator[tuple[str, Wa
     """
     ranks, plain = simulator.cluster.ranks, Choice.plain()
     if simulator.long is not None:
-        way = Way(placement=Placement(), method=simulator.long.method)
-        yield "one GPU, in blocks (approximate)", way, plain
+        candidate = Candidate(placement=Placement(), method=simulator.long.method)
+        yield "one GPU, in blocks (approximate)", candidate, plain
     if simulator.only_long:
         return
-    yield "one GPU", Way(placement=Placement()), plain
+    yield "one GPU", Candidate(placement=Placement()), plain
     if ranks == 1:
-        yield "offloading", Way(placement=Placement(), offload=True), plain
+        yield "offloading", Candidate(placement=Placement(), offload=True), plain
         return
     with suppress(InputError):
-        yield "plain Ulysses", Way(placement=_checked(simulator, ranks=ranks)), plain
+        yield "plain Ulysses", Candidate(placement=_checked(simulator, ranks=ranks)), plain
     with suppress(InputError):
-        yield "CFG and Ulysses", Way(placement=_checked(simulator, ranks=ranks, cfg_degree=2)), plain
+        yield "CFG and Ulysses", Candidate(placement=_checked(simulator, ranks=ranks, cfg_degree=2)), plain
     with suppress(InputError):
-        yield "Ulysses, offloading", Way(placement=_checked(simulator, ranks=ranks), offload=True), plain
+        yield (
+            "Ulysses, offloading",
+            Candidate(placement=_checked(simulator, ranks=ranks), offload=True),
+            plain,
+        )
     if num_prompts > 1:
         with suppress(InputError):
-            yield f"{ranks} replicas", Way(placement=_checked(simulator, ranks=ranks, replicas=ranks)), plain
+            yield (
+                f"{ranks} replicas",
+                Candidate(placement=_checked(simulator, ranks=ranks, replicas=ranks)),
+                plain,
+            )
 
 
-def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Choice]]:
+def all_candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Candidate, Choice]]:
     """Yield the plans to simulate for a video denoised as a whole, each with its possible attention forms.
 
     If some ranks only decode, plans have either one of them or about as many as PipeDiT's rule says
-    (`decoders_by_rule`). Candidates for long videos in frame blocks come from `planner.in_blocks.pipelines`.
+    (`decoders_by_rule`). Candidates for long videos come from `planner.block_costs.pipelines`.
     """
     if simulator.only_long:
         return
@@ -168,33 +179,37 @@ def candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Way, Ch
                 yield from _with_forms(simulator, placement)
 
 
-def play_long(simulator: Simulator, ways: Iterable[Way], num_prompts: int, goal: str) -> Iterator[Simulated]:
+def simulate_long(
+    simulator: Simulator, candidates: Iterable[Candidate], num_prompts: int, goal: str
+) -> Iterator[Simulated]:
     """Simulate those plans for a long video that can be the best of their kind.
 
     A lower bound of each plan's cost is known without a simulation. The most promising plans are simulated
     first. The others are skipped if their bound exceeds the best cost that was found.
     """
     measure = GOALS[goal]
-    least = {way: way.player.least(simulator, way, num_prompts) for way in ways}
-    fitting = {way.kind for way in least if simulator.fits(way)}
+    least = {
+        candidate: candidate.cost_model.least(simulator, candidate, num_prompts) for candidate in candidates
+    }
+    fitting = {candidate.kind for candidate in least if simulator.fits(candidate)}
     # If no candidate of a kind fits, the smallest one is simulated, to report how much memory it lacks.
-    smallest: dict[str, Way] = {}
-    for way in sorted(least, key=lambda way: max(least[way].memory)):
-        smallest.setdefault(way.kind, way)
+    smallest: dict[str, Candidate] = {}
+    for candidate in sorted(least, key=lambda candidate: max(least[candidate].memory)):
+        smallest.setdefault(candidate.kind, candidate)
     best: dict[str, tuple[float, ...]] = {}
-    for way in sorted(least, key=lambda way: measure(least[way])):
-        kind = way.kind
-        worth = measure(least[way]) <= best.get(kind, (math.inf,))
-        if not simulator.fits(way):
-            worth = kind not in fitting and (way == smallest[kind] or worth)
+    for candidate in sorted(least, key=lambda candidate: measure(least[candidate])):
+        kind = candidate.kind
+        worth = measure(least[candidate]) <= best.get(kind, (math.inf,))
+        if not simulator.fits(candidate):
+            worth = kind not in fitting and (candidate == smallest[kind] or worth)
         if worth:
-            simulated = _simulated(simulator, way, num_prompts)
+            simulated = _simulated(simulator, candidate, num_prompts)
             best[kind] = min(measure(simulated), best.get(kind, (math.inf,)))
             yield simulated
 
 
-def play_otherwise(
-    simulator: Simulator, ways: Iterable[Way], best: Simulated, num_prompts: int, goal: str
+def simulate_rest(
+    simulator: Simulator, candidates: Iterable[Candidate], best: Simulated, num_prompts: int, goal: str
 ) -> Iterator[Simulated]:
     """Simulate the plans for a long video that show what each setting of the best plan is worth.
 
@@ -202,21 +217,26 @@ def play_otherwise(
     lower bound exceeds the best cost found for that setting.
     """
     measure = GOALS[goal]
-    fitting = [way for way in ways if simulator.fits(way)]
+    fitting = [candidate for candidate in candidates if simulator.fits(candidate)]
     for setting in SETTINGS:
         others = [
-            way for way in fitting if differs_only_in(setting, (way, IN_BLOCKS), (best.way, best.choice))
+            candidate
+            for candidate in fitting
+            if differs_only_in(setting, (candidate, IN_BLOCKS), (best.candidate, best.choice))
         ]
-        least = {way: measure(way.player.least(simulator, way, num_prompts)) for way in others}
+        least = {
+            candidate: measure(candidate.cost_model.least(simulator, candidate, num_prompts))
+            for candidate in others
+        }
         found: tuple[float, ...] = (math.inf,)
-        for way in sorted(others, key=least.__getitem__):
-            if least[way] <= found:
-                simulated = _simulated(simulator, way, num_prompts)
+        for candidate in sorted(others, key=least.__getitem__):
+            if least[candidate] <= found:
+                simulated = _simulated(simulator, candidate, num_prompts)
                 found = min(found, measure(simulated))
                 yield simulated
 
 
-def _simulated(simulator: Simulator, way: Way, num_prompts: int) -> Simulated:
+def _simulated(simulator: Simulator, candidate: Candidate, num_prompts: int) -> Simulated:
     """Simulate a plan for a long video while Python's garbage collection is off.
 
     A simulation makes millions of objects without reference cycles, and the collector would search them again
@@ -225,14 +245,14 @@ def _simulated(simulator: Simulator, way: Way, num_prompts: int) -> Simulated:
     was_on = gc.isenabled()
     gc.disable()
     try:
-        return simulator.simulate(way, num_prompts, IN_BLOCKS)
+        return simulator.simulate(candidate, num_prompts, IN_BLOCKS)
     finally:
         if was_on:
             gc.enable()
 
 
 def _placements(simulator: Simulator, base: Placement, num_prompts: int) -> Iterator[Placement]:
-    for placement in ways(base, num_prompts):
+    for placement in candidate_placements(base, num_prompts):
         if not _is_worth_a_look(simulator, placement):
             continue
         yield placement
@@ -245,11 +265,11 @@ def _placements(simulator: Simulator, base: Placement, num_prompts: int) -> Iter
                 yield shared
 
 
-def long_ways(simulator: Simulator, num_prompts: int) -> list[Way]:
+def long_candidates(simulator: Simulator, num_prompts: int) -> list[Candidate]:
     """Return the plans for a long video in frame blocks; empty if the video is not made in blocks."""
     if simulator.long is None:
         return []
-    return list(player_of(simulator.long.method).ways(simulator, num_prompts))
+    return list(cost_model_of(simulator.long.method).candidates(simulator, num_prompts))
 
 
 def _checked(simulator: Simulator, **fields: int) -> Placement:
@@ -259,28 +279,28 @@ def _checked(simulator: Simulator, **fields: int) -> Placement:
 
 
 def _is_worth_a_look(simulator: Simulator, placement: Placement) -> bool:
-    if Way(placement=placement).kind != "apart":
+    if Candidate(placement=placement).kind != "apart":
         return True
-    alone = simulator.simulate(Way(placement=Placement()), 1, Choice.plain())
+    alone = simulator.simulate(Candidate(placement=Placement()), 1, Choice.plain())
     by_rule = decoders_by_rule(placement.ranks, alone.stages["denoise"], alone.stages["decode"])
     return len(placement.decode_ranks) in {1, by_rule, by_rule + 1}
 
 
-def _with_forms(simulator: Simulator, placement: Placement) -> Iterator[tuple[Way, Choice]]:
+def _with_forms(simulator: Simulator, placement: Placement) -> Iterator[tuple[Candidate, Choice]]:
     choices = _choices(simulator, placement)
     for choice in choices:
-        yield Way(placement=placement), choice
-    if Way(placement=placement).kind == "apart" and placement.cfg_degree == 1:
+        yield Candidate(placement=placement), choice
+    if Candidate(placement=placement).kind == "apart" and placement.cfg_degree == 1:
         # A single denoise rank can interleave branches only if decode ranks help it: add those choices.
         helped = _choices(simulator, replace(placement, coprocess=True))
         for choice in dict.fromkeys([*choices, *helped]):
-            yield Way(placement=placement, coprocess=True), choice
+            yield Candidate(placement=placement, coprocess=True), choice
     for attention in (form.name for form in FORMS.all() if form.compared):
         if placement.branch_ranks > 1:
             with suppress(InputError):
                 changed = replace(placement, attention=attention)
                 for choice in _choices(simulator, changed):
-                    yield Way(placement=changed), choice
+                    yield Candidate(placement=changed), choice
 
 
 def _choices(simulator: Simulator, placement: Placement) -> list[Choice]:
@@ -290,7 +310,7 @@ def _choices(simulator: Simulator, placement: Placement) -> list[Choice]:
 
 def placement_of(simulated: Simulated) -> Placement:
     """Return the placement with which a simulated plan can be run, with its attention form set."""
-    return simulated.way.player.placement(simulated)
+    return simulated.candidate.cost_model.placement(simulated)
 
 
 def _plan(simulated: Simulated, limit: float, name: str = "") -> Plan:
@@ -298,12 +318,12 @@ def _plan(simulated: Simulated, limit: float, name: str = "") -> Plan:
 
 
 def _name(simulated: Simulated) -> str:
-    way = simulated.way
-    parts, shared = way.player.name(way, simulated.choice)
-    parts += ["CFG 2"] if way.placement.cfg_degree > 1 else []
+    candidate = simulated.candidate
+    parts, shared = candidate.cost_model.name(candidate, simulated.choice)
+    parts += ["CFG 2"] if candidate.placement.cfg_degree > 1 else []
     parts += shared
-    if way.coprocess:
+    if candidate.coprocess:
         parts.append("co-processing")
-    if way.tile:
-        parts.append(f"tiles of {way.tile}")
+    if candidate.tile:
+        parts.append(f"tiles of {candidate.tile}")
     return ", ".join(parts)

@@ -14,7 +14,7 @@ from typing import cast
 
 from paradit.attention.registry import Choice
 from paradit.config.errors import InputError
-from paradit.config.methods.base import find_method, method_of
+from paradit.config.methods.method import find_method, method_of
 from paradit.config.methods.registry import METHODS
 from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest, latent_shape
@@ -31,7 +31,7 @@ from paradit.trace.merge import Span
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class Candidate:
     """Execution plan to simulate: a placement of the run on the ranks, and settings that no placement has."""
 
     placement: Placement
@@ -41,26 +41,26 @@ class Way:
     """Whether weights move between host and device for every request. ParaDiT does not do so, but other
     programs do."""
     method: str = field(default_factory=lambda: METHODS.names()[0])
-    """Name of the denoising method; the planner must have a cost model (`Player`) for it."""
+    """Name of the denoising method; the planner must have a cost model (`CostModel`) for it."""
     tile: int | None = None
     """Side of the VAE decode tiles in pixels; None: the tiles that the request and the placement ask for."""
 
     @property
-    def player(self) -> Player:
+    def cost_model(self) -> CostModel:
         """Cost model of the plan's denoising method, which simulates it."""
-        return player_of(self.method)
+        return cost_model_of(self.method)
 
     @property
     def kind(self) -> str:
         """Kind of the plan, such as "apart" or "replicas"; the best plan of each kind is shown."""
-        return self.player.kind(self)
+        return self.cost_model.kind(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated:
     """Simulated cost of an execution plan: times of its stages and videos, and the memory of its ranks."""
 
-    way: Way
+    candidate: Candidate
     choice: Choice
     seconds: float
     """Seconds that all requests of the run take."""
@@ -83,7 +83,7 @@ class Simulated:
 
 
 @dataclass(frozen=True)
-class Least:
+class LowerBound:
     """Lower bounds of an execution plan's cost, known without simulating it; fields as in `Simulated`."""
 
     latency: float
@@ -91,7 +91,7 @@ class Least:
     memory: tuple[int, ...]
 
 
-class Player(ABC):
+class CostModel(ABC):
     """Cost model of a denoising method: simulates execution plans that use the method, and describes them."""
 
     approximate = ""
@@ -103,23 +103,25 @@ class Player(ABC):
         """Return the request that this method runs: the one for a whole video or the one for frame blocks."""
 
     @abstractmethod
-    def simulate(self, simulator: Simulator, way: Way, num_requests: int, choice: Choice) -> Simulated:
+    def simulate(
+        self, simulator: Simulator, candidate: Candidate, num_requests: int, choice: Choice
+    ) -> Simulated:
         """Simulate `num_requests` requests with an execution plan, and return the plan's cost."""
 
     @abstractmethod
-    def least(self, simulator: Simulator, way: Way, num_requests: int) -> Least:
+    def least(self, simulator: Simulator, candidate: Candidate, num_requests: int) -> LowerBound:
         """Return lower bounds of an execution plan's cost, without simulating it."""
 
     @abstractmethod
-    def kind(self, way: Way) -> str:
+    def kind(self, candidate: Candidate) -> str:
         """Return the kind of a plan, such as "replicas"; the best plan of each kind is shown."""
 
     @abstractmethod
-    def title(self, way: Way) -> str:
+    def title(self, candidate: Candidate) -> str:
         """Return the method's name for texts that people read."""
 
     @abstractmethod
-    def name(self, way: Way, choice: Choice) -> tuple[list[str], list[str]]:
+    def name(self, candidate: Candidate, choice: Choice) -> tuple[list[str], list[str]]:
         """Return two lists of short texts on a plan: how it uses the ranks, and how they share attention."""
 
     @abstractmethod
@@ -130,26 +132,26 @@ class Player(ABC):
     def placement(self, simulated: Simulated) -> Placement:
         """Return the placement with which a user can run a simulated plan."""
 
-    def ways(self, simulator: Simulator, num_requests: int) -> Iterator[Way]:  # noqa: ARG002
+    def candidates(self, simulator: Simulator, num_requests: int) -> Iterator[Candidate]:  # noqa: ARG002
         """Yield the plans to simulate for a long video in frame blocks; none if the method has no blocks.
 
         Plans for a video that is denoised as a whole are made in `planner.search`.
         """
         yield from ()
 
-    def divided(self, way: Way) -> list[str]:  # noqa: ARG002
+    def divided(self, candidate: Candidate) -> list[str]:  # noqa: ARG002
         """Return short texts on how a plan's ranks divide layers and tokens; empty if they divide neither."""
         return []
 
-    def sharers(self, way: Way) -> int:  # noqa: ARG002
+    def sharers(self, candidate: Candidate) -> int:  # noqa: ARG002
         """Return the number of ranks that share a layer slice's tokens; 1 for a video denoised as a whole."""
         return 1
 
-    def tokens(self, way: Way) -> str:  # noqa: ARG002
+    def tokens(self, candidate: Candidate) -> str:  # noqa: ARG002
         """Return words on how many ranks share a layer slice's tokens; empty if the method has no slices."""
         return ""
 
-    def stages(self, spans: Sequence[balance.Span], way: Way) -> Iterable[balance.Span]:  # noqa: ARG002
+    def stages(self, spans: Sequence[balance.Span], candidate: Candidate) -> Iterable[balance.Span]:  # noqa: ARG002
         """Return the intervals in which ranks run the stages of requests, corrected for stages that overlap.
 
         spans: intervals computed as if each stage began only after the one before it had ended. A method
@@ -185,13 +187,13 @@ class Player(ABC):
 
 
 @cache
-def player_of(method: str) -> Player:
+def cost_model_of(method: str) -> CostModel:
     """Return the cost model of a denoising method. Raises InputError if the planner has none."""
-    name = find_method(method).player
+    name = find_method(method).cost_model
     if name is None:
         raise InputError(f"the planner does not know method {method}")
     module, _, attribute = name.partition(":")
-    return cast(Player, getattr(import_module(module), attribute))
+    return cast(CostModel, getattr(import_module(module), attribute))
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,29 +221,29 @@ class Simulator:
         """Whether the video can be made in frame blocks only."""
         return self.request == self.long
 
-    def simulate(self, way: Way, num_requests: int, choice: Choice) -> Simulated:
+    def simulate(self, candidate: Candidate, num_requests: int, choice: Choice) -> Simulated:
         """Simulate an execution plan with an attention form, for `num_requests` requests like `request`."""
-        return way.player.simulate(self, way, num_requests, choice)
+        return candidate.cost_model.simulate(self, candidate, num_requests, choice)
 
-    def request_of(self, way: Way) -> ResolvedRequest:
+    def request_of(self, candidate: Candidate) -> ResolvedRequest:
         """Return the request as a plan runs it: with the plan's denoising method and its VAE decode tiles."""
-        request = way.player.request(self)
-        request = way.placement.tiled(request, self.spec)
-        return replace(request, vae_tile=way.tile) if way.tile else request
+        request = candidate.cost_model.request(self)
+        request = candidate.placement.tiled(request, self.spec)
+        return replace(request, vae_tile=candidate.tile) if candidate.tile else request
 
-    def stages_of(self, way: Way, steps: float) -> dict[str, float]:
+    def stages_of(self, candidate: Candidate, steps: float) -> dict[str, float]:
         """Return the seconds of each stage of one request, if its denoising steps take `steps` seconds."""
         device, branches = self.cluster.device, self.branches
         stages = {
             "encode": encode_seconds(self.spec, device, self.dtype, branches),
             "denoise": self.context + steps,
-            "decode": self.decode_seconds(way),
+            "decode": self.decode_seconds(candidate),
         }
-        if way.offload:
+        if candidate.offload:
             # Every rank copies each model in before its stage and drops it after; all ranks share the host's
             # memory bandwidth.
             for stage in stages:
-                stages[stage] += self._weights(stage) * way.placement.ranks / self._copy_rate
+                stages[stage] += self._weights(stage) * candidate.placement.ranks / self._copy_rate
         return stages
 
     @property
@@ -249,9 +251,9 @@ class Simulator:
         """Seconds that every denoise rank takes to process the prompt embeddings before the first step."""
         return context_seconds(self.spec, self.cluster.device, self.dtype, self.branches)
 
-    def decode_seconds(self, way: Way) -> float:
+    def decode_seconds(self, candidate: Candidate) -> float:
         """Return the seconds to decode a video, on one rank or on several that share its tiles."""
-        request, ranks = self.request_of(way), way.placement.decode_groups[0]
+        request, ranks = self.request_of(candidate), candidate.placement.decode_groups[0]
         size, tile, device = self.size_of(request), request.vae_tile, self.cluster.device
         computed = decode_seconds(self.spec.vae, device, "fp32", size, tile=tile, ranks=len(ranks))
         return computed + self._gather_tiles(request, ranks)
@@ -281,11 +283,11 @@ class Simulator:
         """Number of tokens of the whole video."""
         return self.spec.tokens(*self.size_of(self.request))
 
-    def memory_parts(self, way: Way) -> list[dict[str, int]]:
+    def memory_parts(self, candidate: Candidate) -> list[dict[str, int]]:
         """Return each rank's estimated bytes by part, such as "weights" or "decode", and its "peak"."""
-        request, itemsize = self.request_of(way), ITEMSIZE[self.dtype]
-        parts = method_of(request).memory_by_rank(way.placement, request, self.spec, itemsize)
-        if not way.offload:
+        request, itemsize = self.request_of(candidate), ITEMSIZE[self.dtype]
+        parts = method_of(request).memory_by_rank(candidate.placement, request, self.spec, itemsize)
+        if not candidate.offload:
             return parts
         # Only one model is on the device at a time, and only one of two experts.
         most = max(w.parameters for w in self.spec.weights) * ITEMSIZE[self.dtype]
@@ -295,13 +297,13 @@ class Simulator:
             for of_rank, less in zip(parts, spared, strict=True)
         ]
 
-    def memory(self, way: Way) -> tuple[int, ...]:
+    def memory(self, candidate: Candidate) -> tuple[int, ...]:
         """Return the estimated peak bytes of each rank when a plan runs."""
-        return tuple(parts["peak"] for parts in self.memory_parts(way))
+        return tuple(parts["peak"] for parts in self.memory_parts(candidate))
 
-    def fits(self, way: Way) -> bool:
+    def fits(self, candidate: Candidate) -> bool:
         """Return whether each rank's estimated peak fits in the device's memory when a plan runs."""
-        return max(self.memory(way)) <= self.cluster.device.memory
+        return max(self.memory(candidate)) <= self.cluster.device.memory
 
     def _weights(self, stage: str) -> int:
         size = self.size_of(self.request)

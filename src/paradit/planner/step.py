@@ -14,10 +14,19 @@ from functools import cached_property
 
 from paradit.distributed.shares import Boxes, Shares, rows_between
 from paradit.planner.costs import BlockSeconds
-from paradit.planner.events import Compute, Message, Played, Post, Step, Wait, interleaved, play
+from paradit.planner.discrete_events import (
+    Compute,
+    Message,
+    Post,
+    Simulation,
+    Step,
+    Wait,
+    interleaved,
+    simulate,
+)
 from paradit.planner.hardware import Cluster
 
-PLAYED_LAYERS = 4
+SIMULATED_LAYERS = 4
 """Number of layers that are simulated. Each further layer is taken to be as long as the last of these."""
 
 
@@ -161,21 +170,21 @@ def forward(
 
     branches: guidance branches, on disjoint ranks, each with the function that simulates its layers. streams:
     number of streams of work that each rank interleaves. lag: number of turns by which each stream starts
-    after the one before it (`planner.events.interleaved`).
+    after the one before it (`planner.discrete_events.interleaved`).
     """
-    few = min(num_layers, PLAYED_LAYERS)
-    last = play_layers(branches, few, streams, lag)
+    few = min(num_layers, SIMULATED_LAYERS)
+    last = simulate_layers(branches, few, streams, lag)
     if few == num_layers:
         return Forward(last.seconds, tuple(last.computing))
-    before = play_layers(branches, few - 1, streams, lag)
+    before = simulate_layers(branches, few - 1, streams, lag)
     more = num_layers - few
     computing = [b + more * (b - a) for a, b in zip(before.computing, last.computing, strict=True)]
     return Forward(last.seconds + more * (last.seconds - before.seconds), tuple(computing))
 
 
-def play_layers(
+def simulate_layers(
     branches: Sequence[tuple[Branch, Layer]], num_layers: int, streams: int = 1, lag: int = 0
-) -> Played:
+) -> Simulation:
     """Simulate every layer of a denoising step, for guidance branches on disjoint ranks.
 
     Ranks of the result are numbered from 0, in ascending order of the branches' ranks. streams, lag: as for
@@ -187,9 +196,9 @@ def play_layers(
             assert rank not in programs, "a rank is in one branch"
             each = [_stream(layer, place, (number, stream), num_layers) for stream in range(streams)]
             programs[rank] = interleaved(each, lag)
-    # Messages hold ranks of the cluster, while programs are numbered from 0. That does no harm: `play` only
-    # counts how many ranks take part in a message.
-    return play([programs[rank] for rank in sorted(programs)])
+    # Messages hold ranks of the cluster, while programs are numbered from 0. That does no harm: `simulate`
+    # only counts how many ranks take part in a message.
+    return simulate([programs[rank] for rank in sorted(programs)])
 
 
 def _stream(layer: Layer, place: int, key: tuple[int, int], layers: int) -> Iterator[Step]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from paradit.planner.events import Played
+from paradit.planner.discrete_events import Simulation
 from paradit.planner.simulate import Simulated, Simulator
 from paradit.scheduling import balance
 from paradit.trace.merge import Span
@@ -20,20 +20,20 @@ NANO = 1e9
 
 def timeline(simulator: Simulator, simulated: Simulated, num_requests: int) -> dict[int, list[Span]]:
     """Return the trace spans of each rank in a simulated run, in nanoseconds from 0."""
-    way = simulated.way
-    spans = balance.play(way.placement, num_requests, simulated.stages)
-    by_rank: dict[int, list[Span]] = {rank: [] for rank in range(way.placement.ranks)}
+    candidate = simulated.candidate
+    spans = balance.simulate(candidate.placement, num_requests, simulated.stages)
+    by_rank: dict[int, list[Span]] = {rank: [] for rank in range(candidate.placement.ranks)}
     denoised = [one for one in spans if one.stage == "denoise"]
-    for one in way.player.stages(spans, way):
+    for one in candidate.cost_model.stages(spans, candidate):
         for rank in one.ranks:
             by_rank[rank].append(span_of(one.stage, STAGE, one.start, one.end, request=one.request))
-    for rank, span in way.player.spans(simulator, simulated, denoised):
+    for rank, span in candidate.cost_model.spans(simulator, simulated, denoised):
         by_rank[rank].append(span)
     return by_rank
 
 
-def played_spans(
-    played: Played, ranks: Iterable[Sequence[int]], start: float, computing: str, waiting: str
+def simulated_spans(
+    simulation: Simulation, ranks: Iterable[Sequence[int]], start: float, computing: str, waiting: str
 ) -> Iterator[tuple[int, Span]]:
     """Yield (rank, trace span) of simulated computing, waits and messages, shifted by `start` seconds.
 
@@ -41,11 +41,11 @@ def played_spans(
     categories of spans in which a rank computes, or waits.
     """
     numbered = {f"rank {place}": of for place, of in enumerate(ranks)}
-    for category, uses in ((computing, played.uses), (waiting, played.waits)):
+    for category, uses in ((computing, simulation.uses), (waiting, simulation.waits)):
         for use in uses:
             for rank in numbered.get(use.resource, ()) if use.end > use.begin else ():
                 yield rank, span_of(use.name, category, start + use.begin, start + use.end)
-    for sent in played.sent:
+    for sent in simulation.sent:
         message = sent.message
         for place, rank in enumerate(message.ranks):
             out = round(sum(size for to, size in enumerate(message.table[place]) if to != place))

@@ -19,22 +19,22 @@ import torch
 from torch import Tensor
 
 from paradit.attention.base import Attend, Kernel, Site
-from paradit.attention.local import sdpa
+from paradit.attention.local_attention import sdpa
 from paradit.attention.window import Features, Kept, Neighbour
 from paradit.models.protocol import Context as TextContext
 from paradit.models.protocol import Prompt, Scheduler, VideoModel
-from paradit.parallel.forward import run, through_blocks
+from paradit.parallel.run_blocks import run, through_blocks
 from paradit.progress import Progress
 from paradit.sampling.block_state import BlockState, HeadFeatures, QueueState, restore_solver, solver_state
 from paradit.sampling.block_window import Sharing, Window
-from paradit.sampling.early_end import UNWANTED, EarlyEnd
+from paradit.sampling.early_stop import UNWANTED, EarlyStop
 from paradit.sampling.guidance import guide
 from paradit.sampling.layer_split import LayerShare
 from paradit.sampling.noise import BlockNoise
+from paradit.sampling.pipeline_links import PipelineLinks, Shapes
 from paradit.sampling.solver import solver_step
-from paradit.sampling.stage_links import Shapes, StageLinks
 from paradit.scheduling.block_queue import BlockQueue, BlockStep, Context
-from paradit.scheduling.layer_pipeline import Collect, Compute, StageGrid, program
+from paradit.scheduling.layer_pipeline import Collect, Compute, PipelineGrid, program
 from paradit.trace.spans import STEP, span
 
 Save = Callable[[QueueState], object]
@@ -75,7 +75,7 @@ class BlockPipeline:
         self._model, self._prompts, self._noise, self._size = model, prompts, noise, size
         self._scales, self._kernel, self._later, self._wanted = guidance_scales, kernel, later, wanted
         self._progress = progress or Progress()
-        grid, self._rank = (share.grid, share.world.rank) if share else (StageGrid(), 0)
+        grid, self._rank = (share.grid, share.world.rank) if share else (PipelineGrid(), 0)
         self._grid, self._sharing = grid, share.sharing if share else Sharing()
         if grid.cfg_degree not in (1, len(prompts)):
             raise ValueError(f"{len(prompts)} guidance branches on {grid.cfg_degree} groups of ranks")
@@ -109,8 +109,8 @@ class BlockPipeline:
         """Number of the latest round that was begun; in a round, every frame block in the queue takes one
         step."""
         word = f"end of video {next(share.videos)} of {share.world.ranks}" if share else ""
-        self._early_end = EarlyEnd(share.world if share else None, word, self._queue)
-        self._links = StageLinks(share, self, model.dtype, model.device)
+        self._early_stop = EarlyStop(share.world if share else None, word, self._queue)
+        self._links = PipelineLinks(share, self, model.dtype, model.device)
 
     @torch.no_grad()
     def blocks(self, save: Save | None = None, save_every: int = 1) -> Iterator[Tensor]:
@@ -123,8 +123,8 @@ class BlockPipeline:
         """
         steps_done = sum(len(self._queue.active(round)) for round in range(self._first_round))
         features: deque[dict[tuple[int, int], Features]] = deque()
-        rounds = self._first_round, self._early_end.goes_on
-        for operation in program(self._queue, self._grid.num_stages, self._rank, *rounds):
+        rounds = self._first_round, self._early_stop.goes_on
+        for operation in program(self._queue, self._grid.num_slices, self._rank, *rounds):
             step = operation.step
             ends_round = step.block == self._queue.active(step.round)[0]
             saves = save is not None and ends_round and (step.round + 1) % save_every == 0
@@ -138,7 +138,7 @@ class BlockPipeline:
                     features.append({key: dict(part) for key, part in self._left.items()})
             else:
                 self._collect(step)
-                if self._early_end.reason:
+                if self._early_stop.reason:
                     continue
                 steps_done += 1
                 self._progress.step("denoise", steps_done)
@@ -149,11 +149,11 @@ class BlockPipeline:
                 assert save is not None
                 save(self._state(step.round + 1, features.popleft()))
         self._links.close()
-        self._early_end.check()
+        self._early_stop.check()
 
     def _end_if_unwanted(self) -> None:
-        if self._links.is_leader and not self._early_end.reason and not self._wanted():
-            self._early_end.tell(UNWANTED, self._round)
+        if self._links.is_leader and not self._early_stop.reason and not self._wanted():
+            self._early_stop.request(UNWANTED, self._round)
 
     def _compute(self, step: BlockStep) -> None:
         """Run one step of a frame block through this rank's layers."""
@@ -244,9 +244,9 @@ class BlockPipeline:
         prediction = self._model.experts[expert].unpatchify(values, self._window(step).own_layout)
         timestep, generator = self._timesteps[step.step], self._noise.step(step.block, step.step)
         latents = solver_step(held.scheduler, prediction, timestep, held.at(step.step), generator)
-        if not latents.isfinite().all() and not self._early_end.reason:
+        if not latents.isfinite().all() and not self._early_stop.reason:
             reason = f"the latents of block {step.block + 1} are not finite after step {step.step + 1}"
-            self._early_end.tell(reason, self._round)
+            self._early_stop.request(reason, self._round)
         held.latents, held.before, held.level = latents, held.latents, step.step + 1
         if held.level == self._queue.num_steps:  # the last reader of the block before is done
             self._held.pop(step.block - 1, None)
@@ -265,7 +265,7 @@ class BlockPipeline:
             texts[0] = text if first <= block else texts[0]
         return [self._context(expert, texts[branch]) for branch in self._branches]
 
-    @torch.no_grad()  # `StageLinks` also calls this, outside `blocks`
+    @torch.no_grad()  # `PipelineLinks` also calls this, outside `blocks`
     def _context(self, expert: int, text: Prompt) -> TextContext:
         key = expert, id(text)
         if key not in self._contexts:
@@ -278,7 +278,7 @@ class BlockPipeline:
     def _steps(self) -> Iterator[BlockStep]:
         """Yield the steps of all frame blocks, in the order of their messages, until the video ends."""
         steps = self._queue.steps(self._first_round)
-        return takewhile(lambda step: self._early_end.goes_on(step.round), steps)
+        return takewhile(lambda step: self._early_stop.goes_on(step.round), steps)
 
     def latents(self) -> Iterator[Shapes]:
         """Yield the shape of the latents that this rank receives for each step of a frame block.

@@ -19,8 +19,8 @@ from torch import Tensor
 from paradit.attention.base import Site
 from paradit.config.options import Option, decode
 from paradit.models.protocol import Scheduler
-from paradit.parallel.team import Team
-from paradit.sampling.position import as_tensor
+from paradit.parallel.predictor import Predictor
+from paradit.sampling.solver_state import as_tensor
 
 HeadFeatures = dict[tuple[int, str, int], tuple[Tensor, Tensor]]
 """Cached keys (before RoPE) and values, [B, S, D] each, by (layer, name of the attention in it, head)."""
@@ -96,16 +96,16 @@ class _Stored:
     left_features: dict[tuple[int, int], dict[tuple[int | str, ...], tuple[Tensor, Tensor]]]
 
 
-def shared_state(state: QueueState | None, team: Team, device: torch.device) -> QueueState | None:
+def shared_state(state: QueueState | None, predictor: Predictor, device: torch.device) -> QueueState | None:
     """Send the first process's saved state to all processes that denoise together, and return it on each.
 
     Returns None if the first process has none.
     """
-    content = state.to_bytes() if state and team.is_first else b""
-    size, *_ = team.gather_number(len(content))
+    content = state.to_bytes() if state and predictor.is_first else b""
+    size, *_ = predictor.gather_number(len(content))
     if not size:
         return None
-    kept = team.share(lambda: as_tensor(content, device), (size,), torch.uint8, device)
+    kept = predictor.share(lambda: as_tensor(content, device), (size,), torch.uint8, device)
     return QueueState.from_bytes(kept.cpu().numpy().tobytes(), device)
 
 

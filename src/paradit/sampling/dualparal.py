@@ -11,12 +11,12 @@ from paradit.config.requests import ResolvedRequest, latent_shape
 from paradit.distributed.world import World
 from paradit.models.protocol import Prompt, VideoModel
 from paradit.sampling.block_pipeline import BlockPipeline
+from paradit.sampling.block_sampler import Begun, BlockSampler
 from paradit.sampling.block_state import QueueState
-from paradit.sampling.in_blocks import Begun, BlockSampler
 from paradit.sampling.layer_split import LayerShare, divide_layers, measure_layers
 from paradit.sampling.sampler import Work
 from paradit.scheduling.block_queue import BlockQueue
-from paradit.scheduling.layer_pipeline import StageGrid
+from paradit.scheduling.layer_pipeline import PipelineGrid
 
 
 class QueueSampler(BlockSampler):
@@ -28,7 +28,7 @@ class QueueSampler(BlockSampler):
         request: ResolvedRequest,
         prompts: tuple[Prompt, ...],
         world: World,
-        grid: StageGrid,
+        grid: PipelineGrid,
     ) -> LayerShare:
         _, _, height, width = latent_shape(request, model.spec)
         window = (in_blocks(request).queue(model.spec).window_frames, height, width)

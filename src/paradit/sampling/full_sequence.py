@@ -10,14 +10,14 @@ from torch import Tensor
 
 from paradit.config.requests import latent_shape
 from paradit.models.protocol import Prompt, Transformer, VideoModel
-from paradit.parallel.team import Alone, Branches, Team
+from paradit.parallel.predictor import Branches, LocalPredictor, Predictor
 from paradit.progress import Progress
-from paradit.sampling.early_end import Unwanted
+from paradit.sampling.early_stop import Unwanted
 from paradit.sampling.guidance import guide, scales
 from paradit.sampling.noise import initial_noise, step_generator
-from paradit.sampling.position import kept, resumed
 from paradit.sampling.sampler import Checkpoints, Sampler, Work
 from paradit.sampling.solver import solver_step
+from paradit.sampling.solver_state import kept, resumed
 from paradit.trace.spans import STEP, span
 
 
@@ -31,7 +31,7 @@ def denoise(
     guidance_scales: tuple[float, ...],
     noise: Callable[[int], torch.Generator],
     progress: Progress,
-    team: Team | None = None,
+    predictor: Predictor | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Iterator[Tensor]:
     """Denoise a whole video, and yield its latents [B, C, F, h, w], fp32, as a single block.
@@ -41,16 +41,16 @@ def denoise(
     FloatingPointError, naming the step, if the latents become non-finite (inf or NaN); and Unwanted, after
     the same step on all ranks, if `checkpoints` reports that the rest is not wanted.
     """
-    team, scheduler = team or Alone(), model.scheduler(num_inference_steps)
-    experts, steps = _Experts(model, team, prompts, latents), len(scheduler.timesteps)
+    predictor, scheduler = predictor or LocalPredictor(), model.scheduler(num_inference_steps)
+    experts, steps = _Experts(model, predictor, prompts, latents), len(scheduler.timesteps)
     with progress.stage("denoise", total=steps):
-        begun, latents = resumed(checkpoints, team, scheduler, latents, progress)
+        begun, latents = resumed(checkpoints, predictor, scheduler, latents, progress)
         for step in range(begun, steps):
             timestep = scheduler.timesteps[step]
             with span(f"step {step + 1}", STEP):
                 expert, transformer, contexts = experts.at(timestep)
                 scaled = model.model_timestep(timestep, latents)
-                predictions = team.predict(
+                predictions = predictor.predict(
                     transformer, latents.to(model.dtype), scaled, contexts, experts.layout, step=step
                 )
                 prediction = guide(predictions, guidance_scales[expert])
@@ -58,8 +58,8 @@ def denoise(
                 if not latents.isfinite().all():
                     raise FloatingPointError(f"the latents are not finite after step {step + 1}")
             progress.step("denoise", step + 1)
-            goes_on = kept(checkpoints, team, scheduler, latents, step + 1)
-            if step + 1 < steps and not team.gather_number(int(goes_on))[0]:
+            goes_on = kept(checkpoints, predictor, scheduler, latents, step + 1)
+            if step + 1 < steps and not predictor.gather_number(int(goes_on))[0]:
                 raise Unwanted
     yield latents
 
@@ -67,8 +67,10 @@ def denoise(
 class _Experts:
     """A model's expert transformers, each used for some of the steps, with the prompts prepared for them."""
 
-    def __init__(self, model: VideoModel, team: Team, prompts: tuple[Prompt, ...], latents: Tensor) -> None:
-        self._model, self._team, self._prompts = model, team, prompts
+    def __init__(
+        self, model: VideoModel, predictor: Predictor, prompts: tuple[Prompt, ...], latents: Tensor
+    ) -> None:
+        self._model, self._predictor, self._prompts = model, predictor, prompts
         frames, height, width = latents.shape[2:]
         self.layout = model.experts[0].layout((frames, height, width))
         self._serving = -1
@@ -82,7 +84,7 @@ class _Experts:
         transformer = self._model.experts[expert]
         if expert != self._serving:
             # Timesteps only fall, so an earlier expert is not needed again.
-            self._serving, self._contexts = expert, self._team.contexts(transformer, self._prompts)
+            self._serving, self._contexts = expert, self._predictor.contexts(transformer, self._prompts)
         return expert, transformer, self._contexts
 
 
@@ -90,19 +92,19 @@ class FullSequence(Sampler):
     """Sampler that denoises all latents of a video at once, as diffusers does; all ranks take part."""
 
     def blocks(self, work: Work) -> Iterator[Tensor]:
-        model, request, team = work.model, work.request, work.team
-        team.agree("the model", model.fingerprint())
+        model, request, predictor = work.model, work.request, work.predictor
+        predictor.agree("the model", model.fingerprint())
         shape = (1, *latent_shape(request, model.spec))
         make = partial(initial_noise, shape, request.seed, model.device)
         return denoise(
             model,
-            team.share(make, shape, torch.float32, model.device),
+            predictor.share(make, shape, torch.float32, model.device),
             work.prompts,
             num_inference_steps=request.num_inference_steps,
             guidance_scales=scales(model.spec, request.guidance_scale),
             noise=partial(step_generator, request.seed),
             progress=work.progress,
-            team=team,
+            predictor=predictor,
             checkpoints=work.checkpoints,
         )
 

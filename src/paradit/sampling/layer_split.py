@@ -9,13 +9,13 @@ from itertools import count
 
 import torch
 
-from paradit.attention.local import local
+from paradit.attention.local_attention import local
 from paradit.distributed.timing import seconds
 from paradit.distributed.world import World
 from paradit.models.protocol import Block, Prompt, Tokens, VideoModel
-from paradit.parallel.forward import run
+from paradit.parallel.run_blocks import run
 from paradit.sampling.block_window import Sharing
-from paradit.scheduling.layer_pipeline import StageGrid, split_layers
+from paradit.scheduling.layer_pipeline import PipelineGrid, split_layers
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LayerShare:
     world: World
     way_back: World
     """Process group in which predictions travel from the last layer slice back to the first rank."""
-    grid: StageGrid
+    grid: PipelineGrid
     sharing: Sharing
     """Division of tokens among the ranks that have this rank's layers and guidance branch."""
     layers: range
@@ -74,7 +74,7 @@ def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Promp
 
 
 def divide_layers(
-    model: VideoModel, world: World, costs: LayerCosts | None, grid: StageGrid | None = None
+    model: VideoModel, world: World, costs: LayerCosts | None, grid: PipelineGrid | None = None
 ) -> LayerShare:
     """Divide the layers among the ranks, and return this rank's share; the model keeps only these layers.
 
@@ -82,22 +82,22 @@ def divide_layers(
     may pass None. grid: division of the ranks into layer slices; None: one rank for each. Raises InputError
     if there are more layer slices than layers.
     """
-    grid = grid or StageGrid(world.size)
+    grid = grid or PipelineGrid(world.size)
     num_layers = len(model.experts[0].layers.kinds)
     costs = costs or LayerCosts((1.0,) * num_layers)
-    split = split_layers(costs.layers, grid.num_stages, costs.embed, costs.head)
+    split = split_layers(costs.layers, grid.num_slices, costs.embed, costs.head)
     starts = torch.tensor([part.start for part in split] + [num_layers], device=world.device)
     starts = world.transport().broadcast(starts)
-    stage = grid.stage(world.rank)
-    mine = range(int(starts[stage]), int(starts[stage + 1]))
+    place = grid.slice_of(world.rank)
+    mine = range(int(starts[place]), int(starts[place + 1]))
     for expert in model.experts:
         expert.keep_layers(mine)
     # With one or two layer slices, some ranks send to each other in both directions.
-    way_back = world.way_back() if grid.num_stages <= 2 else world
+    way_back = world.way_back() if grid.num_slices <= 2 else world
     return LayerShare(world, way_back, grid, _sharing(world, grid), mine)
 
 
-def _sharing(world: World, grid: StageGrid) -> Sharing:
+def _sharing(world: World, grid: PipelineGrid) -> Sharing:
     """Return this rank's place in the division of tokens, with its connection to the ranks that share them.
 
     The connection is separate from that of latents and predictions, which travel between the same ranks.

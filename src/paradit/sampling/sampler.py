@@ -10,14 +10,14 @@ from typing import Protocol, cast
 
 from torch import Tensor
 
-from paradit.config.methods.base import method_of
+from paradit.config.methods.method import method_of
 from paradit.config.requests import ResolvedRequest
 from paradit.distributed.world import World
 from paradit.models.protocol import Prompt, VideoModel
-from paradit.parallel.team import Team
+from paradit.parallel.predictor import Predictor
 from paradit.progress import Progress
 from paradit.sampling.layer_split import LayerShare
-from paradit.scheduling.layer_pipeline import StageGrid
+from paradit.scheduling.layer_pipeline import PipelineGrid
 
 
 class Checkpoints(Protocol):
@@ -54,7 +54,7 @@ class Work:
     prompts: tuple[Prompt, ...]
     """Prompt embeddings of the request's texts (prompt, negative prompt, later prompts)."""
     progress: Progress
-    team: Team
+    predictor: Predictor
     checkpoints: Checkpoints | None = None
     share: LayerShare | None = None
     """This rank's part in a layer pipeline, as `Sampler.divide` returned it; None if the method has no
@@ -72,7 +72,7 @@ class Sampler(ABC):
         request: ResolvedRequest,  # noqa: ARG002
         prompts: tuple[Prompt, ...],  # noqa: ARG002
         world: World,  # noqa: ARG002
-        grid: StageGrid,  # noqa: ARG002
+        grid: PipelineGrid,  # noqa: ARG002
     ) -> LayerShare | None:
         """Divide the model's layers among ranks; return this rank's part, or None without a layer pipeline.
 

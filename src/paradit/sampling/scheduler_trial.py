@@ -16,8 +16,8 @@ from paradit.models.common.schedulers import Schedule, load_scheduler, scheduler
 from paradit.models.protocol import Scheduler
 from paradit.sampling.block_state import restore_solver, solver_state
 from paradit.sampling.noise import step_generator
-from paradit.sampling.position import Position, restore, scheduler_state
 from paradit.sampling.solver import solver_step
+from paradit.sampling.solver_state import SolverState, restore, scheduler_state
 
 _CPU = torch.device("cpu")
 _INSTEAD = "put another one into the model's folder, such as FlowMatchEulerDiscreteScheduler"
@@ -84,6 +84,6 @@ def _put_back(make: Callable[[], Scheduler], scheduler: Scheduler, *, in_blocks:
         torch.save(solver_state(scheduler, make()), buffer)
         buffer.seek(0)
         return restore_solver(fresh, torch.load(buffer, weights_only=True))
-    kept = Position(step=0, latents=torch.empty(0), scheduler=scheduler_state(scheduler)).to_bytes()
-    restore(fresh, Position.from_bytes(kept).scheduler, _CPU)
+    kept = SolverState(step=0, latents=torch.empty(0), scheduler=scheduler_state(scheduler)).to_bytes()
+    restore(fresh, SolverState.from_bytes(kept).scheduler, _CPU)
     return fresh

@@ -1,6 +1,6 @@
 """Choose how the ranks divide the stages so that all videos finish soonest, by simulating every candidate.
 
-`play` simulates the ranks' programs (`scheduling.stages`) with given durations of the stages. Each rank works
+`simulate` runs the ranks' programs (`scheduling.stages`) with given durations of the stages. Each rank works
 through its stages in order. It waits for other ranks' data, and for room in channels that are full. `choose`
 compares the resulting times of the candidate placements: all stages on the same ranks, denoising and decoding
 on separate ranks (DeDiVAE, arXiv 2511.12056), and data parallel replicas.
@@ -70,7 +70,7 @@ class StageSeconds:
         return {"encode": self.encode, "denoise": denoise, "decode": self.decode}
 
 
-def play(placement: Placement, num_requests: int, seconds: Mapping[str, float]) -> list[Span]:
+def simulate(placement: Placement, num_requests: int, seconds: Mapping[str, float]) -> list[Span]:
     """Simulate requests on a placement, and return the interval of each stage of each request.
 
     seconds: duration of each stage. Data between stages are taken to travel in no time.
@@ -79,7 +79,7 @@ def play(placement: Placement, num_requests: int, seconds: Mapping[str, float]) 
     found = []
     for replica in range(placement.replicas):
         numbers = range(replica, num_requests, placement.replicas)
-        for span in _play_replica(placement.replica, len(numbers), seconds):
+        for span in _simulate_replica(placement.replica, len(numbers), seconds):
             ranks = tuple(replica * size + rank for rank in span.ranks)
             found.append(replace(span, request=numbers[span.request], ranks=ranks))
     return found
@@ -87,10 +87,12 @@ def play(placement: Placement, num_requests: int, seconds: Mapping[str, float]) 
 
 def makespan(placement: Placement, num_requests: int, seconds: Mapping[str, float]) -> float:
     """Return the simulated seconds from the first request's start until the last video is finished."""
-    return max((span.end for span in play(placement, num_requests, seconds)), default=0.0)
+    return max((span.end for span in simulate(placement, num_requests, seconds)), default=0.0)
 
 
-def _play_replica(placement: Placement, num_requests: int, seconds: Mapping[str, float]) -> Iterator[Span]:
+def _simulate_replica(
+    placement: Placement, num_requests: int, seconds: Mapping[str, float]
+) -> Iterator[Span]:
     decoders = placement.decode_groups
     groups = {"encode": placement.encode_ranks, "denoise": placement.denoise_ranks}
 
@@ -186,7 +188,7 @@ def apart(base: Placement, num_decode: int) -> Placement:
     return replace(base, denoise=tuple(range(first)), decode=tuple(range(first, base.ranks)))
 
 
-def ways(base: Placement, num_requests: int) -> list[Placement]:
+def candidate_placements(base: Placement, num_requests: int) -> list[Placement]:
     """Return the candidate placements on the ranks of `base`, the simplest first.
 
     In `base`, all ranks run all stages. Placements that are not valid are left out.
@@ -207,7 +209,7 @@ def ways(base: Placement, num_requests: int) -> list[Placement]:
 
 
 def name_of(placement: Placement) -> str:
-    """Return a short name for one of the placements that `ways` makes, such as "2 replicas"."""
+    """Return a short name for a placement that `candidate_placements` returns, such as "2 replicas"."""
     if placement.replicas > 1:
         return f"{placement.replicas} replicas"
     if placement.decode is None:
@@ -273,7 +275,7 @@ def affordable(
     InputError if no placement is valid.
     """
     spare = {}
-    for placement in ways(base, num_requests):
+    for placement in candidate_placements(base, num_requests):
         with suppress(InputError):
             spare[placement] = spare_bytes(placement)
     if not spare:
@@ -285,11 +287,14 @@ def affordable(
 def _reason(best: Placement, seconds: Mapping[Placement, float], num_requests: int, by_rule: int) -> str:
     prompts = "1 prompt" if num_requests == 1 else f"{num_requests} prompts"
     shown = _best_of_each_kind(seconds)
-    others = [f"{name_of(way)} {seconds[way]:.3g} s" for way in shown if way != best]
+    others = [f"{name_of(placement)} {seconds[placement]:.3g} s" for placement in shown if placement != best]
     others += [
-        f"{name_of(way)}, by PipeDiT's rule, {took:.3g} s"
-        for way, took in seconds.items()
-        if _kind(way) == "apart" and way.decode and len(way.decode) == by_rule and way not in shown
+        f"{name_of(placement)}, by PipeDiT's rule, {took:.3g} s"
+        for placement, took in seconds.items()
+        if _kind(placement) == "apart"
+        and placement.decode
+        and len(placement.decode) == by_rule
+        and placement not in shown
     ]
     compared = "; ".join(others) or "there is memory for no other way"
     return f"{name_of(best)}: about {seconds[best]:.3g} s for {prompts} ({compared})"
@@ -297,8 +302,8 @@ def _reason(best: Placement, seconds: Mapping[Placement, float], num_requests: i
 
 def _best_of_each_kind(seconds: Mapping[Placement, float]) -> list[Placement]:
     best: dict[str, Placement] = {}
-    for way in sorted(seconds, key=seconds.__getitem__):
-        best.setdefault(_kind(way), way)
+    for placement in sorted(seconds, key=seconds.__getitem__):
+        best.setdefault(_kind(placement), placement)
     return list(best.values())
 
 

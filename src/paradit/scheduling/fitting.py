@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from paradit.config.errors import InputError
-from paradit.config.methods.base import check_placement, method_of
+from paradit.config.methods.method import check_placement, method_of
 from paradit.config.methods.registry import declared_placement_options
 from paradit.config.options import to_argv
 from paradit.config.placement import CFG_DEGREES, Placement
@@ -17,8 +17,8 @@ from paradit.config.placement_text import write_groups
 from paradit.config.requests import ResolvedRequest
 from paradit.config.values import NONE
 from paradit.models.spec import ModelSpec
-from paradit.scheduling.balance import ways
-from paradit.scheduling.memory import fitting_tile
+from paradit.scheduling.balance import candidate_placements
+from paradit.scheduling.rank_memory import fitting_tile
 from paradit.scheduling.stages import STAGES
 
 SURELY = 1.1
@@ -86,8 +86,8 @@ class _Search:
         asked, method = self._asked, method_of(self._request)
         for cfg_degree in CFG_DEGREES:
             with suppress(InputError):
-                for way in ways(self._as(ranks, cfg_degree), 1):
-                    for placement in method.divisions(way, asked):
+                for whole in candidate_placements(self._as(ranks, cfg_degree), 1):
+                    for placement in method.divisions(whole, asked):
                         if placement != asked:
                             yield _Change(_words(asked, placement), self._request, placement)
 

@@ -3,7 +3,7 @@
 The unit of work is a block-step: one step of one frame block. It passes from rank to rank. Rank 0 embeds,
 computes the first layers, and holds all latents and their solvers. The last rank computes the last layers and
 the head, and sends predictions back to rank 0. Every rank computes block-steps in the queue's order. What is
-one rank here may also be several ranks that share its work, and hold a layer slice together (`StageGrid`).
+one rank here may also be several ranks that share its work, and hold a layer slice together (`PipelineGrid`).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ it had this many."""
 
 
 @dataclass(frozen=True)
-class StageGrid:
+class PipelineGrid:
     """Grid of a layer pipeline's ranks: by layer slice, then guidance branch, then share of the tokens.
 
     A rank sends its hidden states to the rank of the next slice that has the same branch and tokens.
     """
 
-    num_stages: int = 1
+    num_slices: int = 1
     cfg_degree: int = 1
     """Number of groups of ranks that the guidance branches are divided among; 2: each branch has ranks of its
     own."""
@@ -40,19 +40,19 @@ class StageGrid:
     """Number of ranks that share a guidance branch's tokens (sequence parallelism)."""
 
     @property
-    def stage_ranks(self) -> int:
+    def slice_ranks(self) -> int:
         """Number of ranks that hold each layer slice."""
         return self.cfg_degree * self.sharers
 
     @property
     def num_ranks(self) -> int:
-        return self.num_stages * self.stage_ranks
+        return self.num_slices * self.slice_ranks
 
-    def stage(self, rank: int) -> int:
-        return rank // self.stage_ranks
+    def slice_of(self, rank: int) -> int:
+        return rank // self.slice_ranks
 
     def branch(self, rank: int) -> int:
-        return rank % self.stage_ranks // self.sharers
+        return rank % self.slice_ranks // self.sharers
 
     def place(self, rank: int) -> int:
         """Return a rank's index among the ranks that share the tokens of its layer slice and branch."""
@@ -81,19 +81,19 @@ class Collect:
 Operation = Compute | Collect
 
 
-def in_flight(num_stages: int) -> int:
+def in_flight(num_slices: int) -> int:
     """Return the largest number of block-steps that rank 0 begins before it must collect a prediction.
 
     A block-step is one step of one frame block. There are two for each layer slice: one that it computes, and
     one on its way. A channel back to rank 0 that holds this many predictions never fills, so no two ranks
     ever wait for each other.
     """
-    return 2 * num_stages
+    return 2 * num_slices
 
 
 def program(
     queue: BlockQueue,
-    num_stages: int,
+    num_slices: int,
     rank: int,
     first_round: int = 0,
     goes_on: Callable[[int], bool] = lambda _: True,
@@ -111,7 +111,7 @@ def program(
     for step in steps:
         needed = _needed(step)
         while missing and (
-            len(missing) == in_flight(num_stages) or any((m.round, m.block) in needed for m in missing)
+            len(missing) == in_flight(num_slices) or any((m.round, m.block) in needed for m in missing)
         ):
             yield Collect(missing.popleft())
         yield Compute(step)
@@ -191,9 +191,9 @@ def used_share(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
     At most `MANY_BLOCKS` blocks of a video are simulated.
     """
     most = MANY_BLOCKS * queue.block_frames
-    played = replace(queue, num_frames=min(queue.num_frames or most, most))
-    busy = (played.num_blocks or 0) * queue.num_steps
-    return busy / (busy + idle_slots(played, num_ranks, parts))
+    simulation = replace(queue, num_frames=min(queue.num_frames or most, most))
+    busy = (simulation.num_blocks or 0) * queue.num_steps
+    return busy / (busy + idle_slots(simulation, num_ranks, parts))
 
 
 def idle_slots(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
@@ -206,7 +206,7 @@ def idle_slots(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
 
 
 @lru_cache(maxsize=256)  # slow: it simulates the pipeline, and is called for every candidate
-def choose_stages(queue: BlockQueue, num_ranks: int, num_layers: int, parts: int = 1) -> int:
+def choose_slices(queue: BlockQueue, num_ranks: int, num_layers: int, parts: int = 1) -> int:
     """Return the number of layer slices into which to divide `num_ranks` ranks that could also share tokens.
 
     It is the largest number whose slices are kept busy enough (`WELL_USED`), because ranks that share tokens
@@ -216,10 +216,10 @@ def choose_stages(queue: BlockQueue, num_ranks: int, num_layers: int, parts: int
     """
     blocks = min(MANY_BLOCKS, queue.num_blocks or MANY_BLOCKS)
     queue = replace(queue, num_frames=blocks * queue.block_frames)
-    possible = [stages for stages in range(1, min(num_ranks, num_layers) + 1) if num_ranks % stages == 0]
+    possible = [slices for slices in range(1, min(num_ranks, num_layers) + 1) if num_ranks % slices == 0]
 
-    def used(stages: int) -> float:
-        costs = [float(len(layers)) for layers in split_layers([1.0] * num_layers, stages)]
-        return blocks * queue.num_steps * num_layers / stages / duration(queue, costs, parts)
+    def used(slices: int) -> float:
+        costs = [float(len(layers)) for layers in split_layers([1.0] * num_layers, slices)]
+        return blocks * queue.num_steps * num_layers / slices / duration(queue, costs, parts)
 
-    return next(stages for stages in reversed(possible) if stages == 1 or used(stages) >= WELL_USED)
+    return next(slices for slices in reversed(possible) if slices == 1 or used(slices) >= WELL_USED)

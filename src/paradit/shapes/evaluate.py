@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paradit.shapes.world import COLORS, SHAPES, Scene
+from paradit.shapes.scenes import COLORS, SHAPES, Scene
 
 MIN_FRAMES = 25
 """Smallest number of frames in which bouncing and circling can be recognised, at 16 frames a second."""

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from paradit.config.errors import OutOfMemory
 from paradit.config.tiles import Grid
-from paradit.distributed.attempt import FAILED, NO_MEMORY, Attempt, Ended
+from paradit.device_memory import give_back_unused, ran_out
+from paradit.distributed.agreement import FAILED, NO_MEMORY, Agreement, Ended
 from paradit.distributed.world import World
-from paradit.memory import give_back_unused, ran_out
 from paradit.models.common.blending import join
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.protocol import Decoder, Frames, VideoModel
@@ -48,18 +48,18 @@ def decode(
     """
     park = False
     while True:
-        attempt = Attempt(world, model.device)
-        stream = frames(model, latents, tile, progress, attempt, park=park)
-        outcome, made = _attempted(stream, attempt, consume)
+        agreement = Agreement(world, model.device)
+        stream = frames(model, latents, tile, progress, agreement, park=park)
+        outcome, made = _attempted(stream, agreement, consume)
         if outcome != NO_MEMORY:
             return made
-        # Only here, because the error itself held the tensors of the failed attempt.
+        # Only here, because the error itself held the tensors of the failed agreement.
         give_back_unused(model.device)
         tile, park = _smaller(model, latents, tile, progress), True
 
 
 def _attempted(
-    stream: Generator[Frames], attempt: Attempt, consume: Callable[[Generator[Frames]], T]
+    stream: Generator[Frames], agreement: Agreement, consume: Callable[[Generator[Frames]], T]
 ) -> tuple[int | None, T | None]:
     """Try once to decode on all ranks that share the tiles; return (None, result of `consume`).
 
@@ -68,20 +68,20 @@ def _attempted(
     try:
         with closing(stream):
             made = None
-            if attempt.rank == 0:
+            if agreement.rank == 0:
                 made = consume(stream)
             else:
                 deque(stream, maxlen=0)  # yields no frame, but decodes and sends this rank's tiles
-        attempt.agree()
+        agreement.agree()
         return None, made
     except Ended as ended:
         return ended.args[0], None
     except Exception as error:
         if not ran_out(error):
             if isinstance(error, OSError | Undecoded):
-                attempt.tell(FAILED)
+                agreement.report(FAILED)
             raise
-        return attempt.tell(NO_MEMORY), None
+        return agreement.report(NO_MEMORY), None
 
 
 def _smaller(model: VideoModel, latents: Tensor | LatentBlocks, tile: int | None, progress: Progress) -> int:
@@ -106,14 +106,14 @@ def frames(
     latents: Tensor | LatentBlocks,
     tile: int | None,
     progress: Progress,
-    attempt: Attempt | None = None,
+    agreement: Agreement | None = None,
     *,
     park: bool = False,
 ) -> Generator[Frames]:
     """Yield the frames of latents [1, C, F, h, w] as [H, W, 3], each decoded only when it is requested.
 
-    Reported as stage "decode". tile: the side of a tile in pixels; None: the whole picture. attempt: the try
-    at this decode that several ranks make together, of which only the first gets frames; None: this process
+    Reported as stage "decode". tile: the side of a tile in pixels; None: the whole picture. agreement: how
+    several ranks that decode together stop together; only the first of them gets frames. None: this process
     decodes alone. park: whether the decoder's cache for a tile is kept in host memory, not on the device,
     while other tiles are decoded.
     """
@@ -122,7 +122,7 @@ def frames(
     if isinstance(latents, LatentBlocks):
         latents.wait()  # outside the stage: does not count as decode time
     decoder = model.decoder(latents, park=park)
-    samples = pictures(decoder, vae.grid(height, width, tile), attempt or Attempt(None, model.device))
+    samples = pictures(decoder, vae.grid(height, width, tile), agreement or Agreement(None, model.device))
     endless = isinstance(latents, LatentBlocks) and latents.endless
     with progress.stage("decode", total=0 if endless else latents.shape[2]):
         for latent_frame, part in enumerate(decoder.frames(samples)):
@@ -130,20 +130,20 @@ def frames(
             yield from part
 
 
-def pictures(decoder: Decoder, grid: Grid, attempt: Attempt) -> Iterator[Tensor]:
+def pictures(decoder: Decoder, grid: Grid, agreement: Agreement) -> Iterator[Tensor]:
     """Yield the decoded whole pictures, a piece of some frames at a time, in order, on the first rank.
 
     Other ranks yield nothing. Each rank decodes some of the tiles, and all tiles advance one piece at a time.
     """
-    tiles, hands = grid.tiles, grid.dealt(attempt.num_ranks)
-    mine = [decoder.pieces(tiles[number]) for number in hands[attempt.rank]]
+    tiles, hands = grid.tiles, grid.dealt(agreement.num_ranks)
+    mine = [decoder.pieces(tiles[number]) for number in hands[agreement.rank]]
     for index in range(decoder.num_pieces):
         shapes = [[decoder.piece_shape(index, tiles[number]) for number in hand] for hand in hands]
         made = [piece for pieces in mine if (piece := next(pieces, None)) is not None]
         if mine and not made:
             return  # the video was stopped, and no other rank waits for a piece
-        by_rank = attempt.gather(made, shapes)
-        if attempt.rank == 0:
+        by_rank = agreement.gather(made, shapes)
+        if agreement.rank == 0:
             by_tile = {
                 number: piece
                 for hand, pieces in zip(hands, by_rank, strict=True)

@@ -16,5 +16,5 @@ def denoise(work: Work) -> Iterator[Tensor]:
     is sure to get all frame blocks. Raises RuntimeError, naming the rank, if requests or weights differ, and
     the errors of `Sampler.blocks`.
     """
-    work.team.agree("what is asked for", repr(work.request).encode())
+    work.predictor.agree("what is asked for", repr(work.request).encode())
     return sampler_of(work.request).blocks(work)

@@ -1,5 +1,5 @@
 """Helpers for tests of code that runs on several ranks: `run_world` starts real gloo processes here."""
 
-from paradit.testing.world import WorldError, run_world
+from paradit.testing.run_world import WorldError, run_world
 
 __all__ = ["WorldError", "run_world"]

@@ -13,7 +13,7 @@ import torch
 from paradit.attention.measured import MeasuredKernel
 from paradit.attention.registry import Choice
 from paradit.distributed.timing import Link, measure_link
-from paradit.parallel.together import Undecided
+from paradit.parallel.sequence_parallel import Undecided
 from paradit.scheduling.balance import worth_taking
 from paradit.tuning.rehearsal import BlockCost, measure_block, rehearse
 from paradit.tuning.remembered import Remembered

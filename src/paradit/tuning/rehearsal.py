@@ -18,7 +18,7 @@ from torch import Tensor
 
 from paradit.attention.base import Attend, Layout, Projection, Site, Wait
 from paradit.attention.join import join
-from paradit.attention.local import unattended
+from paradit.attention.local_attention import unattended
 from paradit.attention.measured import MeasuredKernel
 from paradit.attention.registry import Choice
 from paradit.attention.rope import Rope
@@ -27,7 +27,7 @@ from paradit.distributed.shares import Shares
 from paradit.distributed.timing import TIMES, Link, now
 from paradit.distributed.transport import Transfer, Transport
 from paradit.models.protocol import Block, T, Tokens
-from paradit.parallel.forward import run, run_interleaved, through_blocks
+from paradit.parallel.run_blocks import run, run_interleaved, through_blocks
 
 
 @dataclass(frozen=True)

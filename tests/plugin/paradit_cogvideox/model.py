@@ -16,10 +16,10 @@ from torch import Tensor
 from paradit.attention.base import Site
 from paradit.config.tiles import Tile
 from paradit.models.common.blending import as_frames
+from paradit.models.common.compile import heads
 from paradit.models.common.joint import JointContext, JointLayout, JointModule, JointTokens, split
 from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
 from paradit.models.common.model import PipelineModel
-from paradit.models.common.pieces import heads
 from paradit.models.protocol import Block, Frames, Scheduler
 
 

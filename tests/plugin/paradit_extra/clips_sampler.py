@@ -4,12 +4,12 @@ from functools import partial
 
 from paradit.progress import Progress
 from paradit.sampling import full_sequence
+from paradit.sampling.block_sampler import PredictorSampler
 from paradit.sampling.block_state import QueueState
-from paradit.sampling.in_blocks import TeamSampler
 
 
-def blocks(model, queue, prompts, noise, *, guidance_scales, team, progress, state, save):
-    """Yield the denoised latents of each block in order, on every rank of the team."""
+def blocks(model, queue, prompts, noise, *, guidance_scales, predictor, progress, state, save):
+    """Yield the denoised latents of each block in order, on every rank that denoises."""
     for number in queue.blocks(state.round if state else 0):
         (clip,) = full_sequence.denoise(
             model,
@@ -19,7 +19,7 @@ def blocks(model, queue, prompts, noise, *, guidance_scales, team, progress, sta
             guidance_scales=guidance_scales,
             noise=partial(noise.step, number),
             progress=Progress(),
-            team=team,
+            predictor=predictor,
         )
         progress.step("denoise", (number + 1) * queue.num_steps)
         yield clip
@@ -27,4 +27,4 @@ def blocks(model, queue, prompts, noise, *, guidance_scales, team, progress, sta
             save(QueueState(round=number + 1))
 
 
-SAMPLER = TeamSampler(blocks, lambda _, round: round)  # one block is done after each clip
+SAMPLER = PredictorSampler(blocks, lambda _, round: round)  # one block is done after each clip

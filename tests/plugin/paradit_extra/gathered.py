@@ -36,7 +36,7 @@ def attend(shares, transport, kernel, site, projection, layout):  # noqa: ARG001
 
 
 def layer(branch, choice):  # noqa: ARG001
-    from paradit.planner.events import Compute, Post, Wait
+    from paradit.planner.discrete_events import Compute, Post, Wait
 
     shares, ranks = branch.shares, range(branch.shares.num_ranks)
     size = [2 * branch.row_bytes * tokens * shares.num_heads for tokens in shares.tokens]

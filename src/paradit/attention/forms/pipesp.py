@@ -44,7 +44,7 @@ class PipeSP(Form):
     options = Chunks
     automatic = helped = True
     joined_by = "paradit.attention.chunked:join"
-    timed_by = "paradit.attention.timing.chunked:layer"
+    timed_by = "paradit.attention.timing.head_exchange:layer"
 
     def misplaced(self, attention: str) -> str:
         return f"chunks are {self.name}'s, and attention is {attention!r}: leave --chunks out"

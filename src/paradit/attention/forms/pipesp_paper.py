@@ -10,7 +10,7 @@ class PipeSPPaper(Form):
     help = "Everything travels in, then head by head is computed and sent; for comparison with its paper."
     exactness = "exact, with the bits of one process"
     joined_by = "paradit.attention.pipesp_paper:join"
-    timed_by = "paradit.attention.timing.chunked:paper_layer"
+    timed_by = "paradit.attention.timing.head_exchange:paper_layer"
 
 
 PIPESP_PAPER = PipeSPPaper()

@@ -14,7 +14,7 @@ class Ring(Form):
     exactness = "exact, up to rounding: a row's parts are added in another order"
     compared = needs_lse = True
     joined_by = "paradit.attention.ring:join"
-    timed_by = "paradit.attention.timing.rotation:ring_layer"
+    timed_by = "paradit.attention.timing.rings:ring_layer"
 
 
 RING = Ring()

@@ -11,7 +11,7 @@ class Ulysses(Form):
     exactness = "exact, with the bits of one process"
     automatic = helped = True
     joined_by = "paradit.attention.chunked:join"
-    timed_by = "paradit.attention.timing.chunked:layer"
+    timed_by = "paradit.attention.timing.head_exchange:layer"
 
     def candidates(self, asked: Asked, heads: int) -> list[Choice]:  # noqa: ARG002
         # On several ranks PipeSP in one chunk is the same program.

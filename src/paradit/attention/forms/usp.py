@@ -53,7 +53,7 @@ class Usp(Form):
     options = Grid
     compared = needs_lse = True
     joined_by = "paradit.attention.usp:join"
-    timed_by = "paradit.attention.timing.rotation:usp_layer"
+    timed_by = "paradit.attention.timing.rings:usp_layer"
 
     def misplaced(self, attention: str) -> str:
         return f"ring_degree and mesh are {self.name}'s, and attention is {attention!r}"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias, cast
 
 from paradit.attention.registry import Choice
-from paradit.config.registry import imported
+from paradit.config.plugins import imported
 from paradit.planner.step import Branch, Layer
 
 Timing: TypeAlias = Callable[[Branch, Choice], Layer]

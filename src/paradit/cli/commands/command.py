@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 from typer.models import ArgumentInfo, OptionInfo
 
 from paradit.config.options import Declared, declared, former_names, warn_renamed
-from paradit.config.registry import imported, plugins
+from paradit.config.plugins import imported, plugins
 from paradit.config.values import NONE, Values
 from paradit.files import named
 from paradit.logs import shown
@@ -113,11 +113,11 @@ def _parameter(field: Declared) -> Parameter:
     required, metavar = field.default is MISSING, option.metavar or None
     info: ArgumentInfo | OptionInfo
     if option.argument:
-        info = typer.Argument(help=option.told, metavar=metavar, show_default=not required)
+        info = typer.Argument(help=option.help_text, metavar=metavar, show_default=not required)
     else:
         flag = f"--{name}/--no-{name}" if option.negatable else f"--{name}"
         flags = [flag, *([option.short] if option.short else [])]
-        info = typer.Option(*flags, help=option.told, metavar=metavar)
+        info = typer.Option(*flags, help=option.help_text, metavar=metavar)
     return Parameter(
         field.name,
         Parameter.KEYWORD_ONLY,

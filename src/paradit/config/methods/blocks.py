@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, cast
 
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_FRAMES, MAX_SECONDS, amount
-from paradit.config.methods.base import Method
+from paradit.config.methods.method import Method
 from paradit.config.options import Option
 from paradit.config.placement import Placement, written
 from paradit.config.requests import ResolvedRequest, check_text, latent_shape

@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from paradit.attention.registry import AUTO
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_RANKS
-from paradit.config.methods.base import resolve
 from paradit.config.methods.blocks import BlockOptions, BlocksRequest, InBlocks, with_later_prompts
 from paradit.config.methods.full import is_long
+from paradit.config.methods.method import resolve
 from paradit.config.options import Option
 from paradit.config.placement import Placement, divisors
 from paradit.config.requests import ResolvedRequest, frames_at_once, latent_shape
@@ -19,7 +19,7 @@ from paradit.config.values import Values
 from paradit.distributed.shares import Shares
 from paradit.models.spec import FP32_BYTES, ModelSpec, stage_of
 from paradit.scheduling.block_queue import BlockQueue
-from paradit.scheduling.layer_pipeline import StageGrid, choose_stages, split_layers, used_share
+from paradit.scheduling.layer_pipeline import PipelineGrid, choose_slices, split_layers, used_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class DualParal(InBlocks):
     placement_options = PipelineOptions
     resolved: ClassVar[type[QueueRequest]] = QueueRequest
     sampler = "paradit.sampling.dualparal:SAMPLER"
-    player = "paradit.planner.in_blocks:IN_BLOCKS"
+    cost_model = "paradit.planner.block_costs:IN_BLOCKS"
     endless = later_prompts = divides_layers = planned_unasked = True
 
     def suits(self, fields: Mapping[str, Any], spec: ModelSpec) -> bool:
@@ -101,37 +101,37 @@ class DualParal(InBlocks):
         if other:
             named = ", ".join(other)
             raise InputError(f"method {self.name} divides the layers over the ranks: leave {named} out")
-        ranks, degree = placement.branch_ranks, stages_of(placement) or 1
+        ranks, degree = placement.branch_ranks, num_slices(placement) or 1
         if ranks % degree:
             branches = " for each guidance branch" if placement.cfg_degree > 1 else ""
             raise InputError(
-                f"{ranks} rank{'s' * (ranks > 1)}{branches} do not divide into {degree} pipeline stages: use "
+                f"{ranks} rank{'s' * (ranks > 1)}{branches} do not divide into {degree} layer slices: use "
                 f"a pipeline_degree of {divisors(ranks)}"
             )
         layers = _num_layers(spec)
         if degree > layers:
             most = max(n for n in range(1, layers + 1) if ranks % n == 0)
             raise InputError(
-                f"{degree} pipeline stages cannot divide {layers} layers: use a pipeline_degree of {most}"
+                f"{degree} layer slices cannot divide {layers} layers: use a pipeline_degree of {most}"
             )
 
-    def grid(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> StageGrid:
-        stages = stages_of(placement)
-        if stages is None:
-            stages = choose_stages(
+    def grid(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> PipelineGrid:
+        slices = num_slices(placement)
+        if slices is None:
+            slices = choose_slices(
                 cast(QueueRequest, request).queue(spec),
                 placement.branch_ranks,
                 _num_layers(spec),
                 spec.num_branches(request.guidance_scale) // placement.cfg_degree,
             )
-        return StageGrid(stages, placement.cfg_degree, placement.branch_ranks // stages)
+        return PipelineGrid(slices, placement.cfg_degree, placement.branch_ranks // slices)
 
     def divisions(self, placement: Placement, asked: Placement) -> Iterator[Placement]:
-        if stages_of(asked) is None:
+        if num_slices(asked) is None:
             yield placement
-        for stages in range(placement.branch_ranks, 0, -1):
-            if placement.branch_ranks % stages == 0:
-                yield in_stages(placement, stages)
+        for slices in range(placement.branch_ranks, 0, -1):
+            if placement.branch_ranks % slices == 0:
+                yield with_slices(placement, slices)
 
     def memory_by_rank(
         self, placement: Placement, request: ResolvedRequest, spec: ModelSpec, dtype_bytes: int
@@ -167,7 +167,7 @@ class DualParal(InBlocks):
             return {**parts, "keys": 0}
         channels, _, height, width = latent_shape(request, spec)
         queue, transformer = request.queue(spec), spec.transformers[0]
-        held = len(split_layers([1.0] * transformer.num_layers, grid.num_stages)[grid.stage(place)])
+        held = len(split_layers([1.0] * transformer.num_layers, grid.num_slices)[grid.slice_of(place)])
         part = held / transformer.num_layers
         whole = sum(w.parameters for w in spec.weights if stage_of(w.component) == "denoise") * dtype_bytes
         parts["weights"] -= round(whole * (1 - part))
@@ -205,17 +205,19 @@ class DualParal(InBlocks):
     def warnings(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> list[str]:
         found = super().warnings(placement, request, spec)
         queue = cast(QueueRequest, request).queue(spec)
-        stages = self.grid(placement, request, spec).num_stages
+        slices = self.grid(placement, request, spec).num_slices
         for number, what in ((queue.num_blocks or 0, "blocks"), (queue.num_steps, "steps")):
-            if number < stages:
+            if number < slices:
                 share = self._used_share(placement, request, spec)
-                found.append(f"{number} {what} are fewer than {stages} stages, which are used to {share:.0%}")
+                found.append(
+                    f"{number} {what} are fewer than {slices} layer slices, which are busy for {share:.0%}"
+                )
         return found
 
     def _used_share(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> float:
         grid = self.grid(placement, request, spec)
         branches = spec.num_branches(request.guidance_scale) // grid.cfg_degree
-        return round(used_share(cast(QueueRequest, request).queue(spec), grid.num_stages, branches), 4)
+        return round(used_share(cast(QueueRequest, request).queue(spec), grid.num_slices, branches), 4)
 
     def longer(
         self, request: ResolvedRequest, spec: ModelSpec, more: int, finished: int | None, where: str
@@ -238,22 +240,22 @@ class DualParal(InBlocks):
         return range(max(1, queue.finished(queue.open_rounds) + 1), (queue.num_blocks or 0) + 1)
 
     def by_rule(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> str:
-        stages = self.grid(placement, request, spec).num_stages
-        number = "1 stage" if stages == 1 else f"{stages} stages"
+        slices = self.grid(placement, request, spec).num_slices
+        number = "1 layer slice" if slices == 1 else f"{slices} layer slices"
         return (
             f"together, {number}, by a rule of thumb: `paradit calibrate --ranks {placement.ranks}` has it "
             "planned"
         )
 
 
-def stages_of(placement: Placement) -> int | None:
+def num_slices(placement: Placement) -> int | None:
     """Return the number of slices that a placement divides the layers into; None if it leaves that open."""
     return cast(int | None, placement.method_options.get("pipeline_degree"))
 
 
-def in_stages(placement: Placement, stages: int | None) -> Placement:
+def with_slices(placement: Placement, slices: int | None) -> Placement:
     """Return a copy of the placement with the layers divided into this many slices."""
-    return replace(placement, method_options=Values(pipeline_degree=stages))
+    return replace(placement, method_options=Values(pipeline_degree=slices))
 
 
 def _num_layers(spec: ModelSpec) -> int:

@@ -17,7 +17,7 @@ class Fifo(InBlocks):
         "to compare dualparal to: a noise level for each frame; approximate: a frame sees its neighbours "
         "only, at levels that the model may not be trained on together"
     )
-    sampler = "paradit.sampling.diagonal:SAMPLER"
+    sampler = "paradit.sampling.fifo:SAMPLER"
 
     def chosen(self, options: object, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
         found = super().chosen(options, fields, spec)

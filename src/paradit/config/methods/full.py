@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paradit.config.errors import InputError
-from paradit.config.methods.base import Method
+from paradit.config.methods.method import Method
 from paradit.config.placement import Placement
 from paradit.config.requests import ENDLESS, ResolvedRequest
 from paradit.models.spec import ModelSpec
@@ -18,7 +18,7 @@ class Full(Method):
     help = "the whole video at once"
     default_for = ""
     sampler = "paradit.sampling.full_sequence:SAMPLER"
-    player = "paradit.planner.whole:WHOLE"
+    cost_model = "paradit.planner.whole_video:WHOLE"
 
     def suits(self, fields: Mapping[str, Any], spec: ModelSpec) -> bool:
         return not is_long(fields, spec)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from paradit.config.errors import InputError
 from paradit.config.options import Declared, declared
-from paradit.config.registry import Registry
+from paradit.config.plugins import Registry
 from paradit.config.values import Value, Values
 
 

@@ -11,7 +11,7 @@ class Windowed(InBlocks):
         "to compare dualparal to: each block alone with its context, overlaps blended; approximate: nothing "
         "passes between them"
     )
-    sampler = "paradit.sampling.windows:SAMPLER"
+    sampler = "paradit.sampling.windowed:SAMPLER"
 
 
 WINDOWED = Windowed()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from paradit.config.registry import Registry
+from paradit.config.plugins import Registry
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from paradit.attention.base import Layout
 from paradit.attention.rope import Rope, grid_positions
-from paradit.models.common.cut import CutModule
+from paradit.models.common.split_module import SplitModule
 from paradit.models.protocol import T, Tokens
 
 
@@ -95,7 +95,7 @@ class JointTokens(Tokens):
 J = TypeVar("J", bound=JointContext)
 
 
-class JointModule(CutModule[T, J, JointLayout]):
+class JointModule(SplitModule[T, J, JointLayout]):
     """A split diffusers transformer whose blocks update both the video's and the text's tokens."""
 
     def changing_shapes(self, context: J, layout: JointLayout) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -11,10 +11,10 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
-from paradit.models.common.cut import CutModule
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.common.loading import fingerprint, load_pipeline, stored_transformers
-from paradit.models.common.prompts import left_out
+from paradit.models.common.long_prompts import left_out
+from paradit.models.common.split_module import SplitModule
 from paradit.models.protocol import Decoder, Prompt, Scheduler
 from paradit.models.spec import ModelSpec
 from paradit.scheduling.stages import STAGES
@@ -25,7 +25,7 @@ class PipelineModel(ABC):
 
     PIPELINE: ClassVar[type[DiffusionPipeline]]
     """Class of the diffusers pipeline."""
-    TRANSFORMER: ClassVar[type[CutModule[Any, Any, Any]]]
+    TRANSFORMER: ClassVar[type[SplitModule[Any, Any, Any]]]
     """Class that splits the pipeline's transformers at their attention."""
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import cast
 import diffusers
 import torch
 
-from paradit.config.registry import imported
+from paradit.config.plugins import imported
 from paradit.models.folder_json import read_index, read_json
 from paradit.models.protocol import Scheduler
 from paradit.models.registry import family

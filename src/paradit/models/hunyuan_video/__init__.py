@@ -8,5 +8,5 @@ FAMILY = Family(
     model="paradit.models.hunyuan_video.adapter:HunyuanVideoModel",
     components=(*COMPONENTS, "text_encoder_2", "tokenizer_2"),
     transformers=("HunyuanVideoTransformer3DModel",),
-    replacement="paradit.models.hunyuan_video.forward:REPLACEMENT",
+    forward_patch="paradit.models.hunyuan_video.patch:REPLACEMENT",
 )

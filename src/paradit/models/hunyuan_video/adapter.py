@@ -18,8 +18,8 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from torch import Tensor
 
 from paradit.models.common.latent_blocks import LatentBlocks
+from paradit.models.common.long_prompts import left_out
 from paradit.models.common.model import PipelineModel
-from paradit.models.common.prompts import left_out
 from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
 from paradit.models.hunyuan_video.spec import HunyuanVideoTransformerSpec
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer

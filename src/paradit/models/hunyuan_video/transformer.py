@@ -28,8 +28,8 @@ from torch.nn import LayerNorm
 
 from paradit.attention.base import Site
 from paradit.config.options import decode_known
+from paradit.models.common.compile import heads, maybe_compiled, of_class
 from paradit.models.common.joint import JointContext, JointLayout, JointModule, JointTokens, split
-from paradit.models.common.pieces import heads, maybe_compiled, of_class
 from paradit.models.common.stored_weights import StoredWeights
 from paradit.models.hunyuan_video.spec import TransformerConfig
 from paradit.models.protocol import Block

@@ -7,6 +7,6 @@ FAMILY = Family(
     read_spec="paradit.models.wan.spec:read_spec",
     model="paradit.models.wan.adapter:WanModel",
     transformers=("WanTransformer3DModel",),
-    replacement="paradit.models.wan.forward:REPLACEMENT",
+    forward_patch="paradit.models.wan.patch:REPLACEMENT",
     samples="paradit.models.wan.random_weights",
 )

@@ -20,10 +20,10 @@ from diffusers.models.transformers.transformer_wan import (
 from torch import Tensor
 
 from paradit.attention.base import Kernel, Layout, Site
-from paradit.attention.local import sdpa
+from paradit.attention.local_attention import sdpa
 from paradit.attention.rope import RopeTables, grid_positions
-from paradit.models.common.cut import CutModule
-from paradit.models.common.pieces import heads, maybe_compiled, of_class
+from paradit.models.common.compile import heads, maybe_compiled, of_class
+from paradit.models.common.split_module import SplitModule
 from paradit.models.common.stored_weights import StoredWeights
 from paradit.models.protocol import Block, Tokens
 
@@ -157,7 +157,7 @@ class WanBlock(Block[WanTokens]):
         return heads(attn.norm_added_k(key), attn), heads(value, attn)
 
 
-class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
+class WanTransformer(SplitModule[WanTokens, WanContext, WanLayout]):
     """A WanTransformer3DModel split into embedding, transformer blocks and head.
 
     Each block is split into the parts before and after its self-attention.
@@ -177,7 +177,7 @@ class WanTransformer(CutModule[WanTokens, WanContext, WanLayout]):
     ) -> None:
         """Split a WanTransformer3DModel into embedding, transformer blocks and head.
 
-        kernel: the function that computes cross-attention. For the other arguments, see `CutModule`.
+        kernel: the function that computes cross-attention. For the other arguments, see `SplitModule`.
         """
         self._kernel = kernel
         super().__init__(module, compile=compile, stored=stored)

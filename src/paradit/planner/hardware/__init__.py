@@ -6,7 +6,7 @@ measured. It has tables as in devices.toml and links.toml, a device `this`, and 
 
     ranks = 8                    # devices of a machine
     machines = 1
-    [devices.this]               # as in devices.toml; `reach` as measured, by dtype if it differs
+    [devices.this]               # as in devices.toml; `efficiency` as measured, by dtype if it differs
     [links.within]               # as in links.toml
     [links.pair]                 # of neighbours (0 and 1, 2 and 3, ...), if they have their own link
     [residuals]                  # measured and predicted times; for people
@@ -23,7 +23,17 @@ from typing import Annotated, Any, Literal
 
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_RANKS, shown, whole
-from paradit.config.options import ABOVE_ZERO, Declared, Option, all_fields, check, decode, named
+from paradit.config.options import (
+    ABOVE_ZERO,
+    Declared,
+    Option,
+    all_fields,
+    check,
+    decode,
+    former_names,
+    named,
+    with_new_names,
+)
 from paradit.files import read_text
 from paradit.planner.hardware.notation import read_gpus
 
@@ -46,14 +56,17 @@ class Device:
     dense: Annotated[Mapping[str, float], Option(least=ABOVE_ZERO, most=MOST)]
     memory_bandwidth: Figure
     memory: Figure
-    units: Figure
-    message_units: FigureOrNone
+    multiprocessors: Annotated[float, Option(formerly=("units",), least=ABOVE_ZERO, most=MOST)]
+    message_multiprocessors: Annotated[float, Option(formerly=("message_units",), least=0, most=MOST)]
     launch: FigureOrNone
     ahead: bool
     softmax: FigureOrNone = 0.0
     narrow: FigureOrNone
     posting: FigureOrNone = 0.0
-    reach: Annotated[Mapping[str, float | Mapping[str, float]], Option(least=ABOVE_ZERO, most=MOST)]
+    efficiency: Annotated[
+        Mapping[str, float | Mapping[str, float]],
+        Option(formerly=("reach",), least=ABOVE_ZERO, most=MOST),
+    ]
     """Efficiency of each kind of kernel: the fraction of the device's peak rate that it reaches. A value is
     one number, or one for each dtype."""
     source: str
@@ -63,10 +76,12 @@ class Device:
         check(self)
         if not {"bf16", "fp32"} & set(self.dense):
             raise InputError(f"dense must have bf16 or fp32, got {shown(dict(self.dense))}")
-        for part, reach in self.reach.items():
-            if isinstance(reach, Mapping) and (part == "memory" or self.dense.keys() - reach.keys()):
+        for part, efficiency in self.efficiency.items():
+            if isinstance(efficiency, Mapping) and (
+                part == "memory" or self.dense.keys() - efficiency.keys()
+            ):
                 wanted = "a number" if part == "memory" else "a number, or one for each dtype"
-                raise InputError(f"reach of {part} must be {wanted}, got {shown(reach)}")
+                raise InputError(f"efficiency of {part} must be {wanted}, got {shown(efficiency)}")
 
     def check_dtype(self, dtype: str) -> None:
         """Raise InputError if the device does not compute in a dtype."""
@@ -79,8 +94,8 @@ class Device:
 
         kind: `product`, `convolution`, or `flash` or `efficient` attention.
         """
-        reach = self.reach[kind]
-        return self.dense[dtype] * (reach[dtype] if isinstance(reach, Mapping) else reach)
+        efficiency = self.efficiency[kind]
+        return self.dense[dtype] * (efficiency[dtype] if isinstance(efficiency, Mapping) else efficiency)
 
     def attention_rate(self, kernel: str, dtype: str, head_dim: int) -> float:
         """Return the FLOP/s that an attention kernel reaches in its matrix products.
@@ -104,16 +119,15 @@ class Device:
     @property
     def copy_rate(self) -> float:
         """Bytes/s at which large kernels read or write device memory."""
-        reach = self.reach["memory"]
-        assert not isinstance(reach, Mapping)
-        return self.memory_bandwidth * reach
+        efficiency = self.efficiency["memory"]
+        assert not isinstance(efficiency, Mapping)
+        return self.memory_bandwidth * efficiency
 
     @property
     def crowding(self) -> float:
         """Slowdown of computing while messages travel, as a fraction of the computing time."""
-        return (
-            self.message_units / (self.units - self.message_units) if self.units > self.message_units else 0.0
-        )
+        left = self.multiprocessors - self.message_multiprocessors
+        return self.message_multiprocessors / left if left > 0 else 0.0
 
     def filled(self, tiles: float) -> float:
         """Return the fraction of its full rate that a kernel reaches if its work consists of `tiles` tiles.
@@ -121,7 +135,7 @@ class Device:
         A tile is what a streaming multiprocessor computes at once; a wave is one tile for each
         multiprocessor. The last wave of a kernel is half empty on average, which slows small kernels down.
         """
-        return tiles / (tiles + self.units / 2)
+        return tiles / (tiles + self.multiprocessors / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,15 +248,15 @@ def _cluster(
     name: str, tables: Mapping[str, Any], links: Mapping[str, Any], devices: int, machines: int
 ) -> Cluster:
     defaults = tables["defaults"]
-    table = defaults | tables[name]
-    reach = all_fields(Device)["reach"].read(table["reach"])
-    assert isinstance(reach, dict)
-    if unknown := reach.keys() - defaults["reach"].keys():
+    table = defaults | with_new_names(tables[name], former_names(all_fields(Device).values()))
+    efficiency = all_fields(Device)["efficiency"].read(table["efficiency"])
+    assert isinstance(efficiency, dict)
+    if unknown := efficiency.keys() - defaults["efficiency"].keys():
         raise InputError(
-            f"reach of {shown(min(unknown))} is not known; known are {', '.join(defaults['reach'])}"
+            f"efficiency of {shown(min(unknown))} is not known; known are {', '.join(defaults['reach'])}"
         )
     figures = {key: value for key, value in table.items() if key not in (*_LINKS, "size")}
-    device = decode(Device, {**figures, "name": name, "reach": {**defaults["reach"], **reach}})
+    device = decode(Device, {**figures, "name": name, "efficiency": {**defaults["efficiency"], **efficiency}})
 
     def link(kind: str) -> Link | None:
         if kind not in table:

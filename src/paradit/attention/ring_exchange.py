@@ -1,0 +1,71 @@
+"""Keys and values that travel around a ring of ranks: the part that ring attention and USP share."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+from torch import Size, Tensor, cat
+
+from paradit.attention.base import Wait
+from paradit.attention.online_softmax import Merge, sdpa_with_lse
+from paradit.distributed.transport import Transfer, Transport
+
+
+class Rotation:
+    """Keys and values on their way around a ring of ranks.
+
+    Replicated tokens, such as text, which every rank holds after its own, do not travel.
+    """
+
+    def __init__(self, key: Tensor, value: Tensor, lengths: Sequence[int], transport: Transport) -> None:
+        """Start sending this rank's keys and values to the next rank.
+
+        lengths: number of tokens whose keys each rank of the ring holds. transport: connection among those
+        ranks, in the order of the ring.
+        """
+        self._lengths, self._transport = lengths, transport
+        self._key, self._value = key, value
+        length = lengths[transport.rank]
+        message = cat([x[:, :length].reshape(-1) for x in (key, value)])
+        self._arriving = self._pass_on(message, turn=1)
+
+    def _pass_on(self, message: Tensor, turn: int) -> Transfer | None:
+        """Begin to send keys and values to the next rank of the ring, and to receive the previous rank's.
+
+        turn: number of this pass, from 1. Pass t brings the keys and values of the rank t places before this
+        one. Returns None if all ranks have had all keys and values.
+        """
+        rank, num_ranks = self._transport.rank, self._transport.num_ranks
+        if turn == num_ranks:
+            return None
+        nothing = message.new_empty(0)
+        right, left = (rank + 1) % num_ranks, (rank - 1) % num_ranks
+        sizes = [0] * num_ranks
+        sizes[left] = 2 * self._block_shape(turn).numel()
+        return self._transport.start([message if r == right else nothing for r in range(num_ranks)], sizes)
+
+    def _block_shape(self, turn: int) -> Size:
+        batch, _, heads, depth = self._key.shape
+        owner = (self._transport.rank - turn) % self._transport.num_ranks
+        return Size([batch, self._lengths[owner], heads, depth])
+
+    def attend(
+        self, queries: Sequence[Tensor], heads: Sequence[slice]
+    ) -> Generator[Wait, None, list[Tensor]]:
+        """Return the attended values of queries [B, rows, H, D] over the keys of all ranks in the ring.
+
+        heads: for each tensor of queries, its slice of the keys' heads. The generator yields while the next
+        keys and values are on their way.
+        """
+        merges = [Merge() for _ in queries]
+        key, value = self._key, self._value
+        for turn in range(1, self._transport.num_ranks + 1):
+            for merge, query, part in zip(merges, queries, heads, strict=True):
+                if query.numel() and key.numel():
+                    merge.add(*sdpa_with_lse(query, key[:, :, part], value[:, :, part]))
+            if self._arriving is not None:
+                yield self._arriving
+                message = self._arriving.wait()[(self._transport.rank - 1) % self._transport.num_ranks]
+                self._arriving = self._pass_on(message, turn + 1)
+                key, value = (x.view(self._block_shape(turn)) for x in message.chunk(2))
+        return [merge.result(query) for merge, query in zip(merges, queries, strict=True)]

@@ -1,0 +1,23 @@
+"""Planner's simulation of a long video's attention, in which a frame block also reads its neighbours."""
+
+from __future__ import annotations
+
+from paradit.attention.timing.head_exchange import all_in_first, incoming
+from paradit.distributed.shares import chunk_boxes
+from paradit.planner.discrete_events import Message
+from paradit.planner.step import Branch, Layer
+
+
+def window_layer(branch: Branch) -> Layer:
+    """Return the planner's simulation of a layer with attention over several ranks in a long video.
+
+    It simulates `attention.window.windowed_over`: all data arrive first, by whole heads; then everything is
+    computed.
+    """
+    return all_in_first(branch, 1, whole_heads=True)
+
+
+def window_moves(branch: Branch) -> list[Message]:
+    """Return the messages between ranks in a layer of a long video (`attention.window.windowed_over`)."""
+    (chunk,) = chunk_boxes(branch.shares, 1, whole_heads=True)
+    return [*incoming(branch, chunk), branch.results(chunk.work)]

@@ -1,0 +1,133 @@
+"""Choice of a run's placement: as the options say, as planned for this machine, or left to a warm-up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paradit.cli.commands.generate_options import GenerateOptions
+from paradit.cli.reporters import Reporter
+from paradit.config.errors import InputError
+from paradit.config.methods.method import check_placement, method_of
+from paradit.config.options import named, read_values
+from paradit.config.placement import Placement, placement_fields
+from paradit.config.placement_text import read_fields, read_groups
+from paradit.engine.events import Placed
+from paradit.engine.job import Job
+from paradit.engine.planned_placement import Open, planned, planned_form
+from paradit.engine.this_machine import calibrated_cluster
+from paradit.files import read_text
+from paradit.launcher_environment import launched
+from paradit.models.spec import ModelSpec
+from paradit.scheduling.stages import STAGES
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arranged:
+    """Placement of a run, as far as it can be decided before anything is loaded, and the reasons for it."""
+
+    placement: Placement
+    automatic: bool = False
+    """Whether the placement is still to be chosen, from the times of a short warm-up."""
+    form: str = ""
+    """Reason why the planner chose the attention form, with the times of all; empty if it did not choose."""
+    why: tuple[str, ...] = ()
+    """Reasons for the planner's other choices in the placement, one line each."""
+
+
+def asked_placement(options: GenerateOptions) -> Placement:
+    """Return the placement that the options, or the file that they name, ask for. Raises InputError.
+
+    Options override the file. If the placement is still to be chosen, all stages are on the same ranks.
+    """
+    here = launched()
+    there = here.ranks if here else None
+    if here and options.ranks not in (None, there):
+        raise InputError(
+            f"ranks is {options.ranks}, and torchrun started {there}: leave --ranks out, or {here.unset}"
+        )
+    chosen = _read_placement(options.placement)
+    chosen |= {name: value for name, value in options.others.items() if name in placement_fields()}
+    chosen = read_values(placement_fields(), chosen)
+    groups = [ranks for stage in STAGES for ranks in chosen.get(stage) or ()]
+    automatic, replicas = options.placement == AUTO, chosen.get("replicas", 1)
+    if there and (groups or automatic or replicas > 1):
+        raise InputError(
+            "stages have ranks of their own, and replicas are, only with --ranks: leave torchrun, or "
+            "--placement and --replicas, out"
+        )
+    if automatic and replicas > 1:
+        raise InputError("--placement auto chooses the replicas: leave --replicas out")
+    ranks = options.ranks if options.ranks is not None else chosen.get("ranks")
+    if ranks is None and automatic:
+        from paradit.devices import visible_ranks
+
+        ranks = visible_ranks()
+    if ranks is None:
+        ranks = there or max(max(groups, default=0) + 1, replicas)
+    return Placement.of(**{**chosen, "ranks": ranks})
+
+
+def arrange(
+    options: GenerateOptions, jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter
+) -> Arranged:
+    """Return the placement to use, given `base`, which the user asked for, and the reasons for it.
+
+    On a calibrated machine, the planner chooses the whole placement with `--placement auto`, and for long
+    videos whose placement is left open; otherwise it chooses what is left open about the attention form.
+    Under torchrun all stages are on the same ranks, and if all ranks are on this machine, each of them plans
+    from the same file.
+    """
+    for job in jobs:
+        check_placement(base, job.request, spec)
+    automatic = options.placement == AUTO and base.ranks > 1
+    method = method_of(jobs[0].request)
+    said_nothing = options.placement is None and base.ranks > 1 and _is_plain(base)
+    here = launched()
+    is_planned = automatic or (method.planned_unasked and said_nothing and not here)
+    cluster = calibrated_cluster(base.ranks) if not here or here.ranks == here.local_ranks else None
+    choice = None
+    if cluster is not None and is_planned:
+        degree = options.others.get("cfg_degree")
+        degrees = (1, 2) if degree is None else (int(degree),)
+        left = Open(cfg_degrees=degrees, replicas=automatic, coprocess="coprocess" not in options.others)
+        choice = planned(jobs, spec, base, cluster, left)
+        if choice is not None:
+            report.emit(
+                Placed(placement=choice.placement.flat(), reason=choice.reason, seconds=choice.seconds)
+            )
+    elif cluster is not None:
+        choice = planned_form(jobs, spec, base, cluster)
+    if choice is not None:
+        return Arranged(placement=choice.placement, form=choice.form, why=choice.why)
+    by_rule = method.by_rule(base, jobs[0].request, spec) if automatic else None
+    if by_rule is not None:
+        report.emit(Placed(placement=base.flat(), reason=by_rule, seconds={}))
+        return Arranged(placement=base)
+    return Arranged(placement=base, automatic=automatic)
+
+
+def _is_plain(base: Placement) -> bool:
+    """Return whether a placement sets nothing but guidance branches, attention backend and compiling."""
+    return base == Placement(
+        ranks=base.ranks,
+        cfg_degree=base.cfg_degree,
+        attention_backend=base.attention_backend,
+        compile=base.compile,
+    )
+
+
+def _read_placement(placement: str | None) -> dict[str, Any]:
+    """Return the fields that the option `--placement` sets, by a file or by the ranks of each stage."""
+    if placement in (None, AUTO):
+        return {}
+    if not placement.endswith(".json"):
+        return dict(read_groups(placement))
+    try:
+        with named(f"placement file {placement!r}"):
+            return read_fields(read_text(Path(placement)))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"placement file {placement!r} cannot be read: {error}") from None

@@ -1,0 +1,56 @@
+"""Reasons that `--explain` prints, one line for each choice: why a run is made as it is. Imports no torch."""
+
+from __future__ import annotations
+
+from paradit.attention.registry import AUTO
+from paradit.cli.choose_placement import Arranged
+from paradit.cli.commands.generate_options import GenerateOptions
+from paradit.cli.text import amount
+from paradit.config.methods.method import method_of
+from paradit.config.placement import Placement
+from paradit.config.requests import ResolvedRequest
+from paradit.models.spec import ModelSpec
+
+BYTES = {"bf16": 2, "fp32": 4}
+
+
+def explain(
+    options: GenerateOptions, request: ResolvedRequest, arranged: Arranged, spec: ModelSpec
+) -> list[str]:
+    """Return lines that explain a request's method, use of ranks, attention form and peak memory."""
+    return [
+        _method(options, request, spec),
+        *arranged.why,
+        *_attention(request, arranged, spec),
+        _memory(request, arranged.placement, spec),
+    ]
+
+
+def _method(options: GenerateOptions, request: ResolvedRequest, spec: ModelSpec) -> str:
+    if options.method is not None:
+        return f"method {request.method}: as asked for"
+    trained = spec.defaults.train_frames
+    if trained is None:
+        return f"method {request.method}: the length that the model was trained on is not known"
+    limit = f"{'' if request.trim else 'twice '}the {trained[1]} of training"
+    than = "more" if request.num_frames > (1 if request.trim else 2) * trained[1] else "no more"
+    return f"method {request.method}: {request.num_frames} frames are {than} than {limit}"
+
+
+def _attention(request: ResolvedRequest, arranged: Arranged, spec: ModelSpec) -> list[str]:
+    placement = arranged.placement
+    if placement.branch_ranks == 1 or method_of(request).divides_layers:
+        return []
+    if arranged.form:
+        return [arranged.form]
+    if placement.attention == AUTO or len(placement.choices(spec.transformers[0].num_attention_heads)) > 1:
+        return [f"attention {placement.attention}: the quickest form, as rehearsed in the first step"]
+    return [f"attention {placement.attention}: as asked for"]
+
+
+def _memory(request: ResolvedRequest, placement: Placement, spec: ModelSpec) -> str:
+    dtype = request.dtype or "fp32"
+    by_rank = method_of(request).memory_by_rank(placement, request, spec, BYTES[dtype])
+    rank = max(range(len(by_rank)), key=lambda number: by_rank[number]["peak"])
+    parts = ", ".join(f"{name} {amount(size, 'B')}" for name, size in by_rank[rank].items() if name != "peak")
+    return f"memory, in {dtype}: at most about {amount(by_rank[rank]['peak'], 'B')}, on rank {rank} ({parts})"

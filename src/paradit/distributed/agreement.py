@@ -1,0 +1,84 @@
+"""Tasks, such as decoding, that several ranks attempt together: if one rank fails, all ranks stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from paradit.distributed.world import World
+
+FINE, NO_MEMORY, FAILED = range(3)
+"""Outcomes of one rank's part in a shared task, from best to worst; all ranks act on the worst of them."""
+
+
+class Ended(Exception):
+    """Error raised if another rank cannot continue a task that ranks attempt together.
+
+    Its argument is the worst outcome of any rank, NO_MEMORY or FAILED.
+    """
+
+
+class Agreement:
+    """One attempt at a task that several ranks share, such as decoding; all continue it, or all end it.
+
+    Each rank agrees with the others twice: in `gather`, before anything is sent, and at the end, by `agree`.
+    A rank that fails calls `report` instead. Once `agree` has raised, or `report` has returned a failure, no
+    message of the attempt is in flight.
+    """
+
+    def __init__(self, world: World | None, device: torch.device) -> None:
+        """Begin an attempt at a shared task. world: the ranks that share it; None: this process alone."""
+        self.rank, self.num_ranks = (world.rank, world.size) if world else (0, 1)
+        self._world, self._device = world, device
+        self._leaving: tuple[dist.Work, Tensor] | None = None
+
+    def agree(self) -> None:
+        """Report that this rank can continue the shared task, and wait until all other ranks have reported.
+
+        Raises Ended if one of them cannot continue.
+        """
+        if outcome := self.report(FINE):
+            raise Ended(outcome)
+
+    def report(self, outcome: int) -> int:
+        """Report this rank's outcome of a shared task to all ranks, and return the worst outcome of any rank.
+
+        All ranks call it together.
+        """
+        if self._world is None:
+            return outcome
+        everyone = self._world.transport().all_gather(torch.tensor([outcome], device=self._device))
+        if self._leaving is not None:
+            self._leaving[0].wait()  # returns at once: the first rank receives it before it gets here
+            self._leaving = None
+        return max(int(one) for one in everyone)
+
+    def gather(self, pieces: list[Tensor], shapes: Sequence[Sequence[tuple[int, ...]]]) -> list[list[Tensor]]:
+        """Send the tensors of all ranks to the first rank, and return them there, in one list for each rank.
+
+        Returns an empty list on the other ranks. pieces: this rank's tensors. shapes: the shapes of each
+        rank's tensors. Each rank allocates all memory before the ranks agree to continue.
+        """
+        if self._world is None:
+            return [pieces]
+        if self.rank:
+            message = torch.cat([piece.flatten() for piece in pieces]) if pieces else None
+            self.agree()
+            if message is not None:
+                self._leaving = self._world.send(message, 0), message
+            return []
+        sizes = [[prod(shape) for shape in of_rank] for of_rank in shapes]
+        messages = [pieces[0].new_empty(sum(of_rank)) for of_rank in sizes[1:]]
+        self.agree()
+        for rank, message in enumerate(messages, start=1):
+            if message.numel():
+                self._world.receive(message, rank)
+        others = [
+            [part.view(shape) for part, shape in zip(torch.split(message, size), shape_of, strict=True)]
+            for message, size, shape_of in zip(messages, sizes[1:], shapes[1:], strict=True)
+        ]
+        return [pieces, *others]

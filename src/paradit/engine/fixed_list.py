@@ -1,0 +1,68 @@
+"""Making of a fixed list of videos, without a driver, on ranks started by a launcher such as torchrun."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from paradit.config.placement import Placement
+from paradit.distributed.world import World
+from paradit.engine.job import Job
+from paradit.engine.orders import Inbox, Order
+from paradit.engine.rank import rank_program
+from paradit.engine.run_folder import RunFolder
+from paradit.models.spec import ModelSpec
+from paradit.progress import Progress
+from paradit.stopping import Stop
+
+
+def make_videos(
+    jobs: list[Job],
+    spec: ModelSpec,
+    placement: Placement,
+    progress: Progress,
+    *,
+    overwrite: bool,
+    metadata: bool = True,
+    world: World | None = None,
+    device: torch.device | None = None,
+    folder: RunFolder | None = None,
+    stop: Stop | None = None,
+    checkpoint_steps: int | None = None,
+) -> None:
+    """Do this rank's part of a fixed list of jobs; all ranks of the placement call it together.
+
+    folder: the run's folder, in which progress is saved. Only the first rank has one; it tells the others
+    which jobs are left.
+    """
+    inbox = Inbox(stop)
+    for position, (number, is_denoised) in enumerate(_left(jobs, folder, world)):
+        inbox.add(
+            Order(
+                number=number,
+                job=jobs[number],
+                folder=folder.path if folder else None,
+                is_denoised=is_denoised,
+                replica=position % placement.replicas,
+                overwrite=overwrite,
+                metadata=metadata,
+                checkpoint_steps=checkpoint_steps,
+            )
+        )
+    inbox.end()
+    rank_program(inbox, spec, placement, progress.emit, world=world, device=device)()
+
+
+def _left(jobs: list[Job], folder: RunFolder | None, world: World | None) -> list[tuple[int, bool]]:
+    """Return the indices of the jobs that are left, each with whether its denoised latents are saved."""
+    left = [
+        (number, folder.is_denoised(job) if folder else False)
+        for number, job in enumerate(jobs)
+        if not folder or not folder.is_done(job)
+    ]
+    if world is not None and world.rank == 0:
+        world.publish("jobs", json.dumps(left))
+    elif world is not None:
+        left = json.loads(world.lookup("jobs"))
+    return left

@@ -1,0 +1,96 @@
+"""Process groups of the ranks that share the work of a stage, and the objects that do this rank's part."""
+
+from __future__ import annotations
+
+from paradit.attention.base import Kernel
+from paradit.attention.local_attention import sdpa
+from paradit.config.methods.method import method_of
+from paradit.config.placement import Placement
+from paradit.config.requests import ResolvedRequest
+from paradit.distributed.mesh import Mesh
+from paradit.distributed.timing import trace_link
+from paradit.distributed.world import World
+from paradit.models.common.attention_kernel import load_kernel
+from paradit.models.spec import ModelSpec
+from paradit.parallel.coprocess import Helped, Helper
+from paradit.parallel.predictor import LocalPredictor, Predictor
+from paradit.parallel.sequence_parallel import SequenceParallel
+from paradit.trace.spans import is_recording
+from paradit.tuning.quickest import quickest
+
+
+def sharers(placement: Placement, world: World | None) -> World | None:
+    """Return the process group of the ranks that decode each video together; None if this rank is in none."""
+    # Its own process group, because prompts or latents may be on their way between the same two ranks.
+    share = world is not None and placement.decode_degree > 1
+    return world.part(placement.decode_ranks, own_group=True) if share and world else None
+
+
+def predictor(
+    placement: Placement, spec: ModelSpec, part: World | None, helped: Helped | None
+) -> Predictor | None:
+    """Return the object that computes predictions of denoising steps on this rank, alone or with others.
+
+    Returns None if several ranks denoise, and this one does not. part: process group of the ranks that
+    denoise. helped: this rank's side of co-processing (idle decode ranks do some of the attention), if any.
+    """
+    kernel = load_kernel(placement.attention_backend)
+    if len(placement.denoise_ranks) == 1 and helped is None:
+        return LocalPredictor(kernel)
+    if part is None:
+        return None
+    num_heads = spec.transformers[0].num_attention_heads
+    return sequence_parallel(part, placement, num_heads, _num_branches(spec), kernel, helped=helped)
+
+
+def _num_branches(spec: ModelSpec) -> int:
+    return 1 if spec.embedded_guidance else 2
+
+
+def sequence_parallel(
+    world: World,
+    placement: Placement,
+    num_heads: int,
+    num_branches: int = 2,
+    kernel: Kernel = sdpa,
+    *,
+    helped: Helped | None = None,
+) -> SequenceParallel:
+    """Return the object by which all ranks of `world` compute predictions of denoising steps together.
+
+    If the placement leaves several attention forms open, the fastest on this machine is taken. num_heads,
+    num_branches: attention heads and guidance branches of the model. helped: this rank's side of
+    co-processing (idle decode ranks do some of the attention), if any.
+    """
+    mesh = Mesh(world, placement.cfg_degree)
+    if is_recording():
+        trace_link(world.transport(), world.device)
+    return SequenceParallel(mesh, placement.choices(num_heads, num_branches), kernel, helped, quickest)
+
+
+def pipeline(placement: Placement, request: ResolvedRequest, world: World | None) -> World | None:
+    """Return the process group of the ranks that divide the model's layers among them; None if none do."""
+    if world is None or not method_of(request).divides_layers or len(placement.denoise_ranks) == 1:
+        return None
+    return world.part(placement.denoise_ranks, own_group=True)
+
+
+def coprocess(
+    placement: Placement, spec: ModelSpec, world: World | None, denoisers: World | None
+) -> tuple[Helped | None, Helper | None]:
+    """Return this rank's side of co-processing, in which idle decode ranks do some of the attention.
+
+    The pair is (side of a rank that denoises, side of an idle rank). At most one of them is not None; both
+    are None if there is no co-processing, or this rank has no part in it.
+    """
+    if not placement.coprocess:
+        return None, None
+    assert world is not None  # there are ranks that denoise, and others
+    union = world.part([*placement.denoise_ranks, *placement.helper_ranks], own_group=True)
+    kernel = load_kernel(placement.attention_backend)
+    choices = placement.choices(spec.transformers[0].num_attention_heads, _num_branches(spec))
+    if union is None:
+        return None, None
+    if denoisers is None:
+        return None, Helper(union, len(placement.denoise_ranks), kernel, choices)
+    return Helped(denoisers, union, kernel, choices), None

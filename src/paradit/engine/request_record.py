@@ -1,0 +1,54 @@
+"""Record that a rank keeps of each open request, and the result that it reports once the video is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from paradit.engine.job import Job
+from paradit.engine.latent_transfer import BlockStream
+from paradit.engine.output import Written
+from paradit.models.spec import ModelSpec
+
+
+@dataclass
+class Open:
+    """Record that a rank keeps of a request, from taking it until the rank has done its last stage of it."""
+
+    position: int
+    """Position of the request, from 0, among those of its replica; it decides which decode ranks get it."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    block_stream: BlockStream | None = None
+    """Iterator over a long video's frame blocks, on the rank that decodes them; None on other ranks."""
+    written: Written | None = None
+    helped_steps: int | None = None
+    is_decoded: bool = False
+    is_through: bool = False
+    """Whether this rank has reached the request's decode, its last stage; the record is then deleted."""
+
+    def result(
+        self, job: Job, spec: ModelSpec, began: float, memory: list[int] | None, device: str
+    ) -> dict[str, Any]:
+        """Return the fields of the `Finished` event for a video that has been written.
+
+        began: time at which work on the video began, on the monotonic clock. memory: peak bytes of each rank;
+        None: they were not gathered after this video, and are left out. device: `cpu` or `cuda`.
+        """
+        assert self.written is not None
+        seconds = self.seconds
+        if self.block_stream is not None:  # the decode's time includes that of the blocks it waited for
+            seconds["denoise"] = self.block_stream.denoise_seconds
+            seconds["decode"] = seconds.pop("decode") - self.block_stream.waited
+        result = {
+            **job.about(spec),
+            "num_frames": self.written.num_frames,
+            "latents_path": str(job.latents) if job.latents else None,
+            "seconds": {name: round(took, 4) for name, took in seconds.items() if took > 0},
+            "seconds_to_first_frame": round(self.written.first_frame - began, 4),
+            "device": device,
+        }
+        if memory is not None:
+            result.update(peak_memory_bytes=max(memory), peak_memory_bytes_by_rank=memory)
+        if self.helped_steps is not None:
+            result["coprocessed_steps"] = self.helped_steps
+        return result

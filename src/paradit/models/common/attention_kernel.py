@@ -1,0 +1,32 @@
+"""Attention kernels, loaded from diffusers by the names of its attention backends."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import Tensor
+
+from paradit.attention.base import Kernel
+from paradit.attention.local_attention import sdpa
+from paradit.attention_backends import DEFAULT
+
+_LOG = logging.getLogger(__name__)
+
+
+def load_kernel(name: str) -> Kernel:
+    """Return the attention kernel for a name in `paradit.attention_backends.ATTENTION_BACKENDS`.
+
+    Imports diffusers, except for the default kernel.
+    """
+    _LOG.debug("attention backend %s", name)
+    if name == DEFAULT:
+        return sdpa
+    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+    backend = AttentionBackendName(name)
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out: Tensor = dispatch_attention_fn(query, key, value, backend=backend)
+        return out
+
+    return kernel

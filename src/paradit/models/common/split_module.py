@@ -1,0 +1,47 @@
+"""Base class of diffusers transformers split at their attention; a rank may hold only some of the layers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from diffusers.models.modeling_utils import ModelMixin
+
+from paradit.models.common.layers import Layers
+from paradit.models.common.stored_weights import StoredWeights
+from paradit.models.protocol import Block, C, L, SplitTransformer, T
+
+
+class SplitModule(SplitTransformer[T, C, L]):
+    """A diffusers transformer split into embedding, transformer blocks and head; families subclass it."""
+
+    LISTS: ClassVar[tuple[str, ...]]
+    """Names of the module's ModuleLists of layers, in the order in which they run."""
+
+    def __init__(
+        self, module: ModelMixin, *, compile: bool = False, stored: StoredWeights | None = None
+    ) -> None:
+        """Split a diffusers module into embedding, transformer blocks and head.
+
+        compile: whether `torch.compile` compiles what runs before and after attention. stored: the weights on
+        disk, from which layers that the module lacks are read later.
+        """
+        self.module = module
+        self.layers = Layers(module, self.LISTS, stored)
+        self._compile = compile
+        self.blocks = self.cut()
+        self.num_heads: int = module.config.num_attention_heads
+
+    @abstractmethod
+    def cut(self) -> Sequence[Block[T]]:
+        """Return the layers that this rank holds (`layers.held`), each wrapped as a `Block`."""
+
+    def keep_layers(self, layers: range) -> None:
+        """Keep only these transformer blocks, the embedding and the head in memory.
+
+        Blocks that are missing are read from disk.
+        """
+        self.blocks = []
+        self.layers.keep(layers)
+        self.blocks = self.cut()

@@ -1,0 +1,126 @@
+"""Teams of processes that compute predictions for the prompt and, with guidance, the negative prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from paradit.attention.base import Kernel, Layout
+from paradit.attention.local_attention import local, sdpa
+from paradit.models.protocol import Context, Prompt, Transformer
+from paradit.parallel.run_blocks import run_interleaved, through_blocks
+
+
+class Branches:
+    """Prepared prompts of the guidance branches that a process computes, each prepared on first use."""
+
+    def __init__(self, transformer: Transformer, prompts: Sequence[Prompt]) -> None:
+        self._transformer, self._prompts = transformer, prompts
+
+    @cached_property
+    def each(self) -> list[Context]:
+        """Prepared prompts as the transformer blocks read them, one for each guidance branch."""
+        return [self._transformer.context(*prompt) for prompt in self._prompts]
+
+    @cached_property
+    def joined(self) -> Context:
+        """Prepared prompts of all guidance branches together, for computing the branches in one batch."""
+        return self.each[0] if len(self._prompts) == 1 else self._transformer.join(self.each)
+
+
+class Predictor(Protocol):
+    """Interface to the processes that denoise a video together, or to a single one that does it alone."""
+
+    is_first: bool
+    """Whether this process is the one that encodes, decodes and reports progress."""
+
+    def share(
+        self, make: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Return, on all processes, the tensor that `make` returns on the first; only the first calls `make`.
+
+        `shape`, `dtype` and `device` are those of the tensor.
+        """
+
+    def agree(self, what: str, value: bytes) -> None:
+        """Raise RuntimeError, naming the rank, if a process passes another `value` than the first process.
+
+        what: name of the value, for the error.
+        """
+
+    def gather_number(self, number: int) -> list[int]:
+        """Return the `number` of every process, in the order of ranks; all processes call it together."""
+
+    def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> Branches:
+        """Return the prepared prompts of the guidance branches that this process computes.
+
+        Called once per expert transformer.
+        """
+
+    def predict(
+        self,
+        transformer: Transformer,
+        latents: Tensor,
+        timestep: Tensor,
+        contexts: Branches,
+        layout: Layout,
+        *,
+        step: int = 0,
+    ) -> list[Tensor]:
+        """Return the transformer's prediction [B, C, F, h, w] for each prompt, on every process.
+
+        step: the denoising step, if it is known.
+        """
+
+
+class LocalPredictor:
+    """Single process that denoises alone, one guidance branch after another, bit for bit like diffusers."""
+
+    is_first = True
+
+    def __init__(self, kernel: Kernel = sdpa) -> None:
+        self._attend = local(kernel)
+
+    def share(
+        self,
+        make: Callable[[], Tensor],
+        shape: Sequence[int],  # noqa: ARG002
+        dtype: torch.dtype,  # noqa: ARG002
+        device: torch.device,  # noqa: ARG002
+    ) -> Tensor:
+        return make()
+
+    def agree(self, what: str, value: bytes) -> None:
+        """Do nothing, because there is no other process that could differ."""
+
+    def gather_number(self, number: int) -> list[int]:
+        return [number]
+
+    def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> Branches:
+        branches = Branches(transformer, prompts)
+        assert branches.each  # creates the contexts now
+        return branches
+
+    def predict(
+        self,
+        transformer: Transformer,
+        latents: Tensor,
+        timestep: Tensor,
+        contexts: Branches,
+        layout: Layout,
+        *,
+        step: int = 0,
+    ) -> list[Tensor]:
+        # Embed once: both branches have the same tokens until they meet the text.
+        tokens = transformer.embed(latents, timestep, contexts.each[0], layout)
+        predictions = []
+        for context in contexts.each:
+            branch = transformer.branch(tokens, context)
+            work = through_blocks(transformer.blocks, branch, self._attend, step)
+            values = transformer.head(*run_interleaved([work]))
+            predictions.append(transformer.unpatchify(values, layout))
+        return predictions

@@ -1,0 +1,197 @@
+"""Cost model of DualParal, which makes long videos in frame blocks on a pipeline of layer slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from math import ceil
+
+from paradit.attention.registry import Choice
+from paradit.config.errors import InputError
+from paradit.config.methods.dualparal import QueueRequest, num_slices, with_slices
+from paradit.config.methods.method import check_placement
+from paradit.config.placement import Placement
+from paradit.planner.long_video import LongVideo
+from paradit.planner.simulate import Candidate, CostModel, LowerBound, Simulated, Simulator
+from paradit.planner.slice_step import SliceSteps
+from paradit.planner.timeline import simulated_spans
+from paradit.scheduling import balance
+from paradit.scheduling.balance import candidate_placements, name_of, simulate
+from paradit.scheduling.block_queue import LEFT_SOURCES
+from paradit.trace.merge import Span
+from paradit.trace.spans import CHANNEL, STEP
+
+
+class InBlocks(CostModel):
+    """Cost model of long videos that a layer pipeline denoises as a queue of frame blocks."""
+
+    approximate = "is approximate: a frame sees its block and some neighbours only"
+
+    def request(self, simulator: Simulator) -> QueueRequest:
+        assert isinstance(simulator.long, QueueRequest)
+        return simulator.long
+
+    def simulate(
+        self, simulator: Simulator, candidate: Candidate, num_requests: int, choice: Choice
+    ) -> Simulated:
+        video, placement = long_video(simulator, candidate), candidate.placement
+        run = video.run()
+        stages = simulator.stages_of(candidate, run.denoised)
+        stages["decode"] = run.seconds - run.denoised
+        before = sum(stages.values()) - run.seconds
+        seconds = max(span.end for span in simulate(placement, num_requests, stages))
+        videos = num_requests / placement.replicas
+        return Simulated(
+            candidate=candidate,
+            choice=choice,
+            seconds=seconds,
+            latency=before + run.seconds,
+            first_frame=before + run.first + video.decode / (video.queue.num_frames or 1),
+            step=video.longest_step,
+            stages=stages,
+            exposed=1 - max(run.computing) / run.seconds,
+            idle=tuple(1 - videos * computing / seconds for computing in run.computing),
+            memory=simulator.memory(candidate),
+        )
+
+    def least(self, simulator: Simulator, candidate: Candidate, num_requests: int) -> LowerBound:
+        least = long_video(simulator, candidate).least_seconds
+        latency = sum(simulator.stages_of(candidate, least).values()) - simulator.decode_seconds(candidate)
+        each = ceil(num_requests / candidate.placement.replicas) * least
+        return LowerBound(latency, max(latency, each), simulator.memory(candidate))
+
+    def kind(self, candidate: Candidate) -> str:
+        return "in blocks, replicas" if candidate.placement.replicas > 1 else "in blocks"
+
+    def title(self, candidate: Candidate) -> str:
+        return candidate.method
+
+    def name(self, candidate: Candidate, choice: Choice) -> tuple[list[str], list[str]]:  # noqa: ARG002
+        slices, sharers = num_slices(candidate.placement), self.sharers(candidate)
+        parts = [f"{candidate.method} (approximate), {slices} layer slice{'s' * (slices != 1)}"]
+        parts += [f"tokens on {sharers} ranks"] if sharers > 1 else []
+        kind = name_of(candidate.placement)
+        return parts + ([kind] if kind != "together" else []), []
+
+    def waits(self, simulated: Simulated) -> str:
+        return f"the pipeline: its busiest rank waits {100 * simulated.exposed:.0f} % of the time"
+
+    def placement(self, simulated: Simulated) -> Placement:
+        return simulated.candidate.placement
+
+    def candidates(self, simulator: Simulator, num_requests: int) -> Iterator[Candidate]:
+        for placement in pipelines(simulator, num_requests):
+            yield Candidate(placement=placement, method=self.request(simulator).method)
+
+    def divided(self, candidate: Candidate) -> list[str]:
+        slices, sharers = num_slices(candidate.placement), self.sharers(candidate)
+        parts = [f"{slices} layer slice{'s' * (slices > 1)}"] if slices else []
+        return parts + ([f"tokens on {sharers} ranks"] if sharers > 1 else [])
+
+    def sharers(self, candidate: Candidate) -> int:
+        return candidate.placement.branch_ranks // (num_slices(candidate.placement) or 1)
+
+    def tokens(self, candidate: Candidate) -> str:
+        sharers = self.sharers(candidate)
+        return f"on {sharers} ranks" if sharers > 1 else "on one rank"
+
+    def stages(self, spans: Sequence[balance.Span], candidate: Candidate) -> Iterator[balance.Span]:
+        began = {one.request: one.start for one in spans if one.stage == "denoise"}
+        for one in spans:
+            if one.stage == "decode":  # decoding begins with the first finished block
+                yield replace(one, start=began[one.request])
+            elif one.stage == "denoise":
+                # A rank that decodes blocks as it denoises them has one span for both, as in the trace.
+                apart = (rank for rank in one.ranks if "decode" not in candidate.placement.stages_of(rank))
+                yield replace(one, ranks=tuple(apart))
+            else:
+                yield one
+
+    def cautions(self, simulator: Simulator) -> Iterator[str]:
+        long = self.request(simulator)
+        cached = ", of the one before by its keys of one round ago" if long.left_context == "cache" else ""
+        yield (
+            f"{long.method} is approximate: blocks of {long.block_frames} latent frames, each of which sees "
+            f"{long.context_frames} of each neighbour and no more{cached}. Its first frames come with the "
+            "first block"
+        )
+
+    def compared(
+        self, simulator: Simulator, simulated: Simulated, num_requests: int
+    ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
+        """Yield how the plan does if frame blocks get their left context from the other source.
+
+        The left context is the end of the previous block. Its sources are a cache of its keys and values, and
+        its latents, from which these are computed again. The result is (setting, its value, the other value,
+        simulation with the other value, whether that fits in memory).
+        """
+        long = self.request(simulator)
+        (name,) = (one for one in LEFT_SOURCES if one != long.left_context)
+        changed = replace(long, left_context=name)
+        whole = changed if simulator.only_long else simulator.request
+        instead = replace(simulator, request=whole, long=changed)
+        other = instead.simulate(simulated.candidate, num_requests, simulated.choice)
+        yield "left context", long.left_context, name, other, instead.fits(simulated.candidate)
+
+    def spans(
+        self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]
+    ) -> Iterator[tuple[int, Span]]:
+        """Yield (rank, trace span) of a simulated run: all steps of all frame blocks, messages and waits."""
+        placement = simulated.candidate.placement
+        video, size = long_video(simulator, simulated.candidate), placement.replica_ranks
+        simulation = video.simulation()
+        # Only the first of the ranks that share tokens is simulated; its spans stand for all of them.
+        groups = {group[0]: group for group in video.steps.groups}
+        programs = [groups.get(rank, (rank,)) for rank in range(placement.ranks)]
+        for one in denoised:
+            replica, start = one.ranks[0] // size, one.start + simulator.context
+            for rank, span in simulated_spans(simulation, programs, start, STEP, CHANNEL):
+                if rank // size == replica:
+                    yield rank, span
+
+
+def pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
+    """Yield candidate placements for a long video: layer pipelines with any number of layer slices.
+
+    The number of ranks divides that of the cluster. Guidance branches share ranks, or each has its own; the
+    ranks of a layer slice share its tokens.
+    """
+    ranks, long = simulator.cluster.ranks, simulator.long
+    assert long is not None
+    for degree in (number for number in range(ranks, 0, -1) if ranks % number == 0):
+        for placement in candidate_placements(Placement(ranks=degree), num_prompts):
+            # A single decode rank keeps up with many denoise ranks, so more are never worth trying.
+            if placement.decode is not None and len(placement.decode) > 1:
+                continue
+            for cfg_degree in range(1, simulator.branches + 1):
+                for slices in range(len(placement.denoise_ranks) // cfg_degree, 0, -1):
+                    with suppress(InputError):
+                        divided = with_slices(replace(placement, cfg_degree=cfg_degree), slices)
+                        check_placement(divided, long, simulator.spec)
+                        yield divided
+
+
+@cache
+def long_video(simulator: Simulator, candidate: Candidate) -> LongVideo:
+    """Return a simulation, not yet run, of a long video that is made by an execution plan; cached."""
+    request = simulator.request_of(candidate)
+    assert isinstance(request, QueueRequest)
+    return LongVideo(
+        cluster=simulator.cluster,
+        spec=simulator.spec,
+        request=request,
+        placement=candidate.placement,
+        dtype=simulator.dtype,
+        decode=simulator.decode_seconds(candidate),
+        known=_known_steps(simulator),
+    )
+
+
+@cache
+def _known_steps(simulator: Simulator) -> dict[tuple[tuple[int, ...], ...], SliceSteps]:  # noqa: ARG001
+    return {}
+
+
+IN_BLOCKS = InBlocks()

@@ -1,0 +1,201 @@
+"""Discrete-event simulator of ranks that compute, and exchange messages over links.
+
+Each rank runs a program: it computes, posts messages (begins to send or receive them), and waits for them. A
+message starts once all of its ranks have posted it. It then occupies each of its resources, such as a port or
+a shared host, for a given time; a resource serves messages in the order in which they start. The simulation
+is deterministic: no clock, no random numbers.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Step of a simulated rank's program that computes for some seconds."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Message:
+    """Exchange of data between several ranks at one time, simulated as a single message."""
+
+    name: str
+    ranks: tuple[int, ...]
+    """Ranks that take part in the message."""
+    busy: Mapping[str, float]
+    """Seconds for which the message occupies each resource, by the resource's name."""
+    latency: float
+    table: Sequence[Sequence[float]] = field(default=(), repr=False)
+    """Bytes sent, by index in `ranks`: row i, column j holds what the i-th rank sends to the j-th."""
+    posting: float = 0.0
+    """Seconds of computing that a rank loses when it posts (begins) the message. The loss is at most what the
+    rank has computed since its last post, because the sending and the computing thread have equal rights to a
+    core."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the message takes, without its latency, if no other message uses its links."""
+        return max(self.busy.values(), default=0.0)
+
+
+@dataclass(frozen=True)
+class Post:
+    """Step of a simulated rank's program that posts (begins) a message.
+
+    The message starts when all of its ranks have posted it under the same key.
+    """
+
+    key: Hashable
+    message: Message
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Step of a simulated rank's program that waits until the message with this key has arrived."""
+
+    key: Hashable
+    same_turn: bool = False
+    """Whether the rank turns to this wait directly after the previous one. Otherwise it first runs another of
+    its streams of work, such as another guidance branch."""
+
+
+Step = Compute | Post | Wait
+Program = Iterable[Step]
+
+
+@dataclass(frozen=True)
+class Use:
+    """Interval of simulated time in which a resource, such as a link's port or a processor, is occupied."""
+
+    resource: str
+    name: str
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Record of a simulated message: when all of its ranks had posted it, and when it arrived."""
+
+    message: Message
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Result of simulating the ranks' programs: when each rank computed, waited and exchanged messages."""
+
+    ends: Sequence[float]
+    """Time at which each rank's program ended, in seconds from the start of the simulation."""
+    computing: Sequence[float]
+    """Seconds for which each rank computed."""
+    uses: list[Use] = field(repr=False)
+    sent: list[Sent] = field(repr=False)
+    waits: list[Use] = field(repr=False)
+    """Intervals in which ranks waited for messages."""
+
+    @property
+    def seconds(self) -> float:
+        return max(self.ends)
+
+
+def simulate(programs: Sequence[Program]) -> Simulation:
+    """Simulate one program per rank, rank 0 first, from time 0. Raises RuntimeError if ranks deadlock."""
+    running = [_posting(program) for program in programs]
+    ends, computing = [0.0] * len(running), [0.0] * len(running)
+    free: dict[str, float] = {}
+    posted: dict[Hashable, int] = {}
+    arrives: dict[Hashable, float] = {}
+    waiting: dict[Hashable, list[int]] = {}
+    uses: list[Use] = []
+    sent: list[Sent] = []
+    waits: list[Use] = []
+    since: dict[int, float] = {}
+    order = count()
+    events = [(0.0, next(order), rank) for rank in range(len(running))]
+
+    def start(post: Post, now: float) -> None:
+        last = now
+        for resource, seconds in post.message.busy.items():
+            begin = max(now, free.get(resource, 0.0))
+            free[resource] = begin + seconds
+            last = max(last, begin + seconds)
+            uses.append(Use(resource, post.message.name, begin, begin + seconds))
+        arrives[post.key] = last + post.message.latency
+        sent.append(Sent(post.message, now, arrives[post.key]))
+        for rank in waiting.pop(post.key, []):
+            heapq.heappush(events, (arrives[post.key], next(order), rank))
+
+    while events:
+        now, _, rank = heapq.heappop(events)
+        ends[rank] = now
+        if (began := since.pop(rank, now)) < now:
+            waits.append(Use(f"rank {rank}", "wait for messages", began, now))
+        for step in running[rank]:
+            if isinstance(step, Post):
+                posted[step.key] = posted.get(step.key, 0) + 1
+                if posted[step.key] == len(step.message.ranks):
+                    start(step, now)
+                continue
+            if isinstance(step, Compute):
+                computing[rank] += step.seconds
+                uses.append(Use(f"rank {rank}", step.name, now, now + step.seconds))
+                heapq.heappush(events, (now + step.seconds, next(order), rank))
+            elif step.key not in arrives:
+                since[rank] = now
+                waiting.setdefault(step.key, []).append(rank)
+            elif arrives[step.key] > now:
+                since[rank] = now
+                heapq.heappush(events, (arrives[step.key], next(order), rank))
+            else:
+                continue
+            break
+    if waiting:
+        raise RuntimeError(f"ranks wait for messages that never start: {waiting}")
+    return Simulation(ends, computing, uses, sent, waits)
+
+
+def _posting(program: Program) -> Iterator[Step]:
+    """Yield a rank's program, with the time that it takes to post messages added as computing steps."""
+    computed = 0.0
+    for step in program:
+        if isinstance(step, Compute):
+            computed += step.seconds
+        if isinstance(step, Post) and (taken := min(step.message.posting, computed)):
+            computed = 0.0
+            yield Compute("begin messages", taken)
+        yield step
+
+
+def interleaved(streams: Sequence[Iterable[Step]], lag: int = 0) -> Generator[Step, None, None]:
+    """Merge a rank's streams of work into one program, which changes to another stream at each wait.
+
+    A stream is, for example, the work for one guidance branch. The order is that of
+    `parallel.run_blocks.run_interleaved`: in every turn, each stream runs up to its next wait. lag: number of
+    turns by which each stream starts after the one before it.
+    """
+    running = dict(enumerate(map(iter, streams)))
+    waits: dict[int, Wait] = {}
+    for turn in count():
+        if not running:
+            return
+        for index, stream in list(running.items()):
+            if turn < index * lag:
+                continue
+            if index in waits:
+                yield waits.pop(index)
+            for step in stream:
+                if isinstance(step, Wait) and not step.same_turn:
+                    waits[index] = step
+                    break
+                yield step
+            else:
+                del running[index]

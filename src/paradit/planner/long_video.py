@@ -1,0 +1,171 @@
+"""Simulation of a long video in frame blocks (DualParal) on the ranks of a layer pipeline.
+
+It simulates the programs of `scheduling.layer_pipeline` on the cluster's devices and links, as
+`sampling.block_pipeline` runs them. After its layers, a rank sends a frame block's hidden states to the next
+layer slice, with a separate message for each guidance branch. Ranks post receives for two messages ahead.
+Predictions return to the first rank. It decodes a finished block before it continues, unless another rank
+decodes. Ranks that share a layer slice's tokens run in step, so only the first of them is simulated; the cost
+of their exchanges is computed beforehand (`planner.slice_step`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from paradit.planner.discrete_events import Compute, Simulation, Step, Wait, simulate
+from paradit.planner.pipeline_programs import DONE, PipelinePrograms
+from paradit.planner.pipeline_video import PipelineVideo
+from paradit.planner.slice_step import Kind, kind_of
+from paradit.scheduling.block_queue import BlockQueue
+from paradit.scheduling.layer_pipeline import (
+    in_flight,
+)
+
+SETTLED, MEASURED = 3, 4
+"""Numbers of frame blocks: after the first number, a full pipeline is expected to finish blocks at a steady
+pace; over the second, that pace is measured. Later blocks are not simulated, but assumed to keep the pace."""
+STEADY = 1e-4
+"""Tolerance for a steady pace: the largest relative difference between the paces of the first and the second
+half of the measured blocks. If they differ more, more blocks are simulated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongRun:
+    """Simulated times of a long video, in seconds from when its prompt embeddings are ready."""
+
+    seconds: float
+    """Seconds until the video's last frames are decoded."""
+    denoised: float
+    """Seconds until the latents of the video's last block are denoised."""
+    first: float
+    """Seconds until the latents of the video's first block are denoised."""
+    computing: tuple[float, ...]
+    """Seconds that each rank computes during the whole video."""
+
+
+class LongVideo(PipelineVideo):
+    """Simulation of a long video on a layer pipeline; each data parallel replica makes one such video."""
+
+    def run(self) -> LongRun:
+        """Simulate the video and return its times. Most blocks of a very long video are extrapolated."""
+        queue = self.queue
+        assert queue.num_blocks
+        # The first rank begins block-steps up to this many rounds before it collects their predictions, so
+        # the video's end affects what it does that much earlier.
+        ahead = -(-in_flight(self.grid.num_slices) // queue.num_steps)
+        settled = SETTLED + ahead
+        while True:
+            last = settled + MEASURED
+            more = max(0, queue.num_blocks - (queue.num_steps + last + ahead + 1))
+            simulation = self.simulation(more)
+            leader = f"rank {self.placement.denoise_ranks[0]}"  # of the first replica
+            done = [
+                use.end for use in simulation.uses if use.name.startswith(DONE) and use.resource == leader
+            ]
+            steady, each = _pace(done[last - MEASURED : last + 1]) if more else (True, 0.0)
+            if steady:
+                break
+            settled *= 2
+        if self.leader_decodes:
+            seconds = simulation.ends[self.placement.denoise_ranks[0]] + more * each
+        else:
+            decoder = self.placement.decode_ranks[0]
+            came = [sent.end for sent in simulation.sent if sent.message.ranks[1:] == (decoder,)]
+            seconds = self._decoded(_with_more(came, last, more, each))
+        done = _with_more(done, last, more, each)
+        return LongRun(seconds=seconds, denoised=done[-1], first=done[0], computing=self._computing())
+
+    def _decoded(self, came: list[float]) -> float:
+        """Return the seconds after which a rank that only decodes has decoded all frame blocks.
+
+        came: times, in seconds, at which the blocks arrive at that rank.
+        """
+        free = 0.0
+        for block, there in enumerate(came):
+            free = max(free, there) + self.decode_seconds(self.queue, block)
+        return free
+
+    @property
+    def least_seconds(self) -> float:
+        """Lower bound of the video's seconds: the time for which its busiest layer slice is occupied.
+
+        It includes the computing of every step of every frame block. Exchanges are included only for the most
+        frequent kind of step.
+        """
+        kinds = _kinds(self.queue)
+        (usual, times), *_ = kinds.most_common(1)
+
+        def busy(layers: int) -> float:
+            computing = sum(n * max(self.steps.computing(kind, layers)) for kind, n in kinds.items())
+            return self.branches * (computing + times * self.steps.seconds(usual, layers).exposed)
+
+        first, most = (busy(layers) for layers in (len(self.split[0]), max(map(len, self.split))))
+        return max(most, first + self.decode if self.leader_decodes else 0.0)
+
+    @property
+    def longest_step(self) -> float:
+        """Seconds of a frame block's longest step: most frames, largest layer slice, all branches."""
+        kind = max(_kinds(self.queue), key=lambda kind: (sum(kind[:3]), kind[3]))
+        return self.branches * self.steps.seconds(kind, max(map(len, self.split))).seconds
+
+    def _computing(self) -> tuple[float, ...]:
+        """Return the seconds that each rank computes over the whole video."""
+        placement, grid = self.placement, self.grid
+        found = [0.0] * placement.replica_ranks
+        for kind, number in _kinds(self.queue).items():
+            each = self.steps.computing(kind, 1)
+            for place, rank in enumerate(placement.denoise_ranks):
+                layers = len(self.split[grid.slice_of(place)])
+                found[rank] += number * self.branches * layers * each[grid.place(place)]
+        found[placement.decode_ranks[0]] += self.decode
+        return tuple(found) * placement.replicas
+
+    def simulation(self, fewer: int = 0) -> Simulation:
+        """Simulate the video without its last `fewer` blocks; return when each rank computed and waited."""
+        assert self.queue.num_frames
+        queue = replace(self.queue, num_frames=self.queue.num_frames - fewer * self.queue.block_frames)
+        return simulate([self._program(rank, queue) for rank in range(self.placement.ranks)])
+
+    def _program(self, rank: int, queue: BlockQueue) -> Iterator[Step]:
+        replica, within = divmod(rank, self.placement.replica_ranks)
+        first, ranks = replica * self.placement.replica_ranks, self.placement.denoise_ranks
+        if within in ranks:
+            place = ranks.index(within)
+            if self.grid.place(place) == 0:
+                yield from PipelinePrograms(self, queue, first, place).program()
+        elif within in self.placement.decode_ranks:
+            assert queue.num_blocks
+            for block in range(queue.num_blocks):
+                yield Wait(("block", first, block))
+                yield Compute(f"decode block {block}", self.decode_seconds(queue, block))
+
+
+def _pace(ends: Sequence[float]) -> tuple[bool, float]:
+    """Return whether blocks are completed at a steady pace, and the mean seconds between two of them.
+
+    ends: completion times of consecutive blocks, in seconds.
+    """
+    half = len(ends) // 2
+    early, late = ends[half] - ends[0], ends[-1] - ends[half]
+    return abs(late - early) <= STEADY * late, (early + late) / (len(ends) - 1)
+
+
+def _with_more(ends: list[float], last: int, more: int, each: float) -> list[float]:
+    """Return completion times with `more` blocks inserted after block `last`, `each` seconds apart.
+
+    Blocks after the inserted ones are completed correspondingly later.
+    """
+    between = [ends[last] + number * each for number in range(1, more + 1)]
+    return [*ends[: last + 1], *between, *(end + more * each for end in ends[last + 1 :])]
+
+
+@cache
+def _kinds(queue: BlockQueue) -> Counter[Kind]:
+    """Return how many steps of each kind a video's frame blocks take.
+
+    A kind is the numbers of latent frames of a step, which decide its cost.
+    """
+    return Counter(map(kind_of, queue.steps()))

@@ -1,0 +1,140 @@
+"""Cost of a block-step (one step of one frame block) in one layer slice, whose ranks may share its tokens.
+
+The exchanges between these ranks are simulated with `planner.step`. All layer slices are simulated at once,
+as in the middle of a video, because messages that share a host slow each other down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from paradit.attention.timing.windows import window_layer, window_moves
+from paradit.distributed.shares import Shares
+from paradit.models.spec import ModelSpec
+from paradit.planner.costs import ITEMSIZE, BlockSeconds, block_seconds, replicated_rows
+from paradit.planner.hardware import Cluster
+from paradit.planner.step import Branch, forward
+from paradit.scheduling.block_queue import BlockStep
+
+Kind = tuple[int, int, int, int]
+"""Kind of a frame block's step, as the numbers of latent frames that decide its cost: the block's own frames,
+those computed before them, those computed after them, and all that the block attends to."""
+
+
+def kind_of(step: BlockStep) -> Kind:
+    return step.frames, step.left.computed, step.right.computed, step.window_frames
+
+
+SIMULATED_LAYERS = 8
+"""Number of layers that are simulated together to find how long one layer's exchanges take."""
+
+
+@dataclass(frozen=True)
+class SliceSeconds:
+    """Seconds of one step of a frame block in one layer slice."""
+
+    computing: tuple[float, ...]
+    """Seconds for which each rank computes, in the order of the ranks that share the layer slice's tokens."""
+    exposed: float
+    """Seconds for which the rank that computes longest waits for messages."""
+
+    @property
+    def seconds(self) -> float:
+        return max(self.computing) + self.exposed
+
+
+@dataclass(frozen=True, eq=False)
+class SliceSteps:
+    """Costs of the steps of frame blocks, on each group of ranks that share tokens, for one guidance branch.
+
+    All layers cost the same.
+    """
+
+    cluster: Cluster
+    spec: ModelSpec
+    dtype: str
+    groups: tuple[tuple[int, ...], ...]
+    """Groups of cluster ranks that share tokens, for all layer slices and guidance branches."""
+    tokens: int
+    """Number of tokens in a latent frame."""
+
+    @cached_property
+    def _known(self) -> dict[tuple[Kind, int], SliceSeconds]:
+        return {}
+
+    def seconds(self, kind: Kind, layers: int) -> SliceSeconds:
+        """Return the seconds of one step of a frame block in `layers` layers; cached.
+
+        kind: numbers of latent frames of the step, on which its cost depends.
+        """
+        if (kind, layers) not in self._known:
+            self._known[kind, layers] = SliceSeconds(
+                self.computing(kind, layers), layers * self._layer(kind).exposed
+            )
+        return self._known[kind, layers]
+
+    def computing(self, kind: Kind, layers: int) -> tuple[float, ...]:
+        """Return the seconds for which each rank computes in one step of a frame block, in `layers` layers.
+
+        Exchanges are not included.
+        """
+        shares, *_, window = self.shares(kind), *kind
+        costs = [self._costs(held, window * self.tokens) for held in shares.tokens]
+        return tuple(
+            layers * (3 * cost.value + cost.attention(work) + cost.finish)
+            for cost, work in zip(costs, shares.work, strict=True)
+        )
+
+    def sent(self, kind: Kind, layers: int) -> list[list[float]]:
+        """Return the bytes that ranks exchange in one step of a frame block whose tokens they share.
+
+        Row i, column j holds what the i-th rank sends to the j-th.
+        """
+        tables = [message.table for message in window_moves(self._branch(kind, self.groups[0]))]
+        ranks = range(len(self.groups[0]))
+        return [[layers * sum(table[i][j] for table in tables) for j in ranks] for i in ranks]
+
+    def shares(self, kind: Kind) -> Shares:
+        """Return how ranks divide a frame block's tokens and attention, as in `sampling.block_window`."""
+        frames, left, right, _ = kind
+        computed, heads = (left + frames + right) * self.tokens, self.spec.transformers[0].num_attention_heads
+        return Shares.equal(computed, heads, len(self.groups[0]), self.text_rows)
+
+    @cached_property
+    def text_rows(self) -> int:
+        """Number of text tokens that pass through the layers with the video tokens; 0 if there are none."""
+        return replicated_rows(self.spec.transformers[0], self.spec.text_length)
+
+    def _layer(self, kind: Kind) -> SliceSeconds:
+        if (kind, 1) in self._known:
+            return self._known[kind, 1]
+        exposed, computing = 0.0, self.computing(kind, 1)
+        if len(computing) > 1:
+            branches = [self._branch(kind, group) for group in self.groups]
+            simulation = forward([(branch, window_layer(branch)) for branch in branches], SIMULATED_LAYERS)
+            exposed = max(0.0, simulation.seconds / SIMULATED_LAYERS - max(computing))
+        self._known[kind, 1] = SliceSeconds(computing, exposed)
+        return self._known[kind, 1]
+
+    def _branch(self, kind: Kind, group: tuple[int, ...]) -> Branch:
+        shares, *_, window = self.shares(kind), *kind
+        return Branch(
+            cluster=self.cluster,
+            ranks=group,
+            shares=shares,
+            costs=[self._costs(held, window * self.tokens) for held in shares.tokens],
+            row_bytes=self.spec.transformers[0].attention_head_dim * ITEMSIZE[self.dtype],
+            batch=1,
+        )
+
+    def _costs(self, held: int, tokens: int) -> BlockSeconds:
+        return block_seconds(
+            self.spec.transformers[0],
+            self.cluster.device,
+            held=held,
+            tokens=tokens,
+            text=self.spec.text_length,
+            batch=1,
+            dtype=self.dtype,
+        )

@@ -1,0 +1,157 @@
+"""Cost model of videos denoised as a whole (not in frame blocks), in steps that all cost the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from paradit.attention.registry import Choice
+from paradit.config.placement import Placement
+from paradit.config.requests import ResolvedRequest, latent_shape
+from paradit.planner.discrete_events import Simulation
+from paradit.planner.simulate import Candidate, CostModel, LowerBound, Simulated, Simulator
+from paradit.planner.step import simulate_layers
+from paradit.planner.timeline import simulated_spans, span_of
+from paradit.planner.whole_video_step import Group, branches_of, group_of, simulated_step
+from paradit.scheduling import balance
+from paradit.scheduling.balance import name_of, simulate
+from paradit.trace.merge import Span
+from paradit.trace.spans import EXCHANGE, LAYER, STEP
+
+HELPERS_WORK = (1.0, 0.75, 0.5, 0.25)
+"""Amounts of attention work that are tried for a decode rank that helps to denoise while it is idle, as
+fractions of an equal share."""
+
+
+class Whole(CostModel):
+    """Cost model of the full-sequence method, which denoises all latents of a video at once."""
+
+    def request(self, simulator: Simulator) -> ResolvedRequest:
+        return simulator.request
+
+    def simulate(
+        self, simulator: Simulator, candidate: Candidate, num_requests: int, choice: Choice
+    ) -> Simulated:
+        placement, steps = candidate.placement, simulator.request.num_inference_steps
+        alone = simulated_step(simulator, group_of(placement), choice)
+        helped = alone
+        if candidate.coprocess:
+            helped = simulated_step(simulator, helped_group(simulator, placement, choice), choice)
+        stages = simulator.stages_of(candidate, steps * alone.seconds)
+        once = dict(stages)
+        if candidate.coprocess:
+            once["denoise"] += steps * (helped.seconds - alone.seconds)
+            stages["denoise"] += _help(placement, stages, steps, alone.seconds, helped.seconds)
+            if num_requests == 1:
+                stages = once
+        spans = simulate(placement, num_requests, stages)
+        seconds = max(span.end for span in spans)
+        busy = [0.0] * placement.ranks
+        for span in spans:
+            for rank in span.ranks:
+                busy[rank] += span.end - span.start
+        latency = sum(once.values())
+        frames = latent_shape(simulator.request, simulator.spec)[1]
+        return Simulated(
+            candidate=candidate,
+            choice=choice,
+            seconds=seconds,
+            latency=latency,
+            first_frame=latency - once["decode"] * (1 - 1 / frames),
+            step=helped.seconds,
+            stages=stages,
+            exposed=helped.exposed / helped.seconds,
+            idle=tuple(1 - part / seconds for part in busy),
+            memory=simulator.memory(candidate),
+        )
+
+    def least(self, simulator: Simulator, candidate: Candidate, num_requests: int) -> LowerBound:
+        raise NotImplementedError("videos as a whole are played at once")
+
+    def kind(self, candidate: Candidate) -> str:
+        """Return a plan's kind: "together", "apart" or "replicas", then ", co-processing" if it is used."""
+        if candidate.placement.replicas > 1:
+            return "replicas"
+        kind = "apart" if name_of(candidate.placement).startswith("apart") else "together"
+        return f"{kind}, co-processing" if candidate.coprocess else kind
+
+    def title(self, candidate: Candidate) -> str:  # noqa: ARG002
+        return "full sequence"
+
+    def name(self, candidate: Candidate, choice: Choice) -> tuple[list[str], list[str]]:
+        shared = []
+        if candidate.placement.branch_ranks > 1:
+            shared = [choice.form.written(choice.options, short=True)]
+            shared += ["interleaved"] if choice.interleave else []
+        return [name_of(candidate.placement)], shared
+
+    def waits(self, simulated: Simulated) -> str:
+        return f"messages: {100 * simulated.exposed:.0f} % of a step waits for them"
+
+    def placement(self, simulated: Simulated) -> Placement:
+        candidate = simulated.candidate
+        return replace(candidate.placement.chosen(simulated.choice), coprocess=candidate.coprocess)
+
+    def cautions(self, simulator: Simulator) -> Iterator[str]:
+        if simulator.long is None:
+            return
+        trained, ratio = simulator.spec.trained_latent_frames, simulator.spec.vae.temporal_compression
+        yield (
+            f"full sequence denoises {simulator.request.num_frames} frames at once, and the model was "
+            f"trained on up to {(trained - 1) * ratio + 1}: exact, but the motion may break"
+        )
+
+    def spans(
+        self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]
+    ) -> Iterator[tuple[int, Span]]:
+        """Yield (rank, trace span) of a simulated run: all steps; messages, waits and layers of the first."""
+        steps = simulator.request.num_inference_steps
+        for one in denoised:
+            length = (one.end - one.start) / steps
+            for number in range(steps):
+                begin = one.start + number * length
+                for rank in one.ranks:
+                    yield rank, span_of(f"step {number + 1}", STEP, begin, begin + length)
+        simulation, ranks = simulated_layers(simulator, simulated.candidate, simulated.choice)
+        first = min(one.start for one in denoised)
+        yield from simulated_spans(simulation, [(rank,) for rank in ranks], first, LAYER, EXCHANGE)
+
+
+def simulated_layers(
+    simulator: Simulator, candidate: Candidate, choice: Choice
+) -> tuple[Simulation, list[int]]:
+    """Simulate all layers of a denoising step.
+
+    Returns the result, and the cluster's ranks that take part, in ascending order.
+    """
+    group = group_of(candidate.placement)
+    if candidate.coprocess:
+        group = helped_group(simulator, candidate.placement, choice)
+    branches, streams = branches_of(simulator, group, choice)
+    simulation = simulate_layers(branches, simulator.spec.transformers[0].num_layers, streams, choice.lag)
+    return simulation, sorted(rank for branch, _ in branches for rank in branch.ranks)
+
+
+def helped_group(simulator: Simulator, placement: Placement, choice: Choice) -> Group:
+    """Return the fastest division of a step in which idle decode ranks may help with attention.
+
+    The amounts of work that are tried for them are those of `HELPERS_WORK`, and none.
+    """
+    groups = [group_of(placement, part) for part in (0.0, *HELPERS_WORK)]
+    return min(groups, key=lambda group: simulated_step(simulator, group, choice).seconds)
+
+
+def _help(
+    placement: Placement, stages: Mapping[str, float], steps: int, alone: float, helped: float
+) -> float:
+    """Return the seconds that help by idle decode ranks adds to a request's denoising; usually negative.
+
+    alone, helped: seconds of a step without help and with it. Decode ranks help while they are in no stage.
+    """
+    decoders = len(placement.decode_groups)
+    encodes = stages["encode"] if placement.encode_ranks[0] in placement.decode_ranks else 0.0
+    busy = min(stages["denoise"], (stages["decode"] + encodes) / decoders)
+    return (helped - alone) * (steps - busy / alone)
+
+
+WHOLE = Whole()

@@ -1,0 +1,141 @@
+"""Cost of a denoising step of a video denoised as a whole, not in frame blocks.
+
+The step consists of the guidance branches on their ranks, and a final gather of the predictions. What the
+ranks do in a layer is simulated by `planner.step`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from math import prod
+from typing import Protocol
+
+from paradit.attention.registry import Choice
+from paradit.attention.timing import layer
+from paradit.config.placement import Placement
+from paradit.distributed.shares import Shares
+from paradit.models.spec import ModelSpec
+from paradit.planner.costs import ITEMSIZE, block_seconds, replicated_rows
+from paradit.planner.hardware import Cluster
+from paradit.planner.step import Branch, Forward, Layer, forward
+
+
+class Video(Protocol):
+    """Protocol of a video to make on a cluster: all on which the cost of its denoising steps depends."""
+
+    @property
+    def cluster(self) -> Cluster: ...
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def branches(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Division of a denoising step among a placement's ranks; simulated steps are cached by it."""
+
+    ranks: tuple[int, ...]
+    helpers: tuple[int, ...]
+    share: float
+    replicas: int
+    replica_ranks: int
+    cfg_degree: int
+
+
+def group_of(placement: Placement, share: float = 0.0) -> Group:
+    """Return which ranks of a placement work on a denoising step, and how they divide it.
+
+    share: attention work of each decode rank that helps while it is idle, as a fraction of an equal share; 0:
+    none helps.
+    """
+    helpers = tuple(rank for rank in placement.decode_ranks if rank not in placement.denoise_ranks)
+    return Group(
+        ranks=placement.denoise_ranks,
+        helpers=helpers if share else (),
+        share=share,
+        replicas=placement.replicas,
+        replica_ranks=placement.replica_ranks,
+        cfg_degree=placement.cfg_degree,
+    )
+
+
+@cache
+def simulated_step(simulator: Video, group: Group, choice: Choice) -> Forward:
+    branches, streams = branches_of(simulator, group, choice)
+    simulation = forward(branches, simulator.spec.transformers[0].num_layers, streams, choice.lag)
+    return replace(simulation, seconds=simulation.seconds + _gather(simulator, group))
+
+
+def branches_of(simulator: Video, group: Group, choice: Choice) -> tuple[list[tuple[Branch, Layer]], int]:
+    """Return the guidance branches of all replicas, and how many streams of work each rank interleaves.
+
+    Each branch comes with the function that simulates its layers.
+    """
+    spec, text = simulator.spec.transformers[0], simulator.spec.text_length
+    computed = simulator.branches // group.cfg_degree
+    # A single rank computes its branches one after the other. Several ranks, or one that idle decode
+    # ranks help, compute them in one batch, or interleaved.
+    together = len(group.ranks) + len(group.helpers) > 1 and not choice.interleave
+    batch = computed if together else 1
+    size = len(group.ranks) // group.cfg_degree
+    shares = _shares(simulator, size, group)
+    costs = {
+        held: block_seconds(
+            spec,
+            simulator.cluster.device,
+            held=held,
+            tokens=simulator.tokens,
+            text=text,
+            batch=batch,
+            dtype=simulator.dtype,
+        )
+        for held in set(shares.tokens)
+    }
+    branches = []
+    for replica in range(group.replicas):
+        first = replica * group.replica_ranks
+        for number in range(group.cfg_degree):
+            ranks = group.ranks[number * size : (number + 1) * size] + group.helpers
+            branch = Branch(
+                cluster=simulator.cluster,
+                ranks=tuple(first + rank for rank in ranks),
+                shares=shares,
+                costs=[costs[held] for held in shares.tokens],
+                row_bytes=batch * spec.attention_head_dim * ITEMSIZE[simulator.dtype],
+                batch=batch,
+            )
+            branches.append((branch, layer(branch, choice)))
+    return branches, computed // batch
+
+
+def _shares(simulator: Video, size: int, group: Group) -> Shares:
+    spec = simulator.spec.transformers[0]
+    text = replicated_rows(spec, simulator.spec.text_length)
+    equal = Shares.equal(simulator.tokens, spec.num_attention_heads, size, text)
+    if not group.helpers:
+        return equal
+    pieces = spec.num_attention_heads * equal.num_rows
+    each = int(group.share * pieces / (size + len(group.helpers)))
+    return equal.with_helpers([each] * len(group.helpers))
+
+
+def _gather(simulator: Video, group: Group) -> float:
+    """Return the seconds to gather all ranks' predictions on every rank, at the end of a step."""
+    number = len(group.ranks)
+    if number == 1:
+        return 0.0
+    spec = simulator.spec.transformers[0]
+    values = spec.out_channels * prod(spec.patch_size) * ITEMSIZE[simulator.dtype] * simulator.branches
+    each = simulator.tokens / number * values
+    busy, latency = simulator.cluster.transfer(group.ranks, [[each] * number] * number)
+    return max(busy.values()) + latency + simulator.cluster.device.posting

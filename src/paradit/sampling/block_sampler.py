@@ -1,0 +1,140 @@
+"""Base classes for samplers of long videos, which save their state after rounds and can resume from it.
+
+In a round, every frame block in the queue takes one denoising step.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from paradit.config.methods.blocks import BlocksRequest, in_blocks
+from paradit.config.requests import latent_shape
+from paradit.sampling import guidance
+from paradit.sampling.block_state import QueueState, shared_state
+from paradit.sampling.early_stop import Unwanted
+from paradit.sampling.noise import PooledNoise
+from paradit.sampling.sampler import Sampler, Work
+from paradit.scheduling.block_queue import BlockQueue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """Starting point of a long video's denoising, new or resumed, with everything that its sampler needs."""
+
+    work: Work
+    request: BlocksRequest
+    queue: BlockQueue
+    noise: PooledNoise
+    guidance_scales: tuple[float, ...]
+    state: QueueState | None
+    """State from the last checkpoint, on the first rank; None on other ranks, or if there is no checkpoint.
+    """
+    round: int
+    """Number of the next round, in which every frame block in the queue takes one step; the same on all
+    ranks."""
+    save: Callable[[QueueState], bool] | None
+    """Function that the first rank calls after every round, and that returns whether to continue; None on
+    other ranks."""
+
+
+class BlockSampler(Sampler):
+    """Base class of samplers of long videos, which yield frame blocks and resume from checkpoints."""
+
+    def blocks(self, work: Work) -> Iterator[Tensor]:
+        begun, predictor, checkpoints = self._begun(work), work.predictor, work.checkpoints
+        made = finished = self.finished(begun.queue, begun.round)
+        endless, queue = begun.request.endless, begun.queue
+        with work.progress.stage("denoise", 0 if endless else (queue.num_blocks or 0) * queue.num_steps):
+            if checkpoints and predictor.is_first:
+                yield from (checkpoints.block(number) for number in range(finished))
+            try:
+                for made, block in enumerate(self.fresh(begun), finished + 1):
+                    if checkpoints:
+                        checkpoints.keep(made - 1, block)
+                    if predictor.is_first:
+                        yield block
+            except Unwanted:
+                if not endless or not made:  # an endless video ends with the finished blocks
+                    raise
+
+    def _begun(self, work: Work) -> Begun:
+        """Return the point from which denoising starts or resumes, as the first rank's checkpoint decides."""
+        request, predictor, spec = in_blocks(work.request), work.predictor, work.model.spec
+        channels, _, height, width = latent_shape(request, spec)
+        queue = request.queue(spec)
+        state = None
+        if (
+            work.checkpoints
+            and predictor.is_first
+            and (content := work.checkpoints.last(QueueState.from_bytes))
+        ):
+            state = QueueState.from_bytes(content, work.model.device)
+        round, *_ = predictor.gather_number(state.round if state else 0)
+        return Begun(
+            work=work,
+            request=request,
+            queue=queue,
+            noise=PooledNoise(
+                (channels, height, width), request.seed, queue.block_frames, queue.context_frames
+            ),
+            guidance_scales=guidance.scales(spec, request.guidance_scale),
+            state=state,
+            round=round,
+            save=partial(self.after_round, work, queue) if predictor.is_first else None,
+        )
+
+    def after_round(self, work: Work, queue: BlockQueue, state: QueueState) -> bool:
+        """Save a checkpoint of the state after a round if one is due; return whether denoising continues.
+
+        Called on the first rank only.
+        """
+        is_open = self.is_open(queue, state.round)
+        return not work.checkpoints or work.checkpoints.offer(state.to_bytes, is_open=is_open)
+
+    def is_open(self, queue: BlockQueue, round: int) -> bool:  # noqa: ARG002
+        """Return whether a longer version of the video could resume from its state just before this round."""
+        return False
+
+    @abstractmethod
+    def finished(self, queue: BlockQueue, round: int) -> int:
+        """Return the number of frame blocks that are fully denoised when this round of the queue begins."""
+
+    @abstractmethod
+    def fresh(self, begun: Begun) -> Iterator[Tensor]:
+        """Denoise the frame blocks that are not finished yet, and yield the latents of each in order."""
+
+
+class PredictorSampler(BlockSampler):
+    """Sampler of a long video whose ranks share every window's tokens; all ranks get all frame blocks."""
+
+    def __init__(
+        self, blocks: Callable[..., Iterator[Tensor]], finished: Callable[[BlockQueue, int], int]
+    ) -> None:
+        """Make a sampler from two functions that work like `blocks` and `finished` in `sampling.windowed`."""
+        self._blocks, self._finished = blocks, finished
+
+    def finished(self, queue: BlockQueue, round: int) -> int:
+        return self._finished(queue, round)
+
+    def fresh(self, begun: Begun) -> Iterator[Tensor]:
+        work = begun.work
+        work.predictor.agree("the model", work.model.fingerprint())
+        return self._blocks(
+            work.model,
+            begun.queue,
+            work.prompts,
+            begun.noise,
+            guidance_scales=begun.guidance_scales,
+            predictor=work.predictor,
+            progress=work.progress,
+            state=shared_state(begun.state, work.predictor, work.model.device),
+            save=begun.save,
+        )
+
+    def after_round(self, work: Work, queue: BlockQueue, state: QueueState) -> bool:
+        return super().after_round(work, queue, state) and work.wanted()

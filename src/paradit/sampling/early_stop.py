@@ -1,0 +1,85 @@
+"""Agreement by which all ranks of a layer pipeline end a video early, before the same round.
+
+The first rank publishes the number of that round in the store. The round lies so far ahead that no rank has
+to wait for the number: a rank that reaches the round, or posts receives for it, has already received messages
+sent after it was published. So no message is left over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from paradit.distributed.world import World
+from paradit.scheduling.block_queue import BlockQueue
+
+STEPS_AHEAD = 3
+"""Largest number of steps, each of one frame block, for which a rank posts receives in advance."""
+UNWANTED = "nobody wants the rest"
+
+
+class Unwanted(Exception):
+    """Error raised when a video ends early because the rest of it is no longer wanted."""
+
+
+def no_blocks() -> Iterator[Tensor]:
+    """Return an iterator that raises Unwanted when its first frame block is requested.
+
+    It stands in for the latents of a video that nobody wants any more.
+    """
+    yield from ()
+    raise Unwanted
+
+
+class EarlyStop:
+    """One rank's knowledge of whether a video ends early, why, and before which round of the block queue."""
+
+    def __init__(self, world: World | None, word: str, queue: BlockQueue) -> None:
+        """Set up one rank's knowledge of an early end of a video; no early end is known yet.
+
+        world: the ranks of the layer pipeline; None for one process. word: key in the store, unique to this
+        video and the same on all ranks.
+        """
+        self._world, self._key, self._queue = world, word, queue
+        self._rounds = math.inf
+        self._looked = -1
+        self.reason = ""
+        """Reason why the video ends early; empty as long as this rank knows of no early end."""
+
+    def request(self, reason: str, round: int) -> None:
+        """Publish that the video ends early, why, and before which round of the block queue all ranks end.
+
+        Called once, by the first rank. round: the last round that this rank has begun; it may be about to
+        begin the next one.
+        """
+        self.reason = reason
+        if self._world is None:
+            self._rounds = 0
+            return
+        ahead, end = 0, round + 1
+        while ahead < STEPS_AHEAD and self._queue.active(end):
+            ahead += len(self._queue.active(end))
+            end += 1
+        self._rounds = max(end, round + 2)
+        self._world.publish(self._key, f"{self._rounds} {reason}")
+
+    def goes_on(self, round: int) -> bool:
+        """Return whether a round of the block queue takes place; if not, the video ends before it.
+
+        Ranks other than the first look this up in the store.
+        """
+        if self._world is not None and self._world.rank > 0 and round > self._looked and not self.reason:
+            self._looked = round
+            if self._world.is_published(self._key):
+                rounds, self.reason = self._world.lookup(self._key).split(maxsplit=1)
+                self._rounds = int(rounds)
+        return round < self._rounds
+
+    def check(self) -> None:
+        """Raise Unwanted or FloatingPointError if the video has ended early; called after the last round."""
+        if self.reason == UNWANTED:
+            raise Unwanted
+        if self.reason:
+            raise FloatingPointError(self.reason)

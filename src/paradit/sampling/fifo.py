@@ -1,0 +1,158 @@
+"""Denoising of a long video along a diagonal: every latent frame has a noise level of its own.
+
+FIFO-Diffusion (arXiv 2405.11473). The queue is that of `scheduling.block_queue`, with blocks of one frame: in
+every round a frame of noise joins it, all frames take one step, and the least noisy frame leaves. A round
+goes through the transformer in windows, counted from the head of the queue, so that window borders fall on
+other frames in every round. In each window `block_frames` frames take a step, and `context_frames` frames on
+both sides are only read; before the head, these are finished frames (the paper's lookahead). All windows of a
+round read the latents from before the round.
+
+Approximate: as with frame blocks, a frame sees only its window. All frames of a window also differ in noise
+level, which a model must be trained for, or happen to tolerate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from paradit.models.protocol import Prompt, Scheduler, VideoModel
+from paradit.parallel.predictor import Predictor
+from paradit.progress import Progress
+from paradit.sampling.block_sampler import PredictorSampler
+from paradit.sampling.block_state import BlockState, QueueState, restore_solver, solver_state
+from paradit.sampling.early_stop import Unwanted
+from paradit.sampling.guidance import guide
+from paradit.sampling.noise import BlockNoise
+from paradit.sampling.solver import solver_step
+from paradit.scheduling.block_queue import BlockQueue
+
+
+@dataclass
+class _Frame:
+    """A latent frame [1, C, 1, h, w] in the queue, and its own solver (scheduler)."""
+
+    latents: Tensor
+    scheduler: Scheduler
+    level: int = 0
+    """Number of denoising steps that the frame has taken."""
+
+
+@torch.no_grad()
+def blocks(
+    model: VideoModel,
+    queue: BlockQueue,
+    prompts: tuple[Prompt, ...],
+    noise: BlockNoise,
+    *,
+    guidance_scales: tuple[float, ...],
+    predictor: Predictor,
+    progress: Progress | None = None,
+    state: QueueState | None = None,
+    save: Callable[[QueueState], bool] | None = None,
+) -> Iterator[Tensor]:
+    """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank.
+
+    Works for models with one expert. state: a state that `save` was called with after a round, to resume
+    from. Steps of frame blocks are reported as stage "denoise". Raises FloatingPointError, on every rank, if
+    latents become non-finite (inf or NaN), and Unwanted if `save` returns False before the end.
+    """
+    frames = replace(queue, block_frames=1, context_frames=0)
+    fresh = model.scheduler(queue.num_steps)
+    timesteps = torch.cat([fresh.timesteps, fresh.timesteps.new_zeros(1)])  # 0: for finished frames
+    transformer, (guidance_scale,) = model.experts[0], guidance_scales
+    contexts = predictor.contexts(transformer, prompts)
+    held = _restored(model, queue, state)
+
+    def predictions(own: range, seen: range) -> Iterator[tuple[int, Tensor]]:
+        """Return (frame number, prediction) for each frame in `own`, from the latents of those in `seen`."""
+        latents = torch.cat([held[frame].latents for frame in seen], dim=2)
+        layout = transformer.layout(tuple(latents.shape[2:]))  # type: ignore[arg-type]
+        levels = timesteps[[held[frame].level for frame in seen]]
+        timestep = model.model_timestep(levels, latents)
+        both = predictor.predict(transformer, latents.to(model.dtype), timestep, contexts, layout)
+        parts = torch.split(guide(both, guidance_scale), 1, dim=2)
+        return ((frame, part) for frame, part in zip(seen, parts, strict=True) if frame in own)
+
+    done = 0
+    for round in frames.rounds(state.round if state else 0):
+        active = frames.active(round)
+        if active[-1] not in held:
+            number, place = divmod(active[-1], queue.block_frames)
+            latents = noise.block(number)[:, :, place : place + 1].to(model.device)
+            held[active[-1]] = _Frame(latents, model.scheduler(queue.num_steps))
+        found: dict[int, Tensor] = {}
+        for own, seen in windows(queue, active):
+            found.update(predictions(own, seen))
+        for frame, prediction in found.items():
+            _step(held[frame], prediction, timesteps, frame, noise)
+        # Progress counts steps of blocks: convert from steps of frames.
+        done += len(active)
+        of_blocks, of_frames = queue.num_blocks or 1, queue.num_frames or queue.block_frames
+        (progress or Progress()).step("denoise", done * of_blocks // of_frames)
+
+        ready = frames.finished(round + 1)
+        block, over = divmod(ready, queue.block_frames)
+        ends = ready == queue.num_frames
+        if ready and (not over or ends):
+            number = block if over else block - 1
+            start = number * queue.block_frames
+            own = range(start, start + queue.frames_of(number))
+            yield torch.cat([held[frame].latents for frame in own], dim=2)
+        unread = min(ready - queue.context_frames, block * queue.block_frames)
+        held = {frame: what for frame, what in held.items() if frame >= unread}
+        goes_on = not save or save(_state(round + 1, held, fresh))
+        if not ends and not predictor.gather_number(int(goes_on))[0]:
+            raise Unwanted
+
+
+def windows(queue: BlockQueue, active: range) -> Iterator[tuple[range, range]]:
+    """Yield a round's windows, each as two ranges: frames that take a step, and all frames that are read."""
+    for start in range(active.start, active.stop, queue.block_frames):
+        own = range(start, min(start + queue.block_frames, active.stop))
+        yield (
+            own,
+            range(max(0, start - queue.context_frames), min(own.stop + queue.context_frames, active.stop)),
+        )
+
+
+def finished(queue: BlockQueue, round: int) -> int:
+    """Return the number of frame blocks that are fully denoised when round `round` of the queue begins."""
+    ready = replace(queue, block_frames=1, context_frames=0).finished(round)
+    return ready // queue.block_frames if ready != queue.num_frames else queue.num_blocks or 0
+
+
+def _step(frame: _Frame, prediction: Tensor, timesteps: Tensor, number: int, noise: BlockNoise) -> None:
+    generator = noise.step(number, frame.level)
+    frame.latents = solver_step(frame.scheduler, prediction, timesteps[frame.level], frame.latents, generator)
+    frame.level += 1
+    if not frame.latents.isfinite().all():
+        raise FloatingPointError(f"the latents of frame {number + 1} are not finite after step {frame.level}")
+
+
+def _state(round: int, held: dict[int, _Frame], fresh: Scheduler) -> QueueState:
+    kept = {
+        number: BlockState(
+            level=frame.level,
+            latents=frame.latents,
+            before=None,
+            solver=solver_state(frame.scheduler, fresh),
+        )
+        for number, frame in held.items()
+    }
+    return QueueState(round=round, blocks=kept)
+
+
+def _restored(model: VideoModel, queue: BlockQueue, state: QueueState | None) -> dict[int, _Frame]:
+    return {
+        number: _Frame(
+            block.latents, restore_solver(model.scheduler(queue.num_steps), block.solver), block.level
+        )
+        for number, block in (state.blocks.items() if state else ())
+    }
+
+
+SAMPLER = PredictorSampler(blocks, finished)

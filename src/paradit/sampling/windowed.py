@@ -1,0 +1,151 @@
+"""Denoising of a long video in independent windows whose overlaps are blended; a baseline for comparisons.
+
+A window is a frame block with its context on both sides. Approximate: nothing passes between windows while
+they are denoised, so they agree only as far as the prompt and their noise make them. Where two overlap, the
+latents of one fade into those of the other, whatever each shows there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from paradit.models.protocol import Prompt, VideoModel
+from paradit.parallel.predictor import Predictor
+from paradit.progress import Progress
+from paradit.sampling import full_sequence
+from paradit.sampling.block_sampler import PredictorSampler
+from paradit.sampling.block_state import BlockState, QueueState
+from paradit.sampling.noise import BlockNoise
+from paradit.scheduling.block_queue import BlockQueue
+
+
+def blocks(
+    model: VideoModel,
+    queue: BlockQueue,
+    prompts: tuple[Prompt, ...],
+    noise: BlockNoise,
+    *,
+    guidance_scales: tuple[float, ...],
+    predictor: Predictor,
+    progress: Progress | None = None,
+    state: QueueState | None = None,
+    save: Callable[[QueueState], bool] | None = None,
+) -> Iterator[Tensor]:
+    """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank.
+
+    save: function called after every step with the latents of finished windows; it returns whether to
+    continue. state: a state that `save` was called with, to resume from. Steps of windows are reported as
+    stage "denoise". Raises FloatingPointError, on every rank, if latents become non-finite (inf or NaN).
+    """
+    begun = state.round if state else 0
+    whole = {number: block.latents for number, block in state.blocks.items()} if state else {}
+    for number in queue.blocks(begun):
+        offer = partial(save, _state(number, whole, queue.num_steps)) if save else None
+        (whole[number],) = full_sequence.denoise(
+            model,
+            noise_of(queue, noise, number).to(model.device),
+            prompts,
+            num_inference_steps=queue.num_steps,
+            guidance_scales=guidance_scales,
+            noise=partial(noise.step, number),
+            progress=_Within(progress or Progress(), (number - begun) * queue.num_steps),
+            predictor=predictor,
+            checkpoints=_WholeWindows(offer),
+        )
+        if number > 0:
+            yield blended(queue, whole, number - 1)
+        if number + 1 == queue.num_blocks:
+            yield blended(queue, whole, number)
+        whole.pop(number - 2, None)
+
+
+def finished(queue: BlockQueue, round: int) -> int:  # noqa: ARG001
+    """Return the number of frame blocks that are finished once `round` windows are denoised: one fewer.
+
+    The last frame block waits to be blended with the next window.
+    """
+    return max(0, round - 1)
+
+
+def noise_of(queue: BlockQueue, noise: BlockNoise, block: int) -> Tensor:
+    """Return the noise [1, C, f, h, w] of a block's whole window: of its own and its neighbours' frames."""
+    window, size = queue.window_of(block), queue.block_frames
+    first, last = window.start // size, (window.stop - 1) // size
+    several = torch.cat([noise.block(number) for number in range(first, last + 1)], dim=2)
+    return several[:, :, window.start - first * size : window.stop - first * size]
+
+
+def blended(queue: BlockQueue, windows: dict[int, Tensor], block: int) -> Tensor:
+    """Return a frame block's latents [1, C, f, h, w], blended from the windows [1, C, F, h, w] that cover it.
+
+    Each window's weight rises and falls linearly over the frames that it shares with the next window.
+    """
+    start = block * queue.block_frames
+    own = range(start, start + queue.frames_of(block))
+    frames = []
+    for frame in own:
+        there = [number for number in windows if frame in queue.window_of(number)]
+        weights = torch.tensor([_weight(queue, number, frame) for number in there])
+        parts = [windows[number][:, :, frame - queue.window_of(number).start] for number in there]
+        weights = (weights / weights.sum()).to(parts[0].device)
+        frames.append(torch.tensordot(weights, torch.stack(parts), dims=1))
+    return torch.stack(frames, dim=2)
+
+
+def _weight(queue: BlockQueue, block: int, frame: int) -> float:
+    overlap = 2 * queue.context_frames
+    since = frame - (block * queue.block_frames - queue.context_frames)
+    rising = 1.0 if block == 0 else (since + 1) / (overlap + 1)
+    left = queue.block_frames + overlap - since
+    falling = 1.0 if block + 1 == queue.num_blocks else left / (overlap + 1)
+    return min(1.0, rising, falling)
+
+
+def _state(round: int, windows: dict[int, Tensor], steps: int) -> QueueState:
+    kept = {
+        number: BlockState(level=steps, latents=latents, before=None, solver={})
+        for number, latents in windows.items()
+        if number >= round - 2
+    }
+    return QueueState(round=round, blocks=kept)
+
+
+class _WholeWindows:
+    """Stand-in for the checkpoints of one window: it saves nothing, but lets the run end after any step."""
+
+    def __init__(self, offer: Callable[[], bool] | None) -> None:
+        self._offer = offer
+
+    def last(self, parse: Callable[[bytes], object]) -> bytes:  # noqa: ARG002
+        return b""
+
+    def offer(self, state: Callable[[], bytes], *, finished: int = 0, is_open: bool = False) -> bool:  # noqa: ARG002
+        return self._offer() if self._offer else True
+
+    def block(self, number: int) -> Tensor:
+        raise LookupError(number)
+
+    def keep(self, number: int, latents: Tensor) -> None: ...
+
+
+class _Within(Progress):
+    """Progress of one window, counted as part of the single stage that all windows form together."""
+
+    def __init__(self, progress: Progress, before: int) -> None:
+        super().__init__(progress.emit)
+        self._progress, self._before = progress, before
+
+    @contextmanager
+    def stage(self, name: str, total: int = 1) -> Iterator[None]:  # noqa: ARG002
+        yield
+
+    def step(self, name: str, done: int) -> None:
+        self._progress.step(name, self._before + done)
+
+
+SAMPLER = PredictorSampler(blocks, finished)
