@@ -1,4 +1,4 @@
-"""Print figures about the code and its language: files, import cycles, types, depth of the kernel, docstrings.
+"""Print figures about the code and its language: import cycles, types, depth of the kernel, docstrings.
 
     python benchmarks/house.py [SRC ...]
 
@@ -107,9 +107,9 @@ def docstrings(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         for statement in body if isinstance(body, list) else []:  # a lambda's body is not a list
-            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-                if isinstance(statement.value.value, str):
-                    yield statement.value.value
+            value = statement.value if isinstance(statement, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield value.value
 
 
 def comments(path: Path) -> int:

@@ -73,6 +73,8 @@ class Engine:
         if emit is not None and not callable(emit):
             raise InputError(f"emit must be a function that takes an event, got {shown(emit)}")
         self.spec: ModelSpec = read_spec(find_model(str(model)))
+        if isinstance(plan_for, Request):
+            raise InputError("plan_for must be a list of Requests, got a single one")
         self._model, self._hang_limit, self._emit = str(model), hang_limit, emit
         self._lock = threading.RLock()  # `emit` may submit when a warning about a request is reported to it
         self._pid = os.getpid()

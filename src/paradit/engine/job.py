@@ -74,12 +74,12 @@ class Run:
     unchanged."""
     jobs: tuple[Job, ...]
     placement: Placement
-    overwrite: bool = False
+    overwrite: Annotated[bool, Option(help="Whether files that exist are replaced.")] = False
     checkpoint_steps: Annotated[int | None, Option(least=1, most=MAX_FRAMES)] = None
     """Denoising steps between checkpoints; None: about `engine.checkpoints.CHECKPOINT_SECONDS` of work."""
     hang_limit: Annotated[float, Option(least=1, most=MAX_SECONDS)] = 600.0
     """Seconds without progress on any rank after which the run is considered hung."""
-    metadata: bool = True
+    metadata: Annotated[bool, Option(help="Whether files say what they were made from.")] = True
     """Whether each video's metadata says what the video was made from (`provenance`)."""
 
     def __post_init__(self) -> None:

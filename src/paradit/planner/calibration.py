@@ -162,7 +162,7 @@ def fit_device(measured: Sequence[Measured], copies: Copies, source: str) -> Dev
     )
     device = _fit_products(device, kinds[Product], dtypes)
     device = _fit_attention(device, kinds[Attention], dtypes)
-    device = _fitted(partial(_with_reach, device, "memory"), kinds[Block], 1e-3, 10.0)
+    device = _fitted(partial(_with_efficiency, device, "memory"), kinds[Block], 1e-3, 10.0)
     return _fit_decodes(device, kinds[Decode])
 
 
@@ -204,7 +204,7 @@ def _fit_decodes(device: Device, measured: Sequence[Measured]) -> Device:
 
     def with_narrow(narrow: float) -> Device:
         found = replace(device, narrow=narrow)
-        return _fitted(partial(_with_reach, found, "convolution"), measured, 1e-5, 10.0)
+        return _fitted(partial(_with_efficiency, found, "convolution"), measured, 1e-5, 10.0)
 
     return _fitted(with_narrow, measured, 1e-2, 1e3)
 
@@ -217,7 +217,7 @@ def _with_dense(device: Device, dtype: str, rate: float) -> Device:
     return replace(device, dense={**device.dense, dtype: rate})
 
 
-def _with_reach(device: Device, kind: str, value: float) -> Device:
+def _with_efficiency(device: Device, kind: str, value: float) -> Device:
     return replace(device, efficiency={**device.efficiency, kind: value})
 
 

@@ -8,5 +8,5 @@ FAMILY = Family(
     model="paradit.models.hunyuan_video.adapter:HunyuanVideoModel",
     components=(*COMPONENTS, "text_encoder_2", "tokenizer_2"),
     transformers=("HunyuanVideoTransformer3DModel",),
-    forward_patch="paradit.models.hunyuan_video.patch:REPLACEMENT",
+    forward_patch="paradit.models.hunyuan_video.patch:FORWARD_PATCH",
 )

@@ -7,6 +7,6 @@ FAMILY = Family(
     read_spec="paradit.models.wan.spec:read_spec",
     model="paradit.models.wan.adapter:WanModel",
     transformers=("WanTransformer3DModel",),
-    forward_patch="paradit.models.wan.patch:REPLACEMENT",
+    forward_patch="paradit.models.wan.patch:FORWARD_PATCH",
     samples="paradit.models.wan.random_weights",
 )

@@ -253,7 +253,7 @@ def _cluster(
     assert isinstance(efficiency, dict)
     if unknown := efficiency.keys() - defaults["efficiency"].keys():
         raise InputError(
-            f"efficiency of {shown(min(unknown))} is not known; known are {', '.join(defaults['reach'])}"
+            f"efficiency of {shown(min(unknown))} is not known; known are {', '.join(defaults['efficiency'])}"
         )
     figures = {key: value for key, value in table.items() if key not in (*_LINKS, "size")}
     device = decode(Device, {**figures, "name": name, "efficiency": {**defaults["efficiency"], **efficiency}})
