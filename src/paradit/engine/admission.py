@@ -20,7 +20,7 @@ def admit(
 ) -> None:
     """Warn of videos that may need too much memory, and refuse those that surely do. Raises InputError.
 
-    known: options that warnings and errors may advise, as in `room.check_memory`; None: all of `generate`.
+    known: names of the only options that warnings and errors may advise; None: all of `paradit generate`.
     """
     # This imports torch to query the device, so it comes after all checks that need no torch.
     from paradit.memory_check import check_memory

@@ -33,9 +33,9 @@ _LOG = logging.getLogger(__name__)
 def decide(requests: list[ResolvedRequest], spec: ModelSpec, emit: Emit) -> Placement:
     """Return the fastest placement for these requests on all GPUs of this machine.
 
-    The planner decides if this machine is calibrated. Otherwise the method's own rule does, if it has one, or
-    else a short warm-up that times the stages; its times are stored for later runs. A choice by the planner
-    or the warm-up is emitted as `Placed`.
+    If this machine is calibrated, the planner decides. Otherwise a rule of the denoising method decides, if
+    it has one, or else a short warm-up that times the stages and stores the times for later runs. A choice by
+    the planner or the warm-up is emitted as an event `Placed`.
     """
     base = Placement(ranks=visible_ranks())
     if base.ranks == 1:
@@ -53,7 +53,7 @@ def decide(requests: list[ResolvedRequest], spec: ModelSpec, emit: Emit) -> Plac
 
 
 def choose_placement(jobs: list[Job], spec: ModelSpec, base: Placement, costs: StageSeconds) -> Choice:
-    """Return the fastest placement for these jobs, by `costs`, the measured times of the stages.
+    """Return the fastest placement for these jobs, given the stages' measured times (`costs`).
 
     base: placement with the ranks to use.
     """
@@ -72,12 +72,12 @@ def most_affordable(jobs: list[Job], spec: ModelSpec, base: Placement) -> Placem
 
 
 def known_costs(jobs: list[Job], spec: ModelSpec, base: Placement) -> StageSeconds | None:
-    """Return the times of the stages that an earlier warm-up measured for such jobs on this machine.
+    """Return the stages' times that an earlier warm-up measured for jobs like these on this machine.
 
-    None if there are none.
+    Returns None if no such times are stored.
     """
     remembered = Remembered().find(_what(largest(jobs, spec), spec, base))
-    with suppress(InputError):
+    with suppress(InputError):  # a damaged entry counts as none
         return decode(StageSeconds, read_object(remembered or "", "what is remembered"))
     return None
 
@@ -111,7 +111,7 @@ def _spare_bytes(spec: ModelSpec, request: ResolvedRequest, placement: Placement
 
 
 def _what(request: ResolvedRequest, spec: ModelSpec, base: Placement) -> str:
-    """Return the key under which a warm-up's times are stored: a text with all that they depend on."""
+    """Return the key under which a warm-up's times are stored: a text of everything that they depend on."""
     texts = [w.parameters for w in spec.weights if w.component.startswith("text")]
     shape = (request.width, request.height, request.num_frames, spec.num_branches(request.guidance_scale))
     dtype, threads = request.dtype or "usual", threads_per_rank(base.ranks)

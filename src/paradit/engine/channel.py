@@ -1,8 +1,8 @@
 """Channel between a driver and its ranks: messages of plain values over sockets. Torch-free.
 
-A rank connects to the driver, and begins with a secret token; a peer that does not know it is disconnected.
-Messages are msgpack, and this module unpickles nothing. Only `engine.started_ranks.call_on_ranks` puts
-pickled bytes into a message: it unpickles the results that ranks return, which had to know the token.
+A rank connects to the driver and first sends a secret token; the driver disconnects a peer that does not.
+Messages are msgpack, and this module unpickles nothing. Only `engine.started_ranks.call_on_ranks` has ranks
+put pickled bytes into messages: their results, which it unpickles. Those ranks have sent the token.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Connection:
         """Connect to the driver's `Hub` at `address` (`host:port`), and send the secret token and rank."""
         host, _, port = address.rpartition(":")
         self._socket = socket.create_connection((host, int(port)))
+        # Messages are small and must arrive at once: do not collect them for a larger packet.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._one_at_a_time = threading.Lock()
         self._heard = _Frames()
@@ -75,7 +76,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.token = secrets.token_hex(16)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)  # 0: any free port
         host, port = self._listener.getsockname()
         self.address = f"{host}:{port}"
         self._selector = selectors.DefaultSelector()
@@ -106,9 +107,9 @@ class Hub:
                 peer.socket.sendall(_frame(word, values))
 
     def tell_all(self, word: str, *values: object) -> None:
-        """Send a message to all ranks, also to those that connect later.
+        """Send a message to all ranks, including those that connect later.
 
-        All get such messages in the same sequence.
+        All ranks get such messages in the same sequence.
         """
         with self._lock:
             self._told.append(_frame(word, values))
@@ -122,23 +123,23 @@ class Hub:
 
     def close(self) -> None:
         """Close all connections, and stop accepting new ones. May be called twice."""
-        for key in list((self._selector.get_map() or {}).values()):
+        for key in list((self._selector.get_map() or {}).values()):  # None after an earlier `close`
             assert isinstance(key.fileobj, socket.socket)
             key.fileobj.close()
         self._selector.close()
         self._peers.clear()
 
     def _accept(self) -> None:
-        with suppress(OSError):
+        with suppress(OSError):  # the peer may have hung up already
             connection, _ = self._listener.accept()
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._selector.register(connection, selectors.EVENT_READ, _Peer(connection))
 
     def _take(self, peer: _Peer) -> list[tuple[int, Message]]:
-        """Read what a peer has sent, and return its messages; none before it has sent the token.
+        """Read what a peer has sent, and return the complete messages; none before it has sent the token.
 
-        A peer that hangs up or sends something invalid is disconnected. If it was a rank, its last message is
-        `ENDED`.
+        A peer that hangs up or sends something invalid is disconnected. If it was a rank, a last message
+        `ENDED` is added.
         """
         try:
             content = peer.socket.recv(2**20)
@@ -171,6 +172,8 @@ class Hub:
             case ("hello", (str(token), int(rank))):
                 if hmac.compare_digest(token, self.token) and rank not in self._peers:
                     peer.rank = rank
+                    # Under the lock, so that `tell_all` can neither overtake the earlier messages nor skip
+                    # this rank.
                     with self._lock, suppress(OSError):
                         self._peers[rank] = peer
                         peer.socket.sendall(b"".join(self._told))

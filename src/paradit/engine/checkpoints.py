@@ -57,7 +57,7 @@ class SavedProgress:
             _LOG.debug("wrote %s", path)
 
     def name_next(self, video: Path) -> None:
-        """Record on disk that the video's file is complete, and gets its final name next."""
+        """Record on disk that the video's file is complete and is about to be renamed to its final name."""
         self._folder.name_next(self._job.index, video)
 
     def finish(self) -> None:

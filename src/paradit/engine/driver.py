@@ -68,8 +68,9 @@ class Driver:
         """Create a driver; no rank is started before `run`.
 
         Either `start` or `here` is given. start: function that starts the processes of all ranks. here:
-        function that returns what a single rank does, which then runs in the thread that calls `run`.
-        hang_limit: seconds without progress on any rank after which the run is considered hung.
+        function that returns the program of a single rank, for which no process is started: it runs in the
+        thread that calls `run`. hang_limit: seconds without progress on any rank after which the run is
+        considered hung.
         """
         self._spec, self._placement, self._emit = spec, placement, emit
         self._start, self._here, self._hang_limit = start, here, hang_limit
@@ -193,6 +194,7 @@ class Driver:
         finished = []
         with self._lock:
             for order in list(self._orders.values()):
+                # A rank may have failed after it wrote the video and before it reported that.
                 if order.folder is not None and RunFolder(order.folder).is_done(order.job):
                     about = {**order.job.about(self._spec), "seconds": {}, "device": "cpu"}
                     finished.append(Finished(job=order.number, result=about))
@@ -217,6 +219,7 @@ class Driver:
         done = folder is not None and RunFolder(folder).is_denoised(order.job)
         # After a failure, files that exist were written by the ranks before.
         overwrite = order.overwrite or self._tries > 0
+        # After a restart all orders are dealt out anew, and later ones still have their old replica.
         taken = Counter(each.replica for each in self._orders.values() if each.number < order.number)
         replica = min(range(replicas), key=lambda number: taken[number])
         order = replace(order, is_denoised=done, overwrite=overwrite, replica=replica)
@@ -299,7 +302,7 @@ class _World:
         self.ranks.tell_all("order", order.plain())
 
     def cancel(self, number: int) -> None:
-        if number not in self._told:
+        if number not in self._told:  # `Driver.stopped` cancels all orders again and again
             self._told.add(number)
             self.ranks.tell_all("cancel", number)
 
@@ -338,6 +341,7 @@ class _World:
         word, values = message
         starts = rank not in self._heard
         self._heard[rank] = time.monotonic()
+        # A heartbeat is not progress, except a rank's first message, and while there is nothing to do.
         if word != "alive" or starts or not self._driver.has_work():
             self._progress = self._heard[rank]
         if word in LAST_WORDS:

@@ -63,11 +63,12 @@ class Engine:
     ) -> None:
         """Set up an engine; nothing is loaded before the first request. Raises InputError.
 
-        model: `bundled`, a folder, or a hub id. placement: how ranks are used; None: one rank, a thread of
-        this process; "auto": decided for `plan_for`, or else for the first request, and then kept.
-        hang_limit: seconds without progress on any rank after which ranks are considered hung. emit: takes
-        every event of all jobs, in the engine's thread (warnings about a request, and how ranks are placed,
-        in the thread that submits); without it, warnings are Python's.
+        model: `bundled`, a folder, or a hub id. placement: which ranks do which stages; None: one rank, in a
+        thread of this process; "auto": the fastest placement for the requests in `plan_for`, or else for the
+        first request that is submitted. hang_limit: seconds without progress on any rank after which ranks
+        are considered hung. emit: function called with every event of all jobs, in the engine's thread;
+        warnings about a request, and the choice of a placement, come in the thread that submits. Without it,
+        warnings are issued by Python's `warnings`.
         """
         Run(model=str(model), jobs=(), placement=Placement(), hang_limit=hang_limit)  # checks the values
         if emit is not None and not callable(emit):
@@ -107,12 +108,12 @@ class Engine:
         metadata: bool = True,
         checkpoint_steps: int | None = None,
     ) -> EngineJob:
-        """Accept a request and return its job at once; the video is made after those before it.
+        """Accept a request and return its job at once; its video is made after those of earlier requests.
 
         output, latents: paths of files to write. checkpoint_steps: denoising steps between checkpoints; None:
-        by time. Raises InputError if the request cannot be made, for the reasons that `paradit generate` has;
-        also if it needs another dtype than the first request, or a denoising method for which the ranks'
-        weights are not divided. Raises RuntimeError if the engine is closed or has failed.
+        by time. Raises InputError if `paradit generate` would refuse the request; also if it needs another
+        dtype than the first request, or a denoising method that divides the weights among ranks in another
+        way. Raises RuntimeError if the engine is closed or has failed.
         """
         resolved = self._resolved(request)
         target = None if latents is None else named("latents", latents)
@@ -242,6 +243,7 @@ class Engine:
             folder = RunFolder.create(run)
             held.enter_context(folder.locked())
             accepted = EngineJob(self._count, job, self._cancel, held.pop_all())
+        # Called first when the job ends, while the folder is still locked and the names are reserved.
         accepted._held.callback(leave, run, folder, accepted.hear)
         self._jobs[self._count] = accepted
         self._count += 1
@@ -279,6 +281,8 @@ class Engine:
         elif job := self._jobs.get(event.job):
             if ended:
                 del self._jobs[event.job]
+                # Before the job hears of its end: `end` may report to it that it can be extended, and a job
+                # that has ended hears nothing more.
                 job.end()
             job.hear(event)
         try:

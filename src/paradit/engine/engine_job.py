@@ -97,9 +97,9 @@ class EngineJob:
             self._news.wait_for(lambda: self._log.last > number or self._status in ENDED)
 
     def waking(self, wake: Callable[[], object]) -> Callable[[], None]:
-        """Call `wake`, in the engine's thread, at every event of this job from now on.
+        """Call `wake` at every event of this job from now on, in the engine's thread.
 
-        Returns a function that ends this.
+        Returns a function that stops these calls.
         """
         with self._news:
             self._wakers.add(wake)
@@ -146,7 +146,7 @@ class JobEvents:
         try:
             number, more = self._after, True
             while more:
-                news.clear()
+                news.clear()  # before looking, so that an event that comes meanwhile ends the wait below
                 found, more = self._job.since(number)
                 for event in found:
                     number = event.number

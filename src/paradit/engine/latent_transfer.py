@@ -1,4 +1,4 @@
-"""Transfer of latents from the first rank that denoises to those that decode: whole, or by frame block."""
+"""Transfer of latents from the first rank that denoises to ranks that decode: at once, or by frame block."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class BlockStream:
     """Iterator over a long video's frame blocks [1, C, f, h, w], fp32, which times the waits for them."""
 
     def __init__(self, blocks: Iterator[Tensor]) -> None:
-        """Iterate over frame blocks that this rank denoises itself, each when it is asked for."""
+        """Create an iterator over frame blocks that this rank denoises itself, each when it is asked for."""
         self._blocks = blocks
         self.waited = 0.0
         """Seconds that the iterator has spent waiting for frame blocks so far."""
@@ -76,6 +76,7 @@ class ReceivedBlocks(BlockStream):
         self, channel: Channel, shapes: Iterator[tuple[int, ...]], device: torch.device
     ) -> Iterator[Tensor]:
         for size in shapes:
+            # Two numbers follow the latents: the kind of message, and the seconds that denoising has taken.
             message = channel.receive([prod(size) + 2], torch.float32, device)
             what, self._took = message[-2:].tolist()
             if what == FAILED:
@@ -104,7 +105,7 @@ class Latents:
 
         latents: None if the request has ended early.
         """
-        if latents is None:
+        if latents is None:  # the receiver waits for a message of this size in any case
             latents = torch.full(self.shape(request), torch.nan, device=self._device)
         self._channels[decoder].send(torch.cat([latents.flatten(), latents.new_tensor([seconds])]))
 

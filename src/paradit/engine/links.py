@@ -23,13 +23,14 @@ def measure_pairs(
 ) -> dict[tuple[int, int], list[PairSeconds]]:
     """Measure the link between each rank and the next, one pair after another, in several rounds.
 
-    The rank after the last is the first. Returns, for each pair, its measurements, one from every round. All
-    ranks of the transport call it together, and get the same result.
+    Ranks form a ring: the first one is next to the last. Returns, for each pair of ranks, its measurements,
+    one from every round. All ranks of the transport call it together, and get the same result.
     """
     rank, number = transport.rank, transport.num_ranks
     found: dict[tuple[int, int], list[PairSeconds]] = {}
     for first in [*range(number)] * ROUNDS:
         mine = first, (first + 1) % number
+        # The other ranks take part without a peer, because an exchange is a call of all ranks.
         link = usual_link(transport, size, device, [one for one in mine if one != rank and rank in mine])
         latency, each_byte = (
             largest(transport, one if rank in mine else 0.0, device)

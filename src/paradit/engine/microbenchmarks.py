@@ -41,15 +41,15 @@ T = TypeVar("T")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT_TOKENS = 32
 TURNS, EXCHANGES = 21, 8
-"""Number of timings of attention, alone and beside messages, and number of message exchanges per timing.
+"""Number of timings of attention with and without messages beside it, and number of exchanges in each.
 
-A timing has many exchanges in a row, and the time of one is their mean: a short exchange takes anything from
-nothing to some milliseconds, and a rank that is late once stays late.
+The time of one exchange of messages is the mean over a timing: a short exchange takes anything from nothing
+to some milliseconds, and a rank that is late for one is late for those that follow.
 """
 SMALL = 8
-"""Ratio of the two message sizes beside which attention is timed: the larger over the smaller."""
+"""Divisor of the message size: attention is timed beside large messages, and beside ones smaller by this."""
 BESIDE_SECONDS = 0.01
-"""Longest time, in seconds, that the messages beside attention travel.
+"""Limit, in seconds, on how long messages travel while attention is timed beside them.
 
 It is short, so that a delay of milliseconds shows.
 """
@@ -251,11 +251,12 @@ def _measure_copies(transport: Transport, device: torch.device, size: int) -> Co
     target = torch.empty_like(source)
     copied = _slowest(transport, lambda: _usual(lambda: target.copy_(source), device), device)
     memory = float(total_memory_bytes(device))
+    # A copy reads each byte and writes it: 2 * size. Ranks on a CPU share the machine's memory.
     if device.type == "cpu":
         return Copies(copied=2 * size / copied, memory=memory / transport.num_ranks, ahead=False)
     host = torch.zeros(size, dtype=torch.uint8)  # not pinned, as a model's weights are not
     fetched = _slowest(transport, lambda: _usual(lambda: target.copy_(host), device), device)
-    rate = transport.num_ranks * size / fetched
+    rate = transport.num_ranks * size / fetched  # of the host, from which all ranks fetch at once
     return Copies(copied=2 * size / copied, memory=memory, ahead=True, fetched=rate)
 
 
@@ -266,6 +267,7 @@ def measure_links(transport: Transport, device: torch.device, size: int) -> Mess
     transport call it together.
     """
     together = usual_link(transport, size, device)
+    # Two ranks are one pair, which has just been measured.
     pairs = measure_pairs(transport, size, device) if transport.num_ranks > 2 else {}
     neighbours = neighbours_of(pairs)
     pair = slowest_pair(pairs, neighbours_too=neighbours is None) if pairs else 0.0
@@ -314,6 +316,7 @@ def _beside(
         """
         began = now(device)
         for number in range(EXCHANGES):
+            # The length varies, so that exchanges do not begin at equal distances.
             rows = query.shape[1] * (EXCHANGES + 5 * number % EXCHANGES) // (2 * EXCHANGES)
             sdpa(query[:, :rows], query, query)
             wait = send(size) if size else None
@@ -326,6 +329,7 @@ def _beside(
     turns = [
         [_slowest(transport, partial(beside, size), device) for size in (0, *sizes)] for _ in range(TURNS)
     ]
+    # The line through both sizes: its slope is `crowding`, and its value without any bytes is `posting`.
     more = [_middle([turn[index] - turn[0] for turn in turns]) for index in (1, 2)]
     crowding = max(0.0, (more[1] - more[0]) / (travels[1] - travels[0]))
     return max(0.0, more[0] - crowding * travels[0]), crowding

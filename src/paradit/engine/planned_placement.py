@@ -110,7 +110,7 @@ def _simulator(jobs: list[Job], spec: ModelSpec, cluster: Cluster) -> Simulator 
     request = largest(jobs, spec)
     if method_of(request).cost_model is None:
         return None
-    if request.endless:
+    if request.endless:  # simulated as a video of many blocks
         frames = MANY_BLOCKS * next(request.block_sizes(spec)) * spec.vae.temporal_compression
         request = replace(request, num_frames=frames, trim=True)
     dtype = request.dtype or ("bf16" if cluster.device.ahead else "fp32")  # only GPUs run ahead of Python
@@ -124,7 +124,7 @@ def _in_blocks(simulator: Simulator, base: Placement, num_prompts: int, left: Op
             placement.ranks == base.ranks
             and placement.cfg_degree in left.cfg_degrees
             and (placement.replicas == 1 or left.replicas)
-            and placement.method_options.items() >= base.method_options.items()
+            and placement.method_options.items() >= base.method_options.items()  # keeps what the user has set
         ):
             yield replace(
                 candidate,
@@ -134,7 +134,7 @@ def _in_blocks(simulator: Simulator, base: Placement, num_prompts: int, left: Op
 
 def _as_a_whole(simulator: Simulator, base: Placement, num_prompts: int, left: Open) -> Iterator[Candidate]:
     for cfg_degree in left.cfg_degrees:
-        with suppress(InputError):
+        with suppress(InputError):  # the ranks do not divide into two guidance branches
             for placement in candidate_placements(replace(base, cfg_degree=cfg_degree), num_prompts):
                 with suppress(InputError):
                     check_placement(placement, simulator.request, simulator.spec)

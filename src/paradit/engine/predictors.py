@@ -72,6 +72,7 @@ def pipeline(placement: Placement, request: ResolvedRequest, world: World | None
     """Return the process group of the ranks that divide the model's layers among them; None if none do."""
     if world is None or not method_of(request).divides_layers or len(placement.denoise_ranks) == 1:
         return None
+    # Its own process group, for the reason in `sharers`.
     return world.part(placement.denoise_ranks, own_group=True)
 
 
@@ -86,6 +87,7 @@ def coprocess(
     if not placement.coprocess:
         return None, None
     assert world is not None  # there are ranks that denoise, and others
+    # All ranks must take part in making a process group, also those that are not in it.
     union = world.part([*placement.denoise_ranks, *placement.helper_ranks], own_group=True)
     kernel = load_kernel(placement.attention_backend)
     choices = placement.choices(spec.transformers[0].num_attention_heads, _num_branches(spec))

@@ -22,7 +22,7 @@ class Prompts:
 
     def send(self, model: VideoModel, request: ResolvedRequest, prompts: tuple[Prompt, ...] | None) -> None:
         """Send a request's prompt embeddings, or None if the request is no longer wanted."""
-        if prompts is None:
+        if prompts is None:  # the receiver waits for a message of this size in any case
             size = self._size(model, request)
             parts = [torch.zeros(size, dtype=model.dtype, device=model.device)]
         else:

@@ -97,6 +97,7 @@ class _Rank:
         decoders = placement.decode_groups
         self._decoder = next((n for n, group in enumerate(decoders) if self._rank in group), -1)
         self._writes = self._rank in (group[0] for group in decoders)
+        # These calls make process groups, so all ranks make them, in the same order.
         self._sharers = predictors.sharers(placement, world)
         denoisers = world.part(placement.denoise_ranks) if world else None
         self._helped, self._helper = predictors.coprocess(placement, spec, world, denoisers)
@@ -147,6 +148,7 @@ class _Rank:
         if order is not None:
             if not self._open:
                 self._began = time.monotonic() if self._taken else self._began
+            # The first video's result includes the seconds of loading.
             self._open[order.number] = Open(self._taken, {} if self._taken else self._load_seconds)
             self._taken += 1
         return order
@@ -216,6 +218,7 @@ class _Rank:
             return no_blocks()
         request, device = order.job.request, self._model.device
         progress, sampler = self._telling(order if predictor.is_first else None), sampler_of(request)
+        # Layers are divided by their measured times, for which a request and its prompts are needed.
         if self._layers is None and self._pipeline is not None:
             with progress.stage("load"), self._timed(order, "load"):
                 self._layers = sampler.divide(self._model, request, prompts, self._pipeline, self._grid)
@@ -377,7 +380,10 @@ class _Rank:
         return f"video {order.number} is not wanted"
 
     def _telling(self, order: Order | None) -> Progress:
-        """Return a reporter of progress on an order (a video to make); None: a reporter of warnings alone."""
+        """Return a reporter of progress on an order (a video to make).
+
+        order: None for a reporter that reports nothing but warnings.
+        """
         return Progress(self._emit, order.number) if order is not None else Progress()
 
     def _end_early(self, order: Order, error: Exception) -> None:

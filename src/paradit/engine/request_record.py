@@ -13,7 +13,7 @@ from paradit.models.spec import ModelSpec
 
 @dataclass
 class Open:
-    """Record that a rank keeps of a request, from taking it until the rank has done its last stage of it."""
+    """Record of a request that is open on a rank: taken by it, and not yet through its last stage there."""
 
     position: int
     """Position of the request, from 0, among those of its replica; it decides which decode ranks get it."""

@@ -118,7 +118,7 @@ class RunFolder:
             if self.open_state(job.index).exists():
                 write_whole(self.checkpoint(job.index), self.open_state(job.index).read_bytes())
             self._mark(job.index).unlink(missing_ok=True)
-        self._write(run)
+        self._write(run)  # last: until then `run.json` asks for the old, shorter videos
 
     def is_denoised(self, job: Job) -> bool:
         """Return whether the request's final latents are saved, so that only the decode is left to do."""
@@ -130,6 +130,8 @@ class RunFolder:
             mark = self._mark(job.index).read_text()
         except OSError:
             return False
+        # `name_next` marks the file. If this process was killed then, the video is complete if that very file
+        # has got the final name.
         return mark == _DONE or mark == _inode(Path(job.output))
 
     def is_done(self, job: Job) -> bool:
@@ -141,7 +143,10 @@ class RunFolder:
         return self.is_done(job) and self.open_state(job.index).exists()
 
     def name_next(self, index: int, video: Path) -> None:
-        """Record that a request's video gets its final name next, in case this process is killed then."""
+        """Record that a request's video is about to be renamed to its final name.
+
+        If this process is killed just then, `has_video` still knows whether the video is complete.
+        """
         with contextlib.suppress(OSError):  # a full disk: at worst the video is written again
             self._mark(index).write_text(_inode(video))
 

@@ -33,7 +33,10 @@ LAST_WORDS = ("done", "stopped", "raised", "returned", ENDED)
 
 
 def preloaded(spec: ModelSpec) -> list[str]:
-    """Return the names of the modules that every rank of this model imports, to load them beforehand."""
+    """Return the names of modules that every rank of this model imports.
+
+    A launcher that forks ranks from a fork server loads them there, once for all ranks.
+    """
     return ["paradit.engine.rank", family(spec.pipeline_class).module]
 
 
@@ -75,6 +78,7 @@ class Ranks:
             if message[0] in LAST_WORDS:
                 self._quiet.add(rank)
         for rank, how in self._launcher.ended().items():
+            # A rank that the hub still knows may have sent messages that have not been read yet.
             if rank not in self._quiet and not self._hub.knows(rank):
                 self._quiet.add(rank)
                 found.append((rank, (ENDED, (how,))))
@@ -105,6 +109,7 @@ class Ranks:
             self._logs[rank] += lines
 
     def _how_it_ended(self, rank: int) -> str:
+        # A dying process closes its connection a little before its exit code can be had.
         deadline = time.monotonic() + GRACE_SECONDS
         while rank not in (ended := self._launcher.ended()) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -223,4 +228,5 @@ class _Call:
             last = "raised", traceback.format_exc()
         with suppress(OSError):
             connection.send(*last)
+        # An orderly exit would wait for messages that failed ranks never send.
         os._exit(0)

@@ -1,4 +1,7 @@
-"""Calibration of this machine by `paradit calibrate`, kept where a run finds it. Torch-free."""
+"""Storage of this machine's calibration (by `paradit calibrate`) in the user's cache, where runs look for it.
+
+Torch-free.
+"""
 
 from __future__ import annotations
 

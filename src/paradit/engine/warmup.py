@@ -1,4 +1,4 @@
-"""Warm-up: short timings of a request's stages, on the machine's ranks, to choose a placement by."""
+"""Warm-up: short timings of a request's stages on this machine's ranks, from which a placement is chosen."""
 
 from __future__ import annotations
 
@@ -104,13 +104,14 @@ class _Warmup:
             began = time.perf_counter()
             with TemporaryDirectory() as folder:
                 with open_video(f"{folder}/warm-up.mp4", *sizes, overwrite=True) as file:
+                    # A first latent frame decodes to one frame, and each further one to `ratio`.
                     _write(file, stream, 1 + (first - 1) * ratio)
                     between = time.perf_counter()
                     _write(file, stream, more * ratio)
                     one_more = time.perf_counter() - between
                 return time.perf_counter() - began + (times - 1) * one_more
 
-        taken()
+        taken()  # to warm up
         return self._slowest(taken)
 
     def _load(self, stage: str) -> VideoModel:

@@ -84,8 +84,8 @@ class LocalLauncher:
                         target=_main, args=(work, seat, theirs, self._environ), daemon=True
                     )
                     process.start()
-                    theirs.close()
-                    os.set_blocking(mine.fileno(), False)
+                    theirs.close()  # the rank's alone, so that the pipe ends with the rank
+                    os.set_blocking(mine.fileno(), False)  # `said` takes what there is and never waits
                     self._logs[seat.rank] = mine
                     self._processes.append(process)
                     _LOG.info("process %s: %r", process.pid, seat)
@@ -126,11 +126,11 @@ def _main(work: Work, seat: Seat, log: Connection, environ: Mapping[str, str]) -
     # Ctrl-C reaches every process of a terminal; only the one that started this one acts on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    for number in (1, 2):
+    for number in (1, 2):  # stdout and stderr, also those of libraries in C
         os.dup2(log.fileno(), number)
     log.close()
     os.environ.update(environ)
-    faulthandler.enable()
+    faulthandler.enable()  # a crash leaves its stack in the log
     torch.set_num_threads(seat.threads)
     work(seat)
 
@@ -147,7 +147,7 @@ def _context(
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(preload)
-    forkserver.ensure_running()
+    forkserver.ensure_running()  # here, where the caller blocks Ctrl-C: the server and its ranks inherit that
     return context
 
 
