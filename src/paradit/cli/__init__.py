@@ -1,1 +1,1 @@
-"""Command line of ParaDiT: thin commands, each of which calls one function of the package."""
+"""Command line of ParaDiT: thin commands, each of which checks its options and calls one function."""

@@ -1,4 +1,4 @@
-"""Choice of a run's placement: as the options say, as planned for this machine, or left to a warm-up."""
+"""Choice of a run's placement (which ranks do which stages): by options, by the planner or by a warm-up."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ class Arranged:
     automatic: bool = False
     """Whether the placement is still to be chosen, from the times of a short warm-up."""
     form: str = ""
-    """Reason why the planner chose the attention form, with the times of all; empty if it did not choose."""
+    """Reason for the attention form that the planner chose, with the times of all forms that it compared.
+
+    Empty if the planner did not choose one.
+    """
+
     why: tuple[str, ...] = ()
     """Reasons for the planner's other choices in the placement, one line each."""
 
@@ -63,6 +67,7 @@ def asked_placement(options: GenerateOptions) -> Placement:
         raise InputError("--placement auto chooses the replicas: leave --replicas out")
     ranks = options.ranks if options.ranks is not None else chosen.get("ranks")
     if ranks is None and automatic:
+        # Imports torch, so only if GPUs must be counted.
         from paradit.devices import visible_ranks
 
         ranks = visible_ranks()
@@ -74,12 +79,12 @@ def asked_placement(options: GenerateOptions) -> Placement:
 def arrange(
     options: GenerateOptions, jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter
 ) -> Arranged:
-    """Return the placement to use, given `base`, which the user asked for, and the reasons for it.
+    """Return the placement to use, and the reasons for it.
 
-    On a calibrated machine, the planner chooses the whole placement with `--placement auto`, and for long
-    videos whose placement is left open; otherwise it chooses what is left open about the attention form.
-    Under torchrun all stages are on the same ranks, and if all ranks are on this machine, each of them plans
-    from the same file.
+    base: placement that the user asked for. On a calibrated machine, the planner chooses the whole placement
+    with `--placement auto`, and for long videos whose placement is left open; otherwise it chooses what is
+    left open about the attention form. Under torchrun all stages are on the same ranks, and if all ranks are
+    on this machine, each of them plans from the same calibration file.
     """
     for job in jobs:
         check_placement(base, job.request, spec)
@@ -88,6 +93,7 @@ def arrange(
     said_nothing = options.placement is None and base.ranks > 1 and _is_plain(base)
     here = launched()
     is_planned = automatic or (method.planned_unasked and said_nothing and not here)
+    # Ranks on other machines would read other files, and plan differently.
     cluster = calibrated_cluster(base.ranks) if not here or here.ranks == here.local_ranks else None
     choice = None
     if cluster is not None and is_planned:

@@ -1,4 +1,7 @@
-"""Command `paradit decode`: check saved latents, then make their video. Imports torch after other checks."""
+"""Command `paradit decode`: check saved latents, then decode them to a video file.
+
+Imports torch only after all other checks.
+"""
 
 from __future__ import annotations
 
@@ -66,9 +69,9 @@ def decode(options: DecodeOptions) -> None:
 
 
 def _provenance(about: dict[str, str], request: ResolvedRequest) -> dict[str, Any] | None:
-    """Return the file's record of what the latents were made from, with the values decided only now.
+    """Return the record of what the latents were made from, which their file holds; None if it has none.
 
-    None if the file has none.
+    Values that are decided only by the decode (fps, tiles) are replaced.
     """
     try:
         found = json.loads(about["provenance"])

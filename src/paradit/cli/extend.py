@@ -46,13 +46,13 @@ def extend(options: ExtendOptions) -> int:
         check_devices(longer.placement, longer.jobs[0].request.dtype)
         admit(longer.jobs, spec, longer.placement, report.warn, known=("--ranks",))
         for job in run.jobs:
-            if not job.request.endless:
+            if not job.request.endless:  # an endless video had no end that could show
                 again = method_of(job.request).made_again(job.request, spec)
                 report.warn(
                     f"the video's end showed in blocks {again[0]} to {again[-1]}, which are made again"
                     + (f" ({job.request.prompt!r})" if len(run.jobs) > 1 else "")
                 )
-        with files_reserved(longer.jobs, overwrite=True):
+        with files_reserved(longer.jobs, overwrite=True):  # what may be replaced was checked in `_longer`
             complete_run_model(run, model)
             with folder.locked():
                 folder.reopen(longer)
@@ -128,6 +128,6 @@ def _placement(run: Run, ranks: int | None, spec: ModelSpec) -> Placement:
     )  # fmt: skip
     try:
         check_placement(together, run.jobs[0].request, spec)
-    except InputError:
+    except InputError:  # the layers do not divide among these ranks as before
         return replace(together, method_options=NONE)
     return together

@@ -1,4 +1,4 @@
-"""Command `paradit generate`: check everything, then load the model once and make the videos."""
+"""Command `paradit generate`: check all options, then load the model once and make the videos."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ def generate(options: GenerateOptions) -> int:
     Raises InputError for anything that cannot be done, before any file is made.
     """
     here = launched()
+    # The first rank reports for all. But a dry run under another launcher than torchrun may be one process
+    # whose variables were left over, so it must not be silent.
     silent = here is not None and here.rank > 0 and (here.by_torchrun or not options.dry_run)
     with make_reporter(options.json, silent=silent) as report:
         checked = _check(options, report)
@@ -156,7 +158,10 @@ def _check_replicas(placement: Placement, count: int) -> None:
 
 
 def _choice(jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter) -> Placement:
-    """Return the placement that `--placement auto` chooses by the stages' times, measured now or earlier."""
+    """Return the placement that `--placement auto` chooses by the stages' times.
+
+    The times are read from an earlier warm-up, or else measured now.
+    """
     from paradit.engine.auto import choose_placement, known_costs, measure_costs
 
     costs = known_costs(jobs, spec, base) or measure_costs(jobs, spec, base, report)
@@ -193,7 +198,10 @@ def _check_memory(checked: Checked, report: Reporter) -> None:
 
 
 def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
-    """Return a job's tokens, FLOPs, memory and use of ranks, by the model's configuration alone."""
+    """Return a job's tokens, FLOPs, memory and use of ranks as plain values, for a dry run.
+
+    They follow from the model's configuration; no weights are loaded.
+    """
     request, method, transformer = job.request, method_of(job.request), spec.transformers[0]
     size = (frames_at_once(request, spec), request.height, request.width)
     tokens = spec.tokens(*size)

@@ -1,4 +1,4 @@
-"""Making of checked jobs from the options of `paradit generate`. Loads no model, and makes no file."""
+"""Creation of checked jobs from the options of `paradit generate`. Loads no model, and makes no file."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def read_prompts(options: GenerateOptions) -> list[str]:
 
 
 def output_folder(options: GenerateOptions) -> Path | None:
-    """Return the folder for numbered videos that `--output` names; None if it names a file or nothing."""
+    """Return the folder that `--output` names for several videos; None if it names a file or is not given."""
     if not _is_numbered(options) or options.output is None or video_format(options.output):
         return None
     return Path(options.output)

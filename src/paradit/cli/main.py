@@ -120,7 +120,7 @@ def check_system() -> None:
 def told(error: BaseException) -> int:
     """Print why a command has ended, and return its exit code.
 
-    error: exception of one of the classes in `EXPECTED`.
+    error: exception that ended it, of one of the classes in `EXPECTED`.
     """
     if isinstance(error, RankError):
         print(f"paradit: error: a rank failed\n{error}", file=sys.stderr, flush=True)
@@ -133,7 +133,10 @@ def told(error: BaseException) -> int:
 
 
 def _end(message: str, code: int) -> int:
-    """Print the command's last message on one line, on one rank only, and return the exit code `code`."""
+    """Print a command's last message on one line, and return `code`, its exit code.
+
+    Under torchrun only the first rank prints it.
+    """
     if not is_spoken_for():
         print("paradit:", " ".join(message.split()), file=sys.stderr, flush=True)
     return code
@@ -145,7 +148,7 @@ def paradit(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> int:
     """Generate video with diffusion transformers, on one or many GPUs."""
-    if context.invoked_subcommand not in JOINING:
+    if context.invoked_subcommand not in JOINING:  # one process, even in a shell with a launcher's variables
         forget_launcher()
     if version:
         print(__version__)

@@ -90,6 +90,7 @@ def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[ResolvedRequest, R
     if asked.num_frames is not None:
         whole("num_frames", asked.num_frames, most=MAX_PLANNED, hint="every block is simulated")
     long = _in_blocks(asked, options, spec)
+    # If the video is too long for one piece, the error about that is reported unless blocks can make it.
     at_once = next(method.name for method in planned_methods() if not method.streams)
     try:
         return resolve(replace(asked, method=at_once), spec), long

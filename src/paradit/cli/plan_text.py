@@ -1,4 +1,4 @@
-"""Plans as text for people (table, reasons, what does not fit, command lines), or as JSON."""
+"""Output of `paradit plan`: text for people (table, reasons, what does not fit, commands), or JSON."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _misfits(plans: Plans, simulator: Simulator) -> list[str]:
 
 
 def _cautions(plans: Plans, simulator: Simulator) -> Iterator[str]:
-    """Yield warnings about the videos that the shown plans make: what is not exact, or may not look right."""
+    """Yield warnings about the videos of the plans in the table: what is not exact, or may not look right."""
     shown = {plan.simulated.candidate.method for plan in (*plans.best[:SHOWN], *plans.usual)}
     for name in reversed(METHODS.names()):
         if name in shown:

@@ -172,7 +172,7 @@ class Reporter(Progress):
             self._say(f"{queue}, {self._frames.get(event.job, 0)} frames written")
 
     def _name(self, event: StageEvent) -> str:
-        """Return the name of an event's stage, preceded by the request's number if there are several."""
+        """Return the name of an event's stage, after the request's number if there are several requests."""
         return f"{self._number(event)}{event.stage}"
 
     def _number(self, event: Event) -> str:
@@ -367,8 +367,8 @@ class TerminalReporter(Reporter):
 class _RateColumn(ProgressColumn):
     """Text column after a progress bar: seconds, rate and time left (`12.3 s, 2.41 steps/s, 8.1 s left`).
 
-    A stage of one step has only its seconds, and that of a long video has the state of its queue of frame
-    blocks.
+    A stage of one step shows only its seconds. The bar for a long video's frame blocks shows the state of
+    their queue.
     """
 
     def get_table_column(self) -> Column:

@@ -1,4 +1,4 @@
-"""Command `paradit resume`: find a run, check that it can be resumed, and make the videos that are left."""
+"""Command `paradit resume`: find an interrupted run, check it, and make its unfinished videos."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from paradit.scheduler_check import check_scheduler
 
 
 def resume(options: ResumeOptions) -> int:
-    """Make the videos that are left of a run, and return the exit code: 1 if a request has failed.
+    """Make a run's unfinished videos, and return the exit code: 1 if a request has failed.
 
     Raises InputError if the run cannot be resumed, before any file is made.
     """
@@ -38,6 +38,7 @@ def resume(options: ResumeOptions) -> int:
         _check_outputs(run, folder, options.overwrite)
         model = find_run_model(run)
         spec = read_spec(model, run.variant)
+        # Resolved again, which checks all values: `run.json` may have been changed by hand.
         jobs = tuple(replace(job, request=resolve(job.request.asked(), spec)) for job in run.jobs)
         run = replace(run, jobs=jobs)
         if here:

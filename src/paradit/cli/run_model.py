@@ -1,4 +1,4 @@
-"""Search for the model of a run that is resumed or extended: it must be the one the run began with.
+"""Search for the model of a run that is resumed or extended; its files must be unchanged since the run began.
 
 Torch-free.
 """

@@ -1,4 +1,7 @@
-"""Reasons that `--explain` prints, one line for each choice: why a run is made as it is. Imports no torch."""
+"""Reasons that `--explain` prints for a run's choices (method, placement, attention form) and for its memory.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 

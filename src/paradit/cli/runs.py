@@ -82,9 +82,9 @@ def _remove(folder: Path, names: list[str], *, as_json: bool) -> None:
 
 
 def _named(folder: Path, name: str) -> RunFolder:
-    """Return the run that `name` stands for: a name below the folder, or a path.
+    """Return the folder of the run called `name`: the name of a run in `folder`, or a path.
 
-    Raises InputError if none does.
+    Raises InputError if there is no such run.
     """
     path = named("run", name)
     inside = _runs(folder) / path

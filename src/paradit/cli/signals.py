@@ -1,4 +1,4 @@
-"""Ctrl-C and termination turned into one exception, so that `finally` removes partial files in both cases."""
+"""Conversion of SIGINT and SIGTERM to one exception, so that `finally` blocks remove partial files."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ There is one per process, because signals go to the process.
 
 @contextmanager
 def stopping_cleanly() -> Iterator[None]:
-    """Make SIGINT and SIGTERM, in the `with` block, raise `Stopped` in the main thread, or first set `stop`.
+    """Let SIGINT and SIGTERM raise `Stopped` in the main thread while the `with` block runs.
 
-    A library may swallow the exception, as Python itself does in callbacks, above all while modules are
-    imported; then it is raised once more. It is not raised in the top-level code of a module, because torch
-    calls such code from places that must not raise. It is then raised `AGAIN_SECONDS` later, when other code
-    runs.
+    While ranks heed the flag `stop`, the first signal only sets it. A library may swallow the exception, as
+    Python itself does in callbacks, above all while modules are imported; then it is raised once more. It is
+    not raised in the top-level code of a module, because torch calls such code from places that must not
+    raise. It is then raised `AGAIN_SECONDS` later, when other code runs.
     """
     first = last = -GRACE_SECONDS
     ending = signal.SIGINT.value
@@ -58,6 +58,7 @@ def stopping_cleanly() -> Iterator[None]:
         if stop.heeded and not stop.wanted:
             stop.wanted, stop.signum, first = True, signum, now
             with contextlib.suppress(OSError):
+                # Not by print, which raises if the signal has interrupted another print to the stream.
                 os.write(2, b"" if is_spoken_for() else STOPPING)
         elif now - first >= ECHO_SECONDS and now - last >= GRACE_SECONDS:
             last, ending = now, signum
@@ -90,5 +91,5 @@ def _is_stopping() -> bool:
 
 
 def _say_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    if unraisable.exc_type is not Stopped:
+    if unraisable.exc_type is not Stopped:  # swallowed by a callback, it is raised again
         sys.__unraisablehook__(unraisable)

@@ -75,7 +75,7 @@ def queue_text(block: int, num_blocks: int | None, levels: tuple[int, int], step
 
 
 def memory_text(by_rank: list[int], stages: list[tuple[str, ...]]) -> str:
-    """Return each rank's stages and peak memory as text, for a run with stages on different ranks."""
+    """Return one line with each rank's stages and peak memory, for a run with stages on different ranks."""
     each = (f"{', '.join(names)} {amount(size, 'B')}" for names, size in zip(stages, by_rank, strict=True))
     return "peak memory by rank: " + "; ".join(f"{rank}: {text}" for rank, text in enumerate(each))
 

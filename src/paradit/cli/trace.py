@@ -1,4 +1,4 @@
-"""Check of the option `--trace`, and the command `paradit trace summary`, which reads a trace.
+"""Check of the option `--trace`, and the command `paradit trace summary`, which summarises a trace.
 
 Imports no torch.
 """

@@ -1,4 +1,4 @@
-"""Building of command line commands, each from the dataclass that declares its options."""
+"""Construction of typer commands, each from the dataclass that declares its options."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class Entry:
     """Import path "module:name" of the function that carries the command out: options in, exit code out."""
     example: str
     more: Callable[[], Mapping[str, Mapping[str, Declared]]] = dict
-    """Function that returns the options that other modules declare (`Options.others`).
+    """Function that returns the options that other modules declare (`Options.others`), in groups.
 
-    They are grouped by the name of the option that each group follows in help texts.
+    A group has the name of the option that it follows in help texts.
     """
 
     def fields(self) -> dict[str, Declared]:
@@ -63,6 +63,7 @@ class Entry:
         for name, field in declared(self.options).items():
             found[name] = field
             for one in more.get(name, {}).values():
+                # Without a default, so that an option that was not given is told from one at its default.
                 plain = type(one.among[0]) if one.among else one.kind
                 found[one.name] = replace(one, hint=Optional[plain], default=None)  # noqa: UP045 (not said)
         return found
@@ -80,7 +81,7 @@ class Entry:
         }
 
     def renamed(self) -> dict[str, str]:
-        """Return the present flag for each old flag that the previous minor version had."""
+        """Return the present flag for each flag of the previous minor version that has another name now."""
         names = former_names(self.fields().values()).items()
         return {
             prefix + former.replace("_", "-"): prefix + name.replace("_", "-")
@@ -102,6 +103,7 @@ class Entry:
                 return run(made)
 
         parameters = [_parameter(field) for field in self.fields().values()]
+        # typer reads a function's parameters by `inspect.signature`, which takes this attribute as it is.
         vars(command)["__signature__"] = Signature(parameters)
         vars(command)["entry"] = self
         command.__doc__, command.__name__ = self.options.__doc__, self.run.partition(":")[2]
@@ -158,7 +160,7 @@ def _with_new_names(args: list[str], renamed: Mapping[str, str]) -> list[str]:
     found = []
     for position, arg in enumerate(args):
         flag, equals, value = arg.partition("=")
-        if flag in renamed and "--" not in args[:position]:
+        if flag in renamed and "--" not in args[:position]:  # after "--" all words are arguments
             warn_renamed(flag, renamed[flag])
             flag = renamed[flag]
         found.append(f"{flag}{equals}{value}")
@@ -173,7 +175,7 @@ def _nearest(wrong: str, meant: Mapping[str, str]) -> list[str]:
 
 
 def _dashed_prompt(args: list[str]) -> str | None:
-    """Return an argument that was taken for an option because it begins with a dash, but reads like a prompt.
+    """Return an argument that begins with a dash, as options do, but has spaces, as prompts do.
 
     None if there is none.
     """

@@ -31,6 +31,7 @@ class GenerateCommand(Command):
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         joined: list[str] = []
         for arg in args:
+            # A time without a space still lacks its text, which follows as the next word.
             if joined[-2:-1] == ["--prompt-at"] and " " not in joined[-1]:
                 joined[-1] += f" {arg}"
             else:
