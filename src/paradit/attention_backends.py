@@ -1,4 +1,4 @@
-"""Attention backends, by diffusers' names, and what each can do.
+"""Attention backends (kernels that compute attention) by diffusers' names, and what each needs and can do.
 
 Torch-free, so that a wrong name is reported at once.
 """

@@ -28,7 +28,7 @@ def behind_links(path: str | Path) -> Path:
 
 
 def named(option: str, path: str | os.PathLike[str]) -> Path:
-    """Return the path for a file name that the user gave, with `~` expanded; the file need not exist.
+    """Return the path that a file name from the user stands for, with `~` expanded; the file need not exist.
 
     option: name of the option in error messages. Raises InputError if no file can have this name.
     """
@@ -37,7 +37,7 @@ def named(option: str, path: str | os.PathLike[str]) -> Path:
     try:
         found = Path(os.path.expanduser(path))  # noqa: PTH111 (does not raise if there is no such home)
         str(found).encode()  # libraries take names as UTF-8
-        found.lstat()
+        found.lstat()  # raises for names that the file system cannot have
     except TypeError:
         raise InputError(f"{option} must be a path, got {typed(path)}") from None
     except UnicodeEncodeError as error:
@@ -94,6 +94,7 @@ def remove_left_lock(path: str | Path) -> None:
     """Remove the hidden lock file beside a file, left there if the process that reserved it was killed."""
     lock = _lock_of(behind_links(path))
     if lock.exists():
+        # To release a lock removes its file. If a process still holds it, this raises, and the file stays.
         with contextlib.suppress(OSError), _locked(lock):
             pass
 

@@ -1,7 +1,7 @@
-"""Environment variables by which torchrun or another launcher makes this process a rank, read and checked.
+"""Reading of the environment variables by which torchrun or another launcher makes this process a rank.
 
-Nothing else reads these variables. Torch-free. They may also be left over in a shell, so every error says
-what to unset.
+No other module reads these variables. They may be left over in a shell, so every error says what to unset.
+Torch-free.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Launched:
     agent_store: bool
     """Whether torchrun's agent hosts the TCPStore in which the ranks meet; otherwise the first rank does."""
     attempt: str
-    """Number of times that torchrun has restarted its ranks, as text.
+    """Number of times that torchrun has restarted its ranks, as text; empty without torchrun.
 
-    Keys in the agent's store contain it, because the store outlives the ranks, and old keys must not be read.
+    Keys in the agent's store contain it: the store outlives the ranks, and old keys must not be read.
     """
     unset: str
     """Advice for error messages: which variables to unset if no launcher has started this process."""
@@ -54,7 +54,7 @@ class Launched:
 
 
 def launched(environ: Mapping[str, str] = os.environ) -> Launched | None:
-    """Return what a launcher has set for this process; None if RANK and WORLD_SIZE are not set.
+    """Return the rank that a launcher has made this process; None if RANK and WORLD_SIZE are not set.
 
     An empty variable counts as unset. Raises InputError if a variable is missing or not valid.
     """
@@ -125,9 +125,10 @@ def check_meeting_point(here: Launched) -> None:
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not a valid host name"
         raise InputError(f"MASTER_ADDR {shown(here.address)} cannot be found ({why}): {here.unset}") from None
-    if here.rank or here.agent_store:
+    if here.rank or here.agent_store:  # another process listens at the port
         return
     with socket.socket() as probe:
+        # A port counts as free right after a run that used it, as it does for the ranks.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", here.port))

@@ -37,10 +37,10 @@ def where_and_how(dtype: str | None) -> tuple[torch.device, str]:
 def room_bytes(
     spec: ModelSpec, request: ResolvedRequest, placement: Placement, local_ranks: int | None = None
 ) -> dict[str, int]:
-    """Return the memory, in bytes, that the fullest device needs (an estimate), and that it has.
+    """Return the bytes of memory that the fullest device needs, by an estimate, and that it has.
 
     Keys: "weights" and "peak" for what it needs, "total" for what it has. local_ranks: number of ranks that
-    share this machine's memory, if there is no GPU; None: all.
+    share this machine's memory, if there is no GPU; None: all ranks.
     """
     device, dtype = where_and_how(request.dtype)
     itemsize = DTYPES[dtype].itemsize
@@ -66,8 +66,8 @@ def check_memory(
 
     The warning says with which options the request would fit. Raises InputError if the weights alone need
     more, or if the estimate is more than `scheduling.fitting.SURELY` times what the device has. local_ranks:
-    as for `room_bytes`. known: options that the message may advise, for a run that has begun; None: all of
-    `generate`.
+    number of ranks that share this machine's memory; None: all ranks. known: names of the only options that
+    the message may advise; None: all of `paradit generate`.
     """
     placement = placement or Placement()
     room = room_bytes(spec, request, placement, local_ranks)
@@ -117,10 +117,10 @@ def check_decode_memory(request: ResolvedRequest, spec: ModelSpec) -> str | None
 
 
 def _judged(needed: int, total: int, said: str, refused: str = "") -> str:
-    """Return `said`, a warning that a video may need too much memory, unless it surely does.
+    """Return `said`, a warning that a video may need too much memory, or raise InputError if it surely does.
 
-    Then InputError is raised instead. needed, total: bytes estimated, and bytes that the device has. refused:
-    text put before the warning in the error.
+    needed, total: bytes estimated, and bytes that the device has. refused: text put before the warning in the
+    error.
     """
     if needed > SURELY * total:
         raise InputError(f"{refused}{said}")
@@ -128,10 +128,10 @@ def _judged(needed: int, total: int, said: str, refused: str = "") -> str:
 
 
 def _advice(options: str, known: tuple[str, ...] | None, with_them: str) -> str:
-    """Return the end of a message about too little memory, with options with which the video would fit.
+    """Return the end of a message about too little memory, which advises options.
 
-    options: these options. known: options that the command accepts, for a run that has begun. with_them:
-    words before the options.
+    options: options with which the video would fit. known: names of the only options that the command
+    accepts; None: all of `paradit generate`. with_them: words before the options.
     """
     if known is None or (options and set(re.findall(r"--[a-z-]+", options)) <= set(known)):
         return f"{with_them}{options}" if options else ""

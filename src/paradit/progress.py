@@ -109,6 +109,7 @@ class Progress:
         """
         start = time.monotonic()
         self.emit(StageStarted(job=self._job, stage=name, total=total))
+        # Without `finally`: no end is reported of a stage that raises, and its time does not count.
         yield
         took = time.monotonic() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + took

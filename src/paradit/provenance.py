@@ -26,7 +26,7 @@ def provenance(
     placement, the time and the command are left out, so that equal frames make equal files.
     """
     fields = {name: value for name, value in vars(request).items() if name not in _NOT_DECIDING}
-    if request.endless:
+    if request.endless:  # the number is a sentinel, not the video's length
         del fields["num_frames"]
     return {
         "software": f"paradit {__version__}",

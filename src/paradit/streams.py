@@ -1,4 +1,4 @@
-"""Standard streams made safe, so that no work fails because a message cannot be written.
+"""Replacement of the standard streams, so that no work fails because a message cannot be written.
 
 A stream may be closed, full or of another encoding, or its reader may have gone. What cannot be written then
 is lost, and the work goes on.
@@ -16,7 +16,7 @@ from typing import TextIO
 
 
 def make_safe() -> None:
-    """Make this process's standard streams safe, so that writing to them never raises.
+    """Replace this process's standard streams by ones to which writing never raises.
 
     To be called before anything opens a file. A missing stream becomes /dev/null: otherwise the next file or
     socket to be opened would get its number, and messages would be written into that.

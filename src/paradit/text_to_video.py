@@ -63,7 +63,7 @@ class Video:
         tile = self.request.vae_tile
         made = decode(self.model, self.latents, tile, self.progress, lambda frames: np.stack(list(frames)))
         assert made is not None  # there are no other ranks
-        return made[: self.request.num_frames]
+        return made[: self.request.num_frames]  # the last latent frame may decode to more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +108,8 @@ def text_to_video(
 ) -> Video:
     """Return the video of a resolved request, with denoised latents; its frames are decoded later.
 
-    team: the processes that denoise together; None: this process alone. Every process of a team calls this
-    function with the same request, and each gets the latents.
+    predictor: object that computes predictions of denoising steps, alone or with other processes; None:
+    alone. Every process that takes part calls this function with the same request, and each gets the latents.
     """
     predictor = predictor or LocalPredictor()
     prompts = _shared(
@@ -184,8 +184,8 @@ def generate(
     on the hub. variant: variant of the weights, such as "fp16". duration: seconds, or text such as "1.5min",
     instead of num_frames. seed: a number, or "random". dtype: "fp32" or "bf16". vae_tile: side, in pixels, of
     the tiles that frames are decoded in. method: "full", or for long videos "dualparal", "windowed" or
-    "fifo". prompts_at: pairs (seconds, text), what a long video shows from then on. progress: receiver of
-    progress and warnings; without it, warnings are Python's.
+    "fifo". prompts_at: pairs (seconds, text) of later prompts for a long video. progress: receiver of
+    progress and warnings; without it, warnings are issued by Python's `warnings`.
 
     May be called from several threads at once; each call loads a model of its own. Raises InputError, before
     anything is loaded, if the video cannot be made as asked for.

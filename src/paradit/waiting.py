@@ -1,4 +1,4 @@
-"""Wait for calls into C, such as for another machine, so that signals like Ctrl-C can still end the wait."""
+"""Waiting for calls into C, such as those that wait for another machine, so that Ctrl-C can end the wait."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 def interruptibly(
     work: Callable[[], T], meanwhile: Callable[[], None] = lambda: None, seconds: float = 5.0
 ) -> T:
-    """Return what `work` returns, or raise what it raises, and handle signals meanwhile.
+    """Return what `work` returns, or raise what it raises, while signals are still handled.
 
     A call into C, such as one that waits for another machine, keeps Python from handling a signal until it
     returns. So `work` runs in a thread of its own, and an exception from a signal handler can end the wait at

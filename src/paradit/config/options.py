@@ -130,6 +130,7 @@ class Declared:
             return whole(self.name, value, least=-math.inf if least is None else least, most=most)
         if type(value) is bool or not isinstance(value, Real):
             raise InputError(f"{self.name} must be a number, got {typed(value)}")
+        # `amount` refuses 0 and negative numbers, so those that are allowed are returned here.
         if value == 0 and least == 0:
             return 0.0
         if least is None and value <= 0 and math.isfinite(value):
@@ -219,7 +220,7 @@ def former_names(known: Iterable[Declared]) -> dict[str, str]:
 
 
 def takes_former_names(cls: type[T]) -> type[T]:
-    """Let a dataclass's constructor take the former names of its options, too, with a warning for each."""
+    """Decorate a dataclass so that its constructor also takes former names of options, with a warning."""
     construct = cls.__init__
 
     @wraps(construct)
@@ -286,6 +287,7 @@ def to_argv(values: Mapping[str, object]) -> list[str]:
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return the end of a message that suggests the nearest known name; empty if none is near."""
+    # Cut off, because a file may have a very long name, and difflib takes quadratic time.
     close = difflib.get_close_matches(str(name)[:100], known, n=1)
     return f": did you mean {close[0]!r}?" if close else ""
 
@@ -295,9 +297,9 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _path(kind: type, value: object) -> object:
-    """Return a text as a Path if the wanted type is Path, else unchanged; a hook for msgspec.
+    """Convert a text to a Path if msgspec wants a Path; return any other value unchanged.
 
-    msgspec then checks the type of what is returned.
+    This is msgspec's `dec_hook`; msgspec then checks the type of the result.
     """
     return Path(value) if kind is Path and isinstance(value, str) else value
 

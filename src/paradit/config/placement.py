@@ -1,4 +1,4 @@
-"""Placements: which ranks encode, denoise and decode, and how they share a video.
+"""Placements: which ranks encode, denoise and decode videos, and how they share the work on each.
 
 Torch-free, so that a bad one is refused before anything is loaded.
 """
@@ -140,6 +140,7 @@ class Placement:
         if self.attention not in (AUTO, *FORMS.names()):
             known = ", ".join((AUTO, *FORMS.names()))
             raise InputError(f"attention must be one of {known}, got {self.attention!r}")
+        # The dataclass is frozen, so that a placement can be hashed and compared.
         object.__setattr__(self, "options", checked_options(self.attention, self.options))
         object.__setattr__(self, "method_options", checked_placement_options(self.method_options))
         number = len(self.denoise_ranks)
@@ -356,6 +357,7 @@ class Placement:
 
 def placement_fields() -> Mapping[str, Declared]:
     """Return all fields of a placement by name, including the options of all attention forms and methods."""
+    # The order of the fields is that of the options in help texts.
     before = {"attention": declared_placement_options, "interleave": declared_options}
     found: dict[str, Declared] = {}
     for name, field in declared(Placement).items():

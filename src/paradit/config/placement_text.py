@@ -39,7 +39,7 @@ def read_groups(text: str) -> dict[str, tuple[int, ...]]:
         ranks: list[int] = []
         for part in match[2].split(","):
             first, _, last = part.partition("-")
-            check_rank(match[1], digits(last or first))
+            check_rank(match[1], digits(last or first))  # before a range to a huge number is listed
             ranks += range(digits(first), digits(last or first) + 1)
         groups[match[1]] = tuple(ranks)
     if not groups:

@@ -1,6 +1,7 @@
-"""Registry of things found by name, such as attention forms: built in or plug-ins, imported when looked up.
+"""Registries of attention forms, methods, launchers and model families by name: built-in ones and plug-ins.
 
-Another package adds a thing by an entry point with the thing's name and the value "module:object":
+They are imported when they are looked up. Another package adds one by an entry point with its name and the
+value "module:object":
 
     [project.entry-points."paradit.attention"]
     zigzag = "my_package.zigzag:ZIGZAG"
@@ -36,9 +37,9 @@ class PluginWarning(UserWarning):
 
 
 def plugins() -> list[str]:
-    """Return all installed plug-ins with their packages' versions, to check that all ranks have the same.
+    """Return texts that name all installed plug-ins and their packages' versions; imports none of them.
 
-    Imports none.
+    Ranks compare these texts, to check that all have the same plug-ins.
     """
     if _left_out():
         return []
@@ -136,7 +137,7 @@ def imported(name: str) -> object:
 
 @cache
 def _all_points() -> list[EntryPoint]:
-    """Return all packages' entry points for ParaDiT; each package's file is read once per process."""
+    """Return the entry points by which installed packages add plug-ins; read once per process."""
     found = entry_points()
     return [p for group in found.groups if group.startswith(PREFIX) for p in found.select(group=group)]
 

@@ -37,9 +37,9 @@ MAX_STEPS = 1000
 some."""
 MIN_FPS, MAX_FPS = 0.1, 1000
 PIPELINE_MULTIPLE = 16
-"""Number of pixels of which diffusers' pipelines require width and height to be multiples.
+"""Pixel multiple that diffusers' pipelines require of width and height.
 
-The model's own patches may allow smaller multiples.
+The model's own patches may allow a smaller one.
 """
 
 
@@ -262,9 +262,9 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def asked_size(size: str | None, width: int | None, height: int | None) -> tuple[int | None, int | None]:
-    """Return the width and height that were asked for, by `--size` or one by one; None: left to the model.
+    """Return the width and height that were asked for by `--size`, or by `--width` and `--height`.
 
-    Raises InputError, also if a side is given twice.
+    None for a side that is left to the model. Raises InputError, also if a side is given twice.
     """
     if size is None:
         return width, height

@@ -1,4 +1,4 @@
-"""Overlapping tiles in which the VAE decodes a picture, and which rank decodes which of them. Torch-free.
+"""Overlapping tiles in which the VAE decodes a picture, and their distribution over ranks. Torch-free.
 
 Tiles are squares that start three quarters of their side apart, as diffusers' `enable_tiling()` has them:
 starts, sizes and overlaps equal those of `AutoencoderKLWan.tiled_decode` and
@@ -48,7 +48,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Grid:
-    """Grid of all tiles of a picture, as the spans of its rows and of its columns."""
+    """Grid of all tiles of a picture: the extent (`Span`) of each row and of each column of tiles."""
 
     rows: tuple[Span, ...]
     columns: tuple[Span, ...]
@@ -128,6 +128,7 @@ def _spans(size: int, side: int) -> tuple[Span, ...]:
     spans = []
     for start in range(0, size, stride):
         stop = min(start + side, size)
+        # The last tile may be narrower than the usual overlap.
         overlap = min(side - stride, stop - start) if start else 0
         spans.append(Span(start, stop, min(stride, size - start), overlap))
     return tuple(spans)

@@ -23,7 +23,7 @@ CLIP_FRAMES = 33
 
 @dataclass(frozen=True)
 class Verdict:
-    """Result of evaluating a short video: its colour, shape and motion, None for each not recognised."""
+    """Result of evaluating a short video: its colour, shape and motion, each None if not recognised."""
 
     color: str | None
     shape: str | None
@@ -58,20 +58,20 @@ class LongVerdict:
     shape: float
     motion: float
     border_flicker: float
-    """Mean change of the picture from one frame to the next where a frame block begins, over that elsewhere.
+    """Ratio of the picture's mean change between two frames where a frame block begins to that elsewhere.
 
-    The ratio is 1 if the borders between frame blocks are invisible.
+    It is 1 if the borders between frame blocks are invisible.
     """
     border_jump: float
-    """Mean change of the object's velocity where a frame block begins, over that elsewhere.
+    """Ratio of the mean change of the object's velocity where a frame block begins to that elsewhere.
 
-    The velocity is that between two frames, so the ratio is large if the object leaps at a border.
+    The velocity is that between two frames, so the ratio is large if the object leaps where a block begins.
     """
     border_turn: float
-    """Mean change of the object's velocity where a frame block begins, over that elsewhere.
+    """Ratio of the mean change of the object's velocity where a frame block begins to that elsewhere.
 
     The velocity is the mean over several frames, so the ratio is large if the object changes its speed or
-    direction at a border.
+    direction where a block begins.
     """
     drift: float
     """Largest change of the background's colour since the first frames, in levels of 255."""
@@ -280,6 +280,7 @@ def _motion(outlines: list[_Outline], side: float) -> str:
     x = np.unwrap([outline.x / side for outline in outlines], period=1.0)
     y = np.unwrap([outline.y / side for outline in outlines], period=1.0)
     area = np.asarray([outline.area for outline in outlines])
+    # The limits below lie between what the motions of `scenes._trajectory` reach.
     ends = max(2, len(area) // 8)
     growth = area[-ends:].mean() / area[:ends].mean()
     reach_x, reach_y = np.ptp(x), np.ptp(y)

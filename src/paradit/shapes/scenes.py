@@ -72,7 +72,7 @@ OTHER_FORMS = {
     "leftwards": "left",
     "rightwards": "right",
 }
-"""Known word that the tokenizer puts in place of each other form of it, such as "moving" for "moves"."""
+"""Words that the tokenizer replaces by the form that the model knows, such as "moves" by "moving"."""
 
 HELD_OUT_SHARE = 8
 """Number N such that about one in N scenes is kept out of training, for evaluation."""

@@ -78,7 +78,7 @@ def _attempted(
         return ended.args[0], None
     except Exception as error:
         if not ran_out(error):
-            if isinstance(error, OSError | Undecoded):
+            if isinstance(error, OSError | Undecoded):  # the other ranks end this decode, too
                 agreement.report(FAILED)
             raise
         return agreement.report(NO_MEMORY), None
@@ -112,10 +112,10 @@ def frames(
 ) -> Generator[Frames]:
     """Yield the frames of latents [1, C, F, h, w] as [H, W, 3], each decoded only when it is requested.
 
-    Reported as stage "decode". tile: the side of a tile in pixels; None: the whole picture. agreement: how
-    several ranks that decode together stop together; only the first of them gets frames. None: this process
-    decodes alone. park: whether the decoder's cache for a tile is kept in host memory, not on the device,
-    while other tiles are decoded.
+    Reported as stage "decode". tile: the side of a tile in pixels; None: the whole picture. agreement: object
+    by which ranks that decode together exchange tiles, and stop together if one fails; only the first of them
+    gets frames. None: this process decodes alone. park: whether the decoder's cache for a tile is kept in
+    host memory, not on the device, while other tiles are decoded.
     """
     vae = model.spec.vae
     height, width = (size * vae.spatial_compression for size in latents.shape[3:])
@@ -131,9 +131,10 @@ def frames(
 
 
 def pictures(decoder: Decoder, grid: Grid, agreement: Agreement) -> Iterator[Tensor]:
-    """Yield the decoded whole pictures, a piece of some frames at a time, in order, on the first rank.
+    """Yield decoded pictures, joined from tiles, on the first of the ranks that decode; nothing on others.
 
-    Other ranks yield nothing. Each rank decodes some of the tiles, and all tiles advance one piece at a time.
+    A piece of a few frames is yielded at a time, in order. Each rank decodes some of the tiles, and all tiles
+    advance one piece at a time.
     """
     tiles, hands = grid.tiles, grid.dealt(agreement.num_ranks)
     mine = [decoder.pieces(tiles[number]) for number in hands[agreement.rank]]

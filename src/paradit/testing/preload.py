@@ -5,7 +5,7 @@ This module must start no thread and no process group, because neither survives 
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which reads it
 
 from importlib import import_module
 

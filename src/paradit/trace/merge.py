@@ -41,10 +41,10 @@ class Span:
 
 @contextmanager
 def collected(target: Path | None, *, layers: bool = False) -> Iterator[Tracing | None]:
-    """Yield the folder to which ranks record their traces; after the `with` body, merge them to `target`.
+    """Yield settings by which ranks record traces in a temporary folder; then merge the traces to `target`.
 
-    They are merged even if the body raises. If `target` is None, nothing is traced, and None is yielded.
-    layers: whether single transformer layers are recorded too.
+    They are merged after the `with` body, even if it raises. If `target` is None, nothing is traced, and None
+    is yielded. layers: whether single transformer layers are recorded too.
     """
     if target is None:
         yield None
@@ -63,6 +63,7 @@ def merge(folder: Path, target: Path) -> None:
         rank, _ = path.stem.split("-")
         by_rank.setdefault(int(rank), []).extend(read_spans(path))
     target = behind_links(target)
+    # File names have at most 255 bytes.
     part = target.with_name(f".{target.name[:200]}-{os.getpid()}.part")
     try:
         part.write_text(json.dumps(chrome_trace(by_rank)), encoding="utf-8")
@@ -105,6 +106,7 @@ def chrome_trace(by_rank: Mapping[int, Iterable[Span]]) -> dict[str, Any]:
     threads = count(1)  # unique across ranks: a viewer may take equal numbers in two processes for one thread
     for rank, spans in sorted(by_rank.items()):
         events.append(_named("process_name", rank, 0, f"rank {rank}"))
+        # Of spans that begin together the longest comes first, so that viewers nest the others in it.
         for name, row in _rows(sorted(spans, key=lambda span: (span.begin, -span.end))):
             thread = next(threads)
             events.append(_named("thread_name", rank, thread, name))

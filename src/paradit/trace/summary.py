@@ -27,7 +27,7 @@ class RankSummary:
 
     rank: int
     preparing: float
-    """Seconds in which this rank loads its part of the model and measures its link."""
+    """Seconds that the rank spends on loading its part of the model and measuring its link to other ranks."""
     busy: float
     """Seconds that the rank spends in the stages of requests, without the waits."""
     communicating: float
@@ -35,7 +35,7 @@ class RankSummary:
     idle: float
     """Seconds of the remaining time: waits for other stages and ranks, and gaps between stages."""
     messages: int
-    """Number of exchanges with other ranks that were begun in denoising steps."""
+    """Number of exchanges with other ranks that this rank began in denoising steps."""
     bytes_sent: int
     """Number of bytes that this rank sent by exchanges in denoising steps."""
     alone: float | None

@@ -74,10 +74,10 @@ def _rehearsed(open: Undecided) -> int:
 
 
 def _costs(open: Undecided, interleave: bool) -> list[BlockCost]:
-    """Return measured times of the first and the last transformer block, alternately, each twice.
+    """Return the measured times of the transformer blocks to simulate: first, last, first and last block.
 
-    They are for one guidance branch if `interleave` is set, because interleaved branches run separately; else
-    for all branches together.
+    The times are for one guidance branch if `interleave` is set, because interleaved branches run separately;
+    otherwise for all branches together.
     """
     step, mine = open.step, open.shares.tokens_of(open.mesh.branch.rank)
     context = step.branches.each[0] if interleave else step.branches.joined
@@ -87,7 +87,7 @@ def _costs(open: Undecided, interleave: bool) -> list[BlockCost]:
 
 
 def _link(open: Undecided, costs: list[BlockCost]) -> Link:
-    """Measure the link between the ranks of a guidance branch, with messages as large as attention's."""
+    """Measure the link between ranks of a guidance branch, by messages as large as those of attention."""
     value = costs[0].attentions[0].value
     num_bytes = max(open.gather_number(value.nbytes // open.shares.num_ranks))
     return measure_link(open.mesh.branch, num_bytes, open.step.tokens.hidden_states.device)

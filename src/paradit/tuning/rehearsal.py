@@ -52,7 +52,7 @@ class BlockCost:
 def measure_block(block: Block[T], tokens: T) -> BlockCost:
     """Measure the time of a transformer block without its attentions, on the tokens that this rank holds."""
     device = tokens.hidden_states.device
-    rows = [_laps(block, tokens, device) for _ in range(TIMES + 1)][1:]
+    rows = [_laps(block, tokens, device) for _ in range(TIMES + 1)][1:]  # the first one warms up
     *projections, finish = (min(times) for times in zip(*(laps for laps, _ in rows), strict=True))
     values = rows[0][1]
     each = len(projections) // len(values)
@@ -113,6 +113,7 @@ def rehearse(
         return _RehearsedTransport(clock, link, list(mine).index(rank), len(mine))
 
     def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # noqa: ARG001
+        # Only the result's shape matters, and it is the query's.
         clock.now += kernel.seconds(query, key)
         return query
 
@@ -144,6 +145,7 @@ class _RehearsedTransport(Transport):
         incoming = [like.new_empty(size) for size in sizes]
         if not sent and not received:
             return Transfer([], incoming, [])
+        # A message waits until the link is free; latency delays its arrival, but does not occupy the link.
         begin = max(self._clock.now, self._free)
         self._free = begin + max(sent, received) * self._link.seconds_per_byte
         return _RehearsedTransfer(self._clock, self._free + self._link.latency, incoming)

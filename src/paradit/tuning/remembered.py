@@ -33,7 +33,7 @@ class Remembered:
         return found if isinstance(found, str) else None
 
     def keep(self, what: str, best: str) -> None:
-        """Store the result `best` for this machine under the key `what`, without losing other results.
+        """Store the result `best` for this machine under the key `what`; other results are kept.
 
         Processes that store results at the same time do not lose each other's.
         """

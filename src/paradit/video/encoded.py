@@ -74,6 +74,7 @@ class EncodedWriter:
         if crf is not None:
             options = {**options, "crf": str(crf)}
         self._path, self._kind, self._tags = path, kind, dict(tags)
+        # Every packet is written at once, so that players see all that has been encoded.
         growing = {**GROWING[kind], "flush_packets": "1"}
         self._file = av.open(str(path), "w", format=container, options=growing)
         self._file.metadata.update(self._tags)

@@ -97,7 +97,7 @@ def open_video(
             writer.finish()
         finally:
             writer.close()
-        if name_next is not None:
+        if name_next is not None:  # before the rename, after which this process may be killed at any moment
             name_next(part)
         _put(part, target)
     finally:
@@ -144,9 +144,10 @@ def check_target(
 
 
 def growing_name(path: str | Path) -> Path | None:
-    """Return the path of a long video's file while it grows, such as `v.part.mp4` for `v.mp4`.
+    """Return the path of a long video's file while it is being written, such as `v.part.mp4` for `v.mp4`.
 
-    Returns None for a GIF, which is written only at its end; the other formats play while they grow.
+    Returns None for a GIF, which is written only when all frames are there; other formats play while they
+    grow.
     """
     target = behind_links(path) if Path(path).is_symlink() else Path(path)
     if video_format(path) == ".gif":

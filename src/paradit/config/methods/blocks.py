@@ -67,6 +67,7 @@ class BlocksRequest(ResolvedRequest):
 
     def start_of(self, block: int, spec: ModelSpec) -> float:
         """Return the time, in seconds from the video's start, at which a frame block begins."""
+        # The video's first latent frame decodes to a single frame, each further one to several.
         return max(0, (block * self.block_frames - 1) * spec.vae.temporal_compression + 1) / self.fps
 
     def prompt_blocks(self, spec: ModelSpec) -> list[int | None]:

@@ -187,7 +187,7 @@ class DualParal(InBlocks):
         return {**parts, "peak": parts["weights"] + working}
 
     def dry_run(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> dict[str, Any]:
-        """Return values for `--dry-run`: how the video is cut into frame blocks, and how busy ranks are."""
+        """Return values for `--dry-run`: how the video divides into frame blocks, and how busy ranks are."""
         queue = cast(QueueRequest, request).queue(spec)
         channels, _, height, width = latent_shape(request, spec)
         unknown: dict[str, Any] = {"num_frames": None, "num_blocks": None, "rounds": None, "flops": None}
@@ -224,6 +224,7 @@ class DualParal(InBlocks):
     ) -> ResolvedRequest:
         request, there = cast(QueueRequest, request), request.num_frames
         if finished is not None:
+            # One block enters the queue in each round; a block is finished after a round for each step.
             rounds = finished + request.num_inference_steps - 1
             frames = request.block_frames * spec.vae.temporal_compression
             there = max(0, finished * frames - spec.vae.temporal_compression + 1)

@@ -128,7 +128,7 @@ class Method(Declares):
     def grid(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> PipelineGrid:  # noqa: ARG002
         """Return how denoise ranks divide layers, guidance branches and tokens.
 
-        Here, each rank has all layers.
+        This base class gives all layers to each rank.
         """
         return PipelineGrid(1, placement.cfg_degree, placement.branch_ranks)
 
@@ -179,6 +179,7 @@ class Method(Declares):
         if self.streams:
             return None
         ratio = spec.vae.temporal_compression
+        # Bisection of the number of latent frames: `least` fits (or is 0), and `most` does not.
         least, most = 0, (request.num_frames - 1) // ratio + 1
         while most - least > 1:
             middle = (least + most) // 2
@@ -230,15 +231,15 @@ class Method(Declares):
     def made_again(self, request: ResolvedRequest, spec: ModelSpec) -> range:
         """Return the numbers, from 1, of the frame blocks that must be made again to make the video longer.
 
-        They saw the old end of the video.
+        They were denoised when the old end of the video affected them.
         """
         return range(1, request.num_blocks(spec) + 1)
 
     @abstractmethod
     def by_rule(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> str | None:
-        """Return why `--placement auto` keeps all stages on the same ranks without any measurements.
+        """Return the reason why `--placement auto` keeps all stages on the same ranks, without measuring.
 
-        None if the method has no such rule; then a short warm-up decides.
+        None if this method has no such rule; a short warm-up then decides.
         """
 
     def _check_foreign(self, options: Mapping[str, Value]) -> None:
