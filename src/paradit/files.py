@@ -135,6 +135,7 @@ def _locked(path: Path, *, wait: bool = False) -> Iterator[None]:
             try:
                 yield
             finally:
+                # While it is still locked. A process that has opened it meanwhile notices by `_is_at`.
                 path.unlink(missing_ok=True)
             return
 

@@ -81,7 +81,7 @@ def launched(environ: Mapping[str, str] = os.environ) -> Launched | None:
     if "LOCAL_WORLD_SIZE" in said:
         local_ranks = number("LOCAL_WORLD_SIZE", 1, ranks, f"{ranks} (WORLD_SIZE)")
     here = local_ranks or ranks
-    local_rank = rank % here
+    local_rank = rank % here  # launchers number ranks machine by machine
     if "LOCAL_RANK" in said:
         local_rank = number("LOCAL_RANK", 0, here - 1, f"{here - 1} ({here} ranks are on this machine)")
     return Launched(

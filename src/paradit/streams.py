@@ -94,7 +94,7 @@ def _safe(stream: TextIO | None, number: int) -> TextIO:
     """
     if isinstance(stream, _SafeText) or not (stream is None or isinstance(stream, io.TextIOWrapper)):
         return stream
-    if stream is not None:
+    if stream is not None:  # what it has buffered comes before what is written from now on
         with suppress(OSError):
             stream.flush()
     return _SafeText(number, stream)

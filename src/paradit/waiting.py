@@ -27,6 +27,7 @@ def interruptibly(
         except BaseException as error:
             done.set_exception(error)
 
+    # A daemon thread does not keep the process alive if the wait was ended by a signal.
     Thread(target=run, name="interruptibly", daemon=True).start()
     while not wait([done], seconds).done:
         meanwhile()

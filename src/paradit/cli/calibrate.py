@@ -27,7 +27,7 @@ def calibrate(options: CalibrateOptions) -> None:
     output, ranks = options.output, options.ranks
     if output.suffix != ".toml":
         raise InputError(f"output {str(output)!r} must end in .toml: use {str(output) + '.toml'!r}")
-    # Before minutes of measuring, not after them.
+    # Checked before the machine is measured, which takes minutes.
     check_file("output", output, overwrite=options.overwrite)
     if ranks is not None:
         whole("ranks", ranks, most=MAX_RANKS)

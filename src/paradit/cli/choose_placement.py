@@ -71,7 +71,7 @@ def asked_placement(options: GenerateOptions) -> Placement:
         from paradit.devices import visible_ranks
 
         ranks = visible_ranks()
-    if ranks is None:
+    if ranks is None:  # as many as the stages name, or one for each replica
         ranks = there or max(max(groups, default=0) + 1, replicas)
     return Placement.of(**{**chosen, "ranks": ranks})
 

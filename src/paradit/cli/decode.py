@@ -88,7 +88,7 @@ def _read(path: Path) -> tuple[list[int], dict[str, str]]:
     if path.is_dir():
         raise InputError(f"latents {str(path)!r} is a folder: name a file that --latents wrote")
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(path, framework="numpy") as file:  # "pt" would import torch
             if "latents" not in file.keys():  # noqa: SIM118 (not a dict)
                 raise InputError(f"{str(path)!r} holds no tensor 'latents', but {', '.join(file.keys())}")
             shape: list[int] = file.get_slice("latents").get_shape()

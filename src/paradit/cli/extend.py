@@ -54,7 +54,7 @@ def extend(options: ExtendOptions) -> int:
                 )
         with files_reserved(longer.jobs, overwrite=True):  # what may be replaced was checked in `_longer`
             complete_run_model(run, model)
-            with folder.locked():
+            with folder.locked():  # no other process may work on the run; `make` takes the lock again
                 folder.reopen(longer)
             make(longer, spec, folder, report, stop)
         return int(report.failures > 0)

@@ -86,6 +86,7 @@ def _check(options: GenerateOptions, report: Reporter) -> Checked:
     Raises InputError.
     """
     prompts = read_prompts(options)
+    # The run itself is created only at the end; these two of its values are options, so check them now.
     kept = {"checkpoint_steps": options.checkpoint_steps, "hang_limit": options.hang_limit}
     read_values(declared(Run), kept)
     loads = not options.dry_run

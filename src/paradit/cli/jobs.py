@@ -37,7 +37,7 @@ def make_jobs(options: GenerateOptions, prompts: list[str], spec: ModelSpec) -> 
     seeds = range(seed, seed + options.num_videos)
     requests = [resolve(_request(options, prompt, one, spec), spec) for prompt in prompts for one in seeds]
     numbered = _is_numbered(options)
-    digits = max(2, len(str(len(requests) - 1)))
+    digits = max(2, len(str(len(requests) - 1)))  # of one width, so that names sort by number
     jobs = []
     folder = output_folder(options)
     for index, request in enumerate(requests):

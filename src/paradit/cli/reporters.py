@@ -66,7 +66,7 @@ class Reporter(Progress):
         self.failures = 0
         """Number of requests that have failed."""
         self._count: dict[int | None, int] = {}
-        """Number of requests that were asked for together (1 if alone), by the index of each."""
+        """Number of requests that were submitted together with a request, including it, by its index."""
         self._rows: dict[tuple[int | None, str], _Row] = {}
         """Progress of the stages that have begun, by request and stage name; several may run at once."""
         self._frames: dict[int | None, int] = {}
@@ -348,6 +348,7 @@ class TerminalReporter(Reporter):
         if (event.job, "blocks") not in self._tasks:
             name = f"{self._number(event)}blocks"
             self._tasks[event.job, "blocks"] = self._bars.add_task(name, total=event.num_blocks)
+        # The most denoised block counts as done only after its last step.
         done = event.block - (event.levels[1] < event.steps)
         levels = f"level {event.levels[0]}..{event.levels[1]}"
         self._queue[event.job] = levels
@@ -355,6 +356,7 @@ class TerminalReporter(Reporter):
         self._update(event.job, "blocks", completed=done, queue=queue)
 
     def _say(self, line: str) -> None:
+        # A prompt in the line may have square brackets, which rich takes for markup.
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _stop(self) -> None:

@@ -44,12 +44,12 @@ There is one per process, because signals go to the process.
 def stopping_cleanly() -> Iterator[None]:
     """Let SIGINT and SIGTERM raise `Stopped` in the main thread while the `with` block runs.
 
-    While ranks heed the flag `stop`, the first signal only sets it. A library may swallow the exception, as
-    Python itself does in callbacks, above all while modules are imported; then it is raised once more. It is
-    not raised in the top-level code of a module, because torch calls such code from places that must not
-    raise. It is then raised `AGAIN_SECONDS` later, when other code runs.
+    While ranks check the flag `stop` after every step, the first signal only sets that flag. A library may
+    swallow the exception, as Python itself does in callbacks, above all while modules are imported; then it
+    is raised once more. It is not raised in the top-level code of a module, because torch calls such code
+    from places that must not raise. It is then raised `AGAIN_SECONDS` later, when other code runs.
     """
-    first = last = -GRACE_SECONDS
+    first = last = -GRACE_SECONDS  # long enough ago: the first signal counts at any time of the clock
     ending = signal.SIGINT.value
 
     def on_signal(signum: int, frame: FrameType | None) -> None:

@@ -12,7 +12,7 @@ def duration(seconds: float) -> str:
     """Return seconds as text: `0.42 s`, `12.3 s`, `4 min 05 s`, `2 h 03 min`."""
     if seconds < 1:
         return f"{seconds:.2f} s"
-    if seconds < 99.95:
+    if seconds < 99.95:  # rounds to at most 99.9
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
@@ -23,7 +23,7 @@ def duration(seconds: float) -> str:
 def amount(value: float, unit: str) -> str:
     """Return a value as text with three digits and a decimal prefix: `24.1 MB`, `1.32 TFLOP`."""
     prefixes = ["", "k", "M", "G", "T", "P", "E"]
-    while value >= 999.5 and len(prefixes) > 1:
+    while value >= 999.5 and len(prefixes) > 1:  # three digits of it would be 1e+03
         value /= 1000
         prefixes.pop(0)
     return f"{value:.3g} {prefixes[0]}{unit}"

@@ -167,7 +167,7 @@ def _declared(field: Field[object], hint: object) -> Declared:
 def check(made: object) -> None:
     """Check the annotated fields of an object, and convert each to its type in place. Raises InputError."""
     for name, field in declared(type(made)).items():
-        object.__setattr__(made, name, field.read(getattr(made, name)))
+        object.__setattr__(made, name, field.read(getattr(made, name)))  # works if the class is frozen, too
 
 
 def decode(cls: type[T], data: object, where: str = "") -> T:

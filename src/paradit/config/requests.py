@@ -198,6 +198,7 @@ def latent_shape(request: ResolvedRequest, spec: ModelSpec) -> tuple[int, int, i
     They may decode to a few frames more than the request has; these are dropped.
     """
     ratio = spec.vae.temporal_compression
+    # Rounded up to a number of frames that latents decode to, such as 4n + 1.
     whole = -(-(request.num_frames - 1) // ratio) * ratio + 1
     return spec.vae.latent_shape(whole, request.height, request.width)
 
@@ -231,7 +232,7 @@ def frames_for(
 
 def chosen_seed(seed: object) -> int:
     """Return the seed as a number; the word `random` gives one drawn at random. Raises InputError."""
-    is_flag = isinstance(seed, bool)
+    is_flag = isinstance(seed, bool)  # which Python counts as an integer
     if not is_flag and isinstance(seed, numbers.Integral):
         return int(seed)
     text = seed.strip() if isinstance(seed, str) else ""

@@ -237,7 +237,7 @@ class Engine:
         )
 
     def _hold(self, run: Run, job: Job) -> tuple[EngineJob, RunFolder]:
-        """Create the folder of a job's run, and reserve the job's file names until it ends."""
+        """Create the folder of a job's run, and reserve the job's file names until the job ends."""
         with ExitStack() as held:
             held.enter_context(files_reserved([job], overwrite=run.overwrite))
             folder = RunFolder.create(run)

@@ -1,4 +1,4 @@
-"""Making of a fixed list of videos, without a driver, on ranks started by a launcher such as torchrun."""
+"""Work of a rank that torchrun or another launcher has started: a fixed list of videos, without a driver."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def make_videos(
 
 
 def _left(jobs: list[Job], folder: RunFolder | None, world: World | None) -> list[tuple[int, bool]]:
-    """Return the indices of the jobs that are left, each with whether its denoised latents are saved."""
+    """Return the indices of the unfinished jobs, each with whether its denoised latents are saved."""
     left = [
         (number, folder.is_denoised(job) if folder else False)
         for number, job in enumerate(jobs)

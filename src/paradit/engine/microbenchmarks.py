@@ -47,7 +47,7 @@ The time of one exchange of messages is the mean over a timing: a short exchange
 to some milliseconds, and a rank that is late for one is late for those that follow.
 """
 SMALL = 8
-"""Divisor of the message size: attention is timed beside large messages, and beside ones smaller by this."""
+"""Divisor of the message size: attention is timed beside messages of full size, and of full size / SMALL."""
 BESIDE_SECONDS = 0.01
 """Limit, in seconds, on how long messages travel while attention is timed beside them.
 
@@ -286,7 +286,7 @@ def measure_links(transport: Transport, device: torch.device, size: int) -> Mess
 def _beside(
     transport: Transport, size: int, device: torch.device, seconds_per_byte: float
 ) -> tuple[float, float]:
-    """Return by how much messages slow down attention that runs at the same time, as (posting, crowding).
+    """Measure how much messages slow down attention that runs at the same time; return (posting, crowding).
 
     posting: seconds added by each exchange of messages, however small. crowding: seconds added for each
     second that messages travel. On a CPU, the threads of a rank that send and compute share cores. There, the

@@ -77,7 +77,7 @@ class Inbox:
             self._news.notify()
 
     def cancel(self, number: int) -> None:
-        """Cancel an order: it is not begun, or it is ended within a step."""
+        """Mark an order as cancelled; work on its video ends within a step."""
         self._cancelled.add(number)
 
     def end(self) -> None:

@@ -1,8 +1,6 @@
 """Choice of the placement that the planner finds fastest for a run, if this machine is calibrated.
 
-Torch-free.
-
-The process that starts the ranks decides once, for all of them.
+The process that starts the ranks decides once, for all of them. Torch-free.
 """
 
 from __future__ import annotations
@@ -162,7 +160,7 @@ def _simulated(
 def _in_each_form(simulator: Simulator, candidate: Candidate, num_prompts: int) -> list[Simulated]:
     """Return simulations of a placement with every attention form that it leaves open.
 
-    The first is the one whose form is to be chosen.
+    The first one has the form that is to be chosen.
     """
     heads = simulator.spec.transformers[0].num_attention_heads
     choices = candidate.placement.choices(heads, simulator.branches)

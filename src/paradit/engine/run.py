@@ -1,4 +1,4 @@
-"""Making of a run's videos: in this process, on ranks that it starts, or as one of a launcher's ranks."""
+"""Execution of a run: in this process, on ranks that it starts, or as one of the ranks of a launcher."""
 
 from __future__ import annotations
 
@@ -200,9 +200,10 @@ def _make_as_launched(
 
 
 def heeded(emit: Emit, stop: Stop) -> Emit:
-    """Return an `emit` that keeps the flag `stop.heeded` true while a request is being denoised.
+    """Return an `emit` that keeps `stop.heeded` up to date: true while a request is being denoised.
 
-    After a stop, it does not pass on events that say that requests are cancelled.
+    Only then do ranks check after every step whether the user has asked to stop. After a stop, events that
+    say that requests are cancelled are not passed on.
     """
 
     def emit_heeded(event: Event) -> None:

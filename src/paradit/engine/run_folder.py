@@ -9,8 +9,8 @@
     processes           ids of the processes that work, or worked, on it
     lock                locked by the process that runs it
 
-Every file is complete under its name, or not there. Only the mark is kept of a request that is done; of a
-long video also its frame blocks and its queue, from which it can be made longer.
+Every file is complete under its name, or absent. Once a request is done, only its mark is kept; for a long
+video also its frame blocks and its queue, from which it can be made longer.
 """
 
 from __future__ import annotations
@@ -200,8 +200,8 @@ class RunFolder:
     def sweep(self, jobs: Iterable[Job], pids: Collection[int] | None = None) -> None:
         """Remove half-written files that were left by processes which have ended.
 
-        pids: ids of these processes; None: all that have worked on the run. If None, locks and growing videos
-        are removed, too.
+        pids: ids of these processes; None: all that have worked on the run, and their locks and growing
+        videos are removed, too.
         """
         if pids is None:
             pids = self._processes()

@@ -64,8 +64,8 @@ class Ranks:
     def hear(self, timeout: float = LISTEN_SECONDS) -> list[tuple[int, Message]]:
         """Return the messages that ranks have sent, as (rank, message).
 
-        Each rank's last message is of a kind in `LAST_WORDS`. If a rank's process ends without one, an
-        `ended` that says how is added.
+        Each rank's last message is of a kind in `LAST_WORDS`. If a rank's process ends without one, a message
+        `ended` that says how it ended is added.
         """
         found = []
         for rank, message in self._hub.hear(timeout):

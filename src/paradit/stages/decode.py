@@ -55,6 +55,7 @@ def decode(
             return made
         # Only here, because the error itself held the tensors of the failed agreement.
         give_back_unused(model.device)
+        # From now on, caches of tiles that wait are kept off the device, which saves its memory.
         tile, park = _smaller(model, latents, tile, progress), True
 
 

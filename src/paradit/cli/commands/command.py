@@ -63,7 +63,7 @@ class Entry:
         for name, field in declared(self.options).items():
             found[name] = field
             for one in more.get(name, {}).values():
-                # Without a default, so that an option that is not given differs from one given at its default.
+                # Without a default, so that an option that was not given is None.
                 plain = type(one.among[0]) if one.among else one.kind
                 found[one.name] = replace(one, hint=Optional[plain], default=None)  # noqa: UP045 (not said)
         return found

@@ -161,7 +161,7 @@ def with_later_prompts(
         return request
     request = replace(request, prompts_at=tuple(found))
     blocks = request.prompt_blocks(spec)
-    if blocks[-1] is None:
+    if blocks[-1] is None:  # times rise, so if any text comes too late, the last one does
         start = request.start_of(request.num_blocks(spec) - 1, spec)
         raise InputError(
             f"prompts_at is for blocks that begin then or later, got {last:g} s: the last block of this "

@@ -169,6 +169,7 @@ class DualParal(InBlocks):
         queue, transformer = request.queue(spec), spec.transformers[0]
         held = len(split_layers([1.0] * transformer.num_layers, grid.num_slices)[grid.slice_of(place)])
         part = held / transformer.num_layers
+        # `rank_memory_bytes` has counted all layers.
         whole = sum(w.parameters for w in spec.weights if stage_of(w.component) == "denoise") * dtype_bytes
         parts["weights"] -= round(whole * (1 - part))
         parts["text_cache"] = round(parts["text_cache"] * part)

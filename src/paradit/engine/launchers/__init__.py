@@ -22,7 +22,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """Description of what a launcher can do, in respects in which launchers differ."""
+    """Description of what a launcher can do; launchers differ in these respects."""
 
     replaces: bool
     """Whether the launcher can start ranks again after one has failed."""
