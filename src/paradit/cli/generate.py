@@ -47,7 +47,7 @@ class Checked:
     arranged: Arranged
     as_asked: list[Job]
     jobs: list[Job]
-    """Jobs to carry out: those in `as_asked`, with tiles for the VAE if the placement needs them."""
+    """Jobs to carry out: `as_asked`, with a tile size for the VAE added if ranks share the decode."""
 
 
 def generate(options: GenerateOptions) -> int:

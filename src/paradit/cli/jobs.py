@@ -83,7 +83,7 @@ def read_prompts(options: GenerateOptions) -> list[str]:
         raise InputError(
             f"prompts file {str(path)!r} holds {len(prompts)} prompts: a run has at most {MAX_PROMPTS}"
         )
-    whole("num_videos", options.num_videos, most=MAX_PROMPTS // len(prompts))
+    whole("num_videos", options.num_videos, most=MAX_PROMPTS // len(prompts))  # that many videos in all
     return prompts
 
 

@@ -82,8 +82,8 @@ def _cells(one: Plan) -> tuple[str, str, str, str, str]:
 def _misfits(plans: Plans, simulator: Simulator) -> list[str]:
     """Return lines that say why some plans do not fit into memory.
 
-    These are the usual plans that do not fit, and, for each kind of plan of which none fits, the one with the
-    smallest peak.
+    The lines are about the usual plans that do not fit. If no plan of a kind fits, there is also a line about
+    the one of this kind with the smallest peak.
     """
     fitting = {plan.simulated.candidate.kind for plan in plans.tried if plan.fits}
     lacking: dict[str, Plan] = {}

@@ -199,9 +199,9 @@ def _path(folder: str) -> str:
 
 
 class SilentReporter(Reporter):
-    """Reporter that prints nothing, for all ranks of a launcher except the first, which reports for all.
+    """Reporter for all ranks of a launcher except the first, which reports the run for all.
 
-    It shows only which ranks this one waits for.
+    It prints only for which ranks this one waits.
     """
 
     def show(self, event: AnyEvent) -> None:

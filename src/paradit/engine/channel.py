@@ -148,6 +148,7 @@ class Hub:
         except (OSError, ValueError):
             content = b""
         messages = peer.frames.messages
+        # The first message must be a valid greeting; those that follow it count from then on.
         if peer.rank is None and messages and not self._greet(peer, messages.popleft()):
             content = b""
         heard: list[tuple[int, Message]] = []

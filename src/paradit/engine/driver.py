@@ -23,7 +23,7 @@ from paradit.stopping import Interrupted, Stop
 
 _LOG = logging.getLogger(__name__)
 FAILURES = 3
-"""Number of failures after which a request is given up, or the whole run if they come before any request."""
+"""Number of failures of ranks after which a request is given up, or the run if no request had begun."""
 SILENCE_SECONDS = 60.0
 """Seconds without a heartbeat after which a rank is considered hung, unless the hang limit is shorter."""
 LAST_WORDS_SECONDS = 1.0

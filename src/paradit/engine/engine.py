@@ -204,6 +204,7 @@ class Engine:
         first = self._first
         if first is None:
             return
+        # All requests share the weights that were loaded for the first one.
         if request.dtype != first.dtype:
             raise InputError(
                 f"the engine's weights are in {first.dtype or 'the usual dtype'}, and the request wants "

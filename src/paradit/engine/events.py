@@ -144,14 +144,14 @@ AnyEvent: TypeAlias = (
     | Planned | Missed
 )  # fmt: skip
 EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(AnyEvent)}
-"""All event classes, by name; an event is sent with its class's name."""
+"""All event classes by name; ranks send the name with each event."""
 
 COALESCED = (Stepped, QueueMoved, Wrote)
 """Event classes of which a log keeps only the newest event, because it covers the earlier ones."""
 
 
 class Log:
-    """Log of one job's events, numbered from 1, for readers that come later.
+    """Log of one job's events, numbered from 1, from which readers get earlier events, too.
 
     It keeps at most `KEPT` of them, and only the newest of each kind of progress.
     """

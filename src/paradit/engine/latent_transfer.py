@@ -140,7 +140,7 @@ class Latents:
         try:
             for block in blocks:
                 send(block, BLOCK)
-                next(shapes)
+                next(shapes)  # so that `send_nothing` knows the shape that the decoder expects
         except (FloatingPointError, Unwanted):
             send_nothing(FAILED)
             raise

@@ -195,7 +195,7 @@ def _measure_device(
     All are timed once before any is timed again: a disturbance of some seconds thus spoils one time of each
     computation, and not the median.
     """
-    block_dtype = "fp32" if device.type == "cpu" else "bf16"
+    block_dtype = "fp32" if device.type == "cpu" else "bf16"  # in which models run on this device
     works = [
         *(_product(dtype, size, device) for dtype in DTYPES for size in sizes.products),
         *(_attention(dtype, size, device) for dtype in DTYPES for size in sizes.attentions),

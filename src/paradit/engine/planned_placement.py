@@ -71,6 +71,7 @@ def planned(jobs: list[Job], spec: ModelSpec, base: Placement, cluster: Cluster,
     fitting = [candidate for candidate in found if simulator.fits(candidate)]
     if not fitting:
         goal, fitting = "memory", found
+    # A group is one placement with each of its attention forms, the chosen form first.
     if long:
         groups = [[one] for one in _simulated(simulator, fitting, len(jobs), goal)]
     else:

@@ -65,11 +65,12 @@ def rank_program(
     if placement.replicas > 1:
         assert world is not None
         at_end = partial(tell_memory, world, placement, emit)
+        # From here on the replica is all that this rank knows of, with ranks counted from 0.
         inbox.replica = world.rank // placement.replica_ranks
         world = own_world(world, placement.replica_ranks)
         placement, emit = placement.replica, of_replica(emit, inbox.replica)
     first = inbox.first()
-    if first is None:
+    if first is None:  # no video for this replica, but `tell_memory` needs all ranks
         return at_end or (lambda: None)
     return partial(run, _Rank(first, inbox, spec, placement, emit, world=world, device=device, at_end=at_end))
 

@@ -28,7 +28,7 @@ def files_reserved(jobs: Sequence[Job], trace: Path | None = None, *, overwrite:
         for folder in dict.fromkeys(job.make_folder for job in jobs):
             if folder is not None and not folder.exists():
                 folder.mkdir()
-                held.callback(_remove_if_empty, folder)
+                held.callback(_remove_if_empty, folder)  # if the run has written nothing
         if trace is not None:
             held.enter_context(reserved("trace", trace))
             check_file("trace", trace, overwrite=overwrite)

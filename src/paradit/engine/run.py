@@ -67,7 +67,7 @@ def make(
         _make_as_launched(run, spec, None, report, stop)
         return
     with folder.locked():
-        folder.sweep(run.jobs)
+        folder.sweep(run.jobs)  # what an earlier process left that was killed
         folder.note_process(os.getpid())
         try:
             if launched():
@@ -80,6 +80,7 @@ def make(
                 if not folder.is_done(job):
                     driver.add(order_of(run, job, folder, number=job.index))
             driver.end()
+            # A single rank runs in this process; started ranks record their own traces.
             with recording(tracing if run.placement.ranks == 1 else None, rank=0):
                 driver.run()
         finally:

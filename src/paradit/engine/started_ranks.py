@@ -29,7 +29,7 @@ LOG_LINES = 200
 GRACE_SECONDS = 2.0
 """Seconds after the first failure in which other ranks may still report what has happened to them."""
 LAST_WORDS = ("done", "stopped", "raised", "returned", ENDED)
-"""Kinds of messages that end a rank's messages: it sends no more after one of them."""
+"""Kinds of messages after which a rank sends no more."""
 
 
 def preloaded(spec: ModelSpec) -> list[str]:
@@ -137,7 +137,7 @@ def listen(
                     hear(word, values)
         except EOFError:
             left()
-            os._exit(1)
+            os._exit(1)  # the main thread may be waiting for other ranks, where no exception reaches it
 
     threading.Thread(target=take, name="listen to the driver", daemon=True).start()
 

@@ -132,7 +132,7 @@ def evaluate_long(video: np.ndarray, scene: Scene, borders: Sequence[int], perio
     rightness = {trait: float(np.mean([clip[trait] for clip in clips])) for trait in clips[0]}
     at_borders = np.asarray(borders)
     inside = np.setdiff1d(np.arange(borders[0] % period, len(video), period), at_borders)
-    inside = inside[inside >= 2]
+    inside = inside[inside >= 2]  # earlier frames have no movement before them to compare with
 
     def at_borders_over_inside(values: np.ndarray) -> float:
         known = [values[where][~np.isnan(values[where])] for where in (at_borders, inside)]

@@ -67,6 +67,7 @@ def _rehearsed(open: Undecided) -> int:
         )
         for choice in open.choices
     ]
+    # In nanoseconds, because ranks gather whole numbers.
     slowest = [max(open.gather_number(round(1e9 * seconds))) for seconds in taken]
     for choice, nanoseconds in zip(open.choices, slowest, strict=True):
         _LOG.debug("attention %s would take %.4g s a step", choice, nanoseconds / 1e9)

@@ -29,8 +29,10 @@ _LOG = logging.getLogger(__name__)
 RUN = "paradit-runs/a-red-circle-20261120-185300-3fa2"
 """Example of a path to a run's folder, for help texts."""
 NAMES = ("gpus", "model", "output", "placement")
-"""Names of text options that may hold a file name, in which `~` is expanded; other file options have type
-Path."""
+"""Names of options of type str whose value may be a file name; `~` is expanded in them.
+
+Other options for files have type Path.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

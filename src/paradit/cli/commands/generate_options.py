@@ -26,7 +26,7 @@ from paradit.config.options import Declared, Option
 
 
 class GenerateCommand(Command):
-    """Command that takes the repeatable option `--prompt-at TIME TEXT`; typer has none with two values."""
+    """Command with the repeatable option `--prompt-at TIME TEXT`; typer has none with two values per use."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         joined: list[str] = []
