@@ -38,9 +38,11 @@ class InBlocks(CostModel):
     ) -> Simulated:
         video, placement = long_video(simulator, candidate), candidate.placement
         run = video.run()
+        # Most blocks are decoded while later ones are denoised. What is left after the last step counts as
+        # the decode stage.
         stages = simulator.stages_of(candidate, run.denoised)
         stages["decode"] = run.seconds - run.denoised
-        before = sum(stages.values()) - run.seconds
+        before = sum(stages.values()) - run.seconds  # until the prompt embeddings are ready
         seconds = max(span.end for span in simulate(placement, num_requests, stages))
         videos = num_requests / placement.replicas
         return Simulated(
@@ -58,6 +60,7 @@ class InBlocks(CostModel):
 
     def least(self, simulator: Simulator, candidate: Candidate, num_requests: int) -> LowerBound:
         least = long_video(simulator, candidate).least_seconds
+        # Blocks are decoded while others are denoised, so a lower bound must not add the decode.
         latency = sum(simulator.stages_of(candidate, least).values()) - simulator.decode_seconds(candidate)
         each = ceil(num_requests / candidate.placement.replicas) * least
         return LowerBound(latency, max(latency, each), simulator.memory(candidate))
@@ -121,11 +124,11 @@ class InBlocks(CostModel):
     def compared(
         self, simulator: Simulator, simulated: Simulated, num_requests: int
     ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
-        """Yield how the plan does if frame blocks get their left context from the other source.
+        """Yield a comparison of a plan with the same plan with the other source of left context.
 
-        The left context is the end of the previous block. Its sources are a cache of its keys and values, and
-        its latents, from which these are computed again. The result is (setting, its value, the other value,
-        simulation with the other value, whether that fits in memory).
+        The left context of a frame block is the end of the previous block. Its keys and values are either
+        read from a cache, or computed again from the latents. A comparison is (setting, its value, the other
+        value, simulation with the other value, whether that fits in memory).
         """
         long = self.request(simulator)
         (name,) = (one for one in LEFT_SOURCES if one != long.left_context)
@@ -138,7 +141,7 @@ class InBlocks(CostModel):
     def spans(
         self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]
     ) -> Iterator[tuple[int, Span]]:
-        """Yield (rank, trace span) of a simulated run: all steps of all frame blocks, messages and waits."""
+        """Yield (rank, trace span) pairs of a simulated run: the frame blocks' steps, messages and waits."""
         placement = simulated.candidate.placement
         video, size = long_video(simulator, simulated.candidate), placement.replica_ranks
         simulation = video.simulation()
@@ -155,8 +158,8 @@ class InBlocks(CostModel):
 def pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
     """Yield candidate placements for a long video: layer pipelines with any number of layer slices.
 
-    The number of ranks divides that of the cluster. Guidance branches share ranks, or each has its own; the
-    ranks of a layer slice share its tokens.
+    A placement has as many ranks as the cluster, or a divisor of that number. Guidance branches use the same
+    ranks, or each has ranks of its own. If a layer slice has several ranks, they share its tokens.
     """
     ranks, long = simulator.cluster.ranks, simulator.long
     assert long is not None
@@ -167,7 +170,7 @@ def pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
                 continue
             for cfg_degree in range(1, simulator.branches + 1):
                 for slices in range(len(placement.denoise_ranks) // cfg_degree, 0, -1):
-                    with suppress(InputError):
+                    with suppress(InputError):  # for example, more layer slices than layers
                         divided = with_slices(replace(placement, cfg_degree=cfg_degree), slices)
                         check_placement(divided, long, simulator.spec)
                         yield divided
@@ -175,7 +178,7 @@ def pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
 
 @cache
 def long_video(simulator: Simulator, candidate: Candidate) -> LongVideo:
-    """Return a simulation, not yet run, of a long video that is made by an execution plan; cached."""
+    """Return the simulation of a long video made with an execution plan; it has not run yet. Cached."""
     request = simulator.request_of(candidate)
     assert isinstance(request, QueueRequest)
     return LongVideo(
@@ -189,7 +192,7 @@ def long_video(simulator: Simulator, candidate: Candidate) -> LongVideo:
     )
 
 
-@cache
+@cache  # so that all long videos of a simulator share one dict
 def _known_steps(simulator: Simulator) -> dict[tuple[tuple[int, ...], ...], SliceSteps]:  # noqa: ARG001
     return {}
 

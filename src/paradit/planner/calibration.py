@@ -147,6 +147,8 @@ def fit_device(measured: Sequence[Measured], copies: Copies, source: str) -> Dev
     """
     kinds = {kind: [one for one in measured if isinstance(one.work, kind)] for kind in KINDS.values()}
     dtypes = list(dict.fromkeys(one.work.dtype for one in kinds[Product]))  # type: ignore[attr-defined]
+    # Placeholders, except for what was measured directly. The efficiency of products stays 1, because the
+    # dense rates are fitted to the products themselves.
     device = Device(
         name="this",
         dense=dict.fromkeys(dtypes, 1e12),
@@ -154,12 +156,14 @@ def fit_device(measured: Sequence[Measured], copies: Copies, source: str) -> Dev
         memory=copies.memory,
         multiprocessors=1.0,
         message_multiprocessors=0.0,
+        # The smallest block computes so little that launching its kernels takes most of its time.
         launch=min(one.seconds for one in kinds[Block]) / KERNELS,
         ahead=copies.ahead,
         narrow=0.0,
         efficiency={"product": 1.0, "flash": dict.fromkeys(dtypes, 1.0), "convolution": 1.0, "memory": 1.0},
         source=source,
     )
+    # Products come first: the efficiencies of attention and convolutions are fractions of the dense rates.
     device = _fit_products(device, kinds[Product], dtypes)
     device = _fit_attention(device, kinds[Attention], dtypes)
     device = _fitted(partial(_with_efficiency, device, "memory"), kinds[Block], 1e-3, 10.0)
@@ -172,6 +176,8 @@ def _fit_products(device: Device, measured: Sequence[Measured], dtypes: Iterable
     Returns a copy of the device's figures with the fitted values.
     """
 
+    # The figures depend on each other, so each number of multiprocessors is tried with the rates that fit
+    # it best.
     def with_multiprocessors(multiprocessors: float) -> Device:
         found = replace(device, multiprocessors=multiprocessors)
         for dtype in dtypes:
@@ -255,7 +261,7 @@ def _fitted(
     logarithmic grid, and expects the error to have a single minimum.
     """
     begin, end, steps = log(low), log(high), 24
-    while end - begin > 1e-3:
+    while end - begin > 1e-3:  # a tenth of a percent
         points = [begin + (end - begin) * step / steps for step in range(steps + 1)]
         misfits = [_misfit(change(exp(point)), measured) for point in points]
         best = misfits.index(min(misfits))
@@ -330,4 +336,5 @@ def _inline(numbers: object) -> str:
 
 def _number(value: float) -> str:
     text = f"{value:.6g}"
+    # TOML reads digits alone as an integer. A letter n is in inf and nan, which are floats.
     return text if {".", "e", "n"} & set(text) else f"{text}.0"

@@ -30,7 +30,7 @@ class BlockSeconds:
     """Predicted seconds of each part of a transformer block on one rank, averaged over the layers."""
 
     value: float
-    """Seconds to project the attention's values (V). Keys take as long, and so do queries, RoPE included."""
+    """Seconds to compute V, the values, from the tokens. Keys, and queries, take as long, RoPE included."""
     finish: float
     head_row: float
     """Seconds in which one query of one head attends to all keys, on a fully used device."""
@@ -42,7 +42,7 @@ class BlockSeconds:
     """Seconds to merge two partial attention results of one query and head, if its keys are processed in
     parts."""
     crowding: float = 0.0
-    """Slowdown of attention while messages travel, as a fraction of the time for which both run."""
+    """Slowdown of attention while messages travel: seconds added for each second in which both run."""
 
     def attention(self, head_rows: float, beside: float = 0.0) -> float:
         """Return the seconds of attention for `head_rows` (head, query) pairs, counted over the whole batch.
@@ -79,10 +79,12 @@ def block_seconds(
     product = _product_rate(device, dtype, max(1, batch * held) * spec.width)
 
     def seconds(flops: float, weight_bytes: float, passed: float, kernels: float) -> float:
+        # With few tokens, reading the weights takes longer than multiplying by them.
         computed = max(batch * flops / product, weight_bytes / device.copy_rate)
         return _launched(device, computed + passed / device.copy_rate, kernels)
 
     part = spec.width**2 * size
+    # Each of the projections to q, k and v counts as an eighth of the block's passes and kernels.
     value = seconds(projection, part, passes / 8, KERNELS / 8)
     finish = seconds(linear - 3 * projection, weights - 3 * part, passes * 5 / 8, KERNELS * 5 / 8)
     attending = device.attention_rate(kernel, dtype, spec.attention_head_dim)
@@ -125,10 +127,12 @@ def _launched(device: Device, seconds: float, kernels: float) -> float:
     seconds: computing time of the kernels. kernels: number of kernels.
     """
     launch = kernels * device.launch
+    # Kernels that are launched ahead run while Python launches the next ones.
     return max(seconds, launch) if device.ahead else seconds + launch
 
 
 def _wave(device: Device, head_row: float) -> float:
+    # A full wave is one tile of rows on each multiprocessor.
     return head_row * TILE * device.multiprocessors / 2 + device.launch
 
 
@@ -139,6 +143,7 @@ def _attention_rows(spec: TransformerSpec, tokens: int, text: int) -> int:
 
 def replicated_rows(spec: TransformerSpec, text: int) -> int:
     """Return the number of text tokens that each rank holds besides video tokens; 0 if it holds none."""
+    # Only in joint attention does the text add work to self-attention.
     joint = spec.self_attention_flops(1, text) != spec.self_attention_flops(1, 0)
     return text if joint else 0
 
@@ -147,6 +152,7 @@ def encode_seconds(spec: ModelSpec, device: Device, dtype: str, prompts: int) ->
     """Return the seconds to encode `prompts` prompts: 2 FLOPs per text encoder parameter and token."""
     parameters = sum(w.parameters for w in spec.weights if stage_of(w.component) == "encode")
     computed = 2 * parameters * spec.text_length * prompts / device.rate("product", dtype)
+    # Few tokens are encoded, so reading the weights may take longer.
     return max(computed, parameters * ITEMSIZE[dtype] / device.copy_rate)
 
 

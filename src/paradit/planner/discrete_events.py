@@ -35,9 +35,9 @@ class Message:
     table: Sequence[Sequence[float]] = field(default=(), repr=False)
     """Bytes sent, by index in `ranks`: row i, column j holds what the i-th rank sends to the j-th."""
     posting: float = 0.0
-    """Seconds of computing that a rank loses when it posts (begins) the message. The loss is at most what the
-    rank has computed since its last post, because the sending and the computing thread have equal rights to a
-    core."""
+    """Seconds of computing that a rank loses when it posts (begins) the message. The sending thread and the
+    computing thread share a core equally, so a rank loses at most as much as it has computed since its last
+    post."""
 
     @property
     def seconds(self) -> float:
@@ -62,8 +62,8 @@ class Wait:
 
     key: Hashable
     same_turn: bool = False
-    """Whether the rank turns to this wait directly after the previous one. Otherwise it first runs another of
-    its streams of work, such as another guidance branch."""
+    """Whether this wait follows the previous one directly. If not, the rank first takes turns with its other
+    streams of work, such as another guidance branch."""
 
 
 Step = Compute | Post | Wait
@@ -119,10 +119,11 @@ def simulate(programs: Sequence[Program]) -> Simulation:
     sent: list[Sent] = []
     waits: list[Use] = []
     since: dict[int, float] = {}
-    order = count()
+    order = count()  # orders events of equal time by when they were added, so that runs are repeatable
     events = [(0.0, next(order), rank) for rank in range(len(running))]
 
     def start(post: Post, now: float) -> None:
+        # Each resource is occupied as soon as it is free; the message arrives when the last one is done.
         last = now
         for resource, seconds in post.message.busy.items():
             begin = max(now, free.get(resource, 0.0))
@@ -139,6 +140,7 @@ def simulate(programs: Sequence[Program]) -> Simulation:
         ends[rank] = now
         if (began := since.pop(rank, now)) < now:
             waits.append(Use(f"rank {rank}", "wait for messages", began, now))
+        # Run the rank's program until a step takes time; an event then resumes it.
         for step in running[rank]:
             if isinstance(step, Post):
                 posted[step.key] = posted.get(step.key, 0) + 1
@@ -149,7 +151,7 @@ def simulate(programs: Sequence[Program]) -> Simulation:
                 computing[rank] += step.seconds
                 uses.append(Use(f"rank {rank}", step.name, now, now + step.seconds))
                 heapq.heappush(events, (now + step.seconds, next(order), rank))
-            elif step.key not in arrives:
+            elif step.key not in arrives:  # not started yet: `start` adds the event
                 since[rank] = now
                 waiting.setdefault(step.key, []).append(rank)
             elif arrives[step.key] > now:
@@ -170,7 +172,7 @@ def _posting(program: Program) -> Iterator[Step]:
         if isinstance(step, Compute):
             computed += step.seconds
         if isinstance(step, Post) and (taken := min(step.message.posting, computed)):
-            computed = 0.0
+            computed = 0.0  # the next post can delay only what is computed after this one
             yield Compute("begin messages", taken)
         yield step
 
@@ -197,5 +199,5 @@ def interleaved(streams: Sequence[Iterable[Step]], lag: int = 0) -> Generator[St
                     waits[index] = step
                     break
                 yield step
-            else:
+            else:  # no further wait: the stream has ended
                 del running[index]

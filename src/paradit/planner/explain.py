@@ -25,6 +25,7 @@ def bound_of(simulated: Simulated) -> str:
         return simulated.candidate.cost_model.waits(simulated)
     if stages["decode"] > max(stages["denoise"], DECODING * simulated.latency):
         return "decoding"
+    # On ranks of its own, decoding runs while the next video is denoised.
     if stages["decode"] > DECODING * simulated.latency and not simulated.candidate.kind.startswith("apart"):
         return f"computing; decoding is {100 * stages['decode'] / simulated.latency:.0f} % of a video"
     return "computing"
@@ -45,8 +46,8 @@ class Switch:
     """Name of the setting, a key of `planner.settings.SETTINGS`."""
     of: Callable[[Simulated], str]
     why: Callable[[Simulated, Simulated], str]
-    """Function that takes the best plan, and the best one with another value of this setting. It returns a
-    text on why their times differ, or an empty text."""
+    """Function that returns why two plans take different times, as text, or an empty text. Its arguments are
+    the best plan, and the best one with another value of this setting."""
 
 
 def _idle_decoder(best: Simulated, other: Simulated) -> str:
@@ -116,7 +117,7 @@ def compared(plans: Plans, goal: str) -> Iterator[tuple[Switch, Simulated]]:
 
 
 def reasons(plans: Plans, goal: str, said: Callable[[float], str]) -> list[str]:
-    """Return one line per setting of the best plan: its value, and the lowest cost with another value.
+    """Return one line of text for each setting of the best plan: its value, and the best other value's cost.
 
     said: function that formats the cost for people: seconds, or bytes if memory is the goal.
     """
@@ -137,10 +138,10 @@ def reasons(plans: Plans, goal: str, said: Callable[[float], str]) -> list[str]:
 def otherwise(
     plan: Plan, simulator: Simulator, num_prompts: int, goal: str, said: Callable[[float], str]
 ) -> list[str]:
-    """Return lines for people on a plan's method settings, such as the left context of frame blocks.
+    """Return a line of text for each setting of a plan's denoising method, such as the left context.
 
-    These are the settings of the denoising method that are not part of a placement. Each line has the
-    setting's value, and the plan's cost with another value, in the style of `reasons`.
+    A line has the setting's value, another value, and the plan's cost with that. Settings that are part of
+    the placement are left to `reasons`, whose lines look alike.
     """
     mine, found = plan.simulated, []
     compared = mine.candidate.cost_model.compared(simulator, mine, num_prompts) if plan.fits else ()
@@ -152,7 +153,7 @@ def otherwise(
 
 
 def misfits(plans: list[Plan], simulator: Simulator, said: Callable[[float], str]) -> list[str]:
-    """Return lines for people on plans that do not fit in memory, and on what change would make them fit.
+    """Return lines of text on the plans that do not fit in memory: what is too large, and what would help.
 
     Each line names the fullest rank and what takes most of its memory. Plans that lack memory for the same
     part, and would fit with the same change, share a line. said: function that formats bytes for people.
@@ -167,6 +168,7 @@ def misfits(plans: list[Plan], simulator: Simulator, said: Callable[[float], str
         largest = max(parts, key=parts.__getitem__)
         most = f"{said(parts[largest])} of it for {PARTS[largest]}"
         text = f"{said(peak)} on rank {rank}, limit {said(limit)}, {most}"
+        # Neither weights nor text depend on the size of the video.
         if largest not in ("weights", "text_cache"):
             text += f" of {request.width}x{request.height}x{request.num_frames}"
         alike.setdefault((largest, _way_out(plan, simulator)), []).append(
@@ -184,6 +186,7 @@ def _way_out(plan: Plan, simulator: Simulator) -> str:
     candidate = plan.simulated.candidate
 
     def fits(request: ResolvedRequest) -> bool:
+        # Cost models read either `request` or `long`, depending on the method.
         changed = replace(simulator, request=request, long=request)
         return changed.fits(replace(candidate, tile=request.vae_tile))
 

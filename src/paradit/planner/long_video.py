@@ -25,8 +25,9 @@ from paradit.scheduling.layer_pipeline import (
 )
 
 SETTLED, MEASURED = 3, 4
-"""Numbers of frame blocks: after the first number, a full pipeline is expected to finish blocks at a steady
-pace; over the second, that pace is measured. Later blocks are not simulated, but assumed to keep the pace."""
+"""Numbers of frame blocks of a very long video that are simulated: those after which a full pipeline should
+finish blocks at a steady pace, and those over which that pace is measured. Later blocks are assumed to keep
+it."""
 STEADY = 1e-4
 """Tolerance for a steady pace: the largest relative difference between the paces of the first and the second
 half of the measured blocks. If they differ more, more blocks are simulated."""
@@ -59,6 +60,7 @@ class LongVideo(PipelineVideo):
         settled = SETTLED + ahead
         while True:
             last = settled + MEASURED
+            # Further blocks are simulated, so that the queue is still full when block `last` is completed.
             more = max(0, queue.num_blocks - (queue.num_steps + last + ahead + 1))
             simulation = self.simulation(more)
             leader = f"rank {self.placement.denoise_ranks[0]}"  # of the first replica
@@ -68,7 +70,7 @@ class LongVideo(PipelineVideo):
             steady, each = _pace(done[last - MEASURED : last + 1]) if more else (True, 0.0)
             if steady:
                 break
-            settled *= 2
+            settled *= 2  # the pipeline was not steady yet: simulate more blocks
         if self.leader_decodes:
             seconds = simulation.ends[self.placement.denoise_ranks[0]] + more * each
         else:
@@ -102,6 +104,7 @@ class LongVideo(PipelineVideo):
             computing = sum(n * max(self.steps.computing(kind, layers)) for kind, n in kinds.items())
             return self.branches * (computing + times * self.steps.seconds(usual, layers).exposed)
 
+        # If the first rank decodes, it does so between its steps.
         first, most = (busy(layers) for layers in (len(self.split[0]), max(map(len, self.split))))
         return max(most, first + self.decode if self.leader_decodes else 0.0)
 
@@ -134,7 +137,7 @@ class LongVideo(PipelineVideo):
         first, ranks = replica * self.placement.replica_ranks, self.placement.denoise_ranks
         if within in ranks:
             place = ranks.index(within)
-            if self.grid.place(place) == 0:
+            if self.grid.place(place) == 0:  # it stands for all ranks that share its tokens
                 yield from PipelinePrograms(self, queue, first, place).program()
         elif within in self.placement.decode_ranks:
             assert queue.num_blocks
@@ -154,9 +157,9 @@ def _pace(ends: Sequence[float]) -> tuple[bool, float]:
 
 
 def _with_more(ends: list[float], last: int, more: int, each: float) -> list[float]:
-    """Return completion times with `more` blocks inserted after block `last`, `each` seconds apart.
+    """Return completion times of blocks, with `more` blocks inserted after block `last`.
 
-    Blocks after the inserted ones are completed correspondingly later.
+    Inserted blocks are completed `each` seconds apart, and blocks after them correspondingly later.
     """
     between = [ends[last] + number * each for number in range(1, more + 1)]
     return [*ends[: last + 1], *between, *(end + more * each for end in ends[last + 1 :])]
@@ -164,8 +167,8 @@ def _with_more(ends: list[float], last: int, more: int, each: float) -> list[flo
 
 @cache
 def _kinds(queue: BlockQueue) -> Counter[Kind]:
-    """Return how many steps of each kind a video's frame blocks take.
+    """Return how many steps of each kind the frame blocks of a video take.
 
-    A kind is the numbers of latent frames of a step, which decide its cost.
+    Steps of one kind cost the same: they have equal numbers of latent frames (`planner.slice_step.Kind`).
     """
     return Counter(map(kind_of, queue.steps()))

@@ -23,7 +23,7 @@ class Messages:
     all: float
     """Bytes/s that a rank sends while all ranks send to all others."""
     crowding: float = 0.0
-    """Slowdown of computing while messages travel, as a fraction of the time for which they travel."""
+    """Slowdown of computing while messages travel: seconds added for each second in which both run."""
     posting: float = 0.0
     """Seconds by which each exchange of messages, however small, delays the computing that runs meanwhile."""
     neighbours: float | None = None
@@ -41,11 +41,12 @@ class PairSeconds:
 
 
 CLEARLY = 1.5
-"""Factor by which data must travel faster between neighbouring ranks (0 and 1, 2 and 3, ...) than between any
-other two, for neighbours to count as having a link of their own. The slowest measurement of neighbours is
-compared with the fastest of the other pairs. An NVLink bridge is 2 times as fast as the port of PCIe 4.0, and
-3 times as fast as a PCIe transfer between two devices (links.toml). Links of one kind differ by some tenths
-on a busy machine, but it is not always the same pairs that are slower."""
+"""Factor by which messages between neighbouring ranks (0 and 1, 2 and 3, ...) must be faster than all others
+to be taken as proof that neighbours have a link of their own. The slowest measurement of neighbours is
+compared with the fastest of the other pairs."""
+# An NVLink bridge is 2 times as fast as the port of PCIe 4.0, and 3 times as fast as a PCIe transfer between
+# two devices (links.toml). Links of one kind differ by some tenths on a busy machine, but it is not always
+# the same pairs that are slower.
 
 
 def neighbours_of(measured: Mapping[tuple[int, int], Sequence[PairSeconds]]) -> PairSeconds | None:
@@ -89,6 +90,8 @@ def fit_link(messages: Messages | None, copies: Copies, ranks: int) -> Link:
         # A neighbour's messages take their own, faster link, so the common link carries only the others.
         everyone *= (ranks - 2) / (ranks - 1)
     shared = ranks * everyone if ranks > 2 and everyone < messages.pair else None
+    # If a rank sends faster to all others than to one, the path between two ranks has a limit of its own
+    # (`peer`).
     return Link(
         name="within",
         latency=messages.latency,
@@ -111,5 +114,6 @@ def crowded(device: Device, messages: Messages | None) -> Device:
     """Return a copy of a device's figures that includes the measured slowdown of computing by messages."""
     if messages is None:
         return device
+    # Such that `Device.crowding`, computed from the multiprocessors, is the measured slowdown.
     message_multiprocessors = device.multiprocessors * messages.crowding / (1 + messages.crowding)
     return replace(device, message_multiprocessors=message_multiprocessors, posting=messages.posting)

@@ -36,6 +36,7 @@ def draw_timeline(by_rank: Mapping[int, Sequence[Span]], title: str, subtitle: s
     bottom = TOP + len(by_rank) * (ROW + GAP)
     _axis(draw, end / 1e9, bottom)
     in_blocks = any(_block(span) is not None for spans in by_rank.values() for span in spans)
+    # With more steps than pixels, colours of single blocks would be noise.
     if in_blocks and max(len(spans) for spans in by_rank.values()) > WIDTH:
         by_rank = {rank: list(map(_plain, spans)) for rank, spans in by_rank.items()}
     for number, (rank, spans) in enumerate(sorted(by_rank.items())):
@@ -59,6 +60,7 @@ def _row(
             continue
         busy += span.end - span.begin
         left, right = (LEFT + moment * scale for moment in (span.begin, span.end))
+        # One pixel stays free, to tell adjacent spans apart.
         draw.rectangle((left, top, max(left, right - 1), top + ROW), color)
         if span.category == STAGE and right - left > 60:
             draw.text(
@@ -84,9 +86,9 @@ def _color(span: Span, *, in_blocks: bool) -> str | None:
 
 
 def _plain(span: Span) -> Span:
-    """Return a trace span, renamed to "denoise" if it is a step of a frame block.
+    """Return a copy of a trace span, renamed to "denoise" if it is a step of a frame block.
 
-    It is used if a video has too many blocks to tell them apart by colour.
+    So all blocks get one colour, if there are too many to tell them apart.
     """
     return replace(span, name="denoise") if _block(span) is not None else span
 
@@ -100,7 +102,7 @@ def _block(span: Span) -> int | None:
 
 def _axis(draw: ImageDraw.ImageDraw, seconds: float, bottom: int) -> None:
     unit, name = (60.0, "min") if seconds > 180 else (1.0, "s")
-    rough = seconds / unit / 8
+    rough = seconds / unit / 8  # for about eight marks
     power = 10.0 ** floor(log10(rough))
     step = next(part * power for part in STEPS if part * power >= rough)
     width = WIDTH - LEFT - RIGHT

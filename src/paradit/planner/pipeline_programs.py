@@ -24,17 +24,17 @@ first rank has the block's denoised latents."""
 
 @cache
 def _operations(queue: BlockQueue, num_slices: int, is_leader: bool) -> list[tuple[Operation, Kind]]:
-    """Return a pipeline rank's operations in order, each with its kind, on which its cost depends.
+    """Return a pipeline rank's operations in order, each with the kind of its block-step.
 
-    A kind is the numbers of latent frames of a step. All ranks have the same operations, except the leader
-    (first rank), which also collects the predictions.
+    The cost of a step depends on its kind, which is a tuple of frame counts (`planner.slice_step.Kind`). All
+    ranks have the same operations, except the leader (first rank), which also collects the predictions.
     """
     found = program(queue, num_slices, 0 if is_leader else 1)
     return [(operation, kind_of(operation.step)) for operation in found]
 
 
 class PipelinePrograms:
-    """Group of pipeline ranks that share tokens, simulated as one rank that posts the messages of all."""
+    """Ranks of a layer pipeline that share tokens, simulated as one rank that posts the messages of all."""
 
     def __init__(self, video: PipelineVideo, queue: BlockQueue, first: int, place: int) -> None:
         """Set up the group of ranks whose first rank has index `place` among the denoise ranks.
@@ -51,11 +51,11 @@ class PipelinePrograms:
         self._messages: dict[tuple[str, int, Kind], Message] = {}
         slice_ranks, sharers = grid.slice_ranks, grid.sharers
         self._mates = range(0, slice_ranks, sharers)
-        """Index, among the denoise ranks, of the first of each group of ranks that share tokens in the first
+        """Indices, among the denoise ranks, of the first rank of each group that shares tokens in the first
         layer slice."""
         self._senders = range(grid.num_ranks - slice_ranks, grid.num_ranks, sharers)
-        """Index, among the denoise ranks, of the first of each group of ranks that share tokens in the last
-        layer slice; these groups send predictions to the first denoise rank."""
+        """Indices, among the denoise ranks, of the first rank of each group that shares tokens in the last
+        layer slice. These groups send predictions to the first denoise rank."""
 
     def program(self) -> Iterator[Step]:
         """Yield the simulated program of the group of ranks, in the order of `BlockPipeline.blocks`."""
@@ -81,7 +81,7 @@ class PipelinePrograms:
             computed += 1
 
     def _share(self, index: int) -> Iterator[Step]:
-        """Yield the steps in which the first rank sends latents to the other ranks of the first layer slice.
+        """Yield the steps in which latents pass from the first rank to the others of the first layer slice.
 
         index: number of the block-step (one step of one frame block) that the latents are for.
         """
@@ -94,7 +94,7 @@ class PipelinePrograms:
             yield from repeat(Post(("latents", self._pipe, mate, index), message), len(message.ranks))
             if mate == 0:  # the leader's own group begins once all its ranks have the latents
                 yield Wait(("latents", self._pipe, mate, index))
-            elif index >= AHEAD:
+            elif index >= AHEAD:  # at most two messages of each channel are on their way
                 yield Wait(("latents", self._pipe, mate, index - AHEAD))
 
     def _compute(self, name: str, kind: Kind, index: int) -> Iterator[Step]:
@@ -103,6 +103,7 @@ class PipelinePrograms:
             if index + AHEAD < hops:
                 yield from self._hop(before, index + AHEAD)
             yield Wait(("hop", self._pipe, before, index))
+        # Ranks that share tokens wait for each other in every layer, so the slowest sets the pace.
         yield Compute(name, max(self._video.step_seconds(self._slice, kind).computing))
         if self._grid.sharers > 1:
             key = "exchanges", self._pipe, self._place, index
@@ -119,7 +120,7 @@ class PipelinePrograms:
         for sender in self._senders:
             if len(self._message("prediction", sender, self._kinds[index]).ranks) > 1:
                 yield Wait(("prediction", self._pipe, sender, index))
-        if step.step < self._queue.num_steps - 1:
+        if step.step < self._queue.num_steps - 1:  # the block is not finished yet
             return
         yield Compute(f"{DONE}{step.block}", 0.0)
         video = self._video
@@ -147,7 +148,7 @@ class PipelinePrograms:
             yield from self._prediction(sender, index, as_leader=True)
 
     def _prediction(self, sender: int, index: int, *, as_leader: bool) -> Iterator[Post]:
-        """Yield the steps that begin a message with one part of a prediction to the first rank.
+        """Yield the steps that begin to send one part of a prediction to the first rank, or to receive it.
 
         The first rank's own part does not travel. sender: index, among the denoise ranks, of the first
         sending rank. as_leader: whether to yield the steps of the first rank, which receives, instead of
@@ -169,6 +170,7 @@ class PipelinePrograms:
         size, itemsize = grid.sharers, ITEMSIZE[video.dtype]
         group = tuple(self._ranks[place : place + size])
         if name == "exchanges":
+            # These exchanges have been simulated already, so they occupy a resource that is theirs alone.
             slice_ = grid.slice_of(place)
             busy = {f"{name} of {group}": video.step_seconds(slice_, kind).exposed}
             return Message(name, group, busy, 0.0, video.steps.sent(kind, len(video.split[slice_])))
@@ -186,6 +188,7 @@ class PipelinePrograms:
         ranks = (leader, *(group[number] for number in others))
         sent = [[0.0] * len(ranks) for _ in ranks]
         frames, left, right, _ = kind
+        # Latents include the computed context; predictions are of the block's own frames only.
         own = range(left * video.tokens, (left + frames) * video.tokens)
         for index, number in enumerate(others, 1):
             if name == "latents":

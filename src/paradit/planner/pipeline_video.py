@@ -29,8 +29,8 @@ class PipelineVideo:
     decode: float
     """Seconds to decode all frames of the video."""
     known: dict[tuple[tuple[int, ...], ...], SliceSteps] = field(default_factory=dict, repr=False)
-    """Cache of the costs of frame blocks' steps. The key is the groups of ranks that share tokens, so
-    placements with the same groups use one entry."""
+    """Cache of the costs of frame blocks' steps, by the groups of ranks that share tokens. Placements with
+    the same groups use the same entry."""
 
     @cached_property
     def queue(self) -> BlockQueue:
@@ -57,7 +57,7 @@ class PipelineVideo:
 
     @cached_property
     def steps(self) -> SliceSteps:
-        """Costs of the frame blocks' steps, for all groups of ranks that share tokens, in all replicas."""
+        """Costs of one step of a frame block, on each group of ranks that share tokens, in all replicas."""
         ranks, size = self.placement.denoise_ranks, self.placement.replica_ranks
         groups = tuple(
             tuple(first + ranks[place] for place in places)
@@ -95,6 +95,7 @@ class PipelineVideo:
         """
         placement = self.placement
         ranks = first + placement.denoise_ranks[0], first + placement.decode_ranks[0]
+        # Latents are kept in fp32, whatever the dtype of the model.
         size = float(frames * self.tokens * self.values_of_token * ITEMSIZE["fp32"])
         return self.message("latents", ranks, [[0.0, size], [0.0, 0.0]])
 

@@ -21,7 +21,7 @@ from paradit.scheduling.rank_memory import fitting_tile
 
 
 class Taken(Protocol):
-    """Protocol of the time and memory that an execution plan takes, simulated or as lower bounds."""
+    """Protocol of the cost of an execution plan, time and memory: simulated, or lower bounds of it."""
 
     @property
     def latency(self) -> float:
@@ -41,12 +41,12 @@ GOALS: dict[str, Callable[[Taken], tuple[float, ...]]] = {
     "throughput": lambda one: (one.seconds, one.latency),
     "memory": lambda one: (max(one.memory), one.seconds),
 }
-"""Function for each goal that returns the sort key of a plan: seconds of one video by itself, seconds of all
-prompts, or bytes on the fullest rank, then a second figure that decides ties. The plan with the smallest key
-is the best."""
+"""Functions that return the sort key of a plan, by goal of the search; the plan with the smallest key is the
+best. A key is the goal's own figure (seconds of one video by itself, seconds of all prompts, or bytes on the
+fullest rank), then one that decides ties."""
 IN_BLOCKS = Choice.plain()
-"""Placeholder for the attention form (such as Ulysses or ring) in plans of long videos in frame blocks, which
-have no choice of it."""
+"""Attention form that stands in plans for long videos in frame blocks, which cannot choose between forms
+(such as Ulysses or ring)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,9 @@ class Plans:
     usual: list[Plan]
     """Common ways of using the cluster, for comparison with the best."""
     tried: list[Plan]
-    """All simulated plans except those that offload weights, whether they fit in memory or not. For a long
-    video, only those that can be the best of their kind, and those that the best plan is compared with."""
+    """All simulated plans except those that offload weights, even if they do not fit in memory. Of plans for
+    a long video, only those are simulated that can be the best of their kind, or with which the best is
+    compared."""
     compared: int
 
 
@@ -94,6 +95,7 @@ def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
     usual = []
     for name, candidate, choice in usual_candidates(simulator, num_prompts):
         usual.append(_plan(simulated(candidate, choice), limit, name))
+        # Plans that do not fit are shown too, followed by the same with tiles that fit.
         if not usual[-1].fits and (tiles := with_tiles(simulator, candidate)):
             usual.append(_plan(simulated(tiles, choice), limit, f"{name}, tiles of {tiles.tile}"))
     for candidate, choice in all_candidates(simulator, num_prompts):
@@ -109,12 +111,13 @@ def find_plans(simulator: Simulator, num_prompts: int, goal: str) -> Plans:
     chosen = [plan for plan in plans if plan.fits] or plans
     chosen.sort(key=lambda plan: GOALS[goal](plan.simulated))
     more: list[Simulated] = []
+    # Plans for a long video that cannot be best were skipped; some are needed to say what settings are worth.
     if chosen[0].fits:
         left = [candidate for candidate in long if (candidate, IN_BLOCKS) not in found]
         more = list(simulate_rest(simulator, left, chosen[0].simulated, num_prompts, goal))
         plans += [_plan(one, limit) for one in more]
     best: dict[str, Plan] = {}
-    for plan in chosen:
+    for plan in chosen:  # sorted, so the first of a kind is its best
         best.setdefault(plan.simulated.candidate.kind, plan)
     return Plans(best=list(best.values()), usual=usual, tried=plans, compared=len(found) + len(more))
 
@@ -167,13 +170,13 @@ def usual_candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[s
 def all_candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Candidate, Choice]]:
     """Yield the plans to simulate for a video denoised as a whole, each with its possible attention forms.
 
-    If some ranks only decode, plans have either one of them or about as many as PipeDiT's rule says
-    (`decoders_by_rule`). Candidates for long videos come from `planner.block_costs.pipelines`.
+    If some ranks only decode, the plans have either one such rank, or about as many as PipeDiT's rule says
+    (`decoders_by_rule`). Plans for long videos come from `planner.block_costs.pipelines`.
     """
     if simulator.only_long:
         return
     for degree in (1, 2):
-        with suppress(InputError):
+        with suppress(InputError):  # for example, two groups of ranks for one guidance branch
             base = _checked(simulator, ranks=simulator.cluster.ranks, cfg_degree=degree)
             for placement in _placements(simulator, base, num_prompts):
                 yield from _with_forms(simulator, placement)
@@ -182,10 +185,10 @@ def all_candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Can
 def simulate_long(
     simulator: Simulator, candidates: Iterable[Candidate], num_prompts: int, goal: str
 ) -> Iterator[Simulated]:
-    """Simulate those plans for a long video that can be the best of their kind.
+    """Simulate those plans for a long video that can be the best of their kind (such as replicas).
 
-    A lower bound of each plan's cost is known without a simulation. The most promising plans are simulated
-    first. The others are skipped if their bound exceeds the best cost that was found.
+    A lower bound of each plan's cost is known without simulating it. Plans with low bounds are simulated
+    first; a plan whose bound exceeds the best cost found so far is skipped.
     """
     measure = GOALS[goal]
     least = {
@@ -211,10 +214,10 @@ def simulate_long(
 def simulate_rest(
     simulator: Simulator, candidates: Iterable[Candidate], best: Simulated, num_prompts: int, goal: str
 ) -> Iterator[Simulated]:
-    """Simulate the plans for a long video that show what each setting of the best plan is worth.
+    """Simulate plans for a long video that differ from the best in one setting, to show what it is worth.
 
-    They fit in memory, and differ from the best plan, `best`, in one setting alone. A plan is skipped if its
-    lower bound exceeds the best cost found for that setting.
+    Only plans that fit in memory are simulated. One is skipped if its lower bound exceeds the best cost found
+    for that setting.
     """
     measure = GOALS[goal]
     fitting = [candidate for candidate in candidates if simulator.fits(candidate)]
@@ -237,9 +240,9 @@ def simulate_rest(
 
 
 def _simulated(simulator: Simulator, candidate: Candidate, num_prompts: int) -> Simulated:
-    """Simulate a plan for a long video while Python's garbage collection is off.
+    """Simulate a plan for a long video, with Python's garbage collector switched off meanwhile.
 
-    A simulation makes millions of objects without reference cycles, and the collector would search them again
+    A simulation makes millions of objects without reference cycles, which the collector would search again
     and again.
     """
     was_on = gc.isenabled()
@@ -295,6 +298,7 @@ def _with_forms(simulator: Simulator, placement: Placement) -> Iterator[tuple[Ca
         helped = _choices(simulator, replace(placement, coprocess=True))
         for choice in dict.fromkeys([*choices, *helped]):
             yield Candidate(placement=placement, coprocess=True), choice
+    # Forms that `--attention auto` does not try, such as ring, only have to be compared.
     for attention in (form.name for form in FORMS.all() if form.compared):
         if placement.branch_ranks > 1:
             with suppress(InputError):

@@ -38,7 +38,7 @@ class Candidate:
     coprocess: bool = False
     """Whether decode ranks take a share of the attention while they are idle (co-processing)."""
     offload: bool = False
-    """Whether weights move between host and device for every request. ParaDiT does not do so, but other
+    """Whether weights move between host and device for every request. ParaDiT does not do that, but other
     programs do."""
     method: str = field(default_factory=lambda: METHODS.names()[0])
     """Name of the denoising method; the planner must have a cost model (`CostModel`) for it."""
@@ -52,13 +52,13 @@ class Candidate:
 
     @property
     def kind(self) -> str:
-        """Kind of the plan, such as "apart" or "replicas"; the best plan of each kind is shown."""
+        """Kind of the plan, such as "replicas"; the best plan of each kind is shown."""
         return self.cost_model.kind(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated:
-    """Simulated cost of an execution plan: times of its stages and videos, and the memory of its ranks."""
+    """Cost of an execution plan as simulated: times of its stages and videos, and memory of its ranks."""
 
     candidate: Candidate
     choice: Choice
@@ -73,11 +73,11 @@ class Simulated:
     long video, the longest step of a frame block."""
     stages: Mapping[str, float]
     exposed: float
-    """Fraction of a step for which the busiest rank waits for messages; for a long video, fraction of its
-    run for which that rank is idle."""
+    """Fraction of a denoising step for which the busiest rank waits for messages. For a long video, it is the
+    fraction of the whole run for which that rank is idle."""
     idle: tuple[float, ...]
-    """Fraction of the run for which each rank works on no stage; for a long video, for which it does not
-    compute."""
+    """Fraction of the run for which each rank is in no stage. For a long video, it is the fraction for which
+    the rank does not compute."""
     memory: tuple[int, ...]
     """Estimated peak bytes of each rank."""
 
@@ -95,8 +95,8 @@ class CostModel(ABC):
     """Cost model of a denoising method: simulates execution plans that use the method, and describes them."""
 
     approximate = ""
-    """Words that texts for people add to the method's name, to say what is approximate about it; empty if it
-    is exact."""
+    """Text that follows the method's name in messages, and says what is approximate about it; empty if the
+    method is exact."""
 
     @abstractmethod
     def request(self, simulator: Simulator) -> ResolvedRequest:
@@ -122,11 +122,11 @@ class CostModel(ABC):
 
     @abstractmethod
     def name(self, candidate: Candidate, choice: Choice) -> tuple[list[str], list[str]]:
-        """Return two lists of short texts on a plan: how it uses the ranks, and how they share attention."""
+        """Return two lists of terms for a plan's name: how it uses ranks, and how these share attention."""
 
     @abstractmethod
     def waits(self, simulated: Simulated) -> str:
-        """Return words on the bottleneck of a plan whose ranks wait for much of the time."""
+        """Return a short text on how much a plan's ranks wait, for plans in which that is the bottleneck."""
 
     @abstractmethod
     def placement(self, simulated: Simulated) -> Placement:
@@ -140,7 +140,7 @@ class CostModel(ABC):
         yield from ()
 
     def divided(self, candidate: Candidate) -> list[str]:  # noqa: ARG002
-        """Return short texts on how a plan's ranks divide layers and tokens; empty if they divide neither."""
+        """Return texts on how a plan's ranks divide layers and tokens; an empty list if they do neither."""
         return []
 
     def sharers(self, candidate: Candidate) -> int:  # noqa: ARG002
@@ -148,7 +148,7 @@ class CostModel(ABC):
         return 1
 
     def tokens(self, candidate: Candidate) -> str:  # noqa: ARG002
-        """Return words on how many ranks share a layer slice's tokens; empty if the method has no slices."""
+        """Return a text on how many ranks share a layer slice's tokens; empty if the method has no slices."""
         return ""
 
     def stages(self, spans: Sequence[balance.Span], candidate: Candidate) -> Iterable[balance.Span]:  # noqa: ARG002
@@ -262,6 +262,7 @@ class Simulator:
         """Return the seconds to gather decoded tiles (fp32) on the first rank, one latent frame at a time."""
         frames, height, width = self.size_of(request)
         grid = self.spec.vae.grid(height, width, request.vae_tile)
+        # Tiles are counted in latent pixels; each becomes a square of samples in three colours.
         value = 3 * ITEMSIZE["fp32"] * self.spec.vae.spatial_compression**2 * frames
         areas = [tile.area for tile in grid.tiles]
         hands = [sum(areas[number] for number in hand) for hand in grid.dealt(len(ranks))]
@@ -311,5 +312,6 @@ class Simulator:
 
     @property
     def _copy_rate(self) -> float:
+        # If copies from the host were not measured, they are taken to be as fast as messages.
         link = self.cluster.link
         return link.copy or link.bandwidth

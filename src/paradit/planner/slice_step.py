@@ -18,8 +18,8 @@ from paradit.planner.step import Branch, forward
 from paradit.scheduling.block_queue import BlockStep
 
 Kind = tuple[int, int, int, int]
-"""Kind of a frame block's step, as the numbers of latent frames that decide its cost: the block's own frames,
-those computed before them, those computed after them, and all that the block attends to."""
+"""Kind of a frame block's step; steps of one kind cost the same. It is four numbers of latent frames: the
+block's own, those computed before them, those computed after them, and all that the block attends to."""
 
 
 def kind_of(step: BlockStep) -> Kind:
@@ -46,9 +46,9 @@ class SliceSeconds:
 
 @dataclass(frozen=True, eq=False)
 class SliceSteps:
-    """Costs of the steps of frame blocks, on each group of ranks that share tokens, for one guidance branch.
+    """Costs of one step of a frame block on each group of ranks that share tokens, for one guidance branch.
 
-    All layers cost the same.
+    All layers are taken to cost the same.
     """
 
     cluster: Cluster
@@ -66,7 +66,7 @@ class SliceSteps:
     def seconds(self, kind: Kind, layers: int) -> SliceSeconds:
         """Return the seconds of one step of a frame block in `layers` layers; cached.
 
-        kind: numbers of latent frames of the step, on which its cost depends.
+        kind: the step's numbers of latent frames, which decide its cost (`Kind`).
         """
         if (kind, layers) not in self._known:
             self._known[kind, layers] = SliceSeconds(
@@ -111,6 +111,7 @@ class SliceSteps:
             return self._known[kind, 1]
         exposed, computing = 0.0, self.computing(kind, 1)
         if len(computing) > 1:
+            # All groups send at once: messages that share a host slow each other down.
             branches = [self._branch(kind, group) for group in self.groups]
             simulation = forward([(branch, window_layer(branch)) for branch in branches], SIMULATED_LAYERS)
             exposed = max(0.0, simulation.seconds / SIMULATED_LAYERS - max(computing))

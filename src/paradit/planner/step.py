@@ -27,7 +27,8 @@ from paradit.planner.discrete_events import (
 from paradit.planner.hardware import Cluster
 
 SIMULATED_LAYERS = 4
-"""Number of layers that are simulated. Each further layer is taken to be as long as the last of these."""
+"""Number of layers of a denoising step that are simulated. Each further layer is taken to be as long as the
+last of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,8 @@ class Branch:
     def _moved(self, name: str, tables: Sequence[Sequence[Sequence[int]]]) -> Message:
         """Return the message in which ranks send each other attention rows (one token of one head each).
 
-        tables: numbers of rows, [i][j], that the i-th rank sends to the j-th. The numbers of all tables are
-        added up.
+        tables: matrices [i][j] of how many rows the i-th rank sends to the j-th; the message has those of all
+        matrices.
         """
         ranks = range(self.shares.num_ranks)
         sent = [[self.row_bytes * sum(table[i][j] for table in tables) for j in ranks] for i in ranks]
@@ -79,7 +80,7 @@ class Branch:
     def message(self, name: str, ranks: Sequence[int], sent: Sequence[Sequence[float]]) -> Message:
         """Return a simulated message in which the i-th of `ranks` sends `sent[i][j]` bytes to the j-th."""
         busy, latency = self.cluster.transfer(ranks, sent)
-        posting = self.cluster.device.posting if busy else 0.0
+        posting = self.cluster.device.posting if busy else 0.0  # no bytes, no message
         return Message(name, tuple(ranks), busy, latency, sent, posting)
 
     def attention(self, rank: int, head_rows: float, beside: float = 0.0) -> Compute:
@@ -119,7 +120,7 @@ class Exchange:
             return [self.whole]
         parts = []
         for last in range(shares.num_holders - 1, shares.num_ranks):
-
+            # Bytes between holders if `last` is the last holder, else between the helper `last` and holders.
             def size(i: int, j: int, last: int = last) -> float:
                 return table[i][j] if max(i, j, shares.num_holders - 1) == last else 0.0
 
@@ -176,6 +177,7 @@ def forward(
     last = simulate_layers(branches, few, streams, lag)
     if few == num_layers:
         return Forward(last.seconds, tuple(last.computing))
+    # One more layer takes as long as the last simulated one: what that added to a run without it.
     before = simulate_layers(branches, few - 1, streams, lag)
     more = num_layers - few
     computing = [b + more * (b - a) for a, b in zip(before.computing, last.computing, strict=True)]
@@ -187,8 +189,8 @@ def simulate_layers(
 ) -> Simulation:
     """Simulate every layer of a denoising step, for guidance branches on disjoint ranks.
 
-    Ranks of the result are numbered from 0, in ascending order of the branches' ranks. streams, lag: as for
-    `forward`.
+    The result numbers ranks from 0, in ascending order of the branches' ranks. streams, lag: number of
+    streams that a rank interleaves, and by how many turns each starts later, as for `forward`.
     """
     programs: dict[int, Iterator[Step]] = {}
     for number, (branch, layer) in enumerate(branches):

@@ -40,6 +40,7 @@ class Whole(CostModel):
         stages = simulator.stages_of(candidate, steps * alone.seconds)
         once = dict(stages)
         if candidate.coprocess:
+            # A video by itself is helped in all its steps. Among others, decoders are busy for some of them.
             once["denoise"] += steps * (helped.seconds - alone.seconds)
             stages["denoise"] += _help(placement, stages, steps, alone.seconds, helped.seconds)
             if num_requests == 1:
@@ -104,10 +105,13 @@ class Whole(CostModel):
     def spans(
         self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]
     ) -> Iterator[tuple[int, Span]]:
-        """Yield (rank, trace span) of a simulated run: all steps; messages, waits and layers of the first."""
+        """Yield (rank, trace span) pairs of a simulated run.
+
+        There are spans for all steps and, within the first step, for layers, messages and waits.
+        """
         steps = simulator.request.num_inference_steps
         for one in denoised:
-            length = (one.end - one.start) / steps
+            length = (one.end - one.start) / steps  # steps with and without help are drawn alike
             for number in range(steps):
                 begin = one.start + number * length
                 for rank in one.ranks:
@@ -133,9 +137,9 @@ def simulated_layers(
 
 
 def helped_group(simulator: Simulator, placement: Placement, choice: Choice) -> Group:
-    """Return the fastest division of a step in which idle decode ranks may help with attention.
+    """Return the fastest division of a denoising step in which idle decode ranks may help with attention.
 
-    The amounts of work that are tried for them are those of `HELPERS_WORK`, and none.
+    Compares the amounts of work in `HELPERS_WORK` for these ranks, and a step without their help.
     """
     groups = [group_of(placement, part) for part in (0.0, *HELPERS_WORK)]
     return min(groups, key=lambda group: simulated_step(simulator, group, choice).seconds)
@@ -144,10 +148,11 @@ def helped_group(simulator: Simulator, placement: Placement, choice: Choice) -> 
 def _help(
     placement: Placement, stages: Mapping[str, float], steps: int, alone: float, helped: float
 ) -> float:
-    """Return the seconds that help by idle decode ranks adds to a request's denoising; usually negative.
+    """Return the change, in seconds, of a request's denoising if idle decode ranks help; usually negative.
 
     alone, helped: seconds of a step without help and with it. Decode ranks help while they are in no stage.
     """
+    # While a request is denoised, each decoder also decodes, and perhaps encodes, its part of the others.
     decoders = len(placement.decode_groups)
     encodes = stages["encode"] if placement.encode_ranks[0] in placement.decode_ranks else 0.0
     busy = min(stages["denoise"], (stages["decode"] + encodes) / decoders)

@@ -22,7 +22,7 @@ from paradit.planner.step import Branch, Forward, Layer, forward
 
 
 class Video(Protocol):
-    """Protocol of a video to make on a cluster: all on which the cost of its denoising steps depends."""
+    """Protocol of a video to make on a cluster, with all that decides the cost of its denoising steps."""
 
     @property
     def cluster(self) -> Cluster: ...
@@ -42,7 +42,7 @@ class Video(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Division of a denoising step among a placement's ranks; simulated steps are cached by it."""
+    """Division of a denoising step among a placement's ranks; serves as key to cache simulated steps."""
 
     ranks: tuple[int, ...]
     helpers: tuple[int, ...]
@@ -55,8 +55,8 @@ class Group:
 def group_of(placement: Placement, share: float = 0.0) -> Group:
     """Return which ranks of a placement work on a denoising step, and how they divide it.
 
-    share: attention work of each decode rank that helps while it is idle, as a fraction of an equal share; 0:
-    none helps.
+    share: attention work of each decode rank that helps while it is idle, as a fraction of an equal share; 0
+    means that none helps.
     """
     helpers = tuple(rank for rank in placement.decode_ranks if rank not in placement.denoise_ranks)
     return Group(

@@ -90,7 +90,7 @@ class Device:
             raise InputError(f"dtype {dtype} is not one that a {self.name} computes in: use dtype {has}")
 
     def rate(self, kind: str, dtype: str) -> float:
-        """Return the FLOP/s that large kernels of one kind reach in a dtype.
+        """Return the FLOP/s that large kernels of one kind achieve in a dtype.
 
         kind: `product`, `convolution`, or `flash` or `efficient` attention.
         """
@@ -98,10 +98,10 @@ class Device:
         return self.dense[dtype] * (efficiency[dtype] if isinstance(efficiency, Mapping) else efficiency)
 
     def attention_rate(self, kernel: str, dtype: str, head_dim: int) -> float:
-        """Return the FLOP/s that an attention kernel reaches in its matrix products.
+        """Return the FLOP/s that an attention kernel achieves in its matrix products.
 
-        It is lower for heads with few channels, because the work of the softmax (`softmax`) does not depend
-        on the channels.
+        Heads with few channels achieve less, because the work of the softmax (`softmax`) does not depend on
+        the number of channels.
         """
         computed = -(-head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
         return self.rate(kernel, dtype) * head_dim / (computed + self.softmax)
@@ -112,7 +112,7 @@ class Device:
         torch lets cuDNN use TF32 for fp32 convolutions, at half the rate of bf16. Devices that have bf16 have
         TF32.
         """
-        if "bf16" not in self.dense:
+        if "bf16" not in self.dense:  # no TF32 either
             return self.rate("convolution", dtype)
         return self.rate("convolution", "bf16") / (2.0 if dtype == "fp32" else 1.0)
 
@@ -215,6 +215,7 @@ class Cluster:
                 if link.peer is not None:
                     busy[f"{link.name} from {sender} to {receiver}"] = size / link.peer
                 if link.shared is not None:
+                    # A message between machines passes through both hosts.
                     machines = {sender // self.devices, receiver // self.devices}
                     for machine in sorted(machines):
                         host = f"{link.name} of machine {machine}"

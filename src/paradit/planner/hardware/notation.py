@@ -63,6 +63,7 @@ def _find(name: str, devices: Mapping[str, Mapping[str, Any]]) -> str | None:
         if (
             wanted == own
             and (size or own_size or device["size"]) == device["size"]
+            # A100 means the usual size; A100-40GB must be asked for by its size.
             and (own_size is None or size == own_size)
             and forms <= ({"card"} if is_card else {"module"})
         ):
@@ -75,6 +76,7 @@ def _parts(name: str) -> tuple[str, int | None, set[str]]:
 
     The model name leaves out the maker and the like. A form factor is "module" (SXM, OAM) or "card" (PCIe).
     """
+    # Each fact becomes one word: "80 GB" is joined, "RTX4090" and "H100SXM5" are split.
     text = re.sub(r"(\d)\s+(gi?b)\b", r"\1\2", name.lower())
     text = re.sub(r"^rtx(?=\w)|(?<=\w)(?=sxm\d?\b)", " ", text)
     rest, size, forms = "", None, set()
