@@ -24,7 +24,7 @@ from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, steps
 
 Seconds = Annotated[float, Option(least=0, most=MAX_SECONDS)]
 Step = tuple[str, int]
-"""Stage of one request, as (stage name, request number)."""
+"""Unit of work of a rank: one stage of one request, as (stage name, request number)."""
 MARGIN = 0.03
 """Fraction by which another placement must be faster than the simplest one to be chosen instead of it."""
 
@@ -61,6 +61,7 @@ class StageSeconds:
         The overhead is measured only with a step that all ranks share, and taken to be the same for fewer
         ranks.
         """
+        # What sharing a step costs: its time on all ranks, less what it would be if nothing had to travel.
         added = self.step_together - self.step / self.ranks if num_ranks > 1 else 0.0
         return self.context + num_inference_steps * (self.step / num_ranks + added)
 
@@ -106,10 +107,12 @@ def _simulate_replica(
     free = [0.0] * placement.ranks
     done: dict[Step, Span] = {}
     full: dict[int, Step] = {}
-    """Stage of a request for which each rank with a full channel waits, by rank. Once that stage begins, it
-    has taken a result out of the channel, and the rank continues."""
+    """For each rank whose outgoing channel is full: the stage of a request that must begin before the rank
+    continues, because it takes a result out of the channel."""
+    # A stage can be placed in time once it comes next in the programs of all its ranks, and all that it waits
+    # for is placed. Each pass places those that can be, so the order of ranks does not matter.
     while any(programs):
-        for step in dict.fromkeys(left[0] for left in programs if left):
+        for step in dict.fromkeys(left[0] for left in programs if left):  # once, even if ranks share it
             stage, request = step
             ranks = groups.get(stage) or decoders[decoder_of(request, len(decoders))]
             ended = list(_before(step, placement))
@@ -138,11 +141,11 @@ def _before(step: Step, placement: Placement) -> Iterator[Step]:
     if stage != "encode":
         yield STAGES[STAGES.index(stage) - 1], request
     if request and len(placement.denoise_ranks) == placement.ranks:
-        yield "decode", request - 1  # if all ranks denoise, the previous request is finished first
+        yield "decode", request - 1  # if all ranks denoise, they finish the previous request first
 
 
 def _must_have_begun(step: Step, placement: Placement) -> Step | None:
-    """Return the stage of a request that must begin to make room for the result of `step`, or None.
+    """Return the stage of an earlier request that must begin to make room for the result of `step`, or None.
 
     A channel between ranks holds only a few results, so a sender waits for receivers that lag behind.
     """
@@ -150,19 +153,19 @@ def _must_have_begun(step: Step, placement: Placement) -> Step | None:
     if stage == "encode":
         sender, receivers, ahead = placement.encode_ranks[0], placement.denoise_ranks, AHEAD
     elif stage == "denoise":
-        # Each decoder has a channel of its own.
+        # Each decoder has a channel of its own, and gets every `number`-th request.
         number = len(placement.decode_groups)
         sender, ahead = placement.denoise_ranks[0], AHEAD * number
         receivers = placement.decode_groups[decoder_of(request, number)]
     else:
         return None
-    if set(receivers) == {sender} or request < ahead:
+    if set(receivers) == {sender} or request < ahead:  # nothing travels, or the channel is not yet full
         return None
     return STAGES[STAGES.index(stage) + 1], request - ahead
 
 
 def worth_taking(seconds: Sequence[float]) -> int:
-    """Return the index of the fastest placement, or 0 if it beats the first by no more than `MARGIN`.
+    """Return the index of the fastest placement, or 0 if that is hardly faster than the first (`MARGIN`).
 
     seconds: time of each placement, the simplest first.
     """
@@ -257,7 +260,7 @@ def choose(
         placement: makespan(placement, num_requests, costs.of(placement, num_inference_steps))
         for placement in possible
     }
-    best = min(seconds, key=seconds.__getitem__)
+    best = min(seconds, key=seconds.__getitem__)  # the first of equal ones, which is the simplest
     by_rule = decoders_by_rule(base.ranks, costs.denoise(1, num_inference_steps), costs.decode)
     return Choice(
         placement=best,

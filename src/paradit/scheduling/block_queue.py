@@ -24,7 +24,7 @@ class Context:
 
     frames: int = 0
     level: int = 0
-    """Noise level of these frames: the number of steps that their latents had taken."""
+    """Noise level of these frames: the number of denoising steps that their latents had taken."""
     source: str = "latents"
     """Source of the frames' keys and values: with `latents` they are computed again together with the block's
     own; with `cache` they are read from a cache."""
@@ -42,7 +42,7 @@ class BlockStep:
     round: int
     block: int
     step: int
-    """Number of this denoising step, from 0, which is also how many steps the block's latents have taken."""
+    """Number of this denoising step, from 0. It equals the number of steps that the block took before."""
     frames: int
     """Number of latent frames in the block."""
     left: Context
@@ -84,8 +84,8 @@ class BlockQueue:
     """Source of the previous block's keys and values: `latents`, from which they are computed again, or
     `cache`, which has them at the block's own noise level."""
     expert_steps: tuple[int, ...] = ()
-    """Steps at which the model switches to another expert (transformer). An expert cannot read another's
-    keys, so in these steps the keys of the next block, which are otherwise cached, are computed again."""
+    """Steps at which the model switches to another expert (transformer). An expert cannot read keys of
+    another. So in these steps, keys of the next block are computed again instead of read from the cache."""
 
     def __post_init__(self) -> None:
         for name, least in (("block_frames", 1), ("context_frames", 0), ("num_steps", 1)):
@@ -121,10 +121,10 @@ class BlockQueue:
 
     @property
     def open_rounds(self) -> int:
-        """Number of rounds, from the first, that a longer video has too, and after which it can resume.
+        """Number of rounds, from the first, that are the same in a longer video, which can resume after them.
 
-        They end before the last block joins the queue, because that block may be shorter than in a longer
-        video.
+        A round is one pass over the queue. These rounds end before the last block joins the queue, because
+        that block may be shorter than it would be in a longer video.
         """
         assert self.num_blocks
         return self.num_blocks - 1
@@ -145,7 +145,7 @@ class BlockQueue:
         return min(self.block_frames, self.num_frames - block * self.block_frames)
 
     def window_of(self, block: int) -> range:
-        """Return the range of the video's latent frames that a block and its neighbouring context cover."""
+        """Return the range of latent frames that a block attends to: its own, and context on both sides."""
         start, after = block * self.block_frames, self.context_frames
         stop = start + self.block_frames + after
         return range(max(0, start - after), stop if self.num_frames is None else min(stop, self.num_frames))
@@ -155,33 +155,38 @@ class BlockQueue:
         return count(first_block) if self.num_blocks is None else iter(range(first_block, self.num_blocks))
 
     def rounds(self, first_round: int = 0) -> Iterator[int]:
-        """Yield the round numbers of the queue from `first_round` on."""
+        """Yield the numbers of the rounds (passes over the queue) from `first_round` on."""
         return count(first_round) if self.num_rounds is None else iter(range(first_round, self.num_rounds))
 
     def finished(self, round: int) -> int:
-        """Return how many blocks have left the queue, fully denoised, before a round begins."""
+        """Return how many blocks have left the queue, fully denoised, when a round (pass over it) begins."""
         return max(0, round - self.num_steps + 1)
 
     def active(self, round: int) -> range:
-        """Return the numbers of the blocks that take a step in a round, most denoised first."""
+        """Return the numbers of the blocks in the queue during a round, the most denoised block first.
+
+        In a round each block in the queue takes one denoising step.
+        """
         newest = round if self.num_blocks is None else min(round, self.num_blocks - 1)
         return range(max(0, round - self.num_steps + 1), newest + 1)
 
     def steps(self, first_round: int = 0) -> Iterator[BlockStep]:
         """Yield all steps of all frame blocks in the order of the queue, from round `first_round` on."""
         for round in self.rounds(first_round):
-            for block in reversed(self.active(round)):
+            for block in reversed(self.active(round)):  # the noisiest first
                 yield self._step(round, block)
 
     def _step(self, round: int, block: int) -> BlockStep:
         step = round - block
         left = right = Context()
         if block > 0 and self.context_frames:
+            # In the round before, the previous block has gone from level `step` to level `step + 1`.
             level = step + 1 if self.left_level == "one-cleaner" else step
             left = Context(self.context_frames, level, self.left_source)
         if block + 1 in self.active(round) and self.context_frames:
             frames = min(self.context_frames, self.frames_of(block + 1))
             source = "latents" if step in self.expert_steps else "cache"
+            # The next block has taken its step first in this round, and its keys are from before that step.
             right = Context(frames, step - 1, source)
         return BlockStep(round, block, step, self.frames_of(block), left, right)
 

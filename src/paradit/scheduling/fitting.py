@@ -22,8 +22,8 @@ from paradit.scheduling.rank_memory import fitting_tile
 from paradit.scheduling.stages import STAGES
 
 SURELY = 1.1
-"""Factor by which the estimated peak must exceed the device's memory for a run to be refused; a smaller
-excess only causes a warning.
+"""Factor by which the estimated peak must exceed the device's memory for a run to be refused; with a smaller
+excess there is only a warning.
 
 Estimates are at most 4 % above what torch's allocator is asked for while denoising, and 8 % in a decode
 (`tests/test_memory.py`). Memory for exchanges, convolutions and files is not included."""
@@ -48,6 +48,7 @@ class _Search:
 
     def find(self, most_ranks: int, *, halve: bool) -> str:
         as_asked = _Change([], self._request, self._asked)
+        # Nearest first: the same ranks before more ranks, and fewer changed options before more.
         changes = sorted(self._placements(self._asked.ranks), key=lambda change: len(change.words))
         for ranks in range(self._asked.ranks + 1, most_ranks + 1):
             changes += sorted(self._placements(ranks), key=lambda change: len(change.words))
@@ -72,7 +73,7 @@ class _Search:
         return False
 
     def _tiled(self, change: _Change) -> _Change | None:
-        """Return a change of options, plus the largest decode tiles that make it fit; None if no tiles do."""
+        """Return a change of options together with the largest decode tiles that make it fit, or None."""
         tile = fitting_tile(
             change.request, self._spec, lambda tiled: self._is_accepted(replace(change, request=tiled))
         )
@@ -114,7 +115,8 @@ class _Search:
         )
         if frames is not None:
             words = to_argv({"num_frames": frames})
-            if request.trim:  # the user gave a duration, so the answer is a duration
+            # If the user gave a duration, the answer is one; rounded down, so that it needs no more frames.
+            if request.trim:
                 words = to_argv({"duration": f"{math.floor(100 * frames / request.fps) / 100:g}s"})
             yield _Change(words, self._of(num_frames=frames), self._asked)
         if blocks := method.instead(request, spec):
@@ -156,7 +158,10 @@ def _words(asked: Placement, other: Placement) -> list[str]:
 
 
 def _kept(change: _Change) -> list[str]:
-    """Return the options to repeat beside a new `--placement`, which may replace a file that set them."""
+    """Return the options that a user must repeat when giving another `--placement`.
+
+    A `--placement` may have been a file that set these options too; they are lost if it is replaced.
+    """
     if "--placement" not in change.words:
         return []
     usual = Placement().flat()

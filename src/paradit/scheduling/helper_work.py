@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from statistics import median
 
 TRIALS = 3
-"""Number of denoising steps to time with the help of idle decode ranks, and also without it, before the two
-are compared. One more step of each comes first and does not count."""
+"""Number of denoising steps that are timed with help from idle decode ranks, and as many without, before the
+two are compared. A warm-up step of each kind comes first and does not count."""
 KEPT = 5
-"""Number of latest steps with help, and of latest steps without it, whose times are compared."""
+"""Number of steps whose times are compared: the latest with help from idle decode ranks, and the latest
+without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def _row(helper: HelperSpeed, parts: int) -> float:
 
 
 class Judge:
-    """Judge of whether the help of idle decode ranks makes steps faster, from recorded step times."""
+    """Record of step times that decides whether help from idle decode ranks makes denoising steps faster."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[tuple[int, ...], list[float]] = defaultdict(list)
@@ -83,6 +84,7 @@ class Judge:
         if not idle:
             return ()
         alone, helped = self._seconds[()], self._seconds[idle]
+        # The first step of each kind is a warm-up, hence <=.
         if min(len(alone), len(helped)) <= TRIALS:
             return idle if len(helped) < len(alone) else ()
         return idle if _lately(helped) < _lately(alone) else ()
@@ -93,4 +95,5 @@ class Judge:
 
 
 def _lately(seconds: list[float]) -> float:
+    # The latest steps count, because other load on the machine changes; the median ignores single outliers.
     return median(seconds[1:][-KEPT:])

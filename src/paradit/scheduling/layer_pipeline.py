@@ -18,11 +18,11 @@ from paradit.config.errors import InputError
 from paradit.scheduling.block_queue import BlockQueue, BlockStep
 
 WELL_USED = 0.7
-"""Smallest utilisation of the layer slices of a pipeline. If more slices would be less busy than this, there
-are fewer, and the ranks of each slice share its tokens, which takes an exchange of data in every layer."""
+"""Smallest fraction of the time for which layer slices should be busy. If that many slices would be busy for
+less, fewer are used, and several ranks share the tokens of each, which takes an exchange in every layer."""
 MANY_BLOCKS = 64
-"""Number of frame blocks that suffice to estimate how busy a pipeline is; a longer video is simulated as if
-it had this many."""
+"""Number of frame blocks with which a pipeline is simulated to estimate how busy it is, if the video has
+more."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class PipelineGrid:
 
     num_slices: int = 1
     cfg_degree: int = 1
-    """Number of groups of ranks that the guidance branches are divided among; 2: each branch has ranks of its
-    own."""
+    """Number of groups of ranks among which guidance branches are divided; with 2, each branch has its own
+    ranks."""
     sharers: int = 1
     """Number of ranks that share a guidance branch's tokens (sequence parallelism)."""
 
@@ -108,6 +108,7 @@ def program(
         yield from (Compute(step) for step in steps)
         return
     missing: deque[BlockStep] = deque()
+    # Collect as late as possible, so that rank 0 begins block-steps while others compute earlier ones.
     for step in steps:
         needed = _needed(step)
         while missing and (
@@ -120,8 +121,9 @@ def program(
 
 
 def _needed(step: BlockStep) -> set[tuple[int, int]]:
-    """Return the steps, as (round, block), whose predictions must be known before a block takes a step."""
+    """Return the earlier steps, as (round, block), whose predictions a block needs to begin a step."""
     needed = {(step.round - 1, step.block)}
+    # The one-cleaner level of the previous block is the result of its step in the round before.
     if step.left.computed and step.left.level > step.step:
         needed.add((step.round - 1, step.block - 1))
     return needed
@@ -145,7 +147,7 @@ def _split(costs: Sequence[float], num_ranks: int, embed_cost: float, head_cost:
     sums = [0.0, *accumulate(costs)]
 
     def cost(rank: int, start: int, stop: int) -> float:
-        ends = embed_cost * (rank == 0) + head_cost * (rank == num_ranks - 1)
+        ends = embed_cost * (rank == 0) + head_cost * (rank == num_ranks - 1)  # both, if there is one rank
         return sums[stop] - sums[start] + ends
 
     # Dynamic programming. best[stop]: the cost of the slowest rank if the ranks so far have all layers before
@@ -177,6 +179,7 @@ def duration(queue: BlockQueue, rank_costs: Sequence[float], parts: int = 1) -> 
         if isinstance(operation, Collect):
             free[0] = max(free[0], predicted.pop(operation.step))
             continue
+        # A rank begins with one part while the previous rank computes the next.
         for _ in range(parts):
             arrived = 0.0
             for rank, cost in enumerate(rank_costs):
@@ -209,7 +212,7 @@ def idle_slots(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
 def choose_slices(queue: BlockQueue, num_ranks: int, num_layers: int, parts: int = 1) -> int:
     """Return the number of layer slices into which to divide `num_ranks` ranks that could also share tokens.
 
-    It is the largest number whose slices are kept busy enough (`WELL_USED`), because ranks that share tokens
+    It is the largest number whose slices are busy enough (`WELL_USED`), because ranks that share tokens
     move more data. Slices are idle at both ends of the schedule, and if the layers do not divide evenly.
     parts: number of messages in which a step's hidden states travel, one for each guidance branch that is
     computed in turn.

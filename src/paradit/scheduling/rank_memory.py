@@ -23,12 +23,14 @@ PARTS = {
 def on_one_device(by_rank: list[dict[str, int]], sharing: int) -> dict[str, int]:
     """Return the bytes of "weights" and "peak" of the fullest device, if each device runs `sharing` ranks."""
     found = {part: [parts[part] for parts in by_rank] for part in ("weights", "peak")}
+    # The worst case: the ranks that need most are on the same device.
     return {part: sum(sorted(sizes, reverse=True)[:sharing]) for part, sizes in found.items()}
 
 
 def largest_part(by_rank: list[dict[str, int]]) -> str:
     """Return the part of memory, a key of `PARTS`, that is largest on the fullest rank at its peak."""
     fullest = max(by_rank, key=lambda parts: parts["peak"])
+    # Only one stage at a time needs its working memory; the other parts stay for the whole run.
     stages = ("text_cache", "activations"), ("decode",)
     at_peak = max(stages, key=lambda stage: sum(fullest[part] for part in stage))
     return max(("weights", "latents", "keys", *at_peak), key=lambda part: fullest.get(part, 0))
@@ -49,7 +51,7 @@ def fitting_tile(
 
 
 def way_out(request: ResolvedRequest, spec: ModelSpec, fits: Callable[[ResolvedRequest], bool]) -> str:
-    """Return words to end a message about too little memory: the decode tiles or frames that would fit.
+    """Return the end of a message about too little memory: which decode tiles, or how many frames, would fit.
 
     It is empty if neither helps.
     """

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 STAGES = ("encode", "denoise", "decode")
 AHEAD = 2
-"""Number of requests that may be ready between two stages. Once there are this many, the earlier stage waits
-for the later one."""
+"""Number of requests that may wait between two stages. Once there are this many, the ranks of the earlier
+stage wait for those of the later one."""
 
 
 R = TypeVar("R")
@@ -50,6 +50,7 @@ def program(
     ahead = AHEAD if "denoise" not in stages else 0
     open_requests: deque[tuple[int, R]] = deque()
     for number in count():
+        # Wait for a request only if there is nothing left to decode.
         while (request := take(not open_requests)) is None:
             if not open_requests:
                 return
