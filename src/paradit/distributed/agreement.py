@@ -12,7 +12,7 @@ from torch import Tensor
 from paradit.distributed.world import World
 
 FINE, NO_MEMORY, FAILED = range(3)
-"""Outcomes of one rank's part in a shared task, from best to worst; all ranks act on the worst of them."""
+"""Outcomes of one rank's part in a task that ranks share, from best to worst; all ranks act on the worst."""
 
 
 class Ended(Exception):
@@ -23,11 +23,11 @@ class Ended(Exception):
 
 
 class Agreement:
-    """One attempt at a task that several ranks share, such as decoding; all continue it, or all end it.
+    """Agreement of ranks that share a task, such as decoding, on whether all continue it, or all end it.
 
-    Each rank agrees with the others twice: in `gather`, before anything is sent, and at the end, by `agree`.
-    A rank that fails calls `report` instead. Once `agree` has raised, or `report` has returned a failure, no
-    message of the attempt is in flight.
+    It is made for one attempt at the task. Each rank agrees with the others twice: in `gather`, before
+    anything is sent, and at the end, by `agree`. A rank that fails calls `report` instead. Once `agree` has
+    raised, or `report` has returned a failure, no message of the attempt is in flight.
     """
 
     def __init__(self, world: World | None, device: torch.device) -> None:
@@ -66,6 +66,8 @@ class Agreement:
         if self._world is None:
             return [pieces]
         if self.rank:
+            # Memory may run out here, so it is allocated before the ranks agree. After that nothing may fail,
+            # because others would wait for this rank's message.
             message = torch.cat([piece.flatten() for piece in pieces]) if pieces else None
             self.agree()
             if message is not None:

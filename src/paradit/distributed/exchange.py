@@ -46,7 +46,7 @@ class UlyssesExchange:
         """Plan what each rank sends and receives in each chunk, from the ranks' shares of tokens and work.
 
         whole_heads: whether each rank receives an equal part of the heads, even those that its query rows do
-        not need. USP and long videos require this.
+        not need. USP and long videos require this: there a rank's heads must not depend on its query rows.
         """
         if shares.num_ranks != transport.num_ranks:
             raise ValueError(f"shares for {shares.num_ranks} ranks, and {transport.num_ranks} exchange")
@@ -66,6 +66,7 @@ class UlyssesExchange:
                     new_heads=heads[transport.rank],
                     queries=Redistribution(tokens, work, transport, replicated, helpers),
                     heads=Redistribution(tokens, [[box] for box in heads], transport, replicated, helpers),
+                    # Every rank needs the results of its own tokens, and those of all replicated ones.
                     results=Redistribution(work, held, transport),
                 )
             )

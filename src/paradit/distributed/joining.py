@@ -25,9 +25,9 @@ from paradit.waiting import interruptibly
 
 POLL_SECONDS = 0.02
 LOOKS = 50
-"""Number of polls of the ranks' store between two checks of which ranks have not joined yet."""
+"""Number of polls of the store in which ranks register, between two checks of which ranks are missing."""
 TELL_SECONDS = 5.0
-"""Seconds until the user is first told which ranks have not joined, and between updates of that message."""
+"""Seconds until a message first tells the user which ranks have not joined, and between its updates."""
 CONNECT_SECONDS = 1.0
 GREETING_SECONDS = 30.0
 """Seconds in which the ranks' TCPStore must answer; otherwise the listener counts as another program."""
@@ -38,7 +38,7 @@ NAMED = 8
 
 
 class Joining:
-    """One rank's attempt to join a run's process group; it keeps track of ranks that are still missing."""
+    """One rank's attempt to join a process group, which keeps track of the ranks that are still missing."""
 
     def __init__(
         self, rank: int, size: int, meet: Path | Launched, device: torch.device, limit: timedelta
@@ -59,10 +59,10 @@ class Joining:
     def join(self, warn: Callable[[str], None] | None) -> Store:
         """Wait for all ranks, create the default process group, and return the store that the ranks share.
 
-        Another thread does all waiting, so that this one can handle signals. tell: called after a few seconds
-        with a message about the missing ranks, on the first rank that is present. Raises RankError if joining
-        takes too long or a rank ends meanwhile, and InputError if another program answers at the ranks'
-        address, if the port is taken, or if ranks have different plug-ins.
+        Another thread does all waiting, so that this one can handle signals. warn: function that is called
+        after a few seconds with a message about the missing ranks, on the first rank that is present. Raises
+        RankError if joining takes too long or a rank ends meanwhile. Raises InputError if another program
+        answers at the ranks' address, if the port is taken, or if ranks have different plug-ins.
         """
         said = ""
 
@@ -75,7 +75,7 @@ class Joining:
         try:
             return interruptibly(self._join, meanwhile, TELL_SECONDS)
         except BaseException:
-            self._left.set()
+            self._left.set()  # the other thread ends at its next poll
             # A thread that returns from C++ while Python shuts down would abort the process.
             self._ended.wait(LEAVE_SECONDS)
             raise
@@ -84,6 +84,7 @@ class Joining:
         try:
             if self._device.type == "cuda":
                 torch.cuda.set_device(self._device)  # each thread has a current device of its own
+            # torchrun's store outlives ranks that it restarts: keys of dead ranks must not be read.
             attempt = self._meet.attempt if isinstance(self._meet, Launched) else ""
             store = PrefixStore(f"attempt {attempt}", self._open())
             store.set_timeout(self._limit)
@@ -105,7 +106,7 @@ class Joining:
         if isinstance(self._meet, Path):
             return FileStore(str(self._meet), self._size)
         here = self._meet
-        if self._rank == 0 and not here.agent_store:
+        if self._rank == 0 and not here.agent_store:  # otherwise torchrun's agent hosts the store
             return self._keep_store(here)
         self._wait_for_answer(here)
         self._why_alone = "what answers there does not greet"
@@ -127,6 +128,8 @@ class Joining:
 
     @staticmethod
     def _store(address: str, port: int, *, is_master: bool = False) -> Store:
+        # Short, to notice another program at this address; `_join` sets the real limit afterwards. Not torch
+        # but `_wait_for_all` waits for the other ranks, so that missing ones can be named.
         limit = timedelta(seconds=GREETING_SECONDS)
         return TCPStore(address, port, is_master=is_master, timeout=limit, wait_for_workers=False)
 
@@ -150,7 +153,7 @@ class Joining:
             try:
                 if here.check(ranks):
                     return
-                if number % LOOKS == 0:
+                if number % LOOKS == 0:  # seldom, because it asks the store once for each rank
                     self._missing = [rank for rank in range(self._size) if not here.check([str(rank)])]
             except dist.DistError:
                 raise RankError("rank 0: it has ended while others were still joining") from None
@@ -160,7 +163,7 @@ class Joining:
         """Raise InputError, on all ranks alike, if a rank has other plug-ins installed than the first one."""
         first, *others = (set(json.loads(here.get(str(rank)))) for rank in range(self._size))
         for rank, plugins_there in enumerate(others, 1):
-            if more := sorted(first ^ plugins_there):
+            if more := sorted(first ^ plugins_there):  # what only one of the two ranks has
                 has = 0 if more[0] in first else rank
                 raise InputError(
                     f"ranks 0 and {rank} have different plug-ins: only rank {has} has {more[0]}; install the "

@@ -63,5 +63,6 @@ class Mesh:
         return self._own([[first + rank for rank in group] for first in starts for group in groups])
 
     def _own(self, groups: Groups) -> Transport:
+        # Groups are disjoint and cover all ranks, so this rank is in exactly one.
         (transport,) = [each for each in self.world.transports(groups) if each is not None]
         return transport

@@ -84,7 +84,7 @@ class Redistribution:
 
 @dataclass(frozen=True)
 class Move:
-    """One rank's tensors in a redistribution: those that it sends from, and those that it receives into."""
+    """One rank's part in a redistribution: the tensors that it sends, and those that it receives into."""
 
     redistribution: Redistribution
     tensors: Sequence[Tensor]
@@ -139,7 +139,7 @@ class Arrival:
         """
         if self._transfer is not None:
             received = self._transfer.wait()
-            self._transfer = None
+            self._transfer = None  # a second `wait` must not unpack the messages again
             for rank, message in enumerate(received):
                 if len(message):
                     _unpack(message, [view for move in self._moves for view in move.coming(rank)])
@@ -157,6 +157,7 @@ def _view(tensor: Tensor, box: Box, part: Box) -> Tensor:
 
 
 def _pack(views: list[Tensor], like: Tensor) -> Tensor:
+    # Each view is copied straight to its place, without contiguous copies as `torch.cat` would need.
     message = like.new_empty(sum(view.numel() for view in views))
     for part, view in zip(_parts(message, views), views, strict=True):
         part.copy_(view)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 ROW_MULTIPLE = 4
-"""Granularity, in rows, to which the ends of token ranges, and of chunks within a head, are rounded.
+"""Number of rows, to a multiple of which the ends of token ranges, and of chunks within a head, are rounded.
 
-A CPU computes very few rows of a head with other instructions; `attention.local_attention.some_rows` handles
-this for all shares of work.
+A CPU may compute very few rows of a head with other instructions, which round differently. Shares of work may
+end at any row: for them `attention.local_attention.some_rows` prevents this.
 """
 
 
@@ -155,6 +155,7 @@ class Shares:
         The chunks consist of whole heads if the rank has enough of them.
         """
         work = _range_of(self.work, rank)
+        # With whole heads, the keys of a head travel with one chunk only.
         multiple = self.num_rows if len(work) >= count * self.num_rows else ROW_MULTIPLE
         sizes = _equal_parts(work.start, work.stop, count, self.num_rows, multiple)
         ends = [work.start, *(work.start + end for end in accumulate(sizes))]
@@ -166,9 +167,10 @@ class Shares:
         return Box(first, last, 0, self.num_rows)
 
     def heads_of(self, rank: int) -> Box:
-        """Return the box of heads that a rank has if all heads are divided equally, rounded to whole heads.
+        """Return the box of heads that a rank gets if all heads are divided equally among the ranks.
 
-        Two neighbouring ranks may both have a head. The division of `work` plays no role.
+        Parts of heads are rounded up to whole ones, so two neighbouring ranks may both get a head. How `work`
+        is divided does not matter.
         """
         first = self.num_heads * rank // self.num_ranks
         last = -(-self.num_heads * (rank + 1) // self.num_ranks)
@@ -199,6 +201,7 @@ def boxes_given(
     """
     holders = len(source) - num_helpers
     helper = receiver - holders
+    # Helpers are spread over the holders, so that one holder need not send to all of them.
     return [*source[sender], *replicated] if helper >= 0 and sender == helper % holders else source[sender]
 
 
@@ -240,7 +243,7 @@ def chunk_boxes(shares: Shares, num_chunks: int, *, whole_heads: bool = False) -
     """Divide an attention into chunks; return what each rank computes and receives in each chunk.
 
     whole_heads: whether each rank receives an equal part of the heads, even those that its query rows do not
-    need. USP and long videos require this.
+    need. USP and long videos require this: there a rank's heads must not depend on its query rows.
     """
     ranks = range(shares.num_ranks)
     found = []
@@ -270,6 +273,7 @@ def _equal_parts(
     """
     ends = [start]
     for part in range(1, parts):
+        # Round within the head, but not beyond its end, nor before the end of the previous part.
         head, row = divmod(start + (stop - start) * part // parts, max(1, length))
         row = min(length, (row + multiple // 2) // multiple * multiple)
         ends.append(min(stop, max(ends[-1], head * length + row)))
@@ -286,6 +290,7 @@ def _blocks(work: range, num_rows: int) -> Iterator[Box]:
     while position < work.stop:
         head, row = divmod(position, num_rows)
         whole_heads = (work.stop - position) // num_rows
+        # As many whole heads as possible make one box; what is left of a head makes another.
         if row == 0 and whole_heads:
             block = Box(head, head + whole_heads, 0, num_rows)
         else:

@@ -44,6 +44,7 @@ class Channel:
             assert self._world is not None
             message = tensor.contiguous()
             works = [self._world.send(message, rank) for rank in self._others]
+            # The message is kept with its work: its memory must not be reused before it is sent.
             self._leaving.append((works, message))
         while len(self._leaving) > self._depth:
             self._wait_for_oldest()
@@ -95,6 +96,7 @@ class Expected:
         """
         self._world, self._sender, self._shapes = world, sender, shapes
         self._coming: deque[tuple[list[dist.Work], list[Tensor]]] = deque()
+        # One more than receives are in advance: the caller still uses the latest messages.
         self._buffers = deque(torch.empty(0, dtype=dtype, device=world.device) for _ in range(ahead + 1))
         for _ in range(ahead):
             self._post()
@@ -104,7 +106,7 @@ class Expected:
 
         They are views of a buffer, valid until the next call.
         """
-        self._post()
+        self._post()  # first, so that this message can travel during the wait
         works, messages = self._coming.popleft()
         with span(f"wait for rank {self._sender}", CHANNEL):
             for work in works:
@@ -116,7 +118,7 @@ class Expected:
         if shapes is None:
             return
         sizes = [prod(shape) for shape in shapes]
-        buffer = self._buffers.popleft()
+        buffer = self._buffers.popleft()  # the one that was used longest ago
         if buffer.numel() < sum(sizes):
             buffer = buffer.new_empty(sum(sizes))
         self._buffers.append(buffer)

@@ -13,7 +13,7 @@ from paradit.distributed.transport import Transport
 from paradit.trace.spans import LINK, STAGE, begin, end, unrecorded
 
 TIMES = 2
-"""Number of timed runs of each measured piece of work, after one warm-up; the shortest counts."""
+"""Number of timed runs of each piece of work that is measured, after a warm-up; the shortest time counts."""
 LARGEST_MESSAGE = 2**23
 """Largest number of bytes that is sent to each rank to measure a link's rate."""
 TRACED_MESSAGE = 2**20
@@ -27,7 +27,7 @@ class Link:
     latency: float
     """Seconds from the start of a small message to its arrival."""
     seconds_per_byte: float
-    """Seconds per byte of what a rank sends or of what it receives, whichever is more."""
+    """Seconds for each byte that a rank sends, or receives if that is more."""
 
 
 def now(device: torch.device) -> float:
@@ -69,6 +69,7 @@ def measure_link(
     size = min(max(1, num_bytes), LARGEST_MESSAGE)
     latency = seconds(exchange(1), device)
     taken = seconds(exchange(size), device)
+    # If times fluctuate, the large message may appear to be the faster one.
     return Link(latency, max(0.0, taken - latency) / (size * max(1, len(peers))))
 
 
@@ -78,6 +79,6 @@ def trace_link(transport: Transport, device: torch.device) -> None:
     All ranks of the transport call it together.
     """
     traced = begin(LINK, STAGE)
-    with unrecorded():
+    with unrecorded():  # these messages are not part of the run
         link = measure_link(transport, TRACED_MESSAGE, device)
     end(traced, latency=link.latency, seconds_per_byte=link.seconds_per_byte, device=device.type)

@@ -65,7 +65,7 @@ class Transport:
         # A collective numbers the ranks in ascending order only.
         self._by_messages = point_to_point or self._ranks != sorted(self._ranks)
         self.bytes_sent = self.bytes_received = 0
-        """Number of bytes that this rank has sent, and received, by this object, without data for itself."""
+        """Number of bytes that this rank has sent to other ranks, and received from them, by this object."""
 
     def start(self, outgoing: list[Tensor], sizes: Sequence[int]) -> Transfer:
         """Begin to send `outgoing[r]` to each rank r, and to receive `sizes[r]` elements from it.
@@ -117,6 +117,7 @@ class Transport:
         return dist.batch_isend_irecv(operations) if operations else []
 
     def _all_to_all(self, outgoing: list[Tensor], incoming: list[Tensor], traced: int | None) -> Transfer:
+        # What a rank keeps for itself is not copied: its part of the result is the tensor itself.
         sizes = [tensor.numel() for tensor in incoming]
         sizes[self.rank] = 0
         sent = [tensor.numel() for tensor in outgoing]

@@ -45,6 +45,7 @@ class World:
         if list(ranks) == list(range(self.size)) and not own_group:
             return self
         numbers = tuple(self._global(rank) for rank in ranks)
+        # torch requires every rank to call this, even those that are not in the group.
         group = dist.new_group(list(numbers))
         if self.rank not in ranks:
             return None
@@ -84,7 +85,7 @@ class World:
         """
         if [list(ranks) for ranks in groups] == [list(range(self.size))]:
             return [self.transport()]
-        if all(len(ranks) == 1 for ranks in groups):
+        if all(len(ranks) == 1 for ranks in groups):  # nothing travels
             return [Transport(None) if self.rank in ranks else None for ranks in groups]
         # If this world is only a part of all processes, the others do not take part in making its groups.
         alone = self.group is not None
