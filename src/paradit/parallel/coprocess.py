@@ -54,19 +54,21 @@ class Message:
     num_heads: int = 0
     head_dim: int = 0
     sites: int = 0
-    """Number under which the first denoise rank has published the list of this forward's attentions."""
+    """Number by which helpers look up the attentions of this forward, in the list that the first denoise rank
+    has published."""
     dtype: int = 0
     """Index in `DTYPES` of the dtype of the tokens."""
     choice: int = 0
-    """Index of the form of attention in the list of choices that all ranks know."""
+    """Index of the attention form, such as Ulysses, in a list of choices that all ranks have."""
     streams: int = 0
     """Number of forwards that run interleaved: one for each guidance branch, or 1 for all in one batch."""
     lag: int = 0
     steps: int = 0
-    """Number of steps with help since latents were last announced; set only if `kind` is `LATENTS`."""
+    """Number of denoising steps with help since latents were last announced. Set only if `kind` is `LATENTS`,
+    which announces latents."""
     work: tuple[int, ...] = ()
-    """Number of (head, query row) pairs that each helper computes, zero if it does not help. If `kind` is
-    `MEASURE`: 1 for each helper that is measured."""
+    """Number of (head, query row) pairs that each helper computes; zero if it does not help. If `kind` is
+    `MEASURE`, it is 1 for each helper that is to be measured."""
 
     def pack(self, device: torch.device) -> Tensor:
         """Return the message as an int64 tensor, whose length depends only on the number of helpers."""
@@ -118,6 +120,7 @@ class _Member:
         self._measured = MeasuredKernel(kernel, union.device)
         self._choices, sharers = choices, Sharers(self._transport)
         self._builds = [join(sharers, choice, kernel) for choice in choices]
+        # Shares change between steps, and an attention keeps the plans of what it sends.
         self._attend = lru_cache(maxsize=64)(self._new_attend)
 
     def _new_attend(self, shares: Shares, choice: int) -> Attend:
@@ -135,6 +138,7 @@ class _Member:
         """
         ranks = self._num_ranks + len(agreed.helpers)
         rows, heads = agreed.num_tokens + agreed.num_replicated, max(1, agreed.num_heads // ranks)
+        # Only shape and dtype are used, so the tensor needs no memory.
         like = torch.empty(
             agreed.batch, rows, heads, agreed.head_dim, dtype=DTYPES[agreed.dtype], device="meta"
         )
@@ -178,9 +182,10 @@ class Helped(_Member):
         self._sites: dict[tuple[tuple[int, str], ...], int] = {}
 
     def number_of(self, sites: Sequence[Site]) -> int:
-        """Return the number by which helpers find a forward's list of attentions; publish a list that is new.
+        """Return the number by which helpers look up a forward's attentions; publish them if they are new.
 
-        Every rank that denoises calls it. Helpers hold no transformer blocks, so they cannot know the list.
+        Every rank that denoises calls it. Helpers hold no transformer blocks, so they cannot know which
+        attentions a forward has.
         """
         keys = tuple(site.key for site in sites)
         if keys not in self._sites:
@@ -197,6 +202,7 @@ class Helped(_Member):
         self._step = step
         while True:
             decided = self._decide(step) if self._leads else step
+            # Without a decision about helpers, zeros keep the message at its fixed length.
             self._agreed = self._broadcast(replace(decided, work=decided.work or (0,) * self._num_helpers))
             if self._agreed.kind != MEASURE:
                 break
@@ -205,19 +211,20 @@ class Helped(_Member):
         return self.attend(self._agreed) if self._agreed.kind == HELP else None
 
     def end(self) -> None:
-        """Record the end of a step and, on the first rank, its duration, to judge whether help saves time."""
+        """Record that a step has ended; the first rank also records its time, to judge whether help pays."""
         self._steps += self._agreed.kind == HELP
         if self._leads:
             seconds = now(self._world.device) - self._began
             self._judge(self._step).record(self._agreed.helpers, seconds)
 
     def latents(self, helpers: Sequence[int]) -> int:
-        """Announce which helpers receive latents next; return how many steps since the last call had help.
+        """Announce which decode ranks get latents next; return how many steps since the last call had help.
 
-        helpers: their indices; empty if the latents go to ranks that are not helpers. Every rank that
+        helpers: indices of these ranks among the helpers; empty if latents go to other ranks. Every rank that
         denoises calls it.
         """
         steps, self._steps = self._steps, 0
+        # Until it publishes the next number, a helper that was sent latents no longer counts as idle.
         for helper in helpers if self._leads else ():
             self._send(helper, Message(kind=LATENTS, steps=steps))
             self._sent[helper] += 1
@@ -234,6 +241,7 @@ class Helped(_Member):
             helper for helper, sent in enumerate(self._sent) if self._world.is_published(_waits(helper, sent))
         )
         work = self._plan(step, idle)
+        # A helper with negative work must be measured first; `begin` then decides again.
         if min(work, default=0) < 0:
             return replace(step, kind=MEASURE, work=tuple(int(number < 0) for number in work))
         return replace(step, kind=HELP if any(work) else ALONE, work=tuple(work))
@@ -264,8 +272,9 @@ class Helped(_Member):
         self._channels[helper].send(replace(message, work=work).pack(self._world.device))
 
     def _take_measures(self, step: Message) -> None:
-        """Measure the helpers chosen for a step; the first rank stores how many rows each can do in time."""
+        """Measure the helpers chosen for a step; the first rank stores how many rows each is to compute."""
         chosen, mine = self._agreed.helpers, self._measure(self._agreed)
+        # The slowest denoise rank counts, because the others wait for it.
         row_seconds = max(float(figures[0]) for figures in self._denoisers.all_gather(mine))
         if not self._leads:
             return
@@ -311,6 +320,7 @@ class Helper(_Member):
                 self._help(message)
             elif message.kind == MEASURE:
                 mine = self._measure(message)
+                # Only the first rank, which decides, gets the result.
                 outgoing = [mine, *[mine[:0]] * (self._world.size - 1)]
                 self._transport.start(outgoing, [0] * self._world.size).wait()
             else:
@@ -357,9 +367,9 @@ class _Hollow(Block[_NoTokens]):
 def helping(
     agreed: Message, sites: Sequence[Site], attend: Attend, device: torch.device
 ) -> list[Generator[Wait, None, None]]:
-    """Return generators that run a decode rank's part of a step that it helps with, one for each forward.
+    """Return generators that run a helping decode rank's part of a denoising step, one for each forward.
 
-    They run only the attentions of the forwards.
+    They run only the attentions of the forwards. agreed: the message about the step. sites: the attentions.
     """
     shape = agreed.batch, 0, agreed.num_heads, agreed.head_dim
     nothing = torch.empty(shape, dtype=DTYPES[agreed.dtype], device=device)
@@ -375,10 +385,11 @@ def helping(
 
 
 def _speed(step: Message, figures: Tensor) -> HelperSpeed:
-    """Return a helper's speed, computed from the seconds that `_Member._measure` returned on that rank."""
+    """Return the speed of a helping decode rank, from the seconds that it measured (`_Member._measure`)."""
     row, latency, seconds_per_byte = figures.tolist()
     link = seconds_per_byte * step.batch * step.head_dim * DTYPES[step.dtype].itemsize
     rows = step.num_tokens + step.num_replicated
+    # One latency each way, and the keys and values of one head: a share may begin or end within a head.
     return HelperSpeed(compute=row, link=link, fixed=2 * latency + 2 * rows * link)
 
 
@@ -388,8 +399,8 @@ def _attentions(number: int) -> str:
 
 
 def _waits(helper: int, number: int) -> str:
-    """Return the store key by which a decode rank announces that it waits for its latents `number`.
+    """Return the store key by which a decode rank publishes that it waits for latents, and so is idle.
 
-    helper: index of the decode rank among the helpers. number: counted from 0.
+    helper: index of the decode rank among the helpers. number: how many latents it has received before.
     """
     return f"helper {helper} waits for latents {number}"

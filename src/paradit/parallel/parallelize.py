@@ -54,6 +54,7 @@ def parallelize(pipe: Pipeline) -> Callable[[], None]:
         check_free(getattr(pipe, name), f"pipe.{name}")
     if current_world(pipe.device) is None:
         raise InputError("parallelize needs a process group: call torch.distributed.init_process_group first")
+    # All checks come before this, so that no pipeline is left with only some of its transformers patched.
     undos = [how.put_in_place(getattr(pipe, name), _Forward(pipe, name, how)) for name in names]
 
     def undo() -> None:
@@ -110,6 +111,7 @@ class _Forward:
         return transformer.unpatchify(predictor.forward(transformer, tokens), layout)
 
     def _predictor(self, device: torch.device, backend: str, kernel: Kernel) -> SequenceParallel:
+        # Kept between calls, because it keeps the plans of what ranks send.
         if (device, backend) not in self._teams:
             world = current_world(device)
             assert world is not None, "the process group is gone"
@@ -125,7 +127,7 @@ class _Forward:
         predictor.agree_all(
             {f"what is attached to {name}": description.encode()} | values, {"the noise": SEEDS}
         )
-        if description != self._agreed:
+        if description != self._agreed:  # not at every call, because it looks at every weight
             predictor.agree(f"a weight of {name}", samples(self._module))
             self._agreed = description
 

@@ -1,4 +1,8 @@
-"""Teams of processes that compute predictions for the prompt and, with guidance, the negative prompt."""
+"""Predictors of a transformer's output for the prompt and, with guidance, the negative prompt.
+
+It has their interface, and the one that runs in a single process. The one that several ranks form together is
+in `parallel.sequence_parallel`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from paradit.parallel.run_blocks import run_interleaved, through_blocks
 
 
 class Branches:
-    """Prepared prompts of the guidance branches that a process computes, each prepared on first use."""
+    """Prompts of the guidance branches that a process computes, prepared for the transformer on first use."""
 
     def __init__(self, transformer: Transformer, prompts: Sequence[Prompt]) -> None:
         self._transformer, self._prompts = transformer, prompts
@@ -33,7 +37,7 @@ class Branches:
 
 
 class Predictor(Protocol):
-    """Interface to the processes that denoise a video together, or to a single one that does it alone."""
+    """Interface by which a sampler gets predictions, from one process or from ranks that work together."""
 
     is_first: bool
     """Whether this process is the one that encodes, decodes and reports progress."""
@@ -56,7 +60,7 @@ class Predictor(Protocol):
         """Return the `number` of every process, in the order of ranks; all processes call it together."""
 
     def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> Branches:
-        """Return the prepared prompts of the guidance branches that this process computes.
+        """Return the prompts of the guidance branches that this process computes, prepared on first use.
 
         Called once per expert transformer.
         """
@@ -78,7 +82,7 @@ class Predictor(Protocol):
 
 
 class LocalPredictor:
-    """Single process that denoises alone, one guidance branch after another, bit for bit like diffusers."""
+    """Predictor in one process: computes one guidance branch after another, bit for bit like diffusers."""
 
     is_first = True
 

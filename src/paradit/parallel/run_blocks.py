@@ -1,4 +1,8 @@
-"""Functions that run tokens through a transformer's blocks with any attention, alone or interleaved."""
+"""Functions that run tokens through a transformer's blocks; several runs can be interleaved.
+
+Attention yields whenever it would wait for other ranks. Another run, such as that of the second guidance
+branch, can compute meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ def through_blocks(
 
 
 def in_step(attend: Attend, step: int) -> Attend:
-    """Return `attend` with the denoising step filled in at each call, because blocks do not know the step."""
+    """Return the attention function `attend` with the step filled in, because blocks do not know the step."""
 
     def attend_in_step(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
         if site.pattern is not None:
@@ -54,6 +58,7 @@ def run_interleaved(works: Sequence[Generator[Wait, None, R]], lag: int = 0) -> 
     for turn in count():
         if not running:
             break
+        # The order must not depend on which data arrive first: all ranks have to agree on it.
         for index, work in list(running.items()):
             if turn < index * lag:
                 continue

@@ -25,7 +25,7 @@ from paradit.trace.spans import REHEARSAL, span, unrecorded
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A denoising step as it begins: the video's tokens, and the guidance branches to compute."""
+    """Input of one denoising step: the video's tokens, and the guidance branches to compute."""
 
     transformer: Transformer
     branches: Branches
@@ -62,7 +62,7 @@ Choose = Callable[[Undecided], Choice]
 
 
 class SequenceParallel:
-    """Several ranks that denoise together: a mesh of guidance branches x ranks that share tokens.
+    """Predictor on several ranks that denoise together: guidance branches x ranks that share their tokens.
 
     Exact: it does the same operations on the same rows as one process. Only the division of matrix products
     into tiles may differ, which affects the last bits.
@@ -98,6 +98,7 @@ class SequenceParallel:
         self, make: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> Tensor:
         tensor = make() if self.is_first else torch.empty(tuple(shape), dtype=dtype, device=device)
+        # The other ranks receive into a tensor of this shape and dtype.
         if (tuple(tensor.shape), tensor.dtype) != (tuple(shape), dtype):
             raise ValueError(f"{tensor.dtype} {tuple(tensor.shape)} is shared as {dtype} {tuple(shape)}")
         return self._world.broadcast(tensor)
@@ -111,6 +112,7 @@ class SequenceParallel:
         values: the bytes to compare, by the name of what they stand for. advice: text to add to the error, by
         such a name. Sends one message, however many values there are.
         """
+        # Digests of fixed size travel instead of the values, which may be large.
         mine = b"".join(hashlib.sha256(value).digest() for value in values.values())
         sent = torch.frombuffer(bytearray(mine), dtype=torch.uint8).to(self._mesh.world.device)
         digests = torch.stack(self._world.all_gather(sent)).cpu().chunk(len(values), dim=1)
@@ -191,6 +193,7 @@ class SequenceParallel:
                 kernel=self._kernel,
                 gather_number=self.gather_number,
             )
+            # The trace shows that time was spent here, but not the layers and messages of the trials.
             with span("rehearse", REHEARSAL), unrecorded():
                 self.chosen[key] = self._choose(undecided)
         return self.chosen[key]
@@ -229,6 +232,7 @@ class SequenceParallel:
         shares = step.shares(self._mesh.branch.num_ranks)
         if shares.num_ranks == 1:
             return values
+        # A redistribution moves [B, tokens, heads, D]: here D values of a single head.
         held = [[replace(shares.tokens_of(rank), last_head=1)] for rank in range(shares.num_ranks)]
         everywhere = [[Box(0, 1, 0, shares.num_tokens)]] * shares.num_ranks
         gather = Redistribution(held, everywhere, self._mesh.branch)
