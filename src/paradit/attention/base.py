@@ -49,7 +49,7 @@ class Layout:
     """Positions in the video of the tokens that one rank holds; in a single process, of all tokens."""
 
     rope: Rope
-    """Rotary embeddings (RoPE) for the tokens, in token order."""
+    """Rotations of the rotary position embedding (RoPE) for these tokens, in token order."""
     num_replicated: int = 0
     """Number of tokens, after all others, that every rank holds, such as the text in joint attention."""
 

@@ -29,7 +29,7 @@ def chunked(exchange: UlyssesExchange, kernel: Kernel) -> Attend:
     """Return an attention function whose ranks exchange heads in the chunks of `exchange`.
 
     All incoming messages are started in the order in which they are needed, so none waits behind a later one.
-    `timing.chunked` simulates it for the planner.
+    `attention.timing.head_exchange` simulates it for the planner.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
@@ -56,7 +56,7 @@ def chunked(exchange: UlyssesExchange, kernel: Kernel) -> Attend:
 
 
 class Work:
-    """One rank's part in computing one attention: it keeps the heads that arrive, and sends results back."""
+    """One rank's part of one attention: it keeps keys and values that arrive, computes, and sends results."""
 
     def __init__(self, exchange: UlyssesExchange, kernel: Kernel, like: Tensor) -> None:
         self._exchange, self._kernel, self._like = exchange, kernel, like
@@ -67,8 +67,9 @@ class Work:
     def take_heads(self, chunk: Chunk, values: list[Tensor], keys: list[Tensor]) -> None:
         """Keep the values and keys, each [B, S, heads, D], that have arrived for the new heads of a chunk.
 
-        S may exceed the number of tokens that attend: keys of neighbouring frame blocks may follow.
+        S may exceed the number of queries of a head, because keys of neighbouring frame blocks may follow.
         """
+        # Heads are kept for later chunks, which may need them for further query rows.
         first, last = chunk.new_heads.first_head, chunk.new_heads.last_head
         for head in range(first, last):
             self._heads[head] = first, values[0], keys[0]
@@ -84,10 +85,11 @@ class Work:
             heads = slice(block.first_head - first, block.last_head - first)
             rows = self._exchange.shares.num_rows
             whole = block.stop - block.start == rows
+            # Whole heads are computed as in one process. Some rows of a head take care to get the same bits.
             part = partial(some_rows, self._kernel, start=block.start, num_rows=rows)
             compute = self._kernel if whole else part
             attended.append(compute(query, keys[:, :, heads], values[:, :, heads]))
-        into = self._exchange.held(self._attended)
+        into = self._exchange.held(self._attended)  # results arrive in place
         self._leaving.append(start([chunk.results.move(attended, self._like, into)]))
 
     def gather(self) -> Generator[Wait, None, Tensor]:

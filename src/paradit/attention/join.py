@@ -18,8 +18,8 @@ Join: TypeAlias = Callable[[Sharers, Choice, Kernel], Callable[[Shares], Attend]
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:
     """Return a function that builds this rank's attention for given shares of tokens and work.
 
-    All ranks call it together, once per group of ranks that denoise together, because it creates process
-    groups. kernel: function that computes attention; a form that needs the log-sum-exp uses its own. If a
-    form allows helpers, which hold no tokens, they also call it; they are the last of `sharers`.
+    All ranks of `sharers` call it together, once, because it may create process groups. If a form allows
+    helpers, which hold no tokens, they also call it, as the last of these ranks. kernel: function that
+    computes attention; a form that needs the log-sum-exp uses its own.
     """
     return cast("Join", imported(choice.form.joined_by))(sharers, choice, kernel)

@@ -38,18 +38,21 @@ def some_rows(
     into blocks of 512.
     """
     total, rows = num_rows or key.shape[1], query.shape[1]
-    if query.device.type != "cpu" or rows == 0:
+    if query.device.type != "cpu" or rows == 0:  # the rest is about torch's attention on CPUs
         return kernel(query, key, value)
+    # few: rows in the whole head's last block. last: how many of them are given, if that block is small.
     few = total % _block(total)
     last = min(rows, max(0, start + rows - (total - few))) if few < FEW else 0
     parts = []
     if rows > last:
+        # In the whole head these rows are in full blocks, so here their last block must not be small.
         body = query[:, : rows - last]
         missing = FEW - body.shape[1] % _block(body.shape[1])
         if 0 < missing < FEW:
             body = torch.cat([body, body[:, :1].expand(-1, missing, -1, -1)], dim=1)
         parts.append(kernel(body, key, value)[:, : rows - last])
     if last:
+        # In the whole head these rows end a small block, after a full one if there is any.
         tail = query[:, rows - last :]
         before = few - last + (_block(1) if total > few else 0)
         filled = torch.cat([tail[:, :1].expand(-1, before, -1, -1), tail], dim=1)
@@ -59,18 +62,19 @@ def some_rows(
 
 def _block(rows: int) -> int:
     """Return how many query rows torch's CPU attention computes at a time if a head has `rows` of them."""
+    # As in ATen's FlashAttentionKernel.cpp for CPUs.
     return 32 if rows < 192 else 64 if rows < 768 else 256
 
 
 def unattended(after_each: Callable[[], None] = lambda: None) -> Attend:
-    """Return a stand-in for attention, which rotates keys and queries, then returns the values unchanged.
+    """Return a stand-in for attention that only applies RoPE to keys and queries, and returns the values.
 
     It serves to time a transformer block without its attention. after_each: function that is called after v,
     after k and after q are computed.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
-        yield from ()
+        yield from ()  # makes this a generator, as attention has to be
         value = next(projection)
         after_each()
         for projected in projection:
@@ -85,7 +89,7 @@ def local(kernel: Kernel = sdpa) -> Attend:
     """Return a function that computes attention of all tokens in one process; its generator never yields."""
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
-        yield from ()
+        yield from ()  # makes this a generator, as attention has to be
         value, key, query = projection
         # Rotate one after the other, so that each unrotated tensor is freed at once.
         query = layout.rope.apply(query)

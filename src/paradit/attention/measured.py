@@ -1,4 +1,4 @@
-"""Measured seconds of an attention backend, by the shapes of its inputs."""
+"""Measurement of how long attention takes on this device, by the shapes of its inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from paradit.distributed.timing import seconds
 
 
 class MeasuredKernel:
-    """Attention backend whose time for inputs of given shapes is measured on demand, once for each shape."""
+    """Attention function whose time is measured on demand, once for each combination of input shapes."""
 
     def __init__(self, kernel: Kernel, device: torch.device) -> None:
         self._kernel, self._device = kernel, device

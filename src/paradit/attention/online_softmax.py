@@ -16,6 +16,7 @@ def sdpa_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Te
     ops = torch.ops.aten
     if query.device.type == "cpu":
         out, lse = ops._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    # CUDA's flash attention takes only 16-bit floats, and head dims that are multiples of 8.
     elif query.dtype in (torch.float16, torch.bfloat16) and query.shape[3] % 8 == 0:
         out, lse, *_ = ops._scaled_dot_product_flash_attention(q, k, v)
     else:
@@ -39,6 +40,7 @@ class Merge:
         if self._out is None or self._lse is None:
             self._out, self._lse = out.float(), lse
             return
+        # Weights are differences of logarithms, at most 1, so that no exponential overflows.
         both = torch.logaddexp(self._lse, lse)
         self._out = self._out * (self._lse - both).exp()[..., None] + out * (lse - both).exp()[..., None]
         self._lse = both

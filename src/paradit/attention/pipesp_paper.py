@@ -38,6 +38,7 @@ def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Ke
         arrivals = [start([send(whole.heads, value)])]
         arrivals.append(start([send(whole.heads, rope.apply(next(projection)))]))
         arrivals.append(start([send(whole.queries, rope.apply(next(projection)))]))
+        # Unlike in `chunked`, nothing is computed before everything has arrived.
         yield from arrivals
         (values,), (keys,), (queries,) = (arrival.wait() for arrival in arrivals)
 

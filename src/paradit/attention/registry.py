@@ -25,9 +25,9 @@ class Choice:
     name: str
     options: Values = NONE
     interleave: bool = False
-    """Whether both guidance branches run side by side, each computing while the other's data travel.
+    """Whether both guidance branches run in turn, each computing while the other's data travel.
 
-    False: they run in one batch.
+    If not, they run in one batch.
     """
 
     @classmethod
@@ -46,15 +46,15 @@ class Choice:
 
     @property
     def lag(self) -> int:
-        """Delay of the second of two interleaved guidance branches after the first, as a number of turns.
+        """Number of turns by which the second of two interleaved guidance branches starts after the first.
 
-        A turn of a branch lasts until it next waits for data.
+        Branches take turns; a turn lasts until the branch next waits for data.
         """
         return self.form.lag(self)
 
     @property
     def parts(self) -> int:
-        """Number of parts in which attention data travel, so that one is computed while another travels."""
+        """Number of parts in which attention data travel, so that one travels while another is computed."""
         return self.form.parts(self)
 
     @property
@@ -152,9 +152,9 @@ class Form:
         return self.choices(asked, heads)
 
     def lag(self, choice: Choice) -> int:  # noqa: ARG002
-        """Return the delay, in turns, of the second of two interleaved guidance branches after the first.
+        """Return by how many turns the second of two interleaved guidance branches starts after the first.
 
-        A turn of a branch lasts until it next waits for data.
+        Branches take turns; a turn lasts until the branch next waits for data.
         """
         return 0
 
@@ -163,7 +163,7 @@ class Form:
         return 1
 
     def simplest(self, choice: Choice) -> Choice:
-        """Return the simplest choice that runs exactly as `choice` does, which may be of another form."""
+        """Return the simplest choice that runs exactly as `choice` does; it may be of another form."""
         return choice
 
     def written(self, options: Mapping[str, Value], *, short: bool = False) -> str:  # noqa: ARG002
@@ -212,6 +212,7 @@ def checked_options(attention: str, options: Mapping[str, Value | None]) -> Valu
         names = declared(form.options)
         mine = {name: left.pop(name) for name in names if name in left}
         decode(form.options, mine)
+        # An option at its default says nothing, so it may be set with any form.
         said = {name: value for name, value in mine.items() if value != names[name].default}
         if said and not (form.name == attention or (attention == AUTO and form.automatic)):
             raise InputError(form.misplaced(attention))
@@ -224,7 +225,7 @@ def checked_options(attention: str, options: Mapping[str, Value | None]) -> Valu
 def _with_options_first(attention: str) -> Sequence[Form]:
     """Return all attention forms, the requested one first.
 
-    So its options come first if another form has an option of the same name.
+    If two forms have an option of the same name, it then counts as the requested form's.
     """
     return sorted(FORMS.all(), key=lambda form: form.name != attention)
 

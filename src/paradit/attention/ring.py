@@ -27,7 +27,7 @@ def ring(lengths: Sequence[int], transport: Transport) -> Attend:
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
         value, key = next(projection), layout.rope.apply(next(projection))
-        rotation = Rotation(key, value, lengths, transport)
+        rotation = Rotation(key, value, lengths, transport)  # sends them while queries are projected
         query = layout.rope.apply(next(projection))
         (attended,) = yield from rotation.attend([query], [slice(None)])
         return attended

@@ -32,8 +32,8 @@ class Rotation:
     def _pass_on(self, message: Tensor, turn: int) -> Transfer | None:
         """Begin to send keys and values to the next rank of the ring, and to receive the previous rank's.
 
-        turn: number of this pass, from 1. Pass t brings the keys and values of the rank t places before this
-        one. Returns None if all ranks have had all keys and values.
+        turn: number of this pass, from 1. Pass number t brings the keys and values of the rank that is t
+        places before this one in the ring. Returns None if every rank has had the keys and values of all.
         """
         rank, num_ranks = self._transport.rank, self._transport.num_ranks
         if turn == num_ranks:
@@ -58,6 +58,7 @@ class Rotation:
         keys and values are on their way.
         """
         merges = [Merge() for _ in queries]
+        # First this rank's own keys, with those of replicated tokens, which are thus counted once.
         key, value = self._key, self._value
         for turn in range(1, self._transport.num_ranks + 1):
             for merge, query, part in zip(merges, queries, heads, strict=True):
@@ -65,6 +66,7 @@ class Rotation:
                     merge.add(*sdpa_with_lse(query, key[:, :, part], value[:, :, part]))
             if self._arriving is not None:
                 yield self._arriving
+                # Pass the message on before computing with it, so that it travels meanwhile.
                 message = self._arriving.wait()[(self._transport.rank - 1) % self._transport.num_ranks]
                 self._arriving = self._pass_on(message, turn + 1)
                 key, value = (x.view(self._block_shape(turn)) for x in message.chunk(2))

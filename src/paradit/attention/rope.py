@@ -17,7 +17,7 @@ class Rope:
     cos: Tensor
     """Cosines of the angles, [1, S, 1, D], the same for both channels of a pair."""
     sin: Tensor
-    """Sines of the angles, [1, S, 1, D], negated for the first channel of a pair."""
+    """Sines of the angles, [1, S, 1, D], negated for the first of the two channels of a pair."""
 
     def apply(self, x: Tensor) -> Tensor:
         """Return x [B, S, H, D], rotated, in its own dtype; computed in the dtype of `cos` and `sin`."""

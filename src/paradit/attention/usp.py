@@ -25,6 +25,7 @@ def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares],
     """
     rank, num_ranks = sharers.transport.rank, sharers.transport.num_ranks
     groups = decode(Grid, choice.options).groups(num_ranks)
+    # The i-th ranks of all groups work on the same heads, so they form a ring.
     within = sharers.among(groups)
     ring = sharers.among(list(zip(*groups, strict=True)))
     (mine,) = [number for number, group in enumerate(groups) if rank in group]
@@ -59,6 +60,7 @@ def usp(exchange: UlyssesExchange, lengths: Sequence[int], transport: Transport)
         key, query = rope.apply(next(projection)), rope.apply(next(projection))
         coming.append(start([send(chunk.heads, key), send(chunk.queries, query)]))
         yield from coming
+        # Values came in one exchange, keys and queries in the other.
         (values,), (keys,), queries = (tensors for arrival in coming for tensors in arrival.wait())
 
         first = chunk.new_heads.first_head

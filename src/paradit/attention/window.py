@@ -68,8 +68,8 @@ def windowed_over(
 
     A rank reads and caches keys and values of the heads that it works on, so no cached ones travel: keys
     cross the exchange before RoPE and are rotated on arrival. exchange: exchange in one chunk, with whole
-    heads. rope: rotations of all tokens that are computed, except the replicated ones. `timing.window`
-    simulates it for the planner.
+    heads. rope: rotations of all tokens that are computed, except the replicated ones.
+    `attention.timing.windows` simulates it for the planner.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
@@ -81,6 +81,7 @@ def windowed_over(
         arrivals.append(start([send(chunk.queries, mine.apply(next(projection)))]))
         yield from arrivals
         ((all_values,),), ((all_keys,),), (queries,) = (arrival.wait() for arrival in arrivals)
+        # Keys have arrived from all ranks, so they need the rotations of all tokens, replicated ones last.
         num_tokens = len(mine.positions)
         whole = rope.followed_by(mine.shard(num_tokens - layout.num_replicated, num_tokens))
         keys, values = _take(site, all_keys, all_values, neighbours, keep, rope=whole)
@@ -105,6 +106,7 @@ def _take(
 
     Stores the keys and values that `keep` asks for.
     """
+    # Read before anything is stored: a cache may be both read and overwritten.
     read = [(neighbour.rope, *neighbour.features[site.key]) for neighbour in neighbours]
     for kept in keep:
         part = slice(kept.start, kept.stop)

@@ -56,6 +56,7 @@ class PipeSP(Form):
         elif asked.ranks == 1:
             numbers = [CHUNKS_BY_ITSELF]
         else:
+            # Whole (which is Ulysses), in halves, or each head by itself.
             numbers = sorted({1, 2, heads})
         return [Choice(self.name, Values(chunks=number)) for number in numbers]
 

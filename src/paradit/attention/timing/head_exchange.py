@@ -11,12 +11,12 @@ from paradit.planner.step import Branch, Exchange, Layer
 
 
 def layer(branch: Branch, choice: Choice) -> Layer:
-    """Return the planner's simulation of a transformer layer with Ulysses or PipeSP (`attention.chunked`)."""
+    """Return the planner's simulation of a transformer layer with Ulysses or PipeSP attention."""
     return chunked_layer(branch, choice.parts, interleaved=choice.interleave)
 
 
 def paper_layer(branch: Branch, choice: Choice) -> Layer:  # noqa: ARG001
-    """Return the planner's simulation of a layer with the PipeSP paper's attention (`pipesp_paper`)."""
+    """Return the planner's simulation of a layer with attention as in the PipeSP paper (`pipesp_paper`)."""
     return all_in_first(branch, branch.shares.most_heads)
 
 
@@ -78,7 +78,8 @@ def _beside(
 def all_in_first(branch: Branch, count: int, *, whole_heads: bool = False) -> Layer:
     """Return the planner's simulation of a layer that computes attention once all data have arrived.
 
-    count: number of chunks in which the results leave. whole_heads: as for `chunk_boxes`.
+    count: number of chunks in which the results leave. whole_heads: whether each rank receives an equal part
+    of the heads, even those that its query rows do not need.
     """
     (whole,) = chunk_boxes(branch.shares, 1, whole_heads=whole_heads)
     coming = incoming(branch, whole)

@@ -57,7 +57,7 @@ class RotationTiming:
 
     @cached_property
     def _inside(self) -> list[tuple[Message, Message, Message]]:
-        """Messages within each Ulysses group, in this order: values, keys with queries, results."""
+        """Messages of each Ulysses group: one with values, one with keys and queries, one with results."""
         return [
             self._exchange(group, length) for group, length in zip(self.groups, self._lengths, strict=True)
         ]
@@ -83,13 +83,14 @@ class RotationTiming:
 
     @cached_property
     def _turns(self) -> list[list[Message]]:
-        """Messages that pass keys and values around the ring, by [rank within its Ulysses group][pass]."""
+        """Messages that pass keys and values around the ring: [index of a rank in its Ulysses group][pass]."""
         return [[self._turn(index, turn) for turn in range(self.degree - 1)] for index in range(self.size)]
 
     def _turn(self, index: int, turn: int) -> Message:
         degree = self.degree
         sent = [[0.0] * degree for _ in range(degree)]
         for group in range(degree):
+            # In pass t a rank sends on what came to it in pass t - 1, at first its own.
             owner = (group - turn) % degree
             sent[group][(group + 1) % degree] = 2 * self.branch.row_bytes * self._lengths[owner] * self._heads
         ranks = [self.branch.ranks[group[index]] for group in self.groups]
@@ -127,8 +128,10 @@ class RotationTiming:
             coming = self._turns[index][turn] if turn + 1 < self.degree else None
             if coming is not None:
                 yield Post((key, "turn", index, turn), coming)
+            # In ring attention, queries are projected while the first keys travel.
             if turn == 0 and self.size == 1:
                 yield Compute("project", cost.value)
+            # Replicated tokens, such as text, do not travel; they are attended to with a rank's own keys.
             owner = (group - turn) % self.degree
             part = (self._lengths[owner] + (shares.num_replicated if turn == 0 else 0)) / shares.num_rows
             yield branch.attention(rank, rows * part, coming.seconds if coming is not None else 0.0)
