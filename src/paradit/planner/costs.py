@@ -189,4 +189,5 @@ def decode_seconds(
         return vae.decode_flops(*size) / rate
     sizes = [(tile.rows.size, tile.columns.size) for tile in grid.tiles]
     flops = {one: vae.decode_flops(frames, scale * one[0], scale * one[1]) for one in set(sizes)}
+    # The rank with the most work decides.
     return max(sum(flops[sizes[number]] for number in hand) for hand in grid.dealt(ranks)) / rate

@@ -106,6 +106,7 @@ def compared(plans: Plans, goal: str) -> Iterator[tuple[Switch, Simulated]]:
     best = plans.best[0].simulated
     fitting = [plan.simulated for plan in plans.tried if plan.fits]
     for switch in SWITCHES:
+        # Plans may differ in a setting and yet read alike, such as in how many ranks only decode.
         others = [
             one
             for one in fitting

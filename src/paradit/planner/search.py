@@ -1,4 +1,4 @@
-"""Search for the best execution plan: simulate possible ways of using a cluster, and sort them by a goal."""
+"""Search for the best execution plan: simulate possible plans for a cluster, and sort them by a goal."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class Exchange:
     def wait(self, rank: int, key: Hashable) -> Iterator[Step]:
         """Yield the steps in which the branch's rank number `rank` waits for all its data of the exchange."""
         for number, post in enumerate(self._of(rank, key)):
-            yield Wait(post.key, same_turn=number > 0)
+            yield Wait(post.key, same_turn=number > 0)  # the program that is simulated waits once for all
 
 
 Layer = Callable[[int, Hashable], Iterator[Step]]

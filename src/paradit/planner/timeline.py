@@ -43,6 +43,7 @@ def simulated_spans(
     numbered = {f"rank {place}": of for place, of in enumerate(ranks)}
     for category, uses in ((computing, simulation.uses), (waiting, simulation.waits)):
         for use in uses:
+            # Uses of no duration only mark a moment; those of links belong to no rank.
             for rank in numbered.get(use.resource, ()) if use.end > use.begin else ():
                 yield rank, span_of(use.name, category, start + use.begin, start + use.end)
     for sent in simulation.sent:

@@ -298,6 +298,7 @@ def _read_machine(path: Path) -> Cluster:
         found = decode(_MachineFile, content)
         if "this" not in found.devices:
             raise InputError("there is no table [devices.this]")
+        # In a machine file the links have fixed names, so its device need not name them.
         pair = {"pair": "pair"} if "pair" in found.links else {}
         tables = {**_table("devices"), "this": {"link": "within", **pair, **found.devices["this"]}}
         return _cluster("this", tables, {**_table("links"), **found.links}, found.ranks, found.machines)

@@ -39,6 +39,7 @@ def read_gpus(text: str, devices: Mapping[str, Mapping[str, Any]]) -> tuple[int,
         if not 1 <= machines * number <= MAX_RANKS:
             raise InputError(f"gpus must be 1 to {MAX_RANKS} in all, got {shown(text)}")
         return machines, number, key
+    # A number that is too large to be a count, such as 4090, belongs to the name.
     name = next(name for machines, number, name in readings if machines * number <= MAX_RANKS)
     raise InputError(_unknown(name, devices))
 
