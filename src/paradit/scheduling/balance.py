@@ -234,12 +234,12 @@ class Choice:
     seconds: dict[str, float]
     """Simulated seconds until all videos are finished, by name of each placement that was compared."""
     reason: str
-    """One line for people: the chosen placement, its time, and the best time of each other kind."""
+    """Text of one line for people: the chosen placement, its time, and the best time of each other kind."""
     form: str = ""
-    """One line for people on the chosen attention form (such as Ulysses or ring), with the times of others;
-    empty if no other could be chosen."""
+    """Text of one line for people that names the chosen attention form (such as Ulysses or ring), and the
+    times of others; empty if no other could be chosen."""
     why: tuple[str, ...] = ()
-    """Lines for people on the other chosen settings, and what times other values would take."""
+    """Lines of text for people on other chosen settings, and how long other values would take."""
 
 
 def choose(
@@ -251,7 +251,7 @@ def choose(
 ) -> Choice:
     """Choose the candidate placement that finishes all requests soonest; in a tie, the simplest.
 
-    Only placements that fit in memory are compared; if none fits, the one that lacks least is chosen.
+    Only placements that fit in memory are compared; if none fits, the one that lacks least memory is chosen.
     spare_bytes: function that returns the bytes that a placement leaves free on the fullest device; it raises
     InputError for a placement that is not valid.
     """

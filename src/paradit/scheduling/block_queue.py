@@ -1,7 +1,7 @@
 """DualParal's block queue: which frame block takes which denoising step, in which order, and what it reads.
 
-A video of any length is cut into frame blocks (arXiv 2505.21070). In every round one block of noise joins the
-queue at its tail, every block in the queue takes one denoising step, noisiest first, and the block at the
+A video of any length is divided into frame blocks (arXiv 2505.21070). In every round one block of noise joins
+the queue at its tail, every block in the queue takes one denoising step, noisiest first, and the block at the
 head leaves once it has taken all steps. So block b takes step s in round b + s, and neighbours are one step
 apart. Which block reads what, at which noise level, depends on the round alone, never on timing.
 """
@@ -131,9 +131,9 @@ class BlockQueue:
 
     @property
     def window_frames(self) -> int:
-        """Number of latent frames in the longest window, which is also its number of temporal positions.
+        """Largest number of latent frames in a window: a frame block, and what it reads from its neighbours.
 
-        A window is a frame block, and what it reads from its neighbours.
+        RoPE positions are counted within a window, so this is also the number of positions in time.
         """
         frames = self.block_frames + 2 * self.context_frames
         return frames if self.num_frames is None else min(frames, self.num_frames)
@@ -171,7 +171,7 @@ class BlockQueue:
         return range(max(0, round - self.num_steps + 1), newest + 1)
 
     def steps(self, first_round: int = 0) -> Iterator[BlockStep]:
-        """Yield all steps of all frame blocks in the order of the queue, from round `first_round` on."""
+        """Yield all steps of all frame blocks in the queue's order, from round (pass) `first_round` on."""
         for round in self.rounds(first_round):
             for block in reversed(self.active(round)):  # the noisiest first
                 yield self._step(round, block)

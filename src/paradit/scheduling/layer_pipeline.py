@@ -18,11 +18,11 @@ from paradit.config.errors import InputError
 from paradit.scheduling.block_queue import BlockQueue, BlockStep
 
 WELL_USED = 0.7
-"""Smallest fraction of the time for which layer slices should be busy. If that many slices would be busy for
-less, fewer are used, and several ranks share the tokens of each, which takes an exchange in every layer."""
+"""Smallest fraction of the time for which layer slices should be busy. If more slices would be less busy than
+this, fewer are used. Then several ranks share the tokens of a slice, with an exchange in every layer."""
 MANY_BLOCKS = 64
-"""Number of frame blocks with which a pipeline is simulated to estimate how busy it is, if the video has
-more."""
+"""Largest number of frame blocks that are simulated to estimate how busy a pipeline is. Longer videos are
+simulated as if they had this many."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,9 @@ def program(
 ) -> Iterator[Operation]:
     """Yield the operations of a pipeline rank, in order, from round `first_round` on.
 
-    Only rank 0 collects predictions. All earlier rounds must be finished. goes_on: function that returns
-    whether a round is to be computed; it is called when the round is reached.
+    A round is one pass over the block queue; all earlier rounds must be finished. Only rank 0 collects
+    predictions. goes_on: function that returns whether to compute a round; it is called when that round
+    begins.
     """
     steps = takewhile(lambda step: goes_on(step.round), queue.steps(first_round))
     if rank > 0:
