@@ -2,8 +2,8 @@
 
 DeepSpeed-Ulysses (arXiv 2309.14509) divides whole heads and equal sequences. Here a rank computes any
 contiguous range of (head, query row) pairs, its share of the work (`Shares`). If two ranks divide a head
-between them by query rows, the keys and values of that head go to both. The work may also be cut into chunks
-that travel separately (PipeSP, arXiv 2511.12056).
+between them by query rows, the keys and values of that head go to both. The work may also be divided into
+chunks that travel separately (PipeSP, arXiv 2511.12056).
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ NAMED = 8
 
 
 class Joining:
-    """One rank's attempt to join a process group, which keeps track of the ranks that are still missing."""
+    """Process of joining a process group as one rank; keeps track of the ranks that are still missing."""
 
     def __init__(
         self, rank: int, size: int, meet: Path | Launched, device: torch.device, limit: timedelta

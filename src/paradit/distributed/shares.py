@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 ROW_MULTIPLE = 4
-"""Number of rows, to a multiple of which the ends of token ranges, and of chunks within a head, are rounded.
+"""Number of rows. The ends of token ranges, and of chunks within a head, are rounded to multiples of it.
 
 A CPU may compute very few rows of a head with other instructions, which round differently. Shares of work may
 end at any row: for them `attention.local_attention.some_rows` prevents this.

@@ -79,7 +79,7 @@ class Transport:
         received = sum(incoming[rank].nbytes for rank in others)
         self.bytes_sent += sent
         self.bytes_received += received
-        if self.num_ranks == 1:
+        if self.num_ranks == 1:  # there may be no process group
             return Transfer([], incoming, [])
         traced = begin("messages", MESSAGE, sent=sent, received=received) if sent or received else None
         if self._by_messages or dist.get_backend(self._group) == "gloo":

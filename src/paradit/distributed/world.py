@@ -120,7 +120,7 @@ class World:
         return work
 
     def way_back(self) -> World:
-        """Return a world of the same ranks whose messages do not wait behind those of this world.
+        """Return a world of the same ranks whose messages do not queue behind those of this world.
 
         NCCL runs the messages between two ranks in order, in both directions: a receive that is posted ahead
         would hold up what is sent after it. Every rank must call it. Returns this world itself on CPUs.
