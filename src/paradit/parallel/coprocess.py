@@ -108,9 +108,10 @@ class _Member:
     """A rank that takes part in co-processed attention: one that denoises, or a decode rank that may help."""
 
     def __init__(self, union: World, num_ranks: int, kernel: Kernel, choices: Sequence[Choice]) -> None:
-        """Set up every choice of attention on the ranks of `union`: those that denoise, then the helpers.
+        """Set up each of `choices` on the ranks of `union`: those that denoise, then the helpers.
 
-        num_ranks: number of ranks that denoise. choices: choices of attention, the same on all ranks.
+        num_ranks: number of ranks that denoise. choices: attention forms with their options, the same on all
+        ranks.
         """
         self._world, self._num_ranks = union, num_ranks
         self._num_helpers = union.size - num_ranks
@@ -164,10 +165,11 @@ class Helped(_Member):
         *,
         plan: Plan | None = None,
     ) -> None:
-        """Set up every choice of attention on the ranks of `union`; on the first rank, also links to helpers.
+        """Set up each of `choices` on the ranks of `union`, and on the first rank also links to helpers.
 
         denoisers: the ranks that denoise. union: these ranks and the helpers (decode ranks), with a process
-        group of its own. plan: function that decides in place of measurements and comparison, for tests.
+        group of its own. choices: attention forms with their options. plan: function that decides in place of
+        measurements and comparison, for tests.
         """
         super().__init__(union, denoisers.size, kernel, choices)
         self._denoisers, self._leads = denoisers.transport(), denoisers.rank == 0
@@ -195,7 +197,7 @@ class Helped(_Member):
         return self._sites[keys]
 
     def begin(self, step: Message) -> Attend | None:
-        """Agree on the decode ranks that help in a step; return its attention with them, None without help.
+        """Agree which decode ranks help in a step; return the attention that they take part in, or None.
 
         Every rank that denoises calls it. step: the message for this step, without its `kind` and `work`.
         """
@@ -207,7 +209,7 @@ class Helped(_Member):
             if self._agreed.kind != MEASURE:
                 break
             self._take_measures(step)
-        self._began = now(self._world.device)
+        self._began = now(self._world.device)  # measurements do not count as part of the step
         return self.attend(self._agreed) if self._agreed.kind == HELP else None
 
     def end(self) -> None:
@@ -328,7 +330,7 @@ class Helper(_Member):
 
     @torch.no_grad()
     def _help(self, agreed: Message) -> None:
-        """Compute this decode rank's share of a step's attention, in turns if forwards are interleaved."""
+        """Compute this decode rank's share of a step's attention; interleaved forwards take turns."""
         works = helping(agreed, self._sites(agreed.sites), self.attend(agreed), self._world.device)
         run_interleaved(works, agreed.lag)
 
@@ -351,7 +353,7 @@ class _NoTokens(Tokens):
 class _Hollow(Block[_NoTokens]):
     """Transformer block reduced to its attention, for a decode rank that helps and has no weights.
 
-    Its site has no denoising step, because the decode rank does not know it.
+    The decode rank does not know the denoising step, so the attention's `Site` lacks it.
     """
 
     def __init__(self, site: Site, nothing: Tensor) -> None:
@@ -371,6 +373,7 @@ def helping(
 
     They run only the attentions of the forwards. agreed: the message about the step. sites: the attentions.
     """
+    # A helper has no tokens of its own: all that it computes comes from other ranks, and goes back to them.
     shape = agreed.batch, 0, agreed.num_heads, agreed.head_dim
     nothing = torch.empty(shape, dtype=DTYPES[agreed.dtype], device=device)
     none = nothing.new_empty(1, 0, 1, agreed.head_dim)

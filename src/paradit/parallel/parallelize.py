@@ -133,4 +133,5 @@ class _Forward:
 
 
 def _bytes(*tensors: Tensor | None) -> bytes:
+    # As fp32, because NumPy has no bfloat16.
     return b"".join(tensor.float().cpu().numpy().tobytes() for tensor in tensors if tensor is not None)

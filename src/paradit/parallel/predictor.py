@@ -1,7 +1,7 @@
 """Predictors of a transformer's output for the prompt and, with guidance, the negative prompt.
 
-It has their interface, and the one that runs in a single process. The one that several ranks form together is
-in `parallel.sequence_parallel`.
+This module has their interface, and the predictor for a single process. That for several ranks is in
+`parallel.sequence_parallel`.
 """
 
 from __future__ import annotations

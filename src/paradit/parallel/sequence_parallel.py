@@ -76,9 +76,9 @@ class SequenceParallel:
         helped: Helped | None = None,
         choose: Choose | None = None,
     ) -> None:
-        """Set up every choice of attention on the ranks of the mesh.
+        """Set up each of `choices` on the ranks of the mesh.
 
-        choices: forms of attention, with options, that may be used. helped: this rank's side of
+        choices: attention forms, with options, that may be used. helped: this rank's side of
         co-processing, made with the same choices; None: no decode ranks help. choose: function that chooses
         among several, once for each number of tokens and of guidance branches. Raises ValueError if there are
         several choices and no `choose`.
@@ -109,8 +109,8 @@ class SequenceParallel:
     def agree_all(self, values: Mapping[str, bytes], advice: Mapping[str, str] | None = None) -> None:
         """Raise RuntimeError, naming the ranks and the value, if `values` differ between processes.
 
-        values: the bytes to compare, by the name of what they stand for. advice: text to add to the error, by
-        such a name. Sends one message, however many values there are.
+        values: the bytes to compare, by a name for the error. advice: text to add to the error if the value
+        of that name differs. Sends one message, however many values there are.
         """
         # Digests of fixed size travel instead of the values, which may be large.
         mine = b"".join(hashlib.sha256(value).digest() for value in values.values())
