@@ -62,7 +62,7 @@ Values can be sent to other ranks before keys and queries are taken from it.
 
 
 class Wait(Protocol):
-    """An operation under way that can be waited for, such as a collective's `torch.distributed.Work`."""
+    """Operation under way that can be waited for, such as a collective's `torch.distributed.Work`."""
 
     def wait(self) -> object:
         """Block until the operation is done."""

@@ -21,7 +21,7 @@ from paradit.distributed.shares import Shares
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:
-    """Return a function that builds Ulysses or PipeSP attention for given shares of tokens and work."""
+    """Return a function that takes ranks' shares (`Shares`) and returns Ulysses or PipeSP attention."""
     return lambda shares: chunked(UlyssesExchange(shares, sharers.transport, choice.parts), kernel)
 
 

@@ -16,7 +16,7 @@ Join: TypeAlias = Callable[[Sharers, Choice, Kernel], Callable[[Shares], Attend]
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:
-    """Return a function that builds this rank's attention for given shares of tokens and work.
+    """Return a function that takes ranks' shares of tokens and work, and returns this rank's attention.
 
     All ranks of `sharers` call it together, once, because it may create process groups. If a form allows
     helpers, which hold no tokens, they also call it, as the last of these ranks. kernel: function that

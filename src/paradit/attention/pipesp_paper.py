@@ -16,7 +16,7 @@ from paradit.distributed.shares import Box, Shares
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
-    """Return a function that builds attention as in PipeSP's paper for given shares of tokens and work."""
+    """Return a function that takes ranks' shares (`Shares`) and returns attention as in PipeSP's paper."""
 
     def build(shares: Shares) -> Attend:
         by_head = UlyssesExchange(shares, sharers.transport, shares.most_heads)
@@ -52,10 +52,10 @@ def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Ke
 
 
 def _rows(chunk: Chunk, queries: list[Tensor], part: Box) -> Tensor:
-    """Return the queries of one rectangle (tokens x heads), cut from the tensors of a chunk's larger boxes.
+    """Return the queries of one rectangle (tokens x heads): a slice of one of a chunk's tensors of queries.
 
-    queries: one tensor for each of the chunk's boxes. part: the rectangle. Raises ValueError if it lies
-    within none of the boxes.
+    queries: one tensor for each of the chunk's boxes, which are rectangles too. part: the rectangle wanted.
+    Raises ValueError if it lies within none of the boxes.
     """
     for block, query in zip(chunk.work, queries, strict=True):
         if block.intersect(part) == part:

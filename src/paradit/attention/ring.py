@@ -15,7 +15,7 @@ from paradit.distributed.transport import Transport
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
-    """Return a function that builds ring attention for given shares of tokens and work."""
+    """Return a function that takes ranks' shares of tokens (`Shares`) and returns ring attention."""
     return lambda shares: ring(shares.tokens, sharers.transport)
 
 

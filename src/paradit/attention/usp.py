@@ -19,7 +19,7 @@ from paradit.distributed.transport import Transport
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
-    """Return a function that builds USP attention for given shares of tokens and work.
+    """Return a function that takes ranks' shares of tokens (`Shares`) and returns USP attention.
 
     Divides the ranks into Ulysses groups and rings.
     """
@@ -32,6 +32,7 @@ def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares],
 
     def build(shares: Shares) -> Attend:
         tokens = [tuple(shares.tokens[rank] for rank in group) for group in groups]
+        # Whatever tokens each of its ranks holds, a group divides the rows of all of them equally.
         rows = sum(tokens[mine]) + shares.num_replicated
         own = Shares(
             num_heads=shares.num_heads,

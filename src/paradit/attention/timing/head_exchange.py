@@ -1,4 +1,4 @@
-"""Simulation, for the planner, of attention whose heads travel between ranks: Ulysses and both PipeSPs."""
+"""Simulation, for the planner, of attention whose heads travel between ranks: Ulysses and forms of PipeSP."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def all_in_first(branch: Branch, count: int, *, whole_heads: bool = False) -> La
         for index, message in enumerate(coming):
             yield Compute("project", branch.costs[rank].value)
             yield Post((key, "in", index), message)
-        for index in range(3):
+        for index in range(3):  # values, keys and queries
             yield Wait((key, "in", index))
         for index, chunk in enumerate(chunks):
             beside = results[index - 1].seconds if index else 0.0

@@ -83,7 +83,7 @@ class RotationTiming:
 
     @cached_property
     def _turns(self) -> list[list[Message]]:
-        """Messages that pass keys and values around the ring: [index of a rank in its Ulysses group][pass]."""
+        """Messages that pass keys and values around the ring: [index of rank in its Ulysses group][pass]."""
         return [[self._turn(index, turn) for turn in range(self.degree - 1)] for index in range(self.size)]
 
     def _turn(self, index: int, turn: int) -> Message:
