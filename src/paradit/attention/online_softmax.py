@@ -40,7 +40,7 @@ class Merge:
         if self._out is None or self._lse is None:
             self._out, self._lse = out.float(), lse
             return
-        # Weights are differences of logarithms, at most 1, so that no exponential overflows.
+        # Neither logarithm exceeds that of the sum, so no exponential overflows.
         both = torch.logaddexp(self._lse, lse)
         self._out = self._out * (self._lse - both).exp()[..., None] + out * (lse - both).exp()[..., None]
         self._lse = both

@@ -156,7 +156,7 @@ def fit_device(measured: Sequence[Measured], copies: Copies, source: str) -> Dev
         memory=copies.memory,
         multiprocessors=1.0,
         message_multiprocessors=0.0,
-        # The smallest block computes so little that launching its kernels takes most of its time.
+        # The smallest block computes so little that all its time is taken to be spent on launching kernels.
         launch=min(one.seconds for one in kinds[Block]) / KERNELS,
         ahead=copies.ahead,
         narrow=0.0,
