@@ -1,9 +1,9 @@
 """Denoising of a long video on one rank of a layer pipeline, one frame block at a time (DualParal).
 
-After arXiv 2505.21070. `scheduling` decides when each frame block takes each step and which neighbouring
-frames it reads; this module carries that out. Approximate: a frame sees its block and some neighbouring
-frames, at other noise levels, not the whole video. The results depend neither on the number of ranks nor on
-the timing of messages.
+The method is from arXiv 2505.21070. `scheduling` decides when each frame block takes each denoising step, and
+which frames of its neighbours it reads; this module carries that out. The method is approximate: a frame
+attends to its own block and to some neighbouring frames, at other noise levels, not to the whole video. The
+results depend neither on the number of ranks nor on the timing of messages.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Save = Callable[[QueueState], object]
 
 
 class BlockPipeline:
-    """Denoising of one long video on one rank of a layer pipeline, or on the only process.
+    """Denoising of one long video on one rank of a layer pipeline, or in a single process.
 
     All ranks create one for each video, with the same arguments except `share` and `state`.
     """
@@ -68,7 +68,7 @@ class BlockPipeline:
         other unless they have ranks of their own. size: (h, w) of the latents. guidance_scales: one for each
         of the model's experts. later: prompts that replace the first one, each with the first frame block,
         counted from 0, that uses it. share: this rank's part in the pipeline, as `divide_layers` returned it;
-        None for one process. state: a state that `save` was called with, to resume from. wanted: function
+        None for one process. state: a state that `save` received earlier, to resume from. wanted: function
         that returns whether the rest of the video is still wanted; called on the first rank, in every round
         and after every frame block.
         """
@@ -90,13 +90,14 @@ class BlockPipeline:
         ]
         self._queue = replace(queue, expert_steps=tuple(changes))
         self._contexts: dict[tuple[int, int], TextContext] = {}
-        """Prompts as the transformer blocks read them, by (expert's index, `id` of the encoded prompt)."""
+        """Encoded prompts, converted for the transformer blocks, by (index of the expert transformer, Python
+        `id` of the encoded prompt)."""
         self._windows: dict[tuple[int, Context, Context], Window] = {}
         self._first_round = state.round if state else 0
 
         self._right: list[Features] = [{} for _ in prompts]
-        """Cached keys and values of the first frames of the frame block that stepped last, by guidance
-        branch. The block to its left, which steps next, reads them."""
+        """Cached keys and values of the first frames of the frame block whose step was computed last, by
+        guidance branch. The block to its left, whose step comes next, reads them."""
         self._left: dict[tuple[int, int], Features] = {}
         """Cached keys and values of each frame block's last frames after its latest step, by (frame block,
         guidance branch). The block to its right reads them."""
@@ -119,7 +120,8 @@ class BlockPipeline:
         Every rank iterates over this; ranks except the first yield nothing. save: function called with this
         rank's state every `save_every` rounds of the block queue. Steps of frame blocks are reported as stage
         "denoise". Raises FloatingPointError if a frame block's latents become non-finite (inf or NaN), and
-        Unwanted if the rest is no longer wanted: on all ranks except those that have finished already.
+        Unwanted if the rest is no longer wanted. Both are raised on all ranks, except on those that have
+        already finished.
         """
         steps_done = sum(len(self._queue.active(round)) for round in range(self._first_round))
         features: deque[dict[tuple[int, int], Features]] = deque()
@@ -259,7 +261,9 @@ class BlockPipeline:
         return self._windows[key]
 
     def _contexts_of(self, expert: int, block: int) -> list[TextContext]:
-        """Return a frame block's prompts as the transformer reads them, for this rank's guidance branches."""
+        """Return a frame block's encoded prompts for this rank's guidance branches, as the transformer reads
+        them.
+        """
         texts = list(self._prompts)
         for first, text in self._later:
             texts[0] = text if first <= block else texts[0]
@@ -276,7 +280,10 @@ class BlockPipeline:
         return (1, self._model.spec.vae.z_dim, frames, *self._size)
 
     def _steps(self) -> Iterator[BlockStep]:
-        """Yield the steps of all frame blocks, in the order of their messages, until the video ends."""
+        """Yield the denoising steps of all frame blocks, in the order in which ranks exchange their messages.
+
+        Ends with the video, also if the video ends early.
+        """
         steps = self._queue.steps(self._first_round)
         return takewhile(lambda step: self._early_stop.goes_on(step.round), steps)
 

@@ -1,4 +1,4 @@
-"""Base classes for samplers of long videos, which save their state after rounds and can resume from it.
+"""Base classes for samplers of long videos, which save their state after each round and can resume from it.
 
 In a round, every frame block in the queue takes one denoising step.
 """
@@ -38,8 +38,8 @@ class Begun:
     """Number of the next round, in which every frame block in the queue takes one step; the same on all
     ranks."""
     save: Callable[[QueueState], bool] | None
-    """Function that the first rank calls after every round, and that returns whether to continue; None on
-    other ranks."""
+    """Function that the first rank calls with the state after every round, to save a checkpoint if one is
+    due. It returns whether denoising continues. None on other ranks."""
 
 
 class BlockSampler(Sampler):
@@ -102,7 +102,7 @@ class BlockSampler(Sampler):
 
     @abstractmethod
     def finished(self, queue: BlockQueue, round: int) -> int:
-        """Return the number of frame blocks that are fully denoised when this round of the queue begins."""
+        """Return the number of frame blocks that are fully denoised when round `round` begins."""
 
     @abstractmethod
     def fresh(self, begun: Begun) -> Iterator[Tensor]:
@@ -110,7 +110,10 @@ class BlockSampler(Sampler):
 
 
 class PredictorSampler(BlockSampler):
-    """Sampler of a long video whose ranks share every window's tokens; all ranks get all frame blocks."""
+    """Sampler that makes a long video window by window: a frame block with the frames beside it.
+
+    All ranks share the tokens of each window, and all of them get every frame block.
+    """
 
     def __init__(
         self, blocks: Callable[..., Iterator[Tensor]], finished: Callable[[BlockQueue, int], int]

@@ -23,7 +23,10 @@ from paradit.parallel.predictor import Predictor
 from paradit.sampling.solver_state import as_tensor
 
 HeadFeatures = dict[tuple[int, str, int], tuple[Tensor, Tensor]]
-"""Cached keys (before RoPE) and values, [B, S, D] each, by (layer, name of the attention in it, head)."""
+"""Type of a cache of keys (before RoPE) and values, [B, S, D] each.
+
+The cache is indexed by (layer, name of the attention in the layer, head).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +57,15 @@ class QueueState:
     round: int
     """Number of the next round, in which every frame block in the queue takes one step."""
     blocks: dict[int, BlockState] = field(default_factory=dict)
-    """States of the frame blocks in the queue, by number, and of the last one that left it.
+    """States of the frame blocks in the queue, by number, and of the last block that left the queue.
 
     The block that left is still read by its neighbour.
     """
     left_features: dict[tuple[int, int], HeadFeatures] = field(default_factory=dict)
     """Cached keys and values of frame blocks' last frames, by (frame block, guidance branch).
 
-    Right neighbours read them. They cover this rank's layers and heads, and are saved because they cannot be
-    computed again. Empty unless left context is read from a cache.
+    Each block's right neighbour reads them. They cover this rank's layers and heads, and are saved because
+    they cannot be computed again. Empty if the left neighbours' keys and values are not read from a cache.
     """
 
     def to_bytes(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Tokens of a frame block and its context in one step, and their division among the ranks that share them.
+"""Tokens of a frame block and of its context in one denoising step, and their division among ranks.
 
 The context of a frame block is the neighbouring frames that it attends to.
 """
@@ -59,11 +59,11 @@ class Window:
         )
         """Layout (positions and rotations) of the tokens that are computed, not read from a cache."""
         self.left = whole.shard(0, start)
-        """RoPE rotations of the tokens before the computed ones, whose keys and values are read from a cache.
-        """
+        """RoPE rotations of the left context's tokens if their keys and values are read from a cache; empty
+        if they are computed."""
         self.right = whole.shard(start + count, len(whole.positions))
-        """RoPE rotations of the tokens after the computed ones, whose keys and values are read from a cache.
-        """
+        """RoPE rotations of the right context's tokens if their keys and values are read from a cache; empty
+        if they are computed."""
         own = step.left.computed * self.tokens
         self.own = range(own, own + step.frames * self.tokens)
         """Range of the frame block's own tokens, without context, among the tokens that are computed."""
@@ -86,11 +86,15 @@ class Window:
         return replace(self.layout, rope=self.layout.rope.shard(self.mine.start, self.mine.stop))
 
     def mine_of(self, timestep: Tensor) -> Tensor:
-        """Return the timesteps of this rank's tokens: columns of a tensor [B, S], or all of a tensor [B]."""
+        """Return the part of a timestep tensor that belongs to this rank's tokens.
+
+        This is some columns of a tensor [B, S], with one timestep for each token. A tensor [B] is returned
+        unchanged.
+        """
         return timestep[:, self.mine.start : self.mine.stop] if timestep.ndim == 2 else timestep
 
     def own_of(self, place: int) -> range:
-        """Return the range of the frame block's own tokens, without context, that one rank holds.
+        """Return the range of the frame block's own tokens, without context, that one of the ranks holds.
 
         The range may be empty. place: the rank's index among those that share the tokens.
         """

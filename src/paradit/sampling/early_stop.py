@@ -1,8 +1,9 @@
 """Agreement by which all ranks of a layer pipeline end a video early, before the same round.
 
-The first rank publishes the number of that round in the store. The round lies so far ahead that no rank has
-to wait for the number: a rank that reaches the round, or posts receives for it, has already received messages
-sent after it was published. So no message is left over.
+The first rank publishes the number of that round in the processes' key-value store. The round lies so far
+ahead that no rank has to wait for its number: a rank that reaches the round, or posts receives for it, has
+already received messages that were sent after the number was published. So every message that is sent is also
+received.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from paradit.distributed.world import World
 from paradit.scheduling.block_queue import BlockQueue
 
 STEPS_AHEAD = 3
-"""Largest number of steps, each of one frame block, for which a rank posts receives in advance."""
+"""Largest number of steps, each of one frame block, for which a rank may have posted receives in advance."""
 UNWANTED = "nobody wants the rest"
 
 
@@ -39,8 +40,8 @@ class EarlyStop:
     def __init__(self, world: World | None, word: str, queue: BlockQueue) -> None:
         """Set up one rank's knowledge of an early end of a video; no early end is known yet.
 
-        world: the ranks of the layer pipeline; None for one process. word: key in the store, unique to this
-        video and the same on all ranks.
+        world: the ranks of the layer pipeline; None for one process. word: key in the processes' key-value
+        store, unique to this video and the same on all ranks.
         """
         self._world, self._key, self._queue = world, word, queue
         self._rounds = math.inf

@@ -56,9 +56,9 @@ def blocks(
 ) -> Iterator[Tensor]:
     """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank.
 
-    Works for models with one expert. state: a state that `save` was called with after a round, to resume
-    from. Steps of frame blocks are reported as stage "denoise". Raises FloatingPointError, on every rank, if
-    latents become non-finite (inf or NaN), and Unwanted if `save` returns False before the end.
+    Works for models with one expert. state: a state that `save` received after a round, to resume from. Steps
+    of frame blocks are reported as stage "denoise". Raises FloatingPointError, on every rank, if latents
+    become non-finite (inf or NaN), and Unwanted if `save` returns False before the end.
     """
     frames = replace(queue, block_frames=1, context_frames=0)
     fresh = model.scheduler(queue.num_steps)

@@ -36,10 +36,11 @@ class LayerShare:
     """Process group in which predictions travel from the last layer slice back to the first rank."""
     grid: PipelineGrid
     sharing: Sharing
-    """Division of tokens among the ranks that have this rank's layers and guidance branch."""
+    """Division of tokens among the ranks that hold the same layers as this rank and compute the same guidance
+    branch."""
     layers: range
     videos: Iterator[int] = field(default_factory=count)
-    """Counter that numbers the videos made in this pipeline; all ranks count alike."""
+    """Counter that numbers the videos made with this pipeline, the same on all ranks."""
 
 
 @torch.no_grad()
@@ -78,9 +79,9 @@ def divide_layers(
 ) -> LayerShare:
     """Divide the layers among the ranks, and return this rank's share; the model keeps only these layers.
 
-    All ranks call it, once per model. costs: costs of the layers; only the first rank's count, so other ranks
-    may pass None. grid: division of the ranks into layer slices; None: one rank for each. Raises InputError
-    if there are more layer slices than layers.
+    All ranks call it, once per model. costs: costs of the layers; only the first rank's are used, so other
+    ranks may pass None. grid: division of the ranks into layer slices; None: every rank is a slice of its
+    own. Raises InputError if there are more layer slices than layers.
     """
     grid = grid or PipelineGrid(world.size)
     num_layers = len(model.experts[0].layers.kinds)

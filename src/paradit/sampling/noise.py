@@ -19,11 +19,11 @@ def initial_noise(shape: Sequence[int], seed: int, device: torch.device) -> Tens
 
 
 def step_generator(seed: int, step: int, part: int | None = None) -> torch.Generator:
-    """Return the CPU random generator for the noise that a scheduler adds in a step, counted from 0.
+    """Return the CPU random generator for the noise that a scheduler adds in one denoising step.
 
-    part: number of the frame block, or of the latent frame, that takes the step by itself; None: the whole
-    video takes it. Each step has its own generator, so no generator state needs to be saved or shared between
-    ranks.
+    step: the step's number, counted from 0. part: number of the frame block, or of the latent frame, that
+    takes the step by itself; None: the whole video takes it. Each step has its own generator, so no generator
+    state needs to be saved or shared between ranks.
     """
     return _generator("step" if part is None else f"step of part {part}", seed, step)
 
@@ -84,8 +84,8 @@ class PooledNoise:
     def frames_of(self, number: int) -> list[int]:
         """Return the indices of the noise frames that a frame block takes from the pool, in order.
 
-        Each block's order follows from the one before, so the orders of all earlier blocks are computed,
-        once.
+        Each block's order follows from the order of the block before, so those of all earlier blocks are
+        computed first.
         """
         if number + 1 < self._next:
             self._next, self._order = 0, list(range(len(self._order)))

@@ -70,7 +70,8 @@ class PipelineLinks:
         if world and not self.is_first:
             self._from_before = Expected(world, rank - grid.slice_ranks, expected.hops(), dtype)
         self._predictions: list[list[Expected | None]] = []
-        """Receivers of predictions, by guidance branch and by the sender's index among token-sharing ranks.
+        """Receivers of predictions, by guidance branch, then by the sender's index among the ranks that share
+        tokens.
 
         None stands for this rank's own prediction.
         """

@@ -86,7 +86,7 @@ class Sampler(ABC):
 
         The first rank gets every block; other ranks may get none. Steps are reported as stage "denoise".
         Raises FloatingPointError if latents become non-finite (inf or NaN), and `Unwanted` if the rest is no
-        longer wanted: on all ranks except those that have finished already.
+        longer wanted. Both are raised on all ranks, except on those that have already finished.
         """
 
 

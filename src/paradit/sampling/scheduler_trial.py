@@ -1,4 +1,4 @@
-"""Trial run of a model's scheduler on a few numbers, before any weights are loaded."""
+"""Trial run of a model's scheduler on tiny latents, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _made(folder: Path, schedule: Schedule, num_steps: int) -> Scheduler:
 
 
 def _run(make: Callable[[], Scheduler], channels: int, between: Callable[[Scheduler], Scheduler]) -> Tensor:
-    """Run all steps on small latents, and return the result.
+    """Run all denoising steps on tiny latents, with a made-up prediction, and return the result.
 
     between: function that replaces the scheduler between two steps.
     """
@@ -77,7 +77,7 @@ def _run(make: Callable[[], Scheduler], channels: int, between: Callable[[Schedu
 
 
 def _put_back(make: Callable[[], Scheduler], scheduler: Scheduler, *, in_blocks: bool) -> Scheduler:
-    """Return a new scheduler, restored to the state of the given one that a checkpoint would hold."""
+    """Return a new scheduler with the state of `scheduler`, saved and read as by a checkpoint."""
     fresh = make()
     if in_blocks:
         buffer = io.BytesIO()

@@ -49,7 +49,8 @@ def resumed(
     latents: Tensor,
     progress: Progress,
 ) -> tuple[int, Tensor]:
-    """Resume from the first process's checkpoint; return how many steps it has, and the latents after them.
+    """Resume from the first process's checkpoint; return the number of steps taken and the latents after
+    them.
 
     Returns 0 and `latents` if there is no checkpoint. Also restores the scheduler. Called on all processes
     that denoise together.
@@ -88,7 +89,8 @@ def scheduler_state(scheduler: Scheduler) -> dict[str, object]:
 def restore(scheduler: Scheduler, state: dict[str, object], device: torch.device) -> None:
     """Set a scheduler's attributes to a state that `scheduler_state` returned.
 
-    The scheduler must already be set to as many steps as the saved one. device: that of the latents.
+    The scheduler must already be set to the same number of steps as the saved one. device: that of the
+    latents.
     """
     for name, value in state.items():
         now = getattr(scheduler, name, None)  # the first step adds some

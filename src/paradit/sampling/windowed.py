@@ -39,7 +39,7 @@ def blocks(
     """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank.
 
     save: function called after every step with the latents of finished windows; it returns whether to
-    continue. state: a state that `save` was called with, to resume from. Steps of windows are reported as
+    continue. state: a state that `save` received earlier, to resume from. Steps of windows are reported as
     stage "denoise". Raises FloatingPointError, on every rank, if latents become non-finite (inf or NaN).
     """
     begun = state.round if state else 0
@@ -65,7 +65,7 @@ def blocks(
 
 
 def finished(queue: BlockQueue, round: int) -> int:  # noqa: ARG001
-    """Return the number of frame blocks that are finished once `round` windows are denoised: one fewer.
+    """Return the number of frame blocks that are finished after `round` windows: one less than windows.
 
     The last frame block waits to be blended with the next window.
     """
@@ -134,7 +134,7 @@ class _WholeWindows:
 
 
 class _Within(Progress):
-    """Progress of one window, counted as part of the single stage that all windows form together."""
+    """Progress of one window, whose steps are reported as part of one stage "denoise" for all windows."""
 
     def __init__(self, progress: Progress, before: int) -> None:
         super().__init__(progress.emit)
