@@ -88,6 +88,8 @@ class BlockPipeline:
         changes = [
             step for step in range(1, queue.num_steps) if self._experts[step] != self._experts[step - 1]
         ]
+        # An expert cannot read the keys of another one's layers: at these steps the queue has them computed
+        # again.
         self._queue = replace(queue, expert_steps=tuple(changes))
         self._contexts: dict[tuple[int, int], TextContext] = {}
         """Encoded prompts, converted for the transformer blocks, by (index of the expert transformer, Python
@@ -109,8 +111,10 @@ class BlockPipeline:
         self._round = self._first_round
         """Number of the latest round that was begun; in a round, every frame block in the queue takes one
         step."""
+        # The store keeps the keys of earlier videos, so each video needs a key of its own.
         word = f"end of video {next(share.videos)} of {share.world.ranks}" if share else ""
         self._early_stop = EarlyStop(share.world if share else None, word, self._queue)
+        # Last, because it posts the first receives, whose shapes this object's methods compute.
         self._links = PipelineLinks(share, self, model.dtype, model.device)
 
     @torch.no_grad()
@@ -123,11 +127,13 @@ class BlockPipeline:
         Unwanted if the rest is no longer wanted. Both are raised on all ranks, except on those that have
         already finished.
         """
+        # Steps taken before a resume count as done.
         steps_done = sum(len(self._queue.active(round)) for round in range(self._first_round))
         features: deque[dict[tuple[int, int], Features]] = deque()
         rounds = self._first_round, self._early_stop.goes_on
         for operation in program(self._queue, self._grid.num_slices, self._rank, *rounds):
             step = operation.step
+            # The block at the head of the queue, the least noisy one, takes its step last.
             ends_round = step.block == self._queue.active(step.round)[0]
             saves = save is not None and ends_round and (step.round + 1) % save_every == 0
             if isinstance(operation, Compute):
@@ -140,6 +146,8 @@ class BlockPipeline:
                     features.append({key: dict(part) for key, part in self._left.items()})
             else:
                 self._collect(step)
+                # The video ends early. Predictions that are on their way are still received, so that no
+                # message is left over; what they contain is not used.
                 if self._early_stop.reason:
                     continue
                 steps_done += 1
@@ -147,6 +155,8 @@ class BlockPipeline:
                 if step.step == self._queue.num_steps - 1:
                     yield self._held[step.block].latents
                     self._end_if_unwanted()
+            # The first rank has the round's latents only once it has collected their predictions. The other
+            # ranks save nothing but caches, which are complete once they have computed the round.
             if saves and isinstance(operation, Collect if self._links.is_leader else Compute):
                 assert save is not None
                 save(self._state(step.round + 1, features.popleft()))
@@ -180,12 +190,16 @@ class BlockPipeline:
             attend = self._attend(step, branch, window, tokens.layout.num_replicated)
             tokens = run(through_blocks(transformer.blocks, tokens, attend, step.step))
             if links.is_last:
+                # Only the block's own tokens are sent back: predictions for the context's frames are not
+                # used.
                 own = window.own_of(self._sharing.place)
                 first = window.mine.start
                 predictions.append(transformer.head(tokens)[:, own.start - first : own.stop - first])
             else:
                 links.hand_on(tokens.changing)
         if links.is_last:
+            # If the branches have ranks of their own, there is only one prediction here, and `guide` returns
+            # it unchanged; the first rank guides then (`_collect`).
             links.send_back(guide(predictions, self._scales[expert]))
         self._forget_left(step)
 
@@ -203,8 +217,10 @@ class BlockPipeline:
         keep = []
         start, stop = window.own.start, window.own.stop
         context = window.tokens * min(self._queue.context_frames, step.frames)
+        # The block to the left reads these, in this round. The first block has none to its left.
         if context and step.block > 0:
             keep.append(Kept(self._right[branch], start, start + context))
+        # The block to the right reads these, in the next round. The last block has none to its right.
         if context and self._queue.left_source == "cache" and step.block + 1 != self._queue.num_blocks:
             features = self._left.setdefault((step.block, branch), {})
             keep.append(Kept(features, stop - context, stop))
@@ -226,6 +242,7 @@ class BlockPipeline:
         if not self._links.is_leader:
             return self._links.latents()
         if step.step == 0:
+            # The last block of a video may have fewer frames than the others.
             noise = self._noise.block(step.block)[:, :, : step.frames].to(self._model.device)
             scheduler = self._model.scheduler(self._queue.num_steps)
             self._held[step.block] = _Held(level=0, latents=noise, before=None, scheduler=scheduler)
@@ -242,10 +259,13 @@ class BlockPipeline:
     def _collect(self, step: BlockStep) -> None:
         """Receive the prediction for one step of a frame block, and take the scheduler's step with it."""
         held, expert = self._held[step.block], self._experts[step.step]
+        # If one rank computes all branches, the prediction is guided already and `guide` returns it
+        # unchanged.
         values = guide(self._links.predictions(), self._scales[expert])
         prediction = self._model.experts[expert].unpatchify(values, self._window(step).own_layout)
         timestep, generator = self._timesteps[step.step], self._noise.step(step.block, step.step)
         latents = solver_step(held.scheduler, prediction, timestep, held.at(step.step), generator)
+        # An early end is requested only once; the rounds that follow may not be finite either.
         if not latents.isfinite().all() and not self._early_stop.reason:
             reason = f"the latents of block {step.block + 1} are not finite after step {step.step + 1}"
             self._early_stop.request(reason, self._round)
@@ -257,6 +277,7 @@ class BlockPipeline:
         # Steps with the same numbers of frames share a window, whatever their noise level.
         key = step.frames, replace(step.left, level=0), replace(step.right, level=0)
         if key not in self._windows:
+            # Experts differ only in their weights, so the first one's layout serves all.
             self._windows[key] = Window(self._model.experts[0], step, self._size, self._sharing)
         return self._windows[key]
 
@@ -271,6 +292,7 @@ class BlockPipeline:
 
     @torch.no_grad()  # `PipelineLinks` also calls this, outside `blocks`
     def _context(self, expert: int, text: Prompt) -> TextContext:
+        # An `id` is safe as a key, because this object keeps all of its prompts alive.
         key = expert, id(text)
         if key not in self._contexts:
             self._contexts[key] = self._model.experts[expert].context(*text)
@@ -322,6 +344,7 @@ class BlockPipeline:
             },
             left_features={
                 key: {
+                    # By head of the whole model, so that another number of ranks can resume from the state.
                     (*site, head): (keys[:, :, index], values[:, :, index])
                     for site, (keys, values) in features.items()
                     for index, head in enumerate(self._heads)

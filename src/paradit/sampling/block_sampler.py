@@ -51,6 +51,7 @@ class BlockSampler(Sampler):
         endless, queue = begun.request.endless, begun.queue
         with work.progress.stage("denoise", 0 if endless else (queue.num_blocks or 0) * queue.num_steps):
             if checkpoints and predictor.is_first:
+                # Blocks that were finished before the checkpoint are read, not denoised again.
                 yield from (checkpoints.block(number) for number in range(finished))
             try:
                 for made, block in enumerate(self.fresh(begun), finished + 1):
@@ -74,6 +75,7 @@ class BlockSampler(Sampler):
             and (content := work.checkpoints.last(QueueState.from_bytes))
         ):
             state = QueueState.from_bytes(content, work.model.device)
+        # Only the first rank has checkpoints, so it decides the round for all.
         round, *_ = predictor.gather_number(state.round if state else 0)
         return Begun(
             work=work,
@@ -126,6 +128,7 @@ class PredictorSampler(BlockSampler):
 
     def fresh(self, begun: Begun) -> Iterator[Tensor]:
         work = begun.work
+        # With different weights, ranks would mix the results of two models without any error.
         work.predictor.agree("the model", work.model.fingerprint())
         return self._blocks(
             work.model,

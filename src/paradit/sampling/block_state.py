@@ -71,6 +71,7 @@ class QueueState:
     def to_bytes(self) -> bytes:
         """Return the state as bytes that `from_bytes` reads."""
         buffer = io.BytesIO()
+        # Plain dicts, because torch.load(weights_only=True) does not load our classes.
         blocks = {number: vars(block) for number, block in self.blocks.items()}
         torch.save({**vars(self), "blocks": blocks}, buffer)
         return buffer.getvalue()
@@ -126,6 +127,7 @@ def _named(features: Mapping[tuple[int | str, ...], tuple[Tensor, Tensor]]) -> H
 def solver_state(scheduler: Scheduler, fresh: Scheduler) -> dict[str, object]:
     """Return the attributes of a diffusers scheduler that differ from those of `fresh`, a new one like it."""
     return {
+        # Multistep schedulers change their lists in place, in every later step: copy them.
         name: list(value) if isinstance(value, list) else value
         for name, value in vars(scheduler).items()
         if not _same(value, vars(fresh).get(name))
@@ -142,6 +144,7 @@ def restore_solver(fresh: Scheduler, state: dict[str, object]) -> Scheduler:
 def _same(value: object, other: object) -> bool:
     if isinstance(value, list | tuple) and isinstance(other, list | tuple):
         return len(value) == len(other) and all(map(_same, value, other))
+    # `==` would compare tensors and arrays value by value.
     if isinstance(value, Tensor) and isinstance(other, Tensor):
         return torch.equal(value, other)
     if isinstance(value, np.ndarray) and isinstance(other, np.ndarray):

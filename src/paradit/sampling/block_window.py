@@ -54,6 +54,7 @@ class Window:
         """Number of tokens per latent frame."""
         frames_before = step.left.frames - step.left.computed
         start, count = frames_before * self.tokens, step.computed_frames * self.tokens
+        # Positions are those in the whole window, also if a neighbour's frames are read from a cache.
         self.layout = replace(
             transformer.layout((step.computed_frames, *size)), rope=whole.shard(start, start + count)
         )
@@ -73,6 +74,8 @@ class Window:
         boxes = map(self._shares(0).tokens_of, range(sharing.sharers))
         self.shares = [range(box.start, box.stop) for box in boxes]
         """Ranges of the computed (not cached) tokens that the sharing ranks hold, one range for each rank."""
+        # With joint attention, each prompt may have another number of text tokens, and needs an exchange for
+        # it.
         self._exchange = cache(self._new_exchange)
 
     @property
@@ -120,4 +123,5 @@ class Window:
 
     def _new_exchange(self, num_replicated: int) -> UlyssesExchange:
         assert self._sharing.transport is not None
+        # Whole heads, because keys and values are cached by head.
         return UlyssesExchange(self._shares(num_replicated), self._sharing.transport, whole_heads=True)

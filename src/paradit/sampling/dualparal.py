@@ -44,6 +44,7 @@ class QueueSampler(BlockSampler):
         goes_on = True
 
         def save(state: QueueState) -> None:
+            # `BlockPipeline` asks `wanted` for the decision, not `save`.
             nonlocal goes_on
             assert begun.save is not None
             goes_on = begun.save(state)
@@ -59,6 +60,7 @@ class QueueSampler(BlockSampler):
             later=later,
             share=work.share,
             wanted=lambda: goes_on and work.wanted(),
+            # Ranks without the saved state begin with the same round as the first rank.
             state=begun.state or (QueueState(round=begun.round) if begun.round else None),
         ).blocks(save if begun.save else None)
 

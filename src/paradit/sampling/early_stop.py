@@ -30,6 +30,7 @@ def no_blocks() -> Iterator[Tensor]:
 
     It stands in for the latents of a video that nobody wants any more.
     """
+    # Makes this function a generator, so that it raises only when it is iterated over.
     yield from ()
     raise Unwanted
 
@@ -57,12 +58,16 @@ class EarlyStop:
         """
         self.reason = reason
         if self._world is None:
+            # A single process has no messages in flight: it ends at once.
             self._rounds = 0
             return
         ahead, end = 0, round + 1
+        # Receives for the next STEPS_AHEAD steps may be posted already, so the rounds of these steps take
+        # place.
         while ahead < STEPS_AHEAD and self._queue.active(end):
             ahead += len(self._queue.active(end))
             end += 1
+        # The next round may have begun, too.
         self._rounds = max(end, round + 2)
         self._world.publish(self._key, f"{self._rounds} {reason}")
 
@@ -72,6 +77,7 @@ class EarlyStop:
         Ranks other than the first look this up in the store.
         """
         if self._world is not None and self._world.rank > 0 and round > self._looked and not self.reason:
+            # Ask only once per round, because every look-up is a round trip to the store.
             self._looked = round
             if self._world.is_published(self._key):
                 rounds, self.reason = self._world.lookup(self._key).split(maxsplit=1)

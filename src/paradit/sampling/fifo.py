@@ -80,10 +80,13 @@ def blocks(
     done = 0
     for round in frames.rounds(state.round if state else 0):
         active = frames.active(round)
+        # A frame of noise joins the queue, unless the video's last frame has joined already.
         if active[-1] not in held:
             number, place = divmod(active[-1], queue.block_frames)
             latents = noise.block(number)[:, :, place : place + 1].to(model.device)
             held[active[-1]] = _Frame(latents, model.scheduler(queue.num_steps))
+        # No frame takes its step before all windows are predicted, so the order of the windows does not
+        # matter.
         found: dict[int, Tensor] = {}
         for own, seen in windows(queue, active):
             found.update(predictions(own, seen))
@@ -102,9 +105,11 @@ def blocks(
             start = number * queue.block_frames
             own = range(start, start + queue.frames_of(number))
             yield torch.cat([held[frame].latents for frame in own], dim=2)
+        # Finished frames are kept for as long as a window may read them, and until their block is complete.
         unread = min(ready - queue.context_frames, block * queue.block_frames)
         held = {frame: what for frame, what in held.items() if frame >= unread}
         goes_on = not save or save(_state(round + 1, held, fresh))
+        # All ranks follow the first one, because only it has checkpoints.
         if not ends and not predictor.gather_number(int(goes_on))[0]:
             raise Unwanted
 
@@ -122,6 +127,7 @@ def windows(queue: BlockQueue, active: range) -> Iterator[tuple[range, range]]:
 def finished(queue: BlockQueue, round: int) -> int:
     """Return the number of frame blocks that are fully denoised when round `round` of the queue begins."""
     ready = replace(queue, block_frames=1, context_frames=0).finished(round)
+    # The last block may be shorter than the others.
     return ready // queue.block_frames if ready != queue.num_frames else queue.num_blocks or 0
 
 

@@ -59,6 +59,8 @@ def denoise(
                     raise FloatingPointError(f"the latents are not finite after step {step + 1}")
             progress.step("denoise", step + 1)
             goes_on = kept(checkpoints, predictor, scheduler, latents, step + 1)
+            # All ranks follow the first one, because only it has checkpoints. After the last step there is
+            # nothing left to end.
             if step + 1 < steps and not predictor.gather_number(int(goes_on))[0]:
                 raise Unwanted
     yield latents
@@ -93,11 +95,13 @@ class FullSequence(Sampler):
 
     def blocks(self, work: Work) -> Iterator[Tensor]:
         model, request, predictor = work.model, work.request, work.predictor
+        # With different weights, ranks would mix the results of two models without any error.
         predictor.agree("the model", model.fingerprint())
         shape = (1, *latent_shape(request, model.spec))
         make = partial(initial_noise, shape, request.seed, model.device)
         return denoise(
             model,
+            # Only the first rank draws the noise; the others receive it.
             predictor.share(make, shape, torch.float32, model.device),
             work.prompts,
             num_inference_steps=request.num_inference_steps,

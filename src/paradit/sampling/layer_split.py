@@ -51,6 +51,7 @@ def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Promp
     any layer of a kind, it loads one in place of those that it holds.
     """
     transformer, device = model.experts[0], model.device
+    # The time does not depend on the values.
     latents = torch.zeros(1, model.spec.vae.z_dim, *shape, dtype=model.dtype, device=device)
     timestep = model.model_timestep(model.scheduler(2).timesteps[0], latents)
     layout, layers, attend = transformer.layout(shape), transformer.layers, local()
@@ -85,9 +86,11 @@ def divide_layers(
     """
     grid = grid or PipelineGrid(world.size)
     num_layers = len(model.experts[0].layers.kinds)
+    # Without costs, any split of the right size will do: the broadcast below replaces it by the first rank's.
     costs = costs or LayerCosts((1.0,) * num_layers)
     split = split_layers(costs.layers, grid.num_slices, costs.embed, costs.head)
     starts = torch.tensor([part.start for part in split] + [num_layers], device=world.device)
+    # Measured times differ from rank to rank; all must use the same split.
     starts = world.transport().broadcast(starts)
     place = grid.slice_of(world.rank)
     mine = range(int(starts[place]), int(starts[place + 1]))

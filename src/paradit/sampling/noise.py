@@ -87,6 +87,7 @@ class PooledNoise:
         Each block's order follows from the order of the block before, so those of all earlier blocks are
         computed first.
         """
+        # An earlier block than the latest one: begin again with the first block.
         if number + 1 < self._next:
             self._next, self._order = 0, list(range(len(self._order)))
         while self._next <= number:
@@ -98,5 +99,7 @@ class PooledNoise:
 
 
 def _generator(what: str, seed: int, number: int) -> torch.Generator:
+    # A hash, because sums would coincide: seed 1, block 2 would get the noise of seed 2, block 1. Python's
+    # own hash() of a text differs from process to process.
     digest = hashlib.sha256(f"{what} {seed} {number}".encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -64,6 +64,8 @@ class PipelineLinks:
         self._to_mates = Channel(world, 0, list(mates), HOP_DEPTH)
         following = [] if self.is_last else [rank + grid.slice_ranks]
         self._to_next = Channel(world, rank, following, HOP_DEPTH)
+        # Deep enough for all predictions that the leader may be waiting for, so that the last slice never
+        # waits.
         self._to_leader = Channel(back, rank, [0], in_flight(grid.num_slices))
         if world and self.is_first and not self.is_leader:
             self._from_leader = Expected(world, 0, expected.latents(), dtype)
@@ -78,6 +80,7 @@ class PipelineLinks:
         if self.is_leader:
             last = grid.num_ranks - grid.slice_ranks
             for branch in range(grid.cfg_degree):
+                # The ranks of the last slice are numbered by branch, then by share of the tokens.
                 senders = enumerate(range(grid.sharers), last + branch * grid.sharers)
                 self._predictions.append([
                     Expected(back, sender, expected.predictions(place), dtype) if back and sender else None
@@ -114,6 +117,7 @@ class PipelineLinks:
         return [torch.cat([self._part(each) for each in branch], dim=1) for branch in self._predictions]
 
     def _part(self, coming: Expected | None) -> Tensor:
+        # In a pipeline of a single slice, the leader computes predictions, too.
         if coming is None:
             return self._to_leader.receive((), self._dtype, self._device)
         (part,) = coming.receive()

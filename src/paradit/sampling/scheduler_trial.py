@@ -47,6 +47,7 @@ def try_scheduler(
     except Exception as error:  # each scheduler class raises its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{about} cannot be run: {reason}; {_INSTEAD}") from None
+    # nan_to_num, because NaN is not equal to itself.
     if not torch.equal(at_once.nan_to_num(), resumed.nan_to_num()):
         raise InputError(f"{about} draws noise that the seed does not decide; {_INSTEAD}")
     if in_blocks and evaluations != num_steps:
@@ -79,6 +80,7 @@ def _run(make: Callable[[], Scheduler], channels: int, between: Callable[[Schedu
 def _put_back(make: Callable[[], Scheduler], scheduler: Scheduler, *, in_blocks: bool) -> Scheduler:
     """Return a new scheduler with the state of `scheduler`, saved and read as by a checkpoint."""
     fresh = make()
+    # The checkpoints of long videos and of short ones store schedulers in different formats.
     if in_blocks:
         buffer = io.BytesIO()
         torch.save(solver_state(scheduler, make()), buffer)

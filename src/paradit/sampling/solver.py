@@ -21,5 +21,6 @@ def solver_step(
     """
     draws = "generator" in inspect.signature(scheduler.step).parameters
     arguments = {"generator": generator} if draws else {}
+    # Some schedulers return further values after the sample.
     (stepped,) = scheduler.step(prediction, timestep, latents, return_dict=False, **arguments)[:1]
     return stepped.to(latents.dtype)

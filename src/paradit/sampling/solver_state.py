@@ -30,6 +30,7 @@ class SolverState:
 
     def to_bytes(self) -> bytes:
         buffer = io.BytesIO()
+        # A plain dict, because torch.load(weights_only=True) does not load our classes.
         torch.save(vars(self), buffer)
         return buffer.getvalue()
 
@@ -57,6 +58,7 @@ def resumed(
     """
     device = latents.device
     content = checkpoints.last(SolverState.from_bytes) if checkpoints and predictor.is_first else b""
+    # `share` needs the size on every process.
     size, *_ = predictor.gather_number(len(content))
     if not size:
         return 0, latents
@@ -77,6 +79,7 @@ def kept(
     if checkpoints is None or not predictor.is_first:
         return True
     return checkpoints.offer(
+        # A function, so that the bytes are made only if a checkpoint is due.
         lambda: SolverState(step=step, latents=latents, scheduler=scheduler_state(scheduler)).to_bytes()
     )
 
@@ -112,4 +115,5 @@ def _is_plain(value: object) -> bool:
 
 def as_tensor(content: bytes, device: torch.device) -> Tensor:
     """Return bytes as a uint8 tensor on a device."""
+    # Copy the bytes: torch warns about a buffer that cannot be written to.
     return torch.frombuffer(bytearray(content), dtype=torch.uint8).to(device)

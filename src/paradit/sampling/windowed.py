@@ -45,6 +45,8 @@ def blocks(
     begun = state.round if state else 0
     whole = {number: block.latents for number, block in state.blocks.items()} if state else {}
     for number in queue.blocks(begun):
+        # A checkpoint holds whole windows only: a run that resumes denoises the current window from its
+        # noise.
         offer = partial(save, _state(number, whole, queue.num_steps)) if save else None
         (whole[number],) = full_sequence.denoise(
             model,
@@ -61,6 +63,7 @@ def blocks(
             yield blended(queue, whole, number - 1)
         if number + 1 == queue.num_blocks:
             yield blended(queue, whole, number)
+        # Block `number`, which comes next, is covered by the windows from number - 1 on.
         whole.pop(number - 2, None)
 
 
@@ -100,6 +103,7 @@ def blended(queue: BlockQueue, windows: dict[int, Tensor], block: int) -> Tensor
 def _weight(queue: BlockQueue, block: int, frame: int) -> float:
     overlap = 2 * queue.context_frames
     since = frame - (block * queue.block_frames - queue.context_frames)
+    # Weights are never 0, so that those of all windows that cover a frame have a sum to divide by.
     rising = 1.0 if block == 0 else (since + 1) / (overlap + 1)
     left = queue.block_frames + overlap - since
     falling = 1.0 if block + 1 == queue.num_blocks else left / (overlap + 1)
@@ -142,6 +146,7 @@ class _Within(Progress):
 
     @contextmanager
     def stage(self, name: str, total: int = 1) -> Iterator[None]:  # noqa: ARG002
+        # `BlockSampler` has begun the stage, for all windows.
         yield
 
     def step(self, name: str, done: int) -> None:
