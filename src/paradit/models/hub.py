@@ -15,7 +15,8 @@ from paradit.config.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 SMALL_FILES = ["*.json", "*.txt", "*.model"]
-"""Patterns of the files that are downloaded before any weights: configurations, indexes and tokenizers."""
+"""Name patterns of the files that are downloaded before any weights: configurations, indexes and tokenizers.
+"""
 TIMEOUT = 10.0
 """Seconds to wait for the hub's answer before a model is looked up in the cache on this machine."""
 

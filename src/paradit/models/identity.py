@@ -9,7 +9,10 @@ from pathlib import Path
 from paradit.models.folder_json import components, read_json, stored_variant, weight_files
 
 SAMPLES, SAMPLE_BYTES = 64, 4096
-"""Number of samples that the hash reads from a weights file, and bytes of each; whole files take minutes."""
+"""Number of samples that the hash reads from a weights file, and bytes of each.
+
+Reading whole files would take minutes.
+"""
 _ABOUT_THE_FILE = ("_diffusers_version", "_name_or_path", "transformers_version")
 """Configuration keys that say who wrote the file, and where; the hash ignores them."""
 

@@ -1,4 +1,4 @@
-"""Configurations with which diffusers' schedulers are known to run, so that no trial run is needed.
+"""Configurations of diffusers' schedulers that are known to run, so that they need no trial run.
 
 Does not import torch.
 """
@@ -52,12 +52,13 @@ _HARMLESS = {
     "use_beta_sigmas": False,
     "stochastic_sampling": False,
 }
-"""Default values of further configuration keys; a configuration that repeats them is still known to run."""
+"""Further configuration keys, with their default values. A configuration that repeats these values is still
+known to run."""
 _SHIFTS = ("shift", "flow_shift")
 
 
 def is_known(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler class and its configuration match a published model's, with any timestep shift."""
+    """Whether a scheduler's class and configuration are a published model's, with any timestep shift."""
     if name not in _KNOWN or _NEEDED.get(name, set()) - config.keys():
         return False
     known = _HARMLESS | _KNOWN[name]

@@ -24,7 +24,7 @@ Prompt: TypeAlias = tuple[Tensor, ...]
 
 
 class Context(Protocol):
-    """Interface of encoded prompts in the form that transformer blocks read; computed once per request."""
+    """Interface of encoded prompts, converted for the transformer blocks; computed once per request."""
 
     @property
     def batch(self) -> int:
@@ -92,7 +92,7 @@ class SplitTransformer(ABC, Generic[T, C, L]):
     num_heads: int
     blocks: Sequence[Block[T]]
     layers: Layers
-    """Record of the model's layers, and of which of them (those in `blocks`) this rank holds."""
+    """Record of the model's layers, and of which of them this rank holds in memory (those in `blocks`)."""
     context: Callable[..., C]
     """Function that converts B encoded prompts, tensors [B, ...], to the form that transformer blocks read.
 
@@ -121,7 +121,7 @@ class SplitTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def branch(self, tokens: T, context: C) -> T:
-        """Return the tokens combined with another guidance branch's prompts, one copy for each prompt."""
+        """Return the tokens with another guidance branch's prompts; they are copied for each prompt."""
 
     @abstractmethod
     def keep_layers(self, layers: range) -> None:
@@ -183,17 +183,17 @@ class Scheduler(Protocol):
     def set_timesteps(self) -> Callable[..., None]:
         """Method that sets the denoising steps: (num_inference_steps, *, sigmas, device, ...).
 
-        Each class takes some of these arguments.
+        Each scheduler class takes some of these arguments.
         """
 
     def set_begin_index(self, begin_index: int) -> None: ...
 
     @property
     def step(self) -> Callable[..., tuple[Tensor, ...]]:
-        """Method that makes one step: (model_output, timestep, sample, *, return_dict, ...) -> a tuple.
+        """Method that takes one step: (model_output, timestep, sample, *, return_dict, ...) -> a tuple.
 
-        The tuple begins with the sample, one denoising step less noisy. Many classes also take a `generator`,
-        from which they draw noise: see `sampling.solver.solver_step`.
+        The tuple begins with the new sample, which is less noisy. Many classes also take a `generator`, from
+        which they draw noise: see `sampling.solver.solver_step`.
         """
 
 
@@ -215,7 +215,7 @@ class Decoder(Protocol):
         """
 
     def frames(self, pictures: Iterable[Tensor]) -> Iterator[Frames]:
-        """Convert decoded pieces of whole pictures to frames; yield each latent frame's, [f, H, W, 3]."""
+        """Convert decoded samples of whole pictures to frames [f, H, W, 3], one latent frame's at a time."""
 
 
 class VideoModel(Protocol):

@@ -134,7 +134,7 @@ class VaeSpec(ABC):
     pixel_patch: int
     """Factor by which the decoder's output is smaller than the picture, along height and width.
 
-    The decoder then folds channels into pixels.
+    Channels of the output are then rearranged into pixels.
     """
     num_res_blocks: int
 
@@ -295,7 +295,7 @@ class ModelSpec:
         )
 
     def is_stored_in(self, dtype_bytes: int) -> bool:
-        """Whether the files hold weights of `dtype_bytes` per value (the VAE's of 4), as they are run.
+        """Whether the weights are stored as they will be run: `dtype_bytes` per value, and 4 for the VAE.
 
         If so, loading on a CPU makes no copy, and all processes of a machine share the mapped files.
         """
@@ -380,7 +380,8 @@ class ModelSpec:
 def convolution(inputs: int, outputs: int, kernel: int, positions: int) -> int:
     """Count the floating-point operations of a convolution.
 
-    kernel: the number of its taps. positions: the number of output positions.
+    kernel: the number of elements of its kernel, such as 27 for 3x3x3. positions: the number of output
+    positions.
     """
     return 2 * inputs * outputs * kernel * positions
 
@@ -404,7 +405,7 @@ def stage_of(component: str) -> str:
 
 
 def read_spec(folder: Path, variant: str | None = None) -> ModelSpec:
-    """Return the spec (sizes and costs) of a checked model folder, or of configurations alone.
+    """Return the spec (sizes and costs) of a checked model folder, or of a folder with only configurations.
 
     `models.folder.find_model` checks a folder. variant: the variant of the weights to count; None: the usual
     weights, or the only variant. Raises InputError for a pipeline class that is not supported.

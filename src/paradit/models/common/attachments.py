@@ -24,7 +24,7 @@ from paradit.config.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """Modules of a transformer that ParaDiT takes apart: it calls their submodules, never their `forward`."""
+    """Modules of a transformer that ParaDiT takes apart: it calls their submodules instead of them."""
 
     modules: Mapping[str, type[Module]]
     """Class of each module that is taken apart, by the module's name in the transformer.
@@ -82,8 +82,8 @@ _HOOKS = {
     "text_kv_cache": "the step cache TextKVCache",
     "layer_skip": "layer skip",
 }
-"""Names, in error messages, of unsupported diffusers hooks, by the file of diffusers.hooks that defines them.
-"""
+"""Names, for error messages, of diffusers hooks that are not supported, by the file in diffusers.hooks that
+defines them."""
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
@@ -136,8 +136,8 @@ def _refusals(
 ) -> Iterator[Refusal]:
     """Yield error texts for everything in one module of a transformer that is not supported.
 
-    own: the class that the module must have, if ParaDiT calls its submodules instead of it; None: the module
-    is called as a whole.
+    own: the class that the module must have, if ParaDiT calls its submodules instead of the module; None:
+    ParaDiT calls the module as a whole.
     """
     if is_root:
         yield from _modes(part)
@@ -210,7 +210,7 @@ def _torch_hooks(part: Module) -> Iterator[Refusal]:
 
 
 def _patches(part: object, own: type, method: str, *, is_root: bool = False) -> Iterator[Refusal]:
-    """Yield error texts for a method that has been patched, in the class or in the object itself."""
+    """Yield error texts for a method that somebody has patched, in the class or in the object itself."""
     of_class = getattr(type(part), method)
     if (of_class.__module__, of_class.__qualname__) != (own.__module__, f"{own.__qualname__}.{method}"):
         yield f"{name_of(of_class)} in place of {own.__name__}.{method}", "put diffusers' own back"

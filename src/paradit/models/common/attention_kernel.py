@@ -1,4 +1,4 @@
-"""Attention kernels, loaded from diffusers by the names of its attention backends."""
+"""Loading of the functions that compute attention, from diffusers, by the names of its attention backends."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LOG = logging.getLogger(__name__)
 
 
 def load_kernel(name: str) -> Kernel:
-    """Return the attention kernel for a name in `paradit.attention_backends.ATTENTION_BACKENDS`.
+    """Return the function that computes attention with one of diffusers' attention backends.
 
-    Imports diffusers, except for the default kernel.
+    name: one of `paradit.attention_backends.ATTENTION_BACKENDS`. Imports diffusers, except for the default.
     """
     _LOG.debug("attention backend %s", name)
     if name == DEFAULT:

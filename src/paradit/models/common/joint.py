@@ -43,14 +43,14 @@ class JointLayout(Layout):
         )
 
     def with_text(self, length: int) -> Self:
-        """Return this layout with `length` text tokens after the video's, in place of any it already has.
+        """Return this layout with `length` text tokens after the video's, which replace any that it has.
 
         This layout must be that of the whole video.
         """
         return replace(self, num_replicated=length).shard(0, prod(self.grid), _still(self.rope, length))
 
     def shard(self, start: int, stop: int, text: Rope | None = None) -> Self:
-        """Return the layout of only the video tokens `start` to `stop` (excluded), and of all text tokens.
+        """Return the layout of video tokens `start` to `stop` (excluded) and of all text tokens.
 
         text: the RoPE rotations of the text's tokens; None: those in this layout.
         """

@@ -72,7 +72,7 @@ def _left_out(pipeline_class: type[DiffusionPipeline], stages: Collection[str]) 
 def stored_transformers(
     spec: ModelSpec, dtype: torch.dtype, device: torch.device
 ) -> dict[str, StoredWeights]:
-    """Return a reader of the stored weights of each of a model's transformers, by the component's name."""
+    """Return readers of the stored weights of a model's transformers, by the name of the component."""
     names = _COMPONENTS["denoise"][: len(spec.transformers)]
     variant = spec.variant or stored_variant(spec.folder)
     return {name: StoredWeights(spec.folder / name, dtype, device, variant) for name in names}
@@ -81,9 +81,9 @@ def stored_transformers(
 def _let_go_of_files(module: torch.nn.Module) -> None:
     """Copy a mixed-precision module's fp32 tensors out of the memory-mapped weight files, to free the files.
 
-    For the CPU only. There, a tensor in its stored dtype is a view of the mapped file, which all processes of
-    the machine share. If the other tensors were converted, the few that diffusers keeps in fp32 would hold
-    whole files in memory.
+    For the CPU only, where a tensor that keeps its stored dtype is a view of the mapped file. If the other
+    tensors are converted to another dtype, the few that diffusers keeps in fp32 would hold whole files in
+    memory.
     """
     if len({parameter.dtype for parameter in module.parameters()}) > 1:
         for parameter in module.parameters():

@@ -110,7 +110,7 @@ class PipelineModel(ABC):
         return own
 
     def prepared(self, scheduler: Scheduler) -> Scheduler:
-        """Return the scheduler to run in place of `scheduler`, which is a copy of the model folder's.
+        """Return the scheduler to use instead of `scheduler`, a copy of the one in the model's folder.
 
         It is `scheduler` itself, unless a model family overrides this method.
         """

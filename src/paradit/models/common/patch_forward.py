@@ -24,7 +24,7 @@ from paradit.models.registry import FAMILIES
 Predict = Callable[[Tensor, Tensor, tuple[Tensor | None, ...]], Tensor]
 """Type of a function that computes the transformer's prediction.
 
-It takes (latents [B, C, F, H, W], timestep, arguments of `SplitTransformer.context`).
+Its arguments are the latents [B, C, F, H, W], the timestep, and the arguments of `SplitTransformer.context`.
 """
 
 Output = Transformer2DModelOutput | tuple[Tensor]
@@ -33,13 +33,13 @@ Output = Transformer2DModelOutput | tuple[Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardPatch:
-    """Functions of a model family that split its transformers and patch their `forward`."""
+    """Functions with which a model family splits its transformers and patches their `forward`."""
 
     opened: Opened
     cut: Callable[[Module, Kernel], Transformer]
-    """Function (module, kernel) that returns the module as a split transformer.
+    """Function that splits a module: (module, kernel) -> split transformer.
 
-    `kernel` computes the attention that ranks do not share.
+    `kernel` computes the attention that ranks do not share, such as cross-attention.
     """
     forward: Callable[[Predict], Callable[..., Output]]
     """Function that takes a `Predict` and returns a substitute for the `forward` of the transformer's class.
@@ -82,7 +82,7 @@ def check_free(module: Module, name: str) -> None:
 
 
 def refuse(attention_kwargs: Mapping[str, object] | None) -> None:
-    """Raise InputError for attention_kwargs other than `scale`, which diffusers has already taken out."""
+    """Raise InputError if there are any attention_kwargs; diffusers has already taken `scale` out of them."""
     if attention_kwargs:
         raise InputError(f"attention_kwargs takes 'scale' here, got {', '.join(map(repr, attention_kwargs))}")
 
@@ -106,7 +106,7 @@ class _PatchedForward:
         return self._scaled(*args, **kwargs) if self.active else self.own(*args, **kwargs)
 
     def _scaled(self, *args: object, **kwargs: object) -> Output:
-        """Run the replacing forward with LoRA scaled by `attention_kwargs["scale"]`, as diffusers does."""
+        """Run the replacement of forward, with LoRA scaled by `attention_kwargs["scale"]` as in diffusers."""
 
         def forward(_: Module, *args: object, **kwargs: object) -> Output:
             return self._forward(*args, **kwargs)
@@ -122,7 +122,7 @@ def _slot(module: Module) -> str:
 
 
 def forward_patch(class_names: Iterable[str]) -> ForwardPatch | None:
-    """Return the functions to patch the first of some classes that a model family supports; None if none is.
+    """Return the patch for the first of some classes that a model family supports; None if there is none.
 
     class_names: the names of transformer classes, or of pipeline classes.
     """

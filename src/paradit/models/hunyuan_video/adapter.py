@@ -82,14 +82,14 @@ class HunyuanVideoModel(PipelineModel):
         return {name: found for name, found in both.items() if found[1]}
 
     def prepared(self, scheduler: Scheduler) -> Scheduler:
-        """Return the scheduler to run in place of a loaded one, so that latents stay in fp32.
+        """Return the scheduler to use instead of a loaded one, so that latents stay in fp32.
 
         It is an `_InFp32` for a FlowMatchEulerDiscreteScheduler, and the loaded scheduler itself otherwise.
         """
         return in_fp32(scheduler) if type(scheduler) is FlowMatchEulerDiscreteScheduler else scheduler
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
-        """Return the timestep repeated for every video of the batch, [B], in the latents' dtype."""
+        """Return the timestep repeated for every video of the batch, [B], in the dtype of the latents."""
         return timestep.expand(len(latents)).to(latents.dtype)
 
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> HunyuanVideoDecoder:  # noqa: ARG002

@@ -1,10 +1,10 @@
 """AutoencoderKLHunyuanVideo's decoder, run on one group of latent frames at a time.
 
 Its norms look at all frames that it is given, so it cannot run frame by frame. diffusers cuts a long video
-into overlapping groups of latent frames (five, three apart), decodes each by itself and blends the overlaps,
-but keeps all groups until the last is ready. Here a group is decoded once its latents have arrived, and its
-frames are returned once they are blended, so that memory does not grow with length. The values are those of
-the VAE's `decode`.
+into overlapping groups of five latent frames, each of which starts three after the one before. It decodes
+each group by itself and blends the overlaps, but keeps all groups until the last is ready. Here a group is
+decoded once its latents have arrived, and its frames are returned once they are blended, so that memory does
+not grow with length. The values are those of the VAE's `decode`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class HunyuanVideoDecoder:
         self.num_pieces = self._groups.count
 
     def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:
-        """Return the shape of one group's samples of a tile.
+        """Return the shape [1, C, f, H, W] of one group's samples of a tile.
 
         The group's first latent frame becomes one frame, each other latent frame four.
         """
@@ -83,7 +83,7 @@ class HunyuanVideoDecoder:
 
 
 class _Groups:
-    """Overlapping groups of latent frames that are decoded together, each filled as its frames arrive."""
+    """Groups of latent frames that are decoded together; they overlap, and fill up as latents arrive."""
 
     def __init__(self, vae: AutoencoderKLHunyuanVideo, latents: LatentBlocks) -> None:
         self._vae, self._latents, self._num_frames = vae, latents, latents.shape[2]

@@ -216,7 +216,8 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         return self._with_text(hidden_states, timestep, context, layout)
 
     def branch(self, tokens: HunyuanTokens, context: HunyuanContext) -> HunyuanTokens:
-        """Return the video's tokens combined with another guidance branch's prompts, one copy per prompt."""
+        """Return the video's tokens with another guidance branch's prompts; they are copied for each prompt.
+        """
         if context is tokens.context:
             return tokens
         return self._with_text(tokens.hidden_states, tokens.timestep, context, tokens.layout)

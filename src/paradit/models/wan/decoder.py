@@ -21,9 +21,9 @@ from paradit.models.common.latent_blocks import LatentBlocks, in_blocks
 from paradit.models.protocol import Frames
 
 Cache: TypeAlias = "list[Tensor | str | None]"
-"""Features of a tile's earlier frames, one entry per causal convolution.
+"""Type of a tile's cache: the features of earlier frames, one entry for each causal convolution.
 
-An entry is a string or None if there are no such features.
+Before there are any features, an entry is None or the string "Rep", as in diffusers.
 """
 
 
@@ -44,7 +44,7 @@ class WanDecoder:
         self.num_pieces: int = latents.shape[2]
 
     def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:
-        """Return the shape [1, C, f, H, W] of a piece of a tile, decoded from latent frame `index`.
+        """Return the shape [1, C, f, H, W] of a tile's decoded samples for latent frame `index`.
 
         The first latent frame becomes one frame, each later one four.
         """
@@ -99,7 +99,7 @@ class WanDecoder:
 
 
 def _parked(cache: Cache, before: Cache) -> Cache:
-    """Copy a tile's cache into host memory, into the memory of its earlier copy `before` if shapes are equal.
+    """Copy a tile's cache into host memory; reuse the memory of its earlier copy, `before`, if shapes allow.
 
     Reusing that memory matters on a CPU. Otherwise, the caches of many tiles would lie between tensors that
     are soon freed, and the heap would grow to several times the size of both.

@@ -73,7 +73,7 @@ LATENTS_STD = (
     2.8251,
     1.916,
 )
-"""Standard deviations of AutoencoderKLWan's latent channels by default; `LATENTS_MEAN` has the means."""
+"""Standard deviations of AutoencoderKLWan's latent channels by default; `LATENTS_MEAN` holds the means."""
 
 _COMPONENTS = ("text_encoder", "transformer", "transformer_2", "vae")
 
@@ -259,7 +259,8 @@ class WanVaeSpec(VaeSpec):
 
     is_residual: bool
     temporal_upsample: tuple[bool, ...]
-    """Whether each decoder level doubles the number of frames, from the deepest to the last but one."""
+    """Whether each level of the decoder doubles the number of frames: the deepest level first, without the
+    last one."""
     out_channels: int
 
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
