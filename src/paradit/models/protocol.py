@@ -121,7 +121,7 @@ class SplitTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def branch(self, tokens: T, context: C) -> T:
-        """Return the tokens with another guidance branch's prompts; they are copied for each prompt."""
+        """Return the tokens, repeated for each prompt, with the prompts of another guidance branch."""
 
     @abstractmethod
     def keep_layers(self, layers: range) -> None:

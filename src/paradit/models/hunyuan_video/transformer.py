@@ -216,8 +216,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         return self._with_text(hidden_states, timestep, context, layout)
 
     def branch(self, tokens: HunyuanTokens, context: HunyuanContext) -> HunyuanTokens:
-        """Return the video's tokens with another guidance branch's prompts; they are copied for each prompt.
-        """
+        """Return the video's tokens, repeated for each prompt, with the prompts of another guidance branch."""
         if context is tokens.context:
             return tokens
         return self._with_text(tokens.hidden_states, tokens.timestep, context, tokens.layout)

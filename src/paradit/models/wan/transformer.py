@@ -260,7 +260,7 @@ class WanTransformer(SplitModule[WanTokens, WanContext, WanLayout]):
         )
 
     def branch(self, tokens: WanTokens, context: WanContext) -> WanTokens:
-        """Return the tokens with another guidance branch's prompts; they are copied for each prompt."""
+        """Return the tokens, repeated for each prompt, with the prompts of another guidance branch."""
         times = context.batch // len(tokens.hidden_states)
         if times == 1:
             return replace(tokens, context=context)
