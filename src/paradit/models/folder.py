@@ -86,9 +86,12 @@ def find_spec(
     loads: whether the model will be loaded; if not, its weights need not be present, and the hub is not asked
     about a published model. Raises InputError if there is no such model, or if it cannot be used.
     """
+    # For a model that is not loaded, the package's own configuration will do, if it has one. It knows neither
+    # revisions nor variants.
     if loads or revision or variant or name not in published_models() or not _may_be_hub_id(name):
         return read_spec(find_model(name, revision=revision, variant=variant, weights=loads), variant)
     try:
+        # The text of this HubError is never shown: below, the package's own configuration is used instead.
         return read_spec(_from_cache(name, hub.HubError("it is not asked for"), weights=False))
     except InputError:
         spec = published_spec(name)
@@ -123,6 +126,7 @@ def _from_hub(name: str, revision: str | None, variant: str | None) -> Path:
         other = other_format(name) or (f"{name}-Diffusers" if hub.exists(f"{name}-Diffusers") else None)
         raise InputError(no_index(name, other))
     folder = hub.download_configs(name, revision)
+    # The names of files are those on the hub, because the weights are not downloaded yet.
     check_folder(name, folder, files, variant=variant)
     return folder
 
@@ -148,6 +152,7 @@ def _from_cache(
             return folder
         except InputError as problem:
             _LOG.info("the snapshot %s is not taken: %s", folder, problem)
+            # The newest snapshot comes first; its problem is the one to report.
             first = first or problem
         except OSError as problem:
             first = first or InputError(f"model {name!r} cannot be read: {problem}")

@@ -78,6 +78,7 @@ def other_format(name: str) -> str | None:
     Returns None if there is none.
     """
     last = name.rstrip("/").rpartition("/")[2]
+    # The same model may also be known under another organisation.
     known = find_published(f"{last}-Diffusers") or find_published(last)
     return known if known != name else None
 
@@ -162,6 +163,7 @@ def missing_weights(
 def _refuse_pickled(name: str, component: str, files: set[str]) -> None:
     mine = sorted(names_in(component, files))
     pickled = [file for file in mine if file.endswith(PICKLED)]
+    # If there are safetensors, too, the model lacks a file; its format is fine.
     if pickled and not any(file.endswith(".safetensors") for file in mine):
         raise InputError(
             f"model {name!r} holds pickled weights ({component}/{pickled[0]}), which can run code when they "
@@ -180,11 +182,13 @@ def _check_safetensors(name: str, folder: Path, file: str) -> None:
     try:
         length, tensors = read_header(path)
     except ValueError:
+        # A Git LFS pointer is a text file, which begins with the version of its format.
         with path.open("rb") as stream:
             pointer = stream.read(8) == b"version "
         hint = ": it is a Git LFS pointer, run 'git lfs pull'" if pointer else ""
         raise Incomplete(f"model {name!r} is incomplete: {file} is not a safetensors file{hint}") from None
     end = max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
+    # The file has 8 bytes with the header's length, the header, and the tensors.
     if size < 8 + length + end:
         raise Incomplete(
             f"model {name!r} is incomplete: {file} has {size} of {8 + length + end} bytes, copy it again"

@@ -48,6 +48,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def components(index: Mapping[str, Any]) -> list[str]:
     """Return the names of the components that a model_index.json lists, except those marked as absent."""
+    # diffusers marks an absent component by [null, null].
     return [name for name, value in index.items() if isinstance(value, list) and None not in value]
 
 
@@ -151,7 +152,9 @@ def read_header(file: Path) -> tuple[int, dict[str, StoredTensor]]:
     # The file begins with the length of the JSON header, as 8 little-endian bytes.
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
+        # In a file of another kind the length is arbitrary, and may be huge.
         header = stream.read(length) if length < file.stat().st_size else b""
+    # Decoded in two steps, because the header may also hold `__metadata__`, which is not a tensor.
     tensors = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
     tensors.pop("__metadata__", None)
     return length, {name: msgspec.json.decode(one, type=StoredTensor) for name, one in tensors.items()}

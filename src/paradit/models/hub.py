@@ -66,6 +66,7 @@ def download_files(repo: str, revision: str, names: Sequence[str]) -> None:
 
     _LOG.info("downloading %s of %s, revision %s", names, repo, revision)
     with _asking(repo):
+        # allow_patterns are glob patterns, so characters that are special in them are escaped.
         snapshot_download(repo, revision=revision, allow_patterns=[escape(name) for name in names])
 
 
@@ -83,6 +84,7 @@ def snapshots(repo: str, revision: str | None = None) -> list[Path]:
         commit = newest.read_text(encoding="utf-8").strip() if newest.is_file() else revision or ""
         found = [path for path in (stored / "snapshots").glob("*") if path.is_dir()]
         if revision is not None:
+            # A revision may also be the first digits of a commit's hash.
             return [path for path in found if path.name.startswith(commit)][:1]
         return sorted(found, key=lambda path: (path.name == commit, path.stat().st_mtime), reverse=True)
     except OSError:

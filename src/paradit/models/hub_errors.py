@@ -32,6 +32,7 @@ def is_missing(error: Exception) -> bool:
     """Whether the error is the hub's answer that there is no such model."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+    # GatedRepoError is a subclass of RepositoryNotFoundError, but a gated model exists.
     return isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
 
 
@@ -72,6 +73,7 @@ def _answer(repo: str, error: BaseException) -> str | None:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is None:
         return None
+    # Subclasses first: a GatedRepoError is also a RepositoryNotFoundError.
     said_by_class = {
         GatedRepoError: f"it is gated: ask for access on {ENDPOINT}/{repo}, and log in by 'hf auth login'",
         RepositoryNotFoundError: "there is no such model on the hub, or it is private: then log in by "

@@ -32,6 +32,7 @@ def model_hash(folder: Path, variant: str | None = None) -> str:
             if path.suffix == ".safetensors" and path not in loaded:
                 continue
             content = _content(path)
+            # With names and lengths, so that the same bytes in other files have another hash.
             digest.update(f"{component}/{path.name} {len(content)}\n".encode())
             digest.update(content)
     return digest.hexdigest()[:16]
@@ -54,8 +55,10 @@ def _samples(path: Path) -> bytes:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = file.read(8)
+        # The first 8 bytes hold the length of the header, which is read whole.
         parts = [str(size).encode(), file.read(min(size, int.from_bytes(length, "little")))]
         for number in range(SAMPLES):
+            # Evenly spaced: the first sample is at the file's start, the last one at its end.
             file.seek(number * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
             parts.append(file.read(SAMPLE_BYTES))
     return b"".join(parts)

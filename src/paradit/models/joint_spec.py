@@ -19,7 +19,9 @@ class JointTransformerSpec(TransformerSpec):
         """Count the floating-point operations of one forward pass: video embedding, blocks and head."""
         assert timesteps == 1, "all tokens have one timestep"
         width, rows = self.width, tokens + text_tokens
+        # Projections of attention (q, k, v, output), then the two of the feed-forward.
         blocks = self.num_layers * (8 * rows * width**2 + 4 * rows * width * self.ffn_dim)
+        # Patch embedding and head.
         ends = 2 * tokens * width * prod(self.patch_size) * (self.in_channels + self.out_channels)
         return blocks + self.self_attention_flops(tokens, text_tokens) + ends
 

@@ -54,6 +54,7 @@ def published_spec(name: str) -> ModelSpec:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise InputError(f"model {name!r} is not known: {hint}known are {', '.join(published_models())}")
     configs = _all()[known]
+    # Families read specs from folders only, so write the configurations to one.
     with TemporaryDirectory() as made:
         folder = Path(made)
         (folder / "model_index.json").write_text(json.dumps(configs["model_index"]))
@@ -61,6 +62,7 @@ def published_spec(name: str) -> ModelSpec:
             (folder / component).mkdir()
             (folder / component / "config.json").write_text(json.dumps(configs[component]))
         spec = read_spec(folder)
+    # A spec does not know how many parameters a VAE has without its weights.
     weights = tuple(
         replace(part, parameters=configs["vae_parameters"]) if part.component == "vae" else part
         for part in spec.weights

@@ -61,13 +61,17 @@ class TransformerSpec:
         one for each token.
         """
         width = self.width
+        # Projections of cross-attention: q and output. Those of k and v are in `context_flops`.
         cross_attention = self.num_layers * 4 * tokens * width**2 + self.cross_attention_flops(
             tokens, text_tokens
         )
         feed_forward = 4 * tokens * width * self.ffn_dim
         patch = prod(self.patch_size)
+        # Patch embedding and head.
         ends = 2 * tokens * width * patch * (self.in_channels + self.out_channels)
+        # The time embedder's two layers, and the projection to six rows of modulation.
         time = 2 * timesteps * (self.freq_dim * width + width**2 + 6 * width**2)
+        # Projections of self-attention: q, k, v and output.
         projections = 8 * tokens * width**2
         blocks = self.num_layers * (projections + feed_forward) + cross_attention
         return blocks + self.self_attention_flops(tokens, text_tokens) + ends + time
@@ -206,6 +210,7 @@ class VaeSpec(ABC):
         areas = (self.spatial_compression // self.pixel_patch) ** 2
         convolutions = 2 * (self.num_res_blocks + 1)
         channels = self.decoder_channels or (self.decoder_dim,)
+        # A level has a quarter of the pixels of the level after it.
         kept = self.decoder_dim + sum(convolutions * dim / 4.0**level for level, dim in enumerate(channels))
         working = WORKING_MAPS * self.decoder_dim * self.temporal_compression * tiles.largest_area
         values = areas * (2 * round(kept) * tiles.dealt_areas(ranks)[-1] + working)
@@ -215,6 +220,7 @@ class VaeSpec(ABC):
         """Count the values, per frame, in memory when tiles are joined: decoded tiles and joined picture."""
         if tiles.num_tiles == 1:
             return 0
+        # Tiles overlap, so together they have more pixels than the picture.
         picture = sum(span.kept for span in tiles.rows) * sum(span.kept for span in tiles.columns)
         return 3 * self.spatial_compression**2 * (tiles.area + picture)
 
@@ -411,6 +417,7 @@ def read_spec(folder: Path, variant: str | None = None) -> ModelSpec:
     weights, or the only variant. Raises InputError for a pipeline class that is not supported.
     """
     pipeline_class = read_index(folder)["_class_name"]
+    # For an unknown class, `family` raises the error, which names the supported classes.
     found = find_family(pipeline_class) or family(pipeline_class)
     spec = cast("Callable[[Path], ModelSpec]", imported(found.read_spec))(folder)
     if variant is None:

@@ -32,5 +32,7 @@ def umt5_parameters(config: UMT5Config) -> int:
     """Return the exact number of parameters of a UMT5EncoderModel, whose feed-forward is gated."""
     width, inner = config.d_model, config.num_heads * config.d_kv
     position_bias = config.relative_attention_num_buckets * config.num_heads
+    # Attention, gated feed-forward, two norms, and the position bias, which each layer of UMT5 has of its
+    # own; linear layers have no bias.
     layer = 4 * width * inner + 3 * width * config.d_ff + 2 * width + position_bias
     return config.vocab_size * width + config.num_layers * layer + width

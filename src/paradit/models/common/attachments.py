@@ -100,6 +100,7 @@ def look(transformer: Module, opened: Opened, name: str) -> Attached:
         own = opened.modules.get(_NUMBER.sub("*", path))
         for what, instead in _refusals(part, own, opened.processor, is_root=not path):
             raise InputError(f"parallelize cannot honour {what} at {place}: {instead}")
+        # Only attention modules have a processor.
         if own is not None and hasattr(part, "processor"):
             backends.setdefault(_backend(part.processor), place)
         lines.append(f"{path} {type(part).__name__} {_adapters(part)}")
@@ -116,6 +117,7 @@ def samples(module: Module) -> bytes:
     Ranks compare these bytes to find different weights at little cost.
     """
     weights = [weight.detach().flatten() for weight in module.parameters() if type(weight) is Parameter]
+    # In fp32, because numpy has no bfloat16.
     ends = [values[[0, -1]].float() for values in weights if len(values)]
     return torch.cat(ends).cpu().numpy().tobytes()
 
@@ -147,6 +149,7 @@ def _refusals(
         yield _stranger(part, own)
     yield from _diffusers_hooks(part, own)
     if own is not None:
+        # Module.compile() sets it, and only a call of the whole module runs it.
         if part._compiled_call_impl is not None:
             yield _COMPILED
         if not is_root:  # hooks on the transformer itself are run
@@ -157,6 +160,7 @@ def _refusals(
 
 
 def _modes(transformer: Module) -> Iterator[Refusal]:
+    # diffusers' enable_cache() sets it.
     if (cache := getattr(transformer, "_cache_config", None)) is not None:
         yield f"the step cache {type(cache).__name__}", "call its disable_cache()"
     if getattr(transformer, "_parallel_config", None) is not None:
@@ -165,6 +169,8 @@ def _modes(transformer: Module) -> Iterator[Refusal]:
 
 def _accelerate_hooks(part: Module, own: type[Module] | None, *, is_root: bool) -> Iterator[Refusal]:
     hook = vars(part).get("_hf_hook")
+    # Hooks on the whole transformer run around the patched forward. Sequential offload also moves the weights
+    # of every module when the module is called, and ParaDiT does not call the opened ones.
     for each in hook.hooks if isinstance(hook, SequentialHook) else [hook]:
         if isinstance(each, AlignDevicesHook) and (each.offload or not is_root):
             yield "sequential CPU offload" if each.offload else "a device map", _OFFLOAD
@@ -174,6 +180,7 @@ def _accelerate_hooks(part: Module, own: type[Module] | None, *, is_root: bool) 
 
 def _weights(part: Module) -> Iterator[Refusal]:
     weights = [weight for weight in part._parameters.values() if weight is not None]
+    # DDP and FSDP show in the class of the module, DTensor in that of its weights.
     for kind in (type(part), *map(type, weights)):
         if refusal := _of_class(kind):
             yield refusal
@@ -181,12 +188,15 @@ def _weights(part: Module) -> Iterator[Refusal]:
         yield "weights that are not loaded (on the meta device)", "load them first"
 
 
+# Cached, because `look` runs at every call of the pipeline.
 @cache
 def _of_class(kind: type) -> Refusal | None:
+    # By the bases' names: fully_shard makes a new class, of which FSDPModule is a base.
     return next((_CLASSES[base.__name__] for base in kind.__mro__ if base.__name__ in _CLASSES), None)
 
 
 def _stranger(part: Module, own: type[Module]) -> Refusal:
+    # The class of what torch.compile(module) returns.
     if type(part).__name__ == "OptimizedModule":
         return _COMPILED
     return f"a {type(part).__name__} in place of a {own.__name__}", "put the diffusers module back"
@@ -200,6 +210,7 @@ def _diffusers_hooks(part: Module, own: type[Module] | None) -> Iterator[Refusal
             yield "group offload", _OFFLOAD
         elif file == "context_parallel":
             yield _PARALLEL
+        # Layerwise casting of a submodule runs, because ParaDiT calls the submodule.
         elif file != "layerwise_casting" or own is not None:
             yield _HOOKS.get(file, f"the diffusers hook {type(hook).__name__}"), f"remove its hook {name!r}"
 
@@ -212,6 +223,7 @@ def _torch_hooks(part: Module) -> Iterator[Refusal]:
 def _patches(part: object, own: type, method: str, *, is_root: bool = False) -> Iterator[Refusal]:
     """Yield error texts for a method that somebody has patched, in the class or in the object itself."""
     of_class = getattr(type(part), method)
+    # By name, because a patch of diffusers' class changes what `own` has, too.
     if (of_class.__module__, of_class.__qualname__) != (own.__module__, f"{own.__qualname__}.{method}"):
         yield f"{name_of(of_class)} in place of {own.__name__}.{method}", "put diffusers' own back"
     replaced = vars(part).get(method)
@@ -237,6 +249,7 @@ def _backend(processor: Processor) -> str:
 def _adapters(part: Module) -> str:
     """Return the adapter settings of a peft layer as text; empty for other modules."""
     state = vars(part)
+    # Only peft's layers have this attribute.
     if "scaling" not in state:
         return ""
     names = ("_active_adapter", "scaling", "merged_adapters", "_disable_adapters")

@@ -35,6 +35,7 @@ class JointLayout(Layout):
         The tables hold each angle twice, in neighbouring channels.
         """
         signs = torch.ones_like(sin[0])
+        # `Rope` expects sines that are negated for the first channel of each pair.
         signs[0::2] = -1
         positions = grid_positions(grid, device=cos.device)
         return cls(

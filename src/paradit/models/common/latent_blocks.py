@@ -24,6 +24,8 @@ class LatentBlocks:
         self.endless = endless
         self.shape = shape
         self._blocks: Iterator[Tensor] = iter(blocks)
+        # A generator: it reads `self._blocks` only when a frame is requested, so `wait` may replace it until
+        # then.
         self._frames = self._split()
         self._index, self._frame = -1, torch.empty(0)
 
@@ -33,6 +35,7 @@ class LatentBlocks:
 
     def wait(self) -> None:
         """Wait until the first block of frames has arrived, or until it is known that none will."""
+        # Take the first block from the source, and put it back in front of the others.
         self._blocks = chain(list(islice(self._blocks, 1)), self._blocks)
 
     def frame(self, index: int) -> Tensor | None:

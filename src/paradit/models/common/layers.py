@@ -27,6 +27,7 @@ class Layers:
         empty = [any(parameter.is_meta for parameter in part.parameters()) for _, part in parts]
         self._held = {layer: part for layer, (_, part) in enumerate(parts) if not empty[layer]}
         self._empty = {layer: part for layer, (_, part) in enumerate(parts) if empty[layer]}
+        # Layers that are not loaded are taken out of the module, so that all weights in it can be used.
         if self._empty:
             self._show()
 
@@ -39,9 +40,11 @@ class Layers:
         """Hold exactly these layers in memory: free the others first, then read missing ones from disk."""
         self._held = {layer: part for layer, part in self._held.items() if layer in layers}
         self._show()
+        # The others are out of the module by now, so their memory is free before more is read.
         for layer in sorted(set(layers) - self._held.keys()):
             assert self._stored is not None, f"layer {layer} was given up"
             name = self.kinds[layer]
+            # Names of stored tensors have the layer's number within its ModuleList.
             number = layer - self.kinds.index(name)
             self._held[layer] = self._stored.filled(self._empty[layer], f"{name}.{number}")
         self._held = dict(sorted(self._held.items()))

@@ -50,6 +50,7 @@ def load_pipeline(
             local_files_only=True,
             # Moves tensors one by one from the file to the device, so that no second copy of all exists.
             device_map=device.type,
+            # Transformers whose layers are read later are put in below.
             **_left_out(pipeline_class, set(stages) - ({"denoise"} if transformers else set())),
         )
     if device.type == "cpu":
@@ -97,6 +98,7 @@ def fingerprint(modules: Iterable[Any]) -> bytes:
     Another checkpoint or a LoRA changes it.
     """
     values = [
+        # In fp32, because numpy has no bfloat16.
         parameter.detach().flatten()[:: max(1, parameter.numel() // 8)].float()
         for module in modules
         for parameter in module.parameters()

@@ -11,5 +11,7 @@ def left_out(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> str:
     cut = tokenizer(text, max_length=length, truncation=True, verbose=False).input_ids
     if len(whole) <= len(cut):
         return ""
+    # Compare token by token: the shortened text, too, ends with special tokens, so it is no prefix of the
+    # whole.
     kept = next((place for place, (a, b) in enumerate(zip(whole, cut, strict=False)) if a != b), len(cut))
     return str(tokenizer.decode(whole[kept:], skip_special_tokens=True)).strip()

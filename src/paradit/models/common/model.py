@@ -55,6 +55,7 @@ class PipelineModel(ABC):
         self.experts = [
             self.TRANSFORMER(getattr(pipeline, name), compile=compile, stored=stored)
             for name, stored in stored_transformers(spec, dtype, self.device).items()
+            # None if no stage of this rank needs the transformers.
             if getattr(pipeline, name) is not None
         ]
         self._pipeline = pipeline

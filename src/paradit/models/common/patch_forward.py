@@ -96,6 +96,7 @@ class _PatchedForward:
     """Callable that replaces a module's forward; it calls the original forward once `active` is False."""
 
     def __init__(self, module: Module, forward: Callable[..., Output]) -> None:
+        # From the class, because the attribute of the module may be a hook of accelerate.
         self.own: Callable[..., Output] = MethodType(type(module).forward, module)
         update_wrapper(self, self.own)
         self._module, self._forward = module, forward
@@ -111,12 +112,14 @@ class _PatchedForward:
         def forward(_: Module, *args: object, **kwargs: object) -> Output:
             return self._forward(*args, **kwargs)
 
+        # The decorator is for methods, and scales the adapters of the module that it gets as `self`.
         scaled: Callable[..., Output] = apply_lora_scale("attention_kwargs")(forward)
         return scaled(self._module, *args, **kwargs)
 
 
 def _slot(module: Module) -> str:
     """Return the name of the module attribute to patch: `forward`, or `_old_forward` under accelerate."""
+    # A hook of accelerate replaces `forward`, and calls the module's own as `_old_forward`.
     hooked = "_hf_hook" in vars(module) and "_old_forward" in vars(module)
     return "_old_forward" if hooked else "forward"
 

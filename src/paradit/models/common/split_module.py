@@ -42,6 +42,7 @@ class SplitModule(SplitTransformer[T, C, L]):
 
         Blocks that are missing are read from disk.
         """
+        # Blocks refer to their layers: drop them first, so that the layers' memory can be freed.
         self.blocks = []
         self.layers.keep(layers)
         self.blocks = self.cut()

@@ -54,6 +54,7 @@ class StoredWeights:
         """
         with init_empty_weights():
             module = self._class.from_config(self._class.load_config(self._folder)).eval()
+        # Set the layers aside while the rest is filled and moved: nothing can be moved from the meta device.
         layers = {name: getattr(module, name) for name in lists}
         for name in lists:
             setattr(module, name, torch.nn.ModuleList())
@@ -68,6 +69,7 @@ class StoredWeights:
 
         name: the part's name in the component.
         """
+        # Keep the empty module, because the layer may be freed and read again.
         part = copy.deepcopy(part)
         self._fill(part, f"{name}.")
         return part
@@ -80,12 +82,14 @@ class StoredWeights:
                     tensor = stored.get_tensor(name).to(dtype)
                     if dtype != self._dtype and self._device.type == "cpu":
                         tensor = tensor.clone()  # a view would keep the whole mapped file in memory
+                    # clear_cache would empty the GPU's cache after every tensor.
                     set_module_tensor_to_device(
                         part, name.removeprefix(prefix), self._device, tensor, dtype, clear_cache=False
                     )
 
     def _dtype_of(self, name: str) -> torch.dtype:
         in_fp32 = self._class._keep_in_fp32_modules or ()
+        # By whole parts of the tensor's name, as from_pretrained compares them.
         return torch.float32 if any(word in in_fp32 for word in name.split(".")) else self._dtype
 
     def _by_file(self, names: Iterable[str]) -> dict[Path, list[str]]:

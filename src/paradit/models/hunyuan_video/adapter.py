@@ -76,6 +76,7 @@ class HunyuanVideoModel(PipelineModel):
         text, length = str(DEFAULT_PROMPT_TEMPLATE["template"]).format(prompt), self.spec.text_length
         crop_start = DEFAULT_PROMPT_TEMPLATE["crop_start"]
         assert isinstance(crop_start, int)
+        # The pipeline cuts the template's own tokens off, after it has encoded them with the prompt.
         llama = left_out(self._pipeline.tokenizer, text, length + crop_start)
         clip = left_out(self._pipeline.tokenizer_2, prompt, CLIP_LENGTH)
         both = {"Llama": (length, llama), "CLIP": (CLIP_LENGTH, clip)}

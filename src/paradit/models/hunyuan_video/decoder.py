@@ -71,6 +71,8 @@ class HunyuanVideoDecoder:
         vae, previous = self._vae, None
         stride = vae.tile_sample_stride_num_frames
         overlap = vae.tile_sample_min_num_frames - stride
+        # The lengths are those of the VAE's `_temporal_tiled_decode`. The first frame of a later group is
+        # dropped: the group before has it, too.
         for picture in pictures:
             if self.num_pieces == 1:
                 yield picture
@@ -118,4 +120,5 @@ class _Groups:
                 z = frame.to(self._vae.device, self._vae.dtype)
                 self._frames.append(z / self._vae.config["scaling_factor"])
         assert index == self._index, f"group {index} is asked for after {self._index}"
+        # If only the frame that it shares with the group before is left, a group adds nothing.
         return torch.cat(self._frames, dim=2) if len(self._frames) > (index > 0) else None

@@ -46,6 +46,7 @@ FORWARD_PATCH = ForwardPatch(
             "": diffusers_hunyuan.HunyuanVideoTransformer3DModel,
             "transformer_blocks.*": diffusers_hunyuan.HunyuanVideoTransformerBlock,
             "transformer_blocks.*.attn": Attention,
+            # ParaDiT calls the submodules of these norms, once before and once after attention.
             "transformer_blocks.*.norm1": AdaLayerNormZero,
             "transformer_blocks.*.norm1_context": AdaLayerNormZero,
             "single_transformer_blocks.*": diffusers_hunyuan.HunyuanVideoSingleTransformerBlock,

@@ -150,6 +150,8 @@ class HunyuanVideoTransformerSpec(JointTransformerSpec):
         """Count the floating-point operations of one forward pass, including the text's token refiner."""
         # A single block's last projection takes the attended values and the inner ones together.
         num_double = self.num_layers - self.num_single_layers
+        # Six rows of modulation for the video and six for the text, three in a single block, two for the last
+        # norm.
         modulation = 2 * self.width**2 * (num_double * 12 + self.num_single_layers * 3 + 2)
         embedded = 2 * (self._time_products() + self._two_linears(self.pooled_dim))
         blocks = super().flops(tokens, text_tokens, timesteps)
@@ -215,6 +217,7 @@ class HunyuanVideoVaeSpec(VaeSpec):
         deepest, rows = channels[0], frames * area
         total = convolution(self.z_dim, self.z_dim, 1, rows)  # before the decoder
         total += convolution(self.z_dim, deepest, 27, rows) + 2 * resnet(deepest, deepest, rows)
+        # Attention over all frames together, in the middle block.
         total += 8 * rows * deepest**2 + 4 * rows**2 * deepest
         inputs, last = deepest, len(channels) - 1
         for level, outputs in enumerate(channels):
@@ -222,6 +225,7 @@ class HunyuanVideoVaeSpec(VaeSpec):
             total += self.num_res_blocks * resnet(outputs, outputs, frames * area)
             inputs = outputs
             if level < last:
+                # The first levels double height and width, the last ones the number of frames.
                 area *= 4 if 2**level < self.spatial_compression else 1
                 if 2 ** (last - level) <= self.temporal_compression:
                     frames = 2 * frames - 1  # the first frame is not doubled
@@ -342,6 +346,7 @@ def llama_parameters(config: LlamaSizes) -> int:
     """Return the exact number of parameters of a LlamaModel with this configuration."""
     width, heads = config.hidden_size, config.num_attention_heads
     head_dim = config.head_dim or width // heads
+    # Keys and values may have fewer heads than queries; linear layers have no bias.
     attention = 2 * width * heads * head_dim + 2 * width * (config.num_key_value_heads or heads) * head_dim
     layer = attention + 3 * width * config.intermediate_size + 2 * width
     return config.vocab_size * width + config.num_hidden_layers * layer + width
@@ -351,6 +356,7 @@ def clip_parameters(config: ClipSizes) -> int:
     """Return the exact number of parameters of a CLIPTextModel with this configuration."""
     width, inner = config.hidden_size, config.intermediate_size
     embeddings = config.vocab_size + config.max_position_embeddings
+    # Attention, feed-forward, and two norms with a bias.
     layer = 4 * _linear(width, width) + _linear(width, inner) + _linear(inner, width) + 4 * width
     return embeddings * width + config.num_hidden_layers * layer + 2 * width
 

@@ -169,6 +169,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         config, device = self.module.config, self.module.proj_out.weight.device
         frames, height, width = latent_shape
         grid = frames // config["patch_size_t"], height // config["patch_size"], width // config["patch_size"]
+        # The module makes its tables from the shape of the latents alone.
         cos, sin = self.module.rope(torch.empty(1, 1, *latent_shape, device=device))
         return JointLayout.of(grid, cos, sin)
 
@@ -216,7 +217,8 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         return self._with_text(hidden_states, timestep, context, layout)
 
     def branch(self, tokens: HunyuanTokens, context: HunyuanContext) -> HunyuanTokens:
-        """Return the video's tokens, repeated for each prompt, with the prompts of another guidance branch."""
+        """Return the video's tokens, repeated for each prompt, with another guidance branch's prompts."""
+        # The tokens were embedded with these prompts.
         if context is tokens.context:
             return tokens
         return self._with_text(tokens.hidden_states, tokens.timestep, context, tokens.layout)

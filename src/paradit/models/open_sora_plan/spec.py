@@ -77,6 +77,7 @@ class WfVaeSpec(VaeSpec):
         total += frames * (8 * area * deepest**2 + 4 * area**2 * deepest)
         total += 2 * resnet(flow, flow, rows) + convolution(flow, 24, 9, rows)
         total += blocks * resnet(deepest, deepest, rows)
+        # The first frame is not doubled.
         frames, area = 2 * frames - 1, 4 * area
         rows = frames * area
         total += convolution(deepest, deepest, 27, rows) + resnet(deepest, deepest + flow, rows)
@@ -164,6 +165,7 @@ def _count_parameters(spec: OpenSoraPlanTransformerSpec) -> int:
     ends = linear(spec.in_channels * patch, width) + linear(width, spec.out_channels * patch) + 2 * width
     text = linear(spec.text_dim, width) + linear(width, width)
     time = linear(spec.freq_dim, width) + linear(width, width) + linear(width, 6 * width)
+    # q, k, v and output of self- and of cross-attention, feed-forward, and six rows of modulation.
     block = 8 * linear(width, width) + linear(width, spec.ffn_dim) + linear(spec.ffn_dim, width) + 6 * width
     return ends + text + time + spec.num_layers * block
 

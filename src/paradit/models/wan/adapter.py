@@ -34,6 +34,7 @@ class WanModel(PipelineModel):
 
         Returns an empty dict if the prompt fits.
         """
+        # WanPipeline cleans a prompt before it tokenizes it.
         return super().left_out(prompt_clean(prompt))  # type: ignore[no-untyped-call]
 
     def expert_at(self, timestep: Tensor) -> int:

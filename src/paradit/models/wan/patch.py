@@ -40,6 +40,7 @@ FORWARD_PATCH = ForwardPatch(
     opened=Opened(
         modules={
             "": diffusers_wan.WanTransformer3DModel,
+            # ParaDiT reads the tables of `rope`, and calls the submodules of `condition_embedder`.
             "rope": diffusers_wan.WanRotaryPosEmbed,
             "condition_embedder": diffusers_wan.WanTimeTextImageEmbedding,
             "blocks.*": diffusers_wan.WanTransformerBlock,

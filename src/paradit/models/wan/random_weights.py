@@ -46,6 +46,7 @@ def random_block(
         latents = torch.randn(1, 16, *latent_shape, dtype=dtype)
         text = torch.randn(1, text_tokens, TEXT_DIM, dtype=dtype)
         timestep = torch.tensor([500])
+    # The same dtypes as from_pretrained gives the weights.
     for name, parameter in module.eval().named_parameters():
         if not any(part in name for part in module._keep_in_fp32_modules):
             parameter.data = parameter.data.to(dtype)

@@ -229,13 +229,17 @@ def _count_parameters(spec: TransformerSpec, config: TransformerConfig) -> int:
         # Image embedder: norm, two linears, norm, and the position table.
         image = 2 * image_dim + _linear(image_dim, image_dim) + _linear(image_dim, width) + 2 * width
         image += (config.pos_embed_seq_len or 0) * image_dim
+    # With the head's own shift and scale.
     head = _linear(width, spec.out_channels * patch) + 2 * width
 
     attention = 4 * _linear(width, width) + 2 * width  # with the norms of q and k
     feed_forward = _linear(width, spec.ffn_dim) + _linear(spec.ffn_dim, width)
+    # Self- and cross-attention, feed-forward, and six rows of modulation.
     block = 2 * attention + feed_forward + 6 * width
+    # Of a block's norms, only the one before cross-attention may have weights.
     if config.cross_attn_norm:
         block += 2 * width
+    # Keys and values of the image, and the norm of its keys.
     if added := config.added_kv_proj_dim:
         block += 2 * _linear(added, width) + width
     return embedding + time + text + image + spec.num_layers * block + head
@@ -273,6 +277,7 @@ class WanVaeSpec(VaeSpec):
         deepest, area = channels[0], height * width
         total = convolution(self.z_dim, self.z_dim, 1, frames * area)  # before the decoder
         total += convolution(self.z_dim, deepest, 27, frames * area)
+        # The middle block: two residual blocks, with attention between them.
         total += 2 * resnet(deepest, deepest, frames * area)
         total += frames * (8 * area * deepest**2 + 4 * area**2 * deepest)  # attention within each frame
         inputs = deepest
@@ -286,6 +291,7 @@ class WanVaeSpec(VaeSpec):
                     total += convolution(outputs, 2 * outputs, 3, (frames - 1) * area)
                     frames = 2 * frames - 1
                 area *= 4
+                # Upsampling halves the number of channels, except in residual decoders (Wan 2.2).
                 inputs = outputs if self.is_residual else outputs // 2
                 total += convolution(outputs, inputs, 9, frames * area)
         return total + convolution(inputs, self.out_channels, 27, frames * area)

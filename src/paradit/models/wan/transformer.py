@@ -116,6 +116,7 @@ class WanBlock(Block[WanTokens]):
         block, attn = self._block, self._block.attn1
         x = self._normed(block, tokens.hidden_states, tokens.modulation)
         if attn.fused_projections:
+            # One product makes all three, so the values cannot be yielded any earlier.
             query, key, value = attn.to_qkv(x).chunk(3, dim=-1)
             yield heads(value, attn)
             yield heads(attn.norm_k(key), attn)
@@ -209,6 +210,7 @@ class WanTransformer(SplitModule[WanTokens, WanContext, WanLayout]):
         rope = self.module.rope
         channels = [rope.t_dim, rope.h_dim, rope.w_dim]
         cos, sin = rope.get_buffer("freqs_cos"), rope.get_buffer("freqs_sin").clone()
+        # `RopeTables` expects sines that are negated for the first channel of each pair.
         sin[:, 0::2].neg_()
         return RopeTables(
             cos=cos.split_with_sizes(channels, dim=1), sin=sin.split_with_sizes(channels, dim=1)
@@ -351,6 +353,7 @@ def _finish(
     read: the keys and values [B, T, H, D] of the text and of any image, for cross-attention.
     """
     gate, shift, scale, ffn_gate = _modulation(block.scale_shift_table, modulation, 2, 6)
+    # As in diffusers' block, sums are computed in fp32 and then rounded to the dtype of the tokens.
     x = _out(attended, block.attn1).float().mul_(gate).add_(x).type_as(x)
 
     normed = block.norm2(x.float()).type_as(x)
@@ -366,6 +369,7 @@ def _cross_attention(
 ) -> Tensor:
     query = heads(attn.norm_q(attn.to_q(x)), attn)
     out = kernel(query, *read[0])
+    # As in WanAttnProcessor, text and image each have a softmax of their own.
     for keys_values in read[1:]:
         out = out + kernel(query, *keys_values)
     return _out(out, attn)
