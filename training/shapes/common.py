@@ -1,4 +1,4 @@
-"""What both trainings share: a resumable run with time-based learning rate, averaging and progress."""
+"""Parts that both trainings share: a resumable run with a learning rate by time, averaging and progress."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 
 def device_and_dtype() -> tuple[torch.device, torch.dtype]:
-    """Return the GPU if there is one, else the CPU, and the type to multiply in.
+    """Return the device to train on, a GPU if there is one, and the dtype of matrix products.
 
-    A CPU with instructions for bf16 is four times as fast with it; one without is forty times as slow, and
-    gets fp32.
+    A CPU with instructions for bf16 is four times as fast with it. One without them is forty times as slow,
+    and uses fp32.
     """
     if torch.cuda.is_available():
         return torch.device("cuda"), torch.bfloat16
@@ -34,15 +34,15 @@ def _seconds_to_multiply(dtype: torch.dtype) -> float:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Return a context in which matrices are multiplied in `dtype`."""
+    """Return a context manager in which matrix products are computed in `dtype`."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 class Run:
-    """Optimiser, averaged weights and the clock of one training.
+    """Optimiser, averaged weights and clock of one training.
 
-    Progress is counted in seconds of training, so that a run fits the time there is; the learning rate
-    warms up over 2 % of it and falls to 2 % along a cosine.
+    Progress is counted in seconds of training, so that a run takes the time that is given to it. The learning
+    rate warms up over the first 2 % of that time, and then falls to 2 % along a cosine.
     """
 
     def __init__(self, minutes: float, lr: float, module: torch.nn.Module, decay: float) -> None:
@@ -62,11 +62,11 @@ class Run:
 
     @property
     def done(self) -> float:
-        """How much of the training lies behind, 0 to 1."""
+        """Fraction of the training that is done, from 0 to 1."""
         return min(self.seconds / self.budget, 1.0)
 
     def begin(self) -> None:
-        """Start the clock, on all ranks at once; what came before is preparation and does not count."""
+        """Start the clock on all ranks at once; preparations before it do not count as training."""
         self.wait_for_all()
         self._tick = time.monotonic()
 
@@ -75,7 +75,7 @@ class Run:
             dist.barrier()
 
     def update(self, loss: torch.Tensor, note: str) -> None:
-        """One optimiser step on `loss`; every 15 seconds a line of progress."""
+        """Take one optimiser step on `loss`; print a line of progress every 15 seconds."""
         rate = self.lr * min(1.0, self.done / 0.02 + 0.01)
         rate *= 0.02 + 0.98 * (1 + math.cos(math.pi * self.done)) / 2
         for group in self.optimizer.param_groups:
@@ -103,7 +103,10 @@ class Run:
             )
 
     def _average_gradients(self, loss: float, seconds: float) -> tuple[float, float]:
-        """Average gradients, loss and seconds over the ranks, so that all ranks go the same way."""
+        """Average gradients, loss and seconds over the ranks, so that all ranks take the same step.
+
+        Returns the averages of loss and seconds.
+        """
         if self.world_size == 1:
             return loss, seconds
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
@@ -125,7 +128,7 @@ class Run:
 
 
 def save_training_state(folder: Path, run: Run, **counts: int) -> None:
-    """Write `state.pt`, complete or not at all; `counts` come back from `load_training_state`."""
+    """Write `state.pt`, atomically; `counts` are returned later by `load_training_state`."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         "module": run.module.state_dict(),
@@ -140,7 +143,7 @@ def save_training_state(folder: Path, run: Run, **counts: int) -> None:
 
 
 def load_training_state(folder: Path, run: Run) -> dict[str, int]:
-    """Go on from `state.pt`, if it is there; gives the counts saved with it."""
+    """Resume from `state.pt` if it exists, and return the counts saved with it; otherwise return none."""
     if not (folder / "state.pt").exists():
         return {}
     state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)

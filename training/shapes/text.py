@@ -1,4 +1,4 @@
-"""The bundled model's text side: a word tokenizer and a small UMT5 encoder, and captions to train on."""
+"""Text side of the bundled model: a word tokenizer, a small UMT5 encoder, and captions to train on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_SEQUENCE_LENGTH = 512
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Words of the world, one token each; every other word is dropped before it becomes a token."""
+    """Return a tokenizer with one token for each known word; it first drops all other words from a text."""
     vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence(
@@ -59,7 +59,10 @@ def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
 
 
 def caption(scene: Scene, rng: np.random.Generator, drop: float = 0.1) -> str:
-    """One wording of the scene: clauses in any order, some left out; with chance `drop` nothing at all."""
+    """Return a random caption of the scene: clauses in varying order, some left out.
+
+    drop: probability of an empty caption, which classifier-free guidance needs.
+    """
     if rng.random() < drop:
         return ""
     thing = f"{scene.color if rng.random() > 0.03 else ''} {scene.shape if rng.random() > 0.03 else ''}"
@@ -78,11 +81,11 @@ def caption(scene: Scene, rng: np.random.Generator, drop: float = 0.1) -> str:
 
 
 def pad_bias(lengths: torch.Tensor, width: int) -> torch.Tensor:
-    """Attention bias `[B, 1, 1, width + 1]` that makes one padding key stand for all of them.
+    """Return an attention bias `[B, 1, 1, width + 1]` that makes one padding key stand for all of them.
 
-    `WanPipeline` pads the embeddings with zeros to `MAX_SEQUENCE_LENGTH`, and the transformer attends to
-    the padding too. All those keys are the same, so one key whose score is raised by the logarithm of
-    their number gives the same attention at a fraction of the cost.
+    `WanPipeline` pads the embeddings with zeros to `MAX_SEQUENCE_LENGTH`, and the transformer attends to the
+    padding, too. All those keys are equal, so one key whose score is raised by the logarithm of their number
+    has the same effect at a fraction of the cost.
     """
     position = torch.arange(width + 1, device=lengths.device)
     bias = torch.zeros(len(lengths), width + 1, device=lengths.device)

@@ -1,12 +1,12 @@
-"""Train the bundled model from nothing: data, VAE, text encoder and transformer together, decoder once more.
+"""Train the bundled model from nothing: VAE, then text encoder and transformer, then the decoder once more.
 
     python training/shapes/train.py                                        # on a GPU
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 training/shapes/train.py --batch 8    # on two CPU cores
 
-Seeded. Stop at any moment and run the command again: it goes on from the last checkpoint, at most four
-minutes back. Sized in minutes: learning rates fall over the time given. Under torchrun every rank draws its
-own batch and gradients are averaged; on a CPU one process a core with one thread each is somewhat
-faster than one process with all threads, since the operations are small.
+The training is seeded. It can be stopped at any moment: the same command resumes it from the last checkpoint,
+which is at most four minutes old. Its length is given in minutes, and learning rates fall over that time.
+Under torchrun every rank draws its own batch, and gradients are averaged. On a CPU, one process per core with
+one thread each is somewhat faster than one process with all threads, because the operations are small.
 """
 
 from __future__ import annotations

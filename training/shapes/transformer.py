@@ -1,7 +1,7 @@
-"""The bundled model's text encoder and transformer, trained together on the frozen VAE's latents.
+"""Training of the bundled model's text encoder and transformer, together, on the frozen VAE's latents.
 
-Flow matching as Wan does it, in part with a noise level for each frame (Diffusion Forcing, arXiv
-2407.01392). A pool of encoded videos grows by one a rank every step.
+The training is flow matching, as Wan's, half of it with a noise level for each frame (Diffusion Forcing,
+arXiv 2407.01392). It draws from a pool of encoded videos, to which every rank adds one video in every step.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONFIG = {
     "rope_max_seq_len": 256,
 }
 SIZE = 96
-"""Pixels a side."""
+"""Width and height of the videos, in pixels."""
 DEFAULTS = {
     "name": "shapes",
     "width": SIZE,
@@ -47,18 +47,19 @@ DEFAULTS = {
     "train_frames": [5, MAX_FRAMES],
 }
 CAPACITY = 8000
-"""Encoded videos kept; about 480 MB on disk."""
+"""Number of encoded videos that the pool keeps; they take about 480 MB on disk."""
 LATENT_FRAMES = (MAX_FRAMES - 1) // 4 + 1
 DEFAULT_LATENT_FRAMES = 9  # 33 frames
 SHIFT = 5.0
-"""Of the noise levels trained on, as `flow_shift` of a diffusers scheduler."""
+"""Shift of the noise levels trained on, like `flow_shift` of a diffusers scheduler."""
 
 
 class Pool:
-    """Encoded training videos in a file, so that a restart finds them again.
+    """Pool of encoded training videos in a file, so that a restart finds them again.
 
-    Video i is fixed by its number; it lies in slot i modulo the capacity. The VAE is causal in time, so
-    the first latent frames of a long video are those of the short one: one encoding serves every length.
+    A video follows from its number, i, and is stored at index i modulo the capacity. The VAE is causal in
+    time, so the first latent frames of a long video equal those of a short one: one encoding serves every
+    length.
     """
 
     def __init__(self, folder: Path, vae: AutoencoderKLWan, run: Run) -> None:
@@ -92,7 +93,7 @@ class Pool:
 
     @torch.no_grad()
     def add(self, num_videos: int) -> None:
-        """Encode `num_videos` more on every rank."""
+        """Encode `num_videos` more videos on every rank."""
         first = self.count + self.run.rank * num_videos
         numbers = range(first, first + num_videos)
         videos = [draw(self.scene(i), MAX_FRAMES, np.random.default_rng((4, i)), SIZE) for i in numbers]
@@ -105,7 +106,7 @@ class Pool:
         self.count += num_videos * self.run.world_size
 
     def batch(self, size: int, latent_frames: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
-        """Latents `[B, C, F, h, w]` and a caption each."""
+        """Return a random batch from the pool: latents `[B, C, F, h, w]`, and a caption for each video."""
         # Another rank may still be writing the newest ones.
         written = self.count - self.run.world_size
         numbers = rng.integers(max(0, self.count - CAPACITY), written, size)
@@ -115,10 +116,10 @@ class Pool:
 
 
 class TrainingAttention:
-    """Attention processor for training: Wan's arithmetic, made quick for a few hundred tokens on a CPU.
+    """Attention processor for training: Wan's arithmetic, made fast for a few hundred tokens on a CPU.
 
-    Written out, since the fused kernel's backward pass takes a quarter of a step here. Cross-attention
-    sees the words and one key that stands for all the padding (`pad_bias`).
+    The attention is written out, because the fused kernel's backward pass takes a quarter of a step here.
+    Cross-attention reads the words and one key that stands for all the padding (`pad_bias`).
     """
 
     def __init__(self) -> None:
@@ -148,14 +149,14 @@ class TrainingAttention:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE over neighbouring pairs of `x` `[B, S, H, D]`."""
+    """Apply RoPE to neighbouring pairs of channels of `x` `[B, S, H, D]`."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos[..., 0::2], sin[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(3)
 
 
 def patch_as_linear(patch_embedding: nn.Conv3d, latents: Tensor) -> Tensor:
-    """A 1x2x2 convolution of stride 1x2x2 as a matrix product, whose backward pass is much quicker."""
+    """Compute a 1x2x2 convolution of stride 1x2x2 as a matrix product, whose backward pass is much faster."""
     _frames, height, width = latents.shape[2], latents.shape[3] // 2, latents.shape[4] // 2
     patches = latents.unflatten(4, (width, 2)).unflatten(3, (height, 2)).permute(0, 2, 3, 5, 1, 4, 6)
     tokens = F.linear(patches.flatten(4), patch_embedding.weight.flatten(1), patch_embedding.bias)
@@ -163,7 +164,7 @@ def patch_as_linear(patch_embedding: nn.Conv3d, latents: Tensor) -> Tensor:
 
 
 class TextToLatents(nn.Module):
-    """The two modules that learn, and the flow-matching loss."""
+    """The two models that are trained, text encoder and transformer, and their flow-matching loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +190,7 @@ class TextToLatents(nn.Module):
             nn.init.constant_(block.attn2.norm_k.weight, 1.5)
 
     def load(self, folder: Path) -> None:
-        """Take the weights of a pipeline folder."""
+        """Load the weights of text encoder and transformer from a pipeline folder."""
         transformer = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer")
         self.transformer.load_state_dict(transformer.state_dict())
         text_encoder = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder")
@@ -204,10 +205,10 @@ class TextToLatents(nn.Module):
         return self.transformer(noisy, timestep, text, return_dict=False)[0]
 
     def loss(self, latents: Tensor, captions: list[str], *, by_frame: bool) -> Tensor:
-        """Mean squared error of the velocity, with one noise level for a video, or one for each frame of it.
+        """Return the mean squared error of the velocity, with a noise level for each video or for each frame.
 
-        The same weight everywhere: a heavier one where the object is would depend on the answer, so that in
-        doubt the model would draw objects too large, and two of them.
+        The error has the same weight everywhere. A larger weight at the object would depend on the answer, so
+        that in doubt the model would draw objects too large, or two of them.
         """
         sigma = _noise_levels(latents.shape[0], latents.shape[2], by_frame, latents.device)
         timestep = 1000 * sigma
@@ -224,12 +225,13 @@ class TextToLatents(nn.Module):
 
 
 def _noise_levels(batch: int, frames: int, by_frame: bool, device: torch.device) -> Tensor:
-    """[batch, frames], shifted towards the noise: a direction is decided above sigma 0.9 or not at all.
+    """Return random noise levels [batch, frames], shifted towards noise.
 
-    By frame, the first has less noise than the others, which then have to follow from it as the caption says.
-    In noise alone a model that knows positions only by their distance, as with RoPE, hardly finds out what
-    left and right are; nor if the known frame may be anywhere, since what is to the right of the past is to
-    the left of the future.
+    They are shifted because a direction of motion is decided above sigma 0.9 or not at all. With a noise
+    level for each frame, the first frame has less noise than the others, which then have to follow from it as
+    the caption says. In noise alone, a model that knows positions only by their distance, as with RoPE,
+    hardly finds out what left and right are. Nor would it if the known frame could be anywhere, because what
+    is to the right of the past is to the left of the future.
     """
     uniform = torch.rand(batch, 1, device=device)
     sigma = (SHIFT * uniform / (1 + (SHIFT - 1) * uniform)).expand(batch, frames)
@@ -248,10 +250,10 @@ def train(
     init: Path | None = None,
     lr: float = 1.5e-3,
 ) -> None:
-    """Train for `minutes` in all, over every start, and write `folder/pipeline`.
+    """Train for a number of minutes, counted over all starts, and write `folder/pipeline`.
 
-    `batch` is in videos of 33 frames, for each rank. `init` is a pipeline folder whose weights to start
-    from.
+    batch: number of videos of 33 frames in each rank's batch. init: pipeline folder whose weights to start
+    from; None: random weights.
     """
     device, dtype = device_and_dtype()
     torch.manual_seed(0)
@@ -294,13 +296,13 @@ def train(
 
 
 def save(run: Run, pool: Pool, folder: Path) -> None:
-    """Write the state to go on from, and the averaged model as a pipeline folder."""
+    """Write the state to resume from, and the averaged model as a pipeline folder."""
     save_training_state(folder, run, videos=pool.count)
     save_pipeline(run.average, pool.vae, folder / "pipeline")
 
 
 def save_pipeline(model: TextToLatents, vae: AutoencoderKLWan, folder: Path) -> None:
-    """Write the diffusers folder that `WanPipeline.from_pretrained` and `paradit` load."""
+    """Write the model as a diffusers folder, which `WanPipeline.from_pretrained` and `paradit` load."""
     WanPipeline(
         tokenizer=model.tokenizer,
         text_encoder=model.text_encoder,

@@ -1,6 +1,6 @@
-"""The bundled model's VAE, trained from nothing.
+"""Training of the bundled model's VAE, from random weights.
 
-An `AutoencoderKLWan` of Wan 2.2's form (residual, 2x2 patches) with 8x8x4 compression.
+It is an `AutoencoderKLWan` of Wan 2.2's kind (residual, 2x2 patches) with 8x8x4 compression.
 """
 
 from __future__ import annotations
@@ -39,19 +39,23 @@ CONFIG = {
     "latents_std": [1.0] * LATENT_CHANNELS,
 }
 LENGTHS = (9, 9, 9, 17, 9, 5, 17, 33)
-"""Frames of a training clip, step by step; a batch has about the same number of frames in all."""
+"""Numbers of frames of the training clips in successive steps, repeated.
+
+A batch of longer clips has fewer of them, so that all batches have about the same number of frames.
+"""
 Loss = Callable[[AutoencoderKLWan, torch.Tensor], tuple[torch.Tensor, float]]
 KL_WEIGHT = 3e-4
 LATENT_NOISE = 0.05
-"""Deviation, in parts of the latents' own, of the noise that the decoder learns to live with."""
+"""Standard deviation of the noise added to latents to refine the decoder, relative to the latents' own."""
 CROP = 48
-"""Side (pixels) of the crops of the first part of the training, cut where the object passes."""
+"""Side, in pixels, of the crops used in the first part of the training, which contain some of the object."""
 WHOLE_FRAMES_FROM = 0.75
-"""Part of the training after which whole frames are used: the decoder's attention sees the whole picture."""
+"""Fraction of the training after which whole frames are used, because the decoder's attention is over the
+whole picture."""
 
 
 def clips(rng: np.random.Generator, num_clips: int, num_frames: int, crop: int | None = None) -> torch.Tensor:
-    """Random clips from anywhere in the motions: float32 `[B, 3, F, H, W]` in [-1, 1]."""
+    """Return clips of random videos, which begin at random times: float32 `[B, 3, F, H, W]` in [-1, 1]."""
     scenes = all_scenes()
     videos = []
     for _ in range(num_clips):
@@ -62,7 +66,7 @@ def clips(rng: np.random.Generator, num_clips: int, num_frames: int, crop: int |
 
 
 def cut(video: np.ndarray, crop: int, rng: np.random.Generator) -> np.ndarray:
-    """A square about a random pixel of the object in a random frame."""
+    """Crop a video to a square around a random pixel of the object in a random frame."""
     frame = video[rng.integers(len(video))].astype(np.int16)
     ys, xs = np.nonzero(np.abs(frame - np.median(frame, axis=(0, 1))).max(axis=2) > 60)
     pick = rng.integers(len(ys))
@@ -72,7 +76,7 @@ def cut(video: np.ndarray, crop: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def object_weight(video: torch.Tensor) -> torch.Tensor:
-    """5 on the object and its rim, 1 on the background: the object is small and matters most."""
+    """Return weights for the loss: 5 on the object and its rim, which are small and matter most, else 1."""
     border = torch.cat([video[..., :2, :].flatten(3), video[..., -2:, :].flatten(3)], dim=3)
     background = border.median(dim=3).values[..., None, None]
     inside = ((video - background).abs().amax(dim=1, keepdim=True) > 0.15).float()
@@ -80,7 +84,7 @@ def object_weight(video: torch.Tensor) -> torch.Tensor:
 
 
 def loss_of(vae: AutoencoderKLWan, video: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Loss of encoder and decoder, and the PSNR in dB."""
+    """Return the loss of encoder and decoder, and the PSNR in dB."""
     posterior = vae.encode(video).latent_dist
     reconstruction, psnr = reconstruction_loss(vae, posterior.sample(), video)
     kl = posterior.kl().mean() / posterior.mean[0].numel()
@@ -88,7 +92,10 @@ def loss_of(vae: AutoencoderKLWan, video: torch.Tensor) -> tuple[torch.Tensor, f
 
 
 def decoder_loss_of(vae: AutoencoderKLWan, video: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Loss of the decoder alone, on latents that are a little off, as a transformer's are."""
+    """Return the loss of the decoder alone, on latents that are slightly wrong, like those of a transformer.
+
+    Also returns the PSNR in dB.
+    """
     with torch.no_grad():
         latents = vae.encode(video).latent_dist.mode()
         std = torch.tensor(vae.config.latents_std, device=latents.device).view(1, -1, 1, 1, 1)
@@ -105,9 +112,10 @@ def reconstruction_loss(
 
 
 def train(folder: Path, minutes: float, num_clips: int, init: Path | None = None, lr: float = 2e-3) -> None:
-    """Train from nothing, or from `init/vae`, for `minutes` in all, over every start, and write `folder/vae`.
+    """Train for a number of minutes, counted over all starts, and write `folder/vae`.
 
-    A step sees `num_clips` clips: 9 whole frames, or twice as many crops, or fewer and longer ones.
+    init: pipeline folder with a VAE to start from; None: random weights. A step uses `num_clips` clips of 9
+    whole frames, or twice as many crops, or fewer and longer clips.
     """
     torch.manual_seed(0)
     vae = AutoencoderKLWan.from_pretrained(init, subfolder="vae") if init else AutoencoderKLWan(**CONFIG)
@@ -118,9 +126,9 @@ def train(folder: Path, minutes: float, num_clips: int, init: Path | None = None
 
 
 def refine_decoder(folder: Path, vae_folder: Path, minutes: float, num_clips: int, lr: float = 1e-3) -> None:
-    """Train the decoder of `vae_folder` further and write `folder/vae`.
+    """Train the decoder of the VAE in `vae_folder` further, and write the VAE to `folder/vae`.
 
-    The encoder stays as it is, and with it the latents: a transformer trained on them remains right.
+    The encoder stays the same, and so do the latents: a transformer that was trained on them still fits.
     """
     torch.manual_seed(0)
     vae = AutoencoderKLWan.from_pretrained(vae_folder)
@@ -139,7 +147,7 @@ def _prepared(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 
 
 def _train(run: Run, folder: Path, num_clips: int, loss_of: Loss, *, crops_until: float) -> bool:
-    """Train the run's VAE, which has the averaged weights afterwards; whether this rank is to write it."""
+    """Train the run's VAE, and set it to the averaged weights; return whether this rank has to write it."""
     device, dtype = device_and_dtype()
     vae = run.module
     load_training_state(folder, run)
@@ -165,7 +173,7 @@ def _train(run: Run, folder: Path, num_clips: int, loss_of: Loss, *, crops_until
 
 @torch.no_grad()
 def measure_latents(vae: AutoencoderKLWan) -> None:
-    """Write the latents' mean and deviation by channel into the config."""
+    """Write the mean and standard deviation of each latent channel into the VAE's configuration."""
     rng = np.random.default_rng(2)
     videos = (clips(rng, 4, MAX_FRAMES).to(vae.device) for _ in range(16))
     values = torch.cat([vae.encode(video).latent_dist.mode() for video in videos]).transpose(0, 1).flatten(1)
@@ -177,7 +185,7 @@ def measure_latents(vae: AutoencoderKLWan) -> None:
 
 @torch.no_grad()
 def save(vae: AutoencoderKLWan, folder: Path) -> None:
-    """Write `folder/vae` and say how good it is on videos of 33 frames."""
+    """Write `folder/vae`, and print the PSNR of the VAE on videos of 33 frames."""
     video = clips(np.random.default_rng(3), 8, 33).to(vae.device)
     error = vae.decode(vae.encode(video).latent_dist.mode()).sample - video
     print(f"33 frames: psnr {-10 * torch.log10(error.square().mean() / 4):.2f} dB", flush=True)
