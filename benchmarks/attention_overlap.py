@@ -2,15 +2,16 @@
 
     python benchmarks/attention_overlap.py --links 800mbit 400mbit 200mbit 100mbit --repeats 5
 
-A turn is a whole denoising step: of a Wan transformer with both guidance branches, and of a HunyuanVideo
+A turn is a whole denoising step of a Wan transformer, with both guidance branches, or of a HunyuanVideo
 transformer, which has one branch. Two processes with one thread and one core each run in two network
 namespaces, joined by a link that `tbf` limits. The script sets them up and removes them, which needs root,
 `ip` and `tc`. All variants take turns within one run; the figures are medians.
 
-serial: plain `ulysses`, both branches in one batch, receives posted first; our own best serial exchange.
-computation: the same, with nothing sent. communication: the same messages, with nothing computed. Overlap
-efficiency = (serial - ours) / (serial - max(computation, communication)). cache-dit's Ulysses for Wan is
-measured if it is installed (it computes one branch after the other, with gloo's all-to-all).
+The variant "serial" is plain `ulysses` with both branches in one batch and receives posted first, which is
+our own best exchange without overlap. "computation" is the same with nothing sent, and "communication" the
+same messages with nothing computed. Overlap efficiency = (serial - ours) / (serial - max(computation,
+communication)). cache-dit's Ulysses for Wan is measured, too, if it is installed; it computes one branch
+after the other, with gloo's all-to-all.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ PORT = 29700
 
 
 def ways(model: str) -> dict[str, Placement]:
-    """Return a model's placements; HunyuanVideo has no second guidance branch to interleave."""
+    """Return a model's placements; none interleaves guidance branches for HunyuanVideo, which has one."""
     return {name: way for name, way in WAYS.items() if model == "wan" or not way.interleave}
 
 
@@ -179,6 +180,7 @@ def measure(link: str, model: str, hosts: list[Host], repeats: int) -> dict[str,
             turns.append(("cache-dit", other))
         taken: dict[str, list[dict[str, float]]] = {name: [] for name, _ in turns}
         for turn in range(repeats + 1):
+            # The order alternates, so that a drift of the machine's speed favours no variant.
             for name, pair in turns if turn % 2 else reversed(turns):
                 took = pair.take(name)
                 if turn:  # the first warms up

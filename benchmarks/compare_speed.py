@@ -45,6 +45,7 @@ def main() -> None:
     for name in options.only:
         taken: dict[str, list[float]] = {"old": [], "new": []}
         for turn in range(options.turns + 1):
+            # The order alternates, so that a drift of the machine's speed favours no variant.
             for version in ("old", "new") if turn % 2 else ("new", "old"):
                 seconds = run(getattr(options, version).resolve(), COMMANDS[name])
                 if turn:  # the first turn fills the disk's caches

@@ -146,6 +146,7 @@ def seen(src: Path, commands: list[str]) -> Seen:
             **os.environ,
             "PYTHONPATH": str(src),
             "OMP_NUM_THREADS": "1",
+            # A cache of its own, so that neither version uses what the other has measured.
             "XDG_CACHE_HOME": str(folder / "cache"),
             "HF_HUB_OFFLINE": "1",
             "COLUMNS": "120",

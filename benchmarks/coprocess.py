@@ -42,11 +42,15 @@ SHARES = (0.15, 0.3)
 
 
 class Turns:
-    """Plan of the helper's work in the next step, which is set from outside through `work`."""
+    """Plan of how much attention the helper, an idle decode rank, computes in the next step.
+
+    The benchmark sets it through `work`.
+    """
 
     def __init__(self) -> None:
         self.work: int | None = None
-        """Query rows for the helper in the next step; None: the share that was chosen from measurements."""
+        """Number of query rows that the helper computes in the next step; None: the number chosen from
+        measurements."""
         self.helped: Helped | None = None
 
     def __call__(self, step: Message, idle: tuple[int, ...]) -> Sequence[int]:
@@ -91,6 +95,7 @@ def rank(world: World, shape: tuple[int, int, int], choice: Choice, repeats: int
     helped.close()
     like = torch.empty(2, tokens, HEADS, HEAD_DIM, device="meta")
     attention = LAYERS * MeasuredKernel(sdpa, world.device).seconds(like, like)
+    # The first turn is a warm-up.
     seconds = {name: median(each[1:]) for name, each in taken.items()}
     return {
         "shares": {name: work / rows for name, work in wanted.items()},

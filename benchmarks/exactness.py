@@ -1,7 +1,7 @@
 """Measure how far several ranks' final latents are from one rank's: `python benchmarks/exactness.py`.
 
-The model's default steps and guidance are used, one seed, fp32, and one thread per process (real gloo
-processes). The promise is 1e-5.
+The runs use the model's default steps and guidance, one seed, fp32, and real gloo processes of one thread
+each. ParaDiT promises differences of at most 1e-5.
 """
 
 from __future__ import annotations

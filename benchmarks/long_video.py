@@ -1,15 +1,15 @@
-"""Measure long videos in blocks: how close two ranks come to the schedule, and what the window saves.
+"""Measure long videos in frame blocks: how close two ranks come to the schedule, and what blocks save.
 
     python benchmarks/long_video.py speed     # about five minutes, with nothing else running
     python benchmarks/long_video.py bytes
     python benchmarks/long_video.py memory
 
 speed: a random Wan on two ranks of one thread each; all variants take turns within one run. Figures are
-medians, and ratios within each turn. The bound is the schedule's (`layer_pipeline.duration`): the time of a
-block-step on one rank while the other rank is as busy, divided in proportion to the measured layers. bytes:
-what each rank sends, and how far the latents are from those of one process, on 2 and 4 ranks. memory: peaks
-and the time to the first frame of the command line, with the bundled model. Each part leaves the other parts'
-results in the file.
+medians, and ratios within each turn. The bound is the schedule's (`layer_pipeline.duration`): the time of one
+step of a block on one rank while the other rank is as busy, divided in proportion to the measured layers.
+bytes: what each rank sends, and how far the latents are from those of one process, on 2 and 4 ranks. memory:
+peak memory of the command line and its time to the first frame, with the bundled model. Each part leaves the
+other parts' results in the file.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def blocks_of(model: VideoModel, share: LayerShare | None) -> Iterator[Tensor]:
 
 
 def in_blocks(model: VideoModel, share: LayerShare | None) -> Make:
-    """Return a function that makes the video in blocks and returns the seconds until each block is there."""
+    """Return a function that makes the video and returns the seconds until each block is denoised."""
 
     def make() -> list[float]:
         began = time.perf_counter()
@@ -140,6 +140,7 @@ def taking_turns(world: World, repeats: int) -> dict[str, Any]:
     blocks: dict[str, list[list[float]]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, (make, both) in ways.items():
+            # A barrier: both ranks begin at once, and the time ends when both are done.
             transport.all_gather(torch.zeros(1))
             began = time.perf_counter()
             times = make() if both or world.rank == 0 else None
@@ -152,7 +153,7 @@ def taking_turns(world: World, repeats: int) -> dict[str, Any]:
 
 
 def bound(costs: LayerCosts, layers: list[int], seconds: float) -> float:
-    """Return the shortest possible seconds on all ranks, if one rank takes `seconds` for all block-steps."""
+    """Return the shortest possible seconds on all ranks, if a single rank takes `seconds` for all steps."""
     assert QUEUE.num_blocks
     starts = [sum(layers[:rank]) for rank in range(len(layers))]
     ranks = [sum(costs.layers[start : start + n]) for start, n in zip(starts, layers, strict=True)]
@@ -214,6 +215,7 @@ def counted(world: World, grid: PipelineGrid) -> tuple[list[Tensor], int]:
         sent += tensor.nbytes
         return send(self, tensor, rank)
 
+    # Only `World.send` is counted here; the transport that shares tokens counts its own bytes.
     World.send = counting  # type: ignore[method-assign]
     blocks = list(blocks_of(model, share))
     World.send = send  # type: ignore[method-assign]
@@ -236,7 +238,10 @@ def bytes_sent() -> list[dict[str, Any]]:
 
 
 def memory(frames: list[int], steps: int) -> dict[str, list[dict[str, Any]]]:
-    """Measure with malloc as it is, and with large tensors mapped separately, outside its fragmented heap."""
+    """Measure peak memory with malloc's defaults, and with large tensors mapped outside malloc's heap.
+
+    That heap is fragmented.
+    """
     found = {}
     for name, settings in (("as it is", {}), ("large tensors mapped", {"MALLOC_MMAP_THRESHOLD_": "1048576"})):
         print(name)

@@ -145,6 +145,7 @@ def judge(row: Row, video: np.ndarray) -> dict[str, float]:
 
 def borders(row: Row) -> list[int]:
     """Return the first frame of each block except the first block."""
+    # The first latent frame becomes one frame, each later one four.
     period = 4 * row.settings["block_frames"]
     return list(range(period - 3, row.num_frames, period))
 
@@ -197,6 +198,7 @@ def main() -> None:
         for row in missing[: args.make]:
             part = paths[row].with_suffix(".part.npz")
             np.savez_compressed(part, video=make(model, row))
+            # Renamed when it is complete, so that an interrupted run leaves no partial video under that name.
             part.rename(paths[row])
             print(row.name, flush=True)
     there = {row: path for row, path in paths.items() if path.exists()}

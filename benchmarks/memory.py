@@ -72,6 +72,7 @@ def published_spec(name: str) -> ModelSpec:
             (Path(folder) / part).mkdir()
             (Path(folder) / part / "config.json").write_text(json.dumps(config))
         spec = read_spec(Path(folder))
+    # Only counted, so no memory is allocated.
     with torch.device("meta"):
         vae = vae_class(**configs["vae"])
     counted = Weights(component="vae", parameters=sum(p.numel() for p in vae.parameters()), file_bytes=0)

@@ -73,6 +73,7 @@ def serve(ready: Any, take: Callable[[str], object]) -> None:
     """Report `ready`, then do what each line of stdin names, and report how long it took."""
     print(json.dumps({"ready": ready}), flush=True)
     for line in sys.stdin:
+        # Both ranks begin to measure at once.
         dist.barrier()
         start, cpu = time.perf_counter(), time.process_time()
         take(line.strip())

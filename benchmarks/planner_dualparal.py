@@ -29,7 +29,7 @@ FRAMES, RANKS, BLOCK = 1025, 8, 8
 PUBLISHED = {"latency": 6.54, "memory": 1.48}
 MODELS = {"1.3B": "Wan2.1-T2V-1.3B-Diffusers", "14B": "Wan2.1-T2V-14B-Diffusers"}
 CONTEXTS = (8, 4, 2)
-"""Latent frames of context on each side: the repository's quick start, a half and a quarter of it."""
+"""Numbers of latent frames of context on each side: the repository's quick start, its half, its quarter."""
 FULL = {
     "Ulysses": (Placement(ranks=RANKS), Choice.of("ulysses")),
     "ring": (Placement(ranks=RANKS, attention="ring"), Choice.of("ring")),
@@ -70,6 +70,7 @@ def windowed_ulysses(case: Case, cluster: Cluster) -> float:
     of a layer pipeline has cached are computed again, so the time is slightly too long.
     """
     queue = long_video(case.simulator(cluster), _long(RANKS)).queue
+    # The first latent frame becomes one frame, each later one four.
     frames = 4 * (queue.block_frames + queue.context_frames) - 3
     asked = Request(prompt="any", width=832, height=480, num_frames=frames, method="full")
     one = Simulator(cluster, case.spec, resolve(asked, case.spec))
@@ -93,7 +94,7 @@ def _long(ranks: int) -> Candidate:
 
 
 def row(case: Case) -> dict[str, Any]:
-    """Return a case's seconds of denoising, the fullest rank's bytes meanwhile, and the gains in both."""
+    """Return a case's seconds of denoising, the bytes that the fullest rank needs for it, and the gains."""
     cluster = find_cluster(f"{RANKS}xRTX4090")
     simulator = case.simulator(cluster)
     seconds = {
@@ -135,9 +136,9 @@ def _denoising(simulator: Simulator, candidate: Candidate) -> int:
 
 
 def memory_gains(case: Case, simulator: Simulator) -> dict[str, float]:
-    """Return how many times as much memory Ulysses needs, for different models also resident on every GPU.
+    """Return how many times as much memory Ulysses needs as DualParal, by what else is in every GPU's memory.
 
-    All in bf16. DualParal's program computes both branches in one batch; ParaDiT's one after the other.
+    All is in bf16. DualParal's program computes both branches in one batch, ParaDiT's one after the other.
     """
     full, long = (
         _denoising(simulator, candidate)

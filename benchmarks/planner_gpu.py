@@ -142,7 +142,7 @@ def _normalisation(z_dim: int | None) -> dict[str, list[float]]:
 
 
 def peak(device: torch.device) -> int:
-    """Return the peak bytes since the last call."""
+    """Return the peak bytes of memory in use since the last call."""
     found = peak_memory_bytes(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -174,6 +174,7 @@ def take(model: Any, request: Request) -> dict[str, float]:
             pass
         return now(device) - began
 
+    # A warm-up, whose time and memory do not count.
     warm, _ = denoised(replace(request, num_inference_steps=1))
     decoded(warm[:, :, :1], None)
     peak(device)
@@ -197,7 +198,7 @@ def simulated(cluster: Cluster, spec: ModelSpec, request: Request, dtype: str) -
 
 
 def estimated(spec: ModelSpec, request: Request, itemsize: int) -> dict[str, float]:
-    """Return the peak bytes that the planner estimates, stage by stage, for what is loaded here."""
+    """Return the peak bytes that the planner estimates for each stage of the model that is loaded here."""
     size, branches = (
         (request.num_frames, request.height, request.width),
         spec.num_branches(request.guidance_scale),
@@ -268,6 +269,7 @@ def main() -> None:
                 rows.append({**case, "what": what, "measured": measured, **said})
                 show(rows[-1])
             print(f"  {time.monotonic() - began:.0f} s", flush=True)
+            # After every case, so that an interrupted run has results, too.
             write_results("planner_gpu", {"machine_file": text, "rows": rows})
         del model
         if device.type == "cuda":
@@ -282,6 +284,7 @@ def again(gpus: str) -> None:
     for row in found["rows"]:
         case = row["model"], *row["layers"].items(), *row["size"]
         if case not in said:
+            # Only the sizes are needed, so no memory is allocated.
             spec = random_model(row["model"], row["layers"], torch.bfloat16, torch.device("meta")).spec
             said[case] = all_say(known, spec, request_of(row["size"], spec), "bf16", 2)
         row |= {candidate: says[row["what"]] for candidate, says in said[case].items() if row["what"] in says}

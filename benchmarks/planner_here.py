@@ -141,6 +141,7 @@ def overlap(links: list[str], repeats: int) -> dict[str, Any]:
                 pair = Pair(__file__, [model], hosts, port + 1)
                 taken: dict[str, list[float]] = {name: [] for name in candidates(model)}
                 for turn in range(repeats):
+                    # The order alternates, so that a drift of the machine's speed favours no variant.
                     for name in list(taken) if turn % 2 else reversed(taken):
                         taken[name].append(pair.take(name)["seconds"])
                 pair.close()
@@ -241,6 +242,7 @@ def same_order(placement: Placement, steps: int, seconds: dict[str, float]) -> d
     apart = [
         at_real[one[1:]] < at_real[other[1:]]
         for one, other in combinations(sorted(simulated, key=lambda e: e[0]), 2)
+        # Events that are nearly simultaneous in the simulation may come in either order in reality.
         if other[0] - one[0] > tie
     ]
     return {"by_rank": by_rank[0] == by_rank[1], "events_apart": len(apart), "in_order": sum(apart)}

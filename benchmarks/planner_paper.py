@@ -48,7 +48,7 @@ ROWS = ("offload_baseline", "decoupled", "decoupled_pipesp", "decoupled_pipesp_c
 FITTED_SIZES = ("480x352x65", "640x352x129", "1024x576x129")
 """Video sizes of the ablation that are fitted, for both models and all four rows: 24 cells."""
 CHANGE = 0.05
-"""Smallest relative change between two rows of the ablation that counts."""
+"""Smallest relative change between two rows of the ablation that is compared with the prediction."""
 
 # Table 2: seconds of a step of Open-Sora-Plan, without PipeSP and with it. Nothing was fitted to it.
 TABLE_2 = {
@@ -99,7 +99,7 @@ class Fit:
 
     @classmethod
     def in_files(cls) -> Fit:
-        """Return the numbers in the hardware files."""
+        """Return the fitted numbers that the hardware files hold."""
         cluster = find_cluster("8xA6000")
         efficiency, link = cluster.device.efficiency, cluster.link
         assert link.peer and link.shared and link.copy
@@ -210,7 +210,10 @@ class Paper:
         return max(span.end for span in spans)
 
     def cell(self, model: str, size: str, steps: int, column: str) -> float:
-        """Return a cell of Table 6, whose second column is the better of co-processing and none."""
+        """Return our prediction for a cell of Table 6.
+
+        Its second column is the better of runs with and without co-processing.
+        """
         if column == "baseline_s":
             return self.total(model, size, steps, ROWS[0])
         return min(self.total(model, size, steps, row) for row in ROWS[2:])

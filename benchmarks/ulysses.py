@@ -110,6 +110,7 @@ def measure(name: str, hosts: list[Host], repeats: int) -> dict[str, object]:
     with pairs(name, hosts) as started:
         seconds: dict[str, list[float]] = {system: [] for system in started}
         for turn in range(repeats):
+            # The order alternates, so that a drift of the machine's speed favours no variant.
             for system in started if turn % 2 else reversed(started):
                 seconds[system].append(started[system].take()["seconds"])
         return {
