@@ -87,6 +87,7 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        # At first the average follows the weights closely, because the first ones are random.
         decay = min(self.decay, self.step / (self.step + 20))
         with torch.no_grad():
             for mine, theirs in zip(self.average.parameters(), self.module.parameters(), strict=True):
@@ -111,6 +112,7 @@ class Run:
             return loss, seconds
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         rest = gradients[0].new_tensor([loss, seconds])
+        # One message for all, because each message would have its own latency.
         flat = torch.cat([*(g.flatten() for g in gradients), rest])
         dist.all_reduce(flat)
         flat /= self.world_size
@@ -139,6 +141,7 @@ def save_training_state(folder: Path, run: Run, **counts: int) -> None:
         "counts": counts,
     }
     torch.save(state, folder / "state.pt.part")
+    # A rename is atomic: whenever the training is stopped, `state.pt` is complete.
     (folder / "state.pt.part").replace(folder / "state.pt")
 
 

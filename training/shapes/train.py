@@ -32,6 +32,7 @@ def main() -> None:
                         "with --vae-minutes 0 its VAE is kept")  # fmt: skip
     args = parser.parse_args()
 
+    # torchrun sets it.
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     num_clips = max(1, args.batch // 2)

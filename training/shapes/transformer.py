@@ -272,6 +272,8 @@ def train(
             print(f"encoded {pool.count} of the first {first_videos} videos", flush=True)
     run.begin()
     while not run.finished:
+        # Seeds follow from step and rank, so that a resumed run draws what it would have drawn without the
+        # stop.
         rng = np.random.default_rng((5, run.step, run.rank))
         torch.manual_seed(run.step * run.world_size + run.rank)
         # The same length on every rank, so that none waits for another.

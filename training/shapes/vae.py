@@ -68,6 +68,7 @@ def clips(rng: np.random.Generator, num_clips: int, num_frames: int, crop: int |
 def cut(video: np.ndarray, crop: int, rng: np.random.Generator) -> np.ndarray:
     """Crop a video to a square around a random pixel of the object in a random frame."""
     frame = video[rng.integers(len(video))].astype(np.int16)
+    # The median is the background's colour, from which the object differs.
     ys, xs = np.nonzero(np.abs(frame - np.median(frame, axis=(0, 1))).max(axis=2) > 60)
     pick = rng.integers(len(ys))
     limit = video.shape[1] - crop
@@ -78,6 +79,7 @@ def cut(video: np.ndarray, crop: int, rng: np.random.Generator) -> np.ndarray:
 def object_weight(video: torch.Tensor) -> torch.Tensor:
     """Return weights for the loss: 5 on the object and its rim, which are small and matter most, else 1."""
     border = torch.cat([video[..., :2, :].flatten(3), video[..., -2:, :].flatten(3)], dim=3)
+    # The border of the picture is mostly background.
     background = border.median(dim=3).values[..., None, None]
     inside = ((video - background).abs().amax(dim=1, keepdim=True) > 0.15).float()
     return 1 + 4 * F.max_pool3d(inside, (1, 3, 3), stride=1, padding=(0, 1, 1))
