@@ -24,7 +24,8 @@ _KNOWN: dict[str, dict[str, Any]] = {
 }
 """Configuration values that decide how a scheduler steps, as in the published models, by scheduler class."""
 _NEEDED = {"UniPCMultistepScheduler": {"prediction_type", "use_flow_sigmas"}}
-"""Configuration keys that must be present, by scheduler class, because its default for them may not run."""
+"""Configuration keys that must be present, by scheduler class, because the class's default for them may not
+run."""
 _HARMLESS = {
     "beta_start": 0.0001,
     "beta_end": 0.02,

@@ -32,7 +32,7 @@ FIXED = Option(fixed=True)
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerSpec:
-    """Sizes of one diffusion transformer, under diffusers' names if diffusers has one."""
+    """Sizes of one diffusion transformer, with diffusers' names for those that diffusers has."""
 
     num_attention_heads: int
     attention_head_dim: int

@@ -34,7 +34,7 @@ class Sharing:
         return self.transport.num_ranks if self.transport else 1
 
     def heads(self, num_heads: int) -> range:
-        """Return the range of attention heads that this rank computes, whatever the number of tokens."""
+        """Return the range of attention heads that this rank computes; it does not depend on the tokens."""
         box = Shares.equal(0, num_heads, self.sharers).heads_of(self.place)
         return range(box.first_head, box.last_head)
 

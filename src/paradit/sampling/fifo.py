@@ -1,14 +1,14 @@
 """Denoising of a long video along a diagonal: every latent frame has a noise level of its own.
 
-FIFO-Diffusion (arXiv 2405.11473). The queue is that of `scheduling.block_queue`, with blocks of one frame: in
-every round a frame of noise joins it, all frames take one step, and the least noisy frame leaves. A round
-goes through the transformer in windows, counted from the head of the queue, so that window borders fall on
-other frames in every round. In each window `block_frames` frames take a step, and `context_frames` frames on
-both sides are only read; before the head, these are finished frames (the paper's lookahead). All windows of a
-round read the latents from before the round.
+The method is FIFO-Diffusion (arXiv 2405.11473). Its queue is that of `scheduling.block_queue`, with blocks of
+one frame: in every round a frame of noise joins the queue, all frames take one step, and the least noisy
+frame leaves. A round goes through the transformer in windows, counted from the head of the queue, so that
+window borders fall on other frames in every round. In each window `block_frames` frames take a step, and
+`context_frames` frames on both sides are only read; before the head of the queue, these are finished frames
+(the paper's lookahead). All windows of a round read the latents from before the round.
 
-Approximate: as with frame blocks, a frame sees only its window. All frames of a window also differ in noise
-level, which a model must be trained for, or happen to tolerate.
+The method is approximate: as with frame blocks, a frame sees only its window. Also, all frames of a window
+differ in noise level, which a model must be trained for, or happen to tolerate.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def blocks(
     held = _restored(model, queue, state)
 
     def predictions(own: range, seen: range) -> Iterator[tuple[int, Tensor]]:
-        """Return (frame number, prediction) for each frame in `own`, from the latents of those in `seen`."""
+        """Return (frame number, prediction) for the frames in `own`, predicted from all frames in `seen`."""
         latents = torch.cat([held[frame].latents for frame in seen], dim=2)
         layout = transformer.layout(tuple(latents.shape[2:]))  # type: ignore[arg-type]
         levels = timesteps[[held[frame].level for frame in seen]]

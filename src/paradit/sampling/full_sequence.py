@@ -36,10 +36,11 @@ def denoise(
 ) -> Iterator[Tensor]:
     """Denoise a whole video, and yield its latents [B, C, F, h, w], fp32, as a single block.
 
-    latents: the noise to begin with. guidance_scales: one for each expert. noise: function (step, counted
-    from 0) -> generator that a stochastic scheduler draws from. Steps are reported as stage "denoise". Raises
-    FloatingPointError, naming the step, if the latents become non-finite (inf or NaN); and Unwanted, after
-    the same step on all ranks, if `checkpoints` reports that the rest is not wanted.
+    latents: the noise to begin with. guidance_scales: one for each expert. noise: function that takes a step,
+    counted from 0, and returns the generator that a stochastic scheduler draws from. Steps are reported as
+    stage "denoise". Raises FloatingPointError, naming the step, if the latents become non-finite (inf or
+    NaN). Raises Unwanted if `checkpoints` reports that the rest is not wanted, after the same step on all
+    ranks.
     """
     predictor, scheduler = predictor or LocalPredictor(), model.scheduler(num_inference_steps)
     experts, steps = _Experts(model, predictor, prompts, latents), len(scheduler.timesteps)

@@ -25,7 +25,8 @@ def guide(predictions: Sequence[Tensor], scale: float) -> Tensor:
 def scales(spec: ModelSpec, guidance_scale: float) -> tuple[float, ...]:
     """Return the guidance scale for each of a model's experts.
 
-    If `guidance_scale` is not the model's default, all experts use it, as in diffusers.
+    Experts may have different defaults. A `guidance_scale` that is not the model's default is used for all of
+    them, as in diffusers.
     """
     defaults = spec.defaults
     second = defaults.guidance_scale_2

@@ -21,7 +21,7 @@ from paradit.scheduling.layer_pipeline import PipelineGrid
 
 
 class Checkpoints(Protocol):
-    """Interface to the saved progress of one request's denoising, and to the decision whether it continues.
+    """Interface to the saved progress of a request's denoising; it also decides whether denoising continues.
 
     Of the processes that denoise together, only the first has it.
     """

@@ -28,13 +28,13 @@ def try_scheduler(
 ) -> None:
     """Refuse a model folder's scheduler if it fails, or if the seed does not determine its steps.
 
-    Raises InputError. schedule: how the model's pipeline sets the scheduler's steps. channels: number of
-    channels of the latents. in_blocks: whether the video is denoised in frame blocks, for which the scheduler
-    may evaluate the model only once per step.
+    Raises InputError. schedule: function that sets the scheduler's steps as the model's pipeline does.
+    channels: number of channels of the latents. in_blocks: whether the video is denoised in frame blocks, for
+    which the scheduler may evaluate the model only once per step.
 
     The steps are run twice: in one go, and with a scheduler that is created anew before each step and
-    restored to the state that a checkpoint holds. The results differ if a scheduler draws from another source
-    than the generator it is given, or keeps state that cannot be saved.
+    restored to the state that a checkpoint holds. The results differ if a scheduler draws noise from another
+    source than the generator it is given, or keeps state that cannot be saved.
     """
     make = partial(_made, folder, schedule, num_steps)
     about = f"the model's scheduler, {scheduler_name(folder)},"

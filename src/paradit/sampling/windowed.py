@@ -1,8 +1,8 @@
 """Denoising of a long video in independent windows whose overlaps are blended; a baseline for comparisons.
 
-A window is a frame block with its context on both sides. Approximate: nothing passes between windows while
-they are denoised, so they agree only as far as the prompt and their noise make them. Where two overlap, the
-latents of one fade into those of the other, whatever each shows there.
+A window is a frame block with its context on both sides. The method is approximate: nothing passes between
+windows while they are denoised, so they agree only as far as the prompt and their noise make them. If two
+windows overlap, the latents of one fade into those of the other, whatever each shows there.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def blocks(
 
 
 def finished(queue: BlockQueue, round: int) -> int:  # noqa: ARG001
-    """Return the number of frame blocks that are finished after `round` windows: one less than windows.
+    """Return the number of frame blocks that are finished after `round` windows.
 
-    The last frame block waits to be blended with the next window.
+    It is one less than `round`, because the last frame block waits to be blended with the next window.
     """
     return max(0, round - 1)
 
@@ -86,7 +86,7 @@ def noise_of(queue: BlockQueue, noise: BlockNoise, block: int) -> Tensor:
 def blended(queue: BlockQueue, windows: dict[int, Tensor], block: int) -> Tensor:
     """Return a frame block's latents [1, C, f, h, w], blended from the windows [1, C, F, h, w] that cover it.
 
-    Each window's weight rises and falls linearly over the frames that it shares with the next window.
+    Each window's weight rises and falls linearly over the frames that it shares with its neighbours.
     """
     start = block * queue.block_frames
     own = range(start, start + queue.frames_of(block))

@@ -41,5 +41,5 @@ def load_scheduler(folder: Path) -> Scheduler:
 
 
 def schedule(pipeline_class: str) -> Schedule:
-    """Return the function that sets a scheduler's steps in the way of a diffusers pipeline class."""
+    """Return the function that sets a scheduler's steps as a given diffusers pipeline class does."""
     return cast("Schedule", imported(f"{family(pipeline_class).model}.schedule"))

@@ -37,7 +37,7 @@ class ModelClass(Protocol):
 
 
 class StoredWeights:
-    """Weights of one pipeline component, read from its folder as needed, in the dtypes of `from_pretrained`.
+    """Weights of one pipeline component, read from its folder as needed, with dtypes as by `from_pretrained`.
 
     All weights get one dtype, except those that the class keeps in fp32.
     """

@@ -4,9 +4,9 @@ Text and video attend to each other: the text's tokens follow the video's, and e
 first blocks ("double") have separate weights for the text; the others ("single") treat both alike.
 
 A prompt's padding is cut off before anything is computed. diffusers' module masks the padding instead, in
-every attention and in the token refiner's mean, so that it never reaches the video; without padding, no mask
-is needed. The result equals the module's forward of the prompt without padding bit for bit; its forward with
-padding differs by rounding.
+every attention and in the token refiner's mean, so that it never reaches the video. Without padding, no mask
+is needed. For a prompt without padding, the result equals that of the module's forward bit for bit; for one
+with padding, it differs by rounding.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         """Convert B encoded prompts to the form that the transformer reads, with their padding removed.
 
         The arguments have the shapes [B, T, text_embed_dim], [B, T], [B, pooled_projection_dim] and [B].
-        Raises ValueError if the mask does not keep the same number of first tokens of every prompt.
+        Raises ValueError unless the mask keeps only the first tokens of each prompt, and as many of each.
         """
         mask = prompt_attention_mask.bool()
         lengths = mask.sum(dim=1).tolist()
@@ -322,9 +322,9 @@ def _double_finish(
 def _after(
     x: Tensor, attended: Tensor, modulation: Sequence[Tensor], norm: LayerNorm, feed_forward: FeedForward
 ) -> Tensor:
-    """Return the video's or the text's tokens after the part of a double block that follows attention.
+    """Run the part of a double block that follows attention, for the video's or for the text's tokens.
 
-    That part consists of residual, norm and feed-forward.
+    That part consists of residual, norm and feed-forward. Returns the block's output tokens.
     """
     gate, shift, scale, ffn_gate = modulation
     x = attended.mul_(gate).add_(x)
