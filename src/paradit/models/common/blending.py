@@ -52,7 +52,7 @@ def as_frames(processor: VideoProcessor, samples: Tensor) -> Frames:
 
 
 def _blend(before: Tensor, tile: Tensor, overlap: int, dim: int) -> None:
-    """Blend the first `overlap` samples of `tile` along `dim`, in place, with the last samples of `before`."""
+    """Blend the first `overlap` samples of `tile` along `dim`, in place, with the last ones of `before`."""
     end = before.narrow(dim, before.shape[dim] - overlap, overlap)
     begin = tile.narrow(dim, 0, overlap)
     weights = torch.tensor([index / overlap for index in range(overlap)], dtype=torch.float64)
