@@ -86,7 +86,8 @@ def divide_layers(
     """
     grid = grid or PipelineGrid(world.size)
     num_layers = len(model.experts[0].layers.kinds)
-    # Without costs, any split of the right size will do: the broadcast below replaces it by the first rank's.
+    # Without costs, all layers count alike. Ranks other than the first need only a split of the right size,
+    # because the broadcast below replaces it.
     costs = costs or LayerCosts((1.0,) * num_layers)
     split = split_layers(costs.layers, grid.num_slices, costs.embed, costs.head)
     starts = torch.tensor([part.start for part in split] + [num_layers], device=world.device)

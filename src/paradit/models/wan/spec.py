@@ -236,7 +236,7 @@ def _count_parameters(spec: TransformerSpec, config: TransformerConfig) -> int:
     feed_forward = _linear(width, spec.ffn_dim) + _linear(spec.ffn_dim, width)
     # Self- and cross-attention, feed-forward, and six rows of modulation.
     block = 2 * attention + feed_forward + 6 * width
-    # Of a block's norms, only the one before cross-attention may have weights.
+    # The norm before cross-attention may have weights; those before the other two parts have none.
     if config.cross_attn_norm:
         block += 2 * width
     # Keys and values of the image, and the norm of its keys.
