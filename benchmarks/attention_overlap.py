@@ -34,7 +34,7 @@ from pairs import Pair, join, serve
 from paradit.config.placement import Placement
 from paradit.distributed.transport import Transfer, Transport
 from paradit.distributed.world import current_world
-from paradit.engine.predictors import together
+from paradit.engine.predictors import sequence_parallel
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
 from paradit.models.wan.transformer import WanTransformer
 from paradit.sampling.guidance import guide
@@ -89,7 +89,7 @@ class Step:
         self.timestep = torch.tensor([500])
         self.layout = self.seam.layout(LATENT_SHAPE)
         branches = len(self.prompts)
-        self.predictors = {name: together(world, way, HEADS, branches) for name, way in ways.items()}
+        self.predictors = {name: sequence_parallel(world, way, HEADS, branches) for name, way in ways.items()}
         self.contexts = {
             name: predictor.contexts(self.seam, self.prompts) for name, predictor in self.predictors.items()
         }

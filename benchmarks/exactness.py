@@ -16,7 +16,7 @@ from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.distributed.world import World
-from paradit.engine.predictors import together
+from paradit.engine.predictors import sequence_parallel
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 from paradit.parallel.predictor import LocalPredictor, Predictor
@@ -44,7 +44,7 @@ def final_latents(model_name: str, num_frames: int, predictor: Predictor) -> Ten
 
 def on_ranks(world: World, model_name: str, num_frames: int, placement: Placement) -> Tensor:
     heads = read_spec(find_model(model_name)).transformers[0].num_attention_heads
-    return final_latents(model_name, num_frames, together(world, placement, heads))
+    return final_latents(model_name, num_frames, sequence_parallel(world, placement, heads))
 
 
 def name_of(placement: Placement) -> str:

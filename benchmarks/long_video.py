@@ -33,7 +33,7 @@ from torch import Tensor
 from machine import RESULTS, write_results
 from paradit.config.placement import Placement
 from paradit.distributed.world import World
-from paradit.engine.predictors import together
+from paradit.engine.predictors import sequence_parallel
 from paradit.models.families import loader
 from paradit.models.folder import find_model
 from paradit.models.protocol import VideoModel
@@ -92,7 +92,9 @@ def in_blocks(model: VideoModel, share: LayerShare | None) -> Make:
 def in_full(model: VideoModel, world: World | None) -> Make:
     """Return a function that denoises the whole video at once."""
     heads = model.experts[0].num_heads
-    predictor = together(world, Placement(ranks=world.size, attention="ulysses"), heads) if world else None
+    predictor = (
+        sequence_parallel(world, Placement(ranks=world.size, attention="ulysses"), heads) if world else None
+    )
     noise = torch.randn(1, 16, QUEUE.num_frames or 1, *HEIGHT_WIDTH)
 
     def make() -> None:

@@ -49,9 +49,9 @@ def flag(field: Declared) -> str:
 def text(field: Declared) -> str:
     """Return an option's meaning and default."""
     default = field.default
-    if default in (None, MISSING, False) or "[default" in field.option.told:
-        return field.option.told.replace("|", "\\|")
-    return f"{field.option.told} [default: {default}]".replace("|", "\\|")
+    if default in (None, MISSING, False) or "[default" in field.option.help_text:
+        return field.option.help_text.replace("|", "\\|")
+    return f"{field.option.help_text} [default: {default}]".replace("|", "\\|")
 
 
 if __name__ == "__main__":

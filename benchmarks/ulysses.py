@@ -56,13 +56,16 @@ def worker(system: str, name: str, rank: int, address: str) -> None:
 def ours(module, latents, timestep, prompts):  # type: ignore[no-untyped-def]
     from paradit.config.placement import Placement
     from paradit.distributed.world import current_world
-    from paradit.engine.predictors import together
+    from paradit.engine.predictors import sequence_parallel
     from paradit.models.wan.transformer import WanTransformer
 
     world = current_world(torch.device("cpu"))
     assert world is not None
     placement = Placement(ranks=2, attention="ulysses")
-    seam, predictor = WanTransformer(module), together(world, placement, module.config.num_attention_heads)
+    seam, predictor = (
+        WanTransformer(module),
+        sequence_parallel(world, placement, module.config.num_attention_heads),
+    )
     contexts, layout = (
         predictor.contexts(seam, [(p,) for p in prompts]),
         seam.layout(tuple(latents.shape[2:])),

@@ -223,7 +223,8 @@ class Slow(Helped):
         time.sleep(0.05)
         deadline = time.monotonic() + 30
         while self._leads and not any(self._sent) and time.monotonic() < deadline:
-            if all(self._world.told(coprocess._waits(helper, 0)) for helper in range(self._num_helpers)):
+            waits = (coprocess._waits(helper, 0) for helper in range(self._num_helpers))
+            if all(map(self._world.is_published, waits)):
                 break
             time.sleep(0.01)
         return super().begin(step)

@@ -26,7 +26,7 @@ from paradit.planner.costs import BlockSeconds
 from paradit.planner.discrete_events import Compute, Message, Post, Wait, simulate
 from paradit.planner.explain import compared, misfits, reasons
 from paradit.planner.hardware import Cluster, Device, Link, find_cluster
-from paradit.planner.search import GOALS, Plan, candidates, find_plans, with_tiles
+from paradit.planner.search import GOALS, Plan, all_candidates, find_plans, with_tiles
 from paradit.planner.simulate import Candidate, Simulated, Simulator
 from paradit.planner.step import Branch, forward
 from paradit.trace.summary import read_trace, summarize
@@ -144,7 +144,7 @@ def test_folded_layers_are_played_layers(form: Choice, monkeypatch: pytest.Monke
         program = layer(one, form)
         folded = forward([(one, program)], 20, streams)
         with monkeypatch.context() as patch:
-            patch.setattr(step_module, "PLAYED_LAYERS", 20)
+            patch.setattr(step_module, "SIMULATED_LAYERS", 20)
             whole = forward([(one, program)], 20, streams)
         assert folded.seconds == pytest.approx(whole.seconds, rel=1e-3)
         assert folded.computing == pytest.approx(whole.computing)
@@ -228,7 +228,7 @@ def test_more_bandwidth_is_never_slower(model: str) -> None:
         quick = replace(on.link, bandwidth=2 * on.link.bandwidth)
         quick = replace(quick, shared=2 * on.link.shared) if on.link.shared else quick
         one, other = (simulator(c, model, **size) for c in (on, replace(on, link=quick, network=quick)))
-        for candidate, form in candidates(one, 3):
+        for candidate, form in all_candidates(one, 3):
             before, after = (each.simulate(candidate, 3, form) for each in (one, other))
             assert after.seconds <= before.seconds * (1 + 1e-9), (on, size, candidate, form)
             assert after.latency <= before.latency * (1 + 1e-9), (on, size, candidate, form)

@@ -315,7 +315,7 @@ import resource, sys
 from pathlib import Path
 import psutil, torch
 from paradit.engine.job import Job
-from paradit.engine.output import keep
+from paradit.engine.output import write_output
 from paradit.models.spec import read_spec
 from paradit.progress import Progress
 from paradit.config.requests import Request
@@ -337,7 +337,7 @@ decode(model, latents[..., :4, :4], None, Progress(), list)  # what is loaded on
 most = psutil.Process().memory_info().vms + 300 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
 def consume(frames):
-    keep(job, spec, latents, frames, overwrite=False)
+    write_output(job, spec, latents, frames, overwrite=False)
 decode(model, latents, request.vae_tile, Said(), consume)
 """
 

@@ -9,8 +9,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from paradit.config.errors import InputError, JobCancelled, JobError
-from paradit.config.limits import shown
+from paradit.config.errors import JobCancelled, JobError
+from paradit.config.limits import amount
 from paradit.engine.events import Cancelled, Failed, Finished, Log
 from paradit.engine.job import Job
 from paradit.progress import Event, StageStarted
@@ -48,9 +48,8 @@ class EngineJob:
         Raises JobError with the reason if the job has failed, JobCancelled if it was cancelled, and
         TimeoutError after `timeout` seconds.
         """
-        if not (timeout is None or isinstance(timeout, int | float) and 0 <= timeout <= threading.TIMEOUT_MAX):
-            most = f"{threading.TIMEOUT_MAX:.0f}"
-            raise InputError(f"timeout must be from 0 to {most} seconds, or None, got {shown(timeout)}")
+        if timeout:  # 0 asks whether the job has ended already
+            timeout = amount("timeout", timeout, most=threading.TIMEOUT_MAX)
         with self._news:
             if not self._news.wait_for(lambda: self._status in ENDED, timeout):
                 raise TimeoutError(f"job {self.number} is {self._status} after {timeout:g} s")

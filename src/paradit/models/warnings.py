@@ -17,14 +17,14 @@ def warnings_for(request: ResolvedRequest, spec: ModelSpec, placement: Placement
 
 def _of_bundled(request: ResolvedRequest, spec: ModelSpec) -> list[str]:
     """Return warnings about parts of a request that the bundled model was not trained for."""
-    from paradit.shapes import world  # imports numpy
+    from paradit.shapes import scenes  # imports numpy
 
     found, defaults = [], spec.defaults
-    if not world.known_words(request.prompt):
+    if not scenes.known_words(request.prompt):
         found.append(
             f"no word of the prompt is known to the model '{spec.name}', which knows the colours "
-            f"{', '.join(world.COLORS)}; the shapes {', '.join(world.SHAPES)}; the motions "
-            f"{', '.join(world.MOTIONS)}; the backgrounds {', '.join(world.BACKGROUNDS)}"
+            f"{', '.join(scenes.COLORS)}; the shapes {', '.join(scenes.SHAPES)}; the motions "
+            f"{', '.join(scenes.MOTIONS)}; the backgrounds {', '.join(scenes.BACKGROUNDS)}"
         )
     if (request.width, request.height) != (defaults.width, defaults.height):
         found.append(

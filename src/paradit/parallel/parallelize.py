@@ -48,7 +48,7 @@ def parallelize(pipe: Pipeline) -> Callable[[], None]:
     pipeline is parallelized already, or if something attached to its transformers is not supported.
     """
     names = [name for name in ("transformer", "transformer_2") if getattr(pipe, name, None) is not None]
-    how = _replacement(pipe, names)
+    how = _forward_patch(pipe, names)
     for name in names:
         look(getattr(pipe, name), how.opened, f"pipe.{name}")
         check_free(getattr(pipe, name), f"pipe.{name}")
@@ -64,7 +64,7 @@ def parallelize(pipe: Pipeline) -> Callable[[], None]:
     return undo
 
 
-def _replacement(pipe: Pipeline, names: Sequence[str]) -> ForwardPatch:
+def _forward_patch(pipe: Pipeline, names: Sequence[str]) -> ForwardPatch:
     """Return the model family's instructions for patching the `forward` of the transformers of these names.
 
     Raises InputError if a transformer's class is not supported.
@@ -89,7 +89,7 @@ class _Forward:
     def __init__(self, pipe: Pipeline, name: str, how: ForwardPatch) -> None:
         self._pipe, self._attribute, self._how = pipe, name, how
         self._module: Module = getattr(pipe, name)
-        self._teams: dict[tuple[torch.device, str], SequenceParallel] = {}
+        self._predictors: dict[tuple[torch.device, str], SequenceParallel] = {}
         self._agreed = ""
         """Description of what was attached to the transformer when ranks last compared its weights; empty
         before that."""
@@ -112,11 +112,11 @@ class _Forward:
 
     def _predictor(self, device: torch.device, backend: str, kernel: Kernel) -> SequenceParallel:
         # Kept between calls, because it keeps the plans of what ranks send.
-        if (device, backend) not in self._teams:
+        if (device, backend) not in self._predictors:
             world = current_world(device)
             assert world is not None, "the process group is gone"
-            self._teams[device, backend] = SequenceParallel(Mesh(world), kernel=kernel)
-        return self._teams[device, backend]
+            self._predictors[device, backend] = SequenceParallel(Mesh(world), kernel=kernel)
+        return self._predictors[device, backend]
 
     def _agree(
         self, predictor: SequenceParallel, attached: Attached, inputs: Mapping[str, Sequence[Tensor | None]]

@@ -139,7 +139,7 @@ def check_target(
     if any(not re.fullmatch(r"\d{5,}\.png", name) for name in content):
         raise InputError(f"output folder {str(path)!r} holds other files than frames: name a new folder")
     if content and not overwrite:
-        raise InputError(f"output folder {str(path)!r} exists: name another one, or use --overwrite (in Python overwrite=True)")
+        raise InputError(f"output folder {str(path)!r} exists: name another one, or use --overwrite")
     check_folder_writable("output", _folder_of(target))
 
 
@@ -167,7 +167,7 @@ def check_file(option: str, path: Path, *, overwrite: bool = False) -> None:
     if path.exists() and not path.is_file():
         raise InputError(f"{option} {str(path)!r} is a device or a pipe: name a file")
     if os.path.lexists(path) and not overwrite:
-        raise InputError(f"{option} {str(path)!r} exists: name another file, or use --overwrite (in Python overwrite=True)")
+        raise InputError(f"{option} {str(path)!r} exists: name another file, or use --overwrite")
     check_folder_writable(option, _folder_of(path))
 
 
