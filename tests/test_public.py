@@ -166,7 +166,7 @@ def option(field: Declared) -> str:
     one, name = field.option, field.name.replace("_", "-")
     flags = [one.metavar] if one.argument else [*filter(None, [one.short]), f"--{name}"]
     flags += [f"--no-{name}"] if one.negatable else []
-    said = re.search(r"\[default: (.*)\]", one.told)
+    said = re.search(r"\[default: (.*)\]", one.help_text)
     default = "required" if field.default is MISSING else said[1] if said else field.default
     return f"{' '.join(flags)} ({inspect.formatannotation(field.kind)}): {default}"
 
