@@ -21,10 +21,10 @@ class AttentionBackend:
     package: str | None = None
     """Name of the package that the attention backend needs besides torch; None if it needs none."""
     cpu: bool = False
-    """Whether the attention backend runs on a CPU; all run on a GPU of the right kind."""
+    """Whether the attention backend runs on a CPU; every backend runs on a GPU of the right kind."""
     dtypes: tuple[str, ...] = HALF
     lse: bool = False
-    """Whether ParaDiT can get the attention backend's log-sum-exp, which some attention forms need."""
+    """Whether ParaDiT can get this backend's log-sum-exp, which some attention forms, such as ring, need."""
 
 
 DEFAULT = "native"
@@ -58,7 +58,7 @@ def check_backend(name: str) -> None:
 def require_lse(name: str, attention: str) -> None:
     """Refuse an attention backend without log-sum-exp if the attention form needs it. Raises InputError.
 
-    attention: name of the attention form, for the error message.
+    attention: name of the attention form (how ranks share attention), for the error message.
     """
     if not ATTENTION_BACKENDS[name].lse:
         able = ", ".join(n for n, b in ATTENTION_BACKENDS.items() if b.lse)

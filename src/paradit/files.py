@@ -122,8 +122,8 @@ def changing(path: Path) -> Iterator[None]:
 def _locked(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a lock while the `with` block runs. The lock file at `path` exists only while it is locked.
 
-    wait: whether to wait for another process that holds it. Raises BlockingIOError if one does and `wait` is
-    false.
+    wait: whether to wait if another process holds the lock. Raises BlockingIOError if another process holds
+    it and `wait` is false.
     """
     import fcntl  # not on Windows
 
@@ -180,7 +180,10 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def remove_parts(folder: Path, pids: Collection[int]) -> None:
-    """Remove the temporary files that processes `pids`, which have ended, left in a folder."""
+    """Remove temporary files that processes have left in a folder.
+
+    pids: ids of these processes, all of which have ended.
+    """
     with contextlib.suppress(OSError):
         for path in folder.glob(".paradit-*-*.part"):
             match = re.fullmatch(r"\.paradit-(\d+)-\w+\.part", path.name)

@@ -25,7 +25,7 @@ VARIABLES = (*NEEDED, "LOCAL_RANK", "LOCAL_WORLD_SIZE", AGENT_STORE)
 
 @dataclass(frozen=True, kw_only=True)
 class Launched:
-    """Description of this process's rank, as a launcher, such as torchrun, gives it in the environment."""
+    """This process's rank, and where the ranks meet, as a launcher such as torchrun has set them."""
 
     rank: int
     ranks: int

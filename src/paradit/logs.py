@@ -1,7 +1,8 @@
 """Log records: shown on stderr if that is wanted, and sent by ranks to their driver. Torch-free.
 
-Each module has its own logger below `paradit`. Nothing is shown unless `--verbose` or a program's own
-`logging` asks for it; then the ranks' records are shown too.
+The driver is the process that hands out work to ranks. Each module has its own logger below `paradit`.
+Nothing is shown unless `--verbose` or a program's own `logging` asks for it; then the ranks' records are
+shown too.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """Return the name that requests have for a torch dtype: `fp32` or `bf16`."""
+    """Return the name of a torch dtype in requests: `fp32` or `bf16`."""
     (name,) = (name for name, other in DTYPES.items() if other == dtype)
     return name
 
@@ -37,7 +37,7 @@ def where_and_how(dtype: str | None) -> tuple[torch.device, str]:
 def room_bytes(
     spec: ModelSpec, request: ResolvedRequest, placement: Placement, local_ranks: int | None = None
 ) -> dict[str, int]:
-    """Return the bytes of memory that the fullest device needs, by an estimate, and that it has.
+    """Return a mapping with the memory, in bytes, that the fullest device needs (by an estimate) and has.
 
     Keys: "weights" and "peak" for what it needs, "total" for what it has. local_ranks: number of ranks that
     share this machine's memory, if there is no GPU; None: all ranks.

@@ -27,7 +27,7 @@ threads."""
 
 
 class Rank(Protocol[R]):
-    """Interface of one process of a run, which `run` drives: what it does in each stage of a request."""
+    """Interface of one process of a run: the work of each stage of a request. The function `run` calls it."""
 
     def load(self) -> None:
         """Load the parts of the model that this process's stages need, by `paradit.pipeline.load`."""
@@ -77,10 +77,10 @@ def load(
 ) -> VideoModel:
     """Load a model onto a GPU, in bf16, if there is one; else onto the CPU, in fp32.
 
-    dtype, device: values to use instead of these. stages: stages whose weights are loaded; a process that
-    only denoises thus has neither text encoder nor VAE. compile: whether to compile what comes before and
-    after the transformers' attention, at its first use. layers: False leaves the transformers' layers to be
-    read later, by `keep_layers`, because a rank has only some of them.
+    dtype, device: values to use instead of these defaults. stages: stages whose weights are loaded; a process
+    that only denoises thus has neither text encoder nor VAE. compile: whether to compile what comes before
+    and after the transformers' attention, at its first use. layers: False leaves the transformers' layers to
+    be read later, by `keep_layers`, because a rank has only some of them.
     """
     usual, dtype = where_and_how(dtype)
     with _LOADING, (progress or Progress()).stage("load"):

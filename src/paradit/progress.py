@@ -19,7 +19,7 @@ class Event:
     job: int | None = None
     """Index of the request that the event is about; None if it is about no request, or about all."""
     number: int = 0
-    """Number of the event among those of its job, from 1; 0 until it is recorded in a `Log`."""
+    """Serial number of the event among those of its job, from 1; 0 until it is recorded in a `Log`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +56,11 @@ class QueueMoved(Event):
     """Event sent after each round, which is one pass over the frame blocks in the queue of a long video."""
 
     block: int
-    """Number, from 1, of the frame block in the queue that is denoised the most."""
+    """Serial number, from 1, of the frame block in the queue that is denoised the most."""
     num_blocks: int | None
     """Number of frame blocks of the video; None if the video is endless."""
     levels: tuple[int, int]
-    """Pair of numbers of steps done: by the noisiest frame block in the queue, by the most denoised one."""
+    """Denoising steps done, as a pair: by the noisiest frame block in the queue, by the most denoised one."""
     steps: int
     """Number of denoising steps that each frame block takes in all."""
 

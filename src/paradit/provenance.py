@@ -11,9 +11,9 @@ from paradit.models.spec import ModelSpec
 from paradit.version import __version__
 
 _NOT_DECIDING = ("trim", "dtype")
-"""Request fields left out of the record, because they do not change the video's frames or their times.
+"""Request fields left out of the record of what a video was made from.
 
-The dtype that the run used is recorded separately.
+They do not change the video's frames or their times. The dtype that the run used is recorded separately.
 """
 
 
@@ -39,6 +39,9 @@ def provenance(
 
 
 def tags(about: dict[str, Any]) -> dict[str, str]:
-    """Return the metadata for a video file: the prompt as its title, and all of `about` as JSON."""
+    """Return the metadata for a video file: the prompt as its title, and the record `about` as JSON.
+
+    about: record of what the video was made from, as `provenance` returns it.
+    """
     title = " ".join(str(about.get("prompt", "")).split())
     return {"title": title, "comment": json.dumps(about, ensure_ascii=False)}

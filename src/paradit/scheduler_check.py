@@ -18,7 +18,7 @@ from paradit.models.spec import ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class _Config:
-    """Numbers in a scheduler's configuration on which its memory depends, each with a limit."""
+    """Numbers in a scheduler's configuration that determine its memory use, each with an upper limit."""
 
     num_train_timesteps: Annotated[int, Option(least=1, most=10**5)] = 1000
     solver_order: Annotated[int, Option(least=1, most=10)] = 2

@@ -14,7 +14,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.heeded = False
-        """Whether ranks check this flag after every step now; they do while latents are denoised."""
+        """Whether ranks now check this flag after every step, which they do only while they denoise."""
         self.wanted = False
         self.signum: int = signal.SIGINT
         """Number of the signal that set the flag."""

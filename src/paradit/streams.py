@@ -39,7 +39,7 @@ def says_utf8() -> bool:
 def code_of_output() -> int:
     """Return the exit code of a command that only prints: 1 if some of its output was lost.
 
-    The loss is reported on stderr, except if the reader closed the pipe, because it had all that it wanted.
+    The loss is reported on stderr, unless the reader has closed the pipe because it had all that it wanted.
     """
     sys.stdout.flush()
     lost = sys.stdout.lost if isinstance(sys.stdout, _SafeText) else None
@@ -90,7 +90,8 @@ class _SafeFile(io.FileIO):
 def _safe(stream: TextIO | None, number: int) -> TextIO:
     """Return a stream that never raises when text is written to it.
 
-    A stream of another kind, which a program has put in its place, is returned unchanged.
+    A stream that is not an `io.TextIOWrapper`, because a program has replaced the standard one, is returned
+    unchanged.
     """
     if isinstance(stream, _SafeText) or not (stream is None or isinstance(stream, io.TextIOWrapper)):
         return stream

@@ -51,7 +51,7 @@ class Video:
     progress: Progress
 
     def frames(self) -> Generator[Frames, None, None]:
-        """Yield each frame [H, W, 3], uint8, decoded when its turn comes."""
+        """Yield each frame [H, W, 3], uint8, decoded only when it is requested."""
         return frames(self.model, self.latents, self.request.vae_tile, self.progress)
 
     def all_frames(self) -> Frames:
@@ -108,8 +108,9 @@ def text_to_video(
 ) -> Video:
     """Return the video of a resolved request, with denoised latents; its frames are decoded later.
 
-    predictor: object that computes predictions of denoising steps, alone or with other processes; None:
-    alone. Every process that takes part calls this function with the same request, and each gets the latents.
+    predictor: object that computes predictions of denoising steps, alone or with other processes; None: this
+    process computes alone. Every process that takes part calls this function with the same request, and each
+    gets the latents.
     """
     predictor = predictor or LocalPredictor()
     prompts = _shared(
