@@ -1,4 +1,7 @@
-"""Choice of a placement for `--placement auto`: by the planner, or by timing the stages once."""
+"""Choice of a placement (which ranks do which stages) for `--placement auto`.
+
+It is made by the planner, or by timing the stages once.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +34,11 @@ _LOG = logging.getLogger(__name__)
 
 
 def decide(requests: list[ResolvedRequest], spec: ModelSpec, emit: Emit) -> Placement:
-    """Return the fastest placement for these requests on all GPUs of this machine.
+    """Return the fastest placement (which ranks do which stages) for these requests on all GPUs here.
 
-    If this machine is calibrated, the planner decides. Otherwise a rule of the denoising method decides, if
-    it has one, or else a short warm-up that times the stages and stores the times for later runs. A choice by
-    the planner or the warm-up is emitted as an event `Placed`.
+    If this machine is calibrated, the planner chooses it. Otherwise the denoising method's own rule may
+    choose it, without measuring. If the method has no such rule, a short warm-up times the stages, and the
+    times are stored for later runs. A choice by the planner or the warm-up is emitted as an event `Placed`.
     """
     base = Placement(ranks=visible_ranks())
     if base.ranks == 1:
@@ -53,9 +56,9 @@ def decide(requests: list[ResolvedRequest], spec: ModelSpec, emit: Emit) -> Plac
 
 
 def choose_placement(jobs: list[Job], spec: ModelSpec, base: Placement, costs: StageSeconds) -> Choice:
-    """Return the fastest placement for these jobs, given the stages' measured times (`costs`).
+    """Return the fastest placement (which ranks do which stages) for these jobs.
 
-    base: placement with the ranks to use.
+    base: placement with the ranks to use. costs: measured times of the stages.
     """
     request = largest(jobs, spec)
     spare = partial(_spare_bytes, spec, request)
@@ -63,7 +66,7 @@ def choose_placement(jobs: list[Job], spec: ModelSpec, base: Placement, costs: S
 
 
 def most_affordable(jobs: list[Job], spec: ModelSpec, base: Placement) -> Placement:
-    """Return a placement that fits into memory, or if none does, the one that exceeds it least.
+    """Return a placement that fits into memory, or if none does, the one that exceeds the memory least.
 
     base: placement with the ranks to use.
     """

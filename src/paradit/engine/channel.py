@@ -1,8 +1,9 @@
-"""Channel between a driver and its ranks: messages of plain values over sockets. Torch-free.
+"""Channel between the driver, which hands out work, and its ranks: messages of plain values. Torch-free.
 
-A rank connects to the driver and first sends a secret token; the driver disconnects a peer that does not.
-Messages are msgpack, and this module unpickles nothing. Only `engine.started_ranks.call_on_ranks` has ranks
-put pickled bytes into messages: their results, which it unpickles. Those ranks have sent the token.
+The messages travel over sockets. A rank connects to the driver and first sends a secret token; the driver
+disconnects a peer that does not. Messages are msgpack, and this module unpickles nothing. Only
+`engine.started_ranks.call_on_ranks` has ranks put pickled bytes into messages: their results, which it
+unpickles. Those ranks have sent the token.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ _LENGTH = 8
 
 
 class Connection:
-    """A rank's end of the channel to the driver. Several threads may send, and one receives."""
+    """A rank's end of the channel to the driver (the process that hands out work to ranks).
+
+    Several threads may send, and one receives.
+    """
 
     def __init__(self, address: str, token: str, rank: int) -> None:
         """Connect to the driver's `Hub` at `address` (`host:port`), and send the secret token and rank."""
@@ -72,7 +76,10 @@ class Connection:
 
 
 class Hub:
-    """The driver's end of the channel to its ranks. One thread receives, and any thread may send."""
+    """The driver's end of the channel to its ranks (the driver is the process that hands out work).
+
+    One thread receives, and any thread may send.
+    """
 
     def __init__(self) -> None:
         self.token = secrets.token_hex(16)
@@ -85,12 +92,13 @@ class Hub:
         self._told: list[bytes] = []
         """Encoded messages that went to all ranks so far; a rank that connects later gets them first."""
         self._peers: dict[int, _Peer] = {}
-        """Connections of the ranks that are connected and have sent the secret token, by rank."""
+        """Mapping from rank to connection, for ranks that are connected and have sent the secret token."""
 
     def hear(self, timeout: float) -> list[tuple[int, Message]]:
-        """Return the messages that have come from ranks, as (rank, message); each rank's are in order.
+        """Return the messages that have come, as pairs (rank that sent it, message).
 
-        Waits for the first message for at most `timeout` seconds; the list may be empty.
+        The messages of each rank are in the order in which it sent them. Waits for the first message for at
+        most `timeout` seconds; the list may be empty.
         """
         heard: list[tuple[int, Message]] = []
         for key, _ in self._selector.select(timeout):
@@ -202,7 +210,7 @@ class _Peer:
 
 
 class _Frames:
-    """Parser that joins the bytes from a socket as they arrive, and splits them into messages."""
+    """Parser of message frames: joins the bytes from a socket as they arrive, and splits off messages."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()

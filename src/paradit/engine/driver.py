@@ -23,7 +23,7 @@ from paradit.stopping import Interrupted, Stop
 
 _LOG = logging.getLogger(__name__)
 FAILURES = 3
-"""Number of failures of ranks after which a request is given up, or the run if no request had begun."""
+"""Number of failures of ranks after which a request is given up, or the whole run if no request had begun."""
 SILENCE_SECONDS = 60.0
 """Seconds without a heartbeat after which a rank is considered hung, unless the hang limit is shorter."""
 LAST_WORDS_SECONDS = 1.0
@@ -43,7 +43,7 @@ class Failure:
     text: str
     """Description of each failed rank: what it was doing, its last message, and the end of its log."""
     order: int | None
-    """Number of the order (a video to make) in which ranks failed; None if they failed before any order."""
+    """Id of the order (a video to make) in which ranks failed; None if they failed before any order."""
     raised_at_start: bool
     """Whether a rank raised an exception before it took any order, as it would again after a restart."""
 
@@ -210,10 +210,10 @@ class Driver:
             self.hear(event)
 
     def _as_of_now(self, order: Order) -> Order:
-        """Return an order (a video to make) with what is decided only when it is sent.
+        """Return an order (a video to make), with the fields set that are decided only when it is sent.
 
-        That is whether its latents are saved already, and which replica makes the video: the one that has the
-        fewest of the unfinished orders before this one.
+        These say whether its latents are saved already, and which replica (group of ranks) makes the video:
+        the one with the fewest unfinished orders before this one.
         """
         folder, replicas = order.folder, self._placement.replicas
         done = folder is not None and RunFolder(folder).is_denoised(order.job)
@@ -228,9 +228,9 @@ class Driver:
         return order
 
     def _judge(self, failure: Failure, failures: Counter[int | None], *, again: bool) -> None:
-        """Decide how to continue after a failure: give up the order, give up all, or start the ranks again.
+        """Decide how to continue after a failure: give up an order, give up all, or start the ranks again.
 
-        Raises RankError to give up all. again: whether the launcher can start ranks again.
+        Raises RankError to give up all orders. again: whether the launcher can start ranks again.
         """
         if failure.order is not None:
             failures[None] = 0  # the ranks can start, so failures at the start count from zero again
@@ -272,15 +272,15 @@ class Driver:
                 RunFolder(order.folder).sweep([order.job])
 
     def about(self, stage: str, number: int | None) -> str:
-        """Return in words what a rank was doing: the stage, and the request if it is about one."""
+        """Return in words what a rank was doing: the stage, and the request if the stage belongs to one."""
         order = self._orders.get(number) if number is not None else None
         return stage if order is None else f"{stage} of request {order.job.index + 1}"
 
 
 class _World:
-    """Driver's view of started ranks: which still run, what each does, and when it was last heard.
+    """Driver's view of started ranks: which still run, what each does, and when each was last heard.
 
-    A restart makes a new one.
+    After a restart of the ranks, a new one is made.
     """
 
     def __init__(self, driver: Driver, started: Ranks, ranks: int, hang_limit: float) -> None:
@@ -289,13 +289,13 @@ class _World:
         self._doing: list[tuple[str, int | None]] = [("load", None) for _ in range(ranks)]
         self._progress = time.monotonic()
         self._heard: dict[int, float] = {}
-        """Time of the last message from each rank, on the monotonic clock, by rank.
+        """Mapping from rank to the time of its last message, on the monotonic clock.
 
-        A rank that has sent none has no entry and is not considered hung, because it may be loading its
+        A rank that has sent no message has no entry and is not considered hung, because it may be loading its
         libraries.
         """
         self._last_words: dict[int, tuple[str, str]] = {}
-        """Reason why each failed rank has failed, by rank: the kind of failure, and a text about it."""
+        """Mapping from each failed rank to the reason for its failure: the kind of failure, and a text."""
         self._told: set[int] = set()
 
     def add(self, order: Order) -> None:
@@ -359,8 +359,8 @@ class _World:
     def _find_hanging(self) -> bool:
         """Return whether ranks hang: some send no heartbeats, or no rank makes progress.
 
-        If so, this is recorded as the reason why they failed, and they are asked to write their stacks to
-        their logs.
+        If ranks hang, this is recorded as the reason why they failed, and all running ranks are asked to
+        write their stacks to their logs.
         """
         now, limit = time.monotonic(), self._hang_limit
         silence = min(limit, SILENCE_SECONDS)

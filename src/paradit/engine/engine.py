@@ -86,7 +86,7 @@ class Engine:
         self._driver: Driver | None = None
         self._thread: threading.Thread | None = None
         self._left = threading.Event()
-        """Event that is set once the engine's thread has no more work to do."""
+        """`threading.Event` that is set once the engine's thread has no more work to do."""
         self._broken: BaseException | None = None
         self.placement: Placement | None = None
         """Placement (which ranks do which stages); None until it is decided."""

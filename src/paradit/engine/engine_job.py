@@ -18,7 +18,7 @@ from paradit.video.frame import Frame
 from paradit.video.reader import read_video
 
 DOING = {"encode": "encoding", "denoise": "denoising", "decode": "decoding"}
-"""Status of a job during each stage, by the name of the stage."""
+"""Mapping from the name of a stage to the status of a job during it."""
 ENDED = ("done", "failed", "cancelled")
 
 
@@ -63,14 +63,15 @@ class EngineJob:
         yield from read_video(self.output)[0]
 
     def events(self, after: int = 0) -> JobEvents:
-        """Return the job's events numbered above `after`, for a `for` or `async for` loop until the job ends.
+        """Return the job's events, for a `for` or `async for` loop until the job ends.
 
-        Events that are no longer kept are reported by one `Missed`.
+        after: serial number; only later events are returned. Events that are no longer kept are reported by
+        one `Missed`.
         """
         return JobEvents(self, after)
 
     def hear(self, event: Event) -> None:
-        """Record an event about this job, or about all jobs, and wake the threads that wait for one."""
+        """Record an event about this job, or about all jobs, and wake the threads that wait for an event."""
         with self._news:
             if self._status in ENDED:
                 return
@@ -86,12 +87,12 @@ class EngineJob:
         self._held.close()
 
     def since(self, number: int) -> tuple[list[Event], bool]:
-        """Return the events numbered above `number`, and whether more will follow."""
+        """Return the events with serial numbers above `number`, and whether more will follow."""
         with self._news:
             return self._log.since(number), self._status not in ENDED
 
     def wait(self, number: int) -> None:
-        """Wait until there is an event numbered above `number`, or the job has ended."""
+        """Wait until there is an event with a serial number above `number`, or the job has ended."""
         with self._news:
             self._news.wait_for(lambda: self._log.last > number or self._status in ENDED)
 

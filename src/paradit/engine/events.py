@@ -151,22 +151,24 @@ COALESCED = (Stepped, QueueMoved, Wrote)
 
 
 class Log:
-    """Log of one job's events, numbered from 1, from which readers get earlier events, too.
+    """Log of one job's events, with serial numbers from 1; readers can get earlier events from it, too.
 
-    It keeps at most `KEPT` of them, and only the newest of each kind of progress.
+    It keeps at most `KEPT` events, and only the newest of each kind of progress.
     """
 
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
         self._events: deque[Event] = deque()
         self.last = 0
-        """Number of the newest event; 0 if there is none yet."""
+        """Serial number of the newest event; 0 if there is none yet."""
         self._dropped = 0
-        """Number of the newest event that was dropped because the log was full, not because a newer one
-        replaced it."""
+        """Serial number of the newest event that was dropped because the log was full.
+
+        Events that were replaced by newer ones do not count.
+        """
 
     def add(self, event: Event) -> Event:
-        """Add an event to the log, and return the event with its number."""
+        """Add an event to the log, and return the event with its serial number."""
         self.last += 1
         event = replace(event, number=self.last)
         if isinstance(event, COALESCED):
@@ -181,7 +183,7 @@ class Log:
         return event
 
     def since(self, number: int) -> list[Event]:
-        """Return the events numbered above `number`.
+        """Return the events with serial numbers above `number`.
 
         A `Missed` event comes first if some of them are no longer kept.
         """

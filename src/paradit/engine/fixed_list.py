@@ -1,4 +1,7 @@
-"""Work of a rank that torchrun or another launcher has started: a fixed list of videos, without a driver."""
+"""Work of a rank that torchrun or another launcher has started: a fixed list of videos.
+
+There is no driver (process that hands out work to ranks).
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,8 @@ def make_videos(
 ) -> None:
     """Do this rank's part of a fixed list of jobs; all ranks of the placement call it together.
 
-    folder: the run's folder, in which progress is saved. Only the first rank has one; it tells the others
-    which jobs are left.
+    folder: the run's folder, in which progress is saved. Only the first rank gets a folder; that rank tells
+    the others which jobs are left.
     """
     inbox = Inbox(stop)
     for position, (number, is_denoised) in enumerate(_left(jobs, folder, world)):

@@ -60,7 +60,7 @@ class BlockStream:
 class ReceivedBlocks(BlockStream):
     """Iterator over frame blocks that another rank denoises and sends by `Latents.send_blocks`.
 
-    It raises FailedElsewhere if the request fails there.
+    It raises FailedElsewhere if the request fails on that rank.
     """
 
     def __init__(self, channel: Channel, shapes: Iterator[tuple[int, ...]], device: torch.device) -> None:
@@ -121,7 +121,7 @@ class Latents:
     def send_blocks(self, decoder: int, request: ResolvedRequest, blocks: Iterator[Tensor]) -> None:
         """Send each frame block to a decoder as soon as it is denoised.
 
-        Raises FloatingPointError or Unwanted if denoising ends early, after a message to the decoder.
+        If denoising ends early, it tells the decoder, then raises FloatingPointError or Unwanted.
         """
         began, shapes = time.monotonic(), self._block_shapes(request)
 
@@ -130,9 +130,9 @@ class Latents:
             self._channels[decoder].send(torch.cat([block.flatten(), about]))
 
         def send_nothing(what: int) -> None:
-            """Send a message that no more frame blocks come, in place of the next one, if one is expected.
+            """Send the decoder, in place of a frame block, a message that no more frame blocks come.
 
-            what: kind of the message, `ENDED` or `FAILED`.
+            Sends nothing after the last frame block. what: kind of the message, `ENDED` or `FAILED`.
             """
             if (shape := next(shapes, None)) is not None:
                 send(torch.zeros(shape, device=self._device), what)

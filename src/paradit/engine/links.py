@@ -15,7 +15,7 @@ TIMES = 5
 """Number of measurements of each link; their median is used, because plans need usual times, not the best."""
 
 ROUNDS = 2
-"""Number of rounds over all pairs, so that a passing disturbance is not mistaken for a slow link."""
+"""Number of rounds over all pairs of ranks, so that a passing disturbance is not mistaken for a slow link."""
 
 
 def measure_pairs(

@@ -36,8 +36,8 @@ FASTER = {
     ),
     "sageattention": (8, "pip install sageattention: --attention-backend sage (quantised: not exact)"),
 }
-"""Attention packages worth installing: for each, the least compute capability (major) that it needs, and how
-to install it."""
+"""Mapping from the name of an attention package worth installing to a pair: the least compute capability
+(major) that the package needs, and how to install it."""
 
 
 def examine() -> dict[str, Any]:

@@ -41,17 +41,17 @@ T = TypeVar("T")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT_TOKENS = 32
 TURNS, EXCHANGES = 21, 8
-"""Number of timings of attention with and without messages beside it, and number of exchanges in each.
+"""Number of times that attention is timed beside messages and alone, and number of exchanges in each timing.
 
 The time of one exchange of messages is the mean over a timing: a short exchange takes anything from nothing
 to some milliseconds, and a rank that is late for one is late for those that follow.
 """
 SMALL = 8
-"""Divisor of the message size: attention is timed beside messages of full size, and of full size / SMALL."""
+"""Divisor for small messages: attention is timed beside messages of full size, and of full size / SMALL."""
 BESIDE_SECONDS = 0.01
 """Limit, in seconds, on how long messages travel while attention is timed beside them.
 
-It is short, so that a delay of milliseconds shows.
+The limit is short, so that a delay of milliseconds shows.
 """
 
 ROUNDS = 3
@@ -288,10 +288,10 @@ def _beside(
 ) -> tuple[float, float]:
     """Measure how much messages slow down attention that runs at the same time; return (posting, crowding).
 
-    posting: seconds added by each exchange of messages, however small. crowding: seconds added for each
-    second that messages travel. On a CPU, the threads of a rank that send and compute share cores. There, the
-    exchange that ends last may take a time slice of the system's scheduler, however few its bytes, because of
-    gloo's locks.
+    posting: seconds that each exchange of messages adds, however small it is. crowding: seconds added for
+    each second that messages travel. On a CPU, the threads of a rank that send and compute share cores.
+    There, the exchange that ends last may take a time slice of the system's scheduler, however few its bytes,
+    because of gloo's locks.
     """
     query = torch.randn(1, 1024, 4, 64, device=device)
     most = int(BESIDE_SECONDS / seconds_per_byte / (transport.num_ranks - 1))
@@ -309,7 +309,7 @@ def _beside(
     times = 1 + ceil(2 * travels[-1] / _slowest(transport, lambda: _usual(once, device), device))
 
     def beside(size: int) -> float:
-        """Return the mean seconds of one exchange of messages together with the attention beside it.
+        """Return the mean seconds of one exchange of messages together with attention that runs beside it.
 
         Attention begins before the messages and continues after them. size: bytes of a message; 0: no
         messages.

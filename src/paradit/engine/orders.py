@@ -28,7 +28,7 @@ class Order:
     is_denoised: bool = False
     """Whether the denoised latents are saved already, so that only the decode is left to do."""
     replica: int = 0
-    """Index of the replica that makes the video."""
+    """Index of the replica (group of ranks) that makes the video."""
     overwrite: bool = False
     metadata: bool = True
     """Whether the video's metadata says what the video was made from (`provenance`)."""
@@ -68,7 +68,7 @@ class Inbox:
         self._cancelled: set[int] = set()
         self._ended = False
         self.replica: int | None = None
-        """Index of the replica whose orders this rank takes; None: it takes all orders."""
+        """Index of the replica (group of ranks) whose orders this rank takes; None: it takes all orders."""
 
     def add(self, order: Order) -> None:
         """Add an order to the end of the queue."""

@@ -1,6 +1,7 @@
-"""Choice of the placement that the planner finds fastest for a run, if this machine is calibrated.
+"""Choice of the placement (which ranks do which stages) that the planner finds fastest for a run.
 
-The process that starts the ranks decides once, for all of them. Torch-free.
+The planner needs a calibration of this machine. The process that starts the ranks decides once, for all of
+them. Torch-free.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def largest(jobs: list[Job], spec: ModelSpec) -> ResolvedRequest:
 
 
 def planned(jobs: list[Job], spec: ModelSpec, base: Placement, cluster: Cluster, left: Open) -> Choice | None:
-    """Return the fastest placement that fits into memory, or the one that needs least if none fits.
+    """Return the fastest placement that fits into memory, or if none fits, the one that needs least memory.
 
     Returns None if the planner does not know the denoising method, or finds no placement. base: placement
     with all stages on the same ranks, and with the settings that the user has chosen. left: settings that the
@@ -89,8 +90,8 @@ def planned(jobs: list[Job], spec: ModelSpec, base: Placement, cluster: Cluster,
 def planned_form(jobs: list[Job], spec: ModelSpec, placement: Placement, cluster: Cluster) -> Choice | None:
     """Return a placement with the attention form that the planner finds fastest.
 
-    None if only one form is possible, the planner does not know the denoising method, or the video is made in
-    frame blocks.
+    Returns None if only one form is possible, the planner does not know the denoising method, or the video is
+    made in frame blocks.
     """
     simulator = _simulator(jobs, spec, cluster)
     if simulator is None or simulator.long is not None:
@@ -105,7 +106,10 @@ def planned_form(jobs: list[Job], spec: ModelSpec, placement: Placement, cluster
 
 
 def _simulator(jobs: list[Job], spec: ModelSpec, cluster: Cluster) -> Simulator | None:
-    """Return the planner's simulator for the largest of the requests; None if it does not know the method."""
+    """Return the planner's simulator for the largest of the requests.
+
+    Returns None if the planner does not know the request's denoising method.
+    """
     request = largest(jobs, spec)
     if method_of(request).cost_model is None:
         return None
@@ -161,7 +165,7 @@ def _simulated(
 def _in_each_form(simulator: Simulator, candidate: Candidate, num_prompts: int) -> list[Simulated]:
     """Return simulations of a placement with every attention form that it leaves open.
 
-    The first one has the form that is to be chosen.
+    The first simulation has the form that is to be chosen.
     """
     heads = simulator.spec.transformers[0].num_attention_heads
     choices = candidate.placement.choices(heads, simulator.branches)
@@ -184,8 +188,8 @@ def _put_plain_first(groups: list[list[Simulated]], goal: str) -> None:
 def _choice(simulated: list[Simulated], what: str) -> Choice:
     """Return the first of the simulated placements as the choice, with a reason that names some others.
 
-    simulated: simulated placements, the best first. what: words for the work that takes these seconds, such
-    as `2 prompts`.
+    simulated: simulated placements, the best first. what: words for the work that was simulated, such as `2
+    prompts`.
     """
     seconds: dict[str, float] = {}
     for one in simulated:
@@ -201,7 +205,7 @@ def _choice(simulated: list[Simulated], what: str) -> Choice:
 def _reasons(groups: list[list[Simulated]], goal: str) -> tuple[str, ...]:
     """Return lines that say why the first placement is the best one.
 
-    There are none if no placement fits into memory.
+    Returns no lines if no placement fits into memory.
     """
     if goal == "memory":
         return ()
@@ -213,7 +217,7 @@ def _reasons(groups: list[list[Simulated]], goal: str) -> tuple[str, ...]:
 def _form_line(simulated: list[Simulated]) -> str:
     """Return a line with the seconds per step of the chosen attention form and of the others.
 
-    Empty if there is only one form.
+    The line is empty if there is only one form.
     """
     if len(simulated) == 1:
         return ""

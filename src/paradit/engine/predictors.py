@@ -69,7 +69,7 @@ def sequence_parallel(
 
 
 def pipeline(placement: Placement, request: ResolvedRequest, world: World | None) -> World | None:
-    """Return the process group of the ranks that divide the model's layers; None if each has all layers."""
+    """Return the process group of ranks that divide the model's layers; None if each rank has all layers."""
     if world is None or not method_of(request).divides_layers or len(placement.denoise_ranks) == 1:
         return None
     # Its own process group, for the reason in `sharers`.

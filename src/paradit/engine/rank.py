@@ -113,8 +113,8 @@ class _Rank:
         self._began = time.monotonic()
         """Time, on the monotonic clock, from which the seconds to the next video's first frame are counted.
 
-        It is that of the rank's start, of the end of the video before, or of the arrival of an order while
-        the rank was idle.
+        It is the time of the rank's start, of the end of the video before, or of the arrival of an order (a
+        video to make) while the rank was idle.
         """
         self._layers: LayerShare | None = None
 
@@ -213,7 +213,7 @@ class _Rank:
     ) -> Iterator[Tensor]:
         """Return an iterator over denoised latents: frame blocks, or all latents as one.
 
-        It yields them on the first rank that denoises, and nothing on the others.
+        On the first rank that denoises, the iterator yields them; on the others it yields nothing.
         """
         if prompts is None:
             return no_blocks()

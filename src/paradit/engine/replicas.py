@@ -36,9 +36,9 @@ def tell_memory(world: World, placement: Placement, emit: Emit) -> None:
 
 
 def of_replica(emit: Emit, replica: int) -> Emit:
-    """Return an `emit` for one replica, which adds the replica's number to the names of stages.
+    """Return an `emit` for one replica (group of ranks), which adds the replica's index to stage names.
 
-    It removes the memory from `Finished` events, because that of all replicas is reported at the end.
+    It removes the memory from `Finished` events, because the memory of all replicas is reported at the end.
     """
 
     def emit_own(event: Event) -> None:

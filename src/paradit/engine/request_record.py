@@ -16,7 +16,10 @@ class Open:
     """Record of a request that is open on a rank: taken by it, and not yet through its last stage there."""
 
     position: int
-    """Position of the request, from 0, among those of its replica; it decides which decode ranks get it."""
+    """Position of the request, from 0, among those of its replica (group of ranks).
+
+    The position decides which decode ranks get the request.
+    """
     seconds: dict[str, float] = field(default_factory=dict)
     block_stream: BlockStream | None = None
     """Iterator over a long video's frame blocks, on the rank that decodes them; None on other ranks."""

@@ -58,7 +58,7 @@ def make(
 ) -> None:
     """Make those of a run's videos that are not done yet.
 
-    folder: the run's folder; if a launcher has started the ranks, only the first has one. At the end the
+    folder: the run's folder; if a launcher has started the ranks, only the first rank has it. At the end the
     folder is removed, unless the run can be resumed from it (`Resumable`), or long videos can be made longer
     (`Extendable`). Raises RankError if the ranks that are started here cannot start, and Interrupted after
     the user has asked to stop.
@@ -112,9 +112,9 @@ def make_driver(
     hang_limit: float = HANG_SECONDS,
     tracing: Tracing | None = None,
 ) -> Driver:
-    """Return a driver that starts the ranks of a placement; a single rank runs in the driver's thread.
+    """Return a driver, which starts the ranks of a placement and hands out work to them.
 
-    tracing: settings for the trace that the started ranks record.
+    A single rank runs in the driver's thread. tracing: settings for the trace that the started ranks record.
     """
 
     def start() -> Ranks:
@@ -164,7 +164,7 @@ def order_of(run: Run, job: Job, folder: RunFolder | None, number: int) -> Order
 def _make_as_launched(
     run: Run, spec: ModelSpec, folder: RunFolder | None, report: Progress, stop: Stop
 ) -> None:
-    """Do this rank's part of a run, as one of the ranks that a launcher has started, without a driver."""
+    """Do this rank's part of a run, as one of the ranks that a launcher has started."""
     import torch
 
     from paradit.devices import device_of
@@ -201,10 +201,10 @@ def _make_as_launched(
 
 
 def heeded(emit: Emit, stop: Stop) -> Emit:
-    """Return an `emit` that keeps `stop.heeded` up to date: true while a request is being denoised.
+    """Return an `emit` that also sets `stop.heeded`: to true while a request is being denoised, else false.
 
-    Only then do ranks check after every step whether the user has asked to stop. After a stop, events that
-    say that requests are cancelled are not passed on.
+    Only while it is true do ranks check after every step whether the user has asked to stop. After a stop,
+    events that say that requests are cancelled are not passed on.
     """
 
     def emit_heeded(event: Event) -> None:

@@ -200,8 +200,8 @@ class RunFolder:
     def sweep(self, jobs: Iterable[Job], pids: Collection[int] | None = None) -> None:
         """Remove half-written files that were left by processes which have ended.
 
-        pids: ids of these processes; None: all that have worked on the run, and their locks and growing
-        videos are removed, too.
+        pids: ids of these processes. None: all processes that have worked on the run; then locks on the
+        videos, and videos that were growing, are removed, too.
         """
         if pids is None:
             pids = self._processes()

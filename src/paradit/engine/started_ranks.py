@@ -51,7 +51,7 @@ class Ranks:
         """Ranks that have sent the last of their messages, of a kind in `LAST_WORDS`."""
         self._logs: dict[int, deque[str]] = {rank: deque(maxlen=LOG_LINES) for rank in range(ranks)}
         self._rest: dict[int, str] = {}
-        """Unfinished last line of each rank's output, by rank."""
+        """Mapping from rank to the unfinished last line of its output."""
         if (level := wanted_level()) is not None:
             self._hub.tell_all(LOG, level)
         address, token = self._hub.address, self._hub.token
@@ -121,8 +121,8 @@ def listen(
 ) -> None:
     """Start a thread, in a rank's process, that passes the driver's messages to `hear` as they come.
 
-    The thread itself writes stacks and sends log records if the driver asks for them. If the driver is gone,
-    it calls `left`, and ends the process.
+    The driver is the process that hands out work to ranks. The thread itself writes stacks and sends log
+    records if the driver asks for them. If the driver is gone, the thread calls `left`, and ends the process.
     """
 
     def take() -> None:
@@ -147,9 +147,12 @@ class Called:
     """Outcome of a function that was called on every rank: results and failures."""
 
     results: dict[int, Any]
-    """Returned values, by rank, of the ranks on which the function has returned."""
+    """Mapping from rank to returned value, for the ranks on which the function has returned."""
     failures: dict[int, str]
-    """Traceback of each failed rank, or how its process has ended, by rank; the first failure comes first."""
+    """Mapping from each failed rank to its traceback, or to how its process has ended.
+
+    The first rank that failed comes first.
+    """
 
 
 def call_on_ranks(
@@ -194,7 +197,7 @@ def call_on_ranks(
 
 
 def _stacks(started: Ranks, silent: list[int], why: str) -> dict[int, str]:
-    """Return a text for each rank that has not ended, by rank: `why`, and the stacks of its threads."""
+    """Return a mapping from each rank that has not ended to a text: `why`, and the stacks of its threads."""
     for rank in silent:
         started.send_to(rank, "stacks")
     if silent:

@@ -1,4 +1,7 @@
-"""Main function of a rank's process: it joins other ranks, takes the driver's orders, and reports results."""
+"""Main function of a rank's process: it joins other ranks, makes videos, and reports the results.
+
+It gets its orders (videos to make) from the driver, the process that hands out work to ranks.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +111,7 @@ def named_for(rank: int, placement: Placement, emit: Emit) -> Emit:
 
 
 def agree(world: World, placement: Placement) -> None:
-    """Check that this rank's placement equals the first rank's, because otherwise both would hang.
+    """Check that this rank's placement equals the first rank's, because otherwise both ranks would hang.
 
     Raises RuntimeError if it differs. Each of torchrun's ranks plans for itself, from a calibration file that
     may have changed meanwhile.

@@ -46,7 +46,7 @@ class Seat:
     meet: Path
     """Path to the file through which the ranks find one another to form a process group."""
     address: str
-    """Address at which the driver listens (`host:port`)."""
+    """Address (`host:port`) at which the driver, the process that hands out work to ranks, listens."""
     token: str = field(repr=False)
     """Secret that the driver expects in a rank's first message."""
 
@@ -76,10 +76,10 @@ class Launcher(Protocol):
         """
 
     def ended(self) -> dict[int, str]:
-        """Return how processes of ranks have ended, in words, by rank; those that still run are left out."""
+        """Return a mapping from each rank whose process has ended to how it ended, in words."""
 
     def said(self) -> dict[int, str]:
-        """Return what each rank has written to stdout and stderr since the last call, by rank."""
+        """Return a mapping from each rank to what it has written to stdout and stderr since the last call."""
 
     def end(self) -> None:
         """Kill all processes of ranks that still run, and wait until they are gone. May be called twice."""
