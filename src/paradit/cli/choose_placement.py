@@ -27,7 +27,10 @@ AUTO = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class Arranged:
-    """Placement of a run, as far as it can be decided before anything is loaded, and the reasons for it."""
+    """Placement of a run (which ranks do which stages), with the reasons for it.
+
+    It is decided as far as that is possible before anything is loaded.
+    """
 
     placement: Placement
     automatic: bool = False
@@ -39,7 +42,7 @@ class Arranged:
     """
 
     why: tuple[str, ...] = ()
-    """Reasons for the planner's other choices in the placement, one line each."""
+    """Lines that give the reasons for what the planner chose in the placement, except the attention form."""
 
 
 def asked_placement(options: GenerateOptions) -> Placement:
@@ -79,12 +82,12 @@ def asked_placement(options: GenerateOptions) -> Placement:
 def arrange(
     options: GenerateOptions, jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter
 ) -> Arranged:
-    """Return the placement to use, and the reasons for it.
+    """Return the placement (which ranks do which stages) to use, and the reasons for it.
 
     base: placement that the user asked for. On a calibrated machine, the planner chooses the whole placement
-    with `--placement auto`, and for long videos whose placement is left open; otherwise it chooses what is
-    left open about the attention form. Under torchrun all stages are on the same ranks, and if all ranks are
-    on this machine, each of them plans from the same calibration file.
+    with `--placement auto`, and for long videos whose placement is left open; otherwise it chooses only the
+    attention form and its options, as far as they are left open. Under torchrun all stages are on the same
+    ranks, and if all ranks are on this machine, each of them plans from the same calibration file.
     """
     for job in jobs:
         check_placement(base, job.request, spec)

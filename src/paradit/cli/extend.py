@@ -114,10 +114,10 @@ def _why_not(job: Job, folder: RunFolder) -> str:
 
 
 def _placement(run: Run, ranks: int | None, spec: ModelSpec) -> Placement:
-    """Return the run's placement, or the nearest one for another number of ranks.
+    """Return the run's placement, or the nearest placement for another number of ranks.
 
-    With another number, all stages are on the same ranks; guidance branches and layers are divided as before
-    if that is possible.
+    With another number of ranks, all stages are on the same ranks; guidance branches and layers are divided
+    as before if that is possible.
     """
     before = run.placement
     if ranks is None:

@@ -39,7 +39,10 @@ BYTES = {"bf16": 2, "fp32": 4}
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """Jobs of a run and the placement for them, as far as both are known before anything is loaded."""
+    """Jobs of a run, and its placement (which ranks do which stages).
+
+    Both are known as far as is possible before anything is loaded.
+    """
 
     spec: ModelSpec
     asked: Placement
@@ -161,7 +164,7 @@ def _check_replicas(placement: Placement, count: int) -> None:
 def _choice(jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter) -> Placement:
     """Return the placement that `--placement auto` chooses by the stages' times.
 
-    The times are read from an earlier warm-up, or else measured now.
+    The times are those of an earlier warm-up; if none are stored, they are measured now.
     """
     from paradit.engine.auto import choose_placement, known_costs, measure_costs
 

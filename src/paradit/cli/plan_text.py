@@ -83,7 +83,7 @@ def _misfits(plans: Plans, simulator: Simulator) -> list[str]:
     """Return lines that say why some plans do not fit into memory.
 
     The lines are about the usual plans that do not fit. If no plan of a kind fits, there is also a line about
-    the one of this kind with the smallest peak.
+    the plan of that kind with the smallest peak memory.
     """
     fitting = {plan.simulated.candidate.kind for plan in plans.tried if plan.fits}
     lacking: dict[str, Plan] = {}

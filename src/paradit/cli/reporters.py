@@ -66,13 +66,14 @@ class Reporter(Progress):
         self.failures = 0
         """Number of requests that have failed."""
         self._count: dict[int | None, int] = {}
-        """Number of requests that were submitted together with a request, including it, by its index."""
+        """Mapping from a request's index to the number of requests submitted with it, itself included."""
         self._rows: dict[tuple[int | None, str], _Row] = {}
-        """Progress of the stages that have begun, by request and stage name; several may run at once."""
+        """Mapping from (request index, stage name) to the stage's progress; several may run at once."""
         self._frames: dict[int | None, int] = {}
-        """Number of frames written so far to each long video, by request."""
+        """Mapping from a request's index to the number of frames written so far to its long video."""
         self._queue: dict[int | None, str] = {}
-        """Text on the progress of each long video's queue of frame blocks, by request."""
+        """Mapping from a request's index to a text on the progress of its long video's queue of frame blocks.
+        """
 
     def __enter__(self) -> Self:
         return self
@@ -172,7 +173,7 @@ class Reporter(Progress):
             self._say(f"{queue}, {self._frames.get(event.job, 0)} frames written")
 
     def _name(self, event: StageEvent) -> str:
-        """Return the name of an event's stage, after the request's number if there are several requests."""
+        """Return the name of an event's stage; if there are several requests, after the request's number."""
         return f"{self._number(event)}{event.stage}"
 
     def _number(self, event: Event) -> str:
@@ -201,7 +202,7 @@ def _path(folder: str) -> str:
 class SilentReporter(Reporter):
     """Reporter for all ranks of a launcher except the first, which reports the run for all.
 
-    It prints only for which ranks this one waits.
+    It prints only for which other ranks this rank waits.
     """
 
     def show(self, event: AnyEvent) -> None:

@@ -32,7 +32,7 @@ class Found:
     """Time at which a file in the run's folder was last written, in seconds since 1970."""
     model: str | None
     why: str | None = None
-    """Reason why a damaged run cannot be read; None if it can."""
+    """Reason why the run cannot be read, if it is damaged; None if it can be read."""
 
 
 def runs(options: RunsOptions) -> int:

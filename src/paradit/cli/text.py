@@ -65,7 +65,7 @@ def queue_text(block: int, num_blocks: int | None, levels: tuple[int, int], step
     """Return text on a queue of frame blocks: `[################----] block 37 of 46, level 12..50`.
 
     The bar shows how many frame blocks are done. levels: steps done by the noisiest and by the most denoised
-    one.
+    frame block.
     """
     bar, of = "", ""
     if num_blocks:

@@ -71,9 +71,9 @@ class Entry:
         return found
 
     def meant(self) -> dict[str, str]:
-        """Return the flag that is right for each word that a user may try for an option.
+        """Return a mapping from each word that a user may try for an option to the right flag.
 
-        Words are the option's name and those in its `also`.
+        The words are the option's name and those in its `also`.
         """
         return {
             word: f"--{field.name.replace('_', '-')}"
@@ -83,7 +83,8 @@ class Entry:
         }
 
     def renamed(self) -> dict[str, str]:
-        """Return the present flag for each flag of the previous minor version that has another name now."""
+        """Return a mapping from old to present names of the flags renamed since the previous minor version.
+        """
         names = former_names(self.fields().values()).items()
         return {
             prefix + former.replace("_", "-"): prefix + name.replace("_", "-")
