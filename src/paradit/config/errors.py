@@ -21,4 +21,4 @@ class JobCancelled(JobError):
 
 
 class RankError(RuntimeError):
-    """Error raised if ranks fail; the message has each one's number, and its traceback or fatal signal."""
+    """Error raised if ranks fail; the message names each failed rank, with its traceback or fatal signal."""

@@ -54,7 +54,7 @@ class Option:
     """Smallest value allowed for a number, or for each number in a list; None: no limit. See `ABOVE_ZERO`."""
     most: float | None = None
     fixed: bool = False
-    """Whether the option supports no value other than its default."""
+    """Whether the option has no other valid value than its default."""
 
     @property
     def help_text(self) -> str:

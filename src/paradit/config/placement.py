@@ -42,7 +42,7 @@ class Placement:
     ranks: Annotated[int, Option(least=1, most=MAX_RANKS)] = 1
     encode: Annotated[tuple[int, ...] | None, RANKS] = None
     """Rank with the text encoder, as a tuple of one; None: the first rank of `decode` if that is given, else
-    the first that denoises."""
+    the first denoising rank."""
     denoise: Annotated[tuple[int, ...] | None, RANKS] = None
     """Ranks with the transformer; None: all ranks."""
     decode: Annotated[tuple[int, ...] | None, RANKS] = None
@@ -98,7 +98,7 @@ class Placement:
     ] = None
     """Whether a rank computes one guidance branch while the other branch's data travel.
 
-    None: if `attention` is `auto` and interleaving is quicker.
+    None: interleaved if `attention` is `auto` and that is faster.
     """
     attention_backend: Annotated[
         str,
@@ -246,7 +246,10 @@ class Placement:
         return tuple(rank for rank in self.decode_ranks if rank not in self.denoise_ranks)
 
     def helpers_of(self, decoder: int) -> list[int]:
-        """Return the indices in `helper_ranks` of the ranks in group number `decoder` of `decode_groups`."""
+        """Return the ranks of one group of decode ranks, as indices in `helper_ranks`.
+
+        decoder: index of the group in `decode_groups`.
+        """
         group = self.decode_groups[decoder]
         return [number for number, rank in enumerate(self.helper_ranks) if rank in group]
 
@@ -289,9 +292,10 @@ class Placement:
         )
 
     def choices(self, num_heads: int, num_branches: int = 2) -> list[Choice]:
-        """Return the attention forms, with options, that the placement leaves open, the simplest first.
+        """Return the attention forms, each with options, that the placement allows, the simplest first.
 
-        num_heads: number of the model's attention heads. num_branches: number of guidance branches, 1 or 2.
+        An attention form is a way for ranks to share attention. num_heads: number of the model's attention
+        heads. num_branches: number of guidance branches, 1 or 2.
         """
         is_open, alone = self.attention == AUTO, self.branch_ranks == 1
         if alone and not self.coprocess:
@@ -311,13 +315,13 @@ class Placement:
         return made[:1] if alone else made
 
     def chosen(self, choice: Choice) -> Placement:
-        """Return this placement with its attention form and options set to one of `choices`."""
+        """Return this placement with its attention form and options set to those of one of `choices`."""
         return replace(
             self, attention=choice.name, options=choice.options, interleave=choice.interleave or None
         )
 
     def tiled(self, request: ResolvedRequest, spec: ModelSpec) -> ResolvedRequest:
-        """Return the request with a tile size for the VAE set, if ranks share the decode and it has none."""
+        """Return the request with a VAE tile size set, if ranks share the decode and the request has none."""
         if self.decode_degree == 1 or request.vae_tile is not None:
             return request
         return replace(request, vae_tile=spec.vae.TILE_PIXELS)

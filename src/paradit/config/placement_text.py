@@ -14,9 +14,9 @@ from paradit.scheduling.stages import STAGES
 
 
 def read_placement(text: str) -> Placement:
-    """Return the placement that a JSON text written by `Placement.to_json` holds.
+    """Return the placement (which ranks do which stages) that a JSON text holds.
 
-    Raises InputError if it is not valid.
+    The text was written by `Placement.to_json`. Raises InputError if it is not valid.
     """
     return Placement.of(**read_fields(text))
 

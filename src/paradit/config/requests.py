@@ -150,7 +150,10 @@ class ResolvedRequest:
         return 1
 
     def window_frames(self, frames: int) -> int:
-        """Return how many latent frames the transformer sees at a time, if the video has `frames` of them."""
+        """Return how many latent frames the transformer sees at a time.
+
+        frames: number of latent frames of the video.
+        """
         return frames
 
 

@@ -13,8 +13,10 @@ from functools import lru_cache
 from itertools import product
 
 SIDES_APART = 4
-"""Number of equal parts that a tile's side divides into: neighbouring tiles overlap by one part and start
-three apart."""
+"""Number of equal parts into which a tile's side divides.
+
+Neighbouring tiles overlap by one part, so they start three parts apart.
+"""
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,12 @@ class Span:
     start: int
     stop: int
     kept: int
-    """Number of the tile's latent pixels that appear in the picture; the next tile covers the rest."""
+    """Number of the tile's latent pixels, along the axis, that appear in the picture.
+
+    The next tile covers the rest.
+    """
     overlap: int
-    """Number of latent pixels at the tile's start that are blended with the end of the tile before it."""
+    """Number of latent pixels, along the axis, that overlap the tile before and are blended with it."""
 
     @property
     def size(self) -> int:
@@ -115,7 +120,7 @@ class Grid:
 def grid(height: int, width: int, side: int | None) -> Grid:
     """Return the grid of tiles for a picture of `height` x `width` latent pixels.
 
-    It has a single tile if the picture is no larger than that. side: side of a tile in latent pixels, a
+    It has a single tile if the picture is no larger than one tile. side: side of a tile in latent pixels, a
     multiple of `SIDES_APART`; None: one tile.
     """
     if side is None or max(height, width) <= side:

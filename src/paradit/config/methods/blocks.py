@@ -18,7 +18,7 @@ from paradit.scheduling.block_queue import BlockQueue, position_warning
 
 @dataclass(frozen=True, kw_only=True)
 class BlockOptions:
-    """Options for the size of frame blocks, and for how many neighbouring frames each one sees."""
+    """Options for the size of frame blocks, and for how many neighbouring frames each block sees."""
 
     block_frames: Annotated[
         int | None,
@@ -71,9 +71,10 @@ class BlocksRequest(ResolvedRequest):
         return max(0, (block * self.block_frames - 1) * spec.vae.temporal_compression + 1) / self.fps
 
     def prompt_blocks(self, spec: ModelSpec) -> list[int | None]:
-        """Return, for each later prompt in `prompts_at`, the first frame block at its time or after it.
+        """Return, for each later prompt in `prompts_at`, the index of the first frame block that uses it.
 
-        Blocks are counted from 0; None if no block begins that late.
+        That is the first block that begins at the prompt's time or later. The index counts from 0; it is None
+        if no block begins that late.
         """
         last = self.num_blocks(spec) - 1
         seconds_each = self.block_frames * spec.vae.temporal_compression / self.fps

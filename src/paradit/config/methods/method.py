@@ -33,29 +33,31 @@ class Method(Declares):
     """Denoising method, such as `full` or `dualparal`: one object each, found by its name in `METHODS`."""
 
     sampler: str
-    """Import path "module:object" of the `paradit.sampling.sampler.Sampler` that denoises by this method; it
-    needs torch."""
+    """Import path "module:object" of this method's `paradit.sampling.sampler.Sampler`, which denoises.
+
+    The sampler needs torch.
+    """
     cost_model: str | None = None
-    """Import path "module:object" of the `paradit.planner.simulate.CostModel` that simulates this method for
-    the planner; None if the planner does not know the method."""
+    """Import path "module:object" of the `paradit.planner.simulate.CostModel` that simulates this denoising
+    method for the planner; None if the planner does not know the method."""
     resolved: ClassVar[type[ResolvedRequest]] = ResolvedRequest
     streams = False
-    """Whether the method makes the latents one frame block after another, each decoded as it comes, so that
-    memory hardly grows with the video's length.
+    """Whether the denoising method makes the latents one frame block after another, each decoded as it comes.
 
-    Otherwise all latents come at once.
+    Memory then hardly grows with the video's length. Otherwise all latents come at once.
     """
     endless = False
-    """Whether the method can make a video of no set length, which goes on until the user stops it."""
+    """Whether the denoising method can make a video of no set length, which ends when the user stops it."""
     later_prompts = False
-    """Whether the method lets later frame blocks have other prompts than those before them."""
+    """Whether the denoising method lets later frame blocks have other prompts than earlier ones."""
     solver_by_block = False
     """Whether each frame block has its own scheduler, which must evaluate the model once per step."""
     divides_layers = False
     """Whether ranks divide the transformer's layers among them; otherwise each rank has all layers."""
 
     planned_unasked = False
-    """Whether the planner decides the placement on a calibrated machine without being asked to."""
+    """Whether the planner chooses the placement on a calibrated machine even if the user did not ask for it.
+    """
 
     def suits(self, fields: Mapping[str, Any], spec: ModelSpec) -> bool:  # noqa: ARG002
         """Return whether this denoising method is chosen for a video if the user names no method.
@@ -80,9 +82,9 @@ class Method(Declares):
         return self.with_prompts(made, _pairs(request.prompts_at), spec)
 
     def chosen(self, options: object, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
-        """Return the values of this method's own options, with the model's defaults, after checking them.
+        """Return the values of this denoising method's own options, after checking them.
 
-        Raises InputError.
+        Options that the user left out get the model's defaults. Raises InputError.
 
         options: instance of the dataclass `self.options`, with what the user gave.
         """
@@ -118,7 +120,7 @@ class Method(Declares):
         placement.check_tiles(placement.tiled(request, spec), spec)
 
     def check_ranks(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> None:  # noqa: ARG002
-        """Refuse a placement that this method cannot carry out with its ranks. Raises InputError."""
+        """Refuse a placement that this denoising method cannot carry out. Raises InputError."""
         own = declared(self.placement_options)
         for name in placement.method_options:
             if name not in own:
@@ -158,10 +160,10 @@ class Method(Declares):
         ]
 
     def divisions(self, placement: Placement, asked: Placement) -> Iterator[Placement]:  # noqa: ARG002
-        """Yield placements that divide a video's work over the same ranks, the simplest first.
+        """Yield ways to divide a video's work over the same ranks, as placements, the simplest first.
 
-        The decode is divided, too. asked: the placement that does not fit into memory; choices made in it are
-        kept.
+        They are tried if the video does not fit into memory. The decode is divided, too. asked: the placement
+        that does not fit; choices made in it are kept.
         """
         yield placement
         decoders = placement.decode or ()
@@ -190,8 +192,8 @@ class Method(Declares):
     def instead(self, request: ResolvedRequest, spec: ModelSpec) -> ResolvedRequest | None:
         """Return a request for the same video in frame blocks, whose memory hardly grows with its length.
 
-        None if this method already has frame blocks, the video is no longer than the model was trained on, or
-        no method can make it in frame blocks.
+        Returns None if this denoising method already has frame blocks, the video is no longer than the model
+        was trained on, or no method can make it in frame blocks.
         """
         if not self.streams and latent_shape(request, spec)[1] > spec.trained_latent_frames:
             with suppress(InputError, StopIteration):
@@ -229,9 +231,9 @@ class Method(Declares):
         raise InputError(f"videos of method {self.name} cannot be made longer")
 
     def made_again(self, request: ResolvedRequest, spec: ModelSpec) -> range:
-        """Return the numbers, from 1, of the frame blocks that must be made again to make the video longer.
+        """Return serial numbers, from 1, of the frame blocks to make again when the video is made longer.
 
-        They were denoised when the old end of the video affected them.
+        The old end of the video affected these blocks while they were denoised.
         """
         return range(1, request.num_blocks(spec) + 1)
 
@@ -239,7 +241,7 @@ class Method(Declares):
     def by_rule(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> str | None:
         """Return the reason why `--placement auto` keeps all stages on the same ranks, without measuring.
 
-        None if this method has no such rule; a short warm-up then decides.
+        Returns None if this denoising method has no such rule; a short warm-up then chooses the placement.
         """
 
     def _check_foreign(self, options: Mapping[str, Value]) -> None:

@@ -21,13 +21,16 @@ class Declares:
 
     name: str
     help: str
-    """Short description of what the method does, as `--help` shows it."""
+    """Short description of what the denoising method does, as `--help` shows it."""
     default_for: str | None = None
-    """Description, for `--help`, of the videos for which this method is the default; None if it never is."""
+    """Description, for `--help`, of the videos for which this denoising method is the default.
+
+    None if it is the default for no video.
+    """
     options: type = NoOptions
-    """Frozen dataclass (`paradit.config.options`) of the request options that only this method has."""
+    """Frozen dataclass (`paradit.config.options`) of this denoising method's own request options."""
     placement_options: type = NoOptions
-    """Frozen dataclass (`paradit.config.options`) of the placement options that only this method has."""
+    """Frozen dataclass (`paradit.config.options`) of this denoising method's own placement options."""
 
 
 METHODS: Registry[Declares] = Registry(
@@ -68,7 +71,7 @@ def checked_placement_options(options: Mapping[str, Value | None]) -> Values:
 
 
 def methods_with(option: str) -> list[str]:
-    """Return the names of the methods that have a request option with this name."""
+    """Return the names of the denoising methods that have a request option with this name."""
     return [method.name for method in METHODS.all() if option in declared(method.options)]
 
 
