@@ -20,8 +20,10 @@ from paradit.files import behind_links
 from paradit.trace.spans import CHANNEL, EXCHANGE, LAYER, MESSAGE, REHEARSAL, STAGE, STEP, Tracing
 
 _NESTED = {"stages": (STAGE, STEP, REHEARSAL), "waiting": (EXCHANGE, CHANNEL)}
-"""Categories of the spans in each of a rank's rows in a trace viewer, by the row's name. In each of these
-rows, spans are nested or disjoint."""
+"""Mapping from the name of a row (track of a trace viewer) to the categories of the spans that it shows.
+
+In each of these rows, spans are nested or disjoint. Every rank has these rows.
+"""
 _OVERLAPPING = {"layers": (LAYER,), "messages": (MESSAGE,)}
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 STAGE = "stage"
-"""Trace category of a request's stages, such as denoise; their argument `request` is the request's number.
+"""Trace category of a request's stages, such as denoise; their argument `request` is the request's index.
 
 Spans without that argument, such as the loading of the model, come before all requests.
 """
@@ -98,12 +98,15 @@ def layer_span(layer: int) -> AbstractContextManager[None]:
 
 
 def begin(name: str, category: str, /, **about: object) -> int | None:
-    """Begin a span of the trace, and return the number by which `end` ends it; None if none is recorded."""
+    """Begin a span of the trace, and return its id, by which `end` ends it; None if nothing is recorded."""
     return None if _recorder is None else _recorder.begin(name, category, about)
 
 
 def end(number: int | None, **about: object) -> None:
-    """End the span of the trace whose number `begin` returned. about: values that are known only now."""
+    """End the span of the trace whose id `begin` returned.
+
+    about: plain values, known only at the end, that the trace viewer shows with the span.
+    """
     if number is not None and _recorder is not None:
         _recorder.end(number, about)
 

@@ -127,7 +127,7 @@ def _summary(rank: int, spans: list[Span], total: int) -> RankSummary:
 
 
 def _alone(messages: list[Span], links: list[Span]) -> list[float] | None:
-    """Return the seconds that each message would take without other work, by the measured link.
+    """Return, for each message, the seconds that it would take without other work, by the measured link.
 
     Returns None if no link was measured, or if it was measured on another device than a CPU.
     """
