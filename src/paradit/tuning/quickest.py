@@ -46,9 +46,9 @@ def quickest(open: Undecided) -> Choice:
 
 
 def _rehearsed(open: Undecided) -> int:
-    """Simulate a step with each choice of attention, and return the index of the fastest.
+    """Simulate a step with each choice of attention form, and return the index of the fastest.
 
-    The slowest rank's times count, so that all ranks decide alike. The first choice wins if no other is
+    The slowest rank's times count, so that all ranks choose alike. The first choice wins if no other is
     clearly faster.
     """
     ways = {choice.interleave for choice in open.choices}
@@ -75,10 +75,10 @@ def _rehearsed(open: Undecided) -> int:
 
 
 def _costs(open: Undecided, interleave: bool) -> list[BlockCost]:
-    """Return the measured times of the transformer blocks to simulate: first, last, first and last block.
+    """Return the measured times of the four transformer blocks to simulate: the first and the last, twice.
 
-    The times are for one guidance branch if `interleave` is set, because interleaved branches run separately;
-    otherwise for all branches together.
+    A model's first and last block may be of different kinds. The times are for one guidance branch if
+    `interleave` is set, because interleaved branches run separately; otherwise for all branches together.
     """
     step, mine = open.step, open.shares.tokens_of(open.mesh.branch.rank)
     context = step.branches.each[0] if interleave else step.branches.joined

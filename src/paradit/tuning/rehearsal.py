@@ -32,7 +32,10 @@ from paradit.parallel.run_blocks import run, run_interleaved, through_blocks
 
 @dataclass(frozen=True)
 class AttentionCost:
-    """Measured time to prepare one attention of a transformer block, on a rank with a part of the tokens."""
+    """Measured time of the work before an attention of a transformer block, and the attention's input.
+
+    The rank that measures holds a part of the tokens.
+    """
 
     value: Tensor
     """Attention's input values, [B, S, H, D], of which only the shape and dtype matter."""
@@ -42,7 +45,7 @@ class AttentionCost:
 
 @dataclass(frozen=True)
 class BlockCost:
-    """Measured time of a transformer block without its attentions, on a rank with a part of the tokens."""
+    """Measured times of the parts of a transformer block, except its attentions, on one rank's tokens."""
 
     attentions: tuple[AttentionCost, ...]
     finish: float
@@ -50,7 +53,7 @@ class BlockCost:
 
 
 def measure_block(block: Block[T], tokens: T) -> BlockCost:
-    """Measure the time of a transformer block without its attentions, on the tokens that this rank holds."""
+    """Measure the times of the parts of a transformer block, except its attentions, on this rank's tokens."""
     device = tokens.hidden_states.device
     rows = [_laps(block, tokens, device) for _ in range(TIMES + 1)][1:]  # the first one warms up
     *projections, finish = (min(times) for times in zip(*(laps for laps, _ in rows), strict=True))
@@ -100,10 +103,10 @@ def rehearse(
     blocks: Sequence[BlockCost],
     kernel: MeasuredKernel,
 ) -> float:
-    """Return the simulated seconds that transformer blocks take on one rank with a choice of attention.
+    """Return the simulated seconds that transformer blocks take on one rank with a choice of attention form.
 
-    The choice must not need the log-sum-exp. streams: number of forwards that run interleaved, each through
-    blocks of these costs.
+    The choice must not need the log-sum-exp. blocks: measured times of the transformer blocks, in order.
+    streams: number of forwards that run interleaved, each through all of these blocks.
     """
     clock = _Clock()
     transport = _RehearsedTransport(clock, link, rank, shares.num_ranks)
@@ -129,7 +132,7 @@ class _Clock:
 
 
 class _RehearsedTransport(Transport):
-    """Simulated connection of ranks: messages travel one by one on the clock, while computing continues."""
+    """Simulated connection of ranks: messages travel one by one in simulated time, beside computing."""
 
     def __init__(self, clock: _Clock, link: Link, rank: int, num_ranks: int) -> None:
         super().__init__(None)
@@ -162,7 +165,7 @@ class _RehearsedTransfer(Transfer):
 
 
 class _RehearsedBlock(Block["RehearsedTokens"]):
-    """Simulated transformer block, which only advances the clock by the measured time of a real one."""
+    """Simulated transformer block, which only advances the clock by the measured time of a real block."""
 
     def __init__(self, cost: BlockCost, clock: _Clock) -> None:
         self._cost, self._clock = cost, clock
