@@ -86,7 +86,7 @@ def _attempted(
 
 
 def _smaller(model: VideoModel, latents: Tensor | LatentBlocks, tile: int | None, progress: Progress) -> int:
-    """Return the side, in pixels, of the smaller tiles to try next; warn that decoding starts again.
+    """Return the side, in pixels, of the smaller tiles to try next; warn that the decode starts again.
 
     Raises OutOfMemory if tiles cannot be smaller, or if the latents cannot be read twice.
     """
@@ -132,10 +132,10 @@ def frames(
 
 
 def pictures(decoder: Decoder, grid: Grid, agreement: Agreement) -> Iterator[Tensor]:
-    """Yield decoded pictures, joined from tiles, on the first of the ranks that decode; nothing on others.
+    """Yield the decoded video on the first decode rank, a few frames at a time, each joined from tiles.
 
-    A piece of a few frames is yielded at a time, in order. Each rank decodes some of the tiles, and all tiles
-    advance one piece at a time.
+    Other ranks yield nothing. Each rank decodes some of the tiles, and all tiles advance by a few frames at a
+    time.
     """
     tiles, hands = grid.tiles, grid.dealt(agreement.num_ranks)
     mine = [decoder.pieces(tiles[number]) for number in hands[agreement.rank]]

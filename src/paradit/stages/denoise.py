@@ -1,4 +1,4 @@
-"""Denoise, the second stage: turns noise into latents, by the sampler of the request's generation method."""
+"""Denoise, the second stage: turns noise into latents, by the sampler of the request's denoising method."""
 
 from __future__ import annotations
 
