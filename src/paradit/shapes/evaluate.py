@@ -53,25 +53,26 @@ class LongVerdict:
     color: float
     """Fraction of the video's clips in which the colour is right.
 
-    `shape` and `motion` are the fractions in which those are right.
+    `shape` and `motion` are the same fractions for the shape and the motion.
     """
     shape: float
     motion: float
     border_flicker: float
-    """Ratio of the picture's mean change between two frames where a frame block begins to that elsewhere.
+    """Factor by which the picture changes more where a frame block begins than elsewhere.
 
-    It is 1 if the borders between frame blocks are invisible.
+    The change is the mean difference between two consecutive frames. The factor is 1 if the borders between
+    frame blocks are invisible.
     """
     border_jump: float
-    """Ratio of the mean change of the object's velocity where a frame block begins to that elsewhere.
+    """Factor by which the object's velocity changes more where a frame block begins than elsewhere.
 
-    The velocity is that between two frames, so the ratio is large if the object leaps where a block begins.
+    The velocity is that between two frames, so the factor is large if the object leaps where a block begins.
     """
     border_turn: float
-    """Ratio of the mean change of the object's velocity where a frame block begins to that elsewhere.
+    """Factor by which the object's mean velocity changes more where a frame block begins than elsewhere.
 
-    The velocity is the mean over several frames, so the ratio is large if the object changes its speed or
-    direction where a block begins.
+    The mean is over several frames, so the factor is large if the object changes its speed or direction where
+    a block begins.
     """
     drift: float
     """Largest change of the background's colour since the first frames, in levels of 255."""
@@ -125,7 +126,7 @@ def evaluate_long(video: np.ndarray, scene: Scene, borders: Sequence[int], perio
 
     scene: the scene that the video should show. borders: the index of the first frame of each frame block
     except the first block. Borders are compared only with frames that are whole periods away: a VAE decodes
-    `period` frames at a time, and the change from one such piece to the next is larger anyway.
+    `period` frames at a time, and the change from one such group to the next is larger anyway.
     """
     starts = range(0, len(video) - CLIP_FRAMES + 1, CLIP_FRAMES // 2)
     clips = [evaluate(video[start : start + CLIP_FRAMES]).right(scene) for start in starts]
