@@ -72,8 +72,7 @@ class Reporter(Progress):
         self._frames: dict[int | None, int] = {}
         """Mapping from a request's index to the number of frames written so far to its long video."""
         self._queue: dict[int | None, str] = {}
-        """Mapping from a request's index to a text on the progress of its long video's queue of frame blocks.
-        """
+        """Mapping from a request's index to a text on the progress of its queue of frame blocks."""
 
     def __enter__(self) -> Self:
         return self

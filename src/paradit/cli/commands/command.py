@@ -83,8 +83,7 @@ class Entry:
         }
 
     def renamed(self) -> dict[str, str]:
-        """Return a mapping from old to present names of the flags renamed since the previous minor version.
-        """
+        """Return a mapping from old to new names of the flags renamed since the previous minor version."""
         names = former_names(self.fields().values()).items()
         return {
             prefix + former.replace("_", "-"): prefix + name.replace("_", "-")

@@ -56,8 +56,7 @@ class Method(Declares):
     """Whether ranks divide the transformer's layers among them; otherwise each rank has all layers."""
 
     planned_unasked = False
-    """Whether the planner chooses the placement on a calibrated machine even if the user did not ask for it.
-    """
+    """Whether the planner chooses the placement on a calibrated machine even if not asked to do so."""
 
     def suits(self, fields: Mapping[str, Any], spec: ModelSpec) -> bool:  # noqa: ARG002
         """Return whether this denoising method is chosen for a video if the user names no method.
