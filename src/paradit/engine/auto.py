@@ -66,9 +66,10 @@ def choose_placement(jobs: list[Job], spec: ModelSpec, base: Placement, costs: S
 
 
 def most_affordable(jobs: list[Job], spec: ModelSpec, base: Placement) -> Placement:
-    """Return a placement that fits into memory, or if none does, the one that exceeds the memory least.
+    """Return a placement (which ranks do which stages) that fits into memory.
 
-    base: placement with the ranks to use.
+    If no placement fits, returns the one that exceeds the memory least. base: placement with the ranks to
+    use.
     """
     first, *_ = affordable(base, len(jobs), partial(_spare_bytes, spec, largest(jobs, spec)))
     return first
@@ -104,9 +105,10 @@ def measure_costs(jobs: list[Job], spec: ModelSpec, base: Placement, report: Pro
 
 
 def _spare_bytes(spec: ModelSpec, request: ResolvedRequest, placement: Placement) -> int:
-    """Return how many bytes a placement leaves free on its fullest device; negative if it needs too much.
+    """Return how many bytes of memory a placement leaves free on its fullest device.
 
-    Raises InputError if the placement is not valid for the request.
+    The number is negative if the placement needs too much memory. Raises InputError if the placement is not
+    valid for the request.
     """
     check_placement(placement, request, spec)
     room = room_bytes(spec, request, placement)

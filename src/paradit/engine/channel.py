@@ -29,7 +29,7 @@ LOG = "log"
 EVENT = "event"
 """Kind of message that carries an event: the name of its class, and its fields."""
 ENDED = "ended"
-"""Kind of message that the driver's side creates itself when a rank has disconnected."""
+"""Kind of message that `Hub`, in the driver process, creates itself when a rank has disconnected."""
 
 GREETING_BYTES = 1024
 """Size limit, in bytes, of a message from a peer that has not sent the token yet."""
@@ -53,17 +53,17 @@ class Connection:
         self.send("hello", token, rank)
 
     def send(self, word: str, *values: object) -> None:
-        """Send a message to the driver. Raises OSError if the driver is gone."""
+        """Send a message to the driver process. Raises OSError if that process is gone."""
         with self._one_at_a_time:
             self._socket.sendall(_frame(word, values))
 
     def emit(self, event: Event) -> None:
-        """Send an event to the driver; do nothing if the driver is gone."""
+        """Send an event to the driver process; do nothing if that process is gone."""
         with suppress(OSError):
             self.send(EVENT, type(event).__name__, event)
 
     def receive(self) -> Message:
-        """Wait for the driver's next message and return it. Raises EOFError if the driver is gone."""
+        """Wait for the driver process's next message and return it. Raises EOFError if that process ended."""
         while not self._heard.messages:
             try:
                 content = self._socket.recv(2**20)
@@ -201,7 +201,7 @@ def event_of(name: str, fields: dict[str, Any]) -> Event:
 
 
 class _Peer:
-    """Connection that the driver's `Hub` has accepted, from a rank or a stranger."""
+    """Connection that a `Hub` in the driver process has accepted, from a rank or a stranger."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket, self.frames = connection, _Frames()

@@ -315,7 +315,7 @@ class _World:
         self._driver.sweep()
 
     def follow(self) -> Failure | None:
-        """Pass on ranks' events until every rank is done or one has failed; return the failure, or None.
+        """Pass on ranks' events until every rank is done or a rank has failed; return the failure, if any.
 
         Raises Interrupted after the user has asked to stop.
         """

@@ -262,7 +262,7 @@ class Engine:
             self._driver.cancel(number)
 
     def _run(self) -> None:
-        """Run the driver of the ranks, in the engine's thread; if it raises, all unfinished jobs fail."""
+        """Run the driver of the ranks, in the engine's thread; if that raises, all unfinished jobs fail."""
         assert self._driver is not None
         try:
             self._driver.run()
@@ -274,7 +274,7 @@ class Engine:
             self._left.set()
 
     def _hear(self, event: Event) -> None:
-        """Pass an event on: to its job, or to all jobs if it is about none, and to the user's `emit`."""
+        """Pass an event on: to its job, or to all jobs if the event has none, and to the user's `emit`."""
         ended = isinstance(event, Finished | Failed | Cancelled)
         if event.job is None:
             for each in list(self._jobs.values()):

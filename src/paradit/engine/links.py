@@ -23,7 +23,7 @@ def measure_pairs(
 ) -> dict[tuple[int, int], list[PairSeconds]]:
     """Measure the link between each rank and the next, one pair after another, in several rounds.
 
-    Ranks form a ring: the first one is next to the last. Returns, for each pair of ranks, its measurements,
+    Ranks form a ring: the first rank is next to the last. Returns, for each pair of ranks, its measurements,
     one from every round. All ranks of the transport call it together, and get the same result.
     """
     rank, number = transport.rank, transport.num_ranks

@@ -1,4 +1,4 @@
-"""Names of this machine's devices and driver, as torch and the system report them."""
+"""Names of this machine's devices and of NVIDIA's driver, as torch and the system report them."""
 
 from __future__ import annotations
 

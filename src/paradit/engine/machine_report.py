@@ -1,6 +1,7 @@
 """Report of this machine's devices and software, what ParaDiT can use, and what would make it faster.
 
-Checks are independent: if one fails, its error stands in place of its result, and the others still run.
+Checks are independent: if a check fails, its error stands in place of its result, and the other checks still
+run.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ TURNS, EXCHANGES = 21, 8
 """Number of times that attention is timed beside messages and alone, and number of exchanges in each timing.
 
 The time of one exchange of messages is the mean over a timing: a short exchange takes anything from nothing
-to some milliseconds, and a rank that is late for one is late for those that follow.
+to some milliseconds, and a rank that is late for one exchange is late for the next ones, too.
 """
 SMALL = 8
 """Divisor for small messages: attention is timed beside messages of full size, and of full size / SMALL."""
@@ -146,9 +146,9 @@ Prepared = tuple[Work, Callable[[], float]]
 
 
 def _on_ranks(measure: Measure[T], ranks: int, report: Progress) -> T:
-    """Start ranks, run `measure` on all of them, and return the first one's result.
+    """Start ranks, run `measure` on all of them, and return the first rank's result.
 
-    Raises RankError if one fails.
+    Raises RankError if a rank fails.
     """
     launcher, preload = new_launcher(), ["paradit.engine.microbenchmarks"]
     called = call_on_ranks(launcher, ranks, _with_progress, measure, emit=report.emit, preload=preload)

@@ -76,7 +76,7 @@ def write_output(
 
 
 def _write(file: Video, frames: Generator[Frames], job: Job, progress: Progress) -> float:
-    """Write frames to a video's file as they come, and return the time when the first one was written."""
+    """Write frames to a video's file as they come, and return the time when the first frame was written."""
     first_frame = 0.0
     for frame in frames:
         if file.num_frames < job.request.num_frames:  # the last latent frame may decode to more

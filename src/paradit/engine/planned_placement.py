@@ -43,7 +43,7 @@ class Open:
     replicas: bool = True
     """Whether the planner may divide the ranks into replicas."""
     coprocess: bool = True
-    """Whether the planner may let idle decode ranks do some of the attention of those that denoise."""
+    """Whether the planner may let idle decode ranks do some of the denoise ranks' attention."""
 
 
 def largest(jobs: list[Job], spec: ModelSpec) -> ResolvedRequest:
@@ -150,7 +150,7 @@ def _as_a_whole(simulator: Simulator, base: Placement, num_prompts: int, left: O
 def _simulated(
     simulator: Simulator, candidates: list[Candidate], num_prompts: int, goal: str
 ) -> list[Simulated]:
-    """Return simulations of placements for a long video.
+    """Return simulations of placements (which ranks do which stages) for a long video.
 
     Placements that may be the best are simulated, and some others to compare the best with.
     """
@@ -215,7 +215,7 @@ def _reasons(groups: list[list[Simulated]], goal: str) -> tuple[str, ...]:
 
 
 def _form_line(simulated: list[Simulated]) -> str:
-    """Return a line with the seconds per step of the chosen attention form and of the others.
+    """Return a line with the seconds per step of the chosen attention form and of the other forms.
 
     The line is empty if there is only one form.
     """

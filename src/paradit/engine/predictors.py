@@ -31,7 +31,7 @@ def predictor(
 ) -> Predictor | None:
     """Return the object that computes predictions of denoising steps on this rank, alone or with others.
 
-    Returns None if several ranks denoise, and this one does not. part: process group of the ranks that
+    Returns None if several ranks denoise, and this rank does not. part: process group of the ranks that
     denoise. helped: this rank's side of co-processing (idle decode ranks do some of the attention), if any.
     """
     kernel = load_kernel(placement.attention_backend)

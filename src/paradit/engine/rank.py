@@ -58,7 +58,7 @@ def rank_program(
 
     All ranks call it. The function is `pipeline.run`: it does this rank's part of every order, until no more
     come. An order that is no longer wanted ends within a step, on all ranks alike. If an order fails, because
-    its latents are not finite or its video cannot be written, the others are not affected. world: process
+    its latents are not finite or its video cannot be written, other orders are not affected. world: process
     group of all ranks; None for one process.
     """
     at_end = None

@@ -13,7 +13,7 @@ from paradit.models.spec import ModelSpec
 
 @dataclass
 class Open:
-    """Record of a request that is open on a rank: taken by it, and not yet through its last stage there."""
+    """Record of a request that is open on a rank: taken by it, and not yet through its last stage on it."""
 
     position: int
     """Position of the request, from 0, among those of its replica (group of ranks).

@@ -19,7 +19,7 @@ def files_reserved(jobs: Sequence[Job], trace: Path | None = None, *, overwrite:
 
     trace: path to a trace file that the run writes, too. Raises InputError if another run holds one of the
     names, or, without `overwrite`, if a file has appeared there since it was checked. If torchrun has started
-    the ranks, the first one does it for all.
+    the ranks, the first rank does this for all.
     """
     if not is_first_rank():
         yield

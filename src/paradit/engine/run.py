@@ -149,7 +149,7 @@ def make_driver(
 def order_of(run: Run, job: Job, folder: RunFolder | None, number: int) -> Order:
     """Return the order for one of a run's jobs: the job in the form in which ranks receive it.
 
-    number: id of the order, unique in the driver.
+    number: id of the order, unique among the driver's orders.
     """
     return Order(
         number=number,

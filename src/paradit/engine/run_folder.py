@@ -165,7 +165,7 @@ class RunFolder:
         return any(path.suffix in (".pt", ".safetensors", ".done") for path in there)
 
     def remove(self) -> None:
-        """Remove this run's folder, and the folder that holds all runs if this was the last one."""
+        """Remove this run's folder, and the folder that holds all runs if this run was the last in it."""
         _LOG.debug("removing the run's folder %s", self.path)
         shutil.rmtree(self.path, ignore_errors=True)
         shutil.rmtree(self.path, ignore_errors=True)  # a rank may have noted its process meanwhile

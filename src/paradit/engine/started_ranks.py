@@ -46,7 +46,7 @@ class Ranks:
     def __init__(self, launcher: Launcher, ranks: int, work: Work, preload: Sequence[str] = ()) -> None:
         self._launcher, self._hub = launcher, Hub()
         self.are_replaced = launcher.capabilities.replaces
-        """Whether the launcher can start ranks again after one has failed."""
+        """Whether the launcher can start ranks again after a rank has failed."""
         self._quiet: set[int] = set()
         """Ranks that have sent the last of their messages, of a kind in `LAST_WORDS`."""
         self._logs: dict[int, deque[str]] = {rank: deque(maxlen=LOG_LINES) for rank in range(ranks)}

@@ -22,7 +22,7 @@ _LOG = logging.getLogger(__name__)
 def calibrated_file(ranks: int) -> Path:
     """Return the path, in the user's cache folder, to this machine's calibration with this many ranks.
 
-    Its name has the threads per rank, too, which OMP_NUM_THREADS may change.
+    The file's name also contains the number of threads per rank, which OMP_NUM_THREADS may change.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = f"{platform.node()}, {ranks} ranks of {threads_per_rank(ranks)} threads.toml"

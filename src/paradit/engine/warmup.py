@@ -1,4 +1,4 @@
-"""Warm-up: short timings of a request's stages on this machine's ranks, from which a placement is chosen."""
+"""Warm-up: short timings of a request's stages on this machine's ranks, by which a placement is chosen."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ HEARTBEAT_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """Main function of a rank's process that takes orders (videos to make) from a driver."""
+    """Main function of a rank's process that takes orders (videos to make) from a driver process."""
 
     spec: ModelSpec
     placement: Placement
@@ -113,8 +113,8 @@ def named_for(rank: int, placement: Placement, emit: Emit) -> Emit:
 def agree(world: World, placement: Placement) -> None:
     """Check that this rank's placement equals the first rank's, because otherwise both ranks would hang.
 
-    Raises RuntimeError if it differs. Each of torchrun's ranks plans for itself, from a calibration file that
-    may have changed meanwhile.
+    Raises RuntimeError if the placements differ. Each of torchrun's ranks plans for itself, from a
+    calibration file that may have changed meanwhile.
     """
     mine = repr(placement)
     if world.rank == 0:
@@ -124,7 +124,7 @@ def agree(world: World, placement: Placement) -> None:
 
 
 def _beat(driver: Connection) -> None:
-    """Send heartbeats to the driver every `HEARTBEAT_SECONDS`, until it is gone."""
+    """Send heartbeats to the driver process every `HEARTBEAT_SECONDS`, until that process is gone."""
     wait = threading.Event()
     with contextlib.suppress(OSError):
         while True:

@@ -25,14 +25,14 @@ class Capabilities:
     """Description of what a launcher can do; launchers differ in these respects."""
 
     replaces: bool
-    """Whether the launcher can start ranks again after one has failed."""
+    """Whether the launcher can start ranks again after a rank has failed."""
     shared_folder: bool
     """Whether all ranks can access the folders of the process that starts them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seat:
-    """Description of a rank, for its process: its machine and device, and how to reach the others."""
+    """Description of a rank, for its process: its machine and device, and how to reach the other ranks."""
 
     rank: int
     ranks: int
@@ -48,7 +48,7 @@ class Seat:
     address: str
     """Address (`host:port`) at which the driver, the process that hands out work to ranks, listens."""
     token: str = field(repr=False)
-    """Secret that the driver expects in a rank's first message."""
+    """Secret that the driver process expects in a rank's first message."""
 
 
 Work = Callable[[Seat], None]
@@ -71,8 +71,8 @@ class Launcher(Protocol):
     ) -> list[Seat]:
         """Start ranks that run `work`, and return the description (`Seat`) of each.
 
-        address, token: address of the driver, and the secret that it expects from a rank; both are in every
-        description. preload: names of modules that all ranks import.
+        address, token: address of the driver process, and the secret that it expects from a rank; both are in
+        every description. preload: names of modules that all ranks import.
         """
 
     def ended(self) -> dict[int, str]:

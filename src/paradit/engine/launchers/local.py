@@ -29,7 +29,7 @@ _STARTING = threading.Lock()
 
 
 class LocalLauncher:
-    """Launcher that starts ranks on this machine by a fork server, or as new interpreters if it has a GPU."""
+    """Launcher that starts ranks on this machine by a fork server, or as new interpreters if it has GPUs."""
 
     capabilities = Capabilities(replaces=True, shared_folder=True)
 
