@@ -69,7 +69,7 @@ def decode(options: DecodeOptions) -> None:
 
 
 def _provenance(about: dict[str, str], request: ResolvedRequest) -> dict[str, Any] | None:
-    """Return the record of what the latents were made from, which their file holds; None if it has none.
+    """Return the record, in the latents' file, of what they were made from; None if the file has none.
 
     Values that are decided only by the decode (fps, tiles) are replaced.
     """

@@ -29,9 +29,9 @@ from paradit.video.writer import check_target
 
 
 def extend(options: ExtendOptions) -> int:
-    """Make the videos of a run longer, and return the exit code: 1 if one has failed.
+    """Make the videos of a run longer, and return the exit code: 1 if a video has failed.
 
-    Raises InputError if they cannot be made longer, before any file is made.
+    Raises InputError if the videos cannot be made longer, before any file is made.
     """
     with make_reporter(options.json) as report:
         folder = find_run(options.run_dir)
@@ -73,7 +73,7 @@ def _check_alone(options: ExtendOptions, run: Run) -> None:
 
 
 def _longer(run: Run, options: ExtendOptions, folder: RunFolder, spec: ModelSpec) -> Run:
-    """Return a copy of the run in which all videos are longer. Raises InputError if one cannot be."""
+    """Return a copy of the run in which all videos are longer. Raises InputError if that is not possible."""
     jobs = []
     for job in run.jobs:
         more = _more_frames(options.duration, options.num_frames, job.request.fps)
@@ -99,7 +99,7 @@ def _more_frames(duration: str | None, num_frames: int | None, fps: float) -> in
 
 
 def _longer_job(job: Job, folder: RunFolder, spec: ModelSpec, more: int, output: str | None) -> Job:
-    """Return a copy of a job whose video is `more` frames longer. Raises InputError if it cannot be."""
+    """Return a copy of a job whose video is `more` frames longer. Raises InputError if this is impossible."""
     finished = folder.num_blocks(job.index) if job.request.endless else None
     if finished is None and not folder.is_extendable(job):
         raise InputError(f"{job.output!r} cannot be made longer: {_why_not(job, folder)}")

@@ -54,7 +54,7 @@ class Checked:
 
 
 def generate(options: GenerateOptions) -> int:
-    """Make the videos that the options ask for, and return the exit code: 1 if one has failed.
+    """Make the videos that the options ask for, and return the exit code: 1 if a video has failed.
 
     Raises InputError for anything that cannot be done, before any file is made.
     """

@@ -60,7 +60,7 @@ def resume(options: ResumeOptions) -> int:
 
 
 def _only_one() -> Path:
-    """Return the path to the only unfinished run in this folder. Raises InputError for several or none."""
+    """Return the path to the only unfinished run here. Raises InputError if there are several, or none."""
     runs = unfinished(Path())
     if len(runs) == 1:
         return runs[0].path

@@ -14,7 +14,7 @@ from paradit.models.identity import model_hash
 
 
 def find_run_model(run: Run) -> Path:
-    """Return the folder of a run's model: the one it began with if it exists, else one found by its name.
+    """Return the folder of a run's model: the folder it began with if that exists, else one found by name.
 
     A hub model may have a newer revision by now, in another folder. Raises InputError as `find_model` does.
     """

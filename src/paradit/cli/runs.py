@@ -66,7 +66,7 @@ def _list(folder: Path, *, as_json: bool) -> None:
 def _remove(folder: Path, names: list[str], *, as_json: bool) -> None:
     """Remove the folders of the named runs.
 
-    Raises InputError, and removes none, if one is missing or running.
+    Raises InputError, and removes none, if a run is missing or running.
     """
     there = [_named(folder, name) for name in names]
     for run in there:
