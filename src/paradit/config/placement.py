@@ -1,6 +1,6 @@
 """Placements: which ranks encode, denoise and decode videos, and how they share the work on each.
 
-Torch-free, so that a bad one is refused before anything is loaded.
+Torch-free, so that a bad placement is refused before anything is loaded.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ class Placement:
     """Number of rank groups for the two guidance branches: 2 if each group computes one branch; 1 if all
     ranks compute both."""
     method_options: Mapping[str, Value] = NONE
-    """Placement options that only some denoising method has, such as `pipeline_degree`."""
+    """Placement options that only some denoising methods have, such as `pipeline_degree`."""
     attention: Annotated[
         str, Option(also=("ulysses-degree", "sequence-parallel"), help=help_text, metavar="NAME")
     ] = AUTO
     """Attention form, that is how the ranks of a guidance branch share attention: a name in
     `attention.registry`, or `auto`."""
     options: Mapping[str, Value] = NONE
-    """Options that only some attention form has, by name; those left out have their defaults."""
+    """Options that only some attention forms have, by name; those left out have their defaults."""
     interleave: Annotated[
         bool | None,
         Option(

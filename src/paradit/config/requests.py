@@ -74,8 +74,10 @@ class Request:
     method: str | None = None
     """Denoising method: a name in `config.methods.registry.METHODS`; `None`: chosen by the video's length."""
     options: Mapping[str, Value] = NONE
-    """Request options that only some denoising method has, such as `block_frames`; default values depend on
-    the model."""
+    """Request options that only some denoising methods have, such as `block_frames`.
+
+    Default values depend on the model.
+    """
     prompts_at: Iterable[tuple[float, str]] = ()
     """Later prompts, as pairs (seconds, text): each is shown from the first frame block that begins at that
     time or later."""

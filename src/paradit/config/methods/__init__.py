@@ -1,1 +1,1 @@
-"""Denoising methods: what each can do, and how it checks requests. Torch-free; `sampling` runs them."""
+"""Denoising methods: what each can do, and how each checks requests. Torch-free; `sampling` runs them."""

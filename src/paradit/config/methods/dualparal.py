@@ -24,7 +24,7 @@ from paradit.scheduling.layer_pipeline import PipelineGrid, choose_slices, split
 
 @dataclass(frozen=True, kw_only=True)
 class QueueOptions(BlockOptions):
-    """Options for the size of frame blocks, and for how each block sees the one before it."""
+    """Options for the size of frame blocks, and for how each block sees the block before it."""
 
     left_context: Annotated[
         Literal["latents", "cache"],
@@ -251,7 +251,7 @@ class DualParal(InBlocks):
 
 
 def num_slices(placement: Placement) -> int | None:
-    """Return the number of slices that a placement divides the layers into; None if it leaves that open."""
+    """Return the number of slices that a placement divides the layers into; None if that is left open."""
     return cast(int | None, placement.method_options.get("pipeline_degree"))
 
 

@@ -221,11 +221,11 @@ class Method(Declares):
         finished: int | None,  # noqa: ARG002
         where: str,  # noqa: ARG002
     ) -> ResolvedRequest:
-        """Return the request for a video `more` frames longer, which resumes from this one's saved state.
+        """Return the request for a video `more` frames longer, resumed from the saved state of this one.
 
-        finished: number of finished frame blocks, if the video has no set length and was stopped; None if it
-        is complete. where: text that names the run in error messages, such as its path. Raises InputError if
-        the video cannot be made longer.
+        finished: number of finished frame blocks, if the video has no set length and was stopped; None if the
+        video is complete. where: text that names the run in error messages, such as its path. Raises
+        InputError if the video cannot be made longer.
         """
         raise InputError(f"videos of method {self.name} cannot be made longer")
 

@@ -48,19 +48,19 @@ METHODS: Registry[Declares] = Registry(
 
 
 def declared_options() -> dict[str, Declared]:
-    """Return the request options that only some methods have, by name."""
+    """Return the request options that only some denoising methods have, by name."""
     return {name: one for method in METHODS.all() for name, one in declared(method.options).items()}
 
 
 def declared_placement_options() -> dict[str, Declared]:
-    """Return the placement options that only some methods have, by name."""
+    """Return the placement options that only some denoising methods have, by name."""
     return {name: one for method in METHODS.all() for name, one in declared(method.placement_options).items()}
 
 
 def checked_placement_options(options: Mapping[str, Value | None]) -> Values:
     """Return the placement options that were given, after checking them.
 
-    Raises InputError for an unknown one or a wrong value.
+    Raises InputError for an unknown option or a wrong value.
     """
     given, known = Values(options), declared_placement_options()
     for name, value in given.items():
