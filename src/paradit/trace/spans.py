@@ -27,7 +27,7 @@ REHEARSAL = "rehearsal"
 """Trace category of trials of attention forms (such as Ulysses and ring) to find the fastest. They lie within
 a step, and their messages are not recorded."""
 LAYER = "layer"
-"""Trace category of transformer layers; those of two interleaved guidance branches overlap in time."""
+"""Trace category of transformer layers; the layers of two interleaved guidance branches overlap in time."""
 MESSAGE = "message"
 """Trace category of exchanges between ranks, from start to known arrival, with bytes sent and received."""
 EXCHANGE = "exchange"
