@@ -51,8 +51,8 @@ class EncodedWriter:
     """Writer that encodes each frame as it arrives, so that memory holds only the encoder's look-ahead.
 
     The file plays while it grows, because it consists of fragments. Many players cannot show the length of a
-    fragmented MP4 or MOV, seek in it or count its frames. A finished one is therefore rewritten in one piece,
-    with the index in front.
+    fragmented MP4 or MOV, seek in it or count its frames. A finished MP4 or MOV is therefore rewritten in one
+    piece, with the index in front.
     """
 
     def __init__(
