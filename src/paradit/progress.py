@@ -17,7 +17,7 @@ class Event:
     """Something that has happened to a run or a request; `engine.events.AnyEvent` lists all kinds."""
 
     job: int | None = None
-    """Index of the request that the event is about; None if it is about no request, or about all."""
+    """Index of the request that the event is about; None if the event is about no request, or about all."""
     number: int = 0
     """Serial number of the event among those of its job, from 1; 0 until it is recorded in a `Log`."""
 
@@ -94,7 +94,7 @@ class Progress:
         """Create a reporter that sends events to `emit`.
 
         Without `emit`, warnings are issued by Python's `warnings`, and nothing else is reported. job: index
-        of the request that the work is for, if it is for one.
+        of the request that the work is for; None: no request.
         """
         self.emit = emit or _only_warn
         self._job = job
