@@ -108,7 +108,7 @@ def is_first_rank() -> bool:
 
 
 def is_spoken_for(environ: Mapping[str, str] = os.environ) -> bool:
-    """Return whether torchrun's first rank prints errors and results on behalf of this one. Never raises."""
+    """Return whether torchrun's first rank prints errors and results on behalf of this rank. Never raises."""
     return AGENT_STORE in environ and environ.get("RANK", "").strip() not in ("", "0")
 
 

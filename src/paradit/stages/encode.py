@@ -9,7 +9,7 @@ from paradit.models.protocol import Prompt, VideoModel
 from paradit.progress import Progress
 
 QUOTED = 200
-"""Largest number of characters that a warning quotes from the end of a prompt that is cut off as too long."""
+"""Largest number of characters that a warning quotes of the end that is cut off a too long prompt."""
 
 
 def encode(model: VideoModel, request: ResolvedRequest, progress: Progress) -> tuple[Prompt, ...]:

@@ -61,8 +61,8 @@ class QueueRequest(BlocksRequest):
     """Resolved request for a video that is denoised as a queue of frame blocks."""
 
     left_context: str
-    """Way in which a frame block sees its left neighbour's frames: `latents` computes them once more with the
-    block; `cache` reads the keys and values that the neighbour computed for them."""
+    """Way in which a frame block sees its left neighbour's frames: `latents` computes these frames once more
+    with the block; `cache` reads the keys and values that the neighbour computed."""
 
     def queue(self, spec: ModelSpec) -> BlockQueue:
         return replace(super().queue(spec), left_source=self.left_context)
