@@ -124,11 +124,11 @@ class InBlocks(CostModel):
     def compared(
         self, simulator: Simulator, simulated: Simulated, num_requests: int
     ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
-        """Yield a comparison of a plan with the same plan with the other source of left context.
+        """Yield a comparison of a plan with one that differs only in the source of the left context.
 
         The left context of a frame block is the end of the previous block. Its keys and values are either
-        read from a cache, or computed again from the latents. A comparison is (setting, its value, the other
-        value, simulation with the other value, whether that fits in memory).
+        read from a cache, or computed again from the latents. A comparison is (setting, value in the plan,
+        other value, simulation with the other value, whether the other plan fits in memory).
         """
         long = self.request(simulator)
         (name,) = (one for one in LEFT_SOURCES if one != long.left_context)
@@ -141,7 +141,7 @@ class InBlocks(CostModel):
     def spans(
         self, simulator: Simulator, simulated: Simulated, denoised: Sequence[balance.Span]
     ) -> Iterator[tuple[int, Span]]:
-        """Yield (rank, trace span) pairs of a simulated run: the frame blocks' steps, messages and waits."""
+        """Yield (rank, trace span) pairs of a simulated run: steps of frame blocks, messages, and waits."""
         placement = simulated.candidate.placement
         video, size = long_video(simulator, simulated.candidate), placement.replica_ranks
         simulation = video.simulation()
@@ -156,10 +156,11 @@ class InBlocks(CostModel):
 
 
 def pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
-    """Yield candidate placements for a long video: layer pipelines with any number of layer slices.
+    """Yield candidate placements (which ranks do what) for a long video that a layer pipeline makes.
 
-    A placement has as many ranks as the cluster, or a divisor of that number. Guidance branches use the same
-    ranks, or each has ranks of its own. If a layer slice has several ranks, they share its tokens.
+    The layer pipelines have any number of layer slices. A placement has as many ranks as the cluster, or a
+    divisor of that number. Guidance branches use the same ranks, or each branch has ranks of its own. If a
+    layer slice has several ranks, they share its tokens.
     """
     ranks, long = simulator.cluster.ranks, simulator.long
     assert long is not None
@@ -178,7 +179,7 @@ def pipelines(simulator: Simulator, num_prompts: int) -> Iterator[Placement]:
 
 @cache
 def long_video(simulator: Simulator, candidate: Candidate) -> LongVideo:
-    """Return the simulation of a long video made with an execution plan; it has not run yet. Cached."""
+    """Return a simulation, not run yet, of a long video that is made with an execution plan; cached."""
     request = simulator.request_of(candidate)
     assert isinstance(request, QueueRequest)
     return LongVideo(

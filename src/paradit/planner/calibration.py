@@ -129,14 +129,14 @@ class Copies:
     """Measured copy rates and memory size of a device, and whether it launches kernels asynchronously."""
 
     copied: float
-    """Rate of a large copy within the device's memory, in bytes/s; both reads and writes count."""
+    """Rate of a large copy within the device's memory, in bytes/s; reads and writes both count."""
     memory: float
     """Bytes of device memory that one rank can use."""
     ahead: bool
-    """Whether kernels are launched while earlier ones still run, as on a GPU."""
+    """Whether kernels are launched while earlier kernels still run, as on a GPU."""
     fetched: float | None = None
     """Rate of copies from host memory to the devices, in bytes/s, summed over all ranks while all of them
-    copy; None on a CPU, which has no separate device memory."""
+    copy at once; None on a CPU, which has no separate device memory."""
 
 
 def fit_device(measured: Sequence[Measured], copies: Copies, source: str) -> Device:

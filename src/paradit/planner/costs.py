@@ -1,8 +1,8 @@
 """Cost formulas that predict the seconds of each operation from the model's sizes and the device's figures.
 
-The time of a kernel is that of its computing or that of its memory accesses, whichever is longer (the
-roofline, Williams et al., CACM 52, 2009). Its rate falls if its tiles do not fill the device. A sequence of
-kernels takes at least the time that Python needs to launch them.
+A kernel takes as long as its computing or its memory accesses, whichever is longer (the roofline, Williams et
+al., CACM 52, 2009). Its rate falls if its tiles do not fill the device. A sequence of kernels takes at least
+the time that Python needs to launch them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class BlockSeconds:
     """Predicted seconds of each part of a transformer block on one rank, averaged over the layers."""
 
     value: float
-    """Seconds to compute V, the values, from the tokens. Keys, and queries, take as long, RoPE included."""
+    """Seconds to compute V, the values, from the tokens. Computing the keys, or the queries, takes as long,
+    with RoPE included."""
     finish: float
     head_row: float
     """Seconds in which one query of one head attends to all keys, on a fully used device."""
@@ -42,12 +43,13 @@ class BlockSeconds:
     """Seconds to merge two partial attention results of one query and head, if its keys are processed in
     parts."""
     crowding: float = 0.0
-    """Slowdown of attention while messages travel: seconds added for each second in which both run."""
+    """Slowdown of attention by messages between ranks: seconds added for each second in which messages travel
+    while attention is computed."""
 
     def attention(self, head_rows: float, beside: float = 0.0) -> float:
         """Return the seconds of attention for `head_rows` (head, query) pairs, counted over the whole batch.
 
-        beside: seconds for which messages travel at the same time, and slow the attention down.
+        beside: seconds for which messages travel while the attention is computed, and slow it down.
         """
         seconds = head_rows * self.head_row + self.wave if head_rows else 0.0
         return seconds + self.crowding * min(seconds, beside)
@@ -64,10 +66,11 @@ def block_seconds(
     dtype: str,
     kernel: str = "flash",
 ) -> BlockSeconds:
-    """Return the predicted times of a transformer block on a rank that holds `held` of a video's `tokens`.
+    """Return the predicted times of a transformer block on a rank that holds `held` tokens of a video.
 
-    batch: number of videos, or guidance branches, computed at once. text: number of prompt tokens. kernel:
-    kind of attention kernel, `flash` or `efficient` (see devices.toml).
+    tokens: number of tokens of the whole video. batch: number of videos, or guidance branches, computed at
+    once. text: number of prompt tokens. kernel: kind of attention kernel, `flash` or `efficient` (see
+    devices.toml).
     """
     size = ITEMSIZE[dtype]
     # FLOPs per layer without attention; the few operations outside the layers are spread over them.

@@ -1,9 +1,9 @@
 """Discrete-event simulator of ranks that compute, and exchange messages over links.
 
 Each rank runs a program: it computes, posts messages (begins to send or receive them), and waits for them. A
-message starts once all of its ranks have posted it. It then occupies each of its resources, such as a port or
-a shared host, for a given time; a resource serves messages in the order in which they start. The simulation
-is deterministic: no clock, no random numbers.
+message is any exchange of data between two or more ranks. It starts once all of its ranks have posted it. It
+then occupies each of its resources, such as a port or a shared host, for a given time; a resource serves
+messages in the order in which they start. The simulation is deterministic: no clock, no random numbers.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ class Compute:
 
 @dataclass(frozen=True)
 class Message:
-    """Exchange of data between several ranks at one time, simulated as a single message."""
+    """Exchange of data among two or more ranks, such as an all-to-all; simulated as a single message."""
 
     name: str
     ranks: tuple[int, ...]
-    """Ranks that take part in the message."""
+    """Ranks that take part in the exchange."""
     busy: Mapping[str, float]
-    """Seconds for which the message occupies each resource, by the resource's name."""
+    """Mapping from the name of a resource, such as a port, to the seconds for which it is occupied."""
     latency: float
     table: Sequence[Sequence[float]] = field(default=(), repr=False)
-    """Bytes sent, by index in `ranks`: row i, column j holds what the i-th rank sends to the j-th."""
+    """Matrix of the bytes sent: row i, column j holds what the i-th of `ranks` sends to the j-th."""
     posting: float = 0.0
-    """Seconds of computing that a rank loses when it posts (begins) the message. The sending thread and the
+    """Seconds of computing that a rank loses when it posts (begins) the exchange. The sending thread and the
     computing thread share a core equally, so a rank loses at most as much as it has computed since its last
     post."""
 
     @property
     def seconds(self) -> float:
-        """Seconds that the message takes, without its latency, if no other message uses its links."""
+        """Seconds that the exchange takes, without its latency, if no other exchange uses its links."""
         return max(self.busy.values(), default=0.0)
 
 
@@ -58,12 +58,12 @@ class Post:
 
 @dataclass(frozen=True)
 class Wait:
-    """Step of a simulated rank's program that waits until the message with this key has arrived."""
+    """Step of a simulated rank's program that waits until the message with a given key has arrived."""
 
     key: Hashable
     same_turn: bool = False
-    """Whether this wait follows the previous one directly. If not, the rank first takes turns with its other
-    streams of work, such as another guidance branch."""
+    """Whether the rank begins this wait without taking turns first. If False, the rank's other streams of
+    work, such as another guidance branch, continue before the wait begins."""
 
 
 Step = Compute | Post | Wait
@@ -94,9 +94,9 @@ class Simulation:
     """Result of simulating the ranks' programs: when each rank computed, waited and exchanged messages."""
 
     ends: Sequence[float]
-    """Time at which each rank's program ended, in seconds from the start of the simulation."""
+    """Times at which the ranks' programs ended, one per rank, in seconds from the simulation's start."""
     computing: Sequence[float]
-    """Seconds for which each rank computed."""
+    """Seconds of computing, one number per rank."""
     uses: list[Use] = field(repr=False)
     sent: list[Sent] = field(repr=False)
     waits: list[Use] = field(repr=False)
@@ -166,7 +166,7 @@ def simulate(programs: Sequence[Program]) -> Simulation:
 
 
 def _posting(program: Program) -> Iterator[Step]:
-    """Yield a rank's program, with the time that it takes to post messages added as computing steps."""
+    """Yield a rank's program, with computing steps added for the time that posting messages takes."""
     computed = 0.0
     for step in program:
         if isinstance(step, Compute):
@@ -180,9 +180,9 @@ def _posting(program: Program) -> Iterator[Step]:
 def interleaved(streams: Sequence[Iterable[Step]], lag: int = 0) -> Generator[Step, None, None]:
     """Merge a rank's streams of work into one program, which changes to another stream at each wait.
 
-    A stream is, for example, the work for one guidance branch. The order is that of
+    A stream is, for example, the work for one guidance branch. The streams run in the same order as in
     `parallel.run_blocks.run_interleaved`: in every turn, each stream runs up to its next wait. lag: number of
-    turns by which each stream starts after the one before it.
+    turns by which each stream starts after the previous stream.
     """
     running = dict(enumerate(map(iter, streams)))
     waits: dict[int, Wait] = {}

@@ -15,7 +15,7 @@ WAITING, DECODING = 0.15, 0.15
 """Thresholds above which waiting or decoding is reported as the bottleneck of a plan: the fraction of a step
 spent waiting, and the fraction of a video's latency spent decoding."""
 SAID = 0.05
-"""Smallest fraction of a step spent waiting for messages that the explanation of a plan mentions."""
+"""Smallest fraction of a step's time, spent waiting for messages, that the explanation of a plan mentions."""
 
 
 def bound_of(simulated: Simulated) -> str:
@@ -46,8 +46,8 @@ class Switch:
     """Name of the setting, a key of `planner.settings.SETTINGS`."""
     of: Callable[[Simulated], str]
     why: Callable[[Simulated, Simulated], str]
-    """Function that returns why two plans take different times, as text, or an empty text. Its arguments are
-    the best plan, and the best one with another value of this setting."""
+    """Function that returns a text on why two plans take different times; the text may be empty. The
+    arguments are the best plan, and the best plan with another value of this setting."""
 
 
 def _idle_decoder(best: Simulated, other: Simulated) -> str:
@@ -141,8 +141,8 @@ def otherwise(
 ) -> list[str]:
     """Return a line of text for each setting of a plan's denoising method, such as the left context.
 
-    A line has the setting's value, another value, and the plan's cost with that. Settings that are part of
-    the placement are left to `reasons`, whose lines look alike.
+    A line has the setting's value, another value, and the plan's cost with the other value. Settings that are
+    part of the placement (which ranks do what) are left to `reasons`, whose lines look like these.
     """
     mine, found = plan.simulated, []
     compared = mine.candidate.cost_model.compared(simulator, mine, num_prompts) if plan.fits else ()

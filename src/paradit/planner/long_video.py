@@ -3,9 +3,9 @@
 It simulates the programs of `scheduling.layer_pipeline` on the cluster's devices and links, as
 `sampling.block_pipeline` runs them. After its layers, a rank sends a frame block's hidden states to the next
 layer slice, with a separate message for each guidance branch. Ranks post receives for two messages ahead.
-Predictions return to the first rank. It decodes a finished block before it continues, unless another rank
-decodes. Ranks that share a layer slice's tokens run in step, so only the first of them is simulated; the cost
-of their exchanges is computed beforehand (`planner.slice_step`).
+Predictions return to the first rank. The first rank decodes a finished block before it continues, unless
+another rank decodes. Ranks that share a layer slice's tokens run in step, so only the first of them is
+simulated; the cost of their exchanges is computed beforehand (`planner.slice_step`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from paradit.scheduling.layer_pipeline import (
 )
 
 SETTLED, MEASURED = 3, 4
-"""Numbers of frame blocks of a very long video that are simulated: those after which a full pipeline should
-finish blocks at a steady pace, and those over which that pace is measured. Later blocks are assumed to keep
-it."""
+"""Two numbers of frame blocks for the simulation of a very long video. After `SETTLED` blocks, a full
+pipeline should finish blocks at a steady pace. The pace is measured over the next `MEASURED` blocks. Later
+blocks are not simulated, but assumed to keep that pace."""
 STEADY = 1e-4
 """Tolerance for a steady pace: the largest relative difference between the paces of the first and the second
 half of the measured blocks. If they differ more, more blocks are simulated."""
@@ -44,7 +44,7 @@ class LongRun:
     first: float
     """Seconds until the latents of the video's first block are denoised."""
     computing: tuple[float, ...]
-    """Seconds that each rank computes during the whole video."""
+    """Seconds of computing during the whole video, one number per rank."""
 
 
 class LongVideo(PipelineVideo):
@@ -94,8 +94,8 @@ class LongVideo(PipelineVideo):
     def least_seconds(self) -> float:
         """Lower bound of the video's seconds: the time for which its busiest layer slice is occupied.
 
-        It includes the computing of every step of every frame block. Exchanges are included only for the most
-        frequent kind of step.
+        The bound includes the computing of every step of every frame block. Exchanges between ranks are
+        included only for the most frequent kind of step.
         """
         kinds = _kinds(self.queue)
         (usual, times), *_ = kinds.most_common(1)
@@ -110,7 +110,10 @@ class LongVideo(PipelineVideo):
 
     @property
     def longest_step(self) -> float:
-        """Seconds of a frame block's longest step: most frames, largest layer slice, all branches."""
+        """Seconds of the longest step of any frame block, for all guidance branches that a rank computes.
+
+        It is a step with the most frames, in the largest layer slice.
+        """
         kind = max(_kinds(self.queue), key=lambda kind: (sum(kind[:3]), kind[3]))
         return self.branches * self.steps.seconds(kind, max(map(len, self.split))).seconds
 
@@ -127,7 +130,7 @@ class LongVideo(PipelineVideo):
         return tuple(found) * placement.replicas
 
     def simulation(self, fewer: int = 0) -> Simulation:
-        """Simulate the video without its last `fewer` blocks; return when each rank computed and waited."""
+        """Simulate the video without its last `fewer` frame blocks; return when ranks computed and waited."""
         assert self.queue.num_frames
         queue = replace(self.queue, num_frames=self.queue.num_frames - fewer * self.queue.block_frames)
         return simulate([self._program(rank, queue) for rank in range(self.placement.ranks)])
@@ -147,7 +150,7 @@ class LongVideo(PipelineVideo):
 
 
 def _pace(ends: Sequence[float]) -> tuple[bool, float]:
-    """Return whether blocks are completed at a steady pace, and the mean seconds between two of them.
+    """Return whether frame blocks are completed at a steady pace, and the mean seconds from one to the next.
 
     ends: completion times of consecutive blocks, in seconds.
     """
@@ -157,9 +160,10 @@ def _pace(ends: Sequence[float]) -> tuple[bool, float]:
 
 
 def _with_more(ends: list[float], last: int, more: int, each: float) -> list[float]:
-    """Return completion times of blocks, with `more` blocks inserted after block `last`.
+    """Return completion times of frame blocks, with `more` blocks inserted after block `last`.
 
-    Inserted blocks are completed `each` seconds apart, and blocks after them correspondingly later.
+    The inserted blocks are completed `each` seconds apart. The blocks after them are completed later by the
+    total time inserted.
     """
     between = [ends[last] + number * each for number in range(1, more + 1)]
     return [*ends[: last + 1], *between, *(end + more * each for end in ends[last + 1 :])]
@@ -167,7 +171,7 @@ def _with_more(ends: list[float], last: int, more: int, each: float) -> list[flo
 
 @cache
 def _kinds(queue: BlockQueue) -> Counter[Kind]:
-    """Return how many steps of each kind the frame blocks of a video take.
+    """Return a mapping from each kind of step to how many such steps a video's frame blocks take in all.
 
     Steps of one kind cost the same: they have equal numbers of latent frames (`planner.slice_step.Kind`).
     """

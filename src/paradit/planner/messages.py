@@ -23,9 +23,9 @@ class Messages:
     all: float
     """Bytes/s that a rank sends while all ranks send to all others."""
     crowding: float = 0.0
-    """Slowdown of computing while messages travel: seconds added for each second in which both run."""
+    """Slowdown of computing by messages: seconds added for each second in which messages travel meanwhile."""
     posting: float = 0.0
-    """Seconds by which each exchange of messages, however small, delays the computing that runs meanwhile."""
+    """Seconds by which each exchange of messages, however small, delays computing at the same time."""
     neighbours: float | None = None
     """Bytes/s that a rank sends while neighbouring ranks (0 and 1, 2 and 3, ...) exchange data; None if these
     have no link of their own."""
@@ -41,8 +41,8 @@ class PairSeconds:
 
 
 CLEARLY = 1.5
-"""Factor by which messages between neighbouring ranks (0 and 1, 2 and 3, ...) must be faster than all others
-to be taken as proof that neighbours have a link of their own. The slowest measurement of neighbours is
+"""Factor by which messages between neighbouring ranks (0 and 1, 2 and 3, ...) must be faster than all others.
+Only then are neighbours assumed to have a link of their own. The slowest measurement of neighbours is
 compared with the fastest of the other pairs."""
 # An NVLink bridge is 2 times as fast as the port of PCIe 4.0, and 3 times as fast as a PCIe transfer between
 # two devices (links.toml). Links of one kind differ by some tenths on a busy machine, but it is not always
@@ -66,7 +66,7 @@ def neighbours_of(measured: Mapping[tuple[int, int], Sequence[PairSeconds]]) -> 
 
 
 def slowest_pair(measured: Mapping[tuple[int, int], Sequence[PairSeconds]], *, neighbours_too: bool) -> float:
-    """Return the seconds per byte of the slowest pair of ranks, taking the fastest measurement of each pair.
+    """Return the seconds per byte of the slowest pair of ranks; each pair's fastest measurement counts.
 
     neighbours_too: whether pairs of neighbours (0 and 1, 2 and 3, ...) count.
     """
@@ -80,7 +80,7 @@ def slowest_pair(measured: Mapping[tuple[int, int], Sequence[PairSeconds]], *, n
 def fit_link(messages: Messages | None, copies: Copies, ranks: int) -> Link:
     """Return the link between a machine's ranks, with figures that fit the measured messages.
 
-    If ranks send slower when all of them send than when one pair does, they share the link's total rate
+    If ranks send more slowly when all of them send than when one pair does, they share the link's total rate
     (`shared`). messages: measurements; None for a single rank, whose link is never used.
     """
     if messages is None:

@@ -19,7 +19,7 @@ BLOCKS = ("#2f6db3", "#4c9f70", "#a06cb4", "#c25b6a", "#4aa3b8", "#8c8c3c")
 """Colours of a long video's frame blocks in the picture; they repeat if there are more blocks."""
 BACK, IDLE, INK, GREY = "#ffffff", "#eceef1", "#1d2430", "#68707c"
 STEPS = (1, 2, 5, 10)
-"""Candidate distances between two marks of the time axis; each may be multiplied by any power of ten."""
+"""Candidate distances between two ticks of the time axis; each may be multiplied by any power of ten."""
 
 
 def draw_timeline(by_rank: Mapping[int, Sequence[Span]], title: str, subtitle: str) -> Image.Image:
@@ -86,15 +86,15 @@ def _color(span: Span, *, in_blocks: bool) -> str | None:
 
 
 def _plain(span: Span) -> Span:
-    """Return a copy of a trace span, renamed to "denoise" if it is a step of a frame block.
+    """Return a copy of a trace span, renamed to "denoise" if the span is a step of a frame block.
 
-    So all blocks get one colour, if there are too many to tell them apart.
+    It is used if a video has too many blocks to tell their colours apart; then all blocks get one colour.
     """
     return replace(span, name="denoise") if _block(span) is not None else span
 
 
 def _block(span: Span) -> int | None:
-    """Return the number of the frame block that a trace span denoises, or None if it denoises none."""
+    """Return the index of the frame block that a trace span denoises, or None if it denoises none."""
     if span.category == STEP and span.name.startswith("block "):
         return int(span.name.removeprefix("block ").partition(",")[0])
     return None

@@ -1,4 +1,4 @@
-"""Simulated programs of a layer pipeline's ranks, which follow those of `sampling.block_pipeline`."""
+"""Programs that the simulator runs for a layer pipeline's ranks; they mirror `sampling.block_pipeline`."""
 
 from __future__ import annotations
 
@@ -18,23 +18,27 @@ AHEAD = 2
 (`distributed.tensor_queue.Expected`)."""
 
 DONE = "latents of block "
-"""Prefix of the name of a simulated event, followed by the number of a frame block. The event marks when the
+"""Prefix of the name of a simulated event, followed by the index of a frame block. The event marks when the
 first rank has the block's denoised latents."""
 
 
 @cache
 def _operations(queue: BlockQueue, num_slices: int, is_leader: bool) -> list[tuple[Operation, Kind]]:
-    """Return a pipeline rank's operations in order, each with the kind of its block-step.
+    """Return a pipeline rank's operations in order, each with the kind of the step that it belongs to.
 
-    The cost of a step depends on its kind, which is a tuple of frame counts (`planner.slice_step.Kind`). All
-    ranks have the same operations, except the leader (first rank), which also collects the predictions.
+    The step is one denoising step of one frame block. Its cost depends on its kind, which is a tuple of frame
+    counts (`planner.slice_step.Kind`). All ranks have the same operations, except the leader (first rank),
+    which also collects the predictions.
     """
     found = program(queue, num_slices, 0 if is_leader else 1)
     return [(operation, kind_of(operation.step)) for operation in found]
 
 
 class PipelinePrograms:
-    """Ranks of a layer pipeline that share tokens, simulated as one rank that posts the messages of all."""
+    """Simulated program of one group of a layer pipeline's ranks, which share tokens.
+
+    The group is simulated as a single rank, which posts the messages of all ranks of the group.
+    """
 
     def __init__(self, video: PipelineVideo, queue: BlockQueue, first: int, place: int) -> None:
         """Set up the group of ranks whose first rank has index `place` among the denoise ranks.
@@ -83,7 +87,7 @@ class PipelinePrograms:
     def _share(self, index: int) -> Iterator[Step]:
         """Yield the steps in which latents pass from the first rank to the others of the first layer slice.
 
-        index: number of the block-step (one step of one frame block) that the latents are for.
+        index: serial number of the block-step (one step of one frame block) that the latents are for.
         """
         if self._slice == 0 and not self._is_leader:
             yield Wait(("latents", self._pipe, self._place, index))
@@ -131,10 +135,10 @@ class PipelinePrograms:
         yield from repeat(Post(("block", self._pipe, step.block), message), 2)
 
     def _hop(self, place: int, index: int) -> Iterator[Post]:
-        """Yield the steps in which the ranks that send, or receive, begin a message to the next layer slice.
+        """Yield the steps in which ranks begin a message to the next layer slice, as senders or as receivers.
 
         The message carries hidden states. place: index of the first sending rank among the denoise ranks.
-        index: number of the message.
+        index: serial number of the message.
         """
         message = self._message("hidden states", place, self._kinds[index // self._video.branches])
         yield from repeat(Post(("hop", self._pipe, place, index), message), self._grid.sharers)
@@ -142,7 +146,7 @@ class PipelinePrograms:
     def _predictions(self, index: int) -> Iterator[Post]:
         """Yield the steps in which the first rank begins to receive all parts of one prediction.
 
-        The parts come from the ranks of the last layer slice. index: number of the prediction.
+        The parts come from the ranks of the last layer slice. index: serial number of the prediction.
         """
         for sender in self._senders:
             yield from self._prediction(sender, index, as_leader=True)

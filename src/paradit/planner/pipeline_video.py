@@ -29,8 +29,8 @@ class PipelineVideo:
     decode: float
     """Seconds to decode all frames of the video."""
     known: dict[tuple[tuple[int, ...], ...], SliceSteps] = field(default_factory=dict, repr=False)
-    """Cache of the costs of frame blocks' steps, by the groups of ranks that share tokens. Placements with
-    the same groups use the same entry."""
+    """Cache: mapping from groups of ranks that share tokens to the costs of frame blocks' steps on these
+    groups. Plans with the same groups use the same entry."""
 
     @cached_property
     def queue(self) -> BlockQueue:
@@ -52,7 +52,7 @@ class PipelineVideo:
 
     @cached_property
     def split(self) -> list[range]:
-        """Range of layers of each slice of the layer pipeline, chosen as if all layers cost the same."""
+        """Ranges of layers, one for each layer slice, chosen as if all layers cost the same."""
         return split_layers([1.0] * self.spec.transformers[0].num_layers, self.grid.num_slices)
 
     @cached_property
@@ -100,6 +100,6 @@ class PipelineVideo:
         return self.message("latents", ranks, [[0.0, size], [0.0, 0.0]])
 
     def message(self, name: str, ranks: tuple[int, ...], sent: list[list[float]]) -> Message:
-        """Return a simulated message in which the i-th of `ranks` sends `sent[i][j]` bytes to the j-th."""
+        """Return a simulated exchange in which the i-th of `ranks` sends `sent[i][j]` bytes to the j-th."""
         busy, latency = self.cluster.transfer(ranks, sent)
         return Message(name, ranks, busy, latency, sent)

@@ -21,7 +21,7 @@ from paradit.scheduling.rank_memory import fitting_tile
 
 
 class Taken(Protocol):
-    """Protocol of the cost of an execution plan, time and memory: simulated, or lower bounds of it."""
+    """Protocol of what an execution plan takes, in time and memory: as simulated, or as lower bounds."""
 
     @property
     def latency(self) -> float:
@@ -33,7 +33,7 @@ class Taken(Protocol):
 
     @property
     def memory(self) -> tuple[int, ...]:
-        """Peak bytes of each rank."""
+        """Peak memory in bytes, one number per rank."""
 
 
 GOALS: dict[str, Callable[[Taken], tuple[float, ...]]] = {
@@ -41,9 +41,9 @@ GOALS: dict[str, Callable[[Taken], tuple[float, ...]]] = {
     "throughput": lambda one: (one.seconds, one.latency),
     "memory": lambda one: (max(one.memory), one.seconds),
 }
-"""Functions that return the sort key of a plan, by goal of the search; the plan with the smallest key is the
-best. A key is the goal's own figure (seconds of one video by itself, seconds of all prompts, or bytes on the
-fullest rank), then one that decides ties."""
+"""Mapping from each goal of the search to the function that returns a plan's sort key; the plan with the
+smallest key is the best. A key is the goal's own figure (seconds of one video by itself, seconds of all
+prompts, or bytes on the fullest rank), then a second figure that decides ties."""
 IN_BLOCKS = Choice.plain()
 """Attention form that stands in plans for long videos in frame blocks, which cannot choose between forms
 (such as Ulysses or ring)."""
@@ -59,7 +59,7 @@ class Plan:
 
     @property
     def placement(self) -> Placement:
-        """Placement with which the plan can be run, with its attention form (such as Ulysses or ring) set."""
+        """Placement (which ranks do what) for running the plan, with its attention form, such as Ulysses."""
         return placement_of(self.simulated)
 
 
@@ -73,9 +73,8 @@ class Plans:
     usual: list[Plan]
     """Common ways of using the cluster, for comparison with the best."""
     tried: list[Plan]
-    """All simulated plans except those that offload weights, even if they do not fit in memory. Of plans for
-    a long video, only those are simulated that can be the best of their kind, or with which the best is
-    compared."""
+    """All simulated plans except those that offload weights, even if they do not fit in memory. Plans for a
+    long video are simulated only if they can be the best of their kind, or are compared with the best."""
     compared: int
 
 
@@ -214,10 +213,10 @@ def simulate_long(
 def simulate_rest(
     simulator: Simulator, candidates: Iterable[Candidate], best: Simulated, num_prompts: int, goal: str
 ) -> Iterator[Simulated]:
-    """Simulate plans for a long video that differ from the best in one setting, to show what it is worth.
+    """Simulate plans for a long video that differ from the best plan in one setting.
 
-    Only plans that fit in memory are simulated. One is skipped if its lower bound exceeds the best cost found
-    for that setting.
+    They show what that setting is worth. Only plans that fit in memory are simulated. A plan is skipped if
+    its lower bound exceeds the best cost found for that setting.
     """
     measure = GOALS[goal]
     fitting = [candidate for candidate in candidates if simulator.fits(candidate)]
@@ -313,7 +312,7 @@ def _choices(simulator: Simulator, placement: Placement) -> list[Choice]:
 
 
 def placement_of(simulated: Simulated) -> Placement:
-    """Return the placement with which a simulated plan can be run, with its attention form set."""
+    """Return the placement (which ranks do what) for running a simulated plan, and its attention form."""
     return simulated.candidate.cost_model.placement(simulated)
 
 

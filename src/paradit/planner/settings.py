@@ -24,9 +24,10 @@ SETTINGS: dict[str, Callable[[Candidate, Choice], Hashable]] = {
     "ranks that share a decode": lambda candidate, _: candidate.placement.decode_degree > 1,
     "decode tiles": lambda candidate, _: candidate.tile,
 }
-"""Settings of a plan by name, each with the function that reads its value from the plan and its choice of
-attention. What follows from other settings is not listed: a shared decode is shared by all decode ranks, and
-the number of layer slices follows from the guidance branches and from the ranks that share tokens."""
+"""Mapping from the name of each setting in which plans can differ to a function that returns the setting's
+value. The function's arguments are a plan and its attention form. Values that follow from other settings are
+not listed: a shared decode is shared by all decode ranks, and the number of layer slices follows from the
+guidance branches and from the ranks that share tokens."""
 _OF_ONE_METHOD = ("a stage's tokens", "attention", "interleaved")
 """Names of settings that exist for one denoising method only. They are ignored if plans of two methods are
 compared."""
@@ -41,7 +42,7 @@ def differs_only_in(setting: str, one: tuple[Candidate, Choice], other: tuple[Ca
 
 
 def _ranks_of(candidate: Candidate) -> Hashable:
-    """Return what must be equal for two plans to be compared: ranks, attention backend and the like."""
+    """Return what two plans must have in common to be compared, such as the number of ranks."""
     return (
         candidate.placement.ranks,
         candidate.placement.attention_backend,

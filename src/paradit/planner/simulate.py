@@ -32,7 +32,7 @@ from paradit.trace.merge import Span
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """Execution plan to simulate: a placement of the run on the ranks, and settings that no placement has."""
+    """Execution plan to simulate: a placement (which ranks do what), and settings that are not part of it."""
 
     placement: Placement
     coprocess: bool = False
@@ -58,7 +58,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated:
-    """Cost of an execution plan as simulated: times of its stages and videos, and memory of its ranks."""
+    """Result of simulating an execution plan: times of its stages and videos, and memory of its ranks."""
 
     candidate: Candidate
     choice: Choice
@@ -69,17 +69,17 @@ class Simulated:
     first_frame: float
     """Seconds until the first frames of the first video are decoded."""
     step: float
-    """Seconds of a denoising step. With co-processing, it is a step in which idle decode ranks help; for a
-    long video, the longest step of a frame block."""
+    """Seconds of a denoising step. With co-processing, it is a step in which idle decode ranks help. For a
+    long video, it is the longest step of a frame block."""
     stages: Mapping[str, float]
     exposed: float
     """Fraction of a denoising step for which the busiest rank waits for messages. For a long video, it is the
     fraction of the whole run for which that rank is idle."""
     idle: tuple[float, ...]
-    """Fraction of the run for which each rank is in no stage. For a long video, it is the fraction for which
-    the rank does not compute."""
+    """Fractions of the run, one per rank, for which the rank runs no stage (encode, denoise or decode). For a
+    long video, they are the fractions for which the rank does not compute."""
     memory: tuple[int, ...]
-    """Estimated peak bytes of each rank."""
+    """Estimated peak memory in bytes, one number per rank."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,12 @@ class CostModel(ABC):
     """Cost model of a denoising method: simulates execution plans that use the method, and describes them."""
 
     approximate = ""
-    """Text that follows the method's name in messages, and says what is approximate about it; empty if the
-    method is exact."""
+    """Text that follows the denoising method's name in printed messages, and says what is approximate about
+    the method; empty if the method is exact."""
 
     @abstractmethod
     def request(self, simulator: Simulator) -> ResolvedRequest:
-        """Return the request that this method runs: the one for a whole video or the one for frame blocks."""
+        """Return the request that the denoising method runs: for the whole video, or for frame blocks."""
 
     @abstractmethod
     def simulate(
@@ -122,15 +122,15 @@ class CostModel(ABC):
 
     @abstractmethod
     def name(self, candidate: Candidate, choice: Choice) -> tuple[list[str], list[str]]:
-        """Return two lists of terms for a plan's name: how it uses ranks, and how these share attention."""
+        """Return two lists of terms for a plan's name: how it uses ranks, and how they share attention."""
 
     @abstractmethod
     def waits(self, simulated: Simulated) -> str:
-        """Return a short text on how much a plan's ranks wait, for plans in which that is the bottleneck."""
+        """Return a short text on how much a plan's ranks wait, for plans that waiting slows down most."""
 
     @abstractmethod
     def placement(self, simulated: Simulated) -> Placement:
-        """Return the placement with which a user can run a simulated plan."""
+        """Return the placement (which ranks do what) with which a user can run a simulated plan."""
 
     def candidates(self, simulator: Simulator, num_requests: int) -> Iterator[Candidate]:  # noqa: ARG002
         """Yield the plans to simulate for a long video in frame blocks; none if the method has no blocks.
@@ -140,7 +140,7 @@ class CostModel(ABC):
         yield from ()
 
     def divided(self, candidate: Candidate) -> list[str]:  # noqa: ARG002
-        """Return texts on how a plan's ranks divide layers and tokens; an empty list if they do neither."""
+        """Return texts on how a plan's ranks divide layers and tokens; an empty list if they do not."""
         return []
 
     def sharers(self, candidate: Candidate) -> int:  # noqa: ARG002
@@ -154,14 +154,14 @@ class CostModel(ABC):
     def stages(self, spans: Sequence[balance.Span], candidate: Candidate) -> Iterable[balance.Span]:  # noqa: ARG002
         """Return the intervals in which ranks run the stages of requests, corrected for stages that overlap.
 
-        spans: intervals computed as if each stage began only after the one before it had ended. A method
-        whose stages overlap moves them.
+        spans: intervals computed as if each stage began only after the previous stage had ended. A denoising
+        method whose stages overlap returns changed intervals.
         """
         return spans
 
     @abstractmethod
     def cautions(self, simulator: Simulator) -> Iterator[str]:
-        """Yield warnings about this method's videos: what is not exact, or may not look right."""
+        """Yield warnings about videos of the denoising method: what is not exact, or may not look right."""
 
     def compared(
         self,
@@ -171,8 +171,9 @@ class CostModel(ABC):
     ) -> Iterator[tuple[str, str, str, Simulated, bool]]:
         """Yield comparisons of a plan with plans that differ in one setting of the denoising method.
 
-        Settings that are part of a placement are not compared here. A comparison is (setting, value, other
-        value, simulation with the other value, whether that fits in memory).
+        Settings that are part of a placement (which ranks do what) are not compared here. A comparison is
+        (setting, value in the plan, other value, simulation with the other value, whether the other plan fits
+        in memory).
         """
         yield from ()
 
@@ -206,10 +207,10 @@ class Simulator:
     cluster: Cluster
     spec: ModelSpec
     request: ResolvedRequest
-    """Request to simulate, with its defaults filled in; the largest, if a run has several."""
+    """Request to simulate, with its defaults filled in; the largest request, if a run has several."""
     dtype: str = "bf16"
     long: ResolvedRequest | None = None
-    """Request for the same video in frame blocks, if plans with frame blocks are to be compared; equal to
+    """Request for the same video in frame blocks; None if no plans with frame blocks are compared. It equals
     `request` if the video can only be made in blocks."""
 
     def __post_init__(self) -> None:
@@ -259,7 +260,9 @@ class Simulator:
         return computed + self._gather_tiles(request, ranks)
 
     def _gather_tiles(self, request: ResolvedRequest, ranks: tuple[int, ...]) -> float:
-        """Return the seconds to gather decoded tiles (fp32) on the first rank, one latent frame at a time."""
+        """Return the seconds to gather decoded tiles (fp32) on the first rank; latent frames follow each
+        other.
+        """
         frames, height, width = self.size_of(request)
         grid = self.spec.vae.grid(height, width, request.vae_tile)
         # Tiles are counted in latent pixels; each becomes a square of samples in three colours.

@@ -18,8 +18,9 @@ from paradit.planner.step import Branch, forward
 from paradit.scheduling.block_queue import BlockStep
 
 Kind = tuple[int, int, int, int]
-"""Kind of a frame block's step; steps of one kind cost the same. It is four numbers of latent frames: the
-block's own, those computed before them, those computed after them, and all that the block attends to."""
+"""Kind of a frame block's step; steps of one kind cost the same. A kind is a tuple of four numbers of latent
+frames: the block's own frames, the frames computed with them on the left, the frames computed with them on
+the right, and all frames that the block attends to."""
 
 
 def kind_of(step: BlockStep) -> Kind:
@@ -35,7 +36,7 @@ class SliceSeconds:
     """Seconds of one step of a frame block in one layer slice."""
 
     computing: tuple[float, ...]
-    """Seconds for which each rank computes, in the order of the ranks that share the layer slice's tokens."""
+    """Seconds of computing, one number for each rank that shares the layer slice's tokens, in their order."""
     exposed: float
     """Seconds for which the rank that computes longest waits for messages."""
 
@@ -55,7 +56,7 @@ class SliceSteps:
     spec: ModelSpec
     dtype: str
     groups: tuple[tuple[int, ...], ...]
-    """Groups of cluster ranks that share tokens, for all layer slices and guidance branches."""
+    """Groups of the cluster's ranks that share tokens, for all layer slices and guidance branches."""
     tokens: int
     """Number of tokens in a latent frame."""
 
@@ -77,7 +78,7 @@ class SliceSteps:
     def computing(self, kind: Kind, layers: int) -> tuple[float, ...]:
         """Return the seconds for which each rank computes in one step of a frame block, in `layers` layers.
 
-        Exchanges are not included.
+        Exchanges between ranks are not included.
         """
         shares, *_, window = self.shares(kind), *kind
         costs = [self._costs(held, window * self.tokens) for held in shares.tokens]

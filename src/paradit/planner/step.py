@@ -41,7 +41,7 @@ class Branch:
     attention while they are idle, and hold no tokens."""
     shares: Shares
     costs: Sequence[BlockSeconds]
-    """Costs of a transformer block on each of the branch's ranks."""
+    """Costs of a transformer block, one entry for each of the branch's ranks."""
     row_bytes: int
     """Bytes of one token in one head, for all videos in the batch."""
     batch: int
@@ -51,7 +51,7 @@ class Branch:
         return [[self.shares.tokens_of(rank)] for rank in range(self.shares.num_ranks)]
 
     def inward(self, name: str, *targets: Boxes) -> Message:
-        """Return the message that takes attention's inputs, such as q, k and v, to the ranks that need them.
+        """Return the exchange that takes attention's inputs, such as q, k and v, to the ranks that need them.
 
         targets: for each input tensor, the regions (tokens x heads) of it that each rank needs.
         """
@@ -60,7 +60,7 @@ class Branch:
         return self._moved(name, [rows_between(self.tokens, target, text, helpers) for target in targets])
 
     def results(self, work: Boxes) -> Message:
-        """Return the message that carries attention results back to the ranks that hold the tokens.
+        """Return the exchange that carries attention results back to the ranks that hold the tokens.
 
         work: regions (tokens x heads) whose results each rank has computed.
         """
@@ -68,17 +68,17 @@ class Branch:
         return self._moved("results", [rows_between(work, held)])
 
     def _moved(self, name: str, tables: Sequence[Sequence[Sequence[int]]]) -> Message:
-        """Return the message in which ranks send each other attention rows (one token of one head each).
+        """Return the exchange in which ranks send each other attention rows (one token of one head each).
 
-        tables: matrices [i][j] of how many rows the i-th rank sends to the j-th; the message has those of all
-        matrices.
+        tables: matrices [i][j] of how many rows the i-th rank sends to the j-th; the exchange has the rows of
+        all matrices.
         """
         ranks = range(self.shares.num_ranks)
         sent = [[self.row_bytes * sum(table[i][j] for table in tables) for j in ranks] for i in ranks]
         return self.message(name, self.ranks, sent)
 
     def message(self, name: str, ranks: Sequence[int], sent: Sequence[Sequence[float]]) -> Message:
-        """Return a simulated message in which the i-th of `ranks` sends `sent[i][j]` bytes to the j-th."""
+        """Return a simulated exchange in which the i-th of `ranks` sends `sent[i][j]` bytes to the j-th."""
         busy, latency = self.cluster.transfer(ranks, sent)
         posting = self.cluster.device.posting if busy else 0.0  # no bytes, no message
         return Message(name, tuple(ranks), busy, latency, sent, posting)
@@ -87,7 +87,7 @@ class Branch:
         """Return the simulated step in which a rank computes attention for `head_rows` (head, query) pairs.
 
         head_rows counts the pairs of one video of the batch. rank: index in the branch's ranks. beside:
-        seconds for which messages travel meanwhile, and slow the attention down.
+        seconds for which messages travel while the attention is computed, and slow it down.
         """
         return Compute("attention", self.costs[rank].attention(self.batch * head_rows, beside))
 
@@ -96,8 +96,8 @@ class Branch:
 class Exchange:
     """Exchange of data among all ranks of a guidance branch.
 
-    The ranks that hold tokens begin it together. Helpers (decode ranks that take a share of the attention
-    while idle) may still be computing then. Data between two ranks travel as soon as both are ready
+    The ranks that hold tokens begin the exchange together. Helpers (decode ranks that take a share of the
+    attention while idle) may still be computing then. Data between two ranks travel as soon as both are ready
     (`distributed.transport`, `point_to_point`), so the data of a helper form a separate message.
     """
 
@@ -110,7 +110,7 @@ class Exchange:
 
     @cached_property
     def _parts(self) -> list[Message]:
-        """Messages of the exchange: one among the ranks that hold tokens, and one of these with each helper.
+        """Parts of the exchange: one among the ranks that hold tokens, and one between these and each helper.
 
         A helper is a decode rank that takes a share of the attention while idle. Ranks that neither send nor
         receive bytes take no part.
@@ -136,11 +136,11 @@ class Exchange:
         return own or [Post((key, "nothing", rank), self.branch.message(self.whole.name, [one], [[0.0]]))]
 
     def post(self, rank: int, key: Hashable) -> Iterator[Step]:
-        """Yield the steps in which the branch's rank number `rank` begins its part of the exchange."""
+        """Yield the steps in which the rank at index `rank` of the branch begins its part of the exchange."""
         yield from self._of(rank, key)
 
     def wait(self, rank: int, key: Hashable) -> Iterator[Step]:
-        """Yield the steps in which the branch's rank number `rank` waits for all its data of the exchange."""
+        """Yield the steps in which the rank at index `rank` of the branch waits for all its data."""
         for number, post in enumerate(self._of(rank, key)):
             yield Wait(post.key, same_turn=number > 0)  # the program that is simulated waits once for all
 
@@ -156,7 +156,7 @@ class Forward:
 
     seconds: float
     computing: tuple[float, ...]
-    """Seconds that each rank computes during the step, by ascending rank."""
+    """Seconds of computing during the step, one number per rank, in ascending order of the ranks."""
 
     @property
     def exposed(self) -> float:

@@ -1,8 +1,8 @@
 """Convert a simulated run to trace spans of each rank, which `trace.merge.chrome_trace` writes.
 
-Spans of stages and steps cover the whole run. Those of messages, waits and layers cover the first step only,
-because all other steps are like it. For a long video, all steps of all frame blocks have their messages and
-waits.
+Spans of stages and steps cover the whole run. Spans of messages, waits and layers cover the first step only,
+because all steps are alike. For a long video, messages and waits are included for all steps of all frame
+blocks.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def simulated_spans(
 ) -> Iterator[tuple[int, Span]]:
     """Yield (rank, trace span) of simulated computing, waits and messages, shifted by `start` seconds.
 
-    ranks: for each simulated program, the cluster's ranks that it stands for. computing, waiting: trace
-    categories of spans in which a rank computes, or waits.
+    ranks: for each simulated program, the ranks of the cluster whose work the program simulates. computing,
+    waiting: trace categories of spans in which a rank computes, or waits.
     """
     numbered = {f"rank {place}": of for place, of in enumerate(ranks)}
     for category, uses in ((computing, simulation.uses), (waiting, simulation.waits)):

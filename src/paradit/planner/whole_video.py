@@ -70,7 +70,11 @@ class Whole(CostModel):
         raise NotImplementedError("videos as a whole are played at once")
 
     def kind(self, candidate: Candidate) -> str:
-        """Return a plan's kind: "together", "apart" or "replicas", then ", co-processing" if it is used."""
+        """Return a plan's kind: "together", "apart" or "replicas", perhaps followed by ", co-processing".
+
+        "Apart" means that some ranks decode but do not denoise, "replicas" that groups of ranks make
+        different videos.
+        """
         if candidate.placement.replicas > 1:
             return "replicas"
         kind = "apart" if name_of(candidate.placement).startswith("apart") else "together"
@@ -139,7 +143,7 @@ def simulated_layers(
 def helped_group(simulator: Simulator, placement: Placement, choice: Choice) -> Group:
     """Return the fastest division of a denoising step in which idle decode ranks may help with attention.
 
-    Compares the amounts of work in `HELPERS_WORK` for these ranks, and a step without their help.
+    Compares a step without help, and a step with each amount of help in `HELPERS_WORK`.
     """
     groups = [group_of(placement, part) for part in (0.0, *HELPERS_WORK)]
     return min(groups, key=lambda group: simulated_step(simulator, group, choice).seconds)
@@ -148,9 +152,9 @@ def helped_group(simulator: Simulator, placement: Placement, choice: Choice) -> 
 def _help(
     placement: Placement, stages: Mapping[str, float], steps: int, alone: float, helped: float
 ) -> float:
-    """Return the change, in seconds, of a request's denoising if idle decode ranks help; usually negative.
+    """Return by how many seconds a request's denoising changes if idle decode ranks help; usually negative.
 
-    alone, helped: seconds of a step without help and with it. Decode ranks help while they are in no stage.
+    alone, helped: seconds of a step without help and with help. Decode ranks help while they run no stage.
     """
     # While a request is denoised, each decoder also decodes, and perhaps encodes, its part of the others.
     decoders = len(placement.decode_groups)

@@ -42,7 +42,7 @@ class Video(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Division of a denoising step among a placement's ranks; serves as key to cache simulated steps."""
+    """Ranks that work on a denoising step, and how they divide it; key of cached simulations."""
 
     ranks: tuple[int, ...]
     helpers: tuple[int, ...]
@@ -79,7 +79,7 @@ def simulated_step(simulator: Video, group: Group, choice: Choice) -> Forward:
 def branches_of(simulator: Video, group: Group, choice: Choice) -> tuple[list[tuple[Branch, Layer]], int]:
     """Return the guidance branches of all replicas, and how many streams of work each rank interleaves.
 
-    Each branch comes with the function that simulates its layers.
+    Each branch comes with the function that simulates the branch's layers.
     """
     spec, text = simulator.spec.transformers[0], simulator.spec.text_length
     computed = simulator.branches // group.cfg_degree

@@ -67,8 +67,8 @@ class Device:
         Mapping[str, float | Mapping[str, float]],
         Option(formerly=("reach",), least=ABOVE_ZERO, most=MOST),
     ]
-    """Efficiency of each kind of kernel: the fraction of the device's peak rate that it reaches. A value is
-    one number, or one for each dtype."""
+    """Mapping from each kind of kernel to its efficiency, the fraction of the device's peak rate that the
+    kernels reach. An efficiency is one number, or one number for each dtype."""
     source: str
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ class Device:
         """Return the fraction of its full rate that a kernel reaches if its work consists of `tiles` tiles.
 
         A tile is what a streaming multiprocessor computes at once; a wave is one tile for each
-        multiprocessor. The last wave of a kernel is half empty on average, which slows small kernels down.
+        multiprocessor. A kernel's last wave is half empty on average, which slows small kernels down.
         """
         return tiles / (tiles + self.multiprocessors / 2)
 
