@@ -1,9 +1,10 @@
 """Choose how the ranks divide the stages so that all videos finish soonest, by simulating every candidate.
 
-`simulate` runs the ranks' programs (`scheduling.stages`) with given durations of the stages. Each rank works
-through its stages in order. It waits for other ranks' data, and for room in channels that are full. `choose`
-compares the resulting times of the candidate placements: all stages on the same ranks, denoising and decoding
-on separate ranks (DeDiVAE, arXiv 2511.12056), and data parallel replicas.
+A candidate is a placement: it says which ranks run which stages. `simulate` runs the ranks' programs
+(`scheduling.stages`) with given durations of the stages. Each rank works through its stages in order. It
+waits for other ranks' data, and for room in channels that are full. `choose` compares the resulting times of
+the candidate placements: all stages on the same ranks, denoising and decoding on separate ranks (DeDiVAE,
+arXiv 2511.12056), and data parallel replicas.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from paradit.scheduling.stages import AHEAD, STAGES, decoder_of, steps
 
 Seconds = Annotated[float, Option(least=0, most=MAX_SECONDS)]
 Step = tuple[str, int]
-"""Unit of work of a rank: one stage of one request, as (stage name, request number)."""
+"""Unit of work of a rank: one stage of one request, as (stage name, index of the request)."""
 MARGIN = 0.03
-"""Fraction by which another placement must be faster than the simplest one to be chosen instead of it."""
+"""Smallest fraction of time that another placement must save to be chosen instead of the simplest one. (A
+placement says which ranks do what.)"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSeconds:
-    """Measured seconds of a request's stages, from which the times of placements are computed."""
+    """Measured seconds of a request's stages, to compute the times of placements (which ranks do what)."""
 
     ranks: Annotated[int, Option(least=1)]
     encode: Seconds
@@ -66,13 +68,13 @@ class StageSeconds:
         return self.context + num_inference_steps * (self.step / num_ranks + added)
 
     def of(self, placement: Placement, num_inference_steps: int) -> dict[str, float]:
-        """Return the seconds of each stage of a request if it runs on a placement."""
+        """Return a mapping from each stage to its seconds, for a request that runs on a placement."""
         denoise = self.denoise(len(placement.denoise_ranks), num_inference_steps)
         return {"encode": self.encode, "denoise": denoise, "decode": self.decode}
 
 
 def simulate(placement: Placement, num_requests: int, seconds: Mapping[str, float]) -> list[Span]:
-    """Simulate requests on a placement, and return the interval of each stage of each request.
+    """Simulate requests on a placement (which ranks do what), and return an interval for each stage of each.
 
     seconds: duration of each stage. Data between stages are taken to travel in no time.
     """
@@ -107,8 +109,8 @@ def _simulate_replica(
     free = [0.0] * placement.ranks
     done: dict[Step, Span] = {}
     full: dict[int, Step] = {}
-    """For each rank whose outgoing channel is full: the stage of a request that must begin before the rank
-    continues, because it takes a result out of the channel."""
+    """Mapping from each rank whose outgoing channel (queue of tensors for other ranks) is full to a (stage,
+    request) pair. When that stage begins, it takes a result out of the channel, and the rank continues."""
     # A stage can be placed in time once it comes next in the programs of all its ranks, and all that it waits
     # for is placed. Each pass places those that can be, so the order of ranks does not matter.
     while any(programs):
@@ -145,9 +147,10 @@ def _before(step: Step, placement: Placement) -> Iterator[Step]:
 
 
 def _must_have_begun(step: Step, placement: Placement) -> Step | None:
-    """Return the stage of an earlier request that must begin to make room for the result of `step`, or None.
+    """Return the (stage, request) that must begin to make room for the result of `step`, or None.
 
-    A channel between ranks holds only a few results, so a sender waits for receivers that lag behind.
+    A channel (queue of tensors between ranks) holds only a few results, so a sender waits for receivers that
+    lag behind. None means that there is room.
     """
     stage, request = step
     if stage == "encode":
@@ -165,7 +168,7 @@ def _must_have_begun(step: Step, placement: Placement) -> Step | None:
 
 
 def worth_taking(seconds: Sequence[float]) -> int:
-    """Return the index of the fastest placement, or 0 if that is hardly faster than the first (`MARGIN`).
+    """Return the index of the fastest placement, or 0 if it is hardly faster than the first one (`MARGIN`).
 
     seconds: time of each placement, the simplest first.
     """
@@ -176,8 +179,8 @@ def worth_taking(seconds: Sequence[float]) -> int:
 def decoders_by_rule(ranks: int, denoise: float, decode: float) -> int:
     """Return how many of the ranks should only decode, by PipeDiT's rule (DeDiVAE, arXiv 2511.12056).
 
-    denoise, decode: seconds of one request on one rank each. At least one rank denoises, and at least one
-    decodes.
+    denoise, decode: seconds to denoise, and to decode, one request on a single rank. At least one rank
+    denoises, and at least one decodes.
     """
     return max(1, min(ceil(decode * ranks / (decode + denoise)), ranks - 1))
 
@@ -192,7 +195,7 @@ def apart(base: Placement, num_decode: int) -> Placement:
 
 
 def candidate_placements(base: Placement, num_requests: int) -> list[Placement]:
-    """Return the candidate placements on the ranks of `base`, the simplest first.
+    """Return the candidate placements (which ranks do what) on the ranks of `base`, the simplest first.
 
     In `base`, all ranks run all stages. Placements that are not valid are left out.
     """
@@ -228,7 +231,7 @@ def name_of(placement: Placement) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Chosen placement, with the times of the placements that it was compared with, and the reasons."""
+    """Chosen placement (which ranks do what), with times of all placements compared, and the reasons."""
 
     placement: Placement
     seconds: dict[str, float]
@@ -239,7 +242,7 @@ class Choice:
     """Text of one line for people that names the chosen attention form (such as Ulysses or ring), and the
     times of others; empty if no other could be chosen."""
     why: tuple[str, ...] = ()
-    """Lines of text for people on other chosen settings, and how long other values would take."""
+    """Lines of text for people on the other chosen settings: the chosen value, and the time with another."""
 
 
 def choose(

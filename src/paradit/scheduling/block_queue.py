@@ -1,9 +1,10 @@
 """DualParal's block queue: which frame block takes which denoising step, in which order, and what it reads.
 
-A video of any length is divided into frame blocks (arXiv 2505.21070). In every round one block of noise joins
-the queue at its tail, every block in the queue takes one denoising step, noisiest first, and the block at the
-head leaves once it has taken all steps. So block b takes step s in round b + s, and neighbours are one step
-apart. Which block reads what, at which noise level, depends on the round alone, never on timing.
+A video of any length is divided into frame blocks (arXiv 2505.21070). In every round, one block of noise
+joins the queue at its tail. Every block in the queue then takes one denoising step, noisiest first. The block
+at the head leaves once it has taken all steps. Therefore block b takes step s in round b + s, and
+neighbouring blocks are one step apart. Which block reads what, at which noise level, depends on the round
+alone, never on timing.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ class BlockStep:
     round: int
     block: int
     step: int
-    """Number of this denoising step, from 0. It equals the number of steps that the block took before."""
+    """Index of this denoising step, from 0; it equals the number of steps that the block took before."""
     frames: int
     """Number of latent frames in the block."""
     left: Context
     """Context on the left: last frames of the previous block, which has taken more steps."""
     right: Context
-    """Context on the right: first frames of the next block, which is noisier and took its step just before,
-    in the same round."""
+    """Context on the right: first frames of the next block, which is noisier. The next block took its step
+    just before, in the same round (pass over the block queue)."""
 
     @property
     def computed_frames(self) -> int:
@@ -70,7 +71,7 @@ class BlockQueue:
     """
 
     num_frames: int | None
-    """Number of latent frames in the video; None: endless. The last block has the remainder."""
+    """Number of latent frames in the video; None: endless. The last block has the frames that remain."""
     block_frames: int
     """Number of latent frames in a block."""
     context_frames: int
@@ -84,8 +85,9 @@ class BlockQueue:
     """Source of the previous block's keys and values: `latents`, from which they are computed again, or
     `cache`, which has them at the block's own noise level."""
     expert_steps: tuple[int, ...] = ()
-    """Steps at which the model switches to another expert (transformer). An expert cannot read keys of
-    another. So in these steps, keys of the next block are computed again instead of read from the cache."""
+    """Indices of the steps at which the model switches to another expert (transformer). An expert cannot use
+    keys that another expert computed, so in these steps keys of the next block are computed again instead of
+    read from the cache."""
 
     def __post_init__(self) -> None:
         for name, least in (("block_frames", 1), ("context_frames", 0), ("num_steps", 1)):
@@ -121,10 +123,11 @@ class BlockQueue:
 
     @property
     def open_rounds(self) -> int:
-        """Number of rounds, from the first, that are the same in a longer video, which can resume after them.
+        """Number of rounds, from the first, that would be the same if the video were longer.
 
-        A round is one pass over the queue. These rounds end before the last block joins the queue, because
-        that block may be shorter than it would be in a longer video.
+        A longer video can resume after them. In a round (one pass over the block queue), every active frame
+        block takes one step. The counted rounds end before the last block joins the queue, because that block
+        may be shorter than it would be in a longer video.
         """
         assert self.num_blocks
         return self.num_blocks - 1
@@ -151,21 +154,24 @@ class BlockQueue:
         return range(max(0, start - after), stop if self.num_frames is None else min(stop, self.num_frames))
 
     def blocks(self, first_block: int = 0) -> Iterator[int]:
-        """Yield the block numbers of the video from `first_block` on."""
+        """Yield the indices of the video's frame blocks, beginning with `first_block`."""
         return count(first_block) if self.num_blocks is None else iter(range(first_block, self.num_blocks))
 
     def rounds(self, first_round: int = 0) -> Iterator[int]:
-        """Yield the numbers of the rounds (passes over the queue) from `first_round` on."""
+        """Yield the indices of the rounds (passes over the block queue), beginning with `first_round`."""
         return count(first_round) if self.num_rounds is None else iter(range(first_round, self.num_rounds))
 
     def finished(self, round: int) -> int:
-        """Return how many blocks have left the queue, fully denoised, when a round (pass over it) begins."""
+        """Return how many frame blocks have left the queue, fully denoised, when a round begins.
+
+        A round is one pass over the queue, in which each block takes one denoising step.
+        """
         return max(0, round - self.num_steps + 1)
 
     def active(self, round: int) -> range:
-        """Return the numbers of the blocks in the queue during a round, the most denoised block first.
+        """Return the indices of the frame blocks in the queue during a round, the most denoised block first.
 
-        In a round each block in the queue takes one denoising step.
+        In a round, each block in the queue takes one denoising step.
         """
         newest = round if self.num_blocks is None else min(round, self.num_blocks - 1)
         return range(max(0, round - self.num_steps + 1), newest + 1)

@@ -73,7 +73,7 @@ class _Search:
         return False
 
     def _tiled(self, change: _Change) -> _Change | None:
-        """Return a change of options together with the largest decode tiles that make it fit, or None."""
+        """Return a change of options, with the largest decode tiles added with which it fits, or None."""
         tile = fitting_tile(
             change.request, self._spec, lambda tiled: self._is_accepted(replace(change, request=tiled))
         )
@@ -83,7 +83,10 @@ class _Search:
         return _Change(words, replace(change.request, vae_tile=tile), change.placement)
 
     def _placements(self, ranks: int) -> Iterator[_Change]:
-        """Yield other placements of one video on `ranks` ranks, each as a change of command-line options."""
+        """Yield other placements (which ranks do what) for one video, each as a change of options.
+
+        The options are those of the command line. ranks: number of ranks that the placements use.
+        """
         asked, method = self._asked, method_of(self._request)
         for cfg_degree in CFG_DEGREES:
             with suppress(InputError):
@@ -160,7 +163,8 @@ def _words(asked: Placement, other: Placement) -> list[str]:
 def _kept(change: _Change) -> list[str]:
     """Return the options that a user must repeat when giving another `--placement`.
 
-    A `--placement` may have been a file that set these options too; they are lost if it is replaced.
+    A `--placement` may be a file that sets these options too; they are lost if another value replaces the
+    file.
     """
     if "--placement" not in change.words:
         return []

@@ -36,12 +36,12 @@ class HelperSpeed:
 def helpers_work(
     num_rows: int, row_seconds: float, num_ranks: int, helpers: Sequence[HelperSpeed], parts: int
 ) -> list[int]:
-    """Return how many of an attention's rows each helper computes; 0 if it would finish too late.
+    """Return how many of an attention's rows each helper computes; 0 if the helper would finish too late.
 
     A helper is a decode rank that takes a share of the attention while it is idle; a row is one query of one
     head. num_rows: number of rows of all heads. row_seconds: seconds of one row on each of the `num_ranks`
-    denoise ranks. parts: number of pieces, of chunks or guidance branches, in which an attention's work
-    arrives; each piece travels while another is computed.
+    denoise ranks. parts: number of parts (chunks or guidance branches) in which an attention's work arrives;
+    each part travels while another is computed.
 
     A row costs a helper 3 times `link` for its query, key and value, then `compute`, then `link` for its
     result. If these follow each other, they add up; in many parts only the longest of the three, m, counts:

@@ -18,8 +18,9 @@ from paradit.config.errors import InputError
 from paradit.scheduling.block_queue import BlockQueue, BlockStep
 
 WELL_USED = 0.7
-"""Smallest fraction of the time for which layer slices should be busy. If more slices would be less busy than
-this, fewer are used. Then several ranks share the tokens of a slice, with an exchange in every layer."""
+"""Smallest fraction of the time for which layer slices should be busy. If a number of slices
+would be less busy than this, fewer are used. Then several ranks share the tokens of a slice, with an exchange
+in every layer."""
 MANY_BLOCKS = 64
 """Largest number of frame blocks that are simulated to estimate how busy a pipeline is. Longer videos are
 simulated as if they had this many."""
@@ -84,9 +85,9 @@ Operation = Compute | Collect
 def in_flight(num_slices: int) -> int:
     """Return the largest number of block-steps that rank 0 begins before it must collect a prediction.
 
-    A block-step is one step of one frame block. There are two for each layer slice: one that it computes, and
-    one on its way. A channel back to rank 0 that holds this many predictions never fills, so no two ranks
-    ever wait for each other.
+    A block-step is one step of one frame block. The number is two for each layer slice: one block-step that
+    the slice computes, and one on its way to the slice. A channel back to rank 0 that holds this many
+    predictions never fills, so no two ranks ever wait for each other.
     """
     return 2 * num_slices
 
@@ -122,7 +123,11 @@ def program(
 
 
 def _needed(step: BlockStep) -> set[tuple[int, int]]:
-    """Return the earlier steps, as (round, block), whose predictions a block needs to begin a step."""
+    """Return the earlier steps whose predictions must be there before a step of a frame block begins.
+
+    The steps are (round, block) pairs. A round is one pass over the block queue, in which every active frame
+    block takes one step.
+    """
     needed = {(step.round - 1, step.block)}
     # The one-cleaner level of the previous block is the result of its step in the round before.
     if step.left.computed and step.left.level > step.step:

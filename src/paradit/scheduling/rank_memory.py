@@ -17,7 +17,7 @@ PARTS = {
     "keys": "the neighbours' keys and values",
     "decode": "the decode",
 }
-"""Texts that name, in messages, what each part of a rank's memory is used for."""
+"""Mapping from each part of a rank's memory to a text for people that says what the memory is used for."""
 
 
 def on_one_device(by_rank: list[dict[str, int]], sharing: int) -> dict[str, int]:

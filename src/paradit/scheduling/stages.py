@@ -14,14 +14,16 @@ from typing import TypeVar
 STAGES = ("encode", "denoise", "decode")
 AHEAD = 2
 """Number of requests that may wait between two stages. Once there are this many, the ranks of the earlier
-stage wait for those of the later one."""
+stage wait for those of the later stage."""
 
 
 R = TypeVar("R")
 Take = Callable[[bool], R | None]
-"""Function that returns the next request, or None if there is none now.
+"""Type of a function that returns the next request, or None if there is none now.
 
-Its argument says whether to wait for one; None then means that no more will come."""
+The function's argument says whether to wait for a request. After waiting, None means that no more requests
+will come.
+"""
 
 
 def listed(requests: Iterable[R]) -> Take[R]:
@@ -39,9 +41,9 @@ def program(
 ) -> Iterator[tuple[tuple[str, ...], R]]:
     """Yield what a rank that runs `stages` does, in order, as (stages of one request, request).
 
-    decoder: number, from 0, of the rank's decoder among `num_decoders`; a decoder is one rank, or several
-    that decode each video together. take: function that returns the next request. is_denoised: function that
-    returns whether only the decode of a request is left.
+    decoder: index of the rank's decoder among `num_decoders`; a decoder is one rank, or several that decode
+    each video together. take: function that returns the next request. is_denoised: function that returns
+    whether only the decode of a request is left.
 
     On ranks that denoise, a request goes through all their stages before the next one begins. A rank that
     encodes and decodes for others encodes `AHEAD` requests ahead, so that the others need not wait for its
@@ -92,5 +94,5 @@ def steps(
 
 
 def decoder_of(request: int, num_decoders: int) -> int:
-    """Return the number, from 0, of the decoder (rank or group of ranks) that decodes a request, by turns."""
+    """Return the index of the decoder (rank or group of ranks) that decodes a request; they take turns."""
     return request % num_decoders
