@@ -22,7 +22,7 @@ from paradit.distributed.transport import Transport
 class Chunk:
     """One chunk of an attention computation, whose data travel separately from those of other chunks.
 
-    It holds what this rank computes in the chunk, and the plans of what all ranks send for it.
+    A `Chunk` has what this rank computes in the chunk, and the plans of what all ranks send for it.
     """
 
     work: Sequence[Box]
@@ -30,11 +30,13 @@ class Chunk:
     new_heads: Box
     """Heads whose keys and values this rank receives with this chunk, without those of earlier chunks."""
     queries: Redistribution
-    """Plan that moves queries from the ranks that hold their tokens to those that compute their attention."""
+    """Plan of the messages that take queries from the ranks that hold their tokens to the ranks that compute
+    their attention."""
     heads: Redistribution
-    """Plan that moves keys, or values, from the ranks that hold their tokens to all ranks that need them."""
+    """Plan of the messages that take keys, or values, from the ranks that hold their tokens to the ranks that
+    need them."""
     results: Redistribution
-    """Plan that moves attended values back to the ranks that hold their tokens."""
+    """Plan of the messages that take attended values back to the ranks that hold their tokens."""
 
 
 class UlyssesExchange:

@@ -25,12 +25,13 @@ from paradit.waiting import interruptibly
 
 POLL_SECONDS = 0.02
 LOOKS = 50
-"""Number of polls of the store in which ranks register, between two checks of which ranks are missing."""
+"""Number of times that the store in which ranks register is polled between two checks for missing ranks."""
 TELL_SECONDS = 5.0
 """Seconds until a message first tells the user which ranks have not joined, and between its updates."""
 CONNECT_SECONDS = 1.0
 GREETING_SECONDS = 30.0
-"""Seconds in which the ranks' TCPStore must answer; otherwise the listener counts as another program."""
+"""Seconds within which the ranks' TCPStore must answer. Otherwise, the program that listens at its address is
+taken for another one."""
 LEAVE_SECONDS = 1.0
 """Seconds that an interrupted join of the process group waits for its background thread to end."""
 NAMED = 8

@@ -33,11 +33,11 @@ class Sharers:
 
 
 class Mesh:
-    """Assignment of n ranks to guidance branches, with the connections within and across the branches.
+    """Assignment of n ranks to guidance branches, with connections within each branch and across branches.
 
-    With `cfg_degree` 2, the first half of the ranks computes the first branch and the rest the second; with
-    1, all ranks compute both. Every rank must create it, with the same degree. Raises ValueError if the
-    degree does not divide n.
+    With `cfg_degree` 2, the first half of the ranks computes the first branch, and the other half the second
+    branch; with 1, all ranks compute both branches. Every rank must create a Mesh, with the same degree.
+    Raises ValueError if the degree does not divide n.
     """
 
     def __init__(self, world: World, cfg_degree: int = 1) -> None:

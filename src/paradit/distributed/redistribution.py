@@ -97,7 +97,7 @@ class Move:
         return [_view(self.tensors[i], boxes[i], part) for i, _, part in self.redistribution.outgoing[rank]]
 
     def coming(self, rank: int) -> list[Tensor]:
-        """Return the views that receive another rank's data, in the order in which that rank sends them."""
+        """Return the views into which another rank's data are received, in that rank's order of sending."""
         boxes = self.redistribution.boxes
         return [_view(self.into[j], boxes[j], part) for _, j, part in self.redistribution.incoming[rank]]
 

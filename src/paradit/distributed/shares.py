@@ -12,11 +12,9 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 ROW_MULTIPLE = 4
-"""Number of rows. The ends of token ranges, and of chunks within a head, are rounded to multiples of it.
-
-A CPU may compute very few rows of a head with other instructions, which round differently. Shares of work may
-end at any row: for them `attention.local_attention.some_rows` prevents this.
-"""
+"""Multiple, in rows, to which the ends of token ranges, and of chunks within a head, are rounded. A CPU may
+compute very few rows of a head with other instructions, which round differently. Shares of work may end at
+any row: for them `attention.local_attention.some_rows` prevents this."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,9 @@ class Shares:
 
     num_heads: int
     tokens: tuple[int, ...]
-    """Number of tokens that each rank holds; may be zero."""
+    """Numbers of tokens that the ranks hold, one per rank; may be zero."""
     work: tuple[int, ...]
-    """Number of (head, query row) pairs whose attention each rank computes; may be zero."""
+    """Numbers of (head, query row) pairs whose attention the ranks compute, one per rank; may be zero."""
     num_replicated: int = 0
     """Number of tokens, after all others, that every rank except the helpers holds, such as the text."""
     num_helpers: int = 0
@@ -178,7 +176,7 @@ class Shares:
 
 
 Boxes = Sequence[Sequence[Box]]
-"""Boxes (rectangles of tokens x heads) of each rank, in rank order; the boxes of one rank do not overlap."""
+"""Boxes (rectangles of tokens x heads), one list per rank, in rank order; a rank's boxes do not overlap."""
 
 
 def common_parts(source: Sequence[Box], target: Sequence[Box]) -> list[tuple[int, int, Box]]:
@@ -231,12 +229,12 @@ def _common_rows(a: Box, b: Box) -> int:
 
 @dataclass(frozen=True)
 class ChunkBoxes:
-    """One chunk of an attention: the query rows that each rank computes, and the heads that it receives."""
+    """One chunk of an attention, whose data travel separately: what each rank computes and receives."""
 
     work: Boxes
-    """Query rows that each rank computes in this chunk."""
+    """Query rows that each rank computes in this chunk, as boxes (rectangles of tokens x heads)."""
     new_heads: Sequence[Box]
-    """Heads whose keys and values each rank receives with this chunk, without those that it has already."""
+    """Heads, as boxes, whose keys and values each rank receives with this chunk, and did not have yet."""
 
 
 def chunk_boxes(shares: Shares, num_chunks: int, *, whole_heads: bool = False) -> list[ChunkBoxes]:

@@ -13,11 +13,12 @@ from paradit.distributed.transport import Transport
 from paradit.trace.spans import LINK, STAGE, begin, end, unrecorded
 
 TIMES = 2
-"""Number of timed runs of each piece of work that is measured, after a warm-up; the shortest time counts."""
+"""Number of timed runs of the work that is measured, after a warm-up run. The shortest time is used."""
 LARGEST_MESSAGE = 2**23
 """Largest number of bytes that is sent to each rank to measure a link's rate."""
 TRACED_MESSAGE = 2**20
-"""Number of bytes that each rank is sent to measure a link for the trace, if real sizes are unknown."""
+"""Number of bytes that each rank is sent when a link is measured for the trace, if the real sizes are
+unknown."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Transfer:
         in_flight: list[Tensor],
         traced: int | None = None,
     ) -> None:
-        """Keep an all-to-all's pending operations and buffers. traced: number of its span in the trace."""
+        """Keep an all-to-all's pending operations and buffers. traced: index of its span in the trace."""
         self._works, self._received, self._traced = list(works), received, traced
         # Keeps tensors that are being sent from being freed or reused too early.
         self._in_flight = in_flight
@@ -54,9 +54,9 @@ class Transport:
     ) -> None:
         """Connect this rank to the other ranks of a process group; to itself alone if `group` is None.
 
-        ranks: the group's ranks, by their numbers in the default process group, in the order of this
-        transport; None: ascending. point_to_point: never use a collective, so that ranks between which
-        nothing travels need not take part.
+        ranks: the group's ranks, as ranks of the default process group, in the order of this transport; None:
+        ascending. point_to_point: never use a collective, so that ranks between which nothing travels need
+        not take part.
         """
         self._group = group
         self._ranks = list(ranks or dist.get_process_group_ranks(group)) if group is not None else [0]

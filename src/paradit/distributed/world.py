@@ -40,7 +40,7 @@ class World:
         """Return a world of some of these ranks, in the given order; None if this rank is not among them.
 
         Every rank of this world must call it, with the same ranks. own_group: whether to create a new process
-        group even if the ranks are those of this world, so that the messages of the two do not mix.
+        group even if the ranks are those of this world, so that messages of the two worlds do not mix.
         """
         if list(ranks) == list(range(self.size)) and not own_group:
             return self
