@@ -54,12 +54,12 @@ class Message:
     num_heads: int = 0
     head_dim: int = 0
     sites: int = 0
-    """Number by which helpers look up the attentions of this forward, in the list that the first denoise rank
-    has published."""
+    """Id by which helpers (decode ranks that take a share of the attention) look up this forward's
+    attentions, in the list that the first denoise rank has published."""
     dtype: int = 0
     """Index in `DTYPES` of the dtype of the tokens."""
     choice: int = 0
-    """Index of the attention form, such as Ulysses, in a list of choices that all ranks have."""
+    """Index of the attention form, such as Ulysses, in a list of forms that all ranks have."""
     streams: int = 0
     """Number of forwards that run interleaved: one for each guidance branch, or 1 for all in one batch."""
     lag: int = 0
@@ -67,8 +67,9 @@ class Message:
     """Number of denoising steps with help since latents were last announced. Set only if `kind` is `LATENTS`,
     which announces latents."""
     work: tuple[int, ...] = ()
-    """Number of (head, query row) pairs that each helper computes; zero if it does not help. If `kind` is
-    `MEASURE`, it is 1 for each helper that is to be measured."""
+    """Numbers of (head, query row) pairs to compute, one per helper (decode rank that may take a share of the
+    attention); zero for a helper that takes none. If `kind` is `MEASURE`, a 1 stands for each helper that is
+    to be measured."""
 
     def pack(self, device: torch.device) -> Tensor:
         """Return the message as an int64 tensor, whose length depends only on the number of helpers."""
@@ -97,11 +98,9 @@ class Message:
 
 
 Plan = Callable[[Message, tuple[int, ...]], Sequence[int]]
-"""Type of a function that decides how much attention each helper (idle decode rank) computes in a step.
-
-Its arguments are the step and the indices of idle helpers. It returns one number for each helper: of (head,
-query row) pairs, or -1 if the helper must be measured first.
-"""
+"""Type of a function that decides how much attention each helper (idle decode rank) computes in a step. Its
+arguments are the message about the step, and the indices of idle helpers. It returns one number per helper:
+the (head, query row) pairs to compute, or -1 if the helper must be measured first."""
 
 
 class _Member:
@@ -154,7 +153,10 @@ class _Member:
 
 
 class Helped(_Member):
-    """A denoise rank that shares its attention with idle decode ranks, chosen anew before each step."""
+    """Denoise rank's part in co-processing, in which idle decode ranks take a share of the attention.
+
+    The decode ranks that help are chosen anew before each step.
+    """
 
     def __init__(
         self,
@@ -184,10 +186,10 @@ class Helped(_Member):
         self._sites: dict[tuple[tuple[int, str], ...], int] = {}
 
     def number_of(self, sites: Sequence[Site]) -> int:
-        """Return the number by which helpers look up a forward's attentions; publish them if they are new.
+        """Return the id by which helpers look up a forward's attentions; publish these if they are new.
 
-        Every rank that denoises calls it. Helpers hold no transformer blocks, so they cannot know which
-        attentions a forward has.
+        Every rank that denoises calls it. Helpers (decode ranks that take a share of the attention) hold no
+        transformer blocks, so they cannot know which attentions a forward has.
         """
         keys = tuple(site.key for site in sites)
         if keys not in self._sites:
@@ -197,9 +199,10 @@ class Helped(_Member):
         return self._sites[keys]
 
     def begin(self, step: Message) -> Attend | None:
-        """Agree which decode ranks help in a step; return the attention that they take part in, or None.
+        """Agree which decode ranks help in a step; return the attention function to use with them.
 
-        Every rank that denoises calls it. step: the message for this step, without its `kind` and `work`.
+        Returns None if none helps. Every rank that denoises calls it. step: the message for this step,
+        without its `kind` and `work`.
         """
         self._step = step
         while True:
@@ -249,7 +252,10 @@ class Helped(_Member):
         return replace(step, kind=HELP if any(work) else ALONE, work=tuple(work))
 
     def _measured_plan(self, step: Message, idle: tuple[int, ...]) -> Sequence[int]:
-        """Return how many attention rows each helper is to compute; -1 if it must be measured first."""
+        """Return how many attention rows each helper computes; -1 if the helper must be measured first.
+
+        A helper is a decode rank that takes a share of the attention while it is idle.
+        """
         chosen = self._judge(step).choose(idle)
         unknown = [-int(helper in chosen) for helper in range(self._num_helpers)]
         return self._works.get((step, chosen), unknown)
@@ -274,7 +280,7 @@ class Helped(_Member):
         self._channels[helper].send(replace(message, work=work).pack(self._world.device))
 
     def _take_measures(self, step: Message) -> None:
-        """Measure the helpers chosen for a step; the first rank stores how many rows each is to compute."""
+        """Measure the helpers (idle decode ranks) of a step; the first rank stores how many rows each gets."""
         chosen, mine = self._agreed.helpers, self._measure(self._agreed)
         # The slowest denoise rank counts, because the others wait for it.
         row_seconds = max(float(figures[0]) for figures in self._denoisers.all_gather(mine))
@@ -404,6 +410,7 @@ def _attentions(number: int) -> str:
 def _waits(helper: int, number: int) -> str:
     """Return the store key by which a decode rank publishes that it waits for latents, and so is idle.
 
-    helper: index of the decode rank among the helpers. number: how many latents it has received before.
+    helper: index of the decode rank among the helpers (ranks that may share the attention). number: how many
+    times it has received latents before.
     """
     return f"helper {helper} waits for latents {number}"

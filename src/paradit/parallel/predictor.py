@@ -57,7 +57,10 @@ class Predictor(Protocol):
         """
 
     def gather_number(self, number: int) -> list[int]:
-        """Return the `number` of every process, in the order of ranks; all processes call it together."""
+        """Collect a number from every process, and return the numbers in the order of ranks.
+
+        All processes call it together.
+        """
 
     def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> Branches:
         """Return the prompts of the guidance branches that this process computes, prepared on first use.

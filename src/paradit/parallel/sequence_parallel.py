@@ -48,13 +48,13 @@ class Undecided:
     """Denoising step whose form of attention is still to be chosen, with all that the choice depends on."""
 
     choices: Sequence[Choice]
-    """Forms of attention, with their options, to choose from, the simplest first."""
+    """Attention forms (such as Ulysses), with their options, to choose from; the simplest comes first."""
     step: Step
     shares: Shares
     mesh: Mesh
     kernel: Kernel
     gather_number: Callable[[int], list[int]]
-    """Function that takes this rank's number and returns every rank's; all ranks call it together."""
+    """Function that takes this rank's number, and returns every rank's number; all ranks call it together."""
 
 
 Choose = Callable[[Undecided], Choice]
@@ -92,7 +92,7 @@ class SequenceParallel:
         self.is_first = mesh.world.rank == 0
         self._attends: dict[tuple[Choice, Shares], Attend] = {}
         self.chosen: dict[tuple[Shares, int], Choice] = {}
-        """Form of attention chosen among several, by (shares of tokens, number of guidance branches)."""
+        """Mapping from (shares of tokens, number of guidance branches) to the attention form that was chosen."""
 
     def share(
         self, make: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
@@ -173,7 +173,7 @@ class SequenceParallel:
     def _chosen(self, step: Step) -> Choice:
         """Return a step's form of attention, with its options: the only one that applies, or the one chosen.
 
-        Several are compared once for each number of tokens and of guidance branches.
+        Several forms are compared once for each number of tokens and of guidance branches.
         """
         branches = len(step.branches.each)
         # A single branch has no other to be interleaved with.
