@@ -30,11 +30,11 @@ class Site:
     """Identity of one attention computation in a model: its layer, its name there, and the denoising step."""
 
     layer: int
-    """Number of the layer, counted over all of the model's layers, not only those that this rank holds."""
+    """Index of the layer, counted over all of the model's layers, not only those that this rank holds."""
     name: str = "self"
     """Name of the attention within its transformer block, which may attend several times."""
     step: int = 0
-    """Number of the denoising step, counted from 0; 0 if it is not known."""
+    """Index of the denoising step, from 0; also 0 if the step is not known."""
     pattern: Pattern | None = None
     """Rule that restricts attention to groups of tokens; None: all tokens attend to all."""
 
@@ -51,7 +51,7 @@ class Layout:
     rope: Rope
     """Rotations of the rotary position embedding (RoPE) for these tokens, in token order."""
     num_replicated: int = 0
-    """Number of tokens, after all others, that every rank holds, such as the text in joint attention."""
+    """Number of tokens, last in order, that every rank holds, such as the text in joint attention."""
 
 
 Projection = Iterator[Tensor]
@@ -69,11 +69,9 @@ class Wait(Protocol):
 
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Function that computes full attention: query, key, value [B, S, H, D] -> attended values [B, S, H, D]."""
+"""Type of a function that computes full attention: query, key, value [B, S, H, D] -> attended values."""
 
 Attend = Callable[[Site, Projection, Layout], Generator[Wait, None, Tensor]]
-"""Function that computes attention: (site, projection, layout) -> attended values [B, S, H, D].
-
-It returns a generator, which yields each operation that it would wait for, so that the caller may run other
-work meanwhile. The generator's return value is the result.
-"""
+"""Type of a function that computes attention: (site, projection, layout) -> attended values [B, S, H, D]. It
+returns a generator, which yields each operation that it would wait for, so that the caller may run other work
+meanwhile. The generator's return value is the result."""

@@ -1,7 +1,7 @@
 """Ulysses and PipeSP attention: ranks exchange queries, keys and values, and each computes some heads.
 
-With one chunk this is Ulysses; with several it is PipeSP, which computes one chunk while others travel.
-Exact: every row is computed exactly once.
+With one chunk this is Ulysses. With several chunks it is PipeSP, which computes one chunk while other chunks
+travel. Exact: every row is computed exactly once.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares],
 def chunked(exchange: UlyssesExchange, kernel: Kernel) -> Attend:
     """Return an attention function whose ranks exchange heads in the chunks of `exchange`.
 
-    All incoming messages are started in the order in which they are needed, so none waits behind a later one.
-    `attention.timing.head_exchange` simulates it for the planner.
+    All incoming messages are started in the order in which they are needed, so no message waits behind one
+    that is needed later. `attention.timing.head_exchange` simulates this attention for the planner.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001

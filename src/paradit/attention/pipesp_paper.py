@@ -28,8 +28,8 @@ def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares],
 def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Kernel) -> Attend:
     """Return an attention function that sends each head's results as soon as they are computed.
 
-    exchange: exchange of queries, keys and values in one chunk. by_head: exchange of the same shares in as
-    many chunks as a rank has heads; it carries the results.
+    exchange: exchange of queries, keys and values in one chunk. by_head: second exchange, for the results. It
+    has the same shares, in as many chunks as a rank has heads.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001

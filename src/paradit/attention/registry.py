@@ -25,7 +25,7 @@ class Choice:
     name: str
     options: Values = NONE
     interleave: bool = False
-    """Whether both guidance branches run in turn, each computing while the other's data travel.
+    """Whether both guidance branches run in turn, each computing while data of the other branch travel.
 
     If not, they run in one batch.
     """
@@ -54,12 +54,12 @@ class Choice:
 
     @property
     def parts(self) -> int:
-        """Number of parts in which attention data travel, so that one travels while another is computed."""
+        """Number of parts in which attention data travel; one part travels while another is computed."""
         return self.form.parts(self)
 
     @property
     def simplest(self) -> Choice:
-        """Simplest choice that runs exactly as this one does, such as Ulysses for PipeSP in one chunk."""
+        """Simplest attention form that runs exactly as this one, such as Ulysses for PipeSP in one chunk."""
         return self.form.simplest(self)
 
     def __str__(self) -> str:
@@ -103,13 +103,13 @@ class Form:
     options: type = NoOptions
     """Frozen dataclass of the options that only this form has; `paradit.config.options` reads it."""
     automatic = False
-    """Whether `--attention auto` may choose this form."""
+    """Whether `--attention auto` may choose this attention form."""
     compared = False
-    """Whether the planner also compares this form although `--attention auto` does not try it."""
+    """Whether the planner also compares this attention form although `--attention auto` does not try it."""
     helped = False
     """Whether ranks that hold no tokens may compute a part of the attention in this form (co-processing)."""
     needs_lse = False
-    """Whether the form needs an attention backend that returns the log-sum-exp."""
+    """Whether this attention form needs an attention backend that returns the log-sum-exp."""
 
     @property
     def is_exact(self) -> bool:
@@ -118,7 +118,7 @@ class Form:
     def check(self, asked: Asked) -> None:
         """Refuse requirements of a run that this attention form cannot meet. Raises InputError.
 
-        An override calls this first, then refuses what else it cannot meet.
+        An override calls this method first, then refuses what else the form cannot meet.
         """
         if self.needs_lse:
             require_lse(asked.attention_backend, self.name)
@@ -138,16 +138,16 @@ class Form:
         return f"{' and '.join(names)} {verb} {self.name}'s, and attention is {attention!r}: leave {them} out"
 
     def choices(self, asked: Asked, heads: int) -> list[Choice]:  # noqa: ARG002
-        """Return the choices of option values to try if the user asks for this form, the simplest first.
+        """Return the choices of option values to try if the user asks for this attention form.
 
-        heads: largest number of heads that a rank works on.
+        The simplest comes first. heads: largest number of heads that a rank works on.
         """
         return [Choice(self.name, asked.options)]
 
     def candidates(self, asked: Asked, heads: int) -> list[Choice]:
-        """Return the choices of this form that `--attention auto` may try, the simplest first.
+        """Return the choices of option values that `--attention auto` may try, the simplest first.
 
-        Only called if the form is `automatic`.
+        Only called if the attention form is `automatic`.
         """
         return self.choices(asked, heads)
 
@@ -159,11 +159,14 @@ class Form:
         return 0
 
     def parts(self, choice: Choice) -> int:  # noqa: ARG002
-        """Return the number of parts in which attention data travel, one while another is computed."""
+        """Return the number of parts in which attention data travel.
+
+        One part travels while another is computed.
+        """
         return 1
 
     def simplest(self, choice: Choice) -> Choice:
-        """Return the simplest choice that runs exactly as `choice` does; it may be of another form."""
+        """Return the simplest form, with options, that runs exactly as `choice`; it may be another form."""
         return choice
 
     def written(self, options: Mapping[str, Value], *, short: bool = False) -> str:  # noqa: ARG002
@@ -225,7 +228,7 @@ def checked_options(attention: str, options: Mapping[str, Value | None]) -> Valu
 def _with_options_first(attention: str) -> Sequence[Form]:
     """Return all attention forms, the requested one first.
 
-    If two forms have an option of the same name, it then counts as the requested form's.
+    If two forms have an option of the same name, the option then counts as the requested form's.
     """
     return sorted(FORMS.all(), key=lambda form: form.name != attention)
 

@@ -47,7 +47,7 @@ class RopeTables:
     """Tables of RoPE rotations at all positions, by axis of the video; each axis has its own channels."""
 
     cos: tuple[Tensor, ...]
-    """Cosines of the angles for each axis: [positions, channels of the axis], arranged as in `Rope`."""
+    """Cosines of the angles, one tensor [positions, channels of the axis] per axis, arranged as in `Rope`."""
     sin: tuple[Tensor, ...]
 
     def at(self, positions: Tensor) -> Rope:

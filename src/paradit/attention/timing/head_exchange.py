@@ -104,7 +104,7 @@ def all_in_first(branch: Branch, count: int, *, whole_heads: bool = False) -> La
 
 
 def incoming(branch: Branch, whole: ChunkBoxes) -> list[Message]:
-    """Return the three messages by which each rank receives the values, keys and queries that it works on."""
+    """Return three exchanges, by which each rank receives the values, keys and queries that it works on."""
     heads = [[box] for box in whole.new_heads]
     return [
         branch.inward("values", heads),

@@ -47,7 +47,7 @@ class RotationTiming:
 
     @cached_property
     def _lengths(self) -> list[int]:
-        """Number of tokens that each Ulysses group of ranks holds, in the order of the ring."""
+        """Numbers of tokens held, one for each Ulysses group of ranks, in the order of the ring."""
         return [sum(self.branch.shares.tokens[rank] for rank in group) for group in self.groups]
 
     @cached_property
@@ -57,7 +57,7 @@ class RotationTiming:
 
     @cached_property
     def _inside(self) -> list[tuple[Message, Message, Message]]:
-        """Messages of each Ulysses group: one with values, one with keys and queries, one with results."""
+        """Exchanges within each Ulysses group: first of values, then of keys and queries, then of results."""
         return [
             self._exchange(group, length) for group, length in zip(self.groups, self._lengths, strict=True)
         ]
@@ -83,7 +83,7 @@ class RotationTiming:
 
     @cached_property
     def _turns(self) -> list[list[Message]]:
-        """Messages that pass keys and values around the ring: [index of rank in its Ulysses group][pass]."""
+        """Exchanges that pass keys and values around the ring: [index of rank in its Ulysses group][pass]."""
         return [[self._turn(index, turn) for turn in range(self.degree - 1)] for index in range(self.size)]
 
     def _turn(self, index: int, turn: int) -> Message:
