@@ -260,9 +260,7 @@ class Simulator:
         return computed + self._gather_tiles(request, ranks)
 
     def _gather_tiles(self, request: ResolvedRequest, ranks: tuple[int, ...]) -> float:
-        """Return the seconds to gather decoded tiles (fp32) on the first rank; latent frames follow each
-        other.
-        """
+        """Return the seconds to gather decoded tiles (fp32) on the first rank, one latent frame at a time."""
         frames, height, width = self.size_of(request)
         grid = self.spec.vae.grid(height, width, request.vae_tile)
         # Tiles are counted in latent pixels; each becomes a square of samples in three colours.
