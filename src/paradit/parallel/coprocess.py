@@ -280,7 +280,7 @@ class Helped(_Member):
         self._channels[helper].send(replace(message, work=work).pack(self._world.device))
 
     def _take_measures(self, step: Message) -> None:
-        """Measure the helpers (idle decode ranks) of a step; the first rank stores how many rows each gets."""
+        """Measure helpers (idle decode ranks) of a step; the first rank stores how many rows each gets."""
         chosen, mine = self._agreed.helpers, self._measure(self._agreed)
         # The slowest denoise rank counts, because the others wait for it.
         row_seconds = max(float(figures[0]) for figures in self._denoisers.all_gather(mine))

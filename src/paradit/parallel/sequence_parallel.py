@@ -92,7 +92,7 @@ class SequenceParallel:
         self.is_first = mesh.world.rank == 0
         self._attends: dict[tuple[Choice, Shares], Attend] = {}
         self.chosen: dict[tuple[Shares, int], Choice] = {}
-        """Mapping from (shares of tokens, number of guidance branches) to the attention form that was chosen."""
+        """Mapping from (shares of tokens, number of guidance branches) to the attention form chosen."""
 
     def share(
         self, make: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
