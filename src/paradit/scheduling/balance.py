@@ -240,9 +240,9 @@ class Choice:
     """Text of one line for people: the chosen placement, its time, and the best time of each other kind."""
     form: str = ""
     """Text of one line for people that names the chosen attention form (such as Ulysses or ring), and the
-    times of others; empty if no other could be chosen."""
+    times of other forms; empty if no other form could be chosen."""
     why: tuple[str, ...] = ()
-    """Lines of text for people on the other chosen settings: the chosen value, and the time with another."""
+    """Lines of text for people on other settings: the value chosen, and the time that another value takes."""
 
 
 def choose(

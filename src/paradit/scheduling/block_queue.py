@@ -21,14 +21,14 @@ LEFT_SOURCES = ("latents", "cache")
 
 @dataclass(frozen=True)
 class Context:
-    """Frames of a neighbouring block that a block's tokens attend to."""
+    """Frames of a neighbouring frame block that a block's tokens attend to."""
 
     frames: int = 0
     level: int = 0
     """Noise level of these frames: the number of denoising steps that their latents had taken."""
     source: str = "latents"
     """Source of the frames' keys and values: with `latents` they are computed again together with the block's
-    own; with `cache` they are read from a cache."""
+    own keys and values; with `cache` they are read from a cache."""
 
     @property
     def computed(self) -> int:
@@ -45,9 +45,9 @@ class BlockStep:
     step: int
     """Index of this denoising step, from 0; it equals the number of steps that the block took before."""
     frames: int
-    """Number of latent frames in the block."""
+    """Number of latent frames in the frame block."""
     left: Context
-    """Context on the left: last frames of the previous block, which has taken more steps."""
+    """Context on the left: last frames of the previous frame block, which has taken more steps."""
     right: Context
     """Context on the right: first frames of the next block, which is noisier. The next block took its step
     just before, in the same round (pass over the block queue)."""
@@ -59,7 +59,7 @@ class BlockStep:
 
     @property
     def window_frames(self) -> int:
-        """Number of latent frames that the block's tokens attend to, their own included."""
+        """Number of latent frames that a frame block's tokens attend to, including the block's own frames."""
         return self.left.frames + self.frames + self.right.frames
 
 
@@ -73,17 +73,18 @@ class BlockQueue:
     num_frames: int | None
     """Number of latent frames in the video; None: endless. The last block has the frames that remain."""
     block_frames: int
-    """Number of latent frames in a block."""
+    """Number of latent frames in a frame block; the last block of a video may have fewer."""
     context_frames: int
-    """Number of latent frames that a block reads from each neighbouring block."""
+    """Number of latent frames that a frame block reads from each neighbouring block."""
     num_steps: int
-    """Number of denoising steps that each block takes."""
+    """Number of denoising steps that each frame block takes."""
     left_level: str = "same-level"
-    """Noise level of the frames that a block reads from the previous one: `same-level`, equal to its own, or
-    `one-cleaner`, one step further denoised (the latest there is)."""
+    """Noise level of the frames that a frame block reads from the previous block. With `same-level`, it
+    equals the block's own level. With `one-cleaner`, it is one step further denoised, the latest level there
+    is."""
     left_source: str = "latents"
-    """Source of the previous block's keys and values: `latents`, from which they are computed again, or
-    `cache`, which has them at the block's own noise level."""
+    """Source of the previous frame block's keys and values: `latents`, from which they are computed again, or
+    `cache`, which has them at the noise level of the block that reads them."""
     expert_steps: tuple[int, ...] = ()
     """Indices of the steps at which the model switches to another expert (transformer). An expert cannot use
     keys that another expert computed, so in these steps keys of the next block are computed again instead of
@@ -142,7 +143,7 @@ class BlockQueue:
         return frames if self.num_frames is None else min(frames, self.num_frames)
 
     def frames_of(self, block: int) -> int:
-        """Return the number of latent frames in a block."""
+        """Return the number of latent frames in a frame block."""
         if self.num_frames is None:
             return self.block_frames
         return min(self.block_frames, self.num_frames - block * self.block_frames)

@@ -140,9 +140,9 @@ def options_that_fit(
     """Return command-line options with which a request would fit in memory; empty if there are none.
 
     Tried in this order: the largest decode tiles that fit; another placement of the ranks, with the fewest
-    options changed; more ranks; bf16; one of these with tiles; fewer frames, or frame blocks. fits: function
-    that returns whether a request fits with a placement. most_ranks: largest number of ranks. halve: whether
-    bf16 would save memory.
+    options changed; more ranks; bf16; one of these changes with smaller decode tiles; fewer frames, or frame
+    blocks. fits: function that returns whether a request fits with a placement. most_ranks: largest number of
+    ranks. halve: whether bf16 would save memory.
     """
     return _Search(request, spec, placement, fits).find(most_ranks, halve=halve)
 
