@@ -25,7 +25,7 @@ class Ended(Exception):
 class Agreement:
     """Agreement of ranks that share a task, such as decoding, on whether all continue it, or all end it.
 
-    It is made for one attempt at the task. Each rank agrees with the others twice: in `gather`, before
+    An instance serves one attempt at the task. Each rank agrees with the others twice: in `gather`, before
     anything is sent, and at the end, by `agree`. A rank that fails calls `report` instead. Once `agree` has
     raised, or `report` has returned a failure, no message of the attempt is in flight.
     """

@@ -30,8 +30,8 @@ TELL_SECONDS = 5.0
 """Seconds until a message first tells the user which ranks have not joined, and between its updates."""
 CONNECT_SECONDS = 1.0
 GREETING_SECONDS = 30.0
-"""Seconds within which the ranks' TCPStore must answer. Otherwise, the program that listens at its address is
-taken for another one."""
+"""Seconds within which the ranks' TCPStore must answer. If it does not, another program is assumed to listen
+at its address."""
 LEAVE_SECONDS = 1.0
 """Seconds that an interrupted join of the process group waits for its background thread to end."""
 NAMED = 8
@@ -60,7 +60,7 @@ class Joining:
     def join(self, warn: Callable[[str], None] | None) -> Store:
         """Wait for all ranks, create the default process group, and return the store that the ranks share.
 
-        Another thread does all waiting, so that this one can handle signals. warn: function that is called
+        Another thread does all waiting, so that this thread can handle signals. warn: function that is called
         after a few seconds with a message about the missing ranks, on the first rank that is present. Raises
         RankError if joining takes too long or a rank ends meanwhile. Raises InputError if another program
         answers at the ranks' address, if the port is taken, or if ranks have different plug-ins.
@@ -161,7 +161,7 @@ class Joining:
             self._pause()
 
     def _compare_plugins(self, here: Store) -> None:
-        """Raise InputError, on all ranks alike, if a rank has other plug-ins installed than the first one."""
+        """Raise InputError, on all ranks alike, if a rank's plug-ins differ from the first rank's."""
         first, *others = (set(json.loads(here.get(str(rank)))) for rank in range(self._size))
         for rank, plugins_there in enumerate(others, 1):
             if more := sorted(first ^ plugins_there):  # what only one of the two ranks has

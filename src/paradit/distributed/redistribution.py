@@ -1,8 +1,9 @@
-"""Redistribution of tensors: from the boxes (tokens x heads) that ranks hold to those that they need.
+"""Redistribution of tensors: from the boxes (tokens x heads) that ranks hold to the boxes they need.
 
-Every exchange of sequence parallelism is one: queries go from the ranks that hold the tokens to those that
-compute them, keys and values to all that need their heads, results back, and predictions to every rank.
-Sender and receiver both work out from the boxes what travels, so sizes are never sent.
+Every exchange of sequence parallelism is a redistribution. Queries go from the ranks that hold the tokens to
+the ranks that compute their attention. Keys and values go to all ranks that need their heads. Results go
+back, and predictions go to every rank. Sender and receiver both work out from the boxes what travels, so
+sizes are never sent.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Division of tokens and attention work among ranks. Imports no torch.
 
 Attention over S rows and H heads consists of H x S pieces of work of equal size: one query row of one head
-against all keys. If they are counted head by head, any contiguous range of them can be one rank's share. So
-the shares are equal to within one row for any S, H and number of ranks, and nothing is padded.
+against all keys. If the pieces are counted head by head, any contiguous range of pieces can be one rank's
+share. Therefore the shares are equal to within one row for any S, H and number of ranks, and nothing is
+padded.
 """
 
 from __future__ import annotations

@@ -52,10 +52,10 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 def measure_link(
     transport: Transport, num_bytes: int, device: torch.device, peers: Sequence[int] | None = None
 ) -> Link:
-    """Measure latency and rate of messages between ranks; all call it together with the same `num_bytes`.
+    """Measure latency and rate of messages between ranks; all ranks call it together.
 
-    num_bytes: number of bytes that a rank may send to another in an exchange. peers: the ranks with which
-    this one exchanges messages; None: all others.
+    num_bytes: number of bytes that a rank may send to another in an exchange, the same on all ranks. peers:
+    the ranks with which this rank exchanges messages; None: all others.
     """
     if peers is None:
         peers = [rank for rank in range(transport.num_ranks) if rank != transport.rank]

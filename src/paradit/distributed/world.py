@@ -1,4 +1,4 @@
-"""Groups of processes that work together ("worlds"): how to join one, and its messages and key-value store.
+"""Groups of processes that work together ("worlds"): joining, messages, and a key-value store.
 
 A `World` is passed along; nothing here is kept in module globals. (torch itself keeps one default group per
 process, so a process is in one world at a time.)
