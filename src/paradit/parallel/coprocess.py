@@ -1,10 +1,10 @@
 """Attention co-processing: idle decode ranks share the denoising attention (PipeDiT, arXiv 2511.12056).
 
-These helpers hold no tokens and no weights: a step's attention is the same exchange over more ranks. The
-first rank that denoises leads. Before each step it checks which decode ranks are idle, decides which of them
-help, and sends one small message (`Message`) to the other ranks that denoise and to the helpers. Nothing is
-decided within a step. A decode rank that waits for latents listens for these messages: it helps in a step,
-and listens again, until its latents come.
+These helpers hold no tokens and no weights: with their help, a step's attention is the usual exchange, over
+more ranks. The first rank that denoises leads. Before each step it checks which decode ranks are idle,
+decides which of them help, and sends one small message (`Message`) to the other ranks that denoise and to the
+helpers. Nothing is decided within a step. A decode rank that waits for latents listens for these messages: it
+helps in a step, and listens again, until its latents come.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ the (head, query row) pairs to compute, or -1 if the helper must be measured fir
 
 
 class _Member:
-    """A rank that takes part in co-processed attention: one that denoises, or a decode rank that may help."""
+    """A rank that takes part in co-processed attention: a denoise rank, or a decode rank that may help."""
 
     def __init__(self, union: World, num_ranks: int, kernel: Kernel, choices: Sequence[Choice]) -> None:
         """Set up each of `choices` on the ranks of `union`: those that denoise, then the helpers.

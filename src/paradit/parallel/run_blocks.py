@@ -48,9 +48,9 @@ def in_step(attend: Attend, step: int) -> Attend:
 def run_interleaved(works: Sequence[Generator[Wait, None, R]], lag: int = 0) -> list[R]:
     """Run generators side by side to their ends, waiting for what each yields; return their results.
 
-    While one waits for data, the others compute. They take turns, each until it next yields, so that all
-    ranks send and expect messages in the same order. lag: number of turns by which each generator starts
-    after the one before it.
+    While one waits for data, the others compute. The generators take turns, each until it next yields, so
+    that all ranks send and expect messages in the same order. lag: number of turns by which each generator
+    starts after the previous generator.
     """
     results: dict[int, R] = {}
     waits: dict[int, Wait] = {}
