@@ -27,7 +27,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Site:
-    """Identity of one attention computation in a model: its layer, its name there, and the denoising step."""
+    """Identity of one attention computation in a model: its layer, its name in the layer, and the step."""
 
     layer: int
     """Index of the layer, counted over all of the model's layers, not only those that this rank holds."""

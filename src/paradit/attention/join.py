@@ -19,7 +19,7 @@ def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares],
     """Return a function that takes ranks' shares of tokens and work, and returns this rank's attention.
 
     All ranks of `sharers` call it together, once, because it may create process groups. If a form allows
-    helpers, which hold no tokens, they also call it, as the last of these ranks. kernel: function that
-    computes attention; a form that needs the log-sum-exp uses its own.
+    helpers (decode ranks that hold no tokens), the helpers also call it, as the last of these ranks. kernel:
+    function that computes attention; a form that needs the log-sum-exp uses its own.
     """
     return cast("Join", imported(choice.form.joined_by))(sharers, choice, kernel)

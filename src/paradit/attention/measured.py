@@ -17,7 +17,7 @@ class MeasuredKernel:
         self._seconds: dict[tuple[torch.Size, torch.Size], float] = {}
 
     def seconds(self, query: Tensor, key: Tensor) -> float:
-        """Return the seconds of one call with queries and keys of these shapes, [B, S, H, D].
+        """Return the seconds of one call with queries and keys of the given shapes, [B, S, H, D].
 
         Only the shapes and the query's dtype are used, so the tensors may be on device "meta".
         """

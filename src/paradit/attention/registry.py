@@ -32,7 +32,7 @@ class Choice:
 
     @classmethod
     def of(cls, name: str, *, interleave: bool = False, **options: Value | None) -> Choice:
-        """Return a choice of the attention form called `name`, with the given values of its options."""
+        """Return the attention form called `name`, with the given values of its options."""
         return cls(name, Values(options), interleave)
 
     @classmethod

@@ -32,8 +32,8 @@ class Rotation:
     def _pass_on(self, message: Tensor, turn: int) -> Transfer | None:
         """Begin to send keys and values to the next rank of the ring, and to receive the previous rank's.
 
-        turn: number of this pass, from 1. Pass number t brings the keys and values of the rank that is t
-        places before this one in the ring. Returns None if every rank has had the keys and values of all.
+        turn: serial number of this pass, from 1. Pass t brings the keys and values of the rank that is t
+        places before this rank in the ring. Returns None if every rank has had the keys and values of all.
         """
         rank, num_ranks = self._transport.rank, self._transport.num_ranks
         if turn == num_ranks:

@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoPE, arXiv 2104.09864), applied from explicit positions."""
+"""Rotary position embedding (RoPE, arXiv 2104.09864), applied to tokens at given positions."""
 
 from __future__ import annotations
 

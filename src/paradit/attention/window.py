@@ -66,9 +66,9 @@ def windowed_over(
 ) -> Attend:
     """Return a function that computes, on several ranks, attention of a frame block with cached neighbours.
 
-    A rank reads and caches keys and values of the heads that it works on, so no cached ones travel: keys
-    cross the exchange before RoPE and are rotated on arrival. exchange: exchange in one chunk, with whole
-    heads. rope: rotations of all tokens that are computed, except the replicated ones.
+    A rank reads and caches keys and values of the heads that it works on, so cached keys and values do not
+    travel: keys cross the exchange before RoPE and are rotated on arrival. exchange: exchange in one chunk,
+    with whole heads. rope: rotations of all tokens that are computed, except the replicated ones.
     `attention.timing.windows` simulates it for the planner.
     """
 

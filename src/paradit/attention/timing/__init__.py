@@ -14,5 +14,5 @@ Timing: TypeAlias = Callable[[Branch, Choice], Layer]
 
 
 def layer(branch: Branch, choice: Choice) -> Layer:
-    """Return the planner's simulation of a transformer layer with a choice of attention."""
+    """Return the planner's simulation of a transformer layer with the chosen attention form."""
     return cast("Timing", imported(choice.form.timed_by))(branch, choice)

@@ -34,7 +34,8 @@ class RotationTiming:
 
     branch: Branch
     groups: Sequence[Sequence[int]]
-    """Ranks of the guidance branch by Ulysses group, in the order of the ring; all groups have one size."""
+    """Ranks of the guidance branch by Ulysses group, in the order of the ring; all groups are equally large.
+    """
 
     @property
     def degree(self) -> int:
