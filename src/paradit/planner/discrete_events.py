@@ -30,7 +30,7 @@ class Message:
     ranks: tuple[int, ...]
     """Ranks that take part in the exchange."""
     busy: Mapping[str, float]
-    """Mapping from the name of a resource, such as a port, to the seconds for which it is occupied."""
+    """Mapping from a resource's name to the seconds for which the exchange occupies the resource."""
     latency: float
     table: Sequence[Sequence[float]] = field(default=(), repr=False)
     """Matrix of the bytes sent: row i, column j holds what the i-th of `ranks` sends to the j-th."""

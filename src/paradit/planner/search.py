@@ -65,7 +65,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plans:
-    """Result of the search for a plan: the best plans, common ones to compare with, and all plans tried."""
+    """Result of the search for a plan: the best plans, common plans to compare with, and all plans tried."""
 
     best: list[Plan]
     """Best plan of each kind (such as replicas) among those that fit in memory, best first; if no plan fits,

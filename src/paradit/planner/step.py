@@ -28,7 +28,7 @@ from paradit.planner.hardware import Cluster
 
 SIMULATED_LAYERS = 4
 """Number of layers of a denoising step that are simulated. Each further layer is taken to be as long as the
-last of these."""
+last simulated layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
