@@ -40,9 +40,9 @@ class LongRun:
     seconds: float
     """Seconds until the video's last frames are decoded."""
     denoised: float
-    """Seconds until the latents of the video's last block are denoised."""
+    """Seconds until the latents of the video's last frame block are denoised."""
     first: float
-    """Seconds until the latents of the video's first block are denoised."""
+    """Seconds until the latents of the video's first frame block are denoised."""
     computing: tuple[float, ...]
     """Seconds of computing during the whole video, one number per rank."""
 

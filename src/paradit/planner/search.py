@@ -45,7 +45,7 @@ GOALS: dict[str, Callable[[Taken], tuple[float, ...]]] = {
 smallest key is the best. A key is the goal's own figure (seconds of one video by itself, seconds of all
 prompts, or bytes on the fullest rank), then a second figure that decides ties."""
 IN_BLOCKS = Choice.plain()
-"""Attention form that stands in plans for long videos in frame blocks, which cannot choose between forms
+"""Attention form that stands in plans for long videos in frame blocks. Such plans cannot choose between forms
 (such as Ulysses or ring)."""
 
 

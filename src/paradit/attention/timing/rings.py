@@ -34,8 +34,7 @@ class RotationTiming:
 
     branch: Branch
     groups: Sequence[Sequence[int]]
-    """Ranks of the guidance branch by Ulysses group, in the order of the ring; all groups are equally large.
-    """
+    """Ranks of the guidance branch by Ulysses group (all equally large), in the order of the ring."""
 
     @property
     def degree(self) -> int:
