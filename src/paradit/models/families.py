@@ -22,8 +22,8 @@ def loader(pipeline_class: str) -> Callable[..., VideoModel]:
 
 
 def samples() -> ModuleType:
-    """Return a Python module that makes parts of models with random weights, for timing measurements.
+    """Return a Python module that makes sample parts of models, with random weights, to measure their times.
 
-    It is that of the first model family that has one.
+    The module belongs to the first model family that has one.
     """
     return import_module(next(one.samples for one in FAMILIES.all() if one.samples))

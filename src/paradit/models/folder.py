@@ -81,7 +81,7 @@ def find_model(
 def find_spec(
     name: str, *, revision: str | None = None, variant: str | None = None, loads: bool = True
 ) -> ModelSpec:
-    """Return the spec (sizes and costs) of the model called `name`; the search is that of `find_model`.
+    """Return the spec (sizes and costs) of the model called `name`, which is looked up as by `find_model`.
 
     loads: whether the model will be loaded; if not, its weights need not be present, and the hub is not asked
     about a published model. Raises InputError if there is no such model, or if it cannot be used.

@@ -128,7 +128,7 @@ def _variants(names: Collection[str]) -> set[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Weights:
-    """Contents of a component's index of weights files: the name of the file that holds each tensor."""
+    """Contents of a component's index of weights files, which maps each tensor's name to its file's name."""
 
     weight_map: Mapping[str, str]
 

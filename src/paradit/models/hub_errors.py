@@ -20,7 +20,7 @@ NETWORK = {errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE
 
 
 def reason(repo: str, error: Exception) -> str:
-    """Return why a download of `repo` failed, and a remedy, as text for after the colon of an error."""
+    """Return why a download of `repo` failed, and a remedy: text to follow the colon of an error message."""
     for cause in _causes(error):
         for said in (_offline(cause), _answer(repo, cause), _connection(cause), _cache(cause)):
             if said:

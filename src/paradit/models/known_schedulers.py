@@ -22,10 +22,11 @@ _KNOWN: dict[str, dict[str, Any]] = {
     },
     "FlowMatchEulerDiscreteScheduler": {"num_train_timesteps": 1000},
 }
-"""Configuration values that decide how a scheduler steps, as in the published models, by scheduler class."""
+"""Mapping from each scheduler class to the values, in the published models, of the configuration keys that
+decide how it steps."""
 _NEEDED = {"UniPCMultistepScheduler": {"prediction_type", "use_flow_sigmas"}}
-"""Configuration keys that must be present, by scheduler class, because the class's default for them may not
-run."""
+"""Mapping from a scheduler class to the configuration keys that must be present, because the class's defaults
+for these keys may not run."""
 _HARMLESS = {
     "beta_start": 0.0001,
     "beta_end": 0.02,
@@ -53,13 +54,13 @@ _HARMLESS = {
     "use_beta_sigmas": False,
     "stochastic_sampling": False,
 }
-"""Further configuration keys, with their default values. A configuration that repeats these values is still
-known to run."""
+"""Mapping from further configuration keys to their default values. A configuration that repeats these
+defaults is still known to run."""
 _SHIFTS = ("shift", "flow_shift")
 
 
 def is_known(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler's class and configuration are a published model's, with any timestep shift."""
+    """Whether a scheduler's class and configuration are a published model's, whatever its timestep shift."""
     if name not in _KNOWN or _NEEDED.get(name, set()) - config.keys():
         return False
     known = _HARMLESS | _KNOWN[name]

@@ -57,9 +57,9 @@ L = TypeVar("L", bound=Layout)
 class Block(Generic[T]):
     """A transformer block whose attention is computed by a function that the caller passes in.
 
-    A block with one attention implements `project`, which runs before it, and `finish`, which runs after it.
-    A block with several attentions overrides `sites` and `run` instead; all its attentions have the same
-    number of heads.
+    A block with one attention implements `project`, which runs before the attention, and `finish`, which runs
+    after it. A block with several attentions overrides `sites` and `run` instead; all its attentions have the
+    same number of heads.
     """
 
     site: Site
@@ -121,11 +121,14 @@ class SplitTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def branch(self, tokens: T, context: C) -> T:
-        """Return the tokens, repeated for each prompt, with the prompts of another guidance branch."""
+        """Return the tokens for another guidance branch.
+
+        The tokens are repeated for each prompt of that branch; `context` holds these prompts.
+        """
 
     @abstractmethod
     def keep_layers(self, layers: range) -> None:
-        """Keep only these transformer blocks in memory, and free the memory of the others.
+        """Keep only the transformer blocks `layers` in memory, and free the memory of the others.
 
         Blocks that are not in memory are read from the model's folder, if the model was loaded without
         layers.
@@ -133,10 +136,10 @@ class SplitTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def resume(self, changing: Sequence[Tensor], timestep: Tensor, context: C, layout: L) -> T:
-        """Rebuild the tokens that another rank's blocks have output, from the tensors that it has sent.
+        """Rebuild tokens, the output of another rank's blocks, from the tensors that the other rank sent.
 
-        changing: these tensors (`Tokens.changing`). timestep, context, layout: the arguments that the tokens
-        were embedded with.
+        changing: the tensors that the other rank sent (`Tokens.changing`). timestep, context, layout: the
+        arguments that the tokens were embedded with.
         """
 
     @abstractmethod
@@ -201,21 +204,28 @@ class Decoder(Protocol):
     """Interface of a decoder that decodes one video's latents, some frames at a time, whole or in tiles."""
 
     scale: int
-    """Number of decoded samples per latent pixel, along height and along width."""
+    """Factor by which the decoder's output is larger than the latents, along height and along width."""
     num_pieces: int
     """Number of pieces (some frames each) in which the video is decoded."""
 
     def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:
-        """Return the shape [1, C, f, H, W] of piece `index` of a tile."""
+        """Return the shape [1, C, f, H, W] of the decoder's output for piece `index` of a tile.
+
+        A piece consists of some frames.
+        """
 
     def pieces(self, tile: Tile) -> Iterator[Tensor]:
-        """Yield a tile's decoded samples, one piece (some frames) at a time; the caller may overwrite them.
+        """Yield the decoder's output for a tile, one piece (some frames) at a time.
 
-        Many tiles may be in progress at once: each iterator keeps what it needs for its next piece.
+        The caller may overwrite a piece. Many tiles may be in progress at once: each iterator keeps what it
+        needs for its next piece.
         """
 
     def frames(self, pictures: Iterable[Tensor]) -> Iterator[Frames]:
-        """Convert decoded samples of whole pictures to frames [f, H, W, 3], one latent frame's at a time."""
+        """Convert decoded pictures, with their tiles joined, to frames [f, H, W, 3].
+
+        Yields the frames of one latent frame at a time.
+        """
 
 
 class VideoModel(Protocol):

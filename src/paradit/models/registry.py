@@ -33,7 +33,8 @@ class Family:
     forward_patch: str = ""
     """Name of the `ForwardPatch` that patches the `forward` of the classes in `transformers`."""
     samples: str = ""
-    """Name of the Python module with `random_block` and `random_decoder`, which `calibrate` times."""
+    """Name of the Python module with `random_block` and `random_decoder`, which make sample parts of models
+    for `calibrate` to time."""
 
     @property
     def module(self) -> str:

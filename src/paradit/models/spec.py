@@ -152,7 +152,7 @@ class VaeSpec(ABC):
 
     @property
     def default_tile(self) -> int | None:
-        """Side, in pixels, of the tiles that are decoded if the request sets none; None: whole pictures."""
+        """Side, in pixels, of the decoder's tiles if the request sets none; None: decoding without tiles."""
         return None
 
     @property
@@ -163,7 +163,7 @@ class VaeSpec(ABC):
     def grid(self, height: int, width: int, tile: int | None) -> Grid:
         """Return the grid of tiles, in latent pixels, that covers a picture of `height` x `width` pixels.
 
-        tile: the side of a tile, in pixels; None: one tile, the whole picture.
+        tile: the side of a tile, in pixels; None: a single tile covers the picture.
         """
         scale = self.spatial_compression
         return grid(height // scale, width // scale, None if tile is None else tile // scale)
@@ -171,8 +171,9 @@ class VaeSpec(ABC):
     def smaller_tile(self, height: int, width: int, tile: int | None) -> int | None:
         """Return the side, in pixels, of tiles that need less memory than tiles with side `tile`.
 
-        The side is half of `tile`; after a whole picture, it is the side that diffusers uses, or half the
-        picture if that is smaller. Returns None if tiles already have the smallest side, `tile_multiple`.
+        The side is half of `tile`. If `tile` does not divide the picture, it is the side that diffusers uses,
+        or half the picture if that is smaller. Returns None if tiles already have the smallest side,
+        `tile_multiple`.
         """
         side = max(height, width)
         if tile is not None and tile < side:
@@ -203,8 +204,8 @@ class VaeSpec(ABC):
 
         Every causal convolution keeps its last two frames, for every tile. At the peak, memory also holds the
         last level's feature maps for one tile of one latent frame. Decoded tiles wait until the last one is
-        ready to be joined. tile: the side of a tile, in pixels; None: whole pictures. ranks: the number of
-        ranks that share the tiles; the estimate is for the rank with the largest share.
+        ready to be joined. tile: the side of a tile, in pixels; None: decoding without tiles. ranks: the
+        number of ranks that share the tiles; the estimate is for the rank with the largest share.
         """
         tiles = self.grid(height, width, tile)
         areas = (self.spatial_compression // self.pixel_patch) ** 2
@@ -217,7 +218,7 @@ class VaeSpec(ABC):
         return FP32_BYTES * (values + self.temporal_compression * self._waiting(tiles))
 
     def _waiting(self, tiles: Grid) -> int:
-        """Count the values, per frame, in memory when tiles are joined: decoded tiles and joined picture."""
+        """Count the values per frame of the tiles that wait to be joined, and of the joined picture."""
         if tiles.num_tiles == 1:
             return 0
         # Tiles overlap, so together they have more pixels than the picture.
@@ -325,7 +326,7 @@ class ModelSpec:
 
         "weights" and "latents" are in memory throughout, "text_cache" and "activations" while denoising, and
         "decode" after that. So "peak" is less than the sum. dtype_bytes: the size of a value of the compute
-        dtype. tile: the side, in pixels, of the tiles to decode; None: whole pictures.
+        dtype. tile: the side, in pixels, of the tiles to decode; None: decoding without tiles.
         """
         every = ("encode", "denoise", "decode")
         return self.rank_memory_bytes(num_frames, height, width, dtype_bytes, every, tile=tile)

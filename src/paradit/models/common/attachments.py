@@ -24,10 +24,10 @@ from paradit.config.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """Modules of a transformer that ParaDiT takes apart: it calls their submodules instead of them."""
+    """Classes of modules that ParaDiT takes apart: it calls their submodules, not the modules themselves."""
 
     modules: Mapping[str, type[Module]]
-    """Class of each module that is taken apart, by the module's name in the transformer.
+    """Mapping from the name of each module that ParaDiT takes apart to the class that the module must have.
 
     In a name, `*` stands for a number. The name `""` stands for the transformer itself.
     """
@@ -37,7 +37,7 @@ class Opened:
 
 @dataclass(frozen=True, kw_only=True)
 class Attached:
-    """Result of a transformer's successful check: its attention backend and a description of its modules."""
+    """Findings of a successful check of a transformer: its attention backend, its modules and adapters."""
 
     backend: str
     """Name of the attention backend, which is the same in all transformer blocks."""
@@ -71,7 +71,8 @@ _CLASSES = {
     "FSDPModule": ("FSDP (fully_shard)", _WHOLE),
     "DTensor": ("sharded weights (DTensor)", _WHOLE),
 }
-"""Error texts (`Refusal`) for unsupported wrappers and sharded parameters, by the name of their class."""
+"""Mapping from the class name of an unsupported wrapper or sharded parameter to its error texts (`Refusal`).
+"""
 _HOOKS = {
     "faster_cache": "the step cache FasterCache",
     "first_block_cache": "the step cache FirstBlockCache",
@@ -82,16 +83,15 @@ _HOOKS = {
     "text_kv_cache": "the step cache TextKVCache",
     "layer_skip": "layer skip",
 }
-"""Names, for error messages, of diffusers hooks that are not supported, by the file in diffusers.hooks that
-defines them."""
+"""Mapping from a file in diffusers.hooks, whose hooks are not supported, to what error messages call them."""
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def look(transformer: Module, opened: Opened, name: str) -> Attached:
-    """Check a transformer's hooks, patches and weights; return its attention backend and a description of it.
+    """Check a transformer's hooks, patches and weights; return its attention backend, modules and adapters.
 
-    It is fast enough to run at every call of the pipeline. name: the transformer's name in error messages.
-    Raises InputError for the first thing that is not supported.
+    The check is fast enough to run at every call of the pipeline. name: the transformer's name in error
+    messages. Raises InputError for the first thing that is not supported.
     """
     lines: list[str] = []
     backends: dict[str, str] = {}
@@ -123,7 +123,7 @@ def samples(module: Module) -> bytes:
 
 
 def is_own(owner: object, replaced: object, method: str = "forward") -> bool:
-    """Whether `replaced`, a method of `owner`, is the one that the owner's class defines, and not a patch."""
+    """Whether the method `replaced` of `owner` is the one that the owner's class defines, not a patch."""
     own = getattr(type(owner), method)
     return isinstance(replaced, MethodType) and replaced.__self__ is owner and replaced.__func__ is own
 

@@ -18,7 +18,7 @@ def join(grid: Grid, pieces: Sequence[Tensor], scale: int) -> Tensor:
 
     Along each overlap, the earlier tile fades out linearly: first downwards, then to the right. Each tile is
     blended with neighbours that are already blended. The values are those of diffusers' `tiled_decode`, bit
-    for bit. scale: the number of samples per latent pixel, along height and width.
+    for bit. scale: the factor by which decoded tiles are larger than latents, along height and width.
     """
     if len(pieces) == 1:
         return pieces[0]
@@ -44,7 +44,7 @@ def join(grid: Grid, pieces: Sequence[Tensor], scale: int) -> Tensor:
 
 
 def as_frames(processor: VideoProcessor, samples: Tensor) -> Frames:
-    """Convert decoded samples [1, 3, f, H, W] to uint8 frames [f, H, W, 3], as diffusers' pipelines do."""
+    """Convert a decoder's output [1, 3, f, H, W] to uint8 frames [f, H, W, 3], as diffusers' pipelines do."""
     video = processor.postprocess_video(samples, output_type="np")
     assert isinstance(video, np.ndarray)
     frames: Frames = (video[0] * 255).round().astype("uint8")
@@ -52,7 +52,10 @@ def as_frames(processor: VideoProcessor, samples: Tensor) -> Frames:
 
 
 def _blend(before: Tensor, tile: Tensor, overlap: int, dim: int) -> None:
-    """Blend the first `overlap` samples of `tile` along `dim`, in place, with the last ones of `before`."""
+    """Blend the start of `tile` along `dim`, in place, with the end of `before`, the tile that it overlaps.
+
+    overlap: the number of rows or columns that the two tiles share.
+    """
     end = before.narrow(dim, before.shape[dim] - overlap, overlap)
     begin = tile.narrow(dim, 0, overlap)
     weights = torch.tensor([index / overlap for index in range(overlap)], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Helpers for the parts of a transformer that run on one rank, without communication."""
+"""Compilation and other helpers for parts of a transformer that run on one rank, without communication."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def heads(x: Tensor, attn: HasHeads) -> Tensor:
 
 
 def of_class(kind: type[M], modules: ModuleList) -> list[M]:
-    """Return the modules of a ModuleList as a list, after asserting that all are of one class."""
+    """Return the modules of a ModuleList as a list, after asserting that all are instances of `kind`."""
     found = [module for module in modules if isinstance(module, kind)]
     assert len(found) == len(modules), f"not all are a {kind.__name__}"
     return found

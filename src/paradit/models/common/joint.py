@@ -44,7 +44,7 @@ class JointLayout(Layout):
         )
 
     def with_text(self, length: int) -> Self:
-        """Return this layout with `length` text tokens after the video's, which replace any that it has.
+        """Return this layout with `length` text tokens after the video's, instead of any that it has so far.
 
         This layout must be that of the whole video.
         """

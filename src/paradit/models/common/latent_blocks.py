@@ -41,7 +41,7 @@ class LatentBlocks:
     def frame(self, index: int) -> Tensor | None:
         """Return latent frame `index`, [1, C, 1, h, w]; None if the video has ended.
 
-        index: the number of the next frame, or of the one that was requested last.
+        index: the index of the next frame, or of the frame that was requested last.
         """
         if index == self._index + 1:
             frame = next(self._frames, None)

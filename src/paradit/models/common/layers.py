@@ -13,14 +13,14 @@ class Layers:
     """Layers of a transformer, in the order in which they run, and which of them this rank has in memory."""
 
     def __init__(self, module: Module, lists: Sequence[str], stored: StoredWeights | None = None) -> None:
-        """Record a module's layers. lists: the names of its ModuleLists of layers, in order.
+        """Record a module's layers. lists: the names of the module's ModuleLists of layers, in order.
 
         stored: the weights on disk of layers that are not loaded yet (`StoredWeights.without_layers`).
         """
         self._module, self._lists, self._stored = module, lists, stored
         parts = [(name, part) for name in lists for part in getattr(module, name)]
         self.kinds = tuple(name for name, _ in parts)
-        """Name of the ModuleList that each layer, in memory or not, belongs to.
+        """For each layer, in memory or not, the name of the ModuleList that the layer belongs to.
 
         The layers of one list have the same structure.
         """
@@ -37,7 +37,7 @@ class Layers:
         return list(self._held)
 
     def keep(self, layers: Collection[int]) -> None:
-        """Hold exactly these layers in memory: free the others first, then read missing ones from disk."""
+        """Hold exactly these layers (by index) in memory: free others, then read missing layers from disk."""
         self._held = {layer: part for layer, part in self._held.items() if layer in layers}
         self._show()
         # The others are out of the module by now, so their memory is free before more is read.

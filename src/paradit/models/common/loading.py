@@ -23,7 +23,7 @@ _COMPONENTS = {
     "denoise": ("transformer", "transformer_2"),
     "decode": ("vae",),
 }
-"""Names of the pipeline components that each stage needs, in any model family."""
+"""Mapping from each stage to the names of the pipeline components that it needs, in any model family."""
 
 
 def load_pipeline(
@@ -73,7 +73,7 @@ def _left_out(pipeline_class: type[DiffusionPipeline], stages: Collection[str]) 
 def stored_transformers(
     spec: ModelSpec, dtype: torch.dtype, device: torch.device
 ) -> dict[str, StoredWeights]:
-    """Return readers of the stored weights of a model's transformers, by the name of the component."""
+    """Return a mapping from the name of each transformer component to the reader of its stored weights."""
     names = _COMPONENTS["denoise"][: len(spec.transformers)]
     variant = spec.variant or stored_variant(spec.folder)
     return {name: StoredWeights(spec.folder / name, dtype, device, variant) for name in names}

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 def left_out(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> str:
-    """Return the end of a text that a tokenizer cuts off at `length` tokens; empty if it cuts nothing."""
+    """Return the end of a text that a tokenizer cuts off at `length` tokens; empty if nothing is cut off."""
     whole = tokenizer(text, verbose=False).input_ids
     cut = tokenizer(text, max_length=length, truncation=True, verbose=False).input_ids
     if len(whole) <= len(cut):

@@ -111,9 +111,9 @@ class PipelineModel(ABC):
         return own
 
     def prepared(self, scheduler: Scheduler) -> Scheduler:
-        """Return the scheduler to use instead of `scheduler`, a copy of the one in the model's folder.
+        """Return the scheduler to denoise with: `scheduler` itself, unless a model family overrides this.
 
-        It is `scheduler` itself, unless a model family overrides this method.
+        scheduler: a new copy of the one in the model's folder.
         """
         return scheduler
 
@@ -125,5 +125,5 @@ class PipelineModel(ABC):
         return 0
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
-        """Return the timestep repeated for every video of the batch, [B]."""
+        """Return the timestep as the transformer takes it: repeated for every video of the batch, [B]."""
         return timestep.expand(len(latents))

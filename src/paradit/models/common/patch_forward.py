@@ -37,7 +37,7 @@ class ForwardPatch:
 
     opened: Opened
     cut: Callable[[Module, Kernel], Transformer]
-    """Function that splits a module: (module, kernel) -> split transformer.
+    """Function (module, kernel) -> split transformer, which splits a transformer module at its attention.
 
     `kernel` computes the attention that ranks do not share, such as cross-attention.
     """
@@ -93,7 +93,7 @@ def output(sample: Tensor, return_dict: bool) -> Output:
 
 
 class _PatchedForward:
-    """Callable that replaces a module's forward; it calls the original forward once `active` is False."""
+    """Callable that replaces a module's forward; while `active` is False, it calls the original forward."""
 
     def __init__(self, module: Module, forward: Callable[..., Output]) -> None:
         # From the class, because the attribute of the module may be a hook of accelerate.
@@ -107,7 +107,7 @@ class _PatchedForward:
         return self._scaled(*args, **kwargs) if self.active else self.own(*args, **kwargs)
 
     def _scaled(self, *args: object, **kwargs: object) -> Output:
-        """Run the replacement of forward, with LoRA scaled by `attention_kwargs["scale"]` as in diffusers."""
+        """Run the replacement of forward; `attention_kwargs["scale"]` scales LoRA, as in diffusers."""
 
         def forward(_: Module, *args: object, **kwargs: object) -> Output:
             return self._forward(*args, **kwargs)

@@ -38,9 +38,9 @@ class SplitModule(SplitTransformer[T, C, L]):
         """Return the layers that this rank holds (`layers.held`), each wrapped as a `Block`."""
 
     def keep_layers(self, layers: range) -> None:
-        """Keep only these transformer blocks, the embedding and the head in memory.
+        """Keep only the given transformer blocks, the embedding and the head in memory.
 
-        Blocks that are missing are read from disk.
+        Given blocks that are not in memory are read from disk.
         """
         # Blocks refer to their layers: drop them first, so that the layers' memory can be freed.
         self.blocks = []

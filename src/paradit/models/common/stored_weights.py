@@ -102,7 +102,7 @@ class StoredWeights:
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        """Path of the weights file that holds each tensor, by the tensor's name."""
+        """Mapping from each tensor's name to the path of the weights file that holds the tensor."""
         found = {}
         for path in weight_files(self._folder, self._variant):
             with safe_open(path, framework="pt") as stored:

@@ -23,7 +23,7 @@ from paradit.models.protocol import Frames
 
 
 class HunyuanVideoDecoder:
-    """Decoder of a video's latents in overlapping groups of latent frames; a piece is one group's samples."""
+    """Decoder of a video's latents in overlapping groups of latent frames; a group is a piece of output."""
 
     def __init__(
         self, vae: AutoencoderKLHunyuanVideo, processor: VideoProcessor, latents: Tensor | LatentBlocks
@@ -35,7 +35,7 @@ class HunyuanVideoDecoder:
         self.num_pieces = self._groups.count
 
     def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:
-        """Return the shape [1, C, f, H, W] of one group's samples of a tile.
+        """Return the shape [1, C, f, H, W] of the decoder's output for one group of latent frames of a tile.
 
         The group's first latent frame becomes one frame, each other latent frame four.
         """
@@ -45,7 +45,7 @@ class HunyuanVideoDecoder:
 
     @torch.no_grad()
     def pieces(self, tile: Tile) -> Iterator[Tensor]:
-        """Yield a tile's samples [1, 3, f, H, W], one group of latent frames at a time.
+        """Yield the decoder's output [1, 3, f, H, W] for a tile, one group of latent frames at a time.
 
         Groups are not yet blended in time.
         """
@@ -58,7 +58,10 @@ class HunyuanVideoDecoder:
 
     @torch.no_grad()
     def frames(self, pictures: Iterable[Tensor]) -> Iterator[Frames]:
-        """Yield the frames [f, H, W, 3] of each latent frame, from the whole pictures of the groups."""
+        """Yield the frames [f, H, W, 3] of each latent frame.
+
+        pictures: the decoder's output for each group of latent frames, with tiles joined.
+        """
         ratio = self._vae.temporal_compression_ratio
         for group in self._blended(pictures):
             # The video's first latent frame is one frame, each other one four.
@@ -67,7 +70,10 @@ class HunyuanVideoDecoder:
                 yield as_frames(self._video_processor, part)
 
     def _blended(self, pictures: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Yield the new samples of each group of latent frames, blended with those of the group before."""
+        """Yield the decoder's output for the new frames of each group, blended with the group before.
+
+        A group consists of latent frames that are decoded together; groups overlap.
+        """
         vae, previous = self._vae, None
         stride = vae.tile_sample_stride_num_frames
         overlap = vae.tile_sample_min_num_frames - stride
@@ -107,7 +113,7 @@ class _Groups:
     def at(self, index: int) -> Tensor | None:
         """Return group `index` of latent frames as a tensor [1, C, f, h, w]; None if the video has ended.
 
-        index: the number of the next group, or of the one that was requested last.
+        index: the index of the next group, or of the group that was requested last.
         """
         if index == self._index + 1:
             self._index = index

@@ -238,8 +238,8 @@ class HunyuanVideoVaeSpec(VaeSpec):
         The decoder's last level needs `WORKING_MAPS` feature maps of `decoder_dim` channels for one tile. The
         pixels of two groups of frames are kept, to blend them. Decoded tiles wait until the last one is ready
         to be joined, however many `ranks` share the tiles. Attention in the middle block, which grows with
-        the square of a tile's area, is not counted. tile: the side of a tile, in pixels; None: whole
-        pictures.
+        the square of a tile's area, is not counted. tile: the side of a tile, in pixels; None: decoding
+        without tiles.
         """
         tiles = self.grid(height, width, tile)
         pixels = tiles.largest_area * self.spatial_compression**2

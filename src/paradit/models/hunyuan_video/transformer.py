@@ -183,7 +183,8 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         """Convert B encoded prompts to the form that the transformer reads, with their padding removed.
 
         The arguments have the shapes [B, T, text_embed_dim], [B, T], [B, pooled_projection_dim] and [B].
-        Raises ValueError unless the mask keeps only the first tokens of each prompt, and as many of each.
+        Raises ValueError unless the mask keeps only the first tokens of each prompt, and equally many of
+        each.
         """
         mask = prompt_attention_mask.bool()
         lengths = mask.sum(dim=1).tolist()
@@ -217,7 +218,10 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
         return self._with_text(hidden_states, timestep, context, layout)
 
     def branch(self, tokens: HunyuanTokens, context: HunyuanContext) -> HunyuanTokens:
-        """Return the video's tokens, repeated for each prompt, with another guidance branch's prompts."""
+        """Return the tokens for another guidance branch.
+
+        The tokens are repeated for each prompt of that branch; `context` holds these prompts.
+        """
         # The tokens were embedded with these prompts.
         if context is tokens.context:
             return tokens
@@ -246,7 +250,7 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
     def resume(
         self, changing: Sequence[Tensor], timestep: Tensor, context: HunyuanContext, layout: JointLayout
     ) -> HunyuanTokens:
-        """Rebuild the tokens that another rank's blocks have output, from the tensors that it has sent."""
+        """Rebuild tokens, the output of another rank's blocks, from the tensors that the other rank sent."""
         hidden_states, text = changing
         temb, _ = self.module.time_text_embed(timestep, context.pooled_projections, context.guidance)
         return HunyuanTokens(

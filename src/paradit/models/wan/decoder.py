@@ -28,7 +28,7 @@ Before there are any features, an entry is None or the string "Rep", as in diffu
 
 
 class WanDecoder:
-    """Decoder of a video's latents, one latent frame at a time; a piece is one latent frame's samples."""
+    """Decoder of a video's latents, one latent frame at a time; each latent frame is one piece of output."""
 
     def __init__(
         self, vae: AutoencoderKLWan, processor: VideoProcessor, latents: Tensor | LatentBlocks, *, park: bool
@@ -44,7 +44,7 @@ class WanDecoder:
         self.num_pieces: int = latents.shape[2]
 
     def piece_shape(self, index: int, tile: Tile) -> tuple[int, ...]:
-        """Return the shape [1, C, f, H, W] of a tile's decoded samples for latent frame `index`.
+        """Return the shape [1, C, f, H, W] of the decoder's output for latent frame `index` of a tile.
 
         The first latent frame becomes one frame, each later one four.
         """
@@ -54,9 +54,9 @@ class WanDecoder:
 
     @torch.no_grad()
     def pieces(self, tile: Tile) -> Iterator[Tensor]:
-        """Yield a tile's decoded samples [1, C, f, H, W], one latent frame at a time.
+        """Yield the decoder's output [1, C, f, H, W] for a tile, one latent frame at a time.
 
-        They are not yet unpatched or clamped.
+        The output is not yet unpatched or clamped.
         """
         rows, columns = (slice(span.start, span.stop) for span in (tile.rows, tile.columns))
         whole = (tile.rows.size, tile.columns.size) == tuple(self._latents.shape[3:])
@@ -82,7 +82,7 @@ class WanDecoder:
         return z
 
     def _next(self, z: Tensor, cache: Cache, *, first: bool, park: bool) -> Tensor:
-        """Decode a tile's next latent frame, update the tile's cache, and return the samples."""
+        """Decode a tile's next latent frame, update the tile's cache, and return the decoder's output."""
         vae = self._vae
         here = [part.to(z.device) if isinstance(part, Tensor) else part for part in cache]
         # feat_idx is the decoder's counter of convolutions; each call starts at zero.
@@ -92,7 +92,10 @@ class WanDecoder:
 
     @torch.no_grad()
     def frames(self, pictures: Iterable[Tensor]) -> Iterator[Frames]:
-        """Yield the frames [f, H, W, 3] of each latent frame, from the samples of the whole picture."""
+        """Yield the frames [f, H, W, 3] of each latent frame.
+
+        pictures: the decoder's output for each latent frame, with tiles joined.
+        """
         for picture in pictures:
             sample = unpatchify(picture, patch_size=self._patch)  # type: ignore[no-untyped-call]
             yield as_frames(self._video_processor, sample.clamp(-1, 1))
@@ -102,7 +105,7 @@ def _parked(cache: Cache, before: Cache) -> Cache:
     """Copy a tile's cache into host memory; reuse the memory of its earlier copy, `before`, if shapes allow.
 
     Reusing that memory matters on a CPU. Otherwise, the caches of many tiles would lie between tensors that
-    are soon freed, and the heap would grow to several times the size of both.
+    are soon freed, and the heap would grow to several times the size of caches and tensors together.
     """
     parked: Cache = []
     for part, old in zip(cache, before, strict=True):

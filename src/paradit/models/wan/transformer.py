@@ -262,7 +262,10 @@ class WanTransformer(SplitModule[WanTokens, WanContext, WanLayout]):
         )
 
     def branch(self, tokens: WanTokens, context: WanContext) -> WanTokens:
-        """Return the tokens, repeated for each prompt, with the prompts of another guidance branch."""
+        """Return the tokens for another guidance branch.
+
+        The tokens are repeated for each prompt of that branch; `context` holds these prompts.
+        """
         times = context.batch // len(tokens.hidden_states)
         if times == 1:
             return replace(tokens, context=context)
@@ -277,7 +280,7 @@ class WanTransformer(SplitModule[WanTokens, WanContext, WanLayout]):
     def resume(
         self, changing: Sequence[Tensor], timestep: Tensor, context: WanContext, layout: WanLayout
     ) -> WanTokens:
-        """Rebuild the tokens that another rank's blocks have output, from the tensors that it has sent."""
+        """Rebuild tokens, the output of another rank's blocks, from the tensors that the other rank sent."""
         (hidden_states,) = changing
         temb, modulation = self._time(timestep, hidden_states.dtype)
         return WanTokens(
