@@ -92,24 +92,25 @@ class BlockPipeline:
         # again.
         self._queue = replace(queue, expert_steps=tuple(changes))
         self._contexts: dict[tuple[int, int], TextContext] = {}
-        """Encoded prompts, converted for the transformer blocks, by (index of the expert transformer, Python
-        `id` of the encoded prompt)."""
+        """Mapping from (index of the expert transformer, Python `id` of the encoded prompt) to the encoded
+        prompt, converted for the transformer blocks."""
         self._windows: dict[tuple[int, Context, Context], Window] = {}
         self._first_round = state.round if state else 0
 
         self._right: list[Features] = [{} for _ in prompts]
-        """Cached keys and values of the first frames of the frame block whose step was computed last, by
-        guidance branch. The block to its left, whose step comes next, reads them."""
+        """For each guidance branch, keys and values cached from a right neighbour: those of the first frames
+        of the frame block whose step was computed last. The block to its left takes its step next, and reads
+        them."""
         self._left: dict[tuple[int, int], Features] = {}
-        """Cached keys and values of each frame block's last frames after its latest step, by (frame block,
-        guidance branch). The block to its right reads them."""
+        """Mapping from (frame block, guidance branch) to the cached keys and values of the block's last
+        frames after its latest step. The block to the right reads them, as those of its left neighbour."""
         self._held: dict[int, _Held] = {}
-        """Frame blocks that are being denoised or are still read by a neighbour, by number; only on the first
-        rank."""
+        """Mapping from the index of a frame block to its latents and scheduler, for blocks that are being
+        denoised or are still read by a neighbour. Only on the first rank."""
         if state is not None:
             self._restore(state)
         self._round = self._first_round
-        """Number of the latest round that was begun; in a round, every frame block in the queue takes one
+        """Index of the latest round that was begun; in a round, every frame block in the queue takes one
         step."""
         # The store keeps the keys of earlier videos, so each video needs a key of its own.
         word = f"end of video {next(share.videos)} of {share.world.ranks}" if share else ""
@@ -121,11 +122,11 @@ class BlockPipeline:
     def blocks(self, save: Save | None = None, save_every: int = 1) -> Iterator[Tensor]:
         """Yield the denoised latents [1, C, F, h, w], fp32, of each frame block in order, on the first rank.
 
-        Every rank iterates over this; ranks except the first yield nothing. save: function called with this
-        rank's state every `save_every` rounds of the block queue. Steps of frame blocks are reported as stage
-        "denoise". Raises FloatingPointError if a frame block's latents become non-finite (inf or NaN), and
-        Unwanted if the rest is no longer wanted. Both are raised on all ranks, except on those that have
-        already finished.
+        Every rank iterates over this generator; on ranks except the first, it yields nothing. save: function
+        called with this rank's state every `save_every` rounds, in each of which every frame block in the
+        queue takes one step. Steps of frame blocks are reported as stage "denoise". Raises FloatingPointError
+        if a frame block's latents become non-finite (inf or NaN), and Unwanted if the rest is no longer
+        wanted. Both are raised on all ranks, except on those that have already finished.
         """
         # Steps taken before a resume count as done.
         steps_done = sum(len(self._queue.active(round)) for round in range(self._first_round))

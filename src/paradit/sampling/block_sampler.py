@@ -35,11 +35,12 @@ class Begun:
     """State from the last checkpoint, on the first rank; None on other ranks, or if there is no checkpoint.
     """
     round: int
-    """Number of the next round, in which every frame block in the queue takes one step; the same on all
-    ranks."""
+    """Index of the next round, in which every frame block in the queue takes one step; the same on all ranks.
+    """
     save: Callable[[QueueState], bool] | None
-    """Function that the first rank calls with the state after every round, to save a checkpoint if one is
-    due. It returns whether denoising continues. None on other ranks."""
+    """Function that the first rank calls with the state after every round (one step of every frame block in
+    the queue), to save a checkpoint if one is due. It returns whether denoising continues. None on other
+    ranks."""
 
 
 class BlockSampler(Sampler):
@@ -93,18 +94,24 @@ class BlockSampler(Sampler):
     def after_round(self, work: Work, queue: BlockQueue, state: QueueState) -> bool:
         """Save a checkpoint of the state after a round if one is due; return whether denoising continues.
 
-        Called on the first rank only.
+        In a round, every frame block in the queue takes one step. Called on the first rank only.
         """
         is_open = self.is_open(queue, state.round)
         return not work.checkpoints or work.checkpoints.offer(state.to_bytes, is_open=is_open)
 
     def is_open(self, queue: BlockQueue, round: int) -> bool:  # noqa: ARG002
-        """Return whether a longer version of the video could resume from its state just before this round."""
+        """Return whether the state before a round is open-ended: a longer video could resume from it.
+
+        In a round, every frame block in the queue takes one step.
+        """
         return False
 
     @abstractmethod
     def finished(self, queue: BlockQueue, round: int) -> int:
-        """Return the number of frame blocks that are fully denoised when round `round` begins."""
+        """Return the number of frame blocks that are fully denoised when round `round` begins.
+
+        In a round, every frame block in the queue takes one step.
+        """
 
     @abstractmethod
     def fresh(self, begun: Begun) -> Iterator[Tensor]:
@@ -112,15 +119,19 @@ class BlockSampler(Sampler):
 
 
 class PredictorSampler(BlockSampler):
-    """Sampler that makes a long video window by window: a frame block with the frames beside it.
+    """Sampler that makes a long video in windows; each is a frame block with the frames beside it.
 
-    All ranks share the tokens of each window, and all of them get every frame block.
+    All ranks share the tokens of each window, through a `Predictor`, and all of them get every frame block.
     """
 
     def __init__(
         self, blocks: Callable[..., Iterator[Tensor]], finished: Callable[[BlockQueue, int], int]
     ) -> None:
-        """Make a sampler from two functions that work like `blocks` and `finished` in `sampling.windowed`."""
+        """Make a sampler from two functions with the signatures of those in `sampling.windowed`.
+
+        blocks: yields the latents of each frame block. finished: returns the number of frame blocks that are
+        fully denoised when a round of the block queue begins.
+        """
         self._blocks, self._finished = blocks, finished
 
     def finished(self, queue: BlockQueue, round: int) -> int:

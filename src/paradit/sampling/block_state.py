@@ -1,8 +1,8 @@
 """State of a long video's denoising between two rounds of the block queue, enough to resume bit for bit.
 
 In a round, each frame block in the queue takes one step. The state consists of plain values and tensors. The
-noise of later frame blocks is not part of it, because it follows from the seed and a block's number. The
-cached keys of right neighbours are not part of it either, because every round begins without any.
+noise of later frame blocks is not part of the state, because it follows from the seed and a block's index.
+The cached keys of right neighbours are not part of the state either, because every round begins without any.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ class BlockState:
 class QueueState:
     """State of a long video between two rounds of the block queue, as one rank saves it.
 
-    Only the first rank saves frame blocks.
+    In a round, each frame block in the queue takes one step. Only the first rank saves frame blocks.
     """
 
     round: int
-    """Number of the next round, in which every frame block in the queue takes one step."""
+    """Index of the next round, in which every frame block in the queue takes one step."""
     blocks: dict[int, BlockState] = field(default_factory=dict)
-    """States of the frame blocks in the queue, by number, and of the last block that left the queue.
+    """Mapping from frame block index to state, for the blocks in the queue and the last block that left it.
 
-    The block that left is still read by its neighbour.
+    The block that left is still read by its right neighbour.
     """
     left_features: dict[tuple[int, int], HeadFeatures] = field(default_factory=dict)
-    """Cached keys and values of frame blocks' last frames, by (frame block, guidance branch).
+    """Mapping from (frame block, guidance branch) to the cached keys and values of the block's last frames.
 
     Each block's right neighbour reads them. They cover this rank's layers and heads, and are saved because
     they cannot be computed again. Empty if the left neighbours' keys and values are not read from a cache.
@@ -114,9 +114,9 @@ def shared_state(state: QueueState | None, predictor: Predictor, device: torch.d
 
 
 def _named(features: Mapping[tuple[int | str, ...], tuple[Tensor, Tensor]]) -> HeadFeatures:
-    """Return cached features by (layer, name of the attention, head).
+    """Return cached features with the attention's name in their keys: (layer, name of the attention, head).
 
-    Version 0.1 saved them without the name; it is added here.
+    Version 0.1 saved features without the name.
     """
     found: HeadFeatures = {}
     for (layer, *name, head), parts in features.items():

@@ -80,7 +80,7 @@ class Window:
 
     @property
     def mine(self) -> range:
-        """Range of the tokens that this rank holds, among those that are computed, not read from a cache."""
+        """Range of this rank's tokens among the tokens that are computed, not read from a cache."""
         return self.shares[self._sharing.place]
 
     @property
@@ -91,8 +91,8 @@ class Window:
     def mine_of(self, timestep: Tensor) -> Tensor:
         """Return the part of a timestep tensor that belongs to this rank's tokens.
 
-        This is some columns of a tensor [B, S], with one timestep for each token. A tensor [B] is returned
-        unchanged.
+        A tensor [B, S], with one timestep for each token, is cut to the columns of this rank's tokens. A
+        tensor [B] is returned unchanged.
         """
         return timestep[:, self.mine.start : self.mine.stop] if timestep.ndim == 2 else timestep
 

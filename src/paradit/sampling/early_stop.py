@@ -1,8 +1,9 @@
 """Agreement by which all ranks of a layer pipeline end a video early, before the same round.
 
-The first rank publishes the number of that round in the processes' key-value store. The round lies so far
-ahead that no rank has to wait for its number: a rank that reaches the round, or posts receives for it, has
-already received messages that were sent after the number was published. So every message that is sent is also
+In a round of the block queue, every frame block in the queue takes one step. The first rank publishes the
+index of the round before which the video ends, in the processes' key-value store. The round lies so far ahead
+that no rank has to wait for its index: a rank that reaches the round, or posts receives for it, has already
+received messages that were sent after the index was published. So every message that is sent is also
 received.
 """
 
@@ -53,8 +54,8 @@ class EarlyStop:
     def request(self, reason: str, round: int) -> None:
         """Publish that the video ends early, why, and before which round of the block queue all ranks end.
 
-        Called once, by the first rank. round: the last round that this rank has begun; it may be about to
-        begin the next one.
+        Called once, by the first rank. round: index of the last round that this rank has begun; the rank may
+        be about to begin the next round.
         """
         self.reason = reason
         if self._world is None:
@@ -72,9 +73,9 @@ class EarlyStop:
         self._world.publish(self._key, f"{self._rounds} {reason}")
 
     def goes_on(self, round: int) -> bool:
-        """Return whether a round of the block queue takes place; if not, the video ends before it.
+        """Return whether round `round` of the block queue takes place; False if the video ends before it.
 
-        Ranks other than the first look this up in the store.
+        Ranks other than the first look up in the store whether the video ends early.
         """
         if self._world is not None and self._world.rank > 0 and round > self._looked and not self.reason:
             # Ask only once per round, because every look-up is a round trip to the store.

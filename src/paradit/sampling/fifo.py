@@ -56,9 +56,10 @@ def blocks(
 ) -> Iterator[Tensor]:
     """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank.
 
-    Works for models with one expert. state: a state that `save` received after a round, to resume from. Steps
-    of frame blocks are reported as stage "denoise". Raises FloatingPointError, on every rank, if latents
-    become non-finite (inf or NaN), and Unwanted if `save` returns False before the end.
+    Works for models with one expert. save: function called with the state after every round, in which each
+    latent frame in the queue takes one step. state: a state that `save` received earlier, to resume from.
+    Steps of frame blocks are reported as stage "denoise". Raises FloatingPointError, on every rank, if
+    latents become non-finite (inf or NaN), and Unwanted if `save` returns False before the end.
     """
     frames = replace(queue, block_frames=1, context_frames=0)
     fresh = model.scheduler(queue.num_steps)
@@ -68,7 +69,7 @@ def blocks(
     held = _restored(model, queue, state)
 
     def predictions(own: range, seen: range) -> Iterator[tuple[int, Tensor]]:
-        """Return (frame number, prediction) for the frames in `own`, predicted from all frames in `seen`."""
+        """Return pairs (frame index, prediction) for the frames `own`, computed from all frames in `seen`."""
         latents = torch.cat([held[frame].latents for frame in seen], dim=2)
         layout = transformer.layout(tuple(latents.shape[2:]))  # type: ignore[arg-type]
         levels = timesteps[[held[frame].level for frame in seen]]
@@ -115,7 +116,10 @@ def blocks(
 
 
 def windows(queue: BlockQueue, active: range) -> Iterator[tuple[range, range]]:
-    """Yield a round's windows, each as two ranges: frames that take a step, and all frames that are read."""
+    """Yield each window of a round as two ranges of frames: those that take a step, and all that are read.
+
+    In a round, every latent frame in the queue takes one step.
+    """
     for start in range(active.start, active.stop, queue.block_frames):
         own = range(start, min(start + queue.block_frames, active.stop))
         yield (
@@ -125,7 +129,10 @@ def windows(queue: BlockQueue, active: range) -> Iterator[tuple[range, range]]:
 
 
 def finished(queue: BlockQueue, round: int) -> int:
-    """Return the number of frame blocks that are fully denoised when round `round` of the queue begins."""
+    """Return the number of frame blocks that are fully denoised when round `round` of the queue begins.
+
+    In a round, every latent frame in the queue takes one step.
+    """
     ready = replace(queue, block_frames=1, context_frames=0).finished(round)
     # The last block may be shorter than the others.
     return ready // queue.block_frames if ready != queue.num_frames else queue.num_blocks or 0

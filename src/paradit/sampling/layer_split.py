@@ -48,7 +48,7 @@ def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Promp
     """Measure the seconds that each layer, the embedding and the head take, for latents of (F, h, w).
 
     Measures one layer of each kind, because all layers of a kind cost the same. If the model does not hold
-    any layer of a kind, it loads one in place of those that it holds.
+    any layer of a kind, it loads one such layer in place of the layers that it holds.
     """
     transformer, device = model.experts[0], model.device
     # The time does not depend on the values.
@@ -103,9 +103,9 @@ def divide_layers(
 
 
 def _sharing(world: World, grid: PipelineGrid) -> Sharing:
-    """Return this rank's place in the division of tokens, with its connection to the ranks that share them.
+    """Return how tokens are shared: this rank's index among the sharing ranks, and its connection to them.
 
-    The connection is separate from that of latents and predictions, which travel between the same ranks.
+    The connection is separate from those for latents and predictions, which travel between the same ranks.
     """
     if grid.sharers == 1:
         return Sharing()

@@ -21,15 +21,15 @@ def initial_noise(shape: Sequence[int], seed: int, device: torch.device) -> Tens
 def step_generator(seed: int, step: int, part: int | None = None) -> torch.Generator:
     """Return the CPU random generator for the noise that a scheduler adds in one denoising step.
 
-    step: the step's number, counted from 0. part: number of the frame block, or of the latent frame, that
-    takes the step by itself; None: the whole video takes it. Each step has its own generator, so no generator
-    state needs to be saved or shared between ranks.
+    step: the step's index, counted from 0. part: index of the frame block, or of the latent frame, that takes
+    the step by itself; None: the whole video takes it. Each step has its own generator, so no generator state
+    needs to be saved or shared between ranks.
     """
     return _generator("step" if part is None else f"step of part {part}", seed, step)
 
 
 class BlockNoise(Protocol):
-    """Interface of a source of noise for frame blocks, which uses only the seed and the block's number."""
+    """Interface of a source of noise for frame blocks, which uses only the seed and the block's index."""
 
     def block(self, number: int) -> Tensor:
         """Return a frame block's initial noise, [1, C, block_frames, h, w], fp32, on the CPU."""
@@ -37,7 +37,7 @@ class BlockNoise(Protocol):
     def step(self, part: int, step: int) -> torch.Generator:
         """Return the random generator for the noise that a scheduler adds in one denoising step.
 
-        part: number of the frame block, or of the latent frame, that takes the step by itself.
+        part: index of the frame block, or of the latent frame, that takes the step by itself.
         """
 
 

@@ -72,11 +72,8 @@ class PipelineLinks:
         if world and not self.is_first:
             self._from_before = Expected(world, rank - grid.slice_ranks, expected.hops(), dtype)
         self._predictions: list[list[Expected | None]] = []
-        """Receivers of predictions, by guidance branch, then by the sender's index among the ranks that share
-        tokens.
-
-        None stands for this rank's own prediction.
-        """
+        """For each guidance branch, receivers of predictions from the ranks that compute parts of them, in
+        the order in which these ranks share the tokens. None stands for this rank's own prediction."""
         if self.is_leader:
             last = grid.num_ranks - grid.slice_ranks
             for branch in range(grid.cfg_degree):

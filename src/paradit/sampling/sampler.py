@@ -23,7 +23,7 @@ from paradit.scheduling.layer_pipeline import PipelineGrid
 class Checkpoints(Protocol):
     """Interface to the saved progress of a request's denoising; it also decides whether denoising continues.
 
-    Of the processes that denoise together, only the first has it.
+    Of the processes that denoise together, only the first has such an object.
     """
 
     def last(self, parse: Callable[[bytes], object]) -> bytes:

@@ -23,7 +23,7 @@ class SolverState:
 
     step: Annotated[int, Option(least=0)]
     latents: Tensor
-    """Latents after these steps, [B, C, F, h, w], fp32."""
+    """Latents after `step` denoising steps, [B, C, F, h, w], fp32."""
     scheduler: dict[str, object]
     """Attributes of the scheduler (see `scheduler_state`), in which a multistep solver remembers its last
     steps."""
@@ -50,8 +50,7 @@ def resumed(
     latents: Tensor,
     progress: Progress,
 ) -> tuple[int, Tensor]:
-    """Resume from the first process's checkpoint; return the number of steps taken and the latents after
-    them.
+    """Resume from the first process's checkpoint; return the number of steps taken and the resulting latents.
 
     Returns 0 and `latents` if there is no checkpoint. Also restores the scheduler. Called on all processes
     that denoise together.
@@ -72,9 +71,9 @@ def resumed(
 def kept(
     checkpoints: Checkpoints | None, predictor: Predictor, scheduler: Scheduler, latents: Tensor, step: int
 ) -> bool:
-    """Save a checkpoint after `step` steps if one is due; return whether denoising continues.
+    """Keep the state after `step` steps in a checkpoint if one is due; return whether denoising continues.
 
-    Saves on the first process only; returns True on the others.
+    Only the first process saves checkpoints; the other processes return True.
     """
     if checkpoints is None or not predictor.is_first:
         return True
@@ -92,8 +91,8 @@ def scheduler_state(scheduler: Scheduler) -> dict[str, object]:
 def restore(scheduler: Scheduler, state: dict[str, object], device: torch.device) -> None:
     """Set a scheduler's attributes to a state that `scheduler_state` returned.
 
-    The scheduler must already be set to the same number of steps as the saved one. device: that of the
-    latents.
+    The scheduler must already be set to the same number of steps as the saved one. device: the latents'
+    device.
     """
     for name, value in state.items():
         now = getattr(scheduler, name, None)  # the first step adds some

@@ -68,7 +68,7 @@ def blocks(
 
 
 def finished(queue: BlockQueue, round: int) -> int:  # noqa: ARG001
-    """Return the number of frame blocks that are finished after `round` windows.
+    """Return the number of frame blocks that are finished once `round` windows have been denoised.
 
     It is one less than `round`, because the last frame block waits to be blended with the next window.
     """
@@ -76,7 +76,7 @@ def finished(queue: BlockQueue, round: int) -> int:  # noqa: ARG001
 
 
 def noise_of(queue: BlockQueue, noise: BlockNoise, block: int) -> Tensor:
-    """Return the noise [1, C, f, h, w] of a block's whole window: of its own and its neighbours' frames."""
+    """Return the initial noise [1, C, f, h, w] of a frame block's window: of its own and nearby frames."""
     window, size = queue.window_of(block), queue.block_frames
     first, last = window.start // size, (window.stop - 1) // size
     several = torch.cat([noise.block(number) for number in range(first, last + 1)], dim=2)
@@ -120,7 +120,10 @@ def _state(round: int, windows: dict[int, Tensor], steps: int) -> QueueState:
 
 
 class _WholeWindows:
-    """Stand-in for the checkpoints of one window: it saves nothing, but lets the run end after any step."""
+    """Stand-in for the checkpoints of one window: it saves nothing, but lets the run end after any step.
+
+    The checkpoints of the video hold only whole windows.
+    """
 
     def __init__(self, offer: Callable[[], bool] | None) -> None:
         self._offer = offer
@@ -138,7 +141,7 @@ class _WholeWindows:
 
 
 class _Within(Progress):
-    """Progress of one window, whose steps are reported as part of one stage "denoise" for all windows."""
+    """Progress of one window; its steps are reported within a single stage "denoise" for all windows."""
 
     def __init__(self, progress: Progress, before: int) -> None:
         super().__init__(progress.emit)
