@@ -171,7 +171,7 @@ class VaeSpec(ABC):
     def smaller_tile(self, height: int, width: int, tile: int | None) -> int | None:
         """Return the side, in pixels, of tiles that need less memory than tiles with side `tile`.
 
-        The side is half of `tile`. If `tile` does not divide the picture, it is the side that diffusers uses,
+        The side is half of `tile`. For a picture that is not tiled yet, it is the side that diffusers uses,
         or half the picture if that is smaller. Returns None if tiles already have the smallest side,
         `tile_multiple`.
         """
