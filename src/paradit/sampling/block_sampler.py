@@ -1,6 +1,7 @@
 """Base classes for samplers of long videos, which save their state after each round and can resume from it.
 
-In a round, every frame block in the queue takes one denoising step.
+In a round, every frame block in the queue takes one denoising step. In `sampling.windowed`, a round is one
+window instead.
 """
 
 from __future__ import annotations
