@@ -16,9 +16,10 @@ from paradit.attention.rope import Rope
 
 @dataclass(frozen=True)
 class Pattern:
-    """A model's rule for sparse attention: it splits tokens into groups that attend only to themselves.
+    """Rule of a model with sparse attention: tokens are divided into groups, and attend only in their group.
 
-    Token i of the sequence is in group (i // run) % groups. No attention form supports patterns yet.
+    Token i of the sequence is in group (i // run) % groups, by the fields `run` and `groups`. No attention
+    form, such as Ulysses, supports such rules yet.
     """
 
     groups: int
@@ -40,24 +41,24 @@ class Site:
 
     @property
     def key(self) -> tuple[int, str]:
-        """Layer and name, which identify the same attention computation in all denoising steps."""
+        """Layer index and attention name, which identify the same attention in all denoising steps."""
         return self.layer, self.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Positions in the video of the tokens that one rank holds; in a single process, of all tokens."""
+    """Positions in the video of the tokens that one rank holds. A single process holds all tokens."""
 
     rope: Rope
     """Rotations of the rotary position embedding (RoPE) for these tokens, in token order."""
     num_replicated: int = 0
-    """Number of tokens, last in order, that every rank holds, such as the text in joint attention."""
+    """Number of tokens at the end of the sequence that every rank holds, such as text in joint attention."""
 
 
 Projection = Iterator[Tensor]
 """Iterator over a transformer block's values, then keys, then queries, each [B, S, H, D], before RoPE.
 
-Values can be sent to other ranks before keys and queries are taken from it.
+Because the values come first, they can be sent to other ranks before keys and queries are computed.
 """
 
 
@@ -72,6 +73,8 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Type of a function that computes full attention: query, key, value [B, S, H, D] -> attended values."""
 
 Attend = Callable[[Site, Projection, Layout], Generator[Wait, None, Tensor]]
-"""Type of a function that computes attention: (site, projection, layout) -> attended values [B, S, H, D]. It
-returns a generator, which yields each operation that it would wait for, so that the caller may run other work
-meanwhile. The generator's return value is the result."""
+"""Type of a function that computes attention: (site, projection, layout) -> attended values [B, S, H, D].
+
+Such a function is a generator function. Its generator yields each operation (`Wait`) for which the attention
+has to wait, so that the caller may run other work meanwhile; the generator's return value is the result.
+"""

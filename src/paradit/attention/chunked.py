@@ -21,21 +21,26 @@ from paradit.distributed.shares import Shares
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:
-    """Return a function that takes ranks' shares (`Shares`) and returns Ulysses or PipeSP attention."""
+    """Return a function that takes ranks' shares of tokens and work, and returns their attention function.
+
+    The attention is Ulysses, or PipeSP (Ulysses in chunks) if `choice` has several chunks.
+    """
     return lambda shares: chunked(UlyssesExchange(shares, sharers.transport, choice.parts), kernel)
 
 
 def chunked(exchange: UlyssesExchange, kernel: Kernel) -> Attend:
-    """Return an attention function whose ranks exchange heads in the chunks of `exchange`.
+    """Return an attention function for Ulysses or PipeSP, which exchanges heads between ranks chunk by chunk.
 
-    All incoming messages are started in the order in which they are needed, so no message waits behind one
-    that is needed later. `attention.timing.head_exchange` simulates this attention for the planner.
+    exchange: plan of what each rank sends and receives in each chunk. With one chunk this is Ulysses, with
+    several it is PipeSP.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
         send, rope = exchange.send, layout.rope
         first, *others = exchange.chunks
-        # The first values travel while keys and queries are projected.
+        # Messages are started in the order in which they are needed, so that none waits for one that is needed later.
+        # The first values travel while keys and queries are projected. The planner simulates this function in
+        # `attention.timing.head_exchange`.
         value = next(projection)
         arrivals: list[list[Arrival]] = [[start([send(first.heads, value)])]]
         key, query = rope.apply(next(projection)), rope.apply(next(projection))
@@ -56,7 +61,7 @@ def chunked(exchange: UlyssesExchange, kernel: Kernel) -> Attend:
 
 
 class Work:
-    """One rank's part of one attention: it keeps keys and values that arrive, computes, and sends results."""
+    """One rank's part of one attention computation: it keeps keys and values that come, and sends results."""
 
     def __init__(self, exchange: UlyssesExchange, kernel: Kernel, like: Tensor) -> None:
         self._exchange, self._kernel, self._like = exchange, kernel, like
@@ -65,9 +70,10 @@ class Work:
         self._attended = empty_like(like)
 
     def take_heads(self, chunk: Chunk, values: list[Tensor], keys: list[Tensor]) -> None:
-        """Keep the values and keys, each [B, S, heads, D], that have arrived for the new heads of a chunk.
+        """Keep a chunk's values and keys for heads whose values and keys did not arrive with earlier chunks.
 
-        S may exceed the number of queries of a head, because keys of neighbouring frame blocks may follow.
+        values, keys: each a list of one tensor [B, S, heads, D]. In a long video S may exceed the number of a
+        head's queries, because the keys of neighbouring frame blocks are appended.
         """
         # Heads are kept for later chunks, which may need them for further query rows.
         first, last = chunk.new_heads.first_head, chunk.new_heads.last_head
@@ -77,7 +83,8 @@ class Work:
     def compute(self, chunk: Chunk, queries: list[Tensor]) -> None:
         """Compute attention for a chunk's queries, and send the results to the ranks that hold the tokens.
 
-        queries: [B, rows, heads, D] for each of the chunk's boxes of (head, query row) pairs.
+        queries: one tensor [B, rows, heads, D] for each box (rectangle of query rows x heads) that this rank
+        computes in the chunk.
         """
         attended = []
         for block, query in zip(chunk.work, queries, strict=True):

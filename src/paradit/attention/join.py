@@ -12,14 +12,15 @@ from paradit.distributed.mesh import Sharers
 from paradit.distributed.shares import Shares
 
 Join: TypeAlias = Callable[[Sharers, Choice, Kernel], Callable[[Shares], Attend]]
-"""Type of the function, named by `Form.joined_by`, that sets up a form of attention on ranks."""
+"""Type of the function, named by `Form.joined_by`, that sets up an attention form on ranks."""
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:
     """Return a function that takes ranks' shares of tokens and work, and returns this rank's attention.
 
-    All ranks of `sharers` call it together, once, because it may create process groups. If a form allows
-    helpers (decode ranks that hold no tokens), the helpers also call it, as the last of these ranks. kernel:
-    function that computes attention; a form that needs the log-sum-exp uses its own.
+    sharers: the ranks that share the attention. All of them call this function together, once, because it may
+    create process groups. They may include helpers, which take a share of the attention but hold no tokens;
+    helpers are decode ranks and come last. kernel: function that computes attention. Attention forms that
+    need the log-sum-exp compute attention with a function of their own instead.
     """
     return cast("Join", imported(choice.form.joined_by))(sharers, choice, kernel)

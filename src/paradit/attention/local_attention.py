@@ -18,7 +18,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 FEW = 16
-"""Smallest block of query rows for which torch's CPU attention rounds as it does for a full block."""
+"""Smallest number of query rows in a block for which torch's CPU attention rounds as in a full block."""
 
 
 def some_rows(
@@ -26,17 +26,17 @@ def some_rows(
 ) -> Tensor:
     """Compute attention for some of a head's query rows, bit for bit as if computed among all its rows.
 
-    query: [B, rows, H, D], the rows from `start`. num_rows: number of rows that the whole head has; None: as
-    many as keys.
+    query: the given rows of each head, [B, rows, H, D]. start: index of the first given row in the whole
+    head. num_rows: number of query rows that a whole head has; None: as many as it has keys.
 
-    On a CPU torch computes query rows in blocks. The last block may be small, and then its matrix products
-    may use other instructions: this was seen for up to 10 rows, depending on head dim, number of keys and
-    processor. On some processors a lone small block also differs from one that follows another. So one row is
-    repeated until the last block is not small. If the given rows include rows of the whole head's own small
-    last block, these are computed separately, in a block of the same length that follows another. This holds
-    for head dims of at least 16, and numbers of keys that leave a remainder of more than three when divided
-    into blocks of 512.
+    The results are equal bit for bit for head dims of at least 16, and for numbers of keys that leave a
+    remainder of more than three when divided into blocks of 512.
     """
+    # On a CPU torch computes query rows in blocks. The last block may be small, and then its matrix products
+    # may use other instructions: this was seen for up to 10 rows, depending on head dim, number of keys and
+    # processor. On some processors a lone small block also differs from one that follows another. So one row
+    # is repeated until the last block is not small. If the given rows include rows of the whole head's own
+    # small last block, these are computed separately, in a block of the same length that follows another.
     total, rows = num_rows or key.shape[1], query.shape[1]
     if query.device.type != "cpu" or rows == 0:  # the rest is about torch's attention on CPUs
         return kernel(query, key, value)
@@ -61,7 +61,7 @@ def some_rows(
 
 
 def _block(rows: int) -> int:
-    """Return how many query rows torch's CPU attention computes at a time if a head has `rows` of them."""
+    """Return how many query rows torch's CPU attention computes at a time if a head has `rows` query rows."""
     # As in ATen's FlashAttentionKernel.cpp for CPUs.
     return 32 if rows < 192 else 64 if rows < 768 else 256
 
@@ -69,8 +69,8 @@ def _block(rows: int) -> int:
 def unattended(after_each: Callable[[], None] = lambda: None) -> Attend:
     """Return a stand-in for attention that only applies RoPE to keys and queries, and returns the values.
 
-    It serves to time a transformer block without its attention. after_each: function that is called after v,
-    after k and after q are computed.
+    It serves to time a transformer block without its attention. after_each: function that is called each time
+    that values, keys or queries have been computed.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
@@ -86,7 +86,7 @@ def unattended(after_each: Callable[[], None] = lambda: None) -> Attend:
 
 
 def local(kernel: Kernel = sdpa) -> Attend:
-    """Return a function that computes attention of all tokens in one process; its generator never yields."""
+    """Return an attention function for a single process, which holds all tokens and never has to wait."""
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
         yield from ()  # makes this a generator, as attention has to be

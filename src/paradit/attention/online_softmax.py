@@ -1,7 +1,7 @@
 """Attention over some of the keys, and merging such parts into attention over all keys (online softmax).
 
-Each part returns the logarithm of its softmax's sum, by which the parts are weighted (Milakov & Gimelshein,
-arXiv 1805.02867; Liu et al., Ring Attention, arXiv 2310.01889).
+For each part, attention also returns the logarithm of the softmax's sum (log-sum-exp), by which the parts are
+weighted (Milakov & Gimelshein, arXiv 1805.02867; Liu et al., Ring Attention, arXiv 2310.01889).
 """
 
 from __future__ import annotations
@@ -46,5 +46,8 @@ class Merge:
         self._lse = both
 
     def result(self, like: Tensor) -> Tensor:
-        """Return the merged attention [B, S, H, D] in the dtype of `like`; zeros if no part was added."""
+        """Return the merged attention [B, S, H, D]; zeros if no part was added.
+
+        like: a tensor with the result's shape and dtype.
+        """
         return torch.zeros_like(like) if self._out is None else self._out.to(like.dtype)

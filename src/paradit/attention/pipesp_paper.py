@@ -16,7 +16,8 @@ from paradit.distributed.shares import Box, Shares
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
-    """Return a function that takes ranks' shares (`Shares`) and returns attention as in PipeSP's paper."""
+    """Return a function that makes attention, as in the PipeSP paper, from ranks' shares of tokens and work.
+    """
 
     def build(shares: Shares) -> Attend:
         by_head = UlyssesExchange(shares, sharers.transport, shares.most_heads)
@@ -28,8 +29,9 @@ def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares],
 def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Kernel) -> Attend:
     """Return an attention function that sends each head's results as soon as they are computed.
 
-    exchange: exchange of queries, keys and values in one chunk. by_head: second exchange, for the results. It
-    has the same shares, in as many chunks as a rank has heads.
+    exchange: plan by which queries, keys and values travel, all in one chunk. by_head: plan by which the
+    results travel back, in as many chunks as a rank has heads. Both plans divide tokens and work among the
+    ranks alike.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
@@ -52,10 +54,10 @@ def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Ke
 
 
 def _rows(chunk: Chunk, queries: list[Tensor], part: Box) -> Tensor:
-    """Return the queries of one rectangle (tokens x heads): a slice of one of a chunk's tensors of queries.
+    """Return the queries of one rectangle (tokens x heads), as a slice of the tensor that contains them.
 
-    queries: one tensor for each of the chunk's boxes, which are rectangles too. part: the rectangle wanted.
-    Raises ValueError if it lies within none of the boxes.
+    chunk, queries: a chunk, and its queries as one tensor for each of the rectangles that this rank computes
+    in it. part: the rectangle to return, which lies within one of those. Raises ValueError if it does not.
     """
     for block, query in zip(chunk.work, queries, strict=True):
         if block.intersect(part) == part:

@@ -15,7 +15,7 @@ from paradit.config.plugins import Registry
 from paradit.config.values import NONE, Value, Values
 
 AUTO = "auto"
-"""Value of `--attention` that asks for the fastest of all forms that are marked as `automatic`."""
+"""Value of `--attention` that asks for the fastest of all attention forms that are marked as `automatic`."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Form:
             )
 
     def misplaced(self, attention: str) -> str:
-        """Return the error text for options of this form that are set although another form is chosen.
+        """Return the error text for options of this attention form that are set although another is chosen.
 
         attention: name of the form that is chosen.
         """
@@ -138,16 +138,16 @@ class Form:
         return f"{' and '.join(names)} {verb} {self.name}'s, and attention is {attention!r}: leave {them} out"
 
     def choices(self, asked: Asked, heads: int) -> list[Choice]:  # noqa: ARG002
-        """Return the choices of option values to try if the user asks for this attention form.
+        """Return the combinations of option values to try if the user asks for this attention form.
 
         The simplest comes first. heads: largest number of heads that a rank works on.
         """
         return [Choice(self.name, asked.options)]
 
     def candidates(self, asked: Asked, heads: int) -> list[Choice]:
-        """Return the choices of option values that `--attention auto` may try, the simplest first.
+        """Return the combinations of option values that `--attention auto` may try, the simplest first.
 
-        Only called if the attention form is `automatic`.
+        Called only if the attention form is `automatic`. heads: largest number of heads that a rank works on.
         """
         return self.choices(asked, heads)
 
@@ -166,11 +166,17 @@ class Form:
         return 1
 
     def simplest(self, choice: Choice) -> Choice:
-        """Return the simplest form, with options, that runs exactly as `choice`; it may be another form."""
+        """Return the simplest attention form, with its options, that runs exactly as `choice` does.
+
+        It may be another form than this one, such as Ulysses for PipeSP in one chunk.
+        """
         return choice
 
     def written(self, options: Mapping[str, Value], *, short: bool = False) -> str:  # noqa: ARG002
-        """Return the form's name with its options as readable text; `short` is for text within a list."""
+        """Return the attention form's name with its options as readable text.
+
+        short: whether the text is to be shorter, for use within a list.
+        """
         said = ", ".join(f"{name} {value}" for name, value in options.items())
         return f"{self.name} ({said})" if said else self.name
 
@@ -226,17 +232,20 @@ def checked_options(attention: str, options: Mapping[str, Value | None]) -> Valu
 
 
 def _with_options_first(attention: str) -> Sequence[Form]:
-    """Return all attention forms, the requested one first.
+    """Return all attention forms in the order in which to look up options: the requested form first.
 
-    If two forms have an option of the same name, the option then counts as the requested form's.
+    So if two forms have an option of the same name, the requested form gets its value. attention: name of the
+    requested form, or `AUTO`.
     """
     return sorted(FORMS.all(), key=lambda form: form.name != attention)
 
 
 def automatic(asked: Asked, heads: int) -> Iterator[Choice]:
-    """Yield the forms of attention, with option values, that `--attention auto` may try, the simplest first.
+    """Yield the attention forms, with option values, that `--attention auto` may try, the simplest first.
 
-    Skips forms that are not automatic, that refuse the requirements, or that lack an option which is set.
+    asked: requirements of the run, and options that the user has set. Skips forms that are not marked as
+    `automatic`, that cannot meet the requirements, or that do not have one of these options. heads: largest
+    number of heads that a rank works on.
     """
     for form in FORMS.all():
         if not form.automatic or not set(asked.options) <= declared(form.options).keys():

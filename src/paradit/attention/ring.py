@@ -15,14 +15,15 @@ from paradit.distributed.transport import Transport
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
-    """Return a function that takes ranks' shares of tokens (`Shares`) and returns ring attention."""
+    """Return a function that takes ranks' shares of tokens and work, and returns ring attention."""
     return lambda shares: ring(shares.tokens, sharers.transport)
 
 
 def ring(lengths: Sequence[int], transport: Transport) -> Attend:
-    """Return a function that computes ring attention: keys and values pass around all ranks of the transport.
+    """Return a function that computes ring attention, in which keys and values pass around a ring of ranks.
 
-    lengths: number of tokens that each rank holds, which may differ or be zero.
+    lengths: number of tokens that each rank holds, which may differ or be zero. transport: connection among
+    the ranks of the ring, in the order of the ring.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001

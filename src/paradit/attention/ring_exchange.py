@@ -32,8 +32,9 @@ class Rotation:
     def _pass_on(self, message: Tensor, turn: int) -> Transfer | None:
         """Begin to send keys and values to the next rank of the ring, and to receive the previous rank's.
 
-        turn: serial number of this pass, from 1. Pass t brings the keys and values of the rank that is t
-        places before this rank in the ring. Returns None if every rank has had the keys and values of all.
+        turn: serial number of this exchange with both neighbours, counted from 1. Exchange t brings the keys
+        and values of the rank t places before this rank in the ring. Returns None, and sends nothing, if this
+        rank has already received those of all other ranks.
         """
         rank, num_ranks = self._transport.rank, self._transport.num_ranks
         if turn == num_ranks:
@@ -52,10 +53,10 @@ class Rotation:
     def attend(
         self, queries: Sequence[Tensor], heads: Sequence[slice]
     ) -> Generator[Wait, None, list[Tensor]]:
-        """Return the attended values of queries [B, rows, H, D] over the keys of all ranks in the ring.
+        """Return attended values, one tensor for each of `queries`, over the keys of all ranks in the ring.
 
-        heads: for each tensor of queries, its slice of the keys' heads. The generator yields while the next
-        keys and values are on their way.
+        queries: tensors [B, rows, H, D]. heads: for each of these tensors, the slice of the keys' heads to
+        which it attends. This generator yields while it waits for keys and values of the previous rank.
         """
         merges = [Merge() for _ in queries]
         # First this rank's own keys, with those of replicated tokens, which are thus counted once.

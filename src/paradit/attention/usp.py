@@ -19,7 +19,7 @@ from paradit.distributed.transport import Transport
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
-    """Return a function that takes ranks' shares of tokens (`Shares`) and returns USP attention.
+    """Return a function that takes ranks' shares of tokens and work, and returns USP attention.
 
     Divides the ranks into Ulysses groups and rings.
     """
@@ -49,9 +49,9 @@ def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares],
 def usp(exchange: UlyssesExchange, lengths: Sequence[int], transport: Transport) -> Attend:
     """Return a function that computes USP attention: Ulysses within a group of ranks, ring among the groups.
 
-    exchange: exchange among the ranks of this rank's Ulysses group, which delivers all of a rank's heads in
-    one chunk. lengths: number of tokens that each Ulysses group holds. transport: connection among the ranks
-    with the same heads, one of each group.
+    exchange: plan of what the ranks of this rank's Ulysses group send to each other; it brings a rank the
+    data of all its heads in one chunk. lengths: number of tokens that each Ulysses group holds. transport:
+    connection among the ranks that compute the same heads, one rank of each group.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001

@@ -33,7 +33,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Kept:
-    """Range of a window's tokens, start to stop, whose keys and values are cached for a neighbour block."""
+    """Range of a window's tokens, start to stop, whose keys and values are cached for a neighbour."""
 
     features: Features
     start: int
@@ -41,11 +41,11 @@ class Kept:
 
 
 def windowed(kernel: Kernel, neighbours: Sequence[Neighbour] = (), keep: Sequence[Kept] = ()) -> Attend:
-    """Return a function that computes, in one process, attention of a frame block with cached neighbours.
+    """Return an attention function for a single process: a frame block's tokens also attend to neighbours.
 
-    The block's tokens attend to each other and to the neighbours' tokens. The function's generator never
-    yields. `keep` may store into a cache that is also read: at each attention it is read before it is
-    overwritten.
+    neighbours: tokens of neighbouring frame blocks, whose keys and values are read from a cache. keep: ranges
+    of this block's tokens whose keys and values are stored in a cache, for neighbouring blocks to read later.
+    Both may use the same cache, because it is read before it is overwritten.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
@@ -64,15 +64,19 @@ def windowed_over(
     neighbours: Sequence[Neighbour] = (),
     keep: Sequence[Kept] = (),
 ) -> Attend:
-    """Return a function that computes, on several ranks, attention of a frame block with cached neighbours.
+    """Return an attention function for several ranks: a frame block's tokens also attend to neighbours.
 
-    A rank reads and caches keys and values of the heads that it works on, so cached keys and values do not
-    travel: keys cross the exchange before RoPE and are rotated on arrival. exchange: exchange in one chunk,
-    with whole heads. rope: rotations of all tokens that are computed, except the replicated ones.
-    `attention.timing.windows` simulates it for the planner.
+    exchange: plan of what the ranks send to each other, in one chunk, with whole heads. rope: RoPE rotations
+    of all tokens that are computed, except replicated ones such as text. neighbours: tokens of neighbouring
+    frame blocks, whose keys and values are read from a cache. keep: ranges of tokens whose keys and values
+    are stored in a cache.
+
+    Each rank caches only the heads that it computes, so cached keys and values are never sent to other ranks.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
+        # Keys are cached before RoPE, so they are sent before RoPE, and rotated on arrival. The planner
+        # simulates this function in `attention.timing.windows`.
         send, (chunk,), mine = exchange.send, exchange.chunks, layout.rope
         # Send values first: they travel while keys and queries are projected.
         value = next(projection)
@@ -104,7 +108,9 @@ def _take(
 ) -> tuple[Tensor, Tensor]:
     """Return the rotated keys, and the values, of a window's tokens followed by its neighbours' tokens.
 
-    Stores the keys and values that `keep` asks for.
+    key, value: unrotated keys, and values, of the window's tokens. neighbours: tokens of neighbouring frame
+    blocks, whose keys and values are read from a cache. keep: ranges of the window's tokens whose keys and
+    values are stored in a cache. rope: rotations of the window's tokens.
     """
     # Read before anything is stored: a cache may be both read and overwritten.
     read = [(neighbour.rope, *neighbour.features[site.key]) for neighbour in neighbours]

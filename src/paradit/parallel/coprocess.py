@@ -1,10 +1,10 @@
 """Attention co-processing: idle decode ranks share the denoising attention (PipeDiT, arXiv 2511.12056).
 
-These helpers hold no tokens and no weights: with their help, a step's attention is the usual exchange, over
-more ranks. The first rank that denoises leads. Before each step it checks which decode ranks are idle,
-decides which of them help, and sends one small message (`Message`) to the other ranks that denoise and to the
-helpers. Nothing is decided within a step. A decode rank that waits for latents listens for these messages: it
-helps in a step, and listens again, until its latents come.
+The decode ranks that help hold no tokens and no weights. With their help, attention is exchanged as usual,
+but among more ranks. Before each step, the first denoise rank checks which decode ranks are idle, decides
+which of them help, and sends one small message (`Message`) to the other denoise ranks and to these helpers.
+Nothing is decided within a step. A decode rank that waits for latents listens for these messages, and helps
+with the steps that they announce, until its latents come.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 class Message:
     """Message that the first denoise rank sends before a step: which decode ranks help with its attention.
 
-    `kind` says what it announces: a step without help or with it, a measurement, latents, or the end of all
-    steps. The decode ranks that may help are called helpers.
+    Decode ranks that may help are called helpers. `kind` says what the message announces: a step without help
+    (ALONE), a step with help (HELP), a measurement of helpers (MEASURE), latents for decode ranks (LATENTS),
+    or the end of all steps (END).
     """
 
     kind: int = ALONE
@@ -54,8 +55,9 @@ class Message:
     num_heads: int = 0
     head_dim: int = 0
     sites: int = 0
-    """Id by which helpers (decode ranks that take a share of the attention) look up this forward's
-    attentions, in the list that the first denoise rank has published."""
+    """Id of the list of attention computations in this step's forward pass. The first denoise rank has
+    published the list, and helpers (decode ranks that take a share of the attention) look it up by this id.
+    """
     dtype: int = 0
     """Index in `DTYPES` of the dtype of the tokens."""
     choice: int = 0
@@ -64,12 +66,12 @@ class Message:
     """Number of forwards that run interleaved: one for each guidance branch, or 1 for all in one batch."""
     lag: int = 0
     steps: int = 0
-    """Number of denoising steps with help since latents were last announced. Set only if `kind` is `LATENTS`,
-    which announces latents."""
+    """Number of denoising steps in which decode ranks helped since latents were last sent to be decoded. Set
+    only if `kind` is `LATENTS`, which announces the next latents."""
     work: tuple[int, ...] = ()
-    """Numbers of (head, query row) pairs to compute, one per helper (decode rank that may take a share of the
-    attention); zero for a helper that takes none. If `kind` is `MEASURE`, a 1 stands for each helper that is
-    to be measured."""
+    """For each helper (decode rank that may take a share of the attention), the number of (head, query row)
+    pairs that it computes; zero if it computes none. If `kind` is `MEASURE`, a 1 stands for each helper whose
+    speed is to be measured."""
 
     def pack(self, device: torch.device) -> Tensor:
         """Return the message as an int64 tensor, whose length depends only on the number of helpers."""
@@ -85,32 +87,36 @@ class Message:
 
     @property
     def helpers(self) -> tuple[int, ...]:
-        """Indices, from 0, of the decode ranks that help in this step, or that are measured."""
+        """Indices, from 0, of the decode ranks that help in this step, or whose speed is to be measured."""
         return tuple(helper for helper, work in enumerate(self.work) if work)
 
     def shares(self, num_ranks: int) -> Shares:
         """Return how tokens and attention work are divided among the denoise ranks and the helpers.
 
-        num_ranks: number of denoise ranks, which come before the helpers.
+        Helpers are decode ranks that take a share of the attention. num_ranks: number of denoise ranks, which
+        come before the helpers.
         """
         own = Shares.equal(self.num_tokens, self.num_heads, num_ranks, self.num_replicated)
         return own.with_helpers(self.work)
 
 
 Plan = Callable[[Message, tuple[int, ...]], Sequence[int]]
-"""Type of a function that decides how much attention each helper (idle decode rank) computes in a step. Its
-arguments are the message about the step, and the indices of idle helpers. It returns one number per helper:
-the (head, query row) pairs to compute, or -1 if the helper must be measured first."""
+"""Type of a function that decides how much attention each helper (idle decode rank) computes in a step.
+
+Its arguments are the message about the step, and the indices of the helpers that are idle. It returns one
+number per helper: the (head, query row) pairs to compute, or -1 if the helper's speed must be measured first.
+"""
 
 
 class _Member:
     """A rank that takes part in co-processed attention: a denoise rank, or a decode rank that may help."""
 
     def __init__(self, union: World, num_ranks: int, kernel: Kernel, choices: Sequence[Choice]) -> None:
-        """Set up each of `choices` on the ranks of `union`: those that denoise, then the helpers.
+        """Set up each of the attention forms `choices` on the ranks that denoise and those that may help.
 
-        num_ranks: number of ranks that denoise. choices: attention forms with their options, the same on all
-        ranks.
+        union: the ranks that denoise, followed by the decode ranks that may help. num_ranks: number of ranks
+        that denoise. kernel: function that computes attention. choices: attention forms (such as Ulysses)
+        with their options, the same on all ranks.
         """
         self._world, self._num_ranks = union, num_ranks
         self._num_helpers = union.size - num_ranks
@@ -127,14 +133,17 @@ class _Member:
         return self._builds[choice](shares)
 
     def attend(self, agreed: Message) -> Attend:
-        """Return the attention function of a step, with the shares of work on which the ranks have agreed."""
+        """Return the attention function for a step with help.
+
+        agreed: the message about the step, which says how attention is divided among the ranks.
+        """
         return self._attend(agreed.shares(self._num_ranks), agreed.choice)
 
     def _measure(self, agreed: Message) -> Tensor:
-        """Measure this rank's attention and link; return a tensor [3], fp64, of seconds.
+        """Measure how fast this rank computes attention and how fast its link is; return a tensor [3], fp64.
 
-        They are: seconds per attention row (a query row of one head), latency of the link, and seconds per
-        byte.
+        It contains the seconds to compute one query row of one head, the latency of the link in seconds, and
+        the seconds to send one byte. agreed: the message that asks for the measurement.
         """
         ranks = self._num_ranks + len(agreed.helpers)
         rows, heads = agreed.num_tokens + agreed.num_replicated, max(1, agreed.num_heads // ranks)
@@ -167,11 +176,12 @@ class Helped(_Member):
         *,
         plan: Plan | None = None,
     ) -> None:
-        """Set up each of `choices` on the ranks of `union`, and on the first rank also links to helpers.
+        """Set up each of the attention forms `choices`; on the first rank, also open channels to the helpers.
 
-        denoisers: the ranks that denoise. union: these ranks and the helpers (decode ranks), with a process
-        group of its own. choices: attention forms with their options. plan: function that decides in place of
-        measurements and comparison, for tests.
+        denoisers: the ranks that denoise. union: these ranks, followed by the helpers (decode ranks that may
+        take a share of the attention), with a process group of its own. kernel: function that computes
+        attention. choices: attention forms (such as Ulysses) with their options. plan: function that decides
+        how much each helper computes, for tests; None: measurements decide.
         """
         super().__init__(union, denoisers.size, kernel, choices)
         self._denoisers, self._leads = denoisers.transport(), denoisers.rank == 0
@@ -186,10 +196,11 @@ class Helped(_Member):
         self._sites: dict[tuple[tuple[int, str], ...], int] = {}
 
     def number_of(self, sites: Sequence[Site]) -> int:
-        """Return the id by which helpers look up a forward's attentions; publish these if they are new.
+        """Return the id by which helpers look up which attention computations a forward pass has.
 
-        Every rank that denoises calls it. Helpers (decode ranks that take a share of the attention) hold no
-        transformer blocks, so they cannot know which attentions a forward has.
+        Helpers (decode ranks that take a share of the attention) hold no transformer blocks, so they cannot
+        know it otherwise. sites: the attention computations. The first rank publishes them if they are new.
+        Every rank that denoises calls this.
         """
         keys = tuple(site.key for site in sites)
         if keys not in self._sites:
@@ -199,10 +210,10 @@ class Helped(_Member):
         return self._sites[keys]
 
     def begin(self, step: Message) -> Attend | None:
-        """Agree which decode ranks help in a step; return the attention function to use with them.
+        """Agree which decode ranks help in a step; return the attention function to use with their help.
 
-        Returns None if none helps. Every rank that denoises calls it. step: the message for this step,
-        without its `kind` and `work`.
+        Returns None if no decode rank helps. Every rank that denoises calls this. step: description of the
+        step's attention as a message, in which `kind` and `work` are still unset.
         """
         self._step = step
         while True:
@@ -223,10 +234,11 @@ class Helped(_Member):
             self._judge(self._step).record(self._agreed.helpers, seconds)
 
     def latents(self, helpers: Sequence[int]) -> int:
-        """Announce which decode ranks get latents next; return how many steps since the last call had help.
+        """Announce which decode ranks get latents next; return in how many steps since the last call there
+        was help.
 
-        helpers: indices of these ranks among the helpers; empty if latents go to other ranks. Every rank that
-        denoises calls it.
+        helpers: indices of these decode ranks; empty if the latents go to ranks that never help. Every rank
+        that denoises calls this.
         """
         steps, self._steps = self._steps, 0
         # Until it publishes the next number, a helper that was sent latents no longer counts as idle.
@@ -252,9 +264,11 @@ class Helped(_Member):
         return replace(step, kind=HELP if any(work) else ALONE, work=tuple(work))
 
     def _measured_plan(self, step: Message, idle: tuple[int, ...]) -> Sequence[int]:
-        """Return how many attention rows each helper computes; -1 if the helper must be measured first.
+        """Return how many attention rows each helper computes in a step; -1 if its speed must be measured
+        first.
 
-        A helper is a decode rank that takes a share of the attention while it is idle.
+        A helper is a decode rank that takes a share of the attention while it is idle. step: the message
+        about the step. idle: indices of the helpers that are idle.
         """
         chosen = self._judge(step).choose(idle)
         unknown = [-int(helper in chosen) for helper in range(self._num_helpers)]
@@ -264,9 +278,10 @@ class Helped(_Member):
         return self._judges.setdefault(step, Judge())
 
     def _broadcast(self, decided: Message) -> Message:
-        """Send the first rank's decision about help to all denoise ranks and to the helpers; return it.
+        """Send the first rank's decision about help to the ranks that it concerns; return the decision.
 
-        Only the helpers that take part receive it.
+        These are all denoise ranks, and the decode ranks that help in this step. decided: the decision; only
+        that of the first rank counts.
         """
         device = self._world.device
         agreed = Message.unpack(self._denoisers.broadcast(decided.pack(device)))
@@ -280,7 +295,11 @@ class Helped(_Member):
         self._channels[helper].send(replace(message, work=work).pack(self._world.device))
 
     def _take_measures(self, step: Message) -> None:
-        """Measure helpers (idle decode ranks) of a step; the first rank stores how many rows each gets."""
+        """Measure the speed of helpers (idle decode ranks); the first rank stores how many rows each will
+        compute.
+
+        step: the message about the step for which helpers are measured.
+        """
         chosen, mine = self._agreed.helpers, self._measure(self._agreed)
         # The slowest denoise rank counts, because the others wait for it.
         row_seconds = max(float(figures[0]) for figures in self._denoisers.all_gather(mine))
@@ -316,9 +335,10 @@ class Helper(_Member):
         self._sites = cache(self._read_sites)
 
     def until_latents(self) -> int:
-        """Help with attention until latents come for this decode rank, or all steps have ended.
+        """Help with attention until latents come for this decode rank, or until all denoising steps have
+        ended.
 
-        Returns how many steps had help since the denoise ranks last announced latents.
+        Returns the number of steps in which decode ranks helped since latents were last sent to be decoded.
         """
         self._world.publish(_waits(self._number, self._received))
         self._received += 1
@@ -336,7 +356,10 @@ class Helper(_Member):
 
     @torch.no_grad()
     def _help(self, agreed: Message) -> None:
-        """Compute this decode rank's share of a step's attention; interleaved forwards take turns."""
+        """Compute this decode rank's share of a step's attention; interleaved guidance branches take turns.
+
+        agreed: the message about the step.
+        """
         works = helping(agreed, self._sites(agreed.sites), self.attend(agreed), self._world.device)
         run_interleaved(works, agreed.lag)
 
@@ -359,7 +382,7 @@ class _NoTokens(Tokens):
 class _Hollow(Block[_NoTokens]):
     """Transformer block reduced to its attention, for a decode rank that helps and has no weights.
 
-    The decode rank does not know the denoising step, so the attention's `Site` lacks it.
+    Its attention's `Site` has step 0, because the decode rank does not know the denoising step.
     """
 
     def __init__(self, site: Site, nothing: Tensor) -> None:
@@ -375,9 +398,11 @@ class _Hollow(Block[_NoTokens]):
 def helping(
     agreed: Message, sites: Sequence[Site], attend: Attend, device: torch.device
 ) -> list[Generator[Wait, None, None]]:
-    """Return generators that run a helping decode rank's part of a denoising step, one for each forward.
+    """Return generators that run a helping decode rank's part of a denoising step, one for each forward pass.
 
-    They run only the attentions of the forwards. agreed: the message about the step. sites: the attentions.
+    They run nothing but the attention of the forward passes, which is one for each interleaved guidance
+    branch, or one for all branches. agreed: the message about the step. sites: the attention computations of
+    a forward pass. attend: function that computes this rank's share of attention.
     """
     # A helper has no tokens of its own: all that it computes comes from other ranks, and goes back to them.
     shape = agreed.batch, 0, agreed.num_heads, agreed.head_dim
@@ -394,7 +419,10 @@ def helping(
 
 
 def _speed(step: Message, figures: Tensor) -> HelperSpeed:
-    """Return the speed of a helping decode rank, from the seconds that it measured (`_Member._measure`)."""
+    """Return the speed of a helping decode rank, from what it measured.
+
+    step: the message about the step. figures: the tensor that `_Member._measure` returned on that rank.
+    """
     row, latency, seconds_per_byte = figures.tolist()
     link = seconds_per_byte * step.batch * step.head_dim * DTYPES[step.dtype].itemsize
     rows = step.num_tokens + step.num_replicated
@@ -403,14 +431,17 @@ def _speed(step: Message, figures: Tensor) -> HelperSpeed:
 
 
 def _attentions(number: int) -> str:
-    """Return the store key under which the list of a forward's attentions is published."""
+    """Return the store key under which the list of a forward pass's attention computations is published.
+
+    number: id of the list.
+    """
     return f"attentions {number}"
 
 
 def _waits(helper: int, number: int) -> str:
     """Return the store key by which a decode rank publishes that it waits for latents, and so is idle.
 
-    helper: index of the decode rank among the helpers (ranks that may share the attention). number: how many
-    times it has received latents before.
+    helper: index of this rank among the decode ranks that may help. number: number of times that this rank
+    has waited for latents before.
     """
     return f"helper {helper} waits for latents {number}"

@@ -26,7 +26,7 @@ SEEDS = (
 
 
 class Pipeline(Protocol):
-    """A diffusers pipeline with a `device`, whose transformers `parallelize` finds among its attributes."""
+    """A diffusers pipeline, whose transformers `parallelize` finds among its attributes."""
 
     @property
     def device(self) -> torch.device: ...
@@ -35,14 +35,16 @@ class Pipeline(Protocol):
 def parallelize(pipe: Pipeline) -> Callable[[], None]:
     """Spread a diffusers pipeline's transformers over all ranks, if a model family knows their class.
 
-    Any pipeline class works, for instance one that makes videos from an image. `pipe(prompt, ...)` then runs
-    as before. Every rank loads the pipeline, calls this function, and calls the pipeline with the same
-    arguments, including a `generator` of the same seed; inputs that differ raise RuntimeError naming the
-    rank. The returned function undoes it. Uses sequence parallelism by `UlyssesExchange`: exact, for any
-    number of tokens, heads and ranks.
+    Any pipeline class works, for instance one that makes videos from an image. Every rank loads the pipeline,
+    calls this function, and calls the pipeline with the same arguments, including a `generator` of the same
+    seed. `pipe(prompt, ...)` then works as usual. It raises RuntimeError, naming the rank, if ranks pass
+    different inputs.
 
-    Each call of a transformer looks up what is attached to it (adapters, hooks, an attention backend). What
-    is attached either takes effect as usual, or InputError names it.
+    Returns a function that undoes the change. The ranks share the tokens (sequence parallelism), with exact
+    results for any number of tokens, heads and ranks.
+
+    Adapters, hooks and attention backends may be attached to a transformer at any time. Each call of the
+    transformer looks them up: an attachment either takes effect as usual, or InputError names it.
 
     Raises InputError for a pipeline with other transformers, if no process group is initialised, if the
     pipeline is parallelized already, or if something attached to its transformers is not supported.
@@ -65,9 +67,10 @@ def parallelize(pipe: Pipeline) -> Callable[[], None]:
 
 
 def _forward_patch(pipe: Pipeline, names: Sequence[str]) -> ForwardPatch:
-    """Return the model family's instructions for patching the `forward` of the transformers of these names.
+    """Return the patch by which a model family's code replaces the `forward` of a pipeline's transformers.
 
-    Raises InputError if a transformer's class is not supported.
+    names: the pipeline's attributes that are transformers. Raises InputError if no model family supports
+    their class.
     """
     kinds = [kind.__name__ for name in names for kind in type(getattr(pipe, name)).__mro__]
     # A wrapped transformer no longer shows its own class; its wrapper is refused later, by name.
@@ -80,10 +83,10 @@ def _forward_patch(pipe: Pipeline, names: Sequence[str]) -> ForwardPatch:
 
 
 class _Forward:
-    """A transformer's forward, computed by all ranks; replaces the original forward.
+    """Replacement for the `forward` of a diffusers transformer, which all ranks compute together.
 
-    It keeps nothing of the transformer between calls: weights, adapters, layers and rotations may change
-    between any two.
+    It keeps nothing of the transformer between calls, because weights, adapters, layers and rotary tables may
+    change between any two calls.
     """
 
     def __init__(self, pipe: Pipeline, name: str, how: ForwardPatch) -> None:
@@ -121,7 +124,11 @@ class _Forward:
     def _agree(
         self, predictor: SequenceParallel, attached: Attached, inputs: Mapping[str, Sequence[Tensor | None]]
     ) -> None:
-        """Raise RuntimeError if ranks differ in the transformer's attachments, its weights or its inputs."""
+        """Raise RuntimeError if ranks differ in a transformer's attachments, weights or inputs.
+
+        predictor: predictor whose ranks compare. attached: findings about the transformer's attachments.
+        inputs: tensors to compare, under names for the error message.
+        """
         name, description = f"pipe.{self._attribute}", attached.description
         values = {what: _bytes(*tensors) for what, tensors in inputs.items()}
         predictor.agree_all(

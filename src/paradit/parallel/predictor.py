@@ -20,19 +20,20 @@ from paradit.parallel.run_blocks import run_interleaved, through_blocks
 
 
 class Branches:
-    """Prompts of the guidance branches that a process computes, prepared for the transformer on first use."""
+    """Prompts of the guidance branches that a process computes, converted for the transformer on first use.
+    """
 
     def __init__(self, transformer: Transformer, prompts: Sequence[Prompt]) -> None:
         self._transformer, self._prompts = transformer, prompts
 
     @cached_property
     def each(self) -> list[Context]:
-        """Prepared prompts as the transformer blocks read them, one for each guidance branch."""
+        """Prompts as the transformer blocks read them, one for each guidance branch."""
         return [self._transformer.context(*prompt) for prompt in self._prompts]
 
     @cached_property
     def joined(self) -> Context:
-        """Prepared prompts of all guidance branches together, for computing the branches in one batch."""
+        """Prompts of all guidance branches as one batch, as the transformer blocks read it."""
         return self.each[0] if len(self._prompts) == 1 else self._transformer.join(self.each)
 
 
@@ -47,13 +48,13 @@ class Predictor(Protocol):
     ) -> Tensor:
         """Return, on all processes, the tensor that `make` returns on the first; only the first calls `make`.
 
-        `shape`, `dtype` and `device` are those of the tensor.
+        shape, dtype, device: shape, dtype and device of that tensor.
         """
 
     def agree(self, what: str, value: bytes) -> None:
         """Raise RuntimeError, naming the rank, if a process passes another `value` than the first process.
 
-        what: name of the value, for the error.
+        what: name of the value, for the error message.
         """
 
     def gather_number(self, number: int) -> list[int]:
@@ -63,9 +64,9 @@ class Predictor(Protocol):
         """
 
     def contexts(self, transformer: Transformer, prompts: Sequence[Prompt]) -> Branches:
-        """Return the prompts of the guidance branches that this process computes, prepared on first use.
+        """Return the prompts of the guidance branches that this process computes.
 
-        Called once per expert transformer.
+        They are converted for the transformer on first use. Called once per expert transformer.
         """
 
     def predict(
@@ -80,7 +81,7 @@ class Predictor(Protocol):
     ) -> list[Tensor]:
         """Return the transformer's prediction [B, C, F, h, w] for each prompt, on every process.
 
-        step: the denoising step, if it is known.
+        step: index of the denoising step; 0 if it is not known.
         """
 
 

@@ -1,7 +1,7 @@
 """Functions that run tokens through a transformer's blocks; several runs can be interleaved.
 
-Attention yields whenever it would wait for other ranks. Another run, such as that of the second guidance
-branch, can compute meanwhile.
+A run is a generator, which yields whenever attention has to wait for other ranks. Another run, such as that
+of the second guidance branch, can compute meanwhile.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def through_blocks(
 ) -> Generator[Wait, None, T]:
     """Run tokens through transformer blocks, and return them; yield each operation to be waited for.
 
-    step: the denoising step, if it is known.
+    step: index of the denoising step; 0 if it is not known.
     """
     attend = in_step(attend, step)
     for place, block in enumerate(blocks):
@@ -35,7 +35,8 @@ def through_blocks(
 
 
 def in_step(attend: Attend, step: int) -> Attend:
-    """Return the attention function `attend` with the step filled in, because blocks do not know the step."""
+    """Return an attention function that fills in the denoising step, which blocks do not know, for `attend`.
+    """
 
     def attend_in_step(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
         if site.pattern is not None:
@@ -48,9 +49,9 @@ def in_step(attend: Attend, step: int) -> Attend:
 def run_interleaved(works: Sequence[Generator[Wait, None, R]], lag: int = 0) -> list[R]:
     """Run generators side by side to their ends, waiting for what each yields; return their results.
 
-    While one waits for data, the others compute. The generators take turns, each until it next yields, so
-    that all ranks send and expect messages in the same order. lag: number of turns by which each generator
-    starts after the previous generator.
+    While one generator waits for data, the others compute. The generators take turns, each until it next
+    yields, so that all ranks send and expect messages in the same order. lag: number of turns by which each
+    generator starts after the previous one in the list.
     """
     results: dict[int, R] = {}
     waits: dict[int, Wait] = {}

@@ -30,11 +30,12 @@ class Step:
     transformer: Transformer
     branches: Branches
     tokens: Tokens
-    """Embedded tokens of the whole video."""
+    """Embedded tokens of the whole video, all of which every rank has."""
     number: int = 0
 
     def shares(self, num_ranks: int) -> Shares:
-        """Return equal shares of tokens and work for `num_ranks` ranks."""
+        """Return a division of the step's tokens and attention work into equal shares for `num_ranks` ranks.
+        """
         return Shares.equal(
             num_tokens=self.tokens.hidden_states.shape[1],
             num_heads=self.transformer.num_heads,
@@ -45,7 +46,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Undecided:
-    """Denoising step whose form of attention is still to be chosen, with all that the choice depends on."""
+    """Denoising step whose attention form is still to be chosen, with all that the choice depends on."""
 
     choices: Sequence[Choice]
     """Attention forms (such as Ulysses), with their options, to choose from; the simplest comes first."""
@@ -58,11 +59,11 @@ class Undecided:
 
 
 Choose = Callable[[Undecided], Choice]
-"""Type of a function that chooses a step's form of attention; all ranks call it, and get the same result."""
+"""Type of a function that chooses a step's attention form; all ranks call it, and get the same result."""
 
 
 class SequenceParallel:
-    """Predictor on several ranks that denoise together: guidance branches x ranks that share their tokens.
+    """Predictor on several ranks, which are divided by guidance branch, and share each branch's tokens.
 
     Exact: it does the same operations on the same rows as one process. Only the division of matrix products
     into tiles may differ, which affects the last bits.
@@ -76,12 +77,13 @@ class SequenceParallel:
         helped: Helped | None = None,
         choose: Choose | None = None,
     ) -> None:
-        """Set up each of `choices` on the ranks of the mesh.
+        """Set up each of the attention forms `choices` on the ranks of the mesh.
 
-        choices: attention forms, with options, that may be used. helped: this rank's side of
-        co-processing, made with the same choices; None: no decode ranks help. choose: function that chooses
-        among several, once for each number of tokens and of guidance branches. Raises ValueError if there are
-        several choices and no `choose`.
+        choices: attention forms (such as Ulysses), with options, that may be used. kernel: function that
+        computes attention. helped: object by which idle decode ranks take a share of the attention, made with
+        the same choices; None: no decode ranks help. choose: function that chooses among several attention
+        forms; it is called once for each number of tokens and of guidance branches. Raises ValueError if
+        there are several choices and no `choose`.
         """
         if len(choices) > 1 and choose is None:
             raise ValueError(f"there are {len(choices)} choices of attention, and nothing that chooses")
@@ -109,8 +111,8 @@ class SequenceParallel:
     def agree_all(self, values: Mapping[str, bytes], advice: Mapping[str, str] | None = None) -> None:
         """Raise RuntimeError, naming the ranks and the value, if `values` differ between processes.
 
-        values: the bytes to compare, by a name for the error. advice: text to add to the error if the value
-        of that name differs. Sends one message, however many values there are.
+        values: bytes to compare, under names for the error message. advice: for some of these names, text to
+        add to the error message if the value differs. All values are compared by a single collective.
         """
         # Digests of fixed size travel instead of the values, which may be large.
         mine = b"".join(hashlib.sha256(value).digest() for value in values.values())
@@ -164,16 +166,17 @@ class SequenceParallel:
     def forward(self, transformer: Transformer, tokens: Tokens) -> Tensor:
         """Return the transformer's output for all tokens, [B, S, patch values], on every rank.
 
-        Uses the first choice of attention.
+        Uses the first of the predictor's attention forms.
         """
         step = Step(transformer=transformer, branches=Branches(transformer, []), tokens=tokens)
         (done,) = run_interleaved([self._work(step, tokens, self._choices[0])])
         return self._of_all_tokens(step, transformer.head(done))
 
     def _chosen(self, step: Step) -> Choice:
-        """Return a step's form of attention, with its options: the only one that applies, or the one chosen.
+        """Return the attention form of a step, with its options.
 
-        Several forms are compared once for each number of tokens and of guidance branches.
+        If several forms are possible, they are compared once for each number of tokens and of guidance
+        branches.
         """
         branches = len(step.branches.each)
         # A single branch has no other to be interleaved with.
@@ -201,9 +204,10 @@ class SequenceParallel:
     def _works(
         self, step: Step, choice: Choice, attend: Attend | None
     ) -> list[Generator[Wait, None, Tokens]]:
-        """Return generators that run the step's guidance branches through the transformer blocks.
+        """Return generators that run a step's guidance branches through the transformer blocks.
 
-        There is one generator per branch if they are interleaved, else one for all of them.
+        There is one generator for each branch if the attention form `choice` interleaves them, else one for
+        all branches. attend: attention with help from decode ranks; None: without help.
         """
         contexts = step.branches.each if choice.interleave else [step.branches.joined]
         parts = [step.transformer.branch(step.tokens, context) for context in contexts]
@@ -212,9 +216,10 @@ class SequenceParallel:
     def _work(
         self, step: Step, tokens: Tokens, choice: Choice, attend: Attend | None = None
     ) -> Generator[Wait, None, Tokens]:
-        """Return a generator that runs this rank's part of `tokens` through the transformer blocks.
+        """Return a generator that runs this rank's share of `tokens` through the transformer blocks.
 
-        attend: attention with helpers; None: attention without helpers.
+        choice: attention form to use. attend: attention function to use instead, with help from idle decode
+        ranks; None: none of them helps.
         """
         shares = step.shares(self._mesh.branch.num_ranks)
         if shares.num_ranks == 1:  # nothing travels, except to helpers
@@ -228,7 +233,10 @@ class SequenceParallel:
         return through_blocks(step.transformer.blocks, tokens, attend, step.number)
 
     def _of_all_tokens(self, step: Step, values: Tensor) -> Tensor:
-        """Gather the values of all tokens, [B, S, values], from each rank's own, [B, tokens, values]."""
+        """Return the values of all tokens, [B, S, values], gathered from the ranks that hold the tokens.
+
+        values: values of this rank's tokens, [B, tokens, values].
+        """
         shares = step.shares(self._mesh.branch.num_ranks)
         if shares.num_ranks == 1:
             return values
@@ -240,7 +248,7 @@ class SequenceParallel:
         return all_values[:, :, 0]
 
     def _message(self, step: Step, choice: Choice) -> Message:
-        """Return the message that describes a step's attention to the decode ranks that help."""
+        """Return the message that describes a step's attention to the decode ranks that help with it."""
         assert self._helped is not None
         x, transformer = step.tokens.hidden_states, step.transformer
         branches = len(step.branches.each)

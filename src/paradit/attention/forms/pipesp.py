@@ -1,7 +1,7 @@
 """PipeSP attention, after arXiv 2511.12056: Ulysses whose data travel in chunks.
 
-While one chunk is computed, the next chunks arrive and the results of the previous one leave. The paper's own
-order is in `pipesp_paper`.
+While one chunk is computed, the next chunks arrive and the results of the previous one leave. In the paper,
+attention is computed only once all data have arrived: see `pipesp_paper`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from paradit.config.options import Option, decode
 from paradit.config.values import Value, Values
 
 CHUNKS_BY_ITSELF = 2
-"""Number of PipeSP's chunks if a single rank denoises, and data travel only to helpers (idle decode ranks).
+"""Number of chunks in which PipeSP (Ulysses in chunks) exchanges data if only one rank denoises.
 
-No other number of chunks is timed then.
+In that case data travel only to and from helpers: idle decode ranks that take a share of the attention. No
+other number is tried, unless the user sets one.
 """
 
 

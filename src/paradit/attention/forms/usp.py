@@ -37,8 +37,8 @@ class Grid:
     def groups(self, ranks: int) -> list[list[int]]:
         """Return the ranks of each Ulysses group, in the order of the ring.
 
-        Neighbouring ranks form a Ulysses group (USP's usual order, in which the ring crosses machines) or,
-        with mesh "ulysses,ring", a ring.
+        By default, neighbouring ranks form a Ulysses group. This is USP's usual order, in which the ring
+        crosses machines. With mesh "ulysses,ring", neighbouring ranks form a ring instead.
         """
         size = ranks // self.degree
         if self.mesh == "ulysses,ring":

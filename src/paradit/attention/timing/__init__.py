@@ -10,7 +10,7 @@ from paradit.config.plugins import imported
 from paradit.planner.step import Branch, Layer
 
 Timing: TypeAlias = Callable[[Branch, Choice], Layer]
-"""Type of the function that `Form.timed_by` names, which simulates a transformer layer for the planner."""
+"""Type of the function, named by `Form.timed_by`, that simulates a transformer layer for the planner."""
 
 
 def layer(branch: Branch, choice: Choice) -> Layer:

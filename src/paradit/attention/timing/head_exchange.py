@@ -23,7 +23,8 @@ def paper_layer(branch: Branch, choice: Choice) -> Layer:  # noqa: ARG001
 def chunked_layer(branch: Branch, num_chunks: int = 1, *, interleaved: bool = False) -> Layer:
     """Return the planner's simulation of a layer whose attention data travel in `num_chunks` chunks.
 
-    interleaved: whether the messages of a second guidance branch may travel at any time.
+    interleaved: whether two guidance branches take turns, so that messages of one branch travel while the
+    other branch is computed.
     """
     chunks = chunk_boxes(branch.shares, num_chunks)
     heads = [[[box] for box in chunk.new_heads] for chunk in chunks]
@@ -61,7 +62,12 @@ def chunked_layer(branch: Branch, num_chunks: int = 1, *, interleaved: bool = Fa
 def _beside(
     value: Exchange, together: list[Exchange], results: list[Exchange], *, interleaved: bool
 ) -> list[float]:
-    """Return, for each chunk, the seconds for which messages travel while that chunk is computed."""
+    """Return, for each chunk, the seconds for which messages travel while that chunk is computed.
+
+    value: simulated exchange of the first chunk's values. together: for each chunk, the exchange of its other
+    data. results: for each chunk, the exchange of its results. interleaved: whether two guidance branches
+    take turns.
+    """
     if interleaved:  # all of the other stream's messages may travel, spread evenly over the chunks
         whole = sum(message.seconds for message in (value, *together, *results))
         return [whole / len(together)] * len(together)

@@ -57,7 +57,7 @@ class RotationTiming:
 
     @cached_property
     def _inside(self) -> list[tuple[Message, Message, Message]]:
-        """Exchanges within each Ulysses group: first of values, then of keys and queries, then of results."""
+        """For each Ulysses group, its inner exchanges: of values, of keys and queries, and of results."""
         return [
             self._exchange(group, length) for group, length in zip(self.groups, self._lengths, strict=True)
         ]
@@ -83,7 +83,11 @@ class RotationTiming:
 
     @cached_property
     def _turns(self) -> list[list[Message]]:
-        """Exchanges that pass keys and values around the ring: [index of rank in its Ulysses group][pass]."""
+        """Messages that carry keys and values around the ring, as a table [index of rank][turn].
+
+        The index counts the ranks within a Ulysses group. In each turn, ranks with the same index send keys
+        and values to the next group.
+        """
         return [[self._turn(index, turn) for turn in range(self.degree - 1)] for index in range(self.size)]
 
     def _turn(self, index: int, turn: int) -> Message:
@@ -97,9 +101,10 @@ class RotationTiming:
         return self.branch.message("keys and values", ranks, sent)
 
     def layer(self, rank: int, key: Hashable) -> Iterator[Step]:
-        """Yield one rank's steps in a simulated transformer layer: what it computes, sends and waits for.
+        """Yield one rank's simulated events in a transformer layer: what it computes, sends and waits for.
 
-        rank: the rank's index among those of the guidance branch.
+        rank: the rank's index among those of the guidance branch. key: identifier of this run through the
+        layer, which becomes part of the identifiers of its messages.
         """
         cost = self.branch.costs[rank]
         group = next(number for number, ranks in enumerate(self.groups) if rank in ranks)
@@ -120,7 +125,11 @@ class RotationTiming:
         yield Compute("finish", cost.finish)
 
     def _rotate(self, rank: int, group: int, key: Hashable) -> Iterator[Step]:
-        """Yield a rank's steps in the ring: attention over one group's keys while the next keys travel."""
+        """Yield a rank's events in the simulated ring: attention over one group's keys while others travel.
+
+        rank: the rank's index among those of the guidance branch. group: index of its Ulysses group. key:
+        identifier that becomes part of those of the messages.
+        """
         branch, shares, cost = self.branch, self.branch.shares, self.branch.costs[rank]
         index = self.groups[group].index(rank)
         rows = (self._lengths[group] + shares.num_replicated) * self._heads

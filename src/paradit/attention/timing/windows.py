@@ -9,15 +9,15 @@ from paradit.planner.step import Branch, Layer
 
 
 def window_layer(branch: Branch) -> Layer:
-    """Return the planner's simulation of a layer with attention over several ranks in a long video.
+    """Return the planner's simulation of a layer in a long video whose tokens several ranks share.
 
-    It simulates `attention.window.windowed_over`: all data arrive first, by whole heads; then everything is
-    computed.
+    In the simulation, as in `attention.window.windowed_over`, all data arrive first, and each rank then
+    computes whole heads.
     """
     return all_in_first(branch, 1, whole_heads=True)
 
 
 def window_moves(branch: Branch) -> list[Message]:
-    """Return the messages between ranks in a layer of a long video (`attention.window.windowed_over`)."""
+    """Return the simulated messages between ranks in a layer of a long video whose tokens they share."""
     (chunk,) = chunk_boxes(branch.shares, 1, whole_heads=True)
     return [*incoming(branch, chunk), branch.results(chunk.work)]
