@@ -16,8 +16,7 @@ from paradit.distributed.shares import Box, Shares
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
-    """Return a function that makes attention, as in the PipeSP paper, from ranks' shares of tokens and work.
-    """
+    """Return a function that makes attention, as in PipeSP's paper, from ranks' shares of tokens and work."""
 
     def build(shares: Shares) -> Attend:
         by_head = UlyssesExchange(shares, sharers.transport, shares.most_heads)

@@ -234,11 +234,10 @@ class Helped(_Member):
             self._judge(self._step).record(self._agreed.helpers, seconds)
 
     def latents(self, helpers: Sequence[int]) -> int:
-        """Announce which decode ranks get latents next; return in how many steps since the last call there
-        was help.
+        """Announce which decode ranks get latents next; return how many steps since the last call had help.
 
-        helpers: indices of these decode ranks; empty if the latents go to ranks that never help. Every rank
-        that denoises calls this.
+        helpers: indices of these decode ranks among those that may help; empty if the latents go to other
+        ranks. Every rank that denoises calls this.
         """
         steps, self._steps = self._steps, 0
         # Until it publishes the next number, a helper that was sent latents no longer counts as idle.
@@ -264,8 +263,7 @@ class Helped(_Member):
         return replace(step, kind=HELP if any(work) else ALONE, work=tuple(work))
 
     def _measured_plan(self, step: Message, idle: tuple[int, ...]) -> Sequence[int]:
-        """Return how many attention rows each helper computes in a step; -1 if its speed must be measured
-        first.
+        """Return how many attention rows each helper computes in a step; -1 if it must be measured first.
 
         A helper is a decode rank that takes a share of the attention while it is idle. step: the message
         about the step. idle: indices of the helpers that are idle.
@@ -280,8 +278,8 @@ class Helped(_Member):
     def _broadcast(self, decided: Message) -> Message:
         """Send the first rank's decision about help to the ranks that it concerns; return the decision.
 
-        These are all denoise ranks, and the decode ranks that help in this step. decided: the decision; only
-        that of the first rank counts.
+        These are all denoise ranks, and the decode ranks that help or are measured. decided: the decision;
+        only that of the first rank counts.
         """
         device = self._world.device
         agreed = Message.unpack(self._denoisers.broadcast(decided.pack(device)))
@@ -295,8 +293,8 @@ class Helped(_Member):
         self._channels[helper].send(replace(message, work=work).pack(self._world.device))
 
     def _take_measures(self, step: Message) -> None:
-        """Measure the speed of helpers (idle decode ranks); the first rank stores how many rows each will
-        compute.
+        """Measure the speed of helpers (idle decode ranks); the first rank stores how many rows each
+        computes.
 
         step: the message about the step for which helpers are measured.
         """
@@ -335,8 +333,7 @@ class Helper(_Member):
         self._sites = cache(self._read_sites)
 
     def until_latents(self) -> int:
-        """Help with attention until latents come for this decode rank, or until all denoising steps have
-        ended.
+        """Help with attention until latents come for this decode rank, or until all denoising has ended.
 
         Returns the number of steps in which decode ranks helped since latents were last sent to be decoded.
         """

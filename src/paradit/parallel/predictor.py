@@ -20,8 +20,7 @@ from paradit.parallel.run_blocks import run_interleaved, through_blocks
 
 
 class Branches:
-    """Prompts of the guidance branches that a process computes, converted for the transformer on first use.
-    """
+    """Prompts of a process's guidance branches, converted to the transformer's form on first use."""
 
     def __init__(self, transformer: Transformer, prompts: Sequence[Prompt]) -> None:
         self._transformer, self._prompts = transformer, prompts

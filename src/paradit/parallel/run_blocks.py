@@ -35,8 +35,7 @@ def through_blocks(
 
 
 def in_step(attend: Attend, step: int) -> Attend:
-    """Return an attention function that fills in the denoising step, which blocks do not know, for `attend`.
-    """
+    """Return an attention function that calls `attend` with the denoising step, which blocks do not know."""
 
     def attend_in_step(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
         if site.pattern is not None:
