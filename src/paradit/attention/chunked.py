@@ -38,7 +38,7 @@ def chunked(exchange: UlyssesExchange, kernel: Kernel) -> Attend:
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001
         send, rope = exchange.send, layout.rope
         first, *others = exchange.chunks
-        # Messages are started in the order in which they are needed, so that none waits for one that is needed later.
+        # Messages are started in the order in which they are needed, so that none waits for a later one.
         # The first values travel while keys and queries are projected. The planner simulates this function in
         # `attention.timing.head_exchange`.
         value = next(projection)

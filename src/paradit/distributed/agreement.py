@@ -18,20 +18,24 @@ FINE, NO_MEMORY, FAILED = range(3)
 class Ended(Exception):
     """Error raised if another rank cannot continue a task that ranks attempt together.
 
-    Its argument is the worst outcome of any rank, NO_MEMORY or FAILED.
+    The error's argument is the worst outcome of any rank, NO_MEMORY or FAILED.
     """
 
 
 class Agreement:
     """Agreement of ranks that share a task, such as decoding, on whether all continue it, or all end it.
 
-    An instance serves one attempt at the task. Each rank agrees with the others twice: in `gather`, before
-    anything is sent, and at the end, by `agree`. A rank that fails calls `report` instead. Once `agree` has
-    raised, or `report` has returned a failure, no message of the attempt is in flight.
+    An instance serves one attempt at the task. Ranks agree twice: in `gather`, before they send anything, and
+    by `agree`, once they have finished. A rank that fails calls `report` instead of the next of these. If
+    `agree` raises Ended, or `report` returns a failure, all messages of the attempt have arrived.
     """
 
     def __init__(self, world: World | None, device: torch.device) -> None:
-        """Begin an attempt at a shared task. world: the ranks that share it; None: this process alone."""
+        """Begin an attempt at a task.
+
+        world: the ranks that attempt the task together; None: this process alone. device: device of the
+        tensors that ranks send.
+        """
         self.rank, self.num_ranks = (world.rank, world.size) if world else (0, 1)
         self._world, self._device = world, device
         self._leaving: tuple[dist.Work, Tensor] | None = None
@@ -47,7 +51,7 @@ class Agreement:
     def report(self, outcome: int) -> int:
         """Report this rank's outcome of a shared task to all ranks, and return the worst outcome of any rank.
 
-        All ranks call it together.
+        All ranks call this together, directly or through `agree`. outcome: FINE, NO_MEMORY or FAILED.
         """
         if self._world is None:
             return outcome
@@ -60,8 +64,9 @@ class Agreement:
     def gather(self, pieces: list[Tensor], shapes: Sequence[Sequence[tuple[int, ...]]]) -> list[list[Tensor]]:
         """Send the tensors of all ranks to the first rank, and return them there, in one list for each rank.
 
-        Returns an empty list on the other ranks. pieces: this rank's tensors. shapes: the shapes of each
-        rank's tensors. Each rank allocates all memory before the ranks agree to continue.
+        Returns an empty list on the other ranks. pieces: this rank's tensors. shapes: for each rank, the
+        shapes of its tensors. Raises Ended if a rank cannot continue, for instance because it has no memory
+        for its part.
         """
         if self._world is None:
             return [pieces]

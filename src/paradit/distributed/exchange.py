@@ -1,9 +1,9 @@
 """Ulysses exchange: queries, keys and values go to the ranks that compute attention, results come back.
 
-DeepSpeed-Ulysses (arXiv 2309.14509) divides whole heads and equal sequences. Here a rank computes any
-contiguous range of (head, query row) pairs, its share of the work (`Shares`). If two ranks divide a head
-between them by query rows, the keys and values of that head go to both. The work may also be divided into
-chunks that travel separately (PipeSP, arXiv 2511.12056).
+DeepSpeed-Ulysses (arXiv 2309.14509) divides attention by whole heads, and the sequence into equal parts. Here
+a rank computes any contiguous range of (head, query row) pairs, its share of the work (`Shares`). If two
+ranks divide a head between them by query rows, the keys and values of that head go to both. The work may also
+be divided into chunks that travel separately (PipeSP, arXiv 2511.12056).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from paradit.distributed.transport import Transport
 class Chunk:
     """One chunk of an attention computation, whose data travel separately from those of other chunks.
 
-    A `Chunk` has what this rank computes in the chunk, and the plans of what all ranks send for it.
+    It says what this rank computes in the chunk, and has the plans of what all ranks send to each other for
+    it.
     """
 
     work: Sequence[Box]
@@ -45,10 +46,12 @@ class UlyssesExchange:
     def __init__(
         self, shares: Shares, transport: Transport, num_chunks: int = 1, *, whole_heads: bool = False
     ) -> None:
-        """Plan what each rank sends and receives in each chunk, from the ranks' shares of tokens and work.
+        """Plan what each rank sends and receives in each chunk.
 
-        whole_heads: whether each rank receives an equal part of the heads, even those that its query rows do
-        not need. USP and long videos require this: there a rank's heads must not depend on its query rows.
+        shares: the ranks' shares of tokens and of attention work. transport: connection among these ranks.
+        whole_heads: whether each rank receives the keys and values of an equal part of the heads, even those
+        that its query rows do not need. USP and long videos require this: there a rank's heads must not
+        depend on its query rows.
         """
         if shares.num_ranks != transport.num_ranks:
             raise ValueError(f"shares for {shares.num_ranks} ranks, and {transport.num_ranks} exchange")
@@ -76,8 +79,8 @@ class UlyssesExchange:
     def held(self, tensor: Tensor) -> list[Tensor]:
         """Split a tensor [B, tokens, H, D] into this rank's own tokens and the replicated ones, such as text.
 
-        Replicated tokens are those that every rank holds. A rank that holds no tokens (a helper) gets its
-        tensor back whole.
+        Replicated tokens are those that every rank holds. Returns the whole tensor, in a list, if there are
+        none, or if this rank holds no tokens and only computes attention.
         """
         num_tokens = self.shares.tokens[self.transport.rank]
         if not self.shares.num_replicated or self.transport.rank >= self.shares.num_holders:
@@ -85,9 +88,10 @@ class UlyssesExchange:
         return [tensor[:, :num_tokens], tensor[:, num_tokens:]]
 
     def send(self, redistribution: Redistribution, tensor: Tensor) -> Move:
-        """Prepare to send this rank's tensor to other ranks by a chunk's plan; return a transfer to `start`.
+        """Prepare to send this rank's queries, keys or values to other ranks; return a transfer to `start`.
 
-        redistribution: the chunk's plan, `queries` or `heads`.
+        redistribution: plan of the messages, `queries` or `heads` of a chunk. tensor: this rank's queries,
+        keys or values, [B, tokens, H, D].
         """
         return redistribution.move(self.held(tensor), like=tensor)
 

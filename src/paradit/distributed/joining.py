@@ -46,8 +46,8 @@ class Joining:
     ) -> None:
         """Prepare to join the other ranks, but do not wait for them yet.
 
-        meet: the file of a `FileStore`, or the address and port that a launcher has declared. limit: longest
-        time to wait.
+        meet: where ranks find each other: the file of a `FileStore`, or the address and port that a launcher
+        has declared. limit: longest time to wait for the other ranks.
         """
         self._rank, self._size, self._meet = rank, size, meet
         self._device, self._limit = device, limit
@@ -61,9 +61,10 @@ class Joining:
         """Wait for all ranks, create the default process group, and return the store that the ranks share.
 
         Another thread does all waiting, so that this thread can handle signals. warn: function that is called
-        after a few seconds with a message about the missing ranks, on the first rank that is present. Raises
-        RankError if joining takes too long or a rank ends meanwhile. Raises InputError if another program
-        answers at the ranks' address, if the port is taken, or if ranks have different plug-ins.
+        after a few seconds with a message about the missing ranks; it is called on the lowest rank that is
+        present. Raises RankError if joining takes too long or a rank ends meanwhile. Raises InputError if
+        another program answers at the ranks' address, if the port is taken, or if ranks have different
+        plug-ins.
         """
         said = ""
 
@@ -135,10 +136,8 @@ class Joining:
         return TCPStore(address, port, is_master=is_master, timeout=limit, wait_for_workers=False)
 
     def _wait_for_answer(self, here: Launched) -> None:
-        """Wait until a program listens at the address where ranks meet.
-
-        torch could also wait for it, but would print warnings.
-        """
+        """Wait until a program listens at the address where ranks meet."""
+        # torch could also wait for it, but would print warnings.
         self._why_alone = "nothing answers there"
         while True:
             with suppress(OSError), socket.create_connection((here.address, here.port), CONNECT_SECONDS):
@@ -182,7 +181,7 @@ class Joining:
         """Return a message for the user about ranks that have not joined: which, where, and what to do.
 
         The message is empty if no rank is missing, or if a rank with a lower number has joined, because that
-        rank reports it.
+        rank has the same message.
         """
         if self._why_alone:
             missing, why = [0], f": {self._why_alone}"

@@ -17,15 +17,16 @@ class Sharers:
     def __init__(self, transport: Transport, divide: Callable[[Groups], Transport] | None = None) -> None:
         """Keep this rank's connection to the ranks that share its attention.
 
-        divide: function that makes the connections among groups of these ranks; None: they cannot be divided.
+        transport: the connection. divide: function that divides these ranks into groups, and returns the
+        connection within this rank's group; None: they cannot be divided.
         """
         self.transport, self._divide = transport, divide
 
     def among(self, groups: Groups) -> Transport:
-        """Return a connection among the ranks of one of the `groups`: the group that this rank is in.
+        """Divide these ranks into groups, and return the connection within this rank's group.
 
-        The connection numbers the ranks in the group's order. All ranks call this together. Raises ValueError
-        if these ranks cannot be divided.
+        groups: the ranks of each group. The connection numbers the ranks in the order of this list. All ranks
+        call this together. Raises ValueError if these ranks cannot be divided.
         """
         if self._divide is None:
             raise ValueError("these ranks cannot be divided into groups")
@@ -36,8 +37,8 @@ class Mesh:
     """Assignment of n ranks to guidance branches, with connections within each branch and across branches.
 
     With `cfg_degree` 2, the first half of the ranks computes the first branch, and the other half the second
-    branch; with 1, all ranks compute both branches. Every rank must create a Mesh, with the same degree.
-    Raises ValueError if the degree does not divide n.
+    branch. With `cfg_degree` 1, all ranks compute both branches. Every rank must create a Mesh, with the same
+    degree. Raises ValueError if the degree does not divide n.
     """
 
     def __init__(self, world: World, cfg_degree: int = 1) -> None:
@@ -55,9 +56,9 @@ class Mesh:
         """Ranks that share the tokens of this rank's guidance branch, numbered within the branch."""
 
     def _among(self, groups: Groups) -> Transport:
-        """Return a connection among the ranks of this rank's group within its guidance branch.
+        """Divide each guidance branch's ranks into groups; return the connection within this rank's group.
 
-        groups: groups of a branch's ranks, numbered within the branch; all branches are divided alike.
+        groups: the ranks of each group, numbered within the branch; all branches are divided alike.
         """
         starts = range(0, self.world.size, self._size)
         return self._own([[first + rank for rank in group] for first in starts for group in groups])

@@ -21,10 +21,10 @@ from paradit.distributed.transport import Transfer, Transport
 class Redistribution:
     """Plan of what each rank sends to the others, so that every rank gets the tokens and heads that it needs.
 
-    `source` and `target` are the boxes (rectangles of tokens x heads) that each rank holds and needs; each
-    box is a tensor [B, tokens, heads, D] on its rank. The last `num_helpers` ranks hold no tokens. All other
-    ranks also hold the boxes in `replicated`, such as text, which are sent only to the last ranks (see
-    `boxes_given`).
+    source, target: for each rank, the boxes (rectangles of tokens x heads) that it holds, and those that it
+    needs. Each box is a tensor [B, tokens, heads, D] on its rank. replicated: boxes, such as that of the
+    text, that all ranks except the last `num_helpers` hold in addition; they are sent only to the last ranks,
+    which hold nothing. See `boxes_given`.
     """
 
     def __init__(
@@ -46,15 +46,17 @@ class Redistribution:
         self.outgoing = {other: common_parts(self._given(rank, other), target[other]) for other in others}
         self.incoming = {other: common_parts(self._given(other, rank), target[rank]) for other in others}
         self.kept = common_parts(self.held, target[rank])
-        """Data that this rank both holds and needs: triples (index of box held, of box needed, overlap).
+        """Data that this rank both holds and needs, as triples: index of the box that it holds, index of the
+        box that it needs, and the overlap of both.
 
-        `outgoing` and `incoming` list such triples for the data that travels to and from each other rank.
+        `outgoing` and `incoming` have such triples for each other rank, for the data that is sent to it and
+        received from it.
         """
 
     def elements_sent(self, rank: int) -> int:
-        """Return the number of vectors, one per token and head, that `rank` sends to other ranks.
+        """Return the number of (token, head) vectors that `rank` sends to other ranks.
 
-        A vector has D elements: multiply by batch x D x item size for bytes.
+        A vector is the data of one token in one head: D values for each video of the batch.
         """
         return sum(
             len(part)
@@ -69,9 +71,10 @@ class Redistribution:
     def move(self, tensors: Sequence[Tensor], like: Tensor, into: Sequence[Tensor] | None = None) -> Move:
         """Prepare to send this rank's tensors, one for each box that it holds; return the transfer.
 
-        `start`, a function of this module, begins the transfer. All ranks call `move`, including those that
-        hold nothing: `like`, any tensor of the same kind, sets batch, D, dtype and device. What arrives is
-        written to `into`, one tensor for each box that this rank needs, or to new tensors.
+        The function `start` begins the transfer. All ranks call `move`, including those that hold nothing.
+        tensors: one for each box that this rank holds. like: any tensor with the batch, D, dtype and device
+        of those that are sent. into: tensors to receive into, one for each box that this rank needs; None:
+        new tensors.
         """
         assert len(tensors) == len(self.held), (len(tensors), self.held)
         if into is None:
@@ -98,7 +101,7 @@ class Move:
         return [_view(self.tensors[i], boxes[i], part) for i, _, part in self.redistribution.outgoing[rank]]
 
     def coming(self, rank: int) -> list[Tensor]:
-        """Return the views into which another rank's data are received, in that rank's order of sending."""
+        """Return views into which another rank's data are received, in the order in which it sends them."""
         boxes = self.redistribution.boxes
         return [_view(self.into[j], boxes[j], part) for _, j, part in self.redistribution.incoming[rank]]
 
@@ -110,7 +113,7 @@ class Move:
 
 
 def start(moves: Sequence[Move]) -> Arrival:
-    """Begin to send the tensors of several redistributions together, with a single message to each rank."""
+    """Begin to send the tensors of several redistributions together, in a single message to each rank."""
     transport, like = moves[0].redistribution.transport, moves[0].like
     outgoing, sizes = [], []
     for rank in range(transport.num_ranks):
@@ -126,7 +129,7 @@ def start(moves: Sequence[Move]) -> Arrival:
 
 
 class Arrival:
-    """Messages of one or more redistributions in flight; `wait` returns the tensors that they bring."""
+    """Messages of one or more redistributions on their way; `wait` returns the tensors that they bring."""
 
     def __init__(self, transfer: Transfer, moves: Sequence[Move]) -> None:
         self._transfer: Transfer | None = transfer

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 ROW_MULTIPLE = 4
-"""Multiple, in rows, to which the ends of token ranges, and of chunks within a head, are rounded. A CPU may
-compute very few rows of a head with other instructions, which round differently. Shares of work may end at
-any row: for them `attention.local_attention.some_rows` prevents this."""
+"""Multiple, in rows, to which the ends of token ranges, and of chunks within a head, are rounded.
+
+A CPU may compute very few rows of a head with other instructions, which round differently.
+"""
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ class Shares:
     def with_helpers(self, work: Sequence[int]) -> Shares:
         """Return these shares with further ranks, which hold no tokens and only compute attention.
 
-        work: number of (head, query row) pairs that each further rank computes. The present ranks keep their
-        tokens, and divide the remaining work equally.
+        work: for each further rank, the number of (head, query row) pairs that it computes. The present ranks
+        keep their tokens, and divide the remaining work equally.
         """
         left = sum(self.work) - sum(work)
         return replace(
@@ -161,15 +162,18 @@ class Shares:
         return [list(_blocks(range(*both), self.num_rows)) for both in pairwise(ends)]
 
     def heads_for(self, work: Sequence[Box]) -> Box:
-        """Return the box of keys, or values, that the given query rows attend to: all rows of their heads."""
+        """Return the box (tokens x heads) of the keys, or values, that some query rows attend to.
+
+        It has all tokens of the heads to which the query rows belong. work: the query rows.
+        """
         first, last = (work[0].first_head, work[-1].last_head) if work else (0, 0)
         return Box(first, last, 0, self.num_rows)
 
     def heads_of(self, rank: int) -> Box:
-        """Return the box of heads that a rank gets if all heads are divided equally among the ranks.
+        """Return the box (tokens x heads) that a rank gets if all heads are divided equally among the ranks.
 
-        Parts of heads are rounded up to whole ones, so two neighbouring ranks may both get a head. How `work`
-        is divided does not matter.
+        Parts of heads are rounded up to whole ones, so two neighbouring ranks may both get a head. The
+        division of the attention work (`work`) does not matter.
         """
         first = self.num_heads * rank // self.num_ranks
         last = -(-self.num_heads * (rank + 1) // self.num_ranks)
@@ -177,7 +181,8 @@ class Shares:
 
 
 Boxes = Sequence[Sequence[Box]]
-"""Boxes (rectangles of tokens x heads), one list per rank, in rank order; a rank's boxes do not overlap."""
+"""Type of a list, in rank order, of the boxes (rectangles of tokens x heads) of each rank. A rank's boxes do
+not overlap."""
 
 
 def common_parts(source: Sequence[Box], target: Sequence[Box]) -> list[tuple[int, int, Box]]:
@@ -194,9 +199,9 @@ def boxes_given(
 ) -> Sequence[Box]:
     """Return the boxes (rectangles of tokens x heads) from which `sender` sends parts to `receiver`.
 
-    `replicated` are boxes that every rank except the helpers (the last ranks) holds in addition to its source
-    boxes. They travel to helpers only: to the first helper from the first rank, to the second from the
-    second, and so on.
+    source: for each rank, the boxes that it holds. replicated: boxes that every rank except the last
+    `num_helpers` holds in addition. They are sent only to these last ranks, the helpers, which hold nothing:
+    to the first helper from the first rank, to the second from the second, and so on.
     """
     holders = len(source) - num_helpers
     helper = receiver - holders
@@ -209,8 +214,8 @@ def rows_between(
 ) -> list[list[int]]:
     """Return how many (token, head) rows each rank sends to each other rank, as a matrix [sender][receiver].
 
-    source, target: the boxes of tokens x heads that each rank holds and needs. replicated, num_helpers: as
-    for `boxes_given`.
+    source, target: for each rank, the boxes of tokens x heads that it holds, and those that it needs.
+    replicated: boxes that every rank except the last `num_helpers` holds in addition.
     """
 
     def rows(sender: int, receiver: int) -> int:
@@ -222,7 +227,7 @@ def rows_between(
 
 
 def _common_rows(a: Box, b: Box) -> int:
-    """Return the number of (token, head) rows in two boxes' overlap. Builds no Box, to save time."""
+    """Return the number of (token, head) rows in the overlap of two boxes."""
     heads = min(a.last_head, b.last_head) - max(a.first_head, b.first_head)
     rows = min(a.stop, b.stop) - max(a.start, b.start)
     return heads * rows if heads > 0 and rows > 0 else 0
@@ -235,14 +240,16 @@ class ChunkBoxes:
     work: Boxes
     """Query rows that each rank computes in this chunk, as boxes (rectangles of tokens x heads)."""
     new_heads: Sequence[Box]
-    """Heads, as boxes, whose keys and values each rank receives with this chunk, and did not have yet."""
+    """For each rank, a box (tokens x heads) of the keys and values that it receives with this chunk, without
+    those that it received with earlier chunks."""
 
 
 def chunk_boxes(shares: Shares, num_chunks: int, *, whole_heads: bool = False) -> list[ChunkBoxes]:
     """Divide an attention into chunks; return what each rank computes and receives in each chunk.
 
-    whole_heads: whether each rank receives an equal part of the heads, even those that its query rows do not
-    need. USP and long videos require this: there a rank's heads must not depend on its query rows.
+    shares: the ranks' shares of tokens and of attention work. whole_heads: whether each rank receives the
+    keys and values of an equal part of the heads, even those that its query rows do not need. USP and long
+    videos require this: there a rank's heads must not depend on its query rows.
     """
     ranks = range(shares.num_ranks)
     found = []
@@ -265,10 +272,11 @@ def _not_seen(heads: Box, seen: int) -> Box:
 def _equal_parts(
     start: int, stop: int, parts: int, length: int, multiple: int = ROW_MULTIPLE
 ) -> tuple[int, ...]:
-    """Divide the range from `start` to `stop` into nearly equal parts, and return their sizes.
+    """Divide a range of attention rows into nearly equal parts, and return the number of rows in each part.
 
-    The range counts rows, head by head; each head has `length` rows. Ends between parts are rounded to a
-    multiple of `multiple` rows from the beginning of their head.
+    The range, from `start` to `stop`, counts the rows of all heads, head by head. length: number of rows in
+    each head. multiple: number of rows, from the beginning of a head, to a multiple of which the ends between
+    parts are rounded.
     """
     ends = [start]
     for part in range(1, parts):

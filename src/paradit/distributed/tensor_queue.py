@@ -23,7 +23,8 @@ class Channel:
     def __init__(self, world: World | None, sender: int, receivers: Sequence[int], depth: int) -> None:
         """Open this rank's end of a queue of tensors between ranks.
 
-        world: None in a single process. depth: number of messages that may be in flight before `send` waits.
+        world: the processes that work together; None: this process alone. sender, receivers: ranks in it.
+        depth: number of messages that may be in flight before `send` waits.
         """
         self._world, self._sender, self._depth = world, sender, depth
         self._me = world.rank if world else 0
@@ -33,10 +34,10 @@ class Channel:
         self._leaving: deque[tuple[list[dist.Work], Tensor]] = deque()
 
     def send(self, tensor: Tensor) -> None:
-        """Queue a tensor for all receiving ranks; only the sending rank calls it.
+        """Queue a tensor for all receiving ranks; only the sending rank calls this.
 
-        Waits while more than `depth` messages have not been received. An empty tensor is not sent to other
-        ranks.
+        If more than `depth` messages have not been received yet, it waits until no more than `depth` are
+        left. An empty tensor is not sent to other ranks.
         """
         if self._keeps:
             self._kept.append(tensor)
@@ -50,9 +51,9 @@ class Channel:
             self._wait_for_oldest()
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return the next tensor from the sending rank, once it has arrived; each receiving rank calls it.
+        """Return the next tensor from the sending rank, once it has arrived; each receiving rank calls this.
 
-        shape, dtype: those of the tensor, which the receiver has to know beforehand.
+        shape, dtype: the tensor's shape and dtype, which the receiver has to know beforehand.
         """
         if self._me == self._sender:
             return self._kept.popleft()
@@ -77,8 +78,9 @@ class Channel:
 class Expected:
     """Receiving end of a link between two ranks, for messages whose shapes are known beforehand.
 
-    Receives are posted in advance, so that messages travel while earlier ones are worked on. Buffers are
-    reused: a received tensor is valid only until the next call of `receive`. Empty messages do not travel.
+    Receives are posted in advance, so that messages travel while the receiving rank works on earlier ones.
+    Buffers are reused: a received tensor is valid only until the next call of `receive`. Empty messages do
+    not travel.
     """
 
     def __init__(
@@ -91,8 +93,8 @@ class Expected:
     ) -> None:
         """Open the receiving end of a link between two ranks, and post its first receives.
 
-        shapes: for each call of `receive`, the shapes of the messages that it returns. ahead: number of calls
-        for which receives are posted in advance.
+        shapes: iterator that yields, for each call of `receive`, the shapes of the tensors which that call
+        returns. ahead: number of calls for which receives are posted in advance.
         """
         self._world, self._sender, self._shapes = world, sender, shapes
         self._coming: deque[tuple[list[dist.Work], list[Tensor]]] = deque()
@@ -102,9 +104,9 @@ class Expected:
             self._post()
 
     def receive(self) -> list[Tensor]:
-        """Wait for the next messages from the sending rank, and return them.
+        """Wait for the next tensors from the sending rank, and return them.
 
-        They are views of a buffer, valid until the next call.
+        They are views of a buffer, valid only until `receive` is called again.
         """
         self._post()  # first, so that this message can travel during the wait
         works, messages = self._coming.popleft()

@@ -13,22 +13,21 @@ from paradit.distributed.transport import Transport
 from paradit.trace.spans import LINK, STAGE, begin, end, unrecorded
 
 TIMES = 2
-"""Number of timed runs of the work that is measured, after a warm-up run. The shortest time is used."""
+"""Number of timed runs of a piece of work, after a warm-up run. The shortest time is used."""
 LARGEST_MESSAGE = 2**23
-"""Largest number of bytes that is sent to each rank to measure a link's rate."""
+"""Largest number of bytes that a rank sends to another rank when a link's rate is measured."""
 TRACED_MESSAGE = 2**20
-"""Number of bytes that each rank is sent when a link is measured for the trace, if the real sizes are
-unknown."""
+"""Number of bytes that a rank sends to another rank when a link is measured for the trace of a run."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """Latency and rate of messages between ranks, measured while all of them send."""
+    """Latency and rate of messages between ranks, measured while all ranks send at the same time."""
 
     latency: float
     """Seconds from the start of a small message to its arrival."""
     seconds_per_byte: float
-    """Seconds for each byte that a rank sends, or receives if that is more."""
+    """Seconds for each byte that a rank sends, or for each that it receives if it receives more."""
 
 
 def now(device: torch.device) -> float:
@@ -52,10 +51,11 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 def measure_link(
     transport: Transport, num_bytes: int, device: torch.device, peers: Sequence[int] | None = None
 ) -> Link:
-    """Measure latency and rate of messages between ranks; all ranks call it together.
+    """Measure latency and rate of messages between ranks; all ranks call this together.
 
-    num_bytes: number of bytes that a rank may send to another in an exchange, the same on all ranks. peers:
-    the ranks with which this rank exchanges messages; None: all others.
+    num_bytes: size of the messages to measure with, at most `LARGEST_MESSAGE`; the same on all ranks. It
+    should be the number of bytes that a rank sends to another in an exchange. peers: the ranks with which
+    this rank exchanges messages; None: all others.
     """
     if peers is None:
         peers = [rank for rank in range(transport.num_ranks) if rank != transport.rank]
@@ -77,7 +77,7 @@ def measure_link(
 def trace_link(transport: Transport, device: torch.device) -> None:
     """Measure the link between ranks and record it in the trace, to show how much communication was hidden.
 
-    All ranks of the transport call it together.
+    transport: connection among the ranks, which all call this together.
     """
     traced = begin(LINK, STAGE)
     with unrecorded():  # these messages are not part of the run

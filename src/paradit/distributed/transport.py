@@ -26,7 +26,11 @@ class Transfer:
         in_flight: list[Tensor],
         traced: int | None = None,
     ) -> None:
-        """Keep an all-to-all's pending operations and buffers. traced: index of its span in the trace."""
+        """Keep an all-to-all's pending operations and buffers.
+
+        received: for each rank, the tensor into which its data are received. in_flight: tensors that are
+        being sent. traced: index of the exchange's span in the trace; None: it is not traced.
+        """
         self._works, self._received, self._traced = list(works), received, traced
         # Keeps tensors that are being sent from being freed or reused too early.
         self._in_flight = in_flight
@@ -52,11 +56,12 @@ class Transport:
         *,
         point_to_point: bool = False,
     ) -> None:
-        """Connect this rank to the other ranks of a process group; to itself alone if `group` is None.
+        """Connect this rank to the other ranks of a process group.
 
-        ranks: the group's ranks, as ranks of the default process group, in the order of this transport; None:
-        ascending. point_to_point: never use a collective, so that ranks between which nothing travels need
-        not take part.
+        group: the process group; None: this rank is connected only to itself. ranks: the group's ranks, as
+        numbered in the default process group, in the order in which this transport numbers them; None:
+        ascending. point_to_point: whether all messages are sent rank to rank, never by a collective, so that
+        ranks between which nothing travels need not take part.
         """
         self._group = group
         self._ranks = list(ranks or dist.get_process_group_ranks(group)) if group is not None else [0]
@@ -65,12 +70,13 @@ class Transport:
         # A collective numbers the ranks in ascending order only.
         self._by_messages = point_to_point or self._ranks != sorted(self._ranks)
         self.bytes_sent = self.bytes_received = 0
-        """Number of bytes that this rank has sent to other ranks, and received from them, by this object."""
+        """Number of bytes that this rank has sent to other ranks through this object. `bytes_received` is the
+        number of bytes received from them."""
 
     def start(self, outgoing: list[Tensor], sizes: Sequence[int]) -> Transfer:
-        """Begin to send `outgoing[r]` to each rank r, and to receive `sizes[r]` elements from it.
+        """Begin to send `outgoing[r]` to each rank r, and to receive `sizes[r]` elements from each rank r.
 
-        The tensors are flat; nothing travels for an empty one. All ranks call it together.
+        The tensors are flat, and an empty tensor is not sent. All ranks call this together.
         """
         mine = outgoing[self.rank]
         incoming = [mine if rank == self.rank else mine.new_empty(size) for rank, size in enumerate(sizes)]
@@ -94,7 +100,11 @@ class Transport:
         return [part.view(tensor.shape) for part in received]
 
     def broadcast(self, tensor: Tensor, root: int = 0) -> Tensor:
-        """Return the root's tensor on all ranks; the others pass one of its shape, with any values."""
+        """Return the root's tensor on all ranks.
+
+        tensor: on the root, the tensor to send; on the other ranks, one of the same shape and dtype with any
+        values.
+        """
         flat = tensor.contiguous().view(-1)
         nothing = flat[:0]
         outgoing = [flat if self.rank == root else nothing] * self.num_ranks

@@ -1,7 +1,7 @@
 """Groups of processes that work together ("worlds"): joining, messages, and a key-value store.
 
-A `World` is passed along; nothing here is kept in module globals. (torch itself keeps one default group per
-process, so a process is in one world at a time.)
+Code that needs a `World` gets it as an argument; this module has no global state. (torch itself has one
+default process group per process, so a process is in one world of `join_world` at a time.)
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class World:
         """Return a world of some of these ranks, in the given order; None if this rank is not among them.
 
         Every rank of this world must call it, with the same ranks. own_group: whether to create a new process
-        group even if the ranks are those of this world, so that messages of the two worlds do not mix.
+        group even if the ranks are all those of this world. Messages of the two worlds then do not queue
+        behind each other.
         """
         if list(ranks) == list(range(self.size)) and not own_group:
             return self
@@ -55,13 +56,13 @@ class World:
     def transport(self, *, point_to_point: bool = False) -> Transport:
         """Return a connection among all ranks of this world, for all-to-all exchanges of tensors.
 
-        point_to_point: never use a collective, so that ranks between which nothing travels need not take
-        part.
+        point_to_point: whether all messages are sent rank to rank, never by a collective, so that ranks
+        between which nothing travels need not take part.
         """
         return Transport(self.group or dist.group.WORLD, self.ranks, point_to_point=point_to_point)
 
     def publish(self, key: str, text: str = "") -> None:
-        """Publish a key and a text in the store of all processes; return once they are visible to all."""
+        """Publish a text under a key in the store of all processes; return once all processes can see it."""
         assert self.store is not None
         self.store.set(key, text)
         self.store.check([key])  # TCPStore.set does not wait; an answer to `check` means that it is done
@@ -78,10 +79,10 @@ class World:
         return bool(self.store.check([key]))
 
     def transports(self, groups: Sequence[Sequence[int]]) -> list[Transport | None]:
-        """Return a connection (`Transport`) for each group of ranks; None for each that this rank is not in.
+        """Return a connection (`Transport`) for each group of ranks; None for each group without this rank.
 
-        Every rank must call it, with the same groups in the same order. As few process groups as possible are
-        made: each costs memory on a GPU, and threads that keep waking up on a CPU.
+        Every rank must call it, with the same groups in the same order. Makes as few process groups as
+        possible, because each costs memory on a GPU, and threads that keep waking up on a CPU.
         """
         if [list(ranks) for ranks in groups] == [list(range(self.size))]:
             return [self.transport()]
@@ -104,7 +105,10 @@ class World:
         ]
 
     def send(self, tensor: Tensor, rank: int) -> dist.Work:
-        """Begin to send a contiguous tensor to a rank; it must not change until the returned work is done."""
+        """Begin to send a contiguous tensor to a rank, and return the work to wait for.
+
+        The tensor must not change until the work is done.
+        """
         work = dist.isend(tensor, self._global(rank), group=self.group)
         assert work is not None  # this rank is in the group
         return work
@@ -114,7 +118,7 @@ class World:
         dist.recv(tensor, self._global(rank), group=self.group)
 
     def receive_later(self, tensor: Tensor, rank: int) -> dist.Work:
-        """Begin to receive a contiguous tensor from another rank; wait for the returned work before use."""
+        """Begin to receive into a contiguous tensor from another rank, and return the work to wait for."""
         work = dist.irecv(tensor, group=self.group, group_src=rank)
         assert work is not None
         return work
@@ -122,8 +126,9 @@ class World:
     def way_back(self) -> World:
         """Return a world of the same ranks whose messages do not queue behind those of this world.
 
-        NCCL runs the messages between two ranks in order, in both directions: a receive that is posted ahead
-        would hold up what is sent after it. Every rank must call it. Returns this world itself on CPUs.
+        It is for messages in the opposite direction. NCCL runs the messages between two ranks in order, in
+        both directions, so a receive that is posted in advance would hold up what is sent after it. Every
+        rank must call this. Returns this world itself on CPUs.
         """
         if self.device.type != "cuda":
             return self
@@ -153,11 +158,13 @@ def join_world(
 ) -> Iterator[World]:
     """Join the process group of `size` processes as rank `rank`, and leave it after the `with` body.
 
-    The process group uses gloo on CPUs and NCCL on GPUs. meet: the file of a `FileStore`, or the address and
-    port that a launcher has declared. A collective that takes longer than `timeout` seconds raises
-    RuntimeError. Signals are handled while the rank waits for others; after a few seconds, `warn` is called
-    with a message about the missing ones. The group is destroyed only on a normal end: after an error the
-    others may never reach that point, and waiting for them would hang.
+    The process group uses gloo on CPUs and NCCL on GPUs. meet: where ranks find each other: the file of a
+    `FileStore`, or the address and port that a launcher has declared. timeout: seconds after which a
+    collective raises RuntimeError. warn: function that is called after a few seconds with a message about
+    missing ranks. Signals are handled while the rank waits for other ranks.
+
+    The process group is destroyed only if the body ends normally. After an error the other ranks may never
+    leave the group, and destroying it would wait for them forever.
     """
     device = device or torch.device("cpu")
     if device.type == "cuda":

@@ -293,8 +293,7 @@ class Helped(_Member):
         self._channels[helper].send(replace(message, work=work).pack(self._world.device))
 
     def _take_measures(self, step: Message) -> None:
-        """Measure the speed of helpers (idle decode ranks); the first rank stores how many rows each
-        computes.
+        """Measure the speed of helpers (idle decode ranks); the first rank stores how much each computes.
 
         step: the message about the step for which helpers are measured.
         """
