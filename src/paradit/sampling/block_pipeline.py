@@ -2,8 +2,8 @@
 
 The method is from arXiv 2505.21070. `scheduling` decides when each frame block takes each denoising step, and
 which frames of its neighbours it reads; this module carries that out. The method is approximate: a frame
-attends to its own block and to some neighbouring frames, at other noise levels, not to the whole video. The
-results depend neither on the number of ranks nor on the timing of messages.
+attends only to its own block and to some neighbouring frames, which have other noise levels, and not to the
+whole video. The results depend neither on the number of ranks nor on the timing of messages.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ Save = Callable[[QueueState], object]
 class BlockPipeline:
     """Denoising of one long video on one rank of a layer pipeline, or in a single process.
 
-    All ranks create one for each video, with the same arguments except `share` and `state`.
+    All ranks create one for each video, with the same arguments except `share` and `state`, which differ from
+    rank to rank.
     """
 
     def __init__(
@@ -64,13 +65,14 @@ class BlockPipeline:
     ) -> None:
         """Prepare the denoising of one video.
 
-        prompts: the prompt and, with guidance, the negative prompt; their branches are computed one after the
-        other unless they have ranks of their own. size: (h, w) of the latents. guidance_scales: one for each
-        of the model's experts. later: prompts that replace the first one, each with the first frame block,
-        counted from 0, that uses it. share: this rank's part in the pipeline, as `divide_layers` returned it;
-        None for one process. state: a state that `save` received earlier, to resume from. wanted: function
-        that returns whether the rest of the video is still wanted; called on the first rank, in every round
-        and after every frame block.
+        prompts: the prompt and, with guidance, the negative prompt. If each guidance branch does not have
+        ranks of its own, the branches are computed one after the other. size: (h, w) of the latents.
+        guidance_scales: guidance scale for each of the model's experts. later: pairs of a frame block's
+        index, counted from 0, and the prompt that replaces the first one from that block on. share: this
+        rank's part in the pipeline, as `divide_layers` returned it; None for one process. state: a state from
+        which to resume, which `save` of `blocks` received earlier. wanted: function that returns whether the
+        rest of the video is still wanted; it is called on the first rank, in every round and after every
+        frame block.
         """
         self._model, self._prompts, self._noise, self._size = model, prompts, noise, size
         self._scales, self._kernel, self._later, self._wanted = guidance_scales, kernel, later, wanted
@@ -123,10 +125,12 @@ class BlockPipeline:
         """Yield the denoised latents [1, C, F, h, w], fp32, of each frame block in order, on the first rank.
 
         Every rank iterates over this generator; on ranks except the first, it yields nothing. save: function
-        called with this rank's state every `save_every` rounds, in each of which every frame block in the
-        queue takes one step. Steps of frame blocks are reported as stage "denoise". Raises FloatingPointError
-        if a frame block's latents become non-finite (inf or NaN), and Unwanted if the rest is no longer
-        wanted. Both are raised on all ranks, except on those that have already finished.
+        that is called with this rank's state after every `save_every` rounds. In a round, every frame block
+        in the queue takes one step. Steps of frame blocks are reported as stage "denoise".
+
+        Raises FloatingPointError if a frame block's latents become non-finite (inf or NaN), and Unwanted if
+        the rest of the video is no longer wanted. Both are raised on all ranks, except on those that have
+        already finished.
         """
         # Steps taken before a resume count as done.
         steps_done = sum(len(self._queue.active(round)) for round in range(self._first_round))
@@ -208,7 +212,8 @@ class BlockPipeline:
         """Return the attention function for a frame block's step, which reads and fills key/value caches.
 
         It reads keys and values that the neighbouring frame blocks cached, and caches those that they will
-        read.
+        read. branch: index of the guidance branch. window: the block's tokens and those of its context.
+        num_replicated: number of further tokens, such as the text's, which every rank holds.
         """
         neighbours = []
         if step.left.source == "cache" and step.left.frames:
@@ -235,8 +240,8 @@ class BlockPipeline:
     def _latents(self, step: BlockStep) -> Tensor:
         """Return the transformer's input for one step of a frame block: its latents and neighbouring frames.
 
-        Frames whose keys and values are read from a cache are left out. On ranks that do not embed, the
-        tensor has no values (device "meta").
+        Neighbouring frames whose keys and values are read from a cache are left out. On ranks that do not
+        embed latents, the tensor has a shape but no values (device "meta").
         """
         if not self._links.is_first:
             return torch.empty(self._shape(step.computed_frames), device="meta")
@@ -283,8 +288,10 @@ class BlockPipeline:
         return self._windows[key]
 
     def _contexts_of(self, expert: int, block: int) -> list[TextContext]:
-        """Return a frame block's encoded prompts for this rank's guidance branches, as the transformer reads
-        them.
+        """Return a frame block's encoded prompts for this rank's guidance branches, in the transformer's
+        form.
+
+        expert: index of the expert transformer. block: index of the frame block.
         """
         texts = list(self._prompts)
         for first, text in self._later:
@@ -311,10 +318,7 @@ class BlockPipeline:
         return takewhile(lambda step: self._early_stop.goes_on(step.round), steps)
 
     def latents(self) -> Iterator[Shapes]:
-        """Yield the shape of the latents that this rank receives for each step of a frame block.
-
-        This method, `hops` and `predictions` implement the interface `Expectations`.
-        """
+        """Yield the shape of the latents that this rank receives for each step of a frame block."""
         return ([self._shape(step.computed_frames)] for step in self._steps())
 
     def hops(self) -> Iterator[Shapes]:
@@ -382,7 +386,7 @@ class BlockPipeline:
 
 @dataclass
 class _Held:
-    """A frame block on the first rank: its latents after its last two steps, and its own scheduler."""
+    """Record of a frame block on the first rank: its latents after its last two steps, and its scheduler."""
 
     level: int
     latents: Tensor

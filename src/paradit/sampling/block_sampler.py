@@ -39,9 +39,9 @@ class Begun:
     """Index of the next round, in which every frame block in the queue takes one step; the same on all ranks.
     """
     save: Callable[[QueueState], bool] | None
-    """Function that the first rank calls with the state after every round (one step of every frame block in
-    the queue), to save a checkpoint if one is due. It returns whether denoising continues. None on other
-    ranks."""
+    """Function that saves a checkpoint of the state if one is due; it returns whether denoising continues.
+    The first rank calls it with the state after every round, in which every frame block in the queue takes
+    one step. None on other ranks."""
 
 
 class BlockSampler(Sampler):
@@ -66,7 +66,10 @@ class BlockSampler(Sampler):
                     raise
 
     def _begun(self, work: Work) -> Begun:
-        """Return the point from which denoising starts or resumes, as the first rank's checkpoint decides."""
+        """Return the point from which denoising starts or resumes, as the first rank's checkpoint decides.
+
+        work: everything that this rank needs to denoise the request.
+        """
         request, predictor, spec = in_blocks(work.request), work.predictor, work.model.spec
         channels, _, height, width = latent_shape(request, spec)
         queue = request.queue(spec)
@@ -111,7 +114,7 @@ class BlockSampler(Sampler):
     def finished(self, queue: BlockQueue, round: int) -> int:
         """Return the number of frame blocks that are fully denoised when round `round` begins.
 
-        In a round, every frame block in the queue takes one step.
+        In a round, every frame block in the queue takes one step. round: index of the round.
         """
 
     @abstractmethod
@@ -128,10 +131,11 @@ class PredictorSampler(BlockSampler):
     def __init__(
         self, blocks: Callable[..., Iterator[Tensor]], finished: Callable[[BlockQueue, int], int]
     ) -> None:
-        """Make a sampler from two functions with the signatures of those in `sampling.windowed`.
+        """Make a sampler from two functions.
 
-        blocks: yields the latents of each frame block. finished: returns the number of frame blocks that are
-        fully denoised when a round of the block queue begins.
+        blocks: function that yields the latents of each frame block, as `sampling.windowed.blocks` does.
+        finished: function that returns the number of frame blocks that are fully denoised when a given round
+        of the block queue begins, as `sampling.windowed.finished` does.
         """
         self._blocks, self._finished = blocks, finished
 

@@ -1,8 +1,8 @@
 """State of a long video's denoising between two rounds of the block queue, enough to resume bit for bit.
 
-In a round, each frame block in the queue takes one step. The state consists of plain values and tensors. The
-noise of later frame blocks is not part of the state, because it follows from the seed and a block's index.
-The cached keys of right neighbours are not part of the state either, because every round begins without any.
+In a round, each frame block in the queue takes one step. The state consists of plain values and tensors. It
+does not include the noise of later frame blocks, which follows from the seed and a block's index. Nor does it
+include cached keys and values of right neighbours, because they are read only within a round.
 """
 
 from __future__ import annotations
@@ -62,11 +62,9 @@ class QueueState:
     The block that left is still read by its right neighbour.
     """
     left_features: dict[tuple[int, int], HeadFeatures] = field(default_factory=dict)
-    """Mapping from (frame block, guidance branch) to the cached keys and values of the block's last frames.
-
-    Each block's right neighbour reads them. They cover this rank's layers and heads, and are saved because
-    they cannot be computed again. Empty if the left neighbours' keys and values are not read from a cache.
-    """
+    """Mapping from (frame block, guidance branch) to cached keys and values of the block's last frames. They
+    are for the block's right neighbour, and cover only this rank's layers and heads. They are saved because
+    they cannot be computed again. Empty if left neighbours are not read from a cache."""
 
     def to_bytes(self) -> bytes:
         """Return the state as bytes that `from_bytes` reads."""
@@ -80,7 +78,7 @@ class QueueState:
     def from_bytes(cls, content: bytes, device: torch.device | None = None) -> QueueState:
         """Read a state that `to_bytes` has written, with its tensors on `device`.
 
-        Raises InputError, or what torch raises, if it is not valid.
+        Raises InputError, or any error of `torch.load`, if the bytes are not a valid state.
         """
         found = torch.load(io.BytesIO(content), map_location=device or "cpu", weights_only=True)
         state = decode(_Stored, found)
@@ -103,7 +101,7 @@ class _Stored:
 def shared_state(state: QueueState | None, predictor: Predictor, device: torch.device) -> QueueState | None:
     """Send the first process's saved state to all processes that denoise together, and return it on each.
 
-    Returns None if the first process has none.
+    Returns None on all of them if the first process has no saved state.
     """
     content = state.to_bytes() if state and predictor.is_first else b""
     size, *_ = predictor.gather_number(len(content))
@@ -125,7 +123,10 @@ def _named(features: Mapping[tuple[int | str, ...], tuple[Tensor, Tensor]]) -> H
 
 
 def solver_state(scheduler: Scheduler, fresh: Scheduler) -> dict[str, object]:
-    """Return the attributes of a diffusers scheduler that differ from those of `fresh`, a new one like it."""
+    """Return those attributes of a diffusers scheduler that have changed since it was new.
+
+    fresh: a new scheduler of the same class and configuration, for comparison.
+    """
     return {
         # Multistep schedulers change their lists in place, in every later step: copy them.
         name: list(value) if isinstance(value, list) else value

@@ -23,7 +23,7 @@ from paradit.scheduling.block_queue import BlockStep
 
 @dataclass(frozen=True)
 class Sharing:
-    """Division of a frame block's tokens among ranks, from the point of view of one of them."""
+    """Division of a frame block's tokens among ranks, from the point of view of one of these ranks."""
 
     transport: Transport | None = None
     """Connection among the ranks that share the tokens; None: this rank has all tokens."""
@@ -34,7 +34,10 @@ class Sharing:
         return self.transport.num_ranks if self.transport else 1
 
     def heads(self, num_heads: int) -> range:
-        """Return the range of attention heads that this rank computes; it does not depend on the tokens."""
+        """Return the range of attention heads that this rank computes, which all frame blocks have in common.
+
+        num_heads: number of attention heads of the model.
+        """
         box = Shares.equal(0, num_heads, self.sharers).heads_of(self.place)
         return range(box.first_head, box.last_head)
 
@@ -42,8 +45,8 @@ class Sharing:
 class Window:
     """A frame block and the context frames around it, as ranges of tokens and their RoPE rotations.
 
-    All steps with the same numbers of frames share one window. Positions of tokens are counted from the
-    window's first frame.
+    Steps with the same numbers of frames use the same window. Token positions are counted from the window's
+    first frame.
     """
 
     def __init__(
@@ -60,20 +63,22 @@ class Window:
         )
         """Layout (positions and rotations) of the tokens that are computed, not read from a cache."""
         self.left = whole.shard(0, start)
-        """RoPE rotations of the left context's tokens if their keys and values are read from a cache; empty
-        if they are computed."""
+        """RoPE rotations of the tokens of the frames before the block, if the keys and values of these tokens
+        are read from a cache; empty if they are computed."""
         self.right = whole.shard(start + count, len(whole.positions))
-        """RoPE rotations of the right context's tokens if their keys and values are read from a cache; empty
-        if they are computed."""
+        """RoPE rotations of the tokens of the frames after the block, if the keys and values of these tokens
+        are read from a cache; empty if they are computed."""
         own = step.left.computed * self.tokens
         self.own = range(own, own + step.frames * self.tokens)
-        """Range of the frame block's own tokens, without context, among the tokens that are computed."""
+        """Range of the frame block's own tokens among the tokens that are computed, some of which may be
+        context."""
         self.own_layout = transformer.layout((step.frames, *size))
 
         self._sharing, self._num_heads = sharing, transformer.num_heads
         boxes = map(self._shares(0).tokens_of, range(sharing.sharers))
         self.shares = [range(box.start, box.stop) for box in boxes]
-        """Ranges of the computed (not cached) tokens that the sharing ranks hold, one range for each rank."""
+        """For each of the ranks that share this window's tokens, the range of tokens that the rank holds. The
+        ranges count only tokens that are computed, not those that are read from a cache."""
         # With joint attention, each prompt may have another number of text tokens, and needs an exchange for
         # it.
         self._exchange = cache(self._new_exchange)
@@ -91,15 +96,16 @@ class Window:
     def mine_of(self, timestep: Tensor) -> Tensor:
         """Return the part of a timestep tensor that belongs to this rank's tokens.
 
-        A tensor [B, S], with one timestep for each token, is cut to the columns of this rank's tokens. A
-        tensor [B] is returned unchanged.
+        timestep: a tensor [B, S] with one timestep for each token, of which this rank's columns are returned,
+        or a tensor [B], which is returned unchanged.
         """
         return timestep[:, self.mine.start : self.mine.stop] if timestep.ndim == 2 else timestep
 
     def own_of(self, place: int) -> range:
         """Return the range of the frame block's own tokens, without context, that one of the ranks holds.
 
-        The range may be empty. place: the rank's index among those that share the tokens.
+        The range counts the tokens that are computed, and may be empty. place: the rank's index among those
+        that share the tokens.
         """
         share = self.shares[place]
         start = max(self.own.start, share.start)
@@ -110,7 +116,9 @@ class Window:
     ) -> Attend:
         """Return the attention function for the window's tokens.
 
-        num_replicated: number of further tokens, such as the text's, which every rank holds.
+        neighbours: tokens of neighbouring frame blocks, whose keys and values are read from a cache. keep:
+        ranges of tokens whose keys and values are stored in a cache. num_replicated: number of further
+        tokens, such as the text's, which every rank holds.
         """
         if self._sharing.transport is None:
             return windowed(kernel, neighbours, keep)

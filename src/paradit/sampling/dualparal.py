@@ -78,8 +78,8 @@ class QueueSampler(BlockSampler):
 def by_block(request: BlocksRequest, work: Work) -> tuple[tuple[Prompt, ...], list[tuple[int, Prompt]]]:
     """Return the encoded prompts with which a long video starts, and the later ones that replace the first.
 
-    The first tuple holds the prompt and, with guidance, the negative prompt. Each later prompt comes with the
-    first frame block, counted from 0, that uses it.
+    They are two values: a tuple of the prompt and, with guidance, the negative prompt; and a list of later
+    prompts, each with the index, counted from 0, of the first frame block that uses it.
     """
     spec = work.model.spec
     of_text = dict(zip(request.texts(spec), work.prompts, strict=True))

@@ -1,10 +1,9 @@
 """Agreement by which all ranks of a layer pipeline end a video early, before the same round.
 
-In a round of the block queue, every frame block in the queue takes one step. The first rank publishes the
-index of the round before which the video ends, in the processes' key-value store. The round lies so far ahead
-that no rank has to wait for its index: a rank that reaches the round, or posts receives for it, has already
-received messages that were sent after the index was published. So every message that is sent is also
-received.
+In a round of the block queue, every frame block in the queue takes one step. The first rank chooses the round
+before which the video ends, and publishes the round's index in the processes' key-value store. The round lies
+a few rounds ahead, so that every rank can look up the index before it reaches that round, or posts receives
+for it. So every message that is sent is also received.
 """
 
 from __future__ import annotations
@@ -18,16 +17,17 @@ from paradit.distributed.world import World
 from paradit.scheduling.block_queue import BlockQueue
 
 STEPS_AHEAD = 3
-"""Largest number of steps, each of one frame block, for which a rank may have posted receives in advance."""
+"""Largest number of steps for which a rank may have posted receives in advance. A step is one denoising step
+of one frame block."""
 UNWANTED = "nobody wants the rest"
 
 
 class Unwanted(Exception):
-    """Error raised when a video ends early because the rest of it is no longer wanted."""
+    """Exception raised when a video ends early because the rest of it is no longer wanted."""
 
 
 def no_blocks() -> Iterator[Tensor]:
-    """Return an iterator that raises Unwanted when its first frame block is requested.
+    """Return an iterator that raises the exception Unwanted when its first frame block is requested.
 
     It stands in for the latents of a video that nobody wants any more.
     """
@@ -43,7 +43,7 @@ class EarlyStop:
         """Set up one rank's knowledge of an early end of a video; no early end is known yet.
 
         world: the ranks of the layer pipeline; None for one process. word: key in the processes' key-value
-        store, unique to this video and the same on all ranks.
+        store, unique to this video and the same on all ranks. queue: the video's block queue.
         """
         self._world, self._key, self._queue = world, word, queue
         self._rounds = math.inf
@@ -54,8 +54,8 @@ class EarlyStop:
     def request(self, reason: str, round: int) -> None:
         """Publish that the video ends early, why, and before which round of the block queue all ranks end.
 
-        Called once, by the first rank. round: index of the last round that this rank has begun; the rank may
-        be about to begin the next round.
+        Called at most once, by the first rank. reason: why the video ends. round: index of the latest round
+        that this rank has begun.
         """
         self.reason = reason
         if self._world is None:
@@ -73,9 +73,10 @@ class EarlyStop:
         self._world.publish(self._key, f"{self._rounds} {reason}")
 
     def goes_on(self, round: int) -> bool:
-        """Return whether round `round` of the block queue takes place; False if the video ends before it.
+        """Return whether a round of the block queue takes place; False if the video ends before that round.
 
-        Ranks other than the first look up in the store whether the video ends early.
+        round: index of the round. Ranks other than the first look up in the key-value store whether the video
+        ends early.
         """
         if self._world is not None and self._world.rank > 0 and round > self._looked and not self.reason:
             # Ask only once per round, because every look-up is a round trip to the store.
@@ -86,7 +87,11 @@ class EarlyStop:
         return round < self._rounds
 
     def check(self) -> None:
-        """Raise Unwanted or FloatingPointError if the video has ended early; called after the last round."""
+        """Raise an exception if the video has ended early.
+
+        The exception is Unwanted if nobody wants the rest of the video, and FloatingPointError if latents
+        became non-finite (inf or NaN). Called after the last round.
+        """
         if self.reason == UNWANTED:
             raise Unwanted
         if self.reason:

@@ -2,13 +2,15 @@
 
 The method is FIFO-Diffusion (arXiv 2405.11473). Its queue is that of `scheduling.block_queue`, with blocks of
 one frame: in every round a frame of noise joins the queue, all frames take one step, and the least noisy
-frame leaves. A round goes through the transformer in windows, counted from the head of the queue, so that
-window borders fall on other frames in every round. In each window `block_frames` frames take a step, and
-`context_frames` frames on both sides are only read; before the head of the queue, these are finished frames
-(the paper's lookahead). All windows of a round read the latents from before the round.
+frame leaves.
 
-The method is approximate: as with frame blocks, a frame sees only its window. Also, all frames of a window
-differ in noise level, which a model must be trained for, or happen to tolerate.
+In a round the frames go through the transformer in windows. In each window `block_frames` frames take a step,
+and `context_frames` frames on both sides are only read; before the head of the queue, these are finished
+frames (the paper's lookahead). All windows of a round read the latents from before the round. Windows are
+counted from the head of the queue, so their borders fall on other frames in every round.
+
+The method is approximate: as with frame blocks, a frame attends only to its window. Also, all frames of a
+window differ in noise level, which a model must be trained for, or happen to tolerate.
 """
 
 from __future__ import annotations
@@ -56,10 +58,13 @@ def blocks(
 ) -> Iterator[Tensor]:
     """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank.
 
-    Works for models with one expert. save: function called with the state after every round, in which each
-    latent frame in the queue takes one step. state: a state that `save` received earlier, to resume from.
-    Steps of frame blocks are reported as stage "denoise". Raises FloatingPointError, on every rank, if
-    latents become non-finite (inf or NaN), and Unwanted if `save` returns False before the end.
+    The model must have a single expert. save: function that is called with the state after every round, in
+    which each latent frame in the queue takes one step; it returns whether denoising continues. state: a
+    state from which to resume, which `save` received earlier. Steps of frame blocks are reported as stage
+    "denoise".
+
+    Raises FloatingPointError if latents become non-finite (inf or NaN), and Unwanted if `save` returns False
+    before the end. All ranks raise it.
     """
     frames = replace(queue, block_frames=1, context_frames=0)
     fresh = model.scheduler(queue.num_steps)
@@ -116,9 +121,10 @@ def blocks(
 
 
 def windows(queue: BlockQueue, active: range) -> Iterator[tuple[range, range]]:
-    """Yield each window of a round as two ranges of frames: those that take a step, and all that are read.
+    """Yield each window of a round, as a pair of ranges of frames.
 
-    In a round, every latent frame in the queue takes one step.
+    The first range has the frames that take a step, the second all frames that are read. In a round, every
+    latent frame in the queue takes one step.
     """
     for start in range(active.start, active.stop, queue.block_frames):
         own = range(start, min(start + queue.block_frames, active.stop))
@@ -131,7 +137,7 @@ def windows(queue: BlockQueue, active: range) -> Iterator[tuple[range, range]]:
 def finished(queue: BlockQueue, round: int) -> int:
     """Return the number of frame blocks that are fully denoised when round `round` of the queue begins.
 
-    In a round, every latent frame in the queue takes one step.
+    In a round, every latent frame in the queue takes one step. round: index of the round.
     """
     ready = replace(queue, block_frames=1, context_frames=0).finished(round)
     # The last block may be shorter than the others.

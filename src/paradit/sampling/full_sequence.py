@@ -36,11 +36,13 @@ def denoise(
 ) -> Iterator[Tensor]:
     """Denoise a whole video, and yield its latents [B, C, F, h, w], fp32, as a single block.
 
-    latents: the noise to begin with. guidance_scales: one for each expert. noise: function that takes a step,
-    counted from 0, and returns the generator that a stochastic scheduler draws from. Steps are reported as
-    stage "denoise". Raises FloatingPointError, naming the step, if the latents become non-finite (inf or
-    NaN). Raises Unwanted if `checkpoints` reports that the rest is not wanted, after the same step on all
-    ranks.
+    latents: the noise to begin with. guidance_scales: guidance scale for each of the model's experts. noise:
+    function that takes a step's index, counted from 0, and returns the random generator for noise that the
+    scheduler adds in that step. checkpoints: saved progress to resume from and to add to; only the first rank
+    has it. Steps are reported as stage "denoise".
+
+    Raises FloatingPointError, naming the step, if the latents become non-finite (inf or NaN). Raises
+    Unwanted, on all ranks after the same step, if `checkpoints` reports that the rest is no longer wanted.
     """
     predictor, scheduler = predictor or LocalPredictor(), model.scheduler(num_inference_steps)
     experts, steps = _Experts(model, predictor, prompts, latents), len(scheduler.timesteps)
@@ -68,7 +70,7 @@ def denoise(
 
 
 class _Experts:
-    """A model's expert transformers, each used for some of the steps, with the prompts prepared for them."""
+    """A model's expert transformers, each used for some of the steps, with encoded prompts for them."""
 
     def __init__(
         self, model: VideoModel, predictor: Predictor, prompts: tuple[Prompt, ...], latents: Tensor
@@ -79,9 +81,9 @@ class _Experts:
         self._serving = -1
 
     def at(self, timestep: Tensor) -> tuple[int, Transformer, Branches]:
-        """Return the index of the expert for a timestep, its transformer, and the prompts prepared for it.
+        """Return the expert to use at a timestep: its index, its transformer, and the prompts in its form.
 
-        The prompts are prepared once per expert.
+        The prompts are converted to an expert's form once.
         """
         expert = self._model.expert_at(timestep)
         transformer = self._model.experts[expert]

@@ -12,8 +12,8 @@ from paradit.models.spec import ModelSpec
 def guide(predictions: Sequence[Tensor], scale: float) -> Tensor:
     """Return the prediction with classifier-free guidance.
 
-    It is unconditional + scale * (conditional - unconditional). predictions: the conditional one, then the
-    unconditional one; a single prediction is returned unchanged.
+    predictions: the conditional prediction, then the unconditional one. The result is unconditional + scale *
+    (conditional - unconditional). A single prediction is returned unchanged.
     """
     conditional, *others = predictions
     if not others:
@@ -25,8 +25,8 @@ def guide(predictions: Sequence[Tensor], scale: float) -> Tensor:
 def scales(spec: ModelSpec, guidance_scale: float) -> tuple[float, ...]:
     """Return the guidance scale for each of a model's experts.
 
-    Experts may have different defaults. A `guidance_scale` that is not the model's default is used for all of
-    them, as in diffusers.
+    Experts may have different default scales. A request's `guidance_scale` that is not the model's default is
+    used for all experts, as in diffusers.
     """
     defaults = spec.defaults
     second = defaults.guidance_scale_2

@@ -33,22 +33,24 @@ class LayerShare:
 
     world: World
     way_back: World
-    """Process group in which predictions travel from the last layer slice back to the first rank."""
+    """Connection by which predictions travel from the last layer slice back to the first rank."""
     grid: PipelineGrid
     sharing: Sharing
     """Division of tokens among the ranks that hold the same layers as this rank and compute the same guidance
     branch."""
     layers: range
     videos: Iterator[int] = field(default_factory=count)
-    """Counter that numbers the videos made with this pipeline, the same on all ranks."""
+    """Counter whose next value is the serial number of the next video made with this pipeline, the same on
+    all ranks."""
 
 
 @torch.no_grad()
 def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Prompt) -> LayerCosts:
     """Measure the seconds that each layer, the embedding and the head take, for latents of (F, h, w).
 
-    Measures one layer of each kind, because all layers of a kind cost the same. If the model does not hold
-    any layer of a kind, it loads one such layer in place of the layers that it holds.
+    Measures one layer of each kind, because all layers of a kind cost the same. If the model has no layer of
+    some kind in memory, one such layer is read from disk, and replaces the model's present layers. shape: (F,
+    h, w). prompt: an encoded prompt.
     """
     transformer, device = model.experts[0], model.device
     # The time does not depend on the values.
@@ -80,9 +82,10 @@ def divide_layers(
 ) -> LayerShare:
     """Divide the layers among the ranks, and return this rank's share; the model keeps only these layers.
 
-    All ranks call it, once per model. costs: costs of the layers; only the first rank's are used, so other
-    ranks may pass None. grid: division of the ranks into layer slices; None: every rank is a slice of its
-    own. Raises InputError if there are more layer slices than layers.
+    All ranks call it, once per model. costs: measured costs of the layers, by which they are divided; only
+    the first rank's are used, so other ranks may pass None. On the first rank, None: all layers cost the
+    same. grid: division of the ranks into layer slices; None: every rank has a slice of its own. Raises
+    InputError if there are more layer slices than layers.
     """
     grid = grid or PipelineGrid(world.size)
     num_layers = len(model.experts[0].layers.kinds)
@@ -103,10 +106,8 @@ def divide_layers(
 
 
 def _sharing(world: World, grid: PipelineGrid) -> Sharing:
-    """Return how tokens are shared: this rank's index among the sharing ranks, and its connection to them.
-
-    The connection is separate from those for latents and predictions, which travel between the same ranks.
-    """
+    """Return how ranks share tokens: this rank's index among those that share them, and their connection."""
+    # The connection is separate from those for latents and predictions, which travel between the same ranks.
     if grid.sharers == 1:
         return Sharing()
     place = grid.place(world.rank)

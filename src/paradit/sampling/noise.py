@@ -21,15 +21,15 @@ def initial_noise(shape: Sequence[int], seed: int, device: torch.device) -> Tens
 def step_generator(seed: int, step: int, part: int | None = None) -> torch.Generator:
     """Return the CPU random generator for the noise that a scheduler adds in one denoising step.
 
-    step: the step's index, counted from 0. part: index of the frame block, or of the latent frame, that takes
-    the step by itself; None: the whole video takes it. Each step has its own generator, so no generator state
-    needs to be saved or shared between ranks.
+    step: the step's index, counted from 0. part: index of the frame block, or of the latent frame, to which
+    this step applies; None: it applies to the whole video. Each step has its own generator, so no generator
+    state needs to be saved or shared between ranks.
     """
     return _generator("step" if part is None else f"step of part {part}", seed, step)
 
 
 class BlockNoise(Protocol):
-    """Interface of a source of noise for frame blocks, which uses only the seed and the block's index."""
+    """Interface of a source of noise for frame blocks; the noise depends only on the seed and the block."""
 
     def block(self, number: int) -> Tensor:
         """Return a frame block's initial noise, [1, C, block_frames, h, w], fp32, on the CPU."""
@@ -37,7 +37,8 @@ class BlockNoise(Protocol):
     def step(self, part: int, step: int) -> torch.Generator:
         """Return the random generator for the noise that a scheduler adds in one denoising step.
 
-        part: index of the frame block, or of the latent frame, that takes the step by itself.
+        step: the step's index, counted from 0. part: index of the frame block, or of the latent frame, to
+        which this step applies.
         """
 
 
@@ -45,7 +46,10 @@ class IndependentNoise:
     """Source of noise that is drawn for each frame block independently."""
 
     def __init__(self, frame_shape: tuple[int, int, int], seed: int, block_frames: int) -> None:
-        """Set up noise for frame blocks of `block_frames` frames. frame_shape: (C, h, w)."""
+        """Set up noise for frame blocks of `block_frames` frames.
+
+        frame_shape: shape (C, h, w) of one latent frame.
+        """
         self._shape, self._seed, self._frames = frame_shape, seed, block_frames
 
     def block(self, number: int) -> Tensor:
@@ -58,17 +62,21 @@ class IndependentNoise:
 
 
 class PooledNoise:
-    """DualParal's coordinated noise (arXiv 2505.21070): all frame blocks share a pool of frames of noise.
+    """DualParal's coordinated noise (arXiv 2505.21070): frame blocks take their noise from a common pool.
 
-    The pool has as many frames as a frame block and its left context together. A block takes the frames that
-    its left context does not use, shuffled. So a block and its left context together contain each frame of
-    the pool once.
+    The pool has as many frames as a frame block and its left context together. A block takes, in random
+    order, the frames that its left context does not use. So a block and its left context together contain
+    each frame of the pool once.
     """
 
     def __init__(
         self, frame_shape: tuple[int, int, int], seed: int, block_frames: int, context_frames: int
     ) -> None:
-        """Draw the pool of noise frames. frame_shape: (C, h, w). context_frames: at most `block_frames`."""
+        """Draw the pool of noise frames.
+
+        frame_shape: shape (C, h, w) of one latent frame. block_frames: number of latent frames in a frame
+        block. context_frames: number of latent frames in its left context, at most `block_frames`.
+        """
         channels, height, width = frame_shape
         shape = 1, channels, block_frames + context_frames, height, width
         self._pool = initial_noise(shape, seed, torch.device("cpu"))
@@ -84,8 +92,8 @@ class PooledNoise:
     def frames_of(self, number: int) -> list[int]:
         """Return the indices of the noise frames that a frame block takes from the pool, in order.
 
-        Each block's order follows from the order of the block before, so those of all earlier blocks are
-        computed first.
+        A block's indices follow from those of the block before, so those of all earlier blocks are computed
+        first.
         """
         # An earlier block than the latest one: begin again with the first block.
         if number + 1 < self._next:

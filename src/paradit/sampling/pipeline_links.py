@@ -1,8 +1,8 @@
 """Messages between the ranks of a layer pipeline: latents, hidden states and predictions.
 
 A layer slice is a part of the model's layers, on one or several ranks. Rank 0, the leader, sends latents to
-the other ranks of the first slice; each slice sends hidden states to the next; the last one sends predictions
-back to the leader.
+the other ranks of the first slice. Each slice sends hidden states to the next slice. The last slice sends
+predictions back to the leader.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Shapes = Sequence[Sequence[int]]
 class Expectations(Protocol):
     """Interface that yields the shapes of the messages that a rank will receive, in order.
 
-    Its iterators end once no more messages come. For an endless video they may never end.
+    An iterator ends once no more messages come. For a video without an end, it may never end.
     """
 
     def latents(self) -> Iterator[Shapes]:
@@ -36,7 +36,7 @@ class Expectations(Protocol):
         """Yield the shapes of the hidden states that this rank receives from the previous layer slice."""
 
     def predictions(self, place: int) -> Iterator[Shapes]:
-        """Yield the shapes of the predictions that a rank of the last layer slice sends.
+        """Yield the shapes of the predictions that one of the ranks of the last layer slice sends.
 
         place: index of that rank among those that share its tokens.
         """
@@ -45,15 +45,17 @@ class Expectations(Protocol):
 class PipelineLinks:
     """One rank's connections to the other ranks of a layer pipeline.
 
-    Messages are received in the order of the block queue's steps, and receives are posted in advance.
+    Messages are received in the order in which frame blocks take their steps, and receives are posted in
+    advance.
     """
 
     def __init__(
         self, share: LayerShare | None, expected: Expectations, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Open this rank's channels, and post the first receives.
+        """Open this rank's connections, and post the first receives.
 
-        share: this rank's part in the pipeline; None for one process.
+        share: this rank's part in the pipeline; None for one process. expected: object that yields the shapes
+        of the messages to receive.
         """
         grid, rank = (share.grid, share.world.rank) if share else (PipelineGrid(), 0)
         world, back = (share.world, share.way_back) if share else (None, None)
@@ -72,8 +74,9 @@ class PipelineLinks:
         if world and not self.is_first:
             self._from_before = Expected(world, rank - grid.slice_ranks, expected.hops(), dtype)
         self._predictions: list[list[Expected | None]] = []
-        """For each guidance branch, receivers of predictions from the ranks that compute parts of them, in
-        the order in which these ranks share the tokens. None stands for this rank's own prediction."""
+        """For each guidance branch, the receivers of predictions from those ranks of the last layer slice
+        that compute the branch. Each of these ranks computes the prediction for some of the tokens; they are
+        in token order. None stands for this rank's own prediction."""
         if self.is_leader:
             last = grid.num_ranks - grid.slice_ranks
             for branch in range(grid.cfg_degree):

@@ -21,25 +21,30 @@ from paradit.scheduling.layer_pipeline import PipelineGrid
 
 
 class Checkpoints(Protocol):
-    """Interface to the saved progress of a request's denoising; it also decides whether denoising continues.
+    """Interface to the saved progress of a request's denoising, which also decides whether to continue.
 
     Of the processes that denoise together, only the first has such an object.
     """
 
     def last(self, parse: Callable[[bytes], object]) -> bytes:
-        """Return the state from the last checkpoint; empty if there is none that `parse` can read."""
+        """Return the bytes of the state from the last checkpoint; empty if there is none.
+
+        parse: function that reads a state from bytes, and raises an exception if it cannot. A checkpoint that
+        it cannot read counts as none.
+        """
 
     def offer(self, state: Callable[[], bytes], *, is_open: bool = False) -> bool:
         """Save a checkpoint of the state after a step if one is due; return whether denoising continues.
 
-        is_open: whether a longer version of the video could resume from exactly this state.
+        state: function that returns the state as bytes; it is called only if a checkpoint is due. is_open:
+        whether a longer version of the video could resume from exactly this state.
         """
 
     def block(self, number: int) -> Tensor:
-        """Return the latents of a finished frame block that `keep` saved."""
+        """Return the latents of a finished frame block that `keep` saved. number: index of the block."""
 
     def keep(self, number: int, latents: Tensor) -> None:
-        """Save the latents of a finished frame block."""
+        """Save the latents of a finished frame block. number: index of the block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +90,10 @@ class Sampler(ABC):
         """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order.
 
         The first rank gets every block; other ranks may get none. Steps are reported as stage "denoise".
-        Raises FloatingPointError if latents become non-finite (inf or NaN), and `Unwanted` if the rest is no
-        longer wanted. Both are raised on all ranks, except on those that have already finished.
+        work: everything that this rank needs to denoise the request.
+
+        Raises FloatingPointError if latents become non-finite (inf or NaN), and `Unwanted` if the rest of the
+        video is no longer wanted. Both are raised on all ranks, except on those that have already finished.
         """
 
 

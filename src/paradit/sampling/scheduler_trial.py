@@ -26,15 +26,17 @@ _INSTEAD = "put another one into the model's folder, such as FlowMatchEulerDiscr
 def try_scheduler(
     folder: Path, schedule: Schedule, num_steps: int, channels: int, *, in_blocks: bool
 ) -> None:
-    """Refuse a model folder's scheduler if it fails, or if the seed does not determine its steps.
+    """Refuse a model folder's scheduler if it fails, or if its steps do not follow from the seed alone.
 
-    Raises InputError. schedule: function that sets the scheduler's steps as the model's pipeline does.
-    channels: number of channels of the latents. in_blocks: whether the video is denoised in frame blocks, for
-    which the scheduler may evaluate the model only once per step.
+    Raises InputError. folder: the model's folder. schedule: function that sets the scheduler's steps as the
+    model's pipeline does. channels: number of channels of the latents. in_blocks: whether the video is
+    denoised in frame blocks; a scheduler that evaluates the model more than once per step is then refused
+    too.
 
-    The steps are run twice: in one go, and with a scheduler that is created anew before each step and
-    restored to the state that a checkpoint holds. The results differ if a scheduler draws noise from another
-    source than the generator it is given, or keeps state that cannot be saved.
+    Tiny latents are denoised twice: once without a break, and once with a new scheduler before each step,
+    which gets the old scheduler's state as from a checkpoint. If the results differ, the scheduler draws
+    noise from another source than the generator that it is given, or has state that a checkpoint does not
+    save.
     """
     make = partial(_made, folder, schedule, num_steps)
     about = f"the model's scheduler, {scheduler_name(folder)},"
@@ -64,9 +66,10 @@ def _made(folder: Path, schedule: Schedule, num_steps: int) -> Scheduler:
 
 
 def _run(make: Callable[[], Scheduler], channels: int, between: Callable[[Scheduler], Scheduler]) -> Tensor:
-    """Run all denoising steps on tiny latents, with a made-up prediction, and return the result.
+    """Take all denoising steps on tiny latents, with a made-up prediction, and return the resulting latents.
 
-    between: function that replaces the scheduler between two steps.
+    make: function that returns a new scheduler. between: function that is called between two steps with the
+    scheduler, and returns the scheduler to use from then on.
     """
     scheduler = make()
     latents = torch.linspace(-1, 1, channels * 8).view(1, channels, 2, 2, 2)
@@ -78,7 +81,11 @@ def _run(make: Callable[[], Scheduler], channels: int, between: Callable[[Schedu
 
 
 def _put_back(make: Callable[[], Scheduler], scheduler: Scheduler, *, in_blocks: bool) -> Scheduler:
-    """Return a new scheduler with the state of `scheduler`, saved and read as by a checkpoint."""
+    """Return a new scheduler with the state of `scheduler`, saved and read as in a checkpoint.
+
+    make: function that returns a new scheduler. in_blocks: whether the checkpoint is that of a video denoised
+    in frame blocks.
+    """
     fresh = make()
     # The checkpoints of long videos and of short ones store schedulers in different formats.
     if in_blocks:

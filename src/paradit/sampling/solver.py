@@ -15,9 +15,8 @@ def solver_step(
 ) -> Tensor:
     """Take one denoising step with a scheduler; return the new latents [B, C, F, h, w].
 
-    The new latents keep the dtype of `latents` (fp32). generator: CPU generator that a stochastic scheduler
-    draws from, so that all devices draw the same. Some schedulers round their result to the prediction's
-    dtype; the rounded values are kept.
+    The new latents have the dtype of `latents` (fp32). generator: CPU generator for noise that the scheduler
+    adds, so that all devices draw the same noise.
     """
     draws = "generator" in inspect.signature(scheduler.step).parameters
     arguments = {"generator": generator} if draws else {}

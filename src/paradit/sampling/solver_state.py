@@ -25,8 +25,8 @@ class SolverState:
     latents: Tensor
     """Latents after `step` denoising steps, [B, C, F, h, w], fp32."""
     scheduler: dict[str, object]
-    """Attributes of the scheduler (see `scheduler_state`), in which a multistep solver remembers its last
-    steps."""
+    """Attributes of the scheduler that `scheduler_state` returned. They include a multistep solver's memory
+    of its last steps."""
 
     def to_bytes(self) -> bytes:
         buffer = io.BytesIO()
@@ -38,7 +38,7 @@ class SolverState:
     def from_bytes(cls, content: bytes) -> SolverState:
         """Read a saved state, with its tensors on the CPU.
 
-        Raises InputError, or what torch raises, if it is not valid.
+        Raises InputError, or any error of the library that reads the bytes, if they are not a valid state.
         """
         return decode(cls, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
@@ -52,8 +52,8 @@ def resumed(
 ) -> tuple[int, Tensor]:
     """Resume from the first process's checkpoint; return the number of steps taken and the resulting latents.
 
-    Returns 0 and `latents` if there is no checkpoint. Also restores the scheduler. Called on all processes
-    that denoise together.
+    Returns 0 and `latents` if there is no checkpoint. Also restores the scheduler's state. Called on all
+    processes that denoise together. checkpoints: saved progress, on the first process; None on the others.
     """
     device = latents.device
     content = checkpoints.last(SolverState.from_bytes) if checkpoints and predictor.is_first else b""
@@ -71,9 +71,9 @@ def resumed(
 def kept(
     checkpoints: Checkpoints | None, predictor: Predictor, scheduler: Scheduler, latents: Tensor, step: int
 ) -> bool:
-    """Keep the state after `step` steps in a checkpoint if one is due; return whether denoising continues.
+    """Save a checkpoint of the state after `step` steps if one is due; return whether denoising continues.
 
-    Only the first process saves checkpoints; the other processes return True.
+    Only the first process saves checkpoints and decides; the other processes return True.
     """
     if checkpoints is None or not predictor.is_first:
         return True
@@ -89,10 +89,9 @@ def scheduler_state(scheduler: Scheduler) -> dict[str, object]:
 
 
 def restore(scheduler: Scheduler, state: dict[str, object], device: torch.device) -> None:
-    """Set a scheduler's attributes to a state that `scheduler_state` returned.
+    """Set a scheduler's attributes to those that `scheduler_state` returned for another scheduler.
 
-    The scheduler must already be set to the same number of steps as the saved one. device: the latents'
-    device.
+    Both must have been set to the same number of steps. device: the latents' device.
     """
     for name, value in state.items():
         now = getattr(scheduler, name, None)  # the first step adds some

@@ -2,7 +2,7 @@
 
 A window is a frame block with its context on both sides. The method is approximate: nothing passes between
 windows while they are denoised, so they agree only as far as the prompt and their noise make them. If two
-windows overlap, the latents of one fade into those of the other, whatever each shows there.
+windows overlap, the latents of one fade into those of the other, even if their contents do not match.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ def blocks(
 ) -> Iterator[Tensor]:
     """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank.
 
-    save: function called after every step with the latents of finished windows; it returns whether to
-    continue. state: a state that `save` received earlier, to resume from. Steps of windows are reported as
-    stage "denoise". Raises FloatingPointError, on every rank, if latents become non-finite (inf or NaN).
+    save: function that is called after every step with the latents of finished windows; it returns whether
+    denoising continues. state: a state from which to resume, which `save` received earlier. Steps of windows
+    are reported as stage "denoise". Raises FloatingPointError, on every rank, if latents become non-finite
+    (inf or NaN).
     """
     begun = state.round if state else 0
     whole = {number: block.latents for number, block in state.blocks.items()} if state else {}
@@ -70,13 +71,17 @@ def blocks(
 def finished(queue: BlockQueue, round: int) -> int:  # noqa: ARG001
     """Return the number of frame blocks that are finished once `round` windows have been denoised.
 
-    It is one less than `round`, because the last frame block waits to be blended with the next window.
+    It is one less than the number of windows, because the last frame block waits to be blended with the next
+    window.
     """
     return max(0, round - 1)
 
 
 def noise_of(queue: BlockQueue, noise: BlockNoise, block: int) -> Tensor:
-    """Return the initial noise [1, C, f, h, w] of a frame block's window: of its own and nearby frames."""
+    """Return the initial noise [1, C, f, h, w] of a frame block's window, which includes nearby frames.
+
+    block: index of the frame block.
+    """
     window, size = queue.window_of(block), queue.block_frames
     first, last = window.start // size, (window.stop - 1) // size
     several = torch.cat([noise.block(number) for number in range(first, last + 1)], dim=2)
@@ -84,9 +89,10 @@ def noise_of(queue: BlockQueue, noise: BlockNoise, block: int) -> Tensor:
 
 
 def blended(queue: BlockQueue, windows: dict[int, Tensor], block: int) -> Tensor:
-    """Return a frame block's latents [1, C, f, h, w], blended from the windows [1, C, F, h, w] that cover it.
+    """Return a frame block's latents [1, C, f, h, w], blended from all windows that cover it.
 
-    Each window's weight rises and falls linearly over the frames that it shares with its neighbours.
+    windows: mapping from the index of a window to its latents [1, C, F, h, w]. block: index of the frame
+    block. Each window's weight rises and falls linearly over the frames that it shares with its neighbours.
     """
     start = block * queue.block_frames
     own = range(start, start + queue.frames_of(block))
@@ -120,9 +126,9 @@ def _state(round: int, windows: dict[int, Tensor], steps: int) -> QueueState:
 
 
 class _WholeWindows:
-    """Stand-in for the checkpoints of one window: it saves nothing, but lets the run end after any step.
+    """Stand-in for the checkpoints of one window: it saves nothing, but can end the denoising after any step.
 
-    The checkpoints of the video hold only whole windows.
+    A window is not resumed in the middle: the checkpoints of the video have only whole windows.
     """
 
     def __init__(self, offer: Callable[[], bool] | None) -> None:
@@ -141,7 +147,7 @@ class _WholeWindows:
 
 
 class _Within(Progress):
-    """Progress of one window; its steps are reported within a single stage "denoise" for all windows."""
+    """Progress of one window's denoising, reported as steps of the video's stage "denoise"."""
 
     def __init__(self, progress: Progress, before: int) -> None:
         super().__init__(progress.emit)

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Undecoded(Exception):
-    """Error that a consumer of frames raises when it wants no more of them."""
+    """Error that a consumer of frames raises when it wants no more frames."""
 
 
 def decode(
@@ -37,14 +37,14 @@ def decode(
 ) -> T | None:
     """Decode latents [1, C, F, h, w], pass the frames to `consume`, and return the result of `consume`.
 
-    Reported as stage "decode". tile: the side of a tile in pixels; None: the whole picture. world: the ranks
-    that share the tiles, all of which call this with the same latents; None: this process decodes alone. Only
-    the first rank calls `consume`; the others return None. If an OSError or `Undecoded` ends the decode, only
-    the first rank raises it.
+    Reported as stage "decode". tile: the side of a tile in pixels; None: the whole picture is decoded at
+    once. world: the ranks that share the tiles, all of which call this with the same latents; None: this
+    process decodes alone. Only the first rank calls `consume`, and the others return None.
 
-    If memory runs out, `consume` is called again with the frames of smaller tiles, and `progress` is warned.
-    Raises OutOfMemory, on all ranks, if there are no smaller tiles, or if the latents are a stream
-    (`LatentBlocks`), which cannot be read twice.
+    If memory runs out, decoding starts again with smaller tiles: `progress` is warned, and `consume` is
+    called again. Raises OutOfMemory, on all ranks, if there are no smaller tiles, or if the latents are a
+    stream (`LatentBlocks`), which cannot be read twice. An OSError or `Undecoded` that `consume` raises ends
+    decoding on all ranks, but only the first rank raises it.
     """
     park = False
     while True:
@@ -62,9 +62,10 @@ def decode(
 def _attempted(
     stream: Generator[Frames], agreement: Agreement, consume: Callable[[Generator[Frames]], T]
 ) -> tuple[int | None, T | None]:
-    """Try once to decode on all ranks that share the tiles; return (None, result of `consume`).
+    """Try once to decode on all ranks that share the tiles; return two values, one of which is None.
 
-    If a rank could not decode, returns (outcome, None), where the outcome is NO_MEMORY or FAILED.
+    They are (None, result of `consume`) or, if a rank could not decode, (outcome, None), where the outcome is
+    NO_MEMORY or FAILED.
     """
     try:
         with closing(stream):
@@ -113,10 +114,10 @@ def frames(
 ) -> Generator[Frames]:
     """Yield the frames of latents [1, C, F, h, w] as [H, W, 3], each decoded only when it is requested.
 
-    Reported as stage "decode". tile: the side of a tile in pixels; None: the whole picture. agreement: object
-    by which ranks that decode together exchange tiles, and stop together if one fails; only the first of them
-    gets frames. None: this process decodes alone. park: whether the decoder's cache for a tile is kept in
-    host memory, not on the device, while other tiles are decoded.
+    Reported as stage "decode". tile: the side of a tile in pixels; None: the whole picture is decoded at
+    once. agreement: object by which ranks that decode together exchange tiles, and stop together if one of
+    them fails; None: this process decodes alone. Only the first of these ranks yields frames. park: whether
+    the decoder's cache for a tile is kept in host memory, not on the device, while other tiles are decoded.
     """
     vae = model.spec.vae
     height, width = (size * vae.spatial_compression for size in latents.shape[3:])
@@ -135,7 +136,7 @@ def pictures(decoder: Decoder, grid: Grid, agreement: Agreement) -> Iterator[Ten
     """Yield the decoded video on the first decode rank, a few frames at a time, each joined from tiles.
 
     Other ranks yield nothing. Each rank decodes some of the tiles, and all tiles advance by a few frames at a
-    time.
+    time. agreement: object by which the ranks exchange tiles, and stop together if one of them fails.
     """
     tiles, hands = grid.tiles, grid.dealt(agreement.num_ranks)
     mine = [decoder.pieces(tiles[number]) for number in hands[agreement.rank]]

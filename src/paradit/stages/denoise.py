@@ -13,8 +13,8 @@ def denoise(work: Work) -> Iterator[Tensor]:
     """Yield the denoised latents [1, C, f, h, w], fp32, of each frame block in order.
 
     Every rank that takes part calls this with the same request, and iterates to the end; only the first rank
-    is sure to get all frame blocks. Raises RuntimeError, naming the rank, if requests or weights differ, and
-    the errors of `Sampler.blocks`.
+    is sure to get all frame blocks. Raises RuntimeError, naming the rank, if ranks have different requests or
+    weights, and the errors of `Sampler.blocks`.
     """
     work.predictor.agree("what is asked for", repr(work.request).encode())
     return sampler_of(work.request).blocks(work)

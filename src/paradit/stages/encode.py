@@ -9,14 +9,14 @@ from paradit.models.protocol import Prompt, VideoModel
 from paradit.progress import Progress
 
 QUOTED = 200
-"""Largest number of characters that a warning quotes of the end that is cut off a too long prompt."""
+"""Largest number of characters that a warning quotes from the part of a prompt that was cut off."""
 
 
 def encode(model: VideoModel, request: ResolvedRequest, progress: Progress) -> tuple[Prompt, ...]:
     """Return the prompt embeddings of each of a request's texts: prompt, negative prompt, later prompts.
 
     Reported as stage "encode". Warns, through `progress`, about each text that is longer than a text encoder
-    reads.
+    can read.
     """
     prompts = request.texts(model.spec)
     for prompt in prompts:
