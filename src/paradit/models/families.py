@@ -15,14 +15,14 @@ from paradit.models.registry import FAMILIES, family
 def loader(pipeline_class: str) -> Callable[..., VideoModel]:
     """Return the function that loads models of a diffusers pipeline class. Imports diffusers.
 
-    The function is (spec, dtype, device, *, stages, compile, layers) -> VideoModel; it loads only what
-    `stages` need.
+    The function is (spec, dtype, device, *, stages, compile, layers) -> VideoModel. It loads only the
+    components that `stages` need.
     """
     return cast("Callable[..., VideoModel]", imported(f"{family(pipeline_class).model}.load"))
 
 
 def samples() -> ModuleType:
-    """Return a Python module that makes sample parts of models, with random weights, to measure their times.
+    """Return a Python module whose functions make parts of models with random weights, for measurements.
 
     The module belongs to the first model family that has one.
     """

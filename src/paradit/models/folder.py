@@ -45,11 +45,11 @@ def find_model(
 ) -> Path:
     """Return the checked folder of the model called `name`; download only the small files of a hub model.
 
-    `download_weights` downloads the weights. If the hub cannot be asked, a copy of the model in the hub's
-    cache is used, whichever program downloaded it. revision: a branch, tag or commit of a hub model; None:
-    the newest. variant: a variant of weights that the model must have. weights: whether a cached copy must
-    include all weights. Raises InputError if there is no such model, or if it is incomplete, of an
-    unsupported class, or without safetensors.
+    If the hub cannot be asked, a copy of the model in the hub's cache is used, whichever program downloaded
+    it. revision: a branch, tag or commit of a hub model; None: the newest. variant: a variant of weights,
+    such as "fp16", that the model must have. weights: whether a cached copy must include all weights. They
+    are not downloaded here: see `download_weights`. Raises InputError if there is no such model, or if it is
+    incomplete, of an unsupported class, or without safetensors.
     """
     for option, value in (("revision", revision), ("variant", variant)):
         if value is not None and not re.fullmatch(_NAMES[option], value):
@@ -83,8 +83,9 @@ def find_spec(
 ) -> ModelSpec:
     """Return the spec (sizes and costs) of the model called `name`, which is looked up as by `find_model`.
 
-    loads: whether the model will be loaded; if not, its weights need not be present, and the hub is not asked
-    about a published model. Raises InputError if there is no such model, or if it cannot be used.
+    loads: whether the model will be loaded. If not, its weights need not be present, and the spec of a
+    published model is read without asking the hub. Raises InputError if there is no such model, or if it
+    cannot be used.
     """
     # For a model that is not loaded, the package's own configuration will do, if it has one. It knows neither
     # revisions nor variants.
@@ -102,7 +103,8 @@ def find_spec(
 def download_weights(name: str, folder: Path, variant: str | None = None) -> None:
     """Download the weights of hub model `name` that are missing in `folder`, which `find_model` returned.
 
-    Does nothing for models that are not on the hub. Raises InputError if the download fails.
+    Does nothing for models that are not on the hub. variant: a variant of weights, such as "fp16"; None: the
+    usual weights. Raises InputError if the download fails.
     """
     if name == BUNDLED or Path(name).expanduser().exists():
         return
@@ -141,7 +143,8 @@ def _from_cache(
 ) -> Path:
     """Return the newest complete snapshot of a hub model in the hub's cache on this machine.
 
-    error: the reason why the hub was not used, which the InputError for a missing model repeats.
+    error: the reason why the hub was not asked. If there is no such snapshot, InputError repeats this reason.
+    weights: whether a complete snapshot must have all weights.
     """
     first: InputError | None = None
     for folder in hub.snapshots(name, revision):

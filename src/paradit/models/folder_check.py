@@ -41,10 +41,10 @@ def check_folder(
 ) -> None:
     """Refuse a model folder that is incomplete or that ParaDiT cannot run. Raises InputError.
 
-    name: the model's name in error messages. files: the relative paths, with `/`, of the files in the folder.
-    variant: a variant of weights that some component must have. local: whether the weights files are in the
-    folder, so that their lengths are checked too; if not, only their names on the hub are known. weights:
-    whether all weights must be present.
+    name: the model's name in error messages. files: the relative paths, with `/`, of the model's files.
+    variant: a variant of weights, such as "fp16", that some component must have. local: whether the weights
+    files are in the folder, so that their lengths are checked too; if not, only their names are known, from
+    the hub. weights: whether all weights must be present.
     """
     if "model_index.json" not in files:
         raise Incomplete(no_index(name, other_format(name)))
@@ -66,7 +66,7 @@ def check_folder(
 def no_index(name: str, other: str | None) -> str:
     """Return the error text for a model without model_index.json.
 
-    other: the hub id of the same model in diffusers' format; None if not known.
+    name: the model's name. other: the hub id of the same model in diffusers' format; None if not known.
     """
     hint = f": use {other!r}" if other else ""
     return f"model {name!r} is incomplete or not in diffusers' format: model_index.json is missing{hint}"
@@ -118,12 +118,15 @@ def _config_file(component: str) -> str:
 
 
 def has_weights(component: str) -> bool:
-    """Whether a component, such as `vae`, is a network with weights, judged by its name."""
+    """Return whether a pipeline component, such as `vae`, is a network with weights, judged by its name."""
     return _config_file(component) == NETWORK_CONFIG
 
 
 def names_in(component: str, files: set[str]) -> set[str]:
-    """Select one component's files from those of a model; return their paths in the component's folder."""
+    """Return the paths of one component's files within the component's folder.
+
+    files: the relative paths of all of the model's files.
+    """
     return {file.removeprefix(f"{component}/") for file in files if file.startswith(f"{component}/")}
 
 
@@ -149,9 +152,10 @@ def _check_weights(
 def missing_weights(
     folder: Path, component: str, files: set[str], variant: str | None = None
 ) -> tuple[list[str], str | None]:
-    """Return the names of a component's weights files that are not among `files`, and the weights' variant.
+    """Return the names of the weights files that a component lacks, and the variant of its weights.
 
-    variant: the variant to prefer.
+    files: the relative paths of all of the model's files. variant: the variant to prefer, such as "fp16";
+    None: the usual weights.
     """
     names = names_in(component, files)
     wanted, variant = wanted_weights(folder / component, names, variant)

@@ -15,8 +15,8 @@ from paradit.config.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 SMALL_FILES = ["*.json", "*.txt", "*.model"]
-"""Name patterns of the files that are downloaded before any weights: configurations, indexes and tokenizers.
-"""
+"""Name patterns of the files of a model that are downloaded before any weights: configurations, indexes and
+tokenizers."""
 TIMEOUT = 10.0
 """Seconds to wait for the hub's answer before a model is looked up in the cache on this machine."""
 
@@ -41,7 +41,7 @@ def list_model(repo: str, revision: str | None = None) -> set[str]:
 
 
 def exists(repo: str) -> bool:
-    """Whether the hub says that it has `repo`; False also if the request fails."""
+    """Return whether the hub says that it has `repo`; False also if the request fails."""
     try:
         list_model(repo)
     except HubError:
@@ -73,8 +73,8 @@ def download_files(repo: str, revision: str, names: Sequence[str]) -> None:
 def snapshots(repo: str, revision: str | None = None) -> list[Path]:
     """Return the snapshot folders of `repo` in the hub's cache, the newest known revision first.
 
-    Folders that other programs downloaded are included. revision: the branch, tag or commit whose folder is
-    wanted; None: all.
+    They include folders that programs other than ParaDiT downloaded. revision: the branch, tag or commit
+    whose folder is wanted; None: all.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 

@@ -29,7 +29,7 @@ def reason(repo: str, error: Exception) -> str:
 
 
 def is_missing(error: Exception) -> bool:
-    """Whether the error is the hub's answer that there is no such model."""
+    """Return whether the error is the hub's answer that there is no such model."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     # GatedRepoError is a subclass of RepositoryNotFoundError, but a gated model exists.
@@ -97,7 +97,10 @@ def _answer(repo: str, error: BaseException) -> str | None:
 
 
 def _connection(error: BaseException) -> str | None:
-    """Explain why requests do not reach the hub, with a remedy; None if `error` is not a connection error."""
+    """Explain why requests do not reach the hub, with a remedy.
+
+    Returns None if `error` is not a connection error.
+    """
     classes, said = {cls.__name__ for cls in type(error).__mro__}, _first_line(error)
     if classes & {"LocalProtocolError", "UnicodeEncodeError"}:  # the error's own text contains the token
         return "the token in HF_TOKEN, or saved by 'hf auth login', is not a valid one: replace or remove it"
@@ -117,7 +120,10 @@ def _connection(error: BaseException) -> str | None:
 
 
 def _cache(error: BaseException) -> str | None:
-    """Explain why files cannot be written to the hub's cache on this machine; None for any other error."""
+    """Explain why files cannot be written to the hub's cache on this machine.
+
+    Returns None if `error` has another cause.
+    """
     from huggingface_hub.constants import HF_HUB_CACHE
 
     number = error.errno if isinstance(error, OSError) else None

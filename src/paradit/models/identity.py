@@ -20,7 +20,7 @@ _ABOUT_THE_FILE = ("_diffusers_version", "_name_or_path", "transformers_version"
 def model_hash(folder: Path, variant: str | None = None) -> str:
     """Return a hash of a model's configurations, tokenizers and weights; 16 hexadecimal digits.
 
-    It includes only the weights files that are loaded: their headers, sizes and evenly spaced samples, so
+    Of the weights, it includes headers, sizes and evenly spaced samples of those files that are loaded, so
     that it takes milliseconds. Raises OSError if a file cannot be read.
     """
     index = read_json(folder / "model_index.json")

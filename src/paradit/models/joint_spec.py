@@ -28,7 +28,7 @@ class JointTransformerSpec(TransformerSpec):
     def self_attention_flops(self, tokens: int, text_tokens: int) -> int:
         """Count the floating-point operations of all layers' joint attention, except its linear projections.
 
-        They grow with the square of video and text tokens together.
+        They grow with the square of the number of video and text tokens together.
         """
         return self.num_layers * 4 * (tokens + text_tokens) ** 2 * self.width
 

@@ -22,8 +22,10 @@ _KNOWN: dict[str, dict[str, Any]] = {
     },
     "FlowMatchEulerDiscreteScheduler": {"num_train_timesteps": 1000},
 }
-"""Mapping from each scheduler class to the values, in the published models, of the configuration keys that
-decide how it steps."""
+"""Mapping from the class name of a scheduler to a configuration with which it is known to run.
+
+The configuration has the values that published models have for those keys that affect the scheduler's steps.
+"""
 _NEEDED = {"UniPCMultistepScheduler": {"prediction_type", "use_flow_sigmas"}}
 """Mapping from a scheduler class to the configuration keys that must be present, because the class's defaults
 for these keys may not run."""
@@ -54,13 +56,16 @@ _HARMLESS = {
     "use_beta_sigmas": False,
     "stochastic_sampling": False,
 }
-"""Mapping from further configuration keys to their default values. A configuration that repeats these
-defaults is still known to run."""
+"""Mapping from other keys of schedulers' configurations to their default values in diffusers. A configuration
+that repeats these defaults is still known to run."""
 _SHIFTS = ("shift", "flow_shift")
 
 
 def is_known(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler's class and configuration are a published model's, whatever its timestep shift."""
+    """Return whether a scheduler is known to run: a published model has its class and configuration.
+
+    name: the scheduler's class name. config: its configuration, in which the timestep shift may differ.
+    """
     if name not in _KNOWN or _NEEDED.get(name, set()) - config.keys():
         return False
     known = _HARMLESS | _KNOWN[name]

@@ -92,7 +92,8 @@ class SplitTransformer(ABC, Generic[T, C, L]):
     num_heads: int
     blocks: Sequence[Block[T]]
     layers: Layers
-    """Record of the model's layers, and of which of them this rank holds in memory (those in `blocks`)."""
+    """Record of the model's layers, and of which of them this rank holds in memory. `blocks` are those that
+    it holds."""
     context: Callable[..., C]
     """Function that converts B encoded prompts, tensors [B, ...], to the form that transformer blocks read.
 
@@ -123,23 +124,24 @@ class SplitTransformer(ABC, Generic[T, C, L]):
     def branch(self, tokens: T, context: C) -> T:
         """Return the tokens for another guidance branch.
 
-        The tokens are repeated for each prompt of that branch; `context` holds these prompts.
+        tokens: the tokens as embedded for one branch. context: the other branch's encoded prompts. The
+        video's tokens are repeated, once for each of these prompts.
         """
 
     @abstractmethod
     def keep_layers(self, layers: range) -> None:
-        """Keep only the transformer blocks `layers` in memory, and free the memory of the others.
+        """Keep only some transformer blocks in memory, and free the memory of the others.
 
-        Blocks that are not in memory are read from the model's folder, if the model was loaded without
-        layers.
+        layers: the indices of the blocks to keep. Those that are not in memory are read from the model's
+        folder, if the model was loaded without layers.
         """
 
     @abstractmethod
     def resume(self, changing: Sequence[Tensor], timestep: Tensor, context: C, layout: L) -> T:
         """Rebuild tokens, the output of another rank's blocks, from the tensors that the other rank sent.
 
-        changing: the tensors that the other rank sent (`Tokens.changing`). timestep, context, layout: the
-        arguments that the tokens were embedded with.
+        changing: these tensors (`Tokens.changing`). timestep, context, layout: the arguments that the tokens
+        were embedded with.
         """
 
     @abstractmethod
@@ -247,12 +249,12 @@ class VideoModel(Protocol):
     def encode_prompt(self, prompt: str, guidance_scale: float | None = None) -> Prompt:
         """Return the encoded prompt: tensors in `dtype`, with the shapes that `prompt_shapes` lists.
 
-        guidance_scale: the scale to encode with the prompt, for models trained to read it; None: the model's
-        default.
+        guidance_scale: the guidance scale, for models whose transformer reads it with the prompt; None: the
+        model's default.
         """
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return the token limit and the cut-off text of each text encoder that a prompt is too long for.
+        """Return a mapping from token limit to cut-off text, for text encoders that a prompt is too long for.
 
         Encoders that read the whole prompt are not included.
         """
@@ -266,12 +268,13 @@ class VideoModel(Protocol):
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor:
         """Return the timestep as the transformer takes it: [B], or [B, S] with one for each token.
 
-        timestep: the timestep of a whole video or, if the family allows it, [F] with one for each latent
-        frame.
+        timestep: the timestep of a whole video or, if the model family allows it, [F] with one for each
+        latent frame. latents: the latents that the transformer gets.
         """
 
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> Decoder:
         """Return a decoder of latents [1, C, F, h, w], which may still be arriving (`LatentBlocks`).
 
-        park: whether a tile's cache is kept in host memory, not on the GPU, while other tiles are decoded.
+        park: whether the decoder's cache for a tile is kept in host memory, not on the GPU, while other tiles
+        are decoded.
         """

@@ -20,9 +20,10 @@ class Family:
     pipelines: tuple[str, ...]
     """Names of the pipeline classes that can be loaded, as a folder's model_index.json states them."""
     read_spec: str
-    """Name of the function (folder: Path) -> ModelSpec that reads a model's sizes without torch."""
+    """Location, as "module:name", of the function (folder: Path) -> ModelSpec that reads a model's sizes
+    without torch."""
     model: str | None = None
-    """Name of the `PipelineModel` class (`models.common.model`) that loads and runs the family's models.
+    """Location, as "module:name", of the `PipelineModel` subclass that loads and runs the family's models.
 
     None: the planner knows the models, but they cannot be run.
     """
@@ -31,10 +32,11 @@ class Family:
     transformers: tuple[str, ...] = ()
     """Names of the diffusers transformer classes that `parallelize` spreads over ranks, in any pipeline."""
     forward_patch: str = ""
-    """Name of the `ForwardPatch` that patches the `forward` of the classes in `transformers`."""
+    """Location, as "module:name", of the `ForwardPatch` with which `parallelize` replaces `forward` of the
+    family's diffusers transformers."""
     samples: str = ""
-    """Name of the Python module with `random_block` and `random_decoder`, which make sample parts of models
-    for `calibrate` to time."""
+    """Name of the Python module whose functions make parts of models with random weights, for `calibrate` to
+    time. The functions are `random_block` and `random_decoder`."""
 
     @property
     def module(self) -> str:
@@ -55,7 +57,7 @@ FAMILIES: Registry[Family] = Registry(
 
 
 def supported_pipelines() -> tuple[str, ...]:
-    """Return the `_class_name`s of model_index.json files that ParaDiT can run."""
+    """Return the names of the pipeline classes that ParaDiT can run, as a model_index.json states them."""
     return tuple(name for one in FAMILIES.all() if one.model is not None for name in one.pipelines)
 
 

@@ -79,21 +79,21 @@ class TransformerSpec:
     def self_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
         """Count the floating-point operations of all layers' self-attention, except its linear projections.
 
-        They grow with the square of the tokens.
+        They grow with the square of the number of tokens.
         """
         return self.num_layers * 4 * tokens**2 * self.width
 
     def cross_attention_flops(self, tokens: int, text_tokens: int) -> int:
         """Count the floating-point operations of all layers' cross-attention, except its linear projections.
 
-        They grow with tokens x text tokens.
+        They grow with the product of the numbers of video tokens and text tokens.
         """
         return self.num_layers * 4 * tokens * text_tokens * self.width
 
     def context_flops(self, text_tokens: int) -> int:
         """Count the floating-point operations that one prompt needs once per request.
 
-        They are those of the text embedder and of every layer's keys and values of the text.
+        They are those of the text embedder, and of the text's keys and values in every layer.
         """
         embedder = 2 * text_tokens * (self.text_dim * self.width + self.width**2)
         return embedder + self.num_layers * 4 * text_tokens * self.width**2
@@ -136,10 +136,8 @@ class VaeSpec(ABC):
     decoder_dim: int
     """Number of channels of the decoder's last, full-resolution level."""
     pixel_patch: int
-    """Factor by which the decoder's output is smaller than the picture, along height and width.
-
-    Channels of the output are then rearranged into pixels.
-    """
+    """Factor by which the decoder's output is smaller than the picture, along height and width. The output
+    has more channels instead, which are rearranged into pixels."""
     num_res_blocks: int
 
     decoder_channels: tuple[int, ...] = ()
@@ -171,9 +169,9 @@ class VaeSpec(ABC):
     def smaller_tile(self, height: int, width: int, tile: int | None) -> int | None:
         """Return the side, in pixels, of tiles that need less memory than tiles with side `tile`.
 
-        The side is half of `tile`. For a picture that is not tiled yet, it is the side that diffusers uses,
-        or half the picture if that is smaller. Returns None if tiles already have the smallest side,
-        `tile_multiple`.
+        The side is half of `tile`. If the picture is not tiled yet (`tile` is None, or not smaller than the
+        picture), it is the side that diffusers uses, or half the picture if that is smaller. Returns None if
+        tiles already have the smallest side, `tile_multiple`.
         """
         side = max(height, width)
         if tile is not None and tile < side:
@@ -218,7 +216,7 @@ class VaeSpec(ABC):
         return FP32_BYTES * (values + self.temporal_compression * self._waiting(tiles))
 
     def _waiting(self, tiles: Grid) -> int:
-        """Count the values per frame of the tiles that wait to be joined, and of the joined picture."""
+        """Count the values per frame in memory when tiles are joined: those of all tiles and of the picture."""
         if tiles.num_tiles == 1:
             return 0
         # Tiles overlap, so together they have more pixels than the picture.
@@ -286,8 +284,8 @@ class ModelSpec:
     def num_branches(self, guidance_scale: float) -> int:
         """Return the number of guidance branches (forward passes) per denoising step.
 
-        One is for the prompt; with guidance, another is for the negative prompt, which cancels out at a
-        guidance_scale of 1.
+        There is one for the prompt and, with guidance, one for the negative prompt. The latter is not needed
+        at a guidance_scale of 1, or if the transformer takes the guidance scale as an input.
         """
         return 1 if self.embedded_guidance or guidance_scale <= 1 else 2
 
@@ -302,9 +300,10 @@ class ModelSpec:
         )
 
     def is_stored_in(self, dtype_bytes: int) -> bool:
-        """Whether the weights are stored as they will be run: `dtype_bytes` per value, and 4 for the VAE.
+        """Return whether the weights are stored in the dtypes in which they will be run.
 
         If so, loading on a CPU makes no copy, and all processes of a machine share the mapped files.
+        dtype_bytes: the size of one value of the compute dtype; the VAE runs in fp32.
         """
         used = {"vae": FP32_BYTES}  # files also have headers; dtypes differ by a factor of two
         return all(
@@ -348,8 +347,8 @@ class ModelSpec:
         """Estimate a rank's memory when it runs `stages` of a video: the bytes of each use, and the peak.
 
         The uses are those of `memory_bytes`. held: the number of tokens that the rank denoises; None: all.
-        cached: the number of guidance branches whose text it keeps. at_once: the number of guidance branches
-        that it computes together. decode_ranks: the number of ranks that share the tiles.
+        cached: the number of guidance branches whose text the rank keeps. at_once: the number of guidance
+        branches that the rank computes in one batch. decode_ranks: the number of ranks that share the tiles.
         """
         tokens = self.tokens(num_frames, height, width)
         held = tokens if held is None else held
@@ -414,8 +413,9 @@ def stage_of(component: str) -> str:
 def read_spec(folder: Path, variant: str | None = None) -> ModelSpec:
     """Return the spec (sizes and costs) of a checked model folder, or of a folder with only configurations.
 
-    `models.folder.find_model` checks a folder. variant: the variant of the weights to count; None: the usual
-    weights, or the only variant. Raises InputError for a pipeline class that is not supported.
+    A checked folder is one that `models.folder.find_model` returned. variant: the variant of the weights to
+    count, such as "fp16"; None: the usual weights, or the only variant. Raises InputError for a pipeline
+    class that is not supported.
     """
     pipeline_class = read_index(folder)["_class_name"]
     # For an unknown class, `family` raises the error, which names the supported classes.

@@ -1,8 +1,9 @@
 """Checks for hooks, patches and adapters on a diffusers transformer that `parallelize` would drop or break.
 
 ParaDiT splits transformer blocks at their attention: it calls the submodules of a block, but never the block
-or its attention module as a whole. A hook on a submodule therefore runs; a hook on the block would be dropped
-silently. The checks raise an error for whatever would be dropped, and for whatever needs all tokens at once.
+or its attention module as a whole. A hook on a submodule therefore runs, but a hook on the block would be
+dropped silently. The checks raise an error for hooks, patches and adapters that would be dropped, or that
+need all tokens at once.
 """
 
 from __future__ import annotations
@@ -83,15 +84,17 @@ _HOOKS = {
     "text_kv_cache": "the step cache TextKVCache",
     "layer_skip": "layer skip",
 }
-"""Mapping from a file in diffusers.hooks, whose hooks are not supported, to what error messages call them."""
+"""Mapping from a file in diffusers.hooks, whose hooks are not supported, to the words for these hooks in
+error messages."""
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def look(transformer: Module, opened: Opened, name: str) -> Attached:
     """Check a transformer's hooks, patches and weights; return its attention backend, modules and adapters.
 
-    The check is fast enough to run at every call of the pipeline. name: the transformer's name in error
-    messages. Raises InputError for the first thing that is not supported.
+    The check is fast enough to run at every call of the pipeline. opened: the modules that ParaDiT takes
+    apart. name: the transformer's name in error messages. Raises InputError for the first thing that is not
+    supported.
     """
     lines: list[str] = []
     backends: dict[str, str] = {}
@@ -123,7 +126,10 @@ def samples(module: Module) -> bytes:
 
 
 def is_own(owner: object, replaced: object, method: str = "forward") -> bool:
-    """Whether the method `replaced` of `owner` is the one that the owner's class defines, not a patch."""
+    """Return whether a method of an object is the one that the object's class defines, not a patch.
+
+    owner: the object. replaced: the method, as the object has it. method: the name of the method.
+    """
     own = getattr(type(owner), method)
     return isinstance(replaced, MethodType) and replaced.__self__ is owner and replaced.__func__ is own
 
@@ -138,8 +144,9 @@ def _refusals(
 ) -> Iterator[Refusal]:
     """Yield error texts for everything in one module of a transformer that is not supported.
 
-    own: the class that the module must have, if ParaDiT calls its submodules instead of the module; None:
-    ParaDiT calls the module as a whole.
+    part: the module. own: the class that the module must have, if ParaDiT calls its submodules instead of the
+    module; None: ParaDiT calls the module as a whole. processor: the class that attention processors must
+    have. is_root: whether the module is the transformer itself.
     """
     if is_root:
         yield from _modes(part)
@@ -221,7 +228,11 @@ def _torch_hooks(part: Module) -> Iterator[Refusal]:
 
 
 def _patches(part: object, own: type, method: str, *, is_root: bool = False) -> Iterator[Refusal]:
-    """Yield error texts for a method that somebody has patched, in the class or in the object itself."""
+    """Yield error texts if a method has been patched, either in an object's class or in the object itself.
+
+    part: the object. own: the class that it must have. method: the name of the method. is_root: whether the
+    object is the transformer itself.
+    """
     of_class = getattr(type(part), method)
     # By name, because a patch of diffusers' class changes what `own` has, too.
     if (of_class.__module__, of_class.__qualname__) != (own.__module__, f"{own.__qualname__}.{method}"):

@@ -16,9 +16,10 @@ from paradit.models.protocol import Frames
 def join(grid: Grid, pieces: Sequence[Tensor], scale: int) -> Tensor:
     """Join decoded tiles, given row by row, into a picture [B, C, f, H, W]; overwrites the tiles.
 
-    Along each overlap, the earlier tile fades out linearly: first downwards, then to the right. Each tile is
-    blended with neighbours that are already blended. The values are those of diffusers' `tiled_decode`, bit
-    for bit. scale: the factor by which decoded tiles are larger than latents, along height and width.
+    grid: the tiles' positions, in latent pixels. scale: the factor by which decoded tiles are larger than
+    latents, along height and width. Along each overlap, the earlier tile fades out linearly: first downwards,
+    then to the right. Each tile is blended with neighbours that are already blended. The values are those of
+    diffusers' `tiled_decode`, bit for bit.
     """
     if len(pieces) == 1:
         return pieces[0]
@@ -52,9 +53,10 @@ def as_frames(processor: VideoProcessor, samples: Tensor) -> Frames:
 
 
 def _blend(before: Tensor, tile: Tensor, overlap: int, dim: int) -> None:
-    """Blend the start of `tile` along `dim`, in place, with the end of `before`, the tile that it overlaps.
+    """Blend the start of a tile along a dimension, in place, with the end of the tile before it.
 
-    overlap: the number of rows or columns that the two tiles share.
+    before: the tile before it. overlap: the number of rows or columns that the two tiles share. dim: the
+    dimension.
     """
     end = before.narrow(dim, before.shape[dim] - overlap, overlap)
     begin = tile.narrow(dim, 0, overlap)

@@ -23,8 +23,8 @@ class HasHeads(Protocol):
 def maybe_compiled(piece: F, compile: bool) -> F:
     """Return `piece`, a function of a module and tensors, compiled by `torch.compile` if `compile` is set.
 
-    Because the weights are inputs of the function, one compilation serves all layers and steps with the same
-    shapes.
+    The weights are inputs of the compiled function, so one compilation serves all layers and steps with the
+    same shapes.
     """
     return torch.compile(piece, dynamic=False) if compile else piece  # type: ignore[return-value]
 

@@ -22,7 +22,8 @@ from paradit.models.protocol import T, Tokens
 class JointLayout(Layout):
     """Layout (positions and RoPE rotations) of a video's tokens and of the text tokens that follow them.
 
-    Every rank holds all text tokens. Their number is known only with the prompt, so `embed` adds them.
+    Every rank holds all text tokens. Their number is known only with the prompt, so a layout is first made
+    without text tokens, and they are added when latents are embedded.
     """
 
     grid: tuple[int, int, int]
@@ -46,7 +47,7 @@ class JointLayout(Layout):
     def with_text(self, length: int) -> Self:
         """Return this layout with `length` text tokens after the video's, instead of any that it has so far.
 
-        This layout must be that of the whole video.
+        This layout must be that of the whole video, not of one rank's tokens.
         """
         return replace(self, num_replicated=length).shard(0, prod(self.grid), _still(self.rope, length))
 
@@ -102,7 +103,7 @@ class JointModule(SplitModule[T, J, JointLayout]):
     def changing_shapes(self, context: J, layout: JointLayout) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the shapes of the tokens that blocks update: video [B, S, width] and text [B, T, width].
 
-        layout: the layout of the video without text.
+        context: the encoded prompts. layout: the layout of the video without text.
         """
         width = self.num_heads * self.module.config.attention_head_dim
         rows = len(layout.rope.positions), context.prompt_embeds.shape[1]

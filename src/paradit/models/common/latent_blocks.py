@@ -12,14 +12,14 @@ from torch import Tensor
 class LatentBlocks:
     """Stream of a video's latents [1, C, F, h, w], which arrive one block of frames at a time.
 
-    The next block is requested from its source only when all earlier blocks have been used.
+    A block is requested from the stream's source only when all earlier blocks have been used.
     """
 
     def __init__(self, shape: tuple[int, ...], blocks: Iterable[Tensor], *, endless: bool = False) -> None:
         """Wrap an iterable of blocks of latent frames.
 
-        shape: the shape [1, C, F, h, w] of all latents. endless: whether the video has no set end; F is then
-        more frames than will ever arrive.
+        shape: the shape [1, C, F, h, w] of all latents together. endless: whether the video has no set end; F
+        is then more frames than will ever arrive.
         """
         self.endless = endless
         self.shape = shape
@@ -54,9 +54,9 @@ class LatentBlocks:
         return self._frame
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> LatentBlocks:
-        """Return a stream of the remaining latents, with `change` applied to each block as it arrives.
+        """Return a stream of the remaining latents, with a function applied to each block as it arrives.
 
-        `change` must keep shapes.
+        change: the function, which must keep the shape of a block.
         """
         return LatentBlocks(self.shape, map(change, self._blocks), endless=self.endless)
 

@@ -13,9 +13,11 @@ class Layers:
     """Layers of a transformer, in the order in which they run, and which of them this rank has in memory."""
 
     def __init__(self, module: Module, lists: Sequence[str], stored: StoredWeights | None = None) -> None:
-        """Record a module's layers. lists: the names of the module's ModuleLists of layers, in order.
+        """Record a module's layers.
 
-        stored: the weights on disk of layers that are not loaded yet (`StoredWeights.without_layers`).
+        lists: the names of the module's ModuleLists of layers, in the order in which they run. stored: reader
+        of the weights on disk, for layers that are not in memory (`StoredWeights.without_layers`); None: all
+        layers are in memory.
         """
         self._module, self._lists, self._stored = module, lists, stored
         parts = [(name, part) for name in lists for part in getattr(module, name)]
@@ -37,7 +39,7 @@ class Layers:
         return list(self._held)
 
     def keep(self, layers: Collection[int]) -> None:
-        """Hold exactly these layers (by index) in memory: free others, then read missing layers from disk."""
+        """Hold exactly the layers with these indices in memory: free others, and read missing ones from disk."""
         self._held = {layer: part for layer, part in self._held.items() if layer in layers}
         self._show()
         # The others are out of the module by now, so their memory is free before more is read.

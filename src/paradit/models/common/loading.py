@@ -37,8 +37,8 @@ def load_pipeline(
 ) -> P:
     """Load the pipeline components that `stages` need, from a checked folder's safetensors, onto `device`.
 
-    The VAE stays in fp32, all else is in `dtype`. without_layers: names of the transformers' ModuleLists of
-    layers whose weights are not loaded yet.
+    The VAE stays in fp32, and all other components are in `dtype`. without_layers: names of the transformers'
+    ModuleLists of layers whose weights are not loaded yet.
     """
     transformers = stored_transformers(spec, dtype, device) if without_layers and "denoise" in stages else {}
     with _no_progress_bars():
@@ -82,10 +82,10 @@ def stored_transformers(
 def _let_go_of_files(module: torch.nn.Module) -> None:
     """Copy a mixed-precision module's fp32 tensors out of the memory-mapped weight files, to free the files.
 
-    For the CPU only, where a tensor that keeps its stored dtype is a view of the mapped file. If the other
-    tensors are converted to another dtype, the few that diffusers keeps in fp32 would hold whole files in
-    memory.
+    Needed only on a CPU, where a tensor that is loaded in its stored dtype is a view of the mapped file.
     """
+    # If all other tensors are converted to another dtype, the few that diffusers keeps in fp32 would hold
+    # whole files in memory.
     if len({parameter.dtype for parameter in module.parameters()}) > 1:
         for parameter in module.parameters():
             if parameter.dtype == torch.float32:
@@ -93,9 +93,9 @@ def _let_go_of_files(module: torch.nn.Module) -> None:
 
 
 def fingerprint(modules: Iterable[Any]) -> bytes:
-    """Return a fast fingerprint of the weights: about eight values of every parameter, as bytes.
+    """Return a fast fingerprint of loaded weights: about eight values of every parameter, as bytes.
 
-    Another checkpoint or a LoRA changes it.
+    It is another one for another checkpoint, or if a LoRA is loaded.
     """
     values = [
         # In fp32, because numpy has no bfloat16.

@@ -63,18 +63,22 @@ class PipelineModel(ABC):
     @staticmethod
     @abstractmethod
     def schedule(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
-        """Set a scheduler's steps as the model family's pipeline does; raises what the scheduler raises."""
+        """Set a scheduler's steps as the model family's pipeline does.
+
+        May raise any error that the scheduler raises.
+        """
 
     @abstractmethod
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> Decoder:
         """Return a decoder of latents [1, C, F, h, w].
 
-        park: whether a tile's cache is kept in host memory, not on the GPU, while other tiles are decoded.
+        park: whether the decoder's cache for a tile is kept in host memory, not on the GPU, while other tiles
+        are decoded.
         """
 
     @property
     def prompt_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the tensors that `encode_prompt` returns: one text encoder's embeddings."""
+        """Shapes of the tensors that `encode_prompt` returns: here those of one text encoder's embeddings."""
         return ((1, self.spec.text_length, self.spec.transformers[0].text_dim),)
 
     @torch.no_grad()
@@ -89,9 +93,9 @@ class PipelineModel(ABC):
         return (embeds.to(self.dtype),)
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return the token limit and the cut-off text of each text encoder that a prompt is too long for.
+        """Return a mapping from token limit to cut-off text, for text encoders that a prompt is too long for.
 
-        Returns an empty dict if the prompt fits.
+        The mapping is empty if the prompt fits.
         """
         length = self.spec.text_length
         rest = left_out(self._pipeline.tokenizer, prompt, length)
@@ -102,9 +106,9 @@ class PipelineModel(ABC):
         return fingerprint(expert.module for expert in self.experts)
 
     def scheduler(self, num_inference_steps: int) -> Scheduler:
-        """Return a new copy of the folder's scheduler, set to `num_inference_steps` steps.
+        """Return a new copy of the scheduler in the model's folder, set to `num_inference_steps` steps.
 
-        Each request needs a copy, because a scheduler remembers its request's steps.
+        Each request needs a copy of its own, because a scheduler keeps state from step to step.
         """
         own = self.prepared(copy.deepcopy(self._pipeline.scheduler))
         self.schedule(own, num_inference_steps, self.device)

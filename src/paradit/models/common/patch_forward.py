@@ -50,7 +50,8 @@ class ForwardPatch:
     def put_in_place(self, module: Module, predict: Predict) -> Callable[[], None]:
         """Patch a module so that calling it calls `predict`; return a function that removes the patch.
 
-        The patch replaces the module's own forward, beneath any hooks of accelerate.
+        If the module has hooks of accelerate, they still run around the patch. predict: the function that
+        computes the transformer's prediction.
         """
         replaced = _PatchedForward(module, self.forward(predict))
         setattr(module, _slot(module), replaced)
@@ -82,13 +83,19 @@ def check_free(module: Module, name: str) -> None:
 
 
 def refuse(attention_kwargs: Mapping[str, object] | None) -> None:
-    """Raise InputError if there are any attention_kwargs; diffusers has already taken `scale` out of them."""
+    """Raise InputError if a call passes any `attention_kwargs`, the additional arguments for attention.
+
+    One of them, `scale`, is supported: diffusers has already removed it here.
+    """
     if attention_kwargs:
         raise InputError(f"attention_kwargs takes 'scale' here, got {', '.join(map(repr, attention_kwargs))}")
 
 
 def output(sample: Tensor, return_dict: bool) -> Output:
-    """Return a prediction as diffusers' transformers do: an output object if `return_dict`, else a tuple."""
+    """Return a prediction as diffusers' transformers do.
+
+    return_dict: whether to return an output object; if not, a tuple is returned.
+    """
     return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
 
@@ -107,7 +114,8 @@ class _PatchedForward:
         return self._scaled(*args, **kwargs) if self.active else self.own(*args, **kwargs)
 
     def _scaled(self, *args: object, **kwargs: object) -> Output:
-        """Run the replacement of forward; `attention_kwargs["scale"]` scales LoRA, as in diffusers."""
+        """Call the replacement of `forward`; `attention_kwargs["scale"]` scales LoRA weights, as in
+        diffusers."""
 
         def forward(_: Module, *args: object, **kwargs: object) -> Output:
             return self._forward(*args, **kwargs)
@@ -127,7 +135,8 @@ def _slot(module: Module) -> str:
 def forward_patch(class_names: Iterable[str]) -> ForwardPatch | None:
     """Return the patch for the first of some classes that a model family supports; None if there is none.
 
-    class_names: the names of transformer classes, or of pipeline classes.
+    A patch makes `forward` of a diffusers transformer run ParaDiT's code. class_names: the names of
+    transformer classes, or of pipeline classes.
     """
     by_class = {
         name: one

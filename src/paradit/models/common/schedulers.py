@@ -15,10 +15,8 @@ from paradit.models.protocol import Scheduler
 from paradit.models.registry import family
 
 Schedule = Callable[[Scheduler, int, torch.device], None]
-"""Type of a function (scheduler, num_inference_steps, device) that sets a scheduler's steps.
-
-It raises what the scheduler raises.
-"""
+"""Type of a function (scheduler, num_inference_steps, device) that sets a scheduler's steps. It may raise any
+error that the scheduler raises."""
 
 
 def scheduler_name(folder: Path) -> str:
@@ -29,7 +27,7 @@ def scheduler_name(folder: Path) -> str:
 def load_scheduler(folder: Path) -> Scheduler:
     """Load a model folder's scheduler, as the pipeline's `from_pretrained` does.
 
-    Raises ValueError for a class that diffusers does not have, and what the class raises for its
+    Raises ValueError for a class that diffusers does not have, and any error that the class raises for its
     configuration.
     """
     scheduler_class = getattr(diffusers, scheduler_name(folder), None)

@@ -14,7 +14,10 @@ from paradit.models.protocol import Block, C, L, SplitTransformer, T
 
 
 class SplitModule(SplitTransformer[T, C, L]):
-    """A diffusers transformer split into embedding, transformer blocks and head; families subclass it."""
+    """A diffusers transformer split into embedding, transformer blocks and head.
+
+    It is a base class: each model family has its own subclass.
+    """
 
     LISTS: ClassVar[tuple[str, ...]]
     """Names of the module's ModuleLists of layers, in the order in which they run."""
@@ -24,8 +27,8 @@ class SplitModule(SplitTransformer[T, C, L]):
     ) -> None:
         """Split a diffusers module into embedding, transformer blocks and head.
 
-        compile: whether `torch.compile` compiles what runs before and after attention. stored: the weights on
-        disk, from which layers that the module lacks are read later.
+        compile: whether `torch.compile` compiles what runs before and after attention. stored: reader of the
+        weights on disk, for layers that are not in memory; None: all layers are in memory.
         """
         self.module = module
         self.layers = Layers(module, self.LISTS, stored)

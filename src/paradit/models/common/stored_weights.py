@@ -37,9 +37,10 @@ class ModelClass(Protocol):
 
 
 class StoredWeights:
-    """Weights of one pipeline component, read from its folder as needed, with dtypes as by `from_pretrained`.
+    """Weights of one pipeline component, which are read from its folder when they are needed.
 
-    All weights get one dtype, except those that the class keeps in fp32.
+    All weights get one dtype, except those that the component's class keeps in fp32, as `from_pretrained`
+    does it.
     """
 
     def __init__(

@@ -69,7 +69,7 @@ class HunyuanVideoModel(PipelineModel):
         return embeds.to(self.dtype), mask.to(self.dtype), pooled.to(self.dtype), guidance
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return the token limit and the cut-off text of each text encoder that a prompt is too long for.
+        """Return a mapping from token limit to cut-off text, for text encoders that a prompt is too long for.
 
         The encoders are Llama and CLIP; one that reads the whole prompt is not included.
         """
@@ -83,9 +83,10 @@ class HunyuanVideoModel(PipelineModel):
         return {name: found for name, found in both.items() if found[1]}
 
     def prepared(self, scheduler: Scheduler) -> Scheduler:
-        """Return the scheduler to use instead of a loaded one, so that latents stay in fp32.
+        """Return the scheduler to denoise with, in place of the one that was loaded from the model's folder.
 
-        It is an `_InFp32` for a FlowMatchEulerDiscreteScheduler, and the loaded scheduler itself otherwise.
+        scheduler: the loaded one. If it is a FlowMatchEulerDiscreteScheduler, an `_InFp32` is returned, which
+        keeps latents in fp32. Any other scheduler is returned as it is.
         """
         return in_fp32(scheduler) if type(scheduler) is FlowMatchEulerDiscreteScheduler else scheduler
 
@@ -96,7 +97,8 @@ class HunyuanVideoModel(PipelineModel):
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> HunyuanVideoDecoder:  # noqa: ARG002
         """Return a decoder of latents [1, C, F, h, w].
 
-        park: has no effect, because no cache is kept between the pieces of a tile.
+        park: has no effect. In other model families it says where a decoder's caches are kept; this decoder
+        has none.
         """
         return HunyuanVideoDecoder(self._pipeline.vae, self._pipeline.video_processor, latents)
 

@@ -1,10 +1,12 @@
 """AutoencoderKLHunyuanVideo's decoder, run on one group of latent frames at a time.
 
-Its norms look at all frames that it is given, so it cannot run frame by frame. diffusers cuts a long video
-into overlapping groups of five latent frames, each of which starts three after the one before. It decodes
-each group by itself and blends the overlaps, but keeps all groups until the last is ready. Here a group is
-decoded once its latents have arrived, and its frames are returned once they are blended, so that memory does
-not grow with length. The values are those of the VAE's `decode`.
+Its norms take statistics of all frames that it is given, so it cannot run frame by frame. diffusers cuts a long
+video into groups of five latent frames, which overlap: each group starts three frames after the one before.
+It decodes each group by itself and blends the overlaps, but keeps all groups in memory until the last is
+ready.
+
+Here a group is decoded once its latents have arrived, and its frames are returned once they are blended, so
+that memory does not grow with the video's length. The values are those of the VAE's `decode`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ from paradit.models.protocol import Frames
 
 
 class HunyuanVideoDecoder:
-    """Decoder of a video's latents in overlapping groups of latent frames; a group is a piece of output."""
+    """Decoder of a video's latents, one group of latent frames at a time; neighbouring groups overlap.
+
+    It implements `Decoder`: the pieces of that interface are the decoder's output for each of these groups.
+    """
 
     def __init__(
         self, vae: AutoencoderKLHunyuanVideo, processor: VideoProcessor, latents: Tensor | LatentBlocks
@@ -72,7 +77,8 @@ class HunyuanVideoDecoder:
     def _blended(self, pictures: Iterable[Tensor]) -> Iterator[Tensor]:
         """Yield the decoder's output for the new frames of each group, blended with the group before.
 
-        A group consists of latent frames that are decoded together; groups overlap.
+        pictures: the decoder's output for each group of latent frames, with tiles joined. Neighbouring groups
+        overlap.
         """
         vae, previous = self._vae, None
         stride = vae.tile_sample_stride_num_frames
@@ -91,7 +97,10 @@ class HunyuanVideoDecoder:
 
 
 class _Groups:
-    """Groups of latent frames that are decoded together; they overlap, and fill up as latents arrive."""
+    """Groups of latent frames that are decoded together; neighbouring groups overlap.
+
+    A group is complete once its latents have arrived.
+    """
 
     def __init__(self, vae: AutoencoderKLHunyuanVideo, latents: LatentBlocks) -> None:
         self._vae, self._latents, self._num_frames = vae, latents, latents.shape[2]
@@ -107,13 +116,16 @@ class _Groups:
         """Latent frames of the group that was requested last, some of which belong to the next group too."""
 
     def length(self, index: int) -> int:
-        """Return the number of latent frames in group `index`, if the video does not end early."""
+        """Return the number of latent frames in a group, unless the video ends early.
+
+        index: the group's index.
+        """
         return min(self._longest, self._num_frames - index * self._stride)
 
     def at(self, index: int) -> Tensor | None:
-        """Return group `index` of latent frames as a tensor [1, C, f, h, w]; None if the video has ended.
+        """Return a group of latent frames as a tensor [1, C, f, h, w]; None if the video has ended before it.
 
-        index: the index of the next group, or of the group that was requested last.
+        index: the group's index, which is that of the group requested last or of the next group.
         """
         if index == self._index + 1:
             self._index = index

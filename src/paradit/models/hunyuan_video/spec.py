@@ -51,10 +51,11 @@ WORKING_MAPS = 12
 """Number of feature maps of the VAE decoder's last level that are in memory at its peak, to estimate memory.
 
 Torch's allocator counts 11.4 (tests/test_memory.py); the convolutions' workspace on a GPU adds about a
-twentieth, as for Wan.
+twentieth, as it does for Wan's decoder.
 """
 UNBOUNDED = 2**31
-"""Value of `max_positions` for no limit: rotary angles are computed as needed, not looked up."""
+"""Value of `max_positions` that stands for no limit, because rotary angles are computed when needed, not
+looked up."""
 
 _COMPONENTS = ("text_encoder", "text_encoder_2", "transformer", "vae")
 _BLOCKS = ("HunyuanVideoDownBlock3D",) * 4, ("HunyuanVideoUpBlock3D",) * 4

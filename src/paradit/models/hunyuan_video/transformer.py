@@ -1,12 +1,13 @@
 """HunyuanVideoTransformer3DModel split at its joint attention; each part calls the module's submodules.
 
-Text and video attend to each other: the text's tokens follow the video's, and every rank holds them. The
-first blocks ("double") have separate weights for the text; the others ("single") treat both alike.
+Text and video attend to each other: the text's tokens follow the video's, and every rank holds all of the
+text's. The first blocks ("double") have separate weights for the text; the others ("single") use the same
+weights for both.
 
 A prompt's padding is cut off before anything is computed. diffusers' module masks the padding instead, in
-every attention and in the token refiner's mean, so that it never reaches the video. Without padding, no mask
-is needed. For a prompt without padding, the result equals that of the module's forward bit for bit; for one
-with padding, it differs by rounding.
+every attention and in the token refiner's mean, so that it never affects the video. For a prompt without
+padding, the result equals that of the module's forward bit for bit; for one with padding, it differs by
+rounding.
 """
 
 from __future__ import annotations
@@ -61,10 +62,8 @@ class HunyuanTokens(JointTokens):
 class DoubleBlock(Block[HunyuanTokens]):
     """A HunyuanVideoTransformerBlock, split into the parts before and after its attention.
 
-    Video and text have separate weights.
-
-    For inference only, as is `SingleBlock`: outputs of submodules are changed in place, to save time and
-    memory.
+    Video and text have separate weights. The block is for inference only: it changes outputs of submodules in
+    place, to save time and memory.
     """
 
     def __init__(self, block: HunyuanVideoTransformerBlock, site: Site, *, compile: bool) -> None:
@@ -220,7 +219,8 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
     def branch(self, tokens: HunyuanTokens, context: HunyuanContext) -> HunyuanTokens:
         """Return the tokens for another guidance branch.
 
-        The tokens are repeated for each prompt of that branch; `context` holds these prompts.
+        tokens: the tokens as embedded for one branch. context: the other branch's encoded prompts. The
+        video's tokens are repeated, once for each of these prompts.
         """
         # The tokens were embedded with these prompts.
         if context is tokens.context:
@@ -250,7 +250,11 @@ class HunyuanVideoTransformer(JointModule[HunyuanTokens, HunyuanContext]):
     def resume(
         self, changing: Sequence[Tensor], timestep: Tensor, context: HunyuanContext, layout: JointLayout
     ) -> HunyuanTokens:
-        """Rebuild tokens, the output of another rank's blocks, from the tensors that the other rank sent."""
+        """Rebuild tokens, the output of another rank's blocks, from the tensors that the other rank sent.
+
+        changing: these tensors (`Tokens.changing`). timestep, context, layout: the arguments that the tokens
+        were embedded with.
+        """
         hidden_states, text = changing
         temb, _ = self.module.time_text_embed(timestep, context.pooled_projections, context.guidance)
         return HunyuanTokens(
@@ -328,7 +332,7 @@ def _after(
 ) -> Tensor:
     """Run the part of a double block that follows attention, for the video's or for the text's tokens.
 
-    That part consists of residual, norm and feed-forward. Returns the block's output tokens.
+    This part consists of residual, norm and feed-forward. Returns the block's output tokens.
     """
     gate, shift, scale, ffn_gate = modulation
     x = attended.mul_(gate).add_(x)

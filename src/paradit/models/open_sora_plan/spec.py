@@ -45,7 +45,7 @@ class OpenSoraPlanTransformerSpec(TransformerSpec):
     def self_attention_flops(self, tokens: int, text_tokens: int) -> int:  # noqa: ARG002
         """Count the floating-point operations of all layers' self-attention, except its linear projections.
 
-        Sparse layers need 1/`sparsity` of a full layer's.
+        A sparse layer needs 1/`sparsity` of the operations of a layer in which all tokens attend to all.
         """
         full = 4 * tokens**2 * self.width
         return full * self.full_layers + full // self.sparsity * (self.num_layers - self.full_layers)

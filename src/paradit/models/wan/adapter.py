@@ -30,9 +30,9 @@ class WanModel(PipelineModel):
             raise AttributeError("it has no sigmas, which WanPipeline reads in every step")
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return the token limit and the cut-off text of the text encoder, if a prompt is too long for it.
+        """Return a mapping from token limit to cut-off text, if a prompt is too long for the text encoder.
 
-        Returns an empty dict if the prompt fits.
+        The mapping is empty if the prompt fits.
         """
         # WanPipeline cleans a prompt before it tokenizes it.
         return super().left_out(prompt_clean(prompt))  # type: ignore[no-untyped-call]
@@ -64,6 +64,7 @@ class WanModel(PipelineModel):
     def decoder(self, latents: Tensor | LatentBlocks, *, park: bool = False) -> WanDecoder:
         """Return a decoder of latents [1, C, F, h, w].
 
-        park: whether a tile's cache is kept in host memory, not on the GPU, while other tiles are decoded.
+        park: whether the decoder's cache for a tile is kept in host memory, not on the GPU, while other tiles
+        are decoded.
         """
         return WanDecoder(self._pipeline.vae, self._pipeline.video_processor, latents, park=park)

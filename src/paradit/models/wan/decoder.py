@@ -1,8 +1,9 @@
 """AutoencoderKLWan's decoder, run one latent frame at a time.
 
-Its convolutions are causal in time, and diffusers also runs it frame by frame with a feature cache, but keeps
+Its convolutions are causal in time. diffusers also runs it frame by frame with a feature cache, but keeps
 every decoded frame until the last one is ready. Here each frame is returned at once, so that memory does not
-grow with length. Every tile of the picture has a cache of its own, so that all tiles can advance together.
+grow with the video's length. Every tile of the picture has a cache of its own, so that all tiles can advance
+together.
 """
 
 from __future__ import annotations
@@ -28,14 +29,18 @@ Before there are any features, an entry is None or the string "Rep", as in diffu
 
 
 class WanDecoder:
-    """Decoder of a video's latents, one latent frame at a time; each latent frame is one piece of output."""
+    """Decoder of a video's latents, one latent frame at a time.
+
+    It implements `Decoder`: the pieces of that interface are the decoder's output for each latent frame.
+    """
 
     def __init__(
         self, vae: AutoencoderKLWan, processor: VideoProcessor, latents: Tensor | LatentBlocks, *, park: bool
     ) -> None:
         """Prepare to decode normalised latents [1, C, F, h, w].
 
-        park: whether a tile's cache is kept in host memory, not on the GPU, while other tiles are decoded.
+        park: whether a tile's cache (features of its earlier frames) is kept in host memory, not on the GPU,
+        while other tiles are decoded.
         """
         self._vae, self._video_processor, self._park = vae, processor, park
         self._patch: int = vae.config["patch_size"] or 1
@@ -102,11 +107,12 @@ class WanDecoder:
 
 
 def _parked(cache: Cache, before: Cache) -> Cache:
-    """Copy a tile's cache into host memory; reuse the memory of its earlier copy, `before`, if shapes allow.
+    """Copy a tile's cache (features of its earlier frames) into host memory, and return the copy.
 
-    Reusing that memory matters on a CPU. Otherwise, the caches of many tiles would lie between tensors that
-    are soon freed, and the heap would grow to several times the size of caches and tensors together.
+    before: the earlier copy of this cache, whose memory is reused if shapes allow.
     """
+    # Reuse matters on a CPU. Otherwise, the caches of many tiles would lie between tensors that are soon
+    # freed, and the heap would grow to several times the size of caches and tensors together.
     parked: Cache = []
     for part, old in zip(cache, before, strict=True):
         if not isinstance(part, Tensor):

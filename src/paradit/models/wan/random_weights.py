@@ -32,8 +32,9 @@ def random_block(
 ) -> tuple[WanBlock, WanTokens, TransformerSpec]:
     """Return a transformer block with random weights, a video's tokens as its input, and the block's spec.
 
-    latent_shape: (frames, height, width) of the latents; a token is 1x2x2 of them. The feed-forward is four
-    times as wide as the block. The spec (sizes) leaves out what comes before and after the blocks.
+    latent_shape: (frames, height, width) of the latents, of which a token covers 1x2x2. The feed-forward is
+    four times as wide as the block. The spec describes a transformer of such blocks, without what comes
+    before and after the blocks.
     """
     with device:
         module = WanTransformer3DModel(
@@ -62,7 +63,7 @@ def random_block(
 def random_decoder(channels: int, device: torch.device) -> tuple[Callable[[Tensor], list[Frames]], VaeSpec]:
     """Return a function that decodes normalised latents [1, C, F, h, w] to frames, and the sizes of its VAE.
 
-    The VAE has random weights. channels: the number of channels of its decoder's last level.
+    The VAE has random weights. channels: the number of channels of its decoder's last, full-resolution level.
     """
     with device:
         vae = AutoencoderKLWan(base_dim=channels)

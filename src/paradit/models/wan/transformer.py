@@ -178,7 +178,9 @@ class WanTransformer(SplitModule[WanTokens, WanContext, WanLayout]):
     ) -> None:
         """Split a WanTransformer3DModel into embedding, transformer blocks and head.
 
-        kernel: the function that computes cross-attention. For the other arguments, see `SplitModule`.
+        kernel: the function that computes cross-attention. compile: whether `torch.compile` compiles what
+        runs before and after attention. stored: reader of the weights on disk, for layers that are not in
+        memory; None: all layers are in memory.
         """
         self._kernel = kernel
         super().__init__(module, compile=compile, stored=stored)
@@ -219,7 +221,7 @@ class WanTransformer(SplitModule[WanTokens, WanContext, WanLayout]):
     def context(self, prompt_embeds: Tensor, image_embeds: Tensor | None = None) -> WanContext:
         """Convert B encoded prompts [B, T, text_dim] to the keys and values that cross-attention reads.
 
-        Called once per prompt. Raises ValueError if a model that attends to an image gets none.
+        Called once per prompt. Raises ValueError if a model that attends to an image gets no image.
         """
         embedder = self.module.condition_embedder
         if embedder.image_embedder is not None and image_embeds is None:
@@ -252,8 +254,7 @@ class WanTransformer(SplitModule[WanTokens, WanContext, WanLayout]):
     def embed(self, latents: Tensor, timestep: Tensor, context: WanContext, layout: WanLayout) -> WanTokens:
         """Embed latents [B, C, F, H, W] as tokens. The latents must have the dtype of the prompt embeddings.
 
-        timestep: the timesteps [B], or [B, S] if each token has its own. To embed once for several prompts,
-        see `branch`.
+        timestep: the timesteps [B], or [B, S] if each token has its own.
         """
         hidden_states = self.module.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
         temb, modulation = self._time(timestep, latents.dtype)
@@ -264,7 +265,8 @@ class WanTransformer(SplitModule[WanTokens, WanContext, WanLayout]):
     def branch(self, tokens: WanTokens, context: WanContext) -> WanTokens:
         """Return the tokens for another guidance branch.
 
-        The tokens are repeated for each prompt of that branch; `context` holds these prompts.
+        tokens: the tokens as embedded for one branch. context: the other branch's encoded prompts. The
+        video's tokens are repeated, once for each of these prompts.
         """
         times = context.batch // len(tokens.hidden_states)
         if times == 1:
@@ -280,7 +282,11 @@ class WanTransformer(SplitModule[WanTokens, WanContext, WanLayout]):
     def resume(
         self, changing: Sequence[Tensor], timestep: Tensor, context: WanContext, layout: WanLayout
     ) -> WanTokens:
-        """Rebuild tokens, the output of another rank's blocks, from the tensors that the other rank sent."""
+        """Rebuild tokens, the output of another rank's blocks, from the tensors that the other rank sent.
+
+        changing: these tensors (`Tokens.changing`). timestep, context, layout: the arguments that the tokens
+        were embedded with.
+        """
         (hidden_states,) = changing
         temb, modulation = self._time(timestep, hidden_states.dtype)
         return WanTokens(
