@@ -254,9 +254,9 @@ class VideoModel(Protocol):
         """
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return a mapping from token limit to cut-off text, for text encoders that a prompt is too long for.
+        """Return a mapping from the name of a text encoder to its token limit and a prompt's cut-off text.
 
-        Encoders that read the whole prompt are not included.
+        It has only text encoders for which the prompt is too long.
         """
 
     def scheduler(self, num_inference_steps: int) -> Scheduler:

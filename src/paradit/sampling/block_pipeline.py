@@ -288,10 +288,10 @@ class BlockPipeline:
         return self._windows[key]
 
     def _contexts_of(self, expert: int, block: int) -> list[TextContext]:
-        """Return a frame block's encoded prompts for this rank's guidance branches, in the transformer's
-        form.
+        """Return a frame block's encoded prompts for this rank's guidance branches.
 
-        expert: index of the expert transformer. block: index of the frame block.
+        They have the form that the transformer blocks read. expert: index of the expert transformer. block:
+        index of the frame block.
         """
         texts = list(self._prompts)
         for first, text in self._later:

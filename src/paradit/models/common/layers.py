@@ -39,7 +39,7 @@ class Layers:
         return list(self._held)
 
     def keep(self, layers: Collection[int]) -> None:
-        """Hold exactly the layers with these indices in memory: free others, and read missing ones from disk."""
+        """Hold only the layers with these indices in memory: free others, and read missing ones from disk."""
         self._held = {layer: part for layer, part in self._held.items() if layer in layers}
         self._show()
         # The others are out of the module by now, so their memory is free before more is read.

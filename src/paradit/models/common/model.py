@@ -93,9 +93,9 @@ class PipelineModel(ABC):
         return (embeds.to(self.dtype),)
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return a mapping from token limit to cut-off text, for text encoders that a prompt is too long for.
+        """Return a mapping from the name of a text encoder to its token limit and a prompt's cut-off text.
 
-        The mapping is empty if the prompt fits.
+        It has only text encoders for which the prompt is too long, so it is empty if the prompt fits.
         """
         length = self.spec.text_length
         rest = left_out(self._pipeline.tokenizer, prompt, length)

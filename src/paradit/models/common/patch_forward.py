@@ -114,8 +114,7 @@ class _PatchedForward:
         return self._scaled(*args, **kwargs) if self.active else self.own(*args, **kwargs)
 
     def _scaled(self, *args: object, **kwargs: object) -> Output:
-        """Call the replacement of `forward`; `attention_kwargs["scale"]` scales LoRA weights, as in
-        diffusers."""
+        """Call the replacement of `forward`, in which `attention_kwargs["scale"]` scales LoRA weights."""
 
         def forward(_: Module, *args: object, **kwargs: object) -> Output:
             return self._forward(*args, **kwargs)

@@ -69,9 +69,10 @@ class HunyuanVideoModel(PipelineModel):
         return embeds.to(self.dtype), mask.to(self.dtype), pooled.to(self.dtype), guidance
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return a mapping from token limit to cut-off text, for text encoders that a prompt is too long for.
+        """Return a mapping from the name of a text encoder to its token limit and a prompt's cut-off text.
 
-        The encoders are Llama and CLIP; one that reads the whole prompt is not included.
+        The text encoders are Llama and CLIP, as far as the prompt is too long for them; the mapping is empty
+        if it fits.
         """
         text, length = str(DEFAULT_PROMPT_TEMPLATE["template"]).format(prompt), self.spec.text_length
         crop_start = DEFAULT_PROMPT_TEMPLATE["crop_start"]

@@ -1,9 +1,9 @@
 """AutoencoderKLHunyuanVideo's decoder, run on one group of latent frames at a time.
 
-Its norms take statistics of all frames that it is given, so it cannot run frame by frame. diffusers cuts a long
-video into groups of five latent frames, which overlap: each group starts three frames after the one before.
-It decodes each group by itself and blends the overlaps, but keeps all groups in memory until the last is
-ready.
+Its norms take statistics of all frames that it is given, so it cannot run frame by frame. diffusers cuts a
+long video into groups of five latent frames, which overlap: each group starts three frames after the one
+before. It decodes each group by itself and blends the overlaps, but keeps all groups in memory until the last
+is ready.
 
 Here a group is decoded once its latents have arrived, and its frames are returned once they are blended, so
 that memory does not grow with the video's length. The values are those of the VAE's `decode`.

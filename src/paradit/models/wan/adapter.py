@@ -30,7 +30,7 @@ class WanModel(PipelineModel):
             raise AttributeError("it has no sigmas, which WanPipeline reads in every step")
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
-        """Return a mapping from token limit to cut-off text, if a prompt is too long for the text encoder.
+        """Return a mapping from the name of the text encoder to its token limit and a prompt's cut-off text.
 
         The mapping is empty if the prompt fits.
         """
