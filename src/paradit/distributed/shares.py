@@ -44,7 +44,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Shares:
-    """Division of an attention among ranks: the tokens that each rank holds, and the work that it does."""
+    """Division of an attention among ranks: the tokens that each rank holds, and the rows that it computes."""
 
     num_heads: int
     tokens: tuple[int, ...]

@@ -216,8 +216,7 @@ class VaeSpec(ABC):
         return FP32_BYTES * (values + self.temporal_compression * self._waiting(tiles))
 
     def _waiting(self, tiles: Grid) -> int:
-        """Count the values per frame that joining tiles keeps in memory: those of all tiles and the picture.
-        """
+        """Count the values per frame that are in memory while tiles are joined: all tiles and the picture."""
         if tiles.num_tiles == 1:
             return 0
         # Tiles overlap, so together they have more pixels than the picture.

@@ -63,7 +63,8 @@ class Message:
     choice: int = 0
     """Index of the attention form, such as Ulysses, in a list of forms that all ranks have."""
     streams: int = 0
-    """Number of forwards that run interleaved: one for each guidance branch, or 1 for all in one batch."""
+    """Number of forward passes that take turns: one for each guidance branch, or 1 for all branches in one
+    batch."""
     lag: int = 0
     steps: int = 0
     """Number of denoising steps in which decode ranks helped since latents were last sent to be decoded. Set
@@ -263,7 +264,7 @@ class Helped(_Member):
         return replace(step, kind=HELP if any(work) else ALONE, work=tuple(work))
 
     def _measured_plan(self, step: Message, idle: tuple[int, ...]) -> Sequence[int]:
-        """Return how many attention rows each helper computes in a step; -1 if it must be measured first.
+        """Return how many (head, query row) pairs each helper computes; -1 if it must be measured first.
 
         A helper is a decode rank that takes a share of the attention while it is idle. step: the message
         about the step. idle: indices of the helpers that are idle.

@@ -104,7 +104,7 @@ class RotationTiming:
         """Yield one rank's simulated events in a transformer layer: what it computes, sends and waits for.
 
         rank: the rank's index among those of the guidance branch. key: identifier of this run through the
-        layer, which becomes part of the identifiers of its messages.
+        layer, which becomes part of the messages' identifiers.
         """
         cost = self.branch.costs[rank]
         group = next(number for number, ranks in enumerate(self.groups) if rank in ranks)
@@ -128,7 +128,7 @@ class RotationTiming:
         """Yield a rank's events in the simulated ring: attention over one group's keys while others travel.
 
         rank: the rank's index among those of the guidance branch. group: index of its Ulysses group. key:
-        identifier that becomes part of those of the messages.
+        identifier of this run through the layer, which becomes part of the messages' identifiers.
         """
         branch, shares, cost = self.branch, self.branch.shares, self.branch.costs[rank]
         index = self.groups[group].index(rank)

@@ -95,7 +95,7 @@ def _let_go_of_files(module: torch.nn.Module) -> None:
 def fingerprint(modules: Iterable[Any]) -> bytes:
     """Return a fast fingerprint of loaded weights: about eight values of every parameter, as bytes.
 
-    It is another one for another checkpoint, or if a LoRA is loaded.
+    The fingerprint changes if another checkpoint or a LoRA is loaded.
     """
     values = [
         # In fp32, because numpy has no bfloat16.

@@ -63,7 +63,8 @@ class WanTokens(Tokens):
     The shape is [B, S, 6, width] if each token has its own timestep.
     """
     temb: Tensor
-    """Time embedding for the head: [B, width], or [B, S, width] if each token has its own timestep."""
+    """Time embedding for the transformer's output head: [B, width], or [B, S, width] if each token has its
+    own timestep."""
     context: WanContext
 
     @property
