@@ -86,7 +86,7 @@ class NoOptions:
 
 
 class Form:
-    """A form of attention, such as Ulysses or ring: a way in which a guidance branch's ranks share it."""
+    """A form of attention, such as Ulysses or ring: a way in which a guidance branch's ranks share it out."""
 
     name: str
     help: str
@@ -116,9 +116,9 @@ class Form:
         return self.exactness.startswith("exact")
 
     def check(self, asked: Asked) -> None:
-        """Refuse requirements of a run that this attention form cannot meet. Raises InputError.
+        """Raise InputError if a run has requirements that this attention form cannot meet.
 
-        An override calls this method first, then refuses what else the form cannot meet.
+        An override calls this method first, and then checks what is particular to its attention form.
         """
         if self.needs_lse:
             require_lse(asked.attention_backend, self.name)

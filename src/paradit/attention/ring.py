@@ -1,4 +1,4 @@
-"""Ring attention, as it runs on ranks: keys and values pass around a ring of the ranks (arXiv 2310.01889)."""
+"""Ring attention, as it runs on ranks: keys and values pass around a ring of ranks (arXiv 2310.01889)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Ring attention (arXiv 2310.01889): keys and values pass from rank to rank while the previous ones are used.
+"""Ring attention (arXiv 2310.01889): keys and values pass from rank to rank in a ring.
 
-Every rank keeps its queries, and stores at most two ranks' keys and values at a time.
+While a rank receives the next keys and values, it computes attention over the previous ones. Every rank keeps
+its queries, and stores at most two ranks' keys and values at a time.
 """
 
 from __future__ import annotations

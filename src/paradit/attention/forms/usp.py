@@ -13,7 +13,7 @@ from paradit.config.options import Option, decode
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Options of USP attention: how a guidance branch's ranks form Ulysses groups, and these form a ring."""
+    """Options of USP attention: how ranks of a guidance branch form Ulysses groups, and the groups a ring."""
 
     ring_degree: Annotated[
         int | None,
