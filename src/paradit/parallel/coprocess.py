@@ -397,9 +397,9 @@ def helping(
 ) -> list[Generator[Wait, None, None]]:
     """Return generators that run a helping decode rank's part of a denoising step, one for each forward pass.
 
-    They run nothing but the attention of the forward passes, which is one for each interleaved guidance
-    branch, or one for all branches. agreed: the message about the step. sites: the attention computations of
-    a forward pass. attend: function that computes this rank's share of attention.
+    A forward pass computes one guidance branch, or all of them in one batch. The generators run only its
+    attention. agreed: the message about the step. sites: the attention computations of a forward pass.
+    attend: function that computes this rank's share of attention.
     """
     # A helper has no tokens of its own: all that it computes comes from other ranks, and goes back to them.
     shape = agreed.batch, 0, agreed.num_heads, agreed.head_dim

@@ -206,7 +206,8 @@ class SequenceParallel:
         """Return generators that run a step's guidance branches through the transformer blocks.
 
         There is one generator for each branch if the attention form `choice` interleaves them, else one for
-        all branches. attend: attention function with help from decode ranks; None: no decode ranks help.
+        all branches. Each yields the operations that it has to wait for, and returns the tokens after the
+        last block. attend: attention function with help from decode ranks; None: no decode ranks help.
         """
         contexts = step.branches.each if choice.interleave else [step.branches.joined]
         parts = [step.transformer.branch(step.tokens, context) for context in contexts]
@@ -217,8 +218,9 @@ class SequenceParallel:
     ) -> Generator[Wait, None, Tokens]:
         """Return a generator that runs this rank's share of `tokens` through the transformer blocks.
 
-        choice: attention form to use. attend: attention function to use instead, with help from decode ranks;
-        None: no decode ranks help.
+        The generator yields the operations that it has to wait for, and returns the tokens after the last
+        block. choice: attention form to use. attend: attention function to use instead, with help from decode
+        ranks; None: no decode ranks help.
         """
         shares = step.shares(self._mesh.branch.num_ranks)
         if shares.num_ranks == 1:  # nothing travels, except to helpers
