@@ -54,9 +54,9 @@ class Redistribution:
         """
 
     def elements_sent(self, rank: int) -> int:
-        """Return the number of (token, head) vectors that `rank` sends to other ranks.
+        """Return how many (token, head) elements `rank` sends to other ranks.
 
-        A vector is the data of one token in one head: D values for each video of the batch.
+        An element is the data of one token in one head: D values for each video of the batch.
         """
         return sum(
             len(part)

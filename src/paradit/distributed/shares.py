@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 ROW_MULTIPLE = 4
-"""Multiple, in rows, to which the ends of token ranges, and of chunks within a head, are rounded.
+"""Number of rows to a multiple of which the ends of token ranges, and of chunks within a head, are rounded.
 
 A CPU may compute very few rows of a head with other instructions, which round differently.
 """
@@ -44,7 +44,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Shares:
-    """Division of an attention among ranks: the tokens that each rank holds, and the rows that it computes."""
+    """Division of an attention among ranks: the tokens that each one holds, and the rows that it computes."""
 
     num_heads: int
     tokens: tuple[int, ...]
@@ -186,7 +186,7 @@ not overlap."""
 
 
 def common_parts(source: Sequence[Box], target: Sequence[Box]) -> list[tuple[int, int, Box]]:
-    """Return a triple (index in `source`, index in `target`, overlap) for each overlap of two lists of boxes.
+    """Return the overlaps of two lists of boxes, as triples (index in `source`, index in `target`, overlap).
 
     The order depends only on the two lists, so that sender and receiver agree on it.
     """

@@ -1,8 +1,8 @@
 """All-to-all with messages of unequal sizes between the ranks of a process group, over gloo or NCCL.
 
-gloo's `all_to_all_single` reaches half the rate of a limited link, because a receiver's readiness queues
-behind the outgoing payload. Point-to-point messages, with the receives posted first, reach nearly the full
-rate. NCCL's grouped all-to-all needs no such care.
+gloo's `all_to_all_single` reaches only half the rate of a slow link, because a receiver's ready signal waits
+behind the data that the same rank sends. Point-to-point messages, with the receives posted first, reach
+nearly the full rate. NCCL's all-to-all needs no such care.
 """
 
 from __future__ import annotations
