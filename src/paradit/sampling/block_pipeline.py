@@ -312,7 +312,7 @@ class BlockPipeline:
     def _steps(self) -> Iterator[BlockStep]:
         """Yield the denoising steps of all frame blocks, in the order in which ranks exchange their messages.
 
-        Ends with the video, also if the video ends early.
+        The iterator ends when the video ends, even if that is early.
         """
         steps = self._queue.steps(self._first_round)
         return takewhile(lambda step: self._early_stop.goes_on(step.round), steps)

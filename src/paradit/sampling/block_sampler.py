@@ -104,9 +104,9 @@ class BlockSampler(Sampler):
         return not work.checkpoints or work.checkpoints.offer(state.to_bytes, is_open=is_open)
 
     def is_open(self, queue: BlockQueue, round: int) -> bool:  # noqa: ARG002
-        """Return whether the state before a round is open-ended: a longer video could resume from it.
+        """Return whether a longer version of the video could resume from the state before a round.
 
-        In a round, every frame block in the queue takes one step.
+        Such a state is called open. In a round, every frame block in the queue takes one step.
         """
         return False
 

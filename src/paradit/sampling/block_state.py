@@ -40,7 +40,8 @@ class BlockState:
     before: Tensor | None
     """Latents of the frame block one step earlier; None if there are none, or nothing reads them.
 
-    Its right neighbour may read these instead of the latest ones, to match its own noise level.
+    The block's right neighbour may read these instead of the latest ones, because their noise level is that
+    of the neighbour.
     """
     solver: dict[str, object]
     """Attributes of the frame block's own scheduler that differ from a new scheduler's (see `solver_state`).

@@ -29,7 +29,7 @@ class LayerCosts:
 
 @dataclass(frozen=True)
 class LayerShare:
-    """One rank's part in a layer pipeline: its layers, and the process groups in which it works."""
+    """One rank's part in a layer pipeline: its layers, and its connections to the other ranks."""
 
     world: World
     way_back: World

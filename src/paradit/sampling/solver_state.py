@@ -52,8 +52,9 @@ def resumed(
 ) -> tuple[int, Tensor]:
     """Resume from the first process's checkpoint; return the number of steps taken and the resulting latents.
 
-    Returns 0 and `latents` if there is no checkpoint. Also restores the scheduler's state. Called on all
-    processes that denoise together. checkpoints: saved progress, on the first process; None on the others.
+    latents: the noise to begin with if there is no checkpoint; 0 and this noise are then returned.
+    checkpoints: saved progress, on the first process; None on the others. Also restores the scheduler's
+    state. Called on all processes that denoise together.
     """
     device = latents.device
     content = checkpoints.last(SolverState.from_bytes) if checkpoints and predictor.is_first else b""
