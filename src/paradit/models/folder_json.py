@@ -145,7 +145,7 @@ class StoredTensor(msgspec.Struct):
 
 
 def read_header(file: Path) -> tuple[int, dict[str, StoredTensor]]:
-    """Return the length, in bytes, of a safetensors file's header, and its tensors by name.
+    """Return the length, in bytes, of a safetensors file's header, and the header's tensor entries by name.
 
     Raises ValueError if the file is not a safetensors file.
     """

@@ -55,8 +55,8 @@ def as_frames(processor: VideoProcessor, samples: Tensor) -> Frames:
 def _blend(before: Tensor, tile: Tensor, overlap: int, dim: int) -> None:
     """Blend the start of a tile along a dimension, in place, with the end of the tile before it.
 
-    before: the tile before it. overlap: the number of rows or columns that the two tiles share. dim: the
-    dimension.
+    before: the tile above it or to its left. overlap: the number of rows or columns that the two tiles share.
+    dim: the dimension.
     """
     end = before.narrow(dim, before.shape[dim] - overlap, overlap)
     begin = tile.narrow(dim, 0, overlap)

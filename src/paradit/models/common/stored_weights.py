@@ -1,6 +1,7 @@
 """Reader of a diffusers model's weights, part by part, from its folder straight to the device.
 
-If layers are divided over ranks, a rank may lack memory for all of them, so it reads only its own.
+A rank may lack memory for all layers of a model. If layers are divided among ranks, each rank therefore reads
+only its own.
 """
 
 from __future__ import annotations

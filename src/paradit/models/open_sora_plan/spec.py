@@ -59,7 +59,7 @@ class OpenSoraPlanTransformerSpec(TransformerSpec):
 class WfVaeSpec(VaeSpec):
     """Sizes of a WFVAEModel (arXiv 2411.17459), a VAE whose decoder ends in a wavelet transform.
 
-    Its last level has half the resolution, which the wavelet transform doubles.
+    The decoder's last level has half of the video's resolution; the wavelet transform then doubles it.
     """
 
     flow_channels: int = 128

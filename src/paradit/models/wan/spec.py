@@ -263,8 +263,8 @@ class WanVaeSpec(VaeSpec):
 
     is_residual: bool
     temporal_upsample: tuple[bool, ...]
-    """Whether each level of the decoder doubles the number of frames: the deepest level first, without the
-    last one."""
+    """For each level of the decoder except the last, whether it doubles the number of frames. The deepest
+    level comes first."""
     out_channels: int
 
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
