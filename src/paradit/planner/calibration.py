@@ -75,7 +75,7 @@ class Attention:
 class Block:
     """Transformer block, without self-attention, whose time on one video was measured.
 
-    `spec` has a single layer.
+    Its field `spec` describes a transformer with a single layer, this block.
     """
 
     dtype: str
@@ -126,7 +126,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Copies:
-    """Measured copy rates and memory size of a device, and whether it launches kernels asynchronously."""
+    """Measured copy rates of a device, its memory size, and whether it launches kernels asynchronously."""
 
     copied: float
     """Rate of a large copy within the device's memory, in bytes/s; reads and writes both count."""
@@ -203,7 +203,7 @@ def _fit_attention(device: Device, measured: Sequence[Measured], dtypes: Iterabl
 
 
 def _fit_decodes(device: Device, measured: Sequence[Measured]) -> Device:
-    """Fit the efficiency of convolutions, and how much it declines if there are few channels.
+    """Fit the efficiency of convolutions, and how much the efficiency declines if there are few channels.
 
     Returns a copy of the device's figures with the fitted values.
     """
@@ -255,10 +255,10 @@ def _misfit(device: Device, measured: Sequence[Measured]) -> float:
 def _fitted(
     change: Callable[[float], Device], measured: Sequence[Measured], low: float, high: float
 ) -> Device:
-    """Return the device with one of its figures fitted to measurements, within [low, high].
+    """Return a copy of a device's figures in which one figure, within [low, high], is fitted to measurements.
 
     change: function that returns the device with a given value of that figure. The search refines a
-    logarithmic grid, and expects the error to have a single minimum.
+    logarithmic grid; it finds the best value if the error has a single minimum.
     """
     begin, end, steps = log(low), log(high), 24
     while end - begin > 1e-3:  # a tenth of a percent

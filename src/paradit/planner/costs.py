@@ -47,9 +47,10 @@ class BlockSeconds:
     while attention is computed."""
 
     def attention(self, head_rows: float, beside: float = 0.0) -> float:
-        """Return the seconds of attention for `head_rows` (head, query) pairs, counted over the whole batch.
+        """Return the seconds that a rank takes to compute attention.
 
-        beside: seconds for which messages travel while the attention is computed, and slow it down.
+        head_rows: number of (head, query) pairs to compute, counted over the whole batch. beside: seconds for
+        which messages travel while the attention is computed, and slow it down.
         """
         seconds = head_rows * self.head_row + self.wave if head_rows else 0.0
         return seconds + self.crowding * min(seconds, beside)
@@ -66,11 +67,11 @@ def block_seconds(
     dtype: str,
     kernel: str = "flash",
 ) -> BlockSeconds:
-    """Return the predicted times of a transformer block on a rank that holds `held` tokens of a video.
+    """Return the predicted times of the parts of a transformer block on one rank.
 
-    tokens: number of tokens of the whole video. batch: number of videos, or guidance branches, computed at
-    once. text: number of prompt tokens. kernel: kind of attention kernel, `flash` or `efficient` (see
-    devices.toml).
+    held: number of tokens that the rank holds. tokens: number of tokens of the whole video. batch: number of
+    videos, or guidance branches, computed at once. text: number of prompt tokens. kernel: kind of attention
+    kernel, `flash` or `efficient` (see devices.toml).
     """
     size = ITEMSIZE[dtype]
     # FLOPs per layer without attention; the few operations outside the layers are spread over them.
@@ -114,7 +115,10 @@ def product_seconds(device: Device, dtype: str, rows: int, inner: int, columns: 
 
 
 def attention_seconds(device: Device, dtype: str, head_rows: int, keys: int, head_dim: int) -> float:
-    """Return the seconds of an attention kernel for `head_rows` (head, query) pairs with `keys` keys each."""
+    """Return the seconds of an attention kernel in which each query attends to `keys` keys.
+
+    head_rows: number of (head, query) pairs.
+    """
     head_row = 4 * keys * head_dim / device.attention_rate("flash", dtype, head_dim)
     return head_rows * head_row + _wave(device, head_row)
 
@@ -125,7 +129,7 @@ def _product_rate(device: Device, dtype: str, values: int) -> float:
 
 
 def _launched(device: Device, seconds: float, kernels: float) -> float:
-    """Return the seconds of a sequence of kernels, including what Python takes to launch them one by one.
+    """Return the seconds of a sequence of kernels, including the time that Python takes to launch each.
 
     seconds: computing time of the kernels. kernels: number of kernels.
     """
@@ -145,7 +149,7 @@ def _attention_rows(spec: TransformerSpec, tokens: int, text: int) -> int:
 
 
 def replicated_rows(spec: TransformerSpec, text: int) -> int:
-    """Return the number of text tokens that each rank holds besides video tokens; 0 if it holds none."""
+    """Return the number of text tokens that every rank holds: all in joint attention, otherwise 0."""
     # Only in joint attention does the text add work to self-attention.
     joint = spec.self_attention_flops(1, text) != spec.self_attention_flops(1, 0)
     return text if joint else 0
@@ -179,8 +183,8 @@ def decode_seconds(
 ) -> float:
     """Return the seconds to decode a whole video of size (frames, height, width) with the VAE.
 
-    tile: side of the overlapping decode tiles in pixels; None: whole frames are decoded. ranks: number of
-    ranks that share the tiles.
+    tile: side, in pixels, of the overlapping tiles in which frames are decoded; None: whole frames are
+    decoded. ranks: number of ranks that share the tiles.
     """
     frames, height, width = size
     rate = device.convolution_rate(dtype)

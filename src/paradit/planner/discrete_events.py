@@ -30,14 +30,14 @@ class Message:
     ranks: tuple[int, ...]
     """Ranks that take part in the exchange."""
     busy: Mapping[str, float]
-    """Mapping from a resource's name to the seconds for which the exchange occupies the resource."""
+    """Mapping from the name of each resource that the exchange uses, such as a rank's port, to the seconds
+    for which the exchange occupies it."""
     latency: float
     table: Sequence[Sequence[float]] = field(default=(), repr=False)
     """Matrix of the bytes sent: row i, column j holds what the i-th of `ranks` sends to the j-th."""
     posting: float = 0.0
-    """Seconds of computing that a rank loses when it posts (begins) the exchange. The sending thread and the
-    computing thread share a core equally, so a rank loses at most as much as it has computed since its last
-    post."""
+    """Seconds of computing that a rank loses when it posts (begins) the exchange. It loses at most as many
+    seconds as it has computed since it posted the exchange before."""
 
     @property
     def seconds(self) -> float:
@@ -62,8 +62,8 @@ class Wait:
 
     key: Hashable
     same_turn: bool = False
-    """Whether the rank begins this wait without taking turns first. If False, the rank's other streams of
-    work, such as another guidance branch, continue before the wait begins."""
+    """Whether the rank begins this wait at once. If False, the rank first continues its other streams of
+    work, such as another guidance branch."""
 
 
 Step = Compute | Post | Wait
@@ -180,8 +180,8 @@ def _posting(program: Program) -> Iterator[Step]:
 def interleaved(streams: Sequence[Iterable[Step]], lag: int = 0) -> Generator[Step, None, None]:
     """Merge a rank's streams of work into one program, which changes to another stream at each wait.
 
-    A stream is, for example, the work for one guidance branch. The streams run in the same order as in
-    `parallel.run_blocks.run_interleaved`: in every turn, each stream runs up to its next wait. lag: number of
+    A stream is, for example, the work for one guidance branch. Streams take turns: in each turn, every stream
+    runs up to its next wait. The order equals that of `parallel.run_blocks.run_interleaved`. lag: number of
     turns by which each stream starts after the previous stream.
     """
     running = dict(enumerate(map(iter, streams)))

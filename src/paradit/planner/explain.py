@@ -46,8 +46,8 @@ class Switch:
     """Name of the setting, a key of `planner.settings.SETTINGS`."""
     of: Callable[[Simulated], str]
     why: Callable[[Simulated, Simulated], str]
-    """Function that returns a text on why two plans take different times; the text may be empty. The
-    arguments are the best plan, and the best plan with another value of this setting."""
+    """Function that returns a text on why two plans take different times; empty if there is nothing to say.
+    Its arguments are the best plan, and the best plan with another value of this setting."""
 
 
 def _idle_decoder(best: Simulated, other: Simulated) -> str:
@@ -118,9 +118,10 @@ def compared(plans: Plans, goal: str) -> Iterator[tuple[Switch, Simulated]]:
 
 
 def reasons(plans: Plans, goal: str, said: Callable[[float], str]) -> list[str]:
-    """Return one line of text for each setting of the best plan: its value, and the best other value's cost.
+    """Return a line of text for each setting of the best plan: what another value of the setting would cost.
 
-    said: function that formats the cost for people: seconds, or bytes if memory is the goal.
+    A line has the setting's value, another value, and the cost of the best plan with that other value. said:
+    function that turns a cost (seconds, or bytes if the goal of the search is to save memory) into text.
     """
     if not plans.best[0].fits:
         return []
@@ -142,7 +143,8 @@ def otherwise(
     """Return a line of text for each setting of a plan's denoising method, such as the left context.
 
     A line has the setting's value, another value, and the plan's cost with the other value. Settings that are
-    part of the placement (which ranks do what) are left to `reasons`, whose lines look like these.
+    part of the placement (which ranks do what) are left out, because `reasons` returns lines about them.
+    said: function that turns a cost (seconds or bytes) into text.
     """
     mine, found = plan.simulated, []
     compared = mine.candidate.cost_model.compared(simulator, mine, num_prompts) if plan.fits else ()
@@ -157,7 +159,8 @@ def misfits(plans: list[Plan], simulator: Simulator, said: Callable[[float], str
     """Return lines of text on the plans that do not fit in memory: what is too large, and what would help.
 
     Each line names the fullest rank and what takes most of its memory. Plans that lack memory for the same
-    part, and would fit with the same change, share a line. said: function that formats bytes for people.
+    part, and would fit with the same change, share a line. said: function that turns a number of bytes into
+    text.
     """
     limit, request = simulator.cluster.device.memory, simulator.request
     alike: dict[tuple[str, str], list[tuple[int, str, str]]] = {}

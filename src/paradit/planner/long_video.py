@@ -1,11 +1,13 @@
 """Simulation of a long video in frame blocks (DualParal) on the ranks of a layer pipeline.
 
-It simulates the programs of `scheduling.layer_pipeline` on the cluster's devices and links, as
-`sampling.block_pipeline` runs them. After its layers, a rank sends a frame block's hidden states to the next
-layer slice, with a separate message for each guidance branch. Ranks post receives for two messages ahead.
-Predictions return to the first rank. The first rank decodes a finished block before it continues, unless
-another rank decodes. Ranks that share a layer slice's tokens run in step, so only the first of them is
-simulated; the cost of their exchanges is computed beforehand (`planner.slice_step`).
+The ranks run the programs of `scheduling.layer_pipeline` on the cluster's devices and links, as
+`sampling.block_pipeline` runs them on real ones. After its layers, a rank sends a frame block's hidden states
+to the next layer slice, with a separate message for each guidance branch. While a rank waits for a message,
+it has begun to receive the next two. Predictions return to the first rank. The first rank decodes a finished
+block before it continues, unless another rank decodes.
+
+Ranks that share a layer slice's tokens do the same at the same time, so only the first of them is simulated;
+the cost of their exchanges is computed beforehand (`planner.slice_step`).
 """
 
 from __future__ import annotations
@@ -130,7 +132,10 @@ class LongVideo(PipelineVideo):
         return tuple(found) * placement.replicas
 
     def simulation(self, fewer: int = 0) -> Simulation:
-        """Simulate the video without its last `fewer` frame blocks; return when ranks computed and waited."""
+        """Simulate the video without its last frame blocks; return when ranks computed and waited.
+
+        fewer: number of blocks to leave out.
+        """
         assert self.queue.num_frames
         queue = replace(self.queue, num_frames=self.queue.num_frames - fewer * self.queue.block_frames)
         return simulate([self._program(rank, queue) for rank in range(self.placement.ranks)])
@@ -160,10 +165,10 @@ def _pace(ends: Sequence[float]) -> tuple[bool, float]:
 
 
 def _with_more(ends: list[float], last: int, more: int, each: float) -> list[float]:
-    """Return completion times of frame blocks, with `more` blocks inserted after block `last`.
+    """Return completion times of frame blocks as if the video had `more` blocks after block `last`.
 
-    The inserted blocks are completed `each` seconds apart. The blocks after them are completed later by the
-    total time inserted.
+    The added blocks are completed `each` seconds apart. The blocks after them are completed later by the
+    total time added.
     """
     between = [ends[last] + number * each for number in range(1, more + 1)]
     return [*ends[: last + 1], *between, *(end + more * each for end in ends[last + 1 :])]

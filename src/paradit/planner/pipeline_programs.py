@@ -14,8 +14,8 @@ from paradit.scheduling.block_queue import BlockQueue, BlockStep
 from paradit.scheduling.layer_pipeline import Collect, Operation, program
 
 AHEAD = 2
-"""Number of further messages for which a rank has posted receives while it waits for one
-(`distributed.tensor_queue.Expected`)."""
+"""Number of receives that a rank has begun in advance: while it waits for one message, it already receives
+this many of the next ones (as `distributed.tensor_queue.Expected` does)."""
 
 DONE = "latents of block "
 """Prefix of the name of a simulated event, followed by the index of a frame block. The event marks when the
@@ -43,7 +43,7 @@ class PipelinePrograms:
     def __init__(self, video: PipelineVideo, queue: BlockQueue, first: int, place: int) -> None:
         """Set up the group of ranks whose first rank has index `place` among the denoise ranks.
 
-        first: rank of the cluster at which the placement's data parallel replica begins.
+        first: first rank, in the cluster, of the group's data parallel replica.
         """
         self._video, self._queue, self._pipe, self._place = video, queue, first, place
         self._grid = grid = video.grid
@@ -62,7 +62,10 @@ class PipelinePrograms:
         layer slice. These groups send predictions to the first denoise rank."""
 
     def program(self) -> Iterator[Step]:
-        """Yield the simulated program of the group of ranks, in the order of `BlockPipeline.blocks`."""
+        """Yield the group's simulated steps, in order: computing, posting (beginning) messages, and waiting.
+
+        The order is that of the real program, `sampling.block_pipeline.BlockPipeline.blocks`.
+        """
         hops = len(self._kinds) * self._video.branches
         if self._slice:
             for index in range(min(AHEAD, hops)):
@@ -137,8 +140,8 @@ class PipelinePrograms:
     def _hop(self, place: int, index: int) -> Iterator[Post]:
         """Yield the steps in which ranks begin a message to the next layer slice, as senders or as receivers.
 
-        The message carries hidden states. place: index of the first sending rank among the denoise ranks.
-        index: serial number of the message.
+        The message carries hidden states. place: index, among the denoise ranks, of the first rank that
+        sends. index: serial number of the message.
         """
         message = self._message("hidden states", place, self._kinds[index // self._video.branches])
         yield from repeat(Post(("hop", self._pipe, place, index), message), self._grid.sharers)
@@ -154,9 +157,9 @@ class PipelinePrograms:
     def _prediction(self, sender: int, index: int, *, as_leader: bool) -> Iterator[Post]:
         """Yield the steps that begin to send one part of a prediction to the first rank, or to receive it.
 
-        The first rank's own part does not travel. sender: index, among the denoise ranks, of the first
-        sending rank. as_leader: whether to yield the steps of the first rank, which receives, instead of
-        those of the senders.
+        The first rank's own part does not travel. sender: index, among the denoise ranks, of the first rank
+        that sends. as_leader: true to yield the steps of the first rank, which receives; false for those of
+        the senders.
         """
         message = self._message("prediction", sender, self._kinds[index])
         if len(message.ranks) > 1:
@@ -164,7 +167,11 @@ class PipelinePrograms:
             yield from repeat(Post(("prediction", self._pipe, sender, index), message), times)
 
     def _message(self, name: str, place: int, kind: Kind) -> Message:
-        """Return the message called `name` to or from the group of ranks that begins at `place`; cached."""
+        """Return the message of a given kind to or from a group of ranks; cached.
+
+        name: kind of the message, such as "latents" or "prediction". place: index, among the denoise ranks,
+        of the group's first rank. kind: kind of the block's step.
+        """
         if (name, place, kind) not in self._messages:
             self._messages[name, place, kind] = self._new_message(name, place, kind)
         return self._messages[name, place, kind]

@@ -29,8 +29,8 @@ class PipelineVideo:
     decode: float
     """Seconds to decode all frames of the video."""
     known: dict[tuple[tuple[int, ...], ...], SliceSteps] = field(default_factory=dict, repr=False)
-    """Cache: mapping from groups of ranks that share tokens to the costs of frame blocks' steps on these
-    groups. Plans with the same groups use the same entry."""
+    """Cache of step costs: mapping from groups of ranks that share tokens to the costs of frame blocks' steps
+    on these groups. Plans with the same groups use the same entry."""
 
     @cached_property
     def queue(self) -> BlockQueue:
@@ -47,7 +47,7 @@ class PipelineVideo:
 
     @cached_property
     def grid(self) -> PipelineGrid:
-        """Arrangement of the denoise ranks by layer slice, guidance branch and share of the tokens."""
+        """Grid of the denoise ranks: by layer slice, guidance branch and share of the tokens."""
         return method_of(self.request).grid(self.placement, self.request, self.spec)
 
     @cached_property
@@ -91,7 +91,7 @@ class PipelineVideo:
     def block_message(self, first: int, frames: int) -> Message:
         """Return the message of a finished block's latents from the first denoise rank to the decode rank.
 
-        first: rank of the cluster at which the replica begins. frames: latent frames of the block.
+        first: first rank, in the cluster, of the replica. frames: number of the block's latent frames.
         """
         placement = self.placement
         ranks = first + placement.denoise_ranks[0], first + placement.decode_ranks[0]

@@ -21,7 +21,7 @@ from paradit.scheduling.rank_memory import fitting_tile
 
 
 class Taken(Protocol):
-    """Protocol of what an execution plan takes, in time and memory: as simulated, or as lower bounds."""
+    """Protocol (interface) of an execution plan's cost: time and memory, as simulated or as lower bounds."""
 
     @property
     def latency(self) -> float:
@@ -41,12 +41,12 @@ GOALS: dict[str, Callable[[Taken], tuple[float, ...]]] = {
     "throughput": lambda one: (one.seconds, one.latency),
     "memory": lambda one: (max(one.memory), one.seconds),
 }
-"""Mapping from each goal of the search to the function that returns a plan's sort key; the plan with the
-smallest key is the best. A key is the goal's own figure (seconds of one video by itself, seconds of all
-prompts, or bytes on the fullest rank), then a second figure that decides ties."""
+"""Mapping from each goal of the search to a function that returns a plan's sort key; the plan with the
+smallest key is the best. A key begins with the number to minimise: seconds of one video by itself, seconds of
+all prompts, or bytes on the fullest rank. The key's second number decides ties."""
 IN_BLOCKS = Choice.plain()
-"""Attention form that stands in plans for long videos in frame blocks. Such plans cannot choose between forms
-(such as Ulysses or ring)."""
+"""Placeholder, in plans for long videos in frame blocks, for the attention form (such as Ulysses or ring).
+Such plans have no choice of form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +184,7 @@ def all_candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Can
 def simulate_long(
     simulator: Simulator, candidates: Iterable[Candidate], num_prompts: int, goal: str
 ) -> Iterator[Simulated]:
-    """Simulate those plans for a long video that can be the best of their kind (such as replicas).
+    """Simulate the plans for a long video that may be the best of their kind (such as replicas).
 
     A lower bound of each plan's cost is known without simulating it. Plans with low bounds are simulated
     first; a plan whose bound exceeds the best cost found so far is skipped.

@@ -25,9 +25,8 @@ SETTINGS: dict[str, Callable[[Candidate, Choice], Hashable]] = {
     "decode tiles": lambda candidate, _: candidate.tile,
 }
 """Mapping from the name of each setting in which plans can differ to a function that returns the setting's
-value. The function's arguments are a plan and its attention form. Values that follow from other settings are
-not listed: a shared decode is shared by all decode ranks, and the number of layer slices follows from the
-guidance branches and from the ranks that share tokens."""
+value, given a plan and its attention form (such as Ulysses or ring). Values that follow from these settings,
+such as the number of layer slices, are not listed."""
 _OF_ONE_METHOD = ("a stage's tokens", "attention", "interleaved")
 """Names of settings that exist for one denoising method only. They are ignored if plans of two methods are
 compared."""
@@ -42,7 +41,7 @@ def differs_only_in(setting: str, one: tuple[Candidate, Choice], other: tuple[Ca
 
 
 def _ranks_of(candidate: Candidate) -> Hashable:
-    """Return what two plans must have in common to be compared, such as the number of ranks."""
+    """Return what must be equal in two plans that are compared, such as the number of ranks."""
     return (
         candidate.placement.ranks,
         candidate.placement.attention_backend,

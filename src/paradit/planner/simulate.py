@@ -38,8 +38,7 @@ class Candidate:
     coprocess: bool = False
     """Whether decode ranks take a share of the attention while they are idle (co-processing)."""
     offload: bool = False
-    """Whether weights move between host and device for every request. ParaDiT does not do that, but other
-    programs do."""
+    """Whether weights move between host and device for every request; only other programs do that."""
     method: str = field(default_factory=lambda: METHODS.names()[0])
     """Name of the denoising method; the planner must have a cost model (`CostModel`) for it."""
     tile: int | None = None
@@ -233,7 +232,10 @@ class Simulator:
         return replace(request, vae_tile=candidate.tile) if candidate.tile else request
 
     def stages_of(self, candidate: Candidate, steps: float) -> dict[str, float]:
-        """Return the seconds of each stage of one request, if its denoising steps take `steps` seconds."""
+        """Return the seconds of each stage of one request.
+
+        steps: seconds that all its denoising steps take together.
+        """
         device, branches = self.cluster.device, self.branches
         stages = {
             "encode": encode_seconds(self.spec, device, self.dtype, branches),

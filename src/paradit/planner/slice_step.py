@@ -47,9 +47,9 @@ class SliceSeconds:
 
 @dataclass(frozen=True, eq=False)
 class SliceSteps:
-    """Costs of one step of a frame block on each group of ranks that share tokens, for one guidance branch.
+    """Costs of one step of a frame block on each group of ranks that share tokens.
 
-    All layers are taken to cost the same.
+    The costs are those of one guidance branch. All layers are assumed to cost the same.
     """
 
     cluster: Cluster
@@ -90,7 +90,7 @@ class SliceSteps:
     def sent(self, kind: Kind, layers: int) -> list[list[float]]:
         """Return the bytes that ranks exchange in one step of a frame block whose tokens they share.
 
-        Row i, column j holds what the i-th rank sends to the j-th.
+        The result is a matrix: row i, column j holds what the i-th rank sends to the j-th.
         """
         tables = [message.table for message in window_moves(self._branch(kind, self.groups[0]))]
         ranks = range(len(self.groups[0]))

@@ -170,8 +170,8 @@ def forward(
     """Simulate a denoising step through all layers; all but the first few layers are extrapolated.
 
     branches: guidance branches, on disjoint ranks, each with the function that simulates its layers. streams:
-    number of streams of work that each rank interleaves. lag: number of turns by which each stream starts
-    after the one before it (`planner.discrete_events.interleaved`).
+    number of streams of work, such as guidance branches, that each rank computes in turns. lag: number of
+    turns by which each stream starts after the previous one (`planner.discrete_events.interleaved`).
     """
     few = min(num_layers, SIMULATED_LAYERS)
     last = simulate_layers(branches, few, streams, lag)
@@ -189,8 +189,9 @@ def simulate_layers(
 ) -> Simulation:
     """Simulate every layer of a denoising step, for guidance branches on disjoint ranks.
 
-    The result numbers ranks from 0, in ascending order of the branches' ranks. streams, lag: number of
-    streams that a rank interleaves, and by how many turns each starts later, as for `forward`.
+    In the result, ranks are numbered from 0, in ascending order of the branches' ranks. streams: number of
+    streams of work, such as guidance branches, that each rank computes in turns. lag: number of turns by
+    which each stream starts after the previous one.
     """
     programs: dict[int, Iterator[Step]] = {}
     for number, (branch, layer) in enumerate(branches):

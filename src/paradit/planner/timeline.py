@@ -38,7 +38,7 @@ def simulated_spans(
     """Yield (rank, trace span) of simulated computing, waits and messages, shifted by `start` seconds.
 
     ranks: for each simulated program, the ranks of the cluster whose work the program simulates. computing,
-    waiting: trace categories of spans in which a rank computes, or waits.
+    waiting: names of the trace categories for computing and for waits.
     """
     numbered = {f"rank {place}": of for place, of in enumerate(ranks)}
     for category, uses in ((computing, simulation.uses), (waiting, simulation.waits)):
@@ -57,5 +57,8 @@ def simulated_spans(
 
 
 def span_of(name: str, category: str, begin: float, end: float, **about: int) -> Span:
-    """Return a trace span; begin and end are given in seconds. about: numbers to attach to the span."""
+    """Return a trace span that begins and ends at the given times, in seconds.
+
+    about: numbers that the trace viewer shows with the span.
+    """
     return Span(name, category, round(begin * NANO), round(end * NANO), about)

@@ -42,8 +42,8 @@ MOST = 1e30
 HEAD_MULTIPLE = 16
 """Multiple to which attention kernels pad the channels of a head: the width of vector and tensor cores."""
 _LINKS = ("link", "pair", "network")
-"""Keys of a device's TOML table that name its links, and so are not performance figures of the device itself.
-(Neither is `size`, the memory in GB by which people name a device.)"""
+"""Keys of a device's TOML table that name the links between such devices, and so are no figures of the device
+itself. (The key `size`, the memory in GB by which people name a device, is no such figure either.)"""
 Figure = Annotated[float, Option(least=ABOVE_ZERO, most=MOST)]
 FigureOrNone = Annotated[float, Option(least=0, most=MOST)]
 
@@ -185,7 +185,7 @@ class Cluster:
         return f"{machines}{self.devices}x{self.device.name}"
 
     def between(self, sender: int, receiver: int) -> Link:
-        """Return the link that messages from one rank to another take."""
+        """Return the link over which messages from one rank to another travel."""
         if sender // self.devices != receiver // self.devices:
             return self.network
         if self.pair is not None and are_neighbours(sender, receiver):

@@ -17,7 +17,7 @@ from paradit.config.limits import MAX_RANKS, digits, shown
 
 _BY = r"\s*[xX*\u00d7]\s*"
 _NAMED = re.compile(r"[^\W\d_xX]|\d{3}")
-"""Pattern that a device's name must contain: a letter, or a number such as 4090."""
+"""Regular expression that a device's name must match: it contains a letter, or a number such as 4090."""
 _COUNTS_FIRST = re.compile(rf"(?:(?:(?P<machines>\d+){_BY})?(?P<devices>\d+)(?:{_BY}|\s+))?(?P<name>.+)")
 _COUNT_LAST = re.compile(rf"(?P<name>.+?){_BY}(?P<devices>\d+)")
 _NOISE = re.compile(r"nvidia|amd|geforce|tesla|instinct|rtx|gpus?|tensor|core|generation|hbm\w*|gddr\w*")
