@@ -109,8 +109,9 @@ def _simulate_replica(
     free = [0.0] * placement.ranks
     done: dict[Step, Span] = {}
     full: dict[int, Step] = {}
-    """Mapping from each rank whose outgoing channel (queue of tensors for other ranks) is full to a (stage,
-    request) pair. When that stage begins, it takes a result out of the channel, and the rank continues."""
+    """Mapping from each rank that must wait to the (stage, request) that ends its wait. The rank waits
+    because its outgoing channel (queue of tensors for other ranks) is full; when that stage begins, it takes
+    a result out of the channel."""
     # A stage can be placed in time once it comes next in the programs of all its ranks, and all that it waits
     # for is placed. Each pass places those that can be, so the order of ranks does not matter.
     while any(programs):
@@ -147,10 +148,10 @@ def _before(step: Step, placement: Placement) -> Iterator[Step]:
 
 
 def _must_have_begun(step: Step, placement: Placement) -> Step | None:
-    """Return the (stage, request) that must begin to make room for the result of `step`, or None.
+    """Return the (stage, request) that must begin to make room for `step`'s result; None if there is room.
 
-    A channel (queue of tensors between ranks) holds only a few results, so a sender waits for receivers that
-    lag behind. None means that there is room.
+    A result waits in a channel (queue of tensors between ranks), which holds only a few. If the channel is
+    full, the sending rank waits until a later stage takes a result out of it.
     """
     stage, request = step
     if stage == "encode":

@@ -1,10 +1,10 @@
 """DualParal's block queue: which frame block takes which denoising step, in which order, and what it reads.
 
-A video of any length is divided into frame blocks (arXiv 2505.21070). In every round, one block of noise
-joins the queue at its tail. Every block in the queue then takes one denoising step, noisiest first. The block
-at the head leaves once it has taken all steps. Therefore block b takes step s in round b + s, and
-neighbouring blocks are one step apart. Which block reads what, at which noise level, depends on the round
-alone, never on timing.
+A video of any length is divided into frame blocks (arXiv 2505.21070). In every round (pass over the queue),
+one block of noise joins the queue at its tail. Every block in the queue then takes one denoising step,
+noisiest first. The block at the head leaves once it has taken all steps. Therefore block b takes step s in
+round b + s, and neighbouring blocks are one step apart. Which block reads what, at which noise level, depends
+on the round alone, never on timing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Context:
 
     frames: int = 0
     level: int = 0
-    """Noise level of these frames: the number of denoising steps that their latents had taken."""
+    """Noise level of these frames: number of denoising steps that their latents had taken when read."""
     source: str = "latents"
     """Source of the frames' keys and values: with `latents` they are computed again together with the block's
     own keys and values; with `cache` they are read from a cache."""

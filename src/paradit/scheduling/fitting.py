@@ -73,7 +73,10 @@ class _Search:
         return False
 
     def _tiled(self, change: _Change) -> _Change | None:
-        """Return a change of options, with the largest decode tiles added with which it fits, or None."""
+        """Return a change of options that also sets the largest decode tiles that fit, or None if none fit.
+
+        change: the change of options to which the tiles are added.
+        """
         tile = fitting_tile(
             change.request, self._spec, lambda tiled: self._is_accepted(replace(change, request=tiled))
         )
@@ -96,7 +99,7 @@ class _Search:
                             yield _Change(_words(asked, placement), self._request, placement)
 
     def _as(self, ranks: int, cfg_degree: int) -> Placement:
-        """Return the requested placement changed to `ranks` ranks that all run all stages."""
+        """Return the requested placement, changed so that `ranks` ranks all run all stages."""
         return replace(
             self._asked,
             ranks=ranks,
@@ -141,14 +144,20 @@ def options_that_fit(
 
     Tried in this order: the largest decode tiles that fit; another placement of the ranks, with the fewest
     options changed; more ranks; bf16; one of these changes with smaller decode tiles; fewer frames, or frame
-    blocks. fits: function that returns whether a request fits with a placement. most_ranks: largest number of
-    ranks. halve: whether bf16 would save memory.
+    blocks.
+
+    placement: the placement that was requested. fits: function that returns whether a request fits with a
+    placement. most_ranks: largest number of ranks that may be advised. halve: whether bf16 may be advised,
+    because the request would run in fp32.
     """
     return _Search(request, spec, placement, fits).find(most_ranks, halve=halve)
 
 
 def _words(asked: Placement, other: Placement) -> list[str]:
-    """Return the command-line options that turn one placement into another."""
+    """Return the command-line options that turn one placement into another.
+
+    asked: the placement that was requested. other: the placement to get.
+    """
     groups = [(one.encode, one.denoise, one.decode) for one in (asked, other)]
     before, after = asked.flat(), other.flat()
     said = {

@@ -29,8 +29,8 @@ class HelperSpeed:
     link: float
     """Seconds in which one row of a head travels: a query, key, value or result."""
     fixed: float
-    """Seconds that help takes however little it is: the wait for the first data, and the transfer of keys and
-    values of a head that is split between ranks."""
+    """Seconds that help takes even if the share of work is tiny: the wait for the first data, and the
+    transfer of keys and values of a head that is split between ranks."""
 
 
 def helpers_work(
@@ -39,17 +39,15 @@ def helpers_work(
     """Return how many of an attention's rows each helper computes; 0 if the helper would finish too late.
 
     A helper is a decode rank that takes a share of the attention while it is idle; a row is one query of one
-    head. num_rows: number of rows of all heads. row_seconds: seconds of one row on each of the `num_ranks`
-    denoise ranks. parts: number of parts (chunks or guidance branches) in which an attention's work arrives;
-    each part travels while another is computed.
+    head. The numbers are chosen so that all ranks finish at the same time.
 
-    A row costs a helper 3 times `link` for its query, key and value, then `compute`, then `link` for its
-    result. If these follow each other, they add up; in many parts only the longest of the three, m, counts:
-    row = m + (sum - m) / parts. All ranks are to end at the same time T, in which a denoise rank does T /
-    row_seconds rows, and a helper (T - fixed) / row:
-
-        num_ranks T / row_seconds + sum over helpers with fixed < T of (T - fixed) / row = num_rows
+    num_rows: number of rows of all heads. row_seconds: seconds that each of the denoise ranks takes for one
+    row. num_ranks: number of denoise ranks. helpers: speed of each helper. parts: number of parts (chunks or
+    guidance branches) in which the work reaches the helpers; each part travels while another is computed.
     """
+    # All ranks are to end at the same time T, in which a denoise rank does T / row_seconds rows, and a helper
+    # (T - fixed) / row (`_row`). T follows from the number of rows:
+    #   num_ranks T / row_seconds + sum over helpers with fixed < T of (T - fixed) / row = num_rows
     rate, ahead = num_ranks / row_seconds, 0.0
     costs = [_row(helper, parts) for helper in helpers]
     end = num_rows / rate
@@ -64,6 +62,8 @@ def helpers_work(
 
 
 def _row(helper: HelperSpeed, parts: int) -> float:
+    # A row takes 3 times `link` for its query, key and value, then `compute`, then `link` for its result. In
+    # one part these follow each other, and add up; in many parts they overlap, and only the longest counts.
     times = 3 * helper.link, helper.compute, helper.link
     longest = max(times)
     return longest + (sum(times) - longest) / parts
@@ -90,7 +90,10 @@ class Judge:
         return idle if _lately(helped) < _lately(alone) else ()
 
     def record(self, helpers: tuple[int, ...], seconds: float) -> None:
-        """Record the seconds of a step in which the decode ranks `helpers` helped."""
+        """Record the seconds of a step in which the decode ranks `helpers` helped.
+
+        helpers: empty for a step without help.
+        """
         self._seconds[helpers].append(seconds)
 
 

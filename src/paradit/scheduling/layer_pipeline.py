@@ -176,7 +176,7 @@ def duration(queue: BlockQueue, rank_costs: Sequence[float], parts: int = 1) -> 
     """Return how long a layer pipeline takes for a video, in the unit of `rank_costs`; messages take no time.
 
     rank_costs: cost of one step of one frame block in each layer slice. parts: number of messages in which a
-    step's hidden states travel, one for each guidance branch that is computed in turn.
+    step's hidden states travel: one for each guidance branch that a rank computes.
     """
     num_ranks = len(rank_costs)
     free = [0.0] * num_ranks
@@ -218,10 +218,10 @@ def idle_slots(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
 def choose_slices(queue: BlockQueue, num_ranks: int, num_layers: int, parts: int = 1) -> int:
     """Return the number of layer slices into which to divide `num_ranks` ranks that could also share tokens.
 
-    It is the largest number whose slices are busy enough (`WELL_USED`), because ranks that share tokens
-    move more data. Slices are idle at both ends of the schedule, and if the layers do not divide evenly.
-    parts: number of messages in which a step's hidden states travel, one for each guidance branch that is
-    computed in turn.
+    It is the largest number whose slices are busy enough (`WELL_USED`), because ranks that share tokens move
+    more data. Slices are idle at both ends of the schedule, and if the layers do not divide evenly. parts:
+    number of messages in which a step's hidden states travel: one for each guidance branch that a rank
+    computes.
     """
     blocks = min(MANY_BLOCKS, queue.num_blocks or MANY_BLOCKS)
     queue = replace(queue, num_frames=blocks * queue.block_frames)

@@ -21,7 +21,10 @@ PARTS = {
 
 
 def on_one_device(by_rank: list[dict[str, int]], sharing: int) -> dict[str, int]:
-    """Return the bytes of "weights" and "peak" of the fullest device, if each device runs `sharing` ranks."""
+    """Return the bytes of "weights" and "peak" on the fullest device, if several ranks share each device.
+
+    by_rank: bytes of each rank's memory, by part. sharing: number of ranks on each device.
+    """
     found = {part: [parts[part] for parts in by_rank] for part in ("weights", "peak")}
     # The worst case: the ranks that need most are on the same device.
     return {part: sum(sorted(sizes, reverse=True)[:sharing]) for part, sizes in found.items()}
@@ -53,7 +56,7 @@ def fitting_tile(
 def way_out(request: ResolvedRequest, spec: ModelSpec, fits: Callable[[ResolvedRequest], bool]) -> str:
     """Return the end of a message about too little memory: which decode tiles, or how many frames, would fit.
 
-    It is empty if neither helps.
+    It is empty if neither smaller tiles nor fewer frames help.
     """
     if tile := fitting_tile(request, spec, fits):
         return f"; fits with decode tiles of {tile}"

@@ -19,10 +19,10 @@ stage wait for those of the later stage."""
 
 R = TypeVar("R")
 Take = Callable[[bool], R | None]
-"""Type of a function that returns the next request, or None if there is none now.
+"""Type of a function that returns the next request.
 
-The function's argument says whether to wait for a request. After waiting, None means that no more requests
-will come.
+Its argument says whether to wait for a request. If told not to wait, the function returns None if there is no
+request now. If told to wait, it returns None only if no more requests will come.
 """
 
 
@@ -39,15 +39,15 @@ def program(
     take: Take[R],
     is_denoised: Callable[[R], bool] = lambda _: False,
 ) -> Iterator[tuple[tuple[str, ...], R]]:
-    """Yield what a rank that runs `stages` does, in order, as (stages of one request, request).
+    """Yield a rank's work in order, as pairs (stages, request): the rank does these stages of this request.
 
-    decoder: index of the rank's decoder among `num_decoders`; a decoder is one rank, or several that decode
-    each video together. take: function that returns the next request. is_denoised: function that returns
-    whether only the decode of a request is left.
+    stages: names of all stages that this rank does. decoder: index of the rank's decoder, which is one rank,
+    or several that decode each video together. num_decoders: number of decoders. take: function that returns
+    the next request. is_denoised: function that returns whether only the decode of a request is left.
 
-    On ranks that denoise, a request goes through all their stages before the next one begins. A rank that
-    encodes and decodes for others encodes `AHEAD` requests ahead, so that the others need not wait for its
-    decode.
+    A rank that denoises does all its stages of a request before the next request begins. A rank that encodes
+    and decodes, but does not denoise, encodes `AHEAD` requests ahead, so that the ranks that denoise need not
+    wait for its decode.
     """
     ahead = AHEAD if "denoise" not in stages else 0
     open_requests: deque[tuple[int, R]] = deque()
