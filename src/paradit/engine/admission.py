@@ -18,9 +18,10 @@ def admit(
     *,
     known: tuple[str, ...] | None = None,
 ) -> None:
-    """Warn of videos that may need too much memory, and refuse those that surely do. Raises InputError.
+    """Warn of videos that may need too much memory, and refuse those that surely need too much.
 
-    known: names of the only options that warnings and errors may advise; None: all of `paradit generate`.
+    known: names of the command-line options that warnings and errors may advise; None: all options of
+    `paradit generate`. Raises InputError for a video that is refused.
     """
     # This imports torch to query the device, so it comes after all checks that need no torch.
     from paradit.memory_check import check_memory

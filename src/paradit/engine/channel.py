@@ -219,7 +219,8 @@ class _Frames:
     def add(self, content: bytes, most: int | None = None) -> None:
         """Add bytes from a socket, and append each message that is now complete to the list `messages`.
 
-        Raises ValueError if bytes are not a message, or if a message is longer than `most` bytes.
+        most: largest size of a message in bytes; None: no limit. Raises ValueError if bytes are not a
+        message, or if a message is too large.
         """
         self._buffer += content
         while len(self._buffer) >= _LENGTH:

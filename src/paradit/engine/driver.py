@@ -99,7 +99,7 @@ class Driver:
             self._news.notify()
 
     def cancel(self, number: int) -> None:
-        """Cancel an order: its video ends within a step, or at once if no rank has begun it."""
+        """Cancel an order (a video to make): it ends within a step, or at once if no rank has begun it."""
         with self._lock:
             if number not in self._orders:
                 return
@@ -111,7 +111,7 @@ class Driver:
             self.hear(Cancelled(job=number))
 
     def end(self) -> None:
-        """Declare that no more orders will be added; ranks end once all are done."""
+        """Declare that no more orders (videos to make) will be added; ranks end once all are done."""
         with self._news:
             self._ended = True
             if self._world is not None:
@@ -119,7 +119,7 @@ class Driver:
             self._news.notify()
 
     def run(self) -> None:
-        """Carry out orders until no more come; if ranks fail, start new ones.
+        """Carry out orders (videos to make) until no more come; if ranks fail, start new ones.
 
         Raises RankError if ranks cannot start, or have failed and cannot be replaced; Interrupted after the
         user has asked to stop. Leaves no process behind, even if an exception such as Ctrl-C ends it.
@@ -145,7 +145,7 @@ class Driver:
                 self.hear(Failed(job=number, count=count, message=f"{order.job.request.prompt!r}: {why}"))
 
     def hear(self, event: Event) -> None:
-        """Update the driver's state by an event about an order, and pass the event on.
+        """Update the driver's state by an event about an order (a video to make), and pass the event on.
 
         Any thread may call it.
         """
@@ -212,8 +212,8 @@ class Driver:
     def _as_of_now(self, order: Order) -> Order:
         """Return an order (a video to make), with the fields set that are decided only when it is sent.
 
-        These say whether its latents are saved already, and which replica (group of ranks) makes the video:
-        the one with the fewest unfinished orders before this one.
+        These fields say whether the order's latents are saved already, and which replica (group of ranks)
+        makes the video: the one with the fewest unfinished orders that were added earlier.
         """
         folder, replicas = order.folder, self._placement.replicas
         done = folder is not None and RunFolder(folder).is_denoised(order.job)
@@ -230,7 +230,8 @@ class Driver:
     def _judge(self, failure: Failure, failures: Counter[int | None], *, again: bool) -> None:
         """Decide how to continue after a failure: give up an order, give up all, or start the ranks again.
 
-        Raises RankError to give up all orders. again: whether the launcher can start ranks again.
+        An order is a video to make. Raises RankError to give up all orders. again: whether the launcher can
+        start ranks again.
         """
         if failure.order is not None:
             failures[None] = 0  # the ranks can start, so failures at the start count from zero again
@@ -251,7 +252,11 @@ class Driver:
         self._emit(Restarted(message=f"{failure.text}\n{next_try}"))
 
     def stopped(self, world: _World) -> bool:
-        """Cancel all orders if the user has asked to stop; return whether the run can end at once."""
+        """Cancel all orders (videos to make) if the user has asked to stop.
+
+        Returns whether the run can end at once. world: the started ranks, which are told of the
+        cancellations.
+        """
         if not self.stop.wanted:
             return False
         with self._lock:
@@ -262,7 +267,7 @@ class Driver:
             return bool(self._orders) and not self._denoising and not endless
 
     def has_work(self) -> bool:
-        """Return whether an order is left to carry out."""
+        """Return whether an order (a video to make) is left to carry out."""
         return bool(self._orders)
 
     def sweep(self) -> None:

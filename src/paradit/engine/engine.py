@@ -64,11 +64,11 @@ class Engine:
         """Set up an engine; nothing is loaded before the first request. Raises InputError.
 
         model: `bundled`, a folder, or a hub id. placement: which ranks do which stages; None: one rank, in a
-        thread of this process; "auto": the fastest placement for the requests in `plan_for`, or else for the
-        first request that is submitted. hang_limit: seconds without progress on any rank after which ranks
-        are considered hung. emit: function called with every event of all jobs, in the engine's thread;
-        warnings about a request, and the choice of a placement, come in the thread that submits. Without it,
-        warnings are issued by Python's `warnings`.
+        thread of this process; "auto": the fastest placement. plan_for: requests for which "auto" chooses; if
+        empty, it chooses for the first request that is submitted. hang_limit: seconds without progress on any
+        rank after which ranks are considered hung. emit: function called with every event of all jobs, in the
+        engine's thread; it is called in the thread that submits with warnings about a request and with the
+        choice of a placement. Without it, warnings are issued by Python's `warnings`.
         """
         Run(model=str(model), jobs=(), placement=Placement(), hang_limit=hang_limit)  # checks the values
         if emit is not None and not callable(emit):
@@ -86,7 +86,7 @@ class Engine:
         self._driver: Driver | None = None
         self._thread: threading.Thread | None = None
         self._left = threading.Event()
-        """`threading.Event` that is set once the engine's thread has no more work to do."""
+        """`threading.Event` that is set once the engine's thread has ended its work."""
         self._broken: BaseException | None = None
         self.placement: Placement | None = None
         """Placement (which ranks do which stages); None until it is decided."""
@@ -274,7 +274,7 @@ class Engine:
             self._left.set()
 
     def _hear(self, event: Event) -> None:
-        """Pass an event on: to its job, or to all jobs if the event has none, and to the user's `emit`."""
+        """Pass an event on to its job, or to all jobs if it belongs to none, and to the user's `emit`."""
         ended = isinstance(event, Finished | Failed | Cancelled)
         if event.job is None:
             for each in list(self._jobs.values()):

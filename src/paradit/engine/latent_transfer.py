@@ -121,7 +121,8 @@ class Latents:
     def send_blocks(self, decoder: int, request: ResolvedRequest, blocks: Iterator[Tensor]) -> None:
         """Send each frame block to a decoder as soon as it is denoised.
 
-        If denoising ends early, it tells the decoder, then raises FloatingPointError or Unwanted.
+        If denoising raises FloatingPointError (latents are not finite) or Unwanted (nobody wants the rest of
+        the video), the decoder is told that no more blocks come, and the exception is raised again.
         """
         began, shapes = time.monotonic(), self._block_shapes(request)
 

@@ -24,7 +24,8 @@ def measure_pairs(
     """Measure the link between each rank and the next, one pair after another, in several rounds.
 
     Ranks form a ring: the first rank is next to the last. Returns, for each pair of ranks, its measurements,
-    one from every round. All ranks of the transport call it together, and get the same result.
+    one from every round. All ranks call it together, and get the same result. transport: connection between
+    the ranks. size: bytes of a message.
     """
     rank, number = transport.rank, transport.num_ranks
     found: dict[tuple[int, int], list[PairSeconds]] = {}
@@ -45,8 +46,8 @@ def usual_link(
 ) -> Link:
     """Measure a link several times, and return its least latency and its median rate.
 
-    One measurement alone may be far off. size: bytes sent to each peer. peers: ranks with which this one
-    exchanges messages; None: all others.
+    The link is measured several times because one measurement alone may be far off. size: bytes sent to each
+    peer. peers: ranks with which this rank exchanges messages; None: all other ranks.
     """
     links = [measure_link(transport, size, device, peers) for _ in range(TIMES)]
     sent = size * (transport.num_ranks - 1 if peers is None else max(1, len(peers)))

@@ -37,8 +37,8 @@ FASTER = {
     ),
     "sageattention": (8, "pip install sageattention: --attention-backend sage (quantised: not exact)"),
 }
-"""Mapping from the name of an attention package worth installing to a pair: the least compute capability
-(major) that the package needs, and how to install it."""
+"""Mapping from the name of an attention package worth installing to a pair: the smallest compute capability
+(major version number) of a GPU that the package needs, and how to install it."""
 
 
 def examine() -> dict[str, Any]:

@@ -41,17 +41,18 @@ T = TypeVar("T")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT_TOKENS = 32
 TURNS, EXCHANGES = 21, 8
-"""Number of times that attention is timed beside messages and alone, and number of exchanges in each timing.
+"""Number of times that attention is timed beside messages, and number of message exchanges in each timing.
 
-The time of one exchange of messages is the mean over a timing: a short exchange takes anything from nothing
-to some milliseconds, and a rank that is late for one exchange is late for the next ones, too.
+Attention is timed as often without messages. The time of one exchange is the mean over a timing, because
+single times vary: a short exchange takes anything from nothing to some milliseconds, and a rank that is late
+for one exchange is late for the next ones, too.
 """
 SMALL = 8
-"""Divisor for small messages: attention is timed beside messages of full size, and of full size / SMALL."""
+"""Divisor for the size of small messages: attention is timed beside full-size and beside small messages."""
 BESIDE_SECONDS = 0.01
-"""Limit, in seconds, on how long messages travel while attention is timed beside them.
+"""Largest number of seconds for which messages may travel while attention is timed beside them.
 
-The limit is short, so that a delay of milliseconds shows.
+It limits the size of these messages. The number is small, so that a delay of milliseconds shows.
 """
 
 ROUNDS = 3
@@ -142,7 +143,7 @@ def calibrate_links(ranks: int, report: Progress) -> Messages:
 
 Measure = Callable[[World, Progress], T]
 Prepared = tuple[Work, Callable[[], float]]
-"""Pair of a computation to time, and a function that runs it and returns its seconds."""
+"""Pair: description of a computation, and function that runs the computation and returns its seconds."""
 
 
 def _on_ranks(measure: Measure[T], ranks: int, report: Progress) -> T:
@@ -263,8 +264,8 @@ def _measure_copies(transport: Transport, device: torch.device, size: int) -> Co
 def measure_links(transport: Transport, device: torch.device, size: int) -> Messages:
     """Measure latency and rate of the links between ranks, by messages of `size` bytes.
 
-    First all ranks exchange messages at once, then pairs of ranks, one after another. All ranks of the
-    transport call it together.
+    First all ranks exchange messages at once, then pairs of ranks, one after another. All ranks call it
+    together.
     """
     together = usual_link(transport, size, device)
     # Two ranks are one pair, which has just been measured.
@@ -288,10 +289,9 @@ def _beside(
 ) -> tuple[float, float]:
     """Measure how much messages slow down attention that runs at the same time; return (posting, crowding).
 
-    posting: seconds that each exchange of messages adds, however small it is. crowding: seconds added for
-    each second that messages travel. On a CPU, the threads of a rank that send and compute share cores.
-    There, the exchange that ends last may take a time slice of the system's scheduler, however few its bytes,
-    because of gloo's locks.
+    posting: seconds that each exchange of messages adds, however small the messages are. crowding: seconds
+    added for each second in which messages travel. size: largest size of the messages, in bytes.
+    seconds_per_byte: seconds in which one byte travels.
     """
     query = torch.randn(1, 1024, 4, 64, device=device)
     most = int(BESIDE_SECONDS / seconds_per_byte / (transport.num_ranks - 1))
@@ -309,10 +309,10 @@ def _beside(
     times = 1 + ceil(2 * travels[-1] / _slowest(transport, lambda: _usual(once, device), device))
 
     def beside(size: int) -> float:
-        """Return the mean seconds of one exchange of messages together with attention that runs beside it.
+        """Return the mean seconds of one exchange of messages, with attention computed at the same time.
 
-        Attention begins before the messages and continues after them. size: bytes of a message; 0: no
-        messages.
+        The attention begins before the messages, and continues until after they have arrived. size: bytes of
+        a message; 0: no messages.
         """
         began = now(device)
         for number in range(EXCHANGES):
@@ -329,6 +329,8 @@ def _beside(
     turns = [
         [_slowest(transport, partial(beside, size), device) for size in (0, *sizes)] for _ in range(TURNS)
     ]
+    # On a CPU, the threads of a rank that send and compute share cores. The exchange that ends last may then
+    # take a time slice of the system's scheduler, however few its bytes, because of gloo's locks.
     # The line through both sizes: its slope is `crowding`, and its value without any bytes is `posting`.
     more = [_middle([turn[index] - turn[0] for turn in turns]) for index in (1, 2)]
     crowding = max(0.0, (more[1] - more[0]) / (travels[1] - travels[0]))

@@ -71,30 +71,32 @@ class Inbox:
         """Index of the replica (group of ranks) whose orders this rank takes; None: it takes all orders."""
 
     def add(self, order: Order) -> None:
-        """Add an order to the end of the queue."""
+        """Add an order (a video to make) to the end of the queue."""
         with self._news:
             self._orders.append(order)
             self._news.notify()
 
     def cancel(self, number: int) -> None:
-        """Mark an order as cancelled; work on its video ends within a step."""
+        """Mark an order (a video to make) as cancelled; work on it ends within a step."""
         self._cancelled.add(number)
 
     def end(self) -> None:
-        """Declare that no more orders will be added."""
+        """Declare that no more orders (videos to make) will be added."""
         with self._news:
             self._ended = True
             self._news.notify()
 
     def is_wanted(self, order: Order) -> bool:
-        """Return whether an order is still wanted: not cancelled, and the user has not asked to stop."""
+        """Return whether an order (a video to make) is still wanted.
+
+        It is wanted unless it was cancelled, or the user has asked to stop the run.
+        """
         return order.number not in self._cancelled and not self._stop.wanted
 
     def take(self, wait: bool) -> Order | None:
-        """Take the next order from the queue and return it; None if there is none.
+        """Take the next order (a video to make) from the queue and return it; None if there is none.
 
-        See `scheduling.stages.Take`. wait: whether to wait for an order; None then means that no more will
-        come.
+        wait: whether to wait for an order. After waiting, None means that no more orders will come.
         """
         with self._news:
             while not self._stop.wanted:
@@ -108,7 +110,10 @@ class Inbox:
         return None
 
     def first(self) -> Order | None:
-        """Wait for the next order, and return it but leave it in the queue; None if no more come."""
+        """Wait for the next order (a video to make), and return it but leave it in the queue.
+
+        Returns None if no more orders will come.
+        """
         order = self.take(wait=True)
         if order is not None:
             self._orders.appendleft(order)

@@ -59,9 +59,9 @@ def largest(jobs: list[Job], spec: ModelSpec) -> ResolvedRequest:
 def planned(jobs: list[Job], spec: ModelSpec, base: Placement, cluster: Cluster, left: Open) -> Choice | None:
     """Return the fastest placement that fits into memory, or if none fits, the one that needs least memory.
 
-    Returns None if the planner does not know the denoising method, or finds no placement. base: placement
-    with all stages on the same ranks, and with the settings that the user has chosen. left: settings that the
-    planner may decide, besides the attention form.
+    A placement says which ranks do which stages. Returns None if the planner does not know the denoising
+    method, or finds no placement. base: placement with all stages on the same ranks, and with the settings
+    that the user has chosen. left: settings that the planner may decide in addition to the attention form.
     """
     simulator = _simulator(jobs, spec, cluster)
     if simulator is None:
@@ -88,10 +88,11 @@ def planned(jobs: list[Job], spec: ModelSpec, base: Placement, cluster: Cluster,
 
 
 def planned_form(jobs: list[Job], spec: ModelSpec, placement: Placement, cluster: Cluster) -> Choice | None:
-    """Return a placement with the attention form that the planner finds fastest.
+    """Return a placement changed to the attention form (such as Ulysses) that the planner finds fastest.
 
-    Returns None if only one form is possible, the planner does not know the denoising method, or the video is
-    made in frame blocks.
+    The form is returned in a `Choice`, with its time and the times of other forms. Returns None if the
+    placement allows only one form, the planner does not know the denoising method, or the video is made in
+    frame blocks.
     """
     simulator = _simulator(jobs, spec, cluster)
     if simulator is None or simulator.long is not None:
@@ -152,7 +153,8 @@ def _simulated(
 ) -> list[Simulated]:
     """Return simulations of placements (which ranks do which stages) for a long video.
 
-    Placements that may be the best are simulated, and some others to compare the best with.
+    Only placements that may be the best are simulated, and some to compare the best with. goal: key of
+    `planner.search.GOALS`, by which the best is chosen.
     """
     simulation = list(simulate_long(simulator, candidates, num_prompts, goal))
     best = min(simulation, key=GOALS[goal], default=None)
@@ -163,9 +165,9 @@ def _simulated(
 
 
 def _in_each_form(simulator: Simulator, candidate: Candidate, num_prompts: int) -> list[Simulated]:
-    """Return simulations of a placement with every attention form that it leaves open.
+    """Return simulations of a placement with every attention form (such as Ulysses) that it allows.
 
-    The first simulation has the form that is to be chosen.
+    The form to choose comes first.
     """
     heads = simulator.spec.transformers[0].num_attention_heads
     choices = candidate.placement.choices(heads, simulator.branches)
@@ -177,8 +179,9 @@ def _in_each_form(simulator: Simulator, candidate: Candidate, num_prompts: int) 
 def _put_plain_first(groups: list[list[Simulated]], goal: str) -> None:
     """Move the fastest placement without co-processing to the front, unless co-processing is clearly faster.
 
-    Clearly means by more than `MARGIN`. Co-processing lets idle decode ranks do some of the attention.
-    groups: simulated placements, the fastest first, each in several attention forms.
+    Co-processing lets idle decode ranks do some of the attention. It is clearly faster if it saves more than
+    the fraction `MARGIN` of the time. groups: for each placement, the fastest first, its simulations with
+    several attention forms. goal: key of `planner.search.GOALS`.
     """
     plain = next(number for number, (one, *_) in enumerate(groups) if not one.candidate.coprocess)
     if not worth_taking([GOALS[goal](groups[number][0])[0] for number in (plain, 0)]):
@@ -186,10 +189,11 @@ def _put_plain_first(groups: list[list[Simulated]], goal: str) -> None:
 
 
 def _choice(simulated: list[Simulated], what: str) -> Choice:
-    """Return the first of the simulated placements as the choice, with a reason that names some others.
+    """Return the best of several simulated placements as a `Choice`, with a line of text for the reason.
 
-    simulated: simulated placements, the best first. what: words for the work that was simulated, such as `2
-    prompts`.
+    The line has the time of the best placement, and the times of some others to compare with. simulated:
+    simulations of the placements, the best first. what: words that name the simulated work in the line, such
+    as `2 prompts`.
     """
     seconds: dict[str, float] = {}
     for one in simulated:
@@ -203,9 +207,10 @@ def _choice(simulated: list[Simulated], what: str) -> Choice:
 
 
 def _reasons(groups: list[list[Simulated]], goal: str) -> tuple[str, ...]:
-    """Return lines that say why the first placement is the best one.
+    """Return lines of text that say why the first of the simulated placements is the best one.
 
-    Returns no lines if no placement fits into memory.
+    Returns no lines if no placement fits into memory. groups: for each placement, its simulations with
+    several attention forms. goal: key of `planner.search.GOALS`.
     """
     if goal == "memory":
         return ()
@@ -215,9 +220,10 @@ def _reasons(groups: list[list[Simulated]], goal: str) -> tuple[str, ...]:
 
 
 def _form_line(simulated: list[Simulated]) -> str:
-    """Return a line with the seconds per step of the chosen attention form and of the other forms.
+    """Return a line of text with the seconds per step of the chosen attention form and of the other forms.
 
-    The line is empty if there is only one form.
+    simulated: simulations of one placement, each with another form; the first has the chosen form. The line
+    is empty if there is only one form.
     """
     if len(simulated) == 1:
         return ""

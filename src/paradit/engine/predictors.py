@@ -32,7 +32,8 @@ def predictor(
     """Return the object that computes predictions of denoising steps on this rank, alone or with others.
 
     Returns None if several ranks denoise, and this rank does not. part: process group of the ranks that
-    denoise. helped: this rank's side of co-processing (idle decode ranks do some of the attention), if any.
+    denoise. helped: object by which idle decode ranks do some of this rank's attention (co-processing); None:
+    without co-processing.
     """
     kernel = load_kernel(placement.attention_backend)
     if len(placement.denoise_ranks) == 1 and helped is None:
@@ -56,11 +57,12 @@ def sequence_parallel(
     *,
     helped: Helped | None = None,
 ) -> SequenceParallel:
-    """Return the object by which all ranks of `world` compute predictions of denoising steps together.
+    """Return the object by which the ranks of a process group compute denoising predictions together.
 
-    If the placement leaves several attention forms open, the fastest on this machine is taken. num_heads,
-    num_branches: attention heads and guidance branches of the model. helped: this rank's side of
-    co-processing (idle decode ranks do some of the attention), if any.
+    If the placement allows several attention forms (such as Ulysses or ring), the fastest on this machine is
+    taken. world: the process group. num_heads: number of the model's attention heads. num_branches: number of
+    guidance branches. helped: object by which idle decode ranks do some of this rank's attention
+    (co-processing); None: without co-processing.
     """
     mesh = Mesh(world, placement.cfg_degree)
     if is_recording():
@@ -79,10 +81,11 @@ def pipeline(placement: Placement, request: ResolvedRequest, world: World | None
 def coprocess(
     placement: Placement, spec: ModelSpec, world: World | None, denoisers: World | None
 ) -> tuple[Helped | None, Helper | None]:
-    """Return this rank's side of co-processing, in which idle decode ranks do some of the attention.
+    """Return this rank's object for co-processing, in which idle decode ranks do some of the attention.
 
-    The pair is (side of a rank that denoises, side of an idle rank). At most one of them is not None; both
-    are None if there is no co-processing, or this rank has no part in it.
+    The result is a pair: the object of a rank that denoises, and the object of an idle decode rank. At most
+    one of them is not None; both are None if there is no co-processing, or if this rank has no part in it.
+    denoisers: process group of the ranks that denoise; None on other ranks.
     """
     if not placement.coprocess:
         return None, None

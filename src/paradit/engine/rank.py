@@ -56,10 +56,11 @@ def rank_program(
 ) -> Callable[[], None]:
     """Wait for the first order (a video to make), and return the function that does this rank's work.
 
-    All ranks call it. The function is `pipeline.run`: it does this rank's part of every order, until no more
-    come. An order that is no longer wanted ends within a step, on all ranks alike. If an order fails, because
-    its latents are not finite or its video cannot be written, other orders are not affected. world: process
-    group of all ranks; None for one process.
+    The returned function does this rank's part of every order, until no more come. An order that is no longer
+    wanted ends within a step, on all ranks alike. If an order fails, because its latents are not finite or
+    its video cannot be written, other orders are not affected.
+
+    All ranks call it. world: process group of all ranks; None for one process.
     """
     at_end = None
     if placement.replicas > 1:
@@ -374,16 +375,17 @@ class _Rank:
         return provenance(order.job.request, self._spec, dtype, self._placement.attention_backend)
 
     def _undecoded(self, order: Order) -> str:
-        """Return the key that a decode rank publishes if its decode of a long video has failed.
+        """Return the key under which a decode rank publishes that its decode of a long video has failed.
 
-        The ranks that denoise then end the video.
+        The key is one of the key-value store that all ranks share. Once it is there, the ranks that denoise
+        end the video.
         """
         return f"video {order.number} is not wanted"
 
     def _telling(self, order: Order | None) -> Progress:
         """Return a reporter of progress on an order (a video to make).
 
-        order: None for a reporter that reports nothing but warnings.
+        order: None for a reporter that issues warnings and reports nothing else.
         """
         return Progress(self._emit, order.number) if order is not None else Progress()
 

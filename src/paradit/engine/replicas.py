@@ -36,9 +36,10 @@ def tell_memory(world: World, placement: Placement, emit: Emit) -> None:
 
 
 def of_replica(emit: Emit, replica: int) -> Emit:
-    """Return an `emit` for one replica (group of ranks), which adds the replica's index to stage names.
+    """Return a function that passes events of one replica (group of ranks) on to `emit`, slightly changed.
 
-    It removes the memory from `Finished` events, because the memory of all replicas is reported at the end.
+    The names of stages get the replica's index. `Finished` events lose the peak memory, because the memory of
+    all replicas is reported at the end.
     """
 
     def emit_own(event: Event) -> None:

@@ -147,7 +147,7 @@ def make_driver(
 
 
 def order_of(run: Run, job: Job, folder: RunFolder | None, number: int) -> Order:
-    """Return the order for one of a run's jobs: the job in the form in which ranks receive it.
+    """Return the order for one of a run's jobs; an order is a job in the form in which ranks receive it.
 
     number: id of the order, unique among the driver's orders.
     """
@@ -201,10 +201,11 @@ def _make_as_launched(
 
 
 def heeded(emit: Emit, stop: Stop) -> Emit:
-    """Return an `emit` that also sets `stop.heeded`: to true while a request is being denoised, else false.
+    """Return a function that passes events on to `emit`, and keeps the flag `stop.heeded` up to date.
 
-    Only while it is true do ranks check after every step whether the user has asked to stop. After a stop,
-    events that say that requests are cancelled are not passed on.
+    The flag is true while a request is being denoised. Only then do ranks check after every step whether the
+    user has asked to stop. After the user has asked, events that say that requests are cancelled are not
+    passed on.
     """
 
     def emit_heeded(event: Event) -> None:

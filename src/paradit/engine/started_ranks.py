@@ -48,7 +48,7 @@ class Ranks:
         self.are_replaced = launcher.capabilities.replaces
         """Whether the launcher can start ranks again after a rank has failed."""
         self._quiet: set[int] = set()
-        """Ranks that have sent the last of their messages, of a kind in `LAST_WORDS`."""
+        """Ranks that send no more messages, because they have sent one that says how their work ended."""
         self._logs: dict[int, deque[str]] = {rank: deque(maxlen=LOG_LINES) for rank in range(ranks)}
         self._rest: dict[int, str] = {}
         """Mapping from rank to the unfinished last line of its output."""
@@ -62,10 +62,10 @@ class Ranks:
             raise
 
     def hear(self, timeout: float = LISTEN_SECONDS) -> list[tuple[int, Message]]:
-        """Return the messages that ranks have sent, as (rank, message).
+        """Return the messages that ranks have sent, as pairs (rank, message).
 
-        Each rank's last message is of a kind in `LAST_WORDS`. If a rank's process ends without one, a message
-        `ended` that says how it ended is added.
+        If a rank's process ends before the rank has said that its work has ended, a message `ended` is added,
+        which says how the process ended. timeout: seconds to wait for the first message.
         """
         found = []
         for rank, message in self._hub.hear(timeout):
@@ -86,11 +86,17 @@ class Ranks:
         return found
 
     def send_to(self, rank: int, word: str, *values: object) -> None:
-        """Send a message to one rank."""
+        """Send a message to one rank.
+
+        word: kind of the message.
+        """
         self._hub.send_to(rank, word, *values)
 
     def tell_all(self, word: str, *values: object) -> None:
-        """Send a message to all ranks, also to those that are still starting."""
+        """Send a message to all ranks, also to those that are still starting.
+
+        word: kind of the message.
+        """
         self._hub.tell_all(word, *values)
 
     def log(self, rank: int) -> list[str]:
@@ -166,9 +172,13 @@ def call_on_ranks(
 ) -> Called:
     """Start ranks, call `work(world, *args)` on each, and return the results and failures.
 
-    timeout: seconds. emit: takes the first rank's events; `work` then gets a `Progress` after the world.
-    `work` must be a function of a module, so that it can be pickled, as must `args` and the results. Ranks
-    unpickle the call that the launcher hands them, and this process unpickles the results that they send.
+    timeout: seconds after which ranks that still run count as failed. emit: function called with the first
+    rank's events; if it is given, `work` gets a `Progress` as an argument after `world`. preload: names of
+    modules that all ranks import.
+
+    `work` must be a function of a module, so that it can be pickled; `args` and the results are pickled, too.
+    Ranks unpickle the call that the launcher hands them, and this process unpickles the results that they
+    send.
     """
     content = pickle.dumps((work, args, timeout, emit is not None))
     started = Ranks(launcher, ranks, _Call(content), preload)
@@ -197,7 +207,11 @@ def call_on_ranks(
 
 
 def _stacks(started: Ranks, silent: list[int], why: str) -> dict[int, str]:
-    """Return a mapping from each rank that has not ended to a text: `why`, and the stacks of its threads."""
+    """Return, for each rank that has not ended, a text with the stacks of its threads.
+
+    silent: the ranks that have not ended. why: first line of each text, which says why the rank counts as
+    failed.
+    """
     for rank in silent:
         started.send_to(rank, "stacks")
     if silent:

@@ -105,7 +105,10 @@ class _Orders:
 
 
 def named_for(rank: int, placement: Placement, emit: Emit) -> Emit:
-    """Return an `emit` that adds the rank to the name of the stage decode, if several ranks decode."""
+    """Return a function that passes events on to `emit`, and adds the rank to the name of the stage decode.
+
+    The name is not changed if only one rank decodes.
+    """
     names = {"decode": f"decode on rank {rank}"} if len(placement.decode_ranks) > 1 else {}
     return renaming(emit, lambda stage: names.get(stage, stage))
 
@@ -113,8 +116,8 @@ def named_for(rank: int, placement: Placement, emit: Emit) -> Emit:
 def agree(world: World, placement: Placement) -> None:
     """Check that this rank's placement equals the first rank's, because otherwise both ranks would hang.
 
-    Raises RuntimeError if the placements differ. Each of torchrun's ranks plans for itself, from a
-    calibration file that may have changed meanwhile.
+    The placements may differ, because each of torchrun's ranks plans for itself, from a calibration file that
+    may have changed meanwhile. Raises RuntimeError if they differ.
     """
     mine = repr(placement)
     if world.rank == 0:

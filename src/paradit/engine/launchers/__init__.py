@@ -94,7 +94,10 @@ CHOICE = "PARADIT_LAUNCHER"
 
 
 def find_launcher() -> Callable[[], Launcher]:
-    """Return the launcher class that PARADIT_LAUNCHER names. Raises InputError if it names none."""
+    """Return the launcher class that the environment variable PARADIT_LAUNCHER names.
+
+    Raises InputError if it names none.
+    """
     return LAUNCHERS.find(os.environ.get(CHOICE) or "local")
 
 

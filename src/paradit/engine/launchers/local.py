@@ -45,7 +45,8 @@ class LocalLauncher:
 
         threads: CPU threads of each rank; None: its share of the cores. device: device of every rank; None: a
         GPU each, if there are any. environ: additional environment variables of the ranks. with_main: whether
-        ranks also import this program's main module, which is needed if their work is defined there.
+        ranks also import this program's main module; they must if the function that they run is defined
+        there.
         """
         self._threads, self._device, self._environ = threads, device, dict(environ or {})
         self._with_main = with_main
@@ -164,9 +165,10 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def _without_main(with_main: bool) -> Iterator[None]:
-    """Hide the main module while the `with` block runs, so that processes started there do not run it again.
+    """Hide this program's main module while the `with` block runs, unless `with_main` is true.
 
-    Scripts thus need no `if __name__ == "__main__"`. with_main: whether to leave it visible.
+    Processes that are started meanwhile then do not import the main module. Otherwise each of them would run
+    a script again that has no `if __name__ == "__main__"`.
     """
     main = sys.modules["__main__"]
     if not with_main:
