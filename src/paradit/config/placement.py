@@ -294,8 +294,8 @@ class Placement:
     def choices(self, num_heads: int, num_branches: int = 2) -> list[Choice]:
         """Return the attention forms, each with options, that the placement allows, the simplest first.
 
-        An attention form is a way for ranks to share attention. num_heads: number of the model's attention
-        heads. num_branches: number of guidance branches, 1 or 2.
+        An attention form is a way for ranks to share attention, such as Ulysses or ring. num_heads: number of
+        the model's attention heads. num_branches: number of guidance branches, 1 or 2.
         """
         is_open, alone = self.attention == AUTO, self.branch_ranks == 1
         if alone and not self.coprocess:

@@ -79,8 +79,8 @@ class Request:
     Default values depend on the model.
     """
     prompts_at: Iterable[tuple[float, str]] = ()
-    """Later prompts, as pairs (seconds, text): each is shown from the first frame block that begins at that
-    time or later."""
+    """Later prompts, as pairs (seconds, text): each holds from the first frame block that begins at that time
+    or later."""
     vae_tile: int | None = None
     """Side, in pixels, of the square tiles in which the VAE decodes the picture; `None`: as the model's card
     says, which for some models is the whole picture."""

@@ -147,7 +147,8 @@ def with_later_prompts(
 ) -> BlocksRequest:
     """Return the request with its later prompts, after checking them. Raises InputError.
 
-    prompts_at: pairs of seconds and text, in rising order; a frame block must begin while each text holds.
+    prompts_at: pairs (time in seconds, prompt), in rising order of time. At least one frame block must begin
+    at or after each prompt's time, and before the next prompt's time.
     """
     found, last = [], 0.0
     for seconds, text in prompts_at:

@@ -54,7 +54,7 @@ class Full(Method):
 def is_long(fields: Mapping[str, Any], spec: ModelSpec) -> bool:
     """Return whether a video is so long that it is denoised in frame blocks unless the user names a method.
 
-    fields: result of `resolved_fields`.
+    fields: the request's values, as `resolved_fields` returns them.
     """
     trained = spec.defaults.train_frames
     # A model may still make a video in one piece that is a little longer than it was trained on.

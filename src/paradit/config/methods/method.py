@@ -61,14 +61,14 @@ class Method(Declares):
     def suits(self, fields: Mapping[str, Any], spec: ModelSpec) -> bool:  # noqa: ARG002
         """Return whether this denoising method is chosen for a video if the user names no method.
 
-        fields: result of `resolved_fields`.
+        fields: the request's values, as `resolved_fields` returns them.
         """
         return False
 
     def resolve(self, request: Request, fields: dict[str, Any], spec: ModelSpec) -> ResolvedRequest:
         """Return the request with all values decided by this denoising method and checked. Raises InputError.
 
-        fields: result of `resolved_fields`.
+        fields: the request's values, as `resolved_fields` returns them.
         """
         if request.endless and not self.endless:
             able = _named(lambda method: method.endless)
@@ -83,9 +83,9 @@ class Method(Declares):
     def chosen(self, options: object, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:  # noqa: ARG002
         """Return the values of this denoising method's own options, after checking them.
 
-        Options that the user left out get the model's defaults. Raises InputError.
-
-        options: instance of the dataclass `self.options`, with what the user gave.
+        Options that the user left out get the model's defaults. options: instance of the dataclass
+        `self.options`, with what the user gave. fields: the request's other values, as `resolved_fields`
+        returns them. Raises InputError.
         """
         return {}
 
@@ -97,7 +97,7 @@ class Method(Declares):
     ) -> ResolvedRequest:
         """Return the request with its prompts for later times, after checking them. Raises InputError.
 
-        prompts_at: pairs of seconds and text.
+        prompts_at: pairs (time in seconds, prompt).
         """
         if prompts_at:
             able = _named(lambda method: method.later_prompts)
@@ -161,8 +161,9 @@ class Method(Declares):
     def divisions(self, placement: Placement, asked: Placement) -> Iterator[Placement]:  # noqa: ARG002
         """Yield ways to divide a video's work over the same ranks, as placements, the simplest first.
 
-        They are tried if the video does not fit into memory. The decode is divided, too. asked: the placement
-        that does not fit; choices made in it are kept.
+        They are tried if the video does not fit into memory. placement: placement whose work is divided
+        further, as is its decode. asked: the placement that does not fit; choices that the user made in it
+        are kept.
         """
         yield placement
         decoders = placement.decode or ()
@@ -174,8 +175,8 @@ class Method(Declares):
     ) -> int | None:
         """Return the largest number of frames that fits into memory, for a request that does not fit.
 
-        None if no number fits, or if the method has frame blocks, whose memory hardly depends on the length.
-        fits: function that says whether a shorter request fits.
+        Returns None if no number fits, or if the method has frame blocks, whose memory hardly depends on the
+        video's length. fits: function that says whether a shorter request fits.
         """
         if self.streams:
             return None
@@ -221,11 +222,12 @@ class Method(Declares):
         finished: int | None,  # noqa: ARG002
         where: str,  # noqa: ARG002
     ) -> ResolvedRequest:
-        """Return the request for a video `more` frames longer, resumed from the saved state of this one.
+        """Return a request for the same video, but `more` frames longer, resumed from its saved state.
 
-        finished: number of finished frame blocks, if the video has no set length and was stopped; None if the
-        video is complete. where: text that names the run in error messages, such as its path. Raises
-        InputError if the video cannot be made longer.
+        request: the request of the video as it is. finished: number of finished frame blocks of a video
+        without a set length, which the user has stopped; None for a video with a set length, which is
+        complete. where: text that names the run in error messages, such as its path. Raises InputError if the
+        video cannot be made longer.
         """
         raise InputError(f"videos of method {self.name} cannot be made longer")
 
