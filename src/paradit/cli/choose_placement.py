@@ -84,10 +84,13 @@ def arrange(
 ) -> Arranged:
     """Return the placement (which ranks do which stages) to use, and the reasons for it.
 
-    base: placement that the user asked for. On a calibrated machine, the planner chooses the whole placement
-    with `--placement auto`, and for long videos whose placement is left open; otherwise it chooses only the
-    attention form and its options, as far as they are left open. Under torchrun all stages are on the same
-    ranks, and if all ranks are on this machine, each of them plans from the same calibration file.
+    base: placement that the user asked for.
+
+    On a calibrated machine, the planner chooses the whole placement with `--placement auto`, and for long
+    videos whose placement is left open. Otherwise it chooses only the attention form (such as Ulysses or
+    ring) and its options, as far as they are left open. Under torchrun all stages are on the same ranks.
+    There the planner is used only if all ranks are on this machine, so that all plan from the same
+    calibration file.
     """
     for job in jobs:
         check_placement(base, job.request, spec)

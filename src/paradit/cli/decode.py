@@ -34,9 +34,9 @@ _KNOWN: dict[str, Callable[[str], Any]] = {
     "fps": float,
     "vae_tile": int,
 }
-"""Request fields, with their types, that a file of saved latents stores.
+"""Request fields that a file of saved latents stores as text, with functions that convert the texts.
 
-Width, height and number of frames follow from the latents' shape.
+Width, height and number of frames are not among them: they follow from the latents' shape.
 """
 
 

@@ -61,7 +61,11 @@ def extend(options: ExtendOptions) -> int:
 
 
 def _check_alone(options: ExtendOptions, run: Run) -> None:
-    """Refuse ranks that a launcher started, and one output name for several videos. Raises InputError."""
+    """Refuse two uses of `paradit extend` that cannot work. Raises InputError.
+
+    One is to start it by a launcher such as torchrun, because the command starts its ranks itself. The other
+    is a single output name for a run of several videos.
+    """
     if here := launched():
         raise InputError(
             f"ranks are started by paradit extend itself (--ranks): leave torchrun out, or {here.unset}"
@@ -114,10 +118,10 @@ def _why_not(job: Job, folder: RunFolder) -> str:
 
 
 def _placement(run: Run, ranks: int | None, spec: ModelSpec) -> Placement:
-    """Return the run's placement, or the nearest placement for another number of ranks.
+    """Return the run's placement, or the nearest placement with another number of ranks.
 
-    With another number of ranks, all stages are on the same ranks; guidance branches and layers are divided
-    as before if that is possible.
+    ranks: number of ranks that the user asks for; None: as before. With another number of ranks, all stages
+    are on the same ranks; guidance branches and layers are divided as before if that is possible.
     """
     before = run.placement
     if ranks is None:

@@ -43,10 +43,8 @@ There is one per process, because signals go to the process.
 def stopping_cleanly() -> Iterator[None]:
     """Let SIGINT and SIGTERM raise `Stopped` in the main thread while the `with` block runs.
 
-    While ranks check the flag `stop` after every step, the first signal only sets that flag. A library may
-    swallow the exception, as Python itself does in callbacks, above all while modules are imported; then it
-    is raised once more. It is not raised in the top-level code of a module, because torch calls such code
-    from places that must not raise. It is then raised `AGAIN_SECONDS` later, when other code runs.
+    While ranks check the flag `stop` after every step, the first signal only sets that flag. If a library
+    swallows the exception, it is raised once more after `AGAIN_SECONDS`.
     """
     first = last = -GRACE_SECONDS  # long enough ago: the first signal counts at any time of the clock
     ending = signal.SIGINT.value
@@ -61,10 +59,13 @@ def stopping_cleanly() -> Iterator[None]:
                 os.write(2, b"" if is_spoken_for() else STOPPING)
         elif now - first >= ECHO_SECONDS and now - last >= GRACE_SECONDS:
             last, ending = now, signum
+            # A library may swallow the exception, as Python itself does in callbacks, above all while modules
+            # are imported. So the timer raises it again until the process is cleaning up.
             signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
             on_alarm(signum, frame)
 
     def on_alarm(_signum: int, frame: FrameType | None) -> None:
+        # Not in top-level code of a module, because torch calls such code from places that must not raise.
         imports = frame is not None and frame.f_code.co_name == "<module>"
         if not imports and not _is_stopping():
             raise Stopped(ending)
@@ -82,7 +83,10 @@ def stopping_cleanly() -> Iterator[None]:
 
 
 def _is_stopping() -> bool:
-    """Return whether the main thread is cleaning up after `Stopped`, perhaps during another exception."""
+    """Return whether the main thread is handling a `Stopped`, as when it runs `finally` blocks to clean up.
+
+    That is so even if another exception has been raised meanwhile.
+    """
     error = sys.exception()
     while error is not None and not isinstance(error, Stopped):
         error = error.__context__
