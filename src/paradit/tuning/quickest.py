@@ -24,8 +24,8 @@ _LOG = logging.getLogger(__name__)
 def quickest(open: Undecided) -> Choice:
     """Return the fastest attention form for a step, from a file of earlier results or else by a rehearsal.
 
-    A rehearsal simulates each form with measured times. All ranks of the mesh call this function together,
-    and get the same result.
+    A rehearsal simulates each form with measured times. All ranks that share the step call this function
+    together, and get the same result. open: the step, and the forms (such as Ulysses or ring) to choose from.
     """
     step, x = open.step, open.step.tokens.hidden_states
     what = (
@@ -48,8 +48,8 @@ def quickest(open: Undecided) -> Choice:
 def _rehearsed(open: Undecided) -> int:
     """Simulate a step with each choice of attention form, and return the index of the fastest.
 
-    The slowest rank's times count, so that all ranks choose alike. The first choice wins if no other is
-    clearly faster.
+    Each choice's time is that of the slowest rank, so that all ranks choose alike. The first choice wins if
+    no other is clearly faster.
     """
     ways = {choice.interleave for choice in open.choices}
     costs = {interleave: _costs(open, interleave) for interleave in ways}

@@ -105,8 +105,9 @@ def rehearse(
 ) -> float:
     """Return the simulated seconds that transformer blocks take on one rank with a choice of attention form.
 
-    The choice must not need the log-sum-exp. blocks: measured times of the transformer blocks, in order.
-    streams: number of forwards that run interleaved, each through all of these blocks.
+    choice: attention form, such as Ulysses, with its options; it must not need attention's log-sum-exp. rank:
+    index of the simulated rank. blocks: measured times of the transformer blocks, in order. streams: number
+    of forwards, such as guidance branches, that run interleaved; each runs through all blocks.
     """
     clock = _Clock()
     transport = _RehearsedTransport(clock, link, rank, shares.num_ranks)
