@@ -125,8 +125,9 @@ def evaluate_long(video: np.ndarray, scene: Scene, borders: Sequence[int], perio
     """Judge a long video, uint8 `[F, H, W, 3]`: its clips of `CLIP_FRAMES`, and its frame blocks' borders.
 
     scene: the scene that the video should show. borders: the index of the first frame of each frame block
-    except the first block. Borders are compared only with frames that are whole periods away: a VAE decodes
-    `period` frames at a time, and the change from one such group to the next is larger anyway.
+    except the first block. period: number of frames that the VAE decodes at a time. The picture changes more
+    from one such group of frames to the next than within a group. Borders are therefore compared only with
+    frames that begin a group.
     """
     starts = range(0, len(video) - CLIP_FRAMES + 1, CLIP_FRAMES // 2)
     clips = [evaluate(video[start : start + CLIP_FRAMES]).right(scene) for start in starts]
@@ -180,8 +181,9 @@ def _steps(outlines: Sequence[_Outline | None], side: int) -> np.ndarray:
 def _turns(steps: np.ndarray, reach: int, skip: int = 0) -> np.ndarray:
     """Return how much the object's mean velocity changes at each frame, in pixels per frame.
 
-    The mean of the `reach` movements (`_steps`) before the frame is compared with the mean of `reach`
-    movements from the frame on, of which the first `skip` are left out.
+    The mean over the movements just before a frame is compared with the mean over the movements from that
+    frame on. steps: the object's movement from the previous frame to each frame (`_steps`). reach: number of
+    movements in each mean. skip: number of movements, from the frame on, that the second mean leaves out.
     """
     turns = np.full(len(steps), np.nan)
     for frame in range(reach, len(steps) - reach - skip + 1):
@@ -193,7 +195,7 @@ def _turns(steps: np.ndarray, reach: int, skip: int = 0) -> np.ndarray:
 def _difference_from_background(frames: np.ndarray) -> np.ndarray:
     """Return how far each pixel is from the frame's border colour, `[F, H, W]`.
 
-    It is the largest absolute difference of any colour channel.
+    The distance is the largest absolute difference in any colour channel.
     """
     difference: np.ndarray = np.abs(frames - _background(frames)[:, None, None]).max(axis=3)
     return difference
