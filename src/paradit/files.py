@@ -30,7 +30,8 @@ def behind_links(path: str | Path) -> Path:
 def named(option: str, path: str | os.PathLike[str]) -> Path:
     """Return the path that a file name from the user stands for, with `~` expanded; the file need not exist.
 
-    option: name of the option in error messages. Raises InputError if no file can have this name.
+    option: name of the option that gave the file name, for error messages. Raises InputError if no file can
+    have this name.
     """
     if isinstance(path, str) and path == "-":
         raise InputError(f"{option} '-' is a stream: name a file, or ./- for one of that name")
@@ -74,8 +75,8 @@ def reserved(option: str, path: str | Path) -> Iterator[None]:
     """Reserve a file's name while the `with` block runs, so that no other process can reserve it.
 
     A lock on a hidden file beside it holds the name; the system frees the lock however this process ends. If
-    the file system has no locks, nothing is held. option: name of the option in error messages. Raises
-    InputError if another process holds the name.
+    the file system has no locks, nothing is held. option: name of the option that gave the file name, for
+    error messages. Raises InputError if another process holds the name.
     """
     target = behind_links(path)
     with contextlib.ExitStack() as held:

@@ -37,10 +37,10 @@ def where_and_how(dtype: str | None) -> tuple[torch.device, str]:
 def room_bytes(
     spec: ModelSpec, request: ResolvedRequest, placement: Placement, local_ranks: int | None = None
 ) -> dict[str, int]:
-    """Return a mapping with the memory, in bytes, that the fullest device needs (by an estimate) and has.
+    """Return the memory, in bytes, that the fullest device needs (by an estimate), and what it has.
 
-    Keys: "weights" and "peak" for what it needs, "total" for what it has. local_ranks: number of ranks that
-    share this machine's memory, if there is no GPU; None: all ranks.
+    Keys of the result: "weights" and "peak" for what the device needs, "total" for what it has. local_ranks:
+    number of ranks that share this machine's memory, if there is no GPU; None: all ranks.
     """
     device, dtype = where_and_how(request.dtype)
     itemsize = DTYPES[dtype].itemsize
@@ -64,10 +64,10 @@ def check_memory(
 ) -> str | None:
     """Return a warning if a resolved request may need more memory than a device has; None if it fits.
 
-    The warning says with which options the request would fit. Raises InputError if the weights alone need
-    more, or if the estimate is more than `scheduling.fitting.SURELY` times what the device has. local_ranks:
-    number of ranks that share this machine's memory; None: all ranks. known: names of the only options that
-    the message may advise; None: all of `paradit generate`.
+    The warning says with which options the request would fit. local_ranks: number of ranks that share this
+    machine's memory; None: all ranks. known: names of the command-line options that the warning may advise;
+    None: all options of `paradit generate`. Raises InputError if the weights alone need more memory, or if
+    the estimate is more than `scheduling.fitting.SURELY` times what the device has.
     """
     placement = placement or Placement()
     room = room_bytes(spec, request, placement, local_ranks)
@@ -98,7 +98,7 @@ def check_memory(
 def check_decode_memory(request: ResolvedRequest, spec: ModelSpec) -> str | None:
     """Return a warning if the decode of a request may need more memory than a device has; None if it fits.
 
-    Raises InputError if it surely needs more (`scheduling.fitting.SURELY`).
+    Raises InputError if the estimate is more than `scheduling.fitting.SURELY` times what the device has.
     """
     total = total_memory_bytes(where_and_how(None)[0])
 
@@ -117,10 +117,10 @@ def check_decode_memory(request: ResolvedRequest, spec: ModelSpec) -> str | None
 
 
 def _judged(needed: int, total: int, said: str, refused: str = "") -> str:
-    """Return `said`, a warning that a video may need too much memory, or raise InputError if it surely does.
+    """Return the warning `said`, that a video may need too much memory; raise InputError if it surely does.
 
-    needed, total: bytes estimated, and bytes that the device has. refused: text put before the warning in the
-    error.
+    needed: estimated bytes. total: bytes that the device has. refused: text that the error puts before the
+    warning.
     """
     if needed > SURELY * total:
         raise InputError(f"{refused}{said}")
@@ -128,10 +128,11 @@ def _judged(needed: int, total: int, said: str, refused: str = "") -> str:
 
 
 def _advice(options: str, known: tuple[str, ...] | None, with_them: str) -> str:
-    """Return the end of a message about too little memory, which advises options.
+    """Return the end of a message about too little memory, which advises command-line options.
 
-    options: options with which the video would fit. known: names of the only options that the command
-    accepts; None: all of `paradit generate`. with_them: words before the options.
+    options: options with which the video would fit; empty if there are none. known: names of the only options
+    that the present command accepts; None: all of `paradit generate`. with_them: text to put before the
+    options.
     """
     if known is None or (options and set(re.findall(r"--[a-z-]+", options)) <= set(known)):
         return f"{with_them}{options}" if options else ""

@@ -78,9 +78,9 @@ def load(
     """Load a model onto a GPU, in bf16, if there is one; else onto the CPU, in fp32.
 
     dtype, device: values to use instead of these defaults. stages: stages whose weights are loaded; a process
-    that only denoises thus has neither text encoder nor VAE. compile: whether to compile what comes before
-    and after the transformers' attention, at its first use. layers: False leaves the transformers' layers to
-    be read later, by `keep_layers`, because a rank has only some of them.
+    that only denoises thus has neither text encoder nor VAE. compile: whether to compile the transformers'
+    code before and after attention, when it is first used. layers: whether to load the transformers' layers;
+    if False, `keep_layers` reads them later, because a rank may have only some of them.
     """
     usual, dtype = where_and_how(dtype)
     with _LOADING, (progress or Progress()).stage("load"):

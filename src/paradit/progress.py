@@ -76,7 +76,7 @@ Emit = Callable[[Event], None]
 
 
 def renaming(emit: Emit, rename: Callable[[str], str]) -> Emit:
-    """Return an `emit` that passes events on, with the names of their stages changed by `rename`."""
+    """Return a function that passes events on to `emit`, with the stage names changed by `rename`."""
 
     def emit_renamed(event: Event) -> None:
         emit(replace(event, stage=rename(event.stage)) if isinstance(event, StageEvent) else event)
