@@ -18,8 +18,8 @@ TILE = 128
 size for both matrix products and attention."""
 PASSES = 50
 """Number of times that a transformer block reads or writes a tensor as large as its tokens, not counting its
-matrix products. These passes belong to three norms with their modulation, in fp32, the norms of q and k,
-RoPE, three gated residuals, and the activation."""
+matrix products. These are the passes of three norms with their modulation (in fp32), of the norms of q and k,
+of RoPE, of three gated residuals, and of the activation."""
 KERNELS = 70
 """Approximate number of GPU kernels that a transformer block launches: its matrix products, and the
 operations that `PASSES` lists."""

@@ -170,7 +170,7 @@ def all_candidates(simulator: Simulator, num_prompts: int) -> Iterator[tuple[Can
     """Yield the plans to simulate for a video denoised as a whole, each with its possible attention forms.
 
     If some ranks only decode, the plans have either one such rank, or about as many as PipeDiT's rule says
-    (`decoders_by_rule`). Plans for long videos come from `planner.block_costs.pipelines`.
+    (`decoders_by_rule`). Long videos in frame blocks have other plans (`planner.block_costs.pipelines`).
     """
     if simulator.only_long:
         return

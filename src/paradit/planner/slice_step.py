@@ -67,7 +67,7 @@ class SliceSteps:
     def seconds(self, kind: Kind, layers: int) -> SliceSeconds:
         """Return the seconds of one step of a frame block in `layers` layers; cached.
 
-        kind: the step's numbers of latent frames, which decide its cost (`Kind`).
+        kind: kind of the step, a tuple of numbers of latent frames, which decide the step's cost (`Kind`).
         """
         if (kind, layers) not in self._known:
             self._known[kind, layers] = SliceSeconds(

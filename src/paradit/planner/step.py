@@ -70,8 +70,8 @@ class Branch:
     def _moved(self, name: str, tables: Sequence[Sequence[Sequence[int]]]) -> Message:
         """Return the exchange in which ranks send each other attention rows (one token of one head each).
 
-        tables: matrices [i][j] of how many rows the i-th rank sends to the j-th; the exchange has the rows of
-        all matrices.
+        tables: matrices of numbers of rows; row i, column j of each says how many the i-th rank sends to the
+        j-th. The exchange carries the rows of all matrices together.
         """
         ranks = range(self.shares.num_ranks)
         sent = [[self.row_bytes * sum(table[i][j] for table in tables) for j in ranks] for i in ranks]
@@ -84,10 +84,11 @@ class Branch:
         return Message(name, tuple(ranks), busy, latency, sent, posting)
 
     def attention(self, rank: int, head_rows: float, beside: float = 0.0) -> Compute:
-        """Return the simulated step in which a rank computes attention for `head_rows` (head, query) pairs.
+        """Return the simulated step in which a rank computes attention.
 
-        head_rows counts the pairs of one video of the batch. rank: index in the branch's ranks. beside:
-        seconds for which messages travel while the attention is computed, and slow it down.
+        rank: index of the rank among the ranks of this branch. head_rows: number of (head, query) pairs that
+        it computes, for one video of the batch. beside: seconds for which messages travel while the attention
+        is computed, and slow it down.
         """
         return Compute("attention", self.costs[rank].attention(self.batch * head_rows, beside))
 

@@ -100,8 +100,8 @@ class Device:
     def attention_rate(self, kernel: str, dtype: str, head_dim: int) -> float:
         """Return the FLOP/s that an attention kernel achieves in its matrix products.
 
-        Heads with few channels achieve less, because the work of the softmax (`softmax`) does not depend on
-        the number of channels.
+        Heads with few channels achieve less, because the work of the softmax does not depend on the number of
+        channels.
         """
         computed = -(-head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
         return self.rate(kernel, dtype) * head_dim / (computed + self.softmax)
@@ -109,8 +109,8 @@ class Device:
     def convolution_rate(self, dtype: str) -> float:
         """Return the FLOP/s that large convolutions reach in a dtype.
 
-        torch lets cuDNN use TF32 for fp32 convolutions, at half the rate of bf16. Devices that have bf16 have
-        TF32.
+        For fp32 this is half the rate of bf16, on devices that have bf16: torch lets cuDNN compute fp32
+        convolutions in TF32, which such devices have too.
         """
         if "bf16" not in self.dense:  # no TF32 either
             return self.rate("convolution", dtype)
