@@ -86,8 +86,8 @@ def in_flight(num_slices: int) -> int:
     """Return the largest number of block-steps that rank 0 begins before it must collect a prediction.
 
     A block-step is one step of one frame block. The number is two for each layer slice: one block-step that
-    the slice computes, and one on its way to the slice. A channel back to rank 0 that holds this many
-    predictions never fills, so no two ranks ever wait for each other.
+    the slice computes, and one on its way to the slice. If the channel back to rank 0 has room for this many
+    predictions, it never fills, so no two ranks ever wait for each other.
     """
     return 2 * num_slices
 
@@ -140,8 +140,9 @@ def split_layers(
 ) -> list[range]:
     """Split the layers over the ranks so that the slowest rank has as little to compute as possible.
 
-    costs: cost of each layer. embed_cost: extra cost of the first rank. head_cost: extra cost of the last
-    rank. Raises InputError if there are more ranks than layers.
+    costs: cost of each layer. embed_cost: additional cost of the first rank, which embeds. head_cost:
+    additional cost of the last rank, which computes the head. Raises InputError if there are more ranks than
+    layers.
     """
     if num_ranks > len(costs):
         raise InputError(f"{num_ranks} pipeline ranks for {len(costs)} layers: use at most {len(costs)}")
