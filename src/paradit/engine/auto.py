@@ -58,7 +58,8 @@ def decide(requests: list[ResolvedRequest], spec: ModelSpec, emit: Emit) -> Plac
 def choose_placement(jobs: list[Job], spec: ModelSpec, base: Placement, costs: StageSeconds) -> Choice:
     """Return the fastest placement (which ranks do which stages) for these jobs.
 
-    base: placement with the ranks to use. costs: measured times of the stages.
+    base: placement in which all ranks run all stages; the result uses the same ranks. costs: measured times
+    of the stages.
     """
     request = largest(jobs, spec)
     spare = partial(_spare_bytes, spec, request)
@@ -68,8 +69,8 @@ def choose_placement(jobs: list[Job], spec: ModelSpec, base: Placement, costs: S
 def most_affordable(jobs: list[Job], spec: ModelSpec, base: Placement) -> Placement:
     """Return a placement (which ranks do which stages) that fits into memory.
 
-    If no placement fits, returns the one that exceeds the memory least. base: placement with the ranks to
-    use.
+    If no placement fits, returns the one that exceeds the memory least. base: placement in which all ranks
+    run all stages; the result uses the same ranks.
     """
     first, *_ = affordable(base, len(jobs), partial(_spare_bytes, spec, largest(jobs, spec)))
     return first

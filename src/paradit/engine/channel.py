@@ -146,8 +146,8 @@ class Hub:
     def _take(self, peer: _Peer) -> list[tuple[int, Message]]:
         """Read what a peer has sent, and return the complete messages; none before it has sent the token.
 
-        A peer that hangs up or sends something invalid is disconnected. If it was a rank, a last message
-        `ENDED` is added.
+        A peer that hangs up or sends something invalid is disconnected. If that peer was a rank, a last
+        message `ENDED` is added to those returned.
         """
         try:
             content = peer.socket.recv(2**20)

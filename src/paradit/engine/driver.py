@@ -285,7 +285,7 @@ class Driver:
 class _World:
     """Driver's view of started ranks: which still run, what each does, and when each was last heard.
 
-    After a restart of the ranks, a new one is made.
+    Each start of the ranks gets a new object.
     """
 
     def __init__(self, driver: Driver, started: Ranks, ranks: int, hang_limit: float) -> None:

@@ -65,8 +65,8 @@ class EngineJob:
     def events(self, after: int = 0) -> JobEvents:
         """Return the job's events, for a `for` or `async for` loop until the job ends.
 
-        after: serial number; only later events are returned. Events that are no longer kept are reported by
-        one `Missed`.
+        after: serial number; only events with larger numbers are returned. In place of events that are no
+        longer kept, one event `Missed` is returned.
         """
         return JobEvents(self, after)
 

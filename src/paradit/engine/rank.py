@@ -144,7 +144,8 @@ class _Rank:
     def _take(self, wait: bool) -> Order | None:
         """Take the next order (a video to make) from the inbox, create a record of it, and return it.
 
-        See `scheduling.stages.Take`.
+        wait: whether to wait for an order. Returns None if there is no order; after waiting, no more will
+        come.
         """
         order = self._inbox.take(wait)
         if order is not None:

@@ -17,9 +17,9 @@ from paradit.video.writer import check_file, check_target
 def files_reserved(jobs: Sequence[Job], trace: Path | None = None, *, overwrite: bool) -> Iterator[None]:
     """Reserve the names of all files that jobs write, and create their folders, while the `with` block runs.
 
-    trace: path to a trace file that the run writes, too. Raises InputError if another run holds one of the
-    names, or, without `overwrite`, if a file has appeared there since it was checked. If torchrun has started
-    the ranks, the first rank does this for all.
+    trace: path to a trace file that the run writes, too. overwrite: whether existing files may be replaced.
+    Raises InputError if another run holds one of the names, or if a file exists that must not be replaced. If
+    torchrun has started the ranks, the first rank does this for all.
     """
     if not is_first_rank():
         yield

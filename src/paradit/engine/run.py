@@ -28,7 +28,8 @@ _LOG = logging.getLogger(__name__)
 def check_devices(placement: Placement, dtype: str | None) -> None:
     """Refuse more ranks than this machine has GPUs, or an attention backend that does not run here.
 
-    Any number of ranks may run on a CPU. dtype: as in a request; None: the usual one. Raises InputError.
+    Any number of ranks may run on a CPU. dtype: name of the data type that the request asks for; None: the
+    usual one of the device. Raises InputError.
     """
     from paradit.devices import SHARE_GPUS, lack_gpus, num_gpus
 
