@@ -48,7 +48,8 @@ class Arranged:
 def asked_placement(options: GenerateOptions) -> Placement:
     """Return the placement that the options, or the file that they name, ask for. Raises InputError.
 
-    Options override the file. If the placement is still to be chosen, all stages are on the same ranks.
+    Options override what the file says. If the placement is still to be chosen, all ranks of the returned
+    placement run all stages.
     """
     here = launched()
     there = here.ranks if here else None

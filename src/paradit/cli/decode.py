@@ -69,9 +69,10 @@ def decode(options: DecodeOptions) -> None:
 
 
 def _provenance(about: dict[str, str], request: ResolvedRequest) -> dict[str, Any] | None:
-    """Return the record, in the latents' file, of what they were made from; None if the file has none.
+    """Return the record of what a file's latents were made from; None if the file has no such record.
 
-    Values that are decided only by the decode (fps, tiles) are replaced.
+    about: the file's metadata. In the returned record, `fps` and the tile size are those of the present
+    decode, because the decode decides them.
     """
     try:
         found = json.loads(about["provenance"])

@@ -201,7 +201,7 @@ def _path(folder: str) -> str:
 class SilentReporter(Reporter):
     """Reporter for all ranks of a launcher except the first, which reports the run for all.
 
-    It prints only for which other ranks this rank waits.
+    It prints one thing only: for which other ranks this rank waits.
     """
 
     def show(self, event: AnyEvent) -> None:

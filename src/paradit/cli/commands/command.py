@@ -179,7 +179,7 @@ def _nearest(wrong: str, meant: Mapping[str, str]) -> list[str]:
 def _dashed_prompt(args: list[str]) -> str | None:
     """Return an argument that begins with a dash, as options do, but has spaces, as prompts do.
 
-    None if there is none.
+    Returns None if there is no such argument.
     """
     if "--" in args:
         return None
