@@ -190,7 +190,7 @@ def decode_known(cls: type[T], data: Mapping[str, object], where: str = "") -> T
 def read_all(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
     """Return the values of all fields, converted to their types. Raises InputError as `decode` does.
 
-    known: all fields by name; those without a default must be in `data`.
+    data: plain values by name. known: all fields by name; those without a default must be in `data`.
     """
     values = read_values(known, data)
     for name, field in known.items():
@@ -202,7 +202,7 @@ def read_all(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
 def read_values(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
     """Return the values of the fields that `data` has, converted to their types. Raises InputError.
 
-    known: fields by name; `data` may leave out any of them.
+    data: plain values by name. known: fields by name; `data` may leave out any of them.
     """
     if not isinstance(data, Mapping):
         raise InputError(f"an object with {_some(known)} is wanted, got {typed(data)}")
@@ -234,7 +234,8 @@ def takes_former_names(cls: type[T]) -> type[T]:
 def with_new_names(data: Mapping[str, object], renamed: Mapping[str, str]) -> Mapping[str, object]:
     """Return the values with former option names replaced by present ones, and warn of each.
 
-    renamed: present names by former names. Raises InputError if a value is given under both names.
+    renamed: mapping from each former name to the present one. Raises InputError if a value is given under
+    both names.
     """
     for former in [name for name in data if name in renamed]:
         if (name := renamed[former]) in data:
@@ -253,7 +254,7 @@ def warn_renamed(former: str, name: str) -> None:
 def read_object(text: str | bytes, what: str) -> dict[str, Any]:
     """Return the JSON object that a text holds. Raises InputError.
 
-    what: source of the text, such as a file, for messages.
+    what: words for the source of the text, such as a file, for error messages.
     """
     try:
         found = json.loads(text)

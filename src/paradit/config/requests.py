@@ -270,7 +270,7 @@ def parse_size(text: str) -> tuple[int, int]:
 def asked_size(size: str | None, width: int | None, height: int | None) -> tuple[int | None, int | None]:
     """Return the width and height that were asked for by `--size`, or by `--width` and `--height`.
 
-    None for a side that is left to the model. Raises InputError, also if a side is given twice.
+    A side that is left to the model is None. Raises InputError, also if a side is given twice.
     """
     if size is None:
         return width, height
