@@ -34,7 +34,7 @@ EXCHANGE = "exchange"
 """Trace category of waits for messages of other ranks."""
 LINK = "measure link"
 """Name of the trace span in which a rank measures its link to other ranks. Its arguments are the results,
-`latency` in seconds and `seconds_per_byte`, and the type of `device`."""
+`latency` in seconds and `seconds_per_byte`, and `device`, the type of device such as `cpu`."""
 CHANNEL = "channel"
 """Trace category of waits for another stage: until its output arrives, or until it has taken this stage's
 output (back-pressure)."""

@@ -94,7 +94,7 @@ def summarize(by_rank: Mapping[int, Iterable[Span]]) -> list[RankSummary]:
 
     The time of a message alone is the link's latency, plus the time of the bytes sent or received, whichever
     are more (Hockney's model, as in `tuning.rehearsal`). `alone` and `exposed` are None without a measured
-    link, and on CUDA, where the stream waits and not this process.
+    link. They are None on CUDA, too, where waits are not visible: a CUDA stream waits, and not this process.
     """
     spans = [span for spans in by_rank.values() for span in spans]
     total = max(span.end for span in spans) - min(span.begin for span in spans)
