@@ -34,7 +34,7 @@ from paradit.parallel.run_blocks import run, run_interleaved, through_blocks
 class AttentionCost:
     """Measured time of the work before an attention of a transformer block, and the attention's input.
 
-    The rank that measures holds a part of the tokens.
+    Both are those of one rank, which holds a part of the tokens.
     """
 
     value: Tensor
