@@ -73,12 +73,13 @@ def open_video(
     """Context manager that writes a video to `path`; it yields a `Video`, whose `write` takes each frame.
 
     The suffix of `path` selects the format (`FORMATS`). If `path` is a link, the file that it leads to is
-    written. While the video is written, its file is called `part`, or has a hidden name in the same folder.
-    Once it is complete, it is renamed. If the body of the with statement raises, nothing is left behind.
+    written. Once the file is complete, it is renamed to `path`. If the body of the with statement raises,
+    nothing is left behind.
 
-    name_next: function called with the path of the complete file just before it is renamed. tags: metadata of
-    the file, such as `title` and `comment`. crf: the constant rate factor, from 0 (lossless) to `MAX_CRF`;
-    None: one without visible loss. Raises `InputError` as `check_target` does, or for an odd width or height.
+    part: path of the file while the video is written; None: a hidden name in the same folder. name_next:
+    function called with the path of the complete file just before it is renamed. tags: metadata of the file,
+    such as `title` and `comment`. crf: the constant rate factor, from 0 (lossless) to `MAX_CRF`; None: one
+    without visible loss. Raises `InputError` as `check_target` does, or for an odd width or height.
     """
     check_target(path, fps=fps, overwrite=overwrite, crf=crf)
     if width % 2 or height % 2:
