@@ -28,9 +28,9 @@ class WorldError(RuntimeError):
 def run_world(work: Callable[..., T], num_ranks: int, *args: object, timeout: float = 60.0) -> list[T]:
     """Run `work(world, *args)` on `num_ranks` gloo processes of one thread; return the results by rank.
 
-    `work` is a module-level function, so that it can be pickled, as must `args` and the results. Its
-    assertions may use what only that rank knows. Raises `WorldError` with each failed rank's traceback or
-    signal, or, after `timeout` seconds, with every rank's stack.
+    `work` is a module-level function, so that it can be pickled; `args` and the results must be picklable,
+    too. timeout: seconds after which ranks that still run are reported with their stacks. Raises `WorldError`
+    with each failed rank's traceback, signal or stack.
     """
     launcher = LocalLauncher(threads=1, device="cpu", environ=LOOPBACK, with_main=True)
     preload = ["paradit.testing.preload"]
