@@ -127,7 +127,8 @@ def _shared(
 ) -> tuple[Prompt, ...]:
     """Return the prompt embeddings on every process that denoises.
 
-    The first of these processes has encoded the prompts, and sends them to the others; those pass None.
+    prompts: the prompt embeddings, on the first of these processes, which sends them to the others; None on
+    the others.
     """
     parts = (part for prompt in prompts or () for part in prompt)
     return tuple(
