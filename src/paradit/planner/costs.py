@@ -21,8 +21,8 @@ PASSES = 50
 matrix products. These are the passes of three norms with their modulation (in fp32), of the norms of q and k,
 of RoPE, of three gated residuals, and of the activation."""
 KERNELS = 70
-"""Approximate number of GPU kernels that a transformer block launches: its matrix products, and the
-operations that `PASSES` lists."""
+"""Approximate number of GPU kernels that a transformer block launches: for its matrix products, norms, RoPE,
+gated residuals and activation."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,11 @@ class LongRun:
 
 
 class LongVideo(PipelineVideo):
-    """Simulation of a long video on a layer pipeline; each data parallel replica makes one such video."""
+    """Simulation of a long video on the ranks of a layer pipeline.
+
+    If there are data parallel replicas (groups of ranks that make different videos), it is the video of one
+    replica.
+    """
 
     def run(self) -> LongRun:
         """Simulate the video and return its times. Most blocks of a very long video are extrapolated."""

@@ -19,7 +19,10 @@ from paradit.scheduling.layer_pipeline import PipelineGrid, split_layers
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineVideo:
-    """Long video that a layer pipeline makes in frame blocks; each data parallel replica makes one."""
+    """Long video that a layer pipeline makes in frame blocks, described without simulating the pipeline.
+
+    If there are data parallel replicas (groups of ranks that make different videos), each makes one.
+    """
 
     cluster: Cluster
     spec: ModelSpec

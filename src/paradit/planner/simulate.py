@@ -51,7 +51,10 @@ class Candidate:
 
     @property
     def kind(self) -> str:
-        """Kind of the plan, such as "replicas"; the best plan of each kind is shown."""
+        """Kind of the plan, such as "replicas"; the best plan of each kind is shown.
+
+        "replicas" means that groups of ranks make different videos.
+        """
         return self.cost_model.kind(self)
 
 
@@ -113,7 +116,10 @@ class CostModel(ABC):
 
     @abstractmethod
     def kind(self, candidate: Candidate) -> str:
-        """Return the kind of a plan, such as "replicas"; the best plan of each kind is shown."""
+        """Return the kind of a plan, such as "replicas" (groups of ranks make different videos).
+
+        The best plan of each kind is shown.
+        """
 
     @abstractmethod
     def title(self, candidate: Candidate) -> str:

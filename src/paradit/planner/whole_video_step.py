@@ -79,8 +79,8 @@ def simulated_step(simulator: Video, group: Group, choice: Choice) -> Forward:
 def branches_of(simulator: Video, group: Group, choice: Choice) -> tuple[list[tuple[Branch, Layer]], int]:
     """Return the guidance branches of all replicas, and how many streams of work each rank computes in turns.
 
-    Each branch comes with the function that simulates the branch's layers. A stream is the work for one
-    guidance branch.
+    A replica is a group of ranks that makes its own videos. Each branch comes with the function that
+    simulates the branch's layers. A stream is the work for one guidance branch.
     """
     spec, text = simulator.spec.transformers[0], simulator.spec.text_length
     computed = simulator.branches // group.cfg_degree

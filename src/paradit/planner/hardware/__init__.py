@@ -2,7 +2,7 @@
 
 Clusters are named by text (`notation.py`): `8xL40` is a machine of eight devices; `2x8xH100` is two machines
 of eight. A name may also be the path to a machine file: a `.toml` file of figures that `paradit calibrate`
-measured. It has tables as in devices.toml and links.toml, a device `this`, and `ranks`:
+measured. Such a file has these keys and tables:
 
     ranks = 8                    # devices of a machine
     machines = 1
@@ -42,8 +42,8 @@ MOST = 1e30
 HEAD_MULTIPLE = 16
 """Multiple to which attention kernels pad the channels of a head: the width of vector and tensor cores."""
 _LINKS = ("link", "pair", "network")
-"""Keys of a device's TOML table that name the links between such devices, and so are no figures of the device
-itself. (The key `size`, the memory in GB by which people name a device, is no such figure either.)"""
+"""Keys of a device's TOML table that are not fields of `Device`, because they name the links between such
+devices. (The key `size`, the memory in GB by which people name a device, is no field either.)"""
 Figure = Annotated[float, Option(least=ABOVE_ZERO, most=MOST)]
 FigureOrNone = Annotated[float, Option(least=0, most=MOST)]
 
