@@ -121,8 +121,9 @@ class Driver:
     def run(self) -> None:
         """Carry out orders (videos to make) until no more come; if ranks fail, start new ones.
 
-        Raises RankError if ranks cannot start, or have failed and cannot be replaced; Interrupted after the
-        user has asked to stop. Leaves no process behind, even if an exception such as Ctrl-C ends it.
+        Raises RankError if ranks cannot start, or have failed and cannot be replaced, and the exception
+        `Interrupted` after the user has asked to stop. Leaves no process behind, even if an exception such as
+        Ctrl-C ends it.
         """
         failures: Counter[int | None] = Counter()
         while self._await_orders():

@@ -71,7 +71,7 @@ class Cancelled(Event):
 class MemoryUsed(Event):
     """Event with the peak memory in bytes and the stages of every rank, sent at the end of a run.
 
-    Not sent if all ranks denoise and there are no replicas: each `Finished` event then has the memory.
+    Not sent if all ranks denoise and all work on the same videos: each `Finished` event then has the memory.
     """
 
     by_rank: list[int]

@@ -41,7 +41,7 @@ class Open:
 
     cfg_degrees: Sequence[int] = (1, 2)
     replicas: bool = True
-    """Whether the planner may divide the ranks into replicas."""
+    """Whether the planner may divide the ranks into replicas, which are groups that make different videos."""
     coprocess: bool = True
     """Whether the planner may let idle decode ranks do some of the denoise ranks' attention."""
 

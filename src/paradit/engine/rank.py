@@ -280,7 +280,7 @@ class _Rank:
             open_.block_stream.drain()  # so that the denoise ranks reach its end
 
     def _while_wanted(self, order: Order, frames: Generator[Frames]) -> Generator[Frames]:
-        """Yield frames while the video is wanted; raise Undecoded once it is cancelled."""
+        """Yield frames while the video is wanted; raise the exception `Undecoded` once it is cancelled."""
         for frame in frames:
             if not self._inbox.is_wanted(order):
                 raise Undecoded
@@ -350,7 +350,7 @@ class _Rank:
             self._at_end()
 
     def _decoder_of(self, order: Order) -> int:
-        """Return the index of the decode group that takes a request (see `scheduling.stages.decoder_of`)."""
+        """Return the index of the decode group that takes a request; decode groups take requests in turn."""
         return decoder_of(self._open[order.number].position, len(self._placement.decode_groups))
 
     def _peak_memory(self) -> list[int]:

@@ -26,7 +26,8 @@ def own_world(world: World, size: int) -> World | None:
 def tell_memory(world: World, placement: Placement, emit: Emit) -> None:
     """Gather the peak memory of the ranks of all replicas, and report it from the first rank.
 
-    All ranks call it together, at the end of the run.
+    A replica is a group of ranks that makes its own videos. All ranks call it together, at the end of the
+    run.
     """
     mine = torch.tensor([peak_memory_bytes(world.device)], device=world.device)
     memory = [int(one) for one in world.transport().all_gather(mine)]

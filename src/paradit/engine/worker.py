@@ -30,10 +30,8 @@ from paradit.trace.spans import Tracing, recording
 
 _LOG = logging.getLogger(__name__)
 WAIT_SECONDS = 24 * 3600.0
-"""Longest time, in seconds, that a rank waits for another.
-
-It is long, because the driver notices ranks that have died or hang.
-"""
+"""Longest time, in seconds, that a rank waits for another. It can be long, because the driver process notices
+sooner if a rank has died or hangs."""
 HEARTBEAT_SECONDS = 1.0
 
 
