@@ -82,7 +82,8 @@ class Commands(TyperGroup):
 
 app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 JOINING = ("generate", "resume", "extend")
-"""Commands that may run as one of several ranks that a launcher such as torchrun has started."""
+"""Names of the commands for which it matters whether a launcher such as torchrun has started this process as
+one of several ranks. Other commands run as a single process in any case."""
 
 
 SYSTEMS = ("linux", "darwin")

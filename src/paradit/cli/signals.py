@@ -15,7 +15,8 @@ from paradit.launcher_environment import is_spoken_for
 from paradit.stopping import Stop
 
 ECHO_SECONDS = 0.5
-"""Seconds after the first signal in which another is ignored: a parent process may pass on the same one."""
+"""Seconds after the first signal in which further signals are ignored, because a parent process may pass on
+the same signal again."""
 STOPPING = b"\nparadit: ending after this step; once more ends at once\n"
 GRACE_SECONDS = 2.0
 """Seconds after the signal that ends the process in which others are ignored, so that clean-up can finish."""
