@@ -223,12 +223,15 @@ class Placement:
 
     @property
     def replica_ranks(self) -> int:
-        """Number of ranks in each replica, which make a video together."""
+        """Number of ranks in each replica (group of ranks that makes its own videos)."""
         return self.ranks // self.replicas
 
     @property
     def replica(self) -> Placement:
-        """Placement of one replica by itself, with its ranks counted from 0."""
+        """Placement of one replica by itself, with ranks counted from 0.
+
+        A replica is a group of ranks that makes its own videos.
+        """
         return replace(self, ranks=self.replica_ranks, replicas=1)
 
     @property
