@@ -52,7 +52,8 @@ class Layout:
     rope: Rope
     """Rotations of the rotary position embedding (RoPE) for these tokens, in token order."""
     num_replicated: int = 0
-    """Number of tokens at the end of the sequence that every rank holds, such as text in joint attention."""
+    """Number of tokens of which every rank holds a copy, such as the text tokens in joint attention. They are
+    the last tokens of the sequence."""
 
 
 Projection = Iterator[Tensor]

@@ -21,9 +21,11 @@ from paradit.distributed.shares import Shares
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:
-    """Return a function that takes ranks' shares of tokens and work, and returns their attention function.
+    """Set up Ulysses or PipeSP on ranks; return a function that makes this rank's attention function.
 
-    The attention is Ulysses, or PipeSP (Ulysses in chunks) if `choice` has several chunks.
+    The attention is PipeSP (Ulysses in chunks) if `choice` has several chunks. The returned function is
+    called for each division of an attention among the ranks. It takes a `Shares`: which tokens each rank
+    holds, and which part of the attention it computes.
     """
     return lambda shares: chunked(UlyssesExchange(shares, sharers.transport, choice.parts), kernel)
 

@@ -16,11 +16,16 @@ Join: TypeAlias = Callable[[Sharers, Choice, Kernel], Callable[[Shares], Attend]
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:
-    """Return a function that takes ranks' shares of tokens and work, and returns this rank's attention.
+    """Set up an attention form on ranks; return a function that makes this rank's attention function.
 
-    sharers: the ranks that share the attention. All of them call this function together, once, because it may
-    create process groups. They may include helpers, which take a share of the attention but hold no tokens;
-    helpers are decode ranks and come last. kernel: function that computes attention. Attention forms that
-    need the log-sum-exp compute attention with a function of their own instead.
+    The returned function is called for each division of an attention among the ranks. It takes a `Shares`:
+    which tokens each rank holds, and which part of the attention it computes. It returns the function that
+    computes this rank's part.
+
+    sharers: the ranks that share the attention. All of them call `join` together, once, because it may create
+    process groups. They may include helpers, which take a share of the attention but hold no tokens; helpers
+    are decode ranks and come last. choice: the attention form and its options. kernel: function that computes
+    attention. Attention forms that need the log-sum-exp compute attention with a function of their own
+    instead.
     """
     return cast("Join", imported(choice.form.joined_by))(sharers, choice, kernel)

@@ -16,7 +16,11 @@ from paradit.distributed.shares import Box, Shares
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
-    """Return a function that makes attention, as in PipeSP's paper, from ranks' shares of tokens and work."""
+    """Set up attention as in PipeSP's paper; return a function that makes this rank's attention function.
+
+    The returned function is called for each division of an attention among the ranks. It takes a `Shares`:
+    which tokens each rank holds, and which part of the attention it computes.
+    """
 
     def build(shares: Shares) -> Attend:
         by_head = UlyssesExchange(shares, sharers.transport, shares.most_heads)
@@ -29,8 +33,8 @@ def pipesp_paper(exchange: UlyssesExchange, by_head: UlyssesExchange, kernel: Ke
     """Return an attention function that sends each head's results as soon as they are computed.
 
     exchange: plan by which queries, keys and values travel, all in one chunk. by_head: plan by which the
-    results travel back, in as many chunks as a rank has heads. Both plans divide tokens and work among the
-    ranks alike.
+    results travel back, in as many chunks as a rank has heads. Both plans divide tokens and attention among
+    the ranks alike.
     """
 
     def attend(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:  # noqa: ARG001

@@ -15,7 +15,11 @@ from paradit.distributed.transport import Transport
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
-    """Return a function that takes ranks' shares of tokens and work, and returns ring attention."""
+    """Set up ring attention on ranks; return a function that makes this rank's attention function.
+
+    The returned function is called for each division of an attention among the ranks. It takes a `Shares`, of
+    which ring attention uses only how many tokens each rank holds.
+    """
     return lambda shares: ring(shares.tokens, sharers.transport)
 
 

@@ -19,9 +19,10 @@ from paradit.distributed.transport import Transport
 
 
 def join(sharers: Sharers, choice: Choice, kernel: Kernel) -> Callable[[Shares], Attend]:  # noqa: ARG001
-    """Return a function that takes ranks' shares of tokens and work, and returns USP attention.
+    """Set up USP attention on ranks; return a function that makes this rank's attention function.
 
-    Divides the ranks into Ulysses groups and rings.
+    The ranks are divided into Ulysses groups and rings. The returned function is called for each division of
+    an attention among the ranks. It takes a `Shares`, of which USP uses the tokens that each rank holds.
     """
     rank, num_ranks = sharers.transport.rank, sharers.transport.num_ranks
     groups = decode(Grid, choice.options).groups(num_ranks)

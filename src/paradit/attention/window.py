@@ -1,7 +1,8 @@
-"""Attention in a window of a long video: a frame block's tokens also read its neighbours' keys and values.
+"""Attention in a long video: the tokens of a frame block also read the keys and values of its neighbours.
 
-Keys are cached before RoPE (DualParal's feature cache, arXiv 2505.21070), because a frame's position in its
-own block's window differs from its position in a neighbour's.
+The frames that a frame block attends to are its window. Keys are cached before RoPE (DualParal's feature
+cache, arXiv 2505.21070), because a frame's position in its own block's window differs from its position in a
+neighbour's.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ class Neighbour:
 
     features: Features
     rope: Rope
-    """RoPE rotations of the neighbouring block's tokens at their positions in this window."""
+    """RoPE rotations of the neighbouring block's tokens, at their positions among all frames that the frame
+    block attends to."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Range of a window's tokens, start to stop, whose keys and values are cached for a neighbour."""
+    """Range, start to stop, of tokens whose keys and values are cached for a neighbouring frame block.
+
+    The range counts the tokens that are computed: those of a frame block and perhaps of frames beside it.
+    """
 
     features: Features
     start: int
@@ -108,9 +113,10 @@ def _take(
 ) -> tuple[Tensor, Tensor]:
     """Return the rotated keys, and the values, of a window's tokens followed by its neighbours' tokens.
 
-    key, value: unrotated keys, and values, of the window's tokens. neighbours: tokens of neighbouring frame
-    blocks, whose keys and values are read from a cache. keep: ranges of the window's tokens whose keys and
-    values are stored in a cache. rope: rotations of the window's tokens.
+    The window is what is computed: a frame block and perhaps frames beside it. key, value: unrotated keys,
+    and values, of the window's tokens. neighbours: tokens of neighbouring frame blocks, whose keys and values
+    are read from a cache. keep: ranges of the window's tokens whose keys and values are stored in a cache.
+    rope: rotations of the window's tokens.
     """
     # Read before anything is stored: a cache may be both read and overwritten.
     read = [(neighbour.rope, *neighbour.features[site.key]) for neighbour in neighbours]

@@ -83,15 +83,15 @@ def asked_placement(options: GenerateOptions) -> Placement:
 def arrange(
     options: GenerateOptions, jobs: list[Job], spec: ModelSpec, base: Placement, report: Reporter
 ) -> Arranged:
-    """Return the placement (which ranks do which stages) to use, and the reasons for it.
+    """Choose the placement (which ranks do which stages) of a run; return it with the reasons for the choice.
 
     base: placement that the user asked for.
 
-    On a calibrated machine, the planner chooses the whole placement with `--placement auto`, and for long
-    videos whose placement is left open. Otherwise it chooses only the attention form (such as Ulysses or
-    ring) and its options, as far as they are left open. Under torchrun all stages are on the same ranks.
-    There the planner is used only if all ranks are on this machine, so that all plan from the same
-    calibration file.
+    The planner takes part only on a calibrated machine, whose speeds have been measured. It chooses the whole
+    placement with `--placement auto`, and for long videos if the user asked for no placement. Otherwise it
+    chooses only the attention form (such as Ulysses or ring) and its options, as far as the user left them
+    open. Under torchrun all stages are on the same ranks. There the planner is used only if all ranks are on
+    this machine, so that all plan from the same calibration file.
     """
     for job in jobs:
         check_placement(base, job.request, spec)

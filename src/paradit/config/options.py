@@ -182,7 +182,10 @@ def decode(cls: type[T], data: object, where: str = "") -> T:
 
 
 def decode_known(cls: type[T], data: Mapping[str, object], where: str = "") -> T:
-    """Return an instance of a dataclass made of plain values, as `decode` does, but ignore unknown names."""
+    """Return an instance of a dataclass whose fields are set from plain values by name.
+
+    Names that are not fields of the dataclass are ignored; `decode`, which this calls, refuses them.
+    """
     known: type = cls
     return decode(cls, {name: value for name, value in data.items() if name in all_fields(known)}, where)
 

@@ -78,9 +78,10 @@ class Grid:
         return max(span.size for span in self.rows) * max(span.size for span in self.columns)
 
     def dealt_areas(self, num_ranks: int) -> list[int]:
-        """Return the total tile area that `dealt` assigns to each rank, in latent pixels, in ascending order.
+        """Return the total area, in latent pixels, of the tiles that each rank decodes; smallest total first.
 
-        The tiles are not listed one by one: a huge picture has millions of them, but few sizes.
+        The tiles are assigned to ranks as by `dealt`, but are not listed one by one: a huge picture has
+        millions of them, but few sizes.
         """
         rows, columns = (Counter(span.size for span in spans) for spans in (self.rows, self.columns))
         numbers: Counter[int] = Counter()

@@ -48,10 +48,10 @@ class UlyssesExchange:
     ) -> None:
         """Plan what each rank sends and receives in each chunk.
 
-        shares: the ranks' shares of tokens and of attention work. transport: connection among these ranks.
-        whole_heads: whether each rank receives the keys and values of an equal part of the heads, even those
-        that its query rows do not need. USP and long videos require this: there a rank's heads must not
-        depend on its query rows.
+        shares: the ranks' shares of tokens and of attention (pairs of head and query row). transport:
+        connection among these ranks. whole_heads: whether each rank receives the keys and values of an equal
+        part of the heads, even those that its query rows do not need. USP and long videos require this: there
+        a rank's heads must not depend on its query rows.
         """
         if shares.num_ranks != transport.num_ranks:
             raise ValueError(f"shares for {shares.num_ranks} ranks, and {transport.num_ranks} exchange")
@@ -90,8 +90,9 @@ class UlyssesExchange:
     def send(self, redistribution: Redistribution, tensor: Tensor) -> Move:
         """Prepare to send this rank's queries, keys or values to other ranks; return a transfer to `start`.
 
-        redistribution: plan of the messages, `queries` or `heads` of a chunk. tensor: this rank's queries,
-        keys or values, [B, tokens, H, D].
+        redistribution: description of which tokens and heads each rank sends to which, an attribute of a
+        chunk: `queries` for queries, `heads` for keys and values. tensor: this rank's queries, keys or
+        values, [B, tokens, H, D].
         """
         return redistribution.move(self.held(tensor), like=tensor)
 

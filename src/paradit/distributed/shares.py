@@ -52,7 +52,8 @@ class Shares:
     work: tuple[int, ...]
     """Numbers of (head, query row) pairs whose attention the ranks compute, one per rank; may be zero."""
     num_replicated: int = 0
-    """Number of tokens, after all others, that every rank except the helpers holds, such as the text."""
+    """Number of tokens, such as text tokens, that are not divided among ranks: each rank holds all of them,
+    except ranks that only compute attention. They follow the divided tokens."""
     num_helpers: int = 0
     """Number of ranks, the last ones, that hold no tokens and only compute attention."""
 
@@ -77,7 +78,10 @@ class Shares:
 
     @classmethod
     def equal(cls, num_tokens: int, num_heads: int, num_ranks: int, num_replicated: int = 0) -> Shares:
-        """Return equal shares of tokens and of attention work for all ranks, as in plain Ulysses."""
+        """Return equal shares of tokens and of attention for all ranks, as in plain Ulysses.
+
+        A share of attention is a number of (head, query row) pairs.
+        """
         num_rows = num_tokens + num_replicated
         return cls(
             num_heads=num_heads,
@@ -90,7 +94,7 @@ class Shares:
         """Return these shares with further ranks, which hold no tokens and only compute attention.
 
         work: for each further rank, the number of (head, query row) pairs that it computes. The present ranks
-        keep their tokens, and divide the remaining work equally.
+        keep their tokens, and divide the remaining pairs equally.
         """
         left = sum(self.work) - sum(work)
         return replace(
@@ -131,7 +135,10 @@ class Shares:
 
     @property
     def replicated(self) -> Box:
-        """Box (tokens x heads) of replicated tokens, such as text, which every rank except helpers holds."""
+        """Box (tokens x heads) of the tokens, such as text, that every rank holds instead of a part of them.
+
+        Ranks that only compute attention do not hold them.
+        """
         return Box(0, self.num_heads, self.num_tokens, self.num_rows)
 
     def held_by(self, rank: int) -> list[Box]:
@@ -172,8 +179,8 @@ class Shares:
     def heads_of(self, rank: int) -> Box:
         """Return the box (tokens x heads) that a rank gets if all heads are divided equally among the ranks.
 
-        Parts of heads are rounded up to whole ones, so two neighbouring ranks may both get a head. The
-        division of the attention work (`work`) does not matter.
+        Parts of heads are rounded up to whole ones, so two neighbouring ranks may both get a head. It does
+        not matter how many query rows each rank computes (`work`).
         """
         first = self.num_heads * rank // self.num_ranks
         last = -(-self.num_heads * (rank + 1) // self.num_ranks)
@@ -200,8 +207,9 @@ def boxes_given(
     """Return the boxes (rectangles of tokens x heads) from which `sender` sends parts to `receiver`.
 
     source: for each rank, the boxes that it holds. replicated: boxes that every rank except the last
-    `num_helpers` holds in addition. They are sent only to these last ranks, the helpers, which hold nothing:
-    to the first helper from the first rank, to the second from the second, and so on.
+    `num_helpers` holds in addition. They are sent only to these last ranks, the helpers, which hold nothing
+    and only compute attention: to the first helper from the first rank, to the second from the second, and so
+    on.
     """
     holders = len(source) - num_helpers
     helper = receiver - holders
@@ -247,9 +255,9 @@ class ChunkBoxes:
 def chunk_boxes(shares: Shares, num_chunks: int, *, whole_heads: bool = False) -> list[ChunkBoxes]:
     """Divide an attention into chunks; return what each rank computes and receives in each chunk.
 
-    shares: the ranks' shares of tokens and of attention work. whole_heads: whether each rank receives the
-    keys and values of an equal part of the heads, even those that its query rows do not need. USP and long
-    videos require this: there a rank's heads must not depend on its query rows.
+    shares: the ranks' shares of tokens and of attention (pairs of head and query row). whole_heads: whether
+    each rank receives the keys and values of an equal part of the heads, even those that its query rows do
+    not need. USP and long videos require this: there a rank's heads must not depend on its query rows.
     """
     ranks = range(shares.num_ranks)
     found = []

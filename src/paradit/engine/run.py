@@ -89,9 +89,9 @@ def make(
 
 
 def leave(run: Run, folder: RunFolder, emit: Emit) -> None:
-    """Remove a run's folder, unless the run can be resumed from it, or its videos made longer.
+    """Remove a run's folder, unless it is still needed to resume the run or to make its videos longer.
 
-    If so, the folder stays, and an event says why.
+    If the folder stays, an event says why.
     """
     if all(folder.is_done(job) for job in run.jobs):
         if any(folder.is_extendable(job) for job in run.jobs):

@@ -67,15 +67,19 @@ class Message:
     batch."""
     lag: int = 0
     steps: int = 0
-    """Number of denoising steps in which decode ranks helped since latents were last sent to be decoded. Set
-    only if `kind` is `LATENTS`, which announces the next latents."""
+    """Number of denoising steps in which decode ranks took a share of the attention since latents were last
+    sent to be decoded. Set only if `kind` is `LATENTS`, which announces the next latents."""
     work: tuple[int, ...] = ()
     """For each helper (decode rank that may take a share of the attention), the number of (head, query row)
     pairs that it computes; zero if it computes none. If `kind` is `MEASURE`, a 1 stands for each helper whose
     speed is to be measured."""
 
     def pack(self, device: torch.device) -> Tensor:
-        """Return the message as an int64 tensor, whose length depends only on the number of helpers."""
+        """Return the message as an int64 tensor.
+
+        Its length depends only on the number of helpers (decode ranks that may take a share of the
+        attention).
+        """
         *numbers, work = astuple(self)
         return torch.tensor([*numbers, *work], device=device)
 
@@ -88,11 +92,14 @@ class Message:
 
     @property
     def helpers(self) -> tuple[int, ...]:
-        """Indices, from 0, of the decode ranks that help in this step, or whose speed is to be measured."""
+        """Indices, from 0, of the decode ranks that take a share of this step's attention.
+
+        If `kind` is `MEASURE`, they are those whose speed is to be measured.
+        """
         return tuple(helper for helper, work in enumerate(self.work) if work)
 
     def shares(self, num_ranks: int) -> Shares:
-        """Return how tokens and attention work are divided among the denoise ranks and the helpers.
+        """Return how tokens and attention are divided among the denoise ranks and the helpers.
 
         Helpers are decode ranks that take a share of the attention. num_ranks: number of denoise ranks, which
         come before the helpers.
@@ -134,7 +141,7 @@ class _Member:
         return self._builds[choice](shares)
 
     def attend(self, agreed: Message) -> Attend:
-        """Return the attention function for a step with help.
+        """Return the attention function for a step in which decode ranks take a share of the attention.
 
         agreed: the message about the step, which says how attention is divided among the ranks.
         """
@@ -211,7 +218,7 @@ class Helped(_Member):
         return self._sites[keys]
 
     def begin(self, step: Message) -> Attend | None:
-        """Agree which decode ranks help in a step; return the attention function to use with their help.
+        """Agree which decode ranks help with a step's attention; return the attention function to use.
 
         Returns None if no decode rank helps. Every rank that denoises calls this. step: description of the
         step's attention as a message, in which `kind` and `work` are still unset.
@@ -228,17 +235,22 @@ class Helped(_Member):
         return self.attend(self._agreed) if self._agreed.kind == HELP else None
 
     def end(self) -> None:
-        """Record that a step has ended; the first rank also records its time, to judge whether help pays."""
+        """Record that a denoising step has ended.
+
+        The first denoise rank also records the step's time, to judge whether steps are faster if decode ranks
+        take a share of the attention.
+        """
         self._steps += self._agreed.kind == HELP
         if self._leads:
             seconds = now(self._world.device) - self._began
             self._judge(self._step).record(self._agreed.helpers, seconds)
 
     def latents(self, helpers: Sequence[int]) -> int:
-        """Announce which decode ranks get latents next; return how many steps since the last call had help.
+        """Announce which decode ranks get latents next; return in how many steps decode ranks helped.
 
-        helpers: indices of these decode ranks among those that may help; empty if the latents go to other
-        ranks. Every rank that denoises calls this.
+        A decode rank helps if it takes a share of the attention. Steps are counted since the last call.
+        helpers: indices of the decode ranks that get latents, among those that may help; empty if the latents
+        go to other ranks. Every rank that denoises calls this.
         """
         steps, self._steps = self._steps, 0
         # Until it publishes the next number, a helper that was sent latents no longer counts as idle.
@@ -277,10 +289,11 @@ class Helped(_Member):
         return self._judges.setdefault(step, Judge())
 
     def _broadcast(self, decided: Message) -> Message:
-        """Send the first rank's decision about help to the ranks that it concerns; return the decision.
+        """Send the first denoise rank's decision about a step to the other ranks; return the decision.
 
-        These are all denoise ranks, and the decode ranks that help or are measured. decided: the decision;
-        only that of the first rank counts.
+        The decision says which idle decode ranks take a share of the attention, or must be measured first. It
+        is sent to these decode ranks and to all denoise ranks. Every denoise rank calls this. decided: the
+        decision, as a message; ignored on all denoise ranks but the first.
         """
         device = self._world.device
         agreed = Message.unpack(self._denoisers.broadcast(decided.pack(device)))
@@ -294,9 +307,10 @@ class Helped(_Member):
         self._channels[helper].send(replace(message, work=work).pack(self._world.device))
 
     def _take_measures(self, step: Message) -> None:
-        """Measure the speed of helpers (idle decode ranks); the first rank stores how much each computes.
+        """Measure the speed of helpers; the first rank stores how much attention each of them computes.
 
-        step: the message about the step for which helpers are measured.
+        Helpers are idle decode ranks that take a share of the attention. step: the message about the step for
+        which helpers are measured.
         """
         chosen, mine = self._agreed.helpers, self._measure(self._agreed)
         # The slowest denoise rank counts, because the others wait for it.
@@ -377,9 +391,10 @@ class _NoTokens(Tokens):
 
 
 class _Hollow(Block[_NoTokens]):
-    """Transformer block reduced to its attention, for a decode rank that helps and has no weights.
+    """Transformer block reduced to its attention, for a decode rank that has no weights.
 
-    Its attention's `Site` has step 0, because the decode rank does not know the denoising step.
+    Such a rank takes a share of the attention while it is idle. Its attention's `Site` has step 0, because
+    the decode rank does not know the denoising step.
     """
 
     def __init__(self, site: Site, nothing: Tensor) -> None:
@@ -416,7 +431,7 @@ def helping(
 
 
 def _speed(step: Message, figures: Tensor) -> HelperSpeed:
-    """Return the speed of a helping decode rank, from what it measured.
+    """Return the speed of a decode rank that helps with attention, from what it measured.
 
     step: the message about the step. figures: the tensor that `_Member._measure` returned on that rank.
     """
@@ -438,7 +453,7 @@ def _attentions(number: int) -> str:
 def _waits(helper: int, number: int) -> str:
     """Return the store key by which a decode rank publishes that it waits for latents, and so is idle.
 
-    helper: index of this rank among the decode ranks that may help. number: number of times that this rank
-    has waited for latents before.
+    helper: index of this rank among the decode ranks that may help with attention. number: number of times
+    that this rank has waited for latents before.
     """
     return f"helper {helper} waits for latents {number}"

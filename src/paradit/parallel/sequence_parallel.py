@@ -34,7 +34,7 @@ class Step:
     number: int = 0
 
     def shares(self, num_ranks: int) -> Shares:
-        """Return equal shares of the step's tokens and attention work for `num_ranks` ranks."""
+        """Return equal shares of the step's tokens, and of its attention, for `num_ranks` ranks."""
         return Shares.equal(
             num_tokens=self.tokens.hidden_states.shape[1],
             num_heads=self.transformer.num_heads,

@@ -171,9 +171,10 @@ def fit_device(measured: Sequence[Measured], copies: Copies, source: str) -> Dev
 
 
 def _fit_products(device: Device, measured: Sequence[Measured], dtypes: Iterable[str]) -> Device:
-    """Fit the rate of matrix products in each dtype, and the number of multiprocessors.
+    """Fit the figures that decide how long matrix products take on a device to measured times.
 
-    Returns a copy of the device's figures with the fitted values.
+    The figures are the device's FLOP/s in each dtype, and its number of multiprocessors. Returns a copy of
+    the device's figures with the fitted values.
     """
 
     # The figures depend on each other, so each number of multiprocessors is tried with the rates that fit

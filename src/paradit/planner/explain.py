@@ -156,7 +156,7 @@ def otherwise(
 
 
 def misfits(plans: list[Plan], simulator: Simulator, said: Callable[[float], str]) -> list[str]:
-    """Return lines of text on the plans that do not fit in memory: what is too large, and what would help.
+    """Return lines of text on the plans that do not fit in memory: what is too large, and how they would fit.
 
     Each line names the fullest rank and what takes most of its memory. Plans that lack memory for the same
     part, and would fit with the same change, share a line. said: function that turns a number of bytes into

@@ -41,9 +41,11 @@ class PipelinePrograms:
     """
 
     def __init__(self, video: PipelineVideo, queue: BlockQueue, first: int, place: int) -> None:
-        """Set up the group of ranks whose first rank has index `place` among the denoise ranks.
+        """Set up the program of one group of ranks that share tokens.
 
-        first: first rank, in the cluster, of the group's data parallel replica.
+        The group belongs to a data parallel replica, that is a group of ranks that makes its own videos.
+        first: number, in the cluster, of the replica's first rank. place: index of the group's first rank
+        among the replica's denoise ranks.
         """
         self._video, self._queue, self._pipe, self._place = video, queue, first, place
         self._grid = grid = video.grid

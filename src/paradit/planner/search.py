@@ -73,8 +73,9 @@ class Plans:
     usual: list[Plan]
     """Common ways of using the cluster, for comparison with the best."""
     tried: list[Plan]
-    """All simulated plans except those that offload weights, even if they do not fit in memory. Plans for a
-    long video are simulated only if they can be the best of their kind, or are compared with the best."""
+    """Plans that were simulated, whether or not they fit in memory, except those that offload weights. For a
+    long video, only some plans are simulated: those that may be the best of their kind (such as replicas),
+    and some to compare with the best."""
     compared: int
 
 

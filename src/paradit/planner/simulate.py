@@ -71,15 +71,15 @@ class Simulated:
     first_frame: float
     """Seconds until the first frames of the first video are decoded."""
     step: float
-    """Seconds of a denoising step. With co-processing, it is a step in which idle decode ranks help. For a
-    long video, it is the longest step of a frame block."""
+    """Seconds of a denoising step. With co-processing, it is a step in which idle decode ranks take a share
+    of the attention. For a long video, it is the longest step of a frame block."""
     stages: Mapping[str, float]
     exposed: float
     """Fraction of a denoising step for which the busiest rank waits for messages. For a long video, it is the
     fraction of the whole run for which that rank is idle."""
     idle: tuple[float, ...]
-    """Fractions of the run, one per rank, for which the rank runs no stage (encode, denoise or decode). For a
-    long video, they are the fractions for which the rank does not compute."""
+    """Fraction of the run for which each rank is idle, one number per rank. A rank is idle while it runs no
+    stage (encode, denoise or decode); for a long video, while it does not compute."""
     memory: tuple[int, ...]
     """Estimated peak memory in bytes, one number per rank."""
 
@@ -127,7 +127,11 @@ class CostModel(ABC):
 
     @abstractmethod
     def name(self, candidate: Candidate, choice: Choice) -> tuple[list[str], list[str]]:
-        """Return two lists of terms for a plan's name: how it uses ranks, and how they share attention."""
+        """Return the terms that make up a plan's displayed name, in two lists.
+
+        The first list says how the plan uses the ranks. The second says how ranks share attention; it is
+        empty if they do not.
+        """
 
     @abstractmethod
     def waits(self, simulated: Simulated) -> str:

@@ -67,7 +67,9 @@ class SliceSteps:
     def seconds(self, kind: Kind, layers: int) -> SliceSeconds:
         """Return the seconds of one step of a frame block in `layers` layers; cached.
 
-        kind: kind of the step, a tuple of numbers of latent frames, which decide the step's cost (`Kind`).
+        kind: kind of the step, which decides its cost. It is a tuple (`Kind`) of numbers of latent frames:
+        the frame block's own, those computed with it on its left and on its right, and all that it attends
+        to.
         """
         if (kind, layers) not in self._known:
             self._known[kind, layers] = SliceSeconds(

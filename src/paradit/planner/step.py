@@ -37,11 +37,11 @@ class Branch:
 
     cluster: Cluster
     ranks: tuple[int, ...]
-    """Ranks of the cluster that share the branch. Helpers come last: decode ranks that take a share of the
-    attention while they are idle, and hold no tokens."""
+    """Ranks of the cluster that share the attention of the guidance branch. Helpers come last: decode ranks
+    that take a share of the attention while they are idle, and hold no tokens."""
     shares: Shares
     costs: Sequence[BlockSeconds]
-    """Costs of a transformer block, one entry for each of the branch's ranks."""
+    """Costs of a transformer block, one entry for each rank that shares the guidance branch."""
     row_bytes: int
     """Bytes of one token in one head, for all videos in the batch."""
     batch: int
@@ -86,9 +86,9 @@ class Branch:
     def attention(self, rank: int, head_rows: float, beside: float = 0.0) -> Compute:
         """Return the simulated step in which a rank computes attention.
 
-        rank: index of the rank among the ranks of this branch. head_rows: number of (head, query) pairs that
-        it computes, for one video of the batch. beside: seconds for which messages travel while the attention
-        is computed, and slow it down.
+        rank: index of the rank among the ranks of this guidance branch. head_rows: number of (head, query)
+        pairs that it computes, for one video of the batch. beside: seconds for which messages travel while
+        the attention is computed, and slow it down.
         """
         return Compute("attention", self.costs[rank].attention(self.batch * head_rows, beside))
 
@@ -137,18 +137,24 @@ class Exchange:
         return own or [Post((key, "nothing", rank), self.branch.message(self.whole.name, [one], [[0.0]]))]
 
     def post(self, rank: int, key: Hashable) -> Iterator[Step]:
-        """Yield the steps in which the rank at index `rank` of the branch begins its part of the exchange."""
+        """Yield the simulated steps in which a rank begins its part of the exchange.
+
+        rank: index of the rank among the ranks of the guidance branch.
+        """
         yield from self._of(rank, key)
 
     def wait(self, rank: int, key: Hashable) -> Iterator[Step]:
-        """Yield the steps in which the rank at index `rank` of the branch waits for all its data."""
+        """Yield the simulated steps in which a rank waits for all its data.
+
+        rank: index of the rank among the ranks of the guidance branch.
+        """
         for number, post in enumerate(self._of(rank, key)):
             yield Wait(post.key, same_turn=number > 0)  # the program that is simulated waits once for all
 
 
 Layer = Callable[[int, Hashable], Iterator[Step]]
-"""Type of a function that simulates one layer on one rank. It takes the rank's index in its branch and a key
-unique to the layer, and yields what the rank does in that layer."""
+"""Type of a function that simulates one layer on one rank. It takes the rank's index among the ranks of its
+guidance branch and a key unique to the layer, and yields what the rank does in that layer."""
 
 
 @dataclass(frozen=True)

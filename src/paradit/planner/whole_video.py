@@ -19,7 +19,7 @@ from paradit.trace.merge import Span
 from paradit.trace.spans import EXCHANGE, LAYER, STEP
 
 HELPERS_WORK = (1.0, 0.75, 0.5, 0.25)
-"""Amounts of attention work that are tried for a decode rank that helps to denoise while it is idle, as
+"""Shares of the attention that are tried for a decode rank that helps with attention while it is idle, as
 fractions of an equal share."""
 
 
@@ -154,7 +154,8 @@ def _help(
 ) -> float:
     """Return by how many seconds a request's denoising changes if idle decode ranks help; usually negative.
 
-    alone, helped: seconds of a step without help and with help. Decode ranks help while they run no stage.
+    They help by computing a share of the attention while they run no stage. alone, helped: seconds of a step
+    without help and with help.
     """
     # While a request is denoised, each decoder also decodes, and perhaps encodes, its part of the others.
     decoders = len(placement.decode_groups)

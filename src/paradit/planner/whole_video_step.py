@@ -55,8 +55,8 @@ class Group:
 def group_of(placement: Placement, share: float = 0.0) -> Group:
     """Return which ranks of a placement work on a denoising step, and how they divide it.
 
-    share: attention work of each decode rank that helps while it is idle, as a fraction of an equal share; 0
-    means that none helps.
+    share: part of the attention that each decode rank computes while it is idle, as a fraction of an equal
+    share; 0 means that decode ranks compute none.
     """
     helpers = tuple(rank for rank in placement.decode_ranks if rank not in placement.denoise_ranks)
     return Group(

@@ -212,8 +212,9 @@ class BlockPipeline:
         """Return the attention function for a frame block's step, which reads and fills key/value caches.
 
         It reads keys and values that the neighbouring frame blocks cached, and caches those that they will
-        read. branch: index of the guidance branch. window: the block's tokens and those of its context.
-        num_replicated: number of further tokens, such as the text's, which every rank holds.
+        read. branch: index of the guidance branch. window: tokens of the frame block and of the context
+        frames that it attends to. num_replicated: number of further tokens, such as the text's, of which
+        every rank holds a copy.
         """
         neighbours = []
         if step.left.source == "cache" and step.left.frames:

@@ -1,7 +1,7 @@
 """Base classes for samplers of long videos, which save their state after each round and can resume from it.
 
-In a round, every frame block in the queue takes one denoising step. In `sampling.windowed`, a round is one
-window instead.
+In a round, every frame block in the queue takes one denoising step. In `sampling.windowed`, a round denoises
+one window (a frame block with its context frames) instead.
 """
 
 from __future__ import annotations

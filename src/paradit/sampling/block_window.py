@@ -43,10 +43,10 @@ class Sharing:
 
 
 class Window:
-    """A frame block and the context frames around it, as ranges of tokens and their RoPE rotations.
+    """A frame block and the context frames that it attends to, as ranges of tokens and their RoPE rotations.
 
-    Steps with the same numbers of frames use the same window. Token positions are counted from the window's
-    first frame.
+    Context frames lie before and after the frame block. Steps with the same numbers of frames use the same
+    window. Token positions are counted from the window's first frame.
     """
 
     def __init__(
@@ -77,8 +77,9 @@ class Window:
         self._sharing, self._num_heads = sharing, transformer.num_heads
         boxes = map(self._shares(0).tokens_of, range(sharing.sharers))
         self.shares = [range(box.start, box.stop) for box in boxes]
-        """For each of the ranks that share this window's tokens, the range of tokens that the rank holds. The
-        ranges count only tokens that are computed, not those that are read from a cache."""
+        """For each of the ranks that share the tokens of this window (frame block and context frames), the
+        range of tokens that the rank holds. The ranges count only tokens that are computed, not those that
+        are read from a cache."""
         # With joint attention, each prompt may have another number of text tokens, and needs an exchange for
         # it.
         self._exchange = cache(self._new_exchange)
@@ -102,10 +103,11 @@ class Window:
         return timestep[:, self.mine.start : self.mine.stop] if timestep.ndim == 2 else timestep
 
     def own_of(self, place: int) -> range:
-        """Return the range of the frame block's own tokens, without context, that one of the ranks holds.
+        """Return which of the frame block's own tokens a rank holds, as a range of indices.
 
-        The range counts the tokens that are computed, and may be empty. place: the rank's index among those
-        that share the tokens.
+        Tokens of context frames are not included, so the range may be empty. The indices count the tokens
+        that this step computes, not those whose keys and values are read from a cache. place: the rank's
+        index among those that share the tokens.
         """
         share = self.shares[place]
         start = max(self.own.start, share.start)
@@ -114,11 +116,11 @@ class Window:
     def attend(
         self, kernel: Kernel, neighbours: Sequence[Neighbour], keep: Sequence[Kept], num_replicated: int
     ) -> Attend:
-        """Return the attention function for the window's tokens.
+        """Return the attention function for the tokens of the window: a frame block with its context frames.
 
         neighbours: tokens of neighbouring frame blocks, whose keys and values are read from a cache. keep:
         ranges of tokens whose keys and values are stored in a cache. num_replicated: number of further
-        tokens, such as the text's, which every rank holds.
+        tokens, such as the text's, of which every rank holds a copy.
         """
         if self._sharing.transport is None:
             return windowed(kernel, neighbours, keep)

@@ -52,10 +52,11 @@ class EarlyStop:
         """Reason why the video ends early; empty as long as this rank knows of no early end."""
 
     def request(self, reason: str, round: int) -> None:
-        """Publish that the video ends early, why, and before which round of the block queue all ranks end.
+        """Publish that the video ends early, why, and before which round all ranks stop denoising.
 
-        Called at most once, by the first rank. reason: why the video ends. round: index of the latest round
-        that this rank has begun.
+        In a round, every frame block in the block queue takes one step. The round is chosen here, so late
+        that no rank has begun it. Called at most once, by the first rank. reason: why the video ends. round:
+        index of the latest round that this rank has begun.
         """
         self.reason = reason
         if self._world is None:

@@ -121,10 +121,11 @@ def blocks(
 
 
 def windows(queue: BlockQueue, active: range) -> Iterator[tuple[range, range]]:
-    """Yield each window of a round, as a pair of ranges of frames.
+    """Yield each window of a round, as a pair of ranges of latent frames.
 
-    The first range has the frames that take a step, the second all frames that are read. In a round, every
-    latent frame in the queue takes one step.
+    A window is a set of consecutive frames that go through the transformer together. The first range has the
+    frames that take a step, the second all frames that are read. In a round, every latent frame in the queue
+    takes one step.
     """
     for start in range(active.start, active.stop, queue.block_frames):
         own = range(start, min(start + queue.block_frames, active.stop))

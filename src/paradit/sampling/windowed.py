@@ -38,10 +38,10 @@ def blocks(
 ) -> Iterator[Tensor]:
     """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank.
 
-    save: function that is called after every step with the latents of finished windows; it returns whether
-    denoising continues. state: a state from which to resume, which `save` received earlier. Steps of windows
-    are reported as stage "denoise". Raises FloatingPointError, on every rank, if latents become non-finite
-    (inf or NaN).
+    Denoises one window after another: a frame block with the context frames beside it. save: function that is
+    called after every step with the latents of finished windows; it returns whether denoising continues.
+    state: a state from which to resume, which `save` received earlier. Steps of windows are reported as stage
+    "denoise". Raises FloatingPointError, on every rank, if latents become non-finite (inf or NaN).
     """
     begun = state.round if state else 0
     whole = {number: block.latents for number, block in state.blocks.items()} if state else {}
@@ -71,14 +71,14 @@ def blocks(
 def finished(queue: BlockQueue, round: int) -> int:  # noqa: ARG001
     """Return the number of frame blocks that are finished once `round` windows have been denoised.
 
-    It is one less than the number of windows, because the last frame block waits to be blended with the next
-    window.
+    A window is a frame block with the context frames beside it. The result is one less than the number of
+    windows, because the last frame block waits to be blended with the next window.
     """
     return max(0, round - 1)
 
 
 def noise_of(queue: BlockQueue, noise: BlockNoise, block: int) -> Tensor:
-    """Return the initial noise [1, C, f, h, w] of a frame block's window, which includes nearby frames.
+    """Return the initial noise [1, C, f, h, w] of a frame block and the context frames beside it.
 
     block: index of the frame block.
     """
@@ -91,8 +91,9 @@ def noise_of(queue: BlockQueue, noise: BlockNoise, block: int) -> Tensor:
 def blended(queue: BlockQueue, windows: dict[int, Tensor], block: int) -> Tensor:
     """Return a frame block's latents [1, C, f, h, w], blended from all windows that cover it.
 
-    windows: mapping from the index of a window to its latents [1, C, F, h, w]. block: index of the frame
-    block. Each window's weight rises and falls linearly over the frames that it shares with its neighbours.
+    A window is a frame block with the context frames beside it. windows: mapping from the index of a window
+    to its latents [1, C, F, h, w]. block: index of the frame block. Each window's weight rises and falls
+    linearly over the frames that it shares with its neighbours.
     """
     start = block * queue.block_frames
     own = range(start, start + queue.frames_of(block))
@@ -128,7 +129,8 @@ def _state(round: int, windows: dict[int, Tensor], steps: int) -> QueueState:
 class _WholeWindows:
     """Stand-in for the checkpoints of one window: it saves nothing, but can end the denoising after any step.
 
-    A window is not resumed in the middle: the checkpoints of the video have only whole windows.
+    A window is a frame block with the context frames beside it. It is not resumed in the middle: the
+    checkpoints of the video have only whole windows.
     """
 
     def __init__(self, offer: Callable[[], bool] | None) -> None:
@@ -147,7 +149,10 @@ class _WholeWindows:
 
 
 class _Within(Progress):
-    """Progress of one window's denoising, reported as steps of the video's stage "denoise"."""
+    """Progress of denoising one window (a frame block with context frames), reported as steps of the video.
+
+    The steps are those of the video's stage "denoise".
+    """
 
     def __init__(self, progress: Progress, before: int) -> None:
         super().__init__(progress.emit)

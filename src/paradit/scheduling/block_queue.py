@@ -199,7 +199,7 @@ class BlockQueue:
 
 
 def position_warning(queue: BlockQueue, trained_frames: int) -> str | None:
-    """Return a warning if windows have more latent frames than the model was trained on, else None."""
+    """Return a warning if a block attends to more latent frames than the model was trained on, else None."""
     if queue.window_frames <= trained_frames:
         return None
     return (

@@ -1,8 +1,8 @@
-"""Attention co-processing: which idle decode ranks help the denoise ranks in a step, and with how much work.
+"""Attention co-processing: which idle decode ranks take a share of a step's attention, and how large a share.
 
 PipeDiT's co-processing (arXiv 2511.12056) gives every rank an equal share, and does not say who decides when
-to help. Here a helping rank gets what it can compute, and its link can carry, in the time that the denoise
-ranks take for the rest. Help that does not make steps faster is not requested.
+decode ranks help. Here a decode rank gets what it can compute, and its link can carry, in the time that the
+denoise ranks take for the rest. Help that does not make steps faster is not requested.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from statistics import median
 
 TRIALS = 3
-"""Number of denoising steps that are timed with help from idle decode ranks, and as many without, before the
-two are compared. A warm-up step of each kind comes first and does not count."""
+"""Number of denoising steps that are timed with idle decode ranks taking a share of the attention, and as
+many without, before the two are compared. A warm-up step of each kind comes first and does not count."""
 KEPT = 5
-"""Number of steps whose times are compared: the latest with help from idle decode ranks, and the latest
-without."""
+"""Number of steps whose times are compared: the latest in which idle decode ranks take a share of the
+attention, and the latest in which they do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class HelperSpeed:
     link: float
     """Seconds in which one row of a head travels: a query, key, value or result."""
     fixed: float
-    """Seconds that help takes even if the share of work is tiny: the wait for the first data, and the
-    transfer of keys and values of a head that is split between ranks."""
+    """Seconds that the decode rank needs even for a tiny share of the attention: the wait for the first data,
+    and the transfer of keys and values of a head that is split between ranks."""
 
 
 def helpers_work(
@@ -43,7 +43,7 @@ def helpers_work(
 
     num_rows: number of rows of all heads. row_seconds: seconds that each of the denoise ranks takes for one
     row. num_ranks: number of denoise ranks. helpers: speed of each helper. parts: number of parts (chunks or
-    guidance branches) in which the work reaches the helpers; each part travels while another is computed.
+    guidance branches) in which the rows reach the helpers; each part travels while another is computed.
     """
     # All ranks are to end at the same time T, in which a denoise rank does T / row_seconds rows, and a helper
     # (T - fixed) / row (`_row`). T follows from the number of rows:
@@ -70,13 +70,13 @@ def _row(helper: HelperSpeed, parts: int) -> float:
 
 
 class Judge:
-    """Record of step times that decides whether help from idle decode ranks makes denoising steps faster."""
+    """Record of step times that decides whether steps are faster if decode ranks help with attention."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[tuple[int, ...], list[float]] = defaultdict(list)
 
     def choose(self, idle: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the ranks that help in the next step: all idle decode ranks, or none.
+        """Return the ranks that help with attention in the next step: all idle decode ranks, or none.
 
         idle: decode ranks that are idle now. A set of ranks that has not helped before is tried first, in
         steps that alternate with steps without help.
@@ -90,9 +90,9 @@ class Judge:
         return idle if _lately(helped) < _lately(alone) else ()
 
     def record(self, helpers: tuple[int, ...], seconds: float) -> None:
-        """Record the seconds of a step in which the decode ranks `helpers` helped.
+        """Record the seconds of a denoising step.
 
-        helpers: empty for a step without help.
+        helpers: the decode ranks that took a share of the step's attention; empty if none did.
         """
         self._seconds[helpers].append(seconds)
 

@@ -56,7 +56,7 @@ class PipelineGrid:
         return rank % self.slice_ranks // self.sharers
 
     def place(self, rank: int) -> int:
-        """Return a rank's index among the ranks that share the tokens of its layer slice and branch."""
+        """Return a rank's index among the ranks that share tokens in its layer slice and guidance branch."""
         return rank % self.sharers
 
     def groups(self) -> list[list[int]]:
@@ -217,12 +217,12 @@ def idle_slots(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
 
 @lru_cache(maxsize=256)  # slow: it simulates the pipeline, and is called for every candidate
 def choose_slices(queue: BlockQueue, num_ranks: int, num_layers: int, parts: int = 1) -> int:
-    """Return the number of layer slices into which to divide `num_ranks` ranks that could also share tokens.
+    """Return the number of layer slices into which a layer pipeline of `num_ranks` ranks divides the model.
 
-    It is the largest number whose slices are busy enough (`WELL_USED`), because ranks that share tokens move
-    more data. Slices are idle at both ends of the schedule, and if the layers do not divide evenly. parts:
-    number of messages in which a step's hidden states travel: one for each guidance branch that a rank
-    computes.
+    With fewer slices than ranks, several ranks share a slice's tokens, which moves more data. So the result
+    is the largest number whose slices are busy enough (`WELL_USED`). Slices are idle at both ends of the
+    schedule, and if the layers do not divide evenly. parts: number of messages in which a step's hidden
+    states travel: one for each guidance branch that a rank computes.
     """
     blocks = min(MANY_BLOCKS, queue.num_blocks or MANY_BLOCKS)
     queue = replace(queue, num_frames=blocks * queue.block_frames)

@@ -56,7 +56,7 @@ def fitting_tile(
 def way_out(request: ResolvedRequest, spec: ModelSpec, fits: Callable[[ResolvedRequest], bool]) -> str:
     """Return the end of a message about too little memory: which decode tiles, or how many frames, would fit.
 
-    It is empty if neither smaller tiles nor fewer frames help.
+    It is empty if the request does not fit with smaller tiles or fewer frames either.
     """
     if tile := fitting_tile(request, spec, fits):
         return f"; fits with decode tiles of {tile}"

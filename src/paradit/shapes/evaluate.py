@@ -58,21 +58,22 @@ class LongVerdict:
     shape: float
     motion: float
     border_flicker: float
-    """Factor by which the picture changes more where a frame block begins than elsewhere.
+    """Ratio of the picture's change at the borders between frame blocks to its change elsewhere.
 
-    The change is the mean difference between two consecutive frames. The factor is 1 if the borders between
-    frame blocks are invisible.
+    The change is the mean difference between two consecutive frames. The ratio is 1 if the borders are
+    invisible.
     """
     border_jump: float
-    """Factor by which the object's velocity changes more where a frame block begins than elsewhere.
+    """Ratio of the change of the object's velocity at the borders between frame blocks to that elsewhere.
 
-    The velocity is that between two frames, so the factor is large if the object leaps where a block begins.
+    The velocity is the movement from one frame to the next, so the ratio is large if the object leaps where a
+    frame block begins.
     """
     border_turn: float
-    """Factor by which the object's mean velocity changes more where a frame block begins than elsewhere.
+    """Ratio of the change of the object's mean velocity at borders between frame blocks to that elsewhere.
 
-    The mean is over several frames, so the factor is large if the object changes its speed or direction where
-    a block begins.
+    The mean is over several frames, so the ratio is large if the object changes its speed or direction where
+    a frame block begins.
     """
     drift: float
     """Largest change of the background's colour since the first frames, in levels of 255."""

@@ -1,4 +1,4 @@
-"""Helpers for tests of code that runs on several ranks: `run_world` starts real gloo processes here."""
+"""Functions for tests of code that runs on several ranks: `run_world` starts real gloo processes here."""
 
 from paradit.testing.run_world import WorldError, run_world
 

@@ -33,7 +33,8 @@ class RankSummary:
     communicating: float
     """Seconds that the rank waits for messages in denoising steps."""
     idle: float
-    """Seconds of the remaining time: waits for other stages and ranks, and gaps between stages."""
+    """Seconds for which the rank neither loads, computes a stage nor waits for messages of a denoising step:
+    it waits for other stages and ranks, or is between two stages."""
     messages: int
     """Number of exchanges with other ranks that this rank began in denoising steps."""
     bytes_sent: int

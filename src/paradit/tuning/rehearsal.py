@@ -32,7 +32,7 @@ from paradit.parallel.run_blocks import run, run_interleaved, through_blocks
 
 @dataclass(frozen=True)
 class AttentionCost:
-    """Measured time of the work before an attention of a transformer block, and the attention's input.
+    """Measured time of what a transformer block computes before an attention, and the attention's input.
 
     Both are those of one rank, which holds a part of the tokens.
     """
@@ -40,7 +40,8 @@ class AttentionCost:
     value: Tensor
     """Attention's input values, [B, S, H, D], of which only the shape and dtype matter."""
     projections: tuple[float, ...]
-    """Seconds to compute v, k and q with RoPE; those of v include all work since the previous attention."""
+    """Seconds to compute v, k and q with RoPE; those of v include all computation since the previous
+    attention."""
 
 
 @dataclass(frozen=True)

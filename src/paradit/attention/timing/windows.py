@@ -9,10 +9,10 @@ from paradit.planner.step import Branch, Layer
 
 
 def window_layer(branch: Branch) -> Layer:
-    """Return the planner's simulation of a layer in a long video whose tokens several ranks share.
+    """Return a function that simulates, for the planner, one transformer layer of a long video's frame block.
 
-    In the simulation, as in `attention.window.windowed_over`, all data arrive first, and each rank then
-    computes whole heads.
+    Several ranks share the tokens. In the simulation, as in `attention.window.windowed_over`, all data arrive
+    first, and each rank then computes whole heads.
     """
     return all_in_first(branch, 1, whole_heads=True)
 

@@ -190,10 +190,11 @@ class Method(Declares):
         return (least - 1) * ratio + 1 if least else None
 
     def instead(self, request: ResolvedRequest, spec: ModelSpec) -> ResolvedRequest | None:
-        """Return a request for the same video in frame blocks, whose memory hardly grows with its length.
+        """Return the request changed to a method that makes the video in frame blocks, to save memory.
 
-        Returns None if this denoising method already has frame blocks, the video is no longer than the model
-        was trained on, or no method can make it in frame blocks.
+        In frame blocks, the memory hardly grows with the video's length. Returns None if this denoising
+        method already has frame blocks, the video is no longer than the model was trained on, or no method
+        can make it in frame blocks.
         """
         if not self.streams and latent_shape(request, spec)[1] > spec.trained_latent_frames:
             with suppress(InputError, StopIteration):

@@ -1,4 +1,4 @@
-"""Compilation and other helpers for parts of a transformer that run on one rank, without communication."""
+"""Compilation and other functions for parts of a transformer that run on one rank, without communication."""
 
 from __future__ import annotations
 

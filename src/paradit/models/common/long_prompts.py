@@ -1,4 +1,4 @@
-"""Detection of the end of a prompt that a text encoder never reads, because the prompt is too long for it."""
+"""Function that finds the end of a too long prompt, which a text encoder cuts off and does not read."""
 
 from __future__ import annotations
 

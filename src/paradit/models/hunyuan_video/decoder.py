@@ -125,7 +125,8 @@ class _Groups:
     def at(self, index: int) -> Tensor | None:
         """Return a group of latent frames as a tensor [1, C, f, h, w]; None if the video has ended before it.
 
-        index: the group's index, which is that of the group requested last or of the next group.
+        index: the group's index. Groups must be requested in order, but the latest one may be requested
+        again.
         """
         if index == self._index + 1:
             self._index = index
