@@ -17,7 +17,7 @@ test:  ## All tests that need no GPU
 	pytest
 
 test-gpu:  ## Tests that need a GPU
-	pytest -n0 tests/test_gpu.py
+	pytest -n0 tests/gpu/test_gpu.py
 
 docs:  ## Build the site; a warning or a broken link fails
 	python -m zensical build --clean --strict

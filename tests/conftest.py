@@ -1,7 +1,10 @@
-"""Settings of the environment that all tests share."""
+"""Settings that all tests share, and their markers."""
 
 import os
 import tempfile
+from pathlib import Path
+
+import pytest
 
 # One thread, like the ranks of a test's worlds, because results are compared bit for bit and tests run side
 # by side. Set before torch is imported.
@@ -10,3 +13,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # any process is started, so that all processes have it.
 _CACHE = tempfile.TemporaryDirectory(prefix="paradit-test-cache-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
+
+KINDS = ("unit", "world", "cli", "gpu")
+"""Folders of tests, each of which is a marker; from cheap to dear, the order in which they run."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its folder's name, and put the cheap ones first."""
+    for item in items:
+        item.add_marker(_kind(item))
+    items.sort(key=lambda item: KINDS.index(_kind(item)))
+
+
+def _kind(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]

@@ -2,8 +2,8 @@
 
 Each attention form, such as Ulysses or ring, names a function that simulates a layer with that form
 (`attention.registry.Form.timed_by`). Which data travel is derived from the division of tokens and heads that
-the real program uses (`distributed.shares`). `tests/test_planner.py` compares the times with runs of that
-program on random data (`tuning.rehearsal`).
+the real program uses (`distributed.shares`). `tests/unit/test_planner.py` compares the times with runs of
+that program on random data (`tuning.rehearsal`).
 """
 
 from __future__ import annotations

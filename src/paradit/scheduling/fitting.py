@@ -26,7 +26,7 @@ SURELY = 1.1
 excess there is only a warning.
 
 Estimates are at most 4 % above what torch's allocator is asked for while denoising, and 8 % in a decode
-(`tests/test_memory.py`). Memory for exchanges, convolutions and files is not included."""
+(`tests/unit/test_memory_estimate.py`). Memory for exchanges, convolutions and files is not included."""
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class PipeSP(Form):
     def lag(self, choice: Choice) -> int:
         # With chunks a layer has an odd number of turns. A branch one turn behind computes its first chunk
         # while the other's last messages travel. That hid as much or more in every case that was
-        # rehearsed (`tests/test_rehearsal.py` has some).
+        # rehearsed (`tests/unit/test_rehearsal.py` has some).
         return int(choice.interleave and self.parts(choice) > 1)
 
     def parts(self, choice: Choice) -> int:

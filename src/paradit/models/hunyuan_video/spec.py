@@ -50,8 +50,8 @@ It is the default of HunyuanVideoTokenRefiner.
 WORKING_MAPS = 12
 """Number of feature maps of the VAE decoder's last level that are in memory at its peak, to estimate memory.
 
-Torch's allocator counts 11.4 (tests/test_memory.py); the convolutions' workspace on a GPU adds about a
-twentieth, as it does for Wan's decoder.
+Torch's allocator counts 11.4 (tests/unit/test_memory_estimate.py); the convolutions' workspace on a GPU adds
+about a twentieth, as it does for Wan's decoder.
 """
 UNBOUNDED = 2**31
 """Value of `max_positions` that stands for no limit, because rotary angles are computed when needed, not

@@ -1,0 +1,87 @@
+"""Options, each declared once: their help, their documentation, and suggestions for wrong names."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer
+
+import paradit
+from paradit.cli.commands.command import Entry
+from paradit.cli.commands.trace_options import SUMMARY
+from paradit.cli.main import COMMANDS, app
+from paths import ROOT
+
+PACKAGE = Path(paradit.__file__).parent
+ENTRIES: dict[str, Entry] = {**COMMANDS, "trace summary": SUMMARY}
+
+
+def texts(path: Path) -> set[str]:
+    """Return all string constants in a Python file; adjacent literals count as one."""
+    found = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+    return {value for value in found if isinstance(value, str)}
+
+
+def test_help_and_name_stand_in_one_file() -> None:
+    sources = {path: texts(path) for path in PACKAGE.rglob("*.py")}
+    for command, entry in ENTRIES.items():
+        for name, field in entry.fields().items():
+            if callable(field.option.help):  # the forms and methods provide the help text
+                continue
+            said = [path for path, found in sources.items() if field.option.help in found]
+            assert len(said) == 1, (command, name, said)
+            (file,) = said
+            wanted = rf"\b{name}: |\b{''.join(part.capitalize() for part in name.split('_'))}\b|\bJson"
+            assert re.search(wanted, file.read_text()), (command, name, file)
+
+
+def generator() -> ModuleType:
+    path = ROOT / "benchmarks" / "options_page.py"
+    spec = importlib.util.spec_from_file_location("options_page", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_options_is_up_to_date() -> None:
+    made = generator()
+    assert made.PAGE.read_text() == made.page(), "run benchmarks/options_page.py"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    {
+        "--steps": "--num-inference-steps",
+        "--frames": "--num-frames",
+        "--cfg": "--guidance-scale",
+        "--gpus": "--ranks",
+        "--resolution": "--size",
+        "--num-frame": "--num-frames",
+        "--guidance": "--guidance-scale",
+        "--ring-degre": "--ring-degree",
+        "--precision": "--dtype",
+        "--quality": "--crf",
+        "--out": "--output",
+    }.items(),
+)
+def test_a_wrong_option_is_answered_by_the_one_that_is_meant(wrong: str, meant: str) -> None:
+    with pytest.raises(typer.TyperException) as caught:
+        app(["generate", "a", wrong, "3"], standalone_mode=False)
+    assert caught.value.format_message() == f"No such option: {wrong} (Possible options: {meant})"
+
+
+def test_a_word_means_one_option() -> None:
+    for command, entry in ENTRIES.items():
+        words = [
+            word
+            for name, field in entry.fields().items()
+            for word in (name.replace("_", "-"), *field.option.also)
+            if not field.option.argument
+        ]
+        assert len(words) == len(set(words)), (command, sorted(words))
