@@ -1,5 +1,8 @@
 # The usual commands. `make setup` once, in an environment of your own.
-.PHONY: setup lint format test test-gpu docs serve options
+.PHONY: setup lint format test test-unit test-world test-cli test-gpu test-long docs serve options public
+
+# Most tests wait for processes that import torch; more than four at a time need much memory.
+PARALLEL = -n auto --maxprocesses=4 --dist=worksteal
 
 setup:  ## Install ParaDiT for development
 	pip install -c constraints.txt -e ".[test]"
@@ -13,11 +16,24 @@ format:  ## Mend the style
 	ruff check --fix .
 	ruff format .
 
-test:  ## All tests that need no GPU
-	pytest
+test:  ## All tests, from cheap to dear; those that need a GPU are skipped without one
+	pytest $(PARALLEL)
+
+test-unit:  ## Tests of pure Python, or of one process
+	pytest $(PARALLEL) -m unit
+
+test-world:  ## Tests with several processes of ranks
+	pytest $(PARALLEL) -m world
+
+test-cli:  ## Tests of the real command
+	pytest $(PARALLEL) -m cli
 
 test-gpu:  ## Tests that need a GPU
-	pytest -n0 tests/gpu/test_gpu.py
+	pytest -m gpu
+
+test-long:  ## The long forms: 40 kills at random, and 2,000 examples of every file with arbitrary content
+	PARADIT_KILLS=40 pytest tests/cli/test_faults.py -k random --timeout=7200
+	PARADIT_EXAMPLES=2000 pytest tests/unit/test_arbitrary_files.py --timeout=7200
 
 docs:  ## Build the site; a warning or a broken link fails
 	python -m zensical build --clean --strict
@@ -27,3 +43,6 @@ serve:  ## Show the site while you write
 
 options:  ## Write the page of options anew
 	python benchmarks/options_page.py
+
+public:  ## Write the list of everything public anew
+	PYTHONPATH=src:tests/helpers python tests/unit/test_public.py
