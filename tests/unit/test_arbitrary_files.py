@@ -1,4 +1,4 @@
-"""Files from outside with arbitrary content, which give a value or a one-line error, quickly.
+"""Files from outside with arbitrary content, which give a value or a one-line error, and never hang.
 
 Random values replace every field of every such file, in process with the real readers; a few files go through
 the real command line. PARADIT_EXAMPLES sets how many are tried of each.
@@ -43,8 +43,8 @@ from tiny import save_hunyuan_folder
 from version_0_1 import FILES, run_of
 
 EXAMPLES = int(os.environ.get("PARADIT_EXAMPLES", "30"))
-SECONDS = 5.0
-"""Largest number of seconds that an answer may take, on a machine that is busy otherwise."""
+HANG = 60.0
+"""Seconds of this process's own CPU time after which an answer counts as hanging."""
 
 NUMBERS = st.one_of(
     st.integers(-2, 5), st.sampled_from([2**31 - 1, 2**63, 10**30, -(10**30)]), st.floats(), st.booleans()
@@ -76,14 +76,14 @@ def changed(content: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 @contextmanager
 def one_line(what: object = "") -> Iterator[None]:
-    """Check that the body either succeeds or raises an InputError of one line, quickly."""
+    """Check that the body either succeeds or raises an InputError of one line, and does not hang."""
     began = time.process_time()
     try:
         yield
     except InputError as error:
         assert "\n" not in str(error), (what, error)
         assert str(error), what
-    assert time.process_time() - began < SECONDS, what
+    assert time.process_time() - began < HANG, what
 
 
 def examples(function: Callable[..., None]) -> Callable[..., None]:

@@ -4,8 +4,9 @@ import json
 import signal
 import subprocess
 import sys
-import time
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,21 +28,23 @@ def test_nothing_is_recorded_unless_asked_for() -> None:
     assert span("a", STAGE) is span("b", STEP, of=1) is spans.layer_span(0)
 
 
-def test_what_is_recorded_is_read_again(tmp_path: Path) -> None:
-    before = time.time_ns()
+def test_what_is_recorded_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = count(7)  # the monotonic clock; the wall clock is read when it shows 7
+    clock = SimpleNamespace(time_ns=lambda: 1000, perf_counter_ns=lambda: next(ticks))
+    monkeypatch.setattr(spans, "time", clock)
     with recording(Tracing(tmp_path), 3), span("denoise", STAGE, request=1):
         message = spans.begin("messages", MESSAGE, sent=5)
         with span("step 1", STEP), spans.layer_span(0), spans.unrecorded(), span("unseen", STEP):
-            time.sleep(0.02)
+            next(ticks)
         spans.end(message, received=6)
     (path,) = tmp_path.iterdir()
     step, message_span, stage = read_spans(path)
     assert (stage.name, stage.category, stage.about) == ("denoise", STAGE, {"request": 1})
     assert (message_span.name, message_span.about) == ("messages", {"sent": 5, "received": 6})
     assert lies_in(step, [message_span]) and lies_in(message_span, [stage])
-    assert step.end - step.begin >= 20e6
-    # The wall clock may be adjusted while the monotonic one continues, but by less than a second.
-    assert before - 1e9 < stage.begin < stage.end < time.time_ns() + 1e9
+    # The wall clock's time, plus what the monotonic clock has counted since.
+    times = [(one.begin, one.end) for one in (stage, message_span, step)]
+    assert times == [(1001, 1007), (1002, 1006), (1003, 1005)]
 
 
 def test_an_error_ends_its_spans_and_the_recording(tmp_path: Path) -> None:

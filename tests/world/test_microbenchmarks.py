@@ -1,6 +1,5 @@
 """Measurements on real ranks: links between neighbours, and a machine that is measured and planned for."""
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from paradit.cli.commands.calibrate_options import CalibrateOptions
 from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
+from paradit.distributed import timing
 from paradit.distributed.transport import Transfer, Transport
 from paradit.distributed.world import World
 from paradit.engine.links import measure_pairs
@@ -37,11 +37,12 @@ from paradit.testing import run_world
 
 
 class Slowed(Transport):
-    """Transport over gloo that adds seconds for every byte sent from one rank to another."""
+    """Transport over gloo on a clock of its own, which every byte advances by what it takes to that rank."""
 
     def __init__(self, world: World, each_byte: Callable[[int, int], float]) -> None:
         super().__init__(world.group or dist.group.WORLD, world.ranks)
         self._each_byte = each_byte
+        self.now = 0.0
 
     def start(self, outgoing: list[Tensor], sizes: Sequence[int]) -> Transfer:
         taken = [
@@ -49,7 +50,7 @@ class Slowed(Transport):
             for rank, tensor in enumerate(outgoing)
             if rank != self.rank
         ]
-        time.sleep(max(taken))
+        self.now += max(taken)
         return super().start(outgoing, sizes)
 
 
@@ -58,7 +59,9 @@ def measured_pairs(world: World, size: int) -> None:
         return (0.015 if rank // 2 == other // 2 else 0.12) / size
 
     for each_byte, are_bridged in ((bridged, True), (lambda *_: 0.03 / size, False)):
-        found = measure_pairs(Slowed(world, each_byte), size, world.device)
+        slowed = Slowed(world, each_byte)
+        timing.now = lambda _, slowed=slowed: slowed.now
+        found = measure_pairs(slowed, size, world.device)
         assert {pair: len(times) for pair, times in found.items()} == {
             (0, 1): 2,
             (1, 2): 2,
@@ -67,7 +70,8 @@ def measured_pairs(world: World, size: int) -> None:
         }
         own = neighbours_of(found)
         assert (own is not None) == are_bridged, found
-        assert slowest_pair(found, neighbours_too=False) > (0.09 if are_bridged else 0.027) / size
+        slowest = slowest_pair(found, neighbours_too=False) * size
+        assert slowest == pytest.approx(0.12 if are_bridged else 0.03, rel=1e-3)
 
 
 def test_bridges_are_measured() -> None:

@@ -48,14 +48,16 @@ def test_expected_messages() -> None:
 
 
 def slow_to_take(world: World, folder: Path) -> None:
-    """Send five messages, of which two may be in flight, to a rank that receives one every 0.2 s."""
+    """Send five messages, of which two may be in flight, to a rank that is slow to take them."""
     channel = Channel(world, 0, [1], depth=2)
     with recording(Tracing(folder), world.rank):
         for number in range(5):
             if world.rank == 0:
                 channel.send(torch.full([1000], float(number)))
+                world.publish(f"sent {number}")
             else:
-                time.sleep(0.2)
+                time.sleep(0.2)  # the sender would be further by now
+                assert not world.is_published(f"sent {number + 2}")
                 assert channel.receive([1000], torch.float32, torch.device("cpu"))[0] == number
         channel.close()
 
@@ -68,6 +70,4 @@ def test_back_pressure_is_seen(tmp_path: Path) -> None:
     assert [(wait["name"], wait["args"]) for wait in waits[:3]] == [
         ("wait until taken", {"ready": 3, "by": [1]})
     ] * 3
-    # The last of five is sent once the third is received, after 0.6 s, less the time between their starts.
-    assert sum(wait["dur"] for wait in waits[:3]) > 0.4e6
     assert len([event for event in events if event["name"] == "wait for rank 0"]) == 5
