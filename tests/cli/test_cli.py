@@ -340,7 +340,7 @@ def test_decode_makes_the_same_video(model: Path, tmp_path: Path) -> None:
 
 
 def test_explain(model: Path, tmp_path: Path) -> None:
-    arguments = ["generate", "a", "--model", model, "--num-frames", "13", "--ranks", "2", "--dry-run"]
+    arguments = ["generate", "a", "--model", str(model), "--num-frames", "13", "--ranks", "2", "--dry-run"]
     done = run([*arguments, "--explain"], tmp_path, NO_TORCH)
     assert done.returncode == 0, done.stderr
     for said in ("paradit: method full: ", "paradit: attention auto: ", "paradit: memory, in fp32: at most"):
@@ -349,7 +349,7 @@ def test_explain(model: Path, tmp_path: Path) -> None:
 
 
 def test_dry_run(model: Path, tmp_path: Path) -> None:
-    arguments = ["generate", "A red circle!", "--model", model, "--num-frames", "13", "--dry-run"]
+    arguments = ["generate", "A red circle!", "--model", str(model), "--num-frames", "13", "--dry-run"]
     shown = run(arguments, tmp_path, NO_TORCH)
     assert shown.returncode == 0
     assert shown.stderr.splitlines() == [

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def hub(models: dict[str, Path]) -> Iterator[HubServer]:
         yield hub
 
 
-def environment(hub: HubServer, home: Path, **variables: str) -> dict[str, str]:
+def environment(hub: HubServer, home: Path, **variables: Any) -> dict[str, str]:
     """Return the environment of a process that uses this hub, without any of the user's hub settings."""
     names = ("HF_", "HUGGING", "TRANSFORMERS_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(names)}
@@ -106,7 +107,7 @@ def run(
     hub: HubServer,
     home: Path,
     prepare: Callable[[], None] | None = None,
-    **variables: str,
+    **variables: Any,
 ) -> subprocess.CompletedProcess[str]:
     """Run a script in a process, in the folder that holds the hub's home."""
     return subprocess.run(
@@ -121,14 +122,14 @@ def run(
     )
 
 
-def found(hub: HubServer, home: Path, *names: str, **variables: str) -> list[dict[str, str] | str]:
+def found(hub: HubServer, home: Path, *names: str, **variables: Any) -> list[dict[str, str] | str]:
     """Download each model's weights; return its folder and name, or the error."""
     done = run(FIND, [*names], hub, home, **variables)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def refusal(hub: HubServer, home: Path, *names: str, **variables: str) -> str:
+def refusal(hub: HubServer, home: Path, *names: str, **variables: Any) -> str:
     """Return the errors of all these models, one line each."""
     said = found(hub, home, *names, **variables)
     assert all(isinstance(line, str) and "\n" not in line for line in said), said
@@ -310,7 +311,7 @@ def test_weights_that_there_is_no_room_for(hub: HubServer, tmp_path: Path) -> No
 
 
 def test_a_published_model_is_planned_without_any_network(hub: HubServer, tmp_path: Path) -> None:
-    def planned(model: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def planned(model: str, **variables: Any) -> subprocess.CompletedProcess[str]:
         arguments = ["generate", "a", "--model", model, "--dry-run", "--json"]
         return run(COMMAND, arguments, hub, tmp_path / "home", **variables)
 
@@ -362,7 +363,7 @@ def test_a_revision_that_is_asked_for(hub: HubServer, models: dict[str, Path], t
     hub.models["org/name@old"] = shutil.copytree(models["name"], tmp_path / "old")
     (tmp_path / "old" / "paradit.json").write_text('{"width": 96}')
 
-    def told(revision: str | None, **variables: str) -> str:
+    def told(revision: str | None, **variables: Any) -> str:
         asked = json.dumps({"name": "name", "revision": revision})
         return run(FIND_THIS, [asked], hub, home, **variables).stdout.strip()
 

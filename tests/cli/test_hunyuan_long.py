@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.spec import read_spec
-from paradit.text_to_video import load
+from paradit.pipeline import load
 from paradit.video.reader import read_video
 from runs import Command, finished, run_folder
 from tiny import decoded, save_hunyuan_folder
@@ -25,7 +26,13 @@ FRAMES = 34  # ten latent frames in five blocks; three decoded frames are droppe
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a model folder with two double and two single blocks, each with three heads."""
     folder = tmp_path_factory.mktemp("models") / "tiny-hunyuan"
-    sizes = {"width": 48, "height": 48, "num_frames": 9, "num_inference_steps": STEPS, "fps": 16}
+    sizes: dict[str, Any] = {
+        "width": 48,
+        "height": 48,
+        "num_frames": 9,
+        "num_inference_steps": STEPS,
+        "fps": 16,
+    }
     return save_hunyuan_folder(folder, heads=3, **sizes)
 
 
@@ -116,7 +123,7 @@ def test_groups_are_decoded_as_they_come(model: Path) -> None:
     loaded = load(read_spec(model), "fp32", stages=("decode",))
     latents = torch.randn(1, loaded.spec.vae.z_dim, 10, 6, 6)
     asked: list[int] = []
-    made: list[object] = []
+    made: list[Any] = []
 
     def blocks() -> Iterator[Tensor]:
         for block in latents.split([1, 4, 3, 2], dim=2):

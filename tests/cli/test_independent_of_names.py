@@ -70,8 +70,8 @@ def test_videos_are_made(names: dict[str, Any], tmp_path: Path) -> None:
     ranks = ("--ranks", "2", "--attention", names["pipesp"], "--chunks", "2", "-o", "s.mp4")
     told = said(names, tmp_path, "generate", "a red circle", "--num-frames", "5", *ranks, *QUICK)
     assert [event["method"] for event in told if event["event"] == "result"] == [names["full"]]
-    ranks = ("--ranks", "2", "--checkpoint-steps", "1", "-o", "l.mp4")
-    long = said(names, tmp_path, "generate", "a red circle", "--duration", "4s", *ranks, *QUICK)
+    checkpoints = ("--ranks", "2", "--checkpoint-steps", "1", "-o", "l.mp4")
+    long = said(names, tmp_path, "generate", "a red circle", "--duration", "4s", *checkpoints, *QUICK)
     (result,) = (event for event in long if event["event"] == "result")
     assert (result["method"], result["num_frames"]) == (names["dualparal"], 64)
     assert any(event["event"] == "extendable" for event in long)

@@ -3,6 +3,7 @@
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -46,7 +47,7 @@ def frames_there(path: Path) -> int:
         return sum(1 for _ in file.decode(video=0))
 
 
-def told(command: Command, event: str) -> list[dict]:
+def told(command: Command, event: str) -> list[dict[str, Any]]:
     return [about for about in command.told if about["event"] == event]
 
 

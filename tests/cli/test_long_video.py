@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from paradit.config.methods.dualparal import QueueRequest
 from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
@@ -230,6 +231,7 @@ def test_a_trace_has_the_steps_of_blocks_in_the_simulated_order(
     sizes = {"num_frames": 21, "block_frames": 2, "context_frames": 1}
     asked = Request.of(prompt="any", method="dualparal", left_context=left_context, **sizes)
     request = resolve(asked, spec)
+    assert isinstance(request, QueueRequest)
     simulated = LongVideo(
         cluster=find_cluster("2xL40"),
         spec=spec,

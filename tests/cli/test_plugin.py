@@ -122,7 +122,7 @@ def test_makes_the_videos_of_diffusers_on_one_and_two_ranks(
     noise = initial_noise((1, 4, 3, 4, 6), SEED, torch.device("cpu")).transpose(1, 2)
     expected = pipe(PROMPT, latents=noise, output_type="latent", **text, **SIZE).frames.transpose(1, 2)
     words = ["generate", PROMPT, "--model", str(model), "--seed", str(SEED), "--dtype", "fp32", "--overwrite"]
-    ways = (
+    ways: tuple[tuple[list[str], dict[str, str]], ...] = (
         ([], env),
         (["--ranks", "2", "--attention", "gathered"], env | {"PARADIT_LAUNCHER": "interpreters"}),
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from paradit.config.methods.blocks import BlocksRequest
 from paradit.config.placement import Placement
 from paradit.config.placement_text import read_placement
 from paradit.engine.run_folder import VERSION, RunFolder
@@ -69,4 +70,6 @@ def test_files_of_a_machine_and_of_a_placement() -> None:
         ranks=4, denoise=(0, 1, 2), decode=(3,), attention="pipesp", chunks=2, interleave=True
     )
     assert read_placement((FILES / "placement.json").read_text()) == wanted
-    assert RunFolder(FILES / "long").read().jobs[0].request.block_frames == 2
+    request = RunFolder(FILES / "long").read().jobs[0].request
+    assert isinstance(request, BlocksRequest)
+    assert request.block_frames == 2

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 from safetensors.torch import load_file
+from torch.multiprocessing.spawn import spawn
 
 from paradit.config.methods.method import method_of, resolve
 from paradit.config.placement import Placement
@@ -22,8 +22,9 @@ from paradit.engine.fixed_list import make_videos
 from paradit.engine.job import Job
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
+from paradit.pipeline import load
 from paradit.progress import Progress
-from paradit.text_to_video import load, text_to_video
+from paradit.text_to_video import text_to_video
 from runs import Command, finished
 from tiny import save_folder, save_hunyuan_folder
 
@@ -33,7 +34,7 @@ several = pytest.mark.skipif(
     reason=f"there are fewer than four GPUs, and {SHARE_GPUS} is not set (NCCL 2.30 has it)",
 )
 
-SIZES = {"width": 48, "height": 48, "num_frames": 9, "num_inference_steps": 3}
+SIZES: dict[str, Any] = {"width": 48, "height": 48, "num_frames": 9, "num_inference_steps": 3}
 PROMPTS = ["a red circle", "a blue square", "a green ring"]
 BLOCKS = {"method": "dualparal", "num_frames": 34, "block_frames": 2, "context_frames": 1}
 APART = {"denoise": (0, 1), "decode": (2,), "attention": "ulysses"}
@@ -132,9 +133,7 @@ def distance(made: torch.Tensor, expected: torch.Tensor) -> float:
 def test_ranks_over_nccl(ranks: int, models: Path, tmp_path: Path) -> None:
     for number in (1, ranks):
         (tmp_path / str(number)).mkdir()
-        torch.multiprocessing.spawn(
-            make_all, (number, models, tmp_path / str(number)), nprocs=number, daemon=True
-        )
+        spawn(make_all, (number, models, tmp_path / str(number)), nprocs=number, daemon=True)
     said, wrong = [], False
     for number, (name, of, fields, asked) in enumerate(WAYS):
         if of != ranks:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class MemoryTransfer:
         return messages
 
 
-def world(num_ranks: int) -> list[MemoryTransport]:
+def world(num_ranks: int) -> list[Any]:
     mail: dict[tuple[int, int, int], Tensor] = {}
     return [MemoryTransport(rank, num_ranks, mail) for rank in range(num_ranks)]
 
@@ -65,7 +66,7 @@ def split(total: int, parts: int) -> tuple[int, ...]:
     return tuple(stop - start for start, stop in pairwise(ends))
 
 
-def run_together(works: list) -> list[Tensor]:
+def run_together(works: list[Any]) -> list[Tensor]:
     """Advance every generator to its next wait, in turn, until all have returned their results."""
     results: dict[int, Tensor] = {}
     while len(results) < len(works):
@@ -91,7 +92,11 @@ class Unrotated:
         return Rope(positions=torch.arange(self.num_tokens)[:, None], cos=cos, sin=torch.zeros_like(cos))
 
 
-Form = Callable[[Shares, MemoryTransport], Attend]
+Form = Callable[[Shares, Any], Any]
+"""Function from shares and a transport of any kind to an attention.
+
+Its type says no more, because these layouts and transports only look like those of real runs.
+"""
 
 
 def of_rank(shares: Shares, rank: int, *all_rows: Tensor) -> list[Tensor]:
@@ -106,9 +111,7 @@ def layout_of(shares: Shares, rank: int) -> Unrotated:
     return Unrotated(shares.tokens[rank] + text, text)
 
 
-def attend_on_ranks(
-    shares: Shares, q: Tensor, k: Tensor, v: Tensor, form: Form
-) -> tuple[Tensor, list[MemoryTransport]]:
+def attend_on_ranks(shares: Shares, q: Tensor, k: Tensor, v: Tensor, form: Form) -> tuple[Tensor, list[Any]]:
     """Return the attended values of all rows, after a check that replicated rows are equal on all holders."""
     transports = world(shares.num_ranks)
     works = [
@@ -128,7 +131,7 @@ def chunked(num_chunks: int) -> Form:
     return lambda shares, transport: attend_in_chunks(UlyssesExchange(shares, transport, num_chunks), sdpa)
 
 
-def paper(shares: Shares, transport: MemoryTransport) -> Attend:
+def paper(shares: Shares, transport: Any) -> Attend:
     by_head = UlyssesExchange(shares, transport, shares.most_heads)
     return pipesp_paper(UlyssesExchange(shares, transport), by_head, sdpa)
 
@@ -159,10 +162,11 @@ SHARES = {
 }
 
 
-def random_qkv(shares: Shares) -> list[Tensor]:
+def random_qkv(shares: Shares) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shape = (2, shares.num_rows, shares.num_heads, DEPTH)
-    return [torch.randn(shape, generator=generator) for _ in range(3)]
+    q, k, v = (torch.randn(shape, generator=generator) for _ in range(3))
+    return q, k, v
 
 
 def random_shares(numbers: random.Random, num_holders: int, num_helpers: int) -> Shares:

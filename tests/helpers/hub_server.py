@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._content(path.read_bytes(), ETag=f'"{_hash(path)}"', **commit)
 
-    def _content(self, content: bytes, **headers: str) -> None:
+    def _content(self, content: bytes, **headers: Any) -> None:
         """Send the content, or the part of it that the request's Range names."""
         if found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
             start, size = int(found[1]), len(content)

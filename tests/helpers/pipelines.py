@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import HunyuanVideoPipeline, WanPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 FAMILIES = ("wan21", "hunyuan")
 
@@ -39,11 +39,11 @@ def generate(pipe: Any, prompt: str | None = "a red circle", **options: Any) -> 
     ).frames
 
 
-def blocks(pipe: Any) -> nn.ModuleList:
+def blocks(pipe: Any) -> Any:
     names = ("blocks", "transformer_blocks")
     return next(getattr(pipe.transformer, name) for name in names if hasattr(pipe.transformer, name))
 
 
-def attention(pipe: Any) -> nn.Module:
+def attention(pipe: Any) -> Any:
     block = blocks(pipe)[0]
     return block.attn1 if hasattr(block, "attn1") else block.attn

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 from paradit.config.methods.method import resolve
 from paradit.config.requests import Request
@@ -28,7 +29,7 @@ DEVICE = Device(
 )
 
 
-def cluster(ranks: int, latency: float = 1e-5, bandwidth: float = 1e10, **link: float) -> Cluster:
+def cluster(ranks: int, latency: float = 1e-5, bandwidth: float = 1e10, **link: Any) -> Cluster:
     within = Link(name="within", latency=latency, bandwidth=bandwidth, **link)
     return Cluster(device=DEVICE, devices=ranks, link=within, network=within)
 
@@ -45,7 +46,7 @@ def branch(on: Cluster, shares: Shares, *, batch: int = 2, part: float = 1.0) ->
     )
 
 
-def simulator(on: Cluster, model: str = "Wan2.1-T2V-1.3B-Diffusers", **asked: int) -> Simulator:
+def simulator(on: Cluster, model: str = "Wan2.1-T2V-1.3B-Diffusers", **asked: Any) -> Simulator:
     spec = published_spec(model)
     asked = {"width": 480, "height": 288, "num_frames": 33, "num_inference_steps": 4} | asked
     return Simulator(on, spec, resolve(Request.of(prompt="any", **asked), spec))
@@ -71,6 +72,7 @@ flash = [0.01, -0.02]
 
 WITHOUT_TORCH = """
 import sys
+from typing import Any
 from paradit.cli.main import main
 try:
     main()

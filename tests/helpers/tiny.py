@@ -53,11 +53,11 @@ def transformer(
     variant: str = "wan21", seed: int = 0, heads: int = 2, layers: int = 2, ffn_dim: int = 96
 ) -> WanTransformer3DModel:
     """Return a Wan transformer of a variant, or "i2v", with all parameters random, norms and tables too."""
-    extra = {
+    extras: dict[str, dict[str, Any]] = {
         "wan22_ti2v": {"in_channels": 48, "out_channels": 48},
         "i2v": {"in_channels": 36, "image_dim": 24, "added_kv_proj_dim": 64, "pos_embed_seq_len": None},
-    }.get(variant, {})
-    config = {
+    }
+    config: dict[str, Any] = {
         "num_attention_heads": heads,
         "attention_head_dim": 32,
         "in_channels": 16,
@@ -69,7 +69,7 @@ def transformer(
         "rope_max_seq_len": 64,
     }
     torch.manual_seed(seed)
-    return all_random(WanTransformer3DModel(**(config | extra)))
+    return all_random(WanTransformer3DModel(**(config | extras.get(variant, {}))))
 
 
 def all_random(model: M) -> M:
@@ -80,7 +80,7 @@ def all_random(model: M) -> M:
     return model
 
 
-def in_bf16(model: M, folder: Path) -> M:
+def in_bf16(model: Any, folder: Path) -> Any:
     """Return the model as `from_pretrained` loads it in bf16, with some modules kept in fp32."""
     model.save_pretrained(folder)
     return type(model).from_pretrained(folder, dtype=torch.bfloat16).eval().requires_grad_(False)
@@ -203,7 +203,9 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
 
     So the template has about its real length in tokens.
     """
-    words = sorted(set(re.findall(r"\w+|[^\w\s]+", DEFAULT_PROMPT_TEMPLATE["template"].replace("{}", ""))))
+    words = sorted(
+        set(re.findall(r"\w+|[^\w\s]+", str(DEFAULT_PROMPT_TEMPLATE["template"]).replace("{}", "")))
+    )
     letters = [chr(code) for code in range(33, 127)]
     tokens = dict.fromkeys(["<pad>", "<unk>", *words, *letters, *(f"##{letter}" for letter in letters)])
     model = Tokenizer(WordPiece(vocab={token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))

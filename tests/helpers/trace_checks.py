@@ -29,9 +29,9 @@ def check_rows(trace: dict[str, Any]) -> None:
             rows.setdefault(row, []).append((event["ts"], event["ts"] + event["dur"]))
     assert rows.keys() == named
     assert len({thread for _, thread in named}) == len(named)
-    for row in rows.values():
+    for spans_of_row in rows.values():
         open_until: list[float] = []
-        for begin, end in sorted(row, key=lambda times: (times[0], -times[1])):
+        for begin, end in sorted(spans_of_row, key=lambda times: (times[0], -times[1])):
             while open_until and open_until[-1] <= begin + 1e-3:
                 open_until.pop()
             assert not open_until or end <= open_until[-1] + 1e-3

@@ -56,7 +56,7 @@ class Warm:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def communicate(self, timeout: float) -> tuple[str, str]:
+    def communicate(self, *, timeout: float) -> tuple[str, str]:
         """Wait for the end, and return the rest of stdout, and stderr. Raises TimeoutError."""
         output = self.stdout.read()
         if not select.select([self._status], [], [], timeout)[0]:
@@ -74,7 +74,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, and return its exit code and output."""
     process = start(arguments, folder, env)
-    output, errors = process.communicate(timeout)
+    output, errors = process.communicate(timeout=timeout)
     assert process.returncode is not None
     return subprocess.CompletedProcess([*arguments], process.returncode, output, errors)
 

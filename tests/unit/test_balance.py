@@ -41,7 +41,7 @@ GROUPS = [
 
 
 def placed(ranks: int, groups: str) -> Placement:
-    return Placement(ranks=ranks, **(read_groups(groups) if groups else {}))
+    return Placement.of(ranks=ranks, **(read_groups(groups) if groups else {}))
 
 
 def seconds(encode: float, denoise: float, decode: float) -> dict[str, float]:
@@ -301,7 +301,8 @@ def test_never_behind_any_that_was_compared() -> None:
         measured = costs(
             step, draw.uniform(step / ranks, step), draw.uniform(0.1, 20), ranks, encode=draw.uniform(0, 1)
         )
-        requests, memory = draw.randint(1, 12), {}
+        requests = draw.randint(1, 12)
+        memory: dict[Any, Any] = {}
 
         def spare(placement: Placement, memory: dict[str, int] = memory) -> int:
             return memory.setdefault(name_of(placement), draw.choice([-1, 1, 1]))

@@ -1,6 +1,7 @@
 """`torch.compile` of a transformer's parts: equal predictions, compiled once for all layers and steps."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def hunyuan_video() -> Predict:
     return predictor(HunyuanVideoTransformer, model, latents, prompt)
 
 
-def predictor(cut, model, latents: Tensor, prompt: tuple[Tensor, ...]) -> Predict:
+def predictor(cut: Any, model: Any, latents: Tensor, prompt: tuple[Tensor, ...]) -> Predict:
     """Return a function from (compiled or not, timestep) to the prediction of the model cut into blocks."""
     pieces = {compile: cut(model, compile=compile) for compile in (False, True)}
     layout = pieces[False].layout(tuple(latents.shape[2:]))

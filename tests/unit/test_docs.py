@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -119,7 +120,7 @@ def test_commands_of_guides_are_accepted(
     """Commands that make a video run as dry runs; the options of all others are parsed."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("a red circle\na blue ring bouncing\n")
-    group = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
     for words in commands(page):
         if words[0] == "generate" and "auto" not in words:  # auto imports torch, to look for GPUs
             app([*words, "--dry-run"], standalone_mode=False)

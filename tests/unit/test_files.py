@@ -111,7 +111,7 @@ def test_a_second_run_of_the_same_file_is_refused_and_a_link_is_written_through(
 def said_by(path: Path) -> dict[str, object]:
     """Return the metadata of a file, which say what it was made from."""
     if path.is_dir():
-        text = Image.open(path / "00000.png").text["Comment"]
+        text = Image.open(path / "00000.png").info["Comment"]
     elif path.suffix == ".gif":
         text = Image.open(path).info["comment"].decode()
     else:

@@ -4,23 +4,27 @@ The values are equal bit for bit if the text has no padding. If it has, the clas
 cut model removes it; these are different operations, so values differ by rounding.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
+from torch import Tensor
 
 from paradit.attention.local_attention import sdpa
 from paradit.config.errors import InputError
 from paradit.models.hunyuan_video.transformer import HunyuanVideoTransformer
-from seam_inputs import hunyuan_inputs
+from seam_inputs import grid_of, hunyuan_inputs
 from tiny import TEXT_DIM, forward, hunyuan_transformer, in_bf16
 
 SHAPES = [(1, 2, 4, 6), (2, 3, 2, 10), (1, 1, 6, 6), (1, 5, 10, 14)]
 """Shapes of latents: (batch, frames, height, width)."""
 
 
-def padded(prompt, padding=7):
+def padded(prompt: tuple[Tensor, ...], padding: int = 7) -> Any:
     """Return the prompt with meaningless padding tokens at its end."""
     embeds, mask, *others = prompt
     noise = 10 * torch.randn(len(embeds), padding, TEXT_DIM, dtype=embeds.dtype)
@@ -31,27 +35,27 @@ def padded(prompt, padding=7):
     )
 
 
-def seam(model, latents, timestep, prompt):
+def seam(model: Any, latents: Tensor, timestep: Tensor, prompt: tuple[Tensor, ...]) -> Any:
     hunyuan = HunyuanVideoTransformer(model)
-    tokens = hunyuan.embed(
-        latents, timestep, hunyuan.context(*prompt), hunyuan.layout(tuple(latents.shape[2:]))
-    )
+    tokens = hunyuan.embed(latents, timestep, hunyuan.context(*prompt), hunyuan.layout(grid_of(latents)))
     return hunyuan.unpatchify(forward(hunyuan, tokens), tokens.layout)
 
 
-def own(model, latents, timestep, prompt):
+def own(model: Any, latents: Tensor, timestep: Tensor, prompt: tuple[Tensor, ...]) -> Any:
     return model(latents, timestep, *prompt, return_dict=False)[0]
 
 
 @pytest.fixture(params=["fp32", "bf16"])
-def in_dtype(request, tmp_path):
+def in_dtype(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     return (lambda model: model) if request.param == "fp32" else lambda model: in_bf16(model, tmp_path)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("heads", "guidance_embeds"), [(2, True), (3, False)])
 @torch.no_grad()
-def test_equals_forward(heads, guidance_embeds, shape, in_dtype):
+def test_equals_forward(
+    heads: int, guidance_embeds: bool, shape: tuple[int, ...], in_dtype: Callable[[Any], Any]
+) -> None:
     model = in_dtype(hunyuan_transformer(heads, guidance_embeds))
     given = hunyuan_inputs(model, shape)
     assert torch.equal(seam(model, *given), own(model, *given))
@@ -59,7 +63,7 @@ def test_equals_forward(heads, guidance_embeds, shape, in_dtype):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()
-def test_padding_changes_nothing(shape, in_dtype):
+def test_padding_changes_nothing(shape: tuple[int, ...], in_dtype: Callable[[Any], Any]) -> None:
     model = in_dtype(hunyuan_transformer())
     latents, timestep, prompt = hunyuan_inputs(model, shape)
     longer = padded(prompt)
@@ -72,7 +76,7 @@ def test_padding_changes_nothing(shape, in_dtype):
 
 
 @torch.no_grad()
-def test_guidance_is_read_where_it_is_embedded():
+def test_guidance_is_read_where_it_is_embedded() -> None:
     model = hunyuan_transformer()
     latents, timestep, (*prompt, _) = hunyuan_inputs(model, SHAPES[0])
     low, high = (seam(model, latents, timestep, (*prompt, torch.tensor([g]))) for g in (1000.0, 9000.0))
@@ -83,7 +87,7 @@ def test_guidance_is_read_where_it_is_embedded():
 
 
 @torch.no_grad()
-def test_prompts_of_a_batch_have_one_length():
+def test_prompts_of_a_batch_have_one_length() -> None:
     hunyuan = HunyuanVideoTransformer(hunyuan_transformer())
     _, _, (embeds, mask, *others) = hunyuan_inputs(hunyuan.module, SHAPES[1])
     for wrong in ([[1, 1, 0], [1, 0, 0]], [[0, 1, 1], [0, 1, 1]], [[0, 0, 0], [0, 0, 0]]):
@@ -93,7 +97,7 @@ def test_prompts_of_a_batch_have_one_length():
 
 
 @torch.no_grad()
-def test_leaves_the_module_as_it_was():
+def test_leaves_the_module_as_it_was() -> None:
     model = hunyuan_transformer()
     keys = list(model.state_dict())
     seam(model, *hunyuan_inputs(model, SHAPES[0]))
@@ -102,7 +106,7 @@ def test_leaves_the_module_as_it_was():
 
 
 @torch.no_grad()
-def test_prompts_share_one_embedding():
+def test_prompts_share_one_embedding() -> None:
     """Guidance branches share one embedding of the latents, one after the other or in one batch."""
     model = hunyuan_transformer()
     hunyuan = HunyuanVideoTransformer(model)
@@ -119,7 +123,7 @@ def test_prompts_share_one_embedding():
 
 @pytest.mark.parametrize("cuts", [[3], [1, 1, 8], [12]])
 @torch.no_grad()
-def test_sharded_tokens_give_the_same_video(cuts):
+def test_sharded_tokens_give_the_same_video(cuts: Any) -> None:
     """Tokens are divided into shares of any size, even zero, each with all the text, as on ranks."""
     model = hunyuan_transformer()
     hunyuan = HunyuanVideoTransformer(model)
@@ -129,16 +133,16 @@ def test_sharded_tokens_give_the_same_video(cuts):
     assert num_text == 9
     shares = [tokens.shard(a, b) for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
 
-    def whole(parts):
+    def whole(parts: Any) -> Any:
         return torch.cat(
             [*(part[:, : part.shape[1] - num_text] for part in parts), parts[0][:, -num_text:]], 1
         )
 
     for block in hunyuan.blocks:
         values, keys, queries = zip(*(block.project(share) for share in shares), strict=True)
-        keys = whole([share.layout.rope.apply(key) for share, key in zip(shares, keys, strict=True)])
-        queries = [share.layout.rope.apply(query) for share, query in zip(shares, queries, strict=True)]
-        attended = [sdpa(query, keys, whole(values)) for query in queries]
+        all_keys = whole([share.layout.rope.apply(key) for share, key in zip(shares, keys, strict=True)])
+        rotated = [share.layout.rope.apply(query) for share, query in zip(shares, queries, strict=True)]
+        attended = [sdpa(query, all_keys, whole(values)) for query in rotated]
         shares = [block.finish(*pair) for pair in zip(shares, attended, strict=True)]
     heads = torch.cat([hunyuan.head(share) for share in shares], dim=1)
     result = hunyuan.unpatchify(heads, tokens.layout)
@@ -146,7 +150,7 @@ def test_sharded_tokens_give_the_same_video(cuts):
 
 
 @torch.no_grad()
-def test_the_text_is_not_rotated():
+def test_the_text_is_not_rotated() -> None:
     hunyuan = HunyuanVideoTransformer(hunyuan_transformer())
     layout = hunyuan.layout((3, 4, 6))
     assert layout.num_replicated == 0
@@ -160,14 +164,14 @@ def test_the_text_is_not_rotated():
 
 @pytest.mark.parametrize("layer", [0, 2])
 @torch.no_grad()
-def test_project_and_finish_compile_in_one_piece(layer):
+def test_project_and_finish_compile_in_one_piece(layer: Any) -> None:
     model = hunyuan_transformer()
     hunyuan = HunyuanVideoTransformer(model)
     latents, timestep, prompt = hunyuan_inputs(model, SHAPES[0])
     layout = hunyuan.layout(tuple(latents.shape[2:]))
     tokens = hunyuan.embed(latents, timestep, hunyuan.context(*prompt), layout)
 
-    def block(tokens):
+    def block(tokens: Any) -> Any:
         value, _key, query = hunyuan.blocks[layer].project(tokens)
         after = hunyuan.blocks[layer].finish(tokens, value + query)
         return after.hidden_states, after.encoder_hidden_states
@@ -177,7 +181,7 @@ def test_project_and_finish_compile_in_one_piece(layer):
         assert torch.equal(ours, expected)
 
 
-def test_refuses_a_transformer_that_takes_an_image():
+def test_refuses_a_transformer_that_takes_an_image() -> None:
     with torch.device("meta"):
         model = HunyuanVideoTransformer3DModel(
             num_layers=1, num_single_layers=1, image_condition_type="token_replace"

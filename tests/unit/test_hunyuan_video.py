@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,12 +34,13 @@ from paradit.models.hunyuan_video.spec import (
 )
 from paradit.models.spec import read_spec
 from paradit.models.warnings import warnings_for
+from paradit.pipeline import load
 from paradit.progress import Progress
 from paradit.testing import run_world
-from paradit.text_to_video import load, text_to_video
+from paradit.text_to_video import text_to_video
 from tiny import POOLED_DIM, TEXT_DIM, decoded, hunyuan_transformer, save_hunyuan_folder
 
-SIZE = {"width": 48, "height": 80, "num_frames": 9, "num_inference_steps": 3}
+SIZE: dict[str, Any] = {"width": 48, "height": 80, "num_frames": 9, "num_inference_steps": 3}
 """Size of a video with 45 tokens."""
 PROMPT, SEED = "a red circle", 11
 FULL_PROMPT = "abcdefghij " * 30
@@ -75,19 +77,21 @@ def pipeline_of(folder: Path, dtype: torch.dtype = torch.float32) -> HunyuanVide
     return pipe
 
 
-def by_the_pipeline(pipe: HunyuanVideoPipeline, prompt: str = PROMPT, output_type: str = "latent", **more):
+def by_the_pipeline(
+    pipe: HunyuanVideoPipeline, prompt: str = PROMPT, output_type: str = "latent", **more: Any
+) -> Any:
     generator = torch.Generator("cpu").manual_seed(SEED)
     return pipe(prompt, generator=generator, output_type=output_type, **(SIZE | more)).frames
 
 
-def by_us(folder: Path, prompt: str = PROMPT, dtype: str = "fp32", **more):
+def by_us(folder: Path, prompt: str = PROMPT, dtype: str = "fp32", **more: Any) -> Any:
     spec = read_spec(folder)
     request = resolve(Request(prompt=prompt, seed=SEED, **(SIZE | more)), spec)
     return text_to_video(load(spec, dtype), request, Progress())
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-def test_parameter_count_is_the_class_s(config):
+def test_parameter_count_is_the_class_s(config: Any) -> None:
     with torch.device("meta"):
         model = HunyuanVideoTransformer3DModel(**config)
     assert transformer_spec(config).num_parameters == sum(p.numel() for p in model.parameters())
@@ -95,7 +99,7 @@ def test_parameter_count_is_the_class_s(config):
 
 @pytest.mark.parametrize("guidance_embeds", [True, False])
 @torch.no_grad()
-def test_flops_are_those_counted(guidance_embeds):
+def test_flops_are_those_counted(guidance_embeds: bool) -> None:
     model = hunyuan_transformer(guidance_embeds=guidance_embeds)
     text, pooled = torch.randn(1, 20, TEXT_DIM), torch.randn(1, POOLED_DIM)
     # The counter does not know the fused CPU kernel; the math backend consists of matrix products.
@@ -118,7 +122,7 @@ def test_flops_are_those_counted(guidance_embeds):
         ({}, {}),
     ],
 )
-def test_text_encoder_counts_are_the_classes(llama, clip):
+def test_text_encoder_counts_are_the_classes(llama: Any, clip: Any) -> None:
     with torch.device("meta"):
         models = LlamaModel(LlamaConfig(**llama)), CLIPTextModel(CLIPTextConfig(**clip))
     counts = tuple(sum(p.numel() for p in model.parameters()) for model in models)
@@ -126,7 +130,7 @@ def test_text_encoder_counts_are_the_classes(llama, clip):
     assert sizes == counts
 
 
-def test_reads_a_folder(folder):
+def test_reads_a_folder(folder: Path) -> None:
     assert find_model(str(folder)) == folder
     spec = read_spec(folder)
     assert spec.pipeline_class == "HunyuanVideoPipeline"
@@ -143,7 +147,7 @@ def test_reads_a_folder(folder):
     assert parts["peak"] <= sum(value for part, value in parts.items() if part != "peak")
 
 
-def test_warns_of_a_negative_prompt(folder):
+def test_warns_of_a_negative_prompt(folder: Path) -> None:
     spec = read_spec(folder)
     asked = Request(prompt=PROMPT, **SIZE)
     assert warnings_for(resolve(asked, spec), spec) == []
@@ -151,7 +155,7 @@ def test_warns_of_a_negative_prompt(folder):
     assert "negative_prompt has no effect" in warning
 
 
-def test_counts_without_weights(tmp_path):
+def test_counts_without_weights(tmp_path: Path) -> None:
     folder = save_hunyuan_folder(tmp_path)
     there = {w.component: w.parameters for w in read_spec(folder).weights}
     for file in folder.glob("*/*.safetensors"):
@@ -159,7 +163,7 @@ def test_counts_without_weights(tmp_path):
     assert {w.component: w.parameters for w in read_spec(folder).weights} == there | {"vae": 0}
 
 
-def test_refuses_an_incomplete_folder(tmp_path):
+def test_refuses_an_incomplete_folder(tmp_path: Path) -> None:
     folder = save_hunyuan_folder(tmp_path / "whole")
     index = folder / "model_index.json"
     index.write_text(index.read_text().replace('"text_encoder_2"', '"other"'))
@@ -167,7 +171,7 @@ def test_refuses_an_incomplete_folder(tmp_path):
         find_model(str(folder))
 
 
-def test_equals_the_pipeline(folder):
+def test_equals_the_pipeline(folder: Path) -> None:
     video = by_us(folder, guidance_scale=4.0)
     assert video.latents.dtype == torch.float32
     expected = by_the_pipeline(pipeline_of(folder), guidance_scale=4.0)
@@ -177,7 +181,7 @@ def test_equals_the_pipeline(folder):
 
 
 @pytest.mark.parametrize("guidance_embeds", [True, False])
-def test_equals_the_pipeline_bit_for_bit_without_padding(guidance_embeds, tmp_path):
+def test_equals_the_pipeline_bit_for_bit_without_padding(guidance_embeds: bool, tmp_path: Path) -> None:
     folder = save_hunyuan_folder(tmp_path, heads=3, guidance_embeds=guidance_embeds)
     video, pipe = by_us(folder, FULL_PROMPT), pipeline_of(folder)
     assert torch.equal(video.latents, by_the_pipeline(pipe, FULL_PROMPT))
@@ -186,11 +190,11 @@ def test_equals_the_pipeline_bit_for_bit_without_padding(guidance_embeds, tmp_pa
 
 
 class InFp32(FlowMatchEulerDiscreteScheduler):
-    def step(self, model_output: Tensor, *args, **kwargs):
+    def step(self, model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
         return super().step(model_output.float(), *args, **kwargs)
 
 
-def test_keeps_the_latents_in_fp32(folder):
+def test_keeps_the_latents_in_fp32(folder: Path) -> None:
     """The pipeline's scheduler rounds latents to the prediction's dtype, and timesteps too; ours does not."""
     latents = by_us(folder, FULL_PROMPT, dtype="bf16").latents
     assert latents.dtype == torch.float32
@@ -204,9 +208,9 @@ def test_keeps_the_latents_in_fp32(folder):
     "shape", [(1, 4, 4), (4, 4, 6), (5, 4, 4), (7, 6, 4), (8, 4, 4), (9, 4, 4), (5, 34, 36)]
 )
 @torch.no_grad()
-def test_decode_streams_and_equals_the_vae(folder, shape):
+def test_decode_streams_and_equals_the_vae(folder: Path, shape: tuple[int, ...]) -> None:
     """The VAE decodes by groups of frames, and by tiles beyond 256 pixels."""
-    model = load(read_spec(folder), "fp32")
+    model: Any = load(read_spec(folder), "fp32")
     pipe, latents = model._pipeline, torch.randn(1, 16, *shape)
     pipe.vae.enable_tiling()
     parts = list(decoded(model, latents, tile=256))
@@ -216,7 +220,7 @@ def test_decode_streams_and_equals_the_vae(folder, shape):
     assert np.array_equal(np.concatenate(parts), (whole * 255).round().astype("uint8"))
 
 
-def test_generate(folder):
+def test_generate(folder: Path) -> None:
     made = paradit.generate(PROMPT, model=str(folder), **SIZE)
     assert made.frames.shape == (9, 80, 48, 3)
     assert made.fps == 24
@@ -231,7 +235,7 @@ def latents_on_ranks(world: World, folder: Path, placements: list[Placement]) ->
 
 
 @pytest.mark.parametrize(("heads", "num_ranks"), [(2, 2), (3, 2), (2, 3)])
-def test_several_ranks_give_the_same_latents(heads, num_ranks, tmp_path):
+def test_several_ranks_give_the_same_latents(heads: int, num_ranks: int, tmp_path: Path) -> None:
     """The 45 video tokens and 17 text tokens divide unevenly, for any form of attention."""
     folder = save_hunyuan_folder(tmp_path, heads=heads)
     names = ("ulysses", "pipesp", "pipesp-paper", "ring", "auto")
@@ -258,7 +262,7 @@ def before_during_after(_: World, folder: Path) -> list[Tensor]:
     return [alone, during, again, guided, guided_alone]
 
 
-def test_parallelize_gives_the_same_latents(folder):
+def test_parallelize_gives_the_same_latents(folder: Path) -> None:
     by_rank = run_world(before_during_after, 3, folder, timeout=240)
     for alone, during, again, guided, guided_alone in by_rank:
         torch.testing.assert_close(during, alone, rtol=0, atol=1e-5)
@@ -266,7 +270,7 @@ def test_parallelize_gives_the_same_latents(folder):
         assert torch.equal(again, alone)
 
 
-def test_what_the_text_encoders_do_not_read_of_a_prompt(folder):
+def test_what_the_text_encoders_do_not_read_of_a_prompt(folder: Path) -> None:
     model = load(read_spec(folder), "fp32", stages=("encode",))
     assert model.left_out("a red circle") == {}
     assert model.left_out("ab " * 30) == {"CLIP": (77, "b ab ab ab ab")}

@@ -174,7 +174,7 @@ def test_the_public_names_have_types() -> None:
     names = {
         alias.asname: node.module for node in said if isinstance(node, ast.ImportFrom) for alias in node.names
     }
-    assert sorted(filter(None, names)) == sorted(paradit.__all__)
+    assert sorted(filter(None, names)) == sorted(vars(paradit)["__all__"])
     for name, module in names.items():
         assert getattr(paradit, str(name)) is getattr(import_module(str(module)), str(name))
 

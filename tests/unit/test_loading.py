@@ -14,7 +14,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from paradit.config.errors import InputError
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
-from paradit.text_to_video import load
+from paradit.pipeline import load
 from tiny import save_folder, save_hunyuan_folder
 
 MIB = 2**20
@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from paradit.models.spec import read_spec
 from paradit.sampling.layer_split import measure_layers
-from paradit.text_to_video import load
+from paradit.pipeline import load
 
 def memory():
     lines = [line.split() for line in open("/proc/self/smaps_rollup")]
@@ -134,7 +134,9 @@ def test_half_of_the_layers_is_half_of_the_memory(part: str, folder: Path, tmp_p
 def test_layers_read_later_are_the_same(family: str, dtype: str, folder: Path, tmp_path: Path) -> None:
     """Layers may be read in any order, from shards or a single file, and computed values are equal too."""
     spec = read_spec(folder if family == "wan" else save_hunyuan_folder(tmp_path))
+    expected: Any
     (expected,) = load(spec, dtype, stages=("denoise",)).experts
+    found: Any
     (found,) = load(spec, dtype, stages=("denoise",), layers=False).experts
     assert found.blocks == []
     everything: Any = range(len(found.layers.kinds))
@@ -194,6 +196,7 @@ def test_weights_of_a_variant_are_loaded_if_there_are_no_others(tmp_path: Path) 
     spec = read_spec(find_model(str(folder)))
     assert all(part.file_bytes > 0 for part in spec.weights)
     model: Any = load(spec, "fp32")
+    late: Any
     (late,) = load(spec, "fp32", stages=("denoise",), layers=False).experts
     late.keep_layers(range(2))
     for name, module in (("transformer", late.module), *model._pipeline.components.items()):

@@ -16,10 +16,10 @@ from paradit.models.hunyuan_video.spec import vae_spec
 from paradit.models.spec import read_spec
 from paradit.models.wan.random_weights import random_decoder
 from paradit.parallel.predictor import LocalPredictor
+from paradit.pipeline import load
 from paradit.progress import Progress
 from paradit.sampling.sampler import Work
 from paradit.stages.denoise import denoise
-from paradit.text_to_video import load
 from tiny import save_folder, save_hunyuan_folder
 
 BYTES = {"fp32": 4, "bf16": 2}

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +44,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("config", PUBLISHED.values(), ids=PUBLISHED.keys())
-def test_parameter_count_is_the_class_s(config):
+def test_parameter_count_is_the_class_s(config: Any) -> None:
     with torch.device("meta"):
         model = WanTransformer3DModel(**config)
     assert transformer_spec(config).num_parameters == sum(p.numel() for p in model.parameters())
@@ -50,7 +52,7 @@ def test_parameter_count_is_the_class_s(config):
 
 @pytest.mark.parametrize("timesteps", [1, 48])
 @torch.no_grad()
-def test_flops_are_those_counted(timesteps):
+def test_flops_are_those_counted(timesteps: Any) -> None:
     model = transformer()
     spec = transformer_spec(model.config)
     latents, text = torch.randn(1, 16, 3, 8, 8), torch.randn(1, 20, 32)
@@ -63,7 +65,7 @@ def test_flops_are_those_counted(timesteps):
     assert counter.get_total_flops() == expected
 
 
-def test_reads_a_folder(tmp_path):
+def test_reads_a_folder(tmp_path: Path) -> None:
     spec = read_spec(save_folder("wan22_a14b", tmp_path, name="tiny", width=64, train_frames=[5, 9]))
     assert spec.name == "tiny"
     assert spec.pipeline_class == "WanPipeline"
@@ -80,7 +82,7 @@ def test_reads_a_folder(tmp_path):
     assert by_component["vae"].file_bytes == stored
 
 
-def test_geometry(tmp_path):
+def test_geometry(tmp_path: Path) -> None:
     spec = read_spec(save_folder("wan22_ti2v", tmp_path))
     assert spec.expand_timesteps
     assert spec.vae.latent_shape(121, 704, 1280) == (48, 31, 44, 80)
@@ -89,7 +91,7 @@ def test_geometry(tmp_path):
     assert (spec.defaults.width, spec.defaults.height, spec.defaults.fps) == (1280, 704, 24)
 
 
-def test_memory_grows_with_what_is_asked(tmp_path):
+def test_memory_grows_with_what_is_asked(tmp_path: Path) -> None:
     spec = read_spec(save_folder("wan21", tmp_path))
     small, long = (spec.memory_bytes(frames, 480, 832, 2) for frames in (17, 81))
     assert small["weights"] == long["weights"] > 0
@@ -98,7 +100,7 @@ def test_memory_grows_with_what_is_asked(tmp_path):
     assert long["peak"] <= sum(value for part, value in long.items() if part != "peak")
 
 
-def test_refuses_what_it_cannot_read(tmp_path):
+def test_refuses_what_it_cannot_read(tmp_path: Path) -> None:
     folder = save_folder("wan21", tmp_path, num_frame=5)
     with pytest.raises(InputError, match=r"num_frame\b.*num_frames"):
         read_spec(folder)
@@ -110,7 +112,7 @@ def test_refuses_what_it_cannot_read(tmp_path):
         read_spec(folder)
 
 
-def test_a_sharded_component_is_counted_once(tmp_path):
+def test_a_sharded_component_is_counted_once(tmp_path: Path) -> None:
     folder = save_folder("wan21", tmp_path)
     plain = read_spec(folder).weights
     transformer().save_pretrained(folder / "transformer", max_shard_size="100KB")
@@ -118,7 +120,7 @@ def test_a_sharded_component_is_counted_once(tmp_path):
     assert [w.parameters for w in read_spec(folder).weights] == [w.parameters for w in plain]
 
 
-def test_specs_import_no_torch(tmp_path):
+def test_specs_import_no_torch(tmp_path: Path) -> None:
     folder = save_folder("wan21", tmp_path)
     code = (
         "import sys, pathlib, paradit; from paradit.models.spec import read_spec;"
@@ -140,13 +142,13 @@ def test_specs_import_no_torch(tmp_path):
          "relative_attention_num_buckets": 16},
     ],
 )  # fmt: skip
-def test_text_encoder_count_is_the_class_s(config):
+def test_text_encoder_count_is_the_class_s(config: Any) -> None:
     with torch.device("meta"):
         model = UMT5EncoderModel(UMT5Config(feed_forward_proj="gated-gelu", **config))
     assert umt5_parameters(UMT5(**config)) == sum(p.numel() for p in model.parameters())
 
 
-def test_a_model_whose_weights_are_not_downloaded_yet(tmp_path):
+def test_a_model_whose_weights_are_not_downloaded_yet(tmp_path: Path) -> None:
     whole = save_folder("wan21", tmp_path / "whole")
     there = {w.component: w.parameters for w in read_spec(whole).weights}
     for file in whole.glob("*/*.safetensors"):
@@ -157,7 +159,7 @@ def test_a_model_whose_weights_are_not_downloaded_yet(tmp_path):
     assert expected == there | {"vae": 0}
 
 
-def test_supported_classes():
+def test_supported_classes() -> None:
     assert supported_pipelines() == ("WanPipeline", "HunyuanVideoPipeline")
     assert family("WanPipeline") is FAMILIES.find("wan")
     with pytest.raises(InputError, match="supported: WanPipeline, HunyuanVideoPipeline"):

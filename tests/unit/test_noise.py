@@ -1,6 +1,7 @@
 """Noise of frame blocks, which depends only on the seed and the block's number."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def test_a_window_has_every_frame_of_the_pool_once(context: int) -> None:
 @pytest.mark.parametrize(
     "make", [lambda s: PooledNoise(FRAME, s, 4, 2), lambda s: IndependentNoise(FRAME, s, 4)]
 )
-def test_in_any_order_and_by_seed(make) -> None:
+def test_in_any_order_and_by_seed(make: Any) -> None:
     noise: BlockNoise = make(5)
     blocks = [noise.block(number) for number in range(6)]
     assert blocks[0].shape == (1, 3, 4, 2, 4) and blocks[0].dtype == torch.float32

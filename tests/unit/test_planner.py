@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -21,7 +22,7 @@ from paradit.config.requests import Request
 from paradit.distributed.shares import Shares
 from paradit.distributed.timing import Link as RehearsedLink
 from paradit.models.published import published_models, published_spec
-from paradit.planner.discrete_events import Compute, Message, Post, Wait, simulate
+from paradit.planner.discrete_events import Compute, Message, Post, Step, Wait, simulate
 from paradit.planner.explain import compared, misfits, reasons
 from paradit.planner.hardware import Cluster, find_cluster
 from paradit.planner.search import GOALS, Plan, all_candidates, find_plans, with_tiles
@@ -138,8 +139,8 @@ def test_what_shares_a_resource_never_overlaps(form: Choice) -> None:
 
 def test_events_by_hand() -> None:
     message = Message("m", (0, 1), {"port": 2.0}, 0.5)
-    first = [Compute("a", 1.0), Post("m", message), Compute("b", 0.25), Wait("m")]
-    second = [Compute("a", 3.0), Post("m", message)]
+    first: list[Step] = [Compute("a", 1.0), Post("m", message), Compute("b", 0.25), Wait("m")]
+    second: list[Step] = [Compute("a", 3.0), Post("m", message)]
     simulation = simulate([first, second])
     # The message starts when the second rank has posted it, at 3.
     assert list(simulation.ends) == [5.5, 3.0]
@@ -149,7 +150,7 @@ def test_events_by_hand() -> None:
 
 def test_posting_takes_as_long_as_was_computed_at_most() -> None:
     message = Message("any", (0,), {"port": 1.0}, 0.0, posting=2.0)
-    program = [
+    program: list[Step] = [
         Compute("work", 1.0),
         Post(1, message),
         Post(2, message),
@@ -165,7 +166,7 @@ def test_posting_takes_as_long_as_was_computed_at_most() -> None:
         assert branch(slow, shares).message("any", (0, 1), [[0.0, sent], [sent, 0.0]]).posting == taken
 
 
-def random_cases(number: int) -> list[tuple[Cluster, dict[str, int]]]:
+def random_cases(number: int) -> list[tuple[Cluster, dict[str, Any]]]:
     draw = Random(0)
     found = []
     for _ in range(number):
@@ -254,7 +255,7 @@ def test_a_plan_is_compared_with_plans_that_differ_in_one_setting(goal: str) -> 
 
 def test_memory_grows_with_the_video() -> None:
     candidate = Candidate(placement=Placement(ranks=4, denoise=(0, 1, 2), decode=(3,)))
-    sizes = [
+    sizes: list[dict[str, Any]] = [
         {"width": 480},
         {"width": 960},
         {"width": 960, "height": 576},

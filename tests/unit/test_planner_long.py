@@ -90,7 +90,7 @@ def test_branches_on_different_ranks_are_two_pipelines(stages: int, blocks: int,
     step = next(one.queue.steps())
     costs = [one.step_seconds(stage, kind_of(step)).seconds for stage in range(stages)]
     assert one.run().seconds == pytest.approx(duration(one.queue, costs), rel=1e-9)
-    sent = defaultdict(int)
+    sent: defaultdict[Any, int] = defaultdict(int)
     for one_sent in one.simulation().sent:
         sent[one_sent.message.name] += 1
     steps = blocks * steps
@@ -163,7 +163,7 @@ def test_work_is_conserved_and_nothing_that_shares_a_resource_overlaps(sharers: 
         for before, after in pairwise(sorted(spans)):
             assert after[0] >= before[1] - 1e-12
     # Every hidden state, prediction and block travels once.
-    sent = defaultdict(int)
+    sent: defaultdict[Any, int] = defaultdict(int)
     for one_sent in simulation.sent:
         sent[one_sent.message.name] += 1
     steps = len(list(one.queue.steps()))
@@ -177,10 +177,12 @@ def test_a_joint_model_s_text_travels_with_its_tokens() -> None:
     spec = published_spec("HunyuanVideo")
     sizes = {"num_frames": 33, "width": 160, "height": 96, "block_frames": 3, "context_frames": 0}
     asked = Request.of(prompt="any", num_inference_steps=3, method="dualparal", **sizes)
+    resolved = resolve(asked, spec)
+    assert isinstance(resolved, QueueRequest)
     one = LongVideo(
         cluster=cluster(2),
         spec=spec,
-        request=resolve(asked, spec),
+        request=resolved,
         placement=Placement.of(ranks=2, pipeline_degree=2),
         dtype="bf16",
         decode=0.0,
@@ -373,10 +375,12 @@ def small_video(folder: Path, grid: PipelineGrid, left_context: str) -> LongVide
         left_context=left_context,
     )
     spec = read_spec(folder)
+    resolved = resolve(asked, spec)
+    assert isinstance(resolved, QueueRequest)
     return LongVideo(
         cluster=cluster(4),
         spec=spec,
-        request=resolve(asked, spec),
+        request=resolved,
         placement=Placement.of(ranks=4, cfg_degree=grid.cfg_degree, pipeline_degree=grid.num_slices),
         dtype="fp32",
         decode=0.1,

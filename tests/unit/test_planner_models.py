@@ -1,7 +1,10 @@
 """Operations of the autoencoders, as torch counts them, and the published configurations."""
 
+from typing import Any
+
 import pytest
 import torch
+from diffusers.video_processor import VideoProcessor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,7 +16,7 @@ from paradit.stages.decode import pictures
 from tiny import hunyuan_vae, vae
 
 
-def counted(decode) -> int:
+def counted(decode: Any) -> int:
     # The counter does not know the fused CPU kernel; the math backend consists of matrix products.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         decode()
@@ -21,7 +24,7 @@ def counted(decode) -> int:
 
 
 @pytest.mark.parametrize("variant", ["wan21", "wan22_ti2v"])
-def test_wan_decode(variant):
+def test_wan_decode(variant: str) -> None:
     model = vae(variant)
     spec = vae_spec(model.config)
     side = spec.spatial_compression
@@ -31,13 +34,13 @@ def test_wan_decode(variant):
 
 # One tile, one group; tiles in height only, three groups; in both.
 @pytest.mark.parametrize("shape", [(2, 4, 6), (7, 34, 6), (4, 34, 30)])
-def test_hunyuan_decode(shape):
+def test_hunyuan_decode(shape: tuple[int, ...]) -> None:
     model = hunyuan_vae()
     frames, height, width = shape
     latents = torch.randn(1, 16, *shape)
     spec = hunyuan_spec.vae_spec(model.config)
     expected = spec.decode_flops(4 * frames - 3, 8 * height, 8 * width)
-    decoder = HunyuanVideoDecoder(model, None, latents)
+    decoder = HunyuanVideoDecoder(model, VideoProcessor(), latents)
     tiles = spec.grid(8 * height, 8 * width, spec.TILE_PIXELS)
     alone = Agreement(None, torch.device("cpu"))
     assert counted(lambda: list(pictures(decoder, tiles, alone))) == expected

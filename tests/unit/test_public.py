@@ -82,7 +82,7 @@ EXIT_CODES = {
 def surface() -> Surface:
     """Return the whole public surface."""
     return {
-        "paradit": {"__all__": sorted(paradit.__all__)},
+        "paradit": {"__all__": sorted(vars(paradit)["__all__"])},
         "python": dict(signatures()),
         "errors": {kind.__name__: [base.__name__ for base in kind.__bases__] for kind in ERRORS},
         "events": {name: [field.name for field in fields(kind)] for name, kind in EVENTS.items()},
@@ -110,7 +110,7 @@ def signatures() -> Iterator[tuple[str, list[str]]]:
 def parameters(made: Any) -> list[str]:
     said = []
     for one in inspect.signature(made).parameters.values():
-        star = {one.VAR_KEYWORD: "**", one.KEYWORD_ONLY: "*, "}.get(one.kind, "")
+        star = {"VAR_KEYWORD": "**", "KEYWORD_ONLY": "*, "}.get(one.kind.name, "")
         said.append(f"{star}{one.name}" + ("" if one.default is one.empty else f" = {one.default!r}"))
     return [parameter for parameter in said if parameter != "self"]
 

@@ -21,7 +21,7 @@ from paradit.models.folder import bundled_folder
 from paradit.models.spec import ModelSpec, read_spec
 from paradit.models.warnings import warnings_for
 
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "width": 96,
     "height": 96,
     "num_frames": 33,

@@ -1,6 +1,7 @@
 """Ring and USP attention: exact for any lengths, with only two blocks of keys and values on a rank."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,12 @@ from paradit.attention.ring import ring
 from paradit.attention.usp import usp
 from paradit.distributed.exchange import UlyssesExchange
 from paradit.distributed.shares import Shares
+
+
+def seam(attend: Any, projection: Iterator[Tensor], layout: Unrotated) -> Any:
+    """Begin an attention; the layout only looks like that of a real run."""
+    return attend(0, projection, layout)
+
 
 LENGTHS = {
     "one rank": (9,),
@@ -49,7 +56,7 @@ def test_ring_equals_attention_in_one_place(lengths: tuple[int, ...], text: int)
     q, k, v = random_qkv(sum(lengths) + text, num_heads=3)
     sizes = [*lengths, text]
     works = [
-        ring(lengths, transport)(0, projection, Unrotated(length + text, text))
+        seam(ring(lengths, transport), projection, Unrotated(length + text, text))
         for transport, projection, length in zip(
             world(len(lengths)), projections(q, k, v, sizes), lengths, strict=True
         )
@@ -80,7 +87,7 @@ def test_usp_equals_attention_in_one_place(
         shares = Shares(num_heads=heads, tokens=groups[group], work=work, num_replicated=text)
         exchange = UlyssesExchange(shares, transports[rank], whole_heads=True)
         attend = usp(exchange, [sum(tokens) for tokens in groups], rings[rank][group])
-        works.append(attend(0, projection, Unrotated(lengths[index] + text, text)))
+        works.append(seam(attend, projection, Unrotated(lengths[index] + text, text)))
     check(run_together(works), sizes, q, k, v)
 
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -30,10 +31,11 @@ from paradit.config.methods.method import resolve
 from paradit.config.requests import Request
 from paradit.models.known_schedulers import is_known
 from paradit.models.spec import read_spec
+from paradit.pipeline import load
 from paradit.progress import Progress
 from paradit.sampling.noise import initial_noise, step_generator
 from paradit.scheduler_check import check_scheduler
-from paradit.text_to_video import load, text_to_video
+from paradit.text_to_video import text_to_video
 from tiny import drawing_scheduler, save_folder, save_hunyuan_folder
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
@@ -69,7 +71,7 @@ def folder_with(scheduler: SchedulerMixin, path: Path, *, hunyuan: bool = False)
 
 def ours(folder: Path, **settings: object) -> Tensor:
     spec = read_spec(folder)
-    request = resolve(Request.of(prompt=PROMPT, seed=SEED, **(SIZE | settings)), spec)  # type: ignore[arg-type]
+    request = resolve(Request.of(prompt=PROMPT, seed=SEED, **(SIZE | settings)), spec)
     check_scheduler(spec, request)
     return text_to_video(load(spec, "fp32"), request, Progress()).latents
 
@@ -88,8 +90,9 @@ def plainly(folder: Path) -> Tensor:
     spec = read_spec(folder)
     model, latents = load(spec, "fp32"), initial_noise((1, 16, 2, 4, 8), SEED, torch.device("cpu"))
     (text,), scheduler = model.encode_prompt(PROMPT), model.scheduler(4)
+    expert: Any = model.experts[0]
     for step, time in enumerate(scheduler.timesteps):
-        (prediction,) = model.experts[0].module(latents, time.expand(1), text, return_dict=False)
+        (prediction,) = expert.module(latents, time.expand(1), text, return_dict=False)
         generator = step_generator(SEED, step)
         (latents,) = scheduler.step(prediction, time, latents, generator=generator, return_dict=False)[:1]
     return latents
@@ -153,7 +156,7 @@ def test_what_cannot_be_run_is_refused(name: str, tmp_path: Path) -> None:
 class Unseeded(FlowMatchEulerDiscreteScheduler):
     """Scheduler that draws from torch's own generator and ignores the one that it is given."""
 
-    def step(self, *inputs, generator=None, return_dict=True):  # type: ignore[no-untyped-def]  # noqa: ARG002
+    def step(self, *inputs: Any, generator: Any = None, return_dict: bool = True) -> Any:  # noqa: ARG002
         (stepped,) = super().step(*inputs, return_dict=False)
         return (stepped + 0.1 * torch.randn(stepped.shape),)
 
@@ -202,7 +205,7 @@ def test_all_of_diffusers_run_or_are_refused_in_one_line(tmp_path: Path) -> None
     for hunyuan in (False, True):
         folder = folder_with(FlowMatchEulerDiscreteScheduler(), tmp_path / str(hunyuan), hunyuan=hunyuan)
         spec = read_spec(folder)
-        request = resolve(Request.of(prompt=PROMPT, **SIZE), spec)  # type: ignore[arg-type]
+        request = resolve(Request.of(prompt=PROMPT, **SIZE), spec)
         for name in dir(diffusers):
             if not name.endswith("Scheduler") or not inspect.isclass(getattr(diffusers, name)):
                 continue

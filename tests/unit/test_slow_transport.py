@@ -7,6 +7,7 @@ that was overwritten meanwhile arrives wrong, and one that is used before it was
 import random
 import threading
 from collections.abc import Generator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ class SlowTransfer:
         return self.received
 
 
-def layers(attend: Attend, x: Tensor, layout: Unrotated) -> Generator[Wait, None, Tensor]:
+def layers(attend: Any, x: Tensor, layout: Unrotated) -> Generator[Wait, None, Tensor]:
     """Run a few attentions one after the other, each with different q, k and v."""
     for layer in range(LAYERS):
         # Tensors are made anew and overwritten afterwards, like memory that an allocator reuses.
@@ -83,7 +84,7 @@ def layers(attend: Attend, x: Tensor, layout: Unrotated) -> Generator[Wait, None
 
 
 def ring_form(shares: Shares, transport: SlowTransport) -> Attend:
-    return ring(shares.tokens, transport)
+    return ring(shares.tokens, transport)  # type: ignore[arg-type]
 
 
 def on_threads(shares: Shares, form: Form, seed: int) -> list[Tensor]:

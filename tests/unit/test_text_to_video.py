@@ -3,6 +3,8 @@
 import warnings
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,22 +18,25 @@ from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
 from paradit.config.requests import Request
 from paradit.models.spec import read_spec
-from paradit.progress import Progress, Stepped
+from paradit.pipeline import load
+from paradit.progress import Event, Progress, Stepped
 from paradit.sampling import guidance
-from paradit.text_to_video import load, text_to_video
+from paradit.text_to_video import text_to_video
 from tiny import VARIANTS, decoded, save_folder
 
-SIZE = {"width": 64, "height": 32, "num_frames": 9, "num_inference_steps": 4}
+SIZE: dict[str, Any] = {"width": 64, "height": 32, "num_frames": 9, "num_inference_steps": 4}
 # 32 pixels are one token of the TI2V model: compression 16, patch 2.
 PROMPT, NEGATIVE, SEED = "a red circle", "blurry", 11
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def folder(request, tmp_path_factory):
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return save_folder(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def expected(folder, dtype=torch.float32, output_type="latent", **settings):
+def expected(
+    folder: Path, dtype: torch.dtype = torch.float32, output_type: str = "latent", **settings: Any
+) -> Any:
     pipeline = WanPipeline.from_pretrained(folder, dtype={"vae": torch.float32, "default": dtype})
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator("cpu").manual_seed(SEED)
@@ -40,7 +45,7 @@ def expected(folder, dtype=torch.float32, output_type="latent", **settings):
     ).frames
 
 
-def ours(folder, dtype="fp32", **settings):
+def ours(folder: Path, dtype: str = "fp32", **settings: Any) -> Any:
     request = Request(prompt=PROMPT, negative_prompt=NEGATIVE, seed=SEED, **SIZE, **settings)
     spec = read_spec(folder)
     return text_to_video(load(spec, dtype), resolve(request, spec), Progress())
@@ -48,17 +53,17 @@ def ours(folder, dtype="fp32", **settings):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 6.0])
-def test_equals_the_pipeline(folder, guidance_scale, dtype):
+def test_equals_the_pipeline(folder: Path, guidance_scale: float | None, dtype: str) -> None:
     video = ours(folder, dtype, guidance_scale=guidance_scale)
     torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     assert video.latents.dtype == torch.float32
     assert torch.equal(video.latents, expected(folder, torch_dtype, guidance_scale=guidance_scale))
 
 
-def test_frames_equal_the_pipeline(folder):
+def test_frames_equal_the_pipeline(folder: Path) -> None:
     frames = np.stack(list(ours(folder).frames()))
     defaults = read_spec(folder).defaults
-    scales = {"guidance_scale": defaults.guidance_scale}
+    scales: dict[str, Any] = {"guidance_scale": defaults.guidance_scale}
     if defaults.guidance_scale_2:
         scales["guidance_scale_2"] = defaults.guidance_scale_2
     video = expected(folder, output_type="np", **scales)[0]
@@ -66,7 +71,7 @@ def test_frames_equal_the_pipeline(folder):
     assert np.array_equal(frames, (video * 255).round().astype("uint8"))
 
 
-def test_both_experts_serve(tmp_path):
+def test_both_experts_serve(tmp_path: Path) -> None:
     spec = read_spec(save_folder("wan22_a14b", tmp_path))
     model = load(spec, "fp32")
     served = [model.expert_at(timestep) for timestep in model.scheduler(8).timesteps]
@@ -77,8 +82,8 @@ def test_both_experts_serve(tmp_path):
 
 
 @torch.no_grad()
-def test_decode_streams_and_equals_the_vae(folder):
-    model = load(read_spec(folder), "fp32")
+def test_decode_streams_and_equals_the_vae(folder: Path) -> None:
+    model: Any = load(read_spec(folder), "fp32")
     vae = model._pipeline.vae
     latents = torch.randn(1, vae.config.z_dim, 3, 4, 6)
     parts = decoded(model, latents)
@@ -96,7 +101,7 @@ def test_decode_streams_and_equals_the_vae(folder):
 
 
 @torch.no_grad()
-def test_two_decodes_at_a_time_do_not_disturb_each_other(tmp_path):
+def test_two_decodes_at_a_time_do_not_disturb_each_other(tmp_path: Path) -> None:
     model = load(read_spec(save_folder("wan21", tmp_path)), "fp32")
     latents = torch.randn(2, 1, 16, 2, 2, 2)
     alone = [np.concatenate(list(decoded(model, each))) for each in latents]
@@ -105,7 +110,7 @@ def test_two_decodes_at_a_time_do_not_disturb_each_other(tmp_path):
     assert np.array_equal(np.concatenate(second), alone[1])
 
 
-def test_generate(tmp_path):
+def test_generate(tmp_path: Path) -> None:
     folder = save_folder("wan21", tmp_path, fps=12, num_inference_steps=2)
     made = paradit.generate(PROMPT, model=str(folder), width=32, height=48, num_frames=5, guidance_scale=2)
     assert made.frames.shape == (5, 48, 32, 3)
@@ -117,15 +122,15 @@ def test_generate(tmp_path):
     assert made.peak_memory_bytes > 0
 
 
-def test_progress_is_told(tmp_path):
-    told = []
+def test_progress_is_told(tmp_path: Path) -> None:
+    told: list[Event] = []
     folder = save_folder("wan21", tmp_path)
     paradit.generate(PROMPT, model=str(folder), **SIZE, progress=Progress(told.append))
     steps = [(event.stage, event.done) for event in told if isinstance(event, Stepped)]
     assert steps == [("denoise", i) for i in (1, 2, 3, 4)] + [("decode", i) for i in (1, 2, 3)]
 
 
-def test_memory_is_checked_before_loading(tmp_path, monkeypatch):
+def test_memory_is_checked_before_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = read_spec(save_folder("wan21", tmp_path))
     request = resolve(Request(prompt="a", width=64, height=32, num_frames=5), spec)
     parts = spec.memory_bytes(5, 32, 64, 4)
@@ -133,7 +138,7 @@ def test_memory_is_checked_before_loading(tmp_path, monkeypatch):
     has(lambda _: parts["peak"])
     assert memory_check.check_memory(spec, request) is None
     has(lambda _: parts["peak"] - 1)
-    assert "of memory will be needed, and this machine has" in memory_check.check_memory(spec, request)
+    assert "of memory will be needed, and this machine has" in str(memory_check.check_memory(spec, request))
     has(lambda _: round(parts["peak"] / 1.1) - 1)
     with pytest.raises(InputError, match=r"64x32, 5 frames is too much: about .* this machine has"):
         memory_check.check_memory(spec, request)
@@ -142,7 +147,7 @@ def test_memory_is_checked_before_loading(tmp_path, monkeypatch):
         memory_check.check_memory(spec, request)
 
 
-def test_memory_is_checked_by_rank(tmp_path, monkeypatch):
+def test_memory_is_checked_by_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = read_spec(save_folder("wan21", tmp_path))
     request = resolve(Request(prompt="a", width=64, height=32, num_frames=5), spec)
     parts, two = spec.memory_bytes(5, 32, 64, 4), Placement(ranks=2, replicas=2)
@@ -152,7 +157,9 @@ def test_memory_is_checked_by_rank(tmp_path, monkeypatch):
     has(lambda _: needed)
     assert memory_check.check_memory(spec, request, two) is None
     has(lambda _: needed - 1)
-    assert "will be needed on 2 ranks, and this machine has" in memory_check.check_memory(spec, request, two)
+    assert "will be needed on 2 ranks, and this machine has" in str(
+        memory_check.check_memory(spec, request, two)
+    )
     assert memory_check.check_memory(spec, request, two, local_ranks=1) is None
     has(lambda _: parts["weights"] - 1)
     with pytest.raises(InputError, match=r"for its weights in fp32 on 2 ranks, and"):
@@ -163,7 +170,7 @@ def test_memory_is_checked_by_rank(tmp_path, monkeypatch):
     has(lambda _: 2 * halved["peak"])
     assert memory_check.check_memory(spec, in_bf16, two) is None
     has(lambda _: 2 * halved["peak"] - 1)
-    assert "will be needed on 2 ranks" in memory_check.check_memory(spec, in_bf16, two)
+    assert "will be needed on 2 ranks" in str(memory_check.check_memory(spec, in_bf16, two))
 
     # On GPUs, each rank has memory of its own.
     monkeypatch.setattr(memory_check, "where_and_how", lambda _: (torch.device("cuda"), "fp32"))
@@ -174,7 +181,7 @@ def test_memory_is_checked_by_rank(tmp_path, monkeypatch):
         memory_check.check_memory(spec, request, two)
 
 
-def test_a_prompt_that_is_too_long_is_said_to_be(tmp_path):
+def test_a_prompt_that_is_too_long_is_said_to_be(tmp_path: Path) -> None:
     folder = save_folder("wan21", tmp_path, width=32, height=32, num_frames=1, num_inference_steps=1)
     fits = "a" * 511  # a byte is a token, and one marks the end
     with warnings.catch_warnings():

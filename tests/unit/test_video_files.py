@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from paradit.config.errors import InputError
 from paradit.shapes.scenes import Scene, draw
@@ -60,10 +60,7 @@ def test_gif_loops_at_the_right_mean_rate(tmp_path: Path, frames: Frame) -> None
     write(tmp_path / "a.gif", frames, fps=16)
     with Image.open(tmp_path / "a.gif") as picture:
         assert picture.info["loop"] == 0
-        durations = []
-        for index in range(picture.n_frames):
-            picture.seek(index)
-            durations.append(picture.info["duration"])
+        durations = [frame.info["duration"] for frame in ImageSequence.Iterator(picture)]
     assert set(durations) <= {60, 70}
     assert sum(durations) == pytest.approx(1000 * NUM_FRAMES / 16, abs=5)
 

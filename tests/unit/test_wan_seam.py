@@ -1,38 +1,42 @@
 """WanTransformer3DModel cut into blocks: its forward equals the class's own, bit for bit."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from paradit.attention.local_attention import sdpa
 from paradit.models.wan.transformer import WanTransformer
-from seam_inputs import wan_inputs
+from seam_inputs import grid_of, wan_inputs
 from tiny import VARIANTS, forward, in_bf16, transformer
 
 SHAPES = [(1, 2, 4, 6), (2, 3, 2, 10), (1, 1, 6, 6)]
 """Shapes of latents: (batch, frames, height, width)."""
 
 
-def seam(model, latents, timestep, text, image=None):
+def seam(model: Any, latents: Tensor, timestep: Tensor, text: Tensor, image: Tensor | None = None) -> Any:
     wan = WanTransformer(model)
-    tokens = wan.embed(latents, timestep, wan.context(text, image), wan.layout(tuple(latents.shape[2:])))
+    tokens = wan.embed(latents, timestep, wan.context(text, image), wan.layout(grid_of(latents)))
     return wan.unpatchify(forward(wan, tokens), tokens.layout)
 
 
-def own(model, latents, timestep, text, image=None):
+def own(model: Any, latents: Tensor, timestep: Tensor, text: Tensor, image: Tensor | None = None) -> Any:
     return model(latents, timestep, text, encoder_hidden_states_image=image, return_dict=False)[0]
 
 
 @pytest.fixture(params=["fp32", "bf16"])
-def in_dtype(request, tmp_path):
+def in_dtype(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     return (lambda model: model) if request.param == "fp32" else lambda model: in_bf16(model, tmp_path)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_equals_forward(variant, shape, in_dtype):
+def test_equals_forward(variant: str, shape: tuple[int, ...], in_dtype: Callable[[Any], Any]) -> None:
     model = in_dtype(transformer(variant))
     latents, text = wan_inputs(model, shape)
     timestep = torch.tensor([711, 20])[: shape[0]]
@@ -41,7 +45,9 @@ def test_equals_forward(variant, shape, in_dtype):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()
-def test_equals_forward_with_a_timestep_for_each_token(shape, in_dtype):
+def test_equals_forward_with_a_timestep_for_each_token(
+    shape: tuple[int, ...], in_dtype: Callable[[Any], Any]
+) -> None:
     model = in_dtype(transformer("wan22_ti2v"))
     latents, text = wan_inputs(model, shape)
     batch, frames, height, width = shape
@@ -50,7 +56,7 @@ def test_equals_forward_with_a_timestep_for_each_token(shape, in_dtype):
 
 
 @torch.no_grad()
-def test_equals_forward_with_an_image(in_dtype):
+def test_equals_forward_with_an_image(in_dtype: Callable[[Any], Any]) -> None:
     model = in_dtype(transformer("i2v"))
     latents, text = wan_inputs(model, (2, 2, 4, 6), text_length=512)
     image = torch.randn(2, 5, model.config.image_dim, dtype=model.dtype)
@@ -63,7 +69,7 @@ def test_equals_forward_with_an_image(in_dtype):
 
 
 @torch.no_grad()
-def test_equals_forward_with_fused_projections():
+def test_equals_forward_with_fused_projections() -> None:
     model = transformer("i2v")
     model.fuse_qkv_projections()
     latents, text = wan_inputs(model, (1, 2, 4, 6), text_length=512)
@@ -75,7 +81,7 @@ def test_equals_forward_with_fused_projections():
 
 
 @torch.no_grad()
-def test_leaves_the_module_as_it_was():
+def test_leaves_the_module_as_it_was() -> None:
     model = transformer()
     keys = list(model.state_dict())
     wan = WanTransformer(model)
@@ -86,26 +92,26 @@ def test_leaves_the_module_as_it_was():
 
 
 @torch.no_grad()
-def test_prompts_share_one_embedding():
+def test_prompts_share_one_embedding() -> None:
     model = transformer()
     wan = WanTransformer(model)
     latents, first = wan_inputs(model, SHAPES[0])
     _, second = wan_inputs(model, SHAPES[0])
     timestep = torch.tensor([500])
-    tokens = wan.embed(latents, timestep, wan.context(first), wan.layout(tuple(latents.shape[2:])))
+    tokens = wan.embed(latents, timestep, wan.context(first), wan.layout(grid_of(latents)))
     other = replace(tokens, context=wan.context(second))
     prediction = wan.unpatchify(forward(wan, other), tokens.layout)
     assert torch.equal(prediction, own(model, latents, timestep, second))
 
 
-def by_rank(tokens, cuts):
+def by_rank(tokens: Any, cuts: Any) -> Any:
     return [tokens.shard(start, stop) for start, stop in zip([0, *cuts], [*cuts, None], strict=True)]
 
 
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("cuts", [[3], [1, 1, 8], [12]])
 @torch.no_grad()
-def test_sharded_tokens_give_the_same_video(per_token, cuts):
+def test_sharded_tokens_give_the_same_video(per_token: bool, cuts: Any) -> None:
     """Tokens are divided into shares of any size, even zero, each with all keys, as on ranks."""
     model = transformer("wan22_ti2v")
     wan = WanTransformer(model)
@@ -115,9 +121,9 @@ def test_sharded_tokens_give_the_same_video(per_token, cuts):
     shares = by_rank(tokens, cuts)
     for block in wan.blocks:
         values, keys, queries = zip(*(block.project(share) for share in shares), strict=True)
-        keys = [share.layout.rope.apply(key) for share, key in zip(shares, keys, strict=True)]
-        queries = [share.layout.rope.apply(query) for share, query in zip(shares, queries, strict=True)]
-        attended = [sdpa(query, torch.cat(keys, 1), torch.cat(values, 1)) for query in queries]
+        all_keys = [share.layout.rope.apply(key) for share, key in zip(shares, keys, strict=True)]
+        rotated = [share.layout.rope.apply(query) for share, query in zip(shares, queries, strict=True)]
+        attended = [sdpa(query, torch.cat(all_keys, 1), torch.cat(values, 1)) for query in rotated]
         shares = [block.finish(*pair) for pair in zip(shares, attended, strict=True)]
     heads = torch.cat([wan.head(share) for share in shares], dim=1)
     result = wan.unpatchify(heads, tokens.layout)
@@ -125,7 +131,7 @@ def test_sharded_tokens_give_the_same_video(per_token, cuts):
 
 
 @torch.no_grad()
-def test_rope_at_any_positions():
+def test_rope_at_any_positions() -> None:
     wan = WanTransformer(transformer())
     rope = wan.layout((3, 4, 6)).rope
     order = torch.randperm(len(rope.positions))
@@ -136,14 +142,14 @@ def test_rope_at_any_positions():
 
 @pytest.mark.parametrize("per_token", [False, True])
 @torch.no_grad()
-def test_project_and_finish_compile_in_one_piece(per_token):
+def test_project_and_finish_compile_in_one_piece(per_token: bool) -> None:
     model = transformer()
     wan = WanTransformer(model)
     latents, text = wan_inputs(model, SHAPES[0])
     timestep = 1000 * torch.rand(1, 12) if per_token else torch.tensor([711])
-    tokens = wan.embed(latents, timestep, wan.context(text), wan.layout(tuple(latents.shape[2:])))
+    tokens = wan.embed(latents, timestep, wan.context(text), wan.layout(grid_of(latents)))
 
-    def block(tokens):
+    def block(tokens: Any) -> Any:
         value, _key, query = wan.blocks[0].project(tokens)
         return wan.blocks[0].finish(tokens, value + query).hidden_states
 

@@ -5,6 +5,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -75,15 +76,25 @@ def make(
     )
 
 
+def frames_in(queue: BlockQueue) -> int:
+    assert queue.num_frames
+    return queue.num_frames
+
+
+def whole_noise(model: VideoModel, queue: BlockQueue) -> Tensor:
+    assert queue.num_blocks
+    return torch.cat([noise_for(model, queue).block(number) for number in range(queue.num_blocks)], dim=2)
+
+
 @pytest.mark.parametrize("queue", QUEUES, ids=NAMES)
 def test_windows_are_videos_of_their_own_faded_into_each_other(queue: BlockQueue, tmp_path: Path) -> None:
     model = load(save_folder("wan22_a14b", tmp_path, scheduler=drawing_scheduler()))
-    blocks, context = queue.block_frames, queue.context_frames
-    pool = torch.cat([noise_for(model, queue).block(number) for number in range(queue.num_blocks)], dim=2)
-    total, weights = torch.zeros(()), torch.zeros(queue.num_frames)
-    for start in range(0, queue.num_frames, blocks):
-        window = slice(max(0, start - context), min(queue.num_frames, start + blocks + context))
-        latents = torch.zeros_like(pool)[:, :, : queue.num_frames]
+    blocks, context, num_frames = queue.block_frames, queue.context_frames, frames_in(queue)
+    pool = whole_noise(model, queue)
+    total, weights = torch.zeros(()), torch.zeros(num_frames)
+    for start in range(0, num_frames, blocks):
+        window = slice(max(0, start - context), min(num_frames, start + blocks + context))
+        latents = torch.zeros_like(pool)[:, :, :num_frames]
         (latents[:, :, window],) = full_sequence.denoise(
             model,
             pool[:, :, window],
@@ -93,22 +104,22 @@ def test_windows_are_videos_of_their_own_faded_into_each_other(queue: BlockQueue
             noise=partial(step_generator, 3, part=start // blocks),
             progress=Progress(),
         )
-        weight = torch.ones(queue.num_frames)
+        weight = torch.ones(num_frames)
         ramp = torch.arange(1, 2 * context + 1) / (2 * context + 1)
         for step in range(2 * context):  # there are no ramps at the video's two ends
             left, right = start - context + step, start + blocks + context - 1 - step
-            if start and left < queue.num_frames:
+            if start and left < num_frames:
                 weight[left] = min(weight[left], ramp[step])
-            if start + blocks < queue.num_frames and right < queue.num_frames:
+            if start + blocks < num_frames and right < num_frames:
                 weight[right] = min(weight[right], ramp[step])
-        outside = torch.ones(queue.num_frames, dtype=torch.bool)
+        outside = torch.ones(num_frames, dtype=torch.bool)
         outside[window] = False
         weight[outside] = 0
         total, weights = total + latents * weight[:, None, None], weights + weight
     if 2 * context <= blocks:
         assert torch.allclose(weights, torch.ones(()))
     made = make(windowed, model, queue)
-    assert [block.shape[2] for block in made] == [queue.frames_of(n) for n in range(queue.num_blocks)]
+    assert [block.shape[2] for block in made] == [queue.frames_of(n) for n in range(len(made))]
     torch.testing.assert_close(torch.cat(made, dim=2), total / weights[:, None, None], rtol=1e-5, atol=1e-5)
 
 
@@ -132,13 +143,14 @@ def test_one_window_is_the_whole_video_at_once(tmp_path: Path) -> None:
 def test_diagonally_as_written_down_plainly(variant: str, queue: BlockQueue, tmp_path: Path) -> None:
     """Latents equal a plain loop over the module's own `forward`, with a timestep for every frame."""
     model = load(save_folder(variant, tmp_path, scheduler=drawing_scheduler()))
-    module, last = model.experts[0].module, queue.num_steps
-    latents = torch.cat([noise_for(model, queue).block(n) for n in range(queue.num_blocks)], dim=2)
-    solvers = [model.scheduler(last) for _ in range(queue.num_frames)]
+    transformer: Any = model.experts[0]
+    module, last, num_frames = transformer.module, queue.num_steps, frames_in(queue)
+    latents = whole_noise(model, queue)
+    solvers = [model.scheduler(last) for _ in range(num_frames)]
     times = [*solvers[0].timesteps.tolist(), 0.0]
-    for round in range(queue.num_frames + last - 1):
-        level = [min(max(0, round - frame), last) for frame in range(queue.num_frames)]
-        active = [frame for frame in range(queue.num_frames) if 0 <= round - frame < last]
+    for round in range(num_frames + last - 1):
+        level = [min(max(0, round - frame), last) for frame in range(num_frames)]
+        active = [frame for frame in range(num_frames) if 0 <= round - frame < last]
         before = latents.clone()
         for head in active[:: queue.block_frames]:
             own = [frame for frame in active if head <= frame < head + queue.block_frames]
@@ -162,8 +174,8 @@ def test_diagonally_as_written_down_plainly(variant: str, queue: BlockQueue, tmp
                     return_dict=False,
                 )
     made = make(fifo, model, queue)
-    assert [block.shape[2] for block in made] == [queue.frames_of(n) for n in range(queue.num_blocks)]
-    assert torch.equal(torch.cat(made, dim=2), latents[:, :, : queue.num_frames])
+    assert [block.shape[2] for block in made] == [queue.frames_of(n) for n in range(len(made))]
+    assert torch.equal(torch.cat(made, dim=2), latents[:, :, :num_frames])
 
 
 @pytest.mark.parametrize("method", [windowed, fifo])
@@ -171,7 +183,12 @@ def test_diagonally_as_written_down_plainly(variant: str, queue: BlockQueue, tmp
 def test_goes_on_from_a_saved_state(method: ModuleType, queue: BlockQueue, tmp_path: Path) -> None:
     model = load(save_folder("wan21", tmp_path, scheduler=drawing_scheduler()))
     states: list[bytes] = []
-    whole = make(method, model, queue, save=lambda state: states.append(state.to_bytes()) or True)
+
+    def save(state: QueueState) -> bool:
+        states.append(state.to_bytes())
+        return True
+
+    whole = make(method, model, queue, save=save)
     for content in islice(states, 2, None, 3):
         state = QueueState.from_bytes(content)
         rest = make(method, model, queue, state=state)

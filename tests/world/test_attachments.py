@@ -110,7 +110,9 @@ class Int8Linear(nn.Module):
         super().__init__()
         scale = linear.weight.abs().amax(dim=1, keepdim=True) / 127
         self.weight = nn.Parameter((linear.weight / scale).round().to(torch.int8), requires_grad=False)
+        self.scale: Tensor
         self.register_buffer("scale", scale)
+        self.bias: Tensor | None
         self.register_buffer("bias", linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,9 +190,9 @@ def differences(_: World, folders: dict[str, Path]) -> dict[tuple[str, str], lis
                 options = attach(pipe, folder) if first else None
                 undo = paradit.parallelize(pipe)
                 options = (options if first else attach(pipe, folder)) or {}
-                results.append(result(pipe, **options))
+                results.append(result(pipe, **(options or {})))
                 undo()
-            results.append(result(pipe, **options))
+            results.append(result(pipe, **(options or {})))
             found[attach.__name__, family] = [float((each - expected).abs().max()) for each in results]
             pipe.transformer.set_attention_backend("native")  # the setting is global to the process
     return found
@@ -351,6 +353,7 @@ def test_opened_modules_are_those_that_the_seam_does_not_call(family: str) -> No
         module, how = hunyuan_transformer(), forward_patch(["HunyuanVideoTransformer3DModel"])
         latents, timestep, prompt = hunyuan_inputs(module, (1, 2, 4, 6))
         arguments = (latents, timestep, *prompt)
+    assert how is not None
     called: set[str] = set()
     for name, part in module.named_modules():
         part.register_forward_hook(lambda *_, name=name: called.add(name))

@@ -1,6 +1,6 @@
 """Long videos by blocks: what is computed, and that the bits are the same on any number of ranks."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -218,13 +218,13 @@ class Clock:
             super().send(tensor)
             super().send(torch.tensor([Clock.now]))
 
-        def receive(self, *args: object) -> Tensor:
+        def receive(self, *args: Any) -> Tensor:
             message = super().receive(*args)
             Clock.now = max(Clock.now, float(super().receive(*args)))
             return message
 
     class Expected(tensor_queue.Expected):
-        def __init__(self, world: World, sender: int, shapes: Iterator, dtype: torch.dtype) -> None:
+        def __init__(self, world: World, sender: int, shapes: Iterator[Any], dtype: torch.dtype) -> None:
             super().__init__(world, sender, ([*group, (1,)] for group in shapes), dtype)
 
         def receive(self) -> list[Tensor]:
@@ -238,12 +238,12 @@ def slots_taken(world: World, folder: Path, cases: list[Case]) -> list[float]:
     model, taken = load(folder), []
     share = divide_layers(model, world, None)
 
-    def run_in_one_slot(work: Generator) -> object:
+    def run_in_one_slot(work: Any) -> Any:
         Clock.now += 1
         return run(work)
 
-    pipeline_links.Channel, pipeline_links.Expected = Clock.Channel, Clock.Expected
-    block_pipeline.run = run_in_one_slot
+    vars(pipeline_links).update(Channel=Clock.Channel, Expected=Clock.Expected)
+    vars(block_pipeline).update(run=run_in_one_slot)
     pipeline_links.HOP_DEPTH *= 2
     for case in cases:
         Clock.now = 0.0
@@ -273,7 +273,8 @@ def test_a_rank_holds_its_own_layers_only(layers: bool, tmp_path: Path) -> None:
 def layers_held(world: World, folder: Path, layers: bool) -> tuple[range, list[int]]:
     model = load(folder, layers=layers)
     share = divide_layers(model, world, LayerCosts((1.0,) * 3, embed=2.0) if world.rank == 0 else None)
-    held = [len(expert.module.blocks) for expert in model.experts]
+    experts: Any = model.experts
+    held = [len(expert.module.blocks) for expert in experts]
     assert held == [len(expert.blocks) for expert in model.experts]
     return share.layers, held
 
@@ -316,7 +317,7 @@ class Plainly:
         self.latents: dict[tuple[int, int], Tensor] = {}
         self.keys: dict[tuple[int, int, int, int], tuple[Tensor, Tensor]] = {}
         """Keys and values of a block's own frames, by (block, level, branch, layer)."""
-        self.schedulers: dict[int, object] = {}
+        self.schedulers: dict[int, Any] = {}
 
     def make(self) -> list[Tensor]:
         case, blocks = self.case, -(-self.case.frames // self.case.block_frames)
@@ -349,7 +350,7 @@ class Plainly:
         predictions = []
         for branch, text in enumerate(["a red circle", "blurry"] if case.guided else ["a circle"]):
             transformer = self.model.experts[expert]
-            layout = transformer.layout(tuple(window.shape[2:]))
+            layout = transformer.layout((window.shape[2], *SIZE))
             context_of_text = transformer.context(*self.model.encode_prompt(text))
             tokens = transformer.embed(
                 window, self.model.model_timestep(timestep, window), context_of_text, layout
@@ -374,7 +375,7 @@ class Plainly:
                 attended = sdpa(part.layout.rope.apply(query), rotated, torch.cat(all_values, dim=1))
                 part = cut.finish(part, attended)
             values = transformer.head(part)[:, first:last]
-            predictions.append(transformer.unpatchify(values, transformer.layout(tuple(own.shape[2:]))))
+            predictions.append(transformer.unpatchify(values, transformer.layout((own.shape[2], *SIZE))))
         guided = guide(predictions, (3.0, 2.0)[expert])
         noise = step_generator(3, step, block)
         (after,) = self.schedulers[block].step(guided, timestep, own, generator=noise, return_dict=False)
@@ -398,14 +399,21 @@ def test_stopped_after_any_round_and_gone_on(case: Case | str, tmp_path: Path) -
         folder = save_folder("wan22_a14b", tmp_path, scheduler=drawing_scheduler())
     else:
         folder, case = save_hunyuan_folder(tmp_path), CASES[1]
-    model, states, done = load(folder), [], []
+    model = load(folder)
+    states: list[QueueState] = []
+    done: list[int] = []
+
+    def keep(state: QueueState) -> bool:
+        states.append(state)
+        done.append(len(made))
+        return True
+
     with one_thread():
         made: list[Tensor] = []
-        for block in pipeline(model, case).blocks(
-            lambda state: (states.append(state), done.append(len(made)))
-        ):
+        for block in pipeline(model, case).blocks(keep):
             made.append(block)
-        assert [state.round for state in states] == list(range(1, case.queue.num_rounds + 1))
+        assert [state.round for state in states] == list(range(1, len(states) + 1))
+        assert len(states) == case.queue.num_rounds
         assert max(len(state.blocks) for state in states) <= case.steps + 1
         for state, before in zip(states, done, strict=True):
             rest = list(pipeline(load(folder), case, state=state).blocks())
@@ -414,7 +422,8 @@ def test_stopped_after_any_round_and_gone_on(case: Case | str, tmp_path: Path) -
 
 
 def saved_on_ranks(world: World, folder: Path, case: Case, grid: PipelineGrid) -> list[QueueState]:
-    model, states = load(folder), []
+    model = load(folder)
+    states: list[QueueState] = []
     share = divide_layers(model, world, None, grid)
     list(pipeline(model, case, share).blocks(states.append, save_every=3))
     return states
@@ -459,12 +468,14 @@ def test_gone_on_with_another_number_of_ranks(
 
 @pytest.mark.parametrize("case", CASES[:3], ids=str)
 def test_a_video_is_extended_from_the_last_state_before_its_end_is_known(case: Case, tmp_path: Path) -> None:
-    model, states = load(save_folder("wan21", tmp_path)), []
+    model = load(save_folder("wan21", tmp_path))
+    states: list[QueueState] = []
     longer = replace(case, frames=case.frames + 5)
     with one_thread():
         list(pipeline(model, case).blocks(states.append))
         whole = list(pipeline(model, longer).blocks())
         # Before the last block joins the queue, which may become longer, or get a right neighbour.
+        assert case.queue.num_blocks
         state = states[case.queue.num_blocks - 2]
         rest = list(pipeline(model, longer, state=state).blocks())
     assert all(torch.equal(a, b) for a, b in zip(rest, whole[-len(rest) :], strict=True))
@@ -491,7 +502,7 @@ def test_blocks_are_decoded_as_they_come(variant: str, tmp_path: Path) -> None:
             asked.append(len(made))
             yield block
 
-    made: list[object] = []
+    made: list[Any] = []
     for frames in decoded(model, LatentBlocks(tuple(latents.shape), blocks())):
         made.append(frames)
     assert asked == [0, 1, 4]
@@ -501,7 +512,8 @@ def test_blocks_are_decoded_as_they_come(variant: str, tmp_path: Path) -> None:
 
 def test_latents_that_are_not_finite_are_named(tmp_path: Path) -> None:
     model = load(save_folder("wan21", tmp_path))
-    model.experts[0].module.proj_out.bias.data.fill_(torch.inf)
+    experts: Any = model.experts
+    experts[0].module.proj_out.bias.data.fill_(torch.inf)
     with pytest.raises(FloatingPointError, match="the latents of block 1 are not finite after step 1"):
         list(pipeline(model, CASES[0]).blocks())
 
@@ -519,11 +531,12 @@ def poisoned(collect: Any, at: tuple[int, int] | None) -> Any:
 
 def poisoned_on_ranks(
     world: World, folder: Path, points: list[tuple[int, int]], grid: PipelineGrid
-) -> list[object]:
+) -> list[Any]:
     """Return this rank's blocks or error for a video poisoned at each point, and then for a sound one."""
     model = load(folder)
     share = divide_layers(model, world, None, grid)
-    collect, found = BlockPipeline._collect, []
+    collect = BlockPipeline._collect
+    found: list[Any] = []
     for point in (*points, None):
         BlockPipeline._collect = poisoned(collect, point)  # type: ignore[method-assign]
         try:

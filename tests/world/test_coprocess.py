@@ -23,7 +23,7 @@ from paradit.distributed.world import World
 from paradit.engine import predictors, rank
 from paradit.engine.fixed_list import make_videos
 from paradit.engine.job import Job
-from paradit.engine.output import Written
+from paradit.engine.output import Written, write_output
 from paradit.models.spec import read_spec
 from paradit.parallel import coprocess
 from paradit.parallel.coprocess import Helped, Message
@@ -41,7 +41,7 @@ def splits_over_gloo(world: World, num_helpers: int) -> None:
         if world.rank >= shares.num_holders and not shares.work[world.rank]:
             continue  # nothing arrives here, so it need not be ready
         q, k, v = random_qkv(shares)
-        attend = FORMS[("plain", "2 chunks")[turn % 2]](shares, transport)  # type: ignore[arg-type]
+        attend = FORMS[("plain", "2 chunks")[turn % 2]](shares, transport)
         mine = of_rank(shares, world.rank, v, k, q)
         attended = run(attend(0, iter(mine), layout_of(shares, world.rank)))
         (expected,) = of_rank(shares, world.rank, sdpa(q, k, v))
@@ -107,16 +107,15 @@ def on_ranks(
     def plan(step: Message, idle: tuple[int, ...]) -> Sequence[int]:
         return any_split(step, idle, numbers)[:helpers]
 
-    predictors.Helped = partial(Slow, plan=plan if planned else None)  # type: ignore[misc, assignment]
-    coprocess.helpers_work = third  # type: ignore[assignment]
-    keep = rank.keep
+    vars(predictors).update(Helped=partial(Slow, plan=plan if planned else None))
+    vars(coprocess).update(helpers_work=third)
 
     def slow(*args: Any, **kwargs: Any) -> Written:
-        written = keep(*args, **kwargs)
+        written = write_output(*args, **kwargs)
         time.sleep(0.15 * (world.rank % 3))  # so that decoders are busy at different times
         return written
 
-    rank.keep = slow
+    vars(rank).update(write_output=slow)
     report = Kept()
     make_videos(all_jobs, read_spec(model), where, report, overwrite=False, world=world)
     return report.told
@@ -150,7 +149,7 @@ def check(
     return helped
 
 
-SETTINGS = {"width": 48, "height": 48, "num_frames": 9, "num_inference_steps": 6}
+SETTINGS: dict[str, Any] = {"width": 48, "height": 48, "num_frames": 9, "num_inference_steps": 6}
 
 
 @pytest.fixture(scope="module")

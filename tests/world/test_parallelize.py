@@ -1,6 +1,7 @@
 """`paradit.parallelize`, which runs the user's own pipeline on several ranks, and its undo."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def from_pictures(pipe: DiffusionPipeline, **pictures: object) -> Tensor:
 
 def with_other_pipelines(_: World) -> list[tuple[Tensor, Tensor]]:
     picture = Image.fromarray(np.arange(48 * 48 * 3, dtype=np.uint8).reshape(48, 48, 3))
-    pipes = [
+    pipes: list[tuple[Any, dict[str, Any]]] = [
         (image_to_video(), {"image": picture, "num_frames": 9}),
         (WanVideoToVideoPipeline(**like_wan(), transformer=transformer()), {"video": [picture] * 9}),
     ]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,11 +185,11 @@ def refusals(_: World, folder: Path) -> dict[str, list[str]]:
     for name, (attach, _message) in REFUSED.items():
         pipe = like(loaded)
         attach(pipe)
-        said[name] = [message_of(lambda pipe=pipe: paradit.parallelize(pipe))]
+        said[name] = [message_of(partial(paradit.parallelize, pipe))]
         if folder.name != "hunyuan":
             pipe = like(loaded)
             paradit.parallelize(pipe)
-            said[name].append(message_of(lambda pipe=pipe, attach=attach: attach_and_call(pipe, attach)))
+            said[name].append(message_of(partial(attach_and_call, pipe, attach)))
     return said
 
 
@@ -245,7 +246,7 @@ def sharded(_: World, folder: Path) -> list[str]:
     for attach in (shard, shard_one_block, wrap_in_fsdp, wrap_in_ddp, context_parallel):
         pipe = load(folder)
         attach(pipe)
-        said.append(message_of(lambda pipe=pipe: paradit.parallelize(pipe)))
+        said.append(message_of(partial(paradit.parallelize, pipe)))
     return said
 
 

@@ -19,11 +19,12 @@ from paradit.models.protocol import VideoModel
 from paradit.models.spec import read_spec
 from paradit.parallel.predictor import Predictor
 from paradit.parallel.sequence_parallel import SequenceParallel, Undecided
+from paradit.pipeline import load
 from paradit.progress import Progress
 from paradit.sampling.full_sequence import denoise
 from paradit.sampling.noise import initial_noise, step_generator
 from paradit.testing import run_world
-from paradit.text_to_video import load, text_to_video
+from paradit.text_to_video import text_to_video
 from tiny import VARIANTS, drawing_scheduler, save_folder
 
 STEPS = 3

@@ -15,9 +15,9 @@ from paradit.config.placement import Placement
 from paradit.distributed.world import World
 from paradit.engine.fixed_list import make_videos
 from paradit.models.spec import read_spec
+from paradit.pipeline import load
 from paradit.stages.decode import decode
 from paradit.testing import run_world
-from paradit.text_to_video import load
 from tiny import decoded, latents_of, save_folder, save_hunyuan_folder
 from video_jobs import Kept, Warned, jobs, placement
 
@@ -41,7 +41,7 @@ def decoded_together(
             made.pieces = Failing(made.pieces, *plan)
         return made
 
-    type(model).decoder = failing_decoder  # type: ignore[method-assign]
+    type(model).decoder = failing_decoder  # type: ignore[method-assign, assignment]
     try:
         found = decode(model, latents, tile, told, lambda all: np.stack(list(all)), world=world)
     except OutOfMemory as error:
@@ -77,7 +77,7 @@ def test_ranks_give_the_frames_of_one_process(kind: str, ranks: int, tmp_path: P
     latents, tile = latents_of(model, 6, 10, 8), model.spec.vae.tile_multiple
     expected = np.concatenate(list(decoded(model, latents, tile)))
     first, *others = run_world(decoded_together, ranks, folder, latents, tile, {})
-    assert np.array_equal(first[0], expected)
+    assert first[0] is not None and np.array_equal(first[0], expected)
     assert others == [(None, [])] * (ranks - 1)
 
 
@@ -88,7 +88,7 @@ def test_memory_that_runs_out_on_one_rank_is_answered_by_all(rank: int, turn: in
     latents = latents_of(model, 3, 18, 16)
     failing = {rank: [(torch.OutOfMemoryError("CUDA out of memory."), turn), None]}
     (found, said), *_ = run_world(decoded_together, 3, folder, latents, 64, failing)
-    assert np.array_equal(found, np.concatenate(list(decoded(model, latents, 32))))
+    assert found is not None and np.array_equal(found, np.concatenate(list(decoded(model, latents, 32))))
     assert said == [
         "memory ran out at the decode in tiles of 64 pixels: decoding again in tiles of 32 pixels"
     ]

@@ -93,7 +93,7 @@ def test_replicas_make_the_same_videos(
 
 
 def test_hunyuan_video_too(tmp_path: Path) -> None:
-    settings = {"width": 32, "height": 32, "num_frames": 9, "num_inference_steps": 2}
+    settings: dict[str, Any] = {"width": 32, "height": 32, "num_frames": 9, "num_inference_steps": 2}
     model = save_hunyuan_folder(tmp_path / "tiny-hunyuan", heads=3, **settings)
     for groups in ("", "denoise=0-1 decode=2"):
         where = placement(3 if groups else 1, groups, attention="ulysses")
@@ -104,7 +104,7 @@ def test_hunyuan_video_too(tmp_path: Path) -> None:
 
 
 def loaded(world: World, model: Path, where: Placement) -> list[bool]:
-    from paradit.text_to_video import load
+    from paradit.pipeline import load
 
     pipeline: Any = load(read_spec(model), stages=where.stages_of(world.rank))._pipeline  # type: ignore[attr-defined]
     return [
@@ -133,7 +133,7 @@ def held_before_and_after(world: World, model: Path, folder: Path) -> list[list[
         seen.append([len(expert.module.blocks) for expert in model.experts])
         return share
 
-    QueueSampler.divide = watched  # type: ignore[method-assign]
+    QueueSampler.divide = watched  # type: ignore[method-assign, assignment]
     spec, where = read_spec(model), Placement.of(ranks=2, pipeline_degree=2)
     request = resolve(Request.of(prompt="a", method="dualparal", block_frames=1, context_frames=1), spec)
     job = replace(jobs(model, folder)[0], request=request)
@@ -142,7 +142,7 @@ def held_before_and_after(world: World, model: Path, folder: Path) -> list[list[
 
 
 def test_a_rank_of_a_pipeline_never_has_others_layers(tmp_path: Path) -> None:
-    settings = {"width": 32, "height": 32, "num_frames": 9, "num_inference_steps": 2}
+    settings: dict[str, Any] = {"width": 32, "height": 32, "num_frames": 9, "num_inference_steps": 2}
     model = save_folder("wan22_a14b", tmp_path / "tiny", layers=4, **settings)
     seen = run_world(held_before_and_after, 2, model, tmp_path / "made")
     for before, after in seen:
@@ -155,12 +155,12 @@ def poisoned(world: World, model: Path, folder: Path, where: Placement) -> list[
     """Make videos with NaN noise in the second request, and without the third one's folder."""
     from paradit.sampling import full_sequence as stage
 
-    initial_noise = stage.initial_noise
+    initial_noise = vars(stage)["initial_noise"]
 
     def noise(shape: Any, seed: int, device: torch.device) -> torch.Tensor:
         return initial_noise(shape, seed, device) * (torch.nan if seed == 1 else 1.0)
 
-    stage.initial_noise = noise  # type: ignore[assignment]
+    vars(stage).update(initial_noise=noise)
     all_jobs = jobs(model, folder)
     all_jobs[2] = replace(all_jobs[2], latents=folder / "gone" / "l.safetensors")
     report = Kept()

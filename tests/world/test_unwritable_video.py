@@ -42,7 +42,7 @@ class Followed(Progress):
             self.computed[self._index] += 1
             return finish(*arguments)
 
-        WanBlock.finish = counted  # type: ignore[method-assign]
+        WanBlock.finish = counted  # type: ignore[method-assign, assignment]
 
     def hear(self, event: Event) -> None:
         match event:
