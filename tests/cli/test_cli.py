@@ -19,6 +19,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import tiny
+from messages import says
 from paradit import __version__
 from paradit.cli.jobs import slug
 from paradit.cli.text import amount, duration
@@ -192,11 +193,11 @@ BAD = {
     "crf": (["a", "--crf", "52"], "crf is at most 51, got 52"),
     "crf of a gif": (
         ["a", "--crf", "20", "-o", "a.gif"],
-        "crf is for .mp4, .webm, .mov, .mkv, and the output is 'a.gif'",
+        "crf .* .mp4, .webm, .mov, .mkv,.* 'a.gif'",
     ),
     "revision of a folder": (
         ["a", "--revision", "main"],
-        "revision is for models of the hub, and .* is a folder here",
+        "revision .* hub, .* is a folder",
     ),
     "revision that is none": (
         ["a", "--revision", "../x"],
@@ -210,7 +211,7 @@ BAD = {
     "fps": (["a", "--fps", "inf"], "fps must be a finite .* got inf"),
     "seed": (["a", "--seed", "-1"], "seed .* got -1: the nearest is 0"),
     "seed that is no number": (["a", "--seed", "1e3"], "seed must be a whole number or random, got '1e3'"),
-    "prompt with a dash": (["-a cat"], "a prompt that begins with a dash comes last: -- '-a cat'"),
+    "prompt with a dash": (["-a cat"], "prompt .* dash .*: -- '-a cat'"),
     "output to a stream": (["a", "-o", "-"], "'-' is a stream"),
     "outputs to a stream": (["--prompts-file", "prompts.txt", "-o", "-"], "'-' is a stream"),
     "output to a device": (["a", "-o", "/dev/null", "--overwrite"], "'/dev/null' is a device or a pipe"),
@@ -228,7 +229,7 @@ BAD = {
     "output that cannot be written": (["a", "-o", "/proc/a.mp4"], "'/proc' cannot be written"),
     "output too long while it grows": (
         ["a", "-o", "é" * 125 + ".mp4", "--method", "dualparal"],
-        r"output, while it grows, '.*\.\.\. is not a usable name: File name too long \(at most 255 bytes",
+        r"output, while it grows, .*: File name too long \(at most 255 bytes",
     ),
     "output suffix": (["a", "-o", "a.avi"], "'.avi', known are .mp4, .webm, .mov, .mkv, .gif"),
     "output exists": (["a", "-o", "there.mp4"], "'there.mp4' exists.*--overwrite"),
@@ -247,7 +248,7 @@ BAD = {
     "tile": (["a", "--vae-tile", "50"], "got 50: the nearest is 64"),
     "too few tiles": (
         ["a", "--ranks", "2", "--placement", "denoise=0-1 decode=0-1", "--decode-degree", "2"],
-        r"a picture of 64x32 has tiles of 256 pixels \(1\): use a vae_tile of 32, or a decode_degree of 1",
+        r"64x32 .* tiles of 256 pixels .*vae_tile of 32.* decode_degree of 1",
     ),
     "no placement file": (["a", "--placement", "none.json"], "'none.json' cannot be read"),
     "command": (None, "No such command"),
@@ -292,12 +293,12 @@ def test_bad_input_gets_one_line(model: Path, place: Path, case: str) -> None:
     [
         (["none.safetensors"], "'none.safetensors' cannot be read"),
         (["MODEL/transformer"], "is a folder: name a file that --latents wrote"),
-        (["x" * 5000], "latents 'x*... is not a usable name: File name too long"),
+        (["x" * 5000], "latents 'x*.*: File name too long"),
         (["prompts.txt"], "'prompts.txt' cannot be read"),
         (["MODEL/transformer/diffusion_pytorch_model.safetensors"], "holds no tensor 'latents'"),
         (["other.safetensors"], "made by the model 'another', not"),
         (["broken.safetensors"], "says of itself what cannot be read: .*'many'"),
-        (["short.safetensors"], r"are \[1, 16, frames, height, width\].* has \[1, 4, 3, 2, 2\]"),
+        (["short.safetensors"], r"\[1, 16, frames.*\[1, 4, 3, 2, 2\]"),
         (["good.safetensors"], "'good.mp4' exists.*--overwrite"),
         (["good.safetensors", "-o", "x.avi"], "'.avi', known are"),
     ],
@@ -352,10 +353,8 @@ def test_dry_run(model: Path, tmp_path: Path) -> None:
     arguments = ["generate", "A red circle!", "--model", str(model), "--num-frames", "13", "--dry-run"]
     shown = run(arguments, tmp_path, NO_TORCH)
     assert shown.returncode == 0
-    assert shown.stderr.splitlines() == [
-        "paradit: warning: num_frames 13 is outside the 5 to 9 that the model 'tiny-wan' was trained on: "
-        "the motion may break"
-    ]
+    (warning,) = shown.stderr.splitlines()
+    assert says(warning, "paradit: warning: num_frames 13 .. 5 to 9 .. 'tiny-wan'")
     for words in (
         "13 frames, 64x32, 8 fps",
         "16 x 4 x 4 x 8",

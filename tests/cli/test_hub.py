@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 import tiny
 from hub_server import TOKEN, HubServer, serving
+from messages import says
 from paradit.models.folder import find_model
 from paradit.models.spec import read_spec
 
@@ -213,18 +214,15 @@ def test_half_a_download_without_the_hub_says_what_is_missing(hub: HubServer, tm
     assert "model:   org/name " in planned.stdout  # only the small files are present now
     assert run(COMMAND, arguments, hub, home, HF_HUB_OFFLINE="1").stdout == planned.stdout
     said = refusal(hub, home, "org/name", HF_HUB_OFFLINE="1")
-    assert said == (
-        "model 'org/name' is incomplete: text_encoder/model.safetensors is missing, "
-        "and cannot be downloaded: HF_HUB_OFFLINE is set (unset it to use the hub)"
-    )
+    assert says(said, "'org/name' .. text_encoder/model.safetensors is missing .. unset it")
+    assert "HF_HUB_OFFLINE is set" in said
     found(hub, home, "org/sharded")
     shards = sorted((snapshot(home, "org/sharded") / "transformer").glob("*.safetensors"))
     assert len(shards) > 2
     shards[1].unlink()
     hub.status = 503
     said = refusal(hub, home, "org/sharded")
-    assert f"incomplete: transformer/{shards[1].name} is missing, and cannot be downloaded: the hub" in said
-    assert "answers with status 503: try again later" in said
+    assert says(said, f"transformer/{shards[1].name} is missing .. 503: try again")
 
 
 def test_an_older_whole_revision_serves_where_the_newest_is_not_whole(
@@ -267,14 +265,14 @@ def test_ids_that_cannot_be(hub: HubServer, models: dict[str, Path], tmp_path: P
 @pytest.mark.parametrize(
     ("variables", "says"),
     [  # HUB stands for its address
-        ({"HF_ENDPOINT": NOWHERE}, r"the hub \(http://127.0.0.1:1\) cannot be reached \(.*refused\)"),
-        ({"HF_TOKEN": "expired"}, "does not accept the token in HF_TOKEN: replace or remove it"),
+        ({"HF_ENDPOINT": NOWHERE}, r"\(http://127.0.0.1:1\) cannot be reached \(.*refused\)"),
+        ({"HF_TOKEN": "expired"}, "token in HF_TOKEN: replace or remove it"),
         ({"HF_TOKEN": "hf_ä"}, "the token in HF_TOKEN, .* is not a valid one"),
-        ({"HF_ENDPOINT": "huggingface.co"}, "has a wrong address .*: set HF_ENDPOINT to one such as https:"),
+        ({"HF_ENDPOINT": "huggingface.co"}, "wrong address .*: set HF_ENDPOINT .* https:"),
         ({"HF_ENDPOINT": "https://HUB"}, "cannot be reached securely ..SSL.*SSL_CERT_FILE"),
         ({"HTTP_PROXY": "http://me:secret@127.0.0.1:1"}, r"by the proxy 127.0.0.1:1\) cannot be reached"),
         ({"HF_ENDPOINT": "https://a.invalid", "HTTPS_PROXY": "http://HUB"}, "proxy refuses .407.*_PROXY"),
-        ({"HF_HOME": "file"}, "cache '.*file/hub' cannot be written .Not a directory.: set HF_HOME"),
+        ({"HF_HOME": "file"}, "'.*file/hub' .*Not a directory.*: set HF_HOME"),
         ({"TRANSFORMERS_OFFLINE": "1"}, "TRANSFORMERS_OFFLINE is set"),
     ],
 )  # fmt: skip
@@ -305,8 +303,7 @@ def test_weights_that_there_is_no_room_for(hub: HubServer, tmp_path: Path) -> No
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
     said = json.loads(run(FIND, ["org/name"], hub, tmp_path / "home", prepare=limited).stdout)
-    assert "the weights of model 'org/name' cannot be downloaded: the hub's cache" in said
-    assert "make room, or set HF_HOME to a folder on another disk" in said
+    assert says(said, "weights of model 'org/name' .. cache .. make room, or set HF_HOME")
     assert found(hub, tmp_path / "home", "org/name")[0]["name"] == "org/name"  # type: ignore[index]
 
 
@@ -347,7 +344,10 @@ def test_latents_that_name_a_hub_model_by_its_revision(models: dict[str, Path], 
     shutil.copytree(models["name"], stored)
     (tmp_path / "there.mp4").touch()
     arguments = ["decode", "l.safetensors", "--model", str(stored), "-o", "there.mp4"]
-    for model, says in (("0" * 40, "'there.mp4' exists"), ("1" * 40, f"made by the model '{'1' * 40}', not")):
+    for model, wanted in (
+        ("0" * 40, "'there.mp4' exists"),
+        ("1" * 40, f"made by the model '{'1' * 40}', not"),
+    ):
         zeros = np.zeros((1, 16, 2, 4, 8), np.float32)
         save_file({"latents": zeros}, tmp_path / "l.safetensors", {"model": model, "prompt": "a"})
         ended = subprocess.run(
@@ -355,7 +355,7 @@ def test_latents_that_name_a_hub_model_by_its_revision(models: dict[str, Path], 
             cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert ended.returncode == 2
-        assert says in ended.stderr
+        assert wanted in ended.stderr
 
 
 def test_a_revision_that_is_asked_for(hub: HubServer, models: dict[str, Path], tmp_path: Path) -> None:
@@ -373,10 +373,7 @@ def test_a_revision_that_is_asked_for(hub: HubServer, models: dict[str, Path], t
     assert told(Path(old).name) == told(Path(old).name[:8]) == old
     newest = told(None)
     assert read_spec(Path(newest)).defaults.width == 64
-    assert told("none") == (
-        "model 'org/name' is not a folder here, was not downloaded earlier, and cannot be downloaded: "
-        "it has no such revision"
-    )
+    assert says(told("none"), "model 'org/name' .. no such revision")
     for revision, folder in {"old": old, None: newest, "main": newest}.items():
         assert told(revision, HF_HUB_OFFLINE="1") == folder
 
@@ -392,4 +389,4 @@ def test_a_variant_that_is_asked_for(hub: HubServer, tmp_path: Path) -> None:
     assert [path.name for path in (folder / "transformer").glob("*.safetensors")] == [
         "diffusion_pytorch_model.fp16.safetensors"
     ]
-    assert told("both", "bf16") == "model 'org/both' has no weights of variant 'bf16': leave it out"
+    assert says(told("both", "bf16"), "model 'org/both' .. variant 'bf16': leave it out")

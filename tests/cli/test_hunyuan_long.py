@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from messages import says
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.spec import read_spec
 from paradit.pipeline import load
@@ -115,7 +116,7 @@ def test_windows_alone_and_one_level_by_frame(model: Path, tmp_path: Path) -> No
     torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
     code, errors = Command(tmp_path, *arguments(model, method="fifo")).end()
     assert code == 2
-    assert "fifo has all noise levels in a window, and the model 'tiny-hunyuan' one for all" in errors
+    assert says(errors, "fifo .. 'tiny-hunyuan'")
 
 
 def test_groups_are_decoded_as_they_come(model: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from launcher_variables import SECOND
+from messages import says
 from tiny import save_folder
 from warm import Warm, run
 
@@ -35,7 +36,7 @@ def test_commands_that_join_nobody_speak_whatever_is_left_in_the_shell(tmp_path:
     assert "L40" in done.stdout
     done = run(["decode", "none.safetensors"], tmp_path, left)
     assert done.returncode == 2
-    assert re.fullmatch(r"paradit: error: latents 'none\.safetensors' [^\n]*\n", done.stderr)
+    assert re.fullmatch(r"paradit: error: [^\n]*'none\.safetensors'[^\n]*\n", done.stderr)
 
 
 def test_commands_that_join_others_say_what_to_unset(model: Path, tmp_path: Path) -> None:
@@ -43,9 +44,7 @@ def test_commands_that_join_others_say_what_to_unset(model: Path, tmp_path: Path
         done = run(command, tmp_path, {**ENV, **SECOND, "WORLD_SIZE": "1"})
         assert (done.returncode, done.stdout) == (2, "")
         if command[0] != "extend":
-            assert re.fullmatch(
-                r"paradit: error: RANK must be [^\n]*: unset RANK WORLD_[^\n]*\n", done.stderr
-            )
+            assert re.fullmatch(r"paradit: error: RANK [^\n]*: unset RANK WORLD_[^\n]*\n", done.stderr)
     done = run(["generate", "a", "--model", str(model), "--dry-run"], tmp_path, {**ENV, **SECOND})
     assert "prompt:  a\n" in done.stdout
     assert not list(tmp_path.iterdir())
@@ -62,15 +61,15 @@ def test_waiting_for_others_says_for_whom_and_can_be_interrupted(model: Path, tm
         )
         for rank, ranks, port in (("0", "3", here), ("1", "3", here), ("1", "2", elsewhere))
     )
-    unset = "unset RANK WORLD_SIZE MASTER_ADDR MASTER_PORT, or start all ranks with torchrun"
-    wait_for(first, f"rank 0 waits for rank 2 of 3 at 127.0.0.1:{here} (if none is to come: {unset})\n")
-    nothing = f"127.0.0.1:{elsewhere}: nothing answers there"
-    wait_for(alone, f"rank 1 waits for rank 0 of 2 at {nothing} (if none is to come: {unset})\n")
+    unset = "unset RANK WORLD_SIZE MASTER_ADDR MASTER_PORT, or start all ranks with torchrun)\n"
+    wait_for(first, f"rank 0 waits for rank 2 of 3 at 127.0.0.1:{here} .. {unset}")
+    wait_for(alone, f"rank 1 waits for rank 0 of 2 at 127.0.0.1:{elsewhere} .. {unset}")
     assert "waits for rank 2" not in second.errors_so_far()  # the first rank reports it
 
     assert ended(alone, signal.SIGTERM) == (143, "paradit: terminated")
     assert ended(first, signal.SIGINT) == (130, "paradit: interrupted")
-    assert ended(second, None) == (1, "rank 0: it has ended while others were still joining")
+    code, line = ended(second, None)
+    assert code == 1 and line.startswith("rank 0: ")
     assert not list(tmp_path.iterdir())
 
 
@@ -82,7 +81,7 @@ def free_port() -> int:
 
 def wait_for(process: Warm, words: str) -> None:
     deadline = time.monotonic() + 60
-    while words not in process.errors_so_far():
+    while not says(process.errors_so_far(), words):
         assert time.monotonic() < deadline, process.errors_so_far()
         time.sleep(0.1)
 

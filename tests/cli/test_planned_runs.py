@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import warm
+from messages import says
 from paradit.engine.this_machine import calibrated_file
 from runs import COMMAND
 from tiny import save_folder
@@ -95,7 +96,7 @@ def test_without_a_calibrated_machine_a_rule_of_thumb_holds(model: Path, tmp_pat
     assert not only(told(tmp_path, model, *options), "placement")
     events = told(tmp_path, model, *options, "--placement", "auto")
     (placement,) = only(events, "placement")
-    assert placement["reason"].startswith("together, 4 stages, by a rule of thumb: `paradit calibrate")
+    assert says(placement["reason"], "together, 4 stages .. rule of thumb .. `paradit calibrate")
     (plan,) = only(events, "plan")
     assert plan["pipeline_degree"] == 4
     (placement,) = only(
@@ -129,12 +130,12 @@ def test_a_form_that_was_planned_is_not_rehearsed(
     options, trace = ("--ranks", "2", "--explain", "--trace", "t.json"), tmp_path / "t.json"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing"))
     (*_, line, _) = [event["line"] for event in only(told(tmp_path, model, *options), "explain")]
-    assert line == "attention auto: the quickest form, as rehearsed in the first step"
+    assert says(line, "attention auto: .. rehearsed")
     assert rehearsals(trace) == 2  # one on each rank
     calibrated(monkeypatch, tmp_path / "cache", 2, 1e-5)
     events = told(tmp_path, model, *options)
     (*_, line, _) = [event["line"] for event in only(events, "explain")]
-    assert re.match(r"attention (ulysses|pipesp).*: \S+ s a step, as planned for this machine \(", line)
+    assert re.match(r"attention (ulysses|pipesp).*: \S+ s a step, .*this machine", line)
     assert not only(events, "placement")
     assert rehearsals(trace) == 0
     torch.testing.assert_close(load_file(tmp_path / "l.safetensors")["latents"], alone, rtol=0, atol=1e-5)
@@ -158,5 +159,5 @@ def test_torchrun_s_ranks_plan_by_the_same_file(
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     (*_, line, _) = [event["line"] for event in only(events, "explain")]
-    assert re.match(r"attention (ulysses|pipesp).*: \S+ s a step, as planned for this machine \(", line)
+    assert re.match(r"attention (ulysses|pipesp).*: \S+ s a step, .*this machine", line)
     torch.testing.assert_close(load_file(tmp_path / "l.safetensors")["latents"], alone, rtol=0, atol=1e-5)

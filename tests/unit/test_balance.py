@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from messages import says
 from paradit.config.errors import InputError
 from paradit.config.placement import Placement
 from paradit.config.placement_text import read_groups
@@ -267,7 +268,7 @@ def test_choices_worked_by_hand() -> None:
     # One prompt, and sharing that costs nothing.
     choice = chosen(costs(1, 0.5, 1, ranks=2), 1)
     assert name_of(choice.placement) == "together"
-    assert choice.reason == "together: about 6 s for 1 prompt (apart, 1 of 2 ranks decodes 11 s)"
+    assert says(choice.reason, "together: .. 6 s .. 1 prompt .. apart, 1 of 2 ranks decodes 11 s")
 
     # A whole model does not fit on a rank: 10 x (10 s / 2 + 5 s) together, 10 x 10 s + 5 s apart.
     def only_apart(placement: Placement) -> int:
@@ -275,10 +276,7 @@ def test_choices_worked_by_hand() -> None:
 
     choice = chosen(costs(1, 0.5, 5, ranks=2), 10, only_apart)
     assert choice.placement == Placement(ranks=2, denoise=(0,), decode=(1,))
-    assert (
-        choice.reason
-        == "apart, 1 of 2 ranks decodes: about 105 s for 10 prompts (there is memory for no other way)"
-    )
+    assert says(choice.reason, "apart, 1 of 2 ranks decodes: .. 105 s .. 10 prompts .. memory")
     # Nothing fits: the placement that lacks least is chosen.
     choice = chosen(costs(1, 0.5, 5, ranks=2), 10, lambda placement: only_apart(placement) - 1)
     assert choice.placement == Placement(ranks=2, denoise=(0,), decode=(1,))

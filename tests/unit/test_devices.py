@@ -13,7 +13,7 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_devices(Placement(ranks=2), None)
-    with pytest.raises(InputError, match="3 ranks need a GPU each, and this machine has 2: use at most 2"):
+    with pytest.raises(InputError, match=r"3 ranks .* has 2: use at most 2"):
         check_devices(Placement(ranks=3), None)
     monkeypatch.setenv(SHARE_GPUS, "1")
     check_devices(Placement(ranks=3), None)

@@ -45,36 +45,36 @@ def test_what_a_launcher_says() -> None:
 @pytest.mark.parametrize(
     ("said", "complaint"),
     [
-        ({"RANK": "1"}, "RANK is set, and WORLD_SIZE, MASTER_ADDR and MASTER_PORT are not"),
-        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set, and RANK, MASTER_ADDR and MASTER_PORT are not"),
+        ({"RANK": "1"}, "RANK is set, .*WORLD_SIZE, MASTER_ADDR and MASTER_PORT"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set, .*RANK, MASTER_ADDR and MASTER_PORT"),
         (
             {"RANK": "0", "WORLD_SIZE": "2"},
-            "RANK and WORLD_SIZE are set, and MASTER_ADDR and MASTER_PORT",
+            "RANK and WORLD_SIZE are set, .*MASTER_ADDR and MASTER_PORT",
         ),
-        ({**SECOND, "RANK": "2"}, r"RANK must be a whole number from 0 to 1 \(WORLD_SIZE is 2\), got '2'"),
+        ({**SECOND, "RANK": "2"}, r"RANK .* 0 to 1 \(WORLD_SIZE is 2\), got '2'"),
         ({**SECOND, "RANK": "abc"}, "RANK must be .*, got 'abc'"),
         ({**SECOND, "RANK": "-1"}, "RANK must be .*, got '-1'"),
         ({**SECOND, "RANK": "9" * 5000}, "RANK must be .*, got '9{59}\\.\\.\\.: "),
-        ({**SECOND, "WORLD_SIZE": "0"}, "WORLD_SIZE must be a whole number from 1 to 128, got '0'"),
-        ({**SECOND, "MASTER_PORT": "abc"}, "MASTER_PORT must be a whole number from 1 to 65535, got 'abc'"),
-        ({**SECOND, "MASTER_PORT": "99999999"}, "MASTER_PORT must be .*, got '99999999'"),
-        ({**SECOND, "LOCAL_RANK": "2"}, r"LOCAL_RANK must be .* from 0 to 1 \(2 ranks are on .*, got '2'"),
-        ({**SECOND, "LOCAL_WORLD_SIZE": "3"}, r"LOCAL_WORLD_SIZE must be .* from 1 to 2 \(.*, got '3'"),
+        ({**SECOND, "WORLD_SIZE": "0"}, "WORLD_SIZE .* 1 to 128, got '0'"),
+        ({**SECOND, "MASTER_PORT": "abc"}, "MASTER_PORT .* 1 to 65535, got 'abc'"),
+        ({**SECOND, "MASTER_PORT": "99999999"}, "MASTER_PORT .*, got '99999999'"),
+        ({**SECOND, "LOCAL_RANK": "2"}, r"LOCAL_RANK .* 0 to 1 \(2 ranks .*, got '2'"),
+        ({**SECOND, "LOCAL_WORLD_SIZE": "3"}, r"LOCAL_WORLD_SIZE .* 1 to 2 \(.*, got '3'"),
     ],
 )
 def test_what_a_launcher_does_not_say(said: dict[str, str], complaint: str) -> None:
-    with pytest.raises(InputError, match=rf"^{complaint}.*unset [A-Z_ ]*, or start all ranks with torchrun$"):
+    with pytest.raises(InputError, match=rf"^{complaint}.*unset [A-Z_ ]*,.* torchrun$"):
         launched(said)
 
 
 def test_places_where_ranks_cannot_meet() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        with pytest.raises(InputError, match=rf"^MASTER_PORT {port} is in use by another program, .*: unset"):
+        with pytest.raises(InputError, match=rf"^MASTER_PORT {port} .* in use .*: unset"):
             check_meeting_point(place(RANK="0", MASTER_PORT=port))
         check_meeting_point(place(RANK="1", MASTER_PORT=port))  # the first rank may be what listens there
     for name in ("no-such-host.invalid", "a..b"):
-        with pytest.raises(InputError, match=rf"^MASTER_ADDR '{name}' cannot be found \(.*\): unset "):
+        with pytest.raises(InputError, match=rf"^MASTER_ADDR '{name}' .*: unset "):
             check_meeting_point(place(MASTER_ADDR=name))
 
 

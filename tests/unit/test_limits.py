@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import typer
 
+from messages import says
 from paradit.cli.main import app
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_PROMPT, MAX_PROMPTS, MAX_RANKS
@@ -71,11 +72,11 @@ def test_counts_of_a_placement(name: str) -> None:
         (json.dumps({"attention_backend": {}}), "attention_backend must be a text, got {} (dict)"),
         (json.dumps({"x" * 10**5: 1}), "... is not known; known are ranks, "),
         ("[]", "the placement must hold a JSON object, got []"),
-        (json.dumps({"rank": 4}), "the field 'rank' is not known: did you mean 'ranks'?"),
+        (json.dumps({"rank": 4}), "'rank' .. did you mean 'ranks'?"),
     ],
 )
 def test_files_of_a_placement(content: str, said: str) -> None:
-    assert said in refusal(read_placement, content)
+    assert says(refusal(read_placement, content), said)
 
 
 @pytest.mark.parametrize(
@@ -165,11 +166,11 @@ def test_how_a_run_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("num_layers", 10**9, "config.json: num_layers is at most 1000, got 1000000000"),
+        ("num_layers", 10**9, "config.json: num_layers .. 1000, got 1000000000"),
         ("num_layers", BIG, "config.json: num_layers is at most 1000"),
         ("num_layers", 0, "config.json: num_layers must be at least 1, got 0"),
-        ("num_attention_heads", 1e308, "config.json: num_attention_heads must be a whole number"),
-        ("attention_head_dim", "x", "config.json: attention_head_dim must be a whole number"),
+        ("num_attention_heads", 1e308, "config.json: num_attention_heads .. got 1e+308"),
+        ("attention_head_dim", "x", "config.json: attention_head_dim .. got 'x'"),
         ("patch_size", [1, 0, 2], "config.json: patch_size must be at least 1, got 0"),
     ],
 )
@@ -177,7 +178,7 @@ def test_folders_of_a_model(name: str, value: Any, said: str, tmp_path: Path) ->
     folder = shutil.copytree(bundled_folder(), tmp_path / "model")
     config = folder / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {name: value}))
-    assert said in refusal(read_spec, folder)
+    assert says(refusal(read_spec, folder), said)
 
 
 @pytest.mark.parametrize(
@@ -187,23 +188,23 @@ def test_folders_of_a_model(name: str, value: Any, said: str, tmp_path: Path) ->
         ("ranks = 2", "ranks = 64\nmachines = 64", "ranks is at most 2"),
         ("ranks = 2", "ranks = 2\nmachines = 1000000000000", "machines is at most 128"),
         ("ranks = 2", "ranks = " + "9" * 6000, "is no TOML: Exceeds"),
-        ("memory = 8e9", "memory = nan", "memory must be a finite number above 0, got nan"),
+        ("memory = 8e9", "memory = nan", "memory .. got nan"),
         ("memory = 8e9", 'memory = "8 GB"', "memory must be a number, got '8 GB'"),
-        ("bandwidth = 1e9", "bandwidth = 0", "bandwidth must be a finite number above 0, got 0"),
+        ("bandwidth = 1e9", "bandwidth = 0", "bandwidth .. got 0"),
         ("bandwidth = 1e9", "bandwidth = 1e308", "bandwidth must be from 0 to 1e+30"),
-        ("bf16 = 1e12", "bf16 = inf", "dense must be a finite number above 0, got inf"),
-        ("latency = 5e-5", "latency = -1", "latency must be a finite number above 0, got -1"),
+        ("bf16 = 1e12", "bf16 = inf", "dense .. got inf"),
+        ("latency = 5e-5", "latency = -1", "latency .. got -1"),
         (
             "efficiency = { flash = 0.4 }",
             "efficiency = 0.4",
-            "efficiency must be an object of values, got 0.4 (float)",
+            "efficiency .. got 0.4 (float)",
         ),
     ],
 )
 def test_files_of_a_machine(before: str, after: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "machine.toml"
     path.write_text(MACHINE.replace(before, after, 1))
-    assert said in refusal(find_cluster, str(path))
+    assert says(refusal(find_cluster, str(path)), said)
 
 
 NINES = "9" * 400
@@ -226,27 +227,27 @@ OPTIONS = {
     "--num-frames 1000001": "num_frames is at most 1000000, got 1000001",
     "--duration 999999999999999h": "duration must be written like 60s or 1.5min",
     "--duration 999999999999s": "duration must be from 0 to 10000000, got 1e+12",
-    f"--duration {NINES}s": "duration must be a finite number above 0, got inf",
+    f"--duration {NINES}s": "duration .. got inf",
     "--duration 9000000s": "num_frames is at most 1000000, got 144000000",
-    "--duration 5s --fps nan": "fps must be a finite number above 0, got nan",
-    "--duration 5s --fps inf": "fps must be a finite number above 0, got inf",
-    "--fps 1e308": "fps must be from 0.1 to 1000, got 1e+308: the nearest is 1000",
+    "--duration 5s --fps nan": "fps .. got nan",
+    "--duration 5s --fps inf": "fps .. got inf",
+    "--fps 1e308": "fps .. 0.1 to 1000, got 1e+308 .. 1000",
     f"--num-inference-steps {BIG}": f"num_inference_steps is at most 1000, got {BIG}",
-    "--guidance-scale nan": "guidance_scale must be a finite number above 0, got nan",
-    "--guidance-scale 1e308": "guidance_scale must be from 0 to 1000, got 1e+308: the nearest is 1000",
+    "--guidance-scale nan": "guidance_scale .. got nan",
+    "--guidance-scale 1e308": "guidance_scale .. 0 to 1000, got 1e+308 .. 1000",
     f"--vae-tile {BIG}": f"vae_tile is at most 65536, got {BIG}",
     f"--seed {BIG}": f"seed must be from 0 to 2**64 - 1, got {BIG}",
     f"--method dualparal --block-frames {BIG}": f"block_frames is at most 1000000, got {BIG}",
     f"--method dualparal --context-frames {BIG}": f"context_frames is at most 1000000, got {BIG}",
     "--duration inf --prompt-at '999999999999999s b'": "got 1e+15: the nearest is 10000000",
     f"--checkpoint-steps {BIG}": f"checkpoint_steps is at most 1000000, got {BIG}",
-    "--hang-limit nan": "hang_limit must be a finite number above 0, got nan",
+    "--hang-limit nan": "hang_limit .. got nan",
     "--hang-limit 1e308": "hang_limit must be from 1 to 10000000, got 1e+308",
 }
 PROMPTS = {
-    "lines.txt": "prompts file 'lines.txt' holds 10001 prompts: a run has at most 10000",
-    "long.txt": "prompts file 'long.txt' cannot be read: it has more than 10000000 bytes",
-    "prompt.txt": "prompt is at most 100000 characters long, got 100001",
+    "lines.txt": "'lines.txt' .. 10001 prompts .. at most 10000",
+    "long.txt": "'long.txt' .. more than 10000000 bytes",
+    "prompt.txt": "prompt .. 100000 characters .. got 100001",
 }
 PLANS = {
     "--num-prompts 1001": "num_prompts is at most 1000, got 1001",
@@ -258,16 +259,16 @@ PLANS = {
     "--duration inf": "plan a duration that ends",
     f"--size 96x{BIG}": "size must be at most 16384 pixels a side, got 96x1",
     f"--num-inference-steps {BIG}": f"num_inference_steps is at most 1000, got {BIG}",
-    "--guidance-scale nan": "guidance_scale must be a finite number above 0, got nan",
+    "--guidance-scale nan": "guidance_scale .. got nan",
     f"--duration 60s --block-frames {BIG}": f"block_frames is at most 1000000, got {BIG}",
     f"--duration 60s --context-frames {BIG}": f"context_frames is at most 1000000, got {BIG}",
 }
 OTHERS = {
     "calibrate -o new.toml --ranks 129": "ranks is at most 128, got 129",
     f"calibrate -o new.toml --ranks {BIG}": f"ranks is at most 128, got {BIG}",
-    "decode video.safetensors --fps nan": "fps must be a finite number above 0, got nan",
+    "decode video.safetensors --fps nan": "fps .. got nan",
     f"decode video.safetensors --vae-tile {BIG}": f"vae_tile is at most 65536, got {BIG}",
-    f"extend run --duration {NINES}s": "duration must be a finite number above 0, got inf",
+    f"extend run --duration {NINES}s": "duration .. got inf",
     "extend run --duration 999999s": "num_frames is at most 1000000, got 16000081",
     f"extend run --num-frames {BIG}": "num_frames is at most 1000000, got 1",
     f"extend run --ranks {BIG} --duration 5s": f"ranks is at most 128, got {BIG}",
@@ -308,7 +309,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[:70])
 def test_options(command: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    assert COMMANDS[command] in refusal(app, shlex.split(command), prog_name="paradit", standalone_mode=False)
+    said = refusal(app, shlex.split(command), prog_name="paradit", standalone_mode=False)
+    assert says(said, COMMANDS[command])
 
 
 @pytest.mark.parametrize(
@@ -325,4 +327,4 @@ def test_the_real_command(arguments: tuple[str, ...], said: str, place: Path) ->
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("paradit: error: ")
     assert ended.stderr.count("\n") == 1
-    assert said in ended.stderr
+    assert says(ended.stderr, said)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import tiny
+from messages import says
 from paradit.config.errors import InputError
 from paradit.models.folder import download_weights, find_model
 
@@ -121,7 +122,7 @@ def test_every_shard_must_be_there(model: Path) -> None:
 def test_an_index_that_names_no_files(model: Path) -> None:
     weights = model / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.with_name(weights.name + ".index.json").write_text('{"weight_map": ["a"]}')
-    assert "weight_map must be an object of texts, got ['a'] (list)" in refusal(model)
+    assert says(refusal(model), "weight_map .. got ['a'] (list)")
 
 
 def test_weights_of_one_variant_only(model: Path) -> None:
@@ -134,7 +135,7 @@ def test_weights_of_one_variant_only(model: Path) -> None:
     assert find_model(str(model)) == model
     vae = model / "vae" / f"{stem}.safetensors"
     vae.rename(vae.with_name(f"{stem}.bf16.safetensors"))
-    assert "in different variants (bf16, fp16), of which one can be loaded" in refusal(model)
+    assert says(refusal(model), "variants (bf16, fp16)")
 
 
 def test_an_original_checkpoint_names_the_same_model_in_diffusers_format(model: Path) -> None:

@@ -23,31 +23,31 @@ from tiny import save_folder
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"attention": "magic"}, "attention must be one of auto, ulysses, pipesp, .* got 'magic'"),
+        ({"attention": "magic"}, "attention .* auto, ulysses, pipesp, .* got 'magic'"),
         ({"chunks": 0}, "chunks must be at least 1, got 0"),
         ({"attention": "ring", "chunks": 2}, "chunks are pipesp's, and attention is 'ring'"),
         ({"cfg_degree": 2, "interleave": True}, "interleave needs both branches on a rank"),
-        ({"ring_degree": 2}, "ring_degree and mesh are usp's, and attention is 'auto'"),
+        ({"ring_degree": 2}, "ring_degree and mesh .*usp.* 'auto'"),
         ({"mesh": "ulysses,ring"}, "ring_degree and mesh are usp's"),
-        ({"mesh": "ring"}, "mesh must be ring,ulysses or ulysses,ring, got 'ring'"),
-        ({"attention": "usp", "ring_degree": 4}, "6 ranks do not divide into a ring of 4: .* 1, 2, 3, 6"),
+        ({"mesh": "ring"}, "mesh .* ring,ulysses .* ulysses,ring, got 'ring'"),
+        ({"attention": "usp", "ring_degree": 4}, "6 ranks .* ring of 4: .* 1, 2, 3, 6"),
         ({"attention": "usp", "ring_degree": 0}, "ring_degree must be at least 1, got 0"),
         ({"replicas": 0}, "replicas must be at least 1, got 0"),
-        ({"replicas": 4}, "6 ranks do not divide into 4 replicas: use replicas of 1, 2, 3, 6"),
+        ({"replicas": 4}, "6 ranks .* 4 replicas: .* 1, 2, 3, 6"),
         (
             {"replicas": 2, "decode": (5,)},
-            "each of 2 replicas does all stages, and decode has ranks of its own",
+            "2 replicas .* decode has ranks of its own",
         ),
         ({"replicas": 2, "cfg_degree": 2}, "3 ranks do not divide into 2 guidance branches"),
         ({"replicas": 6, "attention": "usp"}, "1 ranks do not divide into a ring of 2"),
-        ({"attention_backend": "quick"}, "attention_backend must be one of native, .* got 'quick'"),
+        ({"attention_backend": "quick"}, "attention_backend .* native, .* got 'quick'"),
         (
             {"attention_backend": "flash"},
-            "attention_backend 'flash' needs the package 'flash_attn'; there are: native, ",
+            "attention_backend 'flash' .* 'flash_attn'.*: native, ",
         ),
         (
             {"attention_backend": "_native_math", "attention": "ring"},
-            "ring needs an attention backend .* log-sum-exp: native, not",
+            "ring .* log-sum-exp: native, not",
         ),
     ],
 )
@@ -59,9 +59,9 @@ def test_refused_by_name(asked: dict[str, Any], said: str) -> None:
 def test_kernels_say_where_they_run() -> None:
     check_backend_on("native", "cpu", "fp32")
     check_backend_on("_native_flash", "cuda", "bf16")
-    with pytest.raises(InputError, match=r"'_native_flash' needs a GPU.* on a CPU: native, _native_math"):
+    with pytest.raises(InputError, match=r"'_native_flash' .* GPU.* CPU: native, _native_math"):
         check_backend_on("_native_flash", "cpu", "bf16")
-    with pytest.raises(InputError, match="attention_backend '_native_flash' takes bf16, got fp32"):
+    with pytest.raises(InputError, match=r"'_native_flash' .* bf16, got fp32"):
         check_backend_on("_native_flash", "cuda", "fp32")
 
 

@@ -243,7 +243,7 @@ def test_an_option_s_former_name_works_and_warns() -> None:
 def test_a_file_s_former_name_works_and_warns() -> None:
     with pytest.warns(RenamedWarning, match="num_steps is now num_inference_steps"):
         assert decode(Renamed, {"num_steps": 7}) == Renamed(num_inference_steps=7)
-    with pytest.raises(InputError, match="num_steps is the former name of num_inference_steps: give one"):
+    with pytest.raises(InputError, match=r"num_steps .* num_inference_steps: give one"):
         decode(Renamed, {"num_steps": 7, "num_inference_steps": 7})
     with warnings.catch_warnings():
         warnings.simplefilter("error")

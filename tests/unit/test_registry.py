@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from messages import says
 from paradit.config.errors import InputError
 from paradit.config.plugins import Registry
 
@@ -80,7 +81,7 @@ print(*dishes.all(), sep=", ")
 
 def test_an_unknown_name_gets_the_nearest() -> None:
     dishes: Registry[str] = Registry("dish", GROUP, BUILTIN)
-    with pytest.raises(InputError, match="must be one of soup, stew, got 'sop': did you mean 'soup'"):
+    with pytest.raises(InputError, match="soup, stew, got 'sop': did you mean 'soup'"):
         dishes.find("sop")
     with pytest.raises(InputError, match=r"dish must be one of soup, stew, got 'xyz'$"):
         dishes.find("xyz")
@@ -101,10 +102,9 @@ except Exception as error:
     done = run(kitchen, script)
     first, again, error = done.stdout.splitlines()
     assert first == again == "hot soup, hot stew, fresh bread"
-    assert error == "InputError the dish 'ash', a plug-in, cannot be imported: no coal"
-    assert done.stderr.count("the dish 'ash', a plug-in, cannot be imported: no coal") == 1
-    assert done.stderr.count("the dish 'cake', a plug-in, cannot be imported") == 1
-    assert len(done.stderr.splitlines()) == 2
+    assert says(error, "InputError .. dish 'ash' .. no coal")
+    ash, cake = done.stderr.splitlines()
+    assert says(ash, "dish 'ash' .. no coal") and says(cake, "dish 'cake'")
 
 
 def test_built_in_names_are_not_shadowed(kitchen: Path) -> None:
@@ -112,7 +112,7 @@ def test_built_in_names_are_not_shadowed(kitchen: Path) -> None:
     plug_in(kitchen, "other", {"bread": "other:BREAD"}, "BREAD = 'other bread'")
     done = run(kitchen, "print(*dishes.names(), dishes.find('soup'))")
     assert done.stdout.strip() == "soup stew bread hot soup"
-    assert "the dish 'soup' of bakery:SOUP is left out: the name is built in" in done.stderr
+    assert says(done.stderr, "dish 'soup' of bakery:SOUP is left out .. built in")
     assert "is left out: the name comes from two packages" in done.stderr
 
 

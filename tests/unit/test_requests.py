@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import tiny
+from messages import says
 from paradit.config.errors import InputError
 from paradit.config.methods.blocks import BlocksRequest
 from paradit.config.methods.method import resolve
@@ -99,14 +100,14 @@ def test_num_frames(refusal: Callable[..., str], num_frames: int, advice: str) -
 @pytest.mark.parametrize(
     ("width", "height", "advice"),
     [
-        (100, 96, "multiples of 16 pixels (the model's patches), got 100x96: the nearest is 96x96"),
+        (100, 96, "16 pixels .. got 100x96: the nearest is 96x96"),
         (104, 90, "the nearest is 112x96"),
         (1, 7, "the nearest is 16x16"),
         (96, 10**9, "at most 1024 pixels a side (the model's positions)"),
     ],
 )
 def test_size(refusal: Callable[..., str], width: int, height: int, advice: str) -> None:
-    assert advice in refusal(width=width, height=height)
+    assert says(refusal(width=width, height=height), advice)
 
 
 def test_positions_end(refusal: Callable[..., str]) -> None:
@@ -185,7 +186,7 @@ def test_methods_in_blocks(spec: ModelSpec, tmp_path: Path) -> None:
         assert (request.block_frames, request.context_frames) == (7, 3)
     two = read_spec(tiny.save_folder("wan22_a14b", tmp_path / "two"))
     assert isinstance(resolve(Request(prompt="x", method="windowed"), two), BlocksRequest)
-    with pytest.raises(InputError, match=r"fifo has all noise levels in a window, .* two transformers"):
+    with pytest.raises(InputError, match=r"fifo .* two transformers"):
         resolve(Request(prompt="x", method="fifo"), two)
 
 
@@ -207,7 +208,7 @@ def test_methods_in_blocks(spec: ModelSpec, tmp_path: Path) -> None:
         ({"method": 3}, "method must be one of .* got 3"),
         ({"method": "dualparal", "block_frames": "7"}, "block_frames must be a whole number, got '7'"),
         ({"method": "dualparal", "context_frames": -1}, "context_frames must be at least 0, got -1"),
-        ({"method": "dualparal", "prompts_at": 3}, "prompts_at must be pairs of seconds and a text, got 3"),
+        ({"method": "dualparal", "prompts_at": 3}, "prompts_at .* seconds and a text, got 3"),
         ({"method": "dualparal", "prompts_at": "ab"}, "prompts_at must be pairs"),
         (
             {"method": "dualparal", "prompts_at": [(1, b"x")]},

@@ -140,7 +140,7 @@ def test_memory_is_checked_before_loading(tmp_path: Path, monkeypatch: pytest.Mo
     has(lambda _: parts["peak"] - 1)
     assert "of memory will be needed, and this machine has" in str(memory_check.check_memory(spec, request))
     has(lambda _: round(parts["peak"] / 1.1) - 1)
-    with pytest.raises(InputError, match=r"64x32, 5 frames is too much: about .* this machine has"):
+    with pytest.raises(InputError, match=r"64x32, 5 frames .* this machine has"):
         memory_check.check_memory(spec, request)
     has(lambda _: parts["weights"] - 1)
     with pytest.raises(InputError, match=r"for its weights in fp32, and this machine has"):

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKLWan
 from PIL import Image, ImageSequence
 from torch import Tensor
 
+from messages import says
 from paradit.config.errors import InputError
 from paradit.config.methods.method import check_placement, resolve
 from paradit.config.placement import Placement
@@ -190,9 +191,9 @@ def test_tiles_need_less_memory_by_the_estimate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"decode": (0, 1, 2), "decode_degree": 2}, "decode_degree must be 1 or 3, all that decode, got 2"),
-        ({"decode_degree": 2}, "decode_degree must be 1, since one rank decodes, got 2"),
-        ({"decode": (0, 1), "decode_degree": 0}, "decode_degree must be 1 or 2, all that decode, got 0"),
+        ({"decode": (0, 1, 2), "decode_degree": 2}, "decode_degree .* 1 or 3, .* got 2"),
+        ({"decode_degree": 2}, "decode_degree .* 1, .* got 2"),
+        ({"decode": (0, 1), "decode_degree": 0}, "decode_degree .* 1 or 2, .* got 0"),
     ],
 )
 def test_degrees_that_cannot_be(fields: dict[str, Any], said: str) -> None:
@@ -204,11 +205,11 @@ def test_too_few_tiles(tmp_path: Path) -> None:
     spec = read_spec(save_folder("wan21", tmp_path))
     where = Placement(ranks=3, denoise=(0,), decode=(0, 1, 2), decode_degree=3)
     request = resolve(Request(prompt="a", width=96, height=96, num_frames=5), spec)
-    with pytest.raises(InputError, match=r"tiles of 256 pixels \(1\): use a vae_tile of 64, or a decode_deg"):
+    with pytest.raises(InputError, match=r"256 pixels \(1\): .*vae_tile of 64,.* decode_deg"):
         check_placement(where, request, spec)
     check_placement(where, replace(request, vae_tile=64), spec)
     tiny = resolve(Request(prompt="a", width=16, height=16, num_frames=5), spec)
-    with pytest.raises(InputError, match=r"16x16 has tiles of 256 pixels \(1\): use a decode_degree of 1"):
+    with pytest.raises(InputError, match=r"16x16 .* 256 pixels \(1\): .*decode_degree of 1"):
         check_placement(where, tiny, spec)
 
 
@@ -258,9 +259,8 @@ def test_the_allocator_s_own_error(tmp_path: Path) -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines() == [
-        "memory ran out at the decode of the whole picture: decoding again in tiles of 128 pixels"
-    ]
+    (warning,) = ran.stdout.splitlines()
+    assert says(warning, "memory ran out .. whole picture .. tiles of 128 pixels")
     assert list(output.parent.iterdir()) == [output]
     with Image.open(output) as video:
         assert sum(1 for _ in ImageSequence.Iterator(video)) == 17

@@ -17,6 +17,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
 import paradit
+from messages import says
 from paradit.attention.local_attention import sdpa
 from paradit.distributed.world import World
 from paradit.models.common.patch_forward import forward_patch
@@ -300,10 +301,9 @@ def unlike(world: World, folder: Path) -> list[str]:
 
 def test_names_the_rank_whose_transformer_differs(folders: dict[str, Path]) -> None:
     for said in run_world(unlike, 2, folders["wan21"]):
-        assert said == [
-            "rank 1: what is attached to pipe.transformer differs from that of rank 0",
-            "rank 1: a weight of pipe.transformer differs from that of rank 0",
-        ]
+        attached, weight = said
+        assert says(attached, "rank 1: .. attached to pipe.transformer .. rank 0")
+        assert says(weight, "rank 1: .. weight of pipe.transformer .. rank 0")
 
 
 SCHEDULERS = {
@@ -328,9 +328,7 @@ def with_drawn_noise(world: World, folder: Path) -> list[tuple[Tensor, Tensor]]:
         torch.manual_seed(7)
         results.append((alone, generate(pipe)))
         torch.manual_seed(world.rank)
-        with pytest.raises(
-            RuntimeError, match=r"rank 1: the noise differs .* call torch\.manual_seed\(seed\)"
-        ):
+        with pytest.raises(RuntimeError, match=r"rank 1: the noise .* torch\.manual_seed\(seed\)"):
             generate(pipe)
     return results
 

@@ -284,13 +284,13 @@ def patched_and_odd(_: World, folder: Path, experts: Path) -> None:
 
     pipe = load(folder)
     pipe.transformer = torch.nn.Sequential(pipe.transformer)  # now the pipe has no device either
-    with pytest.raises(InputError, match=r"a Sequential in place of a WanTransformer3DModel at pipe"):
+    with pytest.raises(InputError, match=r"Sequential in place of a WanTransformer3DModel"):
         paradit.parallelize(pipe)
 
     pipe = load(folder)
     config = LoraConfig(r=2, target_modules=[], target_parameters=["0.scale_shift_table"])
     pipe.transformer.add_adapter(config)
-    with pytest.raises(InputError, match="a ParamWrapper in place of a WanTransformerBlock at pipe"):
+    with pytest.raises(InputError, match=r"ParamWrapper in place of .*WanTransformerBlock"):
         paradit.parallelize(pipe)
 
     pipe = load(experts)
