@@ -48,7 +48,7 @@ class Case:
         return published_spec(MODELS[self.model])
 
     def simulator(self, cluster: Cluster) -> Simulator:
-        asked = partial(Request, prompt="any", width=832, height=480, num_frames=FRAMES)
+        asked = partial(Request.of, prompt="any", width=832, height=480, num_frames=FRAMES)
         whole = resolve(asked(method="full"), self.spec)
         long = resolve(asked(method="dualparal", block_frames=BLOCK, context_frames=self.context), self.spec)
         return Simulator(cluster, self.spec, whole, long=long)

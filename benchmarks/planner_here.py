@@ -250,11 +250,11 @@ def same_order(placement: Placement, steps: int, seconds: dict[str, float]) -> d
 
 LONG_WAYS = {
     "one rank": Placement(),
-    "stages": Placement(ranks=2, pipeline_degree=2),
-    "tokens shared": Placement(ranks=2, pipeline_degree=1),
-    "branches apart": Placement(ranks=2, cfg_degree=2, pipeline_degree=1),
+    "stages": Placement.of(ranks=2, pipeline_degree=2),
+    "tokens shared": Placement.of(ranks=2, pipeline_degree=1),
+    "branches apart": Placement.of(ranks=2, cfg_degree=2, pipeline_degree=1),
     "full, one rank": Placement(),
-    "full, tokens shared": Placement(ranks=2),
+    "full, tokens shared": Placement.of(ranks=2),
 }
 """Placements of a long video, by the names that `long_video.taking_turns` uses."""
 

@@ -39,8 +39,8 @@ PROMPTS = ["a red circle", "a blue square", "a green ring"]
 BLOCKS = {"method": "dualparal", "num_frames": 34, "block_frames": 2, "context_frames": 1}
 APART = {"denoise": (0, 1), "decode": (2,), "attention": "ulysses"}
 
-Candidate = tuple[str, int, dict[str, Any], dict[str, Any]]
-WAYS: list[Candidate] = [
+Case = tuple[str, int, dict[str, Any], dict[str, Any]]
+CASES: list[Case] = [
     # Model, ranks, placement, request.
     ("wan", 2, {"attention": "pipesp", "chunks": 2}, {}),
     ("wan", 2, {"attention": "pipesp", "chunks": 3, "interleave": True}, {}),
@@ -106,7 +106,7 @@ def make_all(rank: int, ranks: int, models: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
     with join_world(rank, ranks, folder / f"meet-{ranks}", device=device_of(rank)) as world:
-        for number, (name, of, fields, asked) in enumerate(WAYS):
+        for number, (name, of, fields, asked) in enumerate(CASES):
             if ranks not in (1, of):
                 continue
             placement = Placement() if ranks == 1 else Placement.of(ranks=ranks, **fields)
@@ -135,7 +135,7 @@ def test_ranks_over_nccl(ranks: int, models: Path, tmp_path: Path) -> None:
         (tmp_path / str(number)).mkdir()
         spawn(make_all, (number, models, tmp_path / str(number)), nprocs=number, daemon=True)
     said, wrong = [], False
-    for number, (name, of, fields, asked) in enumerate(WAYS):
+    for number, (name, of, fields, asked) in enumerate(CASES):
         if of != ranks:
             continue
         alone, alone_in_bf16 = (latents(tmp_path / "1", number, dtype) for dtype in ("fp32", "bf16"))
