@@ -67,7 +67,7 @@ class Script:
         time.sleep(0.02)
         return self.said.pop(0) if len(self.said) > 1 else self.said[0]
 
-    def tell(self, rank: int, word: str) -> None:
+    def send_to(self, rank: int, word: str) -> None:
         self.told.append((rank, word))
 
     def tell_all(self, word: str, about: Any = None) -> None:
