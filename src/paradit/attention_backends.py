@@ -51,7 +51,7 @@ def check_backend(name: str) -> None:
             n for n, b in ATTENTION_BACKENDS.items() if b.package is None or find_spec(b.package)
         )
         raise InputError(
-            f"attention_backend {name!r} needs the package {backend.package!r}; there are: {there}"
+            f"attention_backend {name!r} needs the package {backend.package!r}; installed: {there}"
         )
 
 
@@ -75,6 +75,6 @@ def check_backend_on(name: str, device: str, dtype: str) -> None:
     backend = ATTENTION_BACKENDS[name]
     if device == "cpu" and not backend.cpu:
         able = ", ".join(n for n, b in ATTENTION_BACKENDS.items() if b.cpu)
-        raise InputError(f"attention_backend {name!r} needs a GPU, and there is none; on a CPU: {able}")
+        raise InputError(f"attention_backend {name!r} needs a GPU, and there is none: on a CPU, use {able}")
     if dtype not in backend.dtypes:
-        raise InputError(f"attention_backend {name!r} takes {' or '.join(backend.dtypes)}, got {dtype}")
+        raise InputError(f"attention_backend {name!r} needs dtype {' or '.join(backend.dtypes)}, got {dtype}")

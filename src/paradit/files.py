@@ -34,7 +34,7 @@ def named(option: str, path: str | os.PathLike[str]) -> Path:
     have this name.
     """
     if isinstance(path, str) and path == "-":
-        raise InputError(f"{option} '-' is a stream: name a file, or ./- for one of that name")
+        raise InputError(f"{option} '-' would be a stream: name a file, or use ./- for a file of that name")
     try:
         found = Path(os.path.expanduser(path))  # noqa: PTH111 (does not raise if there is no such home)
         str(found).encode()  # libraries take names as UTF-8

@@ -65,7 +65,7 @@ def launched(environ: Mapping[str, str] = os.environ) -> Launched | None:
     if missing := [name for name in NEEDED if name not in said]:
         there = [name for name in NEEDED if name in said]
         verb, other = ("is" if len(names) == 1 else "are" for names in (there, missing))
-        raise InputError(f"{_and(there)} {verb} set, and {_and(missing)} {other} not: {unset}")
+        raise InputError(f"{_and(there)} {verb} set, but {_and(missing)} {other} not: {unset}")
 
     def number(name: str, least: int, most: int, limit: str) -> int:
         text = said[name]
@@ -139,8 +139,12 @@ def check_meeting_point(here: Launched) -> None:
 
 def port_error(here: Launched, error: OSError) -> InputError:
     """Return the error to raise if the first rank cannot listen on the port at which the ranks meet."""
-    why = "in use by another program" if error.errno == errno.EADDRINUSE else f"not for us ({error.strerror})"
-    return InputError(f"MASTER_PORT {here.port} is {why}, and the ranks are to meet there: {here.unset}")
+    why = (
+        "in use by another program"
+        if error.errno == errno.EADDRINUSE
+        else f"not available ({error.strerror})"
+    )
+    return InputError(f"MASTER_PORT {here.port}, where the ranks meet, is {why}: {here.unset}")
 
 
 def _and(names: list[str]) -> str:

@@ -83,14 +83,14 @@ def check_memory(
     if room["weights"] > room["total"]:
         raise InputError(
             f"model {spec.name!r} needs {room['weights'] / 1e9:.1f} GB for its weights in {dtype}{each}, "
-            f"and {place}" + _advice(options, known, "; fits with ")
+            f"but {place}" + _advice(options, known, "; fits with ")
         )
     tiled = placement.tiled(request, spec)
     by_rank = method_of(request).memory_by_rank(placement, tiled, spec, DTYPES[dtype].itemsize)
     said = (
-        f"about {room['peak'] / 1e9:.1f} GB of memory will be needed{each}, and {place}; most is for "
+        f"about {room['peak'] / 1e9:.1f} GB of memory will be needed{each}, but {place}; most is for "
         f"{PARTS[largest_part(by_rank)]}"
-        + _advice(options or "a smaller --size only", known, ", and it fits with ")
+        + _advice(options or "a smaller --size only", known, "; it fits with ")
     )
     return _judged(room["peak"], room["total"], said, f"{_size(request)} is too much: ")
 
@@ -111,7 +111,7 @@ def check_decode_memory(request: ResolvedRequest, spec: ModelSpec) -> str | None
     tile = fitting_tile(request, spec, lambda tiled: needed(tiled) <= total)
     said = (
         f"the decode of {request.width}x{request.height} needs about {needed(request) / 1e9:.1f} GB of "
-        f"memory, and there are {total / 1e9:.1f}"
+        f"memory, but there are {total / 1e9:.1f}"
     )
     return _judged(needed(request), total, said + (f": it fits with --vae-tile {tile}" if tile else ""))
 
@@ -136,7 +136,7 @@ def _advice(options: str, known: tuple[str, ...] | None, with_them: str) -> str:
     """
     if known is None or (options and set(re.findall(r"--[a-z-]+", options)) <= set(known)):
         return f"{with_them}{options}" if options else ""
-    anew = f", or `paradit generate` anew with {options}" if options else ""
+    anew = f", or run `paradit generate` again with {options}" if options else ""
     return f": use a machine with more memory{anew}"
 
 

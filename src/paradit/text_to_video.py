@@ -233,7 +233,9 @@ def generate(
 def _check(request: ResolvedRequest, spec: ModelSpec, progress: Progress) -> None:
     """Refuse a request that cannot be made, and warn of one that may not come out well. Raises InputError."""
     if request.endless:
-        raise InputError("a video of duration inf is written while it is made: use `paradit generate`")
+        raise InputError(
+            "duration inf works only with `paradit generate`, which writes the video while it is made"
+        )
     check_scheduler(spec, request)
     warnings = [*warnings_for(request, spec), check_memory(spec, request)]
     for warning in warnings:

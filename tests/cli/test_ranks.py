@@ -98,7 +98,7 @@ def test_the_placement_is_chosen_by_a_warm_up(
     options = ["--placement", "auto", "--ranks", "2"]
     events = in_many_prompts(model, tmp_path, *options, "--dry-run")
     (told,) = named(events, "placement")
-    assert "until a warm-up" in told["reason"]
+    assert "after a warm-up" in told["reason"]
     assert not (tmp_path / "cache").exists()
 
     events = in_many_prompts(model, tmp_path, *options)
@@ -141,7 +141,7 @@ def test_what_torchrun_does_not_do(
         monkeypatch.setitem(ENV, name, value)
     done = command(model, tmp_path, *options)
     assert done.returncode == 2
-    assert re.fullmatch(r"paradit: error: .*only with --ranks: leave torchrun, or [^\n]*\n", done.stderr)
+    assert re.fullmatch(r"paradit: error: .*under torchrun: use --ranks [^\n]*\n", done.stderr)
 
 
 def test_torchrun_gives_the_same_video(model: Path, tmp_path: Path) -> None:
@@ -177,18 +177,18 @@ def test_a_rank_that_cannot_start_says_so_itself(tmp_path: Path) -> None:
         (["--ranks", "0"], "ranks must be at least 1, got 0"),
         (
             ["--ranks", "3", "--cfg-degree", "2"],
-            "3 ranks do not divide into 2 guidance branches",
+            "3 ranks cannot be divided into 2 guidance branches",
         ),
         (["--ranks", "2", "--cfg-degree", "3"], "cfg_degree must be 1 or 2, got 3"),
-        (["--ranks", "2", "--cfg-degree", "2", "--guidance-scale", "1"], "guidance_scale 1 has one"),
+        (["--ranks", "2", "--cfg-degree", "2", "--guidance-scale", "1"], "guidance_scale 1 needs only one"),
         (
             ["--ranks", "28"],
-            "28 ranks are more than there is work for",
+            "28 ranks are too many for a video of",
         ),
-        (["--ranks", "2", "--interleave", "--guidance-scale", "1"], "guidance_scale 1 has one"),
-        (["--ranks", "3", "--replicas", "2"], "3 ranks do not divide into 2 replicas"),
-        (["--replicas", "2"], "2 are more than there are prompts: use at most 1"),
-        (["--replicas", "2", "--placement", "decode=1"], "give replicas or groups, not both"),
+        (["--ranks", "2", "--interleave", "--guidance-scale", "1"], "guidance_scale 1 needs only one"),
+        (["--ranks", "3", "--replicas", "2"], "3 ranks cannot be divided into 2 replicas"),
+        (["--replicas", "2"], "replicas must be at most 1, because each makes videos of its own, got 2"),
+        (["--replicas", "2", "--placement", "decode=1"], "give replicas or the ranks of stages, not both"),
         (["--replicas", "2", "--placement", "auto"], "--placement auto chooses the replicas"),
         (["--ranks", "2", "--attention", "magic"], "attention must be one of auto, ulysses, pipesp"),
         (["--attention-backend", "quick"], "attention_backend must be one of native, "),
@@ -218,5 +218,5 @@ def test_dry_run_shows_the_memory_by_rank(model: Path, tmp_path: Path) -> None:
     assert denoise["peak"] > denoise["weights"] > 0
     shown = command(model, tmp_path, *groups).stdout
     assert re.search(
-        r"^by rank: memory, about: 0: [\d.]+ MB; 1: [\d.]+ MB; 2: [\d.]+ MB$", shown, re.MULTILINE
+        r"^by rank: estimated memory: 0: [\d.]+ MB; 1: [\d.]+ MB; 2: [\d.]+ MB$", shown, re.MULTILINE
     )

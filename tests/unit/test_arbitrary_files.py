@@ -251,7 +251,7 @@ WRONG = [
     ("transformer/config.json", {"qk_norm": "layer"}, "qk_norm 'layer' is not supported: only 'rms_"),
     ("vae/config.json", {"scale_factor_spatial": 0}, "scale_factor_spatial must be at least 1, got 0"),
     ("vae/config.json", {"base_dim": None}, "base_dim must be a whole number, got None"),
-    ("scheduler/scheduler_config.json", {"num_train_timesteps": 2**31}, "timesteps is at most 100000"),
+    ("scheduler/scheduler_config.json", {"num_train_timesteps": 2**31}, "timesteps must be at most 100000"),
     ("text_encoder/config.json", {"d_model": ...}, "d_model is missing: it must be a whole number"),
 ]  # fmt: skip
 

@@ -225,7 +225,7 @@ def test_what_cannot_be_from_python(folder: Path, tmp_path: Path, monkeypatch: p
         "a\0.mp4": "is not a usable name: embedded null byte",
         "\udcff.mp4": "cannot be written in utf-8",
         "~nosuchuser/a.mp4": "the folder '~nosuchuser' does not exist",
-        ".": "is the current or a mounted one",
+        ".": "is the current folder or a mount point",
     }.items():
         with pytest.raises(InputError, match=said):
             made.save(name, overwrite=True)

@@ -210,7 +210,7 @@ def test_what_no_option_helps(generate: Generate, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InputError, match=r"for its weights in fp32, and the GPU has 0\.0 GB$"):
         generate(*BIG)
     on_gpus(monkeypatch, 2e7, 1)
-    with pytest.raises(InputError, match=r"and it fits with a smaller --size only$"):
+    with pytest.raises(InputError, match=r"; it fits with a smaller --size only$"):
         generate("--size", "1024x1024", "--num-frames", "5")
 
 
@@ -291,10 +291,8 @@ def test_a_run_that_has_begun(
 
     peak = memory_check.room_bytes(read_spec(model), run.jobs[0].request, run.placement)["peak"]
     on_gpus(monkeypatch, 0.85 * peak, 2)
-    assert re.search(r"is too much: about .*, and it fits with --ranks 2$", refused(*extend))
-    anew = (
-        r"is too much: about .*: use a machine with more memory, or `paradit generate` anew with --ranks 2$"
-    )
+    assert re.search(r"is too much: about .*; it fits with --ranks 2$", refused(*extend))
+    anew = r"is too much: .*: use a machine with more memory, or run `paradit generate` again with --ranks 2$"
     assert re.search(anew, refused(*resume))
     with pytest.raises(Accepted):
         typed(*extend, "--ranks", "2")

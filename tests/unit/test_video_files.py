@@ -108,12 +108,12 @@ def test_a_larger_rate_factor_makes_a_smaller_file(tmp_path: Path, frames: Frame
 
 def test_rate_factors_that_are_refused(tmp_path: Path) -> None:
     for name, crf, reason in (
-        ("a.mp4", 52, "crf is at most 51, got 52"),
-        ("a.webm", 64, "crf is at most 63, got 64"),
+        ("a.mp4", 52, "crf must be at most 51, got 52"),
+        ("a.webm", 64, "crf must be at most 63, got 64"),
         ("a.mkv", -1, "crf must be at least 0, got -1"),
         ("a.mov", 1.5, "crf must be a whole number, got 1.5"),
-        ("a.gif", 20, "crf is for .mp4, .webm, .mov, .mkv, and the output is"),
-        ("frames", 20, "crf is for .mp4, .webm, .mov, .mkv, and the output is"),
+        ("a.gif", 20, "crf is for .mp4, .webm, .mov, .mkv, but the output is"),
+        ("frames", 20, "crf is for .mp4, .webm, .mov, .mkv, but the output is"),
     ):
         with pytest.raises(InputError, match=reason):
             check_target(tmp_path / name, crf=crf)  # type: ignore[arg-type]
@@ -149,7 +149,7 @@ def test_targets_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     for name, reason in {
-        "a.avi": r"unknown suffix '.avi', known are .mp4, .webm, .mov, .mkv, .gif",
+        "a.avi": r"unknown suffix '.avi'; known: .mp4, .webm, .mov, .mkv, .gif",
         "none/a.mp4": "does not exist",
         "file/a.mp4": "is not a folder",
         "file": "is a file",
@@ -162,11 +162,14 @@ def test_targets_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         check_target("/proc/a.mp4")  # not even root writes there
     for folder in (".", Path.cwd()):
-        with pytest.raises(InputError, match="is the current or a mounted one"):
+        with pytest.raises(InputError, match="is the current folder or a mount point"):
             check_target(folder, overwrite=True)
     with pytest.raises(InputError, match="at most 50"):
         check_target(tmp_path / "a.gif", fps=60)
-    with pytest.raises(InputError, match="even width"), open_video(tmp_path / "a.mp4", 63, 48, 16):
+    with (
+        pytest.raises(InputError, match="width and height of a video must be even"),
+        open_video(tmp_path / "a.mp4", 63, 48, 16),
+    ):
         pass
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "mine"]
 

@@ -252,7 +252,7 @@ def sharded(_: World, folder: Path) -> list[str]:
 
 def test_other_ways_of_using_several_ranks_are_refused(folders: dict[str, Path]) -> None:
     for said in run_world(sharded, 2, folders["wan21"]):
-        found = [re.match(r"parallelize cannot honour (.*) at (\S+): ", message) for message in said]
+        found = [re.match(r"parallelize does not support (.*) at (\S+): ", message) for message in said]
         assert [match and match.groups() for match in found] == [
             ("FSDP (fully_shard)", "pipe.transformer"),
             ("FSDP (fully_shard)", "pipe.transformer.blocks.1"),

@@ -66,4 +66,4 @@ def _rows(chunk: Chunk, queries: list[Tensor], part: Box) -> Tensor:
         if block.intersect(part) == part:
             rows = slice(part.start - block.start, part.stop - block.start)
             return query[:, rows, part.first_head - block.first_head : part.last_head - block.first_head]
-    raise ValueError(f"{part} is in none of {chunk.work}")
+    raise ValueError(f"{part} is not in any range of {chunk.work}")

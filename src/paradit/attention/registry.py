@@ -125,7 +125,7 @@ class Form:
         if asked.coprocess and not self.helped:
             able = ", ".join([AUTO, *(form.name for form in FORMS.all() if form.helped)])
             raise InputError(
-                f"coprocess goes with attention {able}, got {self.name!r}: use one of these, or no coprocess"
+                f"coprocess needs attention {able}, got {self.name!r}: use one of these, or leave it out"
             )
 
     def misplaced(self, attention: str) -> str:
@@ -134,8 +134,8 @@ class Form:
         attention: name of the form that is chosen.
         """
         names = list(declared(self.options))
-        verb, them = ("is", "it") if len(names) == 1 else ("are", "them")
-        return f"{' and '.join(names)} {verb} {self.name}'s, and attention is {attention!r}: leave {them} out"
+        need, them = ("needs", "it") if len(names) == 1 else ("need", "them")
+        return f"{' and '.join(names)} {need} attention {self.name}, got {attention!r}: leave {them} out"
 
     def choices(self, asked: Asked, heads: int) -> list[Choice]:  # noqa: ARG002
         """Return the combinations of option values to try if the user asks for this attention form.
@@ -204,8 +204,8 @@ def help_text() -> str:
     names = [form.name + ("" if form.is_exact else " (approximate)") for form in FORMS.all()]
     tried = ", ".join(form.name for form in FORMS.all() if form.automatic)
     return (
-        f"How the ranks share attention: {', '.join(names)}; {AUTO}: the quickest of {tried} and interleave. "
-        f"[default: {AUTO}]"
+        f"How the ranks share attention: {', '.join(names)}; or {AUTO}, the fastest of {tried}, with or "
+        f"without interleave. [default: {AUTO}]"
     )
 
 
@@ -227,7 +227,7 @@ def checked_options(attention: str, options: Mapping[str, Value | None]) -> Valu
             raise InputError(form.misplaced(attention))
         given = Values({name: value for name, value in given.items() if name not in mine or name in said})
     if left:
-        raise InputError(f"no form of attention has the option {next(iter(left))}")
+        raise InputError(f"no attention form has the option {next(iter(left))}")
     return given
 
 

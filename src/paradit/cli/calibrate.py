@@ -39,7 +39,7 @@ def calibrate(options: CalibrateOptions) -> None:
 
     number = visible_ranks() if ranks is None else ranks
     if lack_gpus(number):
-        raise InputError(f"ranks must be at most {num_gpus()}, the GPUs of this machine, got {number}")
+        raise InputError(f"ranks must be at most {num_gpus()} (this machine's GPUs), got {number}")
     with make_reporter(as_json=False) as report:
         found = measure(number, report)
     device = fit_device(found.measured, found.copies, f"paradit {__version__} calibrate, {date.today()}")
@@ -58,4 +58,4 @@ def calibrate(options: CalibrateOptions) -> None:
     print(output)
     for kind in KINDS:
         error = 100 * median_error(found.measured, device, kind)
-        print(f"  {kind}: what was measured differs from the formulas by {error:.1f} % (median)")
+        print(f"  {kind}: measurements differ from the formulas by {error:.1f} % (median)")

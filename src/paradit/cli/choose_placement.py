@@ -55,7 +55,7 @@ def asked_placement(options: GenerateOptions) -> Placement:
     there = here.ranks if here else None
     if here and options.ranks not in (None, there):
         raise InputError(
-            f"ranks is {options.ranks}, and torchrun started {there}: leave --ranks out, or {here.unset}"
+            f"ranks is {options.ranks}, but torchrun started {there}: leave --ranks out, or {here.unset}"
         )
     chosen = _read_placement(options.placement)
     chosen |= {name: value for name, value in options.others.items() if name in placement_fields()}
@@ -64,8 +64,8 @@ def asked_placement(options: GenerateOptions) -> Placement:
     automatic, replicas = options.placement == AUTO, chosen.get("replicas", 1)
     if there and (groups or automatic or replicas > 1):
         raise InputError(
-            "stages have ranks of their own, and replicas are, only with --ranks: leave torchrun, or "
-            "--placement and --replicas, out"
+            "--placement and --replicas do not work under torchrun: use --ranks instead of torchrun, or "
+            "leave them out"
         )
     if automatic and replicas > 1:
         raise InputError("--placement auto chooses the replicas: leave --replicas out")

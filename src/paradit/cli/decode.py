@@ -91,7 +91,7 @@ def _read(path: Path) -> tuple[list[int], dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as file:  # "pt" would import torch
             if "latents" not in file.keys():  # noqa: SIM118 (not a dict)
-                raise InputError(f"{str(path)!r} holds no tensor 'latents', but {', '.join(file.keys())}")
+                raise InputError(f"{str(path)!r} has no tensor 'latents', only {', '.join(file.keys())}")
             shape: list[int] = file.get_slice("latents").get_shape()
             return shape, file.metadata() or {}
     except (OSError, SafetensorError) as error:
@@ -106,18 +106,18 @@ def _request(
     snapshot = snapshot_of(spec.folder)  # earlier versions stored its revision as the model's name
     if name not in (spec.name, snapshot and snapshot[1]):
         raise InputError(
-            f"{str(path)!r} was made by the model {name!r}, not {spec.name!r}: give it by --model"
+            f"{str(path)!r} was made by the model {name!r}, not {spec.name!r}: name that model with --model"
         )
     if len(shape) != 5 or shape[:2] != [1, vae.z_dim]:
         raise InputError(
-            f"latents of the model {spec.name!r} are [1, {vae.z_dim}, frames, height, width], "
-            f"{str(path)!r} has {shape}"
+            f"latents of the model {spec.name!r} must have the shape [1, {vae.z_dim}, frames, height, "
+            f"width], got {shape} in {str(path)!r}"
         )
     _, _, frames, height, width = shape
     try:
         known = {field: kind(about[field]) for field, kind in _KNOWN.items() if field in about}
     except ValueError as error:
-        raise InputError(f"{str(path)!r} says of itself what cannot be read: {error}") from None
+        raise InputError(f"metadata of {str(path)!r} cannot be read: {error}") from None
     if fps is not None:
         known["fps"] = fps
     return Request(

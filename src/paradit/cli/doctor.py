@@ -24,7 +24,7 @@ def _print(*, as_json: bool) -> None:
     try:
         from paradit.engine.machine_report import examine
     except ImportError as error:  # nothing else can be examined without torch
-        said = f"{error}: install ParaDiT anew, with what it needs"
+        said = f"{error}: reinstall ParaDiT with its dependencies"
         print(json.dumps({"event": "doctor", "error": said}) if as_json else said)
         return
 
@@ -52,14 +52,14 @@ def _devices(found: list[dict[str, Any]]) -> Iterator[str]:
 
 def _links(found: dict[str, Any] | None) -> Iterator[str]:
     if found is None:
-        yield "one device, no link"
+        yield "one device, so no link to measure"
         return
     pair, everyone = (amount(found[f"{which}_bytes_per_second"], "B/s") for which in ("pair", "all"))
     own = found["neighbours_bytes_per_second"]
     neighbours = f" ({amount(own, 'B/s')} between 0 and 1, 2 and 3, ...)" if own else ""
     yield (
         f"{found['ranks']} ranks over {found['over']}: latency {1e6 * found['latency_seconds']:.0f} us; "
-        f"a rank sends {pair} in a pair{neighbours}, {everyone} while all send to all"
+        f"a rank sends {pair} to one other{neighbours}, {everyone} if all send to all"
     )
 
 

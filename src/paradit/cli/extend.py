@@ -49,7 +49,7 @@ def extend(options: ExtendOptions) -> int:
             if not job.request.endless:  # an endless video had no end that could show
                 again = method_of(job.request).made_again(job.request, spec)
                 report.warn(
-                    f"the video's end showed in blocks {again[0]} to {again[-1]}, which are made again"
+                    f"blocks {again[0]} to {again[-1]} were denoised next to the old end, and are made again"
                     + (f" ({job.request.prompt!r})" if len(run.jobs) > 1 else "")
                 )
         with files_reserved(longer.jobs, overwrite=True):  # what may be replaced was checked in `_longer`
@@ -68,11 +68,11 @@ def _check_alone(options: ExtendOptions, run: Run) -> None:
     """
     if here := launched():
         raise InputError(
-            f"ranks are started by paradit extend itself (--ranks): leave torchrun out, or {here.unset}"
+            f"paradit extend starts its ranks itself (--ranks): run it without torchrun, or {here.unset}"
         )
     if options.output is not None and len(run.jobs) > 1:
         raise InputError(
-            f"output {options.output!r} is one name, and the run has {len(run.jobs)} videos: leave it out"
+            f"output {options.output!r} names one file, but the run has {len(run.jobs)} videos: leave it out"
         )
 
 
@@ -90,15 +90,15 @@ def _longer(run: Run, options: ExtendOptions, folder: RunFolder, spec: ModelSpec
 
 def _more_frames(duration: str | None, num_frames: int | None, fps: float) -> int:
     if (duration is None) == (num_frames is None):
-        raise InputError("say by how much: a --duration, such as 30s, or --num-frames")
+        raise InputError("give a --duration to add, such as 30s, or --num-frames")
     seconds = parse_duration(duration) if duration is not None else 0.0
     if math.isinf(seconds):
         raise InputError(
-            "a video is made longer by a time that ends: use generate --duration inf from the start"
+            "the duration to add must be finite, got inf: use generate --duration inf from the start"
         )
     more = num_frames if num_frames is not None else round(seconds * fps)
     if more < 1:
-        raise InputError(f"a video is made longer by at least one frame, got {num_frames or duration or 0}")
+        raise InputError(f"at least one frame must be added, got {num_frames or duration or 0}")
     return more
 
 
@@ -106,15 +106,15 @@ def _longer_job(job: Job, folder: RunFolder, spec: ModelSpec, more: int, output:
     """Return a copy of a job whose video is `more` frames longer. Raises InputError if this is impossible."""
     finished = folder.num_blocks(job.index) if job.request.endless else None
     if finished is None and not folder.is_extendable(job):
-        raise InputError(f"{job.output!r} cannot be made longer: {_why_not(job, folder)}")
+        raise InputError(f"{job.output!r} cannot be extended: {_why_not(job, folder)}")
     longer = method_of(job.request).longer(job.request, spec, more, finished, str(folder.path))
     return replace(job, request=longer, output=output if output is not None else job.output)
 
 
 def _why_not(job: Job, folder: RunFolder) -> str:
     if not folder.is_done(job):
-        return f"it is not there yet (paradit resume {folder.path})"
-    return "it was made in one piece"
+        return f"it is not finished (paradit resume {folder.path})"
+    return "it was not made in frame blocks"
 
 
 def _placement(run: Run, ranks: int | None, spec: ModelSpec) -> Placement:

@@ -124,7 +124,7 @@ def _tell(options: GenerateOptions, checked: Checked, report: Reporter) -> None:
         placement = _known_choice(jobs, spec, placement, report)
     for job in jobs:
         if os.path.lexists(job.output) and not options.overwrite:
-            report.warn(f"output {job.output!r} exists: a run needs another name, or --overwrite")
+            report.warn(f"output {job.output!r} exists: to run, name another file, or use --overwrite")
         report.emit(Planned(plan=plan(job, spec, placement)))
 
 
@@ -148,7 +148,7 @@ def _check_endless(jobs: list[Job], placement: Placement) -> None:
     if not any(job.request.endless for job in jobs):
         return
     if launched():
-        raise InputError("under torchrun nobody stops a video of duration inf: use --ranks")
+        raise InputError("a video of duration inf cannot be stopped under torchrun: use --ranks")
     if placement.decode_degree > 1:
         raise InputError("a video of duration inf is decoded by one rank: leave --decode-degree out")
 
@@ -156,8 +156,8 @@ def _check_endless(jobs: list[Job], placement: Placement) -> None:
 def _check_replicas(placement: Placement, count: int) -> None:
     if placement.replicas > count:
         raise InputError(
-            f"replicas make a video each, and {placement.replicas} are more than there are prompts: "
-            f"use at most {count}"
+            f"replicas must be at most {count}, because each makes videos of its own, got "
+            f"{placement.replicas}"
         )
 
 
@@ -183,7 +183,7 @@ def _known_choice(jobs: list[Job], spec: ModelSpec, base: Placement, report: Rep
 
     if known_costs(jobs, spec, base) is not None:
         return _choice(jobs, spec, base, report)
-    reason = "together, until a warm-up of the run itself has measured the stages"
+    reason = "together; the run itself will choose after a warm-up that measures the stages"
     report.emit(Placed(placement=base.flat(), reason=reason, seconds={}))
     return base
 

@@ -66,7 +66,7 @@ def read_prompts(options: GenerateOptions) -> list[str]:
     if options.prompts_file is None:
         whole("num_videos", options.num_videos, most=MAX_PROMPTS)
         if options.prompt is None:
-            raise InputError("no prompt is given: name one, or a --prompts-file")
+            raise InputError("no prompt is given: give one, or a --prompts-file")
         return [options.prompt]
     if options.prompt is not None:
         raise InputError(f"give a prompt ({options.prompt!r}) or a --prompts-file, not both")
@@ -78,10 +78,10 @@ def read_prompts(options: GenerateOptions) -> list[str]:
         raise InputError(f"prompts file {str(path)!r} cannot be read: {reason}") from None
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise InputError(f"prompts file {str(path)!r} holds no prompt: it has one on each line")
+        raise InputError(f"prompts file {str(path)!r} has no prompt: write one on each line")
     if len(prompts) > MAX_PROMPTS:
         raise InputError(
-            f"prompts file {str(path)!r} holds {len(prompts)} prompts: a run has at most {MAX_PROMPTS}"
+            f"prompts file {str(path)!r} has {len(prompts)} prompts: a run can have at most {MAX_PROMPTS}"
         )
     whole("num_videos", options.num_videos, most=MAX_PROMPTS // len(prompts))  # that many videos in all
     return prompts
@@ -186,8 +186,8 @@ def _check_files(job: Job, options: GenerateOptions, numbered: bool) -> None:
     part = job.growing
     if part is not None and named("output, while it grows,", part).exists() and not overwrite:
         raise InputError(
-            f"output {job.output!r} is being written, or its run was killed: {str(part)!r} is there. Go on "
-            "by paradit resume, name another file, or use --overwrite"
+            f"output {job.output!r} is being written, or its run was killed: {str(part)!r} exists. Use "
+            "paradit resume, name another file, or use --overwrite"
         )
 
 
@@ -197,9 +197,11 @@ def _check_endless(job: Job) -> None:
         return
     if job.count > 1:
         raise InputError(
-            "a video of duration inf is never done, and the next prompt waits: give one prompt, and one video"
+            "a video of duration inf never ends, so no other can follow: give one prompt, and one video"
         )
     if job.latents is not None:
         raise InputError("the latents of a video of duration inf would fill the memory: leave --latents out")
     if video_format(job.output) == ".gif":
-        raise InputError("a GIF is made of all its frames at once, not of duration inf: use .mp4 or .webm")
+        raise InputError(
+            "a GIF is written when all its frames are there, never for duration inf: use .mp4 or .webm"
+        )

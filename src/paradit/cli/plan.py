@@ -86,9 +86,9 @@ def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[ResolvedRequest, R
         dtype=options.dtype,
     )
     if asked.endless:
-        raise InputError("a video of duration inf is never done: plan a duration that ends")
+        raise InputError("duration must be finite for a plan, got inf: use one such as 60s")
     if asked.num_frames is not None:
-        whole("num_frames", asked.num_frames, most=MAX_PLANNED, hint="every block is simulated")
+        whole("num_frames", asked.num_frames, most=MAX_PLANNED, hint="a plan simulates every block")
     long = _in_blocks(asked, options, spec)
     # If the video is too long for one piece, the error about that is reported unless blocks can make it.
     at_once = next(method.name for method in planned_methods() if not method.streams)
@@ -115,8 +115,8 @@ def _in_blocks(asked: Request, options: PlanOptions, spec: ModelSpec) -> Resolve
     if blocks:
         most = (spec.trained_latent_frames - 1) * spec.vae.temporal_compression + 1
         raise InputError(
-            f"{' and '.join(blocks)}: of videos in blocks, which are planned where they are longer than the "
-            f"{most} frames that the model was trained on; got {long.num_frames}"
+            f"{' and '.join(blocks)} must be left out: frame blocks are planned only for videos longer than "
+            f"the {most} frames that the model was trained on, got {long.num_frames}"
         )
     return None
 

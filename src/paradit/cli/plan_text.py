@@ -29,7 +29,7 @@ def plan_text(plans: Plans, simulator: Simulator, options: PlanOptions) -> str:
     lines = [
         f"{simulator.spec.name}: {request.width}x{request.height}, {request.num_frames} frames, "
         f"{request.num_inference_steps} steps, {prompts}, {options.dtype}, on {cluster.name}",
-        f"{plans.compared} ways simulated; the best for {options.goal} of each kind, then the usual ones:",
+        f"{plans.compared} plans simulated; the best of each kind for {options.goal}, then the usual ones:",
         "",
         *_table(plans, simulator),
         "",
@@ -58,7 +58,7 @@ def _reasons(plans: Plans, simulator: Simulator, options: PlanOptions) -> list[s
 
 def _table(plans: Plans, simulator: Simulator) -> Iterator[str]:
     limit = simulator.cluster.device.memory
-    rows = [("", "all", "one video", "first frames", f"memory of {amount(limit, 'B')}", "what bounds it")]
+    rows = [("", "all", "one video", "first frames", f"memory of {amount(limit, 'B')}", "bottleneck")]
     rows += [(f"{number}. {one.name}", *_cells(one)) for number, one in enumerate(plans.best[:SHOWN], 1)]
     rows += [(one.name, *_cells(one)) for one in plans.usual]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

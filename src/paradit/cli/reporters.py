@@ -144,14 +144,14 @@ class Reporter(Progress):
             case Waiting() | Restarted():
                 return f"paradit: {event.message}"
             case Resumable():
-                return f"paradit: to go on: paradit resume {_path(event.folder)}"
+                return f"paradit: to resume: paradit resume {_path(event.folder)}"
             case Extendable():
                 return f"paradit: to make it longer: paradit extend {_path(event.folder)} --duration 30s"
             case Growing():
                 path = shlex.quote(event.path)
-                return f"paradit: the video grows in {path}: it plays as far as it is there"
+                return f"paradit: the video grows in {path}: you can play what is there"
             case Missed():
-                return f"paradit: {event.count} earlier events are not kept"
+                return f"paradit: {event.count} earlier events were dropped"
             case _:
                 assert_never(event)
 

@@ -33,7 +33,7 @@ def resume(options: ResumeOptions) -> int:
         here = launched()
         if here and here.ranks != run.placement.ranks:
             raise InputError(
-                f"the run has {run.placement.ranks} ranks, and torchrun started {here.ranks}: {here.unset}"
+                f"the run has {run.placement.ranks} ranks, but torchrun started {here.ranks}: {here.unset}"
             )
         _check_outputs(run, folder, options.overwrite)
         model = find_run_model(run)
@@ -50,7 +50,7 @@ def resume(options: ResumeOptions) -> int:
         admit(left, spec, run.placement, report.warn, known=())
         done = len(run.jobs) - len(left)
         if done:
-            report.warn(f"{done} of {len(run.jobs)} videos are there already")
+            report.warn(f"{done} of {len(run.jobs)} videos are done already")
         # Existing outputs were checked just before.
         run = replace(run, overwrite=True)
         with files_reserved(left, overwrite=True):
@@ -64,8 +64,8 @@ def _only_one() -> Path:
     runs = unfinished(Path())
     if len(runs) == 1:
         return runs[0].path
-    found = ", ".join(str(run.path) for run in runs) or f"no folder in {RUNS}"
-    raise InputError(f"name the run that is to go on: there is {found}")
+    found = ", ".join(str(run.path) for run in runs) or f"none in {RUNS}"
+    raise InputError(f"name the run to resume; unfinished: {found}")
 
 
 def _check_outputs(run: Run, folder: RunFolder, overwrite: bool) -> None:
@@ -73,4 +73,6 @@ def _check_outputs(run: Run, folder: RunFolder, overwrite: bool) -> None:
         return
     for job in run.jobs:
         if not folder.has_video(job) and os.path.lexists(job.output) and Path(job.output).is_file():
-            raise InputError(f"output {job.output!r} has come there since: move it away, or use --overwrite")
+            raise InputError(
+                f"output {job.output!r} was written by something else since: move it, or use --overwrite"
+            )

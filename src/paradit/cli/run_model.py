@@ -28,6 +28,6 @@ def complete_run_model(run: Run, folder: Path) -> None:
     download_weights(run.model, folder, run.variant)
     if run.model_hash and model_hash(folder, run.variant) != run.model_hash:
         raise InputError(
-            f"the model {run.model!r} has changed since the run began, and its video would not be the same: "
-            "put the model back as it was, or begin anew with paradit generate"
+            f"the model {run.model!r} has changed since the run began, so the video would not be the same: "
+            "restore the model, or start again with paradit generate"
         )

@@ -31,11 +31,11 @@ def explain(
 
 def _method(options: GenerateOptions, request: ResolvedRequest, spec: ModelSpec) -> str:
     if options.method is not None:
-        return f"method {request.method}: as asked for"
+        return f"method {request.method}: as requested"
     trained = spec.defaults.train_frames
     if trained is None:
         return f"method {request.method}: the length that the model was trained on is not known"
-    limit = f"{'' if request.trim else 'twice '}the {trained[1]} of training"
+    limit = f"{'' if request.trim else 'twice '}the {trained[1]} frames of training"
     than = "more" if request.num_frames > (1 if request.trim else 2) * trained[1] else "no more"
     return f"method {request.method}: {request.num_frames} frames are {than} than {limit}"
 
@@ -47,8 +47,8 @@ def _attention(request: ResolvedRequest, arranged: Arranged, spec: ModelSpec) ->
     if arranged.form:
         return [arranged.form]
     if placement.attention == AUTO or len(placement.choices(spec.transformers[0].num_attention_heads)) > 1:
-        return [f"attention {placement.attention}: the quickest form, as rehearsed in the first step"]
-    return [f"attention {placement.attention}: as asked for"]
+        return [f"attention {placement.attention}: the fastest form, measured in the first step"]
+    return [f"attention {placement.attention}: as requested"]
 
 
 def _memory(request: ResolvedRequest, placement: Placement, spec: ModelSpec) -> str:

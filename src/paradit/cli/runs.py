@@ -71,7 +71,7 @@ def _remove(folder: Path, names: list[str], *, as_json: bool) -> None:
     there = [_named(folder, name) for name in names]
     for run in there:
         if run.is_running():
-            raise InputError(f"{str(run.path)!r} is being run: stop it first")
+            raise InputError(f"{str(run.path)!r} is running: stop it first")
     for run in there:
         size = _size(run.path)
         run.remove()
@@ -138,7 +138,7 @@ def _row(one: Found) -> tuple[str, ...]:
     states = {
         "running": f"running, {one.videos_done} of {one.videos} videos done",
         "unfinished": f"{one.videos_done} of {one.videos} videos done: paradit resume",
-        "extendable": "can be made longer: paradit extend",
+        "extendable": "can be extended: paradit extend",
         "done": "done",
         "damaged": f"damaged: {one.why}",
     }

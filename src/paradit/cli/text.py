@@ -92,7 +92,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         "latents": f"{latents} (channels, frames, height, width), {plan['tokens']} tokens",
         "denoise": f"{plan['num_inference_steps']} steps, guidance {guidance:g}, seed {plan['seed']}",
         "compute": f"{amount(plan['step_flops'], 'FLOP')} a step{in_all}",
-        "memory": f"about, in {plan['dtype']}: {memory}",
+        "memory": f"estimated, in {plan['dtype']}: {memory}",
         "output": plan["path"],
     }
     if "used_share" in plan:
@@ -100,7 +100,9 @@ def plan_text(plan: dict[str, Any]) -> str:
     if plan["ranks"] > 1:
         rows["ranks"] = "; ".join(_share_text(share) for share in plan["shares"])
         peaks = (amount(parts["peak"], "B") for parts in plan["memory_bytes_by_rank"])
-        rows["by rank"] = f"memory, about: {'; '.join(f'{rank}: {peak}' for rank, peak in enumerate(peaks))}"
+        rows["by rank"] = (
+            f"estimated memory: {'; '.join(f'{rank}: {peak}' for rank, peak in enumerate(peaks))}"
+        )
     return "\n".join(f"{name + ':':<9}{value}" for name, value in rows.items())
 
 
@@ -110,7 +112,7 @@ def _blocks(plan: dict[str, Any]) -> str:
     A round is one pass over the queue of frame blocks.
     """
     sizes = f"of {plan['block_frames']} latent frames, in windows of {plan['window_frames']}"
-    used = f"ranks used to {plan['used_share']:.1%}"
+    used = f"ranks busy for {plan['used_share']:.1%}"
     if plan["num_blocks"] is None:
         return f"without end, {sizes}; {used}"
     return f"{plan['num_blocks']} {sizes}; {plan['rounds']} rounds, {used}"

@@ -25,12 +25,14 @@ def check_trace(options: GenerateOptions) -> None:
     path = options.trace
     if path is None:
         if options.trace_layers:
-            raise InputError("trace_layers adds to a trace: name its file by --trace FILE.json")
+            raise InputError("trace_layers needs --trace FILE.json")
         return
     if path.suffix != ".json":
         raise InputError(f"trace {str(path)!r} must end in .json: use {str(path) + '.json'!r}")
     if launched():
-        raise InputError("a run is traced only with --ranks: leave torchrun, or --trace, out")
+        raise InputError(
+            "--trace does not work under torchrun: use --ranks instead of torchrun, or leave it out"
+        )
     check_file("trace", path, overwrite=options.overwrite)
 
 

@@ -49,7 +49,7 @@ def whole(name: str, value: object, *, most: float = math.inf, least: float = 1,
         raise InputError(f"{name} must be at least {least}, got {shown(number)}")
     if number > most:
         hint = f" ({hint})" if hint else ""
-        raise InputError(f"{name} is at most {most}, got {shown(number)}{hint}")
+        raise InputError(f"{name} must be at most {most}, got {shown(number)}{hint}")
     return number
 
 

@@ -208,12 +208,12 @@ def read_values(known: Mapping[str, Declared], data: object) -> dict[str, Any]:
     data: plain values by name. known: fields by name; `data` may leave out any of them.
     """
     if not isinstance(data, Mapping):
-        raise InputError(f"an object with {_some(known)} is wanted, got {typed(data)}")
+        raise InputError(f"the value must be an object with {_some(known)}, got {typed(data)}")
     data = with_new_names(data, former_names(known.values()))
     for name in data:
         if name not in known:
             hint = did_you_mean(name, known)
-            raise InputError(f"the field {shown(name)} is not known{hint}; known are {_some(known)}")
+            raise InputError(f"unknown field {shown(name)}{hint}; known fields: {_some(known)}")
     return {name: known[name].read(value) for name, value in data.items()}
 
 
@@ -242,7 +242,7 @@ def with_new_names(data: Mapping[str, object], renamed: Mapping[str, str]) -> Ma
     """
     for former in [name for name in data if name in renamed]:
         if (name := renamed[former]) in data:
-            raise InputError(f"{former} is the former name of {name}: give one of them")
+            raise InputError(f"{former} is the old name of {name}: give only {name}")
         warn_renamed(former, name)
         data = {name if other == former else other: value for other, value in data.items()}
     return data
@@ -250,7 +250,7 @@ def with_new_names(data: Mapping[str, object], renamed: Mapping[str, str]) -> Ma
 
 def warn_renamed(former: str, name: str) -> None:
     """Warn, in one line, that an option's former name will stop working."""
-    said = f"{former} is now {name}: the former name goes with the next minor version"
+    said = f"{former} is now called {name}; the next minor version will not accept the old name"
     warnings.warn_explicit(said, RenamedWarning, "paradit", 0)
 
 

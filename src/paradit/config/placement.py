@@ -51,7 +51,7 @@ class Placement:
         int,
         Option(
             also=("data-parallel-degree",),
-            help="Groups of ranks with a whole model each; each makes its own videos. [default: 1]",
+            help="Number of groups of ranks, each with a whole model and videos of its own. [default: 1]",
             metavar="N",
             least=1,
             most=MAX_RANKS,
@@ -61,8 +61,8 @@ class Placement:
     decode_degree: Annotated[
         int,
         Option(
-            help="How many decode ranks share a video by tiles (--vae-tile): 1, each decodes whole videos in "
-            "turn; or all of them. [default: 1]",
+            help="Number of decode ranks that share a video's tiles (--vae-tile): 1 (each decodes whole "
+            "videos) or all of them. [default: 1]",
             metavar="1|N",
             most=MAX_RANKS,
         ),
@@ -72,8 +72,8 @@ class Placement:
         int,
         Option(
             also=("cfg-parallel",),
-            help="2: the two guidance branches on different ranks. [default: 1, or as planned if "
-            "`paradit calibrate` has measured this machine]",
+            help="2: compute the two guidance branches on different ranks. [default: planned if `paradit "
+            "calibrate` has measured this machine, else 1]",
             metavar="1|2",
             most=MAX_RANKS,
         ),
@@ -93,7 +93,7 @@ class Placement:
         bool | None,
         Option(
             negatable=True,
-            help="A guidance branch computes while the other's data travel. [default: auto's choice]",
+            help="Compute one guidance branch while the other's data are sent. [default: auto chooses]",
         ),
     ] = None
     """Whether a rank computes one guidance branch while the other branch's data travel.
@@ -113,7 +113,8 @@ class Placement:
     compile: Annotated[
         bool,
         Option(
-            also=("torch-compile",), help="Compile what is before and after attention; takes a minute once."
+            also=("torch-compile",),
+            help="Compile the layers before and after attention; takes a minute once.",
         ),
     ] = False
     """Whether the model's code before and after attention is compiled."""
@@ -121,7 +122,7 @@ class Placement:
         bool,
         Option(
             negatable=True,
-            help="Ranks that only decode take a share of the attention while they are idle.",
+            help="Let ranks that only decode compute part of the attention while they are idle.",
         ),
     ] = False
     """Whether ranks that decode but do not denoise do a share of the denoise ranks' attention while they are
@@ -146,12 +147,14 @@ class Placement:
         number = len(self.denoise_ranks)
         if number % self.cfg_degree:
             raise InputError(
-                f"{number} ranks do not divide into {self.cfg_degree} guidance branches: "
+                f"{number} ranks cannot be divided into {self.cfg_degree} guidance branches: "
                 f"use {number + 1} ranks, or cfg_degree 1"
             )
         attention_backends.check_backend(self.attention_backend)
         if self.interleave and self.cfg_degree == 2:
-            raise InputError("interleave needs both branches on a rank: use cfg_degree 1, or no interleave")
+            raise InputError(
+                "interleave needs both branches on a rank: use cfg_degree 1, or leave interleave out"
+            )
         self._check_coprocess()
         if self.attention != AUTO:
             FORMS.find(self.attention).check(self._asked)
@@ -159,14 +162,14 @@ class Placement:
     def _check_replicas(self) -> None:
         if self.ranks % self.replicas:
             raise InputError(
-                f"{self.ranks} ranks do not divide into {self.replicas} replicas: "
+                f"{self.ranks} ranks cannot be divided into {self.replicas} replicas: "
                 f"use replicas of {divisors(self.ranks)}"
             )
         groups = [stage for stage in STAGES if getattr(self, stage) is not None]
         if self.replicas > 1 and groups:
             raise InputError(
-                f"each of {self.replicas} replicas does all stages, and {groups[0]} has ranks of its own: "
-                "give replicas or groups, not both"
+                f"each of {self.replicas} replicas does all stages, but {groups[0]} has ranks of its own: "
+                "give replicas or the ranks of stages, not both"
             )
 
     def _check_groups(self) -> None:
@@ -175,7 +178,7 @@ class Placement:
             if ranks is None:
                 continue
             if len(ranks) > MAX_RANKS:
-                raise InputError(f"{stage} has at most {MAX_RANKS} ranks, got {len(ranks)}")
+                raise InputError(f"{stage} must have at most {MAX_RANKS} ranks, got {len(ranks)}")
             for rank in ranks:
                 check_rank(stage, rank)
             if not ranks or len(set(ranks)) < len(ranks) or not 0 <= min(ranks) <= max(ranks) < self.ranks:
@@ -184,11 +187,12 @@ class Placement:
                 )
         if len(self.encode_ranks) > 1:
             raise InputError(
-                f"one rank encodes, got {written(self.encode_ranks)}: use encode={self.encode_ranks[0]}"
+                f"encode must be one rank, got {written(self.encode_ranks)}: use "
+                f"encode={self.encode_ranks[0]}"
             )
         idle = [rank for rank in range(self.ranks) if not self.stages_of(rank)]
         if idle:
-            raise InputError(f"rank {written(idle)} does nothing: give it a stage, or use fewer ranks")
+            raise InputError(f"rank {written(idle)} has no stage: give it one, or use fewer ranks")
 
     def _check_coprocess(self) -> None:
         if not self.coprocess:
@@ -196,10 +200,12 @@ class Placement:
         if not self.helper_ranks:
             raise InputError(
                 "coprocess needs ranks that decode and do not denoise: use a placement such as "
-                "'denoise=0-2 decode=3', or no coprocess"
+                "'denoise=0-2 decode=3', or leave coprocess out"
             )
         if self.cfg_degree == 2:
-            raise InputError("coprocess needs both branches on a rank: use cfg_degree 1, or no coprocess")
+            raise InputError(
+                "coprocess needs both branches on a rank: use cfg_degree 1, or leave coprocess out"
+            )
 
     @classmethod
     def of(cls, **given: object) -> Placement:
@@ -334,12 +340,12 @@ class Placement:
         for option, wanted in (("cfg_degree 2", self.cfg_degree == 2), ("interleave", self.interleave)):
             if wanted and spec.num_branches(request.guidance_scale) == 1:
                 instead = "cfg_degree 1" if self.cfg_degree == 2 else "no interleave"
-                why = f"guidance_scale {request.guidance_scale:g} has one"
+                why = f"guidance_scale {request.guidance_scale:g} needs only one"
                 if spec.embedded_guidance:
                     why = f"model {spec.name!r} has one, which reads the guidance scale"
                 else:
                     instead += ", or a guidance_scale above 1"
-                raise InputError(f"{option} needs two guidance branches, and {why}: use {instead}")
+                raise InputError(f"{option} needs two guidance branches, but {why}: use {instead}")
 
     def check_tiles(self, request: ResolvedRequest, spec: ModelSpec) -> None:
         """Refuse a picture that has fewer tiles than there are ranks to decode them. Raises InputError."""
@@ -355,8 +361,8 @@ class Placement:
         smaller = range(min(request.vae_tile, max(size)) // multiple * multiple, 0, -multiple)
         enough = next((tile for tile in smaller if number(tile) >= self.decode_degree), None)
         raise InputError(
-            f"decode_degree {self.decode_degree} is more than a picture of {request.width}x{request.height} "
-            f"has tiles of {request.vae_tile} pixels ({number(request.vae_tile)}): use "
+            f"decode_degree {self.decode_degree} is more than the {number(request.vae_tile)} tiles of "
+            f"{request.vae_tile} pixels in a picture of {request.width}x{request.height}: use "
             + (f"a vae_tile of {enough}, or " if enough else "")
             + "a decode_degree of 1"
         )
@@ -375,7 +381,7 @@ def placement_fields() -> Mapping[str, Declared]:
 def check_rank(stage: str, rank: int) -> None:
     """Refuse a rank, given for a stage, that no run can have (`limits.MAX_RANKS`). Raises InputError."""
     if abs(rank) >= MAX_RANKS:
-        raise InputError(f"{stage} has a rank {shown(rank)}: ranks are 0 to {MAX_RANKS - 1} at most")
+        raise InputError(f"{stage} must have ranks from 0 to {MAX_RANKS - 1}, got {shown(rank)}")
 
 
 def divisors(number: int) -> str:

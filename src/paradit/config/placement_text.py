@@ -33,7 +33,7 @@ def read_groups(text: str) -> dict[str, tuple[int, ...]]:
         match = re.fullmatch(r"(\w+)=(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)", word)
         if match is None or match[1] not in STAGES:
             raise InputError(
-                "placement is written like 'denoise=0-5 decode=6 encode=6' or names a .json file, "
+                "placement must be written like 'denoise=0-5 decode=6 encode=6' or name a .json file, "
                 f"got {shown(word)}"
             )
         ranks: list[int] = []

@@ -293,7 +293,7 @@ def check_text(name: str, text: object, *, empty: bool = False) -> None:
     if not isinstance(text, str):
         raise InputError(f"{name} must be a text, got {typed(text)}")
     if len(text) > MAX_PROMPT:
-        raise InputError(f"{name} is at most {MAX_PROMPT} characters long, got {len(text)}")
+        raise InputError(f"{name} must be at most {MAX_PROMPT} characters long, got {len(text)}")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -306,7 +306,12 @@ def _check_length(value: object) -> int:
     number = whole("num_frames", value)
     if number == ENDLESS:
         return number
-    return whole("num_frames", number, most=MAX_FRAMES, hint="duration inf: until it is stopped")
+    return whole(
+        "num_frames",
+        number,
+        most=MAX_FRAMES,
+        hint="for a video that runs until it is stopped, use duration inf",
+    )
 
 
 def _check_seed(value: object) -> int:

@@ -111,12 +111,12 @@ class Joining:
         if self._rank == 0 and not here.agent_store:  # otherwise torchrun's agent hosts the store
             return self._keep_store(here)
         self._wait_for_answer(here)
-        self._why_alone = "what answers there does not greet"
+        self._why_alone = "something else answers there"
         try:
             return self._store(here.address, here.port)
         except dist.DistNetworkError:
             where = here.meeting_point
-            raise InputError(f"no rank, but another program answers at {where}: {here.unset}") from None
+            raise InputError(f"the program that answers at {where} is not a rank: {here.unset}") from None
 
     def _keep_store(self, here: Launched) -> Store:
         """Start the TCPStore that the other ranks connect to, and return it; only rank 0 calls it."""
@@ -156,7 +156,7 @@ class Joining:
                 if number % LOOKS == 0:  # seldom, because it asks the store once for each rank
                     self._missing = [rank for rank in range(self._size) if not here.check([str(rank)])]
             except dist.DistError:
-                raise RankError("rank 0: it has ended while others were still joining") from None
+                raise RankError("rank 0 has ended while others were still joining") from None
             self._pause()
 
     def _compare_plugins(self, here: Store) -> None:
@@ -172,7 +172,7 @@ class Joining:
 
     def _pause(self) -> None:
         if self._left.wait(POLL_SECONDS):
-            raise RankError("nobody waits for this rank to join any more")
+            raise RankError("the other ranks no longer wait for this one to join")
         if time.monotonic() > self._deadline:
             waited = f"after {self._limit.total_seconds():g} s"
             raise RankError(f"{self._state() or f'rank {self._rank} waits for others'}, {waited}")
@@ -193,4 +193,4 @@ class Joining:
         who = f"rank {self._rank} waits for {'ranks' if missing[1:] else 'rank'} {names} of {self._size}"
         if isinstance(self._meet, Path):
             return who
-        return f"{who} at {self._meet.meeting_point}{why} (if none is to come: {self._meet.unset})"
+        return f"{who} at {self._meet.meeting_point}{why} (if none is meant to start: {self._meet.unset})"

@@ -196,7 +196,7 @@ def event_of(name: str, fields: dict[str, Any]) -> Event:
     Raises ValueError if it is not a valid event.
     """
     if name not in EVENTS:
-        raise ValueError(f"there are no events {name!r}")
+        raise ValueError(f"there is no event {name!r}")
     return msgspec.convert(fields, EVENTS[name])
 
 

@@ -80,7 +80,9 @@ class SavedProgress:
         except FileNotFoundError:
             return b""
         except Exception as error:  # torch raises many kinds for a damaged file
-            self._progress.warn(f"checkpoint {str(path)!r} cannot be read, the request begins anew: {error}")
+            self._progress.warn(
+                f"checkpoint {str(path)!r} cannot be read, so the request starts from the beginning: {error}"
+            )
             return b""
         _LOG.info("resuming from %s", path)
         return content
@@ -109,7 +111,9 @@ class SavedProgress:
             write()
         except OSError as error:
             if not self._warned and self.wanted():  # the folder of a cancelled request may be gone
-                self._progress.warn(f"no checkpoint could be written ({error.strerror or error}): going on")
+                self._progress.warn(
+                    f"no checkpoint could be written ({error.strerror or error}): continuing without it"
+                )
             self._warned = True
             return False
         return True

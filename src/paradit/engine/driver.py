@@ -142,7 +142,7 @@ class Driver:
                     self._judge(failure, failures, again=world.ranks.are_replaced)
                     continue
             for number, order in list(self._orders.items()):  # none is left, unless the ranks have a bug
-                count, why = order.job.count, "the ranks have ended without it"
+                count, why = order.job.count, "the ranks ended before this video was made"
                 self.hear(Failed(job=number, count=count, message=f"{order.job.request.prompt!r}: {why}"))
 
     def hear(self, event: Event) -> None:
@@ -245,11 +245,11 @@ class Driver:
         order = self._orders.get(failure.order) if failure.order is not None else None
         if order is not None and count == FAILURES:
             job = order.job
-            why = f"{job.request.prompt!r}: given up after {FAILURES} failures, the last one:\n{failure.text}"
+            why = f"{job.request.prompt!r}: given up after {FAILURES} failures; the last one:\n{failure.text}"
             self.hear(Failed(job=order.number, count=job.count, message=why))
             return
         what = "the start" if order is None else f"request {order.job.index + 1}"
-        next_try = f"starting anew, from what is saved (failure {count} of {FAILURES} in {what})"
+        next_try = f"restarting from saved progress (failure {count} of {FAILURES} in {what})"
         self._emit(Restarted(message=f"{failure.text}\n{next_try}"))
 
     def stopped(self, world: _World) -> bool:
@@ -371,7 +371,7 @@ class _World:
         now, limit = time.monotonic(), self._hang_limit
         silence = min(limit, SILENCE_SECONDS)
         silent = {rank for rank in self._running if now - self._heard.get(rank, now) > silence}
-        words = f"no sign of life for {silence:g} s"
+        words = f"no response for {silence:g} s"
         if not silent and now - self._progress > limit:
             silent, words = self._running, f"no progress for {limit:g} s"
         self._last_words.update(dict.fromkeys(silent, ("hangs", words)))

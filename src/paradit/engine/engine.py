@@ -207,13 +207,13 @@ class Engine:
         # All requests share the weights that were loaded for the first one.
         if request.dtype != first.dtype:
             raise InputError(
-                f"the engine's weights are in {first.dtype or 'the usual dtype'}, and the request wants "
+                f"the engine's weights are in {first.dtype or 'the usual dtype'}, but the request wants "
                 f"{request.dtype or 'the usual one'}: use another engine for it"
             )
         apart = len(placement.denoise_ranks) > 1
         if apart and method_of(request).divides_layers != method_of(first).divides_layers:
             raise InputError(
-                f"the engine's ranks are made for method {first.method}, and the request wants "
+                f"the engine's ranks are made for method {first.method}, but the request wants "
                 f"{request.method}: use another engine for it"
             )
 

@@ -162,11 +162,11 @@ def _warnings(found: dict[str, Any]) -> list[str]:
             )
             said.append(f"there is an NVIDIA driver ({driver}), but torch {torch.__version__} {why}")
         else:
-            said.append("no GPU: only small models are made in bearable time")
+            said.append("no GPU: only small models run in reasonable time")
     if os.environ.get("OMP_NUM_THREADS"):
-        said.append(f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}: so many threads in each rank")
+        said.append(f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}: each rank uses that many threads")
     said += [
-        f"{name} is missing"
+        f"the package {name} is missing"
         for name, known in found["versions"].items()
         if known is None and name in PACKAGES
     ]
@@ -175,7 +175,7 @@ def _warnings(found: dict[str, Any]) -> list[str]:
             said.append(f"{suffix} files cannot be written: {state}; install PyAV's wheel: pip install av")
     for name, part in found.items():
         if isinstance(part, dict) and "error" in part:
-            said.append(f"{name} could not be found out: {part['error']}")
+            said.append(f"{name} could not be checked: {part['error']}")
     return said
 
 

@@ -230,7 +230,7 @@ def _form_line(simulated: list[Simulated]) -> str:
     taken, *others = simulated
     told = "; ".join(f"{one.choice} {one.step:.3g} s" for one in others)
     said = f"attention {taken.choice}: {taken.step:.3g} s a step, as planned for this machine"
-    return f"{said} ({told}); the plainest, unless another is {MARGIN:.0%} quicker"
+    return f"{said} ({told}); the simplest is chosen unless another is {MARGIN:.0%} faster"
 
 
 def _name(candidate: Candidate) -> str:

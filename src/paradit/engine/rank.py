@@ -328,8 +328,8 @@ class _Rank:
             del self._open[order.number]
         if open_.written is None:
             return
-        device = self._model.device.type
-        result = open_.result(job, self._spec, self._began, memory, device)
+        device, dtype = self._model.device.type, name_of(self._model.dtype)
+        result = open_.result(job, self._spec, began=self._began, memory=memory, device=device, dtype=dtype)
         self._emit(Finished(job=order.number, result=result))
         self._began = time.monotonic()
 

@@ -30,12 +30,13 @@ class Open:
     """Whether this rank has reached the request's decode, its last stage; the record is then deleted."""
 
     def result(
-        self, job: Job, spec: ModelSpec, began: float, memory: list[int] | None, device: str
+        self, job: Job, spec: ModelSpec, *, began: float, memory: list[int] | None, device: str, dtype: str
     ) -> dict[str, Any]:
         """Return the fields of the `Finished` event for a video that has been written.
 
         began: time at which work on the video began, on the monotonic clock. memory: peak bytes of each rank;
-        None: they were not gathered after this video, and are left out. device: `cpu` or `cuda`.
+        None: they were not gathered after this video, and are left out. device: `cpu` or `cuda`. dtype: name
+        of the dtype that the model ran in.
         """
         assert self.written is not None
         seconds = self.seconds
@@ -44,6 +45,7 @@ class Open:
             seconds["decode"] = seconds.pop("decode") - self.block_stream.waited
         result = {
             **job.about(spec),
+            "dtype": dtype,  # the request may leave it open
             "num_frames": self.written.num_frames,
             "latents_path": str(job.latents) if job.latents else None,
             "seconds": {name: round(took, 4) for name, took in seconds.items() if took > 0},

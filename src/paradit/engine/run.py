@@ -43,8 +43,8 @@ def check_devices(placement: Placement, dtype: str | None) -> None:
     if lack_gpus(ranks):
         there = num_gpus()
         raise InputError(
-            f"{ranks} ranks need a GPU each, and this machine has {there}: use at most {there} (or, to try "
-            f"what many do, let them share: {SHARE_GPUS}=1, with NCCL 2.30 or later)"
+            f"{ranks} ranks need a GPU each, but this machine has {there}: use at most {there} (or, for a "
+            f"trial, let ranks share GPUs: {SHARE_GPUS}=1, with NCCL 2.30 or later)"
         )
 
 
@@ -123,7 +123,9 @@ def make_driver(
 
         launcher = new_launcher()
         if not launcher.capabilities.shared_folder:
-            raise InputError("the launcher's ranks do not see this machine's folders, where runs are kept")
+            raise InputError(
+                "the launcher's ranks do not see this machine's folders, but runs are kept there"
+            )
         worker = Worker(spec=spec, placement=placement, tracing=tracing)
         return Ranks(launcher, placement.ranks, worker, preloaded(spec))
 

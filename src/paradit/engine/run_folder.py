@@ -181,7 +181,7 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise InputError(f"{str(self.path)!r} is being run already, by another process") from None
+                raise InputError(f"{str(self.path)!r} is already running in another process") from None
             yield
 
     def is_running(self) -> bool:
@@ -246,10 +246,10 @@ def find_run(path: Path) -> RunFolder:
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
     there = [names.pop(name) for name in close] + list(names.values())
     if not there:
-        hint = f"there is no run below {str(Path(RUNS))!r} either: name a run's folder"
+        hint = f"there are no runs in {str(Path(RUNS))!r} either: name a run's folder"
     else:
         more = f" and {len(there) - SHOWN_RUNS} more" if len(there) > SHOWN_RUNS else ""
-        hint = f"there is {', '.join(there[:SHOWN_RUNS])}{more}"
+        hint = f"runs found: {', '.join(there[:SHOWN_RUNS])}{more}"
     raise InputError(f"{str(path)!r} is not the folder of a run; {hint}")
 
 
@@ -271,7 +271,9 @@ def _from_json(found: dict[str, Any]) -> Run:
     Raises InputError if it is not valid.
     """
     if type(version := found.pop("version", 0)) is not int or version not in range(VERSION + 1):
-        raise InputError(f"its version is {shown(version)}, and this paradit reads those up to {VERSION}")
+        raise InputError(
+            f"its version is {shown(version)}, but this paradit reads only versions up to {VERSION}"
+        )
     parts = {
         "jobs": Declared.of("jobs", tuple[dict[str, Any], ...]),
         "placement": Declared.of("placement", dict[str, Any]),

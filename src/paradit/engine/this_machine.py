@@ -48,5 +48,5 @@ def calibrated_cluster(ranks: int) -> Cluster | None:
     except InputError as error:
         _LOG.debug("no calibration of this machine with %d ranks: %s", ranks, error)
         return None
-    _LOG.info("this machine is as calibrated in %s", path)
+    _LOG.info("using the calibration of this machine in %s", path)
     return cluster if cluster.ranks == ranks else None

@@ -121,7 +121,7 @@ def agree(world: World, placement: Placement) -> None:
     if world.rank == 0:
         world.publish("placement", mine)
     elif (others := world.lookup("placement")) != mine:
-        raise RuntimeError(f"rank {world.rank} has {mine}, and rank 0 {others}")
+        raise RuntimeError(f"placements differ: rank {world.rank} has {mine}, rank 0 has {others}")
 
 
 def _beat(driver: Connection) -> None:

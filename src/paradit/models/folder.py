@@ -53,7 +53,7 @@ def find_model(
     """
     for option, value in (("revision", revision), ("variant", variant)):
         if value is not None and not re.fullmatch(_NAMES[option], value):
-            raise InputError(f"{option} is not one that a model can have: {shown(value)}")
+            raise InputError(f"{option} {shown(value)} is not a valid name of a {option}")
     if not name.strip():
         raise InputError(
             f"model is empty ({name!r}): give '{BUNDLED}', a folder, or a hub id such as org/name"
@@ -67,7 +67,7 @@ def find_model(
         except hub.HubError as error:
             return _from_cache(name, error, revision=revision, variant=variant, weights=weights)
     if revision is not None:
-        raise InputError(f"revision is for models of the hub, and {name!r} is a folder here: leave it out")
+        raise InputError(f"revision is for models on the hub, but {name!r} is a folder here: leave it out")
     if not folder.is_dir():
         raise InputError(f"model {name!r} is not a folder: --model takes a folder in diffusers' format")
     try:
@@ -151,10 +151,10 @@ def _from_cache(
         try:
             files = hub.list_files(folder)
             check_folder(name, folder, files, variant=variant, local=weights, weights=weights)
-            _LOG.info("model %s is taken from the hub's cache: %s", name, folder)
+            _LOG.info("using model %s from the hub's cache: %s", name, folder)
             return folder
         except InputError as problem:
-            _LOG.info("the snapshot %s is not taken: %s", folder, problem)
+            _LOG.info("not using the snapshot %s: %s", folder, problem)
             # The newest snapshot comes first; its problem is the one to report.
             first = first or problem
         except OSError as problem:
@@ -184,12 +184,12 @@ def _may_be_hub_id(name: str) -> bool:
 
 def _missing(name: str, folder: Path) -> str:
     if page := re.match(r"https?://(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)", name):
-        return f"model {name!r} is not there: its hub id is {page[1]!r}"
+        return f"model {name!r} does not exist: its hub id is {page[1]!r}"
     siblings = (
         [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
     )
     close = difflib.get_close_matches(folder.name, [*siblings, BUNDLED], n=1)
     if close:
         found = close[0] if close[0] == BUNDLED else str(folder.parent / close[0])
-        return f"model {name!r} is not there: did you mean {found!r}?"
-    return f"model {name!r} is not there: give '{BUNDLED}', a folder, or a hub id such as org/name"
+        return f"model {name!r} does not exist: did you mean {found!r}?"
+    return f"model {name!r} does not exist: give '{BUNDLED}', a folder, or a hub id such as org/name"

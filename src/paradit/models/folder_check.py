@@ -89,7 +89,7 @@ def _check_class(name: str, pipeline_class: object) -> None:
     supported = ", ".join(sorted(supported_pipelines()))
     if "ImageToVideo" in str(pipeline_class):
         raise InputError(
-            f"model {name!r} makes videos from an image ({pipeline_class}), which is not offered yet: "
+            f"model {name!r} makes videos from an image ({pipeline_class}), which is not supported yet: "
             f"supported are {supported}"
         )
     raise InputError(
@@ -144,8 +144,8 @@ def _check_weights(
         raise InputError(f"model {name!r} has no weights of variant {wanted!r}: leave it out")
     if len(variants) > 1:
         raise InputError(
-            f"model {name!r} has its weights in different variants ({', '.join(sorted(variants))}), of which "
-            "one can be loaded: copy those without a variant"
+            f"model {name!r} has weights of different variants ({', '.join(sorted(variants))}), but only one "
+            "variant can be loaded: copy those without a variant"
         )
 
 
@@ -170,7 +170,7 @@ def _refuse_pickled(name: str, component: str, files: set[str]) -> None:
     # If there are safetensors, too, the model lacks a file; its format is fine.
     if pickled and not any(file.endswith(".safetensors") for file in mine):
         raise InputError(
-            f"model {name!r} holds pickled weights ({component}/{pickled[0]}), which can run code when they "
+            f"model {name!r} has pickled weights ({component}/{pickled[0]}), which can run code when they "
             "are loaded: convert them to safetensors with diffusers' "
             "save_pretrained(folder, safe_serialization=True)"
         )

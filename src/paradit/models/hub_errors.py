@@ -103,17 +103,17 @@ def _connection(error: BaseException) -> str | None:
     """
     classes, said = {cls.__name__ for cls in type(error).__mro__}, _first_line(error)
     if classes & {"LocalProtocolError", "UnicodeEncodeError"}:  # the error's own text contains the token
-        return "the token in HF_TOKEN, or saved by 'hf auth login', is not a valid one: replace or remove it"
+        return "the token in HF_TOKEN, or saved by 'hf auth login', is not valid: replace or remove it"
     if not classes & {"TransportError", "InvalidURL"}:
         return None
     if "ProxyError" in classes:
-        what = f"cannot be reached, as the proxy refuses ({said}): check HTTPS_PROXY"
+        what = f"cannot be reached, because the proxy refuses ({said}): check HTTPS_PROXY"
     elif "TimeoutException" in classes:
         what = "does not answer in time: try again later"
     elif classes & {"UnsupportedProtocol", "InvalidURL"}:
         what = f"has a wrong address ({said}): set HF_ENDPOINT to one such as https://huggingface.co"
     elif "SSL" in said:
-        what = f"cannot be reached securely ({said}): trust a proxy's certificate by SSL_CERT_FILE"
+        what = f"cannot be reached securely ({said}): to trust a proxy's certificate, set SSL_CERT_FILE"
     else:
         what = f"cannot be reached ({said}): check the connection"
     return f"{_hub()} {what}"

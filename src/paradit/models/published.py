@@ -54,7 +54,7 @@ def published_spec(name: str) -> ModelSpec:
     if known is None:
         close = difflib.get_close_matches(name, published_models(), n=1, cutoff=0.4)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise InputError(f"model {name!r} is not known: {hint}known are {', '.join(published_models())}")
+        raise InputError(f"model {name!r} is not known: {hint}known models: {', '.join(published_models())}")
     configs = _all()[known]
     # Families read specs from folders only, so write the configurations to one.
     with TemporaryDirectory() as made:

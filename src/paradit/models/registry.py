@@ -41,7 +41,7 @@ class Family:
     @property
     def module(self) -> str:
         """Name of the Python module that loads the family's models."""
-        assert self.model is not None, f"{self.pipelines} are not run"
+        assert self.model is not None, f"{self.pipelines} can only be planned, not run"
         return self.model.partition(":")[0]
 
 

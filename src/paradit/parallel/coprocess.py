@@ -456,4 +456,4 @@ def _waits(helper: int, number: int) -> str:
     helper: index of this rank among the decode ranks that may help with attention. number: number of times
     that this rank has waited for latents before.
     """
-    return f"helper {helper} waits for latents {number}"
+    return f"helper {helper} is waiting for latents {number}"

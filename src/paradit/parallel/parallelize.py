@@ -117,7 +117,7 @@ class _Forward:
         # Kept between calls, because it keeps the plans of what ranks send.
         if (device, backend) not in self._predictors:
             world = current_world(device)
-            assert world is not None, "the process group is gone"
+            assert world is not None, "the process group was destroyed"
             self._predictors[device, backend] = SequenceParallel(Mesh(world), kernel=kernel)
         return self._predictors[device, backend]
 

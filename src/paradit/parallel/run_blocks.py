@@ -39,7 +39,7 @@ def in_step(attend: Attend, step: int) -> Attend:
 
     def attend_in_step(site: Site, projection: Projection, layout: Layout) -> Generator[Wait, None, Tensor]:
         if site.pattern is not None:
-            raise NotImplementedError(f"no form of attention here has patterns, as of {site}")
+            raise NotImplementedError(f"attention patterns are not supported here, got {site}")
         return attend(replace(site, step=step), projection, layout)
 
     return attend_in_step

@@ -85,7 +85,7 @@ class SequenceParallel:
         there are several choices and no `choose`.
         """
         if len(choices) > 1 and choose is None:
-            raise ValueError(f"there are {len(choices)} choices of attention, and nothing that chooses")
+            raise ValueError(f"there are {len(choices)} choices of attention, but no function that chooses")
         self._mesh, self._choices, self._kernel, self._helped = mesh, choices, kernel, helped
         self._choose = choose
         self._builds = {choice: join(mesh.sharers, choice, kernel) for choice in choices}

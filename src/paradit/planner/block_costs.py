@@ -27,7 +27,7 @@ from paradit.trace.spans import CHANNEL, STEP
 class InBlocks(CostModel):
     """Cost model of long videos that a layer pipeline denoises as a queue of frame blocks."""
 
-    approximate = "is approximate: a frame sees its block and some neighbours only"
+    approximate = "is approximate: a frame sees only its block and some neighbours"
 
     def request(self, simulator: Simulator) -> QueueRequest:
         assert isinstance(simulator.long, QueueRequest)
@@ -114,11 +114,10 @@ class InBlocks(CostModel):
 
     def cautions(self, simulator: Simulator) -> Iterator[str]:
         long = self.request(simulator)
-        cached = ", of the one before by its keys of one round ago" if long.left_context == "cache" else ""
+        cached = ", those before it by keys kept from the last round" if long.left_context == "cache" else ""
         yield (
-            f"{long.method} is approximate: blocks of {long.block_frames} latent frames, each of which sees "
-            f"{long.context_frames} of each neighbour and no more{cached}. Its first frames come with the "
-            "first block"
+            f"{long.method} is approximate: each block of {long.block_frames} latent frames sees only "
+            f"{long.context_frames} of each neighbour{cached}. The first frames come with the first block"
         )
 
     def compared(

@@ -53,7 +53,7 @@ class Switch:
 def _idle_decoder(best: Simulated, other: Simulated) -> str:
     for one in (best, other):
         if one.candidate.kind.startswith("apart"):
-            return f"where they are apart, decoders are busy {100 * decoder_busy(one):.0f} % of the time"
+            return f"on ranks of their own, decoders are busy {100 * decoder_busy(one):.0f} % of the time"
     return ""
 
 
@@ -68,7 +68,8 @@ def _helped(best: Simulated, other: Simulated) -> str:
 def _waits(best: Simulated, other: Simulated) -> str:
     if max(best.exposed, other.exposed) < SAID:
         return ""
-    return f"a step waits {100 * best.exposed:.0f} % for messages, with that {100 * other.exposed:.0f} %"
+    waits = f"a step waits for messages {100 * best.exposed:.0f} % of its time"
+    return f"{waits}, otherwise {100 * other.exposed:.0f} %"
 
 
 def _attention(one: Simulated) -> str:
@@ -170,8 +171,8 @@ def misfits(plans: list[Plan], simulator: Simulator, said: Callable[[float], str
         peak = by_rank[rank]["peak"]
         parts = {name: size for name, size in by_rank[rank].items() if name != "peak"}
         largest = max(parts, key=parts.__getitem__)
-        most = f"{said(parts[largest])} of it for {PARTS[largest]}"
-        text = f"{said(peak)} on rank {rank}, limit {said(limit)}, {most}"
+        most = f"{said(parts[largest])} of that for {PARTS[largest]}"
+        text = f"{said(peak)} on rank {rank} (limit {said(limit)}), {most}"
         # Neither weights nor text depend on the size of the video.
         if largest not in ("weights", "text_cache"):
             text += f" of {request.width}x{request.height}x{request.num_frames}"

@@ -201,7 +201,7 @@ def cost_model_of(method: str) -> CostModel:
     """Return the cost model of a denoising method. Raises InputError if the planner has none."""
     name = find_method(method).cost_model
     if name is None:
-        raise InputError(f"the planner does not know method {method}")
+        raise InputError(f"the planner cannot simulate method {method}")
     module, _, attribute = name.partition(":")
     return cast(CostModel, getattr(import_module(module), attribute))
 

@@ -67,7 +67,7 @@ class Whole(CostModel):
         )
 
     def least(self, simulator: Simulator, candidate: Candidate, num_requests: int) -> LowerBound:
-        raise NotImplementedError("videos as a whole are played at once")
+        raise NotImplementedError("videos as a whole are simulated at once")
 
     def kind(self, candidate: Candidate) -> str:
         """Return a plan's kind: "together", "apart" or "replicas", perhaps followed by ", co-processing".
@@ -91,7 +91,7 @@ class Whole(CostModel):
         return [name_of(candidate.placement)], shared
 
     def waits(self, simulated: Simulated) -> str:
-        return f"messages: {100 * simulated.exposed:.0f} % of a step waits for them"
+        return f"messages: a step waits for them {100 * simulated.exposed:.0f} % of its time"
 
     def placement(self, simulated: Simulated) -> Placement:
         candidate = simulated.candidate
@@ -102,7 +102,7 @@ class Whole(CostModel):
             return
         trained, ratio = simulator.spec.trained_latent_frames, simulator.spec.vae.temporal_compression
         yield (
-            f"full sequence denoises {simulator.request.num_frames} frames at once, and the model was "
+            f"full sequence denoises {simulator.request.num_frames} frames at once, but the model was "
             f"trained on up to {(trained - 1) * ratio + 1}: exact, but the motion may break"
         )
 

@@ -397,5 +397,7 @@ class _Held:
     def at(self, level: int) -> Tensor:
         """Return the frame block's latents after `level` steps; only those of its last two steps are kept."""
         latents = {self.level: self.latents, self.level - 1: self.before}.get(level)
-        assert latents is not None, f"latents at level {level} are asked for, there are those of {self.level}"
+        assert latents is not None, (
+            f"latents of level {level} were requested, but the block is at level {self.level}"
+        )
         return latents

@@ -20,7 +20,7 @@ from paradit.sampling.solver import solver_step
 from paradit.sampling.solver_state import SolverState, restore, scheduler_state
 
 _CPU = torch.device("cpu")
-_INSTEAD = "put another one into the model's folder, such as FlowMatchEulerDiscreteScheduler"
+_INSTEAD = "use another one in the model's folder, such as FlowMatchEulerDiscreteScheduler"
 
 
 def try_scheduler(
@@ -51,11 +51,11 @@ def try_scheduler(
         raise InputError(f"{about} cannot be run: {reason}; {_INSTEAD}") from None
     # nan_to_num, because NaN is not equal to itself.
     if not torch.equal(at_once.nan_to_num(), resumed.nan_to_num()):
-        raise InputError(f"{about} draws noise that the seed does not decide; {_INSTEAD}")
+        raise InputError(f"{about} draws noise that does not depend on the seed alone; {_INSTEAD}")
     if in_blocks and evaluations != num_steps:
         raise InputError(
-            f"{about} evaluates the model {evaluations} times in {num_steps} steps, and frame blocks take "
-            "one evaluation a step: use method full"
+            f"{about} evaluates the model {evaluations} times in {num_steps} steps, but frame blocks need "
+            "one evaluation per step: use method full"
         )
 
 

@@ -303,7 +303,7 @@ def _reason(best: Placement, seconds: Mapping[Placement, float], num_requests: i
         and len(placement.decode) == by_rule
         and placement not in shown
     ]
-    compared = "; ".join(others) or "there is memory for no other way"
+    compared = "; ".join(others) or "nothing else fits in memory"
     return f"{name_of(best)}: about {seconds[best]:.3g} s for {prompts} ({compared})"
 
 

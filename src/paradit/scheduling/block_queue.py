@@ -98,8 +98,8 @@ class BlockQueue:
             raise InputError(f"num_frames must be at least 1, got {self.num_frames}")
         if self.context_frames > self.block_frames:
             raise InputError(
-                f"context_frames are the neighbour's, which has {self.block_frames}: "
-                f"use at most {self.block_frames}, got {self.context_frames}"
+                f"context_frames must be at most {self.block_frames}, the frames of a neighbouring block, "
+                f"got {self.context_frames}"
             )
         if self.left_level not in LEVELS:
             raise InputError(f"left_level must be {' or '.join(LEVELS)}, got {self.left_level!r}")
@@ -108,7 +108,7 @@ class BlockQueue:
             raise InputError(f"left_source must be {known}, got {self.left_source!r}")
         if self.left_source == "cache" and self.left_level != "same-level":
             raise InputError(
-                "left_source 'cache' has keys of the round before, which are at the same level: "
+                "left_source 'cache' reads keys of the previous round, which are at the same level: "
                 "use left_level same-level, or left_source latents"
             )
 

@@ -211,7 +211,7 @@ def idle_slots(queue: BlockQueue, num_ranks: int, parts: int = 1) -> float:
 
     A block-step is one step of one frame block; all ranks take equally long for it.
     """
-    assert queue.num_blocks is not None, "a video without end is never done"
+    assert queue.num_blocks is not None, "a video of duration inf never ends"
     return duration(queue, [1.0] * num_ranks, parts) - queue.num_blocks * queue.num_steps
 
 

@@ -99,7 +99,7 @@ def evaluate(video: np.ndarray) -> Verdict:
     """
     if len(video) < MIN_FRAMES:
         raise ValueError(
-            f"{len(video)} frames are too few to tell the motions apart, {MIN_FRAMES} are needed"
+            f"{len(video)} frames are too few to tell the motions apart: at least {MIN_FRAMES} are needed"
         )
     frames = video.astype(np.float32)
     difference = _difference_from_background(frames)  # [F, H, W]

@@ -94,12 +94,12 @@ def _smaller(model: VideoModel, latents: Tensor | LatentBlocks, tile: int | None
     vae = model.spec.vae
     height, width = (size * vae.spatial_compression for size in latents.shape[3:])
     smaller = vae.smaller_tile(height, width, tile)
-    how = "of the whole picture" if len(vae.grid(height, width, tile).tiles) == 1 else _of(tile)
+    how = "whole pictures" if len(vae.grid(height, width, tile).tiles) == 1 else _of(tile)
     if smaller is None:
-        raise OutOfMemory(f"memory ran out at the decode {how}, and there are no smaller tiles")
+        raise OutOfMemory(f"memory ran out while decoding {how}, and there are no smaller tiles")
     if isinstance(latents, LatentBlocks):
-        raise OutOfMemory(f"memory ran out at the decode {how}: use a vae_tile of {smaller}")
-    progress.warn(f"memory ran out at the decode {how}: decoding again {_of(smaller)}")
+        raise OutOfMemory(f"memory ran out while decoding {how}: use a vae_tile of {smaller}")
+    progress.warn(f"memory ran out while decoding {how}: decoding again {_of(smaller)}")
     return smaller
 
 

@@ -22,7 +22,7 @@ def encode(model: VideoModel, request: ResolvedRequest, progress: Progress) -> t
     for prompt in prompts:
         for encoder, (length, rest) in model.left_out(prompt).items():
             progress.warn(
-                f"the prompt is longer than the {length} tokens that {encoder} reads: it leaves out "
+                f"the prompt is longer than the {length} tokens that {encoder} reads: this is ignored: "
                 f"{textwrap.shorten(rest, QUOTED, placeholder=' [...]')!r}"
             )
     with progress.stage("encode", total=len(prompts)):

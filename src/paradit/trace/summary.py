@@ -73,14 +73,14 @@ def read_trace(path: Path) -> dict[int, list[Span]]:
         raise InputError(f"trace {str(path)!r} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, LookupError):
         raise InputError(
-            f"{str(path)!r} is no trace: name a file that `paradit generate --trace` wrote"
+            f"{str(path)!r} is not a trace: name a file that `paradit generate --trace` wrote"
         ) from None
     by_rank: dict[int, list[Span]] = {}
     for rank, span in spans:
         by_rank.setdefault(rank, []).append(span)
     if not any(span.category == STAGE for _, span in spans):
         raise InputError(
-            f"trace {str(path)!r} holds no stage of a run: nothing was begun, or it is of another program"
+            f"trace {str(path)!r} has no stages: its run ended too early, or another program wrote it"
         )
     return by_rank
 

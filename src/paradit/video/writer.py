@@ -83,7 +83,7 @@ def open_video(
     """
     check_target(path, fps=fps, overwrite=overwrite, crf=crf)
     if width % 2 or height % 2:
-        raise InputError(f"a video has an even width and height, got {width}x{height}")
+        raise InputError(f"the width and height of a video must be even, got {width}x{height}")
     target = behind_links(path)
     if part is None:
         part = temporary_name(target)
@@ -117,28 +117,30 @@ def check_target(
     kind, target = video_format(path), Path(path)
     if kind and kind not in FORMATS:
         raise InputError(
-            f"output {str(path)!r}: unknown suffix {kind!r}, known are {', '.join(FORMATS)} "
-            "(no suffix: a folder of PNG)"
+            f"output {str(path)!r}: unknown suffix {kind!r}; known: {', '.join(FORMATS)} "
+            "(no suffix: a folder of PNG files)"
         )
     if kind == ".gif" and fps is not None and fps > GIF_MAX_FPS:
-        raise InputError(f"fps is at most {GIF_MAX_FPS} in a GIF, got {fps:g}: use {GIF_MAX_FPS}, or .mp4")
+        raise InputError(
+            f"fps must be at most {GIF_MAX_FPS} in a GIF, got {fps:g}: use {GIF_MAX_FPS}, or .mp4"
+        )
     if crf is not None and kind not in MAX_CRF:
-        raise InputError(f"crf is for {', '.join(MAX_CRF)}, and the output is {str(path)!r}: leave it out")
+        raise InputError(f"crf is for {', '.join(MAX_CRF)}, but the output is {str(path)!r}: leave it out")
     if crf is not None:
         whole("crf", crf, least=0, most=MAX_CRF[kind])
     if not kind and os.path.isfile(target):  # noqa: PTH113 (never raises)
-        raise InputError(f"output {str(path)!r} is a file, and without a suffix it would be a folder of PNG")
+        raise InputError(f"output {str(path)!r} is a file: without a suffix, name a folder for PNG files")
     if kind or not os.path.isdir(target):  # noqa: PTH112
         check_file("output", target, overwrite=overwrite)
         return
     if os.path.ismount(target) or os.path.samefile(target, os.curdir):  # noqa: PTH121
         raise InputError(
-            f"output folder {str(path)!r} is the current or a mounted one, which no new one can replace: "
-            f"name one in it, such as {str(target / 'frames')!r}"
+            f"output folder {str(path)!r} is the current folder or a mount point, and cannot be replaced: "
+            f"name a folder in it, such as {str(target / 'frames')!r}"
         )
     content = [entry.name for entry in target.iterdir()]
     if any(not re.fullmatch(r"\d{5,}\.png", name) for name in content):
-        raise InputError(f"output folder {str(path)!r} holds other files than frames: name a new folder")
+        raise InputError(f"output folder {str(path)!r} has files that are not frames: name a new folder")
     if content and not overwrite:
         raise InputError(f"output folder {str(path)!r} exists: name another one, or use --overwrite")
     check_folder_writable("output", _folder_of(target))

@@ -30,7 +30,7 @@ class Chunks:
     chunks: Annotated[
         int | None,
         Option(
-            help="Parts in which pipesp's data travel. [default: the quickest]",
+            help="Number of chunks in which pipesp sends its data. [default: the fastest]",
             metavar="N",
             least=1,
             most=MAX_CHUNKS,
@@ -40,15 +40,15 @@ class Chunks:
 
 class PipeSP(Form):
     name = "pipesp"
-    help = "Ulysses in chunks: while one is computed, others travel in and their results out."
-    exactness = "exact, with the bits of one process"
+    help = "Ulysses in chunks: while one is computed, the next ones arrive and earlier results leave."
+    exactness = "exact: bit for bit the result of one process"
     options = Chunks
     automatic = helped = True
     joined_by = "paradit.attention.chunked:join"
     timed_by = "paradit.attention.timing.head_exchange:layer"
 
     def misplaced(self, attention: str) -> str:
-        return f"chunks are {self.name}'s, and attention is {attention!r}: leave --chunks out"
+        return f"chunks needs attention {self.name}, got {attention!r}: leave chunks out"
 
     def choices(self, asked: Asked, heads: int) -> list[Choice]:
         chunks = decode(Chunks, asked.options).chunks

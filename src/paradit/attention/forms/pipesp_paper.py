@@ -7,8 +7,8 @@ from paradit.attention.registry import Form
 
 class PipeSPPaper(Form):
     name = "pipesp-paper"
-    help = "Everything travels in, then head by head is computed and sent; for comparison with its paper."
-    exactness = "exact, with the bits of one process"
+    help = "All data arrive first, then each head is computed and sent on; for comparison with its paper."
+    exactness = "exact: bit for bit the result of one process"
     joined_by = "paradit.attention.pipesp_paper:join"
     timed_by = "paradit.attention.timing.head_exchange:paper_layer"
 

@@ -11,8 +11,8 @@ from paradit.attention.registry import Form
 
 class Ring(Form):
     name = "ring"
-    help = "Queries stay; keys and values go round, each block while the one before is computed."
-    exactness = "exact, up to rounding: a row's parts are added in another order"
+    help = "Queries stay on their ranks; keys and values pass around a ring while others are computed."
+    exactness = "exact up to rounding: a row's partial sums are added in another order"
     compared = needs_lse = True
     joined_by = "paradit.attention.ring:join"
     timed_by = "paradit.attention.timing.rings:ring_layer"

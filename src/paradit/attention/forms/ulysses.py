@@ -7,8 +7,8 @@ from paradit.attention.registry import Asked, Choice, Form
 
 class Ulysses(Form):
     name = "ulysses"
-    help = "Queries, keys and values travel to the ranks that work on their heads, and the results back."
-    exactness = "exact, with the bits of one process"
+    help = "Queries, keys and values are sent to the ranks that compute their heads, and results sent back."
+    exactness = "exact: bit for bit the result of one process"
     automatic = helped = True
     joined_by = "paradit.attention.chunked:join"
     timed_by = "paradit.attention.timing.head_exchange:layer"

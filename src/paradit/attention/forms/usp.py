@@ -18,14 +18,14 @@ class Grid:
     ring_degree: Annotated[
         int | None,
         Option(
-            help="Groups of ranks that form usp's ring. [default: 2]", metavar="N", least=1, most=MAX_RANKS
+            help="Number of groups of ranks in usp's ring. [default: 2]", metavar="N", least=1, most=MAX_RANKS
         ),
     ] = None
     mesh: Annotated[
         Literal["ring,ulysses", "ulysses,ring"],
         Option(
-            help="usp's axes, that of neighbouring ranks last: ring,ulysses or ulysses,ring. [default: "
-            "ring,ulysses]",
+            help="Order of usp's axes: ring,ulysses or ulysses,ring; neighbouring ranks are on the last one. "
+            "[default: ring,ulysses]",
             metavar="AXES",
         ),
     ] = "ring,ulysses"
@@ -48,15 +48,15 @@ class Grid:
 
 class Usp(Form):
     name = "usp"
-    help = "Ulysses in groups of ranks, whose heads go round in a ring of groups."
-    exactness = "exact, up to rounding: a row's parts are added in another order"
+    help = "Ulysses within groups of ranks, and a ring between the groups."
+    exactness = "exact up to rounding: a row's partial sums are added in another order"
     options = Grid
     compared = needs_lse = True
     joined_by = "paradit.attention.usp:join"
     timed_by = "paradit.attention.timing.rings:usp_layer"
 
     def misplaced(self, attention: str) -> str:
-        return f"ring_degree and mesh are {self.name}'s, and attention is {attention!r}"
+        return f"ring_degree and mesh need attention {self.name}, got {attention!r}: leave them out"
 
     def check(self, asked: Asked) -> None:
         super().check(asked)
@@ -64,7 +64,7 @@ class Usp(Form):
         if asked.ranks % degree:
             able = ", ".join(str(n) for n in range(1, asked.ranks + 1) if asked.ranks % n == 0)
             raise InputError(
-                f"{asked.ranks} ranks do not divide into a ring of {degree}: use a ring_degree of {able}"
+                f"{asked.ranks} ranks cannot be divided into a ring of {degree}: use a ring_degree of {able}"
             )
 
 

@@ -17,16 +17,16 @@ class CalibrateOptions:
 
     output: Annotated[
         Path,
-        Option(short="-o", help="The file to write, for `paradit plan --gpus`.", metavar="FILE.toml"),
+        Option(short="-o", help="File to write, for `paradit plan --gpus`.", metavar="FILE.toml"),
     ] = Path("machine.toml")
     ranks: Annotated[
         int | None,
         Option(
-            help="Processes that share the machine, each with a GPU. [default: one for each GPU]",
+            help="Number of processes, each with a GPU of its own. [default: one for each GPU]",
             metavar="N",
         ),
     ] = None
-    overwrite: Annotated[bool, Option(also=("force",), help="Replace a file that exists.")] = False
+    overwrite: Annotated[bool, Option(also=("force",), help="Replace the file if it exists.")] = False
     verbose: Verbose = False
 
 

@@ -143,7 +143,9 @@ class Command(TyperCommand):
             if "possibilities" in vars(error):  # there is no such option
                 vars(error)["possibilities"] = _nearest(vars(error)["option_name"], self._entry().meant())
             if self.name == "generate" and (prompt := _dashed_prompt(args)):
-                error.message += f" (a prompt that begins with a dash comes last: -- {prompt!r})"
+                error.message += (
+                    f" (a prompt that begins with a dash must come last, after --: -- {prompt!r})"
+                )
             raise
         for name, value in ctx.params.items():
             if isinstance(value, Path):

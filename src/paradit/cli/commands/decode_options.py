@@ -17,13 +17,13 @@ class DecodeOptions:
 
     latents: Annotated[
         Path,
-        Option(argument=True, help="File that `paradit generate --latents` has saved.", metavar="LATENTS"),
+        Option(argument=True, help="File that `paradit generate --latents` wrote.", metavar="LATENTS"),
     ]
     model: Annotated[
         str,
         Option(
             also=("ckpt", "checkpoint", "model-id"),
-            help="The model that made them: as for generate.",
+            help="Model that made the latents, named as for generate.",
             metavar="ID_OR_FOLDER",
         ),
     ] = "shapes"
@@ -41,21 +41,19 @@ class DecodeOptions:
     ] = None
     fps: Annotated[
         float | None,
-        Option(
-            also=("frame-rate",), help="Frames per second of the file. [default: as asked for]", metavar="F"
-        ),
+        Option(also=("frame-rate",), help="Frames per second of the file. [default: the run's]", metavar="F"),
     ] = None
     vae_tile: Annotated[
         int | None,
         Option(
             also=("vae-tiling", "tile"),
-            help="Decode in square tiles of this side. [default: as the run did]",
+            help="Decode the picture in square tiles of this side. [default: the run's]",
             metavar="PIXELS",
         ),
     ] = None
     crf: Crf = None
     overwrite: Overwrite = False
-    no_metadata: Annotated[bool, Option(help="Write no prompt, seed or model into the file.")] = False
+    no_metadata: Annotated[bool, Option(help="Do not write prompt, seed and model into the file.")] = False
     json: JsonLines = False
     verbose: Verbose = False
 

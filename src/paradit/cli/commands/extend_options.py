@@ -19,7 +19,7 @@ class ExtendOptions:
     """
 
     run_dir: Annotated[
-        Path, Option(argument=True, help="The folder of a run with a long video.", metavar="RUN_DIR")
+        Path, Option(argument=True, help="Folder of a run that made a long video.", metavar="RUN_DIR")
     ]
     duration: Annotated[
         str | None,
@@ -38,12 +38,12 @@ class ExtendOptions:
         Option(
             also=("out", "save-path", "file"),
             short="-o",
-            help="A new file. [default: the old one, replaced once it is whole]",
+            help="New file. [default: the old one, replaced when the longer video is complete]",
             metavar="OUT",
         ),
     ] = None
     ranks: Annotated[
-        int | None, Option(help="Processes on this machine. [default: as before]", metavar="N")
+        int | None, Option(help="Number of processes on this machine. [default: as before]", metavar="N")
     ] = None
     overwrite: Annotated[bool, Option(also=("force",), help="Replace OUT if it exists.")] = False
     json: JsonLines = False

@@ -49,8 +49,10 @@ def _ranks() -> str:
     from paradit.engine.launchers import CHOICE, LAUNCHERS
 
     names = LAUNCHERS.names()
-    launchers = f" {CHOICE} names what starts them: {', '.join(names)}." if len(names) > 1 else ""
-    told = "Processes on this machine that make each video together."
+    launchers = (
+        f" {CHOICE} names the launcher that starts them: {', '.join(names)}." if len(names) > 1 else ""
+    )
+    told = "Number of processes on this machine that make each video together."
     return f"{told}{launchers} [default: 1, or torchrun's]"
 
 
@@ -62,7 +64,7 @@ class GenerateOptions(Options):
     """
 
     prompt: Annotated[
-        str | None, Option(argument=True, help="Text that says what the video shows.", metavar="PROMPT")
+        str | None, Option(argument=True, help="Text that says what the video should show.", metavar="PROMPT")
     ] = None
     prompts_file: Annotated[
         Path | None,
@@ -76,9 +78,8 @@ class GenerateOptions(Options):
     prompt_at: Annotated[
         list[str] | None,
         Option(
-            help="Text that a long video follows from TIME (such as 20s), in blocks that begin then "
-            "or later. "
-            "May be repeated.",
+            help="Prompt for a long video from TIME (such as 20s): applies to frame blocks that begin then "
+            "or later. May be repeated.",
             metavar="TIME TEXT",
         ),
     ] = None
@@ -86,7 +87,7 @@ class GenerateOptions(Options):
         str,
         Option(
             also=("ckpt", "checkpoint", "model-id"),
-            help="The bundled model, a diffusers folder, or a hub id.",
+            help="'shapes' (the bundled model), a folder in diffusers' format, or a hub id.",
             metavar="ID_OR_FOLDER",
         ),
     ] = "shapes"
@@ -107,8 +108,8 @@ class GenerateOptions(Options):
         str | None,
         Option(
             also=("seconds", "length"),
-            help="Instead of frames: how long the video is, such as 60s or 1.5min; inf: until Ctrl-C. Longer "
-            "than the model was trained on: see --method.",
+            help="Length of the video, instead of --num-frames, such as 60s or 1.5min; inf: until Ctrl-C. "
+            "For videos longer than the model was trained on, see --method.",
             metavar="TIME",
         ),
     ] = None
@@ -125,21 +126,22 @@ class GenerateOptions(Options):
         str | None,
         Option(
             also=("negative", "neg-prompt"),
-            help="Text that says what the video must not show. [default: the model's]",
+            help="Text that says what the video should not show. [default: the model's]",
             metavar="TEXT",
         ),
     ] = None
     seed: Annotated[
         str,
         Option(
-            help="Seed of the noise, the same on every device; random draws one and reports it.", metavar="S"
+            help="Seed of the noise, which is the same on every device; random: draw a seed and report it.",
+            metavar="S",
         ),
     ] = "0"
     num_videos: Annotated[
         int,
         Option(
             also=("num-samples", "num-videos-per-prompt", "batch-size"),
-            help="Videos of each prompt, with the seeds S, S + 1, ...",
+            help="Number of videos for each prompt, with the seeds S, S + 1, ... from --seed.",
             metavar="N",
         ),
     ] = 1
@@ -161,8 +163,8 @@ class GenerateOptions(Options):
         int | None,
         Option(
             also=("vae-tiling", "tile"),
-            help="Decode the picture in square tiles of this side: less memory, blended. [default: "
-            "the whole picture; HunyuanVideo: 256]",
+            help="Decode the picture in square tiles of this side, to save memory; overlaps are blended. "
+            "[default: the whole picture; HunyuanVideo: 256]",
             metavar="PIXELS",
         ),
     ] = None
@@ -179,7 +181,7 @@ class GenerateOptions(Options):
         str | None,
         Option(
             help="Ranks of each stage, such as 'denoise=0-2 decode=3 encode=3', or a .json file; auto: "
-            "the quickest, as planned if `paradit calibrate` has measured this machine, else by a short "
+            "the fastest, planned if `paradit calibrate` has measured this machine, else found by a short "
             "warm-up. [default: all denoise, the first also encodes and decodes]",
             metavar="GROUPS|FILE.json|auto",
         ),
@@ -192,27 +194,27 @@ class GenerateOptions(Options):
         Path | None,
         Option(
             also=("profile",),
-            help="Also write what every rank did and when, for Perfetto or chrome://tracing, and "
-            "`paradit trace summary`.",
+            help="Also write what every rank did when, for Perfetto, chrome://tracing or `paradit trace "
+            "summary`.",
             metavar="FILE.json",
         ),
     ] = None
     trace_layers: Annotated[
-        bool, Option(help="Record every layer, too, with --trace; the file grows accordingly.")
+        bool, Option(help="With --trace, also record every layer; makes the file much larger.")
     ] = False
     output: Annotated[
         str | None,
         Option(
             also=("out", "save-path", "file"),
             short="-o",
-            help="OUT.mp4, .webm, .mov, .mkv, .gif, or a folder for PNG. With several videos: a folder for "
-            "them, or a name that gets numbers. [default: named after the prompt and the seed, .mp4]",
+            help="OUT.mp4, .webm, .mov, .mkv, .gif, or a folder for PNG files. For several videos: a folder, "
+            "or a name to which numbers are added. [default: an .mp4 named after the prompt and the seed]",
             metavar="OUT",
         ),
     ] = None
     crf: Crf = None
     overwrite: Overwrite = False
-    no_metadata: Annotated[bool, Option(help="Write no prompt, seed or model into the video's file.")] = False
+    no_metadata: Annotated[bool, Option(help="Do not write prompt, seed and model into the file.")] = False
     checkpoint_steps: Annotated[
         int | None,
         Option(help="Denoising steps between checkpoints. [default: about 30 s of work]", metavar="N"),
@@ -221,16 +223,17 @@ class GenerateOptions(Options):
         float,
         Option(
             also=("timeout",),
-            help="Seconds without any progress after which ranks are started anew.",
+            help="Seconds without any progress after which ranks are restarted.",
             metavar="SECONDS",
         ),
-    ] = 600.0
+    ] = 600
     json: JsonLines = False
     dry_run: Annotated[
-        bool, Option(help="Report what would run, with its tokens and memory; load no weights.")
+        bool, Option(help="Report what would run, with its tokens and memory, without loading weights.")
     ] = False
     explain: Annotated[
-        bool, Option(help="Explain the choice of method and attention, and the memory by part.")
+        bool,
+        Option(help="Explain why this method, placement and attention were chosen, and what takes memory."),
     ] = False
     verbose: Verbose = False
 

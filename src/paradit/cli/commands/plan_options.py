@@ -27,14 +27,15 @@ class PlanOptions(Options):
     model: Annotated[
         str,
         Option(
-            help="A published model by its hub id, without network; a folder; or a hub id.",
+            help="Hub id of a published model (no network needed), a folder, or another hub id.",
             metavar="ID_OR_FOLDER",
         ),
     ]
     gpus: Annotated[
         str,
         Option(
-            help="GPUs, such as 8xL40, 2x8xH100 (two machines), 'RTX 4090', or a measured machine's file.",
+            help="GPUs, such as 8xL40, 2x8xH100 (two machines) or 'RTX 4090', or a file that `paradit "
+            "calibrate` wrote.",
             metavar="NxGPU|FILE.toml",
         ),
     ]
@@ -53,7 +54,8 @@ class PlanOptions(Options):
         str | None,
         Option(
             also=("seconds", "length"),
-            help="Instead of --num-frames, such as 5s; long ones also in blocks (dualparal, approximate).",
+            help="Length, instead of --num-frames, such as 5s; long videos are also planned in frame blocks "
+            "(dualparal, approximate).",
             metavar="TIME",
         ),
     ] = None
@@ -61,7 +63,9 @@ class PlanOptions(Options):
     guidance_scale: Annotated[
         float | None,
         Option(
-            also=("cfg", "cfg-scale", "guidance"), help="1: no guidance. [default: the model's]", metavar="G"
+            also=("cfg", "cfg-scale", "guidance"),
+            help="Guidance scale; 1: no guidance. [default: the model's]",
+            metavar="G",
         ),
     ] = None
     num_prompts: Annotated[int, Option(help="Number of videos, made one after the other.", metavar="N")] = 1
@@ -71,17 +75,18 @@ class PlanOptions(Options):
     goal: Annotated[
         str,
         Option(
-            help="Quantity to minimise: latency (of one video), throughput (time of all), memory.",
+            help="What to minimise: latency (time of one video), throughput (time of all videos) or memory.",
             metavar="GOAL",
         ),
     ] = "latency"
     json: JsonObject = False
     trace: Annotated[
         Path | None,
-        Option(help="Write the best plan's run as a trace, for Perfetto.", metavar="OUT.json"),
+        Option(help="Write the best plan's simulated run as a trace, for Perfetto.", metavar="OUT.json"),
     ] = None
     plot: Annotated[
-        Path | None, Option(help="Draw the best plan's run, a row for each rank.", metavar="OUT.png")
+        Path | None,
+        Option(help="Draw the best plan's simulated run, with a row for each rank.", metavar="OUT.png"),
     ] = None
     overwrite: Overwrite = False
     verbose: Verbose = False

@@ -19,12 +19,12 @@ class ResumeOptions:
         Path | None,
         Option(
             argument=True,
-            help="The run's folder. [default: the only one in paradit-runs]",
+            help="Folder of the run. [default: the only unfinished one in paradit-runs]",
             metavar="RUN_DIR",
         ),
     ] = None
     overwrite: Annotated[
-        bool, Option(also=("force",), help="Replace files that others have written under these names since.")
+        bool, Option(also=("force",), help="Replace output files that something else has written since.")
     ] = False
     json: JsonLines = False
     verbose: Verbose = False

@@ -17,7 +17,9 @@ class RunsOptions:
 
     folder: Annotated[
         Path,
-        Option(argument=True, help="The folder that has paradit-runs in it, or is it.", metavar="FOLDER"),
+        Option(
+            argument=True, help="Folder that contains paradit-runs, or paradit-runs itself.", metavar="FOLDER"
+        ),
     ] = Path()
     remove: Annotated[
         list[str] | None,

@@ -17,7 +17,8 @@ Revision = Annotated[
 Variant = Annotated[
     str | None,
     Option(
-        help="Weights to load, such as fp16. [default: the plain ones, else the only variant]", metavar="NAME"
+        help="Variant of the weights, such as fp16. [default: those without a variant, else the only one]",
+        metavar="NAME",
     ),
 ]
 Width = Annotated[
@@ -44,15 +45,17 @@ Crf = Annotated[
     int | None,
     Option(
         also=("quality",),
-        help="Quality of the file: 0 (lossless) to 51, in .webm to 63; larger is smaller. [default: 18, "
-        "in .webm 24]",
+        help="Compression: 0 (lossless) to 51, in .webm to 63; higher: smaller and worse. [default: 18, in "
+        ".webm 24]",
         metavar="N",
     ),
 ]
-Overwrite = Annotated[bool, Option(also=("force",), help="Replace files that exist.")]
+Overwrite = Annotated[bool, Option(also=("force",), help="Replace existing files.")]
 Verbose = Annotated[
     bool,
-    Option(also=("debug", "log"), help="Also say on stderr what is decided, and why: time, rank, module."),
+    Option(
+        also=("debug", "log"), help="Also log to stderr what is decided and why, with time, rank and module."
+    ),
 ]
 JsonLines = Annotated[bool, Option(help="Write one JSON object per line to stdout.")]
 JsonObject = Annotated[bool, Option(help="Write one JSON object to stdout.")]

@@ -25,7 +25,7 @@ def trace(context: typer.Context) -> None:
 class SummaryOptions:
     """Report each rank's time as busy, communicating or idle, and how much communication was hidden."""
 
-    trace: Annotated[Path, Option(argument=True, help="File that --trace has written.", metavar="FILE")]
+    trace: Annotated[Path, Option(argument=True, help="File that --trace wrote.", metavar="FILE")]
     json: Annotated[bool, Option(help="Write one JSON object per rank to stdout.")] = False
 
 

@@ -23,13 +23,16 @@ class BlockOptions:
     block_frames: Annotated[
         int | None,
         Option(
-            help="Latent frames of a block. [default: by the model]", metavar="N", least=1, most=MAX_FRAMES
+            help="Number of latent frames in a frame block. [default: by the model]",
+            metavar="N",
+            least=1,
+            most=MAX_FRAMES,
         ),
     ] = None
     context_frames: Annotated[
         int | None,
         Option(
-            help="Latent frames that a block sees of each neighbour. [default: by the model]",
+            help="Number of latent frames of each neighbour that a frame block sees. [default: by the model]",
             metavar="N",
             least=0,
             most=MAX_FRAMES,
@@ -104,13 +107,13 @@ class InBlocks(Method):
         block = max(1, context, longest - 2 * context) if block is None else block
         if context > block:
             raise InputError(
-                f"context_frames are a neighbour's, which has {block}: use at most {block}, got {context}"
+                f"context_frames must be at most {block}, the frames of a neighbouring block, got {context}"
             )
         transformer = spec.transformers[0]
         most = transformer.max_positions * transformer.patch_size[0]
         if block + 2 * context > most:
             raise InputError(
-                f"block_frames and two context_frames are at most {most} latent frames (the model's "
+                f"block_frames + 2 x context_frames must be at most {most} latent frames (the model's "
                 f"positions), got {block} + 2 x {context}"
             )
         return {"block_frames": block, "context_frames": context}
@@ -118,12 +121,12 @@ class InBlocks(Method):
     def check_ranks(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> None:
         # Blocks are decoded while others are denoised.
         if placement.coprocess:
-            raise InputError(f"coprocess is not offered with method {self.name}: leave it out")
+            raise InputError(f"coprocess does not work with method {self.name}: leave it out")
         both = set(placement.decode_ranks) & set(placement.denoise_ranks[1:])
         if both:
             raise InputError(
                 f"rank {written(sorted(both))} cannot denoise a long video and decode it at the same time: "
-                f"decode on rank {placement.denoise_ranks[0]}, or on ranks of its own"
+                f"decode on rank {placement.denoise_ranks[0]}, or on ranks that do not denoise"
             )
         super().check_ranks(placement, request, spec)
 
@@ -133,7 +136,7 @@ class InBlocks(Method):
         return [*found, longer] if longer else found
 
     def by_rule(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> str:  # noqa: ARG002
-        return f"together: the planner does not know method {self.name}"
+        return f"together: the planner cannot simulate method {self.name}"
 
 
 def in_blocks(request: ResolvedRequest) -> BlocksRequest:
@@ -152,11 +155,11 @@ def with_later_prompts(
     """
     found, last = [], 0.0
     for seconds, text in prompts_at:
-        hint = "the prompt itself holds from 0"
+        hint = "the prompt itself applies from 0"
         at = amount("the time of prompts_at", seconds, most=MAX_SECONDS, hint=hint)
         check_text("the text of prompts_at", text)
         if at <= last:
-            raise InputError(f"the times of prompts_at must rise, got {at:g} s after {last:g} s")
+            raise InputError(f"the times of prompts_at must increase, got {at:g} s after {last:g} s")
         found.append((at, text))
         last = at
     if not found:
@@ -166,13 +169,13 @@ def with_later_prompts(
     if blocks[-1] is None:  # times rise, so if any text comes too late, the last one does
         start = request.start_of(request.num_blocks(spec) - 1, spec)
         raise InputError(
-            f"prompts_at is for blocks that begin then or later, got {last:g} s: the last block of this "
-            f"video of {request.num_frames / request.fps:g} s begins at {start:g} s"
+            f"prompts_at at {last:g} s has no effect: the last block of this video of "
+            f"{request.num_frames / request.fps:g} s begins at {start:g} s"
         )
     for (seconds, _), (later, _), block, same in zip(found, found[1:], blocks, blocks[1:], strict=False):
         if block == same:
             raise InputError(
-                f"the text of prompts_at for {seconds:g} s would never show: no block begins from then to "
-                f"{later:g} s, where the next text takes its place"
+                f"prompts_at at {seconds:g} s has no effect: no block begins before {later:g} s, when the "
+                "next text replaces it"
             )
     return request

@@ -29,10 +29,9 @@ class QueueOptions(BlockOptions):
     left_context: Annotated[
         Literal["latents", "cache"],
         Option(
-            help="How a block of dualparal sees the one before it. latents: its latents, computed "
-            "once more. cache: the keys and values that it had itself, kept for one round (less "
-            "to compute, more memory). "
-            "[default: latents]",
+            help="What a frame block of dualparal sees of the one before it: latents (computed again with "
+            "the block), or cache (keys and values kept from the previous round: less computing, more "
+            "memory). [default: latents]",
             metavar="NAME",
         ),
     ] = "latents"
@@ -45,10 +44,9 @@ class PipelineOptions:
     pipeline_degree: Annotated[
         int | None,
         Option(
-            help="Number of slices that dualparal divides the layers into; ranks of a slice share the "
-            "tokens. "
-            "[default: as planned, if `paradit calibrate` has measured this machine, or as many as are "
-            "used well]",
+            help="Number of slices that dualparal divides the layers into; the ranks of a slice share its "
+            "tokens. [default: planned if `paradit calibrate` has measured this machine, else as many as "
+            "stay busy]",
             metavar="N",
             least=1,
             most=MAX_RANKS,
@@ -71,10 +69,10 @@ class QueueRequest(BlocksRequest):
 class DualParal(InBlocks):
     name = "dualparal"
     help = (
-        "long ones in blocks of frames, whose layers the ranks divide; approximate: a frame sees its "
-        "neighbours only, at other noise levels"
+        "frame blocks, whose layers the ranks divide (approximate: a frame sees only its neighbours, at "
+        "other noise levels)"
     )
-    default_for = " far beyond the length that the model was trained on"
+    default_for = " for videos much longer than those that the model was trained on"
     options = QueueOptions
     placement_options = PipelineOptions
     resolved: ClassVar[type[QueueRequest]] = QueueRequest
@@ -105,8 +103,8 @@ class DualParal(InBlocks):
         if ranks % degree:
             branches = " for each guidance branch" if placement.cfg_degree > 1 else ""
             raise InputError(
-                f"{ranks} rank{'s' * (ranks > 1)}{branches} do not divide into {degree} layer slices: use "
-                f"a pipeline_degree of {divisors(ranks)}"
+                f"{ranks} rank{'s' * (ranks > 1)}{branches} cannot be divided into {degree} layer slices: "
+                f"use a pipeline_degree of {divisors(ranks)}"
             )
         layers = _num_layers(spec)
         if degree > layers:
@@ -211,7 +209,8 @@ class DualParal(InBlocks):
             if number < slices:
                 share = self._used_share(placement, request, spec)
                 found.append(
-                    f"{number} {what} are fewer than {slices} layer slices, which are busy for {share:.0%}"
+                    f"{number} {what} are too few for {slices} layer slices, which are busy for {share:.0%} "
+                    "of the time"
                 )
         return found
 
@@ -232,8 +231,7 @@ class DualParal(InBlocks):
             least = rounds * frames + 1 - there  # so that no block in the queue is the last
             if not finished or more < least:
                 raise InputError(
-                    f"the queue of {where!r} holds {rounds} blocks already: make the video longer by at "
-                    f"least {least} frames"
+                    f"the queue of {where!r} has {rounds} blocks already: add at least {least} frames"
                 )
         return resolve(request.asked(num_frames=there + more, trim=True), spec)
 
@@ -245,8 +243,8 @@ class DualParal(InBlocks):
         slices = self.grid(placement, request, spec).num_slices
         number = "1 layer slice" if slices == 1 else f"{slices} layer slices"
         return (
-            f"together, {number}, by a rule of thumb: `paradit calibrate --ranks {placement.ranks}` has it "
-            "planned"
+            f"together, {number}, by a rule of thumb; to have it planned, first run `paradit calibrate "
+            f"--ranks {placement.ranks}`"
         )
 
 

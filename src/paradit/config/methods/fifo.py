@@ -14,17 +14,21 @@ from paradit.models.spec import ModelSpec
 class Fifo(InBlocks):
     name = "fifo"
     help = (
-        "to compare dualparal to: a noise level for each frame; approximate: a frame sees its neighbours "
-        "only, at levels that the model may not be trained on together"
+        "a noise level for each frame, for comparison (approximate: a frame sees only its neighbours, at "
+        "levels that the model may not be trained on together)"
     )
     sampler = "paradit.sampling.fifo:SAMPLER"
 
     def chosen(self, options: object, fields: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
         found = super().chosen(options, fields, spec)
         if spec.one_timestep or len(spec.transformers) > 1:
-            has = "one for all frames" if spec.one_timestep else "two transformers for them"
+            has = (
+                "one noise level for all frames"
+                if spec.one_timestep
+                else "two transformers, for high and low noise"
+            )
             raise InputError(
-                f"method {self.name} has all noise levels in a window, and the model {spec.name!r} {has}: "
+                f"method {self.name} needs all noise levels at once, but the model {spec.name!r} has {has}: "
                 f"use method {methods_with('block_frames')[0]}"
             )
         return found

@@ -34,7 +34,7 @@ class Full(Method):
         transformer = spec.transformers[0]
         most = (transformer.max_positions * transformer.patch_size[0] - 1) * compression + 1
         if num_frames > most:
-            raise InputError(f"num_frames is at most {most} (the model's positions), got {num_frames}")
+            raise InputError(f"num_frames must be at most {most} (the model's positions), got {num_frames}")
         return {}
 
     def warnings(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> list[str]:

@@ -72,9 +72,7 @@ class Method(Declares):
         """
         if request.endless and not self.endless:
             able = _named(lambda method: method.endless)
-            raise InputError(
-                f"method {self.name} needs to know the video's length: duration inf needs {able}"
-            )
+            raise InputError(f"method {self.name} needs a finite duration, got inf: use method {able}")
         self._check_foreign(request.options)
         options: object = decode(self.options, request.options)
         made = self.resolved(**fields, method=self.name, **self.chosen(options, fields, spec))
@@ -101,7 +99,7 @@ class Method(Declares):
         """
         if prompts_at:
             able = _named(lambda method: method.later_prompts)
-            raise InputError(f"method {self.name} has one prompt for all frames: prompts_at need {able}")
+            raise InputError(f"method {self.name} has one prompt for all frames: for prompts_at, use {able}")
         return request
 
     def check(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> None:
@@ -113,8 +111,8 @@ class Method(Declares):
         if grid.sharers > tokens:
             most = tokens * grid.num_slices * placement.cfg_degree
             raise InputError(
-                f"{len(placement.denoise_ranks)} ranks are more than there is work for: this video has "
-                f"{tokens} tokens, use at most {most}"
+                f"{len(placement.denoise_ranks)} ranks are too many for a video of {tokens} tokens: use at "
+                f"most {most}"
             )
         placement.check_tiles(placement.tiled(request, spec), spec)
 
@@ -124,7 +122,9 @@ class Method(Declares):
         for name in placement.method_options:
             if name not in own:
                 owner = next(m.name for m in METHODS.all() if name in declared(m.placement_options))
-                raise InputError(f"{name} is method {owner}'s, and this video's is {self.name}: leave it out")
+                raise InputError(
+                    f"{name} needs method {owner}, but this video's is {self.name}: leave it out"
+                )
 
     def grid(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> PipelineGrid:  # noqa: ARG002
         """Return how denoise ranks divide layers, guidance branches and tokens.
@@ -212,7 +212,7 @@ class Method(Declares):
             return []
         return [
             f"negative_prompt has no effect: the model '{spec.name}' takes the guidance scale as an input, "
-            "and computes no second branch"
+            "and has no branch for it"
         ]
 
     def longer(
@@ -230,7 +230,7 @@ class Method(Declares):
         complete. where: text that names the run in error messages, such as its path. Raises InputError if the
         video cannot be made longer.
         """
-        raise InputError(f"videos of method {self.name} cannot be made longer")
+        raise InputError(f"videos of method {self.name} cannot be extended")
 
     def made_again(self, request: ResolvedRequest, spec: ModelSpec) -> range:
         """Return serial numbers, from 1, of the frame blocks to make again when the video is made longer.
@@ -254,7 +254,7 @@ class Method(Declares):
         able = methods_with(foreign[0])
         if not able:
             raise InputError(f"no method has the option {foreign[0]}")
-        raise InputError(f"method {self.name} has no {' and '.join(foreign)}: use method {able[0]}")
+        raise InputError(f"method {self.name} does not take {' and '.join(foreign)}: use method {able[0]}")
 
 
 def find_method(name: str) -> Method:

@@ -78,6 +78,6 @@ def methods_with(option: str) -> list[str]:
 def help_text() -> str:
     """Return the text that `--help` shows for the option `--method`."""
     methods = METHODS.all()
-    told = " ".join(f"{method.name}: {method.help}." for method in methods)
+    told = "; ".join(f"{method.name}: {method.help}" for method in methods)
     usual = [f"{method.name}{method.default_for}" for method in methods if method.default_for is not None]
-    return f"{told} [default: {', and '.join(usual)}]"
+    return f"How the video is denoised. {told}. [default: {', '.join(usual)}]"

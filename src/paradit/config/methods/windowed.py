@@ -8,8 +8,8 @@ from paradit.config.methods.blocks import InBlocks
 class Windowed(InBlocks):
     name = "windowed"
     help = (
-        "to compare dualparal to: each block alone with its context, overlaps blended; approximate: nothing "
-        "passes between them"
+        "each frame block alone with its context, overlaps blended, for comparison (approximate: blocks do "
+        "not see each other)"
     )
     sampler = "paradit.sampling.windowed:SAMPLER"
 

@@ -65,7 +65,7 @@ Refusal = tuple[str, str]
 _WHOLE = "leave the weights whole; parallelize shares out tokens, not weights"
 _OFFLOAD = "call pipe.enable_model_cpu_offload() instead"
 _PARALLEL = "diffusers' own parallelism", "load the transformer without it"
-_COMPILED = "torch.compile", "leave it uncompiled; parallelize cuts the blocks at their attention"
+_COMPILED = "torch.compile", "leave it uncompiled; parallelize splits the blocks at their attention"
 _CLASSES = {
     "DistributedDataParallel": ("DDP", "give the pipeline the module inside"),
     "FullyShardedDataParallel": ("FSDP", _WHOLE),
@@ -102,7 +102,7 @@ def look(transformer: Module, opened: Opened, name: str) -> Attached:
         place = f"{name}.{path}" if path else name
         own = opened.modules.get(_NUMBER.sub("*", path))
         for what, instead in _refusals(part, own, opened.processor, is_root=not path):
-            raise InputError(f"parallelize cannot honour {what} at {place}: {instead}")
+            raise InputError(f"parallelize does not support {what} at {place}: {instead}")
         # Only attention modules have a processor.
         if own is not None and hasattr(part, "processor"):
             backends.setdefault(_backend(part.processor), place)

@@ -50,7 +50,7 @@ class LatentBlocks:
             self._index, self._frame = index, frame
             if index + 1 == self.shape[2]:
                 next(self._frames, None)  # nothing is left, but this lets the generator of blocks finish
-        assert index == self._index, f"frame {index} is asked for after {self._index}"
+        assert index == self._index, f"frame {index} was requested after frame {self._index}"
         return self._frame
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> LatentBlocks:

@@ -77,7 +77,7 @@ def check_free(module: Module, name: str) -> None:
             raise InputError(f"{name} is parallelized already: call what parallelize returned first")
     elif forward is not None and not is_own(module, forward):
         raise InputError(
-            f"parallelize cannot honour {name_of(forward)} in place of the forward of {name}: "
+            f"parallelize does not support {name_of(forward)} in place of the forward of {name}: "
             "put diffusers' own back"
         )
 

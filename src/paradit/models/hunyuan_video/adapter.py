@@ -41,7 +41,7 @@ class HunyuanVideoModel(PipelineModel):
         Raises TypeError for a scheduler that takes no sigmas.
         """
         if "sigmas" not in inspect.signature(scheduler.set_timesteps).parameters:
-            raise TypeError("it takes no sigmas, which HunyuanVideoPipeline hands over")
+            raise TypeError("it does not take sigmas, which HunyuanVideoPipeline passes to it")
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1], device=device)
         scheduler.set_begin_index(0)
 

@@ -138,6 +138,6 @@ class _Groups:
                     break
                 z = frame.to(self._vae.device, self._vae.dtype)
                 self._frames.append(z / self._vae.config["scaling_factor"])
-        assert index == self._index, f"group {index} is asked for after {self._index}"
+        assert index == self._index, f"group {index} was requested after group {self._index}"
         # If only the frame that it shares with the group before is left, a group adds nothing.
         return torch.cat(self._frames, dim=2) if len(self._frames) > (index > 0) else None

@@ -27,7 +27,7 @@ class WanModel(PipelineModel):
         scheduler.set_timesteps(num_inference_steps, device=device)
         scheduler.set_begin_index(0)
         if not hasattr(scheduler, "sigmas"):
-            raise AttributeError("it has no sigmas, which WanPipeline reads in every step")
+            raise AttributeError("it does not have sigmas, which WanPipeline reads in every step")
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
         """Return a mapping from the name of the text encoder to its token limit and a prompt's cut-off text.

@@ -87,7 +87,7 @@ class Device:
         """Raise InputError if the device does not compute in a dtype."""
         if dtype not in self.dense:
             has = " or ".join(self.dense)
-            raise InputError(f"dtype {dtype} is not one that a {self.name} computes in: use dtype {has}")
+            raise InputError(f"a {self.name} does not compute in dtype {dtype}: use dtype {has}")
 
     def rate(self, kind: str, dtype: str) -> float:
         """Return the FLOP/s that large kernels of one kind achieve in a dtype.
@@ -254,7 +254,7 @@ def _cluster(
     assert isinstance(efficiency, dict)
     if unknown := efficiency.keys() - defaults["efficiency"].keys():
         raise InputError(
-            f"efficiency of {shown(min(unknown))} is not known; known are {', '.join(defaults['efficiency'])}"
+            f"unknown efficiency {shown(min(unknown))}; known: {', '.join(defaults['efficiency'])}"
         )
     figures = {key: value for key, value in table.items() if key not in (*_LINKS, "size")}
     device = decode(Device, {**figures, "name": name, "efficiency": {**defaults["efficiency"], **efficiency}})
@@ -264,7 +264,7 @@ def _cluster(
             return None
         wanted = Declared.of(kind, str).read(table[kind])
         if wanted not in links:
-            raise InputError(f"there is no table [links.{wanted}]")
+            raise InputError(f"the table [links.{wanted}] is missing")
         return decode(Link, {**links[str(wanted)], "name": wanted}, f"links.{wanted}")
 
     within, network = link("link"), link("network")
@@ -293,11 +293,11 @@ def _read_machine(path: Path) -> Cluster:
     except OSError as error:
         raise InputError(f"gpus {str(path)!r} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"gpus {str(path)!r} is no TOML: {error}") from None
+        raise InputError(f"gpus {str(path)!r} is not valid TOML: {error}") from None
     with named(f"gpus {str(path)!r}"):
         found = decode(_MachineFile, content)
         if "this" not in found.devices:
-            raise InputError("there is no table [devices.this]")
+            raise InputError("the table [devices.this] is missing")
         # In a machine file the links have fixed names, so its device need not name them.
         pair = {"pair": "pair"} if "pair" in found.links else {}
         tables = {**_table("devices"), "this": {"link": "within", **pair, **found.devices["this"]}}

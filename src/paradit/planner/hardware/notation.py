@@ -31,7 +31,9 @@ def read_gpus(text: str, devices: Mapping[str, Mapping[str, Any]]) -> tuple[int,
     Raises InputError if the text is not valid, or the device is not known.
     """
     if not _NAMED.search(text):
-        raise InputError(f"gpus are written like 8xL40 or 2x8xH100, or name a .toml file; got {shown(text)}")
+        raise InputError(
+            f"gpus must be written like 8xL40 or 2x8xH100, or name a .toml file, got {shown(text)}"
+        )
     readings = list(_readings(" ".join(text.split())))
     for machines, number, name in readings:
         if (key := _find(name, devices)) is None:
@@ -100,4 +102,4 @@ def _unknown(name: str, devices: Mapping[str, Mapping[str, Any]]) -> str:
         return -base, -whole
 
     known = sorted(devices, key=likeness)
-    return f"device {shown(name)} is not known; known are, the nearest first, {', '.join(known)}"
+    return f"device {shown(name)} is not known; known devices, the nearest first: {', '.join(known)}"
