@@ -96,46 +96,70 @@ def makespan(placement: Placement, num_requests: int, seconds: Mapping[str, floa
 def _simulate_replica(
     placement: Placement, num_requests: int, seconds: Mapping[str, float]
 ) -> Iterator[Span]:
-    decoders = placement.decode_groups
-    groups = {"encode": placement.encode_ranks, "denoise": placement.denoise_ranks}
+    """Yield the interval of each stage of the requests of one replica, in the order in which they are placed.
 
-    def decoder(rank: int) -> int:
-        return next((number for number, group in enumerate(decoders) if rank in group), -1)
+    With `encode=0 denoise=0 decode=1`, 1 s to encode, 1 s to denoise and 5 s to decode (a cell is a second):
 
-    programs = [
-        deque(steps(placement.stages_of(rank), decoder(rank), len(decoders), range(num_requests)))
-        for rank in range(placement.ranks)
-    ]
-    free = [0.0] * placement.ranks
-    done: dict[Step, Span] = {}
-    full: dict[int, Step] = {}
-    """Mapping from each rank that must wait to the (stage, request) that ends its wait. The rank waits
-    because its outgoing channel (queue of tensors for other ranks) is full; when that stage begins, it takes
-    a result out of the channel."""
+        rank 0  |e0|d0|e1|d1|e2|d2|e3|d3|e4|d4|.....|e5|d5|
+        rank 1        |   decode 0   |   decode 1   |   decode 2   |
+
+    A stage starts when the last of three things has happened: its ranks are free; the stages that it needs
+    have ended (`_before`); and, if one of its ranks left a result in a channel that was full by then, the
+    stage that takes an older result out of this channel has begun (`_must_have_begun`). Here rank 0 waits
+    before `e5`: the latents of requests 2, 3 and 4 are more than the channel holds, until `decode 2` begins.
+    """
+    programs = _programs(placement, num_requests)
+    free_at = [0.0] * placement.ranks
+    placed: dict[Step, Span] = {}
+    makes_room: dict[int, Step] = {}
+    """For each rank whose outgoing channel is full: the stage that makes room in it when it begins."""
     # A stage can be placed in time once it comes next in the programs of all its ranks, and all that it waits
     # for is placed. Each pass places those that can be, so the order of ranks does not matter.
     while any(programs):
         for step in dict.fromkeys(left[0] for left in programs if left):  # once, even if ranks share it
             stage, request = step
-            ranks = groups.get(stage) or decoders[decoder_of(request, len(decoders))]
-            ended = list(_before(step, placement))
-            begun = [full[rank] for rank in ranks if rank in full]
-            if any(programs[rank][0] != step for rank in ranks) or not {*ended, *begun} <= done.keys():
+            ranks = _ranks_of(step, placement)
+            must_have_ended = list(_before(step, placement))
+            must_have_begun = [makes_room[rank] for rank in ranks if rank in makes_room]
+            is_next = all(programs[rank][0] == step for rank in ranks)
+            if not is_next or not {*must_have_ended, *must_have_begun} <= placed.keys():
                 continue
             start = max(
-                [free[rank] for rank in ranks]
-                + [done[other].end for other in ended]
-                + [done[other].start for other in begun]
+                [free_at[rank] for rank in ranks]
+                + [placed[other].end for other in must_have_ended]
+                + [placed[other].start for other in must_have_begun]
             )
-            done[step] = Span(stage, request, ranks, start, start + seconds[stage])
-            yield done[step]
+            span = placed[step] = Span(stage, request, ranks, start, start + seconds[stage])
+            yield span
             for rank in ranks:
-                free[rank] = done[step].end
+                free_at[rank] = span.end
                 programs[rank].popleft()
-                full.pop(rank, None)
-            waits = _must_have_begun(step, placement)
-            if waits is not None:
-                full[ranks[0]] = waits
+                makes_room.pop(rank, None)
+            takes_result = _must_have_begun(step, placement)
+            if takes_result is not None:
+                makes_room[ranks[0]] = takes_result  # a group's first rank sends its result
+
+
+def _programs(placement: Placement, num_requests: int) -> list[deque[Step]]:
+    """Return what each rank of one replica does, in order."""
+    decoders = placement.decode_groups
+
+    def decoder(rank: int) -> int:
+        return next((number for number, group in enumerate(decoders) if rank in group), -1)
+
+    return [
+        deque(steps(placement.stages_of(rank), decoder(rank), len(decoders), range(num_requests)))
+        for rank in range(placement.ranks)
+    ]
+
+
+def _ranks_of(step: Step, placement: Placement) -> tuple[int, ...]:
+    """Return the ranks that work together on a stage of a request."""
+    stage, request = step
+    if stage == "decode":
+        decoders = placement.decode_groups
+        return decoders[decoder_of(request, len(decoders))]
+    return placement.encode_ranks if stage == "encode" else placement.denoise_ranks
 
 
 def _before(step: Step, placement: Placement) -> Iterator[Step]:
