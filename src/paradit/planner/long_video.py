@@ -22,9 +22,7 @@ from paradit.planner.pipeline_programs import DONE, PipelinePrograms
 from paradit.planner.pipeline_video import PipelineVideo
 from paradit.planner.slice_step import Kind, kind_of
 from paradit.scheduling.block_queue import BlockQueue
-from paradit.scheduling.layer_pipeline import (
-    in_flight,
-)
+from paradit.scheduling.layer_pipeline import in_flight
 
 SETTLED, MEASURED = 3, 4
 """Two numbers of frame blocks for the simulation of a very long video. After `SETTLED` blocks, a full
@@ -49,6 +47,36 @@ class LongRun:
     """Seconds of computing during the whole video, one number per rank."""
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """Simulation of a long video without most of its blocks, which are assumed to keep a steady pace.
+
+    Blocks are completed in order; those that are left out come between two that are simulated:
+
+        | 0, 1, 2 ... settled | ... `last` | `left_out` blocks | the rest, while the queue empties |
+          irregular             regular      `pace` seconds      irregular
+                                (measured)   apart
+    """
+
+    simulation: Simulation
+    done: list[float]
+    """Seconds after which the first rank has each simulated block's latents."""
+    last: int
+    left_out: int
+    pace: float
+
+    @property
+    def left_out_seconds(self) -> float:
+        """Seconds by which the blocks that are left out make the video's end later."""
+        return self.left_out * self.pace
+
+    def with_left_out(self, times: list[float]) -> list[float]:
+        """Return the times of all blocks, given those of the simulated ones at some point of the pipeline."""
+        before, after = times[: self.last + 1], times[self.last + 1 :]
+        between = [before[-1] + number * self.pace for number in range(1, self.left_out + 1)]
+        return [*before, *between, *(time + self.left_out_seconds for time in after)]
+
+
 class LongVideo(PipelineVideo):
     """Simulation of a long video on the ranks of a layer pipeline.
 
@@ -58,7 +86,19 @@ class LongVideo(PipelineVideo):
 
     def run(self) -> LongRun:
         """Simulate the video and return its times. Most blocks of a very long video are extrapolated."""
-        queue = self.queue
+        sample, leader = self._sample(), self.placement.denoise_ranks[0]
+        if self.leader_decodes:
+            seconds = sample.simulation.ends[leader] + sample.left_out_seconds
+        else:
+            decoder = self.placement.decode_ranks[0]
+            came = [sent.end for sent in sample.simulation.sent if sent.message.ranks[1:] == (decoder,)]
+            seconds = self._decoded(sample.with_left_out(came))
+        done = sample.with_left_out(sample.done)
+        return LongRun(seconds=seconds, denoised=done[-1], first=done[0], computing=self._computing())
+
+    def _sample(self) -> _Sample:
+        """Simulate as many blocks as it takes until they are completed at a steady pace."""
+        queue, leader = self.queue, f"rank {self.placement.denoise_ranks[0]}"  # of the first replica
         assert queue.num_blocks
         # The first rank begins block-steps up to this many rounds before it collects their predictions, so
         # the video's end affects what it does that much earlier.
@@ -66,25 +106,18 @@ class LongVideo(PipelineVideo):
         settled = SETTLED + ahead
         while True:
             last = settled + MEASURED
-            # Further blocks are simulated, so that the queue is still full when block `last` is completed.
-            more = max(0, queue.num_blocks - (queue.num_steps + last + ahead + 1))
-            simulation = self.simulation(more)
-            leader = f"rank {self.placement.denoise_ranks[0]}"  # of the first replica
+            # More blocks follow, so that the queue is still full when block `last` is completed.
+            left_out = max(0, queue.num_blocks - (queue.num_steps + last + ahead + 1))
+            simulation = self.simulation(left_out)
             done = [
                 use.end for use in simulation.uses if use.name.startswith(DONE) and use.resource == leader
             ]
-            steady, each = _pace(done[last - MEASURED : last + 1]) if more else (True, 0.0)
-            if steady:
-                break
-            settled *= 2  # the pipeline was not steady yet: simulate more blocks
-        if self.leader_decodes:
-            seconds = simulation.ends[self.placement.denoise_ranks[0]] + more * each
-        else:
-            decoder = self.placement.decode_ranks[0]
-            came = [sent.end for sent in simulation.sent if sent.message.ranks[1:] == (decoder,)]
-            seconds = self._decoded(_with_more(came, last, more, each))
-        done = _with_more(done, last, more, each)
-        return LongRun(seconds=seconds, denoised=done[-1], first=done[0], computing=self._computing())
+            if not left_out:  # every block was simulated
+                return _Sample(simulation, done, last, left_out, pace=0.0)
+            is_steady, pace = _pace(done[settled : last + 1])
+            if is_steady:
+                return _Sample(simulation, done, last, left_out, pace)
+            settled *= 2
 
     def _decoded(self, came: list[float]) -> float:
         """Return the seconds after which a rank that only decodes has decoded all frame blocks.
@@ -166,16 +199,6 @@ def _pace(ends: Sequence[float]) -> tuple[bool, float]:
     half = len(ends) // 2
     early, late = ends[half] - ends[0], ends[-1] - ends[half]
     return abs(late - early) <= STEADY * late, (early + late) / (len(ends) - 1)
-
-
-def _with_more(ends: list[float], last: int, more: int, each: float) -> list[float]:
-    """Return completion times of frame blocks as if the video had `more` blocks after block `last`.
-
-    The added blocks are completed `each` seconds apart. The blocks after them are completed later by the
-    total time added.
-    """
-    between = [ends[last] + number * each for number in range(1, more + 1)]
-    return [*ends[: last + 1], *between, *(end + more * each for end in ends[last + 1 :])]
 
 
 @cache
