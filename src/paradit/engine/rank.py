@@ -240,44 +240,58 @@ class _Rank:
         )
 
     def decode(self, order: Order) -> None:
-        """Decode a video and write its file, or decode this rank's tiles for the rank that writes it."""
+        """Decode a video and write its file, or decode this rank's tiles for the rank that writes it.
+
+        denoise rank --- all latents, or block by block ---> decode ranks --- frames ---> one writes
+          or file              (`_latents_of`)             (`stages.decode`)             (`_write`)
+        """
         self._emit(Doing(job=order.number, stage="decode"))
         latents = self._latents_of(order)
-        self._open[order.number].is_through = True
+        open_ = self._open[order.number]
+        open_.is_through = True
         if isinstance(latents, Tensor) and not latents.isfinite().all():
             return  # the request has ended early, and that was reported
-        job, open_, saved_progress = order.job, self._open[order.number], self._saved_progress(order)
-        progress = self._telling(order if self._writes else None)
-
-        def consume(frames: Generator[Frames]) -> Written:
-            return write_output(
-                job,
-                self._spec,
-                latents if isinstance(latents, Tensor) else None,
-                self._while_wanted(order, frames) if isinstance(latents, Tensor) else frames,
-                overwrite=order.overwrite,
-                about=self._provenance(order),
-                progress=progress,
-                name_next=saved_progress.name_next if saved_progress else None,
-            )
-
+        progress, tile = self._telling(order if self._writes else None), order.job.request.vae_tile
+        write = partial(self._write, order, latents, progress)
         try:
             with self._timed(order, "decode"):
-                tile = job.request.vae_tile
-                open_.written = decode(self._model, latents, tile, progress, consume, world=self._sharers)
+                open_.written = decode(self._model, latents, tile, progress, write, world=self._sharers)
         except FailedElsewhere:
-            pass
+            pass  # the denoise ranks report why
         except (OSError, InputError, OutOfMemory, FloatingPointError, Unwanted, Undecoded) as error:
             if self._writes or isinstance(error, OSError):  # all ranks that share the decode end it alike
                 self._end_early(order, error)
         else:
             open_.is_decoded = True
-            if open_.written is not None and saved_progress:
+            if open_.written is not None and (saved_progress := self._saved_progress(order)):
                 saved_progress.finish()
-        if self._world and open_.block_stream is not None and not job.request.endless:
+        self._end_block_stream(order)
+
+    def _write(
+        self, order: Order, latents: Tensor | LatentBlocks, progress: Progress, frames: Generator[Frames]
+    ) -> Written:
+        """Write a video's file from its frames; the first of the ranks that share its decode calls this."""
+        saved_progress = self._saved_progress(order)
+        whole = latents if isinstance(latents, Tensor) else None
+        return write_output(
+            order.job,
+            self._spec,
+            whole,
+            # A stream of frame blocks ends by itself once the video is cancelled.
+            frames if whole is None else self._while_wanted(order, frames),
+            overwrite=order.overwrite,
+            about=self._provenance(order),
+            progress=progress,
+            name_next=saved_progress.name_next if saved_progress else None,
+        )
+
+    def _end_block_stream(self, order: Order) -> None:
+        """Let the ranks that denoise a long video reach its end, also if its decode has failed."""
+        open_ = self._open[order.number]
+        if self._world and open_.block_stream is not None and not order.job.request.endless:
             if not open_.is_decoded:
-                self._world.publish(self._undecoded(order))
-            open_.block_stream.drain()  # so that the denoise ranks reach its end
+                self._world.publish(self._undecoded(order))  # they then denoise no further
+            open_.block_stream.drain()
 
     def _while_wanted(self, order: Order, frames: Generator[Frames]) -> Generator[Frames]:
         """Yield frames while the video is wanted; raise the exception `Undecoded` once it is cancelled."""
