@@ -2,15 +2,31 @@
 
 The method is from arXiv 2505.21070. `scheduling` decides when each frame block takes each denoising step, and
 which frames of its neighbours it reads; this module carries that out. The method is approximate: a frame
-attends only to its own block and to some neighbouring frames, which have other noise levels, and not to the
-whole video. The results depend neither on the number of ranks nor on the timing of messages.
+attends to its own block and to some neighbouring frames, at other noise levels, not to the whole video. The
+results depend neither on the number of ranks nor on the timing of messages.
+
+Block-steps (`b.s`: frame block b takes step s) on two layer slices; in a round, every block in the queue
+takes one step, the noisiest first:
+
+    round          |  0  |    1    |      2      |        3        |
+    first slice    | 0.0 | 1.0 0.1 | 2.0 1.1 0.2 | 3.0 2.1 1.2 0.3 | ...
+    last slice             0.0 1.0   0.1 2.0 1.1   0.2 3.0 2.1 1.2   ...
+
+One block-step, `_compute` on every rank, then `_collect` on the first one:
+
+    latents of the block, with frames of its neighbours
+        |  embed, layers of the first slice
+        v
+    hidden states  ->  layers of the next slice  ->  ...  ->  layers of the last slice, head
+                                                                  |
+    latents one step on  <-  solver step  <-  prediction  <-------+
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
 from math import prod
@@ -22,10 +38,10 @@ from paradit.attention.base import Attend, Kernel, Site
 from paradit.attention.local_attention import sdpa
 from paradit.attention.window import Features, Kept, Neighbour
 from paradit.models.protocol import Context as TextContext
-from paradit.models.protocol import Prompt, Scheduler, VideoModel
+from paradit.models.protocol import Prompt, Scheduler, Tokens, Transformer, VideoModel
 from paradit.parallel.run_blocks import run, through_blocks
 from paradit.progress import Progress
-from paradit.sampling.block_state import BlockState, HeadFeatures, QueueState, restore_solver, solver_state
+from paradit.sampling.block_state import HeadFeatures, HeldBlock, QueueState
 from paradit.sampling.block_window import Sharing, Window
 from paradit.sampling.early_stop import UNWANTED, EarlyStop
 from paradit.sampling.guidance import guide
@@ -87,12 +103,9 @@ class BlockPipeline:
 
         self._timesteps = model.scheduler(queue.num_steps).timesteps
         self._experts = [model.expert_at(timestep) for timestep in self._timesteps]
-        changes = [
-            step for step in range(1, queue.num_steps) if self._experts[step] != self._experts[step - 1]
-        ]
         # An expert cannot read the keys of another one's layers: at these steps the queue has them computed
         # again.
-        self._queue = replace(queue, expert_steps=tuple(changes))
+        self._queue = replace(queue, expert_steps=_changes(self._experts))
         self._contexts: dict[tuple[int, int], TextContext] = {}
         """Mapping from (index of the expert transformer, Python `id` of the encoded prompt) to the encoded
         prompt, converted for the transformer blocks."""
@@ -104,11 +117,11 @@ class BlockPipeline:
         of the frame block whose step was computed last. The block to its left takes its step next, and reads
         them."""
         self._left: dict[tuple[int, int], Features] = {}
-        """Mapping from (frame block, guidance branch) to the cached keys and values of the block's last
-        frames after its latest step. The block to the right reads them, as those of its left neighbour."""
-        self._held: dict[int, _Held] = {}
-        """Mapping from the index of a frame block to its latents and scheduler, for blocks that are being
-        denoised or are still read by a neighbour. Only on the first rank."""
+        """Cached keys and values of each frame block's last frames after its latest step, by (frame block,
+        guidance branch). The block to its right reads them."""
+        self._held: dict[int, HeldBlock] = {}
+        """Frame blocks that are being denoised or are still read by a neighbour, by number; only on the first
+        rank."""
         if state is not None:
             self._restore(state)
         self._round = self._first_round
@@ -134,24 +147,21 @@ class BlockPipeline:
         """
         # Steps taken before a resume count as done.
         steps_done = sum(len(self._queue.active(round)) for round in range(self._first_round))
-        features: deque[dict[tuple[int, int], Features]] = deque()
+        left_features: deque[dict[tuple[int, int], Features]] = deque()
+        """Copies of `_left` after the rounds that are computed and are still to be saved, oldest first."""
         rounds = self._first_round, self._early_stop.goes_on
         for operation in program(self._queue, self._grid.num_slices, self._rank, *rounds):
             step = operation.step
-            # The block at the head of the queue, the least noisy one, takes its step last.
-            ends_round = step.block == self._queue.active(step.round)[0]
-            saves = save is not None and ends_round and (step.round + 1) % save_every == 0
+            saves = save is not None and self._ends_round(step) and (step.round + 1) % save_every == 0
             if isinstance(operation, Compute):
                 if step.round > self._round:
                     self._end_if_unwanted()
-                about = {"block": step.block + 1, "step": step.step + 1}
-                with span(f"block {about['block']} step {about['step']}", STEP, **about):
-                    self._compute(step)
-                if saves:  # copy now: the first rank saves once all predictions of the round have come
-                    features.append({key: dict(part) for key, part in self._left.items()})
+                self._compute(step)
+                if saves:  # copied now: later steps change it before the first rank can save
+                    left_features.append({key: dict(part) for key, part in self._left.items()})
             else:
                 self._collect(step)
-                # The video ends early. Predictions that are on their way are still received, so that no
+                # If the video ends early, predictions that are on their way are still received, so that no
                 # message is left over; what they contain is not used.
                 if self._early_stop.reason:
                     continue
@@ -164,49 +174,58 @@ class BlockPipeline:
             # ranks save nothing but caches, which are complete once they have computed the round.
             if saves and isinstance(operation, Collect if self._links.is_leader else Compute):
                 assert save is not None
-                save(self._state(step.round + 1, features.popleft()))
+                save(self._state(step.round + 1, left_features.popleft()))
         self._links.close()
         self._early_stop.check()
+
+    def _ends_round(self, step: BlockStep) -> bool:
+        """Return whether a step is its round's last: that of the least noisy block, at the queue's head."""
+        return step.block == self._queue.active(step.round)[0]
 
     def _end_if_unwanted(self) -> None:
         if self._links.is_leader and not self._early_stop.reason and not self._wanted():
             self._early_stop.request(UNWANTED, self._round)
 
     def _compute(self, step: BlockStep) -> None:
-        """Run one step of a frame block through this rank's layers."""
+        """Run one step of a frame block through this rank's layers, for each of this rank's branches."""
         self._round = step.round
-        expert, links = self._experts[step.step], self._links
-        transformer, window = self._model.experts[expert], self._window(step)
-        contexts = self._contexts_of(expert, step.block)
+        expert, window, links = self._experts[step.step], self._window(step), self._links
+        transformer = self._model.experts[expert]
+        about = {"block": step.block + 1, "step": step.step + 1}
+        with span(f"block {about['block']} step {about['step']}", STEP, **about):
+            predictions = []
+            for branch, tokens in self._tokens(step, transformer, window):
+                attend = self._attend(step, branch, window, tokens.layout.num_replicated)
+                tokens = run(through_blocks(transformer.blocks, tokens, attend, step.step))  # noqa: PLW2901
+                if links.is_last:
+                    # Only the block's own tokens are sent back: predictions for the context's frames are not
+                    # used.
+                    own, first = window.own_of(self._sharing.place), window.mine.start
+                    predictions.append(transformer.head(tokens)[:, own.start - first : own.stop - first])
+                else:
+                    links.hand_on(tokens.changing)
+            if links.is_last:
+                # If the branches have ranks of their own, there is only one prediction here, and `guide`
+                # returns it unchanged; the first rank guides then (`_collect`).
+                links.send_back(guide(predictions, self._scales[expert]))
+            self._forget_left(step)
+
+    def _tokens(
+        self, step: BlockStep, transformer: Transformer, window: Window
+    ) -> Iterator[tuple[int, Tokens]]:
+        """Yield each guidance branch of this rank, with the tokens that enter the rank's layers."""
+        contexts = self._contexts_of(self._experts[step.step], step.block)
         latents = self._latents(step)
         timestep = self._model.model_timestep(self._timesteps[step.step], latents)
-        embedded = None
-        if links.is_first:
-            # Embed once: all branches have the same tokens until they meet the text.
-            embedded = transformer.embed(latents, timestep, contexts[0], window.layout)
-        predictions = []
+        if not self._links.is_first:
+            mine, layout = window.mine_of(timestep), window.my_layout
+            for branch, context in zip(self._branches, contexts, strict=True):
+                yield branch, transformer.resume(self._links.handed_on(), mine, context, layout)
+            return
+        # Embed once: all branches have the same tokens until they meet the text.
+        embedded = transformer.embed(latents, timestep, contexts[0], window.layout)
         for branch, context in zip(self._branches, contexts, strict=True):
-            if embedded is not None:
-                tokens = transformer.branch(embedded, context).shard(window.mine.start, window.mine.stop)
-            else:
-                tokens = transformer.resume(
-                    links.handed_on(), window.mine_of(timestep), context, window.my_layout
-                )
-            attend = self._attend(step, branch, window, tokens.layout.num_replicated)
-            tokens = run(through_blocks(transformer.blocks, tokens, attend, step.step))
-            if links.is_last:
-                # Only the block's own tokens are sent back: predictions for the context's frames are not
-                # used.
-                own = window.own_of(self._sharing.place)
-                first = window.mine.start
-                predictions.append(transformer.head(tokens)[:, own.start - first : own.stop - first])
-            else:
-                links.hand_on(tokens.changing)
-        if links.is_last:
-            # If the branches have ranks of their own, there is only one prediction here, and `guide` returns
-            # it unchanged; the first rank guides then (`_collect`).
-            links.send_back(guide(predictions, self._scales[expert]))
-        self._forget_left(step)
+            yield branch, transformer.branch(embedded, context).shard(window.mine.start, window.mine.stop)
 
     def _attend(self, step: BlockStep, branch: int, window: Window, num_replicated: int) -> Attend:
         """Return the attention function for a frame block's step, which reads and fills key/value caches.
@@ -252,7 +271,7 @@ class BlockPipeline:
             # The last block of a video may have fewer frames than the others.
             noise = self._noise.block(step.block)[:, :, : step.frames].to(self._model.device)
             scheduler = self._model.scheduler(self._queue.num_steps)
-            self._held[step.block] = _Held(level=0, latents=noise, before=None, scheduler=scheduler)
+            self._held[step.block] = HeldBlock(level=0, latents=noise, before=None, scheduler=scheduler)
         parts = [self._held[step.block].at(step.step)]
         if step.left.computed:
             left = self._held[step.block - 1].at(step.left.level)
@@ -338,16 +357,8 @@ class BlockPipeline:
         fresh = self._fresh_scheduler
         return QueueState(
             round=round,
-            blocks={
-                number: BlockState(
-                    level=held.level,
-                    latents=held.latents,
-                    before=held.before,
-                    solver=solver_state(held.scheduler, fresh),
-                )
-                for number, held in self._held.items()
-                if number < round  # the next round's blocks may have begun
-            },
+            # The next round's blocks may have begun.
+            blocks={number: held.state(fresh) for number, held in self._held.items() if number < round},
             left_features={
                 key: {
                     # By head of the whole model, so that another number of ranks can resume from the state.
@@ -361,8 +372,7 @@ class BlockPipeline:
 
     def _restore(self, state: QueueState) -> None:
         for number, block in state.blocks.items():
-            scheduler = restore_solver(self._model.scheduler(self._queue.num_steps), block.solver)
-            self._held[number] = _Held(block.level, block.latents, block.before, scheduler)
+            self._held[number] = HeldBlock.of(block, self._model.scheduler(self._queue.num_steps))
 
         def joined(features: HeadFeatures, site: Site) -> tuple[Tensor, Tensor]:
             parts = (features[(*site.key, head)] for head in self._heads)
@@ -385,19 +395,6 @@ class BlockPipeline:
         return self._model.scheduler(self._queue.num_steps)
 
 
-@dataclass
-class _Held:
-    """Record of a frame block on the first rank: its latents after its last two steps, and its scheduler."""
-
-    level: int
-    latents: Tensor
-    before: Tensor | None
-    scheduler: Scheduler
-
-    def at(self, level: int) -> Tensor:
-        """Return the frame block's latents after `level` steps; only those of its last two steps are kept."""
-        latents = {self.level: self.latents, self.level - 1: self.before}.get(level)
-        assert latents is not None, (
-            f"latents of level {level} were requested, but the block is at level {self.level}"
-        )
-        return latents
+def _changes(experts: Sequence[int]) -> tuple[int, ...]:
+    """Return the steps that another expert computes than the step before; `experts`: each step's expert."""
+    return tuple(step for step in range(1, len(experts)) if experts[step] != experts[step - 1])

@@ -48,6 +48,36 @@ class BlockState:
     """
 
 
+@dataclass
+class HeldBlock:
+    """A frame block on the first rank: its latents after its last two steps, and its own scheduler."""
+
+    level: int
+    """Number of denoising steps that the frame block has taken."""
+    latents: Tensor
+    before: Tensor | None
+    """Latents of the frame block one step earlier; None if there are none."""
+    scheduler: Scheduler
+
+    def at(self, level: int) -> Tensor:
+        """Return the frame block's latents after `level` steps; only those of its last two steps are kept."""
+        latents = {self.level: self.latents, self.level - 1: self.before}.get(level)
+        assert latents is not None, (
+            f"latents of level {level} were requested, but the block is at level {self.level}"
+        )
+        return latents
+
+    def state(self, fresh: Scheduler) -> BlockState:
+        """Return the frame block's state to save; `fresh` is a new scheduler like its own."""
+        solver = solver_state(self.scheduler, fresh)
+        return BlockState(level=self.level, latents=self.latents, before=self.before, solver=solver)
+
+    @classmethod
+    def of(cls, state: BlockState, fresh: Scheduler) -> HeldBlock:
+        """Return the frame block with a saved state; `fresh`, a new scheduler, becomes its own."""
+        return cls(state.level, state.latents, state.before, restore_solver(fresh, state.solver))
+
+
 @dataclass(frozen=True, kw_only=True)
 class QueueState:
     """State of a long video between two rounds of the block queue, as one rank saves it.
