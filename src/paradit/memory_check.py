@@ -12,7 +12,8 @@ from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest
 from paradit.device_memory import total_memory_bytes
 from paradit.devices import num_gpus
-from paradit.models.spec import FP32_BYTES, ModelSpec
+from paradit.models.spec import ModelSpec
+from paradit.models.vae_spec import FP32_BYTES
 from paradit.scheduling.fitting import SURELY, options_that_fit
 from paradit.scheduling.rank_memory import PARTS, fitting_tile, largest_part, on_one_device
 

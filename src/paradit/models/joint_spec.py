@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from paradit.models.spec import FP32_BYTES, TransformerSpec
+from paradit.models.spec import TransformerSpec
+from paradit.models.vae_spec import FP32_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paradit.models.spec import ModelSpec, TransformerSpec, VaeSpec, stage_of
+from paradit.models.spec import ModelSpec, TransformerSpec, stage_of
+from paradit.models.vae_spec import VaeSpec
 from paradit.planner.hardware import Device
 
 ITEMSIZE = {"bf16": 2, "fp32": 4}

@@ -10,7 +10,8 @@ from paradit.config.options import Option, decode_known
 from paradit.models.defaults import Defaults
 from paradit.models.folder_json import own_settings, read_json, stored_weights
 from paradit.models.joint_spec import JointTransformerSpec
-from paradit.models.spec import CONFIG, FIXED, Layers, ModelSpec, Size, VaeSpec, Weights, convolution, resnet
+from paradit.models.spec import CONFIG, FIXED, Layers, ModelSpec, Size, Weights
+from paradit.models.vae_spec import VaeSpec, convolution, resnet
 
 # CogVideoXPipeline.__call__'s defaults, and its model card's 8 frames per second.
 DEFAULTS = Defaults(width=720, height=480, num_frames=49, fps=8, num_inference_steps=50, guidance_scale=6.0)

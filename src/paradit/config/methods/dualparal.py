@@ -17,7 +17,8 @@ from paradit.config.placement import Placement, divisors
 from paradit.config.requests import ResolvedRequest, frames_at_once, latent_shape
 from paradit.config.values import Values
 from paradit.distributed.shares import Shares
-from paradit.models.spec import FP32_BYTES, ModelSpec, stage_of
+from paradit.models.spec import ModelSpec, stage_of
+from paradit.models.vae_spec import FP32_BYTES
 from paradit.scheduling.block_queue import BlockQueue
 from paradit.scheduling.layer_pipeline import PipelineGrid, choose_slices, split_layers, used_share
 

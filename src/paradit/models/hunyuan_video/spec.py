@@ -13,20 +13,8 @@ from paradit.config.options import Option, decode_known
 from paradit.models.defaults import Defaults
 from paradit.models.folder_json import components, own_settings, read_index, read_json, stored_weights
 from paradit.models.joint_spec import JointTransformerSpec
-from paradit.models.spec import (
-    CONFIG,
-    FIXED,
-    FP32_BYTES,
-    MAX_SIZE,
-    Layers,
-    ModelSpec,
-    Positive,
-    Size,
-    VaeSpec,
-    Weights,
-    convolution,
-    resnet,
-)
+from paradit.models.spec import CONFIG, FIXED, MAX_SIZE, Layers, ModelSpec, Positive, Size, Weights
+from paradit.models.vae_spec import FP32_BYTES, VaeSpec, convolution, resnet
 
 LayersOrNone = Annotated[int, Option(least=0, most=1000)]
 

@@ -13,18 +13,9 @@ from pathlib import Path
 from paradit.config.options import decode_known
 from paradit.models.defaults import Defaults
 from paradit.models.folder_json import read_index, read_json
-from paradit.models.spec import (
-    CONFIG,
-    Layers,
-    ModelSpec,
-    Size,
-    TransformerSpec,
-    VaeSpec,
-    Weights,
-    convolution,
-    resnet,
-)
+from paradit.models.spec import CONFIG, Layers, ModelSpec, Size, TransformerSpec, Weights
 from paradit.models.umt5 import read_umt5, umt5_parameters
+from paradit.models.vae_spec import VaeSpec, convolution, resnet
 
 TEXT_LENGTH = 512
 DEFAULTS = Defaults(width=640, height=352, num_frames=93, fps=18, num_inference_steps=100, guidance_scale=7.5)

@@ -12,7 +12,8 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from paradit.models.protocol import Frames
-from paradit.models.spec import TransformerSpec, VaeSpec
+from paradit.models.spec import TransformerSpec
+from paradit.models.vae_spec import VaeSpec
 from paradit.models.wan.decoder import WanDecoder
 from paradit.models.wan.spec import transformer_spec, vae_spec
 from paradit.models.wan.transformer import WanBlock, WanTokens, WanTransformer

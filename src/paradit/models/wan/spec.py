@@ -22,12 +22,10 @@ from paradit.models.spec import (
     Positive,
     Size,
     TransformerSpec,
-    VaeSpec,
     Weights,
-    convolution,
-    resnet,
 )
 from paradit.models.umt5 import UMT5Config, read_umt5, umt5_parameters
+from paradit.models.vae_spec import VaeSpec, convolution, resnet
 
 # Default max_sequence_length of WanPipeline.__call__.
 TEXT_LENGTH = 512
