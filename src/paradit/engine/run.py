@@ -123,9 +123,7 @@ def make_driver(
 
         launcher = new_launcher()
         if not launcher.capabilities.shared_folder:
-            raise InputError(
-                "the launcher's ranks do not see this machine's folders, but runs are kept there"
-            )
+            raise InputError("the launcher's ranks do not see this machine's folders, where runs are kept")
         worker = Worker(spec=spec, placement=placement, tracing=tracing)
         return Ranks(launcher, placement.ranks, worker, preloaded(spec))
 

@@ -152,12 +152,13 @@ class BlockPipeline:
         rounds = self._first_round, self._early_stop.goes_on
         for operation in program(self._queue, self._grid.num_slices, self._rank, *rounds):
             step = operation.step
-            saves = save is not None and self._ends_round(step) and (step.round + 1) % save_every == 0
+            is_due = self._ends_round(step) and (step.round + 1) % save_every == 0
+            save_now = save if is_due else None
             if isinstance(operation, Compute):
                 if step.round > self._round:
                     self._end_if_unwanted()
                 self._compute(step)
-                if saves:  # copied now: later steps change it before the first rank can save
+                if save_now:  # copied now: later steps change it before the first rank can save
                     left_features.append({key: dict(part) for key, part in self._left.items()})
             else:
                 self._collect(step)
@@ -172,9 +173,8 @@ class BlockPipeline:
                     self._end_if_unwanted()
             # The first rank has the round's latents only once it has collected their predictions. The other
             # ranks save nothing but caches, which are complete once they have computed the round.
-            if saves and isinstance(operation, Collect if self._links.is_leader else Compute):
-                assert save is not None
-                save(self._state(step.round + 1, left_features.popleft()))
+            if save_now and isinstance(operation, Collect if self._links.is_leader else Compute):
+                save_now(self._state(step.round + 1, left_features.popleft()))
         self._links.close()
         self._early_stop.check()
 

@@ -67,57 +67,85 @@ def blocks(
     before the end. All ranks raise it.
     """
     frames = replace(queue, block_frames=1, context_frames=0)
-    fresh = model.scheduler(queue.num_steps)
-    timesteps = torch.cat([fresh.timesteps, fresh.timesteps.new_zeros(1)])  # 0: for finished frames
-    transformer, (guidance_scale,) = model.experts[0], guidance_scales
-    contexts = predictor.contexts(transformer, prompts)
+    fresh, (guidance_scale,) = model.scheduler(queue.num_steps), guidance_scales
+    predictions = _Predictions(model, predictor, prompts, guidance_scale, fresh.timesteps)
     held = _restored(model, queue, state)
-
-    def predictions(own: range, seen: range) -> Iterator[tuple[int, Tensor]]:
-        """Return pairs (frame index, prediction) for the frames `own`, computed from all frames in `seen`."""
-        latents = torch.cat([held[frame].latents for frame in seen], dim=2)
-        layout = transformer.layout(tuple(latents.shape[2:]))  # type: ignore[arg-type]
-        levels = timesteps[[held[frame].level for frame in seen]]
-        timestep = model.model_timestep(levels, latents)
-        both = predictor.predict(transformer, latents.to(model.dtype), timestep, contexts, layout)
-        parts = torch.split(guide(both, guidance_scale), 1, dim=2)
-        return ((frame, part) for frame, part in zip(seen, parts, strict=True) if frame in own)
-
     done = 0
     for round in frames.rounds(state.round if state else 0):
         active = frames.active(round)
         # A frame of noise joins the queue, unless the video's last frame has joined already.
         if active[-1] not in held:
-            number, place = divmod(active[-1], queue.block_frames)
-            latents = noise.block(number)[:, :, place : place + 1].to(model.device)
-            held[active[-1]] = _Frame(latents, model.scheduler(queue.num_steps))
+            held[active[-1]] = _joining(model, queue, noise, active[-1])
         # No frame takes its step before all windows are predicted, so the order of the windows does not
         # matter.
         found: dict[int, Tensor] = {}
         for own, seen in windows(queue, active):
-            found.update(predictions(own, seen))
+            found.update(predictions.of(own, seen, held))
         for frame, prediction in found.items():
-            _step(held[frame], prediction, timesteps, frame, noise)
+            _step(held[frame], prediction, predictions.timesteps, frame, noise)
         # Progress counts steps of blocks: convert from steps of frames.
         done += len(active)
         of_blocks, of_frames = queue.num_blocks or 1, queue.num_frames or queue.block_frames
         (progress or Progress()).step("denoise", done * of_blocks // of_frames)
 
         ready = frames.finished(round + 1)
-        block, over = divmod(ready, queue.block_frames)
-        ends = ready == queue.num_frames
-        if ready and (not over or ends):
-            number = block if over else block - 1
-            start = number * queue.block_frames
-            own = range(start, start + queue.frames_of(number))
-            yield torch.cat([held[frame].latents for frame in own], dim=2)
+        if block := _finished_block(queue, ready):
+            yield torch.cat([held[frame].latents for frame in block], dim=2)
         # Finished frames are kept for as long as a window may read them, and until their block is complete.
-        unread = min(ready - queue.context_frames, block * queue.block_frames)
+        unread = min(ready - queue.context_frames, ready // queue.block_frames * queue.block_frames)
         held = {frame: what for frame, what in held.items() if frame >= unread}
         goes_on = not save or save(_state(round + 1, held, fresh))
         # All ranks follow the first one, because only it has checkpoints.
-        if not ends and not predictor.gather_number(int(goes_on))[0]:
+        if ready != queue.num_frames and not predictor.gather_number(int(goes_on))[0]:
             raise Unwanted
+
+
+class _Predictions:
+    """Predictions of a model for windows of frames that are at different noise levels."""
+
+    def __init__(
+        self,
+        model: VideoModel,
+        predictor: Predictor,
+        prompts: tuple[Prompt, ...],
+        guidance_scale: float,
+        timesteps: Tensor,
+    ) -> None:
+        """Prepare the prompts. timesteps: those of all denoising steps."""
+        self._model, self._predictor, self._guidance_scale = model, predictor, guidance_scale
+        self._transformer = model.experts[0]
+        self.timesteps = torch.cat([timesteps, timesteps.new_zeros(1)])
+        """Timestep of each noise level; that of finished frames, the last one, is 0."""
+        self._contexts = predictor.contexts(self._transformer, prompts)
+
+    def of(self, own: range, seen: range, held: dict[int, _Frame]) -> Iterator[tuple[int, Tensor]]:
+        """Return (frame number, prediction) for the frames in `own`, predicted from all frames in `seen`."""
+        latents = torch.cat([held[frame].latents for frame in seen], dim=2)
+        layout = self._transformer.layout(tuple(latents.shape[2:]))  # type: ignore[arg-type]
+        levels = self.timesteps[[held[frame].level for frame in seen]]
+        timestep = self._model.model_timestep(levels, latents)
+        both = self._predictor.predict(
+            self._transformer, latents.to(self._model.dtype), timestep, self._contexts, layout
+        )
+        parts = torch.split(guide(both, self._guidance_scale), 1, dim=2)
+        return ((frame, part) for frame, part in zip(seen, parts, strict=True) if frame in own)
+
+
+def _joining(model: VideoModel, queue: BlockQueue, noise: BlockNoise, frame: int) -> _Frame:
+    """Return a frame of noise, with a new scheduler, that joins the queue."""
+    block, place = divmod(frame, queue.block_frames)
+    latents = noise.block(block)[:, :, place : place + 1].to(model.device)
+    return _Frame(latents, model.scheduler(queue.num_steps))
+
+
+def _finished_block(queue: BlockQueue, ready: int) -> range | None:
+    """Return the frames of the block that the last of `ready` finished frames completes; None if none is."""
+    block, over = divmod(ready, queue.block_frames)
+    if not ready or (over and ready != queue.num_frames):
+        return None
+    number = block if over else block - 1  # the video's last block may be shorter
+    start = number * queue.block_frames
+    return range(start, start + queue.frames_of(number))
 
 
 def windows(queue: BlockQueue, active: range) -> Iterator[tuple[range, range]]:
