@@ -245,7 +245,7 @@ def test_ids_that_cannot_be(hub: HubServer, models: dict[str, Path], tmp_path: P
     hub.models["tencent/HunyuanVideo"] = models["original"]
     hub.gated.add("org/gated")
     cases = {
-        "org/nme": "there is no such model on the hub, or it is private: then log in by 'hf auth login'",
+        "org/nme": "there is no such model on the hub, or it is private: then log in with 'hf auth login'",
         "Wan-AI/Wan2.1-T2V-14B-Difusers": f"(did you mean {PUBLISHED!r}?)",
         "org/gated": f"it is gated: ask for access on {hub.url}/org/gated, and log in",
         "org/i2v": "makes videos from an image (WanImageToVideoPipeline), which is not supported yet",

@@ -157,7 +157,7 @@ def test_a_layer_that_is_not_stored(tmp_path: Path) -> None:
     config = folder / "transformer" / "config.json"
     config.write_text(config.read_text().replace('"num_layers": 2', '"num_layers": 3'))
     (transformer,) = load(read_spec(folder), stages=("denoise",), layers=False).experts
-    with pytest.raises(InputError, match=r"holds no weights for blocks\.2"):
+    with pytest.raises(InputError, match=r"has no weights for blocks\.2"):
         transformer.keep_layers(range(1, 3))
 
 

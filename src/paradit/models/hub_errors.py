@@ -75,8 +75,8 @@ def _answer(repo: str, error: BaseException) -> str | None:
         return None
     # Subclasses first: a GatedRepoError is also a RepositoryNotFoundError.
     said_by_class = {
-        GatedRepoError: f"it is gated: ask for access on {ENDPOINT}/{repo}, and log in by 'hf auth login'",
-        RepositoryNotFoundError: "there is no such model on the hub, or it is private: then log in by "
+        GatedRepoError: f"it is gated: ask for access on {ENDPOINT}/{repo}, and log in with 'hf auth login'",
+        RepositoryNotFoundError: "there is no such model on the hub, or it is private: then log in with "
         "'hf auth login'",
         RevisionNotFoundError: "it has no such revision",
     }
@@ -89,7 +89,7 @@ def _answer(repo: str, error: BaseException) -> str | None:
     remedies = {
         403: "see whether the token may read this model",
         407: "set the proxy's user and password in HTTPS_PROXY",
-        429: "try again in a few minutes, or log in by 'hf auth login'",
+        429: "try again in a few minutes, or log in with 'hf auth login'",
     }
     remedy = remedies.get(status, "try again later" if status >= 500 else "check HF_ENDPOINT")
     said = " ".join(str(getattr(error, "server_message", None) or "").split())

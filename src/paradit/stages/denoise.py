@@ -16,5 +16,5 @@ def denoise(work: Work) -> Iterator[Tensor]:
     is sure to get all frame blocks. Raises RuntimeError, naming the rank, if ranks have different requests or
     weights, and the errors of `Sampler.blocks`.
     """
-    work.predictor.agree("what is asked for", repr(work.request).encode())
+    work.predictor.agree("the request", repr(work.request).encode())
     return sampler_of(work.request).blocks(work)

@@ -31,7 +31,7 @@ def read_video(path: str | Path) -> tuple[Frame, float]:
     except (av.FFmpegError, IndexError, OSError) as error:
         raise InputError(f"{str(path)!r} cannot be read as a video ({error})") from None
     if not frames:
-        raise InputError(f"{str(path)!r} holds no frame")
+        raise InputError(f"{str(path)!r} has no frames")
     return np.stack(frames), float(rate or 0)
 
 
@@ -41,5 +41,5 @@ def _read_folder(folder: Path) -> Frame:
         with Image.open(path) as picture:
             frames.append(np.asarray(picture.convert("RGB")))
     if not frames:
-        raise InputError(f"{str(folder)!r} holds no frame")
+        raise InputError(f"{str(folder)!r} has no frames")
     return np.stack(frames)

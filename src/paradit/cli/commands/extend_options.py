@@ -15,7 +15,7 @@ from paradit.config.options import Option
 class ExtendOptions:
     """Make a finished long video longer, with the same result as if it had been requested at once.
 
-    Resumes from the saved queue of blocks; the last blocks, which saw the end, are made again.
+    Resumes from the saved queue of blocks. The last blocks, denoised next to the old end, are made again.
     """
 
     run_dir: Annotated[

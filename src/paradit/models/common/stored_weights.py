@@ -98,7 +98,7 @@ class StoredWeights:
         found = defaultdict(list)
         for name in names:
             if name not in self._files:
-                raise InputError(f"{self._folder} holds no weights for {name}: copy the model again")
+                raise InputError(f"{self._folder} has no weights for {name}: copy the model again")
             found[self._files[name]].append(name)
         return found
 
