@@ -107,33 +107,51 @@ class Simulation:
         return max(self.ends)
 
 
+class _Links:
+    """Messages of a simulation: which ranks have posted them, when they arrive, and what they occupy."""
+
+    def __init__(self, uses: list[Use]) -> None:
+        """Begin without messages. uses: list to which the intervals are added in which links are occupied."""
+        self.arrives: dict[Hashable, float] = {}
+        """Time of arrival of each message that has started."""
+        self.sent: list[Sent] = []
+        self._uses = uses
+        self._posted: dict[Hashable, int] = {}
+        self._free: dict[str, float] = {}
+        """Time from which each resource, such as a port, is free."""
+
+    def post(self, post: Post, now: float) -> bool:
+        """Take note that a rank posts a message; return whether it starts now, because it is the last one."""
+        posted = self._posted[post.key] = self._posted.get(post.key, 0) + 1
+        if posted != len(post.message.ranks):
+            return False
+        # Each resource is occupied as soon as it is free; the message arrives when the last one is done.
+        last = now
+        for resource, seconds in post.message.busy.items():
+            begin = max(now, self._free.get(resource, 0.0))
+            self._free[resource] = begin + seconds
+            last = max(last, begin + seconds)
+            self._uses.append(Use(resource, post.message.name, begin, begin + seconds))
+        self.arrives[post.key] = last + post.message.latency
+        self.sent.append(Sent(post.message, now, self.arrives[post.key]))
+        return True
+
+
 def simulate(programs: Sequence[Program]) -> Simulation:
     """Simulate one program per rank, rank 0 first, from time 0. Raises RuntimeError if ranks deadlock."""
     running = [_posting(program) for program in programs]
     ends, computing = [0.0] * len(running), [0.0] * len(running)
-    free: dict[str, float] = {}
-    posted: dict[Hashable, int] = {}
-    arrives: dict[Hashable, float] = {}
     waiting: dict[Hashable, list[int]] = {}
-    uses: list[Use] = []
-    sent: list[Sent] = []
-    waits: list[Use] = []
+    """Ranks that wait for messages that have not started."""
     since: dict[int, float] = {}
+    uses: list[Use] = []
+    waits: list[Use] = []
+    links = _Links(uses)
     order = count()  # orders events of equal time by when they were added, so that runs are repeatable
     events = [(0.0, next(order), rank) for rank in range(len(running))]
 
-    def start(post: Post, now: float) -> None:
-        # Each resource is occupied as soon as it is free; the message arrives when the last one is done.
-        last = now
-        for resource, seconds in post.message.busy.items():
-            begin = max(now, free.get(resource, 0.0))
-            free[resource] = begin + seconds
-            last = max(last, begin + seconds)
-            uses.append(Use(resource, post.message.name, begin, begin + seconds))
-        arrives[post.key] = last + post.message.latency
-        sent.append(Sent(post.message, now, arrives[post.key]))
-        for rank in waiting.pop(post.key, []):
-            heapq.heappush(events, (arrives[post.key], next(order), rank))
+    def resume(rank: int, time: float) -> None:
+        heapq.heappush(events, (time, next(order), rank))
 
     while events:
         now, _, rank = heapq.heappop(events)
@@ -143,26 +161,26 @@ def simulate(programs: Sequence[Program]) -> Simulation:
         # Run the rank's program until a step takes time; an event then resumes it.
         for step in running[rank]:
             if isinstance(step, Post):
-                posted[step.key] = posted.get(step.key, 0) + 1
-                if posted[step.key] == len(step.message.ranks):
-                    start(step, now)
+                if links.post(step, now):
+                    for waiter in waiting.pop(step.key, []):
+                        resume(waiter, links.arrives[step.key])
                 continue
             if isinstance(step, Compute):
                 computing[rank] += step.seconds
                 uses.append(Use(f"rank {rank}", step.name, now, now + step.seconds))
-                heapq.heappush(events, (now + step.seconds, next(order), rank))
-            elif step.key not in arrives:  # not started yet: `start` adds the event
+                resume(rank, now + step.seconds)
+            elif step.key not in links.arrives:  # not started yet: the rank is resumed when it starts
                 since[rank] = now
                 waiting.setdefault(step.key, []).append(rank)
-            elif arrives[step.key] > now:
+            elif links.arrives[step.key] > now:
                 since[rank] = now
-                heapq.heappush(events, (arrives[step.key], next(order), rank))
+                resume(rank, links.arrives[step.key])
             else:
                 continue
             break
     if waiting:
         raise RuntimeError(f"ranks wait for messages that never start: {waiting}")
-    return Simulation(ends, computing, uses, sent, waits)
+    return Simulation(ends, computing, uses, links.sent, waits)
 
 
 def _posting(program: Program) -> Iterator[Step]:
