@@ -130,7 +130,9 @@ def reasons(plans: Plans, goal: str, said: Callable[[float], str]) -> list[str]:
     for switch, other in compared(plans, goal):
         value, instead = (GOALS[goal](one)[0] for one in (best, other))
         change = 100 * (instead / value - 1)
-        line = f"{switch.name}: {switch.of(best)}; {switch.of(other)} {said(instead)} ({change:+.0f} %)"
+        line = (
+            f"{switch.name}: {switch.of(best)}; {switch.of(other)} instead: {said(instead)} ({change:+.0f} %)"
+        )
         why = switch.why(best, other)
         found.append(f"{line}; {why}" if why else line)
     if best.candidate.tile:
@@ -151,7 +153,8 @@ def otherwise(
     compared = mine.candidate.cost_model.compared(simulator, mine, num_prompts) if plan.fits else ()
     for setting, value, other_value, other, fits in compared:
         took, others = (GOALS[goal](one)[0] for one in (mine, other))
-        line = f"{setting}: {value}; {other_value} {said(others)} ({100 * (others / took - 1):+.0f} %)"
+        change = 100 * (others / took - 1)
+        line = f"{setting}: {value}; {other_value} instead: {said(others)} ({change:+.0f} %)"
         found.append(line if fits else f"{line}; that does not fit")
     return found
 
