@@ -154,7 +154,7 @@ def test_what_it_is_compared_to(model: Path, tmp_path: Path, method: str, option
         (["--left-context", "disk"], "left_context must be latents or cache, got 'disk'"),
         (
             ["--method", "windowed", "--left-context", "cache"],
-            "method windowed has no left_context: use method",
+            "method windowed does not take left_context: use method",
         ),
         (["--method", "full"], "full .. block_frames and context_frames: use method dualparal"),
         (

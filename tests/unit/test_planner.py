@@ -397,7 +397,10 @@ def test_a_long_video_is_planned_with_its_own_blocks() -> None:
     assert "(+" in line
     for more, said in (
         (("60s", "--left-context", "both"), "left_context must be latents or cache, got 'both'"),
-        (("60s", "--block-frames", "2", "--context-frames", "3"), "use at most 2, got 3"),
+        (
+            ("60s", "--block-frames", "2", "--context-frames", "3"),
+            "context_frames must be at most 2, the frames of a neighbouring block, got 3",
+        ),
         (("2s", "--block-frames", "8"), "longer than the 81 frames"),
     ):
         done = run(*arguments, *more)

@@ -122,7 +122,7 @@ def test_hunyuan_video_with_another_scheduler_is_the_pipeline(name: str, tmp_pat
 REFUSED: dict[str, tuple[SchedulerMixin, bool, dict[str, object], str]] = {
     "no begin index": (DDIMScheduler(), False, {}, "DDIMScheduler, cannot be run: .*set_begin_index"),
     "another one": (PNDMScheduler(), False, {}, "PNDMScheduler, cannot be run"),
-    "no sigmas to read": (LCMScheduler(), False, {}, "LCMScheduler, cannot be run: it has no sigmas"),
+    "no sigmas to read": (LCMScheduler(), False, {}, "LCMScheduler, cannot be run: it does not have sigmas"),
     "dynamic shifting without mu": (
         FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         False,

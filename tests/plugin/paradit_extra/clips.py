@@ -5,7 +5,7 @@ from paradit.config.methods.blocks import InBlocks
 
 class Clips(InBlocks):
     name = "clips"
-    help = "cuts: each block is a clip by itself; approximate: nothing passes between them"
+    help = "cuts: each block is a clip by itself (approximate: nothing passes between them)"
     sampler = "paradit_extra.clips_sampler:SAMPLER"
 
     def chosen(self, options, fields, spec):  # noqa: ARG002
