@@ -233,7 +233,7 @@ def test_an_option_s_former_name_works_and_warns() -> None:
     said = "--num-steps is now --num-inference-steps: the former name goes with the next minor version"
     with pytest.warns(RenamedWarning, match=said):
         alone(["--num-steps=7", "--no-trim"], standalone_mode=False)
-    with pytest.warns(RenamedWarning, match="--no-cut is now --no-trim"):
+    with pytest.warns(RenamedWarning, match="--no-cut is now called --no-trim"):
         alone(["--num-inference-steps", "9", "--no-cut"], standalone_mode=False)
     expected = [Renamed(num_inference_steps=7, trim=False), Renamed(num_inference_steps=9, trim=False)]
     assert expected == MADE
@@ -241,7 +241,7 @@ def test_an_option_s_former_name_works_and_warns() -> None:
 
 
 def test_a_file_s_former_name_works_and_warns() -> None:
-    with pytest.warns(RenamedWarning, match="num_steps is now num_inference_steps"):
+    with pytest.warns(RenamedWarning, match="num_steps is now called num_inference_steps"):
         assert decode(Renamed, {"num_steps": 7}) == Renamed(num_inference_steps=7)
     with pytest.raises(InputError, match=r"num_steps .* num_inference_steps: give one"):
         decode(Renamed, {"num_steps": 7, "num_inference_steps": 7})

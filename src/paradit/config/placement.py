@@ -360,8 +360,9 @@ class Placement:
             return
         smaller = range(min(request.vae_tile, max(size)) // multiple * multiple, 0, -multiple)
         enough = next((tile for tile in smaller if number(tile) >= self.decode_degree), None)
+        tiles = number(request.vae_tile)
         raise InputError(
-            f"decode_degree {self.decode_degree} is more than the {number(request.vae_tile)} tiles of "
+            f"decode_degree {self.decode_degree} is more than the {tiles} tile{'s' * (tiles != 1)} of "
             f"{request.vae_tile} pixels in a picture of {request.width}x{request.height}: use "
             + (f"a vae_tile of {enough}, or " if enough else "")
             + "a decode_degree of 1"
