@@ -1,8 +1,5 @@
 # The usual commands. `make setup` once, in an environment of your own.
-.PHONY: setup lint format test test-unit test-world test-cli test-gpu test-long docs serve options public
-
-# Most tests wait for processes that import torch; more than four at a time need much memory.
-PARALLEL = -n auto --maxprocesses=4 --dist=worksteal
+.PHONY: setup lint format test test-gpu docs serve reference
 
 setup:  ## Install ParaDiT for development
 	pip install -c constraints.txt -e ".[test]"
@@ -41,8 +38,5 @@ docs:  ## Build the site; a warning or a broken link fails
 serve:  ## Show the site while you write
 	python -m zensical serve
 
-options:  ## Write the page of options anew
-	python benchmarks/options_page.py
-
-public:  ## Write the list of everything public anew
-	PYTHONPATH=src:tests/helpers python tests/unit/test_public.py
+reference:  ## Write the generated tables of docs/reference/ anew
+	python benchmarks/reference_pages.py

@@ -27,6 +27,7 @@ class StageEvent(Event):
     """Base class of events about one stage, such as encode, denoise or decode."""
 
     stage: str
+    """Name of the stage; with several ranks it may say where the stage runs, as in `decode on rank 3`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class Stepped(StageEvent):
     """Event sent when `done` steps of a stage are done."""
 
     done: int
+    """Number of steps done so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,7 @@ class StageEnded(StageEvent):
     """Event sent when a stage has ended."""
 
     seconds: float
+    """Seconds that the stage took."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,7 @@ class Warned(Event):
     """Event sent when something does not go as intended, while the work continues."""
 
     message: str
+    """Text of the warning, in one line."""
 
 
 Emit = Callable[[Event], None]

@@ -40,9 +40,10 @@ class Placement:
     """Assignment of work to ranks: how many there are, which stages each does, and how they share a video."""
 
     ranks: Annotated[int, Option(least=1, most=MAX_RANKS)] = 1
+    """Number of ranks."""
     encode: Annotated[tuple[int, ...] | None, RANKS] = None
-    """Rank with the text encoder, as a tuple of one; None: the first rank of `decode` if that is given, else
-    the first denoising rank."""
+    """Rank with the text encoder, only one; None: the first rank of `decode` if that is given, else
+    the first that denoises."""
     denoise: Annotated[tuple[int, ...] | None, RANKS] = None
     """Ranks with the transformer; None: all ranks."""
     decode: Annotated[tuple[int, ...] | None, RANKS] = None

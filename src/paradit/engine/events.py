@@ -22,6 +22,7 @@ class Began(Event):
     count: int
     """Number of requests that were submitted together with this one, including it."""
     prompt: str
+    """Prompt of the request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class Doing(Event):
     """Event sent when a rank begins a stage of a request, or starts to wait for the stage's input."""
 
     stage: str
+    """Name of the stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class Growing(Event):
     """Event sent before a long video is written; the file at `path` can be played while it grows."""
 
     path: str
+    """Path of the growing file or folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,7 @@ class Wrote(Event):
     """Event sent when more frames of a video are written; `num_frames` counts all so far."""
 
     num_frames: int
+    """Number of frames written so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,9 @@ class Failed(Event):
     """Event sent when a request has failed; other requests are not affected."""
 
     count: int
+    """Number of requests that were submitted together with this one, including it."""
     message: str
+    """Reason of the failure, in one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +81,9 @@ class MemoryUsed(Event):
     """
 
     by_rank: list[int]
+    """Peak memory of each rank, in bytes."""
     stages: list[tuple[str, ...]]
+    """Names of the stages of each rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +91,7 @@ class Waiting(Event):
     """Event sent while this rank waits for others to join it; the text says for which ranks, and where."""
 
     message: str
+    """Text that names the ranks and the address."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +99,7 @@ class Restarted(Event):
     """Event sent when failed ranks are replaced by new ones, which resume from checkpoints."""
 
     message: str
+    """Text that names the failed ranks and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +107,7 @@ class Resumable(Event):
     """Event sent when a run ends unfinished; it can be resumed from the progress saved in `folder`."""
 
     folder: str
+    """Path of the run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +115,7 @@ class Extendable(Event):
     """Event sent when long videos are complete; they can be made longer from the state saved in `folder`."""
 
     folder: str
+    """Path of the run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +123,7 @@ class Explained(Event):
     """Event with a line that explains a choice made for the user, such as the seed or the placement."""
 
     line: str
+    """Text of the explanation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +133,7 @@ class Placed(Event):
     placement: dict[str, Any]
     """Chosen placement, as plain values (`Placement.flat`)."""
     reason: str
+    """Text that says why this placement was chosen."""
     seconds: dict[str, float]
     """Estimated seconds for all requests, with each placement that was compared, by the placement's name."""
 
@@ -129,6 +143,7 @@ class Planned(Event):
     """Event with what a dry run has found out about a video (sizes, FLOPs, memory), as plain values."""
 
     plan: dict[str, Any]
+    """Request as it would run, with its sizes, operations and memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +151,7 @@ class Missed(Event):
     """Event that a reader gets in place of `count` older events that are no longer kept."""
 
     count: int
+    """Number of events that are no longer kept."""
 
 
 AnyEvent: TypeAlias = (

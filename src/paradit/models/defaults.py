@@ -15,15 +15,22 @@ class Defaults:
     """Default values for what a request leaves out; `paradit.json` in a model's folder may set them."""
 
     width: Annotated[int, Option(least=1, most=MAX_SIDE)]
+    """Width of a video in pixels."""
     height: Annotated[int, Option(least=1, most=MAX_SIDE)]
+    """Height of a video in pixels."""
     num_frames: Annotated[int, Option(least=1, most=MAX_FRAMES)]
+    """Number of frames of a video."""
     fps: Annotated[float, Option(least=0.1, most=1000)]
+    """Frames per second of a video's file."""
     num_inference_steps: Annotated[int, Option(least=1, most=1000)]
+    """Number of denoising steps."""
     guidance_scale: Annotated[float, Option(least=ABOVE_ZERO, most=MAX_GUIDANCE)]
+    """Guidance scale; 1: no guidance."""
     guidance_scale_2: Annotated[float | None, Option(least=ABOVE_ZERO, most=MAX_GUIDANCE)] = None
     """Guidance scale of the low-noise expert, for models with two experts; None: the same as guidance_scale.
     """
     negative_prompt: Annotated[str, Option()] = ""
+    """Text that says what a video must not show."""
     train_frames: Annotated[tuple[int, int] | None, Option(least=1, most=MAX_FRAMES)] = None
     """Shortest and longest video, in frames, that the model was trained on; None if not known."""
 
