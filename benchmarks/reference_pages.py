@@ -126,8 +126,8 @@ def sample(kind: type[Event]) -> dict[str, Any]:
 
 def when(kind: type[Event]) -> str:
     """Return an event class's docstring, without the words "Event sent"."""
-    text = one_line(inspect.getdoc(kind) or "")
-    return text.removeprefix("Event sent ")
+    text = one_line(inspect.getdoc(kind) or "").removeprefix("Event sent ")
+    return text[:1].upper() + text[1:]
 
 
 def event_fields() -> str:
