@@ -52,7 +52,7 @@ def test_a_check_that_fails_leaves_the_others(
     doctor(DoctorOptions())
     said = capsys.readouterr().out
     for name in ("devices", "links", "formats"):
-        assert f"{name} could not be found out: OSError: not there" in said
+        assert f"{name} could not be checked: OSError: not there" in said
     assert "ready: native" in said
 
 

@@ -267,7 +267,7 @@ def test_ids_that_cannot_be(hub: HubServer, models: dict[str, Path], tmp_path: P
     [  # HUB stands for its address
         ({"HF_ENDPOINT": NOWHERE}, r"\(http://127.0.0.1:1\) cannot be reached \(.*refused\)"),
         ({"HF_TOKEN": "expired"}, "token in HF_TOKEN: replace or remove it"),
-        ({"HF_TOKEN": "hf_ä"}, "the token in HF_TOKEN, .* is not a valid one"),
+        ({"HF_TOKEN": "hf_ä"}, "the token in HF_TOKEN, .* is not valid"),
         ({"HF_ENDPOINT": "huggingface.co"}, "wrong address .*: set HF_ENDPOINT .* https:"),
         ({"HF_ENDPOINT": "https://HUB"}, "cannot be reached securely ..SSL.*SSL_CERT_FILE"),
         ({"HTTP_PROXY": "http://me:secret@127.0.0.1:1"}, r"by the proxy 127.0.0.1:1\) cannot be reached"),

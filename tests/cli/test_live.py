@@ -116,8 +116,8 @@ def test_prompts_by_time_from_python(model: Path, tmp_path: Path) -> None:
     [
         (["--prompt-at", "0s", "a blue square"], "prompt_at must be a time and a text"),
         (["--prompt-at", "0.0001s", ""], "the text of prompts_at is empty"),
-        (["--prompt-at", "1s", "b", "--prompt-at", "1s", "c"], "must rise, got 1 s after 1 s"),
-        (["--prompt-at", "1s", "b", "--prompt-at", "1.2s", "c"], "for 1 s would never show"),
+        (["--prompt-at", "1s", "b", "--prompt-at", "1s", "c"], "must increase, got 1 s after 1 s"),
+        (["--prompt-at", "1s", "b", "--prompt-at", "1.2s", "c"], "prompts_at at 1 s has no effect"),
         (["--prompt-at", "1.9s", "b"], "last block .. 2.125 s begins at 1.8125 s"),
         (
             ["--prompt-at", "1s", "b", "--method", "full"],
@@ -187,8 +187,8 @@ def test_made_longer_under_another_name(model: Path, longer: Path, tmp_path: Pat
     ("options", "said"),
     [
         ([], "--duration, such as 30s, or --num-frames"),
-        (["--duration", "inf"], "made longer by a time that ends"),
-        (["--num-frames", "0"], "at least one frame, got 0"),
+        (["--duration", "inf"], "the duration to add must be finite"),
+        (["--num-frames", "0"], "at least one frame must be added, got 0"),
         (["--num-frames", "9", "-o", "v.mp4"], "exists: name another file, or use --overwrite"),
         (["--num-frames", "9", "--ranks", "0"], "ranks must be at least 1, got 0"),
     ],
@@ -217,7 +217,7 @@ def test_until_it_is_stopped(model: Path, tmp_path: Path, options: list[str]) ->
     run, there = str(run_folder(tmp_path)), len(frames)
     code, errors = Command(tmp_path, "extend", run, "--num-frames", "5").end()
     assert code == 2
-    assert f"by at least {(STEPS - 1) * 4 * BLOCK + 4} frames" in errors
+    assert f"add at least {(STEPS - 1) * 4 * BLOCK + 4} frames" in errors
     finished(tmp_path, "extend", run, "--num-frames", "60", "-o", "w.mp4")
     (tmp_path / "once").mkdir()
     finished(tmp_path / "once", *arguments(model, frames=there + 60))
@@ -228,7 +228,7 @@ def test_until_it_is_stopped(model: Path, tmp_path: Path, options: list[str]) ->
     ("options", "said"),
     [
         (["--latents", "l.safetensors"], "would fill the memory: leave --latents out"),
-        (["-o", "v.gif"], "a GIF is made of all its frames at once"),
+        (["-o", "v.gif"], "a GIF is written when all its frames are there"),
         (["--method", "full"], "method full .. duration inf needs dualparal"),
     ],
 )

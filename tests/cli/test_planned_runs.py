@@ -102,7 +102,7 @@ def test_without_a_calibrated_machine_a_rule_of_thumb_holds(model: Path, tmp_pat
     (placement,) = only(
         told(tmp_path, model, *options, "--placement", "auto", "--method", "fifo"), "placement"
     )
-    assert placement["reason"] == "together: the planner does not know method fifo"
+    assert placement["reason"] == "together: the planner cannot simulate method fifo"
 
 
 def test_a_calibrated_machine_needs_no_warm_up(
@@ -141,7 +141,7 @@ def test_a_form_that_was_planned_is_not_rehearsed(
     torch.testing.assert_close(load_file(tmp_path / "l.safetensors")["latents"], alone, rtol=0, atol=1e-5)
     # Options that are given are not planned.
     asked = told(tmp_path, model, "--ranks", "2", "--explain", "--attention", "ulysses", "--dry-run")
-    assert "attention ulysses: as asked for" in [event["line"] for event in only(asked, "explain")]
+    assert "attention ulysses: as requested" in [event["line"] for event in only(asked, "explain")]
 
 
 def test_torchrun_s_ranks_plan_by_the_same_file(

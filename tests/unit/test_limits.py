@@ -66,11 +66,11 @@ def test_counts_of_a_placement(name: str) -> None:
         ('{"ranks": ' + "9" * 6000 + "}", "the placement cannot be read as JSON"),
         ("[" * 100_000, "the placement cannot be read as JSON"),
         ('{"ranks": null}', "ranks must be a whole number, got None"),
-        (json.dumps({"denoise": [BIG]}), f"denoise has a rank {BIG}: ranks are 0 to 127"),
-        (json.dumps({"denoise": list(range(10**5))}), "denoise has at most 128 ranks, got 100000"),
+        (json.dumps({"denoise": [BIG]}), f"denoise must have ranks from 0 to 127, got {BIG}"),
+        (json.dumps({"denoise": list(range(10**5))}), "denoise must have at most 128 ranks, got 100000"),
         (json.dumps({"compile": 10**9}), "compile must be true or false, got 1000000000"),
         (json.dumps({"attention_backend": {}}), "attention_backend must be a text, got {} (dict)"),
-        (json.dumps({"x" * 10**5: 1}), "... is not known; known are ranks, "),
+        (json.dumps({"x" * 10**5: 1}), "...; known fields: ranks, "),
         ("[]", "the placement must hold a JSON object, got []"),
         (json.dumps({"rank": 4}), "'rank' .. did you mean 'ranks'?"),
     ],
@@ -124,7 +124,7 @@ def test_numbers_of_a_request(field: str) -> None:
 def test_texts_and_times() -> None:
     for name in ("prompt", "negative_prompt"):
         said = refusal(resolve, Request.of(**({"prompt": "a"} | {name: "a" * 10**8})), SPEC)
-        assert said == f"{name} is at most {MAX_PROMPT} characters long, got 100000000"
+        assert said == f"{name} must be at most {MAX_PROMPT} characters long, got 100000000"
     for duration in (
         BIG,
         HUGE,
@@ -160,14 +160,14 @@ def test_how_a_run_is_kept(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(
         json.dumps({"model": "shapes", "jobs": [], "placement": {"ranks": BIG}})
     )
-    assert f"ranks is at most {MAX_RANKS}, got {BIG}" in refusal(RunFolder(tmp_path).read)
+    assert f"ranks must be at most {MAX_RANKS}, got {BIG}" in refusal(RunFolder(tmp_path).read)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
         ("num_layers", 10**9, "config.json: num_layers .. 1000, got 1000000000"),
-        ("num_layers", BIG, "config.json: num_layers is at most 1000"),
+        ("num_layers", BIG, "config.json: num_layers must be at most 1000"),
         ("num_layers", 0, "config.json: num_layers must be at least 1, got 0"),
         ("num_attention_heads", 1e308, "config.json: num_attention_heads .. got 1e+308"),
         ("attention_head_dim", "x", "config.json: attention_head_dim .. got 'x'"),
@@ -184,10 +184,10 @@ def test_folders_of_a_model(name: str, value: Any, said: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        ("ranks = 2", "ranks = 1000000000", "ranks is at most 128"),
-        ("ranks = 2", "ranks = 64\nmachines = 64", "ranks is at most 2"),
-        ("ranks = 2", "ranks = 2\nmachines = 1000000000000", "machines is at most 128"),
-        ("ranks = 2", "ranks = " + "9" * 6000, "is no TOML: Exceeds"),
+        ("ranks = 2", "ranks = 1000000000", "ranks must be at most 128"),
+        ("ranks = 2", "ranks = 64\nmachines = 64", "ranks must be at most 2"),
+        ("ranks = 2", "ranks = 2\nmachines = 1000000000000", "machines must be at most 128"),
+        ("ranks = 2", "ranks = " + "9" * 6000, "is not valid TOML: Exceeds"),
         ("memory = 8e9", "memory = nan", "memory .. got nan"),
         ("memory = 8e9", 'memory = "8 GB"', "memory must be a number, got '8 GB'"),
         ("bandwidth = 1e9", "bandwidth = 0", "bandwidth .. got 0"),
@@ -209,38 +209,38 @@ def test_files_of_a_machine(before: str, after: str, said: str, tmp_path: Path) 
 
 NINES = "9" * 400
 OPTIONS = {
-    "--ranks 129": "ranks is at most 128, got 129",
-    f"--ranks {BIG}": f"ranks is at most 128, got {BIG}",
+    "--ranks 129": "ranks must be at most 128, got 129",
+    f"--ranks {BIG}": f"ranks must be at most 128, got {BIG}",
     "--ranks nan": "'--ranks'",
-    "--replicas 100000": "replicas is at most 128, got 100000",
+    "--replicas 100000": "replicas must be at most 128, got 100000",
     "--replicas 1e308": "'--replicas'",
-    f"--ranks 2 --decode-degree {BIG}": f"decode_degree is at most 128, got {BIG}",
-    f"--ranks 2 --cfg-degree {BIG}": f"cfg_degree is at most 128, got {BIG}",
-    f"--ranks 2 --chunks {BIG}": f"chunks is at most 128, got {BIG}",
-    f"--ranks 2 --attention usp --ring-degree {BIG}": f"ring_degree is at most 128, got {BIG}",
-    f"--ranks 2 --duration 9s --pipeline-degree {BIG}": f"pipeline_degree is at most 128, got {BIG}",
-    "--placement denoise=0-99999999": "denoise has a rank 99999999: ranks are 0 to 127",
-    "--placement placement.json": f"ranks is at most 128, got {BIG}",
+    f"--ranks 2 --decode-degree {BIG}": f"decode_degree must be at most 128, got {BIG}",
+    f"--ranks 2 --cfg-degree {BIG}": f"cfg_degree must be at most 128, got {BIG}",
+    f"--ranks 2 --chunks {BIG}": f"chunks must be at most 128, got {BIG}",
+    f"--ranks 2 --attention usp --ring-degree {BIG}": f"ring_degree must be at most 128, got {BIG}",
+    f"--ranks 2 --duration 9s --pipeline-degree {BIG}": f"pipeline_degree must be at most 128, got {BIG}",
+    "--placement denoise=0-99999999": "denoise must have ranks from 0 to 127, got 99999999",
+    "--placement placement.json": f"ranks must be at most 128, got {BIG}",
     f"--size {BIG}x96": "size must be at most 4096 pixels a side",
     f"--size 96x-{BIG}": "height must be at least 1, got -",
-    f"--num-frames {BIG}": f"num_frames is at most 1000000, got {BIG}",
-    "--num-frames 1000001": "num_frames is at most 1000000, got 1000001",
+    f"--num-frames {BIG}": f"num_frames must be at most 1000000, got {BIG}",
+    "--num-frames 1000001": "num_frames must be at most 1000000, got 1000001",
     "--duration 999999999999999h": "duration must be written like 60s or 1.5min",
     "--duration 999999999999s": "duration must be from 0 to 10000000, got 1e+12",
     f"--duration {NINES}s": "duration .. got inf",
-    "--duration 9000000s": "num_frames is at most 1000000, got 144000000",
+    "--duration 9000000s": "num_frames must be at most 1000000, got 144000000",
     "--duration 5s --fps nan": "fps .. got nan",
     "--duration 5s --fps inf": "fps .. got inf",
     "--fps 1e308": "fps .. 0.1 to 1000, got 1e+308 .. 1000",
-    f"--num-inference-steps {BIG}": f"num_inference_steps is at most 1000, got {BIG}",
+    f"--num-inference-steps {BIG}": f"num_inference_steps must be at most 1000, got {BIG}",
     "--guidance-scale nan": "guidance_scale .. got nan",
     "--guidance-scale 1e308": "guidance_scale .. 0 to 1000, got 1e+308 .. 1000",
-    f"--vae-tile {BIG}": f"vae_tile is at most 65536, got {BIG}",
+    f"--vae-tile {BIG}": f"vae_tile must be at most 65536, got {BIG}",
     f"--seed {BIG}": f"seed must be from 0 to 2**64 - 1, got {BIG}",
-    f"--method dualparal --block-frames {BIG}": f"block_frames is at most 1000000, got {BIG}",
-    f"--method dualparal --context-frames {BIG}": f"context_frames is at most 1000000, got {BIG}",
+    f"--method dualparal --block-frames {BIG}": f"block_frames must be at most 1000000, got {BIG}",
+    f"--method dualparal --context-frames {BIG}": f"context_frames must be at most 1000000, got {BIG}",
     "--duration inf --prompt-at '999999999999999s b'": "got 1e+15: the nearest is 10000000",
-    f"--checkpoint-steps {BIG}": f"checkpoint_steps is at most 1000000, got {BIG}",
+    f"--checkpoint-steps {BIG}": f"checkpoint_steps must be at most 1000000, got {BIG}",
     "--hang-limit nan": "hang_limit .. got nan",
     "--hang-limit 1e308": "hang_limit must be from 1 to 10000000, got 1e+308",
 }
@@ -250,28 +250,28 @@ PROMPTS = {
     "prompt.txt": "prompt .. 100000 characters .. got 100001",
 }
 PLANS = {
-    "--num-prompts 1001": "num_prompts is at most 1000, got 1001",
-    f"--num-prompts {BIG}": f"num_prompts is at most 1000, got {BIG}",
+    "--num-prompts 1001": "num_prompts must be at most 1000, got 1001",
+    f"--num-prompts {BIG}": f"num_prompts must be at most 1000, got {BIG}",
     "--gpus 999999x999999xH100": "gpus must be 1 to 128 in all",
-    "--gpus machine.toml": "ranks is at most 128, got 1000000000",
-    f"--num-frames {BIG}": f"num_frames is at most 100000, got {BIG}",
-    "--duration 999999s": "num_frames is at most 100000, got 23999976",
-    "--duration inf": "plan a duration that ends",
+    "--gpus machine.toml": "ranks must be at most 128, got 1000000000",
+    f"--num-frames {BIG}": f"num_frames must be at most 100000, got {BIG}",
+    "--duration 999999s": "num_frames must be at most 100000, got 23999976",
+    "--duration inf": "duration must be finite for a plan, got inf",
     f"--size 96x{BIG}": "size must be at most 16384 pixels a side, got 96x1",
-    f"--num-inference-steps {BIG}": f"num_inference_steps is at most 1000, got {BIG}",
+    f"--num-inference-steps {BIG}": f"num_inference_steps must be at most 1000, got {BIG}",
     "--guidance-scale nan": "guidance_scale .. got nan",
-    f"--duration 60s --block-frames {BIG}": f"block_frames is at most 1000000, got {BIG}",
-    f"--duration 60s --context-frames {BIG}": f"context_frames is at most 1000000, got {BIG}",
+    f"--duration 60s --block-frames {BIG}": f"block_frames must be at most 1000000, got {BIG}",
+    f"--duration 60s --context-frames {BIG}": f"context_frames must be at most 1000000, got {BIG}",
 }
 OTHERS = {
-    "calibrate -o new.toml --ranks 129": "ranks is at most 128, got 129",
-    f"calibrate -o new.toml --ranks {BIG}": f"ranks is at most 128, got {BIG}",
+    "calibrate -o new.toml --ranks 129": "ranks must be at most 128, got 129",
+    f"calibrate -o new.toml --ranks {BIG}": f"ranks must be at most 128, got {BIG}",
     "decode video.safetensors --fps nan": "fps .. got nan",
-    f"decode video.safetensors --vae-tile {BIG}": f"vae_tile is at most 65536, got {BIG}",
+    f"decode video.safetensors --vae-tile {BIG}": f"vae_tile must be at most 65536, got {BIG}",
     f"extend run --duration {NINES}s": "duration .. got inf",
-    "extend run --duration 999999s": "num_frames is at most 1000000, got 16000081",
-    f"extend run --num-frames {BIG}": "num_frames is at most 1000000, got 1",
-    f"extend run --ranks {BIG} --duration 5s": f"ranks is at most 128, got {BIG}",
+    "extend run --duration 999999s": "num_frames must be at most 1000000, got 16000081",
+    f"extend run --num-frames {BIG}": "num_frames must be at most 1000000, got 1",
+    f"extend run --ranks {BIG} --duration 5s": f"ranks must be at most 128, got {BIG}",
 }
 COMMANDS = {
     **{f"generate a --dry-run {options}": said for options, said in OPTIONS.items()},
@@ -316,7 +316,7 @@ def test_options(command: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("generate", "a", "--ranks", str(BIG)), f"ranks is at most 128, got {BIG}"),
+        (("generate", "a", "--ranks", str(BIG)), f"ranks must be at most 128, got {BIG}"),
         (("plan", "--model", "HunyuanVideo", "--gpus", "9999x9999xH100"), "gpus must be 1 to 128 in all"),
         (("generate", "--prompts-file", "/dev/zero"), "it has more than 10000000 bytes"),
     ],

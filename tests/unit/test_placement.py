@@ -25,10 +25,10 @@ from tiny import save_folder
     [
         ({"attention": "magic"}, "attention .* auto, ulysses, pipesp, .* got 'magic'"),
         ({"chunks": 0}, "chunks must be at least 1, got 0"),
-        ({"attention": "ring", "chunks": 2}, "chunks are pipesp's, and attention is 'ring'"),
+        ({"attention": "ring", "chunks": 2}, "chunks needs attention pipesp, got 'ring'"),
         ({"cfg_degree": 2, "interleave": True}, "interleave needs both branches on a rank"),
         ({"ring_degree": 2}, "ring_degree and mesh .*usp.* 'auto'"),
-        ({"mesh": "ulysses,ring"}, "ring_degree and mesh are usp's"),
+        ({"mesh": "ulysses,ring"}, "ring_degree and mesh need attention usp"),
         ({"mesh": "ring"}, "mesh .* ring,ulysses .* ulysses,ring, got 'ring'"),
         ({"attention": "usp", "ring_degree": 4}, "6 ranks .* ring of 4: .* 1, 2, 3, 6"),
         ({"attention": "usp", "ring_degree": 0}, "ring_degree must be at least 1, got 0"),
@@ -38,8 +38,8 @@ from tiny import save_folder
             {"replicas": 2, "decode": (5,)},
             "2 replicas .* decode has ranks of its own",
         ),
-        ({"replicas": 2, "cfg_degree": 2}, "3 ranks do not divide into 2 guidance branches"),
-        ({"replicas": 6, "attention": "usp"}, "1 ranks do not divide into a ring of 2"),
+        ({"replicas": 2, "cfg_degree": 2}, "3 ranks cannot be divided into 2 guidance branches"),
+        ({"replicas": 6, "attention": "usp"}, "1 ranks cannot be divided into a ring of 2"),
         ({"attention_backend": "quick"}, "attention_backend .* native, .* got 'quick'"),
         (
             {"attention_backend": "flash"},

@@ -230,7 +230,7 @@ def test_an_option_s_former_name_works_and_warns() -> None:
     alone = typer.Typer(add_completion=False, rich_markup_mode=None)
     entry = Entry(options=Renamed, run=f"{__name__}:MADE.append", example="")
     alone.command("renamed", cls=Command)(entry.function())
-    said = "--num-steps is now --num-inference-steps: the former name goes with the next minor version"
+    said = "--num-steps is now called --num-inference-steps; the next minor version will not accept the old name"
     with pytest.warns(RenamedWarning, match=said):
         alone(["--num-steps=7", "--no-trim"], standalone_mode=False)
     with pytest.warns(RenamedWarning, match="--no-cut is now called --no-trim"):

@@ -111,7 +111,7 @@ def test_size(refusal: Callable[..., str], width: int, height: int, advice: str)
 
 
 def test_positions_end(refusal: Callable[..., str]) -> None:
-    assert "num_frames is at most 253" in refusal(num_frames=257, method="full")
+    assert "num_frames must be at most 253" in refusal(num_frames=257, method="full")
 
 
 def test_long_videos_are_made_in_blocks(spec: ModelSpec) -> None:

@@ -138,12 +138,12 @@ def test_memory_is_checked_before_loading(tmp_path: Path, monkeypatch: pytest.Mo
     has(lambda _: parts["peak"])
     assert memory_check.check_memory(spec, request) is None
     has(lambda _: parts["peak"] - 1)
-    assert "of memory will be needed, and this machine has" in str(memory_check.check_memory(spec, request))
+    assert "of memory will be needed, but this machine has" in str(memory_check.check_memory(spec, request))
     has(lambda _: round(parts["peak"] / 1.1) - 1)
     with pytest.raises(InputError, match=r"64x32, 5 frames .* this machine has"):
         memory_check.check_memory(spec, request)
     has(lambda _: parts["weights"] - 1)
-    with pytest.raises(InputError, match=r"for its weights in fp32, and this machine has"):
+    with pytest.raises(InputError, match=r"for its weights in fp32, but this machine has"):
         memory_check.check_memory(spec, request)
 
 
@@ -157,7 +157,7 @@ def test_memory_is_checked_by_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     has(lambda _: needed)
     assert memory_check.check_memory(spec, request, two) is None
     has(lambda _: needed - 1)
-    assert "will be needed on 2 ranks, and this machine has" in str(
+    assert "will be needed on 2 ranks, but this machine has" in str(
         memory_check.check_memory(spec, request, two)
     )
     assert memory_check.check_memory(spec, request, two, local_ranks=1) is None
@@ -191,5 +191,5 @@ def test_a_prompt_that_is_too_long_is_said_to_be(tmp_path: Path) -> None:
         UserWarning, match="longer than the 512 tokens that the text encoder reads: .* 'the end'"
     ):
         paradit.generate(f"{fits} the end", model=str(folder))
-    with pytest.warns(UserWarning, match=r"it leaves out 'b+ \[...\]'"):
+    with pytest.warns(UserWarning, match=r"this is ignored: 'b+ \[...\]'"):
         paradit.generate("a red circle", negative_prompt=f"{fits}{'b' * 99} {'c' * 200}", model=str(folder))

@@ -186,5 +186,5 @@ def with_its_own_placement(world: World) -> None:
 
 
 def test_ranks_with_different_placements_do_not_wait_for_each_other() -> None:
-    with pytest.raises(RuntimeError, match=r"rank 1 has Placement\(.*'pipesp'.*and rank 0 Placement\("):
+    with pytest.raises(RuntimeError, match=r"rank 1 has Placement\(.*'pipesp'.*rank 0 has Placement\("):
         run_world(with_its_own_placement, 2)
