@@ -113,7 +113,11 @@ def commands(page: Path) -> Iterator[list[str]]:
                 yield words[words.index("paradit") + 1 :]
 
 
-@pytest.mark.parametrize("page", [*sorted((DOCS / "guides").glob("*.md")), DOCS / "index.md"], ids=name_of)
+SHOWN = [*sorted((DOCS / "guides").glob("*.md")), DOCS / "index.md", ROOT / "README.md"]
+"""Pages whose commands a reader will try."""
+
+
+@pytest.mark.parametrize("page", SHOWN, ids=name_of)
 def test_commands_of_guides_are_accepted(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
