@@ -91,7 +91,8 @@ def flags(field: Declared) -> str:
         return f"`{option.metavar}`"
     names = [f"--{name}", *([f"--no-{name}"] if option.negatable else [])]
     written = ", ".join(f"`{one}`" for one in ([option.short] if option.short else []) + names)
-    return f"{written} `{option.metavar}`" if option.metavar else written
+    values = " or ".join(f"`{value}`" for value in option.metavar.split("|") if value)
+    return f"{written} {values}".rstrip()
 
 
 def help_of(field: Declared) -> str:
