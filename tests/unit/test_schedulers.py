@@ -129,7 +129,12 @@ REFUSED: dict[str, tuple[SchedulerMixin, bool, dict[str, object], str]] = {
         {},
         "FlowMatchEulerDiscreteScheduler, cannot be run: .*mu",
     ),
-    "no sigmas to take": (DPMSolverMultistepScheduler(**FLOW), True, {}, "it does not take sigmas, which Hunyuan"),
+    "no sigmas to take": (
+        DPMSolverMultistepScheduler(**FLOW),
+        True,
+        {},
+        "it does not take sigmas, which Hunyuan",
+    ),
     "dynamic shifting in HunyuanVideo": (
         FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         True,

@@ -16,7 +16,7 @@ WORKING_MAPS = 14
 """Number of feature maps of a VAE decoder's last level that are in memory at its peak, to estimate memory.
 
 The convolutions' workspace is included. Measured: 13.7 on a GPU (benchmarks/planner_gpu.py, eight peaks
-within 1 %), and 13.0 without the workspace (tests/test_memory.py).
+within 1 %), and 13.0 without the workspace (tests/unit/test_memory_estimate.py).
 """
 
 

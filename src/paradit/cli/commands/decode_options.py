@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from paradit.cli.commands.command import Entry
-from paradit.cli.commands.shared import Crf, JsonLines, Overwrite, Revision, Variant, Verbose
+from paradit.cli.commands.shared import Crf, JsonLines, NoMetadata, Overwrite, Revision, Variant, Verbose
 from paradit.config.options import Option
 
 
@@ -53,7 +53,7 @@ class DecodeOptions:
     ] = None
     crf: Crf = None
     overwrite: Overwrite = False
-    no_metadata: Annotated[bool, Option(help="Do not write prompt, seed and model into the file.")] = False
+    no_metadata: NoMetadata = False
     json: JsonLines = False
     verbose: Verbose = False
 

@@ -14,6 +14,7 @@ from paradit.cli.commands.shared import (
     Crf,
     Height,
     JsonLines,
+    NoMetadata,
     NumFrames,
     NumInferenceSteps,
     Overwrite,
@@ -214,7 +215,7 @@ class GenerateOptions(Options):
     ] = None
     crf: Crf = None
     overwrite: Overwrite = False
-    no_metadata: Annotated[bool, Option(help="Do not write prompt, seed and model into the file.")] = False
+    no_metadata: NoMetadata = False
     checkpoint_steps: Annotated[
         int | None,
         Option(help="Denoising steps between checkpoints. [default: about 30 s of work]", metavar="N"),

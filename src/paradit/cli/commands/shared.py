@@ -50,6 +50,7 @@ Crf = Annotated[
         metavar="N",
     ),
 ]
+NoMetadata = Annotated[bool, Option(help="Do not write prompt, seed and model into the file.")]
 Overwrite = Annotated[bool, Option(also=("force",), help="Replace existing files.")]
 Verbose = Annotated[
     bool,
