@@ -118,11 +118,11 @@ def events() -> str:
 def sample(kind: type[Event]) -> dict[str, Any]:
     """Return a value for each field of an event class; objects are empty."""
     plain: dict[object, Any] = {int: 1, float: 1.0, str: ""}
-    hints = {name: plain_type(hint) for name, hint in get_type_hints(kind).items()}
-    return {
-        one.name: plain[hints[one.name]] if hints[one.name] in plain else get_origin(hints[one.name])()
-        for one in fields(kind)
-    }
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        origin = get_origin(plain_type(hint))
+        found[name] = plain[plain_type(hint)] if origin is None else origin()
+    return found
 
 
 def when(kind: type[Event]) -> str:
