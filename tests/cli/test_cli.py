@@ -233,7 +233,7 @@ BAD = {
     ),
     "output suffix": (["a", "-o", "a.avi"], "'.avi'; known: .mp4, .webm, .mov, .mkv, .gif"),
     "output exists": (["a", "-o", "there.mp4"], "'there.mp4' exists.*--overwrite"),
-    "output is a folder with other files": (["a", "-o", "broken"], "other files"),
+    "output is a folder with other files": (["a", "-o", "broken"], "files that are not frames"),
     "fast gif": (["a", "-o", "a.gif", "--fps", "60"], "at most 50 in a GIF, got 60"),
     "latents exist": (["a", "--latents", "there.safetensors"], "'there.safetensors' exists.*--overwrite"),
     "trace suffix": (["a", "--trace", "t.txt"], "must end in .json: use 't.txt.json'"),

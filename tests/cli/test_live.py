@@ -121,7 +121,7 @@ def test_prompts_by_time_from_python(model: Path, tmp_path: Path) -> None:
         (["--prompt-at", "1.9s", "b"], "last block .. 2.125 s begins at 1.8125 s"),
         (
             ["--prompt-at", "1s", "b", "--method", "full"],
-            "one prompt .. prompts_at need dualparal",
+            "one prompt .. for prompts_at, use dualparal",
         ),
     ],
 )
@@ -229,7 +229,7 @@ def test_until_it_is_stopped(model: Path, tmp_path: Path, options: list[str]) ->
     [
         (["--latents", "l.safetensors"], "would fill the memory: leave --latents out"),
         (["-o", "v.gif"], "a GIF is written when all its frames are there"),
-        (["--method", "full"], "method full .. duration inf needs dualparal"),
+        (["--method", "full"], "method full .. use method dualparal"),
     ],
 )
 def test_what_cannot_be_endless(model: Path, tmp_path: Path, options: list[str], said: str) -> None:

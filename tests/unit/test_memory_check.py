@@ -197,7 +197,7 @@ def test_between_a_warning(
         on_gpus(monkeypatch, needed / times + 1, 1)
         capsys.readouterr()
         generate(*BIG)
-        assert capsys.readouterr().err.count("of memory will be needed, and the GPU has") == said
+        assert capsys.readouterr().err.count("of memory will be needed, but the GPU has") == said
     on_gpus(monkeypatch, needed / SURELY - 1, 1)
     with pytest.raises(InputError, match=r"512x512, 5 frames .* most is for the decode"):
         generate(*BIG)
@@ -207,7 +207,7 @@ def test_between_a_warning(
 
 def test_what_no_option_helps(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
     on_gpus(monkeypatch, 1e5, 1)
-    with pytest.raises(InputError, match=r"for its weights in fp32, and the GPU has 0\.0 GB$"):
+    with pytest.raises(InputError, match=r"for its weights in fp32, but the GPU has 0\.0 GB$"):
         generate(*BIG)
     on_gpus(monkeypatch, 2e7, 1)
     with pytest.raises(InputError, match=r"; it fits with a smaller --size only$"):
@@ -305,7 +305,7 @@ def test_a_run_that_has_begun(
     for words in (extend, resume):
         with pytest.raises(Accepted):
             typed(*words)
-        assert "of memory will be needed, and the GPU has" in capsys.readouterr().err
+        assert "of memory will be needed, but the GPU has" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == there
 
 

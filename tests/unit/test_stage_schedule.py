@@ -80,7 +80,7 @@ def test_placements_are_written_in_two_ways() -> None:
     [
         (3, "denoise=0-1 decode=3", "decode .* 0 to 2, got 3"),
         (3, "denoise=0,0 decode=1", "denoise .* 0 to 2, got 0, 0"),
-        (4, "denoise=0-1 decode=2", "rank 3 .*: give it a stage, or use fewer"),
+        (4, "denoise=0-1 decode=2", "rank 3 .*: give it one, or use fewer"),
         (4, "denoise=0-1 decode=2,3 encode=2,3", "encode must be one rank, got 2, 3: use encode=2"),
         (3, "dnoise=0-1", "placement must be written like"),
         (3, "decode=1-", "placement must be written like"),

@@ -177,7 +177,7 @@ def test_memory_is_checked_by_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     has(lambda _: parts["peak"])
     assert memory_check.check_memory(spec, request, two) is None
     has(lambda _: parts["weights"] - 1)
-    with pytest.raises(InputError, match="on the fullest rank, and the GPU has"):
+    with pytest.raises(InputError, match="on the fullest rank, but the GPU has"):
         memory_check.check_memory(spec, request, two)
 
 

@@ -153,7 +153,7 @@ def test_targets_that_are_refused(tmp_path: Path) -> None:
         "none/a.mp4": "does not exist",
         "file/a.mp4": "is not a folder",
         "file": "is a file",
-        "mine": "other files",
+        "mine": "files that are not frames",
         "x" * 300 + ".mp4": "not a usable name: File name too long .at most 255 bytes",
         "a\0.mp4": "not a usable name: embedded null byte",
     }.items():

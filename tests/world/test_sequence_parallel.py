@@ -134,7 +134,7 @@ def with_another_seed(world: World, folder: Path) -> None:
     spec = read_spec(folder)
     seed = 8 if world.rank == 1 else 7
     request = resolve(Request(prompt="a red circle", width=32, height=32, num_frames=5, seed=seed), spec)
-    with pytest.raises(RuntimeError, match=r"rank 1: what is asked for .* rank 0"):
+    with pytest.raises(RuntimeError, match=r"rank 1: the request .* rank 0"):
         text_to_video(load(spec), request, Progress(), SequenceParallel(Mesh(world)))
 
 
