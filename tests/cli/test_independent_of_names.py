@@ -23,10 +23,10 @@ from paradit.config.methods.registry import METHODS
 draw = random.Random(17)
 for registry in (METHODS, FORMS):
     named = {}
-    for name, where in plugins._builtin.items():
+    for name, where in registry._builtin.items():
         registry.find(name).name = new = "".join(draw.choices("abcdefghij", k=9))
         named[new] = where
-    plugins._builtin, plugins._found = named, {}
+    registry._builtin, registry._found = named, {}
 """
 """Program that renames everything, run by every process at its start, ranks included."""
 QUICK = ("--num-inference-steps", "2", "--size", "32x32", "--json")
