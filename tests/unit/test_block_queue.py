@@ -301,7 +301,7 @@ def test_split_layers(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"context_frames": 5}, "use at most 4, got 5"),
+        ({"context_frames": 5}, "at most 4, .*, got 5"),
         ({"context_frames": -1}, "context_frames must be at least 0, got -1"),
         ({"num_frames": 0}, "num_frames must be at least 1, got 0"),
         ({"num_steps": 0}, "num_steps must be at least 1"),

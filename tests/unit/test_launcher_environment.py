@@ -70,7 +70,7 @@ def test_what_a_launcher_does_not_say(said: dict[str, str], complaint: str) -> N
 def test_places_where_ranks_cannot_meet() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        with pytest.raises(InputError, match=rf"^MASTER_PORT {port} .* in use .*: unset"):
+        with pytest.raises(InputError, match=rf"^MASTER_PORT {port}.* is in use .*: unset"):
             check_meeting_point(place(RANK="0", MASTER_PORT=port))
         check_meeting_point(place(RANK="1", MASTER_PORT=port))  # the first rank may be what listens there
     for name in ("no-such-host.invalid", "a..b"):

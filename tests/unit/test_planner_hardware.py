@@ -61,15 +61,15 @@ def test_devices_as_people_write_them(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("8xL41", "device 'L41' .. the nearest first, L40, L40S, "),
-        ("RTX 4080", "'RTX 4080' .. the nearest first, RTX4090, "),
+        ("8xL41", "device 'L41' .. the nearest first: L40, L40S, "),
+        ("RTX 4080", "'RTX 4080' .. the nearest first: RTX4090, "),
         # The name of another device is not taken for a known one.
-        ("H100 PCIe", "'H100 PCIe' .. the nearest first, H100, "),
-        ("A100 24GB", "'A100 24GB' .. the nearest first, A100, A100-40GB, "),
-        ("RTX 4090 D", "'RTX 4090 D' .. the nearest first, RTX4090, "),
-        ("3090 Ti", "'3090 Ti' .. the nearest first, RTX3090, "),
-        ("RTX 6000", "'RTX 6000' .. the nearest first, A6000, RTX6000Ada, "),
-        ("A10G", "'A10G' .. the nearest first, A10, "),
+        ("H100 PCIe", "'H100 PCIe' .. the nearest first: H100, "),
+        ("A100 24GB", "'A100 24GB' .. the nearest first: A100, A100-40GB, "),
+        ("RTX 4090 D", "'RTX 4090 D' .. the nearest first: RTX4090, "),
+        ("3090 Ti", "'3090 Ti' .. the nearest first: RTX3090, "),
+        ("RTX 6000", "'RTX 6000' .. the nearest first: A6000, RTX6000Ada, "),
+        ("A10G", "'A10G' .. the nearest first: A10, "),
         ("8x", "gpus .. 8xL40 or 2x8xH100 .. .toml .. got '8x'"),
         ("", "got ''"),
         ("0xL40", "gpus must be 1 to 128 in all, got '0xL40'"),
@@ -104,7 +104,7 @@ def test_what_a_device_computes_in() -> None:
     small = ("--model", "wan2.1-t2v-1.3b-diffusers", "--size", "480x288", "--num-frames", "17")
     refused = run(*small, "--gpus", "2xT4")
     assert refused.returncode == 2
-    assert says(refused.stderr, "paradit: error: dtype bf16 .. T4 .. use dtype fp32")
+    assert says(refused.stderr, "paradit: error: a T4 .. dtype bf16: use dtype fp32")
     assert run(*small, "--gpus", "2xT4", "--dtype", "fp32").returncode == 0
     # A plan's command makes the planned video.
     assert " --dtype fp32" in run(*small, "--gpus", "2xA100", "--dtype", "fp32").stdout

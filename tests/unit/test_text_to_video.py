@@ -162,7 +162,7 @@ def test_memory_is_checked_by_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     assert memory_check.check_memory(spec, request, two, local_ranks=1) is None
     has(lambda _: parts["weights"] - 1)
-    with pytest.raises(InputError, match=r"for its weights in fp32 on 2 ranks, and"):
+    with pytest.raises(InputError, match=r"for its weights in fp32 on 2 ranks, but"):
         memory_check.check_memory(spec, request, two)
     # If the dtype differs from the files', each rank has weights of its own.
     in_bf16 = replace(request, dtype="bf16")

@@ -205,7 +205,7 @@ def test_too_few_tiles(tmp_path: Path) -> None:
     spec = read_spec(save_folder("wan21", tmp_path))
     where = Placement(ranks=3, denoise=(0,), decode=(0, 1, 2), decode_degree=3)
     request = resolve(Request(prompt="a", width=96, height=96, num_frames=5), spec)
-    with pytest.raises(InputError, match=r"256 pixels \(1\): .*vae_tile of 64,.* decode_deg"):
+    with pytest.raises(InputError, match=r"the 1 tile of 256 pixels .*: use a vae_tile of 64, .*decode_deg"):
         check_placement(where, request, spec)
     check_placement(where, replace(request, vae_tile=64), spec)
     tiny = resolve(Request(prompt="a", width=16, height=16, num_frames=5), spec)
