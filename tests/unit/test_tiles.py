@@ -209,7 +209,7 @@ def test_too_few_tiles(tmp_path: Path) -> None:
         check_placement(where, request, spec)
     check_placement(where, replace(request, vae_tile=64), spec)
     tiny = resolve(Request(prompt="a", width=16, height=16, num_frames=5), spec)
-    with pytest.raises(InputError, match=r"16x16 .* 256 pixels \(1\): .*decode_degree of 1"):
+    with pytest.raises(InputError, match=r"the 1 tile of 256 pixels .* 16x16: use a decode_degree of 1"):
         check_placement(where, tiny, spec)
 
 
