@@ -69,7 +69,7 @@ def test_waiting_for_others_says_for_whom_and_can_be_interrupted(model: Path, tm
     assert ended(alone, signal.SIGTERM) == (143, "paradit: terminated")
     assert ended(first, signal.SIGINT) == (130, "paradit: interrupted")
     code, line = ended(second, None)
-    assert code == 1 and line.startswith("rank 0: ")
+    assert code == 1 and line.startswith("rank 0 ")
     assert not list(tmp_path.iterdir())
 
 

@@ -186,7 +186,7 @@ def test_made_longer_under_another_name(model: Path, longer: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "--duration, such as 30s, or --num-frames"),
+        ([], "--duration to add, such as 30s, or --num-frames"),
         (["--duration", "inf"], "the duration to add must be finite"),
         (["--num-frames", "0"], "at least one frame must be added, got 0"),
         (["--num-frames", "9", "-o", "v.mp4"], "exists: name another file, or use --overwrite"),

@@ -44,7 +44,7 @@ def test_a_verbose_run_says_what_it_decides(
     app([*plain, "--checkpoint-steps", "1", "--verbose"], standalone_mode=False)
     said = capsys.readouterr()
     assert all(json.loads(line)["event"] for line in said.out.splitlines())
-    wanted = {"models.folder", "engine.run_folder", "engine.run", "engine.keeper", "progress"}
+    wanted = {"models.folder", "engine.run_folder", "engine.run", "engine.checkpoints", "progress"}
     assert wanted <= {module for rank, module in modules(said.err) if rank is None}
     assert SECRET not in said.err
     app([*plain, "--overwrite"], standalone_mode=False)

@@ -149,7 +149,7 @@ def test_what_it_is_compared_to(model: Path, tmp_path: Path, method: str, option
     [
         (["--method", "magic"], "method .. full, dualparal, windowed, fifo, got 'magic'"),
         (["--block-frames", "0"], "block_frames must be at least 1, got 0"),
-        (["--context-frames", "3"], "context_frames .. at most 2, got 3"),
+        (["--context-frames", "3"], "context_frames .. at most 2, .. got 3"),
         (["--block-frames", "60", "--context-frames", "8"], "at most 64 latent frames"),
         (["--left-context", "disk"], "left_context must be latents or cache, got 'disk'"),
         (

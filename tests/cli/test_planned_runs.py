@@ -96,7 +96,7 @@ def test_without_a_calibrated_machine_a_rule_of_thumb_holds(model: Path, tmp_pat
     assert not only(told(tmp_path, model, *options), "placement")
     events = told(tmp_path, model, *options, "--placement", "auto")
     (placement,) = only(events, "placement")
-    assert says(placement["reason"], "together, 4 stages .. rule of thumb .. `paradit calibrate")
+    assert says(placement["reason"], "together, 4 layer slices .. rule of thumb .. `paradit calibrate")
     (plan,) = only(events, "plan")
     assert plan["pipeline_degree"] == 4
     (placement,) = only(
@@ -130,7 +130,7 @@ def test_a_form_that_was_planned_is_not_rehearsed(
     options, trace = ("--ranks", "2", "--explain", "--trace", "t.json"), tmp_path / "t.json"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing"))
     (*_, line, _) = [event["line"] for event in only(told(tmp_path, model, *options), "explain")]
-    assert says(line, "attention auto: .. rehearsed")
+    assert says(line, "attention auto: .. measured in the first step")
     assert rehearsals(trace) == 2  # one on each rank
     calibrated(monkeypatch, tmp_path / "cache", 2, 1e-5)
     events = told(tmp_path, model, *options)

@@ -148,7 +148,7 @@ def test_a_method_makes_videos_on_one_and_two_ranks(env: dict[str, str], tmp_pat
     torch.testing.assert_close(made[0], made[1], rtol=0, atol=1e-5)
     refused = command(env, *words, "--prompt-at", "0.5s", "a blue ring", cwd=tmp_path)
     assert refused.returncode == 2
-    assert says(refused.stderr, "method clips .. prompts_at need dualparal")
+    assert says(refused.stderr, "method clips .. prompts_at, use dualparal")
 
 
 def test_help_and_plan_know_them(env: dict[str, str], model: Path, tmp_path: Path) -> None:

@@ -43,11 +43,6 @@ def some_rows(
     This holds for head dims of at least 16, and numbers of keys that leave a remainder of more than three
     when divided into blocks of 512.
     """
-    # On a CPU torch computes query rows in blocks. The last block may be small, and then its matrix products
-    # may use other instructions: this was seen for up to 10 rows, depending on head dim, number of keys and
-    # processor. On some processors a lone small block also differs from one that follows another. So one row
-    # is repeated until the last block is not small. If the given rows include rows of the whole head's own
-    # small last block, these are computed separately, in a block of the same length that follows another.
     total, rows = num_rows or key.shape[1], query.shape[1]
     if query.device.type != "cpu" or rows == 0:  # the rest is about torch's attention on CPUs
         return kernel(query, key, value)

@@ -48,10 +48,9 @@ class CogVideoXVaeSpec(VaeSpec):
         _, frames, rows, columns = self.latent_shape(num_frames, height, width)
         channels, positions = self.decoder_channels[::-1], frames * rows * columns
         total = convolution(self.z_dim, channels[0], 27, positions)
-        for level, (inputs, outputs) in enumerate(zip(channels[:1] + channels, channels, strict=False)):
+        for level, (before, after) in enumerate(zip(channels[:1] + channels, channels, strict=False)):
             positions *= 1 if level == 0 else 8 if 2**level <= self.temporal_compression else 4
-            total += resnet(inputs, outputs, positions)
-            total += self.num_res_blocks * resnet(outputs, outputs, positions)
+            total += resnet(before, after, positions) + self.num_res_blocks * resnet(after, after, positions)
         return total + convolution(channels[-1], 3, 27, positions)
 
 
