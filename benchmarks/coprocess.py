@@ -25,7 +25,8 @@ from paradit.distributed.mesh import Mesh
 from paradit.distributed.timing import now
 from paradit.distributed.world import World
 from paradit.models.wan.transformer import WanTransformer
-from paradit.parallel.coprocess import Helped, Helper, Message
+from paradit.parallel.coprocess import Helped, Helper
+from paradit.parallel.coprocess_message import Message
 from paradit.parallel.sequence_parallel import SequenceParallel
 from paradit.testing import run_world
 from random_models import random_wan

@@ -39,7 +39,13 @@ def command() -> str:
     script = Path(sys.argv[0]).resolve()
     root = RESULTS.parent.parent
     name = script.relative_to(root) if script.is_relative_to(root) else script.name
-    return " ".join(["python", str(name), *sys.argv[1:]])
+    return " ".join(["python", str(name), *map(_without_machine, sys.argv[1:])])
+
+
+def _without_machine(word: str) -> str:
+    """Return a word of a command line; of an absolute path, only its last two parts."""
+    path = Path(word)
+    return str(Path("...", *path.parts[-2:])) if path.is_absolute() else word
 
 
 def commit() -> str | None:

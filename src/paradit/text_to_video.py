@@ -83,6 +83,20 @@ class Generated:
     about: dict[str, Any]
     """Description of what the video was made from, which `save` writes into the file's metadata."""
 
+    @classmethod
+    def of(cls, video: Video) -> Generated:
+        """Decode a video's frames, and return them with all that is known of the video."""
+        request, model = video.request, video.model
+        return cls(
+            frames=video.all_frames(),
+            latents=video.latents.cpu(),
+            fps=request.fps,
+            request=request,
+            seconds=video.progress.seconds,
+            peak_memory_bytes=peak_memory_bytes(video.latents.device),
+            about=provenance(request, model.spec, name_of(model.dtype), DEFAULT),
+        )
+
     def save(
         self, path: str | Path, *, overwrite: bool = False, metadata: bool = True, crf: int | None = None
     ) -> Path:
@@ -218,16 +232,7 @@ def generate(
     request = resolve(asked, spec)
     _check(request, spec, progress)
     download_weights(str(model), spec.folder, variant)
-    video = text_to_video(load(spec, request.dtype, progress), request, progress)
-    return Generated(
-        frames=video.all_frames(),
-        latents=video.latents.cpu(),
-        fps=request.fps,
-        request=request,
-        seconds=progress.seconds,
-        peak_memory_bytes=peak_memory_bytes(video.latents.device),
-        about=provenance(request, spec, name_of(video.model.dtype), DEFAULT),
-    )
+    return Generated.of(text_to_video(load(spec, request.dtype, progress), request, progress))
 
 
 def _check(request: ResolvedRequest, spec: ModelSpec, progress: Progress) -> None:

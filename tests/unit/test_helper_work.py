@@ -12,7 +12,7 @@ from paradit.config.errors import InputError
 from paradit.config.placement import Placement
 from paradit.config.placement_text import read_groups, read_placement
 from paradit.distributed.shares import Shares
-from paradit.parallel.coprocess import Message
+from paradit.parallel.coprocess_message import Message
 from paradit.scheduling.helper_work import TRIALS, HelperSpeed, Judge, helpers_work
 
 

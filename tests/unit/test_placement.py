@@ -1,5 +1,6 @@
 """Placements: impossible ones are refused by name, and open settings become a few candidates."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from paradit.attention.registry import Choice
 from paradit.attention_backends import ATTENTION_BACKENDS, check_backend_on
 from paradit.config.errors import InputError
 from paradit.config.methods.method import method_of, resolve
+from paradit.config.options import RenamedWarning
 from paradit.config.placement import Placement
 from paradit.config.placement_text import read_placement
 from paradit.config.requests import Request
@@ -54,6 +56,13 @@ from tiny import save_folder
 def test_refused_by_name(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         Placement.of(ranks=6, **asked)
+
+
+@pytest.mark.parametrize("make", [Placement, Placement.of])
+def test_former_names_warn(make: Callable[..., Placement]) -> None:
+    with pytest.warns(RenamedWarning, match="kernel .* attention_backend"):
+        made = make(kernel="_native_math")
+    assert made == Placement(attention_backend="_native_math")
 
 
 def test_kernels_say_where_they_run() -> None:

@@ -20,7 +20,8 @@ from paradit.distributed.mesh import Sharers
 from paradit.distributed.shares import Shares
 from paradit.distributed.timing import Link
 from paradit.distributed.transport import Transfer, Transport
-from paradit.parallel.coprocess import HELP, Message, helping
+from paradit.parallel.coprocess import helping
+from paradit.parallel.coprocess_message import HELP, Message
 from paradit.parallel.run_blocks import run_interleaved, through_blocks
 from paradit.planner.costs import BlockSeconds
 from paradit.planner.step import Branch, forward, simulate_layers

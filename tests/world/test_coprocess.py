@@ -26,7 +26,8 @@ from paradit.engine.job import Job
 from paradit.engine.output import Written, write_output
 from paradit.models.spec import read_spec
 from paradit.parallel import coprocess
-from paradit.parallel.coprocess import Helped, Message
+from paradit.parallel.coprocess import Helped
+from paradit.parallel.coprocess_message import Message
 from paradit.parallel.run_blocks import run
 from paradit.testing import run_world
 from tiny import save_folder, save_hunyuan_folder

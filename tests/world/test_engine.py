@@ -1,6 +1,7 @@
 """A long-lived engine: jobs arrive at any time, end independently, and survive their ranks."""
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -318,6 +319,7 @@ def test_readers_that_fail_end_nothing(model: Path, tmp_path: Path, monkeypatch:
         ({"placement": 3}, "placement must be a Placement or 'auto', got 3"),
         ({"emit": 3}, "emit must be a function that takes an event, got 3"),
         ({"placement": "auto", "plan_for": ["a"]}, "request must be a Request, got 'a'"),
+        ({"placement": "auto", "plan_for": Request(prompt="a")}, "plan_for must be a list"),
     ],
 )
 def test_engines_that_cannot_be(model: Path, options: dict[str, Any], said: str) -> None:
@@ -331,3 +333,5 @@ def test_frames_of_a_folder(model: Path, tmp_path: Path) -> None:
         assert [frame.shape for frame in job.frames()] == [(48, 48, 3)] * 5
         with pytest.raises(InputError, match="request must be a Request"):
             engine.submit("a", tmp_path / "b.mp4")  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="timeout must be a finite number above 0, got nan"):
+            job.result(math.nan)

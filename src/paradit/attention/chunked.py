@@ -72,7 +72,7 @@ class Work:
         self._attended = empty_like(like)
 
     def take_heads(self, chunk: Chunk, values: list[Tensor], keys: list[Tensor]) -> None:
-        """Keep a chunk's values and keys for heads whose values and keys did not arrive with earlier chunks.
+        """Keep the values and keys that a chunk (part of the exchanged data) brings for further heads.
 
         values, keys: each a list of one tensor [B, S, heads, D]. In a long video S may exceed the number of a
         head's queries, because the keys of neighbouring frame blocks are appended.

@@ -18,7 +18,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 FEW = 16
-"""Smallest number of query rows in a block for which torch's CPU attention rounds as in a full block."""
+"""Smallest number of query rows for which torch's CPU attention rounds as it does for many rows."""
 
 
 def some_rows(

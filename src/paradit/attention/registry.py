@@ -98,8 +98,8 @@ class Form:
     """Location, as "module:name", of the function that sets up the form on ranks (a `Join` of
     `attention.join`); may import torch."""
     timed_by: str
-    """Location, as "module:name", of the function that simulates the form for the planner (a `Timing` of
-    `attention.timing`); must not import torch."""
+    """Location, as "module:name", of the function that simulates this attention form for the planner
+    (a `Timing` of `attention.timing`); must not import torch."""
     options: type = NoOptions
     """Frozen dataclass of the options that only this form has; `paradit.config.options` reads it."""
     automatic = False

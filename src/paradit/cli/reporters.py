@@ -172,7 +172,7 @@ class Reporter(Progress):
             self._say(f"{queue}, {self._frames.get(event.job, 0)} frames written")
 
     def _name(self, event: StageEvent) -> str:
-        """Return the name of an event's stage; if there are several requests, after the request's number."""
+        """Return the name of an event's stage, with the request's number before it if there are several."""
         return f"{self._number(event)}{event.stage}"
 
     def _number(self, event: Event) -> str:
@@ -356,7 +356,6 @@ class TerminalReporter(Reporter):
         self._update(event.job, "blocks", completed=done, queue=queue)
 
     def _say(self, line: str) -> None:
-        # A prompt in the line may have square brackets, which rich takes for markup.
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _stop(self) -> None:
@@ -369,8 +368,7 @@ class TerminalReporter(Reporter):
 class _RateColumn(ProgressColumn):
     """Text column after a progress bar: seconds, rate and time left (`12.3 s, 2.41 steps/s, 8.1 s left`).
 
-    A stage of one step shows only its seconds. The bar for a long video's frame blocks shows the state of
-    their queue.
+    A stage of one step shows only its seconds; a long video's frame blocks, the state of their queue.
     """
 
     def get_table_column(self) -> Column:

@@ -24,7 +24,15 @@ from paradit.attention.registry import (
 from paradit.config.errors import InputError
 from paradit.config.limits import MAX_RANKS, shown
 from paradit.config.methods.registry import checked_placement_options, declared_placement_options
-from paradit.config.options import Declared, Option, check, declared, takes_former_names
+from paradit.config.options import (
+    Declared,
+    Option,
+    check,
+    declared,
+    former_names,
+    takes_former_names,
+    with_new_names,
+)
 from paradit.config.requests import ResolvedRequest
 from paradit.config.values import NONE, Value, Values
 from paradit.models.spec import ModelSpec
@@ -212,6 +220,7 @@ class Placement:
     def of(cls, **given: object) -> Placement:
         """Return the placement made of its fields by name, as JSON and the command line have them."""
         own, of_methods = declared(cls), declared_placement_options()
+        given = dict(with_new_names(given, former_names(own.values())))
         mine = {name: value for name, value in given.items() if name in own}
         method = {name: value for name, value in given.items() if name in of_methods}
         others = {name: value for name, value in given.items() if name not in {*own, *of_methods}}

@@ -87,7 +87,7 @@ class Request:
 
     @classmethod
     def of(cls, **given: object) -> Request:
-        """Return the request made of its fields by name, with methods' options among them."""
+        """Return a request with the given fields; they may include options that only some methods have."""
         own = {field.name for field in fields(cls)}
         mine = {name: value for name, value in given.items() if name in own}
         others = {name: value for name, value in given.items() if name not in own}

@@ -71,10 +71,10 @@ class Redistribution:
     def move(self, tensors: Sequence[Tensor], like: Tensor, into: Sequence[Tensor] | None = None) -> Move:
         """Prepare to send this rank's tensors, one for each box that it holds; return the transfer.
 
-        The function `start` begins the transfer. All ranks call `move`, including those that hold nothing.
-        tensors: one for each box that this rank holds. like: any tensor with the batch, D, dtype and device
-        of those that are sent. into: tensors to receive into, one for each box that this rank needs; None:
-        new tensors.
+        The transfer begins when it is passed to `start`. All ranks call `move`, also those that hold nothing.
+        A box is a region of (tokens x heads). tensors: one for each box that this rank holds. like: any
+        tensor with the batch, D, dtype and device of those that are sent. into: tensors to receive into, one
+        for each box that this rank needs; None: new tensors.
         """
         assert len(tensors) == len(self.held), (len(tensors), self.held)
         if into is None:

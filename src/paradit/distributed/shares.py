@@ -179,8 +179,7 @@ class Shares:
     def heads_of(self, rank: int) -> Box:
         """Return the box (tokens x heads) that a rank gets if all heads are divided equally among the ranks.
 
-        Parts of heads are rounded up to whole ones, so two neighbouring ranks may both get a head. It does
-        not matter how many query rows each rank computes (`work`).
+        Parts of heads are rounded up to whole ones, so two neighbouring ranks may both get a head.
         """
         first = self.num_heads * rank // self.num_ranks
         last = -(-self.num_heads * (rank + 1) // self.num_ranks)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paradit.engine.events import Failed
 from paradit.engine.job import Job
 from paradit.engine.run_folder import job_of, plain_job
 from paradit.stopping import Stop
@@ -34,6 +35,13 @@ class Order:
     """Whether the video's metadata says what the video was made from (`provenance`)."""
     checkpoint_steps: int | None = None
     """Denoising steps between checkpoints; None: by time."""
+
+    def failed(self, error: Exception) -> Failed:
+        """Return the event that the video cannot be made, because of `error`."""
+        why = str(error)
+        if isinstance(error, OSError):
+            why = f"{error.strerror or error}: {error.filename or self.job.output}"
+        return Failed(job=self.number, count=self.job.count, message=f"{self.job.request.prompt!r}: {why}")
 
     def plain(self) -> dict[str, Any]:
         """Return the order as plain values, to be sent over a channel."""

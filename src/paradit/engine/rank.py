@@ -15,16 +15,15 @@ from torch import Tensor
 from paradit.config.errors import InputError, OutOfMemory
 from paradit.config.methods.method import method_of
 from paradit.config.placement import Placement
-from paradit.device_memory import peak_memory_bytes
 from paradit.distributed.world import World
 from paradit.engine import predictors
 from paradit.engine.checkpoints import SavedProgress
-from paradit.engine.events import Began, Cancelled, Doing, Failed, Finished, MemoryUsed
+from paradit.engine.events import Began, Cancelled, Doing, Finished
 from paradit.engine.latent_transfer import BlockStream, FailedElsewhere, Latents
 from paradit.engine.orders import Inbox, Order
 from paradit.engine.output import Written, save_latents, write_output
 from paradit.engine.prompt_transfer import Prompts
-from paradit.engine.replicas import of_replica, own_world, tell_memory
+from paradit.engine.replicas import gathered_memory, of_replica, own_world, tell_memory
 from paradit.engine.request_record import Open
 from paradit.engine.run_folder import RunFolder
 from paradit.memory_check import name_of
@@ -144,8 +143,7 @@ class _Rank:
     def _take(self, wait: bool) -> Order | None:
         """Take the next order (a video to make) from the inbox, create a record of it, and return it.
 
-        wait: whether to wait for an order. Returns None if there is no order; after waiting, no more will
-        come.
+        wait: whether to wait for one. Returns None if there is none; after waiting, no more will come.
         """
         order = self._inbox.take(wait)
         if order is not None:
@@ -330,14 +328,11 @@ class _Rank:
             save_latents(job.latents, latents, job.about(self._spec), self._provenance(order))
 
     def account(self, order: Order) -> None:
-        """Report a request's result if this rank wrote the video.
-
-        Called after this rank's stages of the request.
-        """
+        """Report a request's result if this rank wrote the video; called after this rank's stages of it."""
         open_, job = self._open[order.number], order.job
         # The first rank stops an endless video; the others do not reach this line.
         meet = self._all_meet and not order.is_denoised and not job.request.endless
-        memory = self._peak_memory() if meet else None
+        memory = gathered_memory(self._world, self._model.device) if meet else None
         if self._decoder_of(order) != self._decoder or open_.is_through:
             del self._open[order.number]
         if open_.written is None:
@@ -356,10 +351,8 @@ class _Rank:
         if self._helped is not None:
             self._helped.close()
         if not self._all_meet:
-            memory = self._peak_memory()
-            if self._rank == 0:
-                stages = [self._placement.stages_of(rank) for rank in range(len(memory))]
-                self._emit(MemoryUsed(by_rank=memory, stages=stages))
+            assert self._world is not None  # some ranks do not denoise, so there are several
+            tell_memory(self._world, self._placement, self._emit)
         if self._at_end is not None:
             self._at_end()
 
@@ -367,20 +360,11 @@ class _Rank:
         """Return the index of the decode group that takes a request; decode groups take requests in turn."""
         return decoder_of(self._open[order.number].position, len(self._placement.decode_groups))
 
-    def _peak_memory(self) -> list[int]:
-        """Return the peak memory of every rank in bytes; all ranks call it together."""
-        mine = torch.tensor([peak_memory_bytes(self._model.device)], device=self._model.device)
-        everyone = self._world.transport().all_gather(mine) if self._world else [mine]
-        return [int(one) for one in everyone]
-
     def _saved_progress(self, order: Order) -> SavedProgress | None:
         if order.folder is None:
             return None
-        folder, progress = RunFolder(order.folder), self._telling(order)
-        return SavedProgress(folder, order.job, progress, self._wanted(order), order.checkpoint_steps)
-
-    def _wanted(self, order: Order) -> Callable[[], bool]:
-        return partial(self._inbox.is_wanted, order)
+        folder, wanted = RunFolder(order.folder), partial(self._inbox.is_wanted, order)
+        return SavedProgress(folder, order.job, self._telling(order), wanted, order.checkpoint_steps)
 
     def _provenance(self, order: Order) -> dict[str, Any] | None:
         """Return the record, for metadata, of what a video was made from; None if metadata is not wanted."""
@@ -390,32 +374,20 @@ class _Rank:
         return provenance(order.job.request, self._spec, dtype, self._placement.attention_backend)
 
     def _undecoded(self, order: Order) -> str:
-        """Return the key under which a decode rank publishes that its decode of a long video has failed.
+        """Return the key under which a decode rank publishes, to all ranks, that its decode has failed.
 
-        The key is one of the key-value store that all ranks share. Once it is there, the ranks that denoise
-        end the video.
+        The ranks that denoise then end the video.
         """
         return f"video {order.number} is not wanted"
 
     def _telling(self, order: Order | None) -> Progress:
-        """Return a reporter of progress on an order (a video to make).
-
-        order: None for a reporter that issues warnings and reports nothing else.
-        """
+        """Return a reporter of progress on an order (a video to make); for None, of warnings only."""
         return Progress(self._emit, order.number) if order is not None else Progress()
 
     def _end_early(self, order: Order, error: Exception) -> None:
-        """Report that an order (a video to make) has ended without its video.
-
-        It was cancelled, or has failed because of `error`.
-        """
-        if isinstance(error, (Unwanted, Undecoded)):
-            self._emit(Cancelled(job=order.number))
-            return
-        job, why = order.job, str(error)
-        if isinstance(error, OSError):
-            why = f"{error.strerror or error}: {error.filename or job.output}"
-        self._emit(Failed(job=order.number, count=job.count, message=f"{job.request.prompt!r}: {why}"))
+        """Report that an order (a video to make) was cancelled, or has failed because of `error`."""
+        is_cancelled = isinstance(error, (Unwanted, Undecoded))
+        self._emit(Cancelled(job=order.number) if is_cancelled else order.failed(error))
 
     @contextmanager
     def _timed(self, order: Order, stage: str) -> Iterator[None]:

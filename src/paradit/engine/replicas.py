@@ -24,16 +24,24 @@ def own_world(world: World, size: int) -> World | None:
 
 
 def tell_memory(world: World, placement: Placement, emit: Emit) -> None:
-    """Gather the peak memory of the ranks of all replicas, and report it from the first rank.
+    """Gather the peak memory of all ranks, and report it from the first rank.
 
-    A replica is a group of ranks that makes its own videos. All ranks call it together, at the end of the
-    run.
+    All ranks call it together, at the end of the run.
     """
-    mine = torch.tensor([peak_memory_bytes(world.device)], device=world.device)
-    memory = [int(one) for one in world.transport().all_gather(mine)]
+    memory = gathered_memory(world, world.device)
     if world.rank == 0:
         stages = [placement.stages_of(rank) for rank in range(placement.ranks)]
         emit(MemoryUsed(by_rank=memory, stages=stages))
+
+
+def gathered_memory(world: World | None, device: torch.device) -> list[int]:
+    """Return the peak memory of every rank in bytes; all ranks of `world` call it together.
+
+    world: process group of the ranks; None for one process. device: this rank's device.
+    """
+    mine = torch.tensor([peak_memory_bytes(device)], device=device)
+    everyone = world.transport().all_gather(mine) if world else [mine]
+    return [int(one) for one in everyone]
 
 
 def of_replica(emit: Emit, replica: int) -> Emit:

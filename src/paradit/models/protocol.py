@@ -138,10 +138,10 @@ class SplitTransformer(ABC, Generic[T, C, L]):
 
     @abstractmethod
     def resume(self, changing: Sequence[Tensor], timestep: Tensor, context: C, layout: L) -> T:
-        """Rebuild tokens, the output of another rank's blocks, from the tensors that the other rank sent.
+        """Rebuild the tokens that another rank's transformer blocks have put out, from what that rank sent.
 
-        changing: these tensors (`Tokens.changing`). timestep, context, layout: the arguments that the tokens
-        were embedded with.
+        changing: the tensors that it sent (`Tokens.changing`). timestep, context, layout: the arguments that
+        the tokens were embedded with.
         """
 
     @abstractmethod

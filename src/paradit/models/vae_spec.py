@@ -111,7 +111,7 @@ class VaeSpec(ABC):
         return FP32_BYTES * (values + self.temporal_compression * self._waiting(tiles))
 
     def _waiting(self, tiles: Grid) -> int:
-        """Count the values, per frame, in memory when tiles are joined: decoded tiles and joined picture."""
+        """Return how many numbers a frame's decoded tiles and the picture joined of them hold together."""
         if tiles.num_tiles == 1:
             return 0
         # Tiles overlap, so together they have more pixels than the picture.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Self
 
@@ -30,83 +30,10 @@ from paradit.distributed.tensor_queue import Channel
 from paradit.distributed.timing import measure_link, now
 from paradit.distributed.world import World
 from paradit.models.protocol import Block, Tokens
+from paradit.parallel.coprocess_message import ALONE, DTYPES, END, HELP, LATENTS, MEASURE, Message
 from paradit.parallel.run_blocks import run_interleaved
 from paradit.scheduling.helper_work import HelperSpeed, Judge, helpers_work
 from paradit.scheduling.stages import AHEAD
-
-# Kinds of a `Message`.
-ALONE, HELP, MEASURE, LATENTS, END = range(5)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Message:
-    """Message that the first denoise rank sends before a step: which decode ranks help with its attention.
-
-    Decode ranks that may help are called helpers. `kind` says what the message announces: a step without help
-    (ALONE), a step with help (HELP), a measurement of helpers (MEASURE), latents for decode ranks (LATENTS),
-    or the end of all steps (END).
-    """
-
-    kind: int = ALONE
-    batch: int = 0
-    num_tokens: int = 0
-    num_replicated: int = 0
-    num_heads: int = 0
-    head_dim: int = 0
-    sites: int = 0
-    """Id of the list of attention computations in this step's forward pass. The first denoise rank has
-    published the list, and helpers (decode ranks that take a share of the attention) look it up by this id.
-    """
-    dtype: int = 0
-    """Index in `DTYPES` of the dtype of the tokens."""
-    choice: int = 0
-    """Index of the attention form, such as Ulysses, in a list of forms that all ranks have."""
-    streams: int = 0
-    """Number of forward passes that take turns: one for each guidance branch, or 1 for all branches in one
-    batch."""
-    lag: int = 0
-    steps: int = 0
-    """Number of denoising steps in which decode ranks took a share of the attention since latents were last
-    sent to be decoded. Set only if `kind` is `LATENTS`, which announces the next latents."""
-    work: tuple[int, ...] = ()
-    """For each helper (decode rank that may take a share of the attention), the number of (head, query row)
-    pairs that it computes; zero if it computes none. If `kind` is `MEASURE`, a 1 stands for each helper whose
-    speed is to be measured."""
-
-    def pack(self, device: torch.device) -> Tensor:
-        """Return the message as an int64 tensor.
-
-        Its length depends only on the number of helpers (decode ranks that may take a share of the
-        attention).
-        """
-        *numbers, work = astuple(self)
-        return torch.tensor([*numbers, *work], device=device)
-
-    @classmethod
-    def unpack(cls, message: Tensor) -> Message:
-        """Return the message from the int64 tensor that `pack` made of it."""
-        values = message.tolist()
-        *names, _ = asdict(cls())
-        return cls(**dict(zip(names, values, strict=False)), work=tuple(values[len(names) :]))
-
-    @property
-    def helpers(self) -> tuple[int, ...]:
-        """Indices, from 0, of the decode ranks that take a share of this step's attention.
-
-        If `kind` is `MEASURE`, they are those whose speed is to be measured.
-        """
-        return tuple(helper for helper, work in enumerate(self.work) if work)
-
-    def shares(self, num_ranks: int) -> Shares:
-        """Return how tokens and attention are divided among the denoise ranks and the helpers.
-
-        Helpers are decode ranks that take a share of the attention. num_ranks: number of denoise ranks, which
-        come before the helpers.
-        """
-        own = Shares.equal(self.num_tokens, self.num_heads, num_ranks, self.num_replicated)
-        return own.with_helpers(self.work)
-
 
 Plan = Callable[[Message, tuple[int, ...]], Sequence[int]]
 """Type of a function that decides how much attention each helper (idle decode rank) computes in a step.
@@ -393,8 +320,8 @@ class _NoTokens(Tokens):
 class _Hollow(Block[_NoTokens]):
     """Transformer block reduced to its attention, for a decode rank that has no weights.
 
-    Such a rank takes a share of the attention while it is idle. Its attention's `Site` has step 0, because
-    the decode rank does not know the denoising step.
+    Such a rank takes a share of the attention while it is idle. It does not know the denoising step: its
+    `Site` (the place of an attention in the model) has step 0.
     """
 
     def __init__(self, site: Site, nothing: Tensor) -> None:

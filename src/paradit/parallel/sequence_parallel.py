@@ -17,7 +17,8 @@ from paradit.distributed.mesh import Mesh
 from paradit.distributed.redistribution import Redistribution, start
 from paradit.distributed.shares import Box, Shares
 from paradit.models.protocol import Prompt, Tokens, Transformer
-from paradit.parallel.coprocess import DTYPES, Helped, Message
+from paradit.parallel.coprocess import Helped
+from paradit.parallel.coprocess_message import DTYPES, Message
 from paradit.parallel.predictor import Branches
 from paradit.parallel.run_blocks import run_interleaved, through_blocks
 from paradit.trace.spans import REHEARSAL, span, unrecorded
@@ -219,8 +220,8 @@ class SequenceParallel:
         """Return a generator that runs this rank's share of `tokens` through the transformer blocks.
 
         The generator yields the operations that it has to wait for, and returns the tokens after the last
-        block. choice: attention form to use. attend: attention function to use instead, with help from decode
-        ranks; None: no decode ranks help.
+        block. choice: attention form to use. attend: attention function to use in place of the form's, if
+        decode ranks take a share of the attention; None: none do.
         """
         shares = step.shares(self._mesh.branch.num_ranks)
         if shares.num_ranks == 1:  # nothing travels, except to helpers

@@ -169,9 +169,9 @@ class LongVideo(PipelineVideo):
         return tuple(found) * placement.replicas
 
     def simulation(self, fewer: int = 0) -> Simulation:
-        """Simulate the video without its last frame blocks; return when ranks computed and waited.
+        """Simulate how the video is made, and return the times at which each rank computes and waits.
 
-        fewer: number of blocks to leave out.
+        fewer: number of frame blocks at the video's end that are left out.
         """
         assert self.queue.num_frames
         queue = replace(self.queue, num_frames=self.queue.num_frames - fewer * self.queue.block_frames)

@@ -50,10 +50,10 @@ compared with the fastest of the other pairs."""
 
 
 def neighbours_of(measured: Mapping[tuple[int, int], Sequence[PairSeconds]]) -> PairSeconds | None:
-    """Return the slowest times measured between neighbouring ranks; None if they have no link of their own.
+    """Return the times of the slowest pair of neighbours; None if neighbours have no link of their own.
 
-    Neighbours are ranks 0 and 1, 2 and 3, and so on. measured: times of each pair of ranks, each measured
-    several times.
+    Neighbours are ranks 0 and 1, 2 and 3, and so on. measured: message times of each pair of ranks, each
+    measured several times.
     """
     ranks = {rank for pair in measured for rank in pair}
     if not all(rank ^ 1 in ranks for rank in ranks):

@@ -140,16 +140,16 @@ class PipelinePrograms:
         yield from repeat(Post(("block", self._pipe, step.block), message), 2)
 
     def _hop(self, place: int, index: int) -> Iterator[Post]:
-        """Yield the steps in which ranks begin a message to the next layer slice, as senders or as receivers.
+        """Yield the simulated operations that begin a message with hidden states to the next layer slice.
 
-        The message carries hidden states. place: index, among the denoise ranks, of the first rank that
-        sends. index: serial number of the message.
+        Senders and receivers run the same operations. place: index, among the denoise ranks, of the first
+        rank that sends. index: serial number of the message.
         """
         message = self._message("hidden states", place, self._kinds[index // self._video.branches])
         yield from repeat(Post(("hop", self._pipe, place, index), message), self._grid.sharers)
 
     def _predictions(self, index: int) -> Iterator[Post]:
-        """Yield the steps in which the first rank begins to receive all parts of one prediction.
+        """Yield the simulated operations by which the first rank begins to receive a prediction's parts.
 
         The parts come from the ranks of the last layer slice. index: serial number of the prediction.
         """

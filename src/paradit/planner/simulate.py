@@ -153,7 +153,7 @@ class CostModel(ABC):
         return []
 
     def sharers(self, candidate: Candidate) -> int:  # noqa: ARG002
-        """Return the number of ranks that share a layer slice's tokens; 1 for a video denoised as a whole."""
+        """Return the number of ranks that share a layer slice's tokens; 1 if the method has no slices."""
         return 1
 
     def tokens(self, candidate: Candidate) -> str:  # noqa: ARG002

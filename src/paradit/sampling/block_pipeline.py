@@ -93,29 +93,20 @@ class BlockPipeline:
         self._model, self._prompts, self._noise, self._size = model, prompts, noise, size
         self._scales, self._kernel, self._later, self._wanted = guidance_scales, kernel, later, wanted
         self._progress = progress or Progress()
-        grid, self._rank = (share.grid, share.world.rank) if share else (PipelineGrid(), 0)
-        self._grid, self._sharing = grid, share.sharing if share else Sharing()
-        if grid.cfg_degree not in (1, len(prompts)):
-            raise ValueError(f"{len(prompts)} guidance branches on {grid.cfg_degree} groups of ranks")
-        self._branches = range(len(prompts)) if grid.cfg_degree == 1 else [grid.branch(self._rank)]
-        """Indices of the guidance branches (prompt, negative prompt) that this rank computes, one after the
-        other."""
-
+        self._grid, self._rank = (share.grid, share.world.rank) if share else (PipelineGrid(), 0)
+        self._sharing = share.sharing if share else Sharing()
+        self._branches = self._grid.branches(self._rank, len(prompts))
         self._timesteps = model.scheduler(queue.num_steps).timesteps
         self._experts = [model.expert_at(timestep) for timestep in self._timesteps]
-        # An expert cannot read the keys of another one's layers: at these steps the queue has them computed
-        # again.
+        # An expert cannot read the keys of another one's layers: at these steps they are computed again.
         self._queue = replace(queue, expert_steps=_changes(self._experts))
         self._contexts: dict[tuple[int, int], TextContext] = {}
-        """Mapping from (index of the expert transformer, Python `id` of the encoded prompt) to the encoded
-        prompt, converted for the transformer blocks."""
+        """Prompts as the transformer blocks read them, by (expert's index, `id` of the encoded prompt)."""
         self._windows: dict[tuple[int, Context, Context], Window] = {}
         self._first_round = state.round if state else 0
-
         self._right: list[Features] = [{} for _ in prompts]
-        """For each guidance branch, keys and values cached from a right neighbour: those of the first frames
-        of the frame block whose step was computed last. The block to its left takes its step next, and reads
-        them."""
+        """For each guidance branch, cached keys and values of the first frames of the frame block whose step
+        was computed last. The block to its left takes its step next, and reads them."""
         self._left: dict[tuple[int, int], Features] = {}
         """Cached keys and values of each frame block's last frames after its latest step, by (frame block,
         guidance branch). The block to its right reads them."""

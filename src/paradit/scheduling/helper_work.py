@@ -29,8 +29,8 @@ class HelperSpeed:
     link: float
     """Seconds in which one row of a head travels: a query, key, value or result."""
     fixed: float
-    """Seconds that the decode rank needs even for a tiny share of the attention: the wait for the first data,
-    and the transfer of keys and values of a head that is split between ranks."""
+    """Seconds that an idle decode rank needs for any share of the attention, however small: it waits for the
+    first data, and gets the keys and values of a head that is split between ranks."""
 
 
 def helpers_work(

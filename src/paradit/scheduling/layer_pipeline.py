@@ -55,6 +55,15 @@ class PipelineGrid:
     def branch(self, rank: int) -> int:
         return rank % self.slice_ranks // self.sharers
 
+    def branches(self, rank: int, number: int) -> Sequence[int]:
+        """Return the indices of the guidance branches that a rank computes, of `number` branches in all.
+
+        Raises ValueError if guidance branches have ranks of their own, but not as many groups of them.
+        """
+        if self.cfg_degree not in (1, number):
+            raise ValueError(f"{number} guidance branches on {self.cfg_degree} groups of ranks")
+        return range(number) if self.cfg_degree == 1 else [self.branch(rank)]
+
     def place(self, rank: int) -> int:
         """Return a rank's index among the ranks that share tokens in its layer slice and guidance branch."""
         return rank % self.sharers

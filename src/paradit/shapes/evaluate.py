@@ -70,10 +70,10 @@ class LongVerdict:
     frame block begins.
     """
     border_turn: float
-    """Ratio of the change of the object's mean velocity at borders between frame blocks to that elsewhere.
+    """Factor by which the moving object's velocity changes more where a frame block begins than elsewhere.
 
-    The mean is over several frames, so the ratio is large if the object changes its speed or direction where
-    a frame block begins.
+    Velocities are means over several frames. The factor is large if the object turns, or changes its speed,
+    at borders between frame blocks.
     """
     drift: float
     """Largest change of the background's colour since the first frames, in levels of 255."""

@@ -13,7 +13,7 @@ from paradit.config.options import Option
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateOptions:
-    """Measure this machine for `paradit plan`, which takes some minutes; run nothing else meanwhile."""
+    """Measure this machine for `paradit plan`. It takes some minutes; run nothing else meanwhile."""
 
     output: Annotated[
         Path,

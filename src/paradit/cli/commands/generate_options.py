@@ -12,6 +12,7 @@ import typer
 from paradit.cli.commands.command import Command, Entry, Options
 from paradit.cli.commands.shared import (
     Crf,
+    GuidanceScale,
     Height,
     JsonLines,
     NoMetadata,
@@ -19,6 +20,7 @@ from paradit.cli.commands.shared import (
     NumInferenceSteps,
     Overwrite,
     Revision,
+    Size,
     Variant,
     Verbose,
     Width,
@@ -94,14 +96,7 @@ class GenerateOptions(Options):
     ] = "shapes"
     revision: Revision = None
     variant: Variant = None
-    size: Annotated[
-        str | None,
-        Option(
-            also=("resolution", "video-size"),
-            help="Width and height in pixels, multiples of 16. [default: the model's]",
-            metavar="WxH",
-        ),
-    ] = None
+    size: Size = None
     width: Width = None
     height: Height = None
     num_frames: NumFrames = None
@@ -115,14 +110,7 @@ class GenerateOptions(Options):
         ),
     ] = None
     num_inference_steps: NumInferenceSteps = None
-    guidance_scale: Annotated[
-        float | None,
-        Option(
-            also=("cfg", "cfg-scale", "guidance"),
-            help="How closely to follow the prompt; 1: no guidance. [default: the model's]",
-            metavar="G",
-        ),
-    ] = None
+    guidance_scale: GuidanceScale = None
     negative_prompt: Annotated[
         str | None,
         Option(

@@ -9,11 +9,13 @@ from typing import Annotated
 
 from paradit.cli.commands.command import Entry, Options
 from paradit.cli.commands.shared import (
+    GuidanceScale,
     Height,
     JsonObject,
     NumFrames,
     NumInferenceSteps,
     Overwrite,
+    Size,
     Verbose,
     Width,
 )
@@ -39,14 +41,7 @@ class PlanOptions(Options):
             metavar="NxGPU|FILE.toml",
         ),
     ]
-    size: Annotated[
-        str | None,
-        Option(
-            also=("resolution", "video-size"),
-            help="Width and height in pixels. [default: the model's]",
-            metavar="WxH",
-        ),
-    ] = None
+    size: Size = None
     width: Width = None
     height: Height = None
     num_frames: NumFrames = None
@@ -60,14 +55,7 @@ class PlanOptions(Options):
         ),
     ] = None
     num_inference_steps: NumInferenceSteps = None
-    guidance_scale: Annotated[
-        float | None,
-        Option(
-            also=("cfg", "cfg-scale", "guidance"),
-            help="Guidance scale; 1: no guidance. [default: the model's]",
-            metavar="G",
-        ),
-    ] = None
+    guidance_scale: GuidanceScale = None
     num_prompts: Annotated[int, Option(help="Number of videos, made one after the other.", metavar="N")] = 1
     dtype: Annotated[str, Option(also=("precision", "torch-dtype"), help="bf16 or fp32.", metavar="TYPE")] = (
         "bf16"

@@ -27,6 +27,22 @@ Width = Annotated[
 Height = Annotated[
     int | None, Option(help="Height in pixels, instead of --size. [default: the model's]", metavar="H")
 ]
+Size = Annotated[
+    str | None,
+    Option(
+        also=("resolution", "video-size"),
+        help="Width and height in pixels, multiples of 16. [default: the model's]",
+        metavar="WxH",
+    ),
+]
+GuidanceScale = Annotated[
+    float | None,
+    Option(
+        also=("cfg", "cfg-scale", "guidance"),
+        help="How closely to follow the prompt; 1: no guidance. [default: the model's]",
+        metavar="G",
+    ),
+]
 NumFrames = Annotated[
     int | None,
     Option(

@@ -110,10 +110,7 @@ class WanBlock(Block[WanTokens]):
         self._finish = maybe_compiled(_finish, compile)
 
     def project(self, tokens: WanTokens) -> Iterator[Tensor]:
-        """Yield self-attention's values, then keys, then queries, each [B, S, H, D].
-
-        Keys and queries are normed, but RoPE is not yet applied.
-        """
+        """Yield self-attention's values, then normed keys and queries without RoPE, each [B, S, H, D]."""
         block, attn = self._block, self._block.attn1
         x = self._normed(block, tokens.hidden_states, tokens.modulation)
         if attn.fused_projections:
@@ -386,10 +383,7 @@ def _cross_attention(
 
 
 def _modulation(table: Tensor, modulation: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
-    """Return rows `start` to `stop` (excluded) of a transformer block's shifts, scales and gates.
-
-    Their shapes broadcast to [B, S, width].
-    """
+    """Return rows `start` to `stop` (excluded) of a block's shifts, scales and gates [B, S or 1, width]."""
     return _rows(table[:, start:stop] + modulation[..., start:stop, :])
 
 
