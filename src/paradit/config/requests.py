@@ -84,6 +84,16 @@ class Request:
     vae_tile: int | None = None
     """Side, in pixels, of the square tiles in which the VAE decodes the picture; `None`: as the model's card
     says, which for some models is the whole picture."""
+    image: str | None = None
+    """Path to the picture of the first frame."""
+    last_image: str | None = None
+    """Path to the picture of the last frame."""
+    video: str | None = None
+    """Path to the video to change."""
+    strength: float | None = None
+    """Fraction of the denoising steps that `video` goes through."""
+    fit: str = "cover"
+    """How a picture or video of another aspect is fitted to the size: `cover`, `contain` or `stretch`."""
 
     @classmethod
     def of(cls, **given: object) -> Request:
@@ -122,6 +132,16 @@ class ResolvedRequest:
     prompts_at: tuple[tuple[float, str], ...] = ()
     vae_tile: int | None
     """Side, in pixels, of the square tiles in which the VAE decodes the picture; None: the whole picture."""
+    image: str | None = None
+    """Path to the picture of the first frame."""
+    last_image: str | None = None
+    """Path to the picture of the last frame."""
+    video: str | None = None
+    """Path to the video to change."""
+    strength: float | None = None
+    """Fraction of the denoising steps that `video` goes through; None if there is no video."""
+    fit: str = "cover"
+    """How a picture or video of another aspect is fitted to the size: `cover`, `contain` or `stretch`."""
 
     @property
     def endless(self) -> bool:
@@ -188,6 +208,11 @@ def resolved_fields(request: Request, spec: ModelSpec) -> dict[str, Any]:
         "fps": _check_fps(_default(request.fps, defaults.fps)),
         "vae_tile": _check_tile(_default(request.vae_tile, spec.vae.default_tile), spec),
         "dtype": request.dtype,
+        "image": request.image,
+        "last_image": request.last_image,
+        "video": request.video,
+        "strength": request.strength,
+        "fit": request.fit,
     }
     check_text("prompt", found["prompt"])
     check_text("negative_prompt", found["negative_prompt"], empty=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from paradit.attention.base import Attend, Layout, Projection, Site, Wait
+from paradit.config.requests import ResolvedRequest
 from paradit.config.tiles import Tile
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.common.layers import Layers
@@ -230,8 +231,42 @@ class Decoder(Protocol):
         """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """Pictures and videos that a request gives, fitted to the size of the video to make."""
+
+    image: Frames | None = None
+    """Picture [H, W, 3] of the first frame."""
+    last_image: Frames | None = None
+    """Picture [H, W, 3] of the last frame."""
+    video: Frames | None = None
+    """Frames [F, H, W, 3] of the video to change."""
+
+
+class Conditions(Protocol):
+    """Effect of a request's pictures on its denoising, from their encoded form.
+
+    frames, in all methods: indices, in the whole video, of the latent frames that `latents` has.
+    """
+
+    def prompts(self, prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
+        """Return the encoded prompts with the embeddings of pictures that a transformer reads too."""
+
+    def begin(self, noise: Tensor, scheduler: Scheduler) -> Tensor:
+        """Return the latents [B, C, F, h, w], fp32, to begin with: the noise, or a video with noise added."""
+
+    def model_input(self, latents: Tensor, frames: Sequence[int]) -> Tensor:
+        """Return the transformer's input [B, C', f, h, w], in its dtype, for latents [B, C, f, h, w]."""
+
+    def model_timestep(self, timestep: Tensor, latents: Tensor, frames: Sequence[int]) -> Tensor:
+        """Return the timestep as the transformer takes it, as `VideoModel.model_timestep` does."""
+
+    def end(self, latents: Tensor, frames: Sequence[int]) -> Tensor:
+        """Return denoised latents, with the latent frames that are given put in."""
+
+
 class VideoModel(Protocol):
-    """Interface of a loaded text-to-video model."""
+    """Interface of a loaded video model."""
 
     spec: ModelSpec
     device: torch.device
@@ -257,6 +292,18 @@ class VideoModel(Protocol):
         """Return a mapping from the name of a text encoder to its token limit and a prompt's cut-off text.
 
         It has only text encoders for which the prompt is too long.
+        """
+
+    def condition_shapes(self, request: ResolvedRequest) -> tuple[tuple[int, ...], ...]:
+        """Return the shapes of a request's encoded pictures, tensors in fp32; () if it has none."""
+
+    def encode_conditions(self, request: ResolvedRequest, pixels: Pixels) -> tuple[Tensor, ...]:
+        """Encode a request's pictures; return tensors in fp32, with the shapes of `condition_shapes`."""
+
+    def conditions(self, request: ResolvedRequest, encoded: tuple[Tensor, ...]) -> Conditions:
+        """Return the effect of a request's pictures on its denoising.
+
+        encoded: the tensors that `encode_conditions` returned, perhaps on another rank.
         """
 
     def scheduler(self, num_inference_steps: int) -> Scheduler:

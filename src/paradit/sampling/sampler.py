@@ -58,6 +58,8 @@ class Work:
     request: ResolvedRequest
     prompts: tuple[Prompt, ...]
     """Prompt embeddings of the request's texts (prompt, negative prompt, later prompts)."""
+    conditions: tuple[Tensor, ...] = ()
+    """Encoded pictures of the request, as `VideoModel.encode_conditions` returns them."""
     progress: Progress
     predictor: Predictor
     checkpoints: Checkpoints | None = None

@@ -11,11 +11,13 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
+from paradit.config.requests import ResolvedRequest
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.common.loading import fingerprint, load_pipeline, stored_transformers
 from paradit.models.common.long_prompts import left_out
+from paradit.models.common.no_conditions import NoConditions
 from paradit.models.common.split_module import SplitModule
-from paradit.models.protocol import Decoder, Prompt, Scheduler
+from paradit.models.protocol import Conditions, Decoder, Pixels, Prompt, Scheduler
 from paradit.models.spec import ModelSpec
 from paradit.scheduling.stages import STAGES
 
@@ -104,6 +106,18 @@ class PipelineModel(ABC):
     def fingerprint(self) -> bytes:
         """Return a fast fingerprint of the transformers' weights: bytes that are equal for equal weights."""
         return fingerprint(expert.module for expert in self.experts)
+
+    def condition_shapes(self, request: ResolvedRequest) -> tuple[tuple[int, ...], ...]:  # noqa: ARG002
+        """Return the shapes of a request's encoded pictures: none, unless a model family overrides this."""
+        return ()
+
+    def encode_conditions(self, request: ResolvedRequest, pixels: Pixels) -> tuple[Tensor, ...]:  # noqa: ARG002
+        """Encode a request's pictures: none, unless a model family overrides this."""
+        return ()
+
+    def conditions(self, request: ResolvedRequest, encoded: tuple[Tensor, ...]) -> Conditions:  # noqa: ARG002
+        """Return the effect of a request's pictures: none, unless a model family overrides this."""
+        return NoConditions(self)
 
     def scheduler(self, num_inference_steps: int) -> Scheduler:
         """Return a new copy of the scheduler in the model's folder, set to `num_inference_steps` steps.
