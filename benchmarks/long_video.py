@@ -31,7 +31,9 @@ import torch
 from torch import Tensor
 
 from machine import RESULTS, write_results
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
+from paradit.config.requests import Request, ResolvedRequest
 from paradit.distributed.world import World
 from paradit.engine.predictors import sequence_parallel
 from paradit.models.families import loader
@@ -71,11 +73,14 @@ def prompts() -> tuple[tuple[Tensor], ...]:
     return tuple((torch.randn(1, 16, TEXT_DIM, generator=generator),) for _ in range(2))
 
 
+def request_of(model: VideoModel) -> ResolvedRequest:
+    return resolve(Request(prompt="any", num_inference_steps=QUEUE.num_steps, guidance_scale=3.0), model.spec)
+
+
 def blocks_of(model: VideoModel, share: LayerShare | None) -> Iterator[Tensor]:
     noise = PooledNoise((16, *HEIGHT_WIDTH), 0, QUEUE.block_frames, QUEUE.context_frames)
-    scales = (3.0,)
     return BlockPipeline(
-        model, QUEUE, prompts(), noise, HEIGHT_WIDTH, guidance_scales=scales, share=share
+        model, QUEUE, prompts(), noise, HEIGHT_WIDTH, request=request_of(model), share=share
     ).blocks()
 
 
@@ -102,8 +107,7 @@ def in_full(model: VideoModel, world: World | None) -> Make:
             model,
             noise,
             prompts(),
-            num_inference_steps=QUEUE.num_steps,
-            guidance_scales=(3.0,),
+            request=request_of(model),
             noise=partial(step_generator, 0),
             progress=Progress(),
             predictor=predictor,

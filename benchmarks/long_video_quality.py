@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from machine import write_results
+from paradit.config.methods.method import resolve
+from paradit.config.requests import Request
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.folder import find_model
 from paradit.models.protocol import VideoModel
@@ -28,7 +30,6 @@ from paradit.parallel.predictor import LocalPredictor
 from paradit.progress import Progress
 from paradit.sampling import fifo, full_sequence, windowed
 from paradit.sampling.block_pipeline import BlockPipeline
-from paradit.sampling.guidance import scales
 from paradit.sampling.noise import BlockNoise, IndependentNoise, PooledNoise, initial_noise, step_generator
 from paradit.scheduling.block_queue import BlockQueue
 from paradit.shapes.evaluate import evaluate, evaluate_long
@@ -104,15 +105,14 @@ def make(model: VideoModel, row: Row) -> np.ndarray:
     channels, frames, *size = model.spec.vae.latent_shape(row.num_frames, defaults.height, defaults.width)
     shape = (1, channels, frames, *size)
     prompts = model.encode_prompt(row.scene.prompt), model.encode_prompt("")
-    guidance_scales = scales(model.spec, defaults.guidance_scale)
+    request = resolve(Request(prompt=row.scene.prompt), model.spec)
     if not row.settings:
         latents: Any
         (latents,) = full_sequence.denoise(
             model,
             initial_noise(shape, row.seed, model.device),
             prompts,
-            num_inference_steps=defaults.num_inference_steps,
-            guidance_scales=guidance_scales,
+            request=request,
             noise=partial(step_generator, row.seed),
             progress=Progress(),
         )
@@ -125,14 +125,10 @@ def make(model: VideoModel, row: Row) -> np.ndarray:
     if kind == "independent":
         noise = IndependentNoise(frame, row.seed, queue.block_frames)
     if method == "dualparal":
-        pipeline = BlockPipeline(
-            model, queue, prompts, noise, (size[0], size[1]), guidance_scales=guidance_scales
-        )
+        pipeline = BlockPipeline(model, queue, prompts, noise, (size[0], size[1]), request=request)
         blocks = pipeline.blocks()
     else:
-        blocks = BLOCKS[method](
-            model, queue, prompts, noise, guidance_scales=guidance_scales, predictor=LocalPredictor()
-        )
+        blocks = BLOCKS[method](model, queue, prompts, noise, request=request, predictor=LocalPredictor())
     latents = LatentBlocks(shape, blocks)
     return np.stack(list(decode_frames(model, latents, None, Progress())))
 

@@ -398,12 +398,13 @@ def bytes_sent(world: World, folder: Path) -> list[int]:
 
     World.send = counting  # type: ignore[method-assign]
     for grid, left_context in CASES:
-        spec, queue, sent = read_spec(folder), small_video(folder, grid, left_context).queue, 0
+        spec, video, sent = read_spec(folder), small_video(folder, grid, left_context), 0
+        queue, request = video.queue, video.request
         model = loader(spec.pipeline_class)(spec, torch.float32, torch.device("cpu"))
         prompts = tuple(model.encode_prompt(text) for text in ("a red circle", "blurry"))
         share = divide_layers(model, world, None, grid)
         noise = PooledNoise((spec.vae.z_dim, 6, 8), 3, queue.block_frames, queue.context_frames)
-        pipeline = BlockPipeline(model, queue, prompts, noise, (6, 8), guidance_scales=(3.0,), share=share)
+        pipeline = BlockPipeline(model, queue, prompts, noise, (6, 8), request=request, share=share)
         assert len(list(pipeline.blocks())) == (5 if world.rank == 0 else 0)
         found.append(sent + (share.sharing.transport.bytes_sent if share.sharing.transport else 0))
     return found

@@ -89,7 +89,10 @@ def plainly(folder: Path) -> Tensor:
     """Denoise in a plain loop over diffusers' transformer and scheduler, with a generator for each step."""
     spec = read_spec(folder)
     model, latents = load(spec, "fp32"), initial_noise((1, 16, 2, 4, 8), SEED, torch.device("cpu"))
-    (text,), scheduler = model.encode_prompt(PROMPT), model.scheduler(4)
+    (text,), scheduler = (
+        model.encode_prompt(PROMPT),
+        model.scheduler(resolve(Request.of(prompt=PROMPT, **SIZE), spec)),
+    )
     expert: Any = model.experts[0]
     for step, time in enumerate(scheduler.timesteps):
         (prediction,) = expert.module(latents, time.expand(1), text, return_dict=False)

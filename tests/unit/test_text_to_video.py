@@ -74,11 +74,15 @@ def test_frames_equal_the_pipeline(folder: Path) -> None:
 def test_both_experts_serve(tmp_path: Path) -> None:
     spec = read_spec(save_folder("wan22_a14b", tmp_path))
     model = load(spec, "fp32")
-    served = [model.expert_at(timestep) for timestep in model.scheduler(8).timesteps]
+    served = [
+        model.expert_at(timestep)
+        for timestep in model.scheduler(resolve(Request(prompt="any", num_inference_steps=8), spec)).timesteps
+    ]
     assert served == sorted(served)
     assert set(served) == {0, 1}
-    assert guidance.scales(spec, 4.0) == (4.0, 3.0)
-    assert guidance.scales(spec, 7.0) == (7.0, 7.0)
+    for given, expected in [((4.0, None), (4, 3)), ((7.0, None), (7, 7)), ((4.0, 1.0), (4, 1))]:
+        asked = Request(prompt="any", guidance_scale=given[0], guidance_scale_2=given[1])
+        assert guidance.scales(spec, resolve(asked, spec)) == expected
 
 
 @torch.no_grad()

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from paradit.config.methods.method import resolve
 from paradit.config.placement import Placement
+from paradit.config.requests import Request, ResolvedRequest
 from paradit.distributed.world import World
 from paradit.engine.predictors import sequence_parallel
 from paradit.models.families import loader
@@ -51,6 +53,14 @@ def noise_for(model: VideoModel, queue: BlockQueue) -> BlockNoise:
     return PooledNoise((model.spec.vae.z_dim, *SIZE), 3, queue.block_frames, queue.context_frames)
 
 
+def request_of(model: VideoModel, queue: BlockQueue) -> ResolvedRequest:
+    first, second = SCALES[0], SCALES[1] if len(model.experts) == 2 else None
+    asked = Request(
+        prompt="any", num_inference_steps=queue.num_steps, guidance_scale=first, guidance_scale_2=second
+    )
+    return resolve(asked, model.spec)
+
+
 def make(
     method: ModuleType,
     model: VideoModel,
@@ -60,7 +70,6 @@ def make(
     state: QueueState | None = None,
     save: Callable[[QueueState], bool] | None = None,
 ) -> list[Tensor]:
-    scales = SCALES[: len(model.experts)]
     noise = noise_for(model, queue)
     return list(
         method.blocks(
@@ -68,7 +77,7 @@ def make(
             queue,
             prompts(model),
             noise,
-            guidance_scales=scales,
+            request=request_of(model, queue),
             predictor=predictor or LocalPredictor(),
             state=state,
             save=save,
@@ -99,8 +108,7 @@ def test_windows_are_videos_of_their_own_faded_into_each_other(queue: BlockQueue
             model,
             pool[:, :, window],
             prompts(model),
-            num_inference_steps=queue.num_steps,
-            guidance_scales=SCALES,
+            request=request_of(model, queue),
             noise=partial(step_generator, 3, part=start // blocks),
             progress=Progress(),
         )
@@ -129,8 +137,7 @@ def test_one_window_is_the_whole_video_at_once(tmp_path: Path) -> None:
         model,
         noise_for(model, QUEUES[3]).block(0)[:, :, :3],
         prompts(model),
-        num_inference_steps=3,
-        guidance_scales=SCALES[:1],
+        request=request_of(model, QUEUES[3]),
         noise=partial(step_generator, 0),
         progress=Progress(),
     )
@@ -146,7 +153,7 @@ def test_diagonally_as_written_down_plainly(variant: str, queue: BlockQueue, tmp
     transformer: Any = model.experts[0]
     module, last, num_frames = transformer.module, queue.num_steps, frames_in(queue)
     latents = whole_noise(model, queue)
-    solvers = [model.scheduler(last) for _ in range(num_frames)]
+    solvers = [model.scheduler(request_of(model, queue)) for _ in range(num_frames)]
     times = [*solvers[0].timesteps.tolist(), 0.0]
     for round in range(num_frames + last - 1):
         level = [min(max(0, round - frame), last) for frame in range(num_frames)]

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from messages import says
 from paradit.attention.local_attention import sdpa
+from paradit.config.methods.method import resolve
+from paradit.config.requests import Request, ResolvedRequest
 from paradit.distributed import tensor_queue
 from paradit.distributed.world import World
 from paradit.models.common.latent_blocks import LatentBlocks
@@ -83,6 +85,12 @@ def noise_for(model: VideoModel, case: Case, seed: int = 3) -> BlockNoise:
     return PooledNoise((model.spec.vae.z_dim, *SIZE), seed, case.block_frames, case.context_frames)
 
 
+def request_of(model: VideoModel, case: Case) -> ResolvedRequest:
+    second = 2.0 if len(model.experts) == 2 else None
+    asked = Request(prompt="any", num_inference_steps=case.steps, guidance_scale=3.0, guidance_scale_2=second)
+    return resolve(asked, model.spec)
+
+
 def pipeline(
     model: VideoModel,
     case: Case,
@@ -97,7 +105,7 @@ def pipeline(
         tuple(model.encode_prompt(text) for text in texts),
         noise_for(model, case),
         SIZE,
-        guidance_scales=(3.0, 2.0)[: len(model.experts)],
+        request=request_of(model, case),
         share=share,
         state=state,
     )
@@ -301,8 +309,7 @@ def test_one_block_is_the_whole_video_at_once(guided: bool, tmp_path: Path) -> N
             model,
             noise_for(model, case).block(0),
             tuple(model.encode_prompt(text) for text in texts),
-            num_inference_steps=case.steps,
-            guidance_scales=(3.0, 2.0),
+            request=request_of(model, case),
             noise=partial(step_generator, 0),
             progress=Progress(),
         )
@@ -325,7 +332,7 @@ class Plainly:
         for block in range(blocks):
             frames = min(case.block_frames, case.frames - block * case.block_frames)
             self.latents[block, 0] = self.noise.block(block)[:, :, :frames]
-            self.schedulers[block] = self.model.scheduler(case.steps)
+            self.schedulers[block] = self.model.scheduler(request_of(self.model, case))
         for round in range(blocks + case.steps - 1):
             for block in reversed(range(blocks)):
                 if 0 <= round - block < case.steps:
@@ -387,7 +394,7 @@ class Plainly:
 @torch.no_grad()
 def test_equals_the_method_written_plainly(case: Case, tmp_path: Path) -> None:
     model = load(save_folder("wan22_a14b", tmp_path, layers=2, scheduler=drawing_scheduler()))
-    experts = [model.expert_at(timestep) for timestep in model.scheduler(case.steps).timesteps]
+    experts = [model.expert_at(timestep) for timestep in model.scheduler(request_of(model, case)).timesteps]
     assert 0 in experts
     assert case.steps < 4 or 1 in experts
     for made, expected in zip(pipeline(model, case).blocks(), Plainly(model, case).make(), strict=True):

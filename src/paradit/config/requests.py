@@ -66,6 +66,9 @@ class Request:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     """Scale of classifier-free guidance; 1 turns guidance off."""
+    guidance_scale_2: float | None = None
+    """Guidance scale of the low-noise expert, for models with two experts; `None`: the model's default if
+    `guidance_scale` is the model's default too, and `guidance_scale` otherwise."""
     seed: int = 0
     fps: float | None = None
     """Frames per second of the video file; it does not change the frames."""
@@ -124,6 +127,8 @@ class ResolvedRequest:
     trim: bool
     num_inference_steps: int
     guidance_scale: float
+    guidance_scale_2: float | None = None
+    """Guidance scale of the low-noise expert; None: the model's default, or `guidance_scale`."""
     seed: int
     fps: float
     dtype: str | None
@@ -204,6 +209,7 @@ def resolved_fields(request: Request, spec: ModelSpec) -> dict[str, Any]:
             most=MAX_GUIDANCE,
             hint="1 turns guidance off",
         ),
+        "guidance_scale_2": _check_guidance_2(request.guidance_scale_2, spec),
         "seed": _check_seed(request.seed),
         "fps": _check_fps(_default(request.fps, defaults.fps)),
         "vae_tile": _check_tile(_default(request.vae_tile, spec.vae.default_tile), spec),
@@ -337,6 +343,16 @@ def _check_length(value: object) -> int:
         most=MAX_FRAMES,
         hint="for a video that runs until it is stopped, use duration inf",
     )
+
+
+def _check_guidance_2(value: object, spec: ModelSpec) -> float | None:
+    if value is None:
+        return None
+    if len(spec.transformers) == 1:
+        raise InputError(
+            f"guidance_scale_2 is for models with two experts, and '{spec.name}' has one: use guidance_scale"
+        )
+    return amount("guidance_scale_2", value, most=MAX_GUIDANCE, hint="1 turns guidance off")
 
 
 def _check_seed(value: object) -> int:

@@ -70,7 +70,7 @@ class _Warmup:
         _, _, frames, height, width = self._shape
         layout = transformer.layout((frames, height, width))
         latents = initial_noise(self._shape, self._request.seed, device).to(model.dtype)
-        first, *_ = model.scheduler(self._request.num_inference_steps).timesteps
+        first, *_ = model.scheduler(self._request).timesteps
         timestep = model.model_timestep(first, latents)
 
         def of(predictor: Predictor) -> float:

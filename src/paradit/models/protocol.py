@@ -306,8 +306,8 @@ class VideoModel(Protocol):
         encoded: the tensors that `encode_conditions` returned, perhaps on another rank.
         """
 
-    def scheduler(self, num_inference_steps: int) -> Scheduler:
-        """Return a new scheduler for one request, set to `num_inference_steps` steps."""
+    def scheduler(self, request: ResolvedRequest) -> Scheduler:
+        """Return a new scheduler for one video of a request, set to the request's denoising steps."""
 
     def expert_at(self, timestep: Tensor) -> int:
         """Return the index of the expert (one of the model's transformers) to use at a timestep."""

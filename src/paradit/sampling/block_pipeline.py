@@ -37,6 +37,7 @@ from torch import Tensor
 from paradit.attention.base import Attend, Kernel, Site
 from paradit.attention.local_attention import sdpa
 from paradit.attention.window import Features, Kept, Neighbour
+from paradit.config.requests import ResolvedRequest
 from paradit.models.protocol import Context as TextContext
 from paradit.models.protocol import Prompt, Scheduler, Tokens, Transformer, VideoModel
 from paradit.parallel.run_blocks import run, through_blocks
@@ -44,7 +45,7 @@ from paradit.progress import Progress
 from paradit.sampling.block_state import HeadFeatures, HeldBlock, QueueState
 from paradit.sampling.block_window import Sharing, Window
 from paradit.sampling.early_stop import UNWANTED, EarlyStop
-from paradit.sampling.guidance import guide
+from paradit.sampling.guidance import guide, scales
 from paradit.sampling.layer_split import LayerShare
 from paradit.sampling.noise import BlockNoise
 from paradit.sampling.pipeline_links import PipelineLinks, Shapes
@@ -71,7 +72,7 @@ class BlockPipeline:
         noise: BlockNoise,
         size: tuple[int, int],
         *,
-        guidance_scales: tuple[float, ...],
+        request: ResolvedRequest,
         progress: Progress | None = None,
         later: Sequence[tuple[int, Prompt]] = (),
         share: LayerShare | None = None,
@@ -83,20 +84,20 @@ class BlockPipeline:
 
         prompts: the prompt and, with guidance, the negative prompt. If each guidance branch does not have
         ranks of its own, the branches are computed one after the other. size: (h, w) of the latents.
-        guidance_scales: guidance scale for each of the model's experts. later: pairs of a frame block's
-        index, counted from 0, and the prompt that replaces the first one from that block on. share: this
-        rank's part in the pipeline, as `divide_layers` returned it; None for one process. state: a state from
-        which to resume, which `save` of `blocks` received earlier. wanted: function that returns whether the
-        rest of the video is still wanted; it is called on the first rank, in every round and after every
-        frame block.
+        request: the request, for its steps and its guidance. later: pairs of a frame block's index, counted
+        from 0, and the prompt that replaces the first one from that block on. share: this rank's part in the
+        pipeline, as `divide_layers` returned it; None for one process. state: a state from which to resume,
+        which `save` of `blocks` received earlier. wanted: function that returns whether the rest of the video
+        is still wanted; it is called on the first rank, in every round and after every frame block.
         """
         self._model, self._prompts, self._noise, self._size = model, prompts, noise, size
-        self._scales, self._kernel, self._later, self._wanted = guidance_scales, kernel, later, wanted
+        self._request, self._scales = request, scales(model.spec, request)
+        self._kernel, self._later, self._wanted = kernel, later, wanted
         self._progress = progress or Progress()
         self._grid, self._rank = (share.grid, share.world.rank) if share else (PipelineGrid(), 0)
         self._sharing = share.sharing if share else Sharing()
         self._branches = self._grid.branches(self._rank, len(prompts))
-        self._timesteps = model.scheduler(queue.num_steps).timesteps
+        self._timesteps = model.scheduler(request).timesteps
         self._experts = [model.expert_at(timestep) for timestep in self._timesteps]
         # An expert cannot read the keys of another one's layers: at these steps they are computed again.
         self._queue = replace(queue, expert_steps=_changes(self._experts))
@@ -261,7 +262,7 @@ class BlockPipeline:
         if step.step == 0:
             # The last block of a video may have fewer frames than the others.
             noise = self._noise.block(step.block)[:, :, : step.frames].to(self._model.device)
-            scheduler = self._model.scheduler(self._queue.num_steps)
+            scheduler = self._model.scheduler(self._request)
             self._held[step.block] = HeldBlock(level=0, latents=noise, before=None, scheduler=scheduler)
         parts = [self._held[step.block].at(step.step)]
         if step.left.computed:
@@ -363,7 +364,7 @@ class BlockPipeline:
 
     def _restore(self, state: QueueState) -> None:
         for number, block in state.blocks.items():
-            self._held[number] = HeldBlock.of(block, self._model.scheduler(self._queue.num_steps))
+            self._held[number] = HeldBlock.of(block, self._model.scheduler(self._request))
 
         def joined(features: HeadFeatures, site: Site) -> tuple[Tensor, Tensor]:
             parts = (features[(*site.key, head)] for head in self._heads)
@@ -383,7 +384,7 @@ class BlockPipeline:
 
     @cached_property
     def _fresh_scheduler(self) -> Scheduler:
-        return self._model.scheduler(self._queue.num_steps)
+        return self._model.scheduler(self._request)
 
 
 def _changes(experts: Sequence[int]) -> tuple[int, ...]:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from paradit.config.methods.blocks import BlocksRequest, in_blocks
 from paradit.config.requests import latent_shape
-from paradit.sampling import guidance
 from paradit.sampling.block_state import QueueState, shared_state
 from paradit.sampling.early_stop import Unwanted
 from paradit.sampling.noise import PooledNoise
@@ -31,7 +30,6 @@ class Begun:
     request: BlocksRequest
     queue: BlockQueue
     noise: PooledNoise
-    guidance_scales: tuple[float, ...]
     state: QueueState | None
     """State from the last checkpoint, on the first rank; None on other ranks, or if there is no checkpoint.
     """
@@ -89,7 +87,6 @@ class BlockSampler(Sampler):
             noise=PooledNoise(
                 (channels, height, width), request.seed, queue.block_frames, queue.context_frames
             ),
-            guidance_scales=guidance.scales(spec, request.guidance_scale),
             state=state,
             round=round,
             save=partial(self.after_round, work, queue) if predictor.is_first else None,
@@ -151,7 +148,7 @@ class PredictorSampler(BlockSampler):
             begun.queue,
             work.prompts,
             begun.noise,
-            guidance_scales=begun.guidance_scales,
+            request=begun.request,
             predictor=work.predictor,
             progress=work.progress,
             state=shared_state(begun.state, work.predictor, work.model.device),

@@ -55,7 +55,7 @@ class QueueSampler(BlockSampler):
             prompts,
             begun.noise,
             (size[0], size[1]),
-            guidance_scales=begun.guidance_scales,
+            request=begun.request,
             progress=work.progress,
             later=later,
             share=work.share,

@@ -21,13 +21,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from paradit.config.requests import ResolvedRequest
 from paradit.models.protocol import Prompt, Scheduler, VideoModel
 from paradit.parallel.predictor import Predictor
 from paradit.progress import Progress
 from paradit.sampling.block_sampler import PredictorSampler
 from paradit.sampling.block_state import BlockState, QueueState, restore_solver, solver_state
 from paradit.sampling.early_stop import Unwanted
-from paradit.sampling.guidance import guide
+from paradit.sampling.guidance import guide, scales
 from paradit.sampling.noise import BlockNoise
 from paradit.sampling.solver import solver_step
 from paradit.scheduling.block_queue import BlockQueue
@@ -50,7 +51,7 @@ def blocks(
     prompts: tuple[Prompt, ...],
     noise: BlockNoise,
     *,
-    guidance_scales: tuple[float, ...],
+    request: ResolvedRequest,
     predictor: Predictor,
     progress: Progress | None = None,
     state: QueueState | None = None,
@@ -58,24 +59,24 @@ def blocks(
 ) -> Iterator[Tensor]:
     """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank.
 
-    The model must have a single expert. save: function that is called with the state after every round, in
-    which each latent frame in the queue takes one step; it returns whether denoising continues. state: a
-    state from which to resume, which `save` received earlier. Steps of frame blocks are reported as stage
-    "denoise".
+    The model must have a single expert. request: the request, for its steps and its guidance. save: function
+    that is called with the state after every round, in which each latent frame in the queue takes one step;
+    it returns whether denoising continues. state: a state from which to resume, which `save` received
+    earlier. Steps of frame blocks are reported as stage "denoise".
 
     Raises FloatingPointError if latents become non-finite (inf or NaN), and Unwanted if `save` returns False
     before the end. All ranks raise it.
     """
     frames = replace(queue, block_frames=1, context_frames=0)
-    fresh, (guidance_scale,) = model.scheduler(queue.num_steps), guidance_scales
+    fresh, (guidance_scale,) = model.scheduler(request), scales(model.spec, request)
     predictions = _Predictions(model, predictor, prompts, guidance_scale, fresh.timesteps)
-    held = _restored(model, queue, state)
+    held = _restored(model, request, state)
     done = 0
     for round in frames.rounds(state.round if state else 0):
         active = frames.active(round)
         # A frame of noise joins the queue, unless the video's last frame has joined already.
         if active[-1] not in held:
-            held[active[-1]] = _joining(model, queue, noise, active[-1])
+            held[active[-1]] = _joining(model, queue, request, noise, active[-1])
         # No frame takes its step before all windows are predicted, so the order of the windows does not
         # matter.
         found: dict[int, Tensor] = {}
@@ -131,11 +132,13 @@ class _Predictions:
         return ((frame, part) for frame, part in zip(seen, parts, strict=True) if frame in own)
 
 
-def _joining(model: VideoModel, queue: BlockQueue, noise: BlockNoise, frame: int) -> _Frame:
+def _joining(
+    model: VideoModel, queue: BlockQueue, request: ResolvedRequest, noise: BlockNoise, frame: int
+) -> _Frame:
     """Return a frame of noise, with a new scheduler, that joins the queue."""
     block, place = divmod(frame, queue.block_frames)
     latents = noise.block(block)[:, :, place : place + 1].to(model.device)
-    return _Frame(latents, model.scheduler(queue.num_steps))
+    return _Frame(latents, model.scheduler(request))
 
 
 def _finished_block(queue: BlockQueue, ready: int) -> range | None:
@@ -194,11 +197,9 @@ def _state(round: int, held: dict[int, _Frame], fresh: Scheduler) -> QueueState:
     return QueueState(round=round, blocks=kept)
 
 
-def _restored(model: VideoModel, queue: BlockQueue, state: QueueState | None) -> dict[int, _Frame]:
+def _restored(model: VideoModel, request: ResolvedRequest, state: QueueState | None) -> dict[int, _Frame]:
     return {
-        number: _Frame(
-            block.latents, restore_solver(model.scheduler(queue.num_steps), block.solver), block.level
-        )
+        number: _Frame(block.latents, restore_solver(model.scheduler(request), block.solver), block.level)
         for number, block in (state.blocks.items() if state else ())
     }
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from paradit.config.requests import latent_shape
+from paradit.config.requests import ResolvedRequest, latent_shape
 from paradit.models.protocol import Prompt, Transformer, VideoModel
 from paradit.parallel.predictor import Branches, LocalPredictor, Predictor
 from paradit.progress import Progress
@@ -27,8 +27,7 @@ def denoise(
     latents: Tensor,
     prompts: tuple[Prompt, ...],
     *,
-    num_inference_steps: int,
-    guidance_scales: tuple[float, ...],
+    request: ResolvedRequest,
     noise: Callable[[int], torch.Generator],
     progress: Progress,
     predictor: Predictor | None = None,
@@ -36,16 +35,17 @@ def denoise(
 ) -> Iterator[Tensor]:
     """Denoise a whole video, and yield its latents [B, C, F, h, w], fp32, as a single block.
 
-    latents: the noise to begin with. guidance_scales: guidance scale for each of the model's experts. noise:
-    function that takes a step's index, counted from 0, and returns the random generator for noise that the
-    scheduler adds in that step. checkpoints: saved progress to resume from and to add to; only the first rank
+    latents: the noise to begin with. request: the request, for its steps and its guidance. noise: function
+    that takes a step's index, counted from 0, and returns the random generator for noise that the scheduler
+    adds in that step. checkpoints: saved progress to resume from and to add to; only the first rank
     has it. Steps are reported as stage "denoise".
 
     Raises FloatingPointError, naming the step, if the latents become non-finite (inf or NaN). Raises
     Unwanted, on all ranks after the same step, if `checkpoints` reports that the rest is no longer wanted.
     """
-    predictor, scheduler = predictor or LocalPredictor(), model.scheduler(num_inference_steps)
+    predictor, scheduler = predictor or LocalPredictor(), model.scheduler(request)
     experts, steps = _Experts(model, predictor, prompts, latents), len(scheduler.timesteps)
+    guidance_scales = scales(model.spec, request)
     with progress.stage("denoise", total=steps):
         begun, latents = resumed(checkpoints, predictor, scheduler, latents, progress)
         for step in range(begun, steps):
@@ -107,8 +107,7 @@ class FullSequence(Sampler):
             # Only the first rank draws the noise; the others receive it.
             predictor.share(make, shape, torch.float32, model.device),
             work.prompts,
-            num_inference_steps=request.num_inference_steps,
-            guidance_scales=scales(model.spec, request.guidance_scale),
+            request=request,
             noise=partial(step_generator, request.seed),
             progress=work.progress,
             predictor=predictor,

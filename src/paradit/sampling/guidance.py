@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from paradit.config.requests import ResolvedRequest
 from paradit.models.spec import ModelSpec
 
 
@@ -22,14 +23,13 @@ def guide(predictions: Sequence[Tensor], scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def scales(spec: ModelSpec, guidance_scale: float) -> tuple[float, ...]:
-    """Return the guidance scale for each of a model's experts.
+def scales(spec: ModelSpec, request: ResolvedRequest) -> tuple[float, ...]:
+    """Return a request's guidance scale for each of a model's experts.
 
     Experts may have different default scales. A request's `guidance_scale` that is not the model's default is
-    used for all experts, as in diffusers.
+    used for all experts, as in diffusers, unless the request has a `guidance_scale_2`.
     """
-    defaults = spec.defaults
-    second = defaults.guidance_scale_2
-    if second is None or guidance_scale != defaults.guidance_scale:
-        second = guidance_scale
-    return (guidance_scale, second)[: len(spec.transformers)]
+    first, second, defaults = request.guidance_scale, request.guidance_scale_2, spec.defaults
+    if second is None and first == defaults.guidance_scale:
+        second = defaults.guidance_scale_2
+    return (first, first if second is None else second)[: len(spec.transformers)]

@@ -55,7 +55,7 @@ def measure_layers(model: VideoModel, shape: tuple[int, int, int], prompt: Promp
     transformer, device = model.experts[0], model.device
     # The time does not depend on the values.
     latents = torch.zeros(1, model.spec.vae.z_dim, *shape, dtype=model.dtype, device=device)
-    timestep = model.model_timestep(model.scheduler(2).timesteps[0], latents)
+    timestep = model.model_timestep(torch.zeros((), device=device), latents)
     layout, layers, attend = transformer.layout(shape), transformer.layers, local()
 
     def layer(block: Block[Tokens], tokens: Tokens) -> None:

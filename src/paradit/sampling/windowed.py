@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from paradit.config.requests import ResolvedRequest
 from paradit.models.protocol import Prompt, VideoModel
 from paradit.parallel.predictor import Predictor
 from paradit.progress import Progress
@@ -30,7 +31,7 @@ def blocks(
     prompts: tuple[Prompt, ...],
     noise: BlockNoise,
     *,
-    guidance_scales: tuple[float, ...],
+    request: ResolvedRequest,
     predictor: Predictor,
     progress: Progress | None = None,
     state: QueueState | None = None,
@@ -38,10 +39,11 @@ def blocks(
 ) -> Iterator[Tensor]:
     """Yield each frame block's denoised latents [1, C, f, h, w], fp32, in order, on every rank.
 
-    Denoises one window after another: a frame block with the context frames beside it. save: function that is
-    called after every step with the latents of finished windows; it returns whether denoising continues.
-    state: a state from which to resume, which `save` received earlier. Steps of windows are reported as stage
-    "denoise". Raises FloatingPointError, on every rank, if latents become non-finite (inf or NaN).
+    Denoises one window after another: a frame block with the context frames beside it. request: the request,
+    for its steps and its guidance. save: function that is called after every step with the latents of
+    finished windows; it returns whether denoising continues. state: a state from which to resume, which
+    `save` received earlier. Steps of windows are reported as stage "denoise". Raises FloatingPointError, on
+    every rank, if latents become non-finite (inf or NaN).
     """
     begun = state.round if state else 0
     whole = {number: block.latents for number, block in state.blocks.items()} if state else {}
@@ -53,8 +55,7 @@ def blocks(
             model,
             noise_of(queue, noise, number).to(model.device),
             prompts,
-            num_inference_steps=queue.num_steps,
-            guidance_scales=guidance_scales,
+            request=request,
             noise=partial(noise.step, number),
             progress=_Within(progress or Progress(), (number - begun) * queue.num_steps),
             predictor=predictor,

@@ -8,15 +8,14 @@ from paradit.sampling.block_sampler import PredictorSampler
 from paradit.sampling.block_state import QueueState
 
 
-def blocks(model, queue, prompts, noise, *, guidance_scales, predictor, progress, state, save):
+def blocks(model, queue, prompts, noise, *, request, predictor, progress, state, save):
     """Yield the denoised latents of each block in order, on every rank that denoises."""
     for number in queue.blocks(state.round if state else 0):
         (clip,) = full_sequence.denoise(
             model,
             noise.block(number)[:, :, : queue.frames_of(number)].to(model.device),
             prompts,
-            num_inference_steps=queue.num_steps,
-            guidance_scales=guidance_scales,
+            request=request,
             noise=partial(noise.step, number),
             progress=Progress(),
             predictor=predictor,

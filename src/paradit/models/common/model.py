@@ -119,13 +119,13 @@ class PipelineModel(ABC):
         """Return the effect of a request's pictures: none, unless a model family overrides this."""
         return NoConditions(self)
 
-    def scheduler(self, num_inference_steps: int) -> Scheduler:
-        """Return a new copy of the scheduler in the model's folder, set to `num_inference_steps` steps.
+    def scheduler(self, request: ResolvedRequest) -> Scheduler:
+        """Return a new copy of the scheduler in the model's folder, set to a request's denoising steps.
 
-        Each request needs a copy of its own, because a scheduler keeps state from step to step.
+        Each video needs a copy of its own, because a scheduler keeps state from step to step.
         """
         own = self.prepared(copy.deepcopy(self._pipeline.scheduler))
-        self.schedule(own, num_inference_steps, self.device)
+        self.schedule(own, request.num_inference_steps, self.device)
         return own
 
     def prepared(self, scheduler: Scheduler) -> Scheduler:
