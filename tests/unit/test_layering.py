@@ -19,6 +19,7 @@ LAYERS = [
     ["device_memory", "devices", "files", "waiting", "streams", "launcher_environment", "stopping", "logs"],
     ["trace"],
     ["attention_backends"],
+    ["inputs"],
     ["config"],
     ["shapes"],
     [
@@ -62,6 +63,7 @@ TORCH_FREE = [
     "attention.timing",
     "config",
     "files",
+    "inputs",
     "attention_backends",
     "launcher_environment",
     "logs",
@@ -94,7 +96,7 @@ ONLY_IN = {
     "fastapi": ["server"],
     "pydantic": ["server"],
     "typer": ["cli"],
-    "av": ["video"],
+    "av": ["inputs", "video"],
 }
 
 

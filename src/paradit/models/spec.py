@@ -149,6 +149,10 @@ class ModelSpec:
     """Number of text tokens that a prompt is padded or cut to."""
     embedded_guidance: bool = False
     """Whether the transformer takes the guidance scale as an input, which saves a second guidance branch."""
+    takes: frozenset[str] = frozenset()
+    """Names of the pictures that a request may give the model: `image`, `last_image`, `video`."""
+    needs_image: bool = False
+    """Whether a request must give the model a picture of the first frame (`image`)."""
     one_timestep: bool = False
     """Whether all tokens of a video must have the same timestep."""
     latents_held: int = 9

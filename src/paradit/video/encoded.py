@@ -10,10 +10,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from av.video.stream import VideoStream
 
 from paradit.files import temporary_name
+from paradit.inputs.videos import PRECISE
 from paradit.video.frame import Frame
 
 # x264's macroblock tree is off: with it, and x264's assembly, narrow videos (96 pixels) differ between
@@ -33,17 +34,6 @@ CLUSTERS = {"cluster_time_limit": "250", "fflags": "+bitexact"}
 GROWING = {".mp4": FRAGMENTS, ".mov": FRAGMENTS, ".mkv": CLUSTERS, ".webm": CLUSTERS}
 FASTSTART = {"movflags": "+faststart"}
 """Muxer options that put the index at the start of a video file, so that browsers can play it while loading.
-"""
-
-PRECISE = (
-    Interpolation.BICUBIC
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INP
-    | Interpolation.FULL_CHR_H_INT
-)
-"""Interpolation flags for conversions between RGB and YUV that keep the picture's brightness.
-
-Without the last three flags, each conversion darkens the picture by one level.
 """
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from paradit.config.errors import InputError
-from paradit.video.encoded import PRECISE
+from paradit.inputs.videos import PRECISE
 from paradit.video.frame import Frame
 
 

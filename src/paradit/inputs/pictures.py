@@ -1,0 +1,91 @@
+"""Reader of picture files: checked, upright, over black, and fitted to the size of a video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from paradit.config.errors import InputError
+from paradit.config.limits import shown
+from paradit.inputs.files import MAX_PIXELS, check_pixels, input_file, stamp
+from paradit.inputs.fitting import Pixels, fitted
+from paradit.inputs.kinds import is_video, num_moving, open_picture, quiet
+
+
+def picture_size(name: str, path: str) -> tuple[int, int]:
+    """Return the width and height of a picture file, held upright, after decoding it whole once.
+
+    name: name of the option that gave the path. Raises InputError if the file is not one whole picture.
+    """
+    found = input_file(name, path)
+    return _size(name, found, stamp(found))
+
+
+def fitted_picture(path: str | Path, width: int, height: int, fit: str) -> Pixels:
+    """Return a picture fitted to a size, uint8 `[height, width, 3]`: equal files give equal values.
+
+    It is turned as its EXIF data say, and laid over black where it is transparent; colour profiles are not
+    applied. fit: `cover`, `contain` or `stretch`. Raises InputError.
+    """
+    with _opened("image", input_file("image", str(path))) as picture:
+        upright = _rgb(picture)
+    return fitted(upright, upright.width / upright.height, width, height, fit)
+
+
+@lru_cache(maxsize=256)
+def _size(name: str, path: Path, _stamp: tuple[int, int, int]) -> tuple[int, int]:
+    with _opened(name, path) as picture:
+        return _rgb(picture).size
+
+
+@contextmanager
+def _opened(name: str, path: Path) -> Iterator[Image.Image]:
+    """Open a picture file; raise InputError for one that is not valid, also from within the `with` block."""
+    said = f"{name} {shown(path.name)}"
+    try:
+        with open_picture(path) as picture:
+            check_pixels(name, path, *picture.size)
+            if (number := num_moving(picture)) > 1:
+                raise InputError(f"{said} is animated ({number} frames): save one of them as a picture")
+            yield picture
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        most = MAX_PIXELS // 10**6
+        raise InputError(f"{said} has too many pixels: scale it down to at most {most} million") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{said} {_what_instead(path)}") from None
+    except Exception:  # Pillow raises many types for broken files
+        raise InputError(f"{said} is broken or cut off: it cannot be decoded") from None
+
+
+def _what_instead(path: Path) -> str:
+    """Return what a file is that is not a picture in a known format, and what to do, for an error message."""
+    with path.open("rb") as file:
+        start = file.read(12)
+    if start[4:8] == b"ftyp" and start[8:11] in (b"hei", b"hev", b"mif"):
+        return "is an HEIC picture, which is not supported: save it as JPEG or PNG"
+    if is_video(path):
+        return "is a video: give it as video, or save one of its frames as a picture"
+    return "is not a picture in a known format: save it as PNG or JPEG"
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """Return a picture in RGB with 8 bits, held upright and laid over black."""
+    with quiet():
+        picture.load()
+        upright = ImageOps.exif_transpose(picture)
+    if upright.mode == "F":
+        raise ValueError("the range of its values is not known")
+    if upright.mode.startswith("I"):  # grey with 16 bits, which Pillow would cut off at 255
+        grey = np.clip(np.asarray(upright).astype(np.int64), 0, 65535)
+        upright = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    if upright.has_transparency_data:
+        over = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", over.size, (0, 0, 0, 255)), over)
+    return upright.convert("RGB")
