@@ -35,6 +35,7 @@ from paradit.models.folder import bundled_folder, find_model
 from paradit.models.hunyuan_video import spec as hunyuan_video
 from paradit.models.spec import read_spec
 from paradit.models.wan import spec as wan
+from paradit.models.wan import vae_spec as wan_vae
 from paradit.planner.hardware import find_cluster
 from paradit.sampling.block_state import QueueState
 from paradit.sampling.solver_state import SolverState
@@ -218,7 +219,7 @@ def test_checkpoints(file: str, read: Callable[[bytes], object], data: st.DataOb
     [
         (wan.PipelineConfig, diffusers.WanPipeline),
         (wan.TransformerConfig, diffusers.WanTransformer3DModel),
-        (wan.VaeConfig, diffusers.AutoencoderKLWan),
+        (wan_vae.VaeConfig, diffusers.AutoencoderKLWan),
         (hunyuan_video.TransformerConfig, diffusers.HunyuanVideoTransformer3DModel),
         (hunyuan_video.VaeConfig, diffusers.AutoencoderKLHunyuanVideo),
     ],

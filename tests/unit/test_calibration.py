@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from paradit.models.wan.spec import transformer_spec, vae_spec
+from paradit.models.wan.spec import transformer_spec
+from paradit.models.wan.vae_spec import vae_spec
 from paradit.planner.calibration import (
     Attention,
     Block,

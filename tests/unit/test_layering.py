@@ -25,7 +25,7 @@ LAYERS = [
     [
         *("models.defaults", "models.vae_spec", "models.spec", "models.joint_spec", "models.registry"),
         "models.umt5",
-        *("models.wan.spec", "models.hunyuan_video.spec"),
+        *("models.wan.vae_spec", "models.wan.spec", "models.hunyuan_video.spec"),
         *("models.hub", "models.hub_errors", "models.folder", "models.folder_check", "models.folder_json"),
         *("models.identity", "models.known_schedulers"),
         *("models.published", "models.open_sora_plan"),

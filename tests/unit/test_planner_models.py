@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from paradit.distributed.agreement import Agreement
 from paradit.models.hunyuan_video import spec as hunyuan_spec
 from paradit.models.hunyuan_video.decoder import HunyuanVideoDecoder
-from paradit.models.wan.spec import vae_spec
+from paradit.models.wan.vae_spec import vae_spec
 from paradit.stages.decode import pictures
 from tiny import hunyuan_vae, vae
 
@@ -30,6 +30,16 @@ def test_wan_decode(variant: str) -> None:
     side = spec.spatial_compression
     latents = torch.randn(1, spec.z_dim, 3, 4, 6)
     assert counted(lambda: model.decode(latents)) == spec.decode_flops(9, 4 * side, 6 * side)
+
+
+@pytest.mark.parametrize("variant", ["wan21", "wan22_ti2v"])
+@pytest.mark.parametrize("num_frames", [1, 9])
+def test_wan_encode(variant: str, num_frames: int) -> None:
+    model = vae(variant)
+    spec = vae_spec(model.config)
+    side = spec.spatial_compression
+    video = torch.zeros(1, 3, num_frames, 4 * side, 6 * side)
+    assert counted(lambda: model.encode(video)) == spec.encode_flops(num_frames, 4 * side, 6 * side)
 
 
 # One tile, one group; tiles in height only, three groups; in both.

@@ -15,8 +15,9 @@ from paradit.models.protocol import Frames
 from paradit.models.spec import TransformerSpec
 from paradit.models.vae_spec import VaeSpec
 from paradit.models.wan.decoder import WanDecoder
-from paradit.models.wan.spec import transformer_spec, vae_spec
+from paradit.models.wan.spec import transformer_spec
 from paradit.models.wan.transformer import WanBlock, WanTokens, WanTransformer
+from paradit.models.wan.vae_spec import vae_spec
 
 TEXT_DIM = 64
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 from paradit.config.errors import InputError
-from paradit.config.options import ABOVE_ZERO, Option, decode_known
+from paradit.config.options import Option, decode_known
 from paradit.models.defaults import Defaults
 from paradit.models.folder_json import components, own_settings, read_index, read_json, stored_weights
 from paradit.models.spec import (
     CONFIG,
     FIXED,
-    MAX_LEVELS,
     MAX_SIZE,
     Layers,
     ModelSpec,
@@ -25,7 +24,7 @@ from paradit.models.spec import (
     Weights,
 )
 from paradit.models.umt5 import UMT5Config, read_umt5, umt5_parameters
-from paradit.models.vae_spec import VaeSpec, convolution, resnet
+from paradit.models.wan.vae_spec import vae_spec
 
 # Default max_sequence_length of WanPipeline.__call__.
 TEXT_LENGTH = 512
@@ -34,44 +33,6 @@ TEXT_LENGTH = 512
 WAN_2_1 = Defaults(width=832, height=480, num_frames=81, fps=16, num_inference_steps=50, guidance_scale=5.0)
 WAN_2_2_A14B = replace(WAN_2_1, num_inference_steps=40, guidance_scale=4.0, guidance_scale_2=3.0)
 WAN_2_2_TI2V = replace(WAN_2_1, width=1280, height=704, num_frames=121, fps=24)
-
-LATENTS_MEAN = (
-    -0.7571,
-    -0.7089,
-    -0.9113,
-    0.1075,
-    -0.1745,
-    0.9653,
-    -0.1517,
-    1.5508,
-    0.4134,
-    -0.0715,
-    0.5517,
-    -0.3632,
-    -0.1922,
-    -0.9497,
-    0.2503,
-    -0.2921,
-)
-LATENTS_STD = (
-    2.8184,
-    1.4541,
-    2.3275,
-    2.6558,
-    1.2196,
-    1.7708,
-    2.6052,
-    2.0743,
-    3.2687,
-    2.1526,
-    2.8652,
-    1.5579,
-    1.6382,
-    1.1253,
-    2.8251,
-    1.916,
-)
-"""Standard deviations of AutoencoderKLWan's latent channels by default; `LATENTS_MEAN` holds the means."""
 
 _COMPONENTS = ("text_encoder", "transformer", "transformer_2", "vae")
 
@@ -109,46 +70,6 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         if self.attention_head_dim % 2:
             raise InputError(f"attention_head_dim must be even, got {self.attention_head_dim}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class VaeConfig:
-    """Configuration of an AutoencoderKLWan, with the class's defaults."""
-
-    _class_name: Annotated[str, FIXED] = "AutoencoderKLWan"
-    base_dim: Size = 96
-    decoder_base_dim: Annotated[int | None, Option(least=1, most=MAX_SIZE)] = None
-    z_dim: Size = 16
-    dim_mult: Annotated[tuple[int, ...], Option(least=1, most=1000)] = (1, 2, 4, 4)
-    num_res_blocks: Layers = 2
-    attn_scales: Annotated[tuple[float, ...], FIXED] = ()
-    temperal_downsample: tuple[bool, ...] = (False, True, True)
-    dropout: Annotated[float, Option(least=0, most=1)] = 0.0
-    latents_mean: Annotated[tuple[float, ...], Option()] = LATENTS_MEAN
-    latents_std: Annotated[tuple[float, ...], Option(least=ABOVE_ZERO)] = LATENTS_STD
-    is_residual: bool = False
-    in_channels: Size = 3
-    out_channels: Size = 3
-    patch_size: Annotated[int | None, Option(least=1, most=16)] = None
-    scale_factor_temporal: Size = 4
-    scale_factor_spatial: Size = 8
-
-    def __post_init__(self) -> None:
-        levels = len(self.dim_mult)
-        if not 1 <= levels <= MAX_LEVELS or len(self.temperal_downsample) != levels - 1:
-            raise InputError(
-                f"dim_mult must have 1 to {MAX_LEVELS} numbers, and temperal_downsample one less, "
-                f"got {levels} and {len(self.temperal_downsample)}"
-            )
-        temporal, spatial = 2 ** sum(self.temperal_downsample), 2 ** (levels - 1) * (self.patch_size or 1)
-        for name, value in (("scale_factor_temporal", temporal), ("scale_factor_spatial", spatial)):
-            if getattr(self, name) != value:
-                raise InputError(f"{name} must be {value} with these levels, got {getattr(self, name)}")
-        for name, values in (("latents_mean", self.latents_mean), ("latents_std", self.latents_std)):
-            if len(values) != self.z_dim and values not in (LATENTS_MEAN, LATENTS_STD):
-                raise InputError(
-                    f"{name} must have a number for each of z_dim {self.z_dim}, got {len(values)}"
-                )
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -253,64 +174,3 @@ def _expected_parameters(
     if component in transformers:
         return transformers[component].num_parameters
     return umt5_parameters(text_encoder) if component == "text_encoder" else 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class WanVaeSpec(VaeSpec):
-    """Sizes of an AutoencoderKLWan, whose decoder runs one latent frame at a time."""
-
-    is_residual: bool
-    temporal_upsample: tuple[bool, ...]
-    """For each level of the decoder except the last, whether it doubles the number of frames. The deepest
-    level comes first."""
-    out_channels: int
-
-    def decode_flops(self, num_frames: int, height: int, width: int) -> int:
-        """Count the floating-point operations of decoding a whole video.
-
-        Includes convolutions and attention, as torch counts them.
-        """
-        _, frames, height, width = self.latent_shape(num_frames, height, width)
-        channels = self.decoder_channels[::-1]
-        deepest, area = channels[0], height * width
-        total = convolution(self.z_dim, self.z_dim, 1, frames * area)  # before the decoder
-        total += convolution(self.z_dim, deepest, 27, frames * area)
-        # The middle block: two residual blocks, with attention between them.
-        total += 2 * resnet(deepest, deepest, frames * area)
-        total += frames * (8 * area * deepest**2 + 4 * area**2 * deepest)  # attention within each frame
-        inputs = deepest
-        for level, outputs in enumerate(channels):
-            total += resnet(inputs, outputs, frames * area)
-            total += self.num_res_blocks * resnet(outputs, outputs, frames * area)
-            inputs = outputs
-            if level + 1 < len(channels):
-                if self.temporal_upsample[level]:
-                    # The first frame is not doubled.
-                    total += convolution(outputs, 2 * outputs, 3, (frames - 1) * area)
-                    frames = 2 * frames - 1
-                area *= 4
-                # Upsampling halves the number of channels, except in residual decoders (Wan 2.2).
-                inputs = outputs if self.is_residual else outputs // 2
-                total += convolution(outputs, inputs, 9, frames * area)
-        return total + convolution(inputs, self.out_channels, 27, frames * area)
-
-
-def vae_spec(config: Mapping[str, object], where: str = "") -> WanVaeSpec:
-    """Return the latent geometry and sizes in an AutoencoderKLWan configuration. Raises InputError.
-
-    where: the path of the configuration file, for error messages.
-    """
-    found = decode_known(VaeConfig, config, where)
-    base_dim = found.decoder_base_dim or found.base_dim
-    return WanVaeSpec(
-        z_dim=found.z_dim,
-        temporal_compression=found.scale_factor_temporal,
-        spatial_compression=found.scale_factor_spatial,
-        decoder_dim=base_dim * found.dim_mult[0],
-        decoder_channels=tuple(base_dim * multiplier for multiplier in found.dim_mult),
-        pixel_patch=found.patch_size or 1,
-        num_res_blocks=found.num_res_blocks,
-        is_residual=found.is_residual,
-        temporal_upsample=found.temperal_downsample[::-1],
-        out_channels=found.out_channels,
-    )
