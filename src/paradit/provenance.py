@@ -32,6 +32,7 @@ def provenance(
         "software": f"paradit {__version__}",
         "model": spec.name,
         "model_hash": model_hash(spec.folder, spec.variant),
+        **({"loras": [lora.about() for lora in spec.loras]} if spec.loras else {}),
         **{name: value for name, value in fields.items() if value not in (None, ())},
         "dtype": dtype,
         "attention_backend": attention_backend,

@@ -24,6 +24,8 @@ from paradit.config.requests import Request, ResolvedRequest, chosen_seed, frame
 from paradit.device_memory import peak_memory_bytes
 from paradit.files import named, reserved
 from paradit.memory_check import check_memory, name_of
+from paradit.models.common.loading import check_loras
+from paradit.models.find_lora import with_loras
 from paradit.models.folder import BUNDLED, download_weights, find_spec
 from paradit.models.protocol import Frames, Prompt, VideoModel
 from paradit.models.spec import ModelSpec
@@ -179,6 +181,7 @@ def generate(
     model: str | Path = BUNDLED,
     revision: str | None = None,
     variant: str | None = None,
+    loras: Iterable[str | Path] = (),
     width: int | None = None,
     height: int | None = None,
     num_frames: int | None = None,
@@ -197,9 +200,10 @@ def generate(
     """Generate a video from a text, in this process. Arguments that are None are as in `paradit generate`.
 
     model: "shapes" (bundled), a folder in diffusers' format, or a hub id. revision: a branch, tag or commit
-    on the hub. variant: variant of the weights, such as "fp16". duration: seconds, or text such as "1.5min",
-    instead of num_frames. seed: a number, or "random". dtype: "fp32" or "bf16". vae_tile: side, in pixels, of
-    the tiles that frames are decoded in. method: "full", or for long videos "dualparal", "windowed" or
+    on the hub. variant: variant of the weights, such as "fp16". loras: LoRA files to merge into the model, as
+    for `--lora`, such as "FILE=0.8@high". duration: seconds, or text such as "1.5min", instead of num_frames.
+    seed: a number, or "random". dtype: "fp32" or "bf16". vae_tile: side, in pixels, of the tiles that frames
+    are decoded in. method: "full", or for long videos "dualparal", "windowed" or
     "fifo". prompts_at: pairs (seconds, text) of later prompts for a long video. progress: receiver of
     progress and warnings; without it, warnings are issued by Python's `warnings`.
 
@@ -212,7 +216,7 @@ def generate(
         raise InputError(f"progress must be a paradit.progress.Progress, got {typed(progress)}")
     if not isinstance(model, (str, Path)):
         raise InputError(f"model must be a name or a folder, got {typed(model)}")
-    spec = find_spec(str(model), revision=revision, variant=variant)
+    spec = with_loras(find_spec(str(model), revision=revision, variant=variant), loras)
     asked = Request(
         prompt=prompt,
         negative_prompt=negative_prompt,
@@ -242,7 +246,7 @@ def _check(request: ResolvedRequest, spec: ModelSpec, progress: Progress) -> Non
             "duration inf works only with `paradit generate`, which writes the video while it is made"
         )
     check_scheduler(spec, request)
-    warnings = [*warnings_for(request, spec), check_memory(spec, request)]
+    warnings = [*warnings_for(request, spec), *check_loras(spec), check_memory(spec, request)]
     for warning in warnings:
         if warning:
             progress.warn(warning)

@@ -24,6 +24,7 @@ LAYERS = [
     ["shapes"],
     [
         *("models.defaults", "models.vae_spec", "models.spec", "models.joint_spec", "models.registry"),
+        *("models.lora", "models.find_lora"),
         "models.umt5",
         *("models.wan.vae_spec", "models.wan.spec", "models.hunyuan_video.spec"),
         *("models.hub", "models.hub_errors", "models.folder", "models.folder_check", "models.folder_json"),

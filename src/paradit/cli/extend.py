@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from paradit.cli.commands.extend_options import ExtendOptions
 from paradit.cli.reporters import make_reporter
-from paradit.cli.run_model import complete_run_model, find_run_model
+from paradit.cli.run_model import complete_run_model, find_run_model, run_spec
 from paradit.cli.signals import stop
 from paradit.config.errors import InputError
 from paradit.config.methods.method import check_placement, method_of
@@ -23,7 +23,7 @@ from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make
 from paradit.engine.run_folder import RunFolder, find_run
 from paradit.launcher_environment import launched
-from paradit.models.spec import ModelSpec, read_spec
+from paradit.models.spec import ModelSpec
 from paradit.scheduler_check import check_scheduler
 from paradit.video.writer import check_target
 
@@ -38,7 +38,7 @@ def extend(options: ExtendOptions) -> int:
         run = folder.read()
         _check_alone(options, run)
         model = find_run_model(run)
-        spec = read_spec(model, run.variant)
+        spec = run_spec(run, model)
         longer = _longer(run, options, folder, spec)
         for job in longer.jobs:
             check_placement(longer.placement, job.request, spec)

@@ -26,6 +26,7 @@ from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make
 from paradit.engine.run_folder import RunFolder
 from paradit.launcher_environment import check_meeting_point, is_first_rank, launched
+from paradit.models.find_lora import with_loras
 from paradit.models.folder import download_weights, find_spec
 from paradit.models.identity import model_hash
 from paradit.models.spec import ModelSpec
@@ -94,6 +95,7 @@ def _check(options: GenerateOptions, report: Reporter) -> Checked:
     read_values(declared(Run), kept)
     loads = not options.dry_run
     spec = find_spec(options.model, revision=options.revision, variant=options.variant, loads=loads)
+    spec = with_loras(spec, options.lora or ())
     as_asked = make_jobs(options, prompts, spec)
     if not options.seed.strip().isdecimal():
         report.emit(Explained(line=f"seed {as_asked[0].request.seed}"))
@@ -135,6 +137,7 @@ def _run(options: GenerateOptions, jobs: list[Job], spec: ModelSpec, placement: 
         model_hash=model_hash(spec.folder, options.variant),
         revision=options.revision,
         variant=options.variant,
+        loras=spec.loras,
         jobs=tuple(jobs),
         placement=placement,
         overwrite=options.overwrite,

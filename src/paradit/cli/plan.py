@@ -16,6 +16,7 @@ from paradit.config.limits import whole
 from paradit.config.methods.method import planned_methods, resolve
 from paradit.config.requests import Request, ResolvedRequest, asked_size, frames_for, latent_shape
 from paradit.files import write_whole
+from paradit.models.find_lora import with_loras
 from paradit.models.folder import find_model
 from paradit.models.published import find_published, published_spec
 from paradit.models.spec import ModelSpec, read_spec
@@ -42,7 +43,7 @@ def plan(options: PlanOptions) -> int:
     for name, path, suffix in (("trace", options.trace, ".json"), ("plot", options.plot, ".png")):
         _check_target(name, path, suffix, overwrite=options.overwrite)
     cluster = find_cluster(options.gpus)
-    spec = _spec(options.model)
+    spec = with_loras(_spec(options.model), options.lora or ())
     request, long = _requests(options, spec)
     simulator = Simulator(cluster, spec, request, options.dtype, long)
     plans = find_plans(simulator, options.num_prompts, options.goal)

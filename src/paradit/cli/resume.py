@@ -8,7 +8,7 @@ from pathlib import Path
 
 from paradit.cli.commands.resume_options import ResumeOptions
 from paradit.cli.reporters import make_reporter
-from paradit.cli.run_model import complete_run_model, find_run_model
+from paradit.cli.run_model import complete_run_model, find_run_model, run_spec
 from paradit.cli.signals import stop
 from paradit.config.errors import InputError
 from paradit.config.methods.method import resolve
@@ -18,7 +18,6 @@ from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, make
 from paradit.engine.run_folder import RUNS, RunFolder, find_run, unfinished
 from paradit.launcher_environment import check_meeting_point, is_first_rank, launched
-from paradit.models.spec import read_spec
 from paradit.scheduler_check import check_scheduler
 
 
@@ -37,7 +36,7 @@ def resume(options: ResumeOptions) -> int:
             )
         _check_outputs(run, folder, options.overwrite)
         model = find_run_model(run)
-        spec = read_spec(model, run.variant)
+        spec = run_spec(run, model)
         # Resolved again, which checks all values: `run.json` may have been changed by hand.
         jobs = tuple(replace(job, request=resolve(job.request.asked(), spec)) for job in run.jobs)
         run = replace(run, jobs=jobs)

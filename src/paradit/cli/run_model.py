@@ -9,8 +9,10 @@ from pathlib import Path
 
 from paradit.config.errors import InputError
 from paradit.engine.job import Run
+from paradit.models.find_lora import with_same_loras
 from paradit.models.folder import download_weights, find_model
 from paradit.models.identity import model_hash
+from paradit.models.spec import ModelSpec, read_spec
 
 
 def find_run_model(run: Run) -> Path:
@@ -21,6 +23,14 @@ def find_run_model(run: Run) -> Path:
     if run.model_folder and Path(run.model_folder).is_dir():
         return find_model(run.model_folder, variant=run.variant)
     return find_model(run.model, revision=run.revision, variant=run.variant)
+
+
+def run_spec(run: Run, folder: Path) -> ModelSpec:
+    """Return the spec of a run's model, with the run's LoRAs.
+
+    folder: the model's folder. Raises InputError if a LoRA is missing, or has changed since the run began.
+    """
+    return with_same_loras(read_spec(folder, run.variant), run.loras)
 
 
 def complete_run_model(run: Run, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Check that videos fit into memory, before any weights are loaded."""
+"""Checks, before any weights are loaded, that LoRAs fit the model, and that videos fit into memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,18 @@ def admit(
 ) -> None:
     """Warn of videos that may need too much memory, and refuse those that surely need too much.
 
+    Before that, LoRAs that cannot be merged into the model are refused, and parts of them that are left out
+    are warned of.
+
     known: names of the command-line options that warnings and errors may advise; None: all options of
-    `paradit generate`. Raises InputError for a video that is refused.
+    `paradit generate`. Raises InputError for a video or a LoRA that is refused.
     """
     # This imports torch to query the device, so it comes after all checks that need no torch.
     from paradit.memory_check import check_memory
+    from paradit.models.common.loading import check_loras
 
+    for line in check_loras(spec):
+        warn(line)
     here = launched()
     local_ranks = here.local_ranks if here else None
     warnings = [check_memory(spec, job.request, placement, local_ranks, known=known) for job in jobs]

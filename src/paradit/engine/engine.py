@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -34,6 +34,7 @@ from paradit.engine.reserve import files_reserved
 from paradit.engine.run import check_devices, leave, make_driver, order_of
 from paradit.engine.run_folder import RunFolder
 from paradit.files import named
+from paradit.models.find_lora import with_loras
 from paradit.models.folder import BUNDLED, download_weights, find_model
 from paradit.models.identity import model_hash
 from paradit.models.spec import ModelSpec, read_spec
@@ -57,13 +58,15 @@ class Engine:
         model: str | Path = BUNDLED,
         placement: Placement | str | None = None,
         *,
+        loras: Iterable[str | Path] = (),
         plan_for: Sequence[Request] = (),
         hang_limit: float = HANG_SECONDS,
         emit: Emit | None = None,
     ) -> None:
         """Set up an engine; nothing is loaded before the first request. Raises InputError.
 
-        model: `bundled`, a folder, or a hub id. placement: which ranks do which stages; None: one rank, in a
+        model: `bundled`, a folder, or a hub id. loras: LoRA files to merge into it, as for `--lora`:
+        "FILE=0.8@high". placement: which ranks do which stages; None: one rank, in a
         thread of this process; "auto": the fastest placement. plan_for: requests for which "auto" chooses; if
         empty, it chooses for the first request that is submitted. hang_limit: seconds without progress on any
         rank after which ranks are considered hung. emit: function called with every event of all jobs, in the
@@ -73,7 +76,7 @@ class Engine:
         Run(model=str(model), jobs=(), placement=Placement(), hang_limit=hang_limit)  # checks the values
         if emit is not None and not callable(emit):
             raise InputError(f"emit must be a function that takes an event, got {shown(emit)}")
-        self.spec: ModelSpec = read_spec(find_model(str(model)))
+        self.spec: ModelSpec = with_loras(read_spec(find_model(str(model))), loras)
         if isinstance(plan_for, Request):
             raise InputError("plan_for must be a list of Requests, got a single one")
         self._model, self._hang_limit, self._emit = str(model), hang_limit, emit
@@ -229,6 +232,7 @@ class Engine:
             model=self._model,
             model_folder=str(self.spec.folder.absolute()),
             model_hash=self._model_hash,
+            loras=self.spec.loras,
             jobs=(job,),
             placement=placement,
             overwrite=overwrite,

@@ -11,6 +11,7 @@ from paradit.config.methods.method import method_of
 from paradit.config.options import Option, check
 from paradit.config.placement import Placement
 from paradit.config.requests import ResolvedRequest
+from paradit.models.lora import Lora
 from paradit.models.spec import ModelSpec
 from paradit.video.writer import growing_name
 
@@ -42,6 +43,7 @@ class Job:
         return {
             "path": self.output,
             "model": spec.name,
+            **({"loras": [str(lora) for lora in spec.loras]} if spec.loras else {}),
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
             "width": request.width,
@@ -67,6 +69,8 @@ class Run:
     """Branch, tag or commit of a hub model, if the user asked for one; None: the newest."""
     variant: str | None = None
     """Variant of the weights, such as `fp16`, if the user asked for one."""
+    loras: tuple[Lora, ...] = ()
+    """LoRAs that are merged into the model; their files are not copied into the run's folder."""
     model_folder: str = ""
     """Path to the folder that held the model's files when the run began."""
     model_hash: str = ""

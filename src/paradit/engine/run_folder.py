@@ -262,7 +262,8 @@ def unfinished(folder: Path) -> list[RunFolder]:
 
 def _as_json(run: Run) -> dict[str, Any]:
     jobs = [plain_job(job) for job in run.jobs]
-    return {"version": VERSION, **vars(run), "placement": json.loads(run.placement.to_json()), "jobs": jobs}
+    parts = {"placement": json.loads(run.placement.to_json()), "loras": [asdict(lora) for lora in run.loras]}
+    return {"version": VERSION, **vars(run), **parts, "jobs": jobs}
 
 
 def _from_json(found: dict[str, Any]) -> Run:

@@ -70,6 +70,17 @@ def download_files(repo: str, revision: str, names: Sequence[str]) -> None:
         snapshot_download(repo, revision=revision, allow_patterns=[escape(name) for name in names])
 
 
+def download_file(repo: str, name: str) -> Path:
+    """Return the path of a file of `repo` in the hub's cache, after downloading it if needed.
+
+    If the hub cannot be asked, a copy that is in the cache already is used. Raises HubError.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with _asking(repo):
+        return Path(hf_hub_download(repo, name, etag_timeout=TIMEOUT))
+
+
 def snapshots(repo: str, revision: str | None = None) -> list[Path]:
     """Return the snapshot folders of `repo` in the hub's cache, the newest known revision first.
 

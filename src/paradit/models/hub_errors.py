@@ -62,6 +62,7 @@ def _answer(repo: str, error: BaseException) -> str | None:
     from huggingface_hub.errors import (
         FileMetadataError,
         GatedRepoError,
+        RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -79,6 +80,7 @@ def _answer(repo: str, error: BaseException) -> str | None:
         RepositoryNotFoundError: "there is no such model on the hub, or it is private: then log in with "
         "'hf auth login'",
         RevisionNotFoundError: "it has no such revision",
+        RemoteEntryNotFoundError: f"it has no such file: see {ENDPOINT}/{repo}/tree/main",
     }
     for kind, said in said_by_class.items():
         if isinstance(error, kind):

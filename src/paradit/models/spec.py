@@ -15,6 +15,7 @@ from paradit.config.options import ABOVE_ZERO, Option
 from paradit.config.plugins import imported
 from paradit.models.defaults import Defaults
 from paradit.models.folder_json import read_index, stored_weights
+from paradit.models.lora import Lora
 from paradit.models.registry import family, find_family
 from paradit.models.vae_spec import FP32_BYTES, VaeSpec
 
@@ -133,6 +134,8 @@ class ModelSpec:
     folder: Path
     variant: str | None = None
     """Requested variant of the weights, such as "fp16"; None: the usual weights, or the only variant."""
+    loras: tuple[Lora, ...] = ()
+    """LoRA files that are merged into the transformers' weights when these are read, in this order."""
     pipeline_class: str
     transformers: tuple[TransformerSpec, ...]
     """Sizes of the model's transformer, or of its two experts, with the high-noise expert first."""
@@ -198,9 +201,12 @@ class ModelSpec:
     def is_stored_in(self, dtype_bytes: int) -> bool:
         """Return whether the weights are stored in the dtypes in which they will be run.
 
-        If so, loading on a CPU makes no copy, and all processes of a machine share the mapped files.
-        dtype_bytes: the size of one value of the compute dtype; the VAE runs in fp32.
+        If so, loading on a CPU makes no copy, and all processes of a machine share the mapped files. Weights
+        with a LoRA in them are stored nowhere. dtype_bytes: the size of one value of the compute dtype; the
+        VAE runs in fp32.
         """
+        if self.loras:
+            return False
         used = {"vae": FP32_BYTES}  # files also have headers; dtypes differ by a factor of two
         return all(
             w.parameters <= w.file_bytes / used.get(w.component, dtype_bytes) < 1.5 * w.parameters
@@ -267,7 +273,18 @@ class ModelSpec:
                 for t in self.transformers
             )
         denoise = parts["text_cache"] + parts["activations"]
-        return {**parts, "peak": weights + parts["latents"] + max(denoise, parts["decode"])}
+        working = parts["latents"] + max(denoise, parts["decode"])
+        return {**parts, "peak": weights + max(working, self.merging_bytes(dtype_bytes, stages))}
+
+    def merging_bytes(self, dtype_bytes: int, stages: Collection[str]) -> int:
+        """Return the bytes of working memory that merging LoRAs takes while weights are loaded.
+
+        It is that of one weight at a time: its change, in fp32 before and after scaling, and its sum.
+        """
+        if not self.loras or "denoise" not in stages:
+            return 0
+        largest = max(t.width * max(t.ffn_dim, 6 * t.width) for t in self.transformers)
+        return largest * (2 * FP32_BYTES + 2 * dtype_bytes)
 
     def _activation_bytes(self, spec: TransformerSpec, tokens: int, dtype_bytes: int) -> int:
         working = spec.activation_bytes(tokens, self.text_length, dtype_bytes)

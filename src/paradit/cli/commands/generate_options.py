@@ -15,6 +15,7 @@ from paradit.cli.commands.shared import (
     GuidanceScale,
     Height,
     JsonLines,
+    Lora,
     NoMetadata,
     NumFrames,
     NumInferenceSteps,
@@ -96,6 +97,7 @@ class GenerateOptions(Options):
     ] = "shapes"
     revision: Revision = None
     variant: Variant = None
+    lora: Lora = None
     size: Size = None
     width: Width = None
     height: Height = None

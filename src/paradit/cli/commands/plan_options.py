@@ -12,6 +12,7 @@ from paradit.cli.commands.shared import (
     GuidanceScale,
     Height,
     JsonObject,
+    Lora,
     NumFrames,
     NumInferenceSteps,
     Overwrite,
@@ -41,6 +42,7 @@ class PlanOptions(Options):
             metavar="NxGPU|FILE.toml",
         ),
     ]
+    lora: Lora = None
     size: Size = None
     width: Width = None
     height: Height = None

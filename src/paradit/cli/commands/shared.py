@@ -21,6 +21,15 @@ Variant = Annotated[
         metavar="NAME",
     ),
 ]
+Lora = Annotated[
+    list[str] | None,
+    Option(
+        also=("loras", "lora-path", "lora-weights", "adapter"),
+        help="LoRA to merge into the model: a .safetensors file, ID/FILE.safetensors on the hub, or the name "
+        "of a bundled one. SCALE: its strength; EXPERT: high or low, if the model has two. May be repeated.",
+        metavar="FILE[=SCALE][@EXPERT]",
+    ),
+]
 Width = Annotated[
     int | None, Option(help="Width in pixels, instead of --size. [default: the model's]", metavar="W")
 ]

@@ -184,7 +184,7 @@ class DualParal(InBlocks):
         denoise = parts["text_cache"] + parts["activations"]
         # A rank that also decodes does so between two denoising steps of frame blocks.
         working = parts["latents"] + parts["keys"] + max(denoise, parts["text_cache"] + parts["decode"])
-        return {**parts, "peak": parts["weights"] + working}
+        return {**parts, "peak": parts["weights"] + max(working, spec.merging_bytes(dtype_bytes, stages))}
 
     def dry_run(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> dict[str, Any]:
         """Return values for `--dry-run`: how the video divides into frame blocks, and how busy ranks are."""

@@ -12,6 +12,7 @@ import torch
 import transformers.utils.logging
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from paradit.models.common.lora_weights import lora_weights
 from paradit.models.common.stored_weights import StoredWeights
 from paradit.models.folder_json import stored_variant
 from paradit.models.spec import ModelSpec
@@ -40,7 +41,8 @@ def load_pipeline(
     The VAE stays in fp32, and all other components are in `dtype`. without_layers: names of the transformers'
     ModuleLists of layers whose weights are not loaded yet.
     """
-    transformers = stored_transformers(spec, dtype, device) if without_layers and "denoise" in stages else {}
+    own = (without_layers or spec.loras) and "denoise" in stages
+    transformers = stored_transformers(spec, dtype, device) if own else {}
     with _no_progress_bars():
         pipeline = pipeline_class.from_pretrained(
             spec.folder,
@@ -50,7 +52,7 @@ def load_pipeline(
             local_files_only=True,
             # Moves tensors one by one from the file to the device, so that no second copy of all exists.
             device_map=device.type,
-            # Transformers whose layers are read later are put in below.
+            # Transformers with layers that are read later, or with LoRAs in them, are put in below.
             **_left_out(pipeline_class, set(stages) - ({"denoise"} if transformers else set())),
         )
     if device.type == "cpu":
@@ -76,7 +78,21 @@ def stored_transformers(
     """Return a mapping from the name of each transformer component to the reader of its stored weights."""
     names = _COMPONENTS["denoise"][: len(spec.transformers)]
     variant = spec.variant or stored_variant(spec.folder)
-    return {name: StoredWeights(spec.folder / name, dtype, device, variant) for name in names}
+    return {
+        name: StoredWeights(spec.folder / name, dtype, device, variant, lora_weights(spec, index))
+        for index, name in enumerate(names)
+    }
+
+
+def check_loras(spec: ModelSpec) -> list[str]:
+    """Check, without reading weights, that a model's LoRAs fit it, and return warnings about them.
+
+    Raises InputError if one cannot be merged.
+    """
+    if not spec.loras:
+        return []
+    stored = stored_transformers(spec, torch.float32, torch.device("cpu")).values()
+    return [line for weights in stored for line in weights.check_loras()]
 
 
 def _let_go_of_files(module: torch.nn.Module) -> None:

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch.nn import Module
 
 from paradit.config.errors import InputError
+from paradit.models.common.lora_weights import LoraWeights
 from paradit.models.folder_json import read_json, weight_files
 
 M = TypeVar("M", bound=Module)
@@ -41,21 +42,34 @@ class StoredWeights:
     """Weights of one pipeline component, which are read from its folder when they are needed.
 
     All weights get one dtype, except those that the component's class keeps in fp32, as `from_pretrained`
-    does it.
+    does it. Then LoRAs are merged into them, weight by weight.
     """
 
     def __init__(
-        self, folder: Path, dtype: torch.dtype, device: torch.device, variant: str | None = None
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        device: torch.device,
+        variant: str | None = None,
+        loras: Sequence[LoraWeights] = (),
     ) -> None:
         self._folder, self._dtype, self._device, self._variant = folder, dtype, device, variant
+        self._loras = loras
+
+    def check_loras(self) -> list[str]:
+        """Check, without reading weights, that the LoRAs fit the component, and return warnings about them.
+
+        Raises InputError if one does not fit.
+        """
+        module = self._empty() if self._loras else None
+        return [line for lora in self._loras if module is not None for line in lora.check(module)]
 
     def without_layers(self, lists: Sequence[str]) -> Module:
         """Return the component with its weights loaded, except for its layers, which stay on the meta device.
 
         lists: the names of its ModuleLists of layers.
         """
-        with init_empty_weights():
-            module = self._class.from_config(self._class.load_config(self._folder)).eval()
+        module = self._empty()
         # Set the layers aside while the rest is filled and moved: nothing can be moved from the meta device.
         layers = {name: getattr(module, name) for name in lists}
         for name in lists:
@@ -65,6 +79,10 @@ class StoredWeights:
         for name, part in layers.items():
             setattr(module, name, part)
         return module
+
+    def _empty(self) -> Module:
+        with init_empty_weights():
+            return self._class.from_config(self._class.load_config(self._folder)).eval()
 
     def filled(self, part: M, name: str) -> M:
         """Return a copy of `part`, a module on the meta device, with its weights loaded.
@@ -82,6 +100,8 @@ class StoredWeights:
                 for name in names:
                     dtype = self._dtype_of(name)
                     tensor = stored.get_tensor(name).to(dtype)
+                    for lora in self._loras:
+                        tensor = lora.merged(name, tensor, self._device)
                     if dtype != self._dtype and self._device.type == "cpu":
                         tensor = tensor.clone()  # a view would keep the whole mapped file in memory
                     # clear_cache would empty the GPU's cache after every tensor.

@@ -1,0 +1,168 @@
+"""Search for LoRA files, and their checks against a model. Does not import torch.
+
+A LoRA is given as FILE[=SCALE][@high|@low]. FILE is a path, a hub id followed by a path in it, or the name of
+a bundled LoRA.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from paradit.config.errors import InputError
+from paradit.config.limits import shown, typed
+from paradit.files import named
+from paradit.models import hub
+from paradit.models.folder import bundled_folder
+from paradit.models.lora import EXPERTS, Expert, Lora, check_header, not_safetensors
+from paradit.models.spec import ModelSpec
+
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+"""Suffixes of files that may run code when they are read."""
+MAX_SCALE = 100.0
+"""Largest scale of a LoRA; larger ones, such as 80 for 80 %, are mistakes."""
+_ASKED = re.compile(
+    r"(.+?)(?:=(?!.*\.safetensors)([^=@/]*))?(?:@(?!.*\.safetensors)([^=@/]*))?", re.DOTALL | re.IGNORECASE
+)
+_HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(.+)")
+_HUB_PAGE = re.compile(r"https?://(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)/(?:resolve|blob)/[^/]+/([^?]+)")
+
+
+def with_loras(spec: ModelSpec, asked: Iterable[str | Path]) -> ModelSpec:
+    """Return the spec of a model with LoRAs, each given as FILE[=SCALE][@high|@low].
+
+    LoRAs on the hub are downloaded. Raises InputError if one cannot be merged into the model.
+    """
+    if isinstance(asked, str | Path):
+        raise InputError(f"loras must be a list of files, got {typed(asked)}")
+    return replace(spec, loras=tuple(_found(one, spec) for one in asked))
+
+
+def with_same_loras(spec: ModelSpec, loras: Iterable[Lora]) -> ModelSpec:
+    """Return the spec of a model with the LoRAs of an earlier run.
+
+    Raises InputError if one of them is missing, or has changed since then.
+    """
+    return replace(spec, loras=tuple(_unchanged(lora) for lora in loras))
+
+
+def _unchanged(lora: Lora) -> Lora:
+    again = "so the video would not be the same: restore it, or start again with paradit generate"
+    path = Path(lora.path)
+    try:
+        path = path if path.is_file() else _file(lora.file)
+    except InputError as error:
+        raise InputError(f"{error} (the run began with it, {again})") from None
+    if _hash(lora.file, path) != lora.sha256:
+        raise InputError(f"lora {lora.file!r} has changed since the run began, {again}")
+    return replace(lora, path=str(path))
+
+
+def _found(asked: str | Path, spec: ModelSpec) -> Lora:
+    if not isinstance(asked, str | Path):
+        raise InputError(f"a LoRA must be a text or a path, got {typed(asked)}")
+    file, scale, expert = _parsed(str(asked))
+    _check_expert(file, expert, spec)
+    path = _file(file)
+    index = EXPERTS.index(expert) if expert else 0
+    sizes = spec.transformers[index]
+    check_header(file, path, width=sizes.width, layers=sizes.num_layers, model=spec.name)
+    return Lora(file=file, path=str(path), sha256=_hash(file, path), scale=scale, expert=expert)
+
+
+def _parsed(asked: str) -> tuple[str, float, Expert | None]:
+    """Return the file, scale and expert that FILE[=SCALE][@high|@low] names. Raises InputError."""
+    # A file may have any characters in its name, and so may a page, which is refused later.
+    if named("lora", asked).exists() or asked.startswith(("http://", "https://")):
+        return asked, 1.0, None
+    found = _ASKED.fullmatch(asked)
+    file, number, word = found.groups() if found else (asked, None, None)
+    expert = next((one for one in EXPERTS if word and one == word.lower()), None)
+    if word is not None and expert is None:
+        raise InputError(f"lora {shown(asked)}: the expert after @ must be high or low, got {word!r}")
+    try:
+        scale = 1.0 if number is None else float(number)
+    except ValueError:
+        scale = math.nan
+    if not abs(scale) <= MAX_SCALE:
+        limits = f"a number from -{MAX_SCALE:g} to {MAX_SCALE:g}"
+        raise InputError(f"lora {shown(asked)}: the scale after = must be {limits}, got {number!r}")
+    turned = re.fullmatch(r"(.*)@(high|low)", file)
+    if number is not None and turned and not named("lora", file).exists():
+        raise InputError(
+            f"lora {shown(asked)}: the scale comes before the expert: give it as "
+            f"'{turned[1]}={number}@{turned[2]}'"
+        )
+    return file, scale, expert
+
+
+def _check_expert(file: str, expert: Expert | None, spec: ModelSpec) -> None:
+    if expert is None and len(spec.transformers) > 1:
+        raise InputError(
+            f"lora {file!r} must name an expert of {spec.name!r}, which has two: '{file}@high' (first steps, "
+            f"with much noise) or '{file}@low' (last steps)"
+        )
+    if expert is not None and len(spec.transformers) == 1:
+        raise InputError(
+            f"lora {file!r} names the expert {expert}, but {spec.name!r} has only one transformer: leave "
+            f"@{expert} out"
+        )
+
+
+def _file(file: str) -> Path:
+    """Return the absolute path of a LoRA file, which is downloaded if it is on the hub. Raises InputError."""
+    if not file.strip():
+        raise InputError(f"lora is empty ({file!r}): give a safetensors file")
+    path = named("lora", file)
+    if path.suffix.lower() in PICKLES:
+        raise InputError(not_safetensors(file))
+    if path.is_dir():
+        inside = sorted(one.name for one in path.glob("*.safetensors"))
+        hint = f" ({', '.join(inside[:3])})" if inside else ""
+        raise InputError(f"lora {file!r} is a folder: name the file in it{hint}")
+    if path.exists():
+        return path.absolute()
+    if file in (there := bundled_loras()):
+        return there[file]
+    on_hub = _HUB_FILE.fullmatch(file)
+    if on_hub and not Path(on_hub[1]).exists():
+        return _download(file, on_hub[1], on_hub[2])
+    raise InputError(_missing(file, path))
+
+
+def bundled_loras() -> dict[str, Path]:
+    """Return the paths of the LoRAs that come with the package, by their names."""
+    return {path.stem: path for path in sorted((bundled_folder().parent / "loras").glob("*.safetensors"))}
+
+
+def _download(file: str, repo: str, name: str) -> Path:
+    if not name.endswith(".safetensors"):
+        raise InputError(f"lora {file!r} must name a safetensors file on the hub: {repo}/FILE.safetensors")
+    try:
+        return hub.download_file(repo, name)
+    except hub.HubError as error:
+        raise InputError(f"lora {file!r} is not a file here, and cannot be downloaded: {error}") from None
+
+
+def _missing(file: str, path: Path) -> str:
+    if page := _HUB_PAGE.match(file):
+        return f"lora {file!r} does not exist: give it as '{page[1]}/{page[2]}'"
+    siblings = [one.name for one in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, [*siblings, *bundled_loras()], n=1)
+    if close:
+        found = str(path.parent / close[0]) if close[0] in siblings else close[0]
+        return f"lora {file!r} does not exist: did you mean {found!r}?"
+    return f"lora {file!r} does not exist: give a safetensors file, or org/name/FILE.safetensors on the hub"
+
+
+def _hash(file: str, path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"lora {file!r} cannot be read: {error.strerror}") from None
