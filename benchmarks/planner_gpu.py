@@ -158,7 +158,7 @@ def take(model: Any, request: Request) -> dict[str, float]:
         torch.randn(embeds, dtype=model.dtype, device=device),
         *(torch.ones(shape, dtype=model.dtype, device=device) for shape in others),
     )
-    prompts = (prompt,) * model.spec.num_branches(request.guidance_scale)
+    prompts = (prompt,) * request.num_branches(model.spec)
 
     def denoised(request: Request) -> tuple[Tensor, list[float]]:
         progress = Steps(device)
@@ -201,7 +201,7 @@ def estimated(spec: ModelSpec, request: Request, itemsize: int) -> dict[str, flo
     """Return the peak bytes that the planner estimates for each stage of the model that is loaded here."""
     size, branches = (
         (request.num_frames, request.height, request.width),
-        spec.num_branches(request.guidance_scale),
+        request.num_branches(spec),
     )
     found = {}
     for tile in (None, TILE):

@@ -188,6 +188,12 @@ def generate(
     duration: str | float | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
+    guidance_scale_2: float | None = None,
+    preset: str | None = None,
+    scheduler: str | None = None,
+    shift: float | None = None,
+    timesteps: Iterable[float] | None = None,
+    expert_step: int | None = None,
     negative_prompt: str | None = None,
     seed: int | str = 0,
     fps: float | None = None,
@@ -202,10 +208,13 @@ def generate(
     model: "shapes" (bundled), a folder in diffusers' format, or a hub id. revision: a branch, tag or commit
     on the hub. variant: variant of the weights, such as "fp16". loras: LoRA files to merge into the model, as
     for `--lora`, such as "FILE=0.8@high". duration: seconds, or text such as "1.5min", instead of num_frames.
-    seed: a number, or "random". dtype: "fp32" or "bf16". vae_tile: side, in pixels, of the tiles that frames
-    are decoded in. method: "full", or for long videos "dualparal", "windowed" or
-    "fifo". prompts_at: pairs (seconds, text) of later prompts for a long video. progress: receiver of
-    progress and warnings; without it, warnings are issued by Python's `warnings`.
+    guidance_scale_2: guidance scale of the low-noise expert. preset: name of settings for few steps.
+    scheduler: its short name. shift: timestep shift. timesteps: those of the steps, before the shift.
+    expert_step: index of the step at which the low-noise expert takes over. seed: a number, or "random".
+    dtype: "fp32" or "bf16". vae_tile: side, in pixels, of the tiles that frames are decoded in. method:
+    "full", or for long videos "dualparal", "windowed" or "fifo". prompts_at: pairs (seconds, text) of later
+    prompts for a long video. progress: receiver of progress and warnings; without it, warnings are issued by
+    Python's `warnings`.
 
     May be called from several threads at once; each call loads a model of its own. Raises InputError, before
     anything is loaded, if the video cannot be made as asked for.
@@ -225,6 +234,12 @@ def generate(
         num_frames=frames_for(duration, num_frames, fps, spec),
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
+        guidance_scale_2=guidance_scale_2,
+        preset=preset,
+        scheduler=scheduler,
+        shift=shift,
+        timesteps=None if timesteps is None else tuple(timesteps),
+        expert_step=expert_step,
         seed=chosen_seed(seed),
         fps=fps,
         dtype=dtype,

@@ -140,7 +140,8 @@ def test_reads_a_folder(folder: Path) -> None:
     assert spec.size_multiple == 16
     assert spec.vae.latent_shape(129, 720, 1280) == (16, 33, 90, 160)
     assert spec.tokens(129, 720, 1280) == 33 * 45 * 80
-    assert spec.num_branches(6.0) == 1  # guidance is an input of the transformer
+    # Guidance is an input of the transformer.
+    assert resolve(Request(prompt="any", guidance_scale=6.0), spec).branches(spec) == (1,)
     by_component = {weights.component: weights.parameters for weights in spec.weights}
     assert by_component["transformer"] == spec.transformers[0].num_parameters
     parts = spec.memory_bytes(129, 720, 1280, 2)

@@ -39,7 +39,7 @@ def test_denoising(variant: str, dtype: str, tmp_path: Path) -> None:
     model = load(spec, dtype)
     asked = Request(prompt=PROMPT, num_inference_steps=3, width=256, height=256, num_frames=33, dtype=dtype)
     request = resolve(asked, spec)
-    branches = spec.num_branches(request.guidance_scale)
+    branches = request.num_branches(spec)
     prompts = (model.encode_prompt(PROMPT),) * branches
     work = Work(
         model=model, request=request, prompts=prompts, progress=Progress(), predictor=LocalPredictor()

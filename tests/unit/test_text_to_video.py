@@ -20,7 +20,6 @@ from paradit.config.requests import Request
 from paradit.models.spec import read_spec
 from paradit.pipeline import load
 from paradit.progress import Event, Progress, Stepped
-from paradit.sampling import guidance
 from paradit.text_to_video import text_to_video
 from tiny import VARIANTS, decoded, save_folder
 
@@ -82,7 +81,7 @@ def test_both_experts_serve(tmp_path: Path) -> None:
     assert set(served) == {0, 1}
     for given, expected in [((4.0, None), (4, 3)), ((7.0, None), (7, 7)), ((4.0, 1.0), (4, 1))]:
         asked = Request(prompt="any", guidance_scale=given[0], guidance_scale_2=given[1])
-        assert guidance.scales(spec, resolve(asked, spec)) == expected
+        assert resolve(asked, spec).guidance_scales(spec) == expected
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from paradit.cli.jobs import make_jobs, read_prompts
 from paradit.cli.reporters import Reporter, make_reporter
 from paradit.cli.run_reasons import explain
 from paradit.cli.signals import stop
+from paradit.cli.text import steps_text
 from paradit.cli.trace import check_trace
 from paradit.config.errors import InputError
 from paradit.config.methods.method import check_placement, method_of
@@ -213,17 +214,21 @@ def plan(job: Job, spec: ModelSpec, placement: Placement) -> dict[str, Any]:
     size = (frames_at_once(request, spec), request.height, request.width)
     tokens = spec.tokens(*size)
     dtype = request.dtype or "fp32"  # the default on a CPU, and the larger one
-    branches = spec.num_branches(request.guidance_scale)
-    step = branches * transformer.flops(tokens, spec.text_length)
-    text = branches * sum(expert.context_flops(spec.text_length) for expert in spec.transformers)
+    once, branches = transformer.flops(tokens, spec.text_length), request.branches(spec)
+    text = sum(
+        number * expert.context_flops(spec.text_length)
+        for number, expert in zip(branches, spec.transformers, strict=True)
+    )
     return {
         **job.about(spec),
         "pipeline_class": spec.pipeline_class,
         "model_folder": str(spec.folder),
+        "steps": steps_text(request, spec),
+        "evaluations_by_expert": request.evaluations(spec),
         "latent_shape": list(latent_shape(request, spec)),
         "tokens": tokens,
-        "step_flops": step,
-        "flops": step * request.num_inference_steps * request.num_blocks(spec) + text,
+        "step_flops": max(branches) * once,
+        "flops": once * request.forward_passes(spec) * request.num_blocks(spec) + text,
         "dtype": dtype,
         "memory_bytes": spec.memory_bytes(*size, BYTES[dtype], request.vae_tile),
         "memory_bytes_by_rank": method.memory_by_rank(placement, request, spec, BYTES[dtype]),

@@ -17,6 +17,7 @@ from paradit.config.requests import (
     frames_for,
     parse_duration,
 )
+from paradit.config.steps import parse_timesteps
 from paradit.config.values import Values
 from paradit.engine.job import Job
 from paradit.files import name_words, named, read_text
@@ -116,6 +117,12 @@ def _request(options: GenerateOptions, prompt: str, seed: int, spec: ModelSpec) 
         trim=options.duration is not None,
         num_inference_steps=options.num_inference_steps,
         guidance_scale=options.guidance_scale,
+        guidance_scale_2=options.guidance_scale_2,
+        preset=options.preset,
+        scheduler=options.scheduler,
+        shift=options.shift,
+        timesteps=parse_timesteps(options.timesteps),
+        expert_step=options.expert_step,
         seed=seed,
         fps=options.fps,
         dtype=options.dtype,

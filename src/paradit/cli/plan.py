@@ -15,6 +15,7 @@ from paradit.config.errors import InputError
 from paradit.config.limits import whole
 from paradit.config.methods.method import planned_methods, resolve
 from paradit.config.requests import Request, ResolvedRequest, asked_size, frames_for, latent_shape
+from paradit.config.steps import parse_timesteps
 from paradit.files import write_whole
 from paradit.models.find_lora import with_loras
 from paradit.models.folder import find_model
@@ -84,6 +85,12 @@ def _requests(options: PlanOptions, spec: ModelSpec) -> tuple[ResolvedRequest, R
         trim=options.duration is not None,
         num_inference_steps=options.num_inference_steps,
         guidance_scale=options.guidance_scale,
+        guidance_scale_2=options.guidance_scale_2,
+        preset=options.preset,
+        scheduler=options.scheduler,
+        shift=options.shift,
+        timesteps=parse_timesteps(options.timesteps),
+        expert_step=options.expert_step,
         dtype=options.dtype,
     )
     if asked.endless:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from paradit.cli.commands.plan_options import PlanOptions
-from paradit.cli.text import amount, duration
+from paradit.cli.text import amount, duration, steps_text
 from paradit.config.methods.method import find_method
 from paradit.config.methods.registry import METHODS
 from paradit.config.options import declared, to_argv
@@ -29,6 +29,7 @@ def plan_text(plans: Plans, simulator: Simulator, options: PlanOptions) -> str:
     lines = [
         f"{simulator.spec.name}: {request.width}x{request.height}, {request.num_frames} frames, "
         f"{request.num_inference_steps} steps, {prompts}, {options.dtype}, on {cluster.name}",
+        *([f"steps: {text}"] if (text := steps_text(request, simulator.spec)) else []),
         f"{plans.compared} plans simulated; the best of each kind for {options.goal}, then the usual ones:",
         "",
         *_table(plans, simulator),
@@ -121,8 +122,14 @@ def command(one: Plan, simulator: Simulator, options: PlanOptions) -> str:
         "num_frames": request.num_frames if options.duration is None else None,
         "method": candidate.method if simulator.long is not None else None,
         **{name: value for name, value in options.others.items() if name in declared(method.options)},
-        "num_inference_steps": request.num_inference_steps,
+        "num_inference_steps": None if request.timesteps else request.num_inference_steps,
         "guidance_scale": options.guidance_scale,
+        "guidance_scale_2": options.guidance_scale_2,
+        "preset": options.preset,
+        "scheduler": options.scheduler,
+        "shift": options.shift,
+        "timesteps": options.timesteps,
+        "expert_step": options.expert_step,
         "dtype": options.dtype if options.dtype != "bf16" else None,  # the default on a GPU
         "ranks": placement.ranks,
         "placement": write_groups(placement) if has_groups else None,
@@ -181,6 +188,8 @@ def plan_json(plans: Plans, simulator: Simulator, options: PlanOptions) -> dict[
             for name in ("block_frames", "context_frames", "left_context")
         },
         "num_inference_steps": request.num_inference_steps,
+        **request.changed_steps,
+        "evaluations_by_expert": request.evaluations(simulator.spec),
         "num_prompts": options.num_prompts,
         "dtype": options.dtype,
         "goal": options.goal,

@@ -8,9 +8,10 @@ from __future__ import annotations
 from paradit.attention.registry import AUTO
 from paradit.cli.choose_placement import Arranged
 from paradit.cli.commands.generate_options import GenerateOptions
-from paradit.cli.text import amount
+from paradit.cli.text import amount, steps_text
 from paradit.config.methods.method import method_of
 from paradit.config.placement import Placement
+from paradit.config.presets import find_preset
 from paradit.config.requests import ResolvedRequest
 from paradit.models.spec import ModelSpec
 
@@ -23,6 +24,7 @@ def explain(
     """Return lines that explain a request's method, use of ranks, attention form and peak memory."""
     return [
         _method(options, request, spec),
+        *_steps(request, spec),
         *arranged.why,
         *_attention(request, arranged, spec),
         _memory(request, arranged.placement, spec),
@@ -38,6 +40,14 @@ def _method(options: GenerateOptions, request: ResolvedRequest, spec: ModelSpec)
     limit = f"{'' if request.trim else 'twice '}the {trained[1]} frames of training"
     than = "more" if request.num_frames > (1 if request.trim else 2) * trained[1] else "no more"
     return f"method {request.method}: {request.num_frames} frames are {than} than {limit}"
+
+
+def _steps(request: ResolvedRequest, spec: ModelSpec) -> list[str]:
+    text = steps_text(request, spec)
+    if not text or request.preset is None:
+        return [f"steps: {text}"] if text else []
+    preset = find_preset(request.preset)
+    return [f"steps: {text}", f"preset {request.preset}: for {preset.about} (from {preset.source})"]
 
 
 def _attention(request: ResolvedRequest, arranged: Arranged, spec: ModelSpec) -> list[str]:

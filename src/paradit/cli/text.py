@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from paradit.config.steps import Steps
+from paradit.models.spec import ModelSpec
+
 QUEUE_BAR = 20
 
 
@@ -61,6 +64,25 @@ def result_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def steps_text(request: Steps, spec: ModelSpec) -> str:
+    """Return text on how a request's steps differ from the model's own; empty if they do not.
+
+    For a model with two experts, it also says how many evaluations each takes.
+    """
+    about = request.changed_steps
+    parts = [f"{name.replace('_', ' ')} {about[name]}" for name in ("preset", "scheduler") if name in about]
+    parts += [f"shift {request.shift:g}"] if request.shift is not None else []
+    if request.timesteps is not None:
+        before = ",".join(f"{timestep:g}" for timestep in request.timesteps)
+        given = ",".join(f"{timestep:.1f}".removesuffix(".0") for timestep in request.model_timesteps(spec))
+        parts.append(f"timesteps {before}, for the model {given}")
+    if len(spec.transformers) == 2:
+        first, second = request.evaluations(spec)
+        scales = [f"{scale:g}" for scale in request.guidance_scales(spec)]
+        parts.append(f"high-noise expert {first} (guidance {scales[0]}), low-noise {second} ({scales[1]})")
+    return "; ".join(parts)
+
+
 def queue_text(block: int, num_blocks: int | None, levels: tuple[int, int], steps: int) -> str:
     """Return text on a queue of frame blocks: `[################----] block 37 of 46, level 12..50`.
 
@@ -91,6 +113,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         "video": _video(plan),
         "latents": f"{latents} (channels, frames, height, width), {plan['tokens']} tokens",
         "denoise": f"{plan['num_inference_steps']} steps, guidance {guidance:g}, seed {plan['seed']}",
+        **({"steps": plan["steps"]} if plan["steps"] else {}),
         "compute": f"{amount(plan['step_flops'], 'FLOP')} a step{in_all}",
         "memory": f"estimated, in {plan['dtype']}: {memory}",
         "output": plan["path"],

@@ -346,15 +346,17 @@ class Placement:
         return replace(request, vae_tile=spec.vae.TILE_PIXELS)
 
     def check_branches(self, request: ResolvedRequest, spec: ModelSpec) -> None:
-        """Refuse options that need two guidance branches if the request has only one. Raises InputError."""
+        """Refuse options that need two guidance branches if some steps have only one. Raises InputError."""
         for option, wanted in (("cfg_degree 2", self.cfg_degree == 2), ("interleave", self.interleave)):
-            if wanted and spec.num_branches(request.guidance_scale) == 1:
+            if wanted and min(request.branches(spec)) == 1:
                 instead = "cfg_degree 1" if self.cfg_degree == 2 else "no interleave"
-                why = f"guidance_scale {request.guidance_scale:g} needs only one"
+                scales = request.guidance_scales(spec)
+                which = "guidance_scale_2" if scales[0] > 1 else "guidance_scale"
+                why = f"{which} {min(scales):g} needs only one"
                 if spec.embedded_guidance:
                     why = f"model {spec.name!r} has one, which reads the guidance scale"
                 else:
-                    instead += ", or a guidance_scale above 1"
+                    instead += f", or a {which} above 1"
                 raise InputError(f"{option} needs two guidance branches, but {why}: use {instead}")
 
     def check_tiles(self, request: ResolvedRequest, spec: ModelSpec) -> None:

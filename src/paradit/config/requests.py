@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from paradit.config.errors import InputError
 from paradit.config.limits import (
     MAX_FRAMES,
-    MAX_GUIDANCE,
     MAX_PROMPT,
     MAX_SECONDS,
     MAX_SIDE,
@@ -25,6 +24,7 @@ from paradit.config.limits import (
     typed,
     whole,
 )
+from paradit.config.steps import AskedSteps, Steps, resolved_steps
 from paradit.config.values import NONE, Value, Values
 from paradit.models.spec import ModelSpec
 
@@ -32,9 +32,6 @@ DTYPES = ("bf16", "fp32")
 ENDLESS = 2**52 + 1
 """Sentinel frame count for `--duration inf`; larger than any run reaches."""
 MAX_SEED = 2**64 - 1
-MAX_STEPS = 1000
-"""Largest number of denoising steps; schedules have 1000 training timesteps, and more steps would repeat
-some."""
 MIN_FPS, MAX_FPS = 0.1, 1000
 PIPELINE_MULTIPLE = 16
 """Pixel multiple that diffusers' pipelines require of width and height.
@@ -47,7 +44,7 @@ V = TypeVar("V")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(AskedSteps):
     """Request for a video as a user makes it; `None` means the model's default.
 
     `config.methods.method.resolve` fills the defaults in.
@@ -63,12 +60,6 @@ class Request:
     trim: bool = False
     """Whether `num_frames` may be any number; the VAE then makes more frames than that, and the rest is
     dropped."""
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    """Scale of classifier-free guidance; 1 turns guidance off."""
-    guidance_scale_2: float | None = None
-    """Guidance scale of the low-noise expert, for models with two experts; `None`: the model's default if
-    `guidance_scale` is the model's default too, and `guidance_scale` otherwise."""
     seed: int = 0
     fps: float | None = None
     """Frames per second of the video file; it does not change the frames."""
@@ -113,7 +104,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResolvedRequest:
+class ResolvedRequest(Steps):
     """Request for a video with every value decided and checked, made from a `Request` by a denoising method.
 
     Subclasses have the options of their methods as fields.
@@ -125,10 +116,6 @@ class ResolvedRequest:
     height: int
     num_frames: int
     trim: bool
-    num_inference_steps: int
-    guidance_scale: float
-    guidance_scale_2: float | None = None
-    """Guidance scale of the low-noise expert; None: the model's default, or `guidance_scale`."""
     seed: int
     fps: float
     dtype: str | None
@@ -163,7 +150,7 @@ class ResolvedRequest:
         A later prompt that equals one already in the list is left out.
         """
         prompts = [self.prompt]
-        if spec.num_branches(self.guidance_scale) == 2:
+        if self.num_branches(spec) == 2:
             prompts.append(self.negative_prompt)
         later = dict.fromkeys(text for _, text in self.prompts_at)
         return prompts + [text for text in later if text not in prompts]
@@ -198,18 +185,7 @@ def resolved_fields(request: Request, spec: ModelSpec) -> dict[str, Any]:
         "height": whole("height", _default(request.height, defaults.height)),
         "num_frames": _check_length(_default(request.num_frames, defaults.num_frames)),
         "trim": request.trim,
-        "num_inference_steps": whole(
-            "num_inference_steps",
-            _default(request.num_inference_steps, defaults.num_inference_steps),
-            most=MAX_STEPS,
-        ),
-        "guidance_scale": amount(
-            "guidance_scale",
-            _default(request.guidance_scale, defaults.guidance_scale),
-            most=MAX_GUIDANCE,
-            hint="1 turns guidance off",
-        ),
-        "guidance_scale_2": _check_guidance_2(request.guidance_scale_2, spec),
+        **resolved_steps(request, spec),
         "seed": _check_seed(request.seed),
         "fps": _check_fps(_default(request.fps, defaults.fps)),
         "vae_tile": _check_tile(_default(request.vae_tile, spec.vae.default_tile), spec),
@@ -343,16 +319,6 @@ def _check_length(value: object) -> int:
         most=MAX_FRAMES,
         hint="for a video that runs until it is stopped, use duration inf",
     )
-
-
-def _check_guidance_2(value: object, spec: ModelSpec) -> float | None:
-    if value is None:
-        return None
-    if len(spec.transformers) == 1:
-        raise InputError(
-            f"guidance_scale_2 is for models with two experts, and '{spec.name}' has one: use guidance_scale"
-        )
-    return amount("guidance_scale_2", value, most=MAX_GUIDANCE, hint="1 turns guidance off")
 
 
 def _check_seed(value: object) -> int:

@@ -119,6 +119,6 @@ def _spare_bytes(spec: ModelSpec, request: ResolvedRequest, placement: Placement
 def _what(request: ResolvedRequest, spec: ModelSpec, base: Placement) -> str:
     """Return the key under which a warm-up's times are stored: a text of everything that they depend on."""
     texts = [w.parameters for w in spec.weights if w.component.startswith("text")]
-    shape = (request.width, request.height, request.num_frames, spec.num_branches(request.guidance_scale))
+    shape = (request.width, request.height, request.num_frames, request.num_branches(spec))
     dtype, threads = request.dtype or "usual", threads_per_rank(base.ranks)
     return f"stages of {spec.transformers}, {spec.vae}, {texts}, {shape}, {dtype}, {threads} threads, {base}"

@@ -51,6 +51,7 @@ class Job:
             "num_frames": request.num_frames,
             "num_inference_steps": request.num_inference_steps,
             "guidance_scale": request.guidance_scale,
+            **request.changed_steps,
             "seed": request.seed,
             "fps": request.fps,
             "dtype": request.dtype,

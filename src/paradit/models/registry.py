@@ -5,7 +5,8 @@ Does not import torch. To add a family, see docs/development/adding_a_model.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from paradit.config.errors import InputError
 from paradit.config.plugins import Registry
@@ -27,6 +28,8 @@ class Family:
 
     None: the planner knows the models, but they cannot be run.
     """
+    presets: Mapping[str, str] = field(default_factory=dict)
+    """Mapping from those of `pipelines` that few-step models have to the preset that suits the model."""
     components: tuple[str, ...] = COMPONENTS
     """Names of the components that a model folder must hold."""
     transformers: tuple[str, ...] = ()

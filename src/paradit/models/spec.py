@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from math import lcm, prod
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from paradit.config.options import ABOVE_ZERO, Option
 from paradit.config.plugins import imported
 from paradit.models.defaults import Defaults
-from paradit.models.folder_json import read_index, stored_weights
+from paradit.models.folder_json import read_index, read_json, stored_weights
 from paradit.models.lora import Lora
 from paradit.models.registry import family, find_family
 from paradit.models.vae_spec import FP32_BYTES, VaeSpec
@@ -156,6 +156,14 @@ class ModelSpec:
     """Names of the pictures that a request may give the model: `image`, `last_image`, `video`."""
     needs_image: bool = False
     """Whether a request must give the model a picture of the first frame (`image`)."""
+    scheduler: str = ""
+    """Class of the scheduler in the model's folder; empty if it is not known."""
+    shift: float | None = None
+    """Timestep shift of the scheduler in the model's folder; None if it is not known."""
+    given_sigmas: bool = False
+    """Whether the pipeline sets the steps of its scheduler by a list of sigmas, not by their number."""
+    preset: str | None = None
+    """Name of the preset for requests that name none; None: the model has no such preset."""
     one_timestep: bool = False
     """Whether all tokens of a video must have the same timestep."""
     latents_held: int = 9
@@ -179,14 +187,6 @@ class ModelSpec:
         trained = self.defaults.train_frames
         frames = trained[1] if trained else self.defaults.num_frames
         return (frames - 1) // self.vae.temporal_compression + 1
-
-    def num_branches(self, guidance_scale: float) -> int:
-        """Return the number of guidance branches (forward passes) per denoising step.
-
-        There is one for the prompt and, with guidance, one for the negative prompt. The latter is not needed
-        at a guidance_scale of 1, or if the transformer takes the guidance scale as an input.
-        """
-        return 1 if self.embedded_guidance or guidance_scale <= 1 else 2
 
     def weight_bytes(
         self, dtype_bytes: int, stages: Collection[str] = ("encode", "denoise", "decode")
@@ -296,6 +296,20 @@ class ModelSpec:
         return spec.width * (dtype_bytes + 6 * FP32_BYTES) if self.expand_timesteps else 0
 
 
+def _scheduler(folder: Path) -> dict[str, Any]:
+    """Return the fields of a spec that say what scheduler a model folder has; none if it has none."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    if not path.exists():  # a published model, known only by its configurations
+        return {}
+    config = read_json(path)
+    shift = config.get("flow_shift", config.get("shift"))
+    # A value that is not valid is reported by `scheduler_check`.
+    return {
+        "scheduler": str(read_index(folder)["scheduler"][1]),
+        "shift": float(shift) if isinstance(shift, int | float) and shift > 0 else None,
+    }
+
+
 def stage_of(component: str) -> str:
     """Return the stage that uses a component's weights: encode, denoise or decode."""
     if component == "vae":
@@ -314,6 +328,7 @@ def read_spec(folder: Path, variant: str | None = None) -> ModelSpec:
     # For an unknown class, `family` raises the error, which names the supported classes.
     found = find_family(pipeline_class) or family(pipeline_class)
     spec = cast("Callable[[Path], ModelSpec]", imported(found.read_spec))(folder)
+    spec = replace(spec, preset=found.presets.get(pipeline_class), **_scheduler(folder))
     if variant is None:
         return spec
     weights = []

@@ -83,7 +83,7 @@ class PipelineVideo:
     @cached_property
     def branches(self) -> int:
         """Number of guidance branches that each rank computes, one after the other."""
-        return self.spec.num_branches(self.request.guidance_scale) // self.grid.cfg_degree
+        return self.request.num_branches(self.spec) // self.grid.cfg_degree
 
     @property
     def values_of_token(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from typing import cast
 
@@ -290,7 +290,20 @@ class Simulator:
 
     @property
     def branches(self) -> int:
-        return self.spec.num_branches(self.request.guidance_scale)
+        """Largest number of guidance branches in a step."""
+        return self.request.num_branches(self.spec)
+
+    @cached_property
+    def unguided(self) -> Simulator:
+        """Simulator of the same video without guidance, whose steps have one guidance branch."""
+        return replace(self, request=replace(self.request, guidance_scale=1.0, guidance_scale_2=None))
+
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """Numbers of evaluations of the model with fewer than `branches` guidance branches, and with all."""
+        each = zip(self.request.evaluations(self.spec), self.request.branches(self.spec), strict=True)
+        counts = [(times, branches == self.branches) for times, branches in each]
+        return sum(n for n, is_most in counts if not is_most), sum(n for n, is_most in counts if is_most)
 
     @property
     def tokens(self) -> int:

@@ -32,12 +32,16 @@ class Whole(CostModel):
     def simulate(
         self, simulator: Simulator, candidate: Candidate, num_requests: int, choice: Choice
     ) -> Simulated:
-        placement, steps = candidate.placement, simulator.request.num_inference_steps
+        placement, (unguided, steps) = candidate.placement, simulator.evaluations
         alone = simulated_step(simulator, group_of(placement), choice)
         helped = alone
         if candidate.coprocess:
             helped = simulated_step(simulator, helped_group(simulator, placement, choice), choice)
-        stages = simulator.stages_of(candidate, steps * alone.seconds)
+        all_steps = steps * alone.seconds
+        if unguided:
+            # They are taken to be without help from idle decode ranks.
+            all_steps += unguided * simulated_step(simulator.unguided, group_of(placement), choice).seconds
+        stages = simulator.stages_of(candidate, all_steps)
         once = dict(stages)
         if candidate.coprocess:
             # A video by itself is helped in all its steps. Among others, decoders are busy for some of them.
@@ -113,7 +117,7 @@ class Whole(CostModel):
 
         There are spans for all steps and, within the first step, for layers, messages and waits.
         """
-        steps = simulator.request.num_inference_steps
+        steps = sum(simulator.evaluations)
         for one in denoised:
             length = (one.end - one.start) / steps  # steps with and without help are drawn alike
             for number in range(steps):

@@ -45,7 +45,8 @@ from paradit.progress import Progress
 from paradit.sampling.block_state import HeadFeatures, HeldBlock, QueueState
 from paradit.sampling.block_window import Sharing, Window
 from paradit.sampling.early_stop import UNWANTED, EarlyStop
-from paradit.sampling.guidance import guide, scales
+from paradit.sampling.experts import experts_of
+from paradit.sampling.guidance import guide
 from paradit.sampling.layer_split import LayerShare
 from paradit.sampling.noise import BlockNoise
 from paradit.sampling.pipeline_links import PipelineLinks, Shapes
@@ -91,14 +92,14 @@ class BlockPipeline:
         is still wanted; it is called on the first rank, in every round and after every frame block.
         """
         self._model, self._prompts, self._noise, self._size = model, prompts, noise, size
-        self._request, self._scales = request, scales(model.spec, request)
+        self._request, self._scales = request, request.guidance_scales(model.spec)
         self._kernel, self._later, self._wanted = kernel, later, wanted
         self._progress = progress or Progress()
         self._grid, self._rank = (share.grid, share.world.rank) if share else (PipelineGrid(), 0)
         self._sharing = share.sharing if share else Sharing()
         self._branches = self._grid.branches(self._rank, len(prompts))
         self._timesteps = model.scheduler(request).timesteps
-        self._experts = [model.expert_at(timestep) for timestep in self._timesteps]
+        self._experts = experts_of(model, request, self._timesteps)
         # An expert cannot read the keys of another one's layers: at these steps they are computed again.
         self._queue = replace(queue, expert_steps=_changes(self._experts))
         self._contexts: dict[tuple[int, int], TextContext] = {}
@@ -211,12 +212,13 @@ class BlockPipeline:
         timestep = self._model.model_timestep(self._timesteps[step.step], latents)
         if not self._links.is_first:
             mine, layout = window.mine_of(timestep), window.my_layout
-            for branch, context in zip(self._branches, contexts, strict=True):
+            for branch, context in contexts.items():
                 yield branch, transformer.resume(self._links.handed_on(), mine, context, layout)
             return
         # Embed once: all branches have the same tokens until they meet the text.
-        embedded = transformer.embed(latents, timestep, contexts[0], window.layout)
-        for branch, context in zip(self._branches, contexts, strict=True):
+        first = next(iter(contexts.values()))
+        embedded = transformer.embed(latents, timestep, first, window.layout)
+        for branch, context in contexts.items():
             yield branch, transformer.branch(embedded, context).shard(window.mine.start, window.mine.stop)
 
     def _attend(self, step: BlockStep, branch: int, window: Window, num_replicated: int) -> Attend:
@@ -299,16 +301,19 @@ class BlockPipeline:
             self._windows[key] = Window(self._model.experts[0], step, self._size, self._sharing)
         return self._windows[key]
 
-    def _contexts_of(self, expert: int, block: int) -> list[TextContext]:
-        """Return a frame block's encoded prompts for this rank's guidance branches.
+    def _contexts_of(self, expert: int, block: int) -> dict[int, TextContext]:
+        """Return a frame block's encoded prompts, by the guidance branches of this rank that are computed.
 
-        They have the form that the transformer blocks read. expert: index of the expert transformer. block:
-        index of the frame block.
+        They have the form that the transformer blocks read. expert: index of the expert transformer, which
+        may need fewer branches than another one. block: index of the frame block.
         """
         texts = list(self._prompts)
         for first, text in self._later:
             texts[0] = text if first <= block else texts[0]
-        return [self._context(expert, texts[branch]) for branch in self._branches]
+        computed = self._request.branches(self._model.spec)[expert]
+        return {
+            branch: self._context(expert, texts[branch]) for branch in self._branches if branch < computed
+        }
 
     @torch.no_grad()  # `PipelineLinks` also calls this, outside `blocks`
     def _context(self, expert: int, text: Prompt) -> TextContext:
@@ -336,7 +341,7 @@ class BlockPipeline:
     def hops(self) -> Iterator[Shapes]:
         for step in self._steps():
             expert = self._experts[step.step]
-            for context in self._contexts_of(expert, step.block):
+            for context in self._contexts_of(expert, step.block).values():
                 layout = self._window(step).my_layout
                 yield self._model.experts[expert].changing_shapes(context, layout)
 

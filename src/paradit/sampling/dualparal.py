@@ -88,7 +88,7 @@ def by_block(request: BlocksRequest, work: Work) -> tuple[tuple[Prompt, ...], li
         for block, (_, text) in zip(request.prompt_blocks(spec), request.prompts_at, strict=True)
         if block is not None
     ]
-    return work.prompts[: spec.num_branches(request.guidance_scale)], later
+    return work.prompts[: request.num_branches(spec)], later
 
 
 SAMPLER = QueueSampler()

@@ -28,7 +28,7 @@ from paradit.progress import Progress
 from paradit.sampling.block_sampler import PredictorSampler
 from paradit.sampling.block_state import BlockState, QueueState, restore_solver, solver_state
 from paradit.sampling.early_stop import Unwanted
-from paradit.sampling.guidance import guide, scales
+from paradit.sampling.guidance import guide
 from paradit.sampling.noise import BlockNoise
 from paradit.sampling.solver import solver_step
 from paradit.scheduling.block_queue import BlockQueue
@@ -68,7 +68,7 @@ def blocks(
     before the end. All ranks raise it.
     """
     frames = replace(queue, block_frames=1, context_frames=0)
-    fresh, (guidance_scale,) = model.scheduler(request), scales(model.spec, request)
+    fresh, (guidance_scale,) = model.scheduler(request), request.guidance_scales(model.spec)
     predictions = _Predictions(model, predictor, prompts, guidance_scale, fresh.timesteps)
     held = _restored(model, request, state)
     done = 0

@@ -13,7 +13,8 @@ from paradit.models.protocol import Prompt, Transformer, VideoModel
 from paradit.parallel.predictor import Branches, LocalPredictor, Predictor
 from paradit.progress import Progress
 from paradit.sampling.early_stop import Unwanted
-from paradit.sampling.guidance import guide, scales
+from paradit.sampling.experts import experts_of
+from paradit.sampling.guidance import guide
 from paradit.sampling.noise import initial_noise, step_generator
 from paradit.sampling.sampler import Checkpoints, Sampler, Work
 from paradit.sampling.solver import solver_step
@@ -37,21 +38,23 @@ def denoise(
 
     latents: the noise to begin with. request: the request, for its steps and its guidance. noise: function
     that takes a step's index, counted from 0, and returns the random generator for noise that the scheduler
-    adds in that step. checkpoints: saved progress to resume from and to add to; only the first rank
-    has it. Steps are reported as stage "denoise".
+    adds in that step. checkpoints: saved progress to resume from and to add to; only the first rank has it.
+    Steps are reported as stage "denoise".
 
     Raises FloatingPointError, naming the step, if the latents become non-finite (inf or NaN). Raises
     Unwanted, on all ranks after the same step, if `checkpoints` reports that the rest is no longer wanted.
     """
     predictor, scheduler = predictor or LocalPredictor(), model.scheduler(request)
-    experts, steps = _Experts(model, predictor, prompts, latents), len(scheduler.timesteps)
-    guidance_scales = scales(model.spec, request)
+    experts, steps = _Experts(model, predictor, prompts, latents, request), len(scheduler.timesteps)
+    by_step = experts_of(model, request, scheduler.timesteps)
+    guidance_scales = request.guidance_scales(model.spec)
     with progress.stage("denoise", total=steps):
         begun, latents = resumed(checkpoints, predictor, scheduler, latents, progress)
         for step in range(begun, steps):
             timestep = scheduler.timesteps[step]
             with span(f"step {step + 1}", STEP):
-                expert, transformer, contexts = experts.at(timestep)
+                expert = by_step[step]
+                transformer, contexts = experts.serve(expert)
                 scaled = model.model_timestep(timestep, latents)
                 predictions = predictor.predict(
                     transformer, latents.to(model.dtype), scaled, contexts, experts.layout, step=step
@@ -73,24 +76,30 @@ class _Experts:
     """A model's expert transformers, each used for some of the steps, with encoded prompts for them."""
 
     def __init__(
-        self, model: VideoModel, predictor: Predictor, prompts: tuple[Prompt, ...], latents: Tensor
+        self,
+        model: VideoModel,
+        predictor: Predictor,
+        prompts: tuple[Prompt, ...],
+        latents: Tensor,
+        request: ResolvedRequest,
     ) -> None:
         self._model, self._predictor, self._prompts = model, predictor, prompts
+        self._branches = request.branches(model.spec)
         frames, height, width = latents.shape[2:]
         self.layout = model.experts[0].layout((frames, height, width))
         self._serving = -1
 
-    def at(self, timestep: Tensor) -> tuple[int, Transformer, Branches]:
-        """Return the expert to use at a timestep: its index, its transformer, and the prompts in its form.
+    def serve(self, expert: int) -> tuple[Transformer, Branches]:
+        """Return an expert's transformer, and the prompts of its guidance branches in its form.
 
         The prompts are converted to an expert's form once.
         """
-        expert = self._model.expert_at(timestep)
         transformer = self._model.experts[expert]
         if expert != self._serving:
             # Timesteps only fall, so an earlier expert is not needed again.
-            self._serving, self._contexts = expert, self._predictor.contexts(transformer, self._prompts)
-        return expert, transformer, self._contexts
+            prompts = self._prompts[: self._branches[expert]]
+            self._serving, self._contexts = expert, self._predictor.contexts(transformer, prompts)
+        return transformer, self._contexts
 
 
 class FullSequence(Sampler):

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from paradit.config.errors import InputError
-from paradit.models.common.schedulers import Schedule, load_scheduler, scheduler_name
+from paradit.config.requests import ResolvedRequest
+from paradit.models.common.schedulers import Schedule, load_scheduler, scheduler_for, scheduler_name
 from paradit.models.protocol import Scheduler
 from paradit.sampling.block_state import restore_solver, solver_state
 from paradit.sampling.noise import step_generator
@@ -24,21 +25,21 @@ _INSTEAD = "use another one in the model's folder, such as FlowMatchEulerDiscret
 
 
 def try_scheduler(
-    folder: Path, schedule: Schedule, num_steps: int, channels: int, *, in_blocks: bool
+    folder: Path, schedule: Schedule, request: ResolvedRequest, channels: int, *, in_blocks: bool
 ) -> None:
-    """Refuse a model folder's scheduler if it fails, or if its steps do not follow from the seed alone.
+    """Refuse a request's scheduler if it fails, or if its steps do not follow from the seed alone.
 
     Raises InputError. folder: the model's folder. schedule: function that sets the scheduler's steps as the
-    model's pipeline does. channels: number of channels of the latents. in_blocks: whether the video is
-    denoised in frame blocks; a scheduler that evaluates the model more than once per step is then refused
-    too.
+    model's pipeline does. request: the request, whose scheduler, shift and steps are used. channels: number
+    of channels of the latents. in_blocks: whether the video is denoised in frame blocks; a scheduler that
+    evaluates the model more than once per step is then refused too.
 
     Tiny latents are denoised twice: once without a break, and once with a new scheduler before each step,
     which gets the old scheduler's state as from a checkpoint. If the results differ, the scheduler draws
     noise from another source than the generator that it is given, or has state that a checkpoint does not
     save.
     """
-    make = partial(_made, folder, schedule, num_steps)
+    make, num_steps = partial(_made, folder, schedule, request), request.num_inference_steps
     about = f"the model's scheduler, {scheduler_name(folder)},"
     try:
         with warnings.catch_warnings():
@@ -59,9 +60,9 @@ def try_scheduler(
         )
 
 
-def _made(folder: Path, schedule: Schedule, num_steps: int) -> Scheduler:
-    scheduler = load_scheduler(folder)
-    schedule(scheduler, num_steps, _CPU)
+def _made(folder: Path, schedule: Schedule, request: ResolvedRequest) -> Scheduler:
+    scheduler = scheduler_for(request, load_scheduler(folder))
+    schedule(scheduler, request.num_inference_steps, _CPU, request.sigmas)
     return scheduler
 
 

@@ -12,7 +12,9 @@ import typer
 from paradit.cli.commands.command import Command, Entry, Options
 from paradit.cli.commands.shared import (
     Crf,
+    ExpertStep,
     GuidanceScale,
+    GuidanceScale2,
     Height,
     JsonLines,
     Lora,
@@ -20,8 +22,12 @@ from paradit.cli.commands.shared import (
     NumFrames,
     NumInferenceSteps,
     Overwrite,
+    Preset,
     Revision,
+    Scheduler,
+    Shift,
     Size,
+    Timesteps,
     Variant,
     Verbose,
     Width,
@@ -113,6 +119,12 @@ class GenerateOptions(Options):
     ] = None
     num_inference_steps: NumInferenceSteps = None
     guidance_scale: GuidanceScale = None
+    guidance_scale_2: GuidanceScale2 = None
+    preset: Preset = None
+    scheduler: Scheduler = None
+    shift: Shift = None
+    timesteps: Timesteps = None
+    expert_step: ExpertStep = None
     negative_prompt: Annotated[
         str | None,
         Option(

@@ -9,14 +9,20 @@ from typing import Annotated
 
 from paradit.cli.commands.command import Entry, Options
 from paradit.cli.commands.shared import (
+    ExpertStep,
     GuidanceScale,
+    GuidanceScale2,
     Height,
     JsonObject,
     Lora,
     NumFrames,
     NumInferenceSteps,
     Overwrite,
+    Preset,
+    Scheduler,
+    Shift,
     Size,
+    Timesteps,
     Verbose,
     Width,
 )
@@ -58,6 +64,12 @@ class PlanOptions(Options):
     ] = None
     num_inference_steps: NumInferenceSteps = None
     guidance_scale: GuidanceScale = None
+    guidance_scale_2: GuidanceScale2 = None
+    preset: Preset = None
+    scheduler: Scheduler = None
+    shift: Shift = None
+    timesteps: Timesteps = None
+    expert_step: ExpertStep = None
     num_prompts: Annotated[int, Option(help="Number of videos, made one after the other.", metavar="N")] = 1
     dtype: Annotated[str, Option(also=("precision", "torch-dtype"), help="bf16 or fp32.", metavar="TYPE")] = (
         "bf16"

@@ -66,6 +66,58 @@ NumInferenceSteps = Annotated[
         metavar="N",
     ),
 ]
+
+
+def _schedulers() -> str:
+    from paradit.models.flow_schedulers import FLOW_SCHEDULERS
+
+    names = "; ".join(f"{name} ({one.help})" for name, one in FLOW_SCHEDULERS.items())
+    return f"Scheduler: {names}. [default: the one in the model's folder]"
+
+
+def _presets() -> str:
+    from paradit.config.presets import presets
+
+    names = "; ".join(f"{name} ({one.about})" for name, one in presets().items())
+    return f"Settings for few steps, for what other options leave out: {names}."
+
+
+Preset = Annotated[str | None, Option(help=_presets, metavar="NAME")]
+Scheduler = Annotated[str | None, Option(also=("sampler", "solver"), help=_schedulers, metavar="NAME")]
+Shift = Annotated[
+    float | None,
+    Option(
+        also=("flow-shift", "sample-shift"),
+        help="Timestep shift: more of the steps at high noise. [default: the model's]",
+        metavar="X",
+    ),
+]
+Timesteps = Annotated[
+    str | None,
+    Option(
+        also=("steps-at", "denoising-step-list"),
+        help="Timesteps of the steps before the shift, such as 1000,750,500,250, instead of "
+        "--num-inference-steps. [default: the scheduler's]",
+        metavar="LIST",
+    ),
+]
+ExpertStep = Annotated[
+    int | None,
+    Option(
+        help="Step, counted from 0, at which the low-noise expert takes over, for models with two experts. "
+        "[default: by the model's boundary]",
+        metavar="N",
+    ),
+]
+GuidanceScale2 = Annotated[
+    float | None,
+    Option(
+        also=("cfg-2",),
+        help="Guidance scale of the low-noise expert, for models with two experts. [default: the model's, or "
+        "--guidance-scale if that is given]",
+        metavar="G",
+    ),
+]
 Crf = Annotated[
     int | None,
     Option(

@@ -121,7 +121,7 @@ class DualParal(InBlocks):
                 cast(QueueRequest, request).queue(spec),
                 placement.branch_ranks,
                 _num_layers(spec),
-                spec.num_branches(request.guidance_scale) // placement.cfg_degree,
+                request.num_branches(spec) // placement.cfg_degree,
             )
         return PipelineGrid(slices, placement.cfg_degree, placement.branch_ranks // slices)
 
@@ -151,7 +151,7 @@ class DualParal(InBlocks):
         size = (frames_at_once(request, spec), request.height, request.width)
         grid = self.grid(placement, request, spec)
         place = ranks.index(rank) if rank in ranks else 0
-        branches = spec.num_branches(request.guidance_scale) // grid.cfg_degree
+        branches = request.num_branches(spec) // grid.cfg_degree
         shares = Shares.equal(spec.tokens(*size), spec.transformers[0].num_attention_heads, grid.sharers)
         parts = spec.rank_memory_bytes(
             *size,
@@ -217,7 +217,7 @@ class DualParal(InBlocks):
 
     def _used_share(self, placement: Placement, request: ResolvedRequest, spec: ModelSpec) -> float:
         grid = self.grid(placement, request, spec)
-        branches = spec.num_branches(request.guidance_scale) // grid.cfg_degree
+        branches = request.num_branches(spec) // grid.cfg_degree
         return round(used_share(cast(QueueRequest, request).queue(spec), grid.num_slices, branches), 4)
 
     def longer(

@@ -140,7 +140,7 @@ class Method(Declares):
         size = (frames_at_once(request, spec), request.height, request.width)
         grid = self.grid(placement, request, spec)
         shares = Shares.equal(spec.tokens(*size), spec.transformers[0].num_attention_heads, grid.sharers)
-        branches = spec.num_branches(request.guidance_scale) // placement.cfg_degree
+        branches = request.num_branches(spec) // placement.cfg_degree
         in_turn = len(placement.denoise_ranks) == 1
         held = {rank: shares.tokens[grid.place(n)] for n, rank in enumerate(placement.denoise_ranks)}
         return [

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -16,6 +15,7 @@ from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.common.loading import fingerprint, load_pipeline, stored_transformers
 from paradit.models.common.long_prompts import left_out
 from paradit.models.common.no_conditions import NoConditions
+from paradit.models.common.schedulers import scheduler_for
 from paradit.models.common.split_module import SplitModule
 from paradit.models.protocol import Conditions, Decoder, Pixels, Prompt, Scheduler
 from paradit.models.spec import ModelSpec
@@ -64,10 +64,16 @@ class PipelineModel(ABC):
 
     @staticmethod
     @abstractmethod
-    def schedule(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
-        """Set a scheduler's steps as the model family's pipeline does.
+    def schedule(
+        scheduler: Scheduler,
+        num_inference_steps: int,
+        device: torch.device,
+        sigmas: Sequence[float] | None = None,
+    ) -> None:
+        """Set a scheduler's steps as the model family's pipeline does, or by noise levels, before the shift.
 
-        May raise any error that the scheduler raises.
+        sigmas: noise levels of the steps, in place of the pipeline's own. May raise any error that the
+        scheduler raises.
         """
 
     @abstractmethod
@@ -120,18 +126,18 @@ class PipelineModel(ABC):
         return NoConditions(self)
 
     def scheduler(self, request: ResolvedRequest) -> Scheduler:
-        """Return a new copy of the scheduler in the model's folder, set to a request's denoising steps.
+        """Return a new scheduler, set to a request's denoising steps; see `schedulers.scheduler_for`.
 
-        Each video needs a copy of its own, because a scheduler keeps state from step to step.
+        Each video needs one of its own, because a scheduler keeps state from step to step.
         """
-        own = self.prepared(copy.deepcopy(self._pipeline.scheduler))
-        self.schedule(own, request.num_inference_steps, self.device)
+        own = self.prepared(scheduler_for(request, self._pipeline.scheduler))
+        self.schedule(own, request.num_inference_steps, self.device, request.sigmas)
         return own
 
     def prepared(self, scheduler: Scheduler) -> Scheduler:
         """Return the scheduler to denoise with: `scheduler` itself, unless a model family overrides this.
 
-        scheduler: a new copy of the one in the model's folder.
+        scheduler: a new one of the class and the shift that the request asks for.
         """
         return scheduler
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,22 @@ class HunyuanVideoModel(PipelineModel):
     PIPELINE, TRANSFORMER = HunyuanVideoPipeline, HunyuanVideoTransformer
 
     @staticmethod
-    def schedule(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
+    def schedule(
+        scheduler: Scheduler,
+        num_inference_steps: int,
+        device: torch.device,
+        sigmas: Sequence[float] | None = None,
+    ) -> None:
         """Set a scheduler's steps as HunyuanVideoPipeline does, with sigmas that fall evenly from 1.
 
-        Raises TypeError for a scheduler that takes no sigmas.
+        sigmas: noise levels of the steps before the shift, in place of these. Raises TypeError for a
+        scheduler that takes no sigmas.
         """
         if "sigmas" not in inspect.signature(scheduler.set_timesteps).parameters:
             raise TypeError("it does not take sigmas, which HunyuanVideoPipeline passes to it")
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1], device=device)
+        evenly = np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1]
+        levels = evenly if sigmas is None else np.array(sigmas)
+        scheduler.set_timesteps(sigmas=levels, device=device)
         scheduler.set_begin_index(0)
 
     @property

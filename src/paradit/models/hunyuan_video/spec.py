@@ -273,6 +273,7 @@ def read_spec(folder: Path) -> ModelSpec:
         text_length=TEXT_LENGTH,
         embedded_guidance=True,
         one_timestep=True,
+        given_sigmas=True,
         latents_held=3,  # one prediction, and Euler's scheduler keeps nothing
     )
 

@@ -3,7 +3,8 @@
 from paradit.models.registry import Family
 
 FAMILY = Family(
-    pipelines=("WanPipeline",),
+    pipelines=("WanPipeline", "WanDMDPipeline"),
+    presets={"WanDMDPipeline": "fastwan-3"},
     read_spec="paradit.models.wan.spec:read_spec",
     model="paradit.models.wan.adapter:WanModel",
     transformers=("WanTransformer3DModel",),

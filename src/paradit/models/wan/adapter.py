@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline, prompt_clean
 from torch import Tensor
@@ -19,12 +22,22 @@ class WanModel(PipelineModel):
     PIPELINE, TRANSFORMER = WanPipeline, WanTransformer
 
     @staticmethod
-    def schedule(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
-        """Set a scheduler's steps as WanPipeline does, by their number alone.
+    def schedule(
+        scheduler: Scheduler,
+        num_inference_steps: int,
+        device: torch.device,
+        sigmas: Sequence[float] | None = None,
+    ) -> None:
+        """Set a scheduler's steps as WanPipeline does, by their number alone, or by noise levels.
 
-        Raises AttributeError for a scheduler without sigmas.
+        sigmas: noise levels of the steps before the shift. Raises AttributeError for a scheduler without
+        sigmas.
         """
-        scheduler.set_timesteps(num_inference_steps, device=device)
+        if sigmas is None:
+            scheduler.set_timesteps(num_inference_steps, device=device)
+        else:
+            # Not `timesteps=`: flow schedulers then shift the sigmas, and not what the model gets.
+            scheduler.set_timesteps(sigmas=np.array(sigmas), device=device)
         scheduler.set_begin_index(0)
         if not hasattr(scheduler, "sigmas"):
             raise AttributeError("it does not have sigmas, which WanPipeline reads in every step")
