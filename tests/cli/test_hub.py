@@ -83,7 +83,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         whole.to(torch.float16).save_pretrained(made[name] / "transformer", variant="fp16")
     (made["variant"] / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
     index = made["i2v"] / "model_index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "WanImageToVideoPipeline"}))
+    index.write_text(
+        json.dumps(json.loads(index.read_text()) | {"_class_name": "HunyuanVideoImageToVideoPipeline"})
+    )
     (made["original"] / "model_index.json").unlink()
     return made
 
@@ -248,7 +250,7 @@ def test_ids_that_cannot_be(hub: HubServer, models: dict[str, Path], tmp_path: P
         "org/nme": "there is no such model on the hub, or it is private: then log in with 'hf auth login'",
         "Wan-AI/Wan2.1-T2V-14B-Difusers": f"(did you mean {PUBLISHED!r}?)",
         "org/gated": f"it is gated: ask for access on {hub.url}/org/gated, and log in",
-        "org/i2v": "makes videos from an image (WanImageToVideoPipeline), which is not supported yet",
+        "org/i2v": "videos from an image (HunyuanVideoImageToVideoPipeline), which is not supported yet",
         "org/original": "not in diffusers' format: model_index.json is missing: use 'org/original-Diffusers'",
         "Wan-AI/Wan2.1-T2V-1.3B": "use 'Wan-AI/Wan2.1-T2V-1.3B-Diffusers'",
         "tencent/HunyuanVideo": "use 'hunyuanvideo-community/HunyuanVideo'",

@@ -18,6 +18,7 @@ from diffusers import (
     HunyuanVideoTransformer3DModel,
     SchedulerMixin,
     UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
 )
@@ -26,8 +27,11 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
 from torch import Tensor
 from transformers import (
+    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     LlamaConfig,
     LlamaModel,
     PreTrainedTokenizerFast,
@@ -43,6 +47,8 @@ from paradit.parallel.run_blocks import run, through_blocks
 from paradit.stages.decode import pictures
 
 VARIANTS = ("wan21", "wan22_a14b", "wan22_ti2v")
+FROM_IMAGE = ("i2v", "flf2v", "i2v_a14b")
+"""Variants whose folders are of a WanImageToVideoPipeline."""
 
 TEXT_DIM, POOLED_DIM = 32, 20
 
@@ -52,10 +58,13 @@ M = TypeVar("M", bound=torch.nn.Module)
 def transformer(
     variant: str = "wan21", seed: int = 0, heads: int = 2, layers: int = 2, ffn_dim: int = 96
 ) -> WanTransformer3DModel:
-    """Return a Wan transformer of a variant, or "i2v", with all parameters random, norms and tables too."""
+    """Return a Wan transformer of a variant with all parameters random, norms and tables too."""
+    reads: dict[str, Any] = {"in_channels": 36, "image_dim": 24, "added_kv_proj_dim": heads * 32}
     extras: dict[str, dict[str, Any]] = {
         "wan22_ti2v": {"in_channels": 48, "out_channels": 48},
-        "i2v": {"in_channels": 36, "image_dim": 24, "added_kv_proj_dim": 64, "pos_embed_seq_len": None},
+        "i2v": reads,
+        "flf2v": {**reads, "pos_embed_seq_len": 10},
+        "i2v_a14b": {"in_channels": 36},
     }
     config: dict[str, Any] = {
         "num_attention_heads": heads,
@@ -136,6 +145,24 @@ def text_encoder() -> UMT5EncoderModel:
     return UMT5EncoderModel(config).eval().requires_grad_(False)
 
 
+def image_encoder() -> CLIPVisionModel:
+    """Return a picture encoder whose pictures have five tokens of 24 values."""
+    config = CLIPVisionConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=2,
+                              num_attention_heads=2, image_size=28, patch_size=14)  # fmt: skip
+    torch.manual_seed(5)
+    return CLIPVisionModel(config).eval().requires_grad_(False)
+
+
+def picture_parts(variant: str) -> dict[str, Any]:
+    """Return the components of a WanImageToVideoPipeline that other pipelines do not have."""
+    if variant == "i2v_a14b":
+        return {"image_encoder": None, "image_processor": None}
+    return {
+        "image_encoder": image_encoder(),
+        "image_processor": CLIPImageProcessor(size={"shortest_edge": 28}, crop_size=28),
+    }
+
+
 def drawing_scheduler() -> DPMSolverMultistepScheduler:
     """Return a scheduler that draws noise in every step, and remembers the previous step."""
     return DPMSolverMultistepScheduler(
@@ -157,17 +184,19 @@ def save_folder(
     **settings: object,
 ) -> Path:
     """Save a whole model of a Wan variant in diffusers' format; `settings` go into its paradit.json."""
-    seeds = {"transformer": 0, **({"transformer_2": 1} if variant == "wan22_a14b" else {})}
+    two, boundary = variant.endswith("a14b"), 0.9 if variant in FROM_IMAGE else 0.875
+    seeds = {"transformer": 0, **({"transformer_2": 1} if two else {})}
     experts = {name: transformer(variant, seed, heads, layers, ffn_dim) for name, seed in seeds.items()}
-    WanPipeline(
+    (WanImageToVideoPipeline if variant in FROM_IMAGE else WanPipeline)(
         tokenizer=tokenizer(),
         text_encoder=text_encoder(),
         vae=vae(variant),
         scheduler=scheduler
         or UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-        boundary_ratio=0.875 if variant == "wan22_a14b" else None,
+        boundary_ratio=boundary if two else None,
         expand_timesteps=variant == "wan22_ti2v",
         **experts,
+        **(picture_parts(variant) if variant in FROM_IMAGE else {}),
     ).save_pretrained(folder)
     if settings:
         (folder / "paradit.json").write_text(json.dumps(settings))

@@ -10,9 +10,10 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from paradit.config.errors import InputError
+from paradit.models.published import published_spec
 from paradit.models.registry import FAMILIES, family, supported_pipelines
 from paradit.models.spec import read_spec
 from paradit.models.umt5 import UMT5Config as UMT5
@@ -160,7 +161,98 @@ def test_a_model_whose_weights_are_not_downloaded_yet(tmp_path: Path) -> None:
 
 
 def test_supported_classes() -> None:
-    assert supported_pipelines() == ("WanPipeline", "HunyuanVideoPipeline")
+    from_pictures = ("WanImageToVideoPipeline", "WanVideoToVideoPipeline")
+    assert supported_pipelines() == ("WanPipeline", *from_pictures, "HunyuanVideoPipeline")
     assert family("WanPipeline") is FAMILIES.find("wan")
-    with pytest.raises(InputError, match="supported: WanPipeline, HunyuanVideoPipeline"):
+    with pytest.raises(InputError, match=r"supported: WanPipeline, .*HunyuanVideoPipeline"):
         family("OpenSoraPlanPipeline")  # only the planner knows it
+
+
+@pytest.mark.parametrize(
+    ("variant", "takes", "needs"),
+    [
+        ("i2v", {"image"}, (True, False)),
+        ("flf2v", {"image", "last_image"}, (True, True)),
+        ("i2v_a14b", {"image", "last_image"}, (True, False)),
+        ("wan22_ti2v", {"image"}, (False, False)),
+        ("wan22_a14b", set(), (False, False)),
+        ("wan21", {"video"}, (False, False)),
+    ],
+)
+def test_what_a_model_takes(variant: str, takes: set[str], needs: tuple[bool, bool], tmp_path: Path) -> None:
+    spec = read_spec(save_folder(variant, tmp_path))
+    assert spec.takes == takes
+    assert (spec.needs_image, spec.needs_last_image) == needs
+    counted = {part.component: part.parameters for part in spec.weights}
+    assert counted["transformer"] == spec.transformers[0].num_parameters
+    for file in tmp_path.glob("*/*.safetensors"):
+        file.unlink()
+    assert {w.component: w.parameters for w in read_spec(tmp_path).weights} == counted | {"vae": 0}
+
+
+def test_a_folder_may_say_that_it_takes_pictures(tmp_path: Path) -> None:
+    spec = read_spec(save_folder("wan21", tmp_path / "a", takes=["image", "last_image"]))
+    assert spec.takes == {"image", "last_image", "video"}
+    assert not spec.needs_image
+    with pytest.raises(InputError, match="takes is for a text-to-video model with one transformer"):
+        read_spec(save_folder("wan22_ti2v", tmp_path / "b", takes=["last_image"]))
+    with pytest.raises(InputError, match=r"paradit.json: takes must be .*last_image.*'video'"):
+        read_spec(save_folder("wan21", tmp_path / "c", takes=["video"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"in_channels": 16}, "a WanImageToVideoPipeline with this VAE has 36 in_channels, got 16"),
+        ({"image_dim": 32}, "image_dim is 32, but image_encoder has a hidden_size of 24"),
+        ({"pos_embed_seq_len": 514}, "pos_embed_seq_len must be 10 for two pictures"),
+    ],
+)
+def test_refuses_a_transformer_that_the_pipeline_does_not_fit(
+    change: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    config = save_folder("i2v", tmp_path) / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(InputError, match=message):
+        read_spec(tmp_path)
+
+
+def test_refuses_a_transformer_that_attends_to_pictures_without_their_encoder(tmp_path: Path) -> None:
+    index = save_folder("i2v", tmp_path) / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"image_encoder": [None, None]}))
+    with pytest.raises(InputError, match="names no image_encoder"):
+        read_spec(tmp_path)
+
+
+def test_published_models_that_make_videos_from_pictures() -> None:
+    small, large, ends, experts, any_start = (
+        published_spec(f"Wan-AI/{name}iffusers")
+        for name in (
+            "Wan2.1-I2V-14B-480P-D",
+            "Wan2.1-I2V-14B-720P-D",
+            "Wan2.1-FLF2V-14B-720P-d",
+            "Wan2.2-I2V-A14B-D",
+            "Wan2.2-TI2V-5B-D",
+        )
+    )
+    for spec in (small, large):
+        assert (spec.defaults.num_inference_steps, spec.defaults.guidance_scale) == (50, 5.0)
+        assert (spec.transformers[0].images, spec.transformers[0].image_tokens) == (1, 257)
+    assert (large.defaults.width, large.defaults.height) == (1280, 720)
+    assert ends.transformers[0].image_tokens == 514
+    assert (experts.defaults.num_inference_steps, experts.boundary_ratio) == (40, 0.9)
+    assert (experts.defaults.guidance_scale, experts.defaults.guidance_scale_2) == (3.5, 3.5)
+    assert any_start.takes == {"image"}
+    with torch.device("meta"):
+        encoder = CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=1280,
+                intermediate_size=5120,
+                num_hidden_layers=32,
+                num_attention_heads=16,
+                image_size=224,
+                patch_size=14,
+            )
+        )
+    (weights,) = (part for part in small.weights if part.component == "image_encoder")
+    assert weights.parameters == sum(p.numel() for p in encoder.parameters())

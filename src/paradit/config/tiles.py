@@ -126,15 +126,20 @@ def grid(height: int, width: int, side: int | None) -> Grid:
     """
     if side is None or max(height, width) <= side:
         return Grid((Span(0, height, height, 0),), (Span(0, width, width, 0),))
-    return Grid(_spans(height, side), _spans(width, side))
+    return Grid(spans(height, side), spans(width, side))
 
 
-def _spans(size: int, side: int) -> tuple[Span, ...]:
+def spans(size: int, side: int) -> tuple[Span, ...]:
+    """Return the extents of tiles with side `side` along an axis of `size` latent pixels.
+
+    As in diffusers, a tile begins wherever its start lies within the picture, so an axis that is a little
+    shorter than a tile has a second one, too.
+    """
     stride = side - side // SIDES_APART
-    spans = []
+    found = []
     for start in range(0, size, stride):
         stop = min(start + side, size)
         # The last tile may be narrower than the usual overlap.
         overlap = min(side - stride, stop - start) if start else 0
-        spans.append(Span(start, stop, min(stride, size - start), overlap))
-    return tuple(spans)
+        found.append(Span(start, stop, min(stride, size - start), overlap))
+    return tuple(found)

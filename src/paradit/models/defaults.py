@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from paradit.config.errors import InputError
-from paradit.config.limits import MAX_FRAMES, MAX_GUIDANCE, MAX_PROMPT, MAX_SIDE
+from paradit.config.limits import MAX_FRAMES, MAX_GUIDANCE, MAX_PROMPT, MAX_SIDE, one_of
 from paradit.config.options import ABOVE_ZERO, Option, check
 
 
@@ -33,9 +33,14 @@ class Defaults:
     """Text that says what a video must not show."""
     train_frames: Annotated[tuple[int, int] | None, Option(least=1, most=MAX_FRAMES)] = None
     """Shortest and longest video, in frames, that the model was trained on; None if not known."""
+    takes: Annotated[tuple[str, ...], Option()] = ()
+    """Names of the pictures that a request may give, for a model of a text-to-video class that was trained
+    with a noise level for each latent frame: it takes these frames without noise."""
 
     def __post_init__(self) -> None:
         check(self)
+        for picture in self.takes:
+            one_of("takes", picture, ("image", "last_image"))
         if len(self.negative_prompt) > MAX_PROMPT:
             raise InputError(f"negative_prompt is at most {MAX_PROMPT} characters long")
         if self.train_frames and self.train_frames[0] > self.train_frames[1]:

@@ -52,6 +52,12 @@ def components(index: Mapping[str, Any]) -> list[str]:
     return [name for name, value in index.items() if isinstance(value, list) and None not in value]
 
 
+def usual_name(folder: Path) -> str:
+    """Return the name of a model whose folder states none: its hub id, or else the folder's name."""
+    snapshot = hub.snapshot_of(folder)
+    return snapshot[0] if snapshot else folder.resolve().name
+
+
 def own_settings(folder: Path, defaults: Defaults, without: Collection[str] = ()) -> tuple[str, Defaults]:
     """Return a model's name and default request values; `paradit.json` in its folder may override them.
 
@@ -59,10 +65,9 @@ def own_settings(folder: Path, defaults: Defaults, without: Collection[str] = ()
     the names of defaults that this kind of model does not have. Raises InputError.
     """
     path = folder / "paradit.json"
-    snapshot = hub.snapshot_of(folder)
     name = Declared.of("name", str)
     fields = {field: one for field, one in declared(Defaults).items() if field not in without}
-    own: dict[str, Any] = {"name": snapshot[0] if snapshot else folder.resolve().name}
+    own: dict[str, Any] = {"name": usual_name(folder)}
     if path.exists():
         with named(str(path)):
             own |= read_values({"name": name, **fields}, read_json(path))

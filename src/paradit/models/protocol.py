@@ -183,6 +183,10 @@ class Scheduler(Protocol):
     """Timesteps of the denoising steps that `set_timesteps` has set."""
 
     @property
+    def begin_index(self) -> int | None:
+        """Index in `timesteps` of the step to begin with, as `set_begin_index` has set it."""
+
+    @property
     def config(self) -> Mapping[str, Any]: ...
 
     @property
@@ -193,6 +197,14 @@ class Scheduler(Protocol):
         """
 
     def set_begin_index(self, begin_index: int) -> None: ...
+
+    @property
+    def add_noise(self) -> Callable[..., Tensor]:
+        """Method that adds as much noise to latents as belongs to a step: (latents, noise, timesteps)."""
+
+    @property
+    def scale_noise(self) -> Callable[..., Tensor]:
+        """Method of flow-matching schedulers that does what `add_noise` does: (latents, timesteps, noise)."""
 
     @property
     def step(self) -> Callable[..., tuple[Tensor, ...]]:

@@ -58,7 +58,8 @@ def published_spec(name: str) -> ModelSpec:
     configs = _all()[known]
     # Families read specs from folders only, so write the configurations to one.
     with TemporaryDirectory() as made:
-        folder = Path(made)
+        folder = Path(made) / known.rpartition("/")[2]  # as a downloaded model may be called
+        folder.mkdir()
         (folder / "model_index.json").write_text(json.dumps(configs["model_index"]))
         for component in configs.keys() - {"model_index", "vae_parameters"}:
             (folder / component).mkdir()

@@ -20,6 +20,8 @@ from paradit.models.registry import family, find_family
 from paradit.models.vae_spec import FP32_BYTES, VaeSpec
 
 CONFIG = "config.json"
+IN_FP32 = ("vae", "image_encoder")
+"""Names of the components that run in fp32, whatever the compute dtype, as the models' cards have it."""
 MAX_SIZE, MAX_LEVELS = 10**7, 16
 """Upper limits on a model's sizes and on its VAE's levels; larger numbers in a configuration are mistakes."""
 Size = Annotated[int, Option(least=1, most=MAX_SIZE)]
@@ -46,6 +48,13 @@ class TransformerSpec:
     """Number of tokens along one axis of the video that the rotary tables cover."""
     num_parameters: int
     """Exact number of parameters of the diffusers class with this configuration."""
+    image_dim: int = 0
+    """Number of values of an embedded token of a picture that cross-attention reads beside the text; 0 if it
+    reads no picture."""
+    images: int = 0
+    """Number of pictures that cross-attention reads beside the text."""
+    image_tokens: int = 0
+    """Number of tokens of all these pictures together."""
 
     @property
     def width(self) -> int:
@@ -85,21 +94,25 @@ class TransformerSpec:
     def cross_attention_flops(self, tokens: int, text_tokens: int) -> int:
         """Count the floating-point operations of all layers' cross-attention, except its linear projections.
 
-        They grow with the product of the numbers of video tokens and text tokens.
+        They grow with the product of the numbers of video tokens and of text and image tokens.
         """
-        return self.num_layers * 4 * tokens * text_tokens * self.width
+        return self.num_layers * 4 * tokens * (text_tokens + self.image_tokens) * self.width
 
     def context_flops(self, text_tokens: int) -> int:
         """Count the floating-point operations that one prompt needs once per request.
 
-        They are those of the text embedder, and of the text's keys and values in every layer.
+        They are those of the embedders of text and pictures, and of the keys and values in every layer.
         """
-        embedder = 2 * text_tokens * (self.text_dim * self.width + self.width**2)
-        return embedder + self.num_layers * 4 * text_tokens * self.width**2
+        embedders = 2 * text_tokens * (self.text_dim * self.width + self.width**2)
+        embedders += 2 * self.image_tokens * (self.image_dim**2 + self.image_dim * self.width)
+        return embedders + self.num_layers * 4 * (text_tokens + self.image_tokens) * self.width**2
 
     def cached_values(self, text_tokens: int) -> int:
-        """Count the values cached for a prompt while denoising: each layer's keys and values of its text."""
-        return 2 * self.num_layers * text_tokens * self.width
+        """Count the values cached for a prompt while denoising: each layer's keys and values.
+
+        They are those of its text and of pictures.
+        """
+        return 2 * self.num_layers * (text_tokens + self.image_tokens) * self.width
 
     def activation_bytes(self, tokens: int, text_tokens: int, dtype_bytes: int) -> int:  # noqa: ARG002
         """Estimate the bytes of working memory of the transformer blocks for one video.
@@ -156,6 +169,8 @@ class ModelSpec:
     """Names of the pictures that a request may give the model: `image`, `last_image`, `video`."""
     needs_image: bool = False
     """Whether a request must give the model a picture of the first frame (`image`)."""
+    needs_last_image: bool = False
+    """Whether a request must give the model a picture of the last frame (`last_image`)."""
     scheduler: str = ""
     """Class of the scheduler in the model's folder; empty if it is not known."""
     shift: float | None = None
@@ -191,9 +206,9 @@ class ModelSpec:
     def weight_bytes(
         self, dtype_bytes: int, stages: Collection[str] = ("encode", "denoise", "decode")
     ) -> int:
-        """Return the bytes of the weights that `stages` need, with the VAE in fp32."""
+        """Return the bytes of the weights that `stages` need; those of `IN_FP32` are in fp32."""
         return sum(
-            w.parameters * (FP32_BYTES if w.component == "vae" else dtype_bytes)
+            w.parameters * (FP32_BYTES if w.component in IN_FP32 else dtype_bytes)
             for w in self.weights
             if stage_of(w.component) in stages
         )
@@ -202,12 +217,11 @@ class ModelSpec:
         """Return whether the weights are stored in the dtypes in which they will be run.
 
         If so, loading on a CPU makes no copy, and all processes of a machine share the mapped files. Weights
-        with a LoRA in them are stored nowhere. dtype_bytes: the size of one value of the compute dtype; the
-        VAE runs in fp32.
+        with a LoRA in them are stored nowhere. dtype_bytes: the size of one value of the compute dtype.
         """
         if self.loras:
             return False
-        used = {"vae": FP32_BYTES}  # files also have headers; dtypes differ by a factor of two
+        used = dict.fromkeys(IN_FP32, FP32_BYTES)  # files also have headers; dtypes differ by a factor of two
         return all(
             w.parameters <= w.file_bytes / used.get(w.component, dtype_bytes) < 1.5 * w.parameters
             for w in self.weights
@@ -312,7 +326,7 @@ def _scheduler(folder: Path) -> dict[str, Any]:
 
 def stage_of(component: str) -> str:
     """Return the stage that uses a component's weights: encode, denoise or decode."""
-    if component == "vae":
+    if component in IN_FP32:  # pictures are encoded where frames are decoded
         return "decode"
     return "denoise" if component.startswith("transformer") else "encode"
 

@@ -29,6 +29,7 @@ def denoise(
     prompts: tuple[Prompt, ...],
     *,
     request: ResolvedRequest,
+    conditions: tuple[Tensor, ...] = (),
     noise: Callable[[int], torch.Generator],
     progress: Progress,
     predictor: Predictor | None = None,
@@ -36,28 +37,32 @@ def denoise(
 ) -> Iterator[Tensor]:
     """Denoise a whole video, and yield its latents [B, C, F, h, w], fp32, as a single block.
 
-    latents: the noise to begin with. request: the request, for its steps and its guidance. noise: function
-    that takes a step's index, counted from 0, and returns the random generator for noise that the scheduler
-    adds in that step. checkpoints: saved progress to resume from and to add to; only the first rank has it.
-    Steps are reported as stage "denoise".
+    latents: the noise to begin with. request: the request, for its steps and its guidance. conditions: the
+    request's encoded pictures. noise: function that takes a step's index, counted from 0, and returns the
+    random generator for noise that the scheduler adds in that step. checkpoints: saved progress to resume
+    from and to add to; only the first rank has it. Steps are reported as stage "denoise".
 
     Raises FloatingPointError, naming the step, if the latents become non-finite (inf or NaN). Raises
     Unwanted, on all ranks after the same step, if `checkpoints` reports that the rest is no longer wanted.
     """
     predictor, scheduler = predictor or LocalPredictor(), model.scheduler(request)
-    experts, steps = _Experts(model, predictor, prompts, latents, request), len(scheduler.timesteps)
-    by_step = experts_of(model, request, scheduler.timesteps)
+    given, frames = model.conditions(request, conditions), range(latents.shape[2])
+    experts = _Experts(model, predictor, given.prompts(prompts), latents, request)
+    timesteps = scheduler.timesteps[scheduler.begin_index :]  # a video to change skips some
+    by_step, steps = experts_of(model, request, timesteps), len(timesteps)
     guidance_scales = request.guidance_scales(model.spec)
     with progress.stage("denoise", total=steps):
+        latents = given.begin(latents, scheduler)
         begun, latents = resumed(checkpoints, predictor, scheduler, latents, progress)
         for step in range(begun, steps):
-            timestep = scheduler.timesteps[step]
+            timestep = timesteps[step]
             with span(f"step {step + 1}", STEP):
                 expert = by_step[step]
                 transformer, contexts = experts.serve(expert)
-                scaled = model.model_timestep(timestep, latents)
+                joined = given.model_input(latents, frames)
+                scaled = given.model_timestep(timestep, latents, frames)
                 predictions = predictor.predict(
-                    transformer, latents.to(model.dtype), scaled, contexts, experts.layout, step=step
+                    transformer, joined, scaled, contexts, experts.layout, step=step
                 )
                 prediction = guide(predictions, guidance_scales[expert])
                 latents = solver_step(scheduler, prediction, timestep, latents, noise(step))
@@ -69,7 +74,7 @@ def denoise(
             # nothing left to end.
             if step + 1 < steps and not predictor.gather_number(int(goes_on))[0]:
                 raise Unwanted
-    yield latents
+    yield given.end(latents, frames)
 
 
 class _Experts:
@@ -117,6 +122,7 @@ class FullSequence(Sampler):
             predictor.share(make, shape, torch.float32, model.device),
             work.prompts,
             request=request,
+            conditions=work.conditions,
             noise=partial(step_generator, request.seed),
             progress=work.progress,
             predictor=predictor,

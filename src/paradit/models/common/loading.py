@@ -15,14 +15,14 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from paradit.models.common.lora_weights import lora_weights
 from paradit.models.common.stored_weights import StoredWeights
 from paradit.models.folder_json import stored_variant
-from paradit.models.spec import ModelSpec
+from paradit.models.spec import IN_FP32, ModelSpec
 
 P = TypeVar("P", bound=DiffusionPipeline)
 
 _COMPONENTS = {
     "encode": ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
     "denoise": ("transformer", "transformer_2"),
-    "decode": ("vae",),
+    "decode": ("vae", "image_encoder", "image_processor"),
 }
 """Mapping from each stage to the names of the pipeline components that it needs, in any model family."""
 
@@ -38,15 +38,15 @@ def load_pipeline(
 ) -> P:
     """Load the pipeline components that `stages` need, from a checked folder's safetensors, onto `device`.
 
-    The VAE stays in fp32, and all other components are in `dtype`. without_layers: names of the transformers'
-    ModuleLists of layers whose weights are not loaded yet.
+    The components of `IN_FP32` stay in fp32, and all others are in `dtype`. without_layers: names of the
+    transformers' ModuleLists of layers whose weights are not loaded yet.
     """
     own = (without_layers or spec.loras) and "denoise" in stages
     transformers = stored_transformers(spec, dtype, device) if own else {}
     with _no_progress_bars():
         pipeline = pipeline_class.from_pretrained(
             spec.folder,
-            dtype={"vae": torch.float32, "default": dtype},
+            dtype=dict.fromkeys(IN_FP32, torch.float32) | {"default": dtype},
             variant=spec.variant or stored_variant(spec.folder),
             use_safetensors=True,
             local_files_only=True,

@@ -46,7 +46,8 @@ class PipelineModel(ABC):
         layers: whether the transformers' layers are loaded at once; if not, `keep_layers` reads them later.
         """
         lists = () if layers else cls.TRANSFORMER.LISTS
-        pipeline = load_pipeline(cls.PIPELINE, spec, dtype, device, stages, without_layers=lists)
+        pipeline_class = cls.pipeline_class(spec)
+        pipeline = load_pipeline(pipeline_class, spec, dtype, device, stages, without_layers=lists)
         return cls(pipeline, spec, dtype, compile=compile)
 
     def __init__(
@@ -61,6 +62,11 @@ class PipelineModel(ABC):
             if getattr(pipeline, name) is not None
         ]
         self._pipeline = pipeline
+
+    @classmethod
+    def pipeline_class(cls, spec: ModelSpec) -> type[DiffusionPipeline]:  # noqa: ARG003
+        """Return the class of the diffusers pipeline to load: `PIPELINE`, unless a family overrides this."""
+        return cls.PIPELINE
 
     @staticmethod
     @abstractmethod

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from paradit.models.protocol import Prompt, Scheduler
+from paradit.models.spec import ModelSpec
 
 
-class _Model(Protocol):
+class Model(Protocol):
+    """Interface of a model, as far as conditions need it."""
+
+    spec: ModelSpec
     dtype: torch.dtype
 
     def model_timestep(self, timestep: Tensor, latents: Tensor) -> Tensor: ...
@@ -20,7 +24,7 @@ class _Model(Protocol):
 class NoConditions:
     """Conditions of a request from text alone, which implement `models.protocol.Conditions`."""
 
-    def __init__(self, model: _Model) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
 
     def prompts(self, prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:

@@ -3,7 +3,7 @@
 from paradit.models.registry import Family
 
 FAMILY = Family(
-    pipelines=("WanPipeline", "WanDMDPipeline"),
+    pipelines=("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanDMDPipeline"),
     presets={"WanDMDPipeline": "fastwan-3"},
     read_spec="paradit.models.wan.spec:read_spec",
     model="paradit.models.wan.adapter:WanModel",

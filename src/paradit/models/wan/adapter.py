@@ -1,25 +1,40 @@
-"""Adapter for a loaded Wan text-to-video model: WanPipeline split into the parts that each stage needs."""
+"""Adapter for a loaded Wan model: a diffusers pipeline split into the parts that each stage needs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline, prompt_clean
+from diffusers.pipelines.wan.pipeline_wan_i2v import WanImageToVideoPipeline
+from diffusers.pipelines.wan.pipeline_wan_video2video import WanVideoToVideoPipeline
 from torch import Tensor
 
+from paradit.config.requests import ResolvedRequest
 from paradit.models.common.latent_blocks import LatentBlocks
 from paradit.models.common.model import PipelineModel
-from paradit.models.protocol import Scheduler
+from paradit.models.protocol import Conditions, Pixels, Scheduler
+from paradit.models.spec import ModelSpec
+from paradit.models.wan.conditions import condition_shapes, conditions_of
 from paradit.models.wan.decoder import WanDecoder
+from paradit.models.wan.pictures import encode_pictures
 from paradit.models.wan.transformer import WanTransformer
 
 
 class WanModel(PipelineModel):
-    """A loaded WanPipeline with the VideoModel interface."""
+    """A loaded Wan pipeline with the VideoModel interface."""
 
     PIPELINE, TRANSFORMER = WanPipeline, WanTransformer
+    OTHERS: ClassVar[tuple[type[DiffusionPipeline], ...]] = (WanImageToVideoPipeline, WanVideoToVideoPipeline)
+    """Classes of pipelines that make videos from pictures."""
+
+    @classmethod
+    def pipeline_class(cls, spec: ModelSpec) -> type[DiffusionPipeline]:
+        """Return the class of the diffusers pipeline to load, the one that the model's folder names."""
+        return next((one for one in cls.OTHERS if one.__name__ == spec.pipeline_class), cls.PIPELINE)
 
     @staticmethod
     def schedule(
@@ -41,6 +56,33 @@ class WanModel(PipelineModel):
         scheduler.set_begin_index(0)
         if not hasattr(scheduler, "sigmas"):
             raise AttributeError("it does not have sigmas, which WanPipeline reads in every step")
+
+    def scheduler(self, request: ResolvedRequest) -> Scheduler:
+        """Return a new copy of the scheduler, set to a request's denoising steps.
+
+        With a video to change, denoising begins at a later step, as in WanVideoToVideoPipeline.
+        """
+        own = super().scheduler(request)
+        if request.video is not None:
+            assert request.strength is not None, "a request with a video has a strength"
+            steps = request.num_inference_steps
+            skipped = steps - min(int(steps * request.strength), steps)
+            # Some schedulers evaluate the model more than once in each step.
+            own.set_begin_index(skipped * (len(own.timesteps) // steps))
+        return own
+
+    def condition_shapes(self, request: ResolvedRequest) -> tuple[tuple[int, ...], ...]:
+        """Return the shapes of a request's encoded pictures, tensors in fp32; () if it has none."""
+        return condition_shapes(self.spec, request)
+
+    @torch.no_grad()
+    def encode_conditions(self, request: ResolvedRequest, pixels: Pixels) -> tuple[Tensor, ...]:
+        """Encode a request's pictures; return tensors in fp32, with the shapes of `condition_shapes`."""
+        return encode_pictures(self._pipeline, self.spec, request, pixels)
+
+    def conditions(self, request: ResolvedRequest, encoded: tuple[Tensor, ...]) -> Conditions:
+        """Return the effect of a request's pictures, encoded by `encode_conditions`, on its denoising."""
+        return conditions_of(self, request, [tensor.to(self.device) for tensor in encoded])
 
     def left_out(self, prompt: str) -> dict[str, tuple[int, str]]:
         """Return a mapping from the name of the text encoder to its token limit and a prompt's cut-off text.

@@ -104,6 +104,20 @@ class WanVaeSpec(VaeSpec):
     encoder_channels: tuple[int, ...]
     """Number of channels of each encoder level, the first, full-resolution level first."""
 
+    @property
+    def settled_at(self) -> int:
+        """Index of the first latent frame of an encoded video that the first frame does not affect."""
+        # A causal convolution with a kernel of three reads two frames before its own; each residual block has
+        # two of them. `apart` is the number of the video's frames from one of a level's frames to the next.
+        reach, apart = 2, 1  # the first convolution
+        for halves in (*self.temporal_downsample, False):
+            reach += 4 * self.num_res_blocks * apart
+            if halves:
+                reach, apart = reach + 2 * apart, 2 * apart
+        reach += 10 * apart  # the middle block, which has two residual blocks, and the last convolution
+        # Latent frame i ends with frame i * apart, and must not reach back to frame 0.
+        return reach // apart + 1
+
     def decode_flops(self, num_frames: int, height: int, width: int) -> int:
         """Count the floating-point operations of decoding a whole video.
 
