@@ -16,13 +16,12 @@ from diffusers import (
 )
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 import paradit
 from paradit.config.errors import InputError
 from paradit.distributed.world import World
 from paradit.testing import run_world
-from tiny import VARIANTS, save_folder, text_encoder, tokenizer, transformer, vae
+from tiny import FROM_IMAGE, VARIANTS, picture_parts, save_folder, text_encoder, tokenizer, transformer, vae
 
 
 def generate(pipe: WanPipeline, seed: int = 4) -> Tensor:
@@ -62,23 +61,23 @@ def test_gives_the_same_latents(variant: str, tmp_path: Path) -> None:
         assert torch.equal(again, alone)
 
 
-def image_to_video() -> WanImageToVideoPipeline:
-    torch.manual_seed(5)
-    config = CLIPVisionConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=2,
-                              num_attention_heads=2, image_size=28, patch_size=14)  # fmt: skip
+def image_to_video(variant: str) -> WanImageToVideoPipeline:
+    two = variant == "i2v_a14b"
     return WanImageToVideoPipeline(
-        **like_wan(),
-        transformer=transformer("i2v"),
-        image_encoder=CLIPVisionModel(config).eval(),
-        image_processor=CLIPImageProcessor(size=28, crop_size=28),
+        **like_wan(variant),
+        **picture_parts(variant if variant in FROM_IMAGE else "i2v_a14b"),
+        transformer=transformer(variant),
+        transformer_2=transformer(variant, seed=1) if two else None,
+        boundary_ratio=0.9 if two else None,
+        expand_timesteps=variant == "wan22_ti2v",
     )
 
 
-def like_wan() -> dict[str, object]:
+def like_wan(variant: str = "wan21") -> dict[str, object]:
     return {
         "tokenizer": tokenizer(),
         "text_encoder": text_encoder(),
-        "vae": vae("wan21"),
+        "vae": vae(variant),
         "scheduler": UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
     }
 
@@ -86,14 +85,18 @@ def like_wan() -> dict[str, object]:
 def from_pictures(pipe: DiffusionPipeline, **pictures: object) -> Tensor:
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator("cpu").manual_seed(4)
-    asked = {"height": 48, "width": 48, "num_inference_steps": 3, "generator": generator}
+    asked = {"height": 64, "width": 64, "num_inference_steps": 3, "generator": generator}
     return pipe(prompt="a red circle", output_type="latent", **asked, **pictures).frames
 
 
 def with_other_pipelines(_: World) -> list[tuple[Tensor, Tensor]]:
-    picture = Image.fromarray(np.arange(48 * 48 * 3, dtype=np.uint8).reshape(48, 48, 3))
+    picture = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3))
+    first = {"image": picture, "num_frames": 9}
     pipes: list[tuple[Any, dict[str, Any]]] = [
-        (image_to_video(), {"image": picture, "num_frames": 9}),
+        (image_to_video("i2v"), first),
+        (image_to_video("flf2v"), {**first, "last_image": picture}),
+        (image_to_video("i2v_a14b"), first),
+        (image_to_video("wan22_ti2v"), first),
         (WanVideoToVideoPipeline(**like_wan(), transformer=transformer()), {"video": [picture] * 9}),
     ]
     made = []
@@ -107,8 +110,20 @@ def with_other_pipelines(_: World) -> list[tuple[Tensor, Tensor]]:
 def test_takes_every_pipeline_whose_transformer_is_known() -> None:
     for made in run_world(with_other_pipelines, 2):
         for together, alone in made:
-            assert alone.shape[1] == 16 and alone.std() > 0.1
+            assert alone.shape[1] in (16, 48) and alone.std() > 0.1
             torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+def with_a_short_text(_: World) -> None:
+    pipe = image_to_video("i2v")
+    paradit.parallelize(pipe)
+    picture = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(InputError, match=r"max_sequence_length must be 512 .* got 256"):
+        from_pictures(pipe, image=picture, num_frames=5, max_sequence_length=256)
+
+
+def test_refuses_a_text_that_diffusers_would_take_for_a_picture() -> None:
+    run_world(with_a_short_text, 1)
 
 
 def with_other_noise(world: World, folder: Path) -> None:

@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from paradit.attention.base import Kernel
+from paradit.config.errors import InputError
 from paradit.models.common.attachments import Opened
 from paradit.models.common.patch_forward import ForwardPatch, Output, Predict, output, refuse
 from paradit.models.protocol import Transformer, of_any_family
+from paradit.models.wan.spec import TEXT_LENGTH
 from paradit.models.wan.transformer import WanTransformer
 
 
@@ -30,10 +32,21 @@ def _forward(predict: Predict) -> Callable[..., Output]:
         attention_kwargs: Mapping[str, object] | None = None,
     ) -> Output:
         refuse(attention_kwargs)
+        _check_text(encoder_hidden_states, encoder_hidden_states_image)
         prompt = encoder_hidden_states, encoder_hidden_states_image
         return output(predict(hidden_states, timestep, prompt), return_dict)
 
     return forward
+
+
+def _check_text(text: Tensor, image: Tensor | None) -> None:
+    """Refuse a text of another length than diffusers' blocks expect beside a picture. Raises InputError."""
+    # They take the last 512 tokens for the text, and all others for the picture.
+    if image is not None and text.shape[1] != TEXT_LENGTH:
+        raise InputError(
+            f"max_sequence_length must be {TEXT_LENGTH} for a transformer that reads a picture, "
+            f"got {text.shape[1]}"
+        )
 
 
 FORWARD_PATCH = ForwardPatch(
